@@ -1,0 +1,80 @@
+# Every command sets up what it needs: a virtual environment with pinned packages.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+CODEGEN_VENV ?= .venv-codegen
+PROTOS := $(sort $(wildcard proto/whence/v1/*.proto))
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make the virtual environment
+# torch comes first and by its exact version: a bare `torch` may bring gigabytes of CUDA.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server,demo,dev]'
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Train a small model once, serve it, and watch its tokens come with their reasons
+	$(BIN)/python -m whence_server.demo
+
+.PHONY: serve
+serve: setup ## Keep a server up on the demo's model
+	$(BIN)/python -m whence_server.demo serve
+
+.PHONY: test
+test: setup ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: setup generated-current ## Format, lint, types, contract, import rules, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Put code and contract into their format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+.PHONY: bench
+bench: setup ## Measure the figures of the README, as ratios
+	$(BIN)/python tests/benchmarks/run.py
+
+# An old code generator on purpose: what it writes runs on every protobuf from 4.25 on, so that
+# the client forces no upgrade on its users. It wants an old runtime, hence its own environment.
+$(CODEGEN_VENV)/.ready: Makefile
+	$(PYTHON) -m venv $(CODEGEN_VENV)
+	$(CODEGEN_VENV)/bin/python -m pip install --quiet 'grpcio-tools==1.62.3' 'mypy-protobuf==3.6.0' 'setuptools<81'
+	@touch $@
+
+define GENERATE
+	mkdir -p $(1)
+	$(CODEGEN_VENV)/bin/python -m grpc_tools.protoc --proto_path=proto \
+		--plugin=protoc-gen-mypy=$(CODEGEN_VENV)/bin/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(CODEGEN_VENV)/bin/protoc-gen-mypy_grpc \
+		--python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) \
+		$(PROTOS)
+endef
+
+.PHONY: proto
+proto: $(CODEGEN_VENV)/.ready ## Generate client/whence/v1 from proto/
+	$(call GENERATE,client)
+
+.PHONY: generated-current
+generated-current: $(CODEGEN_VENV)/.ready
+	@rm -rf build/generated
+	$(call GENERATE,build/generated)
+	@diff -r -x __pycache__ -x __init__.py -x py.typed build/generated/whence/v1 client/whence/v1 \
+		|| { echo "client/whence/v1 is not what proto/ generates: run 'make proto'" >&2; exit 1; }

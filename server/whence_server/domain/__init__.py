@@ -1,0 +1,1 @@
+"""The frozen vocabulary that every other room speaks; standard library only."""

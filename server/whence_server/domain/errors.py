@@ -1,0 +1,206 @@
+"""Every error that the server raises on purpose.
+
+    WhenceError                     a code, a machine-readable reason, a message
+    ├── InvalidRequestError         INVALID_ARGUMENT, names each field at fault
+    ├── GenerationNotFoundError     NOT_FOUND
+    ├── ModelNotFoundError          NOT_FOUND
+    ├── GenerationExistsError       ALREADY_EXISTS
+    ├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
+    ├── ModelNotReadyError          FAILED_PRECONDITION
+    ├── NotOfferedError             UNIMPLEMENTED
+    ├── DrainingError               UNAVAILABLE
+    ├── EngineLostError             UNAVAILABLE
+    ├── DeadlinePassedError         DEADLINE_EXCEEDED
+    ├── GenerationFailedError       INTERNAL: one generation could not go on
+    ├── ConfigurationError          ends the start
+    └── JournalError                INTERNAL
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Code(Enum):
+    """google.rpc.Code: the numbers are the wire's."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field at fault: its path in the request, and the rule that it breaks."""
+
+    field: str
+    description: str
+
+
+class WhenceError(Exception):
+    """Base of all errors that the server raises on purpose.
+
+    Attributes:
+        code: the status that a live call gets.
+        reason: UPPER_SNAKE_CASE, for programs.
+        metadata: ids and limits, for programs.
+    """
+
+    code = Code.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidRequestError(WhenceError):
+    """The request can never be served as it is."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, *violations: FieldViolation) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class GenerationNotFoundError(WhenceError):
+    """No such generation, or its content was deleted."""
+
+    code = Code.NOT_FOUND
+    reason = "GENERATION_NOT_FOUND"
+
+    def __init__(self, generation_id: str, *, deleted: bool = False) -> None:
+        what = "was deleted" if deleted else "is not known here"
+        super().__init__(f"generation {generation_id!r} {what}", generation_id=generation_id)
+        if deleted:
+            self.reason = "GENERATION_DELETED"
+
+
+class ModelNotFoundError(WhenceError):
+    """The request names a model that this server does not serve."""
+
+    code = Code.NOT_FOUND
+    reason = "MODEL_NOT_FOUND"
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(
+            f"model {model!r} is not served here; leave `model` empty or ask for {served!r}",
+            model=model,
+            served=served,
+        )
+
+
+class GenerationExistsError(WhenceError):
+    """The generation id is taken by another request, or was deleted."""
+
+    code = Code.ALREADY_EXISTS
+    reason = "GENERATION_EXISTS"
+
+    def __init__(self, generation_id: str, *, deleted: bool = False) -> None:
+        what = (
+            "was used by a generation that has been deleted"
+            if deleted
+            else "belongs to a generation with a different request"
+        )
+        super().__init__(
+            f"generation_id {generation_id!r} {what}; choose a new UUID",
+            generation_id=generation_id,
+        )
+
+
+class QueueFullError(WhenceError):
+    """More requests wait than the server allows."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
+
+    def __init__(self, max_queue: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{max_queue} sequences are waiting already (--max-queue); "
+            f"try again in {retry_after_s:g} s",
+            max_queue=str(max_queue),
+        )
+        self.retry_after_s = retry_after_s
+
+
+class ModelNotReadyError(WhenceError):
+    """The model is still being loaded."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "MODEL_LOADING"
+
+    def __init__(self) -> None:
+        super().__init__("the model is still loading; wait until health says SERVING")
+
+
+class NotOfferedError(WhenceError):
+    """The contract has it, this version of the server does not do it yet."""
+
+    code = Code.UNIMPLEMENTED
+    reason = "NOT_OFFERED"
+
+
+class DrainingError(WhenceError):
+    """The server is on its way out and admits nothing more."""
+
+    code = Code.UNAVAILABLE
+    reason = "DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; try another instance")
+
+
+class EngineLostError(WhenceError):
+    """The engine process has died and could not be had back."""
+
+    code = Code.UNAVAILABLE
+    reason = "ENGINE_LOST"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the engine process ended: {detail}")
+
+
+class DeadlinePassedError(WhenceError):
+    """The call's deadline had passed before any work was done."""
+
+    code = Code.DEADLINE_EXCEEDED
+    reason = "DEADLINE_PASSED"
+
+    def __init__(self) -> None:
+        super().__init__("the call's deadline had passed when it arrived")
+
+
+class GenerationFailedError(WhenceError):
+    """One generation could not go on; the others do."""
+
+    code = Code.INTERNAL
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ConfigurationError(WhenceError):
+    """A setting, a model or a data directory that the server cannot start with."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "CONFIGURATION"
+
+
+class JournalError(WhenceError):
+    """The journal could not be opened, written or verified."""
+
+    code = Code.INTERNAL
+    reason = "JOURNAL"

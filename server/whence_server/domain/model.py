@@ -1,0 +1,89 @@
+"""What is known of a loaded model: its identity, its limits, its text side."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """One file of a model's directory."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """The model's own generation config: what unset decoding fields take.
+
+    Neutral values stand for what the model's config leaves out.
+    """
+
+    do_sample: bool = False
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextFiles:
+    """The tokenizer as the front uses it, without transformers.
+
+    Attributes:
+        tokenizer_json: the serialised `tokenizers.Tokenizer`.
+        chat_template: Jinja source, or None where the model has none.
+        special_tokens: the template's variables, such as {"bos_token": "<s>"}.
+    """
+
+    tokenizer_json: str
+    chat_template: str | None
+    special_tokens: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What else the numbers depend on."""
+
+    whence_version: str
+    torch_version: str
+    transformers_version: str
+    dtype: str
+    device: str
+    num_threads: int
+    attention_implementation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A loaded model, as the engine reports it once it is ready."""
+
+    name: str
+    architecture: str
+    """The transformers class, e.g. "GPT2LMHeadModel"."""
+    num_parameters: int
+    num_layers: int
+    vocabulary_size: int
+    """Rows of the output head; may exceed the tokenizer's."""
+    max_context_length: int
+    model_digest: str
+    tokenizer_digest: str
+    weights_digest: str
+    files: tuple[FileDigest, ...]
+    loaded_files: tuple[str, ...]
+    batched: bool
+    """Whether its sequences are decoded together."""
+    environment: Environment
+    defaults: GenerationDefaults
+    text: TextFiles

@@ -1,0 +1,74 @@
+"""One decoding step: the token that was chosen, and the decision that chose it.
+
+Named tuples and not dataclasses: these are made and unpickled once for every token, where
+a frozen dataclass costs three times as much.
+"""
+
+from typing import NamedTuple
+
+
+class Candidates(NamedTuple):
+    """A step's most likely tokens, most likely first, as parallel sequences."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    """Under the model's own distribution, in nats."""
+    sampling_logprobs: list[float]
+    """Under the distribution drawn from; -inf where a processor removed the token."""
+
+
+class ProcessorEffects(NamedTuple):
+    """What each logits processor did, in the order of application."""
+
+    num_kept: list[int]
+    removed_mass: list[float]
+    token_logprobs: list[float]
+    """log p(chosen token) after each processor."""
+
+
+class Draw(NamedTuple):
+    """The random choice behind a sampled token: an exponential race."""
+
+    noise: float
+    """-log(u) of the chosen token."""
+    runner_up_token_id: int | None
+    margin: float | None
+    """Nats by which the chosen token could have been less likely and still have won."""
+
+
+class Decision(NamedTuple):
+    """What the engine knows of one step."""
+
+    token_id: int
+    logprob: float | None
+    """Under the model's own distribution, before any processor; None for a prompt's first."""
+    sampling_logprob: float | None = None
+    rank: int | None = None
+    entropy: float | None = None
+    sampling_entropy: float | None = None
+    candidates: Candidates | None = None
+    effects: ProcessorEffects | None = None
+    draw: Draw | None = None
+
+
+class Timing(NamedTuple):
+    """When a step happened and what it cost."""
+
+    elapsed_ns: int
+    """From the request's arrival until the token was ready."""
+    forward_ns: int
+    select_ns: int
+    batch_size: int
+    context_length: int
+
+
+class Step(NamedTuple):
+    """A decision with its place in the sequence, its text and its timing: what is recorded."""
+
+    sequence_index: int
+    index: int
+    decision: Decision
+    text: str
+    text_begin_byte: int
+    text_end_byte: int
+    timing: Timing | None

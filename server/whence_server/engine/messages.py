@@ -1,0 +1,117 @@
+"""What the front and the engine process say to each other.
+
+Named tuples of plain values: one `Turn` crosses the process boundary for every step of the
+whole batch, so it has to be cheap to pickle.
+"""
+
+from typing import NamedTuple
+
+from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
+from whence_server.domain.model import ModelInfo
+from whence_server.domain.steps import Decision
+
+# ---- front to engine ----
+
+
+class EngineOptions(NamedTuple):
+    """The first message: which model to load, and the bounds to keep."""
+
+    model: str
+    """A local directory or a hub id."""
+    model_name: str
+    """The name under which it is served."""
+    dtype: str
+    """"auto", "float32", "bfloat16" or "float16"."""
+    device: str
+    num_threads: int
+    """0 lets the engine choose."""
+    max_batch_size: int
+    max_cache_tokens: int
+    prefill_chunk_tokens: int
+    trust_remote_code: bool
+    digest_cache: str
+    """A JSON file that remembers digests by (path, size, mtime); "" for none."""
+
+
+class Admit(NamedTuple):
+    """Run this generation; all its sequences share one prompt."""
+
+    generation_id: str
+    prompt_token_ids: list[int]
+    decoding: Decoding
+    trace: TraceOptions
+    arrival_ns: int
+    """CLOCK_MONOTONIC, which all processes of a machine share."""
+
+
+class StopSequence(NamedTuple):
+    """The front found this sequence's end (a stop string)."""
+
+    generation_id: str
+    sequence_index: int
+
+
+class StopGeneration(NamedTuple):
+    """Nobody wants this generation any more."""
+
+    generation_id: str
+
+
+# ---- engine to front ----
+
+
+class Ready(NamedTuple):
+    """The model is loaded; generations may be admitted."""
+
+    model: ModelInfo
+
+
+class LoadFailed(NamedTuple):
+    """The model cannot be served; the process ends."""
+
+    message: str
+
+
+class StepMade(NamedTuple):
+    """One sequence's new token."""
+
+    generation_id: str
+    sequence_index: int
+    index: int
+    decision: Decision
+    context_length: int
+    finish: FinishReason | None
+    """END_OF_SEQUENCE, STOP (a stop token id) or LENGTH where this token is the last."""
+
+
+class Prefilled(NamedTuple):
+    """A generation's prompt has been read; its first steps come in the same turn or later."""
+
+    generation_id: str
+    started_ns: int
+    """CLOCK_MONOTONIC when its prefill began: what came before was the queue."""
+    finished_ns: int
+    prompt_decisions: list[Decision]
+    """One for each prompt token where asked for, else empty."""
+
+
+class GenerationFailed(NamedTuple):
+    """One generation cannot go on, and has left the batch; the others do."""
+
+    generation_id: str
+    reason: str
+    """UPPER_SNAKE_CASE, e.g. NON_FINITE_LOGITS."""
+    message: str
+
+
+class Turn(NamedTuple):
+    """Everything that one turn of the engine's loop brought forth."""
+
+    prefilled: list[Prefilled]
+    steps: list[StepMade]
+    failed: list[GenerationFailed]
+    ready_ns: int
+    """CLOCK_MONOTONIC when the tokens were chosen."""
+    forward_ns: int
+    select_ns: int
+    batch_size: int

@@ -1,0 +1,93 @@
+"""Tiny models with random weights, saved to disk as real ones are, for tests to load.
+
+Every architecture is the transformers class itself; only the sizes are small. The tokenizer
+is a real byte-level BPE, and the models' vocabulary is padded beyond it, as is common in
+published checkpoints.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. The for statement is used to iterate.",
+    "def generate(prompt): return model(prompt)  # naïve café — “quotes”, 你好, 😀😃, ЖЗ",
+    "A token, a reason, a trace: where did each come from? 0123456789 {}[]()<>\n\t",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+PADDED_VOCABULARY = 416
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(
+        vocab_size=PADDED_VOCABULARY, n_positions=256, n_embd=48, n_layer=3, n_head=4
+    ),
+    "llama": LlamaConfig(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    ),
+    "qwen2": Qwen2Config(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    ),
+}
+
+
+def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with an end-of-sequence token (id 0) and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save_tiny_model(directory: Path, architecture: str = "gpt2", seed: int = 0) -> Path:
+    """Writes a model of that architecture, and its tokenizer, as `save_pretrained` does.
+
+    Weights are scaled up, so that distributions are far from flat and greedy continuations
+    far from ties.
+    """
+    config = CONFIGS[architecture]
+    config.bos_token_id = config.eos_token_id = 0
+    config.pad_token_id = None
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6.0)
+    model.save_pretrained(directory)
+    byte_level_tokenizer().save_pretrained(directory)
+    return directory
