@@ -1,19 +1,19 @@
 """Every error that the server raises on purpose.
 
-    WhenceError                     a code, a machine-readable reason, a message
-    ├── InvalidRequestError         INVALID_ARGUMENT, names each field at fault
-    ├── GenerationNotFoundError     NOT_FOUND
-    ├── ModelNotFoundError          NOT_FOUND
-    ├── GenerationExistsError       ALREADY_EXISTS
-    ├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
-    ├── ModelNotReadyError          FAILED_PRECONDITION
-    ├── NotOfferedError             UNIMPLEMENTED
-    ├── DrainingError               UNAVAILABLE
-    ├── EngineLostError             UNAVAILABLE
-    ├── DeadlinePassedError         DEADLINE_EXCEEDED
-    ├── GenerationFailedError       INTERNAL: one generation could not go on
-    ├── ConfigurationError          ends the start
-    └── JournalError                INTERNAL
+WhenceError                     a code, a machine-readable reason, a message
+├── InvalidRequestError         INVALID_ARGUMENT, names each field at fault
+├── GenerationNotFoundError     NOT_FOUND
+├── ModelNotFoundError          NOT_FOUND
+├── GenerationExistsError       ALREADY_EXISTS
+├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
+├── ModelNotReadyError          FAILED_PRECONDITION
+├── NotOfferedError             UNIMPLEMENTED
+├── DrainingError               UNAVAILABLE
+├── EngineLostError             UNAVAILABLE
+├── DeadlinePassedError         DEADLINE_EXCEEDED
+├── GenerationFailedError       INTERNAL: one generation could not go on
+├── ConfigurationError          ends the start
+└── JournalError                INTERNAL
 """
 
 from dataclasses import dataclass

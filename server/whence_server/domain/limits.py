@@ -1,0 +1,25 @@
+"""The bounds that one server keeps, so that no request can take it away from the others."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for, and how many may ask at once."""
+
+    max_queue: int = 1024
+    """Sequences that may wait for their prefill; the next is RESOURCE_EXHAUSTED."""
+    max_prompt_tokens: int = 0
+    """0 is the model's context less one."""
+    default_max_new_tokens: int = 256
+    max_return_sequences: int = 64
+    max_stop_strings: int = 64
+    max_stop_characters: int = 1024
+    max_stop_token_ids: int = 64
+    max_logit_biases: int = 1024
+    max_bad_words: int = 1024
+    default_candidates: int = 8
+    max_candidates: int = 128
+    max_labels: int = 32
+    max_label_characters: int = 256
+    max_disconnect_grace_s: int = 3600

@@ -1,0 +1,1 @@
+"""Generations: from an admitted request through the engine's steps to the journal."""

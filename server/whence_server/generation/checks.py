@@ -1,0 +1,186 @@
+"""What a request's settings must hold to, rule by rule, each fault under its field's path."""
+
+import math
+
+from whence_server.domain.decoding import Decoding, Strategy
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import ModelInfo
+from whence_server.domain.requests import DecodingRequest
+
+
+class Faults:
+    """Collects what is wrong with a request."""
+
+    def __init__(self) -> None:
+        self.violations: list[FieldViolation] = []
+
+    def expect(self, ok: bool, field: str, description: str) -> None:
+        """Notes a fault of `field` unless `ok`."""
+        if not ok:
+            self.violations.append(FieldViolation(field, description))
+
+    def raise_if_any(self) -> None:
+        """Raises InvalidRequestError with every fault noted."""
+        if self.violations:
+            raise InvalidRequestError(*self.violations)
+
+
+def check_prompt(token_ids: list[int], field: str, model: ModelInfo, limits: Limits) -> None:
+    """Refuses a prompt that the model cannot take.
+
+    Raises:
+        InvalidRequestError: it is empty, too long, or has ids outside the vocabulary.
+    """
+    faults = Faults()
+    faults.expect(bool(token_ids), field, "must hold at least one token")
+    longest = model.max_context_length - 1
+    if limits.max_prompt_tokens:
+        longest = min(longest, limits.max_prompt_tokens)
+    faults.expect(
+        len(token_ids) <= longest,
+        field,
+        f"has {len(token_ids)} tokens; this server takes at most {longest}",
+    )
+    if token_ids:
+        expect_in_vocabulary(faults, field, token_ids, model)
+    faults.raise_if_any()
+
+
+def check_forced(faults: Faults, request: DecodingRequest) -> None:
+    """A forced continuation leaves nothing to choose, so nothing may shape the choice."""
+    chosen = {
+        "max_new_tokens": request.max_new_tokens,
+        "min_new_tokens": request.min_new_tokens,
+        "repetition_penalty": request.repetition_penalty,
+        "no_repeat_ngram_size": request.no_repeat_ngram_size,
+        "logit_bias": request.logit_bias or None,
+        "bad_words": request.bad_words or None,
+    }
+    for name, value in chosen.items():
+        faults.expect(
+            value is None,
+            f"decoding.{name}",
+            "does not go with `forced`: the continuation is given, nothing is chosen",
+        )
+
+
+def check_lengths(
+    faults: Faults, request: DecodingRequest, decoding: Decoding, asked_max: int
+) -> None:
+    """At least one token, and no more wanted at least than allowed at most."""
+    faults.expect(
+        request.max_new_tokens is None or request.max_new_tokens > 0,
+        "decoding.max_new_tokens",
+        "must be at least 1",
+    )
+    faults.expect(
+        decoding.min_new_tokens <= asked_max,
+        "decoding.min_new_tokens",
+        f"is {decoding.min_new_tokens}, more than max_new_tokens, {asked_max}",
+    )
+
+
+def check_stops(faults: Faults, decoding: Decoding, model: ModelInfo, limits: Limits) -> None:
+    """Stop strings and ids: few enough, short enough, in the vocabulary."""
+    num_stops = len(decoding.stop)
+    faults.expect(
+        num_stops <= limits.max_stop_strings,
+        "decoding.stop",
+        f"has {num_stops} strings; this server takes at most {limits.max_stop_strings}",
+    )
+    for i, stop in enumerate(decoding.stop[: limits.max_stop_strings]):
+        faults.expect(bool(stop), f"decoding.stop[{i}]", "must not be empty")
+        faults.expect(
+            len(stop) <= limits.max_stop_characters,
+            f"decoding.stop[{i}]",
+            f"has {len(stop)} characters; at most {limits.max_stop_characters} are taken",
+        )
+    faults.expect(
+        len(decoding.stop_token_ids) <= limits.max_stop_token_ids,
+        "decoding.stop_token_ids",
+        f"has {len(decoding.stop_token_ids)} ids; at most {limits.max_stop_token_ids} are taken",
+    )
+    expect_in_vocabulary(faults, "decoding.stop_token_ids", decoding.stop_token_ids, model)
+
+
+def check_processors(
+    faults: Faults,
+    request: DecodingRequest,
+    decoding: Decoding,
+    model: ModelInfo,
+    limits: Limits,
+) -> None:
+    """Penalties and biases: finite, on tokens that exist."""
+    penalty = decoding.repetition_penalty
+    faults.expect(
+        math.isfinite(penalty) and penalty > 0,
+        "decoding.repetition_penalty",
+        f"must be a number above 0, not {penalty:g}; 1 is neutral",
+    )
+    faults.expect(
+        len(request.logit_bias) <= limits.max_logit_biases,
+        "decoding.logit_bias",
+        f"has {len(request.logit_bias)} entries; at most {limits.max_logit_biases} are taken",
+    )
+    for token_id, bias in decoding.logit_bias[: limits.max_logit_biases]:
+        field = f"decoding.logit_bias[{token_id}]"
+        faults.expect(
+            math.isfinite(bias), field, f"must be finite, not {bias:g}; -100 all but forbids"
+        )
+        faults.expect(
+            token_id < model.vocabulary_size,
+            field,
+            f"is no token: ids go up to {model.vocabulary_size - 1}",
+        )
+
+
+def check_sampling(faults: Faults, decoding: Decoding) -> None:
+    """The warpers' parameters within transformers' own ranges."""
+
+    def within(name: str, ok: bool, rule: str) -> None:
+        value = getattr(decoding, name)
+        faults.expect(
+            math.isfinite(value) and ok, f"decoding.sample.{name}", f"{rule}, not {value:g}"
+        )
+
+    within(
+        "temperature",
+        decoding.temperature > 0,
+        "must be a number above 0 (for no randomness ask for `greedy`)",
+    )
+    within("top_p", 0 < decoding.top_p <= 1, "must be in (0, 1]")
+    within("min_p", 0 <= decoding.min_p <= 1, "must be in [0, 1]")
+    within("typical_p", 0 < decoding.typical_p <= 1, "must be in (0, 1]")
+    within("epsilon_cutoff", 0 <= decoding.epsilon_cutoff < 1, "must be in [0, 1)")
+    within("eta_cutoff", 0 <= decoding.eta_cutoff < 1, "must be in [0, 1)")
+
+
+def check_sequences(faults: Faults, decoding: Decoding, limits: Limits) -> None:
+    """Several sequences only where the strategy can make them differ."""
+    n = decoding.num_return_sequences
+    faults.expect(
+        1 <= n <= limits.max_return_sequences,
+        "decoding.num_return_sequences",
+        f"must be from 1 to {limits.max_return_sequences}, not {n}",
+    )
+    faults.expect(
+        n <= 1 or decoding.strategy is Strategy.SAMPLE,
+        "decoding.num_return_sequences",
+        f"is {n}, but {decoding.strategy.value} decoding gives one sequence; ask for `sample`",
+    )
+
+
+def expect_in_vocabulary(
+    faults: Faults, field: str, token_ids: tuple[int, ...] | list[int], model: ModelInfo
+) -> None:
+    """Notes the first id that is no token of the model."""
+    outside = next(
+        (i for i, token_id in enumerate(token_ids) if token_id >= model.vocabulary_size), None
+    )
+    if outside is not None:
+        faults.expect(
+            False,
+            f"{field}[{outside}]",
+            f"is {token_ids[outside]}; ids go up to {model.vocabulary_size - 1}",
+        )

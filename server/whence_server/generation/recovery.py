@@ -1,0 +1,131 @@
+"""Closes what a crash left open: nothing stays running in the record for ever."""
+
+import logging
+
+from whence.v1 import generation_pb2, step_pb2
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.generation import CallRecord, Finished, SequenceResult
+from whence_server.domain.tracing import TraceContext
+from whence_server.generation.running import PREVIEW_CHARACTERS
+from whence_server.journal.codec import encode_call, encode_finished
+from whence_server.journal.journal import FinishIndex, Journal
+
+_log = logging.getLogger(__name__)
+
+_GENERATE = "whence.v1.GenerationService/Generate"
+_UNAVAILABLE = 14
+_PAGE = 1_000
+
+
+async def close_interrupted(journal: Journal) -> int:
+    """Writes FINISHED, as INTERRUPTED, for every generation that a crash cut off.
+
+    What was committed of it stands: the results are rebuilt from its steps, and it ends at
+    the time of its last one. The call that it belonged to is put on record as UNAVAILABLE,
+    where it had not ended before.
+
+    Returns:
+        How many there were.
+    """
+    unfinished = journal.unfinished()
+    for generation_id in unfinished:
+        await _close(journal, generation_id)
+    if unfinished:
+        _log.warning("closed %d generations that a crash had interrupted", len(unfinished))
+        await journal.flush()
+    return len(unfinished)
+
+
+async def _close(journal: Journal, generation_id: str) -> None:
+    started = generation_pb2.GenerationStarted()
+    for entry in await journal.read(generation_id, limit=1, kinds=(EntryKind.STARTED,)):
+        started.MergeFromString(entry.payload)
+    start_time_ns = started.start_time.ToNanoseconds()
+    results = _Results(max(started.effective_decoding.num_return_sequences, 1))
+    offset = 0
+    while entries := await journal.read(
+        generation_id, after_offset=offset, limit=_PAGE, kinds=(EntryKind.STEP,)
+    ):
+        for entry in entries:
+            results.add(step_pb2.Step.FromString(entry.payload))
+        offset = entries[-1].offset
+    finished = Finished(
+        sequences=results.sequences(),
+        finish_reason=FinishReason.INTERRUPTED,
+        num_prompt_tokens=len(started.prompt_token_ids),
+        num_generated_tokens=results.num_tokens,
+        queue_ns=0,
+        prefill_ns=results.first_elapsed_ns,
+        decode_ns=results.last_elapsed_ns - results.first_elapsed_ns,
+        end_time_ns=start_time_ns + results.last_elapsed_ns,
+    )
+    journal.finish(
+        generation_id,
+        encode_finished(finished),
+        FinishIndex(
+            FinishReason.INTERRUPTED, results.num_tokens, results.text(0)[:PREVIEW_CHARACTERS]
+        ),
+    )
+    if not await journal.read(generation_id, limit=1, kinds=(EntryKind.CALL,)):
+        call = _interrupted_call(started, start_time_ns, finished.end_time_ns)
+        journal.record_call(generation_id, encode_call(call))
+
+
+def _interrupted_call(
+    started: generation_pb2.GenerationStarted, start_time_ns: int, end_time_ns: int
+) -> CallRecord:
+    return CallRecord(
+        trace_context=TraceContext(
+            trace_id=started.trace_id,
+            span_id=started.span_id,
+            parent_span_id=started.parent_span_id,
+            trace_flags=started.trace_flags,
+            trace_state=started.trace_state,
+        ),
+        method=_GENERATE,
+        start_time_ns=start_time_ns,
+        end_time_ns=end_time_ns,
+        status_code=_UNAVAILABLE,
+        generation_id=started.generation_id,
+        server_address="",
+        server_port=None,
+    )
+
+
+class _Results:
+    """The sequences of a generation, put together again from its recorded steps."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self._texts: list[list[str]] = [[] for _ in range(num_sequences)]
+        self._token_ids: list[list[int]] = [[] for _ in range(num_sequences)]
+        self._logprobs = [0.0] * num_sequences
+        self.first_elapsed_ns = 0
+        self.last_elapsed_ns = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(ids) for ids in self._token_ids)
+
+    def add(self, step: step_pb2.Step) -> None:
+        index = step.sequence_index
+        self._texts[index].append(step.text)
+        self._token_ids[index].append(step.token_id)
+        self._logprobs[index] += step.logprob
+        self.last_elapsed_ns = step.timing.elapsed_ns
+        self.first_elapsed_ns = self.first_elapsed_ns or self.last_elapsed_ns
+
+    def text(self, index: int) -> str:
+        return "".join(self._texts[index])
+
+    def sequences(self) -> tuple[SequenceResult, ...]:
+        return tuple(
+            SequenceResult(
+                sequence_index=i,
+                text=self.text(i),
+                token_ids=tuple(self._token_ids[i]),
+                finish_reason=FinishReason.INTERRUPTED,
+                logprob=self._logprobs[i],
+            )
+            for i in range(len(self._texts))
+        )

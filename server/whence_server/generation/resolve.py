@@ -1,0 +1,183 @@
+"""Holds a request against the model and the server's limits: every default is filled in here.
+
+All faults of a request are collected and told at once, each under its field's path.
+"""
+
+import secrets
+from typing import TypeVar
+
+from whence_server.domain.decoding import (
+    Decoding,
+    Strategy,
+    TraceDetail,
+    TraceOptions,
+)
+from whence_server.domain.errors import NotOfferedError
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import ModelInfo
+from whence_server.domain.requests import DecodingRequest, TokenInput, TraceRequest
+from whence_server.generation.checks import (
+    Faults,
+    check_forced,
+    check_lengths,
+    check_processors,
+    check_sampling,
+    check_sequences,
+    check_stops,
+    expect_in_vocabulary,
+)
+from whence_server.text.tokenizer import TextTokenizer
+
+T = TypeVar("T")
+
+INTERNALS_UNAVAILABLE = {
+    "internals": "this server records up to TRACE_DETAIL_DECISIONS",
+}
+
+
+def resolve_trace(request: TraceRequest, limits: Limits) -> tuple[TraceOptions, dict[str, str]]:
+    """The trace that is granted, and what of the wish cannot be had, with the reason.
+
+    Raises:
+        InvalidRequestError: more candidates than the server gives.
+    """
+    num_candidates = (
+        limits.default_candidates if request.num_candidates is None else request.num_candidates
+    )
+    faults = Faults()
+    faults.expect(
+        num_candidates <= limits.max_candidates,
+        "trace.num_candidates",
+        f"must be at most {limits.max_candidates}, not {num_candidates}",
+    )
+    faults.raise_if_any()
+    wanted = request.detail or TraceDetail.DECISIONS
+    granted = TraceDetail.DECISIONS if wanted is TraceDetail.INTERNALS else wanted
+    if granted is TraceDetail.TOKENS:
+        num_candidates = 0
+    unavailable = INTERNALS_UNAVAILABLE if wanted is TraceDetail.INTERNALS else {}
+    return TraceOptions(granted, num_candidates, request.prompt), dict(unavailable)
+
+
+def resolve_decoding(
+    request: DecodingRequest,
+    *,
+    num_prompt_tokens: int,
+    model: ModelInfo,
+    limits: Limits,
+    tokenizer: TextTokenizer,
+) -> Decoding:
+    """The settings as they will really be applied.
+
+    Unset fields take the model's generation config, the seed is chosen where none is given,
+    and `max_new_tokens` is cut to what the context still holds.
+
+    Raises:
+        InvalidRequestError: settings out of range, or contradicting each other; all of them.
+        NotOfferedError: a strategy that this server does not have.
+    """
+    defaults = model.defaults
+    strategy = request.strategy or _default_strategy(model)
+    if strategy is Strategy.BEAM_SEARCH:
+        raise NotOfferedError("beam search is not offered by this version of the server")
+    room = model.max_context_length - num_prompt_tokens
+    faults = Faults()
+    forced = (
+        _forced_ids(faults, request, room, model, tokenizer) if strategy is Strategy.FORCED else ()
+    )
+    max_new_tokens = _or(
+        request.max_new_tokens, _or(defaults.max_new_tokens, limits.default_max_new_tokens)
+    )
+    choosing = strategy is not Strategy.FORCED
+    if not choosing:
+        max_new_tokens = len(forced)
+    sampling = strategy is Strategy.SAMPLE
+    decoding = Decoding(
+        strategy=strategy,
+        max_new_tokens=min(max_new_tokens, room),
+        min_new_tokens=_or(
+            request.min_new_tokens, min(defaults.min_new_tokens, max_new_tokens) if choosing else 0
+        ),
+        stop=request.stop,
+        stop_token_ids=request.stop_token_ids,
+        eos_token_ids=defaults.eos_token_ids,
+        ignore_eos=_or(request.ignore_eos, not choosing),
+        num_return_sequences=_or(request.num_return_sequences, 1),
+        add_special_tokens=_or(request.add_special_tokens, True),
+        repetition_penalty=_or(
+            request.repetition_penalty, defaults.repetition_penalty if choosing else 1.0
+        ),
+        no_repeat_ngram_size=_or(
+            request.no_repeat_ngram_size, defaults.no_repeat_ngram_size if choosing else 0
+        ),
+        logit_bias=tuple(sorted(request.logit_bias)),
+        bad_words=_bad_words(faults, request, limits, tokenizer),
+        temperature=_or(request.temperature, defaults.temperature) if sampling else 1.0,
+        top_k=_or(request.top_k, defaults.top_k) if sampling else 0,
+        top_p=_or(request.top_p, defaults.top_p) if sampling else 1.0,
+        min_p=_or(request.min_p, defaults.min_p) if sampling else 0.0,
+        typical_p=_or(request.typical_p, defaults.typical_p) if sampling else 1.0,
+        epsilon_cutoff=_or(request.epsilon_cutoff, defaults.epsilon_cutoff) if sampling else 0.0,
+        eta_cutoff=_or(request.eta_cutoff, defaults.eta_cutoff) if sampling else 0.0,
+        seed=_or(request.seed, secrets.randbits(64)) if sampling else 0,
+        forced_token_ids=forced,
+    )
+    if choosing:
+        check_lengths(faults, request, decoding, max_new_tokens)
+    else:
+        check_forced(faults, request)
+    check_stops(faults, decoding, model, limits)
+    check_processors(faults, request, decoding, model, limits)
+    check_sampling(faults, decoding)
+    check_sequences(faults, decoding, limits)
+    faults.raise_if_any()
+    return decoding
+
+
+def _default_strategy(model: ModelInfo) -> Strategy:
+    if model.defaults.num_beams > 1:
+        return Strategy.BEAM_SEARCH
+    return Strategy.SAMPLE if model.defaults.do_sample else Strategy.GREEDY
+
+
+def _forced_ids(
+    faults: Faults,
+    request: DecodingRequest,
+    room: int,
+    model: ModelInfo,
+    tokenizer: TextTokenizer,
+) -> tuple[int, ...]:
+    forced = request.forced
+    if isinstance(forced, TokenInput):
+        ids, field = forced.token_ids, "decoding.forced.tokens"
+    else:
+        ids = tuple(tokenizer.encode(forced or "", add_special_tokens=False))
+        field = "decoding.forced.text"
+    faults.expect(bool(ids), field, "must hold at least one token")
+    faults.expect(
+        len(ids) <= room,
+        field,
+        f"has {len(ids)} tokens; the context has room for {room} after the prompt",
+    )
+    if ids:
+        expect_in_vocabulary(faults, field, ids, model)
+    return ids
+
+
+def _bad_words(
+    faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextTokenizer
+) -> tuple[tuple[int, ...], ...]:
+    faults.expect(
+        len(request.bad_words) <= limits.max_bad_words,
+        "decoding.bad_words",
+        f"has {len(request.bad_words)} words; at most {limits.max_bad_words} are taken",
+    )
+    words = request.bad_words[: limits.max_bad_words]
+    for i, word in enumerate(words):
+        faults.expect(bool(word), f"decoding.bad_words[{i}]", "must not be empty")
+    encoded = (tuple(tokenizer.encode(word, add_special_tokens=False)) for word in words if word)
+    return tuple(ids for ids in encoded if ids)
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

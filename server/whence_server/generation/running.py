@@ -1,0 +1,176 @@
+"""One running generation: the engine's decisions become text, steps and journal entries."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import Code
+from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
+from whence_server.domain.steps import Step, Timing
+from whence_server.engine.messages import Prefilled, StepMade, Turn
+from whence_server.journal.codec import encode_finished, encode_step
+from whence_server.journal.journal import FinishIndex, Journal
+from whence_server.text.sequence import SequenceText
+from whence_server.text.tokenizer import TextTokenizer
+
+PREVIEW_CHARACTERS = 200
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """What has come of one sequence so far."""
+
+    text: SequenceText
+    token_ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop: str = ""
+
+
+class RunningGeneration:
+    """Records the steps of one generation, and closes it once.
+
+    Attributes:
+        started: what was fixed before the first token.
+        arrival_ns: CLOCK_MONOTONIC of the request's arrival; all durations count from it.
+        num_readers: calls that follow it right now.
+        grace_s: how long it goes on without any.
+        done: set once FINISHED is in the journal.
+    """
+
+    def __init__(
+        self,
+        started: Started,
+        *,
+        arrival_ns: int,
+        grace_s: float,
+        journal: Journal,
+        tokenizer: TextTokenizer,
+    ) -> None:
+        self.started = started
+        self.arrival_ns = arrival_ns
+        self.grace_s = grace_s
+        self.num_readers = 0
+        self.done = asyncio.Event()
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self._journal = journal
+        self._tokenizer = tokenizer
+        self._sequences = [
+            _Sequence(tokenizer.sequence_text(started.decoding.stop))
+            for _ in range(started.decoding.num_return_sequences)
+        ]
+        self._prefill_started_ns: int | None = None
+        self._prefill_finished_ns: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The generation's id."""
+        return self.started.generation_id
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the engine has yet to read its prompt."""
+        return self._prefill_finished_ns is None
+
+    def record_prefill(self, prefilled: Prefilled) -> None:
+        """Notes when the prompt was read, and records its own steps where asked for."""
+        self._prefill_started_ns = prefilled.started_ns
+        self._prefill_finished_ns = prefilled.finished_ns
+        if not prefilled.prompt_decisions:
+            return
+        pieces = self._tokenizer.prompt_pieces(list(self.started.prompt_token_ids))
+        for index, (decision, piece) in enumerate(
+            zip(prefilled.prompt_decisions, pieces, strict=True)
+        ):
+            step = Step(0, index, decision, piece.text, piece.begin_byte, piece.end_byte, None)
+            self._journal.append(self.id, EntryKind.PROMPT_STEP, encode_step(step))
+
+    def record_step(self, made: StepMade, turn: Turn) -> bool:
+        """Records one step; returns whether the sequence ended with it by a stop string.
+
+        Steps that the engine made beyond a sequence's end are dropped: they are neither
+        journalled nor counted.
+        """
+        sequence = self._sequences[made.sequence_index]
+        if sequence.finish_reason is not None:
+            return False
+        decision = made.decision
+        piece = sequence.text.push(decision.token_id, last=made.finish is not None)
+        sequence.token_ids.append(decision.token_id)
+        sequence.logprob += decision.logprob or 0.0
+        timing = Timing(
+            turn.ready_ns - self.arrival_ns,
+            turn.forward_ns,
+            turn.select_ns,
+            turn.batch_size,
+            made.context_length,
+        )
+        step = Step(
+            made.sequence_index,
+            made.index,
+            decision,
+            piece.text,
+            piece.begin_byte,
+            piece.end_byte,
+            timing,
+        )
+        self._journal.append(self.id, EntryKind.STEP, encode_step(step))
+        if piece.stop is not None:
+            sequence.finish_reason = FinishReason.STOP
+            sequence.stop = piece.stop
+        elif made.finish is not None:
+            sequence.finish_reason = made.finish
+            if made.finish is FinishReason.STOP:
+                sequence.stop = self._tokenizer.token_text(decision.token_id)
+        return piece.stop is not None and made.finish is None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sequence has come to its end."""
+        return all(s.finish_reason is not None for s in self._sequences)
+
+    def finish(self, reason: FinishReason | None = None, failure: Failure | None = None) -> None:
+        """Writes FINISHED, once; `reason` is None where the sequences' own reasons stand."""
+        if self.done.is_set():
+            return
+        for timer in self.timers.values():
+            timer.cancel()
+        now_ns = time.monotonic_ns()
+        elapsed_ns = now_ns - self.arrival_ns
+        queue_end = self._prefill_started_ns or now_ns
+        prefill_end = self._prefill_finished_ns or now_ns
+        results = tuple(self._result(i, reason) for i in range(len(self._sequences)))
+        num_generated_tokens = sum(len(r.token_ids) for r in results)
+        finished = Finished(
+            sequences=results,
+            finish_reason=reason or results[0].finish_reason,
+            num_prompt_tokens=len(self.started.prompt_token_ids),
+            num_generated_tokens=num_generated_tokens,
+            queue_ns=queue_end - self.arrival_ns,
+            prefill_ns=max(prefill_end - queue_end, 0),
+            decode_ns=max(now_ns - prefill_end, 0),
+            end_time_ns=self.started.start_time_ns + elapsed_ns,
+            failure=failure,
+        )
+        index = FinishIndex(
+            finished.finish_reason, num_generated_tokens, results[0].text[:PREVIEW_CHARACTERS]
+        )
+        self._journal.finish(self.id, encode_finished(finished), index)
+        self.done.set()
+
+    def fail(self, reason: str, message: str) -> None:
+        """Closes it as FAILED, with the code that a live call would have got."""
+        self.finish(FinishReason.FAILED, Failure(Code.INTERNAL, reason, message))
+
+    def _result(self, index: int, reason: FinishReason | None) -> SequenceResult:
+        sequence = self._sequences[index]
+        return SequenceResult(
+            sequence_index=index,
+            text=sequence.text.text,
+            token_ids=tuple(sequence.token_ids),
+            finish_reason=sequence.finish_reason or reason or FinishReason.INTERRUPTED,
+            stop=sequence.stop,
+            logprob=sequence.logprob,
+        )

@@ -1,0 +1,360 @@
+"""All generations of one server: started, followed, stopped, and closed whatever happens."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import Entry
+from whence_server.domain.errors import (
+    DrainingError,
+    EngineLostError,
+    FieldViolation,
+    GenerationExistsError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    QueueFullError,
+)
+from whence_server.domain.generation import Started
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import ModelInfo
+from whence_server.domain.processors import processor_names
+from whence_server.domain.requests import ChatInput, GenerationRequest, TokenInput
+from whence_server.domain.tracing import TraceContext
+from whence_server.engine.messages import Admit, StopGeneration, StopSequence, Turn
+from whence_server.generation.checks import check_prompt
+from whence_server.generation.ports import Engine
+from whence_server.generation.resolve import resolve_decoding, resolve_trace
+from whence_server.generation.running import PREVIEW_CHARACTERS, RunningGeneration
+from whence_server.journal.codec import encode_started
+from whence_server.journal.journal import GenerationIndex, Journal
+from whence_server.text.tokenizer import TextTokenizer
+
+_log = logging.getLogger(__name__)
+
+# Tokenizing a prompt of this many characters takes about a millisecond: longer ones go to a
+# thread, so that no stream waits for them.
+_INLINE_CHARACTERS = 4_000
+_RETRY_AFTER_S = 1.0
+# How long the call that started a generation has to begin reading it.
+_FIRST_READER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When and with which trace context a request came in."""
+
+    trace_context: TraceContext
+    time_ns: int
+    """Unix time."""
+    monotonic_ns: int
+
+
+class Generations:
+    """Admits requests to the engine, records what comes of them, lets anyone follow.
+
+    All methods are called from one event loop. `run` has to be running as a task.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        journal: Journal,
+        model: ModelInfo,
+        tokenizer: TextTokenizer,
+        limits: Limits,
+    ) -> None:
+        self._engine = engine
+        self._journal = journal
+        self._model = model
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._running: dict[str, RunningGeneration] = {}
+        self._starting: dict[str, asyncio.Event] = {}
+        self._num_starting = 0
+        self._lost: EngineLostError | None = None
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        """Generations that have started and not finished."""
+        return len(self._running)
+
+    # ---- starting ----
+
+    async def start(self, request: GenerationRequest, arrival: Arrival) -> str:
+        """Admits a request, or joins the generation that an equal request began.
+
+        Returns:
+            The generation's id.
+
+        Raises:
+            InvalidRequestError, ModelNotFoundError, NotOfferedError: never possible.
+            GenerationExistsError: its id belongs to another request.
+            QueueFullError, DrainingError, EngineLostError: not now.
+        """
+        generation_id = request.generation_id or str(uuid.uuid4())
+        while (other := self._starting.get(generation_id)) is not None:
+            await other.wait()
+        started = self._starting[generation_id] = asyncio.Event()
+        num_sequences = request.decoding.num_return_sequences or 1
+        self._num_starting += num_sequences
+        try:
+            if not (request.generation_id and await self._joins(request)):
+                self._check_admission(request)
+                await self._start_new(generation_id, request, arrival)
+        finally:
+            self._num_starting -= num_sequences
+            del self._starting[generation_id]
+            started.set()
+        return generation_id
+
+    async def _joins(self, request: GenerationRequest) -> bool:
+        """Whether an equal request began this generation already."""
+        record = await self._journal.lookup(request.generation_id)
+        if record is None:
+            return False
+        if record.deleted or record.request_digest != request.digest:
+            raise GenerationExistsError(request.generation_id, deleted=record.deleted)
+        return True
+
+    def _check_admission(self, request: GenerationRequest) -> None:
+        if self._draining:
+            raise DrainingError
+        if self._lost is not None:
+            raise self._lost
+        if request.model not in ("", self._model.name):
+            raise ModelNotFoundError(request.model, self._model.name)
+        waiting = self._num_starting + sum(
+            g.started.decoding.num_return_sequences for g in self._running.values() if g.waiting
+        )
+        if waiting > self._limits.max_queue:
+            raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
+
+    async def _start_new(
+        self, generation_id: str, request: GenerationRequest, arrival: Arrival
+    ) -> None:
+        trace, unavailable = resolve_trace(request.trace, self._limits)
+        prompt, token_ids, field = await self._encode(request)
+        check_prompt(token_ids, field, self._model, self._limits)
+        decoding = resolve_decoding(
+            request.decoding,
+            num_prompt_tokens=len(token_ids),
+            model=self._model,
+            limits=self._limits,
+            tokenizer=self._tokenizer,
+        )
+        started = Started(
+            generation_id=generation_id,
+            trace_context=arrival.trace_context,
+            start_time_ns=arrival.time_ns,
+            model=self._model,
+            prompt=prompt,
+            prompt_token_ids=tuple(token_ids),
+            decoding=decoding,
+            trace=trace,
+            processor_names=processor_names(decoding),
+            request_digest=request.digest,
+            labels=dict(request.labels),
+            unavailable=unavailable,
+            operation="chat" if isinstance(request.input, ChatInput) else "text_completion",
+        )
+        if self._draining:
+            raise DrainingError
+        if self._lost is not None:
+            raise self._lost
+        self._admit(started, request, arrival)
+
+    def _admit(self, started: Started, request: GenerationRequest, arrival: Arrival) -> None:
+        index = GenerationIndex(
+            generation_id=started.generation_id,
+            trace_id=started.trace_context.trace_id,
+            model=self._model.name,
+            start_time_ns=started.start_time_ns,
+            request_digest=started.request_digest,
+            labels=started.labels,
+            prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
+            num_prompt_tokens=len(started.prompt_token_ids),
+        )
+        self._journal.create(index, encode_started(started))
+        running = RunningGeneration(
+            started,
+            arrival_ns=arrival.monotonic_ns,
+            grace_s=request.disconnect_grace_s,
+            journal=self._journal,
+            tokenizer=self._tokenizer,
+        )
+        self._running[running.id] = running
+        self._idle.clear()
+        self._engine.send(
+            Admit(
+                running.id,
+                list(started.prompt_token_ids),
+                started.decoding,
+                started.trace,
+                arrival.monotonic_ns,
+            )
+        )
+        if request.max_duration_s is not None:
+            self._set_timer(running, "duration", request.max_duration_s, FinishReason.TIMEOUT)
+        first_reader_s = max(running.grace_s, _FIRST_READER_S)
+        self._set_timer(running, "grace", first_reader_s, FinishReason.CANCELLED)
+
+    async def _encode(self, request: GenerationRequest) -> tuple[str, list[int], str]:
+        """The prompt as text, as ids, and the field that it came in."""
+        given = request.input
+        if isinstance(given, TokenInput):
+            ids = list(given.token_ids)
+            inside = [i for i in ids if i < self._model.vocabulary_size]
+            return self._tokenizer.decode(inside), ids, "tokens.token_ids"
+        if isinstance(given, ChatInput):
+            text = self._tokenizer.render_chat(given.messages, given.template_arguments)
+            # The template writes the special tokens itself.
+            add_special_tokens, field = False, "chat"
+        else:
+            text, field = given, "prompt"
+            add_special_tokens = request.decoding.add_special_tokens is not False
+        if request.decoding.add_special_tokens and isinstance(given, ChatInput):
+            raise InvalidRequestError(
+                FieldViolation(
+                    "decoding.add_special_tokens",
+                    "does not go with `chat`: the chat template adds the special tokens",
+                )
+            )
+        if len(text) <= _INLINE_CHARACTERS:
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            ids = await asyncio.to_thread(
+                self._tokenizer.encode, text, add_special_tokens=add_special_tokens
+            )
+        return text, ids, field
+
+    # ---- following and stopping ----
+
+    async def follow(self, generation_id: str, after_offset: int) -> AsyncIterator[list[Entry]]:
+        """The generation's entries beyond `after_offset`, live, until its finish.
+
+        While at least one call follows it, a generation is not abandoned.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        with self._reading(generation_id):
+            async for entries in self._journal.follow(generation_id, after_offset):
+                yield entries
+
+    @contextmanager
+    def _reading(self, generation_id: str) -> Iterator[None]:
+        running = self._running.get(generation_id)
+        if running is None:
+            yield
+            return
+        running.num_readers += 1
+        self._cancel_timer(running, "grace")
+        try:
+            yield
+        finally:
+            running.num_readers -= 1
+            if running.num_readers == 0 and not running.done.is_set():
+                self._set_timer(running, "grace", running.grace_s, FinishReason.CANCELLED)
+
+    async def cancel(self, generation_id: str) -> None:
+        """Stops a generation at once; one that has finished stays as it is.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        running = self._running.get(generation_id)
+        if running is None:
+            await self._journal.get(generation_id)
+            return
+        self._stop(running, FinishReason.CANCELLED)
+
+    def _set_timer(
+        self, running: RunningGeneration, name: str, delay_s: float, reason: FinishReason
+    ) -> None:
+        self._cancel_timer(running, name)
+        loop = asyncio.get_running_loop()
+        running.timers[name] = loop.call_later(delay_s, self._stop, running, reason)
+
+    def _cancel_timer(self, running: RunningGeneration, name: str) -> None:
+        timer = running.timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _stop(self, running: RunningGeneration, reason: FinishReason) -> None:
+        if running.done.is_set():
+            return
+        if self._lost is None:
+            self._engine.send(StopGeneration(running.id))
+        running.finish(reason)
+        self._forget(running)
+
+    def _forget(self, running: RunningGeneration) -> None:
+        self._running.pop(running.id, None)
+        if not self._running:
+            self._idle.set()
+
+    # ---- the engine's side ----
+
+    async def run(self) -> None:
+        """Records what the engine makes, until it ends.
+
+        Raises:
+            EngineLostError: the engine died; what was running is closed as INTERRUPTED.
+        """
+        try:
+            async for turn in self._engine.turns():
+                self._record(turn)
+                # A full disk or a slow one holds the engine back, not the memory.
+                await self._journal.writable()
+        except EngineLostError as error:
+            self._lost = error
+            raise
+        finally:
+            for running in list(self._running.values()):
+                running.finish(FinishReason.INTERRUPTED)
+                self._forget(running)
+
+    def _record(self, turn: Turn) -> None:
+        for prefilled in turn.prefilled:
+            running = self._running.get(prefilled.generation_id)
+            if running is not None:
+                running.record_prefill(prefilled)
+        for made in turn.steps:
+            running = self._running.get(made.generation_id)
+            if running is None:
+                continue
+            if running.record_step(made, turn):
+                self._engine.send(StopSequence(made.generation_id, made.sequence_index))
+            if running.complete:
+                running.finish()
+                self._forget(running)
+        for failed in turn.failed:
+            running = self._running.get(failed.generation_id)
+            if running is not None:
+                running.fail(failed.reason, failed.message)
+                self._forget(running)
+
+    async def drain(self, grace_s: float) -> None:
+        """Admits nothing more, lets what runs finish within the grace, interrupts the rest."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("interrupting %d generations after the grace", len(self._running))
+        for running in list(self._running.values()):
+            self._stop(running, FinishReason.INTERRUPTED)
+
+
+def now(trace_context: TraceContext) -> Arrival:
+    """A request that arrives at this moment."""
+    return Arrival(trace_context, time.time_ns(), time.monotonic_ns())

@@ -1,0 +1,1 @@
+"""The contract over gRPC: servicers, conversions, interceptors, the status table."""

@@ -1,0 +1,218 @@
+"""One RPC as a servicer sees it, and the methods' wrapping: parsing, errors, call records."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from whence_server.domain.errors import (
+    DeadlinePassedError,
+    FieldViolation,
+    InvalidRequestError,
+    WhenceError,
+)
+from whence_server.domain.generation import CallRecord
+from whence_server.domain.tracing import TraceContext
+from whence_server.rpc.status import GRPC_CODES, abort
+from whence_server.telemetry.context import trace_context_from_metadata
+
+_log = logging.getLogger(__name__)
+
+Request = TypeVar("Request", bound=Message)
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(slots=True)
+class Call:
+    """What a servicer's method knows of its call besides the request."""
+
+    trace_context: TraceContext
+    time_ns: int
+    """Unix time of its arrival."""
+    monotonic_ns: int
+    peer: str
+    generation_id: str = ""
+    """Set by methods that start or follow a generation."""
+
+
+UnaryMethod: TypeAlias = Callable[[Any, Call], Awaitable[bytes]]
+StreamMethod: TypeAlias = Callable[[Any, Call], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request]):
+    """One row of a servicer's table: exactly one of `unary` and `stream` is set."""
+
+    name: str
+    request_type: type[Request]
+    unary: UnaryMethod | None = None
+    stream: StreamMethod | None = None
+    recorded: bool = False
+    """Whether the call itself goes on record, and so becomes a SERVER span."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the server listens, as the SERVER span says it."""
+
+    address: str
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallLog:
+    """Writes the record of a call once it has ended."""
+
+    record: Callable[[CallRecord], None]
+    endpoints: list[Endpoint] = field(default_factory=list)
+
+    def endpoint_for(self, peer: str) -> Endpoint:
+        """The endpoint that a peer of that kind came in by."""
+        by_socket = peer.startswith("unix:")
+        for endpoint in self.endpoints:
+            if (endpoint.port is None) == by_socket:
+                return endpoint
+        return Endpoint("", None)
+
+
+class _Malformed:
+    """Bytes that are no message of the method's type."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def service_handler(
+    service: str, methods: list[Method[Any]], calls: CallLog
+) -> grpc.GenericRpcHandler:
+    """A service's methods as gRPC wants them, each parsed, guarded and recorded alike."""
+    handlers = {}
+    for method in methods:
+        guarded = _Guarded(service, method, calls)
+        make = (
+            grpc.unary_unary_rpc_method_handler
+            if method.unary
+            else grpc.unary_stream_rpc_method_handler
+        )
+        handlers[method.name] = make(
+            guarded.unary if method.unary else guarded.stream,
+            request_deserializer=guarded.parse,
+            response_serializer=None,
+        )
+    return grpc.method_handlers_generic_handler(service, handlers)
+
+
+class _Guarded:
+    """Runs one method: what it raises becomes a status, and its end is put on record."""
+
+    def __init__(self, service: str, method: Method[Any], calls: CallLog) -> None:
+        self._name = f"{service}/{method.name}"
+        self._method = method
+        self._calls = calls
+
+    def parse(self, raw: bytes) -> "Message | _Malformed":
+        # Never raises: gRPC would answer INTERNAL, and it is the caller's fault.
+        try:
+            return self._method.request_type.FromString(raw)
+        except DecodeError as error:
+            return _Malformed(str(error))
+
+    async def unary(self, request: "Message | _Malformed", context: Context) -> bytes:
+        response = b""
+
+        async def run(parsed: Message, call: Call) -> None:
+            nonlocal response
+            assert self._method.unary is not None  # noqa: S101 - chosen by service_handler
+            response = await self._method.unary(parsed, call)
+
+        await self._run(request, context, run)
+        return response
+
+    async def stream(self, request: "Message | _Malformed", context: Context) -> None:
+        async def run(parsed: Message, call: Call) -> None:
+            assert self._method.stream is not None  # noqa: S101 - chosen by service_handler
+            async with aclosing(self._method.stream(parsed, call)) as messages:  # type: ignore[type-var]
+                async for message in messages:
+                    await context.write(message)
+
+        await self._run(request, context, run)
+
+    async def _run(
+        self,
+        request: "Message | _Malformed",
+        context: Context,
+        run: Callable[[Message, Call], Awaitable[None]],
+    ) -> None:
+        call = Call(
+            trace_context_from_metadata(context.invocation_metadata() or ()),
+            time.time_ns(),
+            time.monotonic_ns(),
+            context.peer(),
+        )
+        code = grpc.StatusCode.OK
+        try:
+            await run(self._checked(request, context), call)
+        except WhenceError as error:
+            code = GRPC_CODES[error.code]
+            if code is grpc.StatusCode.INTERNAL:
+                _log.exception("%s failed, trace %s", self._name, call.trace_context.trace_id)
+            await abort(context, error)
+        except asyncio.CancelledError:
+            code = _cancelled_code(context)
+            raise
+        except Exception:  # noqa: BLE001 - the boundary: any bug becomes INTERNAL
+            code = grpc.StatusCode.INTERNAL
+            trace_id = call.trace_context.trace_id
+            _log.exception("%s failed, trace %s", self._name, trace_id)
+            await abort(context, _bug(trace_id))
+        finally:
+            if self._method.recorded:
+                self._record(call, code)
+
+    def _checked(self, request: "Message | _Malformed", context: Context) -> Message:
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s <= 0:
+            raise DeadlinePassedError
+        if isinstance(request, _Malformed):
+            expected = self._method.request_type.DESCRIPTOR.full_name
+            raise InvalidRequestError(
+                FieldViolation(
+                    "",
+                    f"the bytes are no {expected} (text must be valid UTF-8, without lone "
+                    f"surrogates): {request.reason}",
+                )
+            )
+        return request
+
+    def _record(self, call: Call, code: grpc.StatusCode) -> None:
+        endpoint = self._calls.endpoint_for(call.peer)
+        elapsed_ns = time.monotonic_ns() - call.monotonic_ns
+        self._calls.record(
+            CallRecord(
+                trace_context=call.trace_context,
+                method=self._name,
+                start_time_ns=call.time_ns,
+                end_time_ns=call.time_ns + elapsed_ns,
+                status_code=code.value[0],
+                generation_id=call.generation_id,
+                server_address=endpoint.address,
+                server_port=endpoint.port,
+            )
+        )
+
+
+def _cancelled_code(context: Context) -> grpc.StatusCode:
+    remaining_s = context.time_remaining()
+    if remaining_s is not None and remaining_s <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+def _bug(trace_id: str) -> WhenceError:
+    return WhenceError(f"an error inside the server; its log has it under trace {trace_id}")

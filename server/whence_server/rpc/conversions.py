@@ -1,0 +1,257 @@
+"""Requests from the wire to the domain: well-formed or refused, every fault by its field."""
+
+import hashlib
+import uuid
+
+from google.protobuf import duration_pb2, json_format
+from google.protobuf.message import Message
+
+from whence.v1 import generation_pb2
+from whence_server.domain.decoding import EarlyStopping, Strategy, TraceDetail
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.domain.limits import Limits
+from whence_server.domain.requests import (
+    ChatInput,
+    ChatMessage,
+    DecodingRequest,
+    GenerationInput,
+    GenerationRequest,
+    TokenInput,
+    TraceRequest,
+)
+
+_STRATEGIES = {
+    "greedy": Strategy.GREEDY,
+    "sample": Strategy.SAMPLE,
+    "beam_search": Strategy.BEAM_SEARCH,
+    "forced": Strategy.FORCED,
+}
+_DETAILS = {
+    generation_pb2.TRACE_DETAIL_UNSPECIFIED: None,
+    generation_pb2.TRACE_DETAIL_TOKENS: TraceDetail.TOKENS,
+    generation_pb2.TRACE_DETAIL_DECISIONS: TraceDetail.DECISIONS,
+    generation_pb2.TRACE_DETAIL_INTERNALS: TraceDetail.INTERNALS,
+}
+_EARLY_STOPPING = {
+    generation_pb2.EARLY_STOPPING_UNSPECIFIED: None,
+    generation_pb2.EARLY_STOPPING_WHEN_ENOUGH: EarlyStopping.WHEN_ENOUGH,
+    generation_pb2.EARLY_STOPPING_NEVER: EarlyStopping.NEVER,
+    generation_pb2.EARLY_STOPPING_HEURISTIC: EarlyStopping.HEURISTIC,
+}
+
+
+def request_digest(request: generation_pb2.GenerateRequest) -> str:
+    """SHA-256 of the deterministic serialisation: equal requests have equal digests."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+
+
+def generation_request(
+    request: generation_pb2.GenerateRequest, limits: Limits
+) -> GenerationRequest:
+    """The request in the domain's words.
+
+    Raises:
+        InvalidRequestError: with every field at fault.
+    """
+    violations: list[FieldViolation] = []
+    given = _input(request, violations)
+    converted = GenerationRequest(
+        input=given,
+        digest=request_digest(request),
+        model=request.model,
+        decoding=_decoding(request.decoding, violations),
+        trace=_trace(request.trace, violations),
+        generation_id=_generation_id(request.generation_id, violations),
+        labels=_labels(request, limits, violations),
+        disconnect_grace_s=_grace_s(request, limits, violations),
+        max_duration_s=_duration_s(request, violations),
+    )
+    if violations:
+        raise InvalidRequestError(*violations)
+    return converted
+
+
+def require_generation_id(generation_id: str) -> str:
+    """A generation id in a request about one.
+
+    Raises:
+        InvalidRequestError: it is empty or no UUID.
+    """
+    violations: list[FieldViolation] = []
+    if not generation_id:
+        violations.append(FieldViolation("generation_id", "must name a generation"))
+    _generation_id(generation_id, violations)
+    if violations:
+        raise InvalidRequestError(*violations)
+    return generation_id
+
+
+def _input(
+    request: generation_pb2.GenerateRequest, violations: list[FieldViolation]
+) -> GenerationInput:
+    kind = request.WhichOneof("input")
+    if kind == "prompt":
+        if not request.prompt:
+            violations.append(FieldViolation("prompt", "must not be empty"))
+        return request.prompt
+    if kind == "tokens":
+        return TokenInput(tuple(request.tokens.token_ids))
+    if kind == "chat":
+        messages = tuple(ChatMessage(m.role, m.content) for m in request.chat.messages)
+        if not messages:
+            violations.append(FieldViolation("chat.messages", "must hold at least one message"))
+        for i, message in enumerate(messages):
+            if not message.role:
+                violations.append(FieldViolation(f"chat.messages[{i}].role", "must not be empty"))
+        return ChatInput(messages, json_format.MessageToDict(request.chat.template_arguments))
+    violations.append(FieldViolation("input", "one of `prompt`, `chat` or `tokens` must be set"))
+    return ""
+
+
+def _decoding(
+    decoding: generation_pb2.Decoding, violations: list[FieldViolation]
+) -> DecodingRequest:
+    chosen = decoding.WhichOneof("strategy")
+    sample, beam = decoding.sample, decoding.beam_search
+    early_stopping = _EARLY_STOPPING.get(beam.early_stopping)
+    if beam.early_stopping not in _EARLY_STOPPING:
+        violations.append(
+            FieldViolation("decoding.beam_search.early_stopping", "is no EarlyStopping value")
+        )
+    return DecodingRequest(
+        strategy=_STRATEGIES[chosen] if chosen else None,
+        max_new_tokens=_optional(decoding, "max_new_tokens"),
+        min_new_tokens=_optional(decoding, "min_new_tokens"),
+        stop=tuple(decoding.stop),
+        stop_token_ids=tuple(decoding.stop_token_ids),
+        ignore_eos=_optional(decoding, "ignore_eos"),
+        num_return_sequences=_optional(decoding, "num_return_sequences"),
+        add_special_tokens=_optional(decoding, "add_special_tokens"),
+        repetition_penalty=_optional(decoding, "repetition_penalty"),
+        no_repeat_ngram_size=_optional(decoding, "no_repeat_ngram_size"),
+        logit_bias=tuple(decoding.logit_bias.items()),
+        bad_words=tuple(decoding.bad_words),
+        temperature=_optional(sample, "temperature"),
+        top_k=_optional(sample, "top_k"),
+        top_p=_optional(sample, "top_p"),
+        min_p=_optional(sample, "min_p"),
+        typical_p=_optional(sample, "typical_p"),
+        epsilon_cutoff=_optional(sample, "epsilon_cutoff"),
+        eta_cutoff=_optional(sample, "eta_cutoff"),
+        seed=_optional(sample, "seed"),
+        num_beams=_optional(beam, "num_beams"),
+        length_penalty=_optional(beam, "length_penalty"),
+        early_stopping=early_stopping,
+        forced=_forced(decoding, violations),
+    )
+
+
+def _forced(
+    decoding: generation_pb2.Decoding, violations: list[FieldViolation]
+) -> str | TokenInput | None:
+    if decoding.WhichOneof("strategy") != "forced":
+        return None
+    kind = decoding.forced.WhichOneof("continuation")
+    if kind == "text":
+        return decoding.forced.text
+    if kind == "tokens":
+        return TokenInput(tuple(decoding.forced.tokens.token_ids))
+    violations.append(
+        FieldViolation("decoding.forced.continuation", "one of `text` or `tokens` must be set")
+    )
+    return None
+
+
+def _trace(trace: generation_pb2.TraceOptions, violations: list[FieldViolation]) -> TraceRequest:
+    if trace.detail not in _DETAILS:
+        violations.append(FieldViolation("trace.detail", "is no TraceDetail value"))
+    return TraceRequest(
+        detail=_DETAILS.get(trace.detail),
+        num_candidates=_optional(trace, "num_candidates"),
+        prompt=trace.prompt,
+    )
+
+
+def _generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
+    if not generation_id:
+        return ""
+    try:
+        canonical = str(uuid.UUID(generation_id))
+    except ValueError:
+        canonical = None
+    if canonical != generation_id:
+        violations.append(
+            FieldViolation(
+                "generation_id",
+                "must be a UUID in lower-case canonical form, such as "
+                "'6f1c2f0e-1d2b-4c57-9a41-0c3f5f7f9d10'",
+            )
+        )
+    return generation_id
+
+
+def _labels(
+    request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
+) -> dict[str, str]:
+    labels = dict(request.labels)
+    if len(labels) > limits.max_labels:
+        violations.append(
+            FieldViolation("labels", f"has {len(labels)}; at most {limits.max_labels} are taken")
+        )
+    for key, value in labels.items():
+        if not key:
+            violations.append(FieldViolation("labels", "a label's key must not be empty"))
+        elif max(len(key), len(value)) > limits.max_label_characters:
+            violations.append(
+                FieldViolation(
+                    f"labels[{key[:64]}]",
+                    f"key and value may have at most {limits.max_label_characters} characters",
+                )
+            )
+    return labels
+
+
+def _grace_s(
+    request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
+) -> float:
+    grace_s = _seconds(request.disconnect_grace)
+    if not 0 <= grace_s <= limits.max_disconnect_grace_s:
+        violations.append(
+            FieldViolation(
+                "disconnect_grace",
+                f"must be from 0 to {limits.max_disconnect_grace_s} s, not {grace_s:g} s",
+            )
+        )
+    return grace_s
+
+
+def _duration_s(
+    request: generation_pb2.GenerateRequest, violations: list[FieldViolation]
+) -> float | None:
+    if not request.HasField("max_duration"):
+        return None
+    duration_s = _seconds(request.max_duration)
+    if duration_s <= 0:
+        violations.append(
+            FieldViolation("max_duration", f"must be more than 0 s, not {duration_s:g} s")
+        )
+    return duration_s
+
+
+def _seconds(duration: duration_pb2.Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _optional(message: Message, field: str):  # type: ignore[no-untyped-def]  # by the field
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def page_size(asked: int, default: int, largest: int) -> int:
+    """A page size within bounds.
+
+    Raises:
+        InvalidRequestError: it is negative.
+    """
+    if asked < 0:
+        raise InvalidRequestError(FieldViolation("page_size", f"must not be negative: {asked}"))
+    return min(asked or default, largest)

@@ -1,0 +1,87 @@
+"""ModelService: exactly which model answers, and what its token ids mean."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from whence.v1 import model_pb2
+from whence_server.domain.errors import ModelNotReadyError
+from whence_server.domain.model import ModelInfo
+from whence_server.rpc.calls import Call, Method
+from whence_server.rpc.serving import Serving
+
+SERVICE = "whence.v1.ModelService"
+
+# A message of this many tokens is about 64 KiB.
+_TOKENS_A_MESSAGE = 8_192
+
+
+class ModelServicer:
+    """Answers from what the engine reported at load."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def methods(self) -> list[Method[Any]]:
+        """The service's table."""
+        return [
+            Method("ListModels", model_pb2.ListModelsRequest, unary=self.list_models),
+            Method("GetModel", model_pb2.GetModelRequest, unary=self.get_model),
+            Method("GetVocabulary", model_pb2.GetVocabularyRequest, stream=self.get_vocabulary),
+        ]
+
+    async def list_models(self, request: model_pb2.ListModelsRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
+        """The one model of this server, loading or ready."""
+        return model_pb2.ListModelsResponse(models=[self._model()]).SerializeToString()
+
+    async def get_model(self, request: model_pb2.GetModelRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
+        """The model of that name; empty is the served one."""
+        self._serving.check_model(request.model)
+        return model_pb2.GetModelResponse(model=self._model()).SerializeToString()
+
+    async def get_vocabulary(
+        self,
+        request: model_pb2.GetVocabularyRequest,
+        call: Call,  # noqa: ARG002 - the method's form
+    ) -> AsyncIterator[bytes]:
+        """The bytes of every token id, in order."""
+        self._serving.check_model(request.model)
+        if self._serving.tokenizer is None:
+            raise ModelNotReadyError
+        vocabulary = self._serving.tokenizer.vocabulary()
+        for first in range(0, len(vocabulary), _TOKENS_A_MESSAGE):
+            tokens = vocabulary[first : first + _TOKENS_A_MESSAGE]
+            yield model_pb2.GetVocabularyResponse(
+                first_token_id=first, tokens=tokens
+            ).SerializeToString()
+
+    def _model(self) -> model_pb2.Model:
+        info = self._serving.model
+        if info is None:
+            return model_pb2.Model(
+                model=self._serving.model_name, state=model_pb2.MODEL_STATE_LOADING
+            )
+        return model_message(info)
+
+
+def model_message(info: ModelInfo) -> model_pb2.Model:
+    """A loaded model in the contract's words."""
+    return model_pb2.Model(
+        model=info.name,
+        state=model_pb2.MODEL_STATE_READY,
+        architecture=info.architecture,
+        num_parameters=info.num_parameters,
+        num_layers=info.num_layers,
+        vocabulary_size=info.vocabulary_size,
+        max_context_length=info.max_context_length,
+        dtype=info.environment.dtype,
+        device=info.environment.device,
+        model_digest=info.model_digest,
+        tokenizer_digest=info.tokenizer_digest,
+        files=[
+            model_pb2.FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256)
+            for f in info.files
+        ],
+        weights_digest=info.weights_digest,
+        loaded_files=info.loaded_files,
+        batched=info.batched,
+    )

@@ -1,0 +1,96 @@
+"""Builds stream messages around stored bytes: a step is serialised once in its life.
+
+A message is a tag, a length and its bytes (protobuf encoding, "Length-Delimited Records"), so
+an envelope can be written around entries that are never parsed. A test holds every envelope
+against the generated classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from whence.v1 import generation_pb2, trace_pb2
+from whence_server.domain.entries import Entry, EntryKind
+
+_EVENT_FIELDS = generation_pb2.GenerationEvent.DESCRIPTOR.fields_by_name
+_KINDS: dict[EntryKind, str] = {
+    EntryKind.STARTED: "started",
+    EntryKind.PROMPT_STEP: "prompt_steps",
+    EntryKind.STEP: "steps",
+    EntryKind.BEAM_ROUND: "beam_round",
+    EntryKind.FINISHED: "finished",
+}
+_BATCHED = frozenset({EntryKind.PROMPT_STEP, EntryKind.STEP})
+
+
+def varint(value: int) -> bytes:
+    """An unsigned integer as protobuf writes it."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _tag(field_number: int, wire_type: int) -> bytes:
+    return varint(field_number << 3 | wire_type)
+
+
+_VARINT, _LEN = 0, 2
+_FIRST = _tag(_EVENT_FIELDS["first_offset"].number, _VARINT)
+_LAST = _tag(_EVENT_FIELDS["last_offset"].number, _VARINT)
+_CONTENT = {kind: _tag(_EVENT_FIELDS[name].number, _LEN) for kind, name in _KINDS.items()}
+_STEP = _tag(generation_pb2.StepBatch.DESCRIPTOR.fields_by_name["steps"].number, _LEN)
+_RESPONSE = _tag(generation_pb2.GenerateResponse.DESCRIPTOR.fields_by_name["event"].number, _LEN)
+_WATCH = trace_pb2.WatchGenerationsResponse.DESCRIPTOR.fields_by_name
+_WATCH_ID = _tag(_WATCH["generation_id"].number, _LEN)
+_WATCH_POSITION = _tag(_WATCH["position"].number, _LEN)
+_WATCH_EVENT = _tag(_WATCH["event"].number, _LEN)
+
+
+def _record(tag: bytes, content: bytes) -> bytes:
+    return tag + varint(len(content)) + content
+
+
+def events(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """Entries of one generation as serialised GenerationEvents, steps in a row as one batch."""
+    for kind, run in groupby(entries, key=lambda entry: entry.kind):
+        if kind in _BATCHED:
+            yield _event(list(run))
+        else:
+            for entry in run:
+                yield _event([entry])
+
+
+def _event(run: list[Entry]) -> bytes:
+    kind = run[0].kind
+    if kind in _BATCHED:
+        content = b"".join(_record(_STEP, entry.payload) for entry in run)
+    else:
+        content = run[0].payload
+    return b"".join(
+        (
+            _FIRST,
+            varint(run[0].offset),
+            _LAST,
+            varint(run[-1].offset),
+            _CONTENT[kind],
+            varint(len(content)),
+            content,
+        )
+    )
+
+
+def responses(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """Entries as serialised GenerateResponses; ResumeGenerationResponse has the same form."""
+    for event in events(entries):
+        yield _record(_RESPONSE, event)
+
+
+def watch_response(generation_id: str, position: str, event: bytes) -> bytes:
+    """One serialised WatchGenerationsResponse."""
+    return (
+        _record(_WATCH_ID, generation_id.encode())
+        + _record(_WATCH_POSITION, position.encode())
+        + _record(_WATCH_EVENT, event)
+    )

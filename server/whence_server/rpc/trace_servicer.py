@@ -1,0 +1,184 @@
+"""TraceService: reads what was recorded, and follows what is being recorded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from google.protobuf import timestamp_pb2
+
+from whence.v1 import generation_pb2, step_pb2, trace_pb2
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import (
+    FieldViolation,
+    InvalidRequestError,
+)
+from whence_server.journal.journal import GenerationRecord, Journal, ListFilter
+from whence_server.rpc.calls import Call, Method
+from whence_server.rpc.conversions import page_size, require_generation_id
+from whence_server.rpc.splice import events, watch_response
+from whence_server.rpc.watching import WatchFilter, position_token, read_position, until
+
+SERVICE = "whence.v1.TraceService"
+
+_DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
+_DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
+# Well below the 4 MiB that a gRPC client takes by default.
+_MAX_STEPS_BYTES = 2 << 20
+
+
+class TraceServicer:
+    """Answers from the journal alone: it works whether or not a model is loaded."""
+
+    def __init__(self, journal: Journal, closing: asyncio.Event) -> None:
+        self._journal = journal
+        self._closing = closing
+
+    def methods(self) -> list[Method[Any]]:
+        """The service's table."""
+        return [
+            Method("GetGeneration", trace_pb2.GetGenerationRequest, unary=self.get_generation),
+            Method(
+                "ListGenerations", trace_pb2.ListGenerationsRequest, unary=self.list_generations
+            ),
+            Method("ListSteps", trace_pb2.ListStepsRequest, unary=self.list_steps),
+            Method(
+                "WatchGenerations",
+                trace_pb2.WatchGenerationsRequest,
+                stream=self.watch_generations,
+            ),
+            Method(
+                "DeleteGeneration",
+                trace_pb2.DeleteGenerationRequest,
+                unary=self.delete_generation,
+            ),
+        ]
+
+    async def get_generation(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
+        """The whole start and finish of one generation."""
+        call.generation_id = require_generation_id(request.generation_id)
+        record = await self._journal.get(call.generation_id)
+        entries = await self._journal.read(
+            call.generation_id, kinds=(EntryKind.STARTED, EntryKind.FINISHED)
+        )
+        response = trace_pb2.GetGenerationResponse(summary=summary_message(record))
+        for entry in entries:
+            if entry.kind is EntryKind.STARTED:
+                response.started.MergeFromString(entry.payload)
+            else:
+                response.finished.MergeFromString(entry.payload)
+        return response.SerializeToString()
+
+    async def list_generations(
+        self, request: trace_pb2.ListGenerationsRequest, call: Call
+    ) -> bytes:
+        """A page of summaries, newest first."""
+        del call
+        records, next_page_token = await self._journal.list(
+            list_filter(request.filter),
+            page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
+            request.page_token,
+        )
+        return trace_pb2.ListGenerationsResponse(
+            generations=[summary_message(record) for record in records],
+            next_page_token=next_page_token,
+        ).SerializeToString()
+
+    async def list_steps(self, request: trace_pb2.ListStepsRequest, call: Call) -> bytes:
+        """A page of steps, in the order in which they were made."""
+        call.generation_id = require_generation_id(request.generation_id)
+        await self._journal.get(call.generation_id)
+        limit = page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
+        kind = EntryKind.PROMPT_STEP if request.prompt else EntryKind.STEP
+        entries = await self._journal.read(
+            call.generation_id,
+            after_offset=_read_step_token(request.page_token),
+            limit=limit + 1,
+            kinds=(kind,),
+        )
+        page = _within_bytes(entries[:limit])
+        more = len(entries) > len(page)
+        return trace_pb2.ListStepsResponse(
+            steps=[step_pb2.Step.FromString(entry.payload) for entry in page],
+            next_page_token=f"after:{page[-1].offset}" if more else "",
+        ).SerializeToString()
+
+    async def watch_generations(
+        self, request: trace_pb2.WatchGenerationsRequest, call: Call
+    ) -> AsyncIterator[bytes]:
+        """Every event as it happens, of all generations that the filter lets through."""
+        del call
+        after = read_position(request.after_position) if request.after_position else None
+        wanted = WatchFilter(self._journal, list_filter(request.filter), request.lifecycle_only)
+        async with aclosing(until(self._journal.follow_all(after), self._closing)) as batches:
+            async for entries in batches:
+                for run in await wanted.runs(entries):
+                    position = position_token(run[-1].position)
+                    for event in events(run):
+                        yield watch_response(run[0].generation_id, position, event)
+
+    async def delete_generation(
+        self, request: trace_pb2.DeleteGenerationRequest, call: Call
+    ) -> bytes:
+        """Destroys a generation's content; its id stays taken."""
+        call.generation_id = require_generation_id(request.generation_id)
+        await self._journal.delete(call.generation_id)
+        return trace_pb2.DeleteGenerationResponse().SerializeToString()
+
+
+def summary_message(record: GenerationRecord) -> trace_pb2.GenerationSummary:
+    """A generation at a glance."""
+    start_time = timestamp_pb2.Timestamp()
+    start_time.FromNanoseconds(record.start_time_ns)
+    summary = trace_pb2.GenerationSummary(
+        generation_id=record.generation_id,
+        trace_id=record.trace_id,
+        model=record.model,
+        start_time=start_time,
+        num_prompt_tokens=record.num_prompt_tokens,
+        num_generated_tokens=record.num_generated_tokens,
+        prompt_preview=record.prompt_preview,
+        text_preview=record.text_preview,
+        labels=record.labels,
+    )
+    if record.finish_reason is not None:
+        summary.finish_reason = generation_pb2.FinishReason.ValueType(record.finish_reason.value)
+    return summary
+
+
+def list_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
+    """The filter in the journal's words; unset fields match anything."""
+    return ListFilter(
+        start_after_ns=_time_ns(given, "start_after"),
+        start_before_ns=_time_ns(given, "start_before"),
+        model=given.model or None,
+        trace_id=given.trace_id or None,
+        labels=dict(given.labels),
+    )
+
+
+def _time_ns(given: trace_pb2.GenerationFilter, field: str) -> int | None:
+    if not given.HasField(field):  # type: ignore[arg-type]  # one of the two names
+        return None
+    timestamp = getattr(given, field)
+    return int(timestamp.seconds) * 1_000_000_000 + int(timestamp.nanos)
+
+
+def _read_step_token(token: str) -> int:
+    if not token:
+        return 0
+    prefix, _, offset = token.partition(":")
+    if prefix != "after" or not offset.isascii() or not offset.isdecimal():
+        raise InvalidRequestError(
+            FieldViolation("page_token", "is not one that ListSteps returned")
+        )
+    return int(offset)
+
+
+def _within_bytes(entries: list[Entry]) -> list[Entry]:
+    total = 0
+    for i, entry in enumerate(entries):
+        total += len(entry.payload)
+        if total > _MAX_STEPS_BYTES and i:
+            return entries[:i]
+    return entries

@@ -1,0 +1,104 @@
+"""Which entries a watcher wants to see, and the positions it goes on from."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncGenerator
+from itertools import groupby
+
+from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
+from whence_server.domain.errors import (
+    FieldViolation,
+    GenerationNotFoundError,
+    InvalidRequestError,
+)
+from whence_server.journal.journal import Journal, ListFilter
+
+_PREFIX = b"p1:"
+_LIFECYCLE = frozenset({EntryKind.STARTED, EntryKind.FINISHED})
+# Generations whose match is remembered: more than ever run at once.
+_MAX_REMEMBERED = 10_000
+
+
+def position_token(position: int) -> str:
+    """A journal position as an opaque string."""
+    return base64.urlsafe_b64encode(_PREFIX + str(position).encode()).decode()
+
+
+def read_position(token: str) -> int:
+    """The position in a token of `position_token`.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        raw = base64.b64decode(token, altchars=b"-_", validate=True)
+        if raw.startswith(_PREFIX) and raw[len(_PREFIX) :].isdigit():
+            return int(raw[len(_PREFIX) :])
+    except (binascii.Error, ValueError):
+        pass
+    raise InvalidRequestError(
+        FieldViolation("after_position", "is not a position that WatchGenerations returned")
+    )
+
+
+async def until(
+    batches: AsyncGenerator[list[Entry], None], closing: asyncio.Event
+) -> AsyncGenerator[list[Entry], None]:
+    """The batches as they come, up to the moment at which the server closes."""
+    closed = asyncio.ensure_future(closing.wait())
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(batches))
+            try:
+                await asyncio.wait({coming, closed}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    return
+                yield coming.result()
+            finally:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+    finally:
+        closed.cancel()
+        await batches.aclose()
+
+
+class WatchFilter:
+    """Lets through the entries that one watcher asked for."""
+
+    def __init__(self, journal: Journal, wanted: ListFilter, lifecycle_only: bool) -> None:
+        self._journal = journal
+        self._wanted = wanted
+        self._lifecycle_only = lifecycle_only
+        self._matches: dict[str, bool] = {}
+
+    async def runs(self, entries: list[Entry]) -> list[list[Entry]]:
+        """The wanted entries, cut where the generation changes."""
+        wanted = [entry for entry in entries if await self._wants(entry)]
+        return [list(run) for _, run in groupby(wanted, key=lambda entry: entry.generation_id)]
+
+    async def _wants(self, entry: Entry) -> bool:
+        if entry.kind in OUTSIDE_OFFSETS or not entry.payload:
+            return False
+        if self._lifecycle_only and entry.kind not in _LIFECYCLE:
+            return False
+        generation_id = entry.generation_id
+        if generation_id not in self._matches:
+            if len(self._matches) >= _MAX_REMEMBERED:
+                self._matches.clear()
+            self._matches[generation_id] = await self._matching(generation_id)
+        return self._matches[generation_id]
+
+    async def _matching(self, generation_id: str) -> bool:
+        try:
+            record = await self._journal.get(generation_id)
+        except GenerationNotFoundError:
+            return False
+        wanted = self._wanted
+        return (
+            (wanted.start_after_ns is None or record.start_time_ns > wanted.start_after_ns)
+            and (wanted.start_before_ns is None or record.start_time_ns < wanted.start_before_ns)
+            and wanted.model in (None, record.model)
+            and wanted.trace_id in (None, record.trace_id)
+            and wanted.labels.items() <= record.labels.items()
+        )

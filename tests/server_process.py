@@ -1,0 +1,123 @@
+"""A real `whence-server serve` in a process of its own, for tests to talk to and to kill."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+READY_TIMEOUT_S = 120.0
+
+
+class ServerProcess:
+    """Starts the server on a Unix socket (and wherever else `flags` say).
+
+    Attributes:
+        target: what a client connects to.
+        log: everything that it has written to standard error so far.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        data_dir: Path,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # A Unix socket's path may have 107 bytes at most, and pytest's directories are long.
+        self.target = f"unix:{os.path.relpath(data_dir / 's')}"
+        listen = [] if "--listen" in flags else ["--listen", self.target]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "WHENCE_"))}
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "whence_server",
+                "serve",
+                "--model",
+                str(model),
+                "--data-dir",
+                str(data_dir),
+                *listen,
+                *flags,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=inherited | {"HF_HUB_OFFLINE": "1"} | (environment or {}),
+        )
+        self.log: list[str] = []
+        self._ready: queue.Queue[str | None] = queue.Queue()
+        self._readers = [
+            threading.Thread(target=self._read_stdout, daemon=True),
+            threading.Thread(target=self._read_stderr, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_stdout(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("serving "):
+                self._ready.put(line.split(" on ", 1)[1].strip())
+        self._ready.put(None)
+
+    def _read_stderr(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+
+    def wait_ready(self) -> "ServerProcess":
+        """Waits until it says that it serves, and takes its target from there."""
+        target = self._ready.get(timeout=READY_TIMEOUT_S)
+        if target is None:
+            status = self.process.wait()
+            raise AssertionError(f"the server ended with {status}:\n" + "".join(self.log))
+        self.target = target.split(", ")[0]
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The front's process id."""
+        return self.process.pid
+
+    @property
+    def engine_pid(self) -> int:
+        """The engine's process id."""
+        (child,) = [
+            c for c in psutil.Process(self.pid).children() if "engine.worker" in " ".join(c.cmdline())
+        ]
+        return child.pid
+
+    def kill(self) -> None:
+        """SIGKILL: no handler runs, nothing is flushed."""
+        self.process.kill()
+        self.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM: drains; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """The exit status, once it has ended."""
+        status = self.process.wait(timeout_s)
+        for reader in self._readers:
+            reader.join(timeout_s)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return status
+
+    def __enter__(self) -> "ServerProcess":
+        return self.wait_ready()
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        elif self.process.stdout is not None and not self.process.stdout.closed:
+            self.wait()

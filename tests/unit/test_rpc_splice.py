@@ -1,0 +1,83 @@
+"""Spliced envelopes parse into exactly the messages that the generated classes would make."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whence.v1 import generation_pb2, step_pb2, trace_pb2
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.rpc.splice import events, responses, varint, watch_response
+
+
+def step(index: int, text: str = "x") -> bytes:
+    return step_pb2.Step(index=index, text=text, token_id=index).SerializeToString()
+
+
+def entries_of(kinds: list[EntryKind]) -> list[Entry]:
+    payloads = {
+        EntryKind.STARTED: generation_pb2.GenerationStarted(generation_id="g").SerializeToString(),
+        EntryKind.PROMPT_STEP: step(1, "prompt"),
+        EntryKind.STEP: step(7, "ü" * 100),
+        EntryKind.BEAM_ROUND: generation_pb2.BeamRound(index=3).SerializeToString(),
+        EntryKind.FINISHED: generation_pb2.GenerationFinished(queue_ns=5).SerializeToString(),
+    }
+    return [Entry(i + 50, "g", i + 1, kind, payloads[kind]) for i, kind in enumerate(kinds)]
+
+
+streamed = st.sampled_from(
+    [
+        EntryKind.STARTED,
+        EntryKind.PROMPT_STEP,
+        EntryKind.STEP,
+        EntryKind.BEAM_ROUND,
+        EntryKind.FINISHED,
+    ]
+)
+
+
+def payloads_of(event: generation_pb2.GenerationEvent) -> list[bytes]:
+    name = event.WhichOneof("event")
+    content = getattr(event, name)
+    if name in ("steps", "prompt_steps"):
+        return [s.SerializeToString() for s in content.steps]
+    return [content.SerializeToString()]
+
+
+@given(st.lists(streamed, max_size=30))
+def test_responses_hold_every_entry_once_and_in_order(kinds: list[EntryKind]) -> None:
+    entries = entries_of(kinds)
+    seen = []
+    offset = 0
+    for raw in responses(entries):
+        event = generation_pb2.GenerateResponse.FromString(raw).event
+        assert event == generation_pb2.ResumeGenerationResponse.FromString(raw).event
+        assert event.first_offset == offset + 1
+        offset = event.last_offset
+        payloads = payloads_of(event)
+        assert len(payloads) == event.last_offset - event.first_offset + 1
+        seen += payloads
+    assert seen == [entry.payload for entry in entries]
+
+
+def test_the_bytes_are_those_of_the_generated_class() -> None:
+    (raw,) = responses(entries_of([EntryKind.STEP] * 3))
+    steps = [step_pb2.Step.FromString(step(7, "ü" * 100))] * 3
+    whole = generation_pb2.GenerateResponse(
+        event=generation_pb2.GenerationEvent(
+            first_offset=1, last_offset=3, steps=generation_pb2.StepBatch(steps=steps)
+        )
+    )
+    assert raw == whole.SerializeToString()
+
+
+def test_watch_responses_carry_id_and_position() -> None:
+    (event,) = events(entries_of([EntryKind.FINISHED]))
+    raw = watch_response("some-id", "some-position", event)
+    response = trace_pb2.WatchGenerationsResponse.FromString(raw)
+    assert (response.generation_id, response.position) == ("some-id", "some-position")
+    assert response.event.finished.queue_ns == 5
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varints_are_protobufs(value: int) -> None:
+    event = generation_pb2.GenerationEvent(first_offset=value).SerializeToString()
+    assert event == (b"\x08" + varint(value) if value else b"")
