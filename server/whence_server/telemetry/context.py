@@ -1,0 +1,51 @@
+"""Where an incoming call stands in its caller's trace."""
+
+from collections.abc import Iterable
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from whence_server.domain.tracing import SAMPLED, TraceContext
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_IDS = RandomIdGenerator()
+
+
+def trace_context(
+    metadata: Iterable[tuple[str, str | bytes]],
+    method: str = "",
+    sampler: Sampler = DEFAULT_ON,
+) -> TraceContext:
+    """Reads a call's `traceparent` and `tracestate`, and gives its SERVER span an id.
+
+    A missing or malformed parent starts a new trace, as W3C Trace Context wants it.
+
+    Args:
+        metadata: the call's gRPC metadata.
+        method: fully qualified; the SERVER span's name, for samplers that look at it.
+        sampler: decides whether spans are wanted. The default does as the parent says, and
+            samples every new trace.
+    """
+    carrier: dict[str, list[str]] = {}
+    for key, value in metadata:
+        if isinstance(value, str):
+            carrier.setdefault(key.lower(), []).append(value)
+    if len(carrier.get("traceparent", ())) > 1:
+        del carrier["traceparent"]  # which of them is meant cannot be known
+    parent_context = _PROPAGATOR.extract(carrier)
+    parent = trace.get_current_span(parent_context).get_span_context()
+    trace_id = parent.trace_id if parent.is_valid else _IDS.generate_trace_id()
+    result = sampler.should_sample(
+        parent_context, trace_id, method, trace.SpanKind.SERVER, trace_state=parent.trace_state
+    )
+    sampled = SAMPLED if result.decision is Decision.RECORD_AND_SAMPLE else 0
+    state = result.trace_state
+    return TraceContext(
+        trace_id=trace.format_trace_id(trace_id),
+        span_id=trace.format_span_id(_IDS.generate_span_id()),
+        parent_span_id=trace.format_span_id(parent.span_id) if parent.is_valid else "",
+        trace_flags=(int(parent.trace_flags) & ~SAMPLED) | sampled,
+        trace_state=state.to_header() if state else "",
+    )

@@ -1,0 +1,168 @@
+"""The durable exporter: a cursor on the journal that moves once the collector has answered."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from opentelemetry.sdk.resources import Resource
+
+from whence_server.domain.entries import Entry
+from whence_server.telemetry.delivery import Backoff, Delivery, ExportStats, Sleep
+from whence_server.telemetry.encoder import DEFAULT_STEP_SPANS, SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.resource import Envelope
+from whence_server.telemetry.seams import SpanJournal, SpanSink
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How spans are batched and sent.
+
+    Attributes:
+        cursor_name: one destination, one cursor.
+        step_spans: at most so many `decode_step` spans for one generation; None is no bound,
+            0 is none.
+        max_batch_spans: spans of one request.
+        max_batch_bytes: and their size; collectors take 4 MiB by default.
+        linger_s: how long new entries are left to gather into a request.
+        max_slice_s: the longest that the event loop is kept from other work.
+        initial_backoff_s: the first delay after a failure.
+        max_backoff_s: the longest.
+    """
+
+    cursor_name: str = "otlp-spans"
+    step_spans: int | None = DEFAULT_STEP_SPANS
+    max_batch_spans: int = 512
+    max_batch_bytes: int = 1 << 20
+    linger_s: float = 0.2
+    max_slice_s: float = 0.000_25
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 30.0
+
+
+class SpanExporter:
+    """Sends the spans of everything that the journal commits, in order, each at least once.
+
+    Nothing is held in memory but the batch under way: with the collector away, or after a
+    restart, it goes on from the cursor, and what arrives twice is the same to the byte.
+
+    Args:
+        journal: what to read, and where the cursor lives.
+        sink: where spans go; closed with the exporter.
+        resource: who sends them.
+        version: whence's own, for the instrumentation scope.
+        options: see there.
+        sleep: takes seconds.
+    """
+
+    def __init__(
+        self,
+        journal: SpanJournal,
+        sink: SpanSink,
+        resource: Resource,
+        version: str,
+        *,
+        options: ExportOptions = ExportOptions(),
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self.stats = ExportStats()
+        self._journal = journal
+        self._sink = sink
+        self._options = options
+        self._sleep = sleep
+        self._encoder = SpanEncoder(journal, options.step_spans)
+        self._backoff = Backoff(options.initial_backoff_s, options.max_backoff_s)
+        envelope = Envelope(resource, version)
+        self._delivery = Delivery(sink, envelope, self.stats, self._backoff, sleep)
+        self._position: int | None = None
+        self._moved = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Starts exporting in the running event loop."""
+        self._task = asyncio.create_task(self._run(), name="span-exporter")
+
+    @property
+    def lag_entries(self) -> int:
+        """Committed entries that the destination has not answered for yet."""
+        return self._journal.committed_position - (self._position or 0)
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Waits until all that is committed by now was answered for; False if time ran out."""
+        target = self._journal.committed_position
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._position is None or self._position < target:
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stops at once: what was not answered for is sent again after the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._sink.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if self._position is None:
+                    self._moved_to(await self._journal.cursor(self._options.cursor_name))
+                await self._turn(self._position or 0)
+            except Exception as error:  # the journal's trouble must not end the exporter
+                self.stats.last_error = f"{type(error).__name__}: {error}"
+                logger.exception("the span exporter will try again")
+                await self._sleep(self._backoff.next_s())
+
+    async def _turn(self, position: int) -> None:
+        """Sends what is committed beyond the position, or waits for something to be."""
+        entries = await self._journal.read_committed(position, self._options.max_batch_spans)
+        if not entries:
+            await self._journal.wait_committed(position)
+            await self._sleep(self._options.linger_s)
+            return
+        batch: list[bytes] = []
+        num_bytes = 0
+        slice_end = time.perf_counter() + self._options.max_slice_s
+        for entry in entries:
+            spans = await self._spans_of(entry)
+            more_bytes = sum(map(len, spans))
+            if batch and not self._fits(len(batch) + len(spans), num_bytes + more_bytes):
+                await self._delivery.deliver(batch)
+                self._advance(entry.position - 1)
+                batch, num_bytes = [], 0
+            batch += spans
+            num_bytes += more_bytes
+            if time.perf_counter() > slice_end:
+                await asyncio.sleep(0)
+                slice_end = time.perf_counter() + self._options.max_slice_s
+        if batch:
+            await self._delivery.deliver(batch)
+        self._advance(entries[-1].position)
+
+    async def _spans_of(self, entry: Entry) -> list[bytes]:
+        try:
+            return await self._encoder.spans_of(entry)
+        except UnreadableEntryError:
+            self.stats.num_unreadable += 1
+            logger.exception("an entry of the journal is left out of the spans")
+            return []
+
+    def _fits(self, num_spans: int, num_bytes: int) -> bool:
+        """Says whether so much goes into one request; an entry's spans are never parted."""
+        options = self._options
+        return num_spans <= options.max_batch_spans and num_bytes <= options.max_batch_bytes
+
+    def _advance(self, position: int) -> None:
+        self._journal.advance(self._options.cursor_name, position)
+        self._moved_to(position)
+
+    def _moved_to(self, position: int) -> None:
+        self._position = position
+        self._moved.set()

@@ -1,0 +1,66 @@
+"""Span ids as functions of what the journal holds, so that sending twice is harmless."""
+
+import hashlib
+import struct
+from enum import IntEnum
+
+_DOMAIN = b"whence.v1.span\0"
+_SUFFIX = struct.Struct(">BII")
+_NEVER_ZERO = bytes(7) + b"\1"
+
+
+class SpanKind(IntEnum):
+    """Which of a generation's spans is meant. The numbers are hashed: never reuse one."""
+
+    GENERATION = 1
+    DECODE = 2
+    DECODE_STEP = 3
+
+
+class SpanIds:
+    """The ids of one generation's spans.
+
+    Each is the first 8 bytes of SHA-256 over a domain, the trace id, the generation id with
+    its length, the kind, the sequence index and the step's index; never zero, which W3C Trace
+    Context keeps for "invalid".
+    """
+
+    __slots__ = ("_decode_ids", "_prefix")
+
+    def __init__(self, trace_id: bytes, generation_id: str) -> None:
+        name = generation_id.encode()
+        self._decode_ids: dict[int, bytes] = {}
+        self._prefix = _DOMAIN + trace_id + struct.pack(">I", len(name)) + name
+
+    def generation(self) -> bytes:
+        """The GenAI span's id."""
+        return self._digest(SpanKind.GENERATION, 0, 0)
+
+    def decode(self, sequence_index: int) -> bytes:
+        """The id of a sequence's `decode` span."""
+        span_id = self._decode_ids.get(sequence_index)  # asked for with every step
+        if span_id is None:
+            span_id = self._digest(SpanKind.DECODE, sequence_index, 0)
+            self._decode_ids[sequence_index] = span_id
+        return span_id
+
+    def decode_step(self, sequence_index: int, index: int) -> bytes:
+        """The id of one `decode_step` span."""
+        return self._digest(SpanKind.DECODE_STEP, sequence_index, index)
+
+    def _digest(self, kind: int, sequence_index: int, index: int) -> bytes:
+        place = _SUFFIX.pack(kind, sequence_index, index)
+        span_id = hashlib.sha256(self._prefix + place).digest()[:8]
+        return span_id if any(span_id) else _NEVER_ZERO
+
+
+def parse_hex_id(text: str, num_bytes: int) -> bytes:
+    """Reads a W3C id.
+
+    Raises:
+        ValueError: it has another length, is not hex, or is all zero.
+    """
+    raw = bytes.fromhex(text)
+    if len(raw) != num_bytes or not any(raw):
+        raise ValueError(f"{text!r} is not a W3C id of {2 * num_bytes} hex digits, not all zero")
+    return raw

@@ -1,0 +1,69 @@
+"""Who sends the spans: the service's resource, and whence's scope, on every request."""
+
+from collections.abc import Mapping
+from typing import cast
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+from whence_server.telemetry.attributes import AttributeValue, key_values
+from whence_server.telemetry.names import SCOPE
+
+_LENGTH_DELIMITED = 2
+
+
+def service_resource(version: str, attributes: Mapping[str, AttributeValue] = {}) -> Resource:
+    """Describes this server: "whence", unless OTEL_SERVICE_NAME says otherwise.
+
+    Args:
+        version: whence's own.
+        attributes: further ones; OTEL_RESOURCE_ATTRIBUTES goes before them.
+    """
+    own: dict[str, AttributeValue] = {
+        "service.name": "whence",
+        "service.version": version,
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.name": "whence",
+        "telemetry.sdk.version": version,
+        **attributes,
+    }
+    return Resource(own).merge(OTELResourceDetector().detect())
+
+
+class Envelope:
+    """Puts encoded spans into an ExportTraceServiceRequest without decoding them again.
+
+    Each span comes as a ScopeSpans message that holds it alone: the concatenation of such
+    messages is the serialisation of the one that holds them all.
+    """
+
+    def __init__(self, resource: Resource, version: str) -> None:
+        attributes = cast("Mapping[str, AttributeValue]", resource.attributes)
+        message = ResourceMessage(attributes=key_values(dict(sorted(attributes.items()))))
+        self._resource = ResourceSpans(resource=message).SerializeToString()
+        scope = InstrumentationScope(name=SCOPE, version=version)
+        self._scope = ScopeSpans(scope=scope).SerializeToString()
+
+    def request(self, spans: list[bytes]) -> bytes:
+        """Serialises the request that carries these spans."""
+        scope_spans = self._scope + b"".join(spans)
+        resource_spans = self._resource + _field(
+            ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, scope_spans
+        )
+        return _field(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, resource_spans)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(payload)) + payload
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,0 +1,131 @@
+"""The caller's trace, the service's resource, and the endpoint's spelling."""
+
+import re
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.telemetry.context import trace_context
+from whence_server.telemetry.otlp import parse_endpoint
+from whence_server.telemetry.resource import Envelope, service_resource
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
+
+
+def test_the_callers_trace_goes_on():
+    context = trace_context(
+        [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1,b=2"), ("x-bin", b"\x00")]
+    )
+    assert context.trace_id == TRACE
+    assert context.parent_span_id == SPAN
+    assert context.trace_state == "a=1,b=2"
+    assert context.sampled
+    assert re.fullmatch("[0-9a-f]{16}", context.span_id)
+    assert context.span_id != SPAN
+
+
+def test_the_callers_wish_for_no_spans_is_honoured():
+    context = trace_context([("traceparent", f"00-{TRACE}-{SPAN}-00")])
+    assert context.trace_id == TRACE
+    assert not context.sampled
+
+
+def test_tracestate_may_come_in_several_headers():
+    context = trace_context(
+        [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1"), ("tracestate", "b=2")]
+    )
+    assert context.trace_state == "a=1,b=2"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        [("traceparent", "nonsense")],
+        [("traceparent", f"00-{'0' * 32}-{SPAN}-01")],
+        [("traceparent", f"00-{TRACE}-{'0' * 16}-01")],
+        [("traceparent", f"ff-{TRACE}-{SPAN}-01")],
+        [("traceparent", f"00-{TRACE}-{SPAN}-01-more")],
+        [("traceparent", f"00-{TRACE}-{SPAN}-00"), ("traceparent", f"00-{TRACE}-{SPAN}-01")],
+        [("tracestate", "a=1")],
+    ],
+)
+def test_no_usable_parent_is_a_new_trace(metadata):
+    first, second = trace_context(metadata), trace_context(metadata)
+    assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
+    assert TRACE != first.trace_id != second.trace_id
+    assert first.span_id != second.span_id
+    assert first.parent_span_id == ""
+    assert first.trace_state == ""
+    assert first.sampled
+
+
+def test_a_sampler_may_decide():
+    assert not trace_context([], sampler=ALWAYS_OFF).sampled
+
+
+def test_the_resource_is_whence_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,x=y%20z")
+    resource = service_resource("1.2", {"x": "own", "service.instance.id": "i"})
+    assert resource.attributes["service.name"] == "whence"
+    assert resource.attributes["service.version"] == "1.2"
+    assert resource.attributes["service.instance.id"] == "i"
+    assert resource.attributes["x"] == "y z"
+    assert resource.attributes["deployment.environment.name"] == "test"
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    assert service_resource("1.2").attributes["service.name"] == "mine"
+
+
+@pytest.mark.parametrize("num_spans", [0, 1, 3, 200])
+def test_the_envelope_is_what_protobuf_itself_would_write(num_spans, monkeypatch):
+    monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES", raising=False)
+    spans = [Span(name="x" * index, span_id=bytes(8)) for index in range(num_spans)]
+    pieces = [ScopeSpans(spans=[span]).SerializeToString() for span in spans]
+    request = Envelope(service_resource("1.2"), "1.2").request(pieces)
+    message = ExportTraceServiceRequest.FromString(request)
+    assert message.SerializeToString() == request
+    (resource_spans,) = message.resource_spans
+    (scope_spans,) = resource_spans.scope_spans
+    assert list(scope_spans.spans) == spans
+    assert scope_spans.scope.name == "whence"
+    keys = [attribute.key for attribute in resource_spans.resource.attributes]
+    assert "service.name" in keys
+    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "target", "secure"),
+    [
+        ("http://collector:4317", "collector:4317", False),
+        ("http://collector", "collector:4317", False),
+        ("https://collector.example/", "collector.example:4317", True),
+        ("127.0.0.1:9999", "127.0.0.1:9999", False),
+        ("collector", "collector:4317", False),
+        ("http://[::1]:4317", "[::1]:4317", False),
+        ("unix:/run/otel.sock", "unix:/run/otel.sock", False),
+    ],
+)
+def test_endpoints(endpoint, target, secure):
+    assert parse_endpoint(endpoint) == (target, secure)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "ftp://x:1",
+        "http://x:4318/v1/traces",
+        "x:port",
+        "http://:4317",
+        "http://u@x:1",
+        "http://[",
+    ],
+)
+def test_what_is_no_endpoint_is_named(endpoint):
+    with pytest.raises(ConfigurationError, match=re.escape(repr(endpoint))):
+        parse_endpoint(endpoint)

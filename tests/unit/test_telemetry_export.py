@@ -1,0 +1,422 @@
+"""The durable exporter: whatever happens to it or to the collector, every span arrives."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
+from telemetry_journal import MemoryJournal
+
+from whence_server.domain.entries import EntryKind
+from whence_server.telemetry.delivery import Backoff
+from whence_server.telemetry.encoder import SpanEncoder
+from whence_server.telemetry.export import ExportOptions, SpanExporter
+from whence_server.telemetry.otlp import OtlpGrpcSink
+from whence_server.telemetry.receiver import Drop, Fail, Receiver, Reject, Wait
+from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.seams import Accepted, Outcome
+
+CURSOR = ExportOptions().cursor_name
+
+
+class Clock:
+    """Remembers how long was slept, and lets only the event loop run meanwhile."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0.001)
+
+    @property
+    def delays(self) -> list[float]:
+        return [seconds for seconds in self.slept if seconds]
+
+
+def exporter_of(journal, sink, clock=None, **options) -> SpanExporter:
+    defaults = {"linger_s": 0.0, "max_batch_spans": 16}
+    return SpanExporter(
+        journal,
+        sink,
+        service_resource("0"),
+        "0",
+        options=ExportOptions(**{**defaults, **options}),
+        sleep=(clock or Clock()).sleep,
+    )
+
+
+@asynccontextmanager
+async def receiving(*, started: bool = True, keep: bool = True):
+    receiver = Receiver(keep=keep)
+    if started:
+        await receiver.start()
+    try:
+        yield receiver
+    finally:
+        await receiver.close()
+
+
+@asynccontextmanager
+async def exporting(journal, receiver, clock=None, **options):
+    exporter = exporter_of(journal, OtlpGrpcSink(receiver.endpoint), clock, **options)
+    exporter.start()
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - counters, which nobody announces
+            await asyncio.sleep(0.001)
+
+
+async def expected_of(journal: MemoryJournal) -> dict[bytes, bytes]:
+    encoder = SpanEncoder(journal)
+    pieces = [piece for entry in journal.entries for piece in await encoder.spans_of(entry)]
+    return {ScopeSpans.FromString(piece).spans[0].span_id: piece for piece in pieces}
+
+
+def pieces_in(requests: list[bytes]) -> list[bytes]:
+    """Takes requests apart into the very bytes of their spans."""
+    return [
+        ScopeSpans(spans=[span]).SerializeToString()
+        for request in requests
+        for resource_spans in ExportTraceServiceRequest.FromString(request).resource_spans
+        for scope_spans in resource_spans.scope_spans
+        for span in scope_spans.spans
+    ]
+
+
+async def assert_all_arrived(journal: MemoryJournal, receiver: Receiver) -> None:
+    """The union is what it should be, and duplicates are the same to the byte."""
+    expected = await expected_of(journal)
+    taken = [ScopeSpans(spans=[span]).SerializeToString() for span in receiver.spans]
+    assert set(taken) == set(expected.values())
+    assert set(pieces_in(receiver.requests)) <= set(expected.values())
+
+
+@pytest.fixture
+def journal() -> MemoryJournal:
+    journal = MemoryJournal()
+    journal.append_generation("g1", num_steps=40)
+    journal.append_generation("g2", num_steps=10, num_sequences=3)
+    return journal
+
+
+async def test_everything_arrives_once_and_the_cursor_follows(journal):
+    async with receiving() as receiver, exporting(journal, receiver) as exporter:
+        assert await exporter.flush(10)
+        await assert_all_arrived(journal, receiver)
+        expected = await expected_of(journal)
+        assert receiver.num_spans == len(expected) == exporter.stats.num_exported
+        assert journal.cursors[CURSOR] == len(journal.entries)
+        assert journal.advances == sorted(journal.advances)
+        assert exporter.lag_entries == 0
+        assert exporter.stats.num_retries == 0
+        assert max(len(pieces_in([request])) for request in receiver.requests) <= 16
+        # What is committed later is sent later.
+        journal.append_generation("g3", num_steps=2)
+        await receiver.wait_for(len(expected) + 5)
+        await assert_all_arrived(journal, receiver)
+
+
+async def test_the_cursor_moves_only_after_the_answer(journal):
+    async with receiving() as receiver, exporting(journal, receiver) as exporter:
+        await exporter.flush(10)
+        before = journal.cursors[CURSOR]
+        receiver.answers.append(Wait(3600))
+        journal.append_generation("g3", num_steps=2)
+        num_requests = exporter.stats.num_requests
+        await until(lambda: exporter.stats.num_requests > num_requests)
+        assert not await exporter.flush(0.05)
+        assert journal.cursors[CURSOR] == before
+
+
+async def test_a_collector_that_is_away_for_a_while_loses_nothing(journal):
+    clock = Clock()
+    async with (
+        receiving(started=False) as receiver,
+        exporting(journal, receiver, clock) as exporter,
+    ):
+        await until(lambda: exporter.stats.num_retries >= 3)
+        assert not journal.cursors
+        assert exporter.lag_entries == len(journal.entries)
+        assert "UNAVAILABLE" in exporter.stats.last_error
+        await receiver.start()
+        assert await exporter.flush(20)
+        await assert_all_arrived(journal, receiver)
+        await receiver.stop()
+        journal.append_generation("g3", num_steps=20)
+        retries = exporter.stats.num_retries
+        await until(lambda: exporter.stats.num_retries >= retries + 3)
+        await receiver.start()
+        assert await exporter.flush(20)
+        await assert_all_arrived(journal, receiver)
+
+
+async def test_a_connection_that_breaks_after_the_spans_were_stored(journal):
+    async with receiving() as receiver:
+        receiver.answers += [Drop(), Wait(0), Drop()]
+        async with exporting(journal, receiver) as exporter:
+            assert await exporter.flush(20)
+        await assert_all_arrived(journal, receiver)
+        expected = await expected_of(journal)
+        again = [one for one in receiver.requests if receiver.requests.count(one) == 2]
+        assert len(again) == 4  # two batches came twice
+        assert receiver.num_spans == len(expected) + len(pieces_in(again)) // 2
+        assert exporter.stats.num_retries >= 2
+
+
+class MortalSink:
+    """Keeps what it is sent, and kills its exporter at the n-th request, before or after."""
+
+    def __init__(self, deaths: list[tuple[int, bool]]) -> None:
+        self.requests: list[bytes] = []
+        self.died = asyncio.Event()
+        self._deaths = deaths
+        self._num_requests = 0
+
+    async def export(self, request: bytes) -> Outcome:
+        self._num_requests += 1
+        if self._deaths and self._num_requests == self._deaths[0][0]:
+            _, stored = self._deaths.pop(0)
+            if stored:
+                self.requests.append(request)
+            self.died.set()
+            await asyncio.Event().wait()
+        self.requests.append(request)
+        return Accepted()
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_an_exporter_killed_at_any_point_goes_on_after_its_restart(journal, seed):
+    chance = random.Random(seed)
+    places = sorted(chance.sample(range(1, 12), 4))
+    sink = MortalSink([(place, chance.random() < 0.5) for place in places])
+    for _ in places:
+        exporter = exporter_of(journal, sink, max_batch_spans=chance.randint(1, 12))
+        exporter.start()
+        await sink.died.wait()
+        sink.died.clear()
+        await exporter.close()
+        # A cursor is durable with a commit only: the latest moves may be lost with the process.
+        journal.cursors[CURSOR] = chance.choice([0, *journal.advances])
+    exporter = exporter_of(journal, sink)
+    exporter.start()
+    assert await exporter.flush(10)
+    await exporter.close()
+    assert set(pieces_in(sink.requests)) == set((await expected_of(journal)).values())
+
+
+async def test_the_delay_that_the_collector_asks_for_is_kept(journal):
+    clock = Clock()
+    async with receiving() as receiver:
+        receiver.answers += [
+            Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_delay_s=7.5),
+            Fail(grpc.StatusCode.UNAVAILABLE, retry_delay_s=90.25),
+            Fail(grpc.StatusCode.UNAVAILABLE),
+        ]
+        async with exporting(journal, receiver, clock) as exporter:
+            assert await exporter.flush(10)
+        await assert_all_arrived(journal, receiver)
+    assert clock.delays[:2] == [7.5, 90.25]
+    assert 0.2 <= clock.delays[2] <= 0.4
+    assert len(clock.delays) == 3 == exporter.stats.num_retries
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+        # Not retryable by OTLP, but they say nothing against the spans: they are kept.
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    ],
+)
+async def test_what_is_tried_again(journal, code):
+    async with receiving() as receiver:
+        receiver.answers += [Fail(code)] * 3
+        async with exporting(journal, receiver) as exporter:
+            assert await exporter.flush(10)
+        await assert_all_arrived(journal, receiver)
+        assert exporter.stats.num_retries == 3
+        assert exporter.stats.num_set_aside == 0
+
+
+async def test_poison_is_set_aside_alone_and_the_rest_arrives(journal, caplog):
+    expected = await expected_of(journal)
+    poison = set(list(expected)[5:7]) | {list(expected)[30]}
+    async with receiving() as receiver:
+        receiver.is_poison = lambda span: span.span_id in poison
+        async with exporting(journal, receiver) as exporter:
+            assert await exporter.flush(10)
+        assert {span.span_id for span in receiver.spans} == expected.keys() - poison
+        assert receiver.num_spans == len(expected) - 3  # nothing twice either
+    assert exporter.stats.num_set_aside == 3
+    assert exporter.stats.num_exported == len(expected) - 3
+    assert journal.cursors[CURSOR] == len(journal.entries)
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2  # one a batch
+    assert "2 of 15 spans" in errors[0]
+    assert "INVALID_ARGUMENT" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # without RetryInfo
+    ],
+)
+async def test_a_refusal_is_not_repeated_as_it_was(journal, code):
+    async with receiving() as receiver:
+        receiver.answers.append(Fail(code))
+        async with exporting(journal, receiver) as exporter:
+            assert await exporter.flush(10)
+        assert len(receiver.requests) == len(set(receiver.requests))
+        await assert_all_arrived(journal, receiver)
+        assert exporter.stats.num_retries == exporter.stats.num_set_aside == 0
+
+
+async def test_partial_success_is_counted_and_not_repeated(journal, caplog):
+    async with receiving() as receiver:
+        receiver.answers.append(Reject(3, "too old"))
+        async with exporting(journal, receiver) as exporter:
+            assert await exporter.flush(10)
+    num_spans = len(await expected_of(journal))
+    assert exporter.stats.num_rejected == 3
+    assert exporter.stats.num_exported == receiver.num_spans == num_spans - 3
+    assert exporter.stats.last_error == "too old"
+    assert "3 of 15 spans were rejected: too old" in caplog.text
+
+
+async def test_an_unreadable_entry_does_not_hold_up_the_rest(journal):
+    journal.entries[2] = journal.entries[2]._replace(payload=b"\xff")
+    async with receiving() as receiver, exporting(journal, receiver) as exporter:
+        assert await exporter.flush(10)
+        assert exporter.stats.num_unreadable == 1
+        whole = MemoryJournal()
+        whole.append_generation("g1", num_steps=40)
+        whole.append_generation("g2", num_steps=10, num_sequences=3)
+        assert receiver.num_spans == len(await expected_of(whole)) - 1
+
+
+async def test_entries_without_spans_move_the_cursor_too(journal):
+    quiet = MemoryJournal()
+    quiet.append_generation("g", num_steps=50, flags=0)
+    async with receiving() as receiver, exporting(quiet, receiver) as exporter:
+        assert await exporter.flush(10)
+        assert quiet.cursors[CURSOR] == len(quiet.entries)
+        assert receiver.requests == []
+        assert exporter.stats.num_requests == 0
+
+
+async def test_the_journals_trouble_does_not_end_the_exporter(journal, monkeypatch):
+    read, failures = journal.read_committed, [OSError("disk"), OSError("disk")]
+
+    async def troubled(after_position: int, limit: int):
+        if failures:
+            raise failures.pop()
+        return await read(after_position, limit)
+
+    monkeypatch.setattr(journal, "read_committed", troubled)
+    async with receiving() as receiver, exporting(journal, receiver):
+        await receiver.wait_for(len(await expected_of(journal)))
+        await assert_all_arrived(journal, receiver)
+
+
+async def test_a_sink_that_raises_is_tried_again(journal):
+    class Raising(MortalSink):
+        raised = False
+
+        async def export(self, request: bytes) -> Outcome:
+            if not self.raised:
+                self.raised = True
+                raise OSError("no route")
+            return await super().export(request)
+
+    sink = Raising([])
+    exporter = exporter_of(journal, sink)
+    exporter.start()
+    assert await exporter.flush(10)
+    await exporter.close()
+    assert set(pieces_in(sink.requests)) == set((await expected_of(journal)).values())
+    assert exporter.stats.last_error == "OSError: no route"
+
+
+async def test_batches_are_bounded_in_bytes_too(journal):
+    async with (
+        receiving() as receiver,
+        exporting(journal, receiver, max_batch_spans=512, max_batch_bytes=6_000) as exporter,
+    ):
+        assert await exporter.flush(10)
+        await assert_all_arrived(journal, receiver)
+        overhead = 300  # the envelope; and an entry's spans are never parted
+        assert max(map(len, receiver.requests)) <= 6_000 + overhead
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+async def test_a_burst_of_twenty_thousand_steps_all_arrives(gzip):
+    journal = MemoryJournal()
+    for number in range(20):
+        journal.append_generation(f"g{number}", num_steps=1_000)
+    # The journal in memory searches; what is asked of it here is found by dictionary.
+    starts = {e.generation_id: e for e in journal.entries if e.kind is EntryKind.STARTED}
+    steps_of = {
+        name: [
+            entry
+            for entry in journal.entries
+            if entry.generation_id == name and entry.kind is EntryKind.STEP
+        ]
+        for name in starts
+    }
+
+    async def read(generation_id, after_offset=0, limit=1024, kinds=None):
+        if EntryKind.STARTED in kinds:
+            return [starts[generation_id]]
+        steps = steps_of[generation_id]  # offsets 2 to 1,001
+        begin = max(after_offset - 1, 0)
+        return steps[begin : min(begin + limit, after_offset - 1 + limit)]
+
+    journal.read = read
+    async with receiving() as receiver:
+        sink = OtlpGrpcSink(receiver.endpoint, {"x-key": "1"}, gzip=gzip)
+        exporter = exporter_of(journal, sink, max_batch_spans=512)
+        exporter.start()
+        assert await exporter.flush(60)
+        await exporter.close()
+        assert len({span.span_id for span in receiver.spans}) == receiver.num_spans == 20_060
+        names = [span.name for span in receiver.spans]
+        assert names.count("decode_step") == 20_000
+        assert names.count("decode") == names.count("text_completion demo") == 20
+
+
+def test_backoff_grows_to_its_bound_and_starts_over():
+    backoff = Backoff(0.1, 30.0, jitter=lambda: 1.0)
+    delays = [backoff.next_s() for _ in range(12)]
+    assert delays[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert delays[-1] == 30.0 == max(delays)
+    assert backoff.next_s(at_least_s=100.0) == 100.0
+    backoff.reset()
+    assert backoff.next_s() == pytest.approx(0.1)
+    assert Backoff(0.1, 30.0, jitter=lambda: 0.0).next_s() == pytest.approx(0.05)
+    assert backoff.longest_s() == 30.0

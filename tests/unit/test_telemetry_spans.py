@@ -1,0 +1,434 @@
+"""The spans themselves: the tree, its times, its attributes, and that bytes alone decide them."""
+
+import hashlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
+from opentelemetry.semconv._incubating.attributes import (
+    gen_ai_attributes,
+    rpc_attributes,
+)
+from opentelemetry.semconv.attributes import error_attributes, server_attributes
+from telemetry_journal import (
+    CALLER_SPAN_ID,
+    START_NS,
+    TRACE_ID,
+    MemoryJournal,
+    call,
+    finished,
+    server_span_id,
+    started,
+    step,
+    timestamp,
+)
+
+from whence.v1 import generation_pb2, step_pb2
+from whence_server.domain.entries import EntryKind
+from whence_server.telemetry import names
+from whence_server.telemetry.encoder import SpanEncoder, UnreadableEntryError
+
+
+async def encoded(journal: MemoryJournal, **options: object) -> list[bytes]:
+    encoder = SpanEncoder(journal, **options)
+    return [span for entry in journal.entries for span in await encoder.spans_of(entry)]
+
+
+async def spans_of(journal: MemoryJournal, **options: object) -> list[Span]:
+    return [ScopeSpans.FromString(piece).spans[0] for piece in await encoded(journal, **options)]
+
+
+def value_of(value: AnyValue) -> object:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [value_of(item) for item in value.array_value.values]
+    return getattr(value, kind)
+
+
+def attributes(span: Span) -> dict[str, object]:
+    keys = [attribute.key for attribute in span.attributes]
+    assert len(keys) == len(set(keys))
+    return {attribute.key: value_of(attribute.value) for attribute in span.attributes}
+
+
+def named(spans: list[Span], name: str) -> list[Span]:
+    return [span for span in spans if span.name == name]
+
+
+@pytest.fixture
+def journal() -> MemoryJournal:
+    journal = MemoryJournal()
+    journal.append_generation("g1", num_steps=30, num_sequences=2)
+    return journal
+
+
+async def test_the_tree_hangs_together(journal):
+    spans = await spans_of(journal)
+    by_id = {span.span_id: span for span in spans}
+    assert len(by_id) == len(spans) == 1 + 1 + 2 + 60
+    assert {span.trace_id.hex() for span in spans} == {TRACE_ID}
+    server = by_id[bytes.fromhex(server_span_id("g1"))]
+    assert server.name == "whence.v1.GenerationService/Generate"
+    assert server.kind == Span.SPAN_KIND_SERVER
+    assert server.parent_span_id.hex() == CALLER_SPAN_ID
+    parents = {"decode_step": "decode", "decode": "text_completion demo"}
+    for span in spans:
+        assert span.trace_state == "vendor=x"
+        if span is server:
+            assert span.flags == 0x301  # sampled; the parent is remote
+            continue
+        assert span.flags == 0x101  # sampled; the parent is our own
+        assert span.kind == Span.SPAN_KIND_INTERNAL
+        parent = by_id[span.parent_span_id]
+        assert parent.name == parents.get(span.name, server.name)
+        assert parent.start_time_unix_nano <= span.start_time_unix_nano
+        assert span.end_time_unix_nano <= parent.end_time_unix_nano
+
+
+async def test_steps_are_as_long_as_they_took_and_never_touch(journal):
+    steps = [
+        s
+        for s in named(await spans_of(journal), "decode_step")
+        if attributes(s)["whence.sequence.index"] == 1
+    ]
+    assert steps[0].end_time_unix_nano == START_NS + 14_000_000
+    assert steps[0].start_time_unix_nano == START_NS + 10_001_000
+    for before, after in pairwise(steps):
+        assert after.start_time_unix_nano - before.end_time_unix_nano == 1_000
+    decode = named(await spans_of(journal), "decode")[1]
+    assert decode.start_time_unix_nano == steps[0].start_time_unix_nano - 1_000
+    assert decode.end_time_unix_nano == steps[-1].end_time_unix_nano
+
+
+@given(elapsed=st.integers(0, 2**40), forward=st.integers(0, 2**40), select=st.integers(0, 2**40))
+async def test_odd_timings_stay_inside_the_parents(elapsed, forward, select):
+    timing = step_pb2.StepTiming(elapsed_ns=elapsed, forward_ns=forward, select_ns=select)
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g"))
+    journal.append("g", EntryKind.STEP, step(0, timing=timing))
+    journal.append("g", EntryKind.FINISHED, finished(1, end_time=timestamp(START_NS - 5)))
+    one, generation, decode = await spans_of(journal)
+    assert one.end_time_unix_nano - one.start_time_unix_nano >= 1_000
+    for inner, outer in ((one, decode), (decode, generation)):
+        assert outer.start_time_unix_nano <= inner.start_time_unix_nano
+        assert inner.end_time_unix_nano <= outer.end_time_unix_nano
+    assert generation.start_time_unix_nano == START_NS
+
+
+async def test_a_step_says_all_that_is_known_of_it_and_no_text(journal):
+    one = named(await spans_of(journal), "decode_step")[2]
+    assert attributes(one) == {
+        "whence.generation.id": "g1",
+        "whence.sequence.index": 0,
+        "whence.step.index": 1,
+        "whence.step.batch_size": 3,
+        "whence.step.context_length": 21,
+        "whence.step.forward_ns": 3_000_000,
+        "whence.step.select_ns": 1_000_000,
+        "whence.token.id": 1001,
+        "whence.token.logprob": -1.5,
+        "whence.token.sampling_logprob": -1.25,
+        "whence.token.rank": 2,
+        "whence.step.entropy": 3.5,
+        "whence.step.sampling_entropy": 2.5,
+        "whence.draw.noise": 0.5,
+        "whence.draw.runner_up_token_id": 7,
+        "whence.draw.margin": 0.25,
+    }
+    assert not any(b"secret" in piece for piece in await encoded(journal))
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "token_id": st.integers(0, 2**32 - 1),
+                "logprob": st.floats(width=32, allow_nan=False),
+                "sampling_logprob": st.floats(width=32, allow_nan=False),
+                "rank": st.integers(0, 2**32 - 1),
+                "entropy": st.floats(width=32, allow_nan=False),
+                "draw": st.builds(
+                    step_pb2.Draw,
+                    noise=st.floats(width=32, allow_nan=False),
+                    margin=st.none() | st.floats(width=32, allow_nan=False),
+                    runner_up_token_id=st.none() | st.integers(0, 2**32 - 1),
+                ),
+            },
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+async def test_absent_stays_absent_whatever_came_before(fields_of_steps):
+    """The encoder fills the same messages again and again: nothing may be left over."""
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g"))
+    for index, fields in enumerate(fields_of_steps):
+        message = step_pb2.Step(index=index, text_end_byte=1, **fields)
+        journal.append("g", EntryKind.STEP, message)
+    for span, fields in zip(await spans_of(journal), fields_of_steps, strict=True):
+        found = attributes(span)
+        assert found.get("whence.token.id") == fields.get("token_id")
+        assert found.get("whence.token.logprob") == fields.get("logprob")
+        assert found.get("whence.token.sampling_logprob") == fields.get("sampling_logprob")
+        assert found.get("whence.token.rank") == fields.get("rank")
+        assert found.get("whence.step.entropy") == fields.get("entropy")
+        assert "whence.step.sampling_entropy" not in found
+        draw = fields.get("draw")
+        assert found.get("whence.draw.noise") == (None if draw is None else draw.noise)
+        has_margin = draw is not None and draw.HasField("margin")
+        assert found.get("whence.draw.margin") == (draw.margin if has_margin else None)
+        has_other = draw is not None and draw.HasField("runner_up_token_id")
+        other = draw.runner_up_token_id if has_other else None
+        assert found.get("whence.draw.runner_up_token_id") == other
+
+
+async def test_the_genai_span_speaks_the_conventions(journal):
+    (generation,) = named(await spans_of(journal), "text_completion demo")
+    found = attributes(generation)
+    assert {key: value for key, value in found.items() if key.startswith("gen_ai.")} == {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "whence",
+        "gen_ai.output.type": "text",
+        "gen_ai.request.model": "demo",
+        "gen_ai.request.max_tokens": 64,
+        "gen_ai.request.choice.count": 2,
+        "gen_ai.request.stop_sequences": ["\n\n"],
+        "gen_ai.request.temperature": 0.75,
+        "gen_ai.request.top_k": 40,
+        "gen_ai.request.top_p": 0.5,
+        # No gen_ai.request.seed: 2^64 - 1 is more than OTLP's integers hold.
+        "gen_ai.response.id": "g1",
+        "gen_ai.response.model": "demo",
+        "gen_ai.response.finish_reasons": ["stop", "stop"],
+        "gen_ai.usage.input_tokens": 5,
+        "gen_ai.usage.output_tokens": 60,
+    }
+    assert found["whence.decoding.seed"] == str(2**64 - 1)
+    assert found["whence.decoding.strategy"] == "sample"
+    assert found["whence.model.digest"] == "aa"
+    labels = [key for key in found if key.startswith("whence.label.")]
+    assert labels == ["whence.label.a", "whence.label.team", "whence.label.zone"]
+    assert found["whence.label.team"] == "search"
+    assert generation.status == Status()
+
+
+async def test_gen_ai_is_on_the_genai_span_alone(journal):
+    with_gen_ai = [
+        span.name
+        for span in await spans_of(journal)
+        if any(key.startswith("gen_ai.") for key in attributes(span))
+    ]
+    assert with_gen_ai == ["text_completion demo"]
+
+
+@pytest.mark.parametrize("operation", ["chat", "text_completion"])
+async def test_the_genai_span_is_named_after_its_operation(operation):
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g", operation=operation))
+    journal.append("g", EntryKind.FINISHED, finished(0))
+    (generation,) = await spans_of(journal)
+    assert generation.name == f"{operation} demo"
+    assert attributes(generation)["gen_ai.operation.name"] == operation
+
+
+async def test_a_small_seed_is_given_as_the_conventions_say():
+    journal = MemoryJournal()
+    decoding = generation_pb2.Decoding(sample=generation_pb2.Sample(seed=2**63 - 1))
+    journal.append("g", EntryKind.STARTED, started("g", effective_decoding=decoding))
+    journal.append("g", EntryKind.FINISHED, finished(0))
+    (generation,) = await spans_of(journal)
+    assert attributes(generation)["gen_ai.request.seed"] == 2**63 - 1
+
+
+def test_every_name_outside_whence_is_in_the_conventions():
+    modules = (gen_ai_attributes, rpc_attributes, error_attributes, server_attributes)
+    known = {
+        value for module in modules for value in vars(module).values() if isinstance(value, str)
+    }
+    ours = {value for key, value in vars(names).items() if key.isupper() and "." in value}
+    foreign = {name for name in ours if not name.startswith("whence.")}
+    assert len(foreign) > 20
+    assert foreign <= known
+
+
+async def test_a_failed_generation_is_an_error():
+    journal = MemoryJournal()
+    failed = generation_pb2.FINISH_REASON_FAILED
+    failure = generation_pb2.Failure(code=13, reason="NON_FINITE_LOGITS", message="logits are NaN")
+    journal.append("g", EntryKind.STARTED, started("g"))
+    ending = finished(0, 0, finish_reason=failed, failure=failure)
+    journal.append("g", EntryKind.FINISHED, ending)
+    (generation,) = await spans_of(journal)
+    assert generation.status == Status(code=Status.STATUS_CODE_ERROR, message="logits are NaN")
+    assert attributes(generation)["error.type"] == "NON_FINITE_LOGITS"
+    assert attributes(generation)["gen_ai.response.finish_reasons"] == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "is_error"),
+    [
+        (0, "OK", False),
+        (1, "CANCELLED", False),
+        (2, "UNKNOWN", True),
+        (3, "INVALID_ARGUMENT", False),
+        (4, "DEADLINE_EXCEEDED", True),
+        (5, "NOT_FOUND", False),
+        (6, "ALREADY_EXISTS", False),
+        (7, "PERMISSION_DENIED", False),
+        (8, "RESOURCE_EXHAUSTED", False),
+        (9, "FAILED_PRECONDITION", False),
+        (10, "ABORTED", False),
+        (11, "OUT_OF_RANGE", False),
+        (12, "UNIMPLEMENTED", True),
+        (13, "INTERNAL", True),
+        (14, "UNAVAILABLE", True),
+        (15, "DATA_LOSS", True),
+        (16, "UNAUTHENTICATED", False),
+        (77, "77", False),
+    ],
+)
+async def test_a_calls_status(code, name, is_error):
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.CALL, call("g", status_code=code))
+    (server,) = await spans_of(journal)
+    assert attributes(server) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "whence.v1.GenerationService/Generate",
+        "rpc.response.status_code": name,
+        "server.address": "127.0.0.1",
+        "server.port": 50051,
+        "whence.generation.id": "g",
+    } | ({"error.type": name} if is_error else {})
+    expected = Status.STATUS_CODE_ERROR if is_error else Status.STATUS_CODE_UNSET
+    assert server.status.code == expected
+
+
+async def test_a_call_without_a_parent_or_a_port():
+    journal = MemoryJournal()
+    message = call("", parent_span_id="", server_address="/run/whence.sock")
+    message.ClearField("server_port")
+    journal.append("", EntryKind.CALL, message)
+    (server,) = await spans_of(journal)
+    assert server.parent_span_id == b""
+    assert server.flags == 0x101
+    assert attributes(server)["server.address"] == "/run/whence.sock"
+    assert not attributes(server).keys() & {"server.port", "whence.generation.id"}
+
+
+async def test_encoding_is_a_function_of_the_bytes(journal):
+    whole = await encoded(journal)
+    assert await encoded(journal) == whole
+    # A new encoder that begins anywhere makes the same spans from there on.
+    encoder = SpanEncoder(journal)
+    per_entry = [await encoder.spans_of(entry) for entry in journal.entries]
+    for begin in range(0, len(journal.entries), 7):
+        fresh = SpanEncoder(journal)
+        for entry, expected in list(zip(journal.entries, per_entry, strict=True))[begin:]:
+            assert await fresh.spans_of(entry) == expected
+
+
+def test_ids_are_the_documented_digest():
+    from whence_server.telemetry.ids import SpanIds
+
+    trace_id = bytes.fromhex(TRACE_ID)
+    preimage = b"whence.v1.span\0" + trace_id + (2).to_bytes(4, "big") + b"g1" + b"\x03"
+    preimage += (5).to_bytes(4, "big") + (9).to_bytes(4, "big")
+    ids = SpanIds(trace_id, "g1")
+    assert ids.decode_step(5, 9) == hashlib.sha256(preimage).digest()[:8]
+    assert len({ids.generation(), ids.decode(0), ids.decode_step(0, 0)}) == 3
+
+
+async def test_an_unsampled_generation_has_no_spans():
+    journal = MemoryJournal()
+    journal.append_generation("g", num_steps=3, flags=0)
+    assert await encoded(journal) == []
+
+
+async def test_a_deleted_generation_is_skipped(journal):
+    journal.append_generation("g2", num_steps=2)
+    journal.delete("g1")
+    ids = {attributes(span)["whence.generation.id"] for span in await spans_of(journal)}
+    assert ids == {"g2"}
+
+
+async def test_a_generation_that_is_deleted_while_it_is_sent(journal):
+    encoder = SpanEncoder(journal)
+    assert await encoder.spans_of(journal.entries[1])
+    journal.delete("g1")
+    assert [await encoder.spans_of(entry) for entry in journal.entries] == [[]] * len(
+        journal.entries
+    )
+
+
+@pytest.mark.parametrize(
+    ("step_spans", "num_sequences", "expected"),
+    [(None, 2, [30, 30]), (0, 1, [0]), (7, 2, [4, 3]), (1000, 3, [30, 30, 30]), (1, 3, [1, 0, 0])],
+)
+async def test_the_cap_on_step_spans(step_spans, num_sequences, expected):
+    journal = MemoryJournal()
+    journal.append_generation("g", num_steps=30, num_sequences=num_sequences)
+    spans = await spans_of(journal, step_spans=step_spans)
+    sequences = [attributes(span)["whence.sequence.index"] for span in named(spans, "decode_step")]
+    assert [sequences.count(i) for i in range(num_sequences)] == expected
+    decodes = [attributes(span) for span in named(spans, "decode")]
+    assert [found["whence.decode.num_step_spans"] for found in decodes] == expected
+    assert [found["whence.decode.num_steps"] for found in decodes] == [30] * num_sequences
+
+
+async def test_bounds_of_sequences_that_end_at_different_times():
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g", num_sequences=4))
+    for index in range(5):
+        journal.append("g", EntryKind.PROMPT_STEP, step(index))
+    lengths = [3, 400, 900, 0]
+    for index in range(max(lengths)):
+        for sequence, length in enumerate(lengths):
+            if index < length:
+                journal.append("g", EntryKind.STEP, step(index, sequence))
+    journal.append("g", EntryKind.FINISHED, finished(900, 4))
+    decodes = named(await spans_of(journal), "decode")
+    found = {
+        attributes(span)["whence.sequence.index"]: attributes(span)["whence.decode.num_steps"]
+        for span in decodes
+    }
+    assert found == {0: 3, 1: 400, 2: 900}
+
+
+async def test_a_long_generations_end_costs_two_short_reads(monkeypatch):
+    journal = MemoryJournal()
+    journal.append_generation("g", num_steps=2_000)
+    num_read = 0
+    read = journal.read
+
+    async def counted(*arguments):
+        nonlocal num_read
+        entries = await read(*arguments)
+        num_read += len(entries)
+        return entries
+
+    monkeypatch.setattr(journal, "read", counted)
+    assert len(await SpanEncoder(journal).spans_of(journal.entries[-2])) == 2
+    assert num_read < 40
+
+
+async def test_bytes_that_are_no_message_are_named(journal):
+    broken = journal.entries[1]._replace(payload=b"\xff\xff")
+    with pytest.raises(UnreadableEntryError, match=r"entry 2 .*'g1', STEP"):
+        await SpanEncoder(journal).spans_of(broken)
+    bad_call = call("g", trace_id="zz").SerializeToString()
+    entry = journal.entries[-1]._replace(payload=bad_call)
+    with pytest.raises(UnreadableEntryError, match="CALL"):
+        await SpanEncoder(journal).spans_of(entry)
+
+
+async def test_steps_of_an_unreadable_start_are_skipped(journal):
+    bad = started("g1", trace_id="0" * 32).SerializeToString()
+    journal.entries[0] = journal.entries[0]._replace(payload=bad)
+    assert [span.name for span in await spans_of(journal)] == [
+        "whence.v1.GenerationService/Generate"
+    ]
