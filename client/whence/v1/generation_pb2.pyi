@@ -32,16 +32,27 @@ class _EarlyStoppingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
     """As the model's generation config says."""
     EARLY_STOPPING_WHEN_ENOUGH: _EarlyStopping.ValueType  # 1
+    """As soon as num_beams hypotheses have finished (True)."""
     EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 2
+    """Once no running beam can beat a finished one at any length ("never")."""
     EARLY_STOPPING_HEURISTIC: _EarlyStopping.ValueType  # 3
+    """Once a running beam is unlikely to beat a finished one, judged at its
+    present length (False).
+    """
 
-class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper): ...
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
+    """When beam search ends, as transformers' `early_stopping` has it."""
 
 EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
 """As the model's generation config says."""
 EARLY_STOPPING_WHEN_ENOUGH: EarlyStopping.ValueType  # 1
+"""As soon as num_beams hypotheses have finished (True)."""
 EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 2
+"""Once no running beam can beat a finished one at any length ("never")."""
 EARLY_STOPPING_HEURISTIC: EarlyStopping.ValueType  # 3
+"""Once a running beam is unlikely to beat a finished one, judged at its
+present length (False).
+"""
 global___EarlyStopping = EarlyStopping
 
 class _TraceDetail:
@@ -51,6 +62,7 @@ class _TraceDetail:
 class _TraceDetailEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TraceDetail.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TRACE_DETAIL_UNSPECIFIED: _TraceDetail.ValueType  # 0
+    """The default: TRACE_DETAIL_DECISIONS."""
     TRACE_DETAIL_TOKENS: _TraceDetail.ValueType  # 1
     """Tokens, logprobs and timing only."""
     TRACE_DETAIL_DECISIONS: _TraceDetail.ValueType  # 2
@@ -58,9 +70,11 @@ class _TraceDetailEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     TRACE_DETAIL_INTERNALS: _TraceDetail.ValueType  # 3
     """And sources and the layer lens."""
 
-class TraceDetail(_TraceDetail, metaclass=_TraceDetailEnumTypeWrapper): ...
+class TraceDetail(_TraceDetail, metaclass=_TraceDetailEnumTypeWrapper):
+    """How much is recorded of every step; each level includes those before it."""
 
 TRACE_DETAIL_UNSPECIFIED: TraceDetail.ValueType  # 0
+"""The default: TRACE_DETAIL_DECISIONS."""
 TRACE_DETAIL_TOKENS: TraceDetail.ValueType  # 1
 """Tokens, logprobs and timing only."""
 TRACE_DETAIL_DECISIONS: TraceDetail.ValueType  # 2
@@ -76,28 +90,37 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
+    """Never sent."""
     FINISH_REASON_END_OF_SEQUENCE: _FinishReason.ValueType  # 1
     """The model's end-of-sequence token."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 2
+    """One of Decoding.stop or stop_token_ids; SequenceResult.stop says which."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 3
     """max_new_tokens reached, context full, or forced continuation at its end."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 4
+    """By CancelGeneration, or left without a reader beyond disconnect_grace."""
     FINISH_REASON_TIMEOUT: _FinishReason.ValueType  # 5
+    """GenerateRequest.max_duration had passed."""
     FINISH_REASON_INTERRUPTED: _FinishReason.ValueType  # 6
     """The server ended first (drain, crash); what was recorded stands."""
     FINISH_REASON_FAILED: _FinishReason.ValueType  # 7
     """See GenerationFinished.failure."""
 
-class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
+class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
+    """Why a sequence, or a generation as a whole, ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
+"""Never sent."""
 FINISH_REASON_END_OF_SEQUENCE: FinishReason.ValueType  # 1
 """The model's end-of-sequence token."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 2
+"""One of Decoding.stop or stop_token_ids; SequenceResult.stop says which."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
 """max_new_tokens reached, context full, or forced continuation at its end."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 4
+"""By CancelGeneration, or left without a reader beyond disconnect_grace."""
 FINISH_REASON_TIMEOUT: FinishReason.ValueType  # 5
+"""GenerateRequest.max_duration had passed."""
 FINISH_REASON_INTERRUPTED: FinishReason.ValueType  # 6
 """The server ended first (drain, crash); what was recorded stands."""
 FINISH_REASON_FAILED: FinishReason.ValueType  # 7
@@ -106,6 +129,10 @@ global___FinishReason = FinishReason
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
+    """One generation: what it starts from, how its tokens are chosen, and what is
+    recorded of it.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -135,6 +162,7 @@ class GenerateRequest(google.protobuf.message.Message):
     DISCONNECT_GRACE_FIELD_NUMBER: builtins.int
     MAX_DURATION_FIELD_NUMBER: builtins.int
     prompt: builtins.str
+    """Text, tokenized by the server; see Decoding.add_special_tokens."""
     model: builtins.str
     """Empty for the server's default."""
     generation_id: builtins.str
@@ -143,13 +171,23 @@ class GenerateRequest(google.protobuf.message.Message):
     with another request it is ALREADY_EXISTS. Empty: the server chooses.
     """
     @property
-    def chat(self) -> global___ChatInput: ...
+    def chat(self) -> global___ChatInput:
+        """A conversation, made into text by the model's own chat template."""
+
     @property
-    def tokens(self) -> global___TokenInput: ...
+    def tokens(self) -> global___TokenInput:
+        """Token ids, taken as they are."""
+
     @property
-    def decoding(self) -> global___Decoding: ...
+    def decoding(self) -> global___Decoding:
+        """Unset: everything as the model's generation config says."""
+
     @property
-    def trace(self) -> global___TraceOptions: ...
+    def trace(self) -> global___TraceOptions:
+        """Unset: TRACE_DETAIL_DECISIONS with the server's default number of
+        candidates.
+        """
+
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Stored, and put on the request's span as `whence.label.*`."""
@@ -188,12 +226,18 @@ global___GenerateRequest = GenerateRequest
 
 @typing.final
 class ChatInput(google.protobuf.message.Message):
+    """A conversation that the model's chat template turns into a prompt.
+    INVALID_ARGUMENT where the model has no template.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: builtins.int
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: builtins.int
     @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]: ...
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]:
+        """In the order in which they were said; at least one."""
+
     @property
     def template_arguments(self) -> google.protobuf.struct_pb2.Struct:
         """Passed to the model's chat template."""
@@ -211,12 +255,18 @@ global___ChatInput = ChatInput
 
 @typing.final
 class ChatMessage(google.protobuf.message.Message):
+    """One turn of a conversation."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Who speaks, in the template's terms: "system", "user", "assistant", ... Not
+    empty.
+    """
     content: builtins.str
+    """What was said."""
     def __init__(
         self,
         *,
@@ -229,11 +279,15 @@ global___ChatMessage = ChatMessage
 
 @typing.final
 class TokenInput(google.protobuf.message.Message):
+    """Text as token ids of the model's own vocabulary."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Each below Model.vocabulary_size; nothing is added to them. At least one."""
+
     def __init__(
         self,
         *,
@@ -281,20 +335,44 @@ class Decoding(google.protobuf.message.Message):
     BAD_WORDS_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     max_new_tokens: builtins.int
+    """Most tokens that a sequence may get, at least 1; cut to what the context
+    has room for. Where the generation config says nothing, the server's
+    default. Must be unset for `forced`.
+    """
     min_new_tokens: builtins.int
+    """End-of-sequence and stop token ids cannot be chosen before a sequence has
+    this many tokens; 0 is off. At most max_new_tokens. Must be unset for
+    `forced`.
+    """
     ignore_eos: builtins.bool
+    """Whether a sequence goes on after the model's end-of-sequence token. Unset
+    is false, but true for `forced`.
+    """
     num_return_sequences: builtins.int
     """Samples, or the best beams. More than one needs sampling or beam search."""
     repetition_penalty: builtins.float
+    """Logits of tokens that already occur, in the prompt or the output, are
+    divided by it where positive and multiplied where negative. Above 0; 1 is
+    neutral. Must be unset for `forced`.
+    """
     no_repeat_ngram_size: builtins.int
+    """No sequence of this many tokens occurs twice; 0 is off. Must be unset for
+    `forced`.
+    """
     add_special_tokens: builtins.bool
     """Whether the tokenizer adds its special tokens to a `prompt`."""
     @property
-    def greedy(self) -> global___Greedy: ...
+    def greedy(self) -> global___Greedy:
+        """The most likely token at every step."""
+
     @property
-    def sample(self) -> global___Sample: ...
+    def sample(self) -> global___Sample:
+        """A token drawn at random from the processed distribution."""
+
     @property
-    def beam_search(self) -> global___BeamSearch: ...
+    def beam_search(self) -> global___BeamSearch:
+        """The best of several continuations that are followed side by side."""
+
     @property
     def forced(self) -> global___Forced:
         """Nothing is chosen: the given continuation is traced token by token, so
@@ -306,11 +384,23 @@ class Decoding(google.protobuf.message.Message):
         """Generation ends before any of these; they are not part of the output."""
 
     @property
-    def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids that end a sequence, besides the model's end-of-sequence. The id that
+        did is the sequence's last token.
+        """
+
     @property
-    def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]: ...
+    def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+        """Token id to the finite amount added to its logit. Must be empty for
+        `forced`.
+        """
+
     @property
-    def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts, none empty, that are tokenized without special tokens; no token may
+        complete one of them. Must be empty for `forced`.
+        """
+
     def __init__(
         self,
         *,
@@ -353,6 +443,10 @@ global___Decoding = Decoding
 
 @typing.final
 class Greedy(google.protobuf.message.Message):
+    """Takes the most likely token after processing: nothing is drawn, so it has no
+    settings.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
@@ -363,6 +457,10 @@ global___Greedy = Greedy
 
 @typing.final
 class Sample(google.protobuf.message.Message):
+    """Draws each token at random from the distribution that its settings leave,
+    with transformers' meaning of each; see Draw for how.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEMPERATURE_FIELD_NUMBER: builtins.int
@@ -374,12 +472,29 @@ class Sample(google.protobuf.message.Message):
     ETA_CUTOFF_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     temperature: builtins.float
+    """Divides the logits: below 1 sharpens the distribution, above 1 flattens it.
+    Above 0; 1 is neutral.
+    """
     top_k: builtins.int
+    """Keeps the k most likely tokens; 0 is off."""
     top_p: builtins.float
+    """Keeps the smallest set of most likely tokens whose probabilities add up to
+    at least this. In (0, 1]; 1 is off.
+    """
     min_p: builtins.float
+    """Keeps tokens with at least this share of the likeliest one's probability.
+    In [0, 1]; 0 is off.
+    """
     typical_p: builtins.float
+    """Keeps the tokens whose information is closest to the entropy, up to this
+    mass (locally typical sampling). In (0, 1]; 1 is off.
+    """
     epsilon_cutoff: builtins.float
+    """Keeps tokens of at least this probability. In [0, 1); 0 is off."""
     eta_cutoff: builtins.float
+    """Keeps tokens of at least min(eta, sqrt(eta) * exp(-entropy)) in
+    probability. In [0, 1); 0 is off.
+    """
     seed: builtins.int
     """Unset: the server picks one and reports it in GenerationStarted."""
     def __init__(
@@ -417,14 +532,23 @@ global___Sample = Sample
 
 @typing.final
 class BeamSearch(google.protobuf.message.Message):
+    """Follows the likeliest continuations side by side, exactly as transformers
+    does.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NUM_BEAMS_FIELD_NUMBER: builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: builtins.int
     EARLY_STOPPING_FIELD_NUMBER: builtins.int
     num_beams: builtins.int
+    """Continuations kept after every round, at least num_return_sequences."""
     length_penalty: builtins.float
+    """A finished hypothesis' score is the sum of its logprobs divided by its
+    length to this power: above 0 favours longer ones, below 0 shorter ones.
+    """
     early_stopping: global___EarlyStopping.ValueType
+    """When the search ends; unset as EARLY_STOPPING_UNSPECIFIED."""
     def __init__(
         self,
         *,
@@ -443,13 +567,18 @@ global___BeamSearch = BeamSearch
 
 @typing.final
 class Forced(google.protobuf.message.Message):
+    """A continuation that is given, not chosen."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
     text: builtins.str
+    """Tokenized without special tokens, apart from the prompt."""
     @property
-    def tokens(self) -> global___TokenInput: ...
+    def tokens(self) -> global___TokenInput:
+        """Token ids, taken as they are."""
+
     def __init__(
         self,
         *,
@@ -464,12 +593,19 @@ global___Forced = Forced
 
 @typing.final
 class TraceOptions(google.protobuf.message.Message):
+    """What is recorded of a generation. Which tokens come out, and their logprobs,
+    never depend on it.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DETAIL_FIELD_NUMBER: builtins.int
     NUM_CANDIDATES_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
     detail: global___TraceDetail.ValueType
+    """More than the server gives is granted as the most that it does, which
+    GenerationStarted.effective_trace says.
+    """
     num_candidates: builtins.int
     """Candidates per step; unset takes the server's default (8), 0 is none."""
     prompt: builtins.bool
@@ -505,18 +641,29 @@ class GenerationEvent(google.protobuf.message.Message):
     holds several steps covers [first_offset, last_offset].
     """
     last_offset: builtins.int
+    """Equal to first_offset unless the message holds several entries. The value
+    to hand to ResumeGenerationRequest.after_offset.
+    """
     @property
-    def started(self) -> global___GenerationStarted: ...
+    def started(self) -> global___GenerationStarted:
+        """Always the first entry, at offset 1."""
+
     @property
     def prompt_steps(self) -> global___StepBatch:
         """The prompt's own tokens, where asked for."""
 
     @property
-    def steps(self) -> global___StepBatch: ...
+    def steps(self) -> global___StepBatch:
+        """Generated tokens."""
+
     @property
-    def beam_round(self) -> global___BeamRound: ...
+    def beam_round(self) -> global___BeamRound:
+        """Beam search only, one for each round."""
+
     @property
-    def finished(self) -> global___GenerationFinished: ...
+    def finished(self) -> global___GenerationFinished:
+        """Always the last entry: a stream that ends without it broke off."""
+
     def __init__(
         self,
         *,
@@ -536,11 +683,15 @@ global___GenerationEvent = GenerationEvent
 
 @typing.final
 class GenerateResponse(google.protobuf.message.Message):
+    """One message of a generation's stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: builtins.int
     @property
-    def event(self) -> global___GenerationEvent: ...
+    def event(self) -> global___GenerationEvent:
+        """The next entry, or several consecutive steps in one."""
+
     def __init__(
         self,
         *,
@@ -609,18 +760,25 @@ class GenerationStarted(google.protobuf.message.Message):
     REQUEST_DIGEST_FIELD_NUMBER: builtins.int
     SOURCE_METHOD_FIELD_NUMBER: builtins.int
     UNAVAILABLE_FIELD_NUMBER: builtins.int
+    OPERATION_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
     """W3C ids of the request's SERVER span: where to find it in a tracing backend."""
     span_id: builtins.str
+    """The SERVER span itself: 16 hex digits."""
     model: builtins.str
+    """The name under which the model is served, never empty."""
     model_digest: builtins.str
     """See Model.model_digest, Model.tokenizer_digest."""
     tokenizer_digest: builtins.str
+    """What the token ids of this generation refer to."""
     parent_span_id: builtins.str
     """The caller's span, its sampling flag, and its state, as they arrived."""
     trace_flags: builtins.int
+    """W3C trace flags; bit 0 says that spans are wanted."""
     trace_state: builtins.str
+    """W3C tracestate; empty where the caller sent none."""
     prompt: builtins.str
     """As given, or as the chat template made it; by the content policy."""
     request_digest: builtins.str
@@ -629,10 +787,20 @@ class GenerationStarted(google.protobuf.message.Message):
     """
     source_method: builtins.str
     """The method behind Internals' sources."""
+    operation: builtins.str
+    """The GenAI operation, as spans call it: "chat" where the request had a `chat`
+    input, else "text_completion".
+    """
     @property
-    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the request arrived. Durations of this generation count from here."""
+
     @property
-    def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """What the model read, special tokens included. Empty where the content
+        policy keeps ids out of the journal.
+        """
+
     @property
     def effective_decoding(self) -> global___Decoding:
         """As really applied: every default filled in, the seed included."""
@@ -642,11 +810,19 @@ class GenerationStarted(google.protobuf.message.Message):
         """As granted: a server may cap the detail."""
 
     @property
-    def processor_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def processor_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The logits processors in the order of application: what ProcessorEffects'
+        arrays refer to. Empty where none applies.
+        """
+
     @property
-    def environment(self) -> global___Environment: ...
+    def environment(self) -> global___Environment:
+        """Software and hardware that computed the tokens."""
+
     @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """The request's own."""
+
     @property
     def unavailable(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Parts of the trace that this model cannot give, and why."""
@@ -674,9 +850,10 @@ class GenerationStarted(google.protobuf.message.Message):
         request_digest: builtins.str = ...,
         source_method: builtins.str = ...,
         unavailable: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        operation: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "unavailable", b"unavailable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "unavailable", b"unavailable"]) -> None: ...
 
 global___GenerationStarted = GenerationStarted
 
@@ -695,13 +872,19 @@ class Environment(google.protobuf.message.Message):
     ATTENTION_IMPLEMENTATION_FIELD_NUMBER: builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
     whence_version: builtins.str
+    """The server's version, as in "0.1.0"."""
     torch_version: builtins.str
+    """`torch.__version__`, build suffix included, as in "2.13.0+cpu"."""
     transformers_version: builtins.str
+    """`transformers.__version__`."""
     dtype: builtins.str
     """Of weights and arithmetic: "float32", "bfloat16", ..."""
     device: builtins.str
+    """Where the model computes, in torch's terms: "cpu", "cuda:0", ..."""
     num_threads: builtins.int
+    """torch's intra-op threads."""
     attention_implementation: builtins.str
+    """transformers' name of the attention path: "sdpa", "eager", ..."""
     weights_digest: builtins.str
     """See Model.weights_digest."""
     def __init__(
@@ -732,7 +915,11 @@ class StepBatch(google.protobuf.message.Message):
 
     STEPS_FIELD_NUMBER: builtins.int
     @property
-    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.step_pb2.Step]: ...
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.step_pb2.Step]:
+        """In the order in which they were recorded; those of one sequence by
+        ascending index.
+        """
+
     def __init__(
         self,
         *,
@@ -753,8 +940,11 @@ class BeamRound(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     CONTINUATIONS_FIELD_NUMBER: builtins.int
     index: builtins.int
+    """Position of the round's tokens among the generated ones, from 0."""
     @property
-    def continuations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BeamContinuation]: ...
+    def continuations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BeamContinuation]:
+        """Those that were considered, kept or not."""
+
     def __init__(
         self,
         *,
@@ -767,6 +957,8 @@ global___BeamRound = BeamRound
 
 @typing.final
 class BeamContinuation(google.protobuf.message.Message):
+    """One hypothesis, longer by one token."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PARENT_FIELD_NUMBER: builtins.int
@@ -780,11 +972,19 @@ class BeamContinuation(google.protobuf.message.Message):
     first round.
     """
     token_id: builtins.int
+    """The token that it adds. Absent only where the content policy keeps ids out
+    of the journal.
+    """
     logprob: builtins.float
+    """What the token added to the score: its log probability after all
+    processors.
+    """
     score: builtins.float
     """Running score, length penalty not yet applied."""
     kept: builtins.bool
+    """Whether it goes on into the next round."""
     finished: builtins.bool
+    """Whether the token ended it: it then competes as a finished hypothesis."""
     def __init__(
         self,
         *,
@@ -803,6 +1003,8 @@ global___BeamContinuation = BeamContinuation
 
 @typing.final
 class GenerationFinished(google.protobuf.message.Message):
+    """How a generation ended, and what came of it."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SEQUENCES_FIELD_NUMBER: builtins.int
@@ -815,10 +1017,21 @@ class GenerationFinished(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
     num_prompt_tokens: builtins.int
+    """Tokens that the model read, special ones included."""
     num_generated_tokens: builtins.int
+    """Over all returned sequences. What the model made beyond a sequence's end is
+    not counted.
+    """
     queue_ns: builtins.int
+    """From the request's arrival until its prefill began, or until the end where
+    it never did.
+    """
     prefill_ns: builtins.int
+    """From there until the whole prompt had been read, or until the end where it
+    never was; 0 where it never began.
+    """
     decode_ns: builtins.int
+    """From there until the end; 0 where the prompt was not read to its end."""
     finish_reason: global___FinishReason.ValueType
     """CANCELLED, TIMEOUT, INTERRUPTED or FAILED as a whole; otherwise that of
     the first sequence.
@@ -828,7 +1041,11 @@ class GenerationFinished(google.protobuf.message.Message):
         """Best first for beam search."""
 
     @property
-    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the last sequence had ended, by the clock of
+        GenerationStarted.start_time.
+        """
+
     @property
     def failure(self) -> global___Failure:
         """Only with FINISH_REASON_FAILED."""
@@ -854,6 +1071,8 @@ global___GenerationFinished = GenerationFinished
 
 @typing.final
 class Failure(google.protobuf.message.Message):
+    """Why a generation failed after its start."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CODE_FIELD_NUMBER: builtins.int
@@ -864,6 +1083,7 @@ class Failure(google.protobuf.message.Message):
     reason: builtins.str
     """Machine-readable, UPPER_SNAKE_CASE: "NON_FINITE_LOGITS", ..."""
     message: builtins.str
+    """For people: what was wrong. Its wording may change."""
     def __init__(
         self,
         *,
@@ -877,6 +1097,8 @@ global___Failure = Failure
 
 @typing.final
 class SequenceResult(google.protobuf.message.Message):
+    """One returned sequence as a whole, as far as it came."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SEQUENCE_INDEX_FIELD_NUMBER: builtins.int
@@ -887,8 +1109,13 @@ class SequenceResult(google.protobuf.message.Message):
     LOGPROB_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
+    """The sequence that Step.sequence_index means, from 0."""
     text: builtins.str
+    """The output: byte for byte the concatenation of its steps' text. Empty where
+    the content policy keeps text out of the journal.
+    """
     finish_reason: global___FinishReason.ValueType
+    """The sequence's own, or the generation's where that ended it."""
     stop: builtins.str
     """The stop string or token that ended it, where one did."""
     logprob: builtins.float
@@ -896,7 +1123,11 @@ class SequenceResult(google.protobuf.message.Message):
     score: builtins.float
     """Beam search: the final, length-penalised score."""
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """All of its tokens, the one that ended it included. Empty where the content
+        policy keeps ids out of the journal.
+        """
+
     def __init__(
         self,
         *,
@@ -919,11 +1150,14 @@ global___SequenceResult = SequenceResult
 
 @typing.final
 class ResumeGenerationRequest(google.protobuf.message.Message):
+    """Which generation to follow, and from where."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     AFTER_OFFSET_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """Running or long finished. NOT_FOUND where it is not known, or was deleted."""
     after_offset: builtins.int
     """Events up to and including this one are skipped, `finished` never is; 0
     replays all.
@@ -940,11 +1174,15 @@ global___ResumeGenerationRequest = ResumeGenerationRequest
 
 @typing.final
 class ResumeGenerationResponse(google.protobuf.message.Message):
+    """One message of a resumed stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: builtins.int
     @property
-    def event(self) -> global___GenerationEvent: ...
+    def event(self) -> global___GenerationEvent:
+        """As Generate would have sent it; steps may be batched differently."""
+
     def __init__(
         self,
         *,
@@ -957,10 +1195,15 @@ global___ResumeGenerationResponse = ResumeGenerationResponse
 
 @typing.final
 class CancelGenerationRequest(google.protobuf.message.Message):
+    """Which generation to stop."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """One that has finished stays as it is, and the answer is OK. NOT_FOUND where
+    it is not known, or was deleted.
+    """
     def __init__(
         self,
         *,
@@ -972,6 +1215,8 @@ global___CancelGenerationRequest = CancelGenerationRequest
 
 @typing.final
 class CancelGenerationResponse(google.protobuf.message.Message):
+    """Says that the generation will make no more steps."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(

@@ -26,20 +26,35 @@ class _ModelState:
 class _ModelStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    """Never sent."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 1
+    """Weights are being read: only `model` and `state` are set. Generate is
+    FAILED_PRECONDITION.
+    """
     MODEL_STATE_READY: _ModelState.ValueType  # 2
+    """Generations are admitted."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 3
+    """It could not be loaded, or its engine is lost for good."""
 
-class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper): ...
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
+    """Whether a model answers yet."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+"""Never sent."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 1
+"""Weights are being read: only `model` and `state` are set. Generate is
+FAILED_PRECONDITION.
+"""
 MODEL_STATE_READY: ModelState.ValueType  # 2
+"""Generations are admitted."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 3
+"""It could not be loaded, or its engine is lost for good."""
 global___ModelState = ModelState
 
 @typing.final
 class Model(google.protobuf.message.Message):
+    """A served model: identity, shape and where it computes."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
@@ -59,15 +74,25 @@ class Model(google.protobuf.message.Message):
     LOADED_FILES_FIELD_NUMBER: builtins.int
     BATCHED_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """The name to give as GenerateRequest.model."""
     state: global___ModelState.ValueType
+    """Until it is MODEL_STATE_READY, only this and `model` are set."""
     architecture: builtins.str
     """The transformers class, e.g. "GPT2LMHeadModel"."""
     num_parameters: builtins.int
+    """Elements of all weight tensors, tied ones counted once."""
     num_layers: builtins.int
+    """Transformer blocks, or what the architecture repeats in their place."""
     vocabulary_size: builtins.int
+    """Rows of the output head: token ids are below it. May exceed the tokenizer's
+    own vocabulary.
+    """
     max_context_length: builtins.int
+    """Most tokens of prompt and output together."""
     dtype: builtins.str
+    """See Environment.dtype."""
     device: builtins.str
+    """See Environment.device."""
     model_digest: builtins.str
     """OpenSSF model signing's digest over `files`: weights, configuration,
     generation configuration and tokenizer; never the lineage record, which
@@ -85,7 +110,9 @@ class Model(google.protobuf.message.Message):
     batched: builtins.bool
     """Whether its sequences are decoded together."""
     @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]: ...
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
+        """What model_digest covers, sorted by path."""
+
     @property
     def loaded_files(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The weight files that were read, where several lie side by side."""
@@ -116,14 +143,19 @@ global___Model = Model
 
 @typing.final
 class FileDigest(google.protobuf.message.Message):
+    """One file of a model, by its content."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PATH_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     path: builtins.str
+    """Relative to the model's directory, with "/" between its parts."""
     size_bytes: builtins.int
+    """Length of the file's content."""
     sha256: builtins.str
+    """SHA-256 of the file's content, as 64 hex digits."""
     def __init__(
         self,
         *,
@@ -137,6 +169,8 @@ global___FileDigest = FileDigest
 
 @typing.final
 class ListModelsRequest(google.protobuf.message.Message):
+    """Asks for all models."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
@@ -147,11 +181,15 @@ global___ListModelsRequest = ListModelsRequest
 
 @typing.final
 class ListModelsResponse(google.protobuf.message.Message):
+    """All models of the server."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
     @property
-    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Model]: ...
+    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Model]:
+        """In no particular order."""
+
     def __init__(
         self,
         *,
@@ -163,10 +201,13 @@ global___ListModelsResponse = ListModelsResponse
 
 @typing.final
 class GetModelRequest(google.protobuf.message.Message):
+    """Which model to describe."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Empty for the server's default."""
     def __init__(
         self,
         *,
@@ -178,11 +219,15 @@ global___GetModelRequest = GetModelRequest
 
 @typing.final
 class GetModelResponse(google.protobuf.message.Message):
+    """The model that was asked for."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     @property
-    def model(self) -> global___Model: ...
+    def model(self) -> global___Model:
+        """Always set."""
+
     def __init__(
         self,
         *,
@@ -195,10 +240,13 @@ global___GetModelResponse = GetModelResponse
 
 @typing.final
 class GetVocabularyRequest(google.protobuf.message.Message):
+    """Whose vocabulary to send."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Empty for the server's default. FAILED_PRECONDITION while it is loading."""
     def __init__(
         self,
         *,
@@ -210,6 +258,10 @@ global___GetVocabularyRequest = GetVocabularyRequest
 
 @typing.final
 class GetVocabularyResponse(google.protobuf.message.Message):
+    """A run of consecutive token ids with their bytes. The stream's runs follow
+    each other without gaps, from id 0.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FIRST_TOKEN_ID_FIELD_NUMBER: builtins.int
@@ -219,7 +271,9 @@ class GetVocabularyResponse(google.protobuf.message.Message):
     be valid UTF-8 by itself.
     """
     @property
-    def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """One for each id; empty for an id that stands for no text."""
+
     def __init__(
         self,
         *,

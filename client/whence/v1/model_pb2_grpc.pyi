@@ -25,11 +25,13 @@ class ModelServiceStub:
         whence.v1.model_pb2.ListModelsRequest,
         whence.v1.model_pb2.ListModelsResponse,
     ]
+    """Every model of this server, also one that is still loading."""
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         whence.v1.model_pb2.GetModelRequest,
         whence.v1.model_pb2.GetModelResponse,
     ]
+    """One model by its name. NOT_FOUND where it is not served here."""
 
     GetVocabulary: grpc.UnaryStreamMultiCallable[
         whence.v1.model_pb2.GetVocabularyRequest,
@@ -46,11 +48,13 @@ class ModelServiceAsyncStub:
         whence.v1.model_pb2.ListModelsRequest,
         whence.v1.model_pb2.ListModelsResponse,
     ]
+    """Every model of this server, also one that is still loading."""
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.model_pb2.GetModelRequest,
         whence.v1.model_pb2.GetModelResponse,
     ]
+    """One model by its name. NOT_FOUND where it is not served here."""
 
     GetVocabulary: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.model_pb2.GetVocabularyRequest,
@@ -68,14 +72,16 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: whence.v1.model_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[whence.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[whence.v1.model_pb2.ListModelsResponse]]: ...
+    ) -> typing.Union[whence.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[whence.v1.model_pb2.ListModelsResponse]]:
+        """Every model of this server, also one that is still loading."""
 
     @abc.abstractmethod
     def GetModel(
         self,
         request: whence.v1.model_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> typing.Union[whence.v1.model_pb2.GetModelResponse, collections.abc.Awaitable[whence.v1.model_pb2.GetModelResponse]]: ...
+    ) -> typing.Union[whence.v1.model_pb2.GetModelResponse, collections.abc.Awaitable[whence.v1.model_pb2.GetModelResponse]]:
+        """One model by its name. NOT_FOUND where it is not served here."""
 
     @abc.abstractmethod
     def GetVocabulary(

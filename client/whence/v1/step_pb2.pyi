@@ -60,6 +60,7 @@ class Step(google.protobuf.message.Message):
     that completed a stop (string, id, end-of-sequence) is the last step.
     """
     text_end_byte: builtins.int
+    """The first byte after this token's own."""
     logprob: builtins.float
     """log p(token) under the model's own distribution, before any processor.
     Absent for a prompt's first token.
@@ -73,16 +74,23 @@ class Step(google.protobuf.message.Message):
     entropy: builtins.float
     """Entropy of the model's own distribution, and of the one drawn from."""
     sampling_entropy: builtins.float
+    """Entropy of the distribution drawn from, after all processors."""
     @property
-    def candidates(self) -> global___Candidates: ...
+    def candidates(self) -> global___Candidates:
+        """Absent at TRACE_DETAIL_TOKENS, and where no candidates were asked for."""
+
     @property
-    def processors(self) -> global___ProcessorEffects: ...
+    def processors(self) -> global___ProcessorEffects:
+        """Absent at TRACE_DETAIL_TOKENS, and where no processor applies."""
+
     @property
     def draw(self) -> global___Draw:
         """Only for sampling: the other strategies draw nothing."""
 
     @property
-    def timing(self) -> global___StepTiming: ...
+    def timing(self) -> global___StepTiming:
+        """Absent for a prompt's tokens, which are read many at a time."""
+
     @property
     def internals(self) -> global___Internals:
         """Only at TRACE_DETAIL_INTERNALS."""
@@ -144,7 +152,11 @@ class Candidates(google.protobuf.message.Message):
     LOGPROBS_FIELD_NUMBER: builtins.int
     SAMPLING_LOGPROBS_FIELD_NUMBER: builtins.int
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """At most TraceOptions.num_candidates. Empty where the content policy keeps
+        ids out of the journal.
+        """
+
     @property
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Under the model's own distribution."""
@@ -226,6 +238,7 @@ class Draw(google.protobuf.message.Message):
     likely (in nats) the chosen one would have had to be to lose to it.
     """
     margin: builtins.float
+    """Absent, like the runner-up, where no other token could be drawn."""
     def __init__(
         self,
         *,
@@ -244,6 +257,10 @@ global___Draw = Draw
 
 @typing.final
 class StepTiming(google.protobuf.message.Message):
+    """When a step happened, and what it cost. Its forward pass served the whole
+    batch: costs of sequences decoded together must not be added up.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ELAPSED_NS_FIELD_NUMBER: builtins.int
@@ -256,6 +273,7 @@ class StepTiming(google.protobuf.message.Message):
     forward_ns: builtins.int
     """Wall time of the whole batch's forward pass, and of choosing its tokens."""
     select_ns: builtins.int
+    """From the logits to the chosen tokens and their record, for the whole batch."""
     batch_size: builtins.int
     """Sequences decoded together in this step."""
     context_length: builtins.int
@@ -294,7 +312,11 @@ class Internals(google.protobuf.message.Message):
         """
 
     @property
-    def source_shares(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def source_shares(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One for each of source_positions, by the method that
+        GenerationStarted.source_method names.
+        """
+
     @property
     def layer_shares(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """After every layer: the chosen token's probability among this step's
@@ -303,7 +325,9 @@ class Internals(google.protobuf.message.Message):
         """
 
     @property
-    def layer_leaders(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def layer_leaders(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """One for each of layer_shares."""
+
     def __init__(
         self,
         *,

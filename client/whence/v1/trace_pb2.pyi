@@ -48,19 +48,29 @@ class GenerationSummary(google.protobuf.message.Message):
     TEXT_PREVIEW_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """See GenerationStarted.generation_id."""
     trace_id: builtins.str
+    """Where to find it in a tracing backend: 32 hex digits."""
     model: builtins.str
+    """The name under which the model was served."""
     finish_reason: whence.v1.generation_pb2.FinishReason.ValueType
     """Absent while it runs."""
     num_prompt_tokens: builtins.int
+    """Tokens that the model read."""
     num_generated_tokens: builtins.int
+    """Over all returned sequences; 0 while it runs."""
     prompt_preview: builtins.str
     """The first 200 characters, where the content policy keeps any."""
     text_preview: builtins.str
+    """The same of the first sequence's output; empty while it runs."""
     @property
-    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the request arrived."""
+
     @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """The request's own."""
+
     def __init__(
         self,
         *,
@@ -83,10 +93,13 @@ global___GenerationSummary = GenerationSummary
 
 @typing.final
 class GetGenerationRequest(google.protobuf.message.Message):
+    """Which generation to look up."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """NOT_FOUND where it is not known, or was deleted."""
     def __init__(
         self,
         *,
@@ -98,15 +111,21 @@ global___GetGenerationRequest = GetGenerationRequest
 
 @typing.final
 class GetGenerationResponse(google.protobuf.message.Message):
+    """A generation without its steps, which ListSteps gives."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SUMMARY_FIELD_NUMBER: builtins.int
     STARTED_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
     @property
-    def summary(self) -> global___GenerationSummary: ...
+    def summary(self) -> global___GenerationSummary:
+        """Always set."""
+
     @property
-    def started(self) -> whence.v1.generation_pb2.GenerationStarted: ...
+    def started(self) -> whence.v1.generation_pb2.GenerationStarted:
+        """As recorded, under the content policy of that time."""
+
     @property
     def finished(self) -> whence.v1.generation_pb2.GenerationFinished:
         """Absent while it runs."""
@@ -152,13 +171,21 @@ class GenerationFilter(google.protobuf.message.Message):
     TRACE_ID_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Only this model's, by its exact name."""
     trace_id: builtins.str
+    """Only those of this trace: 32 hex digits."""
     @property
-    def start_after(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def start_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only those that arrived later than this."""
+
     @property
-    def start_before(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def start_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only those that arrived earlier than this."""
+
     @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Only those that carry all of these, with these values."""
+
     def __init__(
         self,
         *,
@@ -175,15 +202,25 @@ global___GenerationFilter = GenerationFilter
 
 @typing.final
 class ListGenerationsRequest(google.protobuf.message.Message):
+    """A page of generations."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
+    """Most generations to return. 0 takes the server's default, and a larger
+    number than it gives is cut; a negative one is refused.
+    """
     page_token: builtins.str
+    """ListGenerationsResponse.next_page_token of the page before, with the same
+    filter; empty for the first page.
+    """
     @property
-    def filter(self) -> global___GenerationFilter: ...
+    def filter(self) -> global___GenerationFilter:
+        """Unset lists all."""
+
     def __init__(
         self,
         *,
@@ -198,13 +235,18 @@ global___ListGenerationsRequest = ListGenerationsRequest
 
 @typing.final
 class ListGenerationsResponse(google.protobuf.message.Message):
+    """A page of generations, newest first."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATIONS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
+    """Opaque; empty on the last page."""
     @property
-    def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenerationSummary]: ...
+    def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenerationSummary]:
+        """By descending start."""
+
     def __init__(
         self,
         *,
@@ -217,6 +259,8 @@ global___ListGenerationsResponse = ListGenerationsResponse
 
 @typing.final
 class ListStepsRequest(google.protobuf.message.Message):
+    """A page of one generation's steps."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
@@ -224,8 +268,15 @@ class ListStepsRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """NOT_FOUND where it is not known, or was deleted."""
     page_size: builtins.int
+    """Most steps to return; a page may hold fewer. 0 takes the server's default,
+    and a larger number than it gives is cut; a negative one is refused.
+    """
     page_token: builtins.str
+    """ListStepsResponse.next_page_token of the page before; empty for the first
+    page.
+    """
     prompt: builtins.bool
     """The prompt's steps instead of the generated ones."""
     def __init__(
@@ -242,13 +293,20 @@ global___ListStepsRequest = ListStepsRequest
 
 @typing.final
 class ListStepsResponse(google.protobuf.message.Message):
+    """A page of steps."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STEPS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
+    """Opaque; empty where no further step is recorded."""
     @property
-    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.step_pb2.Step]: ...
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.step_pb2.Step]:
+        """In the order in which they were recorded: those of several sequences
+        interleaved, each sequence's by ascending index.
+        """
+
     def __init__(
         self,
         *,
@@ -261,6 +319,8 @@ global___ListStepsResponse = ListStepsResponse
 
 @typing.final
 class WatchGenerationsRequest(google.protobuf.message.Message):
+    """What to follow, and from where."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: builtins.int
@@ -271,7 +331,9 @@ class WatchGenerationsRequest(google.protobuf.message.Message):
     after_position: builtins.str
     """Go on after this one; empty starts with what happens from now on."""
     @property
-    def filter(self) -> global___GenerationFilter: ...
+    def filter(self) -> global___GenerationFilter:
+        """Unset follows all generations."""
+
     def __init__(
         self,
         *,
@@ -286,16 +348,21 @@ global___WatchGenerationsRequest = WatchGenerationsRequest
 
 @typing.final
 class WatchGenerationsResponse(google.protobuf.message.Message):
+    """One event of one of the generations that the filter lets through."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
     EVENT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """The generation that the event belongs to."""
     position: builtins.str
     """Opaque, over all writers; hand the last one back as `after_position`."""
     @property
-    def event(self) -> whence.v1.generation_pb2.GenerationEvent: ...
+    def event(self) -> whence.v1.generation_pb2.GenerationEvent:
+        """As that generation's own stream shows it."""
+
     def __init__(
         self,
         *,
@@ -310,10 +377,15 @@ global___WatchGenerationsResponse = WatchGenerationsResponse
 
 @typing.final
 class DeleteGenerationRequest(google.protobuf.message.Message):
+    """Whose content to destroy."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
+    """NOT_FOUND where it is not known, or was deleted already;
+    FAILED_PRECONDITION while it runs.
+    """
     def __init__(
         self,
         *,
@@ -325,6 +397,8 @@ global___DeleteGenerationRequest = DeleteGenerationRequest
 
 @typing.final
 class DeleteGenerationResponse(google.protobuf.message.Message):
+    """Says that the content is gone for good."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(

@@ -47,7 +47,8 @@ class TraceServiceServicer(object):
     """
 
     def GetGeneration(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One generation's whole start and finish, without its steps.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -60,7 +61,9 @@ class TraceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSteps(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The steps of one generation, page by page, in the order in which they were
+        recorded.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -25,6 +25,7 @@ class TraceServiceStub:
         whence.v1.trace_pb2.GetGenerationRequest,
         whence.v1.trace_pb2.GetGenerationResponse,
     ]
+    """One generation's whole start and finish, without its steps."""
 
     ListGenerations: grpc.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListGenerationsRequest,
@@ -36,6 +37,9 @@ class TraceServiceStub:
         whence.v1.trace_pb2.ListStepsRequest,
         whence.v1.trace_pb2.ListStepsResponse,
     ]
+    """The steps of one generation, page by page, in the order in which they were
+    recorded.
+    """
 
     WatchGenerations: grpc.UnaryStreamMultiCallable[
         whence.v1.trace_pb2.WatchGenerationsRequest,
@@ -58,6 +62,7 @@ class TraceServiceAsyncStub:
         whence.v1.trace_pb2.GetGenerationRequest,
         whence.v1.trace_pb2.GetGenerationResponse,
     ]
+    """One generation's whole start and finish, without its steps."""
 
     ListGenerations: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListGenerationsRequest,
@@ -69,6 +74,9 @@ class TraceServiceAsyncStub:
         whence.v1.trace_pb2.ListStepsRequest,
         whence.v1.trace_pb2.ListStepsResponse,
     ]
+    """The steps of one generation, page by page, in the order in which they were
+    recorded.
+    """
 
     WatchGenerations: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.trace_pb2.WatchGenerationsRequest,
@@ -92,7 +100,8 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: whence.v1.trace_pb2.GetGenerationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[whence.v1.trace_pb2.GetGenerationResponse, collections.abc.Awaitable[whence.v1.trace_pb2.GetGenerationResponse]]: ...
+    ) -> typing.Union[whence.v1.trace_pb2.GetGenerationResponse, collections.abc.Awaitable[whence.v1.trace_pb2.GetGenerationResponse]]:
+        """One generation's whole start and finish, without its steps."""
 
     @abc.abstractmethod
     def ListGenerations(
@@ -107,7 +116,10 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: whence.v1.trace_pb2.ListStepsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[whence.v1.trace_pb2.ListStepsResponse, collections.abc.Awaitable[whence.v1.trace_pb2.ListStepsResponse]]: ...
+    ) -> typing.Union[whence.v1.trace_pb2.ListStepsResponse, collections.abc.Awaitable[whence.v1.trace_pb2.ListStepsResponse]]:
+        """The steps of one generation, page by page, in the order in which they were
+        recorded.
+        """
 
     @abc.abstractmethod
     def WatchGenerations(

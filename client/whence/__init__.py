@@ -1,0 +1,112 @@
+"""The client of whence: streams a language model's tokens, and says where each came from.
+
+    from whence import Client
+
+    with Client("127.0.0.1:50051") as client:
+        with client.generate("The for statement", max_new_tokens=32) as generation:
+            for token in generation:
+                print(token.text, end="")
+
+Names are loaded when they are first asked for, so that `whence.v1` alone costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whence.aio import AsyncClient, AsyncGeneration
+    from whence.client import Client, Generation
+    from whence.errors import (
+        AlreadyExistsError,
+        CallCancelledError,
+        Code,
+        DeadlineExceededError,
+        FailedPreconditionError,
+        FieldViolation,
+        GenerationFailedError,
+        InternalError,
+        InvalidRequestError,
+        NotFoundError,
+        PermissionDeniedError,
+        ResourceExhaustedError,
+        UnauthenticatedError,
+        UnavailableError,
+        UnimplementedError,
+        WhenceError,
+    )
+    from whence.generation import FinishReason, GeneratedSequence
+    from whence.options import ChatMessage, GenerateOptions
+    from whence.tokens import Candidate, Draw, ProcessorEffect, Timing, Token
+    from whence.vocabulary import Vocabulary
+
+    __version__: str
+
+__all__ = [
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncGeneration",
+    "CallCancelledError",
+    "Candidate",
+    "ChatMessage",
+    "Client",
+    "Code",
+    "DeadlineExceededError",
+    "Draw",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "FinishReason",
+    "GenerateOptions",
+    "GeneratedSequence",
+    "Generation",
+    "GenerationFailedError",
+    "InternalError",
+    "InvalidRequestError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ProcessorEffect",
+    "ResourceExhaustedError",
+    "Timing",
+    "Token",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "Vocabulary",
+    "WhenceError",
+    "__version__",
+]
+
+_MODULES = {
+    "AsyncClient": "whence.aio",
+    "AsyncGeneration": "whence.aio",
+    "Candidate": "whence.tokens",
+    "ChatMessage": "whence.options",
+    "Client": "whence.client",
+    "Draw": "whence.tokens",
+    "FinishReason": "whence.generation",
+    "GenerateOptions": "whence.options",
+    "GeneratedSequence": "whence.generation",
+    "Generation": "whence.client",
+    "ProcessorEffect": "whence.tokens",
+    "Timing": "whence.tokens",
+    "Token": "whence.tokens",
+    "Vocabulary": "whence.vocabulary",
+}
+"""Where each public name lives; those not listed are in `whence.errors`."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("whence")
+    else:
+        value = getattr(import_module(_MODULES.get(name, "whence.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

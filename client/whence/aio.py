@@ -1,0 +1,309 @@
+"""The asynchronous client."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+
+from whence.aio_calls import AsyncCalls, AsyncFollowing
+from whence.backoff import Backoff, RetryPolicy
+from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
+from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
+from whence.options import FilterOptions, GenerateOptions, Prompt
+from whence.requests import generation_filter
+from whence.resume import WatchStream
+from whence.tokens import Token
+from whence.v1 import generation_pb2, model_pb2, trace_pb2
+from whence.vocabulary import Vocabulary, VocabularyBuilder
+
+CLOSE_TIMEOUT_S = 5.0
+
+
+class AsyncClient:
+    """A connection to a whence server; for the event loop in which it is made.
+
+    Args:
+        target: "HOST:PORT" or "unix:PATH"; left out, $WHENCE_TARGET or 127.0.0.1:50051.
+        credentials: for TLS; None for plaintext.
+        metadata: gRPC metadata that is sent with every call.
+        timeout_s: of every call that is not a stream; None waits for ever.
+        connect_timeout_s: how long a stream that has brought nothing yet is tried again
+            while the server is UNAVAILABLE.
+        resume_timeout_s: how long one that broke off is tried again.
+
+    Raises:
+        ValueError: the target is no address.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout_s: float | None = 30.0,
+        connect_timeout_s: float = 5.0,
+        resume_timeout_s: float = 30.0,
+    ) -> None:
+        self._calls = AsyncCalls(target, credentials, metadata, timeout_s)
+        self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
+        self._vocabularies: dict[str, Vocabulary] = {}
+        self._vocabularies_lock = asyncio.Lock()
+        self.generations = AsyncGenerations(self._calls, self._policy, self._text_of)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way end."""
+        await self._calls.close()
+
+    def generate(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> "AsyncGeneration":
+        """Starts a generation; iterate over it for its tokens.
+
+        Args:
+            prompt: text, or token ids; or give `messages`.
+            options: see `GenerateOptions`.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a value that the wire cannot carry, or options that contradict.
+        """
+        stream, metadata = open_stream(prompt, options, self._policy)
+        following = self._calls.follow(stream, metadata)
+        return AsyncGeneration(stream.generation_id, following, self._calls, self._text_of)
+
+    async def cancel(self, generation_id: str) -> None:
+        """Stops a running generation at once.
+
+        Raises:
+            NotFoundError: there is no such generation.
+        """
+        request = generation_pb2.CancelGenerationRequest(generation_id=generation_id)
+        await self._calls.unary(self._calls.generation.CancelGeneration, request)
+
+    async def models(self) -> list[model_pb2.Model]:
+        """What is served."""
+        answer = await self._calls.unary(
+            self._calls.model.ListModels, model_pb2.ListModelsRequest()
+        )
+        return list(answer.models)
+
+    async def model(self, model: str = "") -> model_pb2.Model:
+        """One model, the default one if none is named.
+
+        Raises:
+            NotFoundError: it is not served here.
+        """
+        request = model_pb2.GetModelRequest(model=model)
+        answer = await self._calls.unary(self._calls.model.GetModel, request)
+        return answer.model
+
+    async def vocabulary(self, model: str = "") -> Vocabulary:
+        """What the model's token ids mean; fetched once for each tokenizer."""
+        served = await self.model(model)
+        return await self._vocabulary(served.model, served.tokenizer_digest)
+
+    async def _vocabulary(self, model: str, tokenizer_digest: str) -> Vocabulary:
+        key = tokenizer_digest or model
+        async with self._vocabularies_lock:
+            if key not in self._vocabularies:
+                builder = VocabularyBuilder()
+                request = model_pb2.GetVocabularyRequest(model=model)
+                async for part in self._calls.stream(self._calls.model.GetVocabulary, request):
+                    builder.add(part)
+                self._vocabularies[key] = builder.build()
+            return self._vocabularies[key]
+
+    def _text_of(self, model: str, tokenizer_digest: str, token_id: int) -> str:
+        vocabulary = self._vocabularies.get(tokenizer_digest or model)
+        if vocabulary is None:
+            raise FailedPreconditionError(
+                f"the vocabulary of {model!r} is not loaded: `await client.vocabulary()` first",
+                reason="VOCABULARY_NOT_LOADED",
+            )
+        return vocabulary.text_of(token_id)
+
+
+class AsyncGeneration(GenerationState):
+    """A generation under way: an asynchronous iterator, an asynchronous context manager.
+
+    Iterating gives its tokens. It resumes by itself after a broken connection; every token
+    comes exactly once, in order. Leaving the async with-block before the end cancels it on
+    the server.
+    """
+
+    def __init__(
+        self,
+        generation_id: str,
+        following: AsyncFollowing[generation_pb2.GenerationEvent],
+        calls: AsyncCalls,
+        lookup: VocabularyLookup,
+    ) -> None:
+        super().__init__(generation_id, lookup)
+        self._following = following
+        self._calls = calls
+        self._pending: deque[Token] = deque()
+        self._may_run = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self
+
+    async def __anext__(self) -> Token:
+        """The next token, of whichever sequence.
+
+        Raises:
+            GenerationFailedError: the generation failed, after all of its tokens.
+            WhenceError: the stream cannot go on.
+        """
+        while not self._pending:
+            event = await self._next_event()
+            if event is None:
+                raise StopAsyncIteration
+            self._pending.extend(self.tokens_of(event))
+        return self._pending.popleft()
+
+    async def events(self) -> AsyncIterator[generation_pb2.GenerationEvent]:
+        """The events as they are on the wire, instead of tokens; raises as iteration does.
+
+        `tokens_of` makes tokens of them.
+        """
+        while (event := await self._next_event()) is not None:
+            yield event
+
+    async def result(self) -> Self:
+        """Reads to the end, and gives this generation back."""
+        async for _ in self.events():
+            pass
+        return self
+
+    async def close(self) -> None:
+        """Reads no more, and cancels the generation on the server unless it has finished."""
+        if self.finished is None and self._may_run:
+            request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
+            # It may be over or out of reach, and its grace bounds what it can still cost.
+            with suppress(WhenceError):
+                await self._calls.unary(
+                    self._calls.generation.CancelGeneration, request, timeout_s=CLOSE_TIMEOUT_S
+                )
+        self._may_run = False
+        self._following.close()
+
+    async def _next_event(self) -> generation_pb2.GenerationEvent | None:
+        try:
+            event = await anext(self._following, None)
+        except WhenceError as error:
+            # A deadline ends the reading alone; any other refusal leaves nothing to cancel.
+            self._may_run = isinstance(error, DeadlineExceededError)
+            raise
+        if event is None:
+            self._raise_if_failed()
+        else:
+            self._observe(event)
+        return event
+
+
+class AsyncGenerations:
+    """What the server has recorded: `client.generations`."""
+
+    def __init__(self, calls: AsyncCalls, policy: RetryPolicy, lookup: VocabularyLookup) -> None:
+        self._calls = calls
+        self._policy = policy
+        self._lookup = lookup
+
+    async def list(
+        self, *, page_size: int = 0, **options: Unpack[FilterOptions]
+    ) -> AsyncIterator[trace_pb2.GenerationSummary]:
+        """Recorded generations, newest first, page after page as they are needed.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a time without a time zone.
+        """
+        request = trace_pb2.ListGenerationsRequest(
+            page_size=page_size,
+            filter=generation_filter(options),
+        )
+        pages = self._calls.pages(self._calls.trace.ListGenerations, request)
+        async for page in pages:
+            for summary in page.generations:
+                yield summary
+
+    async def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
+        """One generation: its summary, its start, and its finish once there is one.
+
+        Raises:
+            NotFoundError: there is none, or it was deleted.
+        """
+        request = trace_pb2.GetGenerationRequest(generation_id=generation_id)
+        return await self._calls.unary(self._calls.trace.GetGeneration, request)
+
+    async def steps(
+        self, generation_id: str, *, prompt: bool = False, page_size: int = 0
+    ) -> AsyncIterator[Token]:
+        """A generation's tokens as recorded, or its prompt's.
+
+        Raises:
+            NotFoundError: there is none, or it was deleted.
+        """
+        reader = TokenReader((await self.get(generation_id)).started, self._lookup)
+        request = trace_pb2.ListStepsRequest(
+            generation_id=generation_id, prompt=prompt, page_size=page_size
+        )
+        async for page in self._calls.pages(self._calls.trace.ListSteps, request):
+            for token in reader.read(page.steps):
+                yield token
+
+    def watch(
+        self,
+        *,
+        lifecycle_only: bool = False,
+        after_position: str = "",
+        **options: Unpack[FilterOptions],
+    ) -> AsyncFollowing[trace_pb2.WatchGenerationsResponse]:
+        """Every generation's events as they happen; resumes by itself.
+
+        Args:
+            lifecycle_only: only starts and finishes, no steps.
+            after_position: go on after this one; empty starts with what happens from now on.
+            options: see `FilterOptions`.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a time without a time zone.
+        """
+        request = trace_pb2.WatchGenerationsRequest(
+            filter=generation_filter(options),
+            lifecycle_only=lifecycle_only,
+            after_position=after_position,
+        )
+        return self._calls.follow(WatchStream(request, Backoff(self._policy)))
+
+    async def delete(self, generation_id: str) -> None:
+        """Destroys a generation's content for good; its id stays taken.
+
+        Raises:
+            NotFoundError: there is none, or it was deleted before.
+        """
+        request = trace_pb2.DeleteGenerationRequest(generation_id=generation_id)
+        await self._calls.unary(self._calls.trace.DeleteGeneration, request)

@@ -1,0 +1,171 @@
+"""Calls over an asyncio channel: one answer, all pages, or a stream that resumes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from whence.channel import channel_options, resolve_target
+from whence.errors import WhenceError
+from whence.resume import Resumable
+from whence.status import error_from_rpc, translated
+from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
+from whence.v1.generation_pb2_grpc import GenerationServiceStub
+from whence.v1.model_pb2_grpc import ModelServiceStub
+from whence.v1.trace_pb2 import WatchGenerationsRequest
+from whence.v1.trace_pb2_grpc import TraceServiceStub
+
+if TYPE_CHECKING:
+    from whence.v1.generation_pb2_grpc import GenerationServiceAsyncStub
+    from whence.v1.model_pb2_grpc import ModelServiceAsyncStub
+    from whence.v1.trace_pb2_grpc import TraceServiceAsyncStub
+
+Item = TypeVar("Item")
+Page = TypeVar("Page", bound=Message)
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+class AsyncCalls:
+    """A channel and its stubs; translates every error at this boundary.
+
+    Args:
+        target: see `whence.channel.resolve_target`.
+        credentials: for TLS; None for plaintext.
+        metadata: sent with every call.
+        timeout_s: of every call that is not a stream.
+    """
+
+    def __init__(
+        self,
+        target: str | None,
+        credentials: grpc.ChannelCredentials | None,
+        metadata: Mapping[str, str] | None,
+        timeout_s: float | None,
+    ) -> None:
+        address = resolve_target(target)
+        options = channel_options(address)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options)
+        )
+        self._metadata = dict(metadata or {})
+        self._timeout_s = timeout_s
+        self.generation = cast("GenerationServiceAsyncStub", GenerationServiceStub(self._channel))
+        self.trace = cast("TraceServiceAsyncStub", TraceServiceStub(self._channel))
+        self.model = cast("ModelServiceAsyncStub", ModelServiceStub(self._channel))
+        self._streams: dict[type[Message], Callable[..., Any]] = {
+            GenerateRequest: self.generation.Generate,
+            ResumeGenerationRequest: self.generation.ResumeGeneration,
+            WatchGenerationsRequest: self.trace.WatchGenerations,
+        }
+
+    async def close(self) -> None:
+        """Closes the channel, and with it every call."""
+        await self._channel.close()
+
+    async def unary(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        *,
+        timeout_s: float | None = None,
+    ) -> ResponseT:
+        """The one answer to a request."""
+        with translated():
+            return await method(
+                request,
+                timeout=self._timeout_s if timeout_s is None else timeout_s,
+                metadata=tuple(self._metadata.items()),
+            )
+
+    async def stream(
+        self, method: "grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT]", request: RequestT
+    ) -> AsyncIterator[ResponseT]:
+        """The answers of a stream that is not worth resuming."""
+        with translated():
+            async for response in method(
+                request, timeout=self._timeout_s, metadata=tuple(self._metadata.items())
+            ):
+                yield response
+
+    async def pages(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
+    ) -> AsyncIterator[Page]:
+        """Every page of a list, each asked for when it is needed."""
+        listing: Any = request
+        while True:
+            page: Any = await self.unary(method, listing)
+            yield page
+            if not page.next_page_token:
+                return
+            listing.page_token = page.next_page_token
+
+    def follow(
+        self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
+    ) -> "AsyncFollowing[Item]":
+        """Begins a stream that resumes by itself."""
+        both = tuple({**self._metadata, **(metadata or {})}.items())
+
+        def call() -> Any:
+            request, timeout_s = stream.next_call()
+            return self._streams[type(request)](request, timeout=timeout_s, metadata=both)
+
+        return AsyncFollowing(stream, call)
+
+
+class AsyncFollowing(Generic[Item]):
+    """The items of a resumable stream, over as many calls as it takes.
+
+    An asynchronous iterator and context manager; `close` may be called from another task,
+    and ends the iteration.
+    """
+
+    def __init__(self, stream: Resumable[Item], call: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._start = call
+        self._call = call()
+        self._closed = asyncio.Event()
+
+    async def __aenter__(self) -> "AsyncFollowing[Item]":
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._closed.is_set():
+            error: WhenceError | None = None
+            try:
+                async for response in self._call:
+                    item = self._stream.receive(response)
+                    if item is not None:
+                        return item
+            except grpc.RpcError as rpc_error:
+                error = error_from_rpc(rpc_error)
+            except asyncio.CancelledError:
+                # gRPC raises it for its call's own cancellation, too.
+                if not self._closed.is_set():
+                    raise
+            # Read to its end even when complete, so that the server sees the call end well.
+            if self._stream.complete or self._closed.is_set():
+                break
+            delay_s = self._stream.broke_off(error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), delay_s)
+            if not self._closed.is_set():
+                self._call = self._start()
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._closed.set()
+        self._call.cancel()

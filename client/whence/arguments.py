@@ -1,0 +1,73 @@
+"""Single arguments on their way into a message: what the wire cannot carry is refused by name."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from whence.v1 import generation_pb2 as pb
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Says which option it was that protobuf, or arithmetic, refused."""
+    try:
+        yield
+    except TypeError as error:
+        raise TypeError(f"{option}: {error}") from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def text(where: str, value: object) -> str:
+    """The value, if UTF-8 can carry it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{where} must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: character {error.start} is the lone surrogate "
+            f"{value[error.start]!r}, which UTF-8 cannot carry"
+        ) from None
+    return value
+
+
+def texts(option: str, value: Any) -> list[str]:
+    """One text or several."""
+    if isinstance(value, str):
+        return [text(option, value)]
+    with naming(option):
+        items = list(value)
+    return [text(f"{option}[{index}]", item) for index, item in enumerate(items)]
+
+
+def token_input(option: str, token_ids: Any) -> pb.TokenInput:
+    """Token ids as the wire carries them."""
+    if isinstance(token_ids, bytes | bytearray):
+        raise TypeError(f"{option} must be text or token ids, not bytes: decode them")
+    with naming(option):
+        return pb.TokenInput(token_ids=token_ids)
+
+
+def mapping(option: str, value: Any) -> Mapping[Any, Any]:
+    """The value, if it is a mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{option} must be a mapping, not {type(value).__name__}")
+    return value
+
+
+def choice(option: str, value: Any, choices: Mapping[str, int]) -> int:
+    """The enum value behind a name."""
+    if value not in choices:
+        raise ValueError(f"{option} is {value!r}; it can be {', '.join(map(repr, choices))}")
+    return choices[value]
+
+
+def duration(option: str, seconds: Any) -> Duration:
+    """Seconds as the wire carries them."""
+    carried = Duration()
+    with naming(option):
+        carried.FromNanoseconds(round(seconds * 1e9))
+    return carried

@@ -1,0 +1,160 @@
+"""Calls over a synchronous channel: one answer, all pages, or a stream that resumes."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from whence.channel import channel_options, resolve_target
+from whence.errors import WhenceError
+from whence.resume import Resumable
+from whence.status import error_from_rpc, translated
+from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
+from whence.v1.generation_pb2_grpc import GenerationServiceStub
+from whence.v1.model_pb2_grpc import ModelServiceStub
+from whence.v1.trace_pb2 import WatchGenerationsRequest
+from whence.v1.trace_pb2_grpc import TraceServiceStub
+
+Item = TypeVar("Item")
+Page = TypeVar("Page", bound=Message)
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+class Calls:
+    """A channel and its stubs; translates every error at this boundary.
+
+    Args:
+        target: see `whence.channel.resolve_target`.
+        credentials: for TLS; None for plaintext.
+        metadata: sent with every call.
+        timeout_s: of every call that is not a stream.
+    """
+
+    def __init__(
+        self,
+        target: str | None,
+        credentials: grpc.ChannelCredentials | None,
+        metadata: Mapping[str, str] | None,
+        timeout_s: float | None,
+    ) -> None:
+        address = resolve_target(target)
+        options = channel_options(address)
+        self._channel = (
+            grpc.insecure_channel(address, options)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options)
+        )
+        self._metadata = dict(metadata or {})
+        self._timeout_s = timeout_s
+        self.generation = GenerationServiceStub(self._channel)
+        self.trace = TraceServiceStub(self._channel)
+        self.model = ModelServiceStub(self._channel)
+        self._streams: dict[type[Message], Callable[..., Any]] = {
+            GenerateRequest: self.generation.Generate,
+            ResumeGenerationRequest: self.generation.ResumeGeneration,
+            WatchGenerationsRequest: self.trace.WatchGenerations,
+        }
+
+    def close(self) -> None:
+        """Closes the channel, and with it every call."""
+        self._channel.close()
+
+    def unary(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        *,
+        timeout_s: float | None = None,
+    ) -> ResponseT:
+        """The one answer to a request."""
+        with translated():
+            return method(
+                request,
+                timeout=self._timeout_s if timeout_s is None else timeout_s,
+                metadata=tuple(self._metadata.items()),
+            )
+
+    def stream(
+        self, method: "grpc.UnaryStreamMultiCallable[RequestT, ResponseT]", request: RequestT
+    ) -> Iterator[ResponseT]:
+        """The answers of a stream that is not worth resuming."""
+        with translated():
+            yield from method(
+                request, timeout=self._timeout_s, metadata=tuple(self._metadata.items())
+            )
+
+    def pages(
+        self, method: "grpc.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
+    ) -> Iterator[Page]:
+        """Every page of a list, each asked for when it is needed."""
+        listing: Any = request
+        while True:
+            page: Any = self.unary(method, listing)
+            yield page
+            if not page.next_page_token:
+                return
+            listing.page_token = page.next_page_token
+
+    def follow(
+        self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
+    ) -> "Following[Item]":
+        """Begins a stream that resumes by itself."""
+        both = tuple({**self._metadata, **(metadata or {})}.items())
+
+        def call() -> grpc.Call:
+            request, timeout_s = stream.next_call()
+            started: grpc.Call = self._streams[type(request)](
+                request, timeout=timeout_s, metadata=both
+            )
+            return started
+
+        return Following(stream, call)
+
+
+class Following(Generic[Item]):
+    """The items of a resumable stream, over as many calls as it takes.
+
+    An iterator and a context manager; `close` may be called from another thread, and ends
+    the iteration.
+    """
+
+    def __init__(self, stream: Resumable[Item], call: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._start = call
+        self._call = call()
+        self._closed = threading.Event()
+
+    def __enter__(self) -> "Following[Item]":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        while not self._closed.is_set():
+            error: WhenceError | None = None
+            try:
+                for response in self._call:
+                    item = self._stream.receive(response)
+                    if item is not None:
+                        return item
+            except grpc.RpcError as rpc_error:
+                error = error_from_rpc(rpc_error)
+            # Read to its end even when complete, so that the server sees the call end well.
+            if self._stream.complete or self._closed.is_set():
+                break
+            self._closed.wait(self._stream.broke_off(error))
+            if not self._closed.is_set():
+                self._call = self._start()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._closed.set()
+        self._call.cancel()

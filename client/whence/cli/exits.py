@@ -1,0 +1,39 @@
+"""What the command's exit status says."""
+
+from whence.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+    WhenceError,
+)
+
+OK = 0
+FAILED = 1
+USAGE = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+EXITS = """\
+exit status:
+  0    done
+  1    the generation failed or was ended by somebody else, or the server had an error
+  2    the command line or the request is at fault: a bad value, an unknown generation
+  3    no server could be reached
+  130  interrupted (Ctrl-C); a running generation is cancelled on the server
+  141  the reader of standard output went away
+"""
+
+
+class UsageError(Exception):
+    """The command line asks for what cannot be."""
+
+
+def exit_status(error: WhenceError) -> int:
+    """The exit status that an error stands for."""
+    if isinstance(error, UnavailableError):
+        return UNREACHABLE
+    if isinstance(error, InvalidRequestError | NotFoundError | AlreadyExistsError):
+        return USAGE
+    return FAILED

@@ -1,0 +1,198 @@
+"""`whence generate`: tokens as they come."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from whence.cli.connection import connect, key_value
+from whence.cli.exits import EXITS, FAILED, OK, UsageError
+from whence.cli.json_lines import FIELDS, event_objects, line
+from whence.cli.render import painted, safe, table_heading, table_row, wants_color
+from whence.client import Client, Generation
+from whence.errors import GenerationFailedError
+from whence.generation import FinishReason
+from whence.options import GenerateOptions
+from whence.tokens import Token
+
+_ENDED_BY_OTHERS = {FinishReason.CANCELLED, FinishReason.INTERRUPTED, FinishReason.FAILED}
+
+_NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("--temperature", float, "sample, with the logits divided by this"),
+    ("--top-k", int, "sample from the so many most likely tokens"),
+    ("--top-p", float, "sample from the most likely tokens of this total probability"),
+    ("--min-p", float, "sample tokens of at least this share of the likeliest one's probability"),
+    ("--typical-p", float, "sample from the locally typical tokens of this total probability"),
+    ("--epsilon-cutoff", float, "sample tokens of at least this probability"),
+    ("--eta-cutoff", float, "as --epsilon-cutoff, lowered where the entropy is high"),
+    ("--seed", int, "sample with this seed: the same draws again"),
+    ("--num-beams", int, "beam search with so many beams"),
+    ("--length-penalty", float, "beam search: exponent of the length in a beam's score"),
+    ("--max-new-tokens", int, "tokens to generate at most"),
+    ("--min-new-tokens", int, "tokens to generate at least"),
+    ("--repetition-penalty", float, "makes tokens that occurred already less likely, above 1"),
+    ("--no-repeat-ngram-size", int, "n-grams of this size occur once only"),
+    ("--num-candidates", int, "candidates to trace for each token"),
+    ("--max-duration", float, "seconds after which the server ends the generation"),
+    ("--disconnect-grace", float, "seconds that the generation goes on without a reader"),
+    ("--timeout", float, "seconds after which this command ends"),
+)
+_SECONDS = frozenset({"--max-duration", "--disconnect-grace", "--timeout"})
+
+
+def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `generate` to the command line."""
+    parser = commands.add_parser(
+        "generate",
+        parents=[common],
+        help="continue a prompt",
+        description="Continues a prompt, and shows the tokens as they come.",
+        epilog=f"{FIELDS}\n{EXITS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompt", help='the prompt; "-" reads standard input')
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    parser.add_argument("--system", metavar="TEXT", help="a system message before it")
+    parser.set_defaults(run=run)
+    _add_decoding(parser)
+    _add_output(parser)
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("choosing tokens")
+    group.add_argument("--model", metavar="NAME", help="default: the server's")
+    group.add_argument("--greedy", action="store_true", default=None, help="take the likeliest")
+    group.add_argument("--sample", action="store_true", default=None, help="sample")
+    for flag, kind, meaning in _NUMBERS:
+        name = flag[2:].replace("-", "_") + ("_s" if flag in _SECONDS else "")
+        group.add_argument(
+            flag, dest=name, type=kind, metavar=kind.__name__[0].upper(), help=meaning
+        )
+    group.add_argument("-n", type=int, metavar="N", help="sequences to return")
+    group.add_argument("--early-stopping", choices=["when_enough", "never", "heuristic"])
+    group.add_argument("--forced", metavar="TEXT", help="choose nothing: trace this continuation")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this; repeatable"
+    )
+    group.add_argument(
+        "--stop-token-id", dest="stop_token_ids", action="append", type=int, metavar="ID"
+    )
+    group.add_argument("--bad-word", dest="bad_words", action="append", metavar="TEXT")
+    group.add_argument("--logit-bias", action="append", type=_bias, metavar="ID=BIAS")
+    group.add_argument("--ignore-eos", action="store_true", default=None)
+    group.add_argument(
+        "--no-special-tokens", dest="add_special_tokens", action="store_false", default=None
+    )
+    group.add_argument("--detail", choices=["tokens", "decisions", "internals"])
+    group.add_argument("--trace-prompt", action="store_true", default=None)
+    group.add_argument("--generation-id", metavar="UUID", help="makes the call idempotent")
+    group.add_argument("--label", dest="labels", action="append", type=key_value, metavar="K=V")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    form = group.add_mutually_exclusive_group()
+    form.add_argument(
+        "--candidates", action="store_true", help="each token on a line, with its runners-up"
+    )
+    form.add_argument("--json", action="store_true", help="one object a line; see below")
+    group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    group.add_argument("--quiet", action="store_true", help="no summary on standard error")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generates, shows it, and sums it up.
+
+    Raises:
+        UsageError: options that contradict, or values that no request can carry.
+        WhenceError: the server's answer was an error.
+    """
+    begun = time.monotonic()
+    with connect(arguments) as client, _start(client, arguments) as generation:
+        try:
+            if arguments.json:
+                _show_json(generation)
+            elif arguments.candidates:
+                _show_table(generation, color=wants_color(arguments.color, sys.stdout))
+            else:
+                _show_text(generation, color=wants_color(arguments.color, sys.stdout))
+        finally:
+            # A generation that failed is summed up as well.
+            if generation.finished is not None and not arguments.quiet:
+                print(_summary(generation, time.monotonic() - begun), file=sys.stderr)
+        return FAILED if generation.finish_reason in _ENDED_BY_OTHERS else OK
+
+
+def _start(client: Client, arguments: argparse.Namespace) -> Generation:
+    options: dict[str, Any] = {
+        name: value
+        for name in GenerateOptions.__annotations__
+        if (value := getattr(arguments, name, None)) is not None
+    }
+    for name in ("labels", "logit_bias"):
+        if name in options:
+            options[name] = dict(options[name])
+    try:
+        prompt: str | None = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        if arguments.chat or arguments.system is not None:
+            system = [] if arguments.system is None else [_message("system", arguments.system)]
+            options["messages"] = [*system, _message("user", prompt)]
+            prompt = None
+        return client.generate(prompt, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _show_text(generation: Generation, *, color: bool) -> None:
+    """The first sequence as it comes; the others, which come between, after it."""
+    later: dict[int, list[str]] = {}
+    try:
+        for token in generation:
+            shown = _shown(token, color=color)
+            if token.sequence_index == 0:
+                print(shown, end="", flush=True)
+            else:
+                later.setdefault(token.sequence_index, []).append(shown)
+    finally:
+        print(flush=True)
+    for sequence_index, texts in sorted(later.items()):
+        print(f"--- sequence {sequence_index} ---\n{''.join(texts)}")
+
+
+def _shown(token: Token, *, color: bool) -> str:
+    return painted(safe(token.text), token.probability) if color else safe(token.text)
+
+
+def _show_table(generation: Generation, *, color: bool) -> None:
+    print(table_heading())
+    for token in generation:
+        print(table_row(token, color=color), flush=True)
+
+
+def _show_json(generation: Generation) -> None:
+    try:
+        for event in generation.events():
+            for fields in event_objects(event, generation):
+                print(line(fields), flush=True)
+    except GenerationFailedError:
+        # The last object says so already; the exit status does as well.
+        return
+
+
+def _summary(generation: Generation, elapsed_s: float) -> str:
+    finished = generation.finished
+    num_tokens = 0 if finished is None else finished.num_generated_tokens
+    return (
+        f"{num_tokens} tokens, {num_tokens / elapsed_s:.1f} tokens/s, "
+        f"finished: {generation.finish_reason or 'no'}, "
+        f"generation {generation.id}, trace {safe(generation.trace_id) or 'none'}"
+    )
+
+
+def _message(role: str, content: str | None) -> dict[str, str | None]:
+    return {"role": role, "content": content}
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, bias = key_value(text)
+    return int(token_id), float(bias)

@@ -1,0 +1,185 @@
+"""`whence generations`: what the server has recorded."""
+
+import argparse
+import sys
+from itertools import islice
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from whence.cli.connection import connect, key_value
+from whence.cli.exits import EXITS, OK, UsageError
+from whence.cli.json_lines import FIELDS, line, message_object, token_object
+from whence.cli.render import fitted, quoted, safe, table_heading, table_row, wants_color
+from whence.generation import FinishReason
+from whence.v1.trace_pb2 import (
+    GenerationSummary,
+    GetGenerationResponse,
+    WatchGenerationsResponse,
+)
+
+_EPILOG = f"""\
+--json prints the contract's messages, one a line, by protobuf's JSON mapping: GenerationSummary
+(list), GetGenerationResponse (show), WatchGenerationsResponse (watch). The steps of `show --steps`
+are the token objects of `whence generate`:
+
+{FIELDS}
+{EXITS}"""
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `generations` and its own commands to the command line."""
+    parser = commands.add_parser("generations", help="list, show, watch and delete generations")
+    actions = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, meaning: str) -> argparse.ArgumentParser:
+        action: argparse.ArgumentParser = actions.add_parser(
+            name,
+            parents=[common],
+            help=meaning,
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        action.set_defaults(run=run)
+        return action
+
+    listing = add("list", run_list, "recorded generations, newest first")
+    listing.add_argument("--limit", type=int, default=20, metavar="N", help="default: 20")
+    showing = add("show", run_show, "one generation, whole")
+    showing.add_argument("--steps", action="store_true", help="each token on a line as well")
+    showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    watching = add("watch", run_watch, "generations as they start and finish")
+    watching.add_argument("--steps", action="store_true", help="and every event between")
+    watching.add_argument("--after", default="", metavar="POSITION", help="go on after this one")
+    deleting = add("delete", run_delete, "destroy a generation's content for good")
+    deleting.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (listing, watching):
+        action.add_argument("--model", metavar="NAME")
+        action.add_argument("--trace-id", metavar="ID")
+        action.add_argument(
+            "--label", dest="labels", action="append", type=key_value, metavar="K=V"
+        )
+    for action in (showing, deleting):
+        action.add_argument("generation_id", metavar="ID")
+    for action in (listing, showing, watching):
+        action.add_argument("--json", action="store_true", help="one object a line")
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Prints summaries, newest first."""
+    with connect(arguments) as client:
+        found = client.generations.list(page_size=min(arguments.limit, 100), **_filter(arguments))
+        for summary in islice(found, arguments.limit):
+            print(line(message_object(summary)) if arguments.json else _summary_row(summary))
+    return OK
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """Prints one generation, and its steps if asked for."""
+    color = wants_color(arguments.color, sys.stdout)
+    with connect(arguments) as client:
+        generation = client.generations.get(arguments.generation_id)
+        print(line(message_object(generation)) if arguments.json else _details(generation))
+        if not arguments.steps:
+            return OK
+        if not arguments.json:
+            print(f"\n{table_heading()}")
+        for token in client.generations.steps(arguments.generation_id):
+            print(
+                line({"event": "token", **token_object(token)})
+                if arguments.json
+                else table_row(token, color=color)
+            )
+    return OK
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    """Prints events as they happen, until interrupted."""
+    with (
+        connect(arguments) as client,
+        client.generations.watch(
+            lifecycle_only=not arguments.steps,
+            after_position=arguments.after,
+            **_filter(arguments),
+        ) as events,
+    ):
+        for event in events:
+            print(line(message_object(event)) if arguments.json else _event_row(event), flush=True)
+    return OK
+
+
+def run_delete(arguments: argparse.Namespace) -> int:
+    """Deletes a generation, once that is confirmed."""
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is there to confirm: give --yes to delete without asking")
+        answer = input(f"Destroy the content of {safe(arguments.generation_id)} for good? [y/N] ")
+        if answer.strip().lower() not in {"y", "yes"}:
+            raise UsageError("nothing was deleted")
+    with connect(arguments) as client:
+        client.generations.delete(arguments.generation_id)
+    return OK
+
+
+def _filter(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": arguments.model,
+        "trace_id": arguments.trace_id,
+        "labels": dict(arguments.labels or ()),
+    }
+
+
+def _summary_row(summary: GenerationSummary) -> str:
+    preview = quoted(summary.prompt_preview + summary.text_preview)
+    return (
+        f"{safe(summary.generation_id):36}  {_time(summary.start_time)}  "
+        f"{_reason(summary):>15}  {summary.num_generated_tokens:>6}  {fitted(preview, 60).rstrip()}"
+    )
+
+
+def _details(generation: GetGenerationResponse) -> str:
+    summary, started = generation.summary, generation.started
+    fields = {
+        "generation": summary.generation_id,
+        "trace": started.trace_id or summary.trace_id,
+        "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
+        "started": _time(summary.start_time),
+        "finished": _reason(summary),
+        "tokens": f"{summary.num_prompt_tokens} prompt, {summary.num_generated_tokens} generated",
+        "processors": ", ".join(started.processor_names) or "none",
+        **{f"label {key}": value for key, value in sorted(summary.labels.items())},
+        "prompt": started.prompt or summary.prompt_preview,
+    }
+    if generation.HasField("finished"):
+        if generation.finished.HasField("failure"):
+            failure = generation.finished.failure
+            fields["failure"] = f"{failure.message} ({failure.reason})"
+        for sequence in generation.finished.sequences:
+            fields[f"sequence {sequence.sequence_index}"] = sequence.text
+    return "\n".join(f"{safe(name):<12}  {safe(value)}" for name, value in fields.items())
+
+
+def _event_row(watched: WatchGenerationsResponse) -> str:
+    event = watched.event
+    kind = event.WhichOneof("event") or "unknown"
+    told = f"{safe(watched.generation_id):36}  {kind:12}"
+    match kind:
+        case "started":
+            return f"{told}  {safe(event.started.model)}"
+        case "finished":
+            reason = FinishReason.from_wire(event.finished.finish_reason)
+            return f"{told}  {reason}, {event.finished.num_generated_tokens} tokens"
+        case "steps":
+            return f"{told}  {quoted(''.join(step.text for step in event.steps.steps))}"
+        case _:
+            return told.rstrip()
+
+
+def _reason(summary: GenerationSummary) -> str:
+    if not summary.HasField("finish_reason"):
+        return "running"
+    return FinishReason.from_wire(summary.finish_reason)
+
+
+def _time(timestamp: Timestamp) -> str:
+    return timestamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")

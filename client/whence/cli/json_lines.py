@@ -1,0 +1,163 @@
+"""The objects that `--json` prints, one a line."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from whence.generation import GeneratedSequence, GenerationState
+from whence.tokens import Candidate, Token
+from whence.v1.generation_pb2 import GenerationEvent
+
+FIELDS = """\
+--json prints one object a line; "event" says which. Absent values are left out, logprobs
+are in nats, null is minus infinity (a processor removed the token).
+  started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
+                prompt_token_ids, processor_names, decoding, trace
+  prompt_token  as token, with --trace-prompt
+  token         sequence_index, index, token_id, text, text_begin_byte, text_end_byte,
+                logprob, sampling_logprob, rank, entropy, sampling_entropy,
+                candidates: [{token_id, text, logprob, sampling_logprob}],
+                processors: [{name, num_kept, removed_mass, token_logprob}],
+                draw: {noise, runner_up_token_id, margin},
+                timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length}
+  beam_round    index, continuations
+  finished      generation_id, finish_reason, num_prompt_tokens, num_generated_tokens,
+                queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
+                sequences: [{sequence_index, text, token_ids, finish_reason, stop,
+                logprob, score}]
+"""
+
+
+def line(value: dict[str, Any]) -> str:
+    """An object on a line; ASCII, so that no terminal can take harm."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def message_object(message: Message) -> dict[str, Any]:
+    """A message by protobuf's own JSON mapping, with the field names of the contract."""
+    as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return as_dict
+
+
+def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterator[dict[str, Any]]:
+    """The objects of an event that `generation` has just brought."""
+    match event.WhichOneof("event"):
+        case "started":
+            yield _started(generation)
+        case "prompt_steps":
+            for token in generation.prompt_tokens[-len(event.prompt_steps.steps) :]:
+                yield {"event": "prompt_token", **token_object(token)}
+        case "steps":
+            for token in generation.tokens_of(event):
+                yield {"event": "token", **token_object(token)}
+        case "beam_round":
+            yield {"event": "beam_round", **message_object(event.beam_round)}
+        case "finished":
+            yield _finished(generation)
+
+
+def token_object(token: Token) -> dict[str, Any]:
+    """A token's fields, as `FIELDS` lists them."""
+    return _present(
+        {
+            "sequence_index": token.sequence_index,
+            "index": token.index,
+            "token_id": token.token_id,
+            "text": token.text,
+            "text_begin_byte": token.text_bytes.start,
+            "text_end_byte": token.text_bytes.stop,
+            "logprob": _number(token.logprob),
+            "sampling_logprob": _number(token.sampling_logprob),
+            "rank": token.rank,
+            "entropy": _number(token.entropy),
+            "sampling_entropy": _number(token.sampling_entropy),
+            "candidates": [_candidate(candidate) for candidate in token.candidates] or None,
+            "processors": [_numbers(effect) for effect in token.processors] or None,
+            "draw": token.draw and _present(_numbers(token.draw)),
+            "timing": token.timing and token.timing._asdict(),
+        }
+    )
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "token_id": candidate.token_id,
+        "text": candidate.text,
+        "logprob": _number(candidate.logprob),
+    }
+    if candidate.sampling_logprob is not None:
+        fields["sampling_logprob"] = _number(candidate.sampling_logprob)
+    return fields
+
+
+def _started(generation: GenerationState) -> dict[str, Any]:
+    started = generation.started
+    if started is None:
+        return {}
+    return {
+        "event": "started",
+        "generation_id": started.generation_id,
+        "trace_id": started.trace_id,
+        "span_id": started.span_id,
+        "model": started.model,
+        "model_digest": started.model_digest,
+        "tokenizer_digest": started.tokenizer_digest,
+        "prompt_token_ids": list(started.prompt_token_ids),
+        "processor_names": list(started.processor_names),
+        "decoding": message_object(started.effective_decoding),
+        "trace": message_object(started.effective_trace),
+    }
+
+
+def _finished(generation: GenerationState) -> dict[str, Any]:
+    finished = generation.finished
+    if finished is None:
+        return {}
+    return _present(
+        {
+            "event": "finished",
+            "generation_id": generation.id,
+            "finish_reason": generation.finish_reason,
+            "num_prompt_tokens": finished.num_prompt_tokens,
+            "num_generated_tokens": finished.num_generated_tokens,
+            "queue_ns": finished.queue_ns,
+            "prefill_ns": finished.prefill_ns,
+            "decode_ns": finished.decode_ns,
+            "failure": message_object(finished.failure) if finished.HasField("failure") else None,
+            "sequences": [_sequence(sequence) for sequence in generation.sequences],
+        }
+    )
+
+
+def _sequence(sequence: GeneratedSequence) -> dict[str, Any]:
+    return _present(
+        {
+            "sequence_index": sequence.sequence_index,
+            "text": sequence.text,
+            "token_ids": list(sequence.token_ids),
+            "finish_reason": sequence.finish_reason,
+            "stop": sequence.stop,
+            "logprob": _number(sequence.logprob),
+            "score": _number(sequence.score),
+        }
+    )
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _numbers(record: Any) -> dict[str, Any]:
+    return {
+        name: _number(value) if isinstance(value, float) else value
+        for name, value in record._asdict().items()
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """The shortest decimal that is the same float32; None for what JSON has no number for."""
+    return float(f"{value:.9g}") if value is not None and math.isfinite(value) else None

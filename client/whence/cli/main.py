@@ -1,0 +1,78 @@
+"""The `whence` command: its parser, and what its errors come to."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from whence.channel import DEFAULT_TARGET, TARGET_VARIABLE
+from whence.cli import exits, generate, generations, model
+from whence.cli.render import safe
+from whence.errors import WhenceError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; gives its exit status (see `whence --help`)."""
+    arguments = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character should not end the generation.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.BROKEN_PIPE
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except exits.UsageError as error:
+        return _complain(str(error), exits.USAGE)
+    except WhenceError as error:
+        reason = f" ({error.reason})" if error.reason else ""
+        return _complain(f"{error.message}{reason}", exits.exit_status(error))
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--target",
+        metavar="ADDRESS",
+        help=f"HOST:PORT or unix:PATH (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
+    )
+    common.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long to try to reach the server (default: %(default)g)",
+    )
+    whole = argparse.ArgumentParser(
+        prog="whence",
+        description="Streams a language model's tokens, and says where each came from.",
+        epilog=exits.EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    generate.add_command(commands, common)
+    generations.add_commands(commands, common)
+    model.add_command(commands, common)
+    return whole
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from whence import __version__
+
+        print(f"whence {__version__}")
+        parser.exit()
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"whence: {safe(message)}", file=sys.stderr)
+    return status

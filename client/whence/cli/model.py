@@ -1,0 +1,52 @@
+"""`whence model`: what is served."""
+
+import argparse
+from typing import Any
+
+from whence.cli.connection import connect
+from whence.cli.exits import EXITS, OK
+from whence.cli.json_lines import line, message_object
+from whence.cli.render import safe
+from whence.v1.model_pb2 import Model, ModelState
+
+
+def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `model` to the command line."""
+    parser = commands.add_parser(
+        "model",
+        parents=[common],
+        help="what is served",
+        epilog=f"--json prints the contract's Model messages, one a line.\n\n{EXITS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints every model that is served."""
+    with connect(arguments) as client:
+        models = client.models()
+    if arguments.json:
+        print("".join(f"{line(message_object(model))}\n" for model in models), end="")
+    else:
+        print("\n\n".join(map(_details, models)))
+    return OK
+
+
+def _details(model: Model) -> str:
+    state = ModelState.Name(model.state) if model.state in ModelState.values() else "unknown"
+    fields = {
+        "model": model.model,
+        "state": state.removeprefix("MODEL_STATE_").lower(),
+        "architecture": model.architecture,
+        "parameters": f"{model.num_parameters:,} in {model.num_layers} layers",
+        "vocabulary": f"{model.vocabulary_size:,}",
+        "context": f"{model.max_context_length:,}",
+        "arithmetic": f"{model.dtype} on {model.device}",
+        "batched": "yes" if model.batched else "no",
+        "model digest": model.model_digest or "unknown",
+        "weights digest": model.weights_digest or "unknown",
+        "tokenizer digest": model.tokenizer_digest or "unknown",
+    }
+    return "\n".join(f"{name:<16}  {safe(value)}" for name, value in fields.items())

@@ -1,0 +1,110 @@
+"""What reaches the terminal: escaped text, colours by probability, aligned columns."""
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from typing import Literal, TextIO
+
+from whence.tokens import Candidate, Token
+
+ColorMode = Literal["auto", "always", "never"]
+
+_RAMP = (196, 202, 208, 214, 220, 226, 190, 154, 118, 82, 46)
+"""Red to green in the 256-colour palette, for probabilities from 0 to 1."""
+
+_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that make a line read otherwise than it was written."""
+
+TOKEN_COLUMNS = 16
+CANDIDATE_COLUMNS = 12
+
+
+def safe(text: str) -> str:
+    """The text with every control character but newline and tab made visible.
+
+    A model can emit escape sequences, and a terminal would obey them.
+    """
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t":
+        return character
+    if unicodedata.category(character) == "Cc" or character in _REORDERING:
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return character
+
+
+def quoted(text: str) -> str:
+    """The text on one line, in quotes, so that its blanks can be seen."""
+    escaped = safe(text.replace("\\", "\\\\"))
+    return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+def wants_color(mode: ColorMode, stream: TextIO) -> bool:
+    """Whether to colour: as said, else on a terminal unless NO_COLOR is set (no-color.org)."""
+    if mode != "auto":
+        return mode == "always"
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not plain
+
+
+def painted(text: str, probability: float | None) -> str:
+    """The text in the colour of its probability, from red to green."""
+    if probability is None or not text:
+        return text
+    color = _RAMP[min(int(probability * len(_RAMP)), len(_RAMP) - 1)]
+    return f"\x1b[38;5;{color}m{text}\x1b[39m"
+
+
+def table_heading() -> str:
+    """The column names of `table_row`."""
+    return f"{'':>7}  {fitted('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
+
+
+def table_row(token: Token, *, color: bool) -> str:
+    """A token on a line: its place, its text, its probability and rank, its runners-up."""
+    place = f"{token.sequence_index}/{token.index}"
+    text = fitted(quoted(token.token_text or token.text), TOKEN_COLUMNS)
+    rank = "" if token.rank is None else str(token.rank)
+    row = (
+        f"{place:>7}  {painted(text, token.probability) if color else text}  "
+        f"{percent(token.probability):>6}  {rank:>5}  {'  '.join(_runners_up(token))}"
+    )
+    return row.rstrip()
+
+
+def _runners_up(token: Token) -> Iterator[str]:
+    for candidate in token.candidates:
+        if candidate.token_id != token.token_id:
+            yield _candidate(candidate)
+
+
+def _candidate(candidate: Candidate) -> str:
+    text = fitted(quoted(candidate.text), CANDIDATE_COLUMNS)
+    return f"{text} {percent(candidate.probability):>6}"
+
+
+def percent(probability: float | None) -> str:
+    """A probability in per cent; blank if unknown."""
+    return "" if probability is None else f"{probability:.1%}"
+
+
+def fitted(text: str, num_columns: int) -> str:
+    """The text cut or padded to so many columns of a terminal."""
+    shown = ""
+    used = 0
+    total = sum(map(_columns, text))
+    for character in text:
+        if total > num_columns and used + _columns(character) >= num_columns:
+            shown, used = shown + "…", used + 1
+            break
+        shown, used = shown + character, used + _columns(character)
+    return shown + " " * (num_columns - used)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1

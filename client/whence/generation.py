@@ -1,0 +1,192 @@
+"""What a client knows of a generation while it streams, without I/O."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from whence.backoff import Backoff, RetryPolicy
+from whence.errors import Code, GenerationFailedError
+from whence.options import GenerateOptions, Prompt
+from whence.requests import generate_request
+from whence.resume import GenerationStream
+from whence.tokens import Token
+from whence.v1 import generation_pb2 as pb
+from whence.v1.step_pb2 import Step
+
+VocabularyLookup = Callable[[str, str, int], str]
+"""(model, tokenizer digest, token id) -> text"""
+
+
+class FinishReason(StrEnum):
+    """Why a sequence, or a generation as a whole, ended."""
+
+    UNKNOWN = "unknown"
+    """A reason that this version of the client does not know."""
+    END_OF_SEQUENCE = "end_of_sequence"
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+    @classmethod
+    def from_wire(cls, number: int) -> "FinishReason":
+        """The reason behind an enum value of the contract."""
+        if number not in pb.FinishReason.values():
+            return cls.UNKNOWN
+        name = pb.FinishReason.Name(pb.FinishReason.ValueType(number))
+        return cls.__members__.get(name.removeprefix("FINISH_REASON_"), cls.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedSequence:
+    """One returned sequence, as far as it has come."""
+
+    sequence_index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    """None while it runs, like all that follows."""
+    stop: str | None = None
+    """The stop string or token that ended it, where one did."""
+    logprob: float | None = None
+    """Sum of the tokens' own logprobs, in nats."""
+    score: float | None = None
+    """Of beam search: the final, length-penalised score."""
+
+
+def open_stream(
+    prompt: Prompt | None, options: GenerateOptions, policy: RetryPolicy
+) -> tuple[GenerationStream, Mapping[str, str]]:
+    """The stream that a call of `generate` asks for, and the metadata of its calls.
+
+    Raises:
+        TypeError: see `generate_request`.
+        ValueError: see `generate_request`.
+    """
+    request = generate_request(prompt, options)
+    stream = GenerationStream(request, Backoff(policy), timeout_s=options.get("timeout_s"))
+    return stream, options.get("metadata") or {}
+
+
+class TokenReader:
+    """Makes tokens of one generation's steps."""
+
+    def __init__(self, started: pb.GenerationStarted, lookup: VocabularyLookup) -> None:
+        self._started = started
+        self._processor_names = tuple(started.processor_names)
+        self._lookup = lookup
+
+    def read(self, steps: Iterable[Step]) -> list[Token]:
+        """The steps as typed views."""
+        return [Token(step, self._processor_names, self._text_of) for step in steps]
+
+    def _text_of(self, token_id: int) -> str:
+        return self._lookup(self._started.model, self._started.tokenizer_digest, token_id)
+
+
+class GenerationState:
+    """A generation's record so far: what both clients' generations show of it."""
+
+    def __init__(self, generation_id: str, lookup: VocabularyLookup) -> None:
+        self._id = generation_id
+        self._lookup = lookup
+        self._started: pb.GenerationStarted | None = None
+        self._finished: pb.GenerationFinished | None = None
+        self._prompt_tokens: list[Token] = []
+        self._texts: dict[int, list[str]] = {}
+        self._token_ids: dict[int, list[int]] = {}
+        self._reader = TokenReader(pb.GenerationStarted(), lookup)
+
+    @property
+    def id(self) -> str:
+        """The generation's id, known before the first event."""
+        return self._id
+
+    @property
+    def started(self) -> pb.GenerationStarted | None:
+        """What was fixed before the first token; None until it arrived."""
+        return self._started
+
+    @property
+    def finished(self) -> pb.GenerationFinished | None:
+        """How the generation ended; None while it runs."""
+        return self._finished
+
+    @property
+    def trace_id(self) -> str:
+        """W3C id of the request's trace; empty until `started` arrived."""
+        return "" if self._started is None else self._started.trace_id
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the generation ended; None while it runs."""
+        if self._finished is None:
+            return None
+        return FinishReason.from_wire(self._finished.finish_reason)
+
+    @property
+    def prompt_tokens(self) -> tuple[Token, ...]:
+        """The prompt's own tokens, with `trace_prompt=True`."""
+        return tuple(self._prompt_tokens)
+
+    @property
+    def text(self) -> str:
+        """The first sequence's text so far; of beam search, the best one's."""
+        return self.sequences[0].text if self.sequences else ""
+
+    @property
+    def sequences(self) -> tuple[GeneratedSequence, ...]:
+        """The returned sequences as far as they have come; of beam search, best first."""
+        if self._finished is not None:
+            return tuple(map(_sequence, self._finished.sequences))
+        return tuple(
+            GeneratedSequence(index, "".join(texts), tuple(self._token_ids[index]))
+            for index, texts in sorted(self._texts.items())
+        )
+
+    def tokens_of(self, event: pb.GenerationEvent) -> list[Token]:
+        """The generated tokens in one of this generation's events; none in most kinds."""
+        return self._reader.read(event.steps.steps)
+
+    def _observe(self, event: pb.GenerationEvent) -> None:
+        """Takes in the next event."""
+        match event.WhichOneof("event"):
+            case "started":
+                self._started = event.started
+                self._reader = TokenReader(event.started, self._lookup)
+            case "finished":
+                self._finished = event.finished
+            case "prompt_steps":
+                self._prompt_tokens += self._reader.read(event.prompt_steps.steps)
+            case "steps":
+                for step in event.steps.steps:
+                    self._texts.setdefault(step.sequence_index, []).append(step.text)
+                    token_ids = self._token_ids.setdefault(step.sequence_index, [])
+                    token_ids.extend([step.token_id] if step.HasField("token_id") else [])
+            case _:  # a beam's round, or an event of a later version
+                pass
+
+    def _raise_if_failed(self) -> None:
+        if self.finish_reason is not FinishReason.FAILED or self._finished is None:
+            return
+        failure = self._finished.failure
+        raise GenerationFailedError(
+            failure.message or "the generation failed",
+            code=Code(failure.code) if failure.code in Code.__members__.values() else None,
+            reason=failure.reason,
+            metadata={"generation_id": self._id},
+        )
+
+
+def _sequence(result: pb.SequenceResult) -> GeneratedSequence:
+    return GeneratedSequence(
+        sequence_index=result.sequence_index,
+        text=result.text,
+        token_ids=tuple(result.token_ids),
+        finish_reason=FinishReason.from_wire(result.finish_reason),
+        stop=result.stop or None,
+        logprob=result.logprob if result.HasField("logprob") else None,
+        score=result.score if result.HasField("score") else None,
+    )

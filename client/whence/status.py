@@ -1,0 +1,62 @@
+"""Where gRPC's errors become ours: the status, and its google.rpc details."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from whence.errors import ERRORS, Code, FieldViolation, InternalError, WhenceError
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns a gRPC error raised inside into the WhenceError that it stands for."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_from_rpc(error) from error
+
+
+def error_from_rpc(error: grpc.RpcError) -> WhenceError:
+    """The error that a failed call stands for; of the sync and the asyncio API alike."""
+    # The stub types know no status on RpcError; every error that a call raises carries one.
+    call: Any = error
+    code = Code(call.code().value[0])
+    kind = ERRORS.get(code, InternalError)
+    details = _details(call.trailing_metadata() or ())
+    return kind(call.details() or code.name, code=code, **details)
+
+
+def _details(trailing_metadata: Any) -> dict[str, Any]:
+    """The google.rpc details that the server sent, as keyword arguments of WhenceError."""
+    found: dict[str, Any] = {}
+    for any_detail in _status(trailing_metadata).details:
+        info = error_details_pb2.ErrorInfo()
+        request = error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
+        if any_detail.Unpack(info):
+            found["reason"] = info.reason
+            found["metadata"] = dict(info.metadata)
+        elif any_detail.Unpack(request):
+            found["violations"] = [
+                FieldViolation(violation.field, violation.description)
+                for violation in request.field_violations
+            ]
+        elif any_detail.Unpack(retry):
+            found["retry_delay_s"] = retry.retry_delay.ToNanoseconds() / 1e9
+    return found
+
+
+def _status(trailing_metadata: Any) -> Any:
+    for key, value in trailing_metadata:
+        if key == DETAILS_KEY:
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                break  # a proxy's scribble: the status itself is still worth raising
+    return status_pb2.Status()

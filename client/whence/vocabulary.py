@@ -1,0 +1,54 @@
+"""What token ids mean, so that candidates can travel as bare ids."""
+
+from collections.abc import Iterator
+from typing import overload
+
+from whence.v1.model_pb2 import GetVocabularyResponse
+
+
+class Vocabulary:
+    """A tokenizer's tokens by id.
+
+    Ids beyond the tokenizer's own, which padded models have, are without bytes and text.
+    """
+
+    def __init__(self, tokens: tuple[bytes, ...]) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._tokens)
+
+    @overload
+    def __getitem__(self, token_id: int) -> bytes: ...
+    @overload
+    def __getitem__(self, token_id: slice) -> tuple[bytes, ...]: ...
+    def __getitem__(self, token_id: int | slice) -> bytes | tuple[bytes, ...]:
+        return self._tokens[token_id]
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The token's bytes, which need not be valid UTF-8 by themselves."""
+        return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else b""
+
+    def text_of(self, token_id: int) -> str:
+        """The token for people to read: U+FFFD stands for bytes that are no UTF-8."""
+        return self.bytes_of(token_id).decode("utf-8", "replace")
+
+
+class VocabularyBuilder:
+    """Puts a vocabulary together from the parts in which it is streamed."""
+
+    def __init__(self) -> None:
+        self._tokens: list[bytes] = []
+
+    def add(self, part: GetVocabularyResponse) -> None:
+        """Takes in the next part; ids that no part names have no bytes."""
+        missing = part.first_token_id + len(part.tokens) - len(self._tokens)
+        self._tokens.extend([b""] * missing)
+        self._tokens[part.first_token_id : part.first_token_id + len(part.tokens)] = part.tokens
+
+    def build(self) -> Vocabulary:
+        """The vocabulary of all parts so far."""
+        return Vocabulary(tuple(self._tokens))

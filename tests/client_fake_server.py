@@ -1,0 +1,331 @@
+"""A whence server that follows a script: it breaks off, delays and refuses as it is told."""
+
+# ruff: noqa: N802 -- the methods have the names of the contract
+
+import math
+import shutil
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from whence.v1 import generation_pb2 as pb
+from whence.v1 import model_pb2, trace_pb2
+from whence.v1.generation_pb2_grpc import (
+    GenerationServiceServicer,
+    add_GenerationServiceServicer_to_server,
+)
+from whence.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
+from whence.v1.step_pb2 import Candidates, Draw, ProcessorEffects, Step, StepTiming
+from whence.v1.trace_pb2_grpc import TraceServiceServicer, add_TraceServiceServicer_to_server
+
+VOCABULARY = (
+    b"<s>",
+    b"Hello",
+    b" world",
+    b"!",
+    b"\x1b[31m",
+    b"\xc3",
+    b" caf\xc3\xa9",
+    b" \xe4\xb8\xad",
+)
+TOKEN_IDS = (1, 2, 3, 6, 7)
+
+
+@dataclass(frozen=True)
+class Break:
+    """Ends the next stream after so many messages: with a status, or as if all were well."""
+
+    after: int
+    code: grpc.StatusCode | None = grpc.StatusCode.UNAVAILABLE
+    details: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Lets the next stream stand still after so many messages, until its reader is gone."""
+
+    after: int
+
+
+def step(index: int, token_id: int, text: str, *, sequence_index: int = 0, begin: int = 0) -> Step:
+    return Step(
+        sequence_index=sequence_index,
+        index=index,
+        token_id=token_id,
+        text=text,
+        text_begin_byte=begin,
+        text_end_byte=begin + len(VOCABULARY[token_id]),
+        logprob=math.log(0.5),
+        sampling_logprob=math.log(0.75),
+        rank=0,
+        entropy=1.25,
+        candidates=Candidates(
+            token_ids=[token_id, 5],
+            logprobs=[math.log(0.5), math.log(0.25)],
+            sampling_logprobs=[math.log(0.75), -math.inf],
+        ),
+        processors=ProcessorEffects(num_kept=[4], removed_mass=[0.25], token_logprobs=[-0.5]),
+        draw=Draw(noise=0.125, margin=2.0),
+        timing=StepTiming(elapsed_ns=1, forward_ns=2, select_ns=3, batch_size=4, context_length=5),
+    )
+
+
+def steps(token_ids: tuple[int, ...] = TOKEN_IDS) -> list[Step]:
+    begins = [sum(len(VOCABULARY[t]) for t in token_ids[:i]) for i in range(len(token_ids))]
+    return [
+        step(index, token_id, VOCABULARY[token_id].decode(), begin=begins[index])
+        for index, token_id in enumerate(token_ids)
+    ]
+
+
+def journal(
+    made: list[Step] | None = None,
+    *,
+    reason: pb.FinishReason.ValueType = pb.FINISH_REASON_LENGTH,
+    failure: pb.Failure | None = None,
+) -> list[pb.GenerationEvent]:
+    """A whole generation, one event for each offset."""
+    made = steps() if made is None else made
+    text = "".join(s.text for s in made if s.sequence_index == 0)
+    started = pb.GenerationStarted(
+        trace_id="ab" * 16,
+        span_id="cd" * 8,
+        model="fake",
+        tokenizer_digest="t1",
+        processor_names=["temperature"],
+    )
+    finished = pb.GenerationFinished(
+        sequences=[
+            pb.SequenceResult(text=text, token_ids=[s.token_id for s in made], finish_reason=reason)
+        ],
+        num_generated_tokens=len(made),
+        finish_reason=reason,
+        failure=failure,
+    )
+    events = [
+        pb.GenerationEvent(started=started),
+        *(pb.GenerationEvent(steps=pb.StepBatch(steps=[s])) for s in made),
+        pb.GenerationEvent(finished=finished),
+    ]
+    for offset, event in enumerate(events, 1):
+        event.first_offset = event.last_offset = offset
+    return events
+
+
+def batched(events: list[pb.GenerationEvent], size: int) -> list[pb.GenerationEvent]:
+    """The same generation with its steps in batches of at most `size`."""
+    inner = events[1:-1]
+    batches = []
+    for at in range(0, len(inner), size):
+        part = inner[at : at + size]
+        batch = pb.GenerationEvent(
+            first_offset=part[0].first_offset, last_offset=part[-1].last_offset
+        )
+        for event in part:
+            batch.steps.steps.extend(event.steps.steps)
+        batches.append(batch)
+    return [events[0], *batches, events[-1]]
+
+
+@dataclass
+class Script:
+    """What the server does, and what it was asked."""
+
+    events: list[pb.GenerationEvent] = field(default_factory=journal)
+    turns: deque[Break | Hold] = field(default_factory=deque)
+    """One for each stream, in order; a stream without one runs to its end."""
+    calls: list[Any] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    refusals: deque[Break] = field(default_factory=deque)
+    """One for each unary call."""
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+
+    def requests(self, kind: type[Message]) -> list[Any]:
+        return [call for call in self.calls if isinstance(call, kind)]
+
+    def play(self, messages: list[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        turn = self.turns.popleft() if self.turns else None
+        for count, message in enumerate([*messages, None]):
+            if turn is not None and count == turn.after:
+                if isinstance(turn, Break):
+                    return self.end(turn, context)
+                gone = threading.Event()
+                if context.add_callback(gone.set):
+                    gone.wait(20)
+                return None
+            if message is not None:
+                yield message
+        return None
+
+    def end(self, turn: Break, context: grpc.ServicerContext) -> None:
+        if turn.code is not None:
+            abort(context, turn.code, turn.details)
+
+    def unary(self, request: Message, context: grpc.ServicerContext) -> None:
+        self.calls.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.refusals:
+            self.end(self.refusals.popleft(), context)
+
+
+def abort(
+    context: grpc.ServicerContext, code: grpc.StatusCode, details: tuple[Message, ...] = ()
+) -> NoReturn:
+    status = status_pb2.Status(code=code.value[0], message=f"scripted {code.name}")
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, status.message)
+
+
+class FakeGeneration(GenerationServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def _of(self, generation_id: str) -> list[pb.GenerationEvent]:
+        events = []
+        for event in self._script.events:
+            copy = pb.GenerationEvent()
+            copy.CopyFrom(event)
+            if copy.HasField("started"):
+                copy.started.generation_id = generation_id
+            events.append(copy)
+        return events
+
+    def Generate(self, request: Any, context: Any) -> Iterator[pb.GenerateResponse]:
+        self._script.calls.append(request)
+        self._script.metadata.append(dict(context.invocation_metadata()))
+        events = self._of(request.generation_id)
+        yield from self._script.play([pb.GenerateResponse(event=e) for e in events], context)
+
+    def ResumeGeneration(self, request: Any, context: Any) -> Iterator[Any]:
+        self._script.calls.append(request)
+        events = [
+            e for e in self._of(request.generation_id) if e.last_offset > request.after_offset
+        ]
+        responses = [pb.ResumeGenerationResponse(event=e) for e in events]
+        yield from self._script.play(responses, context)
+
+    def CancelGeneration(self, request: Any, context: Any) -> pb.CancelGenerationResponse:
+        self._script.unary(request, context)
+        self._script.cancelled.set()
+        return pb.CancelGenerationResponse()
+
+
+class FakeTrace(TraceServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def GetGeneration(self, request: Any, context: Any) -> trace_pb2.GetGenerationResponse:
+        self._script.unary(request, context)
+        return trace_pb2.GetGenerationResponse(
+            summary=trace_pb2.GenerationSummary(generation_id=request.generation_id, model="fake"),
+            started=self._script.events[0].started,
+            finished=self._script.events[-1].finished,
+        )
+
+    def ListGenerations(self, request: Any, context: Any) -> trace_pb2.ListGenerationsResponse:
+        copy = trace_pb2.ListGenerationsRequest()
+        copy.CopyFrom(request)
+        self._script.unary(copy, context)
+        page = int(request.page_token or 0)
+        return trace_pb2.ListGenerationsResponse(
+            generations=[
+                trace_pb2.GenerationSummary(generation_id=f"g{page}{i}", text_preview="\x1b[2J")
+                for i in range(2)
+            ],
+            next_page_token=str(page + 1) if page < 2 else "",
+        )
+
+    def ListSteps(self, request: Any, context: Any) -> trace_pb2.ListStepsResponse:
+        self._script.unary(request, context)
+        page = int(request.page_token or 0)
+        made = [e.steps.steps[0] for e in self._script.events[1:-1]]
+        return trace_pb2.ListStepsResponse(
+            steps=made[page : page + 2],
+            next_page_token=str(page + 2) if page + 2 < len(made) else "",
+        )
+
+    def WatchGenerations(self, request: Any, context: Any) -> Iterator[Any]:
+        self._script.calls.append(request)
+        after = int(request.after_position or 0)
+        responses = [
+            trace_pb2.WatchGenerationsResponse(
+                generation_id="g", position=str(e.last_offset), event=e
+            )
+            for e in self._script.events
+            if e.last_offset > after
+        ]
+        yield from self._script.play(responses, context)
+
+    def DeleteGeneration(self, request: Any, context: Any) -> trace_pb2.DeleteGenerationResponse:
+        self._script.unary(request, context)
+        return trace_pb2.DeleteGenerationResponse()
+
+
+class FakeModel(ModelServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._model = model_pb2.Model(
+            model="fake", tokenizer_digest="t1", state=model_pb2.MODEL_STATE_READY
+        )
+
+    def ListModels(self, request: Any, context: Any) -> model_pb2.ListModelsResponse:
+        self._script.unary(request, context)
+        return model_pb2.ListModelsResponse(models=[self._model])
+
+    def GetModel(self, request: Any, context: Any) -> model_pb2.GetModelResponse:
+        self._script.unary(request, context)
+        return model_pb2.GetModelResponse(model=self._model)
+
+    def GetVocabulary(self, request: Any, context: Any) -> Iterator[Any]:
+        self._script.unary(request, context)
+        for first in range(0, len(VOCABULARY), 3):
+            yield model_pb2.GetVocabularyResponse(
+                first_token_id=first, tokens=VOCABULARY[first : first + 3]
+            )
+
+
+class FakeServer:
+    """The server, on a Unix socket; a context manager."""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        # A socket's path may have 107 bytes: the test's own directory is too deep.
+        self._directory = Path(tempfile.mkdtemp(prefix="whence-"))
+        self.target = f"unix:{self._directory / 'socket'}"
+        self._server = self._made()
+
+    def _made(self) -> grpc.Server:
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+        add_GenerationServiceServicer_to_server(FakeGeneration(self.script), server)
+        add_TraceServiceServicer_to_server(FakeTrace(self.script), server)
+        add_ModelServiceServicer_to_server(FakeModel(self.script), server)
+        server.add_insecure_port(self.target)
+        return server
+
+    def restart(self) -> None:
+        """Goes away with all of its connections, and comes back."""
+        self._server.stop(None).wait()
+        self._server = self._made()
+        self._server.start()
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.stop(None).wait()
+        shutil.rmtree(self._directory)

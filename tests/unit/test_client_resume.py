@@ -1,0 +1,135 @@
+"""The stream that outlives its connection, without one."""
+
+import pytest
+from client_fake_server import batched, journal, step
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whence.backoff import Backoff, RetryPolicy
+from whence.errors import InternalError, NotFoundError, UnavailableError
+from whence.generation import FinishReason
+from whence.resume import GenerationStream
+from whence.v1 import generation_pb2 as pb
+
+REQUEST = pb.GenerateRequest(prompt="p", generation_id="g")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def stream_and_clock(timeout_s: float | None = None) -> tuple[GenerationStream, Clock]:
+    clock = Clock()
+    backoff = Backoff(RetryPolicy(), clock=clock, jitter=lambda: 0.5)
+    return GenerationStream(REQUEST, backoff, timeout_s=timeout_s, clock=clock), clock
+
+
+@given(
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(0, 4), max_size=12),
+    overlap=st.integers(0, 5),
+)
+def test_every_step_comes_once_in_order_whatever_the_batches_and_breaks(sizes, cuts, overlap):
+    """Also from a server that repeats up to `overlap` events before the wanted one."""
+    whole = journal([step(index, 1, str(index)) for index in range(10)])
+    stream, _ = stream_and_clock()
+    seen: list[int] = []
+    for turn in range(len(whole) + len(cuts) + 1):
+        request, _ = stream.next_call()
+        after = getattr(request, "after_offset", 0)
+        assert (after == 0) == isinstance(request, pb.GenerateRequest)
+        first = min(max(0, after - overlap), len(whole) - 1)
+        rest = whole[first:]
+        if first == 0:
+            events = batched(rest, sizes[turn % len(sizes)])
+        else:
+            events = batched([whole[0], *rest], sizes[turn % len(sizes)])[1:]
+        limit = cuts[turn] if turn < len(cuts) else len(events)
+        for event in events[:limit]:
+            fresh = stream.receive(pb.GenerateResponse(event=event))
+            if fresh is not None:
+                seen += [s.index for s in fresh.steps.steps]
+        if stream.complete:
+            break
+        stream.broke_off(UnavailableError("gone"))
+    assert stream.complete
+    assert seen == list(range(10))
+
+
+def test_a_gap_and_an_indivisible_event_are_errors():
+    stream, _ = stream_and_clock()
+    stream.receive(pb.GenerateResponse(event=pb.GenerationEvent(first_offset=1, last_offset=1)))
+    with pytest.raises(InternalError, match="event 3 came after 1"):
+        stream.receive(pb.GenerateResponse(event=pb.GenerationEvent(first_offset=3, last_offset=3)))
+    overlapping = pb.GenerationEvent(
+        first_offset=1, last_offset=2, steps=pb.StepBatch(steps=[step(0, 1, "a")])
+    )
+    with pytest.raises(InternalError, match="middle"):
+        stream.receive(pb.GenerateResponse(event=overlapping))
+
+
+def test_waits_double_up_to_their_bound_and_begin_anew_after_progress():
+    stream, clock = stream_and_clock()
+    event = pb.GenerationEvent(first_offset=1, last_offset=1)
+    stream.receive(pb.GenerateResponse(event=event))
+    gone = UnavailableError("gone")
+    waits = [stream.broke_off(gone) for _ in range(9)]
+    assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 2.5, 2.5]
+    event.first_offset = event.last_offset = 2
+    clock.now += 1000
+    stream.receive(pb.GenerateResponse(event=event))
+    assert stream.broke_off(None) == 0.05
+
+
+def test_patience_ends_sooner_before_the_first_event():
+    for events, patience_s in ((0, 5.0), (1, 30.0)):
+        stream, clock = stream_and_clock()
+        for _ in range(events):
+            first = pb.GenerationEvent(first_offset=1, last_offset=1)
+            stream.receive(pb.GenerateResponse(event=first))
+        stream.broke_off(UnavailableError("gone"))
+        clock.now += patience_s - 0.01
+        assert stream.broke_off(UnavailableError("gone")) == pytest.approx(0.01)
+        clock.now += 0.01
+        with pytest.raises(UnavailableError, match="gone"):
+            stream.broke_off(UnavailableError("gone"))
+        with pytest.raises(UnavailableError, match="ended before its time"):
+            stream.broke_off(None)
+
+
+def test_a_repeated_event_is_no_progress():
+    stream, clock = stream_and_clock()
+    event = pb.GenerateResponse(event=pb.GenerationEvent(first_offset=1, last_offset=1))
+    stream.receive(event)
+    stream.broke_off(None)
+    clock.now += 30
+    assert stream.receive(event) is None
+    with pytest.raises(UnavailableError):
+        stream.broke_off(None)
+
+
+def test_only_what_can_pass_is_waited_for_and_the_server_may_say_how_long():
+    stream, _ = stream_and_clock()
+    with pytest.raises(NotFoundError):
+        stream.broke_off(NotFoundError("no such generation"))
+    assert stream.broke_off(UnavailableError("busy", retry_delay_s=2.0)) == 2.0
+
+
+def test_the_deadline_spans_all_calls():
+    stream, clock = stream_and_clock(timeout_s=10.0)
+    assert stream.next_call() == (REQUEST, 10.0)
+    clock.now += 9.99
+    assert stream.broke_off(UnavailableError("gone")) == pytest.approx(0.01)
+    clock.now += 1
+    assert stream.next_call() == (REQUEST, 0.0)
+
+
+def test_finish_reasons_follow_the_contract():
+    for number in pb.FinishReason.values():
+        reason = FinishReason.from_wire(number)
+        assert (reason is FinishReason.UNKNOWN) == (number == 0)
+    assert FinishReason.from_wire(99) is FinishReason.UNKNOWN

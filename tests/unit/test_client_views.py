@@ -1,0 +1,158 @@
+"""Typed views of steps, vocabularies and addresses, and what reaches the terminal."""
+
+import math
+
+import pytest
+from client_fake_server import VOCABULARY, step
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whence.channel import channel_options, resolve_target
+from whence.cli import render
+from whence.generation import TokenReader
+from whence.v1.generation_pb2 import GenerationStarted
+from whence.v1.model_pb2 import GetVocabularyResponse
+from whence.v1.step_pb2 import Step
+from whence.vocabulary import VocabularyBuilder
+
+
+def read(recorded: Step):
+    def lookup(model: str, digest: str, token_id: int) -> str:
+        return f"{model}/{digest}/{token_id}"
+
+    started = GenerationStarted(model="m", tokenizer_digest="d", processor_names=["temperature"])
+    (token,) = TokenReader(started, lookup).read([recorded])
+    return token
+
+
+def test_a_token_shows_the_whole_step():
+    recorded = step(3, 2, " world", sequence_index=1, begin=5)
+    token = read(recorded)
+    assert (token.text, token.token_id, token.index, token.sequence_index) == (" world", 2, 3, 1)
+    assert token.text_bytes == range(5, 11)
+    assert token.probability == pytest.approx(0.5)
+    assert token.sampling_probability == pytest.approx(0.75)
+    assert (token.rank, token.entropy, token.sampling_entropy) == (0, 1.25, None)
+    assert token.token_text == "m/d/2"
+    own, removed = token.candidates
+    assert (own.token_id, own.text) == (2, "m/d/2")
+    assert removed.sampling_logprob == -math.inf
+    assert removed.sampling_probability == 0.0
+    assert token.processors[0]._asdict() == {
+        "name": "temperature",
+        "num_kept": 4,
+        "removed_mass": 0.25,
+        "token_logprob": -0.5,
+    }
+    assert tuple(token.draw) == (0.125, None, 2.0)
+    assert tuple(token.timing) == (1, 2, 3, 4, 5)
+    assert token.step is recorded
+    assert token == read(recorded)
+
+
+def test_absent_is_none_and_zero_is_zero():
+    bare = read(Step())
+    assert (bare.token_id, bare.logprob, bare.probability, bare.rank) == (None,) * 4
+    assert (bare.entropy, bare.sampling_logprob, bare.draw, bare.timing) == (None,) * 4
+    assert (bare.candidates, bare.processors, bare.token_text) == ((), (), "")
+    zero = read(Step(token_id=0, logprob=0.0, rank=0, entropy=0.0))
+    assert (zero.token_id, zero.probability, zero.rank, zero.entropy) == (0, 1.0, 0, 0.0)
+
+
+def test_candidates_of_a_forced_step_have_one_distribution():
+    recorded = Step(token_id=1)
+    recorded.candidates.token_ids.append(1)
+    recorded.candidates.logprobs.append(-0.5)
+    (candidate,) = read(recorded).candidates
+    assert candidate.sampling_logprob is None
+    assert candidate.sampling_probability is None
+
+
+@given(st.permutations(range(len(VOCABULARY))))
+def test_a_vocabulary_is_put_together_from_parts_in_any_order(order):
+    builder = VocabularyBuilder()
+    for first in order:
+        builder.add(GetVocabularyResponse(first_token_id=first, tokens=[VOCABULARY[first]]))
+    assert tuple(builder.build()) == VOCABULARY
+
+
+def test_a_vocabulary_has_text_for_people_and_bytes_for_programs():
+    builder = VocabularyBuilder()
+    builder.add(GetVocabularyResponse(first_token_id=0, tokens=VOCABULARY))
+    vocabulary = builder.build()
+    assert vocabulary.text_of(5) == "�"
+    assert vocabulary[5] == b"\xc3"
+    assert vocabulary.text_of(len(vocabulary)) == "", "padding beyond the tokenizer's own"
+
+
+@pytest.mark.parametrize(
+    "target", ["localhost:1", "[::1]:5", "unix:a/b", "dns:///x:1", "ipv4:1.2.3.4:5"]
+)
+def test_targets(target):
+    assert resolve_target(target) == target
+
+
+@pytest.mark.parametrize("target", ["localhost", "http://localhost:1", "::1", "a b:1", "x:y"])
+def test_targets_that_are_no_addresses(target):
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        resolve_target(target)
+
+
+def test_the_default_target(monkeypatch):
+    monkeypatch.delenv("WHENCE_TARGET", raising=False)
+    assert resolve_target(None) == "127.0.0.1:50051"
+    monkeypatch.setenv("WHENCE_TARGET", "unix:/x")
+    assert resolve_target(None) == "unix:/x"
+
+
+def test_no_proxy_stands_before_the_loopback():
+    proxy = ("grpc.enable_http_proxy", 0)
+    for local in ("127.0.0.1:1", "localhost:1", "unix:x", "[::1]:1"):
+        assert proxy in channel_options(local)
+    assert proxy not in channel_options("example.org:1")
+
+
+@given(st.text())
+def test_no_control_character_reaches_the_terminal(text):
+    shown = render.safe(text)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
+    assert not any(0x7F <= ord(c) < 0xA0 for c in shown)
+    assert not any(c in "\u202e\u2066\u200f" for c in shown)
+    assert "\n" not in render.quoted(text)
+
+
+@pytest.mark.parametrize("text", ["plain", "é中文", "👩‍👧", "tab\tand\nnewline"])
+def test_ordinary_text_is_shown_as_it_is(text):
+    assert render.safe(text) == text
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Mn", "Me", "Cs"])))
+def test_fitted_text_has_the_width_that_was_asked_for(text):
+    fitted = render.fitted(text, 8)
+    assert sum(map(render._columns, fitted)) == 8
+
+
+def test_colours_go_from_red_to_green():
+    assert render.painted("x", 0.0) == "\x1b[38;5;196mx\x1b[39m"
+    assert render.painted("x", 1.0) == "\x1b[38;5;46mx\x1b[39m"
+    assert render.painted("x", None) == "x"
+
+
+@pytest.mark.parametrize(
+    ("mode", "tty", "no_color", "expected"),
+    [
+        ("auto", True, "", True),
+        ("auto", True, "1", False),
+        ("auto", False, "", False),
+        ("always", False, "1", True),
+        ("never", True, "", False),
+    ],
+)
+def test_when_to_colour(monkeypatch, mode, tty, no_color, expected):
+    class Stream:
+        def isatty(self) -> bool:
+            return tty
+
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    assert render.wants_color(mode, Stream()) is expected
