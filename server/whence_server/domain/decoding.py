@@ -46,8 +46,10 @@ class Decoding:
     no_repeat_ngram_size: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, amount added to its logit), by ascending id."""
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    """Token id sequences that are never completed."""
+    bad_words: tuple[str, ...] = ()
+    """Words that are never completed, as given; the engine goes by `bad_word_ids`."""
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """The words' token ids."""
     temperature: float = 1.0
     top_k: int = 0
     """0 is off."""

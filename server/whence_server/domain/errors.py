@@ -5,6 +5,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationNotFoundError     NOT_FOUND
 ├── ModelNotFoundError          NOT_FOUND
 ├── GenerationExistsError       ALREADY_EXISTS
+├── GenerationRunningError      FAILED_PRECONDITION
 ├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
 ├── ModelNotReadyError          FAILED_PRECONDITION
 ├── NotOfferedError             UNIMPLEMENTED
@@ -116,6 +117,19 @@ class GenerationExistsError(WhenceError):
         )
         super().__init__(
             f"generation_id {generation_id!r} {what}; choose a new UUID",
+            generation_id=generation_id,
+        )
+
+
+class GenerationRunningError(WhenceError):
+    """The generation has to have finished for this."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "GENERATION_RUNNING"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} is still running; cancel it first",
             generation_id=generation_id,
         )
 

@@ -16,7 +16,7 @@ def processor_names(decoding: Decoding) -> tuple[str, ...]:
         ("logit_bias", bool(decoding.logit_bias)),
         ("repetition_penalty", decoding.repetition_penalty != 1.0),
         ("no_repeat_ngram", decoding.no_repeat_ngram_size > 0),
-        ("bad_words", bool(decoding.bad_words)),
+        ("bad_words", bool(decoding.bad_word_ids)),
         ("min_new_tokens", decoding.min_new_tokens > 0),
     )
     warpers = (

@@ -9,7 +9,8 @@ from whence_server.domain.generation import CallRecord, Finished, SequenceResult
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.running import PREVIEW_CHARACTERS
 from whence_server.journal.codec import encode_call, encode_finished
-from whence_server.journal.journal import FinishIndex, Journal
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import FinishIndex
 
 _log = logging.getLogger(__name__)
 

@@ -111,7 +111,8 @@ def resolve_decoding(
             request.no_repeat_ngram_size, defaults.no_repeat_ngram_size if choosing else 0
         ),
         logit_bias=tuple(sorted(request.logit_bias)),
-        bad_words=_bad_words(faults, request, limits, tokenizer),
+        bad_words=request.bad_words,
+        bad_word_ids=_bad_word_ids(faults, request, limits, tokenizer),
         temperature=_or(request.temperature, defaults.temperature) if sampling else 1.0,
         top_k=_or(request.top_k, defaults.top_k) if sampling else 0,
         top_p=_or(request.top_p, defaults.top_p) if sampling else 1.0,
@@ -164,7 +165,7 @@ def _forced_ids(
     return ids
 
 
-def _bad_words(
+def _bad_word_ids(
     faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextTokenizer
 ) -> tuple[tuple[int, ...], ...]:
     faults.expect(

@@ -11,7 +11,8 @@ from whence_server.domain.generation import Failure, Finished, SequenceResult, S
 from whence_server.domain.steps import Step, Timing
 from whence_server.engine.messages import Prefilled, StepMade, Turn
 from whence_server.journal.codec import encode_finished, encode_step
-from whence_server.journal.journal import FinishIndex, Journal
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import FinishIndex
 from whence_server.text.sequence import SequenceText
 from whence_server.text.tokenizer import TextTokenizer
 

@@ -31,7 +31,8 @@ from whence_server.generation.ports import Engine
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.generation.running import PREVIEW_CHARACTERS, RunningGeneration
 from whence_server.journal.codec import encode_started
-from whence_server.journal.journal import GenerationIndex, Journal
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import GenerationIndex
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)

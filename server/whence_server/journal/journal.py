@@ -1,0 +1,332 @@
+"""The journal as the event loop sees it: append, follow, read, delete, verify."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import (
+    ConfigurationError,
+    GenerationNotFoundError,
+    GenerationRunningError,
+    JournalError,
+)
+from whence_server.journal import listing
+from whence_server.journal.chain import ChainReport, ChainWalk
+from whence_server.journal.follow import follow
+from whence_server.journal.lock import DirectoryLock
+from whence_server.journal.log import Log
+from whence_server.journal.rows import (
+    Durability,
+    FinishIndex,
+    GenerationIndex,
+    GenerationRow,
+    ListFilter,
+)
+from whence_server.journal.sqlite_store import SqliteStore
+from whence_server.journal.store import State, Store
+
+__all__ = ["FinishIndex", "GenerationIndex", "Journal"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NUM_READERS = 3
+_BATCH_BYTES = 64 << 10
+_BATCH_ENTRIES = 1_024
+_CHAIN_CHUNK = 1_024
+# Larger than any offset or size, and still one of SQLite's integers.
+_MAX_OFFSET = _ALL_BYTES = 2**62
+_TRUNCATE_ATTEMPTS = 5
+
+
+class Journal(Log):
+    """One server's log, with its readers: what was appended can be followed, read and deleted."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        *,
+        durability: Durability,
+        commit_interval_s: float,
+        max_pending_bytes: int,
+        tail_entries: int,
+        release: Callable[[], None],
+    ) -> None:
+        """Joins a store and its state; `release` is called once it is closed."""
+        super().__init__(
+            store,
+            state,
+            durability=durability,
+            commit_interval_s=commit_interval_s,
+            max_pending_bytes=max_pending_bytes,
+            tail_entries=tail_entries,
+        )
+        self._writer_id = state.writer_id
+        self._cursors = dict(state.cursors)
+        self._readers = ThreadPoolExecutor(_NUM_READERS, "journal-reader")
+        self._release = release
+
+    @classmethod
+    async def open(
+        cls,
+        data_dir: Path,
+        *,
+        durability: Durability = Durability.GROUP,
+        commit_interval_s: float = 0.02,
+        max_pending_bytes: int = 16 << 20,
+        tail_entries: int = 64,
+    ) -> "Journal":
+        """Opens the log in a directory, or makes both.
+
+        Args:
+            data_dir: made with mode 0700 if it is not there.
+            durability: when an entry becomes visible.
+            commit_interval_s: how long GROUP gathers before it commits.
+            max_pending_bytes: of entries not on disk yet, before `writable` waits.
+            tail_entries: committed entries kept in memory of each running generation.
+
+        Raises:
+            ConfigurationError: another server uses it, it is no journal or a newer version's,
+                or SQLite is too old.
+        """
+        lock, store, state = await asyncio.to_thread(_open, data_dir, durability)
+        return cls(
+            store,
+            state,
+            durability=durability,
+            commit_interval_s=commit_interval_s,
+            max_pending_bytes=max_pending_bytes,
+            tail_entries=tail_entries,
+            release=lock.release,
+        )
+
+    # ---- following ----
+
+    def follow(
+        self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = _BATCH_BYTES
+    ) -> AsyncIterator[list[Entry]]:
+        """A generation's own entries beyond an offset, live, until FINISHED.
+
+        One at a time while the reader keeps up, more when it lags. FINISHED comes in any case,
+        also where `after_offset` lies beyond it.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+            JournalError: the writer has failed; what there was has been yielded.
+        """
+        return follow(
+            self._live.get(generation_id),
+            partial(self._next, generation_id, max_batch_bytes),
+            self._writer.check,
+            after_offset=min(after_offset, _MAX_OFFSET),
+            max_batch_bytes=max_batch_bytes,
+        )
+
+    def follow_all(
+        self, after_position: int | None = None, max_batch_bytes: int = _BATCH_BYTES
+    ) -> AsyncIterator[list[Entry]]:
+        """All entries of all kinds, as they are committed; never ends.
+
+        Only what is on disk is shown, so that a position never stands for two entries, even
+        over a crash.
+
+        Args:
+            after_position: go on beyond this one; None begins with what is appended from now on.
+            max_batch_bytes: of payloads in a batch.
+
+        Raises:
+            JournalError: the writer has failed; what was committed has been yielded.
+        """
+        cursor = self._position if after_position is None else after_position
+        return self._follow_all(cursor, max_batch_bytes)
+
+    async def _follow_all(self, cursor: int, max_batch_bytes: int) -> AsyncIterator[list[Entry]]:
+        while True:
+            await self.wait_committed(cursor)
+            batch = await self.read_committed(cursor, max_bytes=max_batch_bytes)
+            yield batch
+            cursor = batch[-1].position
+
+    async def read_committed(
+        self, after_position: int, limit: int = _BATCH_ENTRIES, max_bytes: int = 4 << 20
+    ) -> list[Entry]:
+        """Entries of all kinds beyond a position, in order; at least one if there is one."""
+        after = min(after_position, _MAX_OFFSET)
+        return await self._in_reader(self._store.read_all, after, limit=limit, max_bytes=max_bytes)
+
+    async def wait_committed(self, after_position: int) -> None:
+        """Returns once something is committed beyond a position.
+
+        Raises:
+            JournalError: the writer has failed before that.
+        """
+        while self._writer.committed_position <= after_position:
+            self._writer.check()
+            await self._writer.committed.wait()
+
+    async def _next(self, generation_id: str, max_bytes: int, after_offset: int) -> list[Entry]:
+        """What is on disk beyond an offset; the last entry where there is nothing."""
+        batch = await self._in_reader(
+            self._store.read,
+            generation_id,
+            after_offset,
+            limit=_BATCH_ENTRIES,
+            max_bytes=max_bytes,
+        )
+        return batch or [await self._in_reader(self._store.last, generation_id)]
+
+    # ---- looking up ----
+
+    async def read(
+        self,
+        generation_id: str,
+        after_offset: int = 0,
+        limit: int = _BATCH_ENTRIES,
+        kinds: Collection[EntryKind] | None = None,
+    ) -> list[Entry]:
+        """Up to `limit` of a generation's own entries beyond an offset, of some kinds or all.
+
+        Kinds outside a generation's offsets are given only where `kinds` names them: at offset
+        0, before all others, whatever `after_offset` says.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        await self._settle()
+        after = min(after_offset, _MAX_OFFSET)
+        return await self._in_reader(
+            self._store.read, generation_id, after, limit=limit, max_bytes=_ALL_BYTES, kinds=kinds
+        )
+
+    async def get(self, generation_id: str) -> GenerationRow:
+        """A generation at a glance.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        row = await self.lookup(generation_id)
+        if row is None or row.deleted:
+            raise GenerationNotFoundError(generation_id, deleted=row is not None)
+        return row
+
+    async def lookup(self, generation_id: str) -> GenerationRow | None:
+        """What is known of an id: a generation, a tombstone, or nothing."""
+        live = self._live.get(generation_id)
+        if live is not None:
+            return live.row
+        return await self._in_reader(self._store.generation, generation_id)
+
+    async def _settle(self) -> None:
+        """Lets a read see all that was appended before it, as long as anything can be written."""
+        if self._writer.error is None:
+            await self._writer.flush()
+
+    async def _in_reader(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, partial(function, *args, **kwargs))
+
+    # ---- the rest ----
+
+    async def delete(self, generation_id: str) -> None:
+        """Destroys a generation's content on disk; a tombstone keeps its id from being reused.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted before.
+            GenerationRunningError: it has not finished.
+            JournalError: nothing more can be written; or a foreign reader of the database
+                keeps its write-ahead log from being cleared.
+        """
+        row = await self.get(generation_id)
+        if row.finish is None:
+            raise GenerationRunningError(generation_id)
+        if generation_id in self._deleting:
+            raise GenerationNotFoundError(generation_id, deleted=True)
+        self._bury(generation_id)
+        await self.flush()
+        for _ in range(_TRUNCATE_ATTEMPTS):
+            if await self._writer.run(self._store.truncate_log):
+                return
+        raise JournalError(
+            f"generation {generation_id!r} was deleted, but its content stays in the write-ahead "
+            "log as long as another process reads the database; it goes with the next deletion "
+            "or restart"
+        )
+
+    async def cursor(self, name: str) -> int:
+        """Where a reader of all entries has come to; 0 for a new one."""
+        return self._cursors.get(name, 0)
+
+    def advance(self, name: str, position: int) -> None:
+        """Moves a cursor; durable with the next commit.
+
+        Raises:
+            JournalError: nothing more can be written.
+            ValueError: the position lies before the cursor, or beyond what is committed.
+        """
+        self._writer.check()
+        here, last = self._cursors.get(name, 0), self._writer.committed_position
+        if not here <= position <= last:
+            raise ValueError(f"cursor {name!r} can move from {here} to {last}, not {position}")
+        self._cursors[name] = self._writer.pending.cursors[name] = position
+        self._writer.submit()
+
+    async def verify(self) -> ChainReport:
+        """Walks the whole chain; see `chain` for what it can find and what it cannot."""
+        await self._settle()
+        walk, committed = ChainWalk(self._writer_id), self._writer.committed_position
+        while not walk.broken:
+            rows = await self._in_reader(self._store.chain, walk.position, _CHAIN_CHUNK)
+            if not rows:
+                break
+            await self._in_reader(walk.take, rows)
+        return walk.report(committed)
+
+    async def close(self) -> None:
+        """Commits what is pending, if that is possible, and lets go of everything.
+
+        Raises:
+            JournalError: the last of it could not be written.
+        """
+        try:
+            await self._writer.close()
+        finally:
+            await asyncio.to_thread(self._readers.shutdown)
+            await asyncio.to_thread(self._store.close)
+            self._release()
+
+    # The last of the class: its name, the contract's word, hides the built-in from what follows.
+    async def list(
+        self, list_filter: ListFilter, page_size: int, page_token: str = ""
+    ) -> tuple[list[GenerationRow], str]:
+        """A page of generations, newest first, and the next page's token, "" at the end.
+
+        Raises:
+            InvalidRequestError: `page_token` is not one, or belongs to another filter.
+        """
+        beyond = listing.decode_page_token(page_token, list_filter) if page_token else None
+        await self._settle()
+        rows = await self._in_reader(self._store.page, list_filter, beyond, page_size + 1)
+        if len(rows) <= page_size:
+            return rows, ""
+        last = rows[page_size - 1].index
+        key = listing.PageKey(last.start_time_ns, last.generation_id)
+        return rows[:page_size], listing.encode_page_token(key, list_filter)
+
+
+def _open(data_dir: Path, durability: Durability) -> tuple[DirectoryLock, SqliteStore, State]:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = DirectoryLock(data_dir)
+    except OSError as error:
+        raise ConfigurationError(f"the data directory cannot be used: {error}") from error
+    try:
+        store = SqliteStore(data_dir / "journal.db", durability)
+        return lock, store, store.state()
+    except BaseException:
+        lock.release()
+        raise

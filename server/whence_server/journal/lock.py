@@ -1,0 +1,35 @@
+"""Keeps a data directory to one server."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from whence_server.domain.errors import ConfigurationError
+
+
+class DirectoryLock:
+    """An flock on a file in the directory: the kernel drops it with the process."""
+
+    def __init__(self, directory: Path) -> None:
+        """Takes the lock.
+
+        Raises:
+            ConfigurationError: another server holds it.
+        """
+        path = directory / "journal.lock"
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._descriptor, 32).decode(errors="replace") or "unknown"
+            os.close(self._descriptor)
+            raise ConfigurationError(
+                f"another server (process {holder}) is using the data directory {directory}: "
+                "stop it, or give this one its own --data-dir"
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Lets the next server in."""
+        os.close(self._descriptor)

@@ -1,0 +1,215 @@
+"""The appending half of the journal: positions, offsets and hashes are given out here."""
+
+import asyncio
+import secrets
+
+from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
+from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError
+from whence_server.journal.chain import SECRET_BYTES, inner_digest, next_hash
+from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
+from whence_server.journal.store import (
+    Batch,
+    NewEntry,
+    NewGeneration,
+    NewOutsideEntry,
+    State,
+    Store,
+)
+from whence_server.journal.tail import LiveGeneration
+from whence_server.journal.writer import Writer
+
+# What an entry costs beside its payload while it waits: tuples, hash, bookkeeping.
+_ENTRY_BYTES = 256
+_OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
+
+
+class Log:
+    """One writer's log. Every method is called from one event loop's thread.
+
+    Appending is synchronous and touches no disk. A failure to write is kept, and raised by
+    whatever writes or waits afterwards; what was committed stays readable.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        *,
+        durability: Durability,
+        commit_interval_s: float,
+        max_pending_bytes: int,
+        tail_entries: int,
+    ) -> None:
+        self._store = store
+        self._position = state.position
+        self._hash = state.hash
+        self._strict = durability is Durability.STRICT
+        self._tail_entries = tail_entries
+        self._deleting: set[str] = set()
+        self._live = {
+            u.index.generation_id: LiveGeneration(
+                u.index, u.secret, u.started_position, offset=u.last_offset, recovered=True
+            )
+            for u in state.unfinished
+        }
+        self._writer = Writer(
+            store,
+            committed_position=state.position,
+            durability=durability,
+            commit_interval_s=commit_interval_s,
+            max_pending_bytes=max_pending_bytes,
+            on_commit=self._on_commit,
+            on_failure=self._on_failure,
+        )
+
+    @property
+    def position(self) -> int:
+        """Of the newest entry, committed or not; 0 in an empty log."""
+        return self._position
+
+    @property
+    def committed_position(self) -> int:
+        """Everything up to it is on disk."""
+        return self._writer.committed_position
+
+    def unfinished(self) -> list[str]:
+        """Ids of generations that an earlier run left open, oldest first: finish them."""
+        return [i for i, live in self._live.items() if live.recovered and not live.finish]
+
+    def create(self, index: GenerationIndex, payload: bytes) -> int:
+        """Appends STARTED; returns its offset, 1.
+
+        Raises:
+            GenerationExistsError: the id was used before.
+            JournalError: nothing more can be written.
+        """
+        generation_id = index.generation_id
+        if generation_id in self._live:
+            raise GenerationExistsError(generation_id)
+        # One probe of an index, in this thread: readers never wait for the writer, and a
+        # duplicate found only at the commit would take a whole batch with it.
+        if (row := self._store.generation(generation_id)) is not None:
+            raise GenerationExistsError(generation_id, deleted=row.deleted)
+        live = LiveGeneration(index, secrets.token_bytes(SECRET_BYTES), self._position + 1)
+        offset = self._append(live, EntryKind.STARTED, payload)
+        self._live[generation_id] = live
+        self._writer.pending.generations.append(
+            NewGeneration(live.started_position, live.secret, index)
+        )
+        self._writer.submit()
+        return offset
+
+    def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
+        """Appends one of a running generation's own entries; returns its offset.
+
+        Raises:
+            GenerationNotFoundError: the generation is not running.
+            JournalError: nothing more can be written.
+            ValueError: the kind has a method of its own.
+        """
+        if kind in _OWN_METHODS:
+            raise ValueError(f"{kind.name} entries have a method of their own")
+        offset = self._append(self._running(generation_id), kind, payload)
+        self._writer.submit()
+        return offset
+
+    def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
+        """Appends FINISHED; returns its offset.
+
+        Raises:
+            GenerationNotFoundError: the generation is not running.
+            JournalError: nothing more can be written.
+        """
+        live = self._running(generation_id)
+        offset = self._append(live, EntryKind.FINISHED, payload)
+        live.finish = index
+        self._writer.pending.finished.append((generation_id, index))
+        self._writer.submit()
+        return offset
+
+    def record_call(self, generation_id: str, payload: bytes) -> None:
+        """Appends CALL, outside any generation's offsets.
+
+        The entry is read back with `generation_id` if that is known here, else with "".
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
+        self._append_outside(EntryKind.CALL, generation_id, payload)
+        self._writer.submit()
+
+    async def writable(self) -> None:
+        """Waits while too much is not on disk yet: back-pressure towards the engine.
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
+        await self._writer.writable()
+
+    async def flush(self) -> None:
+        """Returns once all that was appended so far is committed.
+
+        Raises:
+            JournalError: it could not be.
+        """
+        await self._writer.flush()
+
+    def _bury(self, generation_id: str) -> None:
+        """Appends DELETED and has the content destroyed in the same transaction."""
+        self._append_outside(EntryKind.DELETED, generation_id, b"")
+        self._deleting.add(generation_id)
+        self._writer.pending.deleted.append(generation_id)
+        self._writer.submit()
+
+    def _running(self, generation_id: str) -> LiveGeneration:
+        live = self._live.get(generation_id)
+        if live is None or live.finish is not None:
+            raise GenerationNotFoundError(generation_id)
+        return live
+
+    def _append(self, live: LiveGeneration, kind: EntryKind, payload: bytes) -> int:
+        position = self._chain(kind, live.secret, payload)
+        live.offset = offset = live.offset + 1
+        self._writer.pending.entries.append(
+            NewEntry(position, live.started_position, offset, kind, payload, self._hash)
+        )
+        live.push(
+            Entry(position, live.index.generation_id, offset, kind, payload),
+            self._writer.committed_position,
+            self._tail_entries,
+        )
+        if not self._strict:
+            live.show(offset)
+        return offset
+
+    def _append_outside(self, kind: EntryKind, generation_id: str, payload: bytes) -> None:
+        position = self._chain(kind, b"", payload)
+        self._writer.pending.outside.append(
+            NewOutsideEntry(position, generation_id, kind, payload, self._hash)
+        )
+
+    def _chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
+        """Gives out the next position, and moves the chain's hash on to it."""
+        self._writer.check()
+        self._hash = next_hash(self._hash, kind, inner_digest(secret, payload))
+        self._position += 1
+        pending = self._writer.pending
+        pending.last_position = self._position
+        pending.num_bytes += len(payload) + _ENTRY_BYTES
+        return self._position
+
+    def _on_commit(self, batch: Batch) -> None:
+        if self._strict:
+            newest = {new.generation: new.offset for new in batch.entries}
+            for live in self._live.values():
+                if (offset := newest.get(live.started_position)) is not None:
+                    live.show(offset)
+        for generation_id, _ in batch.finished:
+            live = self._live.pop(generation_id)
+            # After those whom FINISHED has just woken: they take it from memory.
+            asyncio.get_running_loop().call_soon(live.close)
+        self._deleting.difference_update(batch.deleted)
+
+    def _on_failure(self) -> None:
+        for live in self._live.values():
+            live.changed.notify()
