@@ -34,6 +34,7 @@ from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationIndex
 from whence_server.text.tokenizer import TextTokenizer
+from whence_server.text.unicode import LoneSurrogateError
 
 _log = logging.getLogger(__name__)
 
@@ -212,29 +213,32 @@ class Generations:
         """The prompt as text, as ids, and the field that it came in."""
         given = request.input
         if isinstance(given, TokenInput):
-            ids = list(given.token_ids)
-            inside = [i for i in ids if i < self._model.vocabulary_size]
-            return self._tokenizer.decode(inside), ids, "tokens.token_ids"
-        if isinstance(given, ChatInput):
-            text = self._tokenizer.render_chat(given.messages, given.template_arguments)
-            # The template writes the special tokens itself.
-            add_special_tokens, field = False, "chat"
+            inside = [i for i in given.token_ids if i < self._model.vocabulary_size]
+            return self._tokenizer.decode(inside), list(given.token_ids), "tokens.token_ids"
+        add_special_tokens = request.decoding.add_special_tokens
+        if isinstance(given, str):
+            field, size = "prompt", len(given)
         else:
-            text, field = given, "prompt"
-            add_special_tokens = request.decoding.add_special_tokens is not False
-        if request.decoding.add_special_tokens and isinstance(given, ChatInput):
-            raise InvalidRequestError(
-                FieldViolation(
-                    "decoding.add_special_tokens",
-                    "does not go with `chat`: the chat template adds the special tokens",
+            field, size = "chat", sum(len(message.content) for message in given.messages)
+            if add_special_tokens:
+                raise InvalidRequestError(
+                    FieldViolation(
+                        "decoding.add_special_tokens",
+                        "does not go with `chat`: the chat template adds the special tokens",
+                    )
                 )
-            )
-        if len(text) <= _INLINE_CHARACTERS:
-            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        else:
-            ids = await asyncio.to_thread(
-                self._tokenizer.encode, text, add_special_tokens=add_special_tokens
-            )
+
+        def encode() -> tuple[str, list[int]]:
+            if isinstance(given, str):
+                adding = add_special_tokens is not False
+                return given, self._tokenizer.encode(given, add_special_tokens=adding)
+            text = self._tokenizer.render_chat(given.messages, given.template_arguments)
+            return text, self._tokenizer.encode(text, add_special_tokens=False)
+
+        try:
+            text, ids = encode() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(encode)
+        except LoneSurrogateError as error:
+            raise InvalidRequestError(FieldViolation(field, str(error))) from error
         return text, ids, field
 
     # ---- following and stopping ----

@@ -1,0 +1,205 @@
+"""The composition root: the only place that builds the parts and puts them together."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from importlib.metadata import version
+from typing import Any
+
+from whence_server.config import ServeConfig
+from whence_server.domain.errors import EngineLostError
+from whence_server.domain.generation import CallRecord
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import ModelInfo
+from whence_server.engine.link import EngineProcess
+from whence_server.engine.messages import EngineOptions
+from whence_server.generation.recovery import close_interrupted
+from whence_server.generation.service import Generations
+from whence_server.journal.codec import encode_call
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import Durability
+from whence_server.rpc import generation_servicer, model_servicer, trace_servicer
+from whence_server.rpc.calls import CallLog
+from whence_server.rpc.generation_servicer import GenerationServicer
+from whence_server.rpc.model_servicer import ModelServicer
+from whence_server.rpc.server import RpcServer, ServerOptions, build_server
+from whence_server.rpc.serving import Serving
+from whence_server.rpc.trace_servicer import TraceServicer
+from whence_server.telemetry.export import ExportOptions, SpanExporter
+from whence_server.telemetry.otlp import OtlpGrpcSink
+from whence_server.telemetry.resource import service_resource
+from whence_server.text.tokenizer import TextTokenizer
+
+_log = logging.getLogger(__name__)
+
+EXIT_DRAINED, EXIT_ENGINE_LOST = 0, 1
+# How long calls that end by themselves get for it once nothing is running any more.
+_CLOSING_CALLS_S = 1.0
+_FLUSH_SPANS_S = 5.0
+
+
+async def serve(settings: ServeConfig) -> int:
+    """Serves until SIGTERM or SIGINT, or until the engine is lost.
+
+    Returns:
+        The process's exit status.
+
+    Raises:
+        ConfigurationError: the server cannot start with these settings.
+    """
+    journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
+    try:
+        await close_interrupted(journal)
+        exporter = _start_exporter(settings, journal)
+        try:
+            return await _serve(settings, journal)
+        finally:
+            if exporter is not None:
+                await journal.flush()
+                if not await exporter.flush(_FLUSH_SPANS_S):
+                    _log.warning("spans are left to send; they go out after the next start")
+                await exporter.close()
+    finally:
+        await journal.close()
+
+
+def _start_exporter(settings: ServeConfig, journal: Journal) -> SpanExporter | None:
+    if not settings.otlp_endpoint:
+        return None
+    exporter = SpanExporter(
+        journal,
+        OtlpGrpcSink(settings.otlp_endpoint),
+        service_resource(version("whence")),
+        version("whence"),
+        options=ExportOptions(step_spans=settings.step_spans),
+    )
+    exporter.start()
+    return exporter
+
+
+async def _serve(settings: ServeConfig, journal: Journal) -> int:
+    limits = Limits(
+        max_queue=settings.max_queue,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        default_candidates=settings.default_candidates,
+    )
+    serving = Serving(settings.served_name)
+    closing = asyncio.Event()
+    calls = CallLog(lambda call: _record_call(journal, call))
+    rpc = await build_server(
+        ServerOptions(
+            listen=settings.listen,
+            insecure_listen_anywhere=settings.insecure_listen_anywhere,
+            max_message_bytes=settings.max_message_bytes,
+            max_concurrent_streams=settings.max_concurrent_streams,
+        ),
+        {
+            generation_servicer.SERVICE: GenerationServicer(serving, limits).methods(),
+            trace_servicer.SERVICE: TraceServicer(journal, closing).methods(),
+            model_servicer.SERVICE: ModelServicer(serving).methods(),
+        },
+        calls,
+    )
+    await rpc.server.start()
+    engine = EngineProcess(_engine_options(settings))
+    try:
+        async with _Signals() as stop:
+            model = await _or_stop(engine.start(), stop)
+            if model is None:
+                return EXIT_DRAINED
+            tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
+            generations = Generations(
+                engine=engine,
+                journal=journal,
+                model=model,
+                tokenizer=tokenizer,
+                limits=limits,
+            )
+            serving.ready(model, tokenizer, generations)
+            return await _until_stopped(settings, rpc, generations, stop)
+    finally:
+        closing.set()
+        await rpc.server.stop(_CLOSING_CALLS_S)
+        await engine.stop()
+
+
+async def _until_stopped(
+    settings: ServeConfig, rpc: RpcServer, generations: Generations, stop: asyncio.Event
+) -> int:
+    running = asyncio.create_task(generations.run(), name="generations")
+    await rpc.set_serving(True)
+    # The one line on standard output: what started the server may wait for it.
+    print(f"serving {settings.served_name} on {', '.join(rpc.targets)}", flush=True)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await rpc.set_serving(False)
+        if running.done():
+            running.result()
+        _log.info("draining %d generations", generations.num_running)
+        await generations.drain(settings.drain_grace)
+    except EngineLostError as error:
+        _log.critical("%s", error)
+        return EXIT_ENGINE_LOST
+    finally:
+        for task in (running, stopped):
+            task.cancel()
+        await asyncio.gather(running, stopped, return_exceptions=True)
+    return EXIT_DRAINED
+
+
+def _engine_options(settings: ServeConfig) -> EngineOptions:
+    return EngineOptions(
+        model=settings.model,
+        model_name=settings.served_name,
+        dtype=settings.dtype,
+        device=settings.device,
+        num_threads=settings.threads,
+        max_batch_size=settings.max_batch_size,
+        max_cache_tokens=settings.max_cache_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        trust_remote_code=settings.trust_remote_code,
+        digest_cache=str(settings.data_dir / "digests.json"),
+    )
+
+
+def _record_call(journal: Journal, call: CallRecord) -> None:
+    journal.record_call(call.generation_id, encode_call(call))
+
+
+async def _or_stop(
+    starting: Coroutine[Any, Any, ModelInfo], stop: asyncio.Event
+) -> ModelInfo | None:
+    """What `starting` gives, or None where the stop came first."""
+    start = asyncio.ensure_future(starting)
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if start.done():
+        return start.result()
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    return None
+
+
+class _Signals:
+    """SIGTERM and SIGINT as an event; a second one ends the process at once."""
+
+    async def __aenter__(self) -> asyncio.Event:
+        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._caught, number)
+        return self._stop
+
+    def _caught(self, number: int) -> None:
+        if self._stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._stop.set()
+
+    async def __aexit__(self, *error: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,1 @@
+"""Between text and token ids: tokenizing, detokenizing, stop strings, chat templates."""

@@ -1,0 +1,117 @@
+"""A model's tokenizer as the front uses it: text to ids, ids to text, one piece at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from tokenizers import Tokenizer
+
+from whence_server.domain.model import TextFiles
+from whence_server.domain.requests import ChatMessage
+from whence_server.text.chat import ChatTemplate
+from whence_server.text.detokenizer import (
+    ByteLevelDetokenizer,
+    Detokenizer,
+    WindowedDetokenizer,
+)
+from whence_server.text.sequence import Piece, SequenceText
+from whence_server.text.unicode import check_unicode
+from whence_server.text.vocabulary import (
+    decoder_types,
+    is_byte_level,
+    special_tokens,
+    token_kinds,
+    vocabulary_bytes,
+)
+
+
+class TextTokenizer:
+    """Encodes, decodes and renders chats exactly as transformers does with the same files.
+
+    Immutable once made, and safe to use from several threads.
+    """
+
+    def __init__(self, files: TextFiles, vocabulary_size: int) -> None:
+        """Loads the tokenizer.
+
+        Args:
+            files: as the engine exported them.
+            vocabulary_size: rows of the model's output head; what it has beyond the
+                tokenizer's vocabulary stands for no text.
+        """
+        self._tokenizer = Tokenizer.from_str(files.tokenizer_json)
+        # Settings of the tokenizer's training that transformers leaves out of a call as well.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._chat = ChatTemplate(files.chat_template, files.special_tokens)
+        self._special_ids = frozenset(special_tokens(self._tokenizer))
+        self._vocabulary = vocabulary_bytes(self._tokenizer, vocabulary_size)
+        self._new_detokenizer = self._detokenizing()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text; special tokens that it spells out are taken as such.
+
+        Raises:
+            LoneSurrogateError: the text is not valid Unicode.
+        """
+        check_unicode(text)
+        token_ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=add_special_tokens
+        ).ids
+        return token_ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a sequence; special tokens and ids without a token add none."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def render_chat(
+        self, messages: Sequence[ChatMessage], template_arguments: Mapping[str, object]
+    ) -> str:
+        """The prompt that the model's chat template makes; see `ChatTemplate.render`.
+
+        It has its special tokens already: encode it without adding any.
+        """
+        return self._chat.render(messages, template_arguments)
+
+    def sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
+        """A new sequence's text, empty, to end before the first of the stop strings."""
+        return SequenceText(self._new_detokenizer(), stop)
+
+    def prompt_pieces(self, token_ids: Sequence[int]) -> list[Piece]:
+        """What each token of a prompt adds to its text; joined, they are its decode."""
+        text = self.sequence_text()
+        last = len(token_ids) - 1
+        return [text.push(token_id, last=i == last) for i, token_id in enumerate(token_ids)]
+
+    def vocabulary(self) -> list[bytes]:
+        """The raw bytes of every id below the vocabulary's size; not to be changed.
+
+        Byte-level tokens are exact. Others are as they appear inside a text: with a space
+        where they begin a word, and one byte each for byte tokens. Special tokens are their
+        name, ids without a token b"".
+        """
+        return self._vocabulary
+
+    def token_text(self, token_id: int) -> str:
+        """One token's own text, a special token's name included; U+FFFD for partial bytes."""
+        if token_id >= len(self._vocabulary):
+            return ""
+        return self._vocabulary[token_id].decode(errors="replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token adds no text to an output."""
+        return token_id in self._special_ids
+
+    def _detokenizing(self) -> Callable[[], Detokenizer]:
+        if not is_byte_level(self._tokenizer):
+            return partial(
+                WindowedDetokenizer,
+                self.decode,
+                kinds=token_kinds(self._tokenizer),
+                holds_replacement="ByteLevel" in decoder_types(self._tokenizer),
+            )
+        token_bytes = [
+            b"" if self.is_special(token_id) else token
+            for token_id, token in enumerate(self._vocabulary)
+        ]
+        return partial(ByteLevelDetokenizer, token_bytes)

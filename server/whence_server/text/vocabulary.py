@@ -1,0 +1,113 @@
+"""What each token id of a tokenizer stands for, as raw bytes."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+from whence_server.text.detokenizer import TokenKind
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def decoder_types(tokenizer: Tokenizer) -> list[str]:
+    """Names the parts of the tokenizer's decoder, in the order in which they are applied."""
+    if tokenizer.decoder is None:
+        return []
+    return list(_types(json.loads(tokenizer.decoder.__getstate__())))
+
+
+def _types(decoder: dict[str, object]) -> Iterator[str]:
+    parts = decoder.get("decoders")
+    if isinstance(parts, list):
+        for part in parts:
+            yield from _types(part)
+    else:
+        yield str(decoder["type"])
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether every token decodes to bytes of its own, whatever stands beside it."""
+    types = decoder_types(tokenizer)
+    return "ByteLevel" in types and set(types) <= {"ByteLevel", "Fuse"}
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
+    """The tokens that add no text to an output, by id."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {
+        token_id: token
+        for token_id, token in added.items()
+        # One that the normalizer changes is text to the decoder, which knows it by its name.
+        if token.special and tokenizer.id_to_token(token_id) == token.content
+    }
+
+
+def token_kinds(tokenizer: Tokenizer) -> list[TokenKind]:
+    """What the decoder makes of each id up to the tokenizer's highest."""
+    vocabulary = tokenizer.get_vocab()
+    kinds = [TokenKind.SILENT] * (max(vocabulary.values(), default=-1) + 1)
+    special, raw = special_tokens(tokenizer), _byte_tokens(tokenizer)
+    for token_id in vocabulary.values():
+        if token_id not in special:
+            kinds[token_id] = TokenKind.BYTE if token_id in raw else TokenKind.TEXT
+    return kinds
+
+
+def vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
+    """The raw bytes of the ids below `size`, as they would stand inside a text.
+
+    Special tokens are their own name; ids without a token are b"".
+    """
+    vocabulary = [b""] * size
+    as_bytes = _byte_level(tokenizer) if is_byte_level(tokenizer) else _in_context(tokenizer)
+    names = ((i, t.content.encode()) for i, t in special_tokens(tokenizer).items())
+    for token_id, raw in chain(as_bytes, names):
+        if token_id < size:
+            vocabulary[token_id] = raw
+    return vocabulary
+
+
+def _byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """The byte of each token such as <0xE2>; empty where the decoder has no ByteFallback."""
+    if "ByteFallback" not in decoder_types(tokenizer):
+        return {}
+    matches = ((_BYTE_TOKEN.fullmatch(t), i) for t, i in tokenizer.get_vocab().items())
+    return {token_id: bytes.fromhex(match[1]) for match, token_id in matches if match}
+
+
+def _byte_level(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+    """GPT-2's mapping of bytes to characters, reversed.
+
+    Printable Latin-1 characters stand for themselves; the alphabet's others stand, in
+    ascending order, for the bytes that are left.
+    """
+    alphabet = sorted(ByteLevel.alphabet())
+    byte_of = {ord(c): ord(c) for c in alphabet if ord(c) < 256}
+    left = (byte for byte in range(256) if byte not in byte_of)
+    byte_of |= {ord(c): next(left) for c in alphabet if ord(c) >= 256}
+    to_latin1 = {code: chr(byte) for code, byte in byte_of.items()}
+    for token_id in tokenizer.get_vocab().values():
+        # Not the name that `get_vocab` gives: a normalizer may have changed an added token.
+        token = tokenizer.id_to_token(token_id) or ""
+        if all(ord(c) in byte_of for c in token):
+            yield token_id, token.translate(to_latin1).encode("latin-1")
+        else:
+            # An added token that is written as plain text: the decoder leaves it as it is.
+            yield token_id, token.encode()
+
+
+def _in_context(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+    """Decodes each token after another one, for the first of a text may look different."""
+    raw = _byte_tokens(tokenizer)
+    before = tokenizer.encode("a", add_special_tokens=False).ids
+    skip = len(tokenizer.decode(before, skip_special_tokens=False))
+    for token_id in tokenizer.get_vocab().values():
+        if token_id in raw:
+            yield token_id, raw[token_id]
+        else:
+            text: str = tokenizer.decode([*before, token_id], skip_special_tokens=False)
+            yield token_id, text[skip:].encode()

@@ -1,0 +1,176 @@
+"""Tokenizers of every decoding family, and what their text should be by the plainest rules."""
+
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, doesn't it? It's 0123456789.",
+    "naïve café — “quotes”, 你好世界, 😀😃👩‍👩‍👧, ЖЗИ नमस्ते \n\t {}[]()<>",
+    "def generate(prompt): return model(prompt)",
+]
+PADDING = 7
+"""Ids that the model has beyond its tokenizer."""
+
+
+def byte_level() -> Tokenizer:
+    """GPT-2's family, with a beginning-of-sequence token added by a post-processor."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    # As text, as text in the byte alphabet's own letters, and in letters that look like it.
+    tokenizer.add_tokens(["<tool call>", "Ġtool", "hé", "日本"])
+    tokenizer.add_special_tokens([AddedToken("<|end|>")])
+    _begin_with(tokenizer, "<s>")
+    return tokenizer
+
+
+def byte_level_normalized() -> Tokenizer:
+    """A normalizer changes added tokens too, and what it changed is special no more."""
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Prepend("é")
+    tokenizer.add_tokens(["<plain>"])
+    tokenizer.add_special_tokens([AddedToken("<odd>", special=True, normalized=True)])
+    return tokenizer
+
+
+def byte_level_and_replace() -> Tokenizer:
+    """ByteLevel as one part of a decoder among others."""
+    tokenizer = byte_level()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Fuse(), decoders.Replace("q", "k")]
+    )
+    return tokenizer
+
+
+def byte_fallback(decoder: decoders.Decoder | None = None) -> Tokenizer:
+    """Llama 2's family: metaspace, byte tokens for what the vocabulary lacks."""
+    special = ["<unk>", "<s>", "</s>"]
+    raw = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = ["▁", "▁▁", "▁the", "▁The", "ing", "▁I", "é", "▁é", "你", "qu", "▁qu", "\ufffd", "'s"]
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789.,?!\n<>()"))
+    tokens = list(dict.fromkeys([*special, *raw, *words, *letters]))
+    tokenizer = Tokenizer(
+        models.Unigram([(t, -float(i)) for i, t in enumerate(tokens)], 0, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoder or decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(["<tool call>"])
+    _begin_with(tokenizer, "<s>")
+    return tokenizer
+
+
+def strip_three() -> Tokenizer:
+    """Llama 2's family, with more spaces to strip than the first token may have."""
+    return byte_fallback(
+        decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 3, 0),
+            ]
+        )
+    )
+
+
+def metaspace() -> Tokenizer:
+    """T5's family: the Metaspace decoder, and no byte tokens."""
+    return byte_fallback(decoders.Metaspace())
+
+
+def word_piece() -> Tokenizer:
+    """BERT's family."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=200,
+        special_tokens=["[UNK]", "[CLS]", "[SEP]"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens(["<tool call>", "n't", "do not"])
+    _begin_with(tokenizer, "[CLS]")
+    return tokenizer
+
+
+def end_of_word() -> Tokenizer:
+    """GPT-1's family: a suffix marks the end of a word."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder("</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=200,
+        special_tokens=["<unk>"],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def without_decoder() -> Tokenizer:
+    """Words joined by spaces, as `tokenizers` does where there is no decoder at all."""
+    words = ["<unk>", "the", "quick", "fox", "é", ""]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<unk>"])
+    return tokenizer
+
+
+FAMILIES = {
+    function.__name__: function
+    for function in (
+        byte_level,
+        byte_level_normalized,
+        byte_level_and_replace,
+        byte_fallback,
+        strip_three,
+        metaspace,
+        word_piece,
+        end_of_word,
+        without_decoder,
+    )
+}
+
+
+def _begin_with(tokenizer: Tokenizer, token: str) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+    )
+
+
+def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
+    """The text before the stop string that is completed first, and which it is."""
+    for end in range(1, len(text) + 1):
+        completed = [stop for stop in stops if text[:end].endswith(stop)]
+        if completed:
+            stop = max(completed, key=len)
+            return text[: end - len(stop)], stop
+    return text, None

@@ -1,0 +1,192 @@
+"""Incremental text against the tokenizer's own decode of all ids at once."""
+
+from functools import cache
+from itertools import accumulate
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from text_oracles import FAMILIES, PADDING, cut
+from tokenizers import Tokenizer
+
+from whence_server.domain.model import TextFiles
+from whence_server.text.sequence import Piece
+from whence_server.text.tokenizer import TextTokenizer
+
+families = pytest.mark.parametrize("family", FAMILIES)
+STOPS = st.lists(st.text(min_size=1, max_size=5), max_size=4).map(tuple)
+
+
+@cache
+def oracle(family: str) -> Tokenizer:
+    return FAMILIES[family]()
+
+
+@cache
+def text_tokenizer(family: str) -> TextTokenizer:
+    tokenizer = oracle(family)
+    files = TextFiles(tokenizer.to_str(), None, {})
+    return TextTokenizer(files, tokenizer.get_vocab_size() + PADDING)
+
+
+@st.composite
+def token_ids(draw: st.DrawFn, family: str) -> list[int]:
+    """A text's ids, any ids at all (padding and special ones too), or bytes in a row."""
+    tokenizer = oracle(family)
+    size = tokenizer.get_vocab_size() + PADDING
+    text = st.text(max_size=12).map(lambda t: tokenizer.encode(t).ids)
+    anything = st.lists(st.integers(0, size - 1), max_size=12)
+    # Where the byte tokens are in all these vocabularies, and special tokens before them.
+    raw = st.lists(st.integers(0, min(size, 262) - 1), max_size=8)
+    parts = draw(st.lists(text | anything | raw, max_size=4))
+    return [token_id for part in parts for token_id in part]
+
+
+def push_all(family: str, ids: list[int], stops: tuple[str, ...] = ()) -> list[Piece]:
+    """Pushes until the end, and checks what holds at every step."""
+    sequence = text_tokenizer(family).sequence_text(stops)
+    pieces: list[Piece] = []
+    for index, token_id in enumerate(ids):
+        piece = sequence.push(token_id, last=index == len(ids) - 1)
+        assert piece.begin_byte == (pieces[-1].end_byte if pieces else 0)
+        assert piece.end_byte >= piece.begin_byte
+        pieces.append(piece)
+        assert sequence.text == "".join(p.text for p in pieces)
+        assert piece.end_byte >= len(sequence.text.encode())
+        if piece.stop is not None:
+            break
+    return pieces
+
+
+@families
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_pieces_join_to_the_tokenizers_own_decode(family: str, data: st.DataObject) -> None:
+    ids = data.draw(token_ids(family))
+    pieces = push_all(family, ids)
+    assert "".join(p.text for p in pieces) == oracle(family).decode(ids, skip_special_tokens=True)
+
+
+@families
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_the_text_ends_before_the_first_completed_stop(family: str, data: st.DataObject) -> None:
+    ids = data.draw(token_ids(family))
+    whole = oracle(family).decode(ids, skip_special_tokens=True)
+    stops = data.draw(STOPS)
+    if whole:
+        begin = data.draw(st.integers(0, len(whole) - 1))
+        stops += (whole[begin : begin + data.draw(st.integers(1, 6))],)
+    expected, stop = cut(whole, stops)
+    pieces = push_all(family, ids, stops)
+    assert "".join(p.text for p in pieces) == expected
+    assert [p.stop for p in pieces if p.stop is not None] == ([stop] if stop else [])
+    # It ends with the first token that makes the stop certain, not later.
+    certain = accumulate(p.text for p in push_all(family, ids))
+    assert [cut(text, stops)[1] for text in certain][: len(pieces)] == [p.stop for p in pieces]
+
+
+@families
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_byte_ranges_cover_the_output(family: str, data: st.DataObject) -> None:
+    ids = data.draw(token_ids(family))
+    stops = data.draw(STOPS)
+    pieces = push_all(family, ids, stops)
+    output = "".join(p.text for p in pieces).encode()
+    clipped = [output[p.begin_byte : p.end_byte] for p in pieces]
+    assert b"".join(clipped) == output
+    silent = [i for i in ids[: len(pieces) - 1] if text_tokenizer(family).is_special(i)]
+    for token_id, piece in zip(ids, pieces[:-1], strict=False):
+        if token_id in silent:
+            assert piece.begin_byte == piece.end_byte
+
+
+@given(text=st.text(max_size=30))
+@example(text="你好😀é")
+def test_each_byte_belongs_to_the_token_that_made_it(text: str) -> None:
+    """Exactly so for valid text in a byte-level tokenizer."""
+    tokenizer = text_tokenizer("byte_level")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    vocabulary = tokenizer.vocabulary()
+    output = tokenizer.decode(ids).encode()
+    for token_id, piece in zip(ids, tokenizer.prompt_pieces(ids), strict=True):
+        made = b"" if tokenizer.is_special(token_id) else vocabulary[token_id]
+        assert output[piece.begin_byte : piece.end_byte] == made
+
+
+@families
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_the_prompts_pieces_join_to_its_decode(family: str, data: st.DataObject) -> None:
+    ids = data.draw(token_ids(family))
+    pieces = text_tokenizer(family).prompt_pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(p.text for p in pieces) == text_tokenizer(family).decode(ids)
+
+
+@families
+def test_a_padded_vocabulary_decodes_to_nothing(family: str) -> None:
+    size = oracle(family).get_vocab_size()
+    padded = list(range(size, size + PADDING + 5))
+    pieces = push_all(family, padded)
+    assert pieces == [Piece("", 0, 0, None)] * len(padded)
+
+
+def test_a_padded_id_does_not_break_a_character_apart() -> None:
+    family = "byte_fallback"
+    first, *rest = (3 + byte for byte in "語".encode())
+    ids = [first, oracle(family).get_vocab_size(), 2, *rest, 2]
+    assert [p.text for p in push_all(family, ids)] == ["", "", "", "", "", "語"]
+
+
+def test_a_stripped_byte_does_not_turn_the_ranges_back() -> None:
+    space, letter = 3 + 0x20, oracle("byte_fallback").token_to_id("a")
+    pieces = push_all("byte_fallback", [space, letter, letter])
+    assert pieces == [Piece("", 0, 1, None), Piece("a", 1, 1, None), Piece("a", 1, 2, None)]
+    end_of_sequence = 2
+    assert push_all("byte_fallback", [space, end_of_sequence])[-1] == Piece("", 1, 1, None)
+
+
+def test_a_space_is_kept_where_only_a_texts_first_ones_are_stripped() -> None:
+    ids = [oracle("strip_three").token_to_id(t) for t in ("▁▁", "▁▁", "▁", "▁the", "▁", "▁the")]
+    assert "".join(p.text for p in push_all("strip_three", ids)) == "   the  the"
+
+
+def test_a_character_appears_with_the_token_that_completes_it() -> None:
+    tokenizer = text_tokenizer("byte_level")
+    ids = [tokenizer.vocabulary().index(bytes([byte])) for byte in "😀".encode()]
+    assert push_all("byte_level", [*ids, ids[0]]) == [
+        Piece("", 0, 1, None),
+        Piece("", 1, 2, None),
+        Piece("", 2, 3, None),
+        Piece("😀", 3, 4, None),
+        Piece("\ufffd", 4, 7, None),
+    ]
+
+
+def test_what_is_held_for_a_stop_is_released_at_the_end() -> None:
+    tokenizer = text_tokenizer("byte_level")
+    ids = [tokenizer.vocabulary().index(letter.encode()) for letter in "xEN"]
+    assert push_all("byte_level", ids, ("END",)) == [
+        Piece("x", 0, 1, None),
+        Piece("", 1, 2, None),
+        Piece("EN", 2, 3, None),
+    ]
+
+
+def test_a_stop_may_end_inside_a_token() -> None:
+    tokenizer = text_tokenizer("byte_fallback")
+    ids = [oracle("byte_fallback").token_to_id(t) for t in ("▁I", "▁the", "ing")]
+    sequence = tokenizer.sequence_text((" th",))
+    assert sequence.push(ids[0], last=False) == Piece("I", 0, 1, None)
+    assert sequence.push(ids[1], last=False) == Piece("", 1, 5, " th")
+    assert sequence.text == "I"
+    with pytest.raises(RuntimeError, match="ended"):
+        sequence.push(ids[2], last=False)
+
+
+def test_a_long_run_of_byte_tokens_takes_linear_time() -> None:
+    tokenizer = text_tokenizer("byte_fallback")
+    ids = [3 + 0xFF] * 50_000
+    assert tokenizer.prompt_pieces(ids)[-1].text == "\ufffd" * 50_000

@@ -1,0 +1,68 @@
+"""Stop strings over text that comes in pieces."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from text_oracles import cut
+
+from whence_server.text.stops import StopSearch
+
+# Few letters, so that stop strings overlap with the text, each other and themselves.
+LETTERS = st.text(alphabet="ab", max_size=40)
+ANY = st.text(max_size=20)
+STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=6), max_size=5)
+
+
+def run(text: str, stops: tuple[str, ...], bounds: list[int]) -> tuple[str, str | None]:
+    search = StopSearch(stops)
+    released = ""
+    edges = sorted(min(bound, len(text)) for bound in bounds)
+    for begin, end in zip([0, *edges], [*edges, len(text)], strict=True):
+        piece, stop = search.feed(text[begin:end])
+        released += piece
+        expected = cut(text[:end], stops)
+        assert expected[0].startswith(released)
+        if stop is not None:
+            return released, stop
+        unclaimed = text[len(released) : end]
+        assert not unclaimed or any(s.startswith(unclaimed) for s in stops), "held without need"
+    return released + search.flush(), None
+
+
+@given(text=LETTERS, stops=STOPS, bounds=st.lists(st.integers(0, 40), max_size=20))
+@example(text="aab", stops=["ab", "aab"], bounds=[1, 2])
+@example(text="aabaaabaaac", stops=["aabaaac"], bounds=[7])
+@example(text="abab", stops=["bb", "aba"], bounds=[3])
+def test_cuts_before_the_first_completed_stop_however_the_text_arrives(
+    text: str, stops: list[str], bounds: list[int]
+) -> None:
+    assert run(text, tuple(stops), bounds) == cut(text, tuple(stops))
+
+
+@given(before=ANY, stop=st.text(min_size=1, max_size=8), after=ANY, data=st.data())
+def test_any_unicode(before: str, stop: str, after: str, data: st.DataObject) -> None:
+    text = before + stop + after
+    bounds = data.draw(st.lists(st.integers(0, len(text)), max_size=10))
+    assert run(text, (stop,), bounds) == cut(text, (stop,))
+
+
+def test_of_stops_completed_together_the_earliest_beginning_wins() -> None:
+    assert StopSearch(["b", "ab", "xab"]).feed("xxab") == ("x", "xab")
+
+
+def test_the_stop_completed_first_wins_over_one_that_began_before_it() -> None:
+    assert StopSearch(["abcd", "c"]).feed("abcd") == ("ab", "c")
+
+
+def test_an_empty_stop_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        StopSearch(["a", ""])
+
+
+def test_many_long_stops_look_at_each_character_a_bounded_number_of_times() -> None:
+    """64 stops of 1,024 letters that all but match: quadratic work would take minutes."""
+    stops = ["a" * 1023 + chr(ord("b") + i) for i in range(64)]
+    search = StopSearch(stops)
+    pieces = [search.feed("a" * 10).text for _ in range(1000)]
+    assert "".join(pieces) + search.flush() == "a" * 10_000
+    assert search.feed("a" * 2000 + "b").stop == stops[0]
