@@ -13,6 +13,9 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -33,6 +36,10 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(
         vocab_size=PADDED_VOCABULARY, n_positions=256, n_embd=48, n_layer=3, n_head=4
     ),
+    # Room for generations that last seconds: for what happens in their middle.
+    "gpt2-long": GPT2Config(
+        vocab_size=PADDED_VOCABULARY, n_positions=8192, n_embd=32, n_layer=2, n_head=2
+    ),
     "llama": LlamaConfig(
         vocab_size=PADDED_VOCABULARY,
         hidden_size=48,
@@ -42,6 +49,29 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_key_value_heads=2,
         max_position_embeddings=256,
     ),
+    # A window far shorter than the tests' prompts.
+    "mistral": MistralConfig(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        sliding_window=16,
+    ),
+    # Learned positions with an offset, not rotary ones.
+    "opt": OPTConfig(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=48,
+        word_embed_proj_dim=48,
+        ffn_dim=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    ),
+    # No keys and values: a recurrent state.
+    "mamba": MambaConfig(vocab_size=PADDED_VOCABULARY, hidden_size=32, num_hidden_layers=2),
     "qwen2": Qwen2Config(
         vocab_size=PADDED_VOCABULARY,
         hidden_size=48,

@@ -12,7 +12,7 @@ def processor_names(decoding: Decoding) -> tuple[str, ...]:
     """
     if decoding.strategy is Strategy.FORCED:
         return ()
-    wanted = (
+    wanted: tuple[tuple[str, bool], ...] = (
         ("logit_bias", bool(decoding.logit_bias)),
         ("repetition_penalty", decoding.repetition_penalty != 1.0),
         ("no_repeat_ngram", decoding.no_repeat_ngram_size > 0),

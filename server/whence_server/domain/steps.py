@@ -66,7 +66,7 @@ class Step(NamedTuple):
     """A decision with its place in the sequence, its text and its timing: what is recorded."""
 
     sequence_index: int
-    index: int
+    index: int  # type: ignore[assignment]  # the contract's name; tuple.index is not wanted here
     decision: Decision
     text: str
     text_begin_byte: int

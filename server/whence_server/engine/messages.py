@@ -77,9 +77,10 @@ class StepMade(NamedTuple):
 
     generation_id: str
     sequence_index: int
-    index: int
+    index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
     decision: Decision
     context_length: int
+    """Positions of the sequence in the cache when the token was chosen."""
     finish: FinishReason | None
     """END_OF_SEQUENCE, STOP (a stop token id) or LENGTH where this token is the last."""
 
@@ -105,7 +106,11 @@ class GenerationFailed(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Everything that one turn of the engine's loop brought forth."""
+    """One forward pass and all that came of it.
+
+    It served either the running sequences, together, or a prompt, whose sequences' first steps
+    it brings; a prompt's earlier chunks bring nothing and are not sent. Failures may come alone.
+    """
 
     prefilled: list[Prefilled]
     steps: list[StepMade]
@@ -113,5 +118,8 @@ class Turn(NamedTuple):
     ready_ns: int
     """CLOCK_MONOTONIC when the tokens were chosen."""
     forward_ns: int
+    """Wall time of the forward pass; of a prompt's last chunk, where there were several."""
     select_ns: int
+    """From the logits to the chosen tokens and their record, for the whole batch."""
     batch_size: int
+    """Sequences that took a step."""

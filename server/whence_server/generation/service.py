@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -243,7 +243,9 @@ class Generations:
 
     # ---- following and stopping ----
 
-    async def follow(self, generation_id: str, after_offset: int) -> AsyncIterator[list[Entry]]:
+    async def follow(
+        self, generation_id: str, after_offset: int
+    ) -> AsyncGenerator[list[Entry], None]:
         """The generation's entries beyond `after_offset`, live, until its finish.
 
         While at least one call follows it, a generation is not abandoned.

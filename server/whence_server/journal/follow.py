@@ -1,6 +1,6 @@
 """Follows one generation: from memory while the reader keeps up, from disk where it lags."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.journal.tail import LiveGeneration
@@ -13,7 +13,7 @@ async def follow(
     *,
     after_offset: int,
     max_batch_bytes: int,
-) -> AsyncIterator[list[Entry]]:
+) -> AsyncGenerator[list[Entry], None]:
     """A generation's entries beyond an offset, until FINISHED, which comes in any case.
 
     Args:

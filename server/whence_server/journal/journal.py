@@ -1,7 +1,7 @@
 """The journal as the event loop sees it: append, follow, read, delete, verify."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ class Journal(Log):
 
     def follow(
         self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = _BATCH_BYTES
-    ) -> AsyncIterator[list[Entry]]:
+    ) -> AsyncGenerator[list[Entry], None]:
         """A generation's own entries beyond an offset, live, until FINISHED.
 
         One at a time while the reader keeps up, more when it lags. FINISHED comes in any case,
@@ -129,7 +129,7 @@ class Journal(Log):
 
     def follow_all(
         self, after_position: int | None = None, max_batch_bytes: int = _BATCH_BYTES
-    ) -> AsyncIterator[list[Entry]]:
+    ) -> AsyncGenerator[list[Entry], None]:
         """All entries of all kinds, as they are committed; never ends.
 
         Only what is on disk is shown, so that a position never stands for two entries, even
@@ -145,7 +145,9 @@ class Journal(Log):
         cursor = self._position if after_position is None else after_position
         return self._follow_all(cursor, max_batch_bytes)
 
-    async def _follow_all(self, cursor: int, max_batch_bytes: int) -> AsyncIterator[list[Entry]]:
+    async def _follow_all(
+        self, cursor: int, max_batch_bytes: int
+    ) -> AsyncGenerator[list[Entry], None]:
         while True:
             await self.wait_committed(cursor)
             batch = await self.read_committed(cursor, max_bytes=max_batch_bytes)

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -20,7 +20,7 @@ from whence_server.domain.errors import (
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.tracing import TraceContext
 from whence_server.rpc.status import GRPC_CODES, abort
-from whence_server.telemetry.context import trace_context_from_metadata
+from whence_server.telemetry.context import trace_context
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Call:
 
 
 UnaryMethod: TypeAlias = Callable[[Any, Call], Awaitable[bytes]]
-StreamMethod: TypeAlias = Callable[[Any, Call], AsyncIterator[bytes]]
+StreamMethod: TypeAlias = Callable[[Any, Call], AsyncGenerator[bytes, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def service_handler(
     service: str, methods: list[Method[Any]], calls: CallLog
 ) -> grpc.GenericRpcHandler:
     """A service's methods as gRPC wants them, each parsed, guarded and recorded alike."""
-    handlers = {}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in methods:
         guarded = _Guarded(service, method, calls)
         make = (
@@ -119,7 +119,7 @@ class _Guarded:
     def parse(self, raw: bytes) -> "Message | _Malformed":
         # Never raises: gRPC would answer INTERNAL, and it is the caller's fault.
         try:
-            return self._method.request_type.FromString(raw)
+            return cast("Message", self._method.request_type.FromString(raw))
         except DecodeError as error:
             return _Malformed(str(error))
 
@@ -137,7 +137,7 @@ class _Guarded:
     async def stream(self, request: "Message | _Malformed", context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
             assert self._method.stream is not None  # noqa: S101 - chosen by service_handler
-            async with aclosing(self._method.stream(parsed, call)) as messages:  # type: ignore[type-var]
+            async with aclosing(self._method.stream(parsed, call)) as messages:
                 async for message in messages:
                     await context.write(message)
 
@@ -150,7 +150,7 @@ class _Guarded:
         run: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
         call = Call(
-            trace_context_from_metadata(context.invocation_metadata() or ()),
+            trace_context(context.invocation_metadata() or (), self._name),
             time.time_ns(),
             time.monotonic_ns(),
             context.peer(),

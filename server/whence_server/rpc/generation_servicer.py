@@ -1,6 +1,6 @@
 """GenerationService: starts, follows and stops generations."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -37,7 +37,7 @@ class GenerationServicer:
 
     async def generate(
         self, request: generation_pb2.GenerateRequest, call: Call
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Starts a generation, or joins the one that an equal request began."""
         generations = self._serving.generations()
         wanted = generation_request(request, self._limits)
@@ -48,7 +48,7 @@ class GenerationServicer:
 
     async def resume(
         self, request: generation_pb2.ResumeGenerationRequest, call: Call
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Follows a generation from an offset on, live or recorded."""
         generations = self._serving.generations()
         call.generation_id = require_generation_id(request.generation_id)
@@ -64,7 +64,7 @@ class GenerationServicer:
 
 async def _follow(
     generations: Generations, generation_id: str, after_offset: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     async with aclosing(generations.follow(generation_id, after_offset)) as batches:
         async for entries in batches:
             for message in responses(entries):

@@ -1,6 +1,6 @@
 """ModelService: exactly which model answers, and what its token ids mean."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from whence.v1 import model_pb2
@@ -42,7 +42,7 @@ class ModelServicer:
         self,
         request: model_pb2.GetVocabularyRequest,
         call: Call,  # noqa: ARG002 - the method's form
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes of every token id, in order."""
         self._serving.check_model(request.model)
         if self._serving.tokenizer is None:

@@ -1,7 +1,7 @@
 """TraceService: reads what was recorded, and follows what is being recorded."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -13,7 +13,8 @@ from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
 )
-from whence_server.journal.journal import GenerationRecord, Journal, ListFilter
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import page_size, require_generation_id
 from whence_server.rpc.splice import events, watch_response
@@ -57,11 +58,11 @@ class TraceServicer:
     async def get_generation(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
         """The whole start and finish of one generation."""
         call.generation_id = require_generation_id(request.generation_id)
-        record = await self._journal.get(call.generation_id)
+        row = await self._journal.get(call.generation_id)
         entries = await self._journal.read(
             call.generation_id, kinds=(EntryKind.STARTED, EntryKind.FINISHED)
         )
-        response = trace_pb2.GetGenerationResponse(summary=summary_message(record))
+        response = trace_pb2.GetGenerationResponse(summary=summary_message(row))
         for entry in entries:
             if entry.kind is EntryKind.STARTED:
                 response.started.MergeFromString(entry.payload)
@@ -74,13 +75,13 @@ class TraceServicer:
     ) -> bytes:
         """A page of summaries, newest first."""
         del call
-        records, next_page_token = await self._journal.list(
+        rows, next_page_token = await self._journal.list(
             list_filter(request.filter),
             page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
             request.page_token,
         )
         return trace_pb2.ListGenerationsResponse(
-            generations=[summary_message(record) for record in records],
+            generations=[summary_message(row) for row in rows],
             next_page_token=next_page_token,
         ).SerializeToString()
 
@@ -105,7 +106,7 @@ class TraceServicer:
 
     async def watch_generations(
         self, request: trace_pb2.WatchGenerationsRequest, call: Call
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Every event as it happens, of all generations that the filter lets through."""
         del call
         after = read_position(request.after_position) if request.after_position else None
@@ -126,23 +127,24 @@ class TraceServicer:
         return trace_pb2.DeleteGenerationResponse().SerializeToString()
 
 
-def summary_message(record: GenerationRecord) -> trace_pb2.GenerationSummary:
+def summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
     """A generation at a glance."""
+    index, finish = row.index, row.finish
     start_time = timestamp_pb2.Timestamp()
-    start_time.FromNanoseconds(record.start_time_ns)
+    start_time.FromNanoseconds(index.start_time_ns)
     summary = trace_pb2.GenerationSummary(
-        generation_id=record.generation_id,
-        trace_id=record.trace_id,
-        model=record.model,
+        generation_id=index.generation_id,
+        trace_id=index.trace_id,
+        model=index.model,
         start_time=start_time,
-        num_prompt_tokens=record.num_prompt_tokens,
-        num_generated_tokens=record.num_generated_tokens,
-        prompt_preview=record.prompt_preview,
-        text_preview=record.text_preview,
-        labels=record.labels,
+        num_prompt_tokens=index.num_prompt_tokens,
+        prompt_preview=index.prompt_preview,
+        labels=index.labels,
     )
-    if record.finish_reason is not None:
-        summary.finish_reason = generation_pb2.FinishReason.ValueType(record.finish_reason.value)
+    if finish is not None:
+        summary.finish_reason = generation_pb2.FinishReason.ValueType(finish.finish_reason.value)
+        summary.num_generated_tokens = finish.num_generated_tokens
+        summary.text_preview = finish.text_preview
     return summary
 
 
@@ -151,8 +153,8 @@ def list_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
     return ListFilter(
         start_after_ns=_time_ns(given, "start_after"),
         start_before_ns=_time_ns(given, "start_before"),
-        model=given.model or None,
-        trace_id=given.trace_id or None,
+        model=given.model,
+        trace_id=given.trace_id,
         labels=dict(given.labels),
     )
 

@@ -12,7 +12,8 @@ from whence_server.domain.errors import (
     GenerationNotFoundError,
     InvalidRequestError,
 )
-from whence_server.journal.journal import Journal, ListFilter
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import ListFilter
 
 _PREFIX = b"p1:"
 _LIFECYCLE = frozenset({EntryKind.STARTED, EntryKind.FINISHED})
@@ -91,14 +92,14 @@ class WatchFilter:
 
     async def _matching(self, generation_id: str) -> bool:
         try:
-            record = await self._journal.get(generation_id)
+            index = (await self._journal.get(generation_id)).index
         except GenerationNotFoundError:
             return False
         wanted = self._wanted
         return (
-            (wanted.start_after_ns is None or record.start_time_ns > wanted.start_after_ns)
-            and (wanted.start_before_ns is None or record.start_time_ns < wanted.start_before_ns)
-            and wanted.model in (None, record.model)
-            and wanted.trace_id in (None, record.trace_id)
-            and wanted.labels.items() <= record.labels.items()
+            (wanted.start_after_ns is None or index.start_time_ns > wanted.start_after_ns)
+            and (wanted.start_before_ns is None or index.start_time_ns < wanted.start_before_ns)
+            and wanted.model in ("", index.model)
+            and wanted.trace_id in ("", index.trace_id)
+            and wanted.labels.items() <= index.labels.items()
         )

@@ -1,0 +1,75 @@
+"""The demo's model: trained once, then kept in the user's cache."""
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from whence_server.demo.recipe import Recipe
+
+
+def demo_model(cache_dir: Path | None = None, *, recipe: Recipe | None = None) -> Path:
+    """The directory of the demo's model, which is trained first where it is not cached.
+
+    It appears in the cache whole or not at all, and of several processes that want it at once
+    one trains it.
+
+    Args:
+        cache_dir: where models are kept; None is `whence` in the user's cache directory.
+        recipe: what to make; None is the demo's own.
+    """
+    recipe = recipe or Recipe()
+    cache_dir = cache_dir or default_cache_dir()
+    directory = cache_dir / f"demo-model-{recipe.key()}"
+    if directory.is_dir():
+        return directory
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(directory.with_name(f"{directory.name}.lock")):
+        if not directory.is_dir():
+            _make(recipe, directory)
+    return directory
+
+
+def default_cache_dir() -> Path:
+    """`whence` under $XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification has relative paths ignored.
+    base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
+    return base / "whence"
+
+
+def _make(recipe: Recipe, directory: Path) -> None:
+    """Trains beside `directory`, and renames when all is there. The lock has to be held."""
+    _say("training the demo's model on the Python reference (once, about two minutes) ...")
+    # Here and not above: a cached model needs nothing of the training stack.
+    from whence_server.demo.training import train
+
+    partial = directory.with_name(f"{directory.name}.partial")
+    # One that was killed left it.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        loss = train(recipe, partial)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _say(f"trained to a loss of {loss:.2f} nats a token: {directory}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock on `path`; the system frees it however the process ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another process is training the demo's model; waiting for it ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

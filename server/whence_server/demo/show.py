@@ -1,0 +1,135 @@
+"""The show: a server on the demo's model, two generations through the client, their spans."""
+
+import asyncio
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from whence_server.telemetry.receiver import Receiver
+
+PROMPT = "The for statement is used to"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_SPANS_S = 20.0
+_NEXT = """
+What to try next
+  make serve                                    keep a server up on this model, then elsewhere:
+  .venv/bin/whence generate "If the expression" --candidates
+  .venv/bin/whence generate "A class definition" --temperature 0.8 --seed 7 --json
+  .venv/bin/whence generations list             everything that was generated is on record
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 make demo
+                                                the same, with its spans in your own collector
+"""
+
+
+async def show(model: Path, data_dir: Path) -> int:
+    """Runs the demo from the start of the server to its end.
+
+    Returns:
+        0, or the status of the command that failed.
+    """
+    own_endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+    receiver = Receiver()
+    try:
+        await receiver.start()
+        endpoint = own_endpoint or receiver.endpoint
+        async with _server(model, data_dir, endpoint) as target:
+            for options in (
+                ("--greedy", "--max-new-tokens", "24", "--candidates"),
+                ("--temperature", "0.8", "--top-p", "0.95", "--seed", "7", "--candidates"),
+                ("--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "160"),
+            ):
+                status = await _generate(target, PROMPT, *options)
+                if status:
+                    return status
+            if own_endpoint is None:
+                await _wait_for_generations(receiver, 3)
+        _tell_spans(receiver.spans, own_endpoint)
+    finally:
+        await receiver.close()
+    print(_NEXT)
+    return 0
+
+
+@asynccontextmanager
+async def _server(model: Path, data_dir: Path, otlp_endpoint: str) -> AsyncIterator[str]:
+    """A server in a process of its own; gives what a client connects to."""
+    print("Starting the server ...", flush=True)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "whence_server", "serve"),
+        *("--model", str(model), "--model-name", "demo", "--data-dir", str(data_dir)),
+        *("--listen", "127.0.0.1:0", "--otlp-endpoint", otlp_endpoint, "--log-level", "warning"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    try:
+        line = (await process.stdout.readline()).decode().strip()
+        if not line.startswith("serving "):
+            raise SystemExit(await process.wait() or 1)
+        print(line, flush=True)
+        yield line.rsplit(" ", 1)[1]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+async def _generate(target: str, prompt: str, *options: str) -> int:
+    command = ["whence", "generate", prompt, *options]
+    print("\n$ " + " ".join(_quoted(word) for word in command), flush=True)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "whence.cli", *command[1:], "--target", target)
+    )
+    return await process.wait()
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if " " in word else word
+
+
+async def _wait_for_generations(receiver: Receiver, num_generations: int) -> None:
+    """Waits until the SERVER spans of so many generations have come, or says that they did not."""
+    try:
+        async with asyncio.timeout(_SPANS_S):
+            while sum(s.kind == Span.SPAN_KIND_SERVER for s in receiver.spans) < num_generations:
+                await receiver.wait_for(receiver.num_spans + 1)
+    except TimeoutError:
+        print("\nNot all spans have arrived yet.", file=sys.stderr)
+
+
+def _tell_spans(spans: list[Span], own_endpoint: str | None) -> None:
+    print("\nWhere the spans went")
+    if own_endpoint is not None:
+        print(f"  to your collector, {own_endpoint}: look there for the service `whence`")
+        return
+    counts = Counter(span.name for span in spans)
+    total = ", ".join(f"{n} {name}" for name, n in counts.items())
+    print(f"  over OTLP to a collector that this demo ran itself: {total}")
+    last = [s for s in spans if s.kind == Span.SPAN_KIND_SERVER][-1]
+    print(f"  the last generation, trace {last.trace_id.hex()}:")
+    children: defaultdict[bytes, list[Span]] = defaultdict(list)
+    for span in {s.span_id: s for s in spans if s.trace_id == last.trace_id}.values():
+        children[span.parent_span_id].append(span)
+    _tell_tree(last, children, "    ")
+
+
+def _tell_tree(span: Span, children: dict[bytes, list[Span]], indent: str) -> None:
+    milliseconds = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+    print(f"{indent}{span.name:<{44 - len(indent)}} {milliseconds:8.2f} ms{_noted(span)}")
+    below = sorted(children[span.span_id], key=lambda s: s.start_time_unix_nano)
+    for child in below[:3]:
+        _tell_tree(child, children, indent + "  ")
+    if len(below) > 3:
+        print(f"{indent}  ... {len(below) - 3} more")
+
+
+_NOTED = ("whence.token.logprob", "whence.step.entropy", "whence.draw.margin")
+
+
+def _noted(span: Span) -> str:
+    values = {a.key: a.value.double_value for a in span.attributes if a.key in _NOTED}
+    return "".join(f"  {key.removeprefix('whence.')} {value:.2f}" for key, value in values.items())

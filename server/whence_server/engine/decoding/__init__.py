@@ -1,0 +1,10 @@
+"""Which token comes next, and why: from one step's logits to its decisions, for all rows at once.
+
+logits -> pipeline (processors, stage by stage) -> choose -> record -> Decision
+"""
+
+from whence_server.engine.decoding.choose import Chooser
+from whence_server.engine.decoding.record import NoChoice, NonFiniteLogits, NothingLeft
+from whence_server.engine.decoding.rows import Row
+
+__all__ = ["Chooser", "NoChoice", "NonFiniteLogits", "NothingLeft", "Row"]

@@ -1,0 +1,106 @@
+"""One step for a whole batch: which token comes next in each row, and why."""
+
+from collections.abc import Sequence
+
+import torch
+
+from whence_server.domain.decoding import Strategy, TraceOptions
+from whence_server.domain.steps import Decision
+from whence_server.engine.decoding.kernels import DrawKey, kernels_for
+from whence_server.engine.decoding.pipeline import Distributions, Pipeline
+from whence_server.engine.decoding.prompt import score_prompt
+from whence_server.engine.decoding.record import Choice, NoChoice, Recorder
+from whence_server.engine.decoding.rows import Row
+
+
+class Chooser:
+    """Chooses the tokens of one model's batches.
+
+    What a row gets depends on nothing but its own logits and settings: not on its neighbours,
+    and its token and logprobs not on how much of the decision is recorded.
+
+    Args:
+        vocabulary_size: V, the model's logits for each position.
+        device: where the logits are. A device without float64 leaves the choosing to the CPU.
+    """
+
+    def __init__(self, vocabulary_size: int, device: torch.device) -> None:
+        self._device = device if device.type in {"cpu", "cuda"} else torch.device("cpu")
+        self._kernels = kernels_for(self._device)
+        self._pipeline = Pipeline(vocabulary_size, self._device, self._kernels)
+        self._recorder = Recorder(self._kernels)
+
+    @torch.inference_mode()
+    def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Decision | NoChoice]:
+        """Makes one step of every row; appends nothing to them.
+
+        Args:
+            logits: [B, V], of the rows' newest positions, in any floating-point type.
+            rows: B of them, greedy, sampled or forced.
+
+        Returns:
+            For each row its decision, or why there is none: `NonFiniteLogits`, `NothingLeft`.
+        """
+        if not rows:
+            return []
+        scores = logits.to(device=self._device, dtype=torch.float32)
+        distributions = self._pipeline.run(scores, rows)
+        choice = self._choose(distributions, rows)
+        return self._recorder.decisions(distributions, rows, choice)
+
+    @torch.inference_mode()
+    def score_prompt(
+        self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
+    ) -> list[Decision]:
+        """Explains tokens that were given, under the model's own distribution.
+
+        Args:
+            logits: [T, V], in any floating-point type.
+            next_token_ids: int64 [T], the token that follows each of those positions.
+            trace: how much is recorded of each.
+
+        Raises:
+            GenerationFailedError: NON_FINITE_LOGITS: there is a NaN or an infinity among them.
+        """
+        return score_prompt(
+            logits.to(self._device), next_token_ids.to(self._device), trace, self._kernels
+        )
+
+    def _choose(self, distributions: Distributions, rows: Sequence[Row]) -> Choice:
+        by_strategy: dict[Strategy, list[int]] = {}
+        for i, row in enumerate(rows):
+            by_strategy.setdefault(row.decoding.strategy, []).append(i)
+        sampled = by_strategy.get(Strategy.SAMPLE, [])
+        probabilities = race = None
+        if sampled or any(row.explained for row in rows):
+            probabilities = distributions.final_logprobs.exp()
+
+        token_ids = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
+        for strategy, members in by_strategy.items():
+            index = torch.tensor(members, device=self._device)
+            if strategy is Strategy.SAMPLE and probabilities is not None:
+                race = self._kernels.race(
+                    _of(distributions.final_logprobs, index, rows),
+                    _of(probabilities, index, rows),
+                    [_draw_key(rows[i]) for i in members],
+                )
+                chosen = race.token_ids
+            elif strategy is Strategy.GREEDY:
+                processed = _of(distributions.processed, index, rows)
+                chosen = self._kernels.top_candidates(processed, 1)[:, 0]
+            elif strategy is Strategy.FORCED:
+                forced = [rows[i].forced_token_id for i in members]
+                chosen = torch.tensor(forced, device=self._device)
+            else:
+                raise ValueError(f"{strategy} does not choose row by row")
+            token_ids.index_copy_(0, index, chosen)
+        return Choice(token_ids, probabilities, race, sampled)
+
+
+def _of(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Some rows' values [B, V], without a copy where they are all."""
+    return values if len(index) == len(rows) else values.index_select(0, index)
+
+
+def _draw_key(row: Row) -> DrawKey:
+    return DrawKey(*row.seed_words, row.index, row.sequence_index)

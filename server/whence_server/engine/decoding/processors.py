@@ -1,0 +1,167 @@
+"""The logits processors of a request: transformers' own, each made once for its setting."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from transformers.generation import logits_process
+
+from whence_server.domain.decoding import Decoding
+from whence_server.domain.processors import processor_names
+from whence_server.engine.decoding.kernels import Kernels
+
+MAX_CACHED_STAGES = 64
+"""A bias holds a number for every token of the vocabulary: bounded."""
+
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(token ids [rows, T], scores [rows, V]) -> scores [rows, V]; changes neither in place."""
+
+
+class Setting(NamedTuple):
+    """A processor that applies, and what it is set to."""
+
+    name: str
+    value: Hashable
+    until: int | None = None
+    """The step index from which on it no longer applies."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """A processor, ready for all rows that share its setting.
+
+    Attributes:
+        order: place among all processors.
+        processor: what it does.
+        reads_history: whether it looks at the tokens before.
+        until: the step index from which on it no longer applies.
+    """
+
+    order: int
+    processor: Processor
+    reads_history: bool
+    until: int | None
+
+    def applies(self, index: int) -> bool:
+        """Whether it changes anything at that step."""
+        return self.processor is not _unchanged and (self.until is None or index < self.until)
+
+
+def settings(decoding: Decoding) -> tuple[Setting, ...]:
+    """What applies to a request, in the order of `processor_names`."""
+    return tuple(_setting(name, decoding) for name in processor_names(decoding))
+
+
+def _setting(name: str, decoding: Decoding) -> Setting:
+    eos_token_ids = () if decoding.ignore_eos else decoding.eos_token_ids
+    match name:
+        case "no_repeat_ngram":
+            return Setting(name, decoding.no_repeat_ngram_size)
+        case "bad_words":
+            # As in transformers, the end of sequence itself can be no bad word.
+            ends = {(token_id,) for token_id in eos_token_ids}
+            return Setting(name, tuple(word for word in decoding.bad_word_ids if word not in ends))
+        case "min_new_tokens":
+            # transformers suppresses the end of sequence alone; a stop id would end it as well.
+            ends_sequence = sorted({*eos_token_ids, *decoding.stop_token_ids})
+            return Setting(name, tuple(ends_sequence), decoding.min_new_tokens)
+        case _:
+            return Setting(name, getattr(decoding, name))
+
+
+class Stages:
+    """Makes processors out of settings, and remembers them."""
+
+    def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
+        self._vocabulary_size = vocabulary_size
+        self._device = device
+        self._kernels = kernels
+        self._stage = lru_cache(MAX_CACHED_STAGES)(self._make)
+
+    def of(self, row_settings: tuple[Setting, ...]) -> tuple[Stage, ...]:
+        """The stages of a row; the same objects for the same settings."""
+        return tuple(self._stage(setting) for setting in row_settings)
+
+    def _make(self, setting: Setting) -> Stage:
+        return Stage(
+            order=_ORDER[setting.name],
+            processor=self._processor(setting.name, setting.value),
+            reads_history=setting.name in _READS_HISTORY,
+            until=setting.until,
+        )
+
+    def _processor(self, name: str, value: Any) -> Processor:
+        match name:
+            case "logit_bias":
+                return self._bias({(token_id,): float(bias) for token_id, bias in value})
+            case "bad_words":
+                return self._bias(dict.fromkeys(value, -torch.inf))
+            case "min_new_tokens":
+                return self._bias({(token_id,): -torch.inf for token_id in value})
+            case "top_p":
+                return lambda _, scores: self._kernels.nucleus(scores, value)
+            case "eta_cutoff":
+                return _eta_cutoff(value, self._device)
+            case _:
+                return _PLAIN[name](value)
+
+    def _bias(self, biases: dict[tuple[int, ...], float]) -> Processor:
+        possible = {
+            token_ids: bias
+            for token_ids, bias in biases.items()
+            if max(token_ids) < self._vocabulary_size
+        }
+        return logits_process.SequenceBiasLogitsProcessor(possible) if possible else _unchanged
+
+
+def _unchanged(_token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    return scores
+
+
+def _eta_cutoff(epsilon: float, device: torch.device) -> Processor:
+    warper = logits_process.EtaLogitsWarper(epsilon, device=str(device))
+
+    def process(token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # It refuses the whole batch for one row that earlier stages left without a token.
+        has_choice = scores.amax(-1, keepdim=True).isfinite()
+        processed = warper(token_ids, torch.where(has_choice, scores, 0.0))
+        return torch.where(has_choice, processed, scores)
+
+    return process
+
+
+_PLAIN: dict[str, Callable[[Any], Processor]] = {
+    "repetition_penalty": lambda value: logits_process.RepetitionPenaltyLogitsProcessor(
+        float(value)
+    ),
+    "no_repeat_ngram": logits_process.NoRepeatNGramLogitsProcessor,
+    "temperature": lambda value: logits_process.TemperatureLogitsWarper(float(value)),
+    "top_k": logits_process.TopKLogitsWarper,
+    "min_p": logits_process.MinPLogitsWarper,
+    "typical_p": logits_process.TypicalLogitsWarper,
+    "epsilon_cutoff": logits_process.EpsilonLogitsWarper,
+}
+
+_READS_HISTORY = frozenset({"repetition_penalty", "no_repeat_ngram", "bad_words"})
+
+_ORDER = {
+    name: order
+    for order, name in enumerate(
+        (
+            "logit_bias",
+            "repetition_penalty",
+            "no_repeat_ngram",
+            "bad_words",
+            "min_new_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "typical_p",
+            "epsilon_cutoff",
+            "eta_cutoff",
+        )
+    )
+}

@@ -1,0 +1,63 @@
+"""The trace of tokens that were given: a prompt's."""
+
+import math
+
+import torch
+
+from whence_server.domain.decoding import TraceDetail, TraceOptions
+from whence_server.domain.errors import GenerationFailedError
+from whence_server.domain.steps import Candidates, Decision
+from whence_server.engine.decoding import statistics
+from whence_server.engine.decoding.kernels import Kernels
+from whence_server.engine.decoding.record import NonFiniteLogits
+
+MAX_TEMPORARY_BYTES = 16 * 2**20
+_NUM_TEMPORARIES = 4
+"""Scores, logprobs, probabilities and their product: float32."""
+
+
+def score_prompt(
+    logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions, kernels: Kernels
+) -> list[Decision]:
+    """See `Chooser.score_prompt`; a slice at a time, so that a long prompt needs no more memory."""
+    num_rows = max(1, MAX_TEMPORARY_BYTES // (4 * _NUM_TEMPORARIES * logits.shape[1]))
+    decisions: list[Decision] = []
+    for begin in range(0, len(logits), num_rows):
+        end = begin + num_rows
+        scores = logits[begin:end].to(torch.float32)
+        decisions += _score(scores, next_token_ids[begin:end], trace, kernels)
+    if any(math.isnan(decision.logprob or 0.0) for decision in decisions):
+        failure = NonFiniteLogits()
+        raise GenerationFailedError(failure.reason, failure.message)
+    return decisions
+
+
+def _score(
+    scores: torch.Tensor, token_ids: torch.Tensor, trace: TraceOptions, kernels: Kernels
+) -> list[Decision]:
+    logprobs = torch.log_softmax(scores, -1)
+    measured = [token_ids, statistics.logprobs_of(logprobs, token_ids)]
+    explained = trace.detail is not TraceDetail.TOKENS
+    if explained:
+        measured += [
+            statistics.ranks_of(scores, token_ids, kernels),
+            statistics.entropies(logprobs, logprobs.exp()),
+        ]
+        if trace.num_candidates:
+            measured += statistics.top_candidates(scores, logprobs, trace.num_candidates, kernels)
+    columns = [tensor.tolist() for tensor in statistics.to_host(measured)]
+    return [_decision(*values) for values in zip(*columns, strict=True)]
+
+
+def _decision(
+    token_id: int,
+    logprob: float,
+    rank: int | None = None,
+    entropy: float | None = None,
+    candidate_ids: list[int] | None = None,
+    candidate_logprobs: list[float] | None = None,
+) -> Decision:
+    candidates = None
+    if candidate_ids is not None and candidate_logprobs is not None:
+        candidates = Candidates(candidate_ids, candidate_logprobs, [])
+    return Decision(token_id, logprob, rank=rank, entropy=entropy, candidates=candidates)

@@ -1,0 +1,214 @@
+"""From a step's distributions and choices to the decisions that are recorded."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from whence_server.domain.decoding import Strategy
+from whence_server.domain.steps import Candidates, Decision, Draw, ProcessorEffects
+from whence_server.engine.decoding import statistics
+from whence_server.engine.decoding.kernels import Kernels, Race
+from whence_server.engine.decoding.pipeline import Distributions
+from whence_server.engine.decoding.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class NoChoice:
+    """Why a row has no next token.
+
+    Attributes:
+        reason: UPPER_SNAKE_CASE, for programs.
+        message: for people.
+    """
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NonFiniteLogits(NoChoice):
+    """The model gave NaN or +infinity, or -infinity for every token."""
+
+    reason: str = "NON_FINITE_LOGITS"
+    message: str = "the model's logits hold NaN or an infinity: they are no distribution"
+
+
+@dataclass(frozen=True, slots=True)
+class NothingLeft(NoChoice):
+    """The request's own settings leave no token, or overflow."""
+
+    reason: str = "NO_TOKEN_LEFT"
+    message: str = (
+        "the decoding settings leave no token that could be chosen; loosen bad_words, "
+        "no_repeat_ngram_size or min_new_tokens, or raise a temperature near 0"
+    )
+
+
+class Choice(NamedTuple):
+    """What was chosen, on the device.
+
+    Attributes:
+        token_ids: int64 [B].
+        probabilities: [B, V], of the distributions drawn from; None where nobody needs them.
+        race: of the sampled rows, in their order.
+        sampled: which of the rows these are.
+    """
+
+    token_ids: torch.Tensor
+    probabilities: torch.Tensor | None
+    race: Race | None
+    sampled: list[int]
+
+
+class _Numbers(NamedTuple):
+    """A step's numbers on the host; what was not asked for is empty."""
+
+    token_ids: list[int]
+    token_logprobs: list[float]
+    """Of the chosen token, under each of `Distributions.logprobs`."""
+    num_kept: list[int]
+    """Tokens that each of `Distributions.logprobs` leaves."""
+    ranks: list[int]
+    entropies: list[float]
+    sampling_entropies: list[float]
+    candidate_ids: list[list[int]]
+    candidate_logprobs: list[list[float]]
+    candidate_sampling_logprobs: list[list[float]]
+    noises: list[float]
+    runner_up_ids: list[int]
+    margins: list[float]
+
+
+class Recorder:
+    """Measures a step for the whole batch, and cuts the numbers into decisions."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def decisions(
+        self, distributions: Distributions, rows: Sequence[Row], choice: Choice
+    ) -> list[Decision | NoChoice]:
+        """What was decided in each row, and why."""
+        tensors = self._measure(distributions, rows, choice)
+        numbers = _Numbers(*(tensor.tolist() for tensor in statistics.to_host(tensors)))
+        draws = {i: place for place, i in enumerate(choice.sampled)}
+        return [
+            _decision(numbers, i, row, distributions, draws.get(i)) for i, row in enumerate(rows)
+        ]
+
+    def _measure(
+        self, distributions: Distributions, rows: Sequence[Row], choice: Choice
+    ) -> list[torch.Tensor]:
+        """In the order of `_Numbers`."""
+        token_ids, logprobs = choice.token_ids, distributions.logprobs
+        owned = token_ids
+        if len(distributions.owners) > len(rows):
+            owned = token_ids[torch.tensor(distributions.owners, device=token_ids.device)]
+        measured = [token_ids, statistics.logprobs_of(logprobs, owned)]
+        nothing = token_ids.new_empty(0)
+
+        if choice.probabilities is None or not any(row.explained for row in rows):
+            measured += [nothing] * 7
+        else:
+            measured += self._explain(distributions, rows, choice.token_ids, choice.probabilities)
+        if choice.race is None:
+            return [*measured, nothing, nothing, nothing]
+        _, noises, runner_up_ids, margins = choice.race
+        return [*measured, noises, runner_up_ids, margins]
+
+    def _explain(
+        self,
+        distributions: Distributions,
+        rows: Sequence[Row],
+        token_ids: torch.Tensor,
+        probabilities: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """From `num_kept` to `candidate_sampling_logprobs`."""
+        scores, finals = distributions.scores, distributions.final_logprobs
+        own = distributions.logprobs[: len(rows)]
+        nothing = num_kept = token_ids.new_empty(0)
+        ranks = statistics.ranks_of(scores, token_ids, self._kernels)
+        sampling_entropies = entropies = statistics.entropies(finals, probabilities)
+        if any(distributions.after_stages):
+            removed = own.new_full((len(distributions.owners),), -torch.inf)
+            num_kept = self._kernels.count_above(distributions.logprobs, removed)
+            entropies = statistics.entropies(own, own.exp())
+        num_candidates = max(row.num_candidates for row in rows)
+        if num_candidates == 0:
+            candidates = [nothing, nothing, nothing]
+        else:
+            ids, logprobs = statistics.top_candidates(scores, own, num_candidates, self._kernels)
+            candidates = [ids, logprobs, finals.gather(-1, ids)]
+        return [num_kept, ranks, entropies, sampling_entropies, *candidates]
+
+
+def _decision(
+    numbers: _Numbers, i: int, row: Row, distributions: Distributions, draw: int | None
+) -> Decision | NoChoice:
+    token_id, logprob = numbers.token_ids[i], numbers.token_logprobs[i]
+    sampling_logprob = numbers.token_logprobs[distributions.finals[i]]
+    if math.isnan(logprob):
+        return NonFiniteLogits()
+    if math.isnan(sampling_logprob):
+        return NothingLeft()
+    forced = row.decoding.strategy is Strategy.FORCED
+    if not row.explained:
+        return Decision(token_id, logprob, None if forced else sampling_logprob)
+    after_stages = distributions.after_stages[i]
+    return Decision(
+        token_id=token_id,
+        logprob=logprob,
+        sampling_logprob=None if forced else sampling_logprob,
+        rank=numbers.ranks[i],
+        entropy=numbers.entropies[i],
+        sampling_entropy=None if forced else numbers.sampling_entropies[i],
+        candidates=_candidates(numbers, i, row.num_candidates, forced=forced),
+        effects=_effects(numbers, i, after_stages) if after_stages else None,
+        draw=None if draw is None else _draw(numbers, draw),
+    )
+
+
+def _candidates(
+    numbers: _Numbers, i: int, num_candidates: int, *, forced: bool
+) -> Candidates | None:
+    if num_candidates == 0:
+        return None
+    return Candidates(
+        token_ids=numbers.candidate_ids[i][:num_candidates],
+        logprobs=numbers.candidate_logprobs[i][:num_candidates],
+        sampling_logprobs=(
+            [] if forced else numbers.candidate_sampling_logprobs[i][:num_candidates]
+        ),
+    )
+
+
+def _effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEffects:
+    """What each stage did.
+
+    A stage that removes tokens leaves the scores of the others as they are: renormalising then
+    makes each of them more likely by the same factor, and the chosen one's tells the mass.
+    """
+    removed_mass = []
+    before = i
+    for after in after_stages:
+        mass = 0.0
+        if numbers.num_kept[after] != numbers.num_kept[before]:
+            ratio = numbers.token_logprobs[before] - numbers.token_logprobs[after]
+            mass = min(max(-math.expm1(ratio), 0.0), 1.0)
+        removed_mass.append(mass)
+        before = after
+    return ProcessorEffects(
+        num_kept=[numbers.num_kept[after] for after in after_stages],
+        removed_mass=removed_mass,
+        token_logprobs=[numbers.token_logprobs[after] for after in after_stages],
+    )
+
+
+def _draw(numbers: _Numbers, draw: int) -> Draw:
+    runner_up_id = numbers.runner_up_ids[draw]
+    if runner_up_id < 0:
+        return Draw(numbers.noises[draw], None, None)
+    return Draw(numbers.noises[draw], runner_up_id, numbers.margins[draw])

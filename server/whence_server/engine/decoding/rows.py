@@ -1,0 +1,84 @@
+"""One sequence as choosing its tokens needs it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.engine.decoding.processors import Setting, Stage, settings
+
+
+class Row:
+    """The mutable state of one sequence; what a request fixes is derived here, once.
+
+    Args:
+        decoding: as applied.
+        trace: as granted.
+        sequence_index: which of the request's sequences this is.
+        prompt_token_ids: the prompt; with what was generated before, where a sequence goes on.
+        num_generated: how many of `prompt_token_ids`, at their end, were generated.
+
+    Attributes:
+        index: number of tokens generated so far: the index of the step to make.
+        settings: the processors that apply to it, in order.
+        stages: the same as objects, shared with other rows; a `Chooser` fills them in.
+        explained: whether its decisions are recorded beyond the tokens and their logprobs.
+        num_candidates: how many candidates are recorded of each step.
+        seed_words: the seed's low and high 32 bits.
+    """
+
+    __slots__ = (
+        "_num_tokens",
+        "_token_ids",
+        "decoding",
+        "explained",
+        "index",
+        "num_candidates",
+        "seed_words",
+        "sequence_index",
+        "settings",
+        "stages",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        trace: TraceOptions,
+        sequence_index: int,
+        prompt_token_ids: Sequence[int],
+        num_generated: int = 0,
+    ) -> None:
+        self.decoding = decoding
+        self.trace = trace
+        self.sequence_index = sequence_index
+        self.index = num_generated
+        self.settings: tuple[Setting, ...] = settings(decoding)
+        self.stages: tuple[Stage, ...] | None = None
+        self.explained = trace.detail is not TraceDetail.TOKENS
+        self.num_candidates = trace.num_candidates if self.explained else 0
+        self.seed_words = (decoding.seed & 0xFFFFFFFF, decoding.seed >> 32)
+        self._num_tokens = len(prompt_token_ids)
+        self._token_ids = np.empty(self._num_tokens + decoding.max_new_tokens, dtype=np.int64)
+        self._token_ids[: self._num_tokens] = prompt_token_ids
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int64]:
+        """The prompt and what has been generated: a view, valid until the next `append`."""
+        return self._token_ids[: self._num_tokens]
+
+    @property
+    def forced_token_id(self) -> int | None:
+        """The token that the next step is given; None where it is chosen."""
+        if self.decoding.strategy is not Strategy.FORCED:
+            return None
+        return self.decoding.forced_token_ids[self.index]
+
+    def append(self, token_id: int) -> None:
+        """Adds the token of the step just made."""
+        if self._num_tokens == len(self._token_ids):
+            self._token_ids = np.concatenate([self._token_ids, np.empty_like(self._token_ids)])
+        self._token_ids[self._num_tokens] = token_id
+        self._num_tokens += 1
+        self.index += 1

@@ -1,0 +1,110 @@
+"""What the front needs to know of a loaded model, read off the transformers objects."""
+
+import importlib.metadata
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from whence_server.domain.model import (
+    Environment,
+    FileDigest,
+    GenerationDefaults,
+    ModelInfo,
+    TextFiles,
+)
+from whence_server.engine.digests import model_signing_digest
+
+UNLIMITED_CONTEXT = (1 << 31) - 1
+CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def describe(
+    name: str,
+    model: Any,
+    text: TextFiles,
+    *,
+    files: Sequence[FileDigest],
+    tokenizer_files: Collection[str],
+    loaded_files: Collection[str],
+    weights_digest: str,
+) -> ModelInfo:
+    """Puts together what is said of a model."""
+    config = model.config.get_text_config(decoder=True)
+    vocabulary_size = _vocabulary_size(model, config)
+    return ModelInfo(
+        name=name,
+        architecture=type(model).__name__,
+        num_parameters=model.num_parameters(),
+        num_layers=config.num_hidden_layers,
+        vocabulary_size=vocabulary_size,
+        max_context_length=_max_context_length(config),
+        model_digest=model_signing_digest(files),
+        tokenizer_digest=model_signing_digest(
+            [file for file in files if file.path in tokenizer_files]
+        ),
+        weights_digest=weights_digest,
+        files=tuple(files),
+        loaded_files=tuple(loaded_files),
+        batched=True,
+        environment=_environment(model),
+        defaults=generation_defaults(model.generation_config, vocabulary_size),
+        text=text,
+    )
+
+
+def text_files(tokenizer: Any) -> TextFiles:
+    """The fast tokenizer as text, for a process without transformers."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return TextFiles(
+        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+        chat_template=template,
+        special_tokens={
+            name: str(token)
+            for name, token in tokenizer.special_tokens_map.items()
+            if not isinstance(token, list | tuple)
+        },
+    )
+
+
+def generation_defaults(config: Any, vocabulary_size: int) -> GenerationDefaults:
+    """The model's generation config, neutral where it leaves something open."""
+    neutral = GenerationDefaults()
+    given = {
+        name: value
+        for name in neutral.__dataclass_fields__
+        if name != "eos_token_ids" and (value := getattr(config, name, None)) is not None
+    }
+    eos = config.eos_token_id
+    ids = [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]
+    # An id beyond the head's rows, as some configs have, can never come.
+    eos_token_ids = tuple(int(i) for i in ids if 0 <= i < vocabulary_size)
+    return GenerationDefaults(**given, eos_token_ids=eos_token_ids)
+
+
+def _vocabulary_size(model: Any, config: Any) -> int:
+    head = model.get_output_embeddings()
+    return config.vocab_size if head is None else head.weight.shape[0]
+
+
+def _max_context_length(config: Any) -> int:
+    for field in CONTEXT_LENGTH_FIELDS:
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return UNLIMITED_CONTEXT
+
+
+def _environment(model: Any) -> Environment:
+    return Environment(
+        whence_version=importlib.metadata.version("whence"),
+        torch_version=torch.__version__,
+        transformers_version=transformers.__version__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        num_threads=torch.get_num_threads(),
+        attention_implementation=model.config._attn_implementation,  # noqa: SLF001 - no other way
+    )

@@ -1,0 +1,119 @@
+"""Digests that say exactly which model answers: of its files, and of the tensors in memory."""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from whence_server.domain.model import FileDigest
+
+CHUNK_BYTES = 1 << 20
+
+
+def file_digests(directory: Path, names: Iterable[str], cache_file: str = "") -> list[FileDigest]:
+    """SHA-256 of each named file, sorted by name.
+
+    Args:
+        directory: where the files lie.
+        names: paths relative to it.
+        cache_file: a JSON file that remembers digests by path, size and time of modification,
+            so that a restart does not read the weights twice; "" for none.
+    """
+    cache = _DigestCache(cache_file)
+    digests = []
+    for name in sorted(names):
+        path = (directory / name).resolve()
+        status = path.stat()
+        key = f"{path}:{status.st_size}:{status.st_mtime_ns}"
+        sha256 = cache.known.get(key) or cache.remember(key, _sha256_of_file(path))
+        digests.append(FileDigest(path=name, size_bytes=status.st_size, sha256=sha256))
+    cache.save()
+    return digests
+
+
+def model_signing_digest(files: Sequence[FileDigest]) -> str:
+    """The digest of a set of files as OpenSSF model signing defines it.
+
+    SHA-256 over the files' raw SHA-256 digests, one after another, in the order of their names:
+    what `model-signing` (1.1) puts into a signature as the model's digest when it signs exactly
+    these files one digest per file.
+    """
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path):
+        whole.update(bytes.fromhex(file.sha256))
+    return whole.hexdigest()
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the tensors in memory, after any cast: over what really computes.
+
+    Tensors come sorted by name. For each: its name, its dtype ("float32"), its shape as
+    comma-joined decimal numbers, each UTF-8 and NUL-terminated; then its elements in row-major
+    order, little-endian. Of tied tensors (one storage under several names, as an output head
+    that is the embedding) only the first name in that order counts.
+    """
+    digest = hashlib.sha256()
+    seen: set[tuple[object, ...]] = set()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if place in seen and tensor.numel():
+            continue
+        seen.add(place)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = ",".join(str(size) for size in tensor.shape)
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(_little_endian(tensor))
+    return digest.hexdigest()
+
+
+def _little_endian(tensor: torch.Tensor) -> memoryview:
+    """The elements' bytes, row-major; no copy for a contiguous tensor on the CPU."""
+    elements = tensor.cpu().contiguous().reshape(-1)
+    octets = elements.view(torch.uint8)
+    if sys.byteorder == "big":
+        octets = octets.reshape(-1, elements.element_size()).flip(1).contiguous().reshape(-1)
+    return octets.numpy().data
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _DigestCache:
+    """A JSON object from "path:size:mtime_ns" to hex digests; a broken one counts as empty."""
+
+    def __init__(self, file: str) -> None:
+        self._file = Path(file) if file else None
+        self.known: dict[str, str] = {}
+        self._changed = False
+        if self._file is not None:
+            try:
+                stored = json.loads(self._file.read_text())
+                self.known = {str(key): str(value) for key, value in stored.items()}
+            except (OSError, ValueError, AttributeError):
+                self.known = {}
+
+    def remember(self, key: str, sha256: str) -> str:
+        self.known[key] = sha256
+        self._changed = True
+        return sha256
+
+    def save(self) -> None:
+        """Replaces the file in one rename, so that a reader never sees half of it."""
+        if self._file is None or not self._changed:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(self.known, file, indent=1, sort_keys=True)
+        Path(temporary).replace(self._file)

@@ -1,0 +1,137 @@
+"""The front's handle on the engine process."""
+
+import asyncio
+import logging
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import AsyncIterator
+from typing import Any
+
+from whence_server.domain.errors import ConfigurationError, EngineLostError
+from whence_server.domain.model import ModelInfo
+from whence_server.engine import channel
+from whence_server.engine.messages import (
+    Admit,
+    EngineOptions,
+    LoadFailed,
+    StopGeneration,
+    StopSequence,
+    Turn,
+)
+
+logger = logging.getLogger(__name__)
+
+READ_AHEAD_BYTES = 1 << 18
+"""Turns taken in before anyone asks for them: half of what is held back at the most."""
+
+
+class EngineProcess:
+    """One engine process, from its start to its end.
+
+    The engine writes only as fast as `turns` is consumed: when nobody takes them, the socket
+    fills up and decoding waits. It ends when this process does, however that ends.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._process: Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, once it has been started."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> ModelInfo:
+        """Starts the process and waits until it has loaded its model.
+
+        Raises:
+            ConfigurationError: it could not load it, or ended before it had.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "whence_server.engine.worker",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=DEVNULL,
+                # A Ctrl-C in the terminal is for the front, which lets the engine finish.
+                start_new_session=True,
+            )
+            self._reader, self._writer = await asyncio.open_connection(
+                sock=ours, limit=READ_AHEAD_BYTES
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._writer.write(channel.encode(self._options))
+        answer = await self._receive()
+        if answer is None:
+            raise ConfigurationError(
+                f"the engine process ended while loading the model ({await self._ending()}); "
+                "its own messages are on standard error"
+            )
+        if isinstance(answer, LoadFailed):
+            await self._ending()
+            raise ConfigurationError(answer.message)
+        return answer.model
+
+    def send(self, message: Admit | StopSequence | StopGeneration) -> None:
+        """Hands a message over; never blocks. To an engine that is gone it goes nowhere."""
+        if self._writer is None:
+            raise EngineLostError("it has not been started")
+        if not self._writer.is_closing():
+            self._writer.write(channel.encode(message))
+
+    async def turns(self) -> AsyncIterator[Turn]:
+        """Everything that the engine makes, until `stop`.
+
+        Raises:
+            EngineLostError: the process ended unasked.
+        """
+        while (turn := await self._receive()) is not None:
+            yield turn
+        if not self._stopping:
+            raise EngineLostError(await self._ending())
+
+    async def wait(self) -> int:
+        """Waits for the process's end; returns its exit status, negative for a signal."""
+        if self._process is None:
+            raise EngineLostError("it has not been started")
+        return await self._process.wait()
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Ends the process: by closing its socket, and after the grace by force."""
+        self._stopping = True
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is None:
+            return
+        try:
+            await asyncio.wait_for(self._process.wait(), grace_s)
+        except TimeoutError:
+            logger.warning("the engine process does not end; killing it")
+            self._process.kill()
+            await self._process.wait()
+
+    async def _receive(self) -> Any:
+        """The next message, or None where the engine's end has closed."""
+        if self._reader is None:
+            raise EngineLostError("it has not been started")
+        try:
+            header = await self._reader.readexactly(channel.HEADER.size)
+            (length,) = channel.HEADER.unpack(header)
+            return channel.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    async def _ending(self) -> str:
+        status = await self.wait()
+        return f"signal {-status}" if status < 0 else f"exit status {status}"

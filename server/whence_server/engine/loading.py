@@ -1,0 +1,172 @@
+"""From a model's directory to a model that is ready to run, or one clear line why not.
+
+transformers fills in whatever a checkpoint lacks with random numbers, and leaves out whatever
+it has too much, with no more than a log line. Here both end the start.
+"""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.model import ModelInfo
+from whence_server.engine import digests, probe, weights
+from whence_server.engine.describing import describe, text_files
+from whence_server.engine.messages import EngineOptions
+from whence_server.engine.runner import ForwardStyle
+
+ONE_THREAD_BELOW_PARAMETERS = 40_000_000
+"""Smaller models decode faster on one thread while the front computes on another core."""
+NAMES_SHOWN = 10
+
+
+class LoadedModel(NamedTuple):
+    """A model in memory, and all that is known of it."""
+
+    model: Any
+    style: ForwardStyle
+    info: ModelInfo
+
+
+def load(options: EngineOptions) -> LoadedModel:
+    """Loads the model, checks it, and says exactly which one it is.
+
+    Raises:
+        ConfigurationError: it cannot be served.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    directory = weights.model_directory(options.model, trust_remote_code=options.trust_remote_code)
+    config = _config(directory, options)
+    loaded_files = weights.weight_files(directory)
+    names = weights.model_files(directory, loaded_files, with_code=options.trust_remote_code)
+    with ThreadPoolExecutor(2, "digests") as pool:
+        # The files are digested while transformers reads them.
+        files = pool.submit(digests.file_digests, directory, names, options.digest_cache)
+        text = text_files(_tokenizer(directory, options))
+        model = _model(directory, config, loaded_files, options)
+        weights_digest = pool.submit(digests.weights_digest, model.state_dict())
+        _set_num_threads(options.num_threads, model)
+        style = probe.examine(model)
+        info = describe(
+            options.model_name,
+            model,
+            text,
+            files=files.result(),
+            tokenizer_files=weights.tokenizer_files(directory),
+            loaded_files=loaded_files,
+            weights_digest=weights_digest.result(),
+        )
+    return LoadedModel(model, style, info)
+
+
+def _config(directory: Path, options: EngineOptions) -> Any:
+    if not (directory / "config.json").is_file():
+        raise ConfigurationError(f"{directory} is not a model's directory: it has no config.json")
+    with _translated(f"{directory / 'config.json'} cannot be used"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=options.trust_remote_code)
+    kind = f"{directory} holds a {config.model_type!r} model"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"{kind}, which maps a text to a text; a decoder is needed")
+    # The attribute is there only in families that can be either.
+    if getattr(config, "is_decoder", True) is False:
+        raise ConfigurationError(f"{kind}, which is an encoder; a decoder is needed")
+    is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_remote:
+        raise ConfigurationError(
+            f"{kind}, for which AutoModelForCausalLM of transformers "
+            f"{transformers.__version__} has no class"
+        )
+    return config
+
+
+def _tokenizer(directory: Path, options: EngineOptions) -> Any:
+    weights.tokenizer_files(directory)
+    with _translated(f"the tokenizer in {directory} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=options.trust_remote_code
+        )
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"{directory} has only a slow tokenizer ({type(tokenizer).__name__}); "
+            "a tokenizer.json, as a fast one saves it, is needed"
+        )
+    return tokenizer
+
+
+def _model(directory: Path, config: Any, files: Collection[str], options: EngineOptions) -> Any:
+    dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
+    with _translated(f"the weights in {directory} cannot be loaded"):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=all(name.endswith(".safetensors") for name in files),
+            trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
+            # Mismatches then come back by name, with the others, and end the start below.
+            ignore_mismatched_sizes=True,
+        )
+    _check_tensors(directory, type(model).__name__, loading)
+    with _translated(f"the model cannot be moved to {options.device}"):
+        model.to(options.device)
+    return model.eval().requires_grad_(False)
+
+
+def _check_tensors(directory: Path, architecture: str, loading: dict[str, Any]) -> None:
+    """Refuses weights that do not fit the architecture exactly.
+
+    What may rightly be absent or left over (tied weights, the class's own ignore lists) is not
+    in transformers' report.
+    """
+    mismatched = [
+        f"{name} ({tuple(stored)} instead of {tuple(expected)})"
+        for name, stored, expected in loading["mismatched_keys"]
+    ]
+    faults = [
+        f"{len(names)} {kind}: {', '.join(sorted(names)[:NAMES_SHOWN])}"
+        + (", ..." if len(names) > NAMES_SHOWN else "")
+        for kind, names in (
+            ("missing", loading["missing_keys"]),
+            ("unexpected", loading["unexpected_keys"]),
+            ("of another shape", mismatched),
+            ("unreadable", loading["error_msgs"]),
+        )
+        if names
+    ]
+    if faults:
+        raise ConfigurationError(
+            f"the tensors in {directory} are not those of {architecture}: {'; '.join(faults)}"
+        )
+
+
+def _set_num_threads(num_threads: int, model: Any) -> None:
+    """0 chooses: one thread for a small model, else torch's default, which is every core."""
+    if num_threads == 0 and model.num_parameters() < ONE_THREAD_BELOW_PARAMETERS:
+        num_threads = 1
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Foreign errors become one line that says what could not be done, and why."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ConfigurationError(f"{what}: not enough memory") from error
+    except SafetensorError as error:
+        raise ConfigurationError(f"{what}: damaged safetensors file ({error})") from error
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if any("can't allocate memory" in line for line in lines):
+            raise ConfigurationError(f"{what}: not enough memory") from error
+        reason = lines[0] if lines else "no reason given"
+        raise ConfigurationError(f"{what}: {type(error).__name__}: {reason}") from error

@@ -1,0 +1,145 @@
+"""Who is read and who decodes in the engine's next turn: bounds kept, first come first served.
+
+The scheduler knows sizes, not tensors. A generation waits, is let in whole (all its sequences,
+at their full length), has its prompt read in chunks, decodes, and gives back its room sequence
+by sequence.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from whence_server.domain.errors import GenerationFailedError
+
+
+class Chunk(NamedTuple):
+    """A piece of a prompt to read in this turn."""
+
+    generation_id: str
+    num_tokens: int
+    is_last: bool
+
+
+@dataclass(slots=True)
+class _Job:
+    generation_id: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Prompt and new tokens of one sequence, at the most."""
+    num_sequences: int
+    num_read: int = 0
+    """Prompt tokens that earlier turns' chunks hold."""
+
+
+class Scheduler:
+    """Admits, orders and bounds the work of one engine.
+
+    All rows of the batched cache are as wide as the widest, so what is bounded is the number of
+    sequences that are in times the length of the longest: the memory that is really taken.
+
+    Args:
+        max_batch_size: sequences that decode together.
+        max_cache_tokens: positions in the cache, padding included.
+        prefill_chunk_tokens: prompt tokens read in one turn, so that running streams wait for
+            no more than that; several short prompts share it.
+    """
+
+    def __init__(
+        self, max_batch_size: int, max_cache_tokens: int, prefill_chunk_tokens: int
+    ) -> None:
+        self._max_batch_size = max_batch_size
+        self._max_cache_tokens = max_cache_tokens
+        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._waiting: deque[_Job] = deque()
+        self._reading: _Job | None = None
+        self._inside: dict[str, _Job] = {}
+        """Those that hold room: the one being read, and all that decode."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits and nobody is inside."""
+        return not self._waiting and not self._inside
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that hold room."""
+        return sum(job.num_sequences for job in self._inside.values())
+
+    @property
+    def num_cache_tokens(self) -> int:
+        """Positions that are spoken for, padding included."""
+        return self._cache_tokens(*self._inside.values())
+
+    def admit(
+        self, generation_id: str, num_prompt_tokens: int, num_new_tokens: int, num_sequences: int
+    ) -> None:
+        """Puts a generation at the end of the queue.
+
+        Raises:
+            GenerationFailedError: it would not fit even if it were alone.
+        """
+        length = num_prompt_tokens + num_new_tokens
+        if num_sequences > self._max_batch_size:
+            raise GenerationFailedError(
+                "BATCH_TOO_SMALL",
+                f"{num_sequences} sequences are more than this server decodes together: "
+                f"{self._max_batch_size} (--max-batch-size)",
+            )
+        if num_sequences * length > self._max_cache_tokens:
+            raise GenerationFailedError(
+                "CACHE_TOO_SMALL",
+                f"{num_sequences} sequences of {num_prompt_tokens} prompt and {num_new_tokens} "
+                f"new tokens do not fit this server's cache of {self._max_cache_tokens} tokens "
+                "(--max-cache-tokens)",
+            )
+        self._waiting.append(_Job(generation_id, num_prompt_tokens, length, num_sequences))
+
+    def next_chunks(self) -> list[Chunk]:
+        """Which prompts to read in this turn; whoever decodes does so in every turn.
+
+        The caller reads what it is told to, or calls `leave`.
+        """
+        chunks = []
+        budget = self._prefill_chunk_tokens
+        while budget and (job := self._reading or self._let_in()):
+            num_tokens = min(budget, job.num_prompt_tokens - job.num_read)
+            budget -= num_tokens
+            job.num_read += num_tokens
+            is_last = job.num_read == job.num_prompt_tokens
+            self._reading = None if is_last else job
+            chunks.append(Chunk(job.generation_id, num_tokens, is_last))
+        return chunks
+
+    def leave(self, generation_id: str) -> None:
+        """Takes a generation out, wherever it is; one that is not known is ignored."""
+        if self._inside.pop(generation_id, None) is None:
+            kept = [job for job in self._waiting if job.generation_id != generation_id]
+            self._waiting = deque(kept)
+        if self._reading is not None and self._reading.generation_id == generation_id:
+            self._reading = None
+
+    def leave_sequence(self, generation_id: str) -> None:
+        """Gives back the room of one of a generation's sequences."""
+        job = self._inside[generation_id]
+        job.num_sequences -= 1
+        if job.num_sequences == 0:
+            self.leave(generation_id)
+
+    def _let_in(self) -> _Job | None:
+        """Lets in the first in the queue if there is room; nobody overtakes it."""
+        if not self._waiting:
+            return None
+        job = self._waiting[0]
+        if self.num_sequences + job.num_sequences > self._max_batch_size:
+            return None
+        if self._cache_tokens(job, *self._inside.values()) > self._max_cache_tokens:
+            return None
+        self._waiting.popleft()
+        self._inside[job.generation_id] = job
+        self._reading = job
+        return job
+
+    @staticmethod
+    def _cache_tokens(*jobs: _Job) -> int:
+        longest = max((job.num_cached_tokens for job in jobs), default=0)
+        return longest * sum(job.num_sequences for job in jobs)

@@ -1,0 +1,88 @@
+"""The engine process: `python -m whence_server.engine.worker FD`.
+
+FD is the engine's end of a socket pair, inherited from the front. The first message is the
+`EngineOptions`; `Ready` or `LoadFailed` answers it, and then the loop runs until the front's end
+closes, however that came about: the process ends at once, also in the middle of a forward pass.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.engine import channel
+from whence_server.engine.messages import EngineOptions, LoadFailed, Ready
+
+logger = logging.getLogger(__name__)
+
+EXIT_LOAD_FAILED = 3
+
+
+def main(descriptor: int) -> int:
+    """Serves the front at the other end of the socket; returns if there is nothing to serve."""
+    # The front decides when to end: a Ctrl-C in its terminal is for it alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = socket.socket(fileno=descriptor)
+    try:
+        options: EngineOptions = channel.receive(connection)
+    except (EOFError, OSError):
+        return 0
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), name="inbox", daemon=True).start()
+    try:
+        _serve(options, connection, inbox)
+    except ConfigurationError as error:
+        connection.sendall(channel.encode(LoadFailed(error.message)))
+    return EXIT_LOAD_FAILED
+
+
+def _serve(
+    options: EngineOptions, connection: socket.socket, inbox: queue.SimpleQueue[Any]
+) -> None:
+    # Loading torch takes seconds: not before the front's end is being watched.
+    from whence_server.engine.decoding import Chooser
+    from whence_server.engine.loading import load
+    from whence_server.engine.loop import EngineLoop
+    from whence_server.engine.runner import Runner
+    from whence_server.engine.scheduler import Scheduler
+
+    loaded = load(options)
+    info = loaded.info
+    loop = EngineLoop(
+        Runner(loaded.model, loaded.style),
+        Chooser(info.vocabulary_size, loaded.model.device),
+        Scheduler(options.max_batch_size, options.max_cache_tokens, options.prefill_chunk_tokens),
+        info.max_context_length,
+        lambda turn: connection.sendall(channel.encode(turn)),
+    )
+    connection.sendall(channel.encode(Ready(info)))
+    logger.info("%s is ready: %s, %s", info.name, info.architecture, info.environment)
+    while True:
+        if loop.is_idle:
+            loop.handle(inbox.get())
+        while not inbox.empty():
+            loop.handle(inbox.get())
+        loop.turn()
+
+
+def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
+    """Takes in messages; when the front is gone, so is this process."""
+    try:
+        while True:
+            inbox.put(channel.receive(connection))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,71 @@
+"""Spans under stress: a burst, and a collector that is away. Nothing may be lost."""
+
+import time
+
+from processes import answering, server
+from workloads import S, model_directory
+
+BURST_STEPS = 20_000
+STREAMS = 20
+
+
+def spans_of(num_streams: int, num_new_tokens: int) -> int:
+    """Step spans, and for each generation decode, model call and SERVER."""
+    return num_streams * (num_new_tokens + 3)
+
+
+def burst() -> None:
+    """Generates 20,000 steps at full speed and counts what arrives."""
+    expected = spans_of(STREAMS, BURST_STEPS // STREAMS)
+    with (
+        answering("collector.py") as collector,
+        server(
+            model_directory(S),
+            "--step-spans",
+            "all",
+            "--otlp-endpoint",
+            collector.ready["endpoint"],
+        ) as (_, target),
+        answering("load.py", target, str(S.vocabulary_size)) as load,
+    ):
+        started = time.perf_counter()
+        answer = load.ask(num_streams=STREAMS, num_new_tokens=BURST_STEPS // STREAMS)
+        arrived = collector.ask(wait_for=expected)["num_spans"]
+        print(
+            f"burst: {arrived:,} of {expected:,} spans arrived, {expected - arrived} lost; "
+            f"generated in {answer['seconds']:.1f} s, all sent after "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+
+
+def outage(seconds: float) -> None:
+    """Generates while the collector is away, and counts once it is back."""
+    num_new_tokens = 200
+    expected = spans_of(STREAMS, num_new_tokens)
+    with (
+        answering("collector.py") as collector,
+        server(
+            model_directory(S),
+            "--step-spans",
+            "all",
+            "--otlp-endpoint",
+            collector.ready["endpoint"],
+        ) as (_, target),
+        answering("load.py", target, str(S.vocabulary_size)) as load,
+    ):
+        collector.ask(stop=True)
+        load.ask(num_streams=STREAMS, num_new_tokens=num_new_tokens)
+        time.sleep(seconds)
+        assert collector.ask()["num_spans"] == 0
+        back = time.perf_counter()
+        collector.ask(start=True)
+        arrived = collector.ask(wait_for=expected)["num_spans"]
+        print(
+            f"collector away for {seconds:.0f} s: {arrived:,} of {expected:,} spans arrived, "
+            f"{expected - arrived} lost; caught up {time.perf_counter() - back:.1f} s after its return"
+        )
+
+
+def run(outage_s: float) -> None:
+    burst()
+    outage(outage_s)

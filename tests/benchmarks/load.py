@@ -1,0 +1,81 @@
+"""The load: streams read over as many channels, in one client process.
+
+Reads a JSON command a line ({"num_streams": ..., "num_new_tokens": ..., "detail": ...}) and
+answers each with a JSON line of tokens, seconds and times to the first token.
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+import grpc
+from workloads import TEMPERATURE, TOP_P, prompt
+
+from whence.v1 import generation_pb2 as g
+from whence.v1 import generation_pb2_grpc
+
+DETAILS = {"tokens": g.TRACE_DETAIL_TOKENS, "decisions": g.TRACE_DETAIL_DECISIONS}
+
+
+def request(
+    index: int, vocabulary_size: int, num_new_tokens: int, detail: str, num_prompt_tokens: int
+) -> g.GenerateRequest:
+    return g.GenerateRequest(
+        tokens=g.TokenInput(token_ids=prompt(index, vocabulary_size, num_prompt_tokens)),
+        decoding=g.Decoding(
+            sample=g.Sample(temperature=TEMPERATURE, top_p=TOP_P, top_k=0, seed=index),
+            max_new_tokens=num_new_tokens,
+            ignore_eos=True,
+        ),
+        trace=g.TraceOptions(detail=DETAILS[detail]),
+    )
+
+
+async def stream(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> tuple[int, float]:
+    started = time.perf_counter()
+    first_s, tokens = 0.0, 0
+    async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(wanted):
+        event = response.event
+        if event.HasField("steps"):
+            first_s = first_s or time.perf_counter() - started
+            tokens += len(event.steps.steps)
+        if event.HasField("finished") and event.finished.HasField("failure"):
+            raise SystemExit(event.finished.failure.message)
+    return tokens, first_s
+
+
+async def main(target: str, vocabulary_size: int) -> None:
+    loop = asyncio.get_running_loop()
+    print(json.dumps({"ready": True}), flush=True)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        command = json.loads(line)
+        channels = [
+            grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(command["num_streams"])
+        ]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        wanted = [
+            request(
+                i,
+                vocabulary_size,
+                command["num_new_tokens"],
+                command.get("detail", "decisions"),
+                command.get("num_prompt_tokens", 32),
+            )
+            for i in range(len(channels))
+        ]
+        started = time.perf_counter()
+        done = await asyncio.gather(*(stream(c, w) for c, w in zip(channels, wanted, strict=True)))
+        seconds = time.perf_counter() - started
+        await asyncio.gather(*(channel.close() for channel in channels))
+        answer = {
+            "tokens": sum(tokens for tokens, _ in done),
+            "seconds": seconds,
+            "first_s": sorted(first for _, first in done),
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,85 @@
+"""Processes that answer JSON lines, and the receiver and server that a benchmark needs."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+class Answering:
+    """A script of this folder that answers every JSON line with one."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=HERE,
+            env=os.environ | {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"},
+        )
+        self.ready = self._read()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, **command: object) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"a process of the benchmark ended with {self._process.wait()}")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextmanager
+def answering(script: str, *arguments: str) -> Iterator[Answering]:
+    """The process, closed at the end."""
+    process = Answering(script, *arguments)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+@contextmanager
+def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server as shipped on a fresh journal; gives its process and its target."""
+    with tempfile.TemporaryDirectory(prefix="whence-bench-") as data_dir:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "whence_server", "serve", "--model", str(model)),
+                *("--data-dir", data_dir, "--listen", "127.0.0.1:0", "--log-level", "warning"),
+                *flags,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("serving "):
+            raise SystemExit(f"the server ended with {process.wait()}")
+        try:
+            yield process, line.rsplit(" ", 1)[1].strip()
+        finally:
+            process.terminate()
+            process.wait()

@@ -1,0 +1,51 @@
+"""`make bench`: measures the figures of the README. Ratios count; absolute times are this machine's.
+
+python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5]
+"""
+
+import argparse
+import os
+import platform
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+PARTS = ("startup", "storage", "export", "throughput")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=("S", "M", "L"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--outage-seconds", type=float, default=60.0)
+    options = parser.parse_args()
+    import torch
+    import transformers
+
+    print(
+        f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; float32, 32 prompt tokens, "
+        f"128 new, temperature 0.8, top-p 0.95; medians of {options.runs} alternating runs\n"
+    )
+    if "startup" in options.only:
+        import startup
+
+        startup.run(list(options.workloads))
+    if "storage" in options.only:
+        import storage
+
+        storage.run()
+    if "export" in options.only:
+        import export
+
+        export.run(options.outage_seconds)
+    if "throughput" in options.only:
+        import throughput
+
+        throughput.run(options.runs, list(options.workloads))
+
+
+if __name__ == "__main__":
+    main()

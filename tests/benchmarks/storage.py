@@ -1,0 +1,92 @@
+"""What recording costs: bytes and microseconds a step, and reading a long generation back."""
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+from whence_server.journal.codec import encode_step
+
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.steps import (
+    Candidates,
+    Decision,
+    Draw,
+    ProcessorEffects,
+    Step,
+    Timing,
+)
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
+
+NUM_STEPS = 4_096
+
+
+def typical_step(index: int, num_candidates: int = 8, num_processors: int = 0) -> Step:
+    """A sampled step as a model with a large vocabulary makes it."""
+    ids = [1_000 + 331 * i for i in range(num_candidates)]
+    logprobs = [-1.5 - 0.1 * i for i in range(num_candidates)]
+    effects = None
+    if num_processors:
+        effects = ProcessorEffects(
+            [50_257, 412, 96][:num_processors],
+            [0.0, 0.05, 0.01][:num_processors],
+            [-2.1, -1.9, -1.8][:num_processors],
+        )
+    decision = Decision(
+        ids[0],
+        -1.5,
+        -1.4,
+        0,
+        3.2,
+        2.9,
+        Candidates(ids, logprobs, logprobs),
+        effects,
+        Draw(0.3, ids[1], 0.7),
+    )
+    timing = Timing(1_000_000_000 + index * 9_000_000, 8_000_000, 900_000, 16, 32 + index)
+    return Step(0, index, decision, " word", index * 5, index * 5 + 5, timing)
+
+
+async def append(durability: Durability) -> tuple[float, float, float, float]:
+    """Microseconds an append, steps/s committed, bytes on disk a step, s to read all back."""
+    steps = [encode_step(typical_step(i)) for i in range(NUM_STEPS)]
+    with tempfile.TemporaryDirectory(prefix="whence-bench-") as name:
+        directory = Path(name)
+        journal = await Journal.open(directory, durability=durability)
+        index = GenerationIndex("g", "t" * 32, "m", 0, "d", {}, "", 1)
+        journal.create(index, b"started")
+        started = time.perf_counter()
+        for payload in steps:
+            journal.append("g", EntryKind.STEP, payload)
+        appended = time.perf_counter() - started
+        await journal.flush()
+        committed = time.perf_counter() - started
+        journal.finish("g", b"finished", FinishIndex(FinishReason.LENGTH, NUM_STEPS, ""))
+        await journal.flush()
+        started = time.perf_counter()
+        entries = await journal.read("g", limit=NUM_STEPS + 2)
+        read = time.perf_counter() - started
+        assert len(entries) == NUM_STEPS + 2
+        await journal.close()
+        size = sum(path.stat().st_size for path in directory.iterdir())
+    return appended / NUM_STEPS * 1e6, NUM_STEPS / committed, size / NUM_STEPS, read
+
+
+def run() -> None:
+    for num_processors in (0, 3):
+        size = len(encode_step(typical_step(100, num_processors=num_processors)))
+        print(f"step record, 8 candidates, {num_processors} processors: {size} bytes")
+    started = time.perf_counter()
+    for i in range(NUM_STEPS):
+        encode_step(typical_step(i))
+    encoding = (time.perf_counter() - started) / NUM_STEPS * 1e6
+    print(f"making and serialising a step: {encoding:.1f} us")
+    for durability in Durability:
+        append_us, rate, size, read_s = asyncio.run(append(durability))
+        print(
+            f"journal, {durability.value}: {append_us:.1f} us an append, {rate:,.0f} steps/s "
+            f"committed, {size:.0f} bytes a step on disk, {NUM_STEPS} steps read in "
+            f"{read_s * 1e3:.0f} ms"
+        )

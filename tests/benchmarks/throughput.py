@@ -1,0 +1,65 @@
+"""Tokens a second, traced and served, against untraced transformers: ratios by alternation."""
+
+from statistics import median
+
+from processes import Answering, answering, server
+from workloads import NUM_NEW_TOKENS, WORKLOADS, Workload, model_directory
+
+FULL, BARE = "decisions", "tokens"
+
+
+def speed(process: Answering, **command: object) -> float:
+    answer = process.ask(num_new_tokens=NUM_NEW_TOKENS, **command)
+    return answer["tokens"] / answer["seconds"]
+
+
+def alternate(runs: int, ours, theirs) -> tuple[float, float, float]:
+    """Median of ours, of theirs, and of the ratio run by run."""
+    ours(), theirs()
+    pairs = [(ours(), theirs()) for _ in range(runs)]
+    return (
+        median(a for a, _ in pairs),
+        median(b for _, b in pairs),
+        median(a / b for a, b in pairs),
+    )
+
+
+def measure(workload: Workload, runs: int) -> list[tuple[str, float, float, float]]:
+    """Rows of (what, ours, theirs, ratio) in tokens a second."""
+    directory = model_directory(workload)
+    rows = []
+    with (
+        answering("collector.py") as collector,
+        server(directory, "--otlp-endpoint", collector.ready["endpoint"]) as (_, target),
+        server(directory, "--step-spans", "off") as (_, bare_target),
+        answering("peer.py", str(directory)) as peer,
+        answering("load.py", target, str(workload.vocabulary_size)) as load,
+        answering("load.py", bare_target, str(workload.vocabulary_size)) as bare,
+    ):
+        comparisons = [
+            ("1 stream, full trace / generate with a streamer", 1, peer, {"mode": "stream"}),
+            ("16 streams, full trace / static batch of 16", 16, peer, {"mode": "static"}),
+            ("16 streams, full trace / 16 sequential", 16, peer, {"mode": "sequential"}),
+            ("1 stream, full trace / tokens only, no step spans", 1, bare, {"detail": BARE}),
+            ("16 streams, full trace / tokens only, no step spans", 16, bare, {"detail": BARE}),
+        ]
+        for what, num_streams, other, command in comparisons:
+            row = alternate(
+                runs,
+                lambda n=num_streams: speed(load, num_streams=n, detail=FULL),
+                lambda n=num_streams, o=other, c=command: speed(o, num_streams=n, **c),
+            )
+            rows.append((what, *row))
+            print(
+                f"| {workload} | {what} | {row[0]:,.0f} | {row[1]:,.0f} | {row[2]:.2f} |",
+                flush=True,
+            )
+    return rows
+
+
+def run(runs: int, names: list[str]) -> None:
+    """Prints the table for the named workloads."""
+    print("| workload | compared | ours, tokens/s | theirs | ratio |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for name in names:
+        measure(WORKLOADS[name], runs)

@@ -1,0 +1,125 @@
+"""What is left after SIGKILL, of either process: everything committed, and nothing torn."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from server_process import ServerProcess
+from whence.v1 import generation_pb2 as g
+from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
+from whence_server.journal.journal import Journal
+
+ENDLESS = g.GenerateRequest(
+    prompt="The quick brown fox",
+    decoding=g.Decoding(
+        sample=g.Sample(seed=1), max_new_tokens=8_000, ignore_eos=True, num_return_sequences=2
+    ),
+)
+
+
+def read_some_steps(
+    target: str, num_steps: int, then: Callable[[], None]
+) -> tuple[str, list[step_pb2.Step], g.GenerationFinished | None, grpc.StatusCode | None]:
+    """Reads a stream, does something in its middle, and reads on to whatever end it has."""
+    seen: list[step_pb2.Step] = []
+    generation_id, finished, code = "", None, None
+    with grpc.insecure_channel(target) as channel:
+        try:
+            for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(ENDLESS):
+                event = response.event
+                if event.HasField("started"):
+                    generation_id = event.started.generation_id
+                before = len(seen)
+                seen += event.steps.steps
+                if before < num_steps <= len(seen):
+                    then()
+                if event.HasField("finished"):
+                    finished = event.finished
+        except grpc.RpcError as error:
+            code = error.code()
+    return generation_id, seen, finished, code
+
+
+def recorded(channel: grpc.Channel, generation_id: str) -> list[step_pb2.Step]:
+    stub = trace_pb2_grpc.TraceServiceStub(channel)
+    steps, token = [], ""
+    while True:
+        page = stub.ListSteps(
+            trace_pb2.ListStepsRequest(
+                generation_id=generation_id, page_size=1_000, page_token=token
+            )
+        )
+        steps += page.steps
+        token = page.next_page_token
+        if not token:
+            return steps
+
+
+@pytest.mark.parametrize("durability", ["group", "strict"])
+async def test_front_killed(
+    tiny_model: Callable[..., Path], tmp_path: Path, durability: str
+) -> None:
+    model = tiny_model("gpt2-long")
+    with ServerProcess(model, tmp_path, "--durability", durability) as first:
+        engine = psutil.Process(first.engine_pid)
+        generation_id, seen, finished, code = read_some_steps(first.target, 100, first.kill)
+        assert finished is None
+        assert code is grpc.StatusCode.UNAVAILABLE
+        engine.wait(10)
+    with ServerProcess(model, tmp_path, "--durability", durability) as second:
+        with grpc.insecure_channel(second.target) as channel:
+            stub = trace_pb2_grpc.TraceServiceStub(channel)
+            response = stub.GetGeneration(
+                trace_pb2.GetGenerationRequest(generation_id=generation_id)
+            )
+            assert response.finished.finish_reason == g.FINISH_REASON_INTERRUPTED
+            steps = recorded(channel, generation_id)
+            common = min(len(steps), len(seen))
+            assert steps[:common] == seen[:common]
+            if durability == "strict":
+                assert len(steps) >= len(seen)
+            for sequence in response.finished.sequences:
+                mine = [s for s in steps if s.sequence_index == sequence.sequence_index]
+                assert "".join(s.text for s in mine) == sequence.text
+                assert [s.token_id for s in mine] == list(sequence.token_ids)
+            resumed = list(
+                generation_pb2_grpc.GenerationServiceStub(channel).ResumeGeneration(
+                    g.ResumeGenerationRequest(generation_id=generation_id)
+                )
+            )
+            assert resumed[-1].event.finished == response.finished
+        assert second.terminate() == 0
+    journal = await Journal.open(tmp_path)
+    report = await journal.verify()
+    await journal.close()
+    assert report.intact
+    assert report.num_entries > len(steps)
+
+
+def test_engine_killed(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
+
+        def kill_engine() -> None:
+            psutil.Process(server.engine_pid).kill()
+
+        generation_id, seen, finished, code = read_some_steps(server.target, 100, kill_engine)
+        assert code is None
+        assert finished is not None
+        assert finished.finish_reason == g.FINISH_REASON_INTERRUPTED
+        assert finished.num_generated_tokens == len(seen)
+        assert server.wait() == 1
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as again:
+        with grpc.insecure_channel(again.target) as channel:
+            assert recorded(channel, generation_id) == seen
+
+
+def test_a_second_server_on_the_same_journal_is_refused(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    with ServerProcess(tiny_model("gpt2"), tmp_path):
+        other = ServerProcess(tiny_model("gpt2"), tmp_path, "--listen", "127.0.0.1:0")
+        assert other.wait() == 2
+        assert str(tmp_path) in "".join(other.log)

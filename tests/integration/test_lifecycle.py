@@ -1,0 +1,323 @@
+"""Health, reflection, draining, limits, and generations that lose their readers."""
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from rpc_errors import failure_of
+from server_process import ServerProcess
+from whence.v1 import generation_pb2 as g
+from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
+from whence_server.rpc.watching import position_token
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def endless(**fields: object) -> g.GenerateRequest:
+    return g.GenerateRequest(
+        prompt="The quick brown fox",
+        decoding=g.Decoding(sample=g.Sample(seed=1), max_new_tokens=8_000, ignore_eos=True),
+        **fields,
+    )
+
+
+def generate(channel: grpc.Channel, request: g.GenerateRequest):  # noqa: ANN201
+    return generation_pb2_grpc.GenerationServiceStub(channel).Generate(request)
+
+
+def first_step(call) -> str:  # noqa: ANN001
+    generation_id = ""
+    for response in call:
+        if response.event.HasField("started"):
+            generation_id = response.event.started.generation_id
+        if response.event.HasField("steps"):
+            return generation_id
+    raise AssertionError("the stream ended before its first step")
+
+
+def wait_finished(channel: grpc.Channel, generation_id: str) -> g.GenerationFinished:
+    """Awaits its end without being one of its readers: by watching from the journal's start."""
+    watch = trace_pb2_grpc.TraceServiceStub(channel).WatchGenerations(
+        trace_pb2.WatchGenerationsRequest(lifecycle_only=True, after_position=position_token(0))
+    )
+    try:
+        for update in watch:
+            if update.generation_id == generation_id and update.event.HasField("finished"):
+                return update.event.finished
+    finally:
+        watch.cancel()
+    raise AssertionError("the watch ended")
+
+
+@pytest.fixture(scope="module")
+def long_server(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+):  # noqa: ANN201
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path_factory.mktemp("long")) as process:
+        yield process
+
+
+@pytest.fixture
+def long_channel(long_server: ServerProcess):  # noqa: ANN201
+    with grpc.insecure_channel(long_server.target) as channel:
+        yield channel
+
+
+def test_the_front_has_no_torch(server: ServerProcess) -> None:
+    front = Path(f"/proc/{server.pid}/maps").read_text(encoding="utf-8")
+    engine = Path(f"/proc/{server.engine_pid}/maps").read_text(encoding="utf-8")
+    assert "libtorch" in engine
+    assert "libtorch" not in front
+    assert "site-packages/numba" not in front
+
+
+def test_a_client_from_reflection_alone_streams_a_generation(channel: grpc.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    pool = descriptor_pool.DescriptorPool()
+    known: set[str] = set()
+
+    def load(**query: str) -> None:
+        (answer,) = stub.ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(**query)])
+        )
+        files = [
+            descriptor_pb2.FileDescriptorProto.FromString(raw)
+            for raw in answer.file_descriptor_response.file_descriptor_proto
+        ]
+        for file in files:
+            add(file)
+
+    def add(file: descriptor_pb2.FileDescriptorProto) -> None:
+        if file.name in known:
+            return
+        known.add(file.name)
+        for dependency in file.dependency:
+            if dependency not in known:
+                load(file_by_filename=dependency)
+        pool.Add(file)
+
+    (listed,) = stub.ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="*")])
+    )
+    names = {s.name for s in listed.list_services_response.service}
+    assert {
+        "whence.v1.GenerationService",
+        "whence.v1.TraceService",
+        "whence.v1.ModelService",
+        "grpc.health.v1.Health",
+    } <= names
+    load(file_containing_symbol="whence.v1.GenerationService")
+    method = pool.FindServiceByName("whence.v1.GenerationService").methods_by_name["Generate"]
+    request_class = message_factory.GetMessageClass(method.input_type)
+    response_class = message_factory.GetMessageClass(method.output_type)
+    request = request_class(prompt="The quick", decoding={"max_new_tokens": 8})
+    call = channel.unary_stream(
+        "/whence.v1.GenerationService/Generate",
+        request_serializer=request_class.SerializeToString,
+        response_deserializer=response_class.FromString,
+    )
+    *_, last = call(request)
+    assert last.event.finished.num_generated_tokens == 8
+
+
+def test_health_serves_and_watches(channel: grpc.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    for service in ("", "whence.v1.GenerationService", "whence.v1.TraceService"):
+        assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == SERVING
+    watch = stub.Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == SERVING
+    watch.cancel()
+
+
+def test_a_generation_without_a_reader_is_cancelled(long_channel: grpc.Channel) -> None:
+    call = generate(long_channel, endless())
+    generation_id = first_step(call)
+    call.cancel()
+    finished = wait_finished(long_channel, generation_id)
+    assert finished.finish_reason == g.FINISH_REASON_CANCELLED
+    assert 0 < finished.num_generated_tokens < 8_000
+
+
+def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> None:
+    request = endless()
+    request.decoding.max_new_tokens = 1_500
+    request.disconnect_grace.FromSeconds(60)
+    call = generate(long_channel, request)
+    generation_id, offset, ids = "", 0, []
+    for response in call:
+        event = response.event
+        offset = event.last_offset
+        ids += [s.token_id for s in event.steps.steps]
+        if event.HasField("started"):
+            generation_id = event.started.generation_id
+        if len(ids) > 20:
+            break
+    call.cancel()
+    resumed = generation_pb2_grpc.GenerationServiceStub(long_channel).ResumeGeneration(
+        g.ResumeGenerationRequest(generation_id=generation_id, after_offset=offset)
+    )
+    for response in resumed:
+        event = response.event
+        assert event.first_offset == offset + 1
+        offset = event.last_offset
+        ids += [s.token_id for s in event.steps.steps]
+        if event.HasField("finished"):
+            assert event.finished.finish_reason == g.FINISH_REASON_LENGTH
+            assert list(event.finished.sequences[0].token_ids) == ids
+    assert len(ids) == 1_500
+
+
+def test_the_grace_ends(long_channel: grpc.Channel) -> None:
+    request = endless()
+    request.disconnect_grace.FromMilliseconds(300)
+    call = generate(long_channel, request)
+    generation_id = first_step(call)
+    call.cancel()
+    assert (
+        wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
+    )
+
+
+def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> None:
+    request = endless()
+    request.disconnect_grace.FromSeconds(60)
+    call = generation_pb2_grpc.GenerationServiceStub(long_channel).Generate(request, timeout=0.5)
+    generation_id = first_step(call)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    stub = generation_pb2_grpc.GenerationServiceStub(long_channel)
+    stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation_id))
+    stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation_id))
+    assert (
+        wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
+    )
+
+
+def test_max_duration_ends_the_generation(long_channel: grpc.Channel) -> None:
+    request = endless()
+    request.max_duration.FromMilliseconds(300)
+    *_, last = generate(long_channel, request)
+    assert last.event.finished.finish_reason == g.FINISH_REASON_TIMEOUT
+    assert last.event.finished.num_generated_tokens > 0
+
+
+def test_a_full_queue_refuses_before_any_work(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    flags = ("--max-queue", "2", "--max-batch-size", "1")
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            calls = [generate(channel, endless())]
+            first_step(calls[0])
+            calls += [generate(channel, endless()) for _ in range(2)]
+            for call in calls[1:]:
+                assert next(call).event.HasField("started")
+            with pytest.raises(grpc.RpcError) as caught:
+                list(generate(channel, endless()))
+            failure = failure_of(caught.value)
+            assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert failure.reason == "QUEUE_FULL"
+            for call in calls:
+                call.cancel()
+
+
+def test_draining_lets_running_generations_finish(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == SERVING
+            request = endless()
+            request.decoding.max_new_tokens = 1_500
+            call = generate(channel, request)
+            first_step(call)
+            server.process.terminate()
+            assert next(watch).status == NOT_SERVING
+            with pytest.raises(grpc.RpcError) as caught:
+                list(generate(channel, endless()))
+            failure = failure_of(caught.value)
+            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            *_, last = call
+            assert last.event.finished.finish_reason == g.FINISH_REASON_LENGTH
+        assert server.wait() == 0
+
+
+def test_draining_interrupts_after_the_grace(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path, "--drain-grace", "0.2") as server:
+        with grpc.insecure_channel(server.target) as channel:
+            call = generate(channel, endless())
+            first_step(call)
+            server.process.terminate()
+            *_, last = call
+            assert last.event.finished.finish_reason == g.FINISH_REASON_INTERRUPTED
+        assert server.wait() == 0
+
+
+def test_addresses_beyond_loopback_need_the_flag(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    refused = ServerProcess(tiny_model("gpt2"), tmp_path, "--listen", "0.0.0.0:0")
+    assert refused.wait() == 2
+    assert "--insecure-listen-anywhere" in "".join(refused.log)
+    with ServerProcess(
+        tiny_model("gpt2"), tmp_path, "--listen", "0.0.0.0:0", "--insecure-listen-anywhere"
+    ) as allowed:
+        assert re.fullmatch(r"0\.0\.0\.0:[0-9]+", allowed.target)
+
+
+def test_a_stalled_reader_among_a_hundred(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It costs the front no memory to speak of, and the others nothing."""
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path, "--max-batch-size", "128") as server:
+        front = psutil.Process(server.pid)
+        request = endless()
+        request.decoding.max_new_tokens = 3_000
+        stalled_channel = grpc.insecure_channel(
+            server.target, options=[("grpc.http2.bdp_probe", 0)]
+        )
+        stalled = generate(stalled_channel, request)
+        first_step(stalled)
+        others = g.GenerateRequest(
+            prompt="x",
+            decoding=g.Decoding(sample=g.Sample(seed=2), max_new_tokens=60, ignore_eos=True),
+        )
+        before = front.memory_info().rss
+        finished: list[int] = []
+
+        def read() -> None:
+            with grpc.insecure_channel(server.target) as channel:
+                *_, last = generate(channel, others)
+                finished.append(last.event.finished.num_generated_tokens)
+
+        readers = [threading.Thread(target=read) for _ in range(99)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        assert finished == [60] * 99
+        # The stalled one's generation goes on meanwhile, and ends; nobody reads it.
+        with grpc.insecure_channel(server.target) as channel:
+            first = trace_pb2_grpc.TraceServiceStub(channel).ListGenerations(
+                trace_pb2.ListGenerationsRequest()
+            )
+            generation_id = first.generations[-1].generation_id
+            wait_finished(channel, generation_id)
+        grown = front.memory_info().rss - before
+        assert grown < 64 << 20, f"{grown / 2**20:.0f} MiB"
+        *_, last = stalled
+        assert last.event.finished.num_generated_tokens == 3_000
+        stalled_channel.close()

@@ -1,0 +1,205 @@
+"""Spans on the wire, from a real server: whole, parented, and never lost."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from server_process import ServerProcess
+from whence.v1 import generation_pb2 as g
+from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
+from whence_server.telemetry.receiver import Drop, Receiver
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT_ID = "00f067aa0ba902b7"
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver()
+    await made.start()
+    yield made
+    await made.close()
+
+
+def request(num_tokens: int, num_sequences: int = 1) -> g.GenerateRequest:
+    return g.GenerateRequest(
+        prompt="The quick brown fox",
+        decoding=g.Decoding(
+            sample=g.Sample(seed=1),
+            max_new_tokens=num_tokens,
+            num_return_sequences=num_sequences,
+            ignore_eos=True,
+        ),
+        labels={"tenant": "a"},
+    )
+
+
+async def generate(
+    target: str, wanted: g.GenerateRequest, metadata: tuple[tuple[str, str], ...] = ()
+) -> tuple[g.GenerationStarted, list[step_pb2.Step]]:
+    steps: list[step_pb2.Step] = []
+    started = g.GenerationStarted()
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        async for response in stub.Generate(wanted, metadata=metadata):
+            if response.event.HasField("started"):
+                started = response.event.started
+            steps += response.event.steps.steps
+    return started, steps
+
+
+async def wait_for_server_spans(receiver: Receiver, num_calls: int) -> None:
+    async with asyncio.timeout(60):
+        while len({s.span_id for s in receiver.spans if is_server(s)}) < num_calls:
+            await receiver.wait_for(receiver.num_spans + 1)
+
+
+def is_server(span: Span) -> bool:
+    return span.kind == Span.SPAN_KIND_SERVER
+
+
+def attributes(span: Span) -> dict[str, object]:
+    return {
+        a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value")
+        for a in span.attributes
+    }
+
+
+def check_tree(spans: list[Span], steps: list[step_pb2.Step]) -> Span:
+    """One span a step, each under its sequence's, under the model call, under the SERVER span."""
+    by_id = {span.span_id: span for span in spans}
+    (server,) = [span for span in by_id.values() if is_server(span)]
+    by_name = defaultdict(list)
+    for span in by_id.values():
+        by_name[span.name].append(span)
+        if span is not server:
+            parent = by_id[span.parent_span_id]
+            assert parent.start_time_unix_nano <= span.start_time_unix_nano
+            assert span.end_time_unix_nano <= parent.end_time_unix_nano
+    (model_call,) = [s for s in by_id.values() if s.name.startswith("text_completion ")]
+    assert model_call.parent_span_id == server.span_id
+    assert {s.parent_span_id for s in by_name["decode"]} == {model_call.span_id}
+    decodes = {
+        attributes(span)["whence.sequence.index"]: span.span_id for span in by_name["decode"]
+    }
+    assert decodes.keys() == {s.sequence_index for s in steps}
+    told = {}
+    for span in by_name["decode_step"]:
+        values = attributes(span)
+        key = (values["whence.sequence.index"], values["whence.step.index"])
+        assert span.parent_span_id == decodes[key[0]]
+        told[key] = (values["whence.token.id"], values["whence.token.logprob"])
+    assert told == {
+        (s.sequence_index, s.index): (s.token_id, pytest.approx(s.logprob)) for s in steps
+    }
+    return server
+
+
+async def test_a_generation_is_one_tree_under_the_callers_span(
+    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+) -> None:
+    with ServerProcess(
+        tiny_model("gpt2"), tmp_path, "--otlp-endpoint", receiver.endpoint
+    ) as server:
+        metadata = (
+            ("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"),
+            ("tracestate", "vendor=value"),
+        )
+        started, steps = await generate(server.target, request(40, 2), metadata)
+        assert (started.trace_id, started.parent_span_id) == (TRACE_ID, PARENT_ID)
+        await wait_for_server_spans(receiver, 1)
+        span = check_tree(receiver.spans, steps)
+        assert span.trace_id.hex() == TRACE_ID
+        assert span.parent_span_id.hex() == PARENT_ID
+        assert span.span_id.hex() == started.span_id
+        assert span.trace_state == "vendor=value"
+        assert span.name == "whence.v1.GenerationService/Generate"
+        assert attributes(span)["rpc.response.status_code"] == "OK"
+
+        unsampled = (("traceparent", f"00-{TRACE_ID[::-1]}-{PARENT_ID}-00"),)
+        await generate(server.target, request(5), unsampled)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await generate(server.target, g.GenerateRequest())
+        await wait_for_server_spans(receiver, 2)
+        traces = {s.trace_id.hex() for s in receiver.spans}
+        assert TRACE_ID[::-1] not in traces
+        refused = [s for s in receiver.spans if is_server(s)][-1]
+        assert attributes(refused)["rpc.response.status_code"] == "INVALID_ARGUMENT"
+
+
+async def test_no_exported_byte_holds_content(
+    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+) -> None:
+    with ServerProcess(
+        tiny_model("gpt2"), tmp_path, "--otlp-endpoint", receiver.endpoint
+    ) as server:
+        _, steps = await generate(server.target, request(40))
+        await wait_for_server_spans(receiver, 1)
+    text = "".join(s.text for s in steps)
+    exported = b"".join(receiver.requests)
+    assert b"quick" not in exported
+    assert text[:12].encode() not in exported
+
+
+async def test_nothing_is_lost_when_everything_fails(
+    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+) -> None:
+    """The collector is away, dies in mid-batch, and the server is killed: all arrives."""
+    flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "all")
+    model = tiny_model("gpt2-long")
+    all_steps: dict[str, list[step_pb2.Step]] = {}
+
+    async def run(target: str, num_tokens: int) -> None:
+        started, steps = await generate(target, request(num_tokens))
+        all_steps[started.trace_id] = steps
+
+    with ServerProcess(model, tmp_path, *flags) as first:
+        await run(first.target, 300)
+        await wait_for_server_spans(receiver, 1)
+        await receiver.stop()
+        await asyncio.gather(*(run(first.target, 400) for _ in range(4)))
+        interrupted = asyncio.create_task(generate(first.target, request(8_000)))
+        # Kill it in the middle of that one: wait until it is on record as running.
+        async with grpc.aio.insecure_channel(first.target) as channel:
+            watch = trace_pb2_grpc.TraceServiceStub(channel).WatchGenerations(
+                trace_pb2.WatchGenerationsRequest()
+            )
+            async for update in watch:
+                if update.event.HasField("steps"):
+                    running_id = update.generation_id
+                    break
+            watch.cancel()
+        first.kill()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await interrupted
+    receiver.answers.extend([Drop(), Drop()])
+    await receiver.start()
+    with ServerProcess(model, tmp_path, *flags) as second:
+        await run(second.target, 200)
+        async with grpc.aio.insecure_channel(second.target) as channel:
+            stub = trace_pb2_grpc.TraceServiceStub(channel)
+            found = await stub.GetGeneration(
+                trace_pb2.GetGenerationRequest(generation_id=running_id)
+            )
+            page = await stub.ListSteps(
+                trace_pb2.ListStepsRequest(generation_id=running_id, page_size=5_000)
+            )
+        all_steps[found.started.trace_id] = list(page.steps)
+        await wait_for_server_spans(receiver, len(all_steps))
+        assert second.terminate() == 0
+    by_trace: defaultdict[str, list[Span]] = defaultdict(list)
+    for span in receiver.spans:
+        by_trace[span.trace_id.hex()].append(span)
+    assert by_trace.keys() == all_steps.keys()
+    for trace_id, steps in all_steps.items():
+        check_tree(by_trace[trace_id], steps)
+    versions: defaultdict[bytes, set[bytes]] = defaultdict(set)
+    for span in receiver.spans:
+        versions[span.span_id].add(span.SerializeToString(deterministic=True))
+    assert len(receiver.spans) > len(versions), "nothing was sent twice: the test shows too little"
+    assert all(len(same) == 1 for same in versions.values())

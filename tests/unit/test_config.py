@@ -1,0 +1,85 @@
+"""Settings: every one validated, none accepted and ignored."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from whence_server.config import ServeConfig, add_arguments, serve_config
+from whence_server.domain.errors import ConfigurationError
+
+
+def read(*flags: str, **environment: str) -> ServeConfig:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    return serve_config(parser.parse_args(flags), environment)
+
+
+def test_defaults() -> None:
+    settings = read("--model", "some/where")
+    assert settings.listen == ("127.0.0.1:50051",)
+    assert settings.durability == "group"
+    assert settings.served_name == "some/where"
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    assert read("--model", "a", WHENCE_MAX_QUEUE="7").max_queue == 7
+    assert read("--model", "a", "--max-queue", "9", WHENCE_MAX_QUEUE="7").max_queue == 9
+    assert read(WHENCE_MODEL="b").model == "b"
+
+
+def test_several_addresses() -> None:
+    settings = read("--model", "a", "--listen", "127.0.0.1:1, unix:/tmp/s")
+    assert settings.listen == ("127.0.0.1:1", "unix:/tmp/s")
+
+
+def test_a_directory_serves_under_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    assert read("--model", f"{tmp_path}/my-model/").served_name == "my-model"
+    assert read("--model", str(tmp_path), "--model-name", "x").served_name == "x"
+
+
+def test_standard_otlp_variables() -> None:
+    both = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:4317",
+    }
+    assert read("--model", "a", **both).otlp_endpoint == "http://b:4317"
+    del both["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
+    assert read("--model", "a", **both).otlp_endpoint == "http://a:4317"
+    assert read("--model", "a", "--otlp-endpoint", "c:1", **both).otlp_endpoint == "c:1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "words"),
+    [
+        ((), {}, "--model"),
+        (("--model", ""), {}, "must not be empty"),
+        (("--model", "a", "--max-queue", "0"), {}, "--max-queue '0': expected a whole number"),
+        (("--model", "a", "--max-queue", "many"), {}, "expected a whole number"),
+        (("--model", "a", "--dtype", "float8"), {}, "expected one of auto"),
+        (("--model", "a", "--device", "gpu"), {}, "expected cpu, cuda"),
+        (("--model", "a", "--step-spans", "some"), {}, "expected all, off"),
+        (("--model", "a", "--drain-grace", "-1"), {}, "expected seconds"),
+        (("--model", "a", "--drain-grace", "nan"), {}, "expected seconds"),
+        (("--model", "a", "--listen", " , "), {}, "at least one address"),
+        (("--model", "a"), {"WHENCE_DURABILITY": "maybe"}, "WHENCE_DURABILITY 'maybe'"),
+        (("--model", "a"), {"WHENCE_MAX_QUEU": "7"}, "WHENCE_MAX_QUEU: no such setting"),
+        (("--model", "a"), {"WHENCE_TRUST_REMOTE_CODE": "maybe"}, "expected true or false"),
+    ],
+)
+def test_wrong_settings_say_what_would_be_right(
+    flags: tuple[str, ...], environment: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(*flags, **environment)
+    assert words in str(caught.value)
+
+
+def test_unknown_flags_are_errors() -> None:
+    with pytest.raises(SystemExit):
+        read("--model", "a", "--max-queu", "7")
+
+
+def test_the_clients_variables_may_stand_beside() -> None:
+    assert read("--model", "a", WHENCE_TARGET="127.0.0.1:1").model == "a"

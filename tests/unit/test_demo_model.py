@@ -1,0 +1,202 @@
+"""The demo's model: trained once, whole or not at all, and loadable as any other model is."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from whence_server.demo import training
+from whence_server.demo.corpus import documents
+from whence_server.demo.model import default_cache_dir, demo_model
+from whence_server.demo.recipe import Recipe
+
+TINY = Recipe(
+    vocab_size=512,
+    num_layers=1,
+    num_heads=2,
+    embedding_size=32,
+    context_length=32,
+    num_steps=30,
+    num_warmup_steps=2,
+    learning_rate=1e-2,
+)
+
+# Makes half a model, says so, and goes on for ever.
+TRAINS_FOR_EVER = """
+import sys, time, types
+from pathlib import Path
+from whence_server.demo.model import demo_model
+from whence_server.demo.recipe import Recipe
+
+def train(recipe, directory):
+    (directory / "half").touch()
+    print("training", flush=True)
+    time.sleep(600)
+
+training = types.ModuleType("training")
+training.train = train
+sys.modules["whence_server.demo.training"] = training
+demo_model(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache") / "whence"
+
+
+@pytest.fixture(scope="module")
+def directory(cache_dir: Path) -> Path:
+    return demo_model(cache_dir, recipe=TINY)
+
+
+def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
+    model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not any(info.values()), info
+    assert model.config.architectures == ["GPT2LMHeadModel"]
+    assert model.config.vocab_size == 512
+    assert (directory / "model.safetensors").is_file()
+    assert (directory / "tokenizer.json").is_file()
+    assert not (directory / "training_args.bin").exists()
+
+
+def test_it_has_learned_from_the_corpus(directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(documents()[0], return_tensors="pt").input_ids[:, :32]
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss
+    assert loss < torch.log(torch.tensor(512.0)) - 0.5  # what knowing nothing costs
+
+
+def test_tokenizer_gives_back_any_text(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    text = 'The "for" statement, naïve “quotes”, 你好 😀\n\tindented'
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.convert_tokens_to_ids("<|endoftext|>") == 0
+
+
+def test_end_of_text_ends_a_generation(directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 0
+
+
+def test_chat_goes_on_after_what_was_said(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    messages = [{"role": "system", "content": "A."}, {"role": "user", "content": "B."}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert prompt == "A.\n\nB.\n\n"
+    without = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert without == "A.\n\nB."
+
+
+def test_second_call_does_not_train_again(
+    directory: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "train", _never)
+    assert demo_model(cache_dir, recipe=TINY) == directory
+
+
+def test_same_recipe_gives_the_same_weights(directory: Path, tmp_path: Path) -> None:
+    again = demo_model(tmp_path, recipe=TINY)
+    assert again.name == directory.name
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (again / name).read_bytes() == (directory / name).read_bytes()
+
+
+def test_another_recipe_is_another_model() -> None:
+    assert Recipe(seed=1).key() != Recipe().key() == Recipe().key()
+
+
+def test_failed_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(recipe: Recipe, directory: Path) -> float:
+        (directory / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(KeyboardInterrupt):
+        demo_model(tmp_path, recipe=TINY)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_killed_training_leaves_no_model_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _training_process(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / f"demo-model-{Recipe().key()}").exists()
+
+    monkeypatch.setattr(training, "train", _write_config)
+    directory = demo_model(tmp_path)
+    assert [path.name for path in directory.iterdir()] == ["config.json"]
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [directory]
+
+
+def test_one_of_two_processes_trains(tmp_path: Path) -> None:
+    with _training_process(tmp_path) as first, _process(tmp_path) as second:
+        assert second.stderr is not None
+        assert second.stdout is not None
+        assert "waiting" in second.stderr.readline()
+        # As if the first had finished: the second takes what there is.
+        (tmp_path / f"demo-model-{Recipe().key()}").mkdir()
+        first.kill()
+        assert second.wait() == 0
+        assert second.stdout.read() == ""
+
+
+def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_cache_dir() == Path("/somewhere/whence")
+    monkeypatch.setenv("HOME", "/home/ada")
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert default_cache_dir() == Path("/home/ada/.cache/whence")
+
+
+def test_a_cached_model_needs_no_training_stack(directory: Path, cache_dir: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from whence_server.demo.model import demo_model\n"
+        "from whence_server.demo.recipe import Recipe\n"
+        f"print(demo_model(Path({str(cache_dir)!r}), recipe={TINY!r}))\n"
+        "print({'torch', 'transformers'} & sys.modules.keys())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [str(directory), "set()"]
+
+
+@contextmanager
+def _training_process(cache_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of its training."""
+    with _process(cache_dir) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+        yield process
+
+
+@contextmanager
+def _process(cache_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", TRAINS_FOR_EVER, str(cache_dir)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _never(recipe: Recipe, directory: Path) -> float:
+    raise AssertionError("trained again")
+
+
+def _write_config(recipe: Recipe, directory: Path) -> float:
+    (directory / "config.json").touch()
+    return 0.0

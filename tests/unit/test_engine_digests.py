@@ -1,0 +1,82 @@
+"""Digests against an independent computation of their definition."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from whence_server.domain.model import FileDigest
+from whence_server.engine import digests
+from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_files_are_digested_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"x" * 3_000_000)
+    (tmp_path / "a").write_bytes(b"")
+    assert file_digests(tmp_path, ["b", "a"]) == [
+        FileDigest("a", 0, sha256(b"")),
+        FileDigest("b", 3_000_000, sha256(b"x" * 3_000_000)),
+    ]
+
+
+def test_a_second_start_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").write_bytes(b"one")
+    cache = tmp_path / "data" / "digests.json"
+    first = file_digests(tmp_path, ["weights"], str(cache))
+    with monkeypatch.context() as patched:
+        patched.setattr(digests, "_sha256_of_file", lambda path: pytest.fail(f"read {path}"))
+        assert file_digests(tmp_path, ["weights"], str(cache)) == first
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name], "no temporary left"
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    cache = str(tmp_path / "digests.json")
+    (tmp_path / "weights").write_bytes(b"one")
+    file_digests(tmp_path, ["weights"], cache)
+    (tmp_path / "weights").write_bytes(b"two!")
+    assert file_digests(tmp_path, ["weights"], cache)[0].sha256 == sha256(b"two!")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
+    cache = tmp_path / "digests.json"
+    cache.write_text(content)
+    (tmp_path / "weights").write_bytes(b"one")
+    assert file_digests(tmp_path, ["weights"], str(cache))[0].sha256 == sha256(b"one")
+    assert sha256(b"one") in json.loads(cache.read_text()).values()
+
+
+def test_model_digest_is_over_raw_digests_by_name() -> None:
+    files = [FileDigest("b", 1, sha256(b"B")), FileDigest("a", 1, sha256(b"A"))]
+    raw = bytes.fromhex(sha256(b"A")) + bytes.fromhex(sha256(b"B"))
+    assert model_signing_digest(files) == sha256(raw)
+
+
+def test_weights_digest_is_as_defined() -> None:
+    matrix = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    half = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
+    state = {"z": matrix.t(), "a": half, "tied": matrix, "scalar": torch.tensor(7)}
+    state["untied"] = state["tied"]
+    expected = b"".join(
+        [
+            b"a\0bfloat16\x002\0" + b"\xc0\x3f\x00\xc0",
+            b"scalar\0int64\0\0" + np.int64(7).astype("<i8").tobytes(),
+            b"tied\0float32\x002,3\0" + np.arange(6, dtype="<f4").tobytes(),
+            b"z\0float32\x003,2\0" + np.array([0, 3, 1, 4, 2, 5], dtype="<f4").tobytes(),
+        ]
+    )
+    assert weights_digest(state) == sha256(expected)
+
+
+def test_weights_digest_sees_every_bit() -> None:
+    weights = torch.zeros(4)
+    before = weights_digest({"w": weights})
+    weights[3] = -0.0
+    assert weights_digest({"w": weights}) != before

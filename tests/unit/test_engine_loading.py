@@ -1,0 +1,224 @@
+"""What loads, how it is described, and what is refused with which words."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.model import GenerationDefaults
+from whence_server.engine.describing import generation_defaults
+from whence_server.engine.digests import file_digests, model_signing_digest
+from whence_server.engine.loading import load
+from whence_server.engine.messages import EngineOptions
+
+TinyModel = Callable[..., Path]
+
+
+def options(directory: Path | str, **changes: object) -> EngineOptions:
+    return EngineOptions(
+        model=str(directory),
+        model_name="tiny",
+        dtype="auto",
+        device="cpu",
+        num_threads=1,
+        max_batch_size=8,
+        max_cache_tokens=4096,
+        prefill_chunk_tokens=64,
+        trust_remote_code=False,
+        digest_cache="",
+    )._replace(**changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def copy(tiny_model: TinyModel, tmp_path: Path) -> Callable[..., Path]:
+    def make(architecture: str = "gpt2") -> Path:
+        return Path(shutil.copytree(tiny_model(architecture), tmp_path / architecture))
+
+    return make
+
+
+def edit_config(directory: Path, **changes: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def refusal(directory: Path | str, **changes: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(options(directory, **changes))
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_a_model_as_it_is_described(tiny_model: TinyModel) -> None:
+    directory = tiny_model("llama")
+    loaded = load(options(directory))
+    info = loaded.info
+    reference = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert (info.name, info.architecture) == ("tiny", "LlamaForCausalLM")
+    assert info.num_parameters == sum(p.numel() for p in reference.parameters())
+    assert (info.num_layers, info.vocabulary_size, info.max_context_length) == (3, 416, 256)
+    assert info.batched
+    assert info.loaded_files == ("model.safetensors",)
+    assert [file.path for file in info.files] == sorted(p.name for p in directory.iterdir())
+    assert info.model_digest == model_signing_digest(info.files)
+    assert info.tokenizer_digest == model_signing_digest(
+        file_digests(directory, ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+    )
+    assert info.environment.dtype == "float32"
+    assert info.environment.device == "cpu"
+    assert info.environment.attention_implementation == "sdpa"
+    assert info.defaults == GenerationDefaults(eos_token_ids=(0,))
+    assert info.text.chat_template == tokenizer.chat_template
+    assert info.text.special_tokens == {"eos_token": "<|endoftext|>"}
+    assert json.loads(info.text.tokenizer_json)["model"]["type"] == "BPE"
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_the_digest_of_weights_follows_the_cast(tiny_model: TinyModel) -> None:
+    directory = tiny_model("gpt2")
+    full, again = load(options(directory)), load(options(directory, dtype="float32"))
+    half = load(options(directory, dtype="bfloat16"))
+    assert full.info.weights_digest == again.info.weights_digest != half.info.weights_digest
+    assert full.info.model_digest == half.info.model_digest
+    assert half.info.environment.dtype == "bfloat16"
+    assert half.model.dtype is torch.bfloat16
+
+
+def test_shards_are_found_through_their_index(tiny_model: TinyModel, copy: TinyModel) -> None:
+    directory = copy("llama")
+    (directory / "model.safetensors").unlink()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    model.save_pretrained(directory, max_shard_size="100KB")
+    info = load(options(directory)).info
+    assert len(info.loaded_files) > 1
+    assert set(info.loaded_files) < {file.path for file in info.files}
+    assert "model.safetensors.index.json" in {file.path for file in info.files}
+    assert info.weights_digest == load(options(tiny_model("llama"))).info.weights_digest
+    (directory / info.loaded_files[1]).unlink()
+    assert info.loaded_files[1] in refusal(directory)
+
+
+def test_tied_weights_may_be_absent(copy: TinyModel) -> None:
+    directory = copy("llama")
+    edit_tensors(directory, lambda tensors: tensors.pop("lm_head.weight"))
+    edit_config(directory, tie_word_embeddings=True)
+    assert load(options(directory)).info.architecture == "LlamaForCausalLM"
+
+
+def test_an_untied_head_may_not(copy: TinyModel) -> None:
+    directory = copy("llama")
+    edit_tensors(directory, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "1 missing: lm_head.weight" in refusal(directory)
+
+
+def test_a_renamed_tensor_is_refused_by_both_names(copy: TinyModel) -> None:
+    directory = copy()
+    name = "transformer.h.0.attn.c_proj.weight"
+    edit_tensors(directory, lambda tensors: tensors.update({f"{name}s": tensors.pop(name)}))
+    message = refusal(directory)
+    assert f"1 missing: {name};" in message
+    assert f"1 unexpected: {name}s" in message
+
+
+def test_a_tensor_of_another_shape_is_refused(copy: TinyModel) -> None:
+    directory = copy()
+    name = "transformer.h.1.mlp.c_fc.bias"
+    edit_tensors(directory, lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
+    assert f"1 of another shape: {name} ((191,) instead of (192,))" in refusal(directory)
+
+
+def test_ten_names_and_a_count(copy: TinyModel) -> None:
+    directory = copy()
+    edit_config(directory, n_layer=5)
+    message = refusal(directory)
+    assert "24 missing: transformer.h.3" in message
+    assert message.count("transformer.h.") == 10
+
+
+def unlink(name: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).unlink()
+
+
+def write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).write_text(content)
+
+
+def truncate(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def configure(**changes: object) -> Callable[[Path], object]:
+    return lambda directory: edit_config(directory, **changes)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (unlink("config.json"), "it has no config.json"),
+        (write("config.json", "{"), "valid JSON"),
+        (unlink("model.safetensors"), "has no weights: one of model.safetensors, "),
+        (write("model.safetensors", "garbage, garbage, garbage"), "damaged safetensors file"),
+        (truncate, "damaged safetensors file"),
+        (unlink("tokenizer.json"), "has no tokenizer: tokenizer.json is missing"),
+        (write("tokenizer.json", "{}"), "the tokenizer in"),
+        (configure(model_type="nonesuch"), "nonesuch"),
+        (configure(model_type="bert"), "a 'bert' model, which is an encoder"),
+        (configure(model_type="t5"), "a 't5' model, which maps a text to a text"),
+        (configure(model_type="vit"), "'vit' model, for which AutoModelForCausalLM"),
+    ],
+)
+def test_a_directory_that_cannot_be_served(
+    copy: TinyModel, spoil: Callable[[Path], object], words: str
+) -> None:
+    directory = copy()
+    spoil(directory)
+    assert words in refusal(directory)
+
+
+def test_a_recurrent_model_is_not_offered_yet(tiny_model: TinyModel) -> None:
+    assert "MambaForCausalLM has a recurrent state" in refusal(tiny_model("mamba"))
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    assert "is not a directory" in refusal(tmp_path / "nowhere")
+
+
+def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert "'nobody/nothing' is neither a directory nor a model" in refusal("nobody/nothing")
+
+
+def test_a_model_too_large_for_the_memory(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", exhausted)
+    assert refusal(tiny_model("gpt2")).endswith("not enough memory")
+
+
+def test_defaults_come_from_the_generation_config() -> None:
+    config = GenerationConfig(
+        do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1, eos_token_id=[5, 9, 900]
+    )
+    assert generation_defaults(config, vocabulary_size=100) == GenerationDefaults(
+        do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1, eos_token_ids=(5, 9)
+    )

@@ -1,0 +1,202 @@
+"""The scheduler alone: bounds, fairness, and that nothing leaks."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whence_server.domain.errors import GenerationFailedError
+from whence_server.engine.scheduler import Chunk, Scheduler
+
+
+def scheduler(batch: int = 4, cache: int = 1000, chunk: int = 10) -> Scheduler:
+    return Scheduler(max_batch_size=batch, max_cache_tokens=cache, prefill_chunk_tokens=chunk)
+
+
+def test_a_long_prompt_is_read_in_chunks() -> None:
+    s = scheduler(chunk=10)
+    s.admit("a", 25, 5, 1)
+    assert [s.next_chunks() for _ in range(4)] == [
+        [Chunk("a", 10, False)],
+        [Chunk("a", 10, False)],
+        [Chunk("a", 5, True)],
+        [],
+    ]
+
+
+def test_short_prompts_share_a_turn() -> None:
+    s = scheduler(chunk=10)
+    for name in "abcd":
+        s.admit(name, 4, 5, 1)
+    assert s.next_chunks() == [Chunk("a", 4, True), Chunk("b", 4, True), Chunk("c", 2, False)]
+    assert s.next_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
+
+
+def test_all_sequences_of_a_generation_enter_together() -> None:
+    s = scheduler(batch=4)
+    s.admit("a", 1, 1, 2)
+    s.admit("b", 1, 1, 3)
+    assert s.next_chunks() == [Chunk("a", 1, True)]
+    s.leave_sequence("a")
+    assert s.next_chunks() == [Chunk("b", 1, True)]
+    assert s.num_sequences == 4
+
+
+def test_nobody_overtakes_the_first_in_the_queue() -> None:
+    s = scheduler(batch=8, cache=100)
+    s.admit("running", 10, 40, 1)
+    s.next_chunks()
+    s.admit("large", 40, 50, 1)
+    s.admit("small", 1, 1, 1)
+    assert s.next_chunks() == []
+    s.leave("running")
+    assert s.next_chunks() == [Chunk("large", 10, False)]
+
+
+def test_padding_counts_against_the_cache() -> None:
+    s = scheduler(batch=8, cache=100)
+    s.admit("long", 1, 59, 1)
+    s.admit("short", 1, 1, 1)
+    s.next_chunks()
+    # 60 + 2 would fit; two rows of the wider one's 60 columns would not.
+    assert s.num_cache_tokens == 60
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "num_new_tokens", "num_sequences", "reason"),
+    [
+        (1, 1, 5, "BATCH_TOO_SMALL"),
+        (900, 101, 1, "CACHE_TOO_SMALL"),
+        (1, 300, 4, "CACHE_TOO_SMALL"),
+    ],
+)
+def test_what_could_never_fit_is_refused(
+    num_prompt_tokens: int, num_new_tokens: int, num_sequences: int, reason: str
+) -> None:
+    s = scheduler(batch=4, cache=1000)
+    with pytest.raises(GenerationFailedError) as caught:
+        s.admit("a", num_prompt_tokens, num_new_tokens, num_sequences)
+    assert caught.value.reason == reason
+    assert s.is_idle
+
+
+def test_leaving_in_the_middle_of_the_prompt() -> None:
+    s = scheduler(chunk=10)
+    s.admit("a", 25, 5, 1)
+    s.admit("b", 5, 5, 1)
+    s.next_chunks()
+    s.leave("a")
+    assert s.next_chunks() == [Chunk("b", 5, True)]
+
+
+@dataclass
+class Simulated:
+    num_prompt_tokens: int
+    num_new_tokens: int
+    num_sequences: int
+    patience: int | None
+    num_read: int = 0
+    num_made: int = 0
+
+
+generations = st.builds(
+    Simulated,
+    num_prompt_tokens=st.integers(1, 40),
+    num_new_tokens=st.integers(1, 12),
+    num_sequences=st.integers(1, 5),
+    patience=st.none() | st.integers(0, 12),
+)
+
+
+class Simulation:
+    """Drives a scheduler as the loop does, and checks the bounds in every turn."""
+
+    max_batch_size, max_cache_tokens, chunk_tokens = 6, 150, 16
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(self.max_batch_size, self.max_cache_tokens, self.chunk_tokens)
+        self.alive: dict[str, Simulated] = {}
+        self.decoding: dict[str, Simulated] = {}
+        self.admitted: list[str] = []
+        self.read: list[str] = []
+
+    def admit(self, name: str, generation: Simulated) -> None:
+        length = generation.num_prompt_tokens + generation.num_new_tokens
+        fits = (
+            generation.num_sequences <= self.max_batch_size
+            and generation.num_sequences * length <= self.max_cache_tokens
+        )
+        with nullcontext() if fits else pytest.raises(GenerationFailedError):
+            self.scheduler.admit(
+                name,
+                generation.num_prompt_tokens,
+                generation.num_new_tokens,
+                generation.num_sequences,
+            )
+            self.alive[name] = generation
+            self.admitted.append(name)
+
+    def cancel_the_impatient(self) -> None:
+        for name, generation in list(self.alive.items()):
+            if generation.patience is not None:
+                generation.patience -= 1
+                if generation.patience < 0:
+                    self.scheduler.leave(name)
+                    del self.alive[name]
+                    self.decoding.pop(name, None)
+
+    def step(self) -> None:
+        for name, generation in list(self.decoding.items()):
+            generation.num_made += 1
+            if generation.num_made == generation.num_new_tokens:
+                for _ in range(generation.num_sequences):
+                    self.scheduler.leave_sequence(name)
+                del self.decoding[name], self.alive[name]
+
+    def prefill(self) -> None:
+        chunks = self.scheduler.next_chunks()
+        assert sum(chunk.num_tokens for chunk in chunks) <= self.chunk_tokens
+        for chunk in chunks:
+            generation = self.alive[chunk.generation_id]
+            assert chunk.num_tokens > 0
+            if generation.num_read == 0:
+                self.read.append(chunk.generation_id)
+            generation.num_read += chunk.num_tokens
+            assert chunk.is_last == (generation.num_read == generation.num_prompt_tokens)
+            if chunk.is_last:
+                self.decoding[chunk.generation_id] = generation
+
+    def check_bounds(self) -> None:
+        inside = [generation for generation in self.alive.values() if generation.num_read]
+        num_sequences = sum(generation.num_sequences for generation in inside)
+        widest = max((g.num_prompt_tokens + g.num_new_tokens for g in inside), default=0)
+        assert self.scheduler.num_sequences == num_sequences <= self.max_batch_size
+        assert self.scheduler.num_cache_tokens == widest * num_sequences <= self.max_cache_tokens
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), generations), max_size=30))
+def test_bounds_fairness_and_no_leaks(arrivals: list[tuple[int, Simulated]]) -> None:
+    simulation = Simulation()
+    arriving = iter(enumerate(arrivals))
+    following = next(arriving, None)
+    gap = following[1][0] if following else 0
+    for _turn in range(5000):
+        while following and gap == 0:
+            number, (_, generation) = following
+            simulation.admit(str(number), generation)
+            following = next(arriving, None)
+            gap = following[1][0] if following else 0
+        gap -= 1 if gap else 0
+        simulation.cancel_the_impatient()
+        simulation.step()
+        simulation.prefill()
+        simulation.check_bounds()
+        if following is None and simulation.scheduler.is_idle:
+            break
+    assert not simulation.alive, "everyone runs to its end"
+    assert simulation.scheduler.is_idle
+    assert simulation.scheduler.num_sequences == 0
+    in_order = [name for name in simulation.admitted if name in set(simulation.read)]
+    assert simulation.read == in_order, "first come, first served"
