@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -71,7 +72,7 @@ class ServerProcess:
         assert self.process.stderr is not None
         self.log.extend(self.process.stderr)
 
-    def wait_ready(self) -> "ServerProcess":
+    def wait_ready(self) -> Self:
         """Waits until it says that it serves, and takes its target from there."""
         target = self._ready.get(timeout=READY_TIMEOUT_S)
         if target is None:
@@ -89,7 +90,9 @@ class ServerProcess:
     def engine_pid(self) -> int:
         """The engine's process id."""
         (child,) = [
-            c for c in psutil.Process(self.pid).children() if "engine.worker" in " ".join(c.cmdline())
+            c
+            for c in psutil.Process(self.pid).children()
+            if "engine.worker" in " ".join(c.cmdline())
         ]
         return child.pid
 
@@ -113,7 +116,7 @@ class ServerProcess:
                 stream.close()
         return status
 
-    def __enter__(self) -> "ServerProcess":
+    def __enter__(self) -> Self:
         return self.wait_ready()
 
     def __exit__(self, *error: object) -> None:

@@ -62,7 +62,8 @@ def outage(seconds: float) -> None:
         arrived = collector.ask(wait_for=expected)["num_spans"]
         print(
             f"collector away for {seconds:.0f} s: {arrived:,} of {expected:,} spans arrived, "
-            f"{expected - arrived} lost; caught up {time.perf_counter() - back:.1f} s after its return"
+            f"{expected - arrived} lost; caught up {time.perf_counter() - back:.1f} s after it "
+            "came back"
         )
 
 

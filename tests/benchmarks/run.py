@@ -1,4 +1,6 @@
-"""`make bench`: measures the figures of the README. Ratios count; absolute times are this machine's.
+"""`make bench`: measures the figures of the README.
+
+Ratios count; absolute times are this machine's.
 
 python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5]
 """

@@ -5,8 +5,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from whence_server.journal.codec import encode_step
-
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.steps import (
@@ -17,6 +15,7 @@ from whence_server.domain.steps import (
     Step,
     Timing,
 )
+from whence_server.journal.codec import encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-
 from server_process import ServerProcess
 
 

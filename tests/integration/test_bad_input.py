@@ -8,11 +8,11 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from rpc_errors import Failure, failure_of
 from server_process import ServerProcess
 from tiny_models import PADDED_VOCABULARY, byte_level_tokenizer
+from transformers import AutoModelForCausalLM
+
 from whence.v1 import (
     generation_pb2 as g,
 )
@@ -44,9 +44,8 @@ def undisturbed(server: ServerProcess) -> Iterator[None]:
     def stream() -> None:
         with grpc.insecure_channel(server.target) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            for response in stub.Generate(request):
-                if response.event.HasField("finished"):
-                    texts.append(response.event.finished.sequences[0].text)
+            *_, last = stub.Generate(request)
+            texts.append(last.event.finished.sequences[0].text)
 
     stream()
     beside = threading.Thread(target=stream)
@@ -123,9 +122,7 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
         },
     ),
     "several greedy sequences": (
-        g.GenerateRequest(
-            prompt="x", decoding=D(greedy=g.Greedy(), num_return_sequences=2)
-        ),
+        g.GenerateRequest(prompt="x", decoding=D(greedy=g.Greedy(), num_return_sequences=2)),
         {"decoding.num_return_sequences": "ask for `sample`"},
     ),
     "too many sequences": (

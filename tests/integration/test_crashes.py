@@ -6,8 +6,8 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-
 from server_process import ServerProcess
+
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
 from whence_server.journal.journal import Journal

@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-
 from server_process import ServerProcess
 from tiny_models import CHAT_TEMPLATE, PADDED_VOCABULARY
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, step_pb2
 
@@ -63,7 +63,7 @@ def reference(tiny_model: Callable[..., Path]) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model: Callable[..., Path]):  # noqa: ANN201
+def tokenizer(tiny_model: Callable[..., Path]):
     return AutoTokenizer.from_pretrained(tiny_model("gpt2"))
 
 
@@ -72,9 +72,7 @@ def test_greedy_is_transformers_own(channel, reference, tokenizer) -> None:
     expected = reference.generate(ids, do_sample=False, max_new_tokens=60)[0, ids.shape[1] :]
     result = generate(
         channel,
-        g.GenerateRequest(
-            prompt=PROMPT, decoding=g.Decoding(greedy=g.Greedy(), max_new_tokens=60)
-        ),
+        g.GenerateRequest(prompt=PROMPT, decoding=g.Decoding(greedy=g.Greedy(), max_new_tokens=60)),
     )
     assert list(result.started.prompt_token_ids) == ids[0].tolist()
     assert result.token_ids() == expected.tolist()
@@ -124,9 +122,7 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> int:
 
 
 def noise(seed: int, step: step_pb2.Step, token_id: int) -> float:
-    word = philox(
-        (token_id, step.index, step.sequence_index, 0), (seed & 0xFFFFFFFF, seed >> 32)
-    )
+    word = philox((token_id, step.index, step.sequence_index, 0), (seed & 0xFFFFFFFF, seed >> 32))
     return -math.log((word + 0.5) / 2**32)
 
 
@@ -399,9 +395,7 @@ def test_the_model_says_exactly_which_it_is(channel, reference, server: ServerPr
     assert model.batched
     assert len(model.model_digest) == len(model.weights_digest) == len(model.tokenizer_digest) == 64
     assert list(model.loaded_files) == ["model.safetensors"]
-    result = generate(
-        channel, g.GenerateRequest(prompt="x", decoding=g.Decoding(max_new_tokens=1))
-    )
+    result = generate(channel, g.GenerateRequest(prompt="x", decoding=g.Decoding(max_new_tokens=1)))
     assert result.started.model_digest == model.model_digest
     assert result.started.environment.weights_digest == model.weights_digest
     vocabulary = [

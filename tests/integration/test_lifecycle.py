@@ -11,9 +11,9 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
 from rpc_errors import failure_of
 from server_process import ServerProcess
+
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
 from whence_server.rpc.watching import position_token
@@ -30,11 +30,11 @@ def endless(**fields: object) -> g.GenerateRequest:
     )
 
 
-def generate(channel: grpc.Channel, request: g.GenerateRequest):  # noqa: ANN201
+def generate(channel: grpc.Channel, request: g.GenerateRequest):
     return generation_pb2_grpc.GenerationServiceStub(channel).Generate(request)
 
 
-def first_step(call) -> str:  # noqa: ANN001
+def first_step(call) -> str:
     generation_id = ""
     for response in call:
         if response.event.HasField("started"):
@@ -59,15 +59,13 @@ def wait_finished(channel: grpc.Channel, generation_id: str) -> g.GenerationFini
 
 
 @pytest.fixture(scope="module")
-def long_server(
-    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-):  # noqa: ANN201
+def long_server(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory):
     with ServerProcess(tiny_model("gpt2-long"), tmp_path_factory.mktemp("long")) as process:
         yield process
 
 
 @pytest.fixture
-def long_channel(long_server: ServerProcess):  # noqa: ANN201
+def long_channel(long_server: ServerProcess):
     with grpc.insecure_channel(long_server.target) as channel:
         yield channel
 
@@ -182,9 +180,7 @@ def test_the_grace_ends(long_channel: grpc.Channel) -> None:
     call = generate(long_channel, request)
     generation_id = first_step(call)
     call.cancel()
-    assert (
-        wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
-    )
+    assert wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
 
 
 def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> None:
@@ -198,9 +194,7 @@ def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> No
     stub = generation_pb2_grpc.GenerationServiceStub(long_channel)
     stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation_id))
     stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation_id))
-    assert (
-        wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
-    )
+    assert wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
 
 
 def test_max_duration_ends_the_generation(long_channel: grpc.Channel) -> None:
@@ -278,9 +272,7 @@ def test_addresses_beyond_loopback_need_the_flag(
         assert re.fullmatch(r"0\.0\.0\.0:[0-9]+", allowed.target)
 
 
-def test_a_stalled_reader_among_a_hundred(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_stalled_reader_among_a_hundred(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """It costs the front no memory to speak of, and the others nothing."""
     with ServerProcess(tiny_model("gpt2-long"), tmp_path, "--max-batch-size", "128") as server:
         front = psutil.Process(server.pid)

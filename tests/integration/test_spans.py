@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-
 from server_process import ServerProcess
+
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
 from whence_server.telemetry.receiver import Drop, Receiver

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.demo import training
-from whence_server.demo.corpus import documents
+from whence_server.demo.corpus import documents, unwrapped
 from whence_server.demo.model import default_cache_dir, demo_model
 from whence_server.demo.recipe import Recipe
 
@@ -113,6 +113,18 @@ def test_same_recipe_gives_the_same_weights(directory: Path, tmp_path: Path) -> 
 
 def test_another_recipe_is_another_model() -> None:
     assert Recipe(seed=1).key() != Recipe().key() == Recipe().key()
+
+
+def test_paragraphs_are_unwrapped_and_what_was_broken_on_purpose_is_not() -> None:
+    full = "The statement is used to iterate over the elements of a sequence, and"
+    assert unwrapped(f"{full}\nthen ends.\n\nNext.") == f"{full} then ends.\n\nNext."
+    for kept in (
+        "A heading\n*********\n\n   for i in x:\n       print(i)\n",
+        "+-----------------------------------------------------------------------+\n| cell",
+        "x = 1        # a comment that goes up to the very end of its own line\n# and on",
+        f"{full}\n\nA new paragraph.",
+    ):
+        assert unwrapped(kept) == kept.removesuffix("\n")
 
 
 def test_failed_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ def test_a_directory_that_cannot_be_served(
 
 
 def test_a_recurrent_model_is_not_offered_yet(tiny_model: TinyModel) -> None:
-    assert "MambaForCausalLM has a recurrent state" in refusal(tiny_model("mamba"))
+    assert "MambaForCausalLM has linear_attention layers" in refusal(tiny_model("mamba"))
 
 
 def test_no_such_directory(tmp_path: Path) -> None:

@@ -4,12 +4,37 @@ import hashlib
 import json
 from pydoc_data.topics import topics
 
+# Where the reference's own lines are broken.
+_LINE_LENGTH = 70
+
 
 def documents() -> list[str]:
     """One document for each of `help()`'s topics, by the topic's name."""
-    return [topics[name] for name in sorted(topics)]
+    return [unwrapped(topics[name]) for name in sorted(topics)]
 
 
 def corpus_digest() -> str:
     """SHA-256 of the documents, in hex: it changes with the Python release."""
     return hashlib.sha256(json.dumps(documents()).encode()).hexdigest()
+
+
+def unwrapped(text: str) -> str:
+    """The text with each paragraph on one line: where a line was full means nothing to learn.
+
+    A line goes on in the next where the next one's first word would not have fitted on it;
+    what has room left, such as code and grammar, was broken on purpose. A first word without
+    letters or digits is a table's, a heading's underline or a comment's mark.
+    """
+    lines: list[str] = []
+    room = _LINE_LENGTH
+    for line in text.splitlines():
+        first_word = line.strip().partition(" ")[0]
+        is_word = any(character.isalnum() for character in first_word)
+        if is_word and len(first_word) >= room:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+        # What the line, as it stands in the source, leaves for a blank and a word; an empty
+        # one ends its paragraph.
+        room = _LINE_LENGTH - len(line)
+    return "\n".join(lines)

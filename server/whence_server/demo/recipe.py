@@ -29,8 +29,8 @@ class Recipe:
     batch_size: int = 2
     """Blocks a step."""
     num_steps: int = 1000
-    num_warmup_steps: int = 50
-    learning_rate: float = 3e-3
+    num_warmup_steps: int = 150
+    learning_rate: float = 2e-3
     """At its peak; it falls to 0 along a cosine."""
     weight_decay: float = 0.1
     seed: int = 0

@@ -101,7 +101,7 @@ def _max_context_length(config: Any) -> int:
 def _environment(model: Any) -> Environment:
     return Environment(
         whence_version=importlib.metadata.version("whence"),
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),
         transformers_version=transformers.__version__,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),

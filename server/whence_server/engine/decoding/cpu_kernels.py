@@ -153,7 +153,7 @@ def _top_candidates(scores: Any, token_ids: Any) -> None:
     ),
     nogil=True,
 )
-def _remove_bins(
+def _remove_bins(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
     scores: Any,
     probabilities: Any,
     tops: Any,
@@ -169,7 +169,9 @@ def _remove_bins(
         top = tops[row]
         for i in range(num_tokens):
             distance = (top - scores[row, i]) * _BINS_PER_NAT
-            bins[row, i] = np.uint16(distance if distance < _LAST_BIN else _LAST_BIN)
+            # So written, NaN is in the last bin as well.
+            bin_of = distance if distance < _LAST_BIN else _LAST_BIN  # noqa: FURB136 - see above
+            bins[row, i] = np.uint16(bin_of)
         for i in range(_NUM_BINS):
             masses[i] = 0.0
         for i in range(num_tokens):
@@ -212,7 +214,7 @@ def _first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) 
     ),
     nogil=True,
 )
-def _race(
+def _race(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
     logprobs: Any,
     probabilities: Any,
     keys: Any,
@@ -224,10 +226,10 @@ def _race(
     num_tokens = logprobs.shape[1]
     for row in range(logprobs.shape[0]):
         best, second = math.inf, math.inf  # Logarithms of the keys -log(u) / p.
-        winner, runner_up, noise = -1, -1, 0.0
+        winner, runner_up, noise = np.int64(-1), np.int64(-1), 0.0
         for begin in range(0, num_tokens, _BLOCK):
             # Less likely ones could not win with the least noise that there is.
-            least = np.float32(_LOG_LEAST_NOISE - second - 1e-3)
+            least = _LOG_LEAST_NOISE - second - 1e-3
             num_possible = 0
             block = logprobs[row, begin : begin + _BLOCK]
             for i in range(len(block)):

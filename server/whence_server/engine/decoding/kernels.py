@@ -16,7 +16,7 @@ class DrawKey(NamedTuple):
 
     seed_low: int
     seed_high: int
-    index: int
+    step_index: int
     sequence_index: int
 
 
@@ -51,8 +51,8 @@ class Kernels(Protocol):
     def nucleus(self, scores: torch.Tensor, top_p: float) -> torch.Tensor:
         """Top-p: -inf for the least likely tokens that have at most 1 - top_p together.
 
-        As transformers' `TopPLogitsWarper`: at least one token stays; of equally likely ones
-        the lowest ids go first.
+        As transformers' `TopPLogitsWarper`: at least one token stays, and which of equally likely
+        ones go is left open.
         """
 
     def race(

@@ -1,6 +1,7 @@
 """The trace of tokens that were given: a prompt's."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ def _score(
         ]
         if trace.num_candidates:
             measured += statistics.top_candidates(scores, logprobs, trace.num_candidates, kernels)
-    columns = [tensor.tolist() for tensor in statistics.to_host(measured)]
+    columns = (tensor.tolist() for tensor in statistics.to_host(measured))
     return [_decision(*values) for values in zip(*columns, strict=True)]
 
 
@@ -54,10 +55,13 @@ def _decision(
     logprob: float,
     rank: int | None = None,
     entropy: float | None = None,
-    candidate_ids: list[int] | None = None,
-    candidate_logprobs: list[float] | None = None,
+    *candidates: Any,
 ) -> Decision:
-    candidates = None
-    if candidate_ids is not None and candidate_logprobs is not None:
-        candidates = Candidates(candidate_ids, candidate_logprobs, [])
-    return Decision(token_id, logprob, rank=rank, entropy=entropy, candidates=candidates)
+    return Decision(
+        token_id,
+        logprob,
+        rank=rank,
+        entropy=entropy,
+        # Nothing is drawn here: no third column.
+        candidates=Candidates(candidates[0], candidates[1], []) if candidates else None,
+    )

@@ -56,7 +56,7 @@ def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Lays tensors' bytes one after another: uint8."""
-    return torch.cat([tensors[i].flatten().view(torch.uint8) for i in _aligned(tensors)])
+    return torch.cat([tensors[i].contiguous().flatten().view(torch.uint8) for i in _aligned(tensors)])
 
 
 def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

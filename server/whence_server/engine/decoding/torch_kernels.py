@@ -43,7 +43,8 @@ def race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[Dra
     key = torch.tensor(keys, dtype=torch.int64, device=logprobs.device).unsqueeze(-1)  # (B, 4, 1)
     token_ids = torch.arange(num_tokens, device=logprobs.device)
     zero = torch.zeros_like(token_ids)
-    words = philox_4x32(token_ids, key[:, 2], key[:, 3], zero, key[:, 0], key[:, 1])[0]  # (B, V)
+    counter = (token_ids, key[:, 2], key[:, 3], zero)
+    words, *_ = philox_4x32(counter, (key[:, 0], key[:, 1]))  # (B, V)
     noises = -torch.log((words.double() + 0.5) * 2.0**-32)
     race_keys = torch.where(logprobs > -torch.inf, noises.log() - logprobs, torch.inf)
 
@@ -57,29 +58,22 @@ def race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[Dra
     )
 
 
-def philox_4x32(
-    c0: torch.Tensor,
-    c1: torch.Tensor,
-    c2: torch.Tensor,
-    c3: torch.Tensor,
-    k0: torch.Tensor,
-    k1: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Philox4x32-10: ten rounds over a counter of four words with a key of two.
+Counter = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, section 3.4.
+
+def philox_4x32(counter: Counter, key: tuple[torch.Tensor, torch.Tensor]) -> Counter:
+    """Philox4x32-10.
+
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 
     Args:
-        c0: the counter's first word, as int64 below 2^32; all six broadcast.
-        c1: its second.
-        c2: its third.
-        c3: its fourth.
-        k0: the key's first word.
-        k1: its second.
+        counter: four words, each an int64 tensor of numbers below 2^32; all six broadcast.
+        key: two words.
 
     Returns:
-        Four words, as int64 below 2^32.
+        Four words, likewise.
     """
+    (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_NUM_ROUNDS):
         high0, low0 = _multiply(c0, _M0)
         high1, low1 = _multiply(c2, _M1)

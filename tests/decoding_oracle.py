@@ -1,0 +1,94 @@
+"""What a step should be, worked out row by row: transformers' processors, numpy in float64."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.generation import logits_process as hf
+
+from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+
+TOKENS = TraceOptions(TraceDetail.TOKENS)
+DECISIONS = TraceOptions(TraceDetail.DECISIONS, num_candidates=8)
+GREEDY = Decoding(Strategy.GREEDY, max_new_tokens=64)
+SAMPLE = Decoding(Strategy.SAMPLE, max_new_tokens=64, seed=0x1234567890ABCDEF)
+
+
+def processors_of(decoding: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
+    """The processors that `generate` would apply, in its order, under the contract's names."""
+    d = decoding
+    ends = [*(() if d.ignore_eos else d.eos_token_ids), *d.stop_token_ids]
+    if d.logit_bias:
+        bias = {(token_id,): float(amount) for token_id, amount in d.logit_bias}
+        yield "logit_bias", hf.SequenceBiasLogitsProcessor(bias)
+    if d.repetition_penalty != 1.0:
+        yield "repetition_penalty", hf.RepetitionPenaltyLogitsProcessor(d.repetition_penalty)
+    if d.no_repeat_ngram_size:
+        yield "no_repeat_ngram", hf.NoRepeatNGramLogitsProcessor(d.no_repeat_ngram_size)
+    if d.bad_word_ids:
+        words = [list(word) for word in d.bad_word_ids]
+        yield "bad_words", hf.NoBadWordsLogitsProcessor(words, list(d.eos_token_ids))
+    if d.min_new_tokens:
+        yield (
+            "min_new_tokens",
+            hf.MinNewTokensLengthLogitsProcessor(num_prompt_tokens, d.min_new_tokens, ends),
+        )
+    if d.strategy is not Strategy.SAMPLE:
+        return
+    if d.temperature != 1.0:
+        yield "temperature", hf.TemperatureLogitsWarper(d.temperature)
+    if d.top_k:
+        yield "top_k", hf.TopKLogitsWarper(d.top_k)
+    if d.top_p < 1.0:
+        yield "top_p", hf.TopPLogitsWarper(d.top_p)
+    if d.min_p > 0.0:
+        yield "min_p", hf.MinPLogitsWarper(d.min_p)
+    if d.typical_p < 1.0:
+        yield "typical_p", hf.TypicalLogitsWarper(d.typical_p)
+    if d.epsilon_cutoff > 0.0:
+        yield "epsilon_cutoff", hf.EpsilonLogitsWarper(d.epsilon_cutoff)
+    if d.eta_cutoff > 0.0:
+        yield "eta_cutoff", hf.EtaLogitsWarper(d.eta_cutoff)
+
+
+@dataclasses.dataclass
+class Expected:
+    """One row's distributions.
+
+    Attributes:
+        names: the processors applied.
+        scores: float64 [V] each: the model's own, then after each processor.
+        distributions: the same as logprobs.
+    """
+
+    names: list[str]
+    scores: list[np.ndarray]
+    distributions: list[np.ndarray]
+
+
+def expected(
+    logits: torch.Tensor, decoding: Decoding, prompt: list[int], generated: list[int]
+) -> Expected:
+    """Applies one row's processors to that row alone."""
+    scores = logits.float().unsqueeze(0)
+    input_ids = torch.tensor([[*prompt, *generated]])
+    names, stages = [], [scores]
+    for name, processor in processors_of(decoding, len(prompt)):
+        scores = processor(input_ids, scores)
+        names.append(name)
+        stages.append(scores)
+    as_numpy = [stage[0].double().numpy() for stage in stages]
+    return Expected(names, as_numpy, [log_softmax(stage) for stage in as_numpy])
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    shifted = scores - scores.max()
+    return shifted - math.log(np.exp(shifted).sum())
+
+
+def entropy(logprobs: np.ndarray) -> float:
+    finite = logprobs[logprobs > -np.inf]
+    return float(-(np.exp(finite) * finite).sum())

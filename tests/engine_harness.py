@@ -1,0 +1,113 @@
+"""An engine loop in this process, over a real model, for tests to drive turn by turn."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
+from whence_server.domain.steps import Decision
+from whence_server.engine.decoding import Chooser
+from whence_server.engine.loading import LoadedModel, load
+from whence_server.engine.loop import EngineLoop
+from whence_server.engine.messages import Admit, EngineOptions, GenerationFailed, StepMade, Turn
+from whence_server.engine.runner import Runner
+from whence_server.engine.scheduler import Scheduler
+
+
+def engine_options(directory: Path | str, **changes: object) -> EngineOptions:
+    return EngineOptions(
+        model=str(directory),
+        model_name="tiny",
+        dtype="float32",
+        device="cpu",
+        num_threads=1,
+        max_batch_size=16,
+        max_cache_tokens=8192,
+        prefill_chunk_tokens=512,
+        trust_remote_code=False,
+        digest_cache="",
+    )._replace(**changes)  # type: ignore[arg-type]
+
+
+class Harness:
+    """Collects what the loop sends, by generation."""
+
+    def __init__(self, loaded: LoadedModel, *, chunk: int = 512, batch: int = 16) -> None:
+        info = loaded.info
+        self.model = loaded.model
+        self.runner = Runner(loaded.model, loaded.style)
+        self.loop = EngineLoop(
+            self.runner,
+            Chooser(info.vocabulary_size, loaded.model.device),
+            Scheduler(batch, 8192, chunk),
+            info.max_context_length,
+            self._take,
+        )
+        self.turns: list[Turn] = []
+        self.steps: dict[tuple[str, int], list[StepMade]] = defaultdict(list)
+        self.prompts: dict[str, list[Decision]] = {}
+        self.failed: dict[str, GenerationFailed] = {}
+
+    def _take(self, turn: Turn) -> None:
+        self.turns.append(turn)
+        for prefilled in turn.prefilled:
+            self.prompts[prefilled.generation_id] = prefilled.prompt_decisions
+        for step in turn.steps:
+            made = self.steps[step.generation_id, step.sequence_index]
+            assert step.index == len(made)
+            assert not made or made[-1].finish is None, "nothing after the end"
+            made.append(step)
+        for failure in turn.failed:
+            assert failure.generation_id not in self.failed
+            self.failed[failure.generation_id] = failure
+
+    def admit(
+        self,
+        generation_id: str,
+        prompt_token_ids: list[int],
+        decoding: Decoding,
+        trace: TraceOptions | None = None,
+    ) -> None:
+        trace = trace or TraceOptions()
+        self.loop.handle(Admit(generation_id, prompt_token_ids, decoding, trace, arrival_ns=0))
+
+    def run(self, max_turns: int = 2000) -> None:
+        while not self.loop.is_idle:
+            max_turns -= 1
+            assert max_turns, "the engine does not come to an end"
+            self.loop.turn()
+        assert self.runner.num_rows == 0
+
+    def ids(self, generation_id: str, sequence_index: int = 0) -> list[int]:
+        return [step.decision.token_id for step in self.steps[generation_id, sequence_index]]
+
+    def finish(self, generation_id: str, sequence_index: int = 0) -> FinishReason | None:
+        return self.steps[generation_id, sequence_index][-1].finish
+
+
+def loaded_model(directory: Path) -> LoadedModel:
+    return load(engine_options(directory))
+
+
+def greedy(max_new_tokens: int, **changes: object) -> Decoding:
+    return Decoding(Strategy.GREEDY, max_new_tokens, **changes)  # type: ignore[arg-type]
+
+
+def reference_greedy(model: torch.nn.Module, prompt: list[int], **settings: object) -> list[int]:
+    """What transformers' own `generate` makes of it, end of sequence included."""
+    output = model.generate(  # type: ignore[operator]
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        pad_token_id=0,
+        **settings,
+    )
+    return list(output[0, len(prompt) :].tolist())
+
+
+def plain_logprobs(model: torch.nn.Module, token_ids: list[int]) -> torch.Tensor:
+    """[tokens, V] log-probabilities of one plain forward pass."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
+    return torch.log_softmax(logits.float(), -1)

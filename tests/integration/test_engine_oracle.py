@@ -1,0 +1,335 @@
+"""The engine against transformers itself: same tokens, same numbers, whoever else is there."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from engine_harness import Harness, greedy, loaded_model, plain_logprobs, reference_greedy
+
+from whence_server.domain.decoding import (
+    Decoding,
+    FinishReason,
+    Strategy,
+    TraceDetail,
+    TraceOptions,
+)
+from whence_server.engine.loading import LoadedModel
+from whence_server.engine.messages import StopGeneration, StopSequence
+
+ARCHITECTURES = ["gpt2", "llama", "qwen2", "mistral", "opt"]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
+    loaded: dict[str, LoadedModel] = {}
+
+    def get(architecture: str) -> LoadedModel:
+        if architecture not in loaded:
+            loaded[architecture] = loaded_model(tiny_model(architecture))
+        return loaded[architecture]
+
+    return get
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def loaded(request: pytest.FixtureRequest, models: Callable[[str], LoadedModel]) -> LoadedModel:
+    return models(request.param)
+
+
+@pytest.fixture
+def gpt2(models: Callable[[str], LoadedModel]) -> LoadedModel:
+    return models("gpt2")
+
+
+def prompts(count: int, seed: int, longest: int = 60) -> list[list[int]]:
+    choose = random.Random(seed)
+    return [
+        [choose.randrange(1, 400) for _ in range(choose.randint(1, longest))] for _ in range(count)
+    ]
+
+
+def sampled(max_new_tokens: int, **changes: object) -> Decoding:
+    settings: dict[str, object] = {"temperature": 0.9, "top_p": 0.95, "seed": 42, **changes}
+    return Decoding(Strategy.SAMPLE, max_new_tokens, **settings)  # type: ignore[arg-type]
+
+
+def test_greedy_alone_is_generate(loaded: LoadedModel) -> None:
+    harness = Harness(loaded)
+    for number, prompt in enumerate(prompts(4, seed=1)):
+        harness.admit(str(number), prompt, greedy(40, ignore_eos=True))
+        harness.run()
+        expected = reference_greedy(loaded.model, prompt, max_new_tokens=40, eos_token_id=None)
+        assert harness.ids(str(number)) == expected
+        assert harness.finish(str(number)) is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("chunk", [16, 512])
+def test_greedy_with_others_coming_and_going_is_generate(loaded: LoadedModel, chunk: int) -> None:
+    harness = Harness(loaded, chunk=chunk, batch=9)
+    choose = random.Random(chunk)
+    waiting = [(str(i), p, choose.randint(1, 80)) for i, p in enumerate(prompts(20, seed=2))]
+    everyone = list(waiting)
+    widest = 0
+    while waiting or not harness.loop.is_idle:
+        while waiting and choose.random() < 0.5:
+            name, prompt, length = waiting.pop()
+            harness.admit(name, prompt, greedy(length, ignore_eos=True))
+        harness.loop.turn()
+        widest = max(widest, harness.runner.num_rows)
+    assert widest >= 8
+    for name, prompt, length in everyone:
+        expected = reference_greedy(loaded.model, prompt, max_new_tokens=length, eos_token_id=None)
+        assert harness.ids(name) == expected, name
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(loaded: LoadedModel) -> None:
+    harness = Harness(loaded, chunk=16)
+    given = prompts(8, seed=3)
+    for number, prompt in enumerate(given):
+        harness.admit(str(number), prompt, sampled(24, ignore_eos=True, seed=number))
+    harness.run()
+    for number, prompt in enumerate(given):
+        ids = harness.ids(str(number))
+        plain = plain_logprobs(loaded.model, prompt + ids)
+        for i, step in enumerate(harness.steps[str(number), 0]):
+            expected = plain[len(prompt) + i - 1]
+            assert step.decision.logprob == pytest.approx(float(expected[ids[i]]), abs=1e-4)
+            assert step.context_length == len(prompt) + i
+            candidates = step.decision.candidates
+            assert candidates is not None
+            top = torch.tensor(candidates.logprobs)
+            torch.testing.assert_close(top, expected.topk(len(top)).values, rtol=0, atol=1e-4)
+
+
+def test_a_seed_draws_the_same_alone_and_in_any_company(loaded: LoadedModel) -> None:
+    prompt = prompts(1, seed=4)[0]
+    alone, crowded = Harness(loaded), Harness(loaded, chunk=5)
+    decoding = sampled(30, num_return_sequences=3, ignore_eos=True)
+    alone.admit("it", prompt, decoding)
+    alone.run()
+    others = prompts(8, seed=5)
+    for number, other in enumerate(others[:4]):
+        crowded.admit(str(number), other, sampled(10 + number, seed=number))
+    crowded.loop.turn()
+    crowded.admit("it", prompt, decoding)
+    for number, other in enumerate(others[4:], 4):
+        crowded.admit(str(number), other, greedy(5 * number))
+        crowded.loop.turn()
+    crowded.run()
+    for index in range(3):
+        assert crowded.ids("it", index) == alone.ids("it", index)
+    assert len({tuple(alone.ids("it", index)) for index in range(3)}) == 3
+
+
+def test_a_prompt_in_chunks_reads_as_one(loaded: LoadedModel) -> None:
+    prompt = prompts(1, seed=6)[0] * 3
+    whole, pieces = Harness(loaded), Harness(loaded, chunk=4)
+    for harness in (whole, pieces):
+        harness.admit("it", prompt, greedy(20), TraceOptions(prompt=True))
+        harness.run()
+    assert pieces.ids("it") == whole.ids("it")
+    for one, other in zip(pieces.prompts["it"], whole.prompts["it"], strict=True):
+        assert one.token_id == other.token_id
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [5, 512])
+def test_prompt_traces_are_those_of_a_plain_forward_pass(loaded: LoadedModel, chunk: int) -> None:
+    harness = Harness(loaded, chunk=chunk)
+    prompt = prompts(1, seed=7)[0]
+    harness.admit("it", prompt, greedy(1), TraceOptions(prompt=True, num_candidates=5))
+    harness.run()
+    decisions = harness.prompts["it"]
+    assert [decision.token_id for decision in decisions] == prompt
+    assert decisions[0].logprob is None
+    plain = plain_logprobs(loaded.model, prompt)
+    for i, decision in enumerate(decisions[1:], 1):
+        expected = plain[i - 1]
+        assert decision.logprob == pytest.approx(float(expected[prompt[i]]), abs=1e-4)
+        assert decision.rank == int((expected > expected[prompt[i]]).sum())
+        assert decision.candidates is not None
+        assert decision.candidates.token_ids == expected.topk(5).indices.tolist()
+
+
+def test_tokens_do_not_depend_on_the_trace(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2)
+    prompt = prompts(1, seed=8)[0]
+    for detail in (TraceDetail.TOKENS, TraceDetail.DECISIONS):
+        trace = TraceOptions(detail, num_candidates=20, prompt=detail is TraceDetail.DECISIONS)
+        harness.admit(detail.name, prompt, sampled(30), trace)
+    harness.run()
+    one, other = (harness.steps[detail, 0] for detail in ("TOKENS", "DECISIONS"))
+    assert [(s.decision.token_id, s.decision.logprob) for s in one] == [
+        (s.decision.token_id, s.decision.logprob) for s in other
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_end_of_sequence_stop_ids_and_minimum(
+    models: Callable[[str], LoadedModel], architecture: str
+) -> None:
+    loaded = models(architecture)
+    harness = Harness(loaded)
+    prompt = prompts(1, seed=9)[0]
+    free = reference_greedy(loaded.model, prompt, max_new_tokens=30, eos_token_id=None)
+    end = free[len(free) // 2]
+    until = free[: free.index(end) + 1]
+    harness.admit("eos", prompt, greedy(30, eos_token_ids=(end,)))
+    harness.admit("ignored", prompt, greedy(30, eos_token_ids=(end,), ignore_eos=True))
+    never = min(set(range(416)) - set(free))
+    harness.admit("stop", prompt, greedy(30, stop_token_ids=(never, end)))
+    harness.admit("minimum", prompt, greedy(30, eos_token_ids=(end,), min_new_tokens=25))
+    harness.run()
+    assert harness.ids("eos") == harness.ids("stop") == until
+    assert harness.finish("eos") is FinishReason.END_OF_SEQUENCE
+    assert harness.finish("stop") is FinishReason.STOP
+    assert harness.ids("ignored") == free
+    assert harness.ids("minimum") == reference_greedy(
+        loaded.model, prompt, max_new_tokens=30, min_new_tokens=25, eos_token_id=end
+    )
+
+
+def test_a_forced_continuation_is_traced_to_its_end(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2)
+    prompt, forced = prompts(2, seed=10)
+    harness.admit(
+        "it",
+        prompt,
+        Decoding(
+            Strategy.FORCED, len(forced), forced_token_ids=tuple(forced), eos_token_ids=(forced[0],)
+        ),
+    )
+    harness.run()
+    assert harness.ids("it") == forced
+    assert harness.finish("it") is FinishReason.LENGTH
+    plain = plain_logprobs(gpt2.model, prompt + forced)
+    for i, step in enumerate(harness.steps["it", 0]):
+        expected = float(plain[len(prompt) + i - 1, forced[i]])
+        assert step.decision.logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_full_context_ends_the_sequence(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2)
+    prompt = [7] * 250
+    harness.admit("it", prompt, greedy(100, ignore_eos=True))
+    harness.admit("full", [7] * 256, greedy(100, ignore_eos=True))
+    harness.admit("long", [7] * 257, greedy(1))
+    harness.run()
+    assert len(harness.ids("it")) == 6
+    assert len(harness.ids("full")) == 1
+    assert harness.finish("it") is harness.finish("full") is FinishReason.LENGTH
+    assert harness.failed["long"].reason == "PROMPT_LENGTH"
+
+
+def test_stopping_a_sequence_and_a_generation(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2, chunk=8)
+    first, second, third = prompts(3, seed=11)
+    decoding = sampled(20, num_return_sequences=3, ignore_eos=True)
+    harness.admit("three", first, decoding)
+    harness.admit("stopped", second, greedy(20, ignore_eos=True))
+    harness.admit("other", third, greedy(20, ignore_eos=True))
+    while len(harness.ids("stopped")) < 5:
+        harness.loop.turn()
+    harness.loop.handle(StopSequence("three", 1))
+    harness.loop.handle(StopGeneration("stopped"))
+    harness.loop.handle(StopGeneration("stopped"))
+    harness.loop.handle(StopSequence("unknown", 0))
+    made = len(harness.ids("three", 1))
+    harness.run()
+    assert len(harness.ids("stopped")) == 5
+    assert len(harness.ids("three", 1)) == made < 20
+    alone = Harness(gpt2)
+    alone.admit("three", first, decoding)
+    alone.run()
+    for index in (0, 2):
+        assert harness.ids("three", index) == alone.ids("three", index)
+    assert harness.ids("other") == reference_greedy(
+        gpt2.model, third, max_new_tokens=20, eos_token_id=None
+    )
+
+
+def test_stopping_in_the_middle_of_the_prompt(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2, chunk=4)
+    first, second = prompts(2, seed=12)
+    harness.admit("stopped", first * 4, greedy(20))
+    harness.admit("other", second, greedy(20, ignore_eos=True))
+    harness.loop.turn()
+    harness.loop.handle(StopGeneration("stopped"))
+    harness.run()
+    assert harness.ids("stopped") == []
+    assert harness.ids("other") == reference_greedy(
+        gpt2.model, second, max_new_tokens=20, eos_token_id=None
+    )
+
+
+def test_nan_logits_fail_one_generation_alone(tiny_model: Callable[..., Path]) -> None:
+    loaded = loaded_model(tiny_model("llama"))
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[415] = torch.nan
+    harness = Harness(loaded)
+    bad, late, good = prompts(3, seed=13)
+    harness.admit("good", good, greedy(30, ignore_eos=True))
+    harness.loop.turn()
+    harness.admit("bad", [*bad, 415], greedy(30))
+    forced = Decoding(Strategy.FORCED, 6, forced_token_ids=(1, 2, 415, 3, 4, 5))
+    harness.admit("late", late, forced)
+    harness.run()
+    assert harness.failed.keys() == {"bad", "late"}
+    assert {failure.reason for failure in harness.failed.values()} == {"NON_FINITE_LOGITS"}
+    assert harness.ids("late") == [1, 2, 415]
+    assert harness.ids("good") == reference_greedy(
+        loaded.model, good, max_new_tokens=30, eos_token_id=None
+    )
+    harness.admit("after", bad, greedy(30, ignore_eos=True))
+    harness.run()
+    assert harness.ids("after") == reference_greedy(
+        loaded.model, bad, max_new_tokens=30, eos_token_id=None
+    )
+
+
+def test_a_prefill_that_breaks_fails_alone(
+    gpt2: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness = Harness(gpt2)
+    good = prompts(1, seed=14)[0]
+    harness.admit("good", good, greedy(10, ignore_eos=True))
+    harness.loop.turn()
+    harness.admit("bad", [5, 100_000], greedy(10))
+    harness.run()
+    assert harness.failed["bad"].reason == "FORWARD_FAILED"
+    assert "Traceback" in caplog.text
+    assert len(harness.ids("good")) == 10
+
+
+def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(
+    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness = Harness(gpt2, chunk=16)
+    first, second, third = prompts(3, seed=15, longest=12)
+    harness.admit("first", first, greedy(20))
+    harness.admit("second", second, sampled(20, num_return_sequences=2))
+    for _ in range(4):
+        harness.loop.turn()
+    layer = gpt2.model.transformer.h[1]
+    with monkeypatch.context() as broken:
+        broken.setattr(layer, "forward", lambda *_args, **_kwargs: 1 / 0)
+        harness.loop.turn()
+    assert harness.failed.keys() == {"first", "second"}
+    assert "ZeroDivisionError" in caplog.text
+    assert harness.loop.is_idle
+    harness.admit("third", third, greedy(20, ignore_eos=True))
+    harness.run()
+    assert harness.ids("third") == reference_greedy(
+        gpt2.model, third, max_new_tokens=20, eos_token_id=None
+    )
+
+
+def test_what_cannot_fit_is_refused_at_admission(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2, batch=2)
+    harness.admit("many", [1], sampled(5, num_return_sequences=3))
+    harness.admit("beams", [1], Decoding(Strategy.BEAM_SEARCH, 5, num_beams=2))
+    assert harness.loop.is_idle
+    assert harness.failed["many"].reason == "BATCH_TOO_SMALL"
+    assert harness.failed["beams"].reason == "NOT_OFFERED"
