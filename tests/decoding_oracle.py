@@ -19,7 +19,12 @@ SAMPLE = Decoding(Strategy.SAMPLE, max_new_tokens=64, seed=0x1234567890ABCDEF)
 
 def processors_of(decoding: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
     """The processors that `generate` would apply, in its order, under the contract's names."""
-    d = decoding
+    yield from penalties_of(decoding, num_prompt_tokens)
+    if decoding.strategy is Strategy.SAMPLE:
+        yield from warpers_of(decoding)
+
+
+def penalties_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
     ends = [*(() if d.ignore_eos else d.eos_token_ids), *d.stop_token_ids]
     if d.logit_bias:
         bias = {(token_id,): float(amount) for token_id, amount in d.logit_bias}
@@ -36,8 +41,9 @@ def processors_of(decoding: Decoding, num_prompt_tokens: int) -> Iterator[tuple[
             "min_new_tokens",
             hf.MinNewTokensLengthLogitsProcessor(num_prompt_tokens, d.min_new_tokens, ends),
         )
-    if d.strategy is not Strategy.SAMPLE:
-        return
+
+
+def warpers_of(d: Decoding) -> Iterator[tuple[str, Any]]:
     if d.temperature != 1.0:
         yield "temperature", hf.TemperatureLogitsWarper(d.temperature)
     if d.top_k:

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -95,7 +96,9 @@ async def test_stops_take_effect_between_steps(engine: EngineProcess) -> None:
 
 async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineProcess) -> None:
     await engine.start()
-    engine.send(admit("endless", Decoding(Strategy.GREEDY, 8000, ignore_eos=True)))
+    # Large records, so that the socket is soon full.
+    trace = TraceOptions(num_candidates=128)
+    engine.send(Admit("long", [5], greedy(1000, ignore_eos=True), trace, arrival_ns=0))
     turns = engine.turns()
     await anext(turns)
     process = psutil.Process(engine.pid)
@@ -109,8 +112,11 @@ async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineP
     async with asyncio.timeout(60):
         while not await rests():
             pass
-    taken = await until_finished(turns, "endless")
-    assert sum(len(turn.steps) for turn in taken) == 7999
+    listening_ns = time.monotonic_ns()
+    taken = await until_finished(turns, "long")
+    assert sum(len(turn.steps) for turn in taken) == 999
+    # It rested before it was through: its last token is younger than our listening.
+    assert taken[-1].ready_ns > listening_ns
 
 
 async def test_its_death_is_noticed(engine: EngineProcess) -> None:

@@ -118,9 +118,7 @@ def test_anyone_can_recompute_a_draw_from_its_record(seed: int) -> None:
 
 
 def test_with_one_token_left_there_is_no_runner_up() -> None:
-    [decision] = CHOOSER.choose(
-        random_logits(4, 1), rows_of(dataclasses.replace(SAMPLE, top_k=1))
-    )
+    [decision] = CHOOSER.choose(random_logits(4, 1), rows_of(dataclasses.replace(SAMPLE, top_k=1)))
     assert decision.sampling_logprob == 0.0
     assert decision.draw.runner_up_token_id is decision.draw.margin is None
     assert decision.draw.noise > 0
@@ -202,9 +200,7 @@ def test_a_prompt_is_scored_in_slices(dtype: torch.dtype, monkeypatch: pytest.Mo
         assert decision.sampling_logprob is decision.sampling_entropy is None
         assert decision.candidates.sampling_logprobs == []
         assert decision.effects is decision.draw is None
-    monkeypatch.setattr(
-        "whence_server.engine.decoding.prompt.MAX_TEMPORARY_BYTES", 5 * 4 * 4 * V
-    )
+    monkeypatch.setattr("whence_server.engine.decoding.prompt.MAX_TEMPORARY_BYTES", 5 * 4 * 4 * V)
     assert CHOOSER.score_prompt(logits, token_ids, DECISIONS) == whole
     bare = CHOOSER.score_prompt(logits, token_ids, TOKENS)
     assert bare == [Decision(d.token_id, d.logprob) for d in whole]

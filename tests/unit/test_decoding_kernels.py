@@ -29,9 +29,9 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 
 
 def noise(token_id: int, key: DrawKey) -> float:
-    word = philox(
-        [token_id, key.step_index, key.sequence_index, 0], [key.seed_low, key.seed_high]
-    )[0]
+    word = philox([token_id, key.step_index, key.sequence_index, 0], [key.seed_low, key.seed_high])[
+        0
+    ]
     return -math.log((word + 0.5) / 2**32)
 
 
@@ -142,6 +142,16 @@ def test_values_above_a_threshold_are_counted(kernels: Any) -> None:
     thresholds = torch.tensor([-torch.inf, values[1, 0], 0.0, torch.inf])
     expected = (values.numpy() > thresholds.numpy()[:, None]).sum(-1)
     assert kernels.count_above(values, thresholds).tolist() == expected.tolist()
+
+
+@BOTH
+def test_entropies_are_in_nats(kernels: Any) -> None:
+    logprobs = torch.cat([some_scores(5, 3, 2000, removed=0.5), torch.zeros(1, 2000)])
+    logprobs = logprobs.log_softmax(-1)
+    expected = torch.special.entr(logprobs.double().exp()).sum(-1)
+    found = kernels.entropies(logprobs, logprobs.exp())
+    assert torch.allclose(found.double(), expected, atol=2e-6)
+    assert found[3] == pytest.approx(math.log(2000), abs=2e-6)
 
 
 @BOTH
