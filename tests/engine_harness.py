@@ -70,7 +70,7 @@ class Harness:
         trace: TraceOptions | None = None,
     ) -> None:
         trace = trace or TraceOptions()
-        self.loop.handle(Admit(generation_id, prompt_token_ids, decoding, trace, arrival_ns=0))
+        self.loop.handle(Admit(generation_id, prompt_token_ids, decoding, trace))
 
     def run(self, max_turns: int = 2000) -> None:
         while not self.loop.is_idle:

@@ -12,8 +12,8 @@ from whence_server.domain.errors import EngineLostError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.engine.link import EngineProcess
 from whence_server.engine.messages import EngineOptions
+from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.journal.codec import encode_call
@@ -102,7 +102,7 @@ async def _serve(settings: ServeConfig, journal: Journal) -> int:
         calls,
     )
     await rpc.server.start()
-    engine = EngineProcess(_engine_options(settings))
+    engine = EngineSupervisor(_engine_options(settings), rpc.set_serving)
     try:
         async with _Signals() as stop:
             model = await _or_stop(engine.start(), stop)

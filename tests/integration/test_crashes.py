@@ -1,5 +1,6 @@
 """What is left after SIGKILL, of either process: everything committed, and nothing torn."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,14 +22,17 @@ ENDLESS = g.GenerateRequest(
 
 
 def read_some_steps(
-    target: str, num_steps: int, then: Callable[[], None]
+    target: str,
+    num_steps: int,
+    then: Callable[[], None],
+    request: g.GenerateRequest = ENDLESS,
 ) -> tuple[str, list[step_pb2.Step], g.GenerationFinished | None, grpc.StatusCode | None]:
     """Reads a stream, does something in its middle, and reads on to whatever end it has."""
     seen: list[step_pb2.Step] = []
     generation_id, finished, code = "", None, None
     with grpc.insecure_channel(target) as channel:
         try:
-            for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(ENDLESS):
+            for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(request):
                 event = response.event
                 if event.HasField("started"):
                     generation_id = event.started.generation_id
@@ -100,20 +104,51 @@ async def test_front_killed(
 
 
 def test_engine_killed(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Readers see a pause, and then the tokens of an undisturbed run."""
+    request = g.GenerateRequest()
+    request.CopyFrom(ENDLESS)
+    request.decoding.max_new_tokens = 1_200
     with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
+        engines = [server.engine_pid]
 
         def kill_engine() -> None:
+            psutil.Process(engines[0]).kill()
+
+        _, undisturbed, _, _ = read_some_steps(server.target, 100, lambda: None, request)
+        _, seen, finished, code = read_some_steps(server.target, 100, kill_engine, request)
+        assert code is None
+        assert finished is not None
+        assert finished.finish_reason == g.FINISH_REASON_LENGTH
+        assert server.engine_pid != engines[0]
+        for sequence in finished.sequences:
+            mine = [s for s in seen if s.sequence_index == sequence.sequence_index]
+            assert [s.index for s in mine] == list(range(1_200))
+            assert [s.token_id for s in mine] == list(sequence.token_ids)
+            theirs = [s for s in undisturbed if s.sequence_index == sequence.sequence_index]
+            for a, b in zip(mine, theirs, strict=True):
+                if a.token_id != b.token_id:
+                    assert b.draw.margin < 1e-4
+                    break
+        assert server.terminate() == 0
+
+
+def test_an_engine_that_does_not_start_again(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("gpt2-long"), model)
+    with ServerProcess(model, tmp_path / "data") as server:
+
+        def kill_for_good() -> None:
+            (model / "model.safetensors").unlink()
             psutil.Process(server.engine_pid).kill()
 
-        generation_id, seen, finished, code = read_some_steps(server.target, 100, kill_engine)
+        _, seen, finished, code = read_some_steps(server.target, 100, kill_for_good)
         assert code is None
         assert finished is not None
         assert finished.finish_reason == g.FINISH_REASON_INTERRUPTED
         assert finished.num_generated_tokens == len(seen)
         assert server.wait() == 1
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as again:
-        with grpc.insecure_channel(again.target) as channel:
-            assert recorded(channel, generation_id) == seen
 
 
 def test_a_second_server_on_the_same_journal_is_refused(

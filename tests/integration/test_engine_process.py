@@ -29,7 +29,7 @@ async def engine(tiny_model: TinyModel) -> AsyncIterator[EngineProcess]:
 
 
 def admit(name: str, decoding: Decoding) -> Admit:
-    return Admit(name, [5, 6, 7], decoding, TraceOptions(), arrival_ns=0)
+    return Admit(name, [5, 6, 7], decoding, TraceOptions())
 
 
 async def has_pid(engine: EngineProcess) -> int:
@@ -98,7 +98,7 @@ async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineP
     await engine.start()
     # Large records, so that the socket is soon full.
     trace = TraceOptions(num_candidates=128)
-    engine.send(Admit("long", [5], greedy(1000, ignore_eos=True), trace, arrival_ns=0))
+    engine.send(Admit("long", [5], greedy(1000, ignore_eos=True), trace))
     turns = engine.turns()
     await anext(turns)
     process = psutil.Process(engine.pid)
@@ -167,7 +167,7 @@ async def main():
     engine = EngineProcess(pickle.loads(bytes.fromhex(sys.argv[1])))
     await engine.start()
     decoding = Decoding(Strategy.GREEDY, 8000, ignore_eos=True)
-    engine.send(Admit("endless", [5], decoding, TraceOptions(), 0))
+    engine.send(Admit("endless", [5], decoding, TraceOptions()))
     async for turn in engine.turns():
         print(engine.pid, "torch" in sys.modules, flush=True)
 

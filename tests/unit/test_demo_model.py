@@ -22,6 +22,7 @@ TINY = Recipe(
     num_heads=2,
     embedding_size=32,
     context_length=32,
+    block_length=16,
     num_steps=30,
     num_warmup_steps=2,
     learning_rate=1e-2,
@@ -117,7 +118,7 @@ def test_another_recipe_is_another_model() -> None:
 
 def test_paragraphs_are_unwrapped_and_what_was_broken_on_purpose_is_not() -> None:
     full = "The statement is used to iterate over the elements of a sequence, and"
-    assert unwrapped(f"{full}\nthen ends.\n\nNext.") == f"{full} then ends.\n\nNext."
+    assert unwrapped(f"{full}\nthen ends.\n\n\n\nNext.") == f"{full} then ends.\n\nNext."
     for kept in (
         "A heading\n*********\n\n   for i in x:\n       print(i)\n",
         "+-----------------------------------------------------------------------+\n| cell",

@@ -1,6 +1,6 @@
 """The runner under every style of call, and the probe that chooses one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,15 @@ from whence_server.engine.probe import examine
 from whence_server.engine.runner import ForwardStyle, Runner
 
 TinyModel = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    # Threads that wait for each other over tiny tensors on a busy machine take seconds.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

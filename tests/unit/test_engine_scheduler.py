@@ -159,14 +159,14 @@ class Simulation:
         chunks = self.scheduler.next_chunks()
         assert sum(chunk.num_tokens for chunk in chunks) <= self.chunk_tokens
         for chunk in chunks:
-            generation = self.alive[chunk.generation_id]
+            generation = self.alive[chunk.job_id]
             assert chunk.num_tokens > 0
             if generation.num_read == 0:
-                self.read.append(chunk.generation_id)
+                self.read.append(chunk.job_id)
             generation.num_read += chunk.num_tokens
             assert chunk.is_last == (generation.num_read == generation.num_prompt_tokens)
             if chunk.is_last:
-                self.decoding[chunk.generation_id] = generation
+                self.decoding[chunk.job_id] = generation
 
     def check_bounds(self) -> None:
         inside = [generation for generation in self.alive.values() if generation.num_read]

@@ -23,7 +23,8 @@ def unwrapped(text: str) -> str:
 
     A line goes on in the next where the next one's first word would not have fitted on it;
     what has room left, such as code and grammar, was broken on purpose. A first word without
-    letters or digits is a table's, a heading's underline or a comment's mark.
+    letters or digits is a table's, a heading's underline or a comment's mark. Of several empty
+    lines one is left: a small model would not stop making them.
     """
     lines: list[str] = []
     room = _LINE_LENGTH
@@ -32,8 +33,8 @@ def unwrapped(text: str) -> str:
         is_word = any(character.isalnum() for character in first_word)
         if is_word and len(first_word) >= room:
             lines[-1] += f" {line.strip()}"
-        else:
-            lines.append(line)
+        elif line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
         # What the line, as it stands in the source, leaves for a blank and a word; an empty
         # one ends its paragraph.
         room = _LINE_LENGTH - len(line)

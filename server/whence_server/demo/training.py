@@ -87,7 +87,11 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
-    """Blocks of one context length that begin anywhere in the corpus.
+    """Blocks that begin anywhere in the corpus.
+
+    A block is shorter than the context, which makes the training cheaper. Each takes one of
+    the context's equal parts by lot, so that every position is trained, the first ones of a
+    short prompt as often as any.
 
     It is as long as the training: every step sees blocks of its own.
     """
@@ -100,21 +104,23 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
             recipe: gives the blocks' length and number, and the seed.
         """
         self._token_ids = token_ids
-        self._length = recipe.context_length
+        self._length = recipe.block_length
+        num_blocks = recipe.num_steps * recipe.batch_size
+        num_parts = recipe.context_length // recipe.block_length
         generator = torch.Generator().manual_seed(recipe.seed)
-        self._begins = torch.randint(
-            len(token_ids) - recipe.context_length,
-            (recipe.num_steps * recipe.batch_size,),
-            generator=generator,
-        )
+        num_begins = len(token_ids) - recipe.block_length + 1
+        self._begins = torch.randint(num_begins, (num_blocks,), generator=generator)
+        self._parts = torch.randint(num_parts, (num_blocks,), generator=generator)
 
     def __len__(self) -> int:
         return len(self._begins)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         begin = int(self._begins[index])
-        block = self._token_ids[begin : begin + self._length]  # (context_length,)
-        return {"input_ids": block, "labels": block}
+        first_position = int(self._parts[index]) * self._length
+        block = self._token_ids[begin : begin + self._length]  # (block_length,)
+        positions = torch.arange(first_position, first_position + self._length)
+        return {"input_ids": block, "position_ids": positions, "labels": block}
 
 
 class _LossOnTheBar(ProgressCallback):

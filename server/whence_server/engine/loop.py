@@ -42,9 +42,17 @@ class Choosing(Protocol):
 
 @dataclass(slots=True)
 class _Reading:
-    """A generation whose prompt is being read, or waits for it."""
+    """A prompt that is being read, or waits for it, with what will go on from it.
+
+    A generation that begins is one: its sequences share the prompt. Of one that goes on after
+    an engine's death every sequence is one, with its recorded tokens as part of the prompt.
+    """
 
     admit: Admit
+    token_ids: list[int]
+    sequence_indices: list[int]
+    num_recorded: int = 0
+    """How many of `token_ids`, at their end, were generated before."""
     prompt: Prompt | None = None
     started_ns: int = 0
     prompt_decisions: list[Decision] = field(default_factory=list)
@@ -54,6 +62,7 @@ class _Reading:
 class _Running:
     """A row of the batch."""
 
+    job_id: str
     generation_id: str
     row: Row
     token_id: int
@@ -118,8 +127,11 @@ class EngineLoop:
         if self._running:
             self._step()
         for chunk in self._scheduler.next_chunks():
-            with self._failing_alone(chunk.generation_id):
-                self._read(chunk)
+            reading = self._reading.get(chunk.job_id)
+            if reading is None:
+                continue  # its generation failed with an earlier chunk of this turn
+            with self._failing_alone(reading.admit.generation_id):
+                self._read(chunk, reading)
 
     def _admit(self, admit: Admit) -> None:
         num_prompt_tokens = len(admit.prompt_token_ids)
@@ -133,13 +145,16 @@ class EngineLoop:
                     f"a prompt of {num_prompt_tokens} tokens does not fit the model's context of "
                     f"{self._max_context_length}",
                 )
-            self._reading[admit.generation_id] = _Reading(admit)
-            self._scheduler.admit(
-                admit.generation_id,
-                num_prompt_tokens,
-                min(_num_new_tokens(decoding), self._max_context_length - num_prompt_tokens),
-                decoding.num_return_sequences,
-            )
+            for job_id, reading in _readings(admit).items():
+                num_tokens = len(reading.token_ids)
+                num_left = _num_new_tokens(decoding) - reading.num_recorded
+                self._reading[job_id] = reading
+                self._scheduler.admit(
+                    job_id,
+                    num_tokens,
+                    min(num_left, self._max_context_length - num_tokens),
+                    len(reading.sequence_indices),
+                )
 
     def _step(self) -> None:
         """Reads each running sequence's newest token and chooses the next."""
@@ -172,48 +187,50 @@ class EngineLoop:
             )
         )
 
-    def _read(self, chunk: Chunk) -> None:
+    def _read(self, chunk: Chunk, reading: _Reading) -> None:
         """Reads a piece of a prompt; after the last, its sequences take their first step."""
         started_ns = time.monotonic_ns()
-        reading = self._reading[chunk.generation_id]
-        token_ids = reading.admit.prompt_token_ids
+        token_ids = reading.token_ids
         trace = reading.admit.trace
+        traces_prompt = trace.prompt and not reading.num_recorded
         if reading.prompt is None:
             reading.prompt = self._runner.start(token_ids)
             reading.started_ns = started_ns
-            if trace.prompt:
+            if traces_prompt:
                 reading.prompt_decisions.append(Decision(token_ids[0], None))
         prompt = reading.prompt
-        logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=trace.prompt)
+        logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=traces_prompt)
         self._runner.synchronize()
         forward_ns = time.monotonic_ns() - started_ns
-        if trace.prompt:
+        if traces_prompt:
             following = token_ids[prompt.num_done - chunk.num_tokens + 1 : prompt.num_done + 1]
             reading.prompt_decisions += self._choosing.score_prompt(
                 logits[: len(following)], torch.tensor(following, dtype=torch.int64), trace
             )
         if chunk.is_last:
-            self._start(reading, logits[-1:], forward_ns)
+            self._start(chunk.job_id, reading, logits[-1:], forward_ns)
 
-    def _start(self, reading: _Reading, logits: torch.Tensor, forward_ns: int) -> None:
-        """Lets a generation's sequences into the batch with their first tokens.
+    def _start(self, job_id: str, reading: _Reading, logits: torch.Tensor, forward_ns: int) -> None:
+        """Lets a prompt's sequences into the batch with their next tokens.
 
         Args:
+            job_id: the scheduler's name for them.
             reading: whose prompt has been read.
             logits: [1, V], after the prompt's last token.
             forward_ns: what they cost.
         """
         admit = reading.admit
         finished_ns = time.monotonic_ns()
-        num_sequences = admit.decoding.num_return_sequences
+        num_sequences = len(reading.sequence_indices)
         starting = [
             _Running(
+                job_id,
                 admit.generation_id,
-                Row(admit.decoding, admit.trace, index, admit.prompt_token_ids),
+                Row(admit.decoding, admit.trace, index, reading.token_ids, reading.num_recorded),
                 token_id=-1,
-                context_length=len(admit.prompt_token_ids),
+                context_length=len(reading.token_ids),
             )
-            for index in range(num_sequences)
+            for index in reading.sequence_indices
         ]
         decisions = self._choosing.choose(
             logits.repeat(num_sequences, 1), [running.row for running in starting]
@@ -223,6 +240,7 @@ class EngineLoop:
         if failed:
             raise GenerationFailedError(failed[0].reason, failed[0].message)
         self._join(reading, num_sequences)
+        del self._reading[job_id]
         first = len(self._running)
         self._running += starting
         self._leave(first + i for i, step in enumerate(steps) if step is not None and step.finish)
@@ -246,7 +264,6 @@ class EngineLoop:
         )
 
     def _join(self, reading: _Reading, num_sequences: int) -> None:
-        del self._reading[reading.admit.generation_id]
         if reading.prompt is None:
             return
         try:
@@ -309,7 +326,7 @@ class EngineLoop:
         """Takes rows out of the batch; from the back, since the last row fills each gap."""
         for row in sorted(rows, reverse=True):
             self._runner.leave(row)
-            self._scheduler.leave_sequence(self._running[row].generation_id)
+            self._scheduler.leave_sequence(self._running[row].job_id)
             self._running[row] = self._running[-1]
             self._running.pop()
 
@@ -318,16 +335,20 @@ class EngineLoop:
         self._leave(
             i for i, running in enumerate(self._running) if running.generation_id == generation_id
         )
-        self._reading.pop(generation_id, None)
-        self._scheduler.leave(generation_id)
+        for job_id, reading in list(self._reading.items()):
+            if reading.admit.generation_id == generation_id:
+                del self._reading[job_id]
+                self._scheduler.leave(job_id)
 
     def _fail_all(self, error: Exception) -> None:
         """Ends whatever is in the batch, whose cache cannot be trusted any more."""
         generation_ids = {running.generation_id for running in self._running}
+        for job_id in {running.job_id for running in self._running}:
+            self._scheduler.leave(job_id)
         self._running.clear()
         self._runner.clear()
         for generation_id in generation_ids:
-            self._scheduler.leave(generation_id)
+            self._drop(generation_id)
         self._send_failures(_failure(generation_id, error) for generation_id in generation_ids)
 
     @contextmanager
@@ -343,6 +364,23 @@ class EngineLoop:
 
     def _send_failures(self, failures: Iterable[GenerationFailed]) -> None:
         self._send(Turn([], [], list(failures), time.monotonic_ns(), 0, 0, 0))
+
+
+def _readings(admit: Admit) -> dict[str, _Reading]:
+    """What has to be read for a generation, by the names that the scheduler knows it under."""
+    prompt = admit.prompt_token_ids
+    if not admit.recorded:
+        indices = list(range(admit.decoding.num_return_sequences))
+        return {admit.generation_id: _Reading(admit, prompt, indices)}
+    return {
+        f"{admit.generation_id}/{recorded.sequence_index}": _Reading(
+            admit,
+            [*prompt, *recorded.token_ids],
+            [recorded.sequence_index],
+            len(recorded.token_ids),
+        )
+        for recorded in admit.recorded
+    }
 
 
 def _num_new_tokens(decoding: Decoding) -> int:

@@ -4,6 +4,7 @@ Named tuples of plain values: one `Turn` crosses the process boundary for every 
 whole batch, so it has to be cheap to pickle.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
@@ -33,6 +34,14 @@ class EngineOptions(NamedTuple):
     """A JSON file that remembers digests by (path, size, mtime); "" for none."""
 
 
+class Recorded(NamedTuple):
+    """A sequence that goes on where an earlier engine process left it."""
+
+    sequence_index: int
+    token_ids: list[int]
+    """What was generated before."""
+
+
 class Admit(NamedTuple):
     """Run this generation; all its sequences share one prompt."""
 
@@ -40,8 +49,8 @@ class Admit(NamedTuple):
     prompt_token_ids: list[int]
     decoding: Decoding
     trace: TraceOptions
-    arrival_ns: int
-    """CLOCK_MONOTONIC, which all processes of a machine share."""
+    recorded: Sequence[Recorded] = ()
+    """The sequences that are to go on; none for a generation that begins."""
 
 
 class StopSequence(NamedTuple):

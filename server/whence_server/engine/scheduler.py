@@ -1,8 +1,8 @@
 """Who is read and who decodes in the engine's next turn: bounds kept, first come first served.
 
-The scheduler knows sizes, not tensors. A generation waits, is let in whole (all its sequences,
-at their full length), has its prompt read in chunks, decodes, and gives back its room sequence
-by sequence.
+The scheduler knows sizes, not tensors. A job is a prompt and the sequences that go on from it:
+a generation, as a rule. It waits, is let in whole (all its sequences, at their full length), has
+its prompt read in chunks, decodes, and gives back its room sequence by sequence.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ from whence_server.domain.errors import GenerationFailedError
 class Chunk(NamedTuple):
     """A piece of a prompt to read in this turn."""
 
-    generation_id: str
+    job_id: str
     num_tokens: int
     is_last: bool
 
 
 @dataclass(slots=True)
 class _Job:
-    generation_id: str
+    job_id: str
     num_prompt_tokens: int
     num_cached_tokens: int
     """Prompt and new tokens of one sequence, at the most."""
@@ -71,9 +71,9 @@ class Scheduler:
         return self._cache_tokens(*self._inside.values())
 
     def admit(
-        self, generation_id: str, num_prompt_tokens: int, num_new_tokens: int, num_sequences: int
+        self, job_id: str, num_prompt_tokens: int, num_new_tokens: int, num_sequences: int
     ) -> None:
-        """Puts a generation at the end of the queue.
+        """Puts a job at the end of the queue.
 
         Raises:
             GenerationFailedError: it would not fit even if it were alone.
@@ -92,7 +92,7 @@ class Scheduler:
                 f"new tokens do not fit this server's cache of {self._max_cache_tokens} tokens "
                 "(--max-cache-tokens)",
             )
-        self._waiting.append(_Job(generation_id, num_prompt_tokens, length, num_sequences))
+        self._waiting.append(_Job(job_id, num_prompt_tokens, length, num_sequences))
 
     def next_chunks(self) -> list[Chunk]:
         """Which prompts to read in this turn; whoever decodes does so in every turn.
@@ -107,23 +107,23 @@ class Scheduler:
             job.num_read += num_tokens
             is_last = job.num_read == job.num_prompt_tokens
             self._reading = None if is_last else job
-            chunks.append(Chunk(job.generation_id, num_tokens, is_last))
+            chunks.append(Chunk(job.job_id, num_tokens, is_last))
         return chunks
 
-    def leave(self, generation_id: str) -> None:
-        """Takes a generation out, wherever it is; one that is not known is ignored."""
-        if self._inside.pop(generation_id, None) is None:
-            kept = [job for job in self._waiting if job.generation_id != generation_id]
+    def leave(self, job_id: str) -> None:
+        """Takes a job out, wherever it is; one that is not known is ignored."""
+        if self._inside.pop(job_id, None) is None:
+            kept = [job for job in self._waiting if job.job_id != job_id]
             self._waiting = deque(kept)
-        if self._reading is not None and self._reading.generation_id == generation_id:
+        if self._reading is not None and self._reading.job_id == job_id:
             self._reading = None
 
-    def leave_sequence(self, generation_id: str) -> None:
-        """Gives back the room of one of a generation's sequences."""
-        job = self._inside[generation_id]
+    def leave_sequence(self, job_id: str) -> None:
+        """Gives back the room of one of a job's sequences."""
+        job = self._inside[job_id]
         job.num_sequences -= 1
         if job.num_sequences == 0:
-            self.leave(generation_id)
+            self.leave(job_id)
 
     def _let_in(self) -> _Job | None:
         """Lets in the first in the queue if there is room; nobody overtakes it."""
@@ -135,7 +135,7 @@ class Scheduler:
         if self._cache_tokens(job, *self._inside.values()) > self._max_cache_tokens:
             return None
         self._waiting.popleft()
-        self._inside[job.generation_id] = job
+        self._inside[job.job_id] = job
         self._reading = job
         return job
 

@@ -14,3 +14,6 @@ class Engine(Protocol):
 
     def turns(self) -> AsyncIterator[Turn]:
         """Everything that the engine makes; raises EngineLostError when it dies."""
+
+    async def restart(self) -> None:
+        """Starts it again after a death; raises EngineLostError if it cannot be had back."""

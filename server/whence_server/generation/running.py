@@ -9,7 +9,7 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code
 from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
 from whence_server.domain.steps import Step, Timing
-from whence_server.engine.messages import Prefilled, StepMade, Turn
+from whence_server.engine.messages import Admit, Prefilled, Recorded, StepMade, Turn
 from whence_server.journal.codec import encode_finished, encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex
@@ -38,6 +38,7 @@ class RunningGeneration:
         arrival_ns: CLOCK_MONOTONIC of the request's arrival; all durations count from it.
         num_readers: calls that follow it right now.
         grace_s: how long it goes on without any.
+        num_deaths: how often the engine died while this was running in it.
         done: set once FINISHED is in the journal.
     """
 
@@ -54,6 +55,7 @@ class RunningGeneration:
         self.arrival_ns = arrival_ns
         self.grace_s = grace_s
         self.num_readers = 0
+        self.num_deaths = 0
         self.done = asyncio.Event()
         self.timers: dict[str, asyncio.TimerHandle] = {}
         self._journal = journal
@@ -75,8 +77,26 @@ class RunningGeneration:
         """Whether the engine has yet to read its prompt."""
         return self._prefill_finished_ns is None
 
+    def admission(self) -> Admit:
+        """What the engine has to know to begin, or to go on after the recorded steps."""
+        begun = any(sequence.token_ids for sequence in self._sequences)
+        recorded = [
+            Recorded(index, sequence.token_ids)
+            for index, sequence in enumerate(self._sequences)
+            if begun and sequence.finish_reason is None
+        ]
+        return Admit(
+            self.id,
+            list(self.started.prompt_token_ids),
+            self.started.decoding,
+            self.started.trace,
+            recorded,
+        )
+
     def record_prefill(self, prefilled: Prefilled) -> None:
         """Notes when the prompt was read, and records its own steps where asked for."""
+        if self._prefill_finished_ns is not None:
+            return
         self._prefill_started_ns = prefilled.started_ns
         self._prefill_finished_ns = prefilled.finished_ns
         if not prefilled.prompt_decisions:

@@ -25,9 +25,10 @@ from whence_server.domain.model import ModelInfo
 from whence_server.domain.processors import processor_names
 from whence_server.domain.requests import ChatInput, GenerationRequest, TokenInput
 from whence_server.domain.tracing import TraceContext
-from whence_server.engine.messages import Admit, StopGeneration, StopSequence, Turn
+from whence_server.engine.messages import StopGeneration, StopSequence, Turn
 from whence_server.generation.checks import check_prompt
 from whence_server.generation.ports import Engine
+from whence_server.generation.readmission import Readmission
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.generation.running import PREVIEW_CHARACTERS, RunningGeneration
 from whence_server.journal.codec import encode_started
@@ -76,6 +77,7 @@ class Generations:
         self._model = model
         self._tokenizer = tokenizer
         self._limits = limits
+        self._readmission = Readmission(engine.send)
         self._running: dict[str, RunningGeneration] = {}
         self._starting: dict[str, asyncio.Event] = {}
         self._num_starting = 0
@@ -195,15 +197,7 @@ class Generations:
         )
         self._running[running.id] = running
         self._idle.clear()
-        self._engine.send(
-            Admit(
-                running.id,
-                list(started.prompt_token_ids),
-                started.decoding,
-                started.trace,
-                arrival.monotonic_ns,
-            )
-        )
+        self._readmission.admit(running)
         if request.max_duration_s is not None:
             self._set_timer(running, "duration", request.max_duration_s, FinishReason.TIMEOUT)
         first_reader_s = max(running.grace_s, _FIRST_READER_S)
@@ -299,29 +293,36 @@ class Generations:
     def _stop(self, running: RunningGeneration, reason: FinishReason) -> None:
         if running.done.is_set():
             return
-        if self._lost is None:
+        if self._readmission.has_sent(running):
             self._engine.send(StopGeneration(running.id))
         running.finish(reason)
         self._forget(running)
 
     def _forget(self, running: RunningGeneration) -> None:
         self._running.pop(running.id, None)
+        self._readmission.forget(running)
         if not self._running:
             self._idle.set()
 
     # ---- the engine's side ----
 
     async def run(self) -> None:
-        """Records what the engine makes, until it ends.
+        """Records what the engine makes, over its deaths and restarts.
 
         Raises:
-            EngineLostError: the engine died; what was running is closed as INTERRUPTED.
+            EngineLostError: it could not be had back; what was running is INTERRUPTED.
         """
         try:
-            async for turn in self._engine.turns():
-                self._record(turn)
-                # A full disk or a slow one holds the engine back, not the memory.
-                await self._journal.writable()
+            while True:
+                try:
+                    async for turn in self._engine.turns():
+                        self._record(turn)
+                        # A full disk or a slow one holds the engine back, not the memory.
+                        await self._journal.writable()
+                except EngineLostError as error:
+                    await self._revive(error)
+                else:
+                    return
         except EngineLostError as error:
             self._lost = error
             raise
@@ -329,6 +330,16 @@ class Generations:
             for running in list(self._running.values()):
                 running.finish(FinishReason.INTERRUPTED)
                 self._forget(running)
+
+    async def _revive(self, error: EngineLostError) -> None:
+        _log.error("%s; %d generations were running", error, len(self._running))
+        for running in self._readmission.engine_died(self._running.values()):
+            running.fail(
+                "ENGINE_CRASHED", "the engine process died of this generation, and of it alone"
+            )
+            self._forget(running)
+        await self._engine.restart()
+        self._readmission.engine_restarted()
 
     def _record(self, turn: Turn) -> None:
         for prefilled in turn.prefilled:
@@ -341,6 +352,7 @@ class Generations:
                 continue
             if running.record_step(made, turn):
                 self._engine.send(StopSequence(made.generation_id, made.sequence_index))
+            self._readmission.stepped(running)
             if running.complete:
                 running.finish()
                 self._forget(running)

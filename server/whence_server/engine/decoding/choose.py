@@ -11,6 +11,7 @@ from whence_server.engine.decoding.pipeline import Distributions, Pipeline
 from whence_server.engine.decoding.prompt import score_prompt
 from whence_server.engine.decoding.record import Choice, NoChoice, Recorder
 from whence_server.engine.decoding.rows import Row
+from whence_server.engine.decoding.scratch import Scratch
 
 
 class Chooser:
@@ -28,7 +29,8 @@ class Chooser:
         self._device = device if device.type in {"cpu", "cuda"} else torch.device("cpu")
         self._kernels = kernels_for(self._device)
         self._pipeline = Pipeline(vocabulary_size, self._device, self._kernels)
-        self._recorder = Recorder(self._kernels)
+        self._probabilities = Scratch(vocabulary_size, self._device)
+        self._recorder = Recorder(vocabulary_size, self._device, self._kernels)
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Decision | NoChoice]:
@@ -73,7 +75,8 @@ class Chooser:
         sampled = by_strategy.get(Strategy.SAMPLE, [])
         probabilities = race = None
         if sampled or any(row.explained for row in rows):
-            probabilities = distributions.final_logprobs.exp()
+            probabilities = self._probabilities.of(len(rows))
+            torch.exp(distributions.final_logprobs, out=probabilities)
 
         token_ids = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
         for strategy, members in by_strategy.items():

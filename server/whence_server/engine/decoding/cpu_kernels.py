@@ -40,6 +40,17 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     return counts
 
 
+def entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """See `Kernels.entropies`.
+
+    torch divides a sum among its threads by the shape of the whole batch: its last digits would
+    tell how many neighbours a row had.
+    """
+    found = torch.empty(len(logprobs), dtype=torch.float32)
+    _entropies(_array(logprobs), _array(probabilities), found.numpy())
+    return found
+
+
 def top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
     """See `Kernels.top_candidates`."""
     token_ids = torch.empty(len(scores), min(num_candidates, scores.shape[1]), dtype=torch.int64)
@@ -112,6 +123,16 @@ def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
         for i in range(values.shape[1]):
             count += values[row, i] > threshold
         counts[row] = count
+
+
+@njit(nb.void(_ROWS, _ROWS, nb.float32[::1]), nogil=True, fastmath={"reassoc"})
+def _entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
+    for row in range(logprobs.shape[0]):
+        total = 0.0
+        for i in range(logprobs.shape[1]):
+            p = np.float64(probabilities[row, i])
+            total -= p * logprobs[row, i] if p > 0.0 else 0.0
+        found[row] = total
 
 
 @njit(nb.void(_ROWS, nb.int64[:, ::1]), nogil=True)

@@ -42,6 +42,9 @@ class Kernels(Protocol):
     def count_above(self, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
         """Counts each row's values above its threshold [rows]: int64 [rows]."""
 
+    def entropies(self, logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        """Entropy of each row in nats, from both of its forms: float32 [rows]."""
+
     def top_candidates(self, scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
         """Ids of each row's largest scores, of equal ones the lowest ids: int64 [rows, n].
 

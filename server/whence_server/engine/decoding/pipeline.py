@@ -9,6 +9,7 @@ import torch
 from whence_server.engine.decoding.kernels import Kernels
 from whence_server.engine.decoding.processors import Stage, Stages
 from whence_server.engine.decoding.rows import Row
+from whence_server.engine.decoding.scratch import Scratch
 
 
 class Distributions(NamedTuple):
@@ -59,7 +60,7 @@ class Pipeline:
         self._stages = Stages(vocabulary_size, device, kernels)
         self._padding = vocabulary_size
         self._device = device
-        self._table = torch.empty(0, vocabulary_size, device=device)
+        self._table = Scratch(vocabulary_size, device)
 
     def run(self, scores: torch.Tensor, rows: Sequence[Row]) -> Distributions:
         """Makes a step's distributions.
@@ -70,7 +71,7 @@ class Pipeline:
             rows: B of them.
         """
         plan = _plan([self._stages_of(row) for row in rows], rows)
-        table = self._table_of(len(plan.owners))
+        table = self._table.of(len(plan.owners))
         own = table[: len(rows)]
         torch.log_softmax(scores, -1, out=own)
         # One NaN or +inf among them, or nothing but -inf, and all of a row is NaN.
@@ -130,12 +131,6 @@ class Pipeline:
         if row.stages is None:
             row.stages = self._stages.of(row.settings)
         return row.stages
-
-    def _table_of(self, num_distributions: int) -> torch.Tensor:
-        """A table to write to; kept, for fresh memory costs more than what is written to it."""
-        if len(self._table) < num_distributions:
-            self._table = self._table.new_empty(num_distributions, self._table.shape[1])
-        return self._table[:num_distributions]
 
 
 def _select(table: torch.Tensor, places: list[int]) -> torch.Tensor:

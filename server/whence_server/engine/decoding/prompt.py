@@ -42,7 +42,7 @@ def _score(
     if explained:
         measured += [
             statistics.ranks_of(scores, token_ids, kernels),
-            statistics.entropies(logprobs, logprobs.exp()),
+            kernels.entropies(logprobs, logprobs.exp()),
         ]
         if trace.num_candidates:
             measured += statistics.top_candidates(scores, logprobs, trace.num_candidates, kernels)

@@ -13,6 +13,7 @@ from whence_server.engine.decoding import statistics
 from whence_server.engine.decoding.kernels import Kernels, Race
 from whence_server.engine.decoding.pipeline import Distributions
 from whence_server.engine.decoding.rows import Row
+from whence_server.engine.decoding.scratch import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,9 @@ class _Numbers(NamedTuple):
 class Recorder:
     """Measures a step for the whole batch, and cuts the numbers into decisions."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
         self._kernels = kernels
+        self._probabilities = Scratch(vocabulary_size, device)
 
     def decisions(
         self, distributions: Distributions, rows: Sequence[Row], choice: Choice
@@ -131,11 +133,12 @@ class Recorder:
         own = distributions.logprobs[: len(rows)]
         nothing = num_kept = token_ids.new_empty(0)
         ranks = statistics.ranks_of(scores, token_ids, self._kernels)
-        sampling_entropies = entropies = statistics.entropies(finals, probabilities)
+        sampling_entropies = entropies = self._kernels.entropies(finals, probabilities)
         if any(distributions.after_stages):
             removed = own.new_full((len(distributions.owners),), -torch.inf)
             num_kept = self._kernels.count_above(distributions.logprobs, removed)
-            entropies = statistics.entropies(own, own.exp())
+            own_probabilities = torch.exp(own, out=self._probabilities.of(len(rows)))
+            entropies = self._kernels.entropies(own, own_probabilities)
         num_candidates = max(row.num_candidates for row in rows)
         if num_candidates == 0:
             candidates = [nothing, nothing, nothing]

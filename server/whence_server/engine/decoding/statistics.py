@@ -33,12 +33,6 @@ def ranks_of(scores: torch.Tensor, token_ids: torch.Tensor, kernels: Kernels) ->
     return kernels.count_above(scores, logprobs_of(scores, token_ids))
 
 
-def entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy of each row [B, V] in nats: [B]."""
-    # 0 * -inf is NaN, and should count as 0.
-    return -(probabilities * logprobs).nansum(-1)
-
-
 def top_candidates(
     scores: torch.Tensor, logprobs: torch.Tensor, num_candidates: int, kernels: Kernels
 ) -> TopCandidates:
@@ -56,7 +50,9 @@ def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Lays tensors' bytes one after another: uint8."""
-    return torch.cat([tensors[i].contiguous().flatten().view(torch.uint8) for i in _aligned(tensors)])
+    return torch.cat(
+        [tensors[i].contiguous().flatten().view(torch.uint8) for i in _aligned(tensors)]
+    )
 
 
 def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -18,6 +18,12 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     return (values > thresholds.unsqueeze(-1)).sum(-1)
 
 
+def entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """See `Kernels.entropies`."""
+    # 0 * -inf is NaN, and counts as 0.
+    return -(probabilities * logprobs).nansum(-1)
+
+
 def top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
     """See `Kernels.top_candidates`.
 

@@ -1,0 +1,90 @@
+"""Keeps an engine running: after a death it is started again, with the same weights."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from whence_server.domain.errors import ConfigurationError, EngineLostError
+from whence_server.domain.model import ModelInfo
+from whence_server.engine.link import EngineProcess
+from whence_server.engine.messages import Admit, EngineOptions, StopGeneration, StopSequence, Turn
+
+logger = logging.getLogger(__name__)
+
+MAX_START_FAILURES = 3
+"""In a row; then the engine is lost for good."""
+FIRST_BACKOFF_S = 0.1
+"""Doubles with every failure to start."""
+
+
+class EngineSupervisor:
+    """An engine that outlives its process.
+
+    Args:
+        options: of every process.
+        on_change: told False when the engine has died, True once it is back.
+    """
+
+    def __init__(
+        self, options: EngineOptions, on_change: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        self._options = options
+        self._on_change = on_change
+        self._process = EngineProcess(options)
+        self._model: ModelInfo | None = None
+        self.num_restarts = 0
+
+    async def start(self) -> ModelInfo:
+        """Starts the first process; see `EngineProcess.start`.
+
+        Raises:
+            ConfigurationError: the model cannot be served.
+        """
+        self._model = await self._process.start()
+        return self._model
+
+    def send(self, message: Admit | StopSequence | StopGeneration) -> None:
+        """Hands a message to the process that runs now; never blocks."""
+        self._process.send(message)
+
+    def turns(self) -> AsyncIterator[Turn]:
+        """What the process that runs now makes.
+
+        Raises:
+            EngineLostError: it ended unasked; `restart` may bring another.
+        """
+        return self._process.turns()
+
+    async def restart(self) -> None:
+        """Starts another process in the place of one that died.
+
+        Raises:
+            EngineLostError: it does not start any more, or the weights are not the same.
+        """
+        await self._on_change(False)
+        for attempt in range(MAX_START_FAILURES):
+            await asyncio.sleep(FIRST_BACKOFF_S * 2**attempt)
+            self._process = EngineProcess(self._options)
+            try:
+                model = await self._process.start()
+            except ConfigurationError as error:
+                logger.critical("the engine does not start again: %s", error)
+                continue
+            self._check_same(model)
+            self.num_restarts += 1
+            logger.warning("the engine is running again, process %s", self._process.pid)
+            await self._on_change(True)
+            return
+        raise EngineLostError(f"it failed to start {MAX_START_FAILURES} times in a row")
+
+    def _check_same(self, model: ModelInfo) -> None:
+        before = self._model
+        if before is not None and model.weights_digest != before.weights_digest:
+            raise EngineLostError(
+                "the model's files have changed since the start: what was begun with weights "
+                f"{before.weights_digest} cannot go on with {model.weights_digest}"
+            )
+
+    async def stop(self) -> None:
+        """Ends the process that runs now."""
+        await self._process.stop()

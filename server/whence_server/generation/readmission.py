@@ -1,0 +1,94 @@
+"""Who is sent to the engine, and when: after a death the suspects go back one at a time.
+
+Any of the generations that were running may have killed the engine. Each is admitted again
+alone, as long as others are under suspicion, and is cleared once it has got further. One that
+the engine dies with while it is on trial is the culprit, and fails alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from whence_server.engine.messages import Admit
+from whence_server.generation.running import RunningGeneration
+
+STEPS_TO_CLEAR = 2
+"""New steps after which a generation on trial has passed what it died at."""
+MAX_DEATHS = 5
+"""However innocent each time: nothing is tried for ever."""
+
+
+class Readmission:
+    """Sends admissions at once, or holds them back while the engine is down or a trial runs."""
+
+    def __init__(self, send: Callable[[Admit], None]) -> None:
+        self._send = send
+        self._down = False
+        self._sent: set[str] = set()
+        self._trials: deque[RunningGeneration] = deque()
+        self._held: deque[RunningGeneration] = deque()
+        self._on_trial: RunningGeneration | None = None
+        self._steps_on_trial = 0
+
+    def admit(self, running: RunningGeneration) -> None:
+        """Sends a new generation, or keeps it until no trial is on any more."""
+        if self._down or self._on_trial is not None:
+            self._held.append(running)
+        else:
+            self._dispatch(running)
+
+    def has_sent(self, running: RunningGeneration) -> bool:
+        """Whether the engine knows of it."""
+        return running.id in self._sent
+
+    def stepped(self, running: RunningGeneration) -> None:
+        """Takes note of a step that was made; the trial of its generation may end with it."""
+        if running is self._on_trial:
+            self._steps_on_trial += 1
+            if self._steps_on_trial >= STEPS_TO_CLEAR:
+                self._next_trial()
+
+    def forget(self, running: RunningGeneration) -> None:
+        """Takes note that a generation has ended, whichever way."""
+        self._sent.discard(running.id)
+        if running is self._on_trial:
+            self._next_trial()
+
+    def engine_died(self, running: Iterable[RunningGeneration]) -> list[RunningGeneration]:
+        """Takes note of a death; returns those that are to blame for it, to be failed."""
+        self._down = True
+        blamed = []
+        suspects = [g for g in running if g.id in self._sent]
+        if self._on_trial is not None:
+            blamed = [self._on_trial]
+        for generation in suspects:
+            generation.num_deaths += 1
+            if generation.num_deaths >= MAX_DEATHS and generation not in blamed:
+                blamed.append(generation)
+        self._trials.extendleft(reversed([g for g in suspects if g not in blamed]))
+        self._on_trial = None
+        self._sent.clear()
+        return blamed
+
+    def engine_restarted(self) -> None:
+        """Begins to send again."""
+        self._down = False
+        self._next_trial()
+
+    def _next_trial(self) -> None:
+        self._on_trial = None
+        if self._down:
+            return
+        while self._trials and self._on_trial is None:
+            candidate = self._trials.popleft()
+            if not candidate.done.is_set():
+                self._on_trial = candidate
+                self._steps_on_trial = 0
+                self._dispatch(candidate)
+        while self._held and self._on_trial is None:
+            waiting = self._held.popleft()
+            if not waiting.done.is_set():
+                self._dispatch(waiting)
+
+    def _dispatch(self, running: RunningGeneration) -> None:
+        self._sent.add(running.id)
+        self._send(running.admission())

@@ -1,0 +1,234 @@
+"""Generations over an engine that dies: who goes on, who is to blame."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tiny_models import byte_level_tokenizer
+
+from whence.v1 import generation_pb2 as g
+from whence_server.domain.decoding import FinishReason, Strategy
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import DrainingError, EngineLostError, QueueFullError
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import Environment, GenerationDefaults, ModelInfo, TextFiles
+from whence_server.domain.requests import DecodingRequest, GenerationRequest, TokenInput
+from whence_server.domain.steps import Decision
+from whence_server.domain.tracing import TraceContext
+from whence_server.engine.messages import (
+    Admit,
+    Prefilled,
+    StepMade,
+    StopGeneration,
+    StopSequence,
+    Turn,
+)
+from whence_server.generation.service import Generations, now
+from whence_server.journal.journal import Journal
+from whence_server.text.tokenizer import TextTokenizer
+
+MODEL = ModelInfo(
+    name="m",
+    architecture="A",
+    num_parameters=1,
+    num_layers=1,
+    vocabulary_size=400,
+    max_context_length=1_000,
+    model_digest="0" * 64,
+    tokenizer_digest="0" * 64,
+    weights_digest="0" * 64,
+    files=(),
+    loaded_files=(),
+    batched=True,
+    environment=Environment("0", "0", "0", "float32", "cpu", 1, "sdpa"),
+    defaults=GenerationDefaults(),
+    text=TextFiles(byte_level_tokenizer().backend_tokenizer.to_str(), None, {}),
+)
+POISON = 13
+
+
+def token_of(prompt: list[int], index: int) -> int:
+    """What this engine's model says next: a function of prompt and place, as a seed makes it."""
+    return 40 + (prompt[0] * 7 + index * 3) % 50
+
+
+class DyingEngine:
+    """Steps every admitted generation in turn, and dies of the prompt that begins with POISON.
+
+    Args:
+        deaths: after so many turns in all it dies as well, of nothing in particular.
+        can_restart: whether it can be had back.
+    """
+
+    def __init__(self, deaths: list[int], *, can_restart: bool = True) -> None:
+        self._deaths = deaths
+        self._can_restart = can_restart
+        self._jobs: dict[str, tuple[Admit, int]] = {}
+        self._changed = asyncio.Event()
+        self.restarted = asyncio.Event()
+        self.num_steps = 0
+        self.num_restarts = 0
+        self.most_at_once = 0
+
+    def send(self, message: Admit | StopSequence | StopGeneration) -> None:
+        if isinstance(message, Admit):
+            recorded = message.recorded[0].token_ids if message.recorded else []
+            self._jobs[message.generation_id] = (message, len(recorded))
+        else:
+            self._jobs.pop(message.generation_id, None)
+        self._changed.set()
+
+    async def restart(self) -> None:
+        self._jobs.clear()
+        if not self._can_restart:
+            raise EngineLostError("it is gone")
+        self.num_restarts += 1
+        self.restarted.set()
+
+    async def turns(self) -> AsyncIterator[Turn]:
+        while True:
+            if not self._jobs:
+                self._changed.clear()
+                await self._changed.wait()
+            prefilled, steps = [], []
+            self.most_at_once = max(self.most_at_once, len(self._jobs))
+            for generation_id, (admit, index) in list(self._jobs.items()):
+                if admit.prompt_token_ids[0] == POISON and index >= 3:
+                    raise EngineLostError("signal 11")
+                if index == 0:
+                    prefilled.append(Prefilled(generation_id, 0, 0, []))
+                last = index + 1 == admit.decoding.max_new_tokens
+                steps.append(
+                    StepMade(
+                        generation_id,
+                        0,
+                        index,
+                        Decision(token_of(admit.prompt_token_ids, index), -1.0),
+                        1 + index,
+                        FinishReason.LENGTH if last else None,
+                    )
+                )
+                self._jobs[generation_id] = (admit, index + 1)
+                if last:
+                    del self._jobs[generation_id]
+            self.num_steps += 1
+            if self._deaths and self.num_steps >= self._deaths[0]:
+                self._deaths.pop(0)
+                raise EngineLostError("signal 9")
+            yield Turn(prefilled, steps, [], 0, 0, 0, len(steps))
+            await asyncio.sleep(0)
+
+
+def request(first: int, num_tokens: int = 20) -> GenerationRequest:
+    return GenerationRequest(
+        input=TokenInput((first, 5, 6)),
+        digest="d",
+        decoding=DecodingRequest(Strategy.GREEDY, max_new_tokens=num_tokens),
+    )
+
+
+class Service:
+    """Generations over a fake engine and a real journal."""
+
+    def __init__(self, journal: Journal, engine: DyingEngine, limits: Limits) -> None:
+        self.journal = journal
+        tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
+        self.generations = Generations(
+            engine=engine, journal=journal, model=MODEL, tokenizer=tokenizer, limits=limits
+        )
+        self.running = asyncio.create_task(self.generations.run())
+
+    async def start(self, wanted: GenerationRequest) -> str:
+        return await self.generations.start(wanted, now(TraceContext("0" * 32, "0" * 16)))
+
+    async def finished(self, generation_id: str) -> g.GenerationFinished:
+        async for entries in self.generations.follow(generation_id, 0):
+            if entries[-1].kind is EntryKind.FINISHED:
+                return g.GenerationFinished.FromString(entries[-1].payload)
+        raise AssertionError("it ended without an end")
+
+    async def close(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.journal.close()
+
+
+async def service(tmp_path: Path, engine: DyingEngine, **limits: int) -> Service:
+    return Service(await Journal.open(tmp_path), engine, Limits(**limits))
+
+
+async def test_generations_go_on_with_the_same_tokens(tmp_path: Path) -> None:
+    engine = DyingEngine(deaths=[5, 22, 38])
+    run = await service(tmp_path, engine)
+    ids = [await run.start(request(first)) for first in range(1, 7)]
+    for first, finished in zip(
+        range(1, 7), await asyncio.gather(*map(run.finished, ids)), strict=True
+    ):
+        assert finished.finish_reason == g.FINISH_REASON_LENGTH
+        expected = [token_of([first], i) for i in range(20)]
+        assert list(finished.sequences[0].token_ids) == expected
+    assert engine.num_restarts == 3
+    await run.close()
+
+
+async def test_the_one_that_kills_it_fails_alone(tmp_path: Path) -> None:
+    engine = DyingEngine(deaths=[])
+    run = await service(tmp_path, engine)
+    firsts = [1, 2, POISON, 3, 4]
+    ids = [await run.start(request(first)) for first in firsts]
+    results = await asyncio.gather(*map(run.finished, ids))
+    reasons = [finished.finish_reason for finished in results]
+    ok = g.FINISH_REASON_LENGTH
+    assert reasons == [ok, ok, g.FINISH_REASON_FAILED, ok, ok]
+    assert results[2].failure.reason == "ENGINE_CRASHED"
+    # Killed by it once unsuspected, and once on trial.
+    assert engine.num_restarts == 2
+    await run.close()
+
+
+async def test_those_who_come_during_a_trial_wait_and_then_run(tmp_path: Path) -> None:
+    engine = DyingEngine(deaths=[3])
+    run = await service(tmp_path, engine)
+    first = await run.start(request(1))
+    await engine.restarted.wait()
+    second = await run.start(request(2))
+    for finished in await asyncio.gather(run.finished(first), run.finished(second)):
+        assert finished.finish_reason == g.FINISH_REASON_LENGTH
+    await run.close()
+
+
+async def test_an_engine_lost_for_good(tmp_path: Path) -> None:
+    run = await service(tmp_path, DyingEngine(deaths=[4], can_restart=False))
+    generation_id = await run.start(request(1))
+    finished = await run.finished(generation_id)
+    assert finished.finish_reason == g.FINISH_REASON_INTERRUPTED
+    assert 0 < finished.num_generated_tokens < 20
+    with pytest.raises(EngineLostError):
+        await run.running
+    with pytest.raises(EngineLostError):
+        await run.start(request(2))
+    await run.close()
+
+
+async def test_draining_refuses_and_waits(tmp_path: Path) -> None:
+    run = await service(tmp_path, DyingEngine(deaths=[]))
+    generation_id = await run.start(request(1))
+    draining = asyncio.create_task(run.generations.drain(30))
+    await asyncio.sleep(0)
+    with pytest.raises(DrainingError):
+        await run.start(request(2))
+    assert (await run.finished(generation_id)).finish_reason == g.FINISH_REASON_LENGTH
+    await draining
+    await run.close()
+
+
+async def test_the_queue_counts_those_whose_prompt_is_unread(tmp_path: Path) -> None:
+    engine = DyingEngine(deaths=[])
+    run = await service(tmp_path, engine, max_queue=2)
+    run.running.cancel()
+    for first in (1, 2):
+        await run.start(request(first))
+    with pytest.raises(QueueFullError):
+        await run.start(request(3))
+    await run.close()
