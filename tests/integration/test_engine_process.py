@@ -54,6 +54,7 @@ async def test_from_start_to_stop(engine: EngineProcess, tiny_model: TinyModel) 
     assert (info.name, info.max_context_length) == ("tiny", 8192)
     assert engine.pid is not None
     assert engine.pid != os.getpid()
+    assert psutil.Process(engine.pid).environ()["OMP_WAIT_POLICY"] == "PASSIVE"
     engine.send(admit("greedy", greedy(20, ignore_eos=True)))
     engine.send(admit("drawn", Decoding(Strategy.SAMPLE, 20, seed=1, num_return_sequences=2)))
     turns = await until_finished(engine.turns(), "greedy", "drawn")

@@ -44,6 +44,9 @@ def default_cache_dir() -> Path:
 def _make(recipe: Recipe, directory: Path) -> None:
     """Trains beside `directory`, and renames when all is there. The lock has to be held."""
     _say("training the demo's model on the Python reference (once, about two minutes) ...")
+    # Read once, when torch is loaded: threads that spin while they wait for each other make the
+    # training ten times slower beside any other busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here and not above: a cached model needs nothing of the training stack.
     from whence_server.demo.training import train
 

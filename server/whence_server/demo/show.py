@@ -40,7 +40,15 @@ async def show(model: Path, data_dir: Path) -> int:
         async with _server(model, data_dir, endpoint) as target:
             for options in (
                 ("--greedy", "--max-new-tokens", "24", "--candidates"),
-                ("--temperature", "0.8", "--top-p", "0.95", "--seed", "7", "--candidates"),
+                (
+                    "--temperature",
+                    "0.8",
+                    "--top-p",
+                    "0.95",
+                    "--max-new-tokens",
+                    "24",
+                    "--candidates",
+                ),
                 ("--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "160"),
             ):
                 status = await _generate(target, PROMPT, *options)
