@@ -26,6 +26,7 @@ def engine_options(directory: Path | str, **changes: object) -> EngineOptions:
         max_cache_tokens=8192,
         prefill_chunk_tokens=512,
         trust_remote_code=False,
+        log_level="info",
         digest_cache="",
     )._replace(**changes)  # type: ignore[arg-type]
 

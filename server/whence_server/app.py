@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from whence_server.config import ServeConfig
-from whence_server.domain.errors import EngineLostError
+from whence_server.domain.errors import EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
@@ -33,7 +34,7 @@ from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
-EXIT_DRAINED, EXIT_ENGINE_LOST = 0, 1
+EXIT_DRAINED, EXIT_LOST = 0, 1
 # How long calls that end by themselves get for it once nothing is running any more.
 _CLOSING_CALLS_S = 1.0
 _FLUSH_SPANS_S = 5.0
@@ -47,6 +48,7 @@ async def serve(settings: ServeConfig) -> int:
 
     Raises:
         ConfigurationError: the server cannot start with these settings.
+        JournalError: the last of the journal could not be written.
     """
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
@@ -56,12 +58,18 @@ async def serve(settings: ServeConfig) -> int:
             return await _serve(settings, journal)
         finally:
             if exporter is not None:
-                await journal.flush()
-                if not await exporter.flush(_FLUSH_SPANS_S):
-                    _log.warning("spans are left to send; they go out after the next start")
-                await exporter.close()
+                await _close_exporter(exporter, journal)
     finally:
         await journal.close()
+
+
+async def _close_exporter(exporter: SpanExporter, journal: Journal) -> None:
+    try:
+        await journal.flush()
+        if not await exporter.flush(_FLUSH_SPANS_S):
+            _log.warning("spans are left to send; they go out after the next start")
+    finally:
+        await exporter.close()
 
 
 def _start_exporter(settings: ServeConfig, journal: Journal) -> SpanExporter | None:
@@ -82,9 +90,12 @@ async def _serve(settings: ServeConfig, journal: Journal) -> int:
     limits = Limits(
         max_queue=settings.max_queue,
         max_prompt_tokens=settings.max_prompt_tokens,
+        max_batch_size=settings.max_batch_size,
+        max_cache_tokens=settings.max_cache_tokens,
+        max_return_sequences=min(64, settings.max_batch_size),
         default_candidates=settings.default_candidates,
     )
-    serving = Serving(settings.served_name)
+    serving = Serving(settings.served_name, journal)
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call))
     rpc = await build_server(
@@ -102,9 +113,14 @@ async def _serve(settings: ServeConfig, journal: Journal) -> int:
         calls,
     )
     await rpc.server.start()
-    engine = EngineSupervisor(_engine_options(settings), rpc.set_serving)
+    stop = asyncio.Event()
+
+    async def set_serving(up: bool) -> None:
+        await rpc.set_serving(up and not stop.is_set())
+
+    engine = EngineSupervisor(_engine_options(settings), set_serving)
     try:
-        async with _Signals() as stop:
+        with _signals(stop):
             model = await _or_stop(engine.start(), stop)
             if model is None:
                 return EXIT_DRAINED
@@ -139,9 +155,9 @@ async def _until_stopped(
             running.result()
         _log.info("draining %d generations", generations.num_running)
         await generations.drain(settings.drain_grace)
-    except EngineLostError as error:
+    except (EngineLostError, JournalError) as error:
         _log.critical("%s", error)
-        return EXIT_ENGINE_LOST
+        return EXIT_LOST
     finally:
         for task in (running, stopped):
             task.cancel()
@@ -160,6 +176,7 @@ def _engine_options(settings: ServeConfig) -> EngineOptions:
         max_cache_tokens=settings.max_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         trust_remote_code=settings.trust_remote_code,
+        log_level=settings.log_level,
         digest_cache=str(settings.data_dir / "digests.json"),
     )
 
@@ -183,23 +200,22 @@ async def _or_stop(
     return None
 
 
-class _Signals:
-    """SIGTERM and SIGINT as an event; a second one ends the process at once."""
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Sets the event on SIGTERM or SIGINT; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
 
-    async def __aenter__(self) -> asyncio.Event:
-        self._stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._caught, number)
-        return self._stop
-
-    def _caught(self, number: int) -> None:
-        if self._stop.is_set():
+    def caught(number: int) -> None:
+        if stop.is_set():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._stop.set()
+        stop.set()
 
-    async def __aexit__(self, *error: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, caught, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
             loop.remove_signal_handler(number)

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from whence_server import config
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import ConfigurationError, JournalError
 
-_EPILOG = """exit status: 0 drained and closed; 1 the engine was lost; 2 a setting, a model or a
-data directory that the server cannot start with"""
+_EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
+model or a data directory that the server cannot start with"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        The exit status: 0 done, 1 the engine was lost, 2 the server cannot start so.
+        The exit status: 0 done, 1 the engine or the journal was lost, 2 the server cannot start so.
     """
     parser = argparse.ArgumentParser(
         prog="whence-server",
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return 2
+    except JournalError as error:
+        print(f"whence-server: {error}", file=sys.stderr)
+        return 1
 
 
 def _serve(settings: config.ServeConfig) -> int:

@@ -7,9 +7,8 @@ variables are errors, so that a misspelt setting never goes unnoticed.
 
 import argparse
 import dataclasses
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,14 +232,10 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
     if "model" not in values:
         raise ConfigurationError("--model: which model to serve? Give a directory or a hub id")
     if "otlp_endpoint" not in values:
-        values["otlp_endpoint"] = environment.get(
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+        # An empty variable counts as unset, as the OpenTelemetry specification has it.
+        values["otlp_endpoint"] = (
+            environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+            or ""
         )
     return ServeConfig(**values)
-
-
-def read(arguments: Sequence[str]) -> ServeConfig:
-    """The settings from these flags and the process's environment."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_arguments(parser)
-    return serve_config(parser.parse_args(arguments), os.environ)

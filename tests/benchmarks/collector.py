@@ -1,4 +1,7 @@
-"""An OTLP collector in a process of its own: counts what comes, answers at once."""
+"""An OTLP collector in a process of its own: counts what comes, answers at once.
+
+Spans that were sent twice count once in `num_spans`, and are told as `num_duplicates`.
+"""
 
 import asyncio
 import json
@@ -7,20 +10,26 @@ import sys
 from whence_server.telemetry.receiver import Receiver
 
 
+def num_unique(receiver: Receiver) -> int:
+    return len({(span.trace_id, span.span_id) for span in receiver.spans})
+
+
 async def main() -> None:
-    receiver = Receiver(keep=False)
+    receiver = Receiver()
     await receiver.start()
     print(json.dumps({"endpoint": receiver.endpoint}), flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
-        if "wait_for" in command:
-            await receiver.wait_for(command["wait_for"])
+        while "wait_for" in command and num_unique(receiver) < command["wait_for"]:
+            await receiver.wait_for(receiver.num_spans + 1)
         if command.get("stop"):
             await receiver.stop()
         if command.get("start"):
             await receiver.start()
-        print(json.dumps({"num_spans": receiver.num_spans}), flush=True)
+        unique = num_unique(receiver)
+        answer = {"num_spans": unique, "num_duplicates": receiver.num_spans - unique}
+        print(json.dumps(answer), flush=True)
     await receiver.close()
 
 

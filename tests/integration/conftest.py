@@ -14,7 +14,12 @@ def server(
 ) -> Iterator[ServerProcess]:
     """A server on a tiny GPT-2 in float32, with everything else as shipped."""
     with ServerProcess(
-        tiny_model("gpt2"), tmp_path_factory.mktemp("shared"), "--model-name", "tiny"
+        tiny_model("gpt2"),
+        tmp_path_factory.mktemp("shared"),
+        "--model-name",
+        "tiny",
+        "--max-cache-tokens",
+        "4096",
     ) as process:
         yield process
 

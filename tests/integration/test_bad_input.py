@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+from google.protobuf import struct_pb2
 from rpc_errors import Failure, failure_of
 from server_process import ServerProcess
 from tiny_models import PADDED_VOCABULARY, byte_level_tokenizer
@@ -70,6 +71,24 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
     "no messages": (
         g.GenerateRequest(chat=g.ChatInput()),
         {"chat.messages": "at least one message"},
+    ),
+    "template arguments that are no JSON": (
+        g.GenerateRequest(
+            chat=g.ChatInput(
+                messages=[g.ChatMessage(role="user", content="x")],
+                template_arguments=struct_pb2.Struct(
+                    fields={"x": struct_pb2.Value(number_value=float("nan"))}
+                ),
+            )
+        ),
+        {"chat.template_arguments": "no JSON"},
+    ),
+    "more than the cache can ever hold": (
+        g.GenerateRequest(
+            prompt="x" * 40,
+            decoding=D(sample=S(), num_return_sequences=64, max_new_tokens=100),
+        ),
+        {"decoding.max_new_tokens": "this server's holds 4096"},
     ),
     "prompt too long": (
         g.GenerateRequest(tokens=g.TokenInput(token_ids=TOO_LONG)),
@@ -285,6 +304,7 @@ def test_unknown_generation(channel: grpc.Channel, call: Callable[[grpc.Channel]
         (trace_pb2.ListGenerationsRequest(page_token="nonsense"), "page_token"),
         (trace_pb2.ListGenerationsRequest(page_size=-1), "page_size"),
     ],
+    ids=["token", "size"],
 )
 def test_bad_pages(
     channel: grpc.Channel, request_message: trace_pb2.ListGenerationsRequest, field: str
@@ -292,6 +312,20 @@ def test_bad_pages(
     with pytest.raises(grpc.RpcError) as caught:
         trace_pb2_grpc.TraceServiceStub(channel).ListGenerations(request_message)
     assert failure_of(caught.value).fields.keys() == {field}
+
+
+def test_a_bad_page_of_steps(channel: grpc.Channel) -> None:
+    started = next(
+        generation_pb2_grpc.GenerationServiceStub(channel).Generate(
+            g.GenerateRequest(prompt="x", decoding=D(max_new_tokens=1))
+        )
+    ).event.started
+    for token in ("nonsense", "after:" + "9" * 5_000, "after:-1"):
+        with pytest.raises(grpc.RpcError) as caught:
+            trace_pb2_grpc.TraceServiceStub(channel).ListSteps(
+                trace_pb2.ListStepsRequest(generation_id=started.generation_id, page_token=token)
+            )
+        assert failure_of(caught.value).fields.keys() == {"page_token"}
 
 
 def test_a_bad_watch_position(channel: grpc.Channel) -> None:

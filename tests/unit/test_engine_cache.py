@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from whence_server.engine.cache import BatchedCache
+from whence_server.engine.cache import BatchedCache, BatchedLayer
 
 LAYERS, HEADS, SIZE = 2, 3, 4
 
@@ -148,3 +148,15 @@ def test_sizes_as_the_mask_code_asks_for_them(layer: int) -> None:
     assert rows.batch.get_query_offset(layer) == 5
     assert rows.batch.get_mask_sizes(1, layer) == (6, 0)
     assert rows.batch.get_max_length() == -1
+
+
+def test_many_short_rows_leave_no_memory_behind_for_a_few_long_ones() -> None:
+    layer, short, long = BatchedLayer(), BatchedLayer(), BatchedLayer()
+    short.update(*(torch.ones(1, 1, 10, 2) for _ in range(2)))
+    long.update(*(torch.ones(1, 1, 3_000, 2) for _ in range(2)))
+    layer.insert(short, 64)
+    for _ in range(64):
+        layer.remove(0)
+    layer.insert(long, 1)
+    assert layer.keys.shape[0] == 1
+    assert layer.keys.shape[2] <= 2 * 3_000

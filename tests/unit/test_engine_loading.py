@@ -31,6 +31,7 @@ def options(directory: Path | str, **changes: object) -> EngineOptions:
         max_cache_tokens=4096,
         prefill_chunk_tokens=64,
         trust_remote_code=False,
+        log_level="info",
         digest_cache="",
     )._replace(**changes)  # type: ignore[arg-type]
 

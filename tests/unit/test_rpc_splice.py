@@ -71,9 +71,9 @@ def test_the_bytes_are_those_of_the_generated_class() -> None:
 
 def test_watch_responses_carry_id_and_position() -> None:
     (event,) = events(entries_of([EntryKind.FINISHED]))
-    raw = watch_response("some-id", "some-position", event)
+    raw = watch_response(event, "some-position")
     response = trace_pb2.WatchGenerationsResponse.FromString(raw)
-    assert (response.generation_id, response.position) == ("some-id", "some-position")
+    assert (response.generation_id, response.position) == ("g", "some-position")
     assert response.event.finished.queue_ns == 5
 
 

@@ -20,7 +20,7 @@ def main() -> int:
         return _serve(model, data_dir)
     from whence_server.demo.show import show
 
-    return asyncio.run(show(model, data_dir))
+    return asyncio.run(show(model))
 
 
 def _serve(model: Path, data_dir: Path) -> int:

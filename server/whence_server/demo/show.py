@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -26,7 +27,7 @@ What to try next
 """
 
 
-async def show(model: Path, data_dir: Path) -> int:
+async def show(model: Path) -> int:
     """Runs the demo from the start of the server to its end.
 
     Returns:
@@ -37,7 +38,7 @@ async def show(model: Path, data_dir: Path) -> int:
     try:
         await receiver.start()
         endpoint = own_endpoint or receiver.endpoint
-        async with _server(model, data_dir, endpoint) as target:
+        async with _server(model, endpoint) as target:
             for options in (
                 ("--greedy", "--max-new-tokens", "24", "--candidates"),
                 (
@@ -64,12 +65,19 @@ async def show(model: Path, data_dir: Path) -> int:
 
 
 @asynccontextmanager
-async def _server(model: Path, data_dir: Path, otlp_endpoint: str) -> AsyncIterator[str]:
-    """A server in a process of its own; gives what a client connects to."""
+async def _server(model: Path, otlp_endpoint: str) -> AsyncIterator[str]:
+    """A server in a process of its own, on a new journal; gives what a client connects to."""
     print("Starting the server ...", flush=True)
+    with TemporaryDirectory(prefix="whence-demo-") as data_dir:
+        async with _server_on(model, data_dir, otlp_endpoint) as target:
+            yield target
+
+
+@asynccontextmanager
+async def _server_on(model: Path, data_dir: str, otlp_endpoint: str) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "whence_server", "serve"),
-        *("--model", str(model), "--model-name", "demo", "--data-dir", str(data_dir)),
+        *("--model", str(model), "--model-name", "demo", "--data-dir", data_dir),
         *("--listen", "127.0.0.1:0", "--otlp-endpoint", otlp_endpoint, "--log-level", "warning"),
         stdout=asyncio.subprocess.PIPE,
     )

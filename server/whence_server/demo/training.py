@@ -32,9 +32,6 @@ CHAT_TEMPLATE = (
     "{% if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
 )
 
-# Beside token embeddings that start with a standard deviation of 0.02.
-_POSITION_SCALE = 0.02
-
 
 def train(recipe: Recipe, directory: Path) -> float:
     """Makes model and tokenizer and saves both, as `from_pretrained` reads them.
@@ -51,7 +48,6 @@ def train(recipe: Recipe, directory: Path) -> float:
     set_seed(recipe.seed)
     tokenizer = train_tokenizer(recipe)
     model = GPT2LMHeadModel(_config(recipe, tokenizer.eos_token_id))
-    _lay_out_positions(model.transformer.wpe.weight)
     trainer = Trainer(
         model=model,
         args=_arguments(recipe, directory),
@@ -168,22 +164,6 @@ def _config(recipe: Recipe, eos_token_id: int) -> GPT2Config:
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
     )
-
-
-@torch.no_grad()
-def _lay_out_positions(weight: torch.Tensor) -> None:
-    """Starts the position embeddings as sinusoids (Vaswani et al., 2017, section 3.5).
-
-    A step back is then the same rotation at every position, so that attention finds the token
-    before within a hundred steps; from random ones, each position has to learn it by itself.
-
-    Args:
-        weight: shape (context_length, embedding_size), overwritten.
-    """
-    num_positions, size = weight.shape
-    frequencies = num_positions ** -torch.linspace(0, 1, size // 2)  # radians a position
-    angles = torch.outer(torch.arange(num_positions), frequencies)
-    weight.copy_(_POSITION_SCALE * torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 def _arguments(recipe: Recipe, directory: Path) -> TrainingArguments:

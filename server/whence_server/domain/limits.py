@@ -11,6 +11,10 @@ class Limits:
     """Sequences that may wait for their prefill; the next is RESOURCE_EXHAUSTED."""
     max_prompt_tokens: int = 0
     """0 is the model's context less one."""
+    max_batch_size: int = 64
+    """Sequences decoded together: no request can have more."""
+    max_cache_tokens: int = 131_072
+    """Positions of all running sequences: no request can need more."""
     default_max_new_tokens: int = 256
     max_return_sequences: int = 64
     max_stop_strings: int = 64

@@ -82,6 +82,8 @@ class GenerationRequest:
     model: str = ""
     decoding: DecodingRequest = field(default_factory=DecodingRequest)
     trace: TraceRequest = field(default_factory=TraceRequest)
+    size_bytes: int = 0
+    """On the wire: says whether working on it is a matter of microseconds."""
     generation_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     disconnect_grace_s: float = 0.0

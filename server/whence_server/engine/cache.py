@@ -217,7 +217,8 @@ class BatchedLayer(CacheLayerMixin):
         There is room for twice the columns asked for, so that copying is paid for by the steps
         in between, and it happens once for each doubling.
         """
-        rows = max(1 << (num_rows - 1).bit_length(), self.keys.shape[0])
+        # Of rows no more than are there: many short ones may be followed by a few long ones.
+        rows = 1 << (num_rows - 1).bit_length()
         columns = max(2 * num_columns, MIN_COLUMNS)
         end = first + self.width
         for name in ("keys", "values"):

@@ -30,6 +30,8 @@ class EngineOptions(NamedTuple):
     max_cache_tokens: int
     prefill_chunk_tokens: int
     trust_remote_code: bool
+    log_level: str
+    """"debug", "info", "warning" or "error"."""
     digest_cache: str
     """A JSON file that remembers digests by (path, size, mtime); "" for none."""
 

@@ -32,6 +32,7 @@ def main(descriptor: int) -> int:
         options: EngineOptions = channel.receive(connection)
     except (EOFError, OSError):
         return 0
+    logging.getLogger().setLevel(options.log_level.upper())
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), name="inbox", daemon=True).start()
     try:

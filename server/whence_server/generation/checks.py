@@ -156,9 +156,18 @@ def check_sampling(faults: Faults, decoding: Decoding) -> None:
     within("eta_cutoff", 0 <= decoding.eta_cutoff < 1, "must be in [0, 1)")
 
 
-def check_sequences(faults: Faults, decoding: Decoding, limits: Limits) -> None:
-    """Several sequences only where the strategy can make them differ."""
+def check_sequences(
+    faults: Faults, decoding: Decoding, num_prompt_tokens: int, limits: Limits
+) -> None:
+    """Several sequences only where the strategy can make them differ, and where they fit."""
     n = decoding.num_return_sequences
+    needed = n * (num_prompt_tokens + decoding.max_new_tokens)
+    faults.expect(
+        needed <= limits.max_cache_tokens,
+        "decoding.max_new_tokens",
+        f"{n} sequences of {num_prompt_tokens} prompt and {decoding.max_new_tokens} new tokens "
+        f"need a cache of {needed} tokens; this server's holds {limits.max_cache_tokens}",
+    )
     faults.expect(
         1 <= n <= limits.max_return_sequences,
         "decoding.num_return_sequences",

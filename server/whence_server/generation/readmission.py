@@ -1,8 +1,9 @@
 """Who is sent to the engine, and when: after a death the suspects go back one at a time.
 
-Any of the generations that were running may have killed the engine. Each is admitted again
-alone, as long as others are under suspicion, and is cleared once it has got further. One that
-the engine dies with while it is on trial is the culprit, and fails alone.
+Any of the generations that were running may have killed the engine. They are admitted again
+one after the other, each once the one before it has got further than it was. If the engine dies
+in a trial, that one is tried again, first of all and so alone; if it dies then too, it is to
+blame beyond doubt, and fails.
 """
 
 from collections import deque
@@ -58,13 +59,16 @@ class Readmission:
         self._down = True
         blamed = []
         suspects = [g for g in running if g.id in self._sent]
-        if self._on_trial is not None:
+        if self._on_trial is not None and self._sent == {self._on_trial.id}:
             blamed = [self._on_trial]
         for generation in suspects:
             generation.num_deaths += 1
             if generation.num_deaths >= MAX_DEATHS and generation not in blamed:
                 blamed.append(generation)
-        self._trials.extendleft(reversed([g for g in suspects if g not in blamed]))
+        again = [g for g in suspects if g not in blamed]
+        # First among them, and so alone, the one that was on trial beside others.
+        again.sort(key=lambda g: g is not self._on_trial)
+        self._trials.extendleft(reversed(again))
         self._on_trial = None
         self._sent.clear()
         return blamed

@@ -2,7 +2,7 @@
 
 import logging
 
-from whence.v1 import generation_pb2, step_pb2
+from whence.v1 import call_pb2, generation_pb2, step_pb2
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import CallRecord, Finished, SequenceResult
@@ -23,26 +23,25 @@ async def close_interrupted(journal: Journal) -> int:
     """Writes FINISHED, as INTERRUPTED, for every generation that a crash cut off.
 
     What was committed of it stands: the results are rebuilt from its steps, and it ends at
-    the time of its last one. The call that it belonged to is put on record as UNAVAILABLE,
-    where it had not ended before.
+    the time of its last one. A call that was cut off goes on record as UNAVAILABLE, also
+    where its generation had finished: without it, the spans would lack their root.
 
     Returns:
-        How many there were.
+        How many generations were unfinished.
     """
     unfinished = journal.unfinished()
     for generation_id in unfinished:
-        await _close(journal, generation_id)
+        await _finish(journal, generation_id)
+    for generation_id in dict.fromkeys([*unfinished, *journal.uncalled()]):
+        await _end_call(journal, generation_id)
     if unfinished:
         _log.warning("closed %d generations that a crash had interrupted", len(unfinished))
-        await journal.flush()
+    await journal.flush()
     return len(unfinished)
 
 
-async def _close(journal: Journal, generation_id: str) -> None:
-    started = generation_pb2.GenerationStarted()
-    for entry in await journal.read(generation_id, limit=1, kinds=(EntryKind.STARTED,)):
-        started.MergeFromString(entry.payload)
-    start_time_ns = started.start_time.ToNanoseconds()
+async def _finish(journal: Journal, generation_id: str) -> None:
+    started = await _started(journal, generation_id)
     results = _Results(max(started.effective_decoding.num_return_sequences, 1))
     offset = 0
     while entries := await journal.read(
@@ -59,7 +58,7 @@ async def _close(journal: Journal, generation_id: str) -> None:
         queue_ns=0,
         prefill_ns=results.first_elapsed_ns,
         decode_ns=results.last_elapsed_ns - results.first_elapsed_ns,
-        end_time_ns=start_time_ns + results.last_elapsed_ns,
+        end_time_ns=started.start_time.ToNanoseconds() + results.last_elapsed_ns,
     )
     journal.finish(
         generation_id,
@@ -68,9 +67,28 @@ async def _close(journal: Journal, generation_id: str) -> None:
             FinishReason.INTERRUPTED, results.num_tokens, results.text(0)[:PREVIEW_CHARACTERS]
         ),
     )
-    if not await journal.read(generation_id, limit=1, kinds=(EntryKind.CALL,)):
-        call = _interrupted_call(started, start_time_ns, finished.end_time_ns)
-        journal.record_call(generation_id, encode_call(call))
+
+
+async def _end_call(journal: Journal, generation_id: str) -> None:
+    started = await _started(journal, generation_id)
+    for entry in await journal.read(generation_id, kinds=(EntryKind.CALL,)):
+        # Other calls, that resumed it, may have ended before.
+        if call_pb2.Call.FromString(entry.payload).span_id == started.span_id:
+            return
+    finished = generation_pb2.GenerationFinished()
+    for entry in await journal.read(generation_id, limit=1, kinds=(EntryKind.FINISHED,)):
+        finished.MergeFromString(entry.payload)
+    call = _interrupted_call(
+        started, started.start_time.ToNanoseconds(), finished.end_time.ToNanoseconds()
+    )
+    journal.record_call(generation_id, encode_call(call))
+
+
+async def _started(journal: Journal, generation_id: str) -> generation_pb2.GenerationStarted:
+    started = generation_pb2.GenerationStarted()
+    for entry in await journal.read(generation_id, limit=1, kinds=(EntryKind.STARTED,)):
+        started.MergeFromString(entry.payload)
+    return started
 
 
 def _interrupted_call(

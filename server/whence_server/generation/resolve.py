@@ -130,7 +130,7 @@ def resolve_decoding(
     check_stops(faults, decoding, model, limits)
     check_processors(faults, request, decoding, model, limits)
     check_sampling(faults, decoding)
-    check_sequences(faults, decoding, limits)
+    check_sequences(faults, decoding, num_prompt_tokens, limits)
     faults.raise_if_any()
     return decoding
 

@@ -17,6 +17,11 @@ from whence_server.text.sequence import SequenceText
 from whence_server.text.tokenizer import TextTokenizer
 
 PREVIEW_CHARACTERS = 200
+# What the engine gives as a reason, where it is not the server's own fault.
+_FAILURE_CODES = {
+    "NO_TOKEN_LEFT": Code.INVALID_ARGUMENT,
+    "OUT_OF_MEMORY": Code.RESOURCE_EXHAUSTED,
+}
 
 
 @dataclass(slots=True)
@@ -183,7 +188,8 @@ class RunningGeneration:
 
     def fail(self, reason: str, message: str) -> None:
         """Closes it as FAILED, with the code that a live call would have got."""
-        self.finish(FinishReason.FAILED, Failure(Code.INTERNAL, reason, message))
+        code = _FAILURE_CODES.get(reason, Code.INTERNAL)
+        self.finish(FinishReason.FAILED, Failure(code, reason, message))
 
     def _result(self, index: int, reason: FinishReason | None) -> SequenceResult:
         sequence = self._sequences[index]

@@ -7,15 +7,14 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     DrainingError,
     EngineLostError,
-    FieldViolation,
     GenerationExistsError,
-    InvalidRequestError,
     ModelNotFoundError,
     QueueFullError,
 )
@@ -23,25 +22,23 @@ from whence_server.domain.generation import Started
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.processors import processor_names
-from whence_server.domain.requests import ChatInput, GenerationRequest, TokenInput
+from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.engine.messages import StopGeneration, StopSequence, Turn
-from whence_server.generation.checks import check_prompt
 from whence_server.generation.ports import Engine
+from whence_server.generation.prepare import prepared
 from whence_server.generation.readmission import Readmission
-from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.generation.running import PREVIEW_CHARACTERS, RunningGeneration
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationIndex
 from whence_server.text.tokenizer import TextTokenizer
-from whence_server.text.unicode import LoneSurrogateError
 
 _log = logging.getLogger(__name__)
 
-# Tokenizing a prompt of this many characters takes about a millisecond: longer ones go to a
-# thread, so that no stream waits for them.
-_INLINE_CHARACTERS = 4_000
+# Tokenizing so much takes about a millisecond: larger requests go to a thread, so that no
+# stream waits for them.
+_INLINE_BYTES = 4_000
 _RETRY_AFTER_S = 1.0
 # How long the call that started a generation has to begin reading it.
 _FIRST_READER_S = 5.0
@@ -139,35 +136,36 @@ class Generations:
         waiting = self._num_starting + sum(
             g.started.decoding.num_return_sequences for g in self._running.values() if g.waiting
         )
-        if waiting > self._limits.max_queue:
+        # One that finds nobody before it is never too many.
+        if waiting > max(self._limits.max_queue, request.decoding.num_return_sequences or 1):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
 
     async def _start_new(
         self, generation_id: str, request: GenerationRequest, arrival: Arrival
     ) -> None:
-        trace, unavailable = resolve_trace(request.trace, self._limits)
-        prompt, token_ids, field = await self._encode(request)
-        check_prompt(token_ids, field, self._model, self._limits)
-        decoding = resolve_decoding(
-            request.decoding,
-            num_prompt_tokens=len(token_ids),
+        prepare = partial(
+            prepared,
+            request,
             model=self._model,
             limits=self._limits,
             tokenizer=self._tokenizer,
+        )
+        ready = (
+            prepare() if request.size_bytes <= _INLINE_BYTES else await asyncio.to_thread(prepare)
         )
         started = Started(
             generation_id=generation_id,
             trace_context=arrival.trace_context,
             start_time_ns=arrival.time_ns,
             model=self._model,
-            prompt=prompt,
-            prompt_token_ids=tuple(token_ids),
-            decoding=decoding,
-            trace=trace,
-            processor_names=processor_names(decoding),
+            prompt=ready.prompt,
+            prompt_token_ids=tuple(ready.token_ids),
+            decoding=ready.decoding,
+            trace=ready.trace,
+            processor_names=processor_names(ready.decoding),
             request_digest=request.digest,
             labels=dict(request.labels),
-            unavailable=unavailable,
+            unavailable=ready.unavailable,
             operation="chat" if isinstance(request.input, ChatInput) else "text_completion",
         )
         if self._draining:
@@ -202,38 +200,6 @@ class Generations:
             self._set_timer(running, "duration", request.max_duration_s, FinishReason.TIMEOUT)
         first_reader_s = max(running.grace_s, _FIRST_READER_S)
         self._set_timer(running, "grace", first_reader_s, FinishReason.CANCELLED)
-
-    async def _encode(self, request: GenerationRequest) -> tuple[str, list[int], str]:
-        """The prompt as text, as ids, and the field that it came in."""
-        given = request.input
-        if isinstance(given, TokenInput):
-            inside = [i for i in given.token_ids if i < self._model.vocabulary_size]
-            return self._tokenizer.decode(inside), list(given.token_ids), "tokens.token_ids"
-        add_special_tokens = request.decoding.add_special_tokens
-        if isinstance(given, str):
-            field, size = "prompt", len(given)
-        else:
-            field, size = "chat", sum(len(message.content) for message in given.messages)
-            if add_special_tokens:
-                raise InvalidRequestError(
-                    FieldViolation(
-                        "decoding.add_special_tokens",
-                        "does not go with `chat`: the chat template adds the special tokens",
-                    )
-                )
-
-        def encode() -> tuple[str, list[int]]:
-            if isinstance(given, str):
-                adding = add_special_tokens is not False
-                return given, self._tokenizer.encode(given, add_special_tokens=adding)
-            text = self._tokenizer.render_chat(given.messages, given.template_arguments)
-            return text, self._tokenizer.encode(text, add_special_tokens=False)
-
-        try:
-            text, ids = encode() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(encode)
-        except LoneSurrogateError as error:
-            raise InvalidRequestError(FieldViolation(field, str(error))) from error
-        return text, ids, field
 
     # ---- following and stopping ----
 

@@ -45,6 +45,7 @@ class Log:
         self._hash = state.hash
         self._strict = durability is Durability.STRICT
         self._tail_entries = tail_entries
+        self._uncalled = state.uncalled
         self._deleting: set[str] = set()
         self._live = {
             u.index.generation_id: LiveGeneration(
@@ -75,6 +76,10 @@ class Log:
     def unfinished(self) -> list[str]:
         """Ids of generations that an earlier run left open, oldest first: finish them."""
         return [i for i, live in self._live.items() if live.recovered and not live.finish]
+
+    def uncalled(self) -> list[str]:
+        """Ids of generations of an earlier run, finished or not, without any call on record."""
+        return list(self._uncalled)
 
     def create(self, index: GenerationIndex, payload: bytes) -> int:
         """Appends STARTED; returns its offset, 1.

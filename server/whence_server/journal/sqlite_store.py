@@ -95,6 +95,16 @@ def check_sqlite_version(version: str) -> None:
         )
 
 
+_UNCALLED = """
+SELECT generation_id FROM generations AS g
+WHERE g.writer = ? AND g.deleted = 0 AND NOT EXISTS (
+    SELECT 1 FROM entries AS e
+    WHERE e.writer = g.writer AND e.generation = g.started_position
+        AND e."offset" = 0 AND e.kind = ?
+)
+"""
+
+
 class SqliteStore:
     """One connection that writes, and one that reads for every thread that asks.
 
@@ -185,7 +195,8 @@ class SqliteStore:
             for started, secret, last_offset, *row in self._rows(_UNFINISHED)
         ]
         cursors = dict(self._rows("SELECT name, position FROM cursors"))
-        return State(self.writer_id, position, last_hash, unfinished, cursors)
+        uncalled = [row[0] for row in self._rows(_UNCALLED, (_WRITER, EntryKind.CALL))]
+        return State(self.writer_id, position, last_hash, unfinished, uncalled, cursors)
 
     def generation(self, generation_id: str) -> GenerationRow | None:
         """One generation's row, or a deleted one's tombstone. A probe of one index."""

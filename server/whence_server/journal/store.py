@@ -76,6 +76,8 @@ class State(NamedTuple):
     position: int
     hash: bytes
     unfinished: list[Unfinished]
+    uncalled: list[str]
+    """Generations without the record of any call, whose own was cut off."""
     cursors: dict[str, int]
 
 

@@ -161,7 +161,10 @@ class _Guarded:
         except WhenceError as error:
             code = GRPC_CODES[error.code]
             if code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s failed, trace %s", self._name, call.trace_context.trace_id)
+                trace_id = call.trace_context.trace_id
+                _log.exception("%s failed, trace %s", self._name, trace_id)
+                # What is inside is for the log: it may hold paths, or worse.
+                await abort(context, _bug(trace_id))
             await abort(context, error)
         except asyncio.CancelledError:
             code = _cancelled_code(context)

@@ -59,7 +59,8 @@ def generation_request(
         input=given,
         digest=request_digest(request),
         model=request.model,
-        decoding=_decoding(request.decoding, violations),
+        decoding=_decoding(request.decoding, limits, violations),
+        size_bytes=request.ByteSize(),
         trace=_trace(request.trace, violations),
         generation_id=_generation_id(request.generation_id, violations),
         labels=_labels(request, limits, violations),
@@ -103,14 +104,33 @@ def _input(
         for i, message in enumerate(messages):
             if not message.role:
                 violations.append(FieldViolation(f"chat.messages[{i}].role", "must not be empty"))
-        return ChatInput(messages, json_format.MessageToDict(request.chat.template_arguments))
+        return ChatInput(messages, _template_arguments(request.chat, violations))
     violations.append(FieldViolation("input", "one of `prompt`, `chat` or `tokens` must be set"))
     return ""
 
 
+def _template_arguments(
+    chat: generation_pb2.ChatInput, violations: list[FieldViolation]
+) -> dict[str, object]:
+    try:
+        arguments: dict[str, object] = json_format.MessageToDict(chat.template_arguments)
+    except ValueError as error:  # NaN and infinities are no JSON
+        violations.append(FieldViolation("chat.template_arguments", f"is no JSON: {error}"))
+        return {}
+    return arguments
+
+
 def _decoding(
-    decoding: generation_pb2.Decoding, violations: list[FieldViolation]
+    decoding: generation_pb2.Decoding, limits: Limits, violations: list[FieldViolation]
 ) -> DecodingRequest:
+    if decoding.num_return_sequences > limits.max_return_sequences:
+        violations.append(
+            FieldViolation(
+                "decoding.num_return_sequences",
+                f"must be from 1 to {limits.max_return_sequences}, "
+                f"not {decoding.num_return_sequences}",
+            )
+        )
     chosen = decoding.WhichOneof("strategy")
     sample, beam = decoding.sample, decoding.beam_search
     early_stopping = _EARLY_STOPPING.get(beam.early_stopping)

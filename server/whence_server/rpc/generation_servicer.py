@@ -5,8 +5,9 @@ from contextlib import aclosing
 from typing import Any
 
 from whence.v1 import generation_pb2
+from whence_server.domain.entries import Entry
 from whence_server.domain.limits import Limits
-from whence_server.generation.service import Arrival, Generations
+from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import generation_request, require_generation_id
 from whence_server.rpc.serving import Serving
@@ -43,16 +44,16 @@ class GenerationServicer:
         wanted = generation_request(request, self._limits)
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
         call.generation_id = await generations.start(wanted, arrival)
-        async for message in _follow(generations, call.generation_id, 0):
+        async for message in _messages(generations.follow(call.generation_id, 0)):
             yield message
 
     async def resume(
         self, request: generation_pb2.ResumeGenerationRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
-        """Follows a generation from an offset on, live or recorded."""
-        generations = self._serving.generations()
+        """Follows a generation from an offset on, live or recorded; needs no model for it."""
         call.generation_id = require_generation_id(request.generation_id)
-        async for message in _follow(generations, call.generation_id, request.after_offset):
+        following = self._serving.follow(call.generation_id, request.after_offset)
+        async for message in _messages(following):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
@@ -62,10 +63,10 @@ class GenerationServicer:
         return generation_pb2.CancelGenerationResponse().SerializeToString()
 
 
-async def _follow(
-    generations: Generations, generation_id: str, after_offset: int
+async def _messages(
+    following: AsyncGenerator[list[Entry], None],
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(generations.follow(generation_id, after_offset)) as batches:
+    async with aclosing(following) as batches:
         async for entries in batches:
             for message in responses(entries):
                 yield message

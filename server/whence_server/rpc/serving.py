@@ -1,8 +1,12 @@
 """What the servicers serve: it changes once, when the model has been loaded."""
 
+from collections.abc import AsyncGenerator
+
+from whence_server.domain.entries import Entry
 from whence_server.domain.errors import ModelNotFoundError, ModelNotReadyError
 from whence_server.domain.model import ModelInfo
 from whence_server.generation.service import Generations
+from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
 
 
@@ -15,8 +19,9 @@ class Serving:
         tokenizer: as `model`.
     """
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, journal: Journal) -> None:
         self.model_name = model_name
+        self._journal = journal
         self.model: ModelInfo | None = None
         self.tokenizer: TextTokenizer | None = None
         self._generations: Generations | None = None
@@ -34,6 +39,15 @@ class Serving:
         if self._generations is None:
             raise ModelNotReadyError
         return self._generations
+
+    def follow(self, generation_id: str, after_offset: int) -> AsyncGenerator[list[Entry], None]:
+        """A generation's entries beyond an offset: while no model is loaded, recorded ones.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        followed = self._generations or self._journal
+        return followed.follow(generation_id, after_offset)
 
     def check_model(self, name: str) -> None:
         """Refuses a model's name that is not served; empty is the one that is.

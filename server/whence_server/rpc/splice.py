@@ -7,6 +7,7 @@ against the generated classes.
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from whence.v1 import generation_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
@@ -52,14 +53,22 @@ def _record(tag: bytes, content: bytes) -> bytes:
     return tag + varint(len(content)) + content
 
 
-def events(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """Entries of one generation as serialised GenerationEvents, steps in a row as one batch."""
+class Event(NamedTuple):
+    """A serialised GenerationEvent, and the last of the entries that it holds."""
+
+    last: Entry
+    content: bytes
+
+
+def events(entries: Sequence[Entry]) -> Iterator[Event]:
+    """Entries of one generation as events, steps in a row as one batch."""
     for kind, run in groupby(entries, key=lambda entry: entry.kind):
         if kind in _BATCHED:
-            yield _event(list(run))
+            batch = list(run)
+            yield Event(batch[-1], _event(batch))
         else:
             for entry in run:
-                yield _event([entry])
+                yield Event(entry, _event([entry]))
 
 
 def _event(run: list[Entry]) -> bytes:
@@ -84,13 +93,13 @@ def _event(run: list[Entry]) -> bytes:
 def responses(entries: Sequence[Entry]) -> Iterator[bytes]:
     """Entries as serialised GenerateResponses; ResumeGenerationResponse has the same form."""
     for event in events(entries):
-        yield _record(_RESPONSE, event)
+        yield _record(_RESPONSE, event.content)
 
 
-def watch_response(generation_id: str, position: str, event: bytes) -> bytes:
+def watch_response(event: Event, position: str) -> bytes:
     """One serialised WatchGenerationsResponse."""
     return (
-        _record(_WATCH_ID, generation_id.encode())
+        _record(_WATCH_ID, event.last.generation_id.encode())
         + _record(_WATCH_POSITION, position.encode())
-        + _record(_WATCH_EVENT, event)
+        + _record(_WATCH_EVENT, event.content)
     )

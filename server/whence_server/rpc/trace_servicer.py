@@ -114,9 +114,8 @@ class TraceServicer:
         async with aclosing(until(self._journal.follow_all(after), self._closing)) as batches:
             async for entries in batches:
                 for run in await wanted.runs(entries):
-                    position = position_token(run[-1].position)
                     for event in events(run):
-                        yield watch_response(run[0].generation_id, position, event)
+                        yield watch_response(event, position_token(event.last.position))
 
     async def delete_generation(
         self, request: trace_pb2.DeleteGenerationRequest, call: Call
@@ -170,7 +169,7 @@ def _read_step_token(token: str) -> int:
     if not token:
         return 0
     prefix, _, offset = token.partition(":")
-    if prefix != "after" or not offset.isascii() or not offset.isdecimal():
+    if prefix != "after" or not offset.isascii() or not offset.isdecimal() or len(offset) > 18:
         raise InvalidRequestError(
             FieldViolation("page_token", "is not one that ListSteps returned")
         )

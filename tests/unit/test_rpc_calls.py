@@ -1,0 +1,100 @@
+"""What stands around every method: deadlines, bytes that are no message, bugs."""
+
+import grpc
+import pytest
+
+from whence.v1 import trace_pb2
+from whence_server.domain.errors import JournalError
+from whence_server.domain.generation import CallRecord
+from whence_server.rpc.calls import Call, CallLog, Endpoint, Method, service_handler
+
+
+class AbortError(Exception):
+    """What gRPC raises when a call is aborted."""
+
+
+class Context:
+    """A call's context, as far as the wrapping looks at it."""
+
+    def __init__(self, time_remaining_s: float | None = None, peer: str = "ipv4:127.0.0.1:9"):
+        self._time_remaining_s = time_remaining_s
+        self._peer = peer
+        self.aborted: tuple[grpc.StatusCode, str] | None = None
+
+    def time_remaining(self) -> float | None:
+        return self._time_remaining_s
+
+    def peer(self) -> str:
+        return self._peer
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    async def abort(self, code: grpc.StatusCode, message: str, metadata: object) -> None:
+        self.aborted = (code, message)
+        raise AbortError
+
+
+class CallDetails:
+    method = "/s/Get"
+    invocation_metadata = ()
+
+
+class Wrapped:
+    """One wrapped method, and the records of its calls."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.records: list[CallRecord] = []
+        self._error = error
+        log = CallLog(self.records.append, [Endpoint("127.0.0.1", 1), Endpoint("/s", None)])
+        method = Method("Get", trace_pb2.GetGenerationRequest, unary=self.get, recorded=True)
+        handler = service_handler("s", [method], log).service(CallDetails)
+        self._call, self._parse = handler.unary_unary, handler.request_deserializer
+
+    async def get(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
+        if self._error is not None:
+            raise self._error
+        call.generation_id = request.generation_id
+        return b"answer"
+
+    async def call(self, context: Context, raw: bytes = b"") -> bytes:
+        return await self._call(self._parse(raw), context)
+
+
+async def test_a_call_is_put_on_record() -> None:
+    wrapped = Wrapped()
+    raw = trace_pb2.GetGenerationRequest(generation_id="g").SerializeToString()
+    assert await wrapped.call(Context(peer="unix:"), raw) == b"answer"
+    (record,) = wrapped.records
+    assert (record.method, record.status_code, record.generation_id) == ("s/Get", 0, "g")
+    assert (record.server_address, record.server_port) == ("/s", None)
+    assert record.end_time_ns >= record.start_time_ns
+
+
+async def test_a_deadline_that_has_passed_costs_no_work() -> None:
+    wrapped, context = Wrapped(AssertionError("it was called")), Context(time_remaining_s=-0.1)
+    with pytest.raises(AbortError):
+        await wrapped.call(context)
+    assert context.aborted is not None
+    assert context.aborted[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert wrapped.records[0].status_code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+async def test_bytes_that_are_no_message() -> None:
+    wrapped, context = Wrapped(), Context()
+    with pytest.raises(AbortError):
+        await wrapped.call(context, b"\xff\xff")
+    assert context.aborted is not None
+    assert context.aborted[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("error", [KeyError("a secret"), JournalError("disk full: /a/secret/path")])
+async def test_what_is_inside_stays_inside(error: Exception) -> None:
+    wrapped, context = Wrapped(error), Context()
+    with pytest.raises(AbortError):
+        await wrapped.call(context)
+    assert context.aborted is not None
+    code, message = context.aborted
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in message
+    assert wrapped.records[0].trace_context.trace_id in message
