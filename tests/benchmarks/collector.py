@@ -6,8 +6,11 @@ Spans that were sent twice count once in `num_spans`, and are told as `num_dupli
 import asyncio
 import json
 import sys
+from contextlib import suppress
 
 from whence_server.telemetry.receiver import Receiver
+
+GIVEN_UP_AFTER_S = 120.0
 
 
 def num_unique(receiver: Receiver) -> int:
@@ -21,8 +24,11 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
-        while "wait_for" in command and num_unique(receiver) < command["wait_for"]:
-            await receiver.wait_for(receiver.num_spans + 1)
+        if "wait_for" in command:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GIVEN_UP_AFTER_S):
+                    while num_unique(receiver) < command["wait_for"]:
+                        await receiver.wait_for(receiver.num_spans + 1)
         if command.get("stop"):
             await receiver.stop()
         if command.get("start"):
