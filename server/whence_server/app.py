@@ -6,10 +6,11 @@ import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from whence_server.config import ServeConfig
-from whence_server.domain.errors import EngineLostError, JournalError
+from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
@@ -17,6 +18,7 @@ from whence_server.engine.messages import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
+from whence_server.journal.chain import ChainReport
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
@@ -59,6 +61,21 @@ async def serve(settings: ServeConfig) -> int:
         finally:
             if exporter is not None:
                 await _close_exporter(exporter, journal)
+    finally:
+        await journal.close()
+
+
+async def verify(data_dir: Path) -> ChainReport:
+    """Walks the hash chain of a journal that no server uses; see `journal.chain`.
+
+    Raises:
+        ConfigurationError: there is no journal, or a server uses it.
+    """
+    if not await asyncio.to_thread((data_dir / "journal.db").is_file):
+        raise ConfigurationError(f"{data_dir} holds no journal")
+    journal = await Journal.open(data_dir)
+    try:
+        return await journal.verify()
     finally:
         await journal.close()
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from whence_server import config
 from whence_server.domain.errors import ConfigurationError, JournalError
@@ -30,8 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "serve", help="load a model and serve it", epilog=_EPILOG, allow_abbrev=False
     )
     config.add_arguments(serve)
+    verify = commands.add_parser(
+        "verify",
+        help="walk a journal's hash chain, while no server uses it",
+        epilog="exit status: 0 intact; 1 not; 2 no journal, or one in use",
+        allow_abbrev=False,
+    )
+    verify.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
     parsed = parser.parse_args(arguments)
     try:
+        if parsed.command == "verify":
+            return _verify(parsed.data_dir)
         return _serve(config.serve_config(parsed, os.environ))
     except ConfigurationError as error:
         print(f"whence-server: {error}", file=sys.stderr)
@@ -50,6 +60,17 @@ def _serve(settings: config.ServeConfig) -> int:
         stream=sys.stderr,
     )
     return asyncio.run(serve(settings))
+
+
+def _verify(data_dir: Path) -> int:
+    from whence_server.app import verify
+
+    report = asyncio.run(verify(data_dir))
+    if report.intact:
+        print(f"{report.num_entries} entries, intact; the chain's head is {report.head}")
+        return 0
+    print(f"broken at entry {report.broken_position}: {report.detail}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

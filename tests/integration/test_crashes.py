@@ -1,6 +1,9 @@
 """What is left after SIGKILL, of either process: everything committed, and nothing torn."""
 
 import shutil
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,6 @@ from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
-from whence_server.journal.journal import Journal
 
 ENDLESS = g.GenerateRequest(
     prompt="The quick brown fox",
@@ -62,10 +64,17 @@ def recorded(channel: grpc.Channel, generation_id: str) -> list[step_pb2.Step]:
             return steps
 
 
+def verify(data_dir: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "whence_server", "verify", "--data-dir", str(data_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize("durability", ["group", "strict"])
-async def test_front_killed(
-    tiny_model: Callable[..., Path], tmp_path: Path, durability: str
-) -> None:
+def test_front_killed(tiny_model: Callable[..., Path], tmp_path: Path, durability: str) -> None:
     model = tiny_model("gpt2-long")
     with ServerProcess(model, tmp_path, "--durability", durability) as first:
         engine = psutil.Process(first.engine_pid)
@@ -96,11 +105,17 @@ async def test_front_killed(
             )
             assert resumed[-1].event.finished == response.finished
         assert second.terminate() == 0
-    journal = await Journal.open(tmp_path)
-    report = await journal.verify()
-    await journal.close()
-    assert report.intact
-    assert report.num_entries > len(steps)
+    verified = verify(tmp_path)
+    assert verified.returncode == 0, verified.stderr
+    assert int(verified.stdout.split()[0]) > len(steps)
+    database = sqlite3.connect(tmp_path / "journal.db")
+    database.execute("UPDATE entries SET payload = x'00' WHERE position = 7")
+    database.commit()
+    database.close()
+    tampered = verify(tmp_path)
+    assert tampered.returncode == 1
+    assert "entry 7" in tampered.stderr
+    assert verify(tmp_path / "elsewhere").returncode == 2
 
 
 def test_engine_killed(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

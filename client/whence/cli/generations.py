@@ -44,7 +44,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         return action
 
     listing = add("list", run_list, "recorded generations, newest first")
-    listing.add_argument("--limit", type=int, default=20, metavar="N", help="default: 20")
+    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="default: 20")
     showing = add("show", run_show, "one generation, whole")
     showing.add_argument("--steps", action="store_true", help="each token on a line as well")
     showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
@@ -63,6 +63,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         action.add_argument("generation_id", metavar="ID")
     for action in (listing, showing, watching):
         action.add_argument("--json", action="store_true", help="one object a line")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError("expected a whole number from 1 on")
+    return int(text)
 
 
 def run_list(arguments: argparse.Namespace) -> int:

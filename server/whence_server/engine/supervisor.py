@@ -62,6 +62,7 @@ class EngineSupervisor:
             EngineLostError: it does not start any more, or the weights are not the same.
         """
         await self._on_change(False)
+        await self._process.stop()
         for attempt in range(MAX_START_FAILURES):
             await asyncio.sleep(FIRST_BACKOFF_S * 2**attempt)
             self._process = EngineProcess(self._options)
