@@ -92,8 +92,9 @@ def _channel_arguments(options: ServerOptions) -> Sequence[tuple[str, int]]:
         # Flow-control windows stay small, so that a reader that stalls is felt soon.
         ("grpc.http2.bdp_probe", 0),
         # A client with keepalive pings through a long prefill, when no data flows: by default
-        # the server would answer the second ping within five minutes with GOAWAY.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # the server would answer a few pings within five minutes with GOAWAY. Clients ping
+        # every 10 s at the most, but not to the millisecond: at 10 s they would be too many.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
