@@ -4,15 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
-from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
+from whence_server.domain.decoding import FinishReason, Strategy, TraceOptions
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import NoChoice, Row
+from whence_server.engine.jobs import Reading, Running, failure, num_new_tokens, readings
 from whence_server.engine.messages import (
     Admit,
     GenerationFailed,
@@ -22,7 +22,7 @@ from whence_server.engine.messages import (
     StopSequence,
     Turn,
 )
-from whence_server.engine.runner import Prompt, Runner
+from whence_server.engine.runner import Runner
 from whence_server.engine.scheduler import Chunk, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -38,37 +38,6 @@ class Choosing(Protocol):
         self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
     ) -> list[Decision]:
         """What [tokens, V] said of the tokens that really came next."""
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A prompt that is being read, or waits for it, with what will go on from it.
-
-    A generation that begins is one: its sequences share the prompt. Of one that goes on after
-    an engine's death every sequence is one, with its recorded tokens as part of the prompt.
-    """
-
-    admit: Admit
-    token_ids: list[int]
-    sequence_indices: list[int]
-    num_recorded: int = 0
-    """How many of `token_ids`, at their end, were generated before."""
-    prompt: Prompt | None = None
-    started_ns: int = 0
-    prompt_decisions: list[Decision] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Running:
-    """A row of the batch."""
-
-    job_id: str
-    generation_id: str
-    row: Row
-    token_id: int
-    """Chosen last, to be read next."""
-    context_length: int
-    """Tokens so far, the prompt's among them."""
 
 
 class EngineLoop:
@@ -98,8 +67,8 @@ class EngineLoop:
         self._scheduler = scheduler
         self._max_context_length = max_context_length
         self._send = send
-        self._reading: dict[str, _Reading] = {}
-        self._running: list[_Running] = []
+        self._reading: dict[str, Reading] = {}
+        self._running: list[Running] = []
 
     @property
     def is_idle(self) -> bool:
@@ -145,9 +114,9 @@ class EngineLoop:
                     f"a prompt of {num_prompt_tokens} tokens does not fit the model's context of "
                     f"{self._max_context_length}",
                 )
-            for job_id, reading in _readings(admit).items():
+            for job_id, reading in readings(admit).items():
                 num_tokens = len(reading.token_ids)
-                num_left = _num_new_tokens(decoding) - reading.num_recorded
+                num_left = num_new_tokens(decoding) - reading.num_recorded
                 self._reading[job_id] = reading
                 self._scheduler.admit(
                     job_id,
@@ -172,9 +141,9 @@ class EngineLoop:
         ready_ns = time.monotonic_ns()
         steps, failed = self._take(self._running, decisions)
         self._leave(i for i, step in enumerate(steps) if step is not None and step.finish)
-        for failure in failed:
-            self._drop(failure.generation_id)
-        lost = {failure.generation_id for failure in failed}
+        lost = {failed_one.generation_id for failed_one in failed}
+        for generation_id in lost:
+            self._drop(generation_id)
         self._send(
             Turn(
                 prefilled=[],
@@ -187,7 +156,7 @@ class EngineLoop:
             )
         )
 
-    def _read(self, chunk: Chunk, reading: _Reading) -> None:
+    def _read(self, chunk: Chunk, reading: Reading) -> None:
         """Reads a piece of a prompt; after the last, its sequences take their first step."""
         started_ns = time.monotonic_ns()
         token_ids = reading.token_ids
@@ -210,7 +179,7 @@ class EngineLoop:
         if chunk.is_last:
             self._start(chunk.job_id, reading, logits[-1:], forward_ns)
 
-    def _start(self, job_id: str, reading: _Reading, logits: torch.Tensor, forward_ns: int) -> None:
+    def _start(self, job_id: str, reading: Reading, logits: torch.Tensor, forward_ns: int) -> None:
         """Lets a prompt's sequences into the batch with their next tokens.
 
         Args:
@@ -223,7 +192,7 @@ class EngineLoop:
         finished_ns = time.monotonic_ns()
         num_sequences = len(reading.sequence_indices)
         starting = [
-            _Running(
+            Running(
                 job_id,
                 admit.generation_id,
                 Row(admit.decoding, admit.trace, index, reading.token_ids, reading.num_recorded),
@@ -263,7 +232,7 @@ class EngineLoop:
             )
         )
 
-    def _join(self, reading: _Reading, num_sequences: int) -> None:
+    def _join(self, reading: Reading, num_sequences: int) -> None:
         if reading.prompt is None:
             return
         try:
@@ -274,7 +243,7 @@ class EngineLoop:
             raise
 
     def _take(
-        self, sequences: Sequence[_Running], decisions: Sequence[Decision | NoChoice]
+        self, sequences: Sequence[Running], decisions: Sequence[Decision | NoChoice]
     ) -> tuple[list[StepMade | None], list[GenerationFailed]]:
         """Appends the chosen tokens; a step for each sequence, None where there is none."""
         steps: list[StepMade | None] = []
@@ -308,7 +277,7 @@ class EngineLoop:
             )
         return steps, list(failed.values())
 
-    def _finish_reason(self, running: _Running) -> FinishReason | None:
+    def _finish_reason(self, running: Running) -> FinishReason | None:
         """Why the sequence ends with its newest token, if it does."""
         decoding = running.row.decoding
         forced = decoding.strategy is Strategy.FORCED
@@ -318,7 +287,7 @@ class EngineLoop:
             if running.token_id in decoding.stop_token_ids:
                 return FinishReason.STOP
         is_full = running.context_length >= self._max_context_length
-        if running.row.index >= _num_new_tokens(decoding) or is_full:
+        if running.row.index >= num_new_tokens(decoding) or is_full:
             return FinishReason.LENGTH
         return None
 
@@ -349,7 +318,7 @@ class EngineLoop:
         self._runner.clear()
         for generation_id in generation_ids:
             self._drop(generation_id)
-        self._send_failures(_failure(generation_id, error) for generation_id in generation_ids)
+        self._send_failures(failure(generation_id, error) for generation_id in generation_ids)
 
     @contextmanager
     def _failing_alone(self, generation_id: str) -> Iterator[None]:
@@ -360,42 +329,7 @@ class EngineLoop:
             if not isinstance(error, GenerationFailedError):
                 logger.exception("reading the prompt of generation %s failed", generation_id)
             self._drop(generation_id)
-            self._send_failures([_failure(generation_id, error)])
+            self._send_failures([failure(generation_id, error)])
 
     def _send_failures(self, failures: Iterable[GenerationFailed]) -> None:
         self._send(Turn([], [], list(failures), time.monotonic_ns(), 0, 0, 0))
-
-
-def _readings(admit: Admit) -> dict[str, _Reading]:
-    """What has to be read for a generation, by the names that the scheduler knows it under."""
-    prompt = admit.prompt_token_ids
-    if not admit.recorded:
-        indices = list(range(admit.decoding.num_return_sequences))
-        return {admit.generation_id: _Reading(admit, prompt, indices)}
-    return {
-        f"{admit.generation_id}/{recorded.sequence_index}": _Reading(
-            admit,
-            [*prompt, *recorded.token_ids],
-            [recorded.sequence_index],
-            len(recorded.token_ids),
-        )
-        for recorded in admit.recorded
-    }
-
-
-def _num_new_tokens(decoding: Decoding) -> int:
-    if decoding.strategy is Strategy.FORCED:
-        return len(decoding.forced_token_ids)
-    return decoding.max_new_tokens
-
-
-def _failure(generation_id: str, error: Exception) -> GenerationFailed:
-    if isinstance(error, GenerationFailedError):
-        return GenerationFailed(generation_id, error.reason, error.message)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return GenerationFailed(
-            generation_id, "OUT_OF_MEMORY", "the engine ran out of memory; lower --max-cache-tokens"
-        )
-    return GenerationFailed(
-        generation_id, "FORWARD_FAILED", f"the forward pass failed: {type(error).__name__}"
-    )

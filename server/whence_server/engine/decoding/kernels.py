@@ -68,14 +68,3 @@ class Kernels(Protocol):
             probabilities: their exponentials.
             keys: one for each row.
         """
-
-
-def kernels_for(device: torch.device) -> Kernels:
-    """The implementation for a device; the CPU's is compiled on first use."""
-    if device.type == "cpu":
-        from whence_server.engine.decoding import cpu_kernels
-
-        return cpu_kernels
-    from whence_server.engine.decoding import torch_kernels
-
-    return torch_kernels

@@ -1,0 +1,16 @@
+"""Which implementation of the kernels a device gets."""
+
+import torch
+
+from whence_server.engine.decoding.kernels import Kernels
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """The implementation for a device; the CPU's is compiled on first use."""
+    if device.type == "cpu":
+        from whence_server.engine.decoding import cpu_kernels
+
+        return cpu_kernels
+    from whence_server.engine.decoding import torch_kernels
+
+    return torch_kernels
