@@ -11,14 +11,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
 )
 
 CORPUS = [
@@ -32,6 +41,14 @@ CHAT_TEMPLATE = (
 )
 PADDED_VOCABULARY = 416
 
+SHAPE = {
+    "vocab_size": PADDED_VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(
         vocab_size=PADDED_VOCABULARY, n_positions=256, n_embd=48, n_layer=3, n_head=4
@@ -72,6 +89,24 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     # No keys and values: a recurrent state.
     "mamba": MambaConfig(vocab_size=PADDED_VOCABULARY, hidden_size=32, num_hidden_layers=2),
+    "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=12),
+    "gpt_neox": GPTNeoXConfig(**SHAPE),
+    "phi": PhiConfig(**SHAPE),
+    "gemma2": Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=12, sliding_window=16),
+    "gemma3": Gemma3TextConfig(**SHAPE, num_key_value_heads=2, head_dim=12, sliding_window=16),
+    "mixtral": MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=4),
+    "qwen2_moe": Qwen2MoeConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "bloom": BloomConfig(vocab_size=PADDED_VOCABULARY, hidden_size=48, n_layer=3, n_head=4),
+    "falcon": FalconConfig(
+        vocab_size=PADDED_VOCABULARY, hidden_size=48, num_hidden_layers=3, num_attention_heads=4
+    ),
     "qwen2": Qwen2Config(
         vocab_size=PADDED_VOCABULARY,
         hidden_size=48,

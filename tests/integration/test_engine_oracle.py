@@ -19,6 +19,18 @@ from whence_server.engine.loading import LoadedModel
 from whence_server.engine.messages import StopGeneration, StopSequence
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "mistral", "opt"]
+# Mixtures of experts, windows beside full attention, soft caps, and attention code of their own.
+MORE_ARCHITECTURES = [
+    "qwen3",
+    "gpt_neox",
+    "phi",
+    "gemma2",
+    "gemma3",
+    "mixtral",
+    "qwen2_moe",
+    "bloom",
+    "falcon",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +78,11 @@ def test_greedy_alone_is_generate(loaded: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("chunk", [16, 512])
-def test_greedy_with_others_coming_and_going_is_generate(loaded: LoadedModel, chunk: int) -> None:
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
+def test_greedy_with_others_coming_and_going_is_generate(
+    models: Callable[[str], LoadedModel], architecture: str, chunk: int
+) -> None:
+    loaded = models(architecture)
     harness = Harness(loaded, chunk=chunk, batch=9)
     choose = random.Random(chunk)
     waiting = [(str(i), p, choose.randint(1, 80)) for i, p in enumerate(prompts(20, seed=2))]

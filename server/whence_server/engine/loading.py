@@ -75,8 +75,9 @@ def _config(directory: Path, options: EngineOptions) -> Any:
     kind = f"{directory} holds a {config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigurationError(f"{kind}, which maps a text to a text; a decoder is needed")
-    # The attribute is there only in families that can be either.
-    if getattr(config, "is_decoder", True) is False:
+    # Families that can be either say which; some that cannot (GPT-NeoX) carry the attribute too.
+    can_be_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if can_be_encoder and getattr(config, "is_decoder", True) is False:
         raise ConfigurationError(f"{kind}, which is an encoder; a decoder is needed")
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_remote:
