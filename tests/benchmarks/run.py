@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("startup", "storage", "export", "throughput")
+PARTS = ("startup", "storage", "export", "engine", "throughput")
 
 
 def main() -> None:
@@ -43,6 +43,10 @@ def main() -> None:
         import export
 
         export.run(options.outage_seconds)
+    if "engine" in options.only:
+        import engine
+
+        engine.run(options.runs, list(options.workloads))
     if "throughput" in options.only:
         import throughput
 

@@ -1,0 +1,96 @@
+"""The engine's loop alone against `generate`, in one process: what serving is bounded by."""
+
+import time
+from statistics import median
+
+import torch
+from workloads import (
+    NUM_NEW_TOKENS,
+    TEMPERATURE,
+    TOP_P,
+    WORKLOADS,
+    Workload,
+    model_directory,
+    prompt,
+)
+
+from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.engine.decoding import Chooser
+from whence_server.engine.loading import LoadedModel, load
+from whence_server.engine.loop import EngineLoop
+from whence_server.engine.messages import Admit, EngineOptions
+from whence_server.engine.runner import Runner
+from whence_server.engine.scheduler import Scheduler
+
+
+def options(workload: Workload) -> EngineOptions:
+    return EngineOptions(
+        model=str(model_directory(workload)),
+        model_name=workload.name,
+        dtype="float32",
+        device="cpu",
+        num_threads=0,
+        max_batch_size=64,
+        max_cache_tokens=131_072,
+        prefill_chunk_tokens=512,
+        trust_remote_code=False,
+        log_level="warning",
+        digest_cache="",
+    )
+
+
+def ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
+    """Tokens a second of the loop, full trace, its turns thrown away."""
+    loop = EngineLoop(
+        Runner(loaded.model, loaded.style),
+        Chooser(loaded.info.vocabulary_size, loaded.model.device),
+        Scheduler(64, 131_072, 512),
+        loaded.info.max_context_length,
+        lambda turn: None,
+    )
+    for i, ids in enumerate(prompts):
+        decoding = Decoding(
+            Strategy.SAMPLE,
+            NUM_NEW_TOKENS,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            ignore_eos=True,
+            seed=i,
+        )
+        loop.handle(Admit(str(i), ids, decoding, TraceOptions()))
+    started = time.perf_counter()
+    while not loop.is_idle:
+        loop.turn()
+    return len(prompts) * NUM_NEW_TOKENS / (time.perf_counter() - started)
+
+
+def theirs(loaded: LoadedModel, prompts: list[list[int]]) -> float:
+    """Tokens a second of `generate`, with the same threads."""
+    started = time.perf_counter()
+    loaded.model.generate(
+        torch.tensor(prompts),
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        top_k=0,
+        max_new_tokens=NUM_NEW_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return len(prompts) * NUM_NEW_TOKENS / (time.perf_counter() - started)
+
+
+def run(runs: int, names: list[str]) -> None:
+    for name in names:
+        workload = WORKLOADS[name]
+        loaded = load(options(workload))
+        for num_streams in (1, 16):
+            prompts = [prompt(i, workload.vocabulary_size) for i in range(num_streams)]
+            ours(loaded, prompts), theirs(loaded, prompts)
+            pairs = [(ours(loaded, prompts), theirs(loaded, prompts)) for _ in range(runs)]
+            print(
+                f"{workload}, {torch.get_num_threads()} threads, {num_streams} sequences: the "
+                f"engine's loop makes {median(a / b for a, b in pairs):.2f} times the tokens of "
+                "`generate`",
+                flush=True,
+            )
