@@ -57,26 +57,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2-long": GPT2Config(
         vocab_size=PADDED_VOCABULARY, n_positions=8192, n_embd=32, n_layer=2, n_head=2
     ),
-    "llama": LlamaConfig(
-        vocab_size=PADDED_VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    ),
+    "llama": LlamaConfig(**SHAPE, num_key_value_heads=2),
     # A window far shorter than the tests' prompts.
-    "mistral": MistralConfig(
-        vocab_size=PADDED_VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        sliding_window=16,
-    ),
+    "mistral": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=16),
     # Learned positions with an offset, not rotary ones.
     "opt": OPTConfig(
         vocab_size=PADDED_VOCABULARY,
@@ -107,15 +90,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "falcon": FalconConfig(
         vocab_size=PADDED_VOCABULARY, hidden_size=48, num_hidden_layers=3, num_attention_heads=4
     ),
-    "qwen2": Qwen2Config(
-        vocab_size=PADDED_VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    ),
+    "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2),
 }
 
 

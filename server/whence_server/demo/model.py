@@ -43,7 +43,7 @@ def default_cache_dir() -> Path:
 
 def _make(recipe: Recipe, directory: Path) -> None:
     """Trains beside `directory`, and renames when all is there. The lock has to be held."""
-    _say("training the demo's model on the Python reference (once, about two minutes) ...")
+    _say("training the demo's model on the Python reference (once, a few minutes) ...")
     # Read once, when torch is loaded: threads that spin while they wait for each other make the
     # training ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

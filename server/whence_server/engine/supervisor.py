@@ -32,7 +32,6 @@ class EngineSupervisor:
         self._on_change = on_change
         self._process = EngineProcess(options)
         self._model: ModelInfo | None = None
-        self.num_restarts = 0
 
     async def start(self) -> ModelInfo:
         """Starts the first process; see `EngineProcess.start`.
@@ -72,7 +71,6 @@ class EngineSupervisor:
                 logger.critical("the engine does not start again: %s", error)
                 continue
             self._check_same(model)
-            self.num_restarts += 1
             logger.warning("the engine is running again, process %s", self._process.pid)
             await self._on_change(True)
             return
