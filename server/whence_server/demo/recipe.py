@@ -15,7 +15,8 @@ _LIBRARIES = ("accelerate", "tokenizers", "torch", "transformers")
 class Recipe:
     """Sizes of the model and settings of its training.
 
-    The defaults make 2.3 million parameters; their training was measured at just under four minutes on two cores.
+    The defaults make 2.3 million parameters. Their training was measured at just under four
+    minutes on two cores.
     """
 
     revision: int = 1
