@@ -11,7 +11,6 @@ from whence_server.engine.decoding import Chooser
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
 from whence_server.engine.messages import Admit, EngineOptions, GenerationFailed, StepMade, Turn
-from whence_server.engine.runner import Runner
 from whence_server.engine.scheduler import Scheduler
 
 
@@ -37,11 +36,11 @@ class Harness:
     def __init__(self, loaded: LoadedModel, *, chunk: int = 512, batch: int = 16) -> None:
         info = loaded.info
         self.model = loaded.model
-        self.runner = Runner(loaded.model, loaded.style)
+        self.runner = loaded.runner()
         self.loop = EngineLoop(
             self.runner,
             Chooser(info.vocabulary_size, loaded.model.device),
-            Scheduler(batch, 8192, chunk),
+            Scheduler(batch, 8192, chunk, whole_prompts=not info.batched),
             info.max_context_length,
             self._take,
         )
@@ -87,8 +86,8 @@ class Harness:
         return self.steps[generation_id, sequence_index][-1].finish
 
 
-def loaded_model(directory: Path) -> LoadedModel:
-    return load(engine_options(directory))
+def loaded_model(directory: Path, **changes: object) -> LoadedModel:
+    return load(engine_options(directory, **changes))
 
 
 def greedy(max_new_tokens: int, **changes: object) -> Decoding:

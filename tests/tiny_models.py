@@ -11,13 +11,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    JambaConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
@@ -28,6 +32,7 @@ from transformers import (
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
+    RwkvConfig,
 )
 
 CORPUS = [
@@ -72,6 +77,56 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     # No keys and values: a recurrent state.
     "mamba": MambaConfig(vocab_size=PADDED_VOCABULARY, hidden_size=32, num_hidden_layers=2),
+    # Read in blocks of its own, shorter than the tests' prompts.
+    "mamba2": Mamba2Config(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_heads=4,
+        head_dim=16,
+        state_size=16,
+        n_groups=2,
+        chunk_size=16,
+    ),
+    # Recurrent layers and attention in turns, experts in every other one.
+    "jamba": JambaConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=4,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    ),
+    # The same, but it has its own mind about which logits to compute.
+    "bamba": BambaConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        attn_layer_indices=[1],
+        mamba_n_heads=4,
+        mamba_d_head=24,
+        mamba_d_state=16,
+        mamba_n_groups=1,
+        mamba_chunk_size=16,
+    ),
+    # A list of tensors as its state; its first pass rescales the weights of every second layer on.
+    "rwkv": RwkvConfig(
+        vocab_size=PADDED_VOCABULARY,
+        context_length=256,
+        hidden_size=32,
+        num_hidden_layers=3,
+        rescale_every=2,
+    ),
+    # Attention within chunks, shorter than the tests' prompts; every fourth layer sees everything.
+    "llama4": Llama4TextConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        head_dim=12,
+        intermediate_size_mlp=96,
+        num_local_experts=2,
+        attention_chunk_size=16,
+    ),
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=12),
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "phi": PhiConfig(**SHAPE),
@@ -92,6 +147,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2),
 }
+# What a recurrent state takes in and how fast it forgets: scaled up, it would forget at once, or
+# overflow in half precision.
+STATE = ("A_log", "conv1d", "dt_proj", "x_proj")
 
 
 def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
@@ -125,8 +183,8 @@ def save_tiny_model(directory: Path, architecture: str = "gpt2", seed: int = 0) 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not any(part in name for part in STATE):
                 parameter.mul_(6.0)
     model.save_pretrained(directory)
     byte_level_tokenizer().save_pretrained(directory)

@@ -19,7 +19,6 @@ from whence_server.engine.decoding import Chooser
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
 from whence_server.engine.messages import Admit, EngineOptions
-from whence_server.engine.runner import Runner
 from whence_server.engine.scheduler import Scheduler
 
 
@@ -42,7 +41,7 @@ def options(workload: Workload) -> EngineOptions:
 def ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
     """Tokens a second of the loop, full trace, its turns thrown away."""
     loop = EngineLoop(
-        Runner(loaded.model, loaded.style),
+        loaded.runner(),
         Chooser(loaded.info.vocabulary_size, loaded.model.device),
         Scheduler(64, 131_072, 512),
         loaded.info.max_context_length,

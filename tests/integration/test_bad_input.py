@@ -193,6 +193,39 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
         g.GenerateRequest(prompt="x", trace=g.TraceOptions(detail=99)),  # type: ignore[arg-type]
         {"trace.detail": "no TraceDetail"},
     ),
+    "one beam": (
+        g.GenerateRequest(prompt="x", decoding=D(beam_search=g.BeamSearch(num_beams=1))),
+        {"decoding.beam_search.num_beams": "from 2 to 64"},
+    ),
+    "beams by a default that there is not": (
+        g.GenerateRequest(prompt="x", decoding=D(beam_search=g.BeamSearch())),
+        {"decoding.beam_search.num_beams": "must be set"},
+    ),
+    "more beams returned than there are": (
+        g.GenerateRequest(
+            prompt="x", decoding=D(beam_search=g.BeamSearch(num_beams=2), num_return_sequences=3)
+        ),
+        {"decoding.num_return_sequences": "more than num_beams, 2"},
+    ),
+    "an endless length penalty": (
+        g.GenerateRequest(
+            prompt="x",
+            decoding=D(beam_search=g.BeamSearch(num_beams=2, length_penalty=float("inf"))),
+        ),
+        {"decoding.beam_search.length_penalty": "from -100 to 100"},
+    ),
+    "beams that stop at a string": (
+        g.GenerateRequest(
+            prompt="x", decoding=D(beam_search=g.BeamSearch(num_beams=2), stop=["a"])
+        ),
+        {"decoding.stop": "stop_token_ids"},
+    ),
+    "beams beyond the cache": (
+        g.GenerateRequest(
+            prompt="x", decoding=D(beam_search=g.BeamSearch(num_beams=40), max_new_tokens=200)
+        ),
+        {"decoding.max_new_tokens": "40 beams of"},
+    ),
     "no UUID": (
         g.GenerateRequest(prompt="x", generation_id="mine"),
         {"generation_id": "must be a UUID"},
@@ -227,11 +260,6 @@ def test_unknown_model(channel: grpc.Channel) -> None:
     failure = refused(channel, g.GenerateRequest(prompt="x", model="another"))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert "'tiny'" in failure.message
-
-
-def test_beam_search_is_not_offered_yet(channel: grpc.Channel) -> None:
-    request = g.GenerateRequest(prompt="x", decoding=D(beam_search=g.BeamSearch(num_beams=2)))
-    assert refused(channel, request).code is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_lone_surrogates_on_the_wire(channel: grpc.Channel) -> None:

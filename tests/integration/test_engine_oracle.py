@@ -18,9 +18,13 @@ from whence_server.domain.decoding import (
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.messages import StopGeneration, StopSequence
 
-ARCHITECTURES = ["gpt2", "llama", "qwen2", "mistral", "opt"]
-# Mixtures of experts, windows beside full attention, soft caps, and attention code of their own.
-MORE_ARCHITECTURES = [
+BATCHED = [
+    "gpt2",
+    "llama",
+    "qwen2",
+    "mistral",
+    "opt",
+    # Mixtures of experts, windows beside full attention, soft caps, attention code of their own.
     "qwen3",
     "gpt_neox",
     "phi",
@@ -31,6 +35,11 @@ MORE_ARCHITECTURES = [
     "bloom",
     "falcon",
 ]
+# Recurrent states, alone and beside attention, and attention within chunks.
+SOLO = ["mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"]
+ARCHITECTURES = BATCHED + SOLO
+
+Greedy = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,25 @@ def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
         return loaded[architecture]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def reference(models: Callable[[str], LoadedModel]) -> Greedy:
+    """`generate` on an architecture's model; a prompt that comes again is not computed again."""
+    known: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+
+    def generated(architecture: str, prompt: list[int], max_new_tokens: int) -> list[int]:
+        key = (architecture, tuple(prompt))
+        if len(known.get(key, [])) < max_new_tokens:
+            known[key] = reference_greedy(
+                models(architecture).model,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=None,
+            )
+        return known[key][:max_new_tokens]
+
+    return generated
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -67,25 +95,45 @@ def sampled(max_new_tokens: int, **changes: object) -> Decoding:
     return Decoding(Strategy.SAMPLE, max_new_tokens, **settings)  # type: ignore[arg-type]
 
 
-def test_greedy_alone_is_generate(loaded: LoadedModel) -> None:
-    harness = Harness(loaded)
-    for number, prompt in enumerate(prompts(4, seed=1)):
-        harness.admit(str(number), prompt, greedy(40, ignore_eos=True))
+def rounding(loaded: LoadedModel) -> float:
+    """How far float32 may take a log-probability from that of a plain forward pass.
+
+    Where there is nothing but a state that is carried on, it rounds at every step, and not as a
+    pass over all tokens does; these models' logits are larger, too. tests/unit/test_engine_solo.py
+    holds their logits to `generate`'s bit for bit.
+    """
+    without_attention = loaded.info.architecture.startswith(("Mamba", "Rwkv"))
+    return 1e-3 if without_attention else 1e-4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_what_must_decodes_singly(
+    models: Callable[[str], LoadedModel], architecture: str
+) -> None:
+    assert models(architecture).info.batched == (architecture in BATCHED)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_alone_is_generate(
+    models: Callable[[str], LoadedModel], reference: Greedy, architecture: str
+) -> None:
+    harness = Harness(models(architecture))
+    for number, prompt in enumerate([*prompts(2, seed=1), [7]]):
+        harness.admit(str(number), prompt, greedy(25, ignore_eos=True))
         harness.run()
-        expected = reference_greedy(loaded.model, prompt, max_new_tokens=40, eos_token_id=None)
-        assert harness.ids(str(number)) == expected
+        assert harness.ids(str(number)) == reference(architecture, prompt, 25)
         assert harness.finish(str(number)) is FinishReason.LENGTH
 
 
 @pytest.mark.parametrize("chunk", [16, 512])
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_with_others_coming_and_going_is_generate(
-    models: Callable[[str], LoadedModel], architecture: str, chunk: int
+    models: Callable[[str], LoadedModel], reference: Greedy, architecture: str, chunk: int
 ) -> None:
-    loaded = models(architecture)
-    harness = Harness(loaded, chunk=chunk, batch=9)
+    harness = Harness(models(architecture), chunk=chunk, batch=9)
     choose = random.Random(chunk)
-    waiting = [(str(i), p, choose.randint(1, 80)) for i, p in enumerate(prompts(20, seed=2))]
+    lengths = random.Random(2)
+    waiting = [(str(i), p, lengths.randint(1, 60)) for i, p in enumerate(prompts(14, seed=2))]
     everyone = list(waiting)
     widest = 0
     while waiting or not harness.loop.is_idle:
@@ -96,33 +144,36 @@ def test_greedy_with_others_coming_and_going_is_generate(
         widest = max(widest, harness.runner.num_rows)
     assert widest >= 8
     for name, prompt, length in everyone:
-        expected = reference_greedy(loaded.model, prompt, max_new_tokens=length, eos_token_id=None)
-        assert harness.ids(name) == expected, name
+        assert harness.ids(name) == reference(architecture, prompt, length), name
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(loaded: LoadedModel) -> None:
     harness = Harness(loaded, chunk=16)
-    given = prompts(8, seed=3)
+    given = prompts(6, seed=3)
     for number, prompt in enumerate(given):
-        harness.admit(str(number), prompt, sampled(24, ignore_eos=True, seed=number))
+        harness.admit(str(number), prompt, sampled(16, ignore_eos=True, seed=number))
     harness.run()
     for number, prompt in enumerate(given):
         ids = harness.ids(str(number))
         plain = plain_logprobs(loaded.model, prompt + ids)
         for i, step in enumerate(harness.steps[str(number), 0]):
             expected = plain[len(prompt) + i - 1]
-            assert step.decision.logprob == pytest.approx(float(expected[ids[i]]), abs=1e-4)
+            assert step.decision.logprob == pytest.approx(
+                float(expected[ids[i]]), abs=rounding(loaded)
+            )
             assert step.context_length == len(prompt) + i
             candidates = step.decision.candidates
             assert candidates is not None
             top = torch.tensor(candidates.logprobs)
-            torch.testing.assert_close(top, expected.topk(len(top)).values, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                top, expected.topk(len(top)).values, rtol=0, atol=rounding(loaded)
+            )
 
 
 def test_a_seed_draws_the_same_alone_and_in_any_company(loaded: LoadedModel) -> None:
     prompt = prompts(1, seed=4)[0]
     alone, crowded = Harness(loaded), Harness(loaded, chunk=5)
-    decoding = sampled(30, num_return_sequences=3, ignore_eos=True)
+    decoding = sampled(20, num_return_sequences=3, ignore_eos=True)
     alone.admit("it", prompt, decoding)
     alone.run()
     others = prompts(8, seed=5)
@@ -163,7 +214,7 @@ def test_prompt_traces_are_those_of_a_plain_forward_pass(loaded: LoadedModel, ch
     plain = plain_logprobs(loaded.model, prompt)
     for i, decision in enumerate(decisions[1:], 1):
         expected = plain[i - 1]
-        assert decision.logprob == pytest.approx(float(expected[prompt[i]]), abs=1e-4)
+        assert decision.logprob == pytest.approx(float(expected[prompt[i]]), abs=rounding(loaded))
         assert decision.rank == int((expected > expected[prompt[i]]).sum())
         assert decision.candidates is not None
         assert decision.candidates.token_ids == expected.topk(5).indices.tolist()
@@ -322,7 +373,8 @@ def test_a_prefill_that_breaks_fails_alone(
 def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(
     gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    harness = Harness(gpt2, chunk=16)
+    # Through its modules, which can break half-way.
+    harness = Harness(gpt2._replace(graph=None), chunk=16)
     first, second, third = prompts(3, seed=15, longest=12)
     harness.admit("first", first, greedy(20))
     harness.admit("second", second, sampled(20, num_return_sequences=2))
@@ -345,7 +397,5 @@ def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(
 def test_what_cannot_fit_is_refused_at_admission(gpt2: LoadedModel) -> None:
     harness = Harness(gpt2, batch=2)
     harness.admit("many", [1], sampled(5, num_return_sequences=3))
-    harness.admit("beams", [1], Decoding(Strategy.BEAM_SEARCH, 5, num_beams=2))
     assert harness.loop.is_idle
     assert harness.failed["many"].reason == "BATCH_TOO_SMALL"
-    assert harness.failed["beams"].reason == "NOT_OFFERED"

@@ -63,8 +63,8 @@ async def test_from_start_to_stop(engine: EngineProcess, tiny_model: TinyModel) 
     harness.run()
     steps = [step for turn in turns for step in turn.steps if step.generation_id == "greedy"]
     assert [step.decision.token_id for step in steps] == harness.ids("greedy")
-    assert all(turn.ready_ns > 0 for turn in turns)
-    assert all(turn.forward_ns > 0 and turn.select_ns > 0 for turn in turns if turn.steps)
+    assert all(turn.cost.ready_ns > 0 for turn in turns)
+    assert all(turn.cost.forward_ns > 0 and turn.cost.select_ns > 0 for turn in turns if turn.steps)
     await engine.stop()
     assert await engine.wait() == 0
     assert [turn async for turn in engine.turns()] == [], "an end that was asked for is no loss"
@@ -79,12 +79,12 @@ async def test_stops_take_effect_between_steps(engine: EngineProcess) -> None:
     seen = 0
     async for turn in turns:
         seen += len(turn.steps)
-        if turn.batch_size == 3:
+        if turn.cost.batch_size == 3:
             break
     engine.send(StopSequence("two", 0))
     engine.send(StopGeneration("endless"))
     async for turn in turns:
-        if turn.batch_size == 1:
+        if turn.cost.batch_size == 1:
             assert {(step.generation_id, step.sequence_index) for step in turn.steps} == {
                 ("two", 1)
             }
@@ -117,7 +117,7 @@ async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineP
     taken = await until_finished(turns, "long")
     assert sum(len(turn.steps) for turn in taken) == 999
     # It rested before it was through: its last token is younger than our listening.
-    assert taken[-1].ready_ns > listening_ns
+    assert taken[-1].cost.ready_ns > listening_ns
 
 
 async def test_its_death_is_noticed(engine: EngineProcess) -> None:

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import GenerationDefaults
-from whence_server.engine.describing import generation_defaults
-from whence_server.engine.digests import file_digests, model_signing_digest
+from whence_server.engine.describing import UNLIMITED_CONTEXT, generation_defaults
+from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
 from whence_server.engine.loading import load
 from whence_server.engine.messages import EngineOptions
+from whence_server.engine.runner import Runner
+from whence_server.engine.solo import SoloRunner
 
 TinyModel = Callable[..., Path]
 
@@ -73,6 +75,8 @@ def test_a_model_as_it_is_described(tiny_model: TinyModel) -> None:
     assert info.num_parameters == sum(p.numel() for p in reference.parameters())
     assert (info.num_layers, info.vocabulary_size, info.max_context_length) == (3, 416, 256)
     assert info.batched
+    assert loaded.style is not None
+    assert isinstance(loaded.runner(), Runner)
     assert info.loaded_files == ("model.safetensors",)
     assert [file.path for file in info.files] == sorted(p.name for p in directory.iterdir())
     assert info.model_digest == model_signing_digest(info.files)
@@ -192,8 +196,29 @@ def test_a_directory_that_cannot_be_served(
     assert words in refusal(directory)
 
 
-def test_a_recurrent_model_is_not_offered_yet(tiny_model: TinyModel) -> None:
-    assert "MambaForCausalLM has linear_attention layers" in refusal(tiny_model("mamba"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_recurrent_model_loads_and_is_not_batched(tiny_model: TinyModel, dtype: str) -> None:
+    loaded = load(options(tiny_model("mamba"), dtype=dtype))
+    assert loaded.style is None
+    assert not loaded.info.batched
+    assert isinstance(loaded.runner(), SoloRunner)
+    assert loaded.runner() is not loaded.runner()
+    assert loaded.info.environment.dtype == dtype
+    assert loaded.info.architecture == "MambaForCausalLM"
+    assert loaded.info.num_layers == 2
+    # Its config has no bound.
+    assert loaded.info.max_context_length == UNLIMITED_CONTEXT
+
+
+def test_the_digest_is_of_the_weights_as_they_were_loaded(tiny_model: TinyModel) -> None:
+    directory = tiny_model("rwkv")
+    loaded = load(options(directory))
+    stored = load_file(directory / "model.safetensors")
+    # The first pass divides some: a digest taken after it would be of other numbers.
+    name = "rwkv.blocks.2.attention.output.weight"
+    assert torch.equal(loaded.model.state_dict()[name], stored[name] / 2)
+    untouched = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    assert loaded.info.weights_digest == weights_digest(untouched)
 
 
 def test_no_such_directory(tmp_path: Path) -> None:

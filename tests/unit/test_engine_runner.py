@@ -1,6 +1,7 @@
 """The runner under every style of call, and the probe that chooses one."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.probe import examine
-from whence_server.engine.runner import ForwardStyle, Runner
+from whence_server.engine.runner import Runner
+from whence_server.engine.style import ForwardStyle
 
 TinyModel = Callable[..., Path]
 
@@ -100,14 +102,33 @@ def test_only_the_last_logits_where_the_rest_is_not_wanted(model: Any) -> None:
     close(logits[0], plain(model, [5, 6, 7])[-1])
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
 @pytest.mark.parametrize(
-    ("architecture", "ready_mask"), [("gpt2", True), ("llama", True), ("mistral", False)]
+    ("architecture", "windows"),
+    [
+        ("gpt2", {FULL: None}),
+        ("llama", {FULL: None}),
+        ("mistral", {SLIDING: 16}),
+        ("gemma2", {SLIDING: 16, FULL: None}),
+    ],
 )
 def test_the_probe_finds_the_style(
-    tiny_model: TinyModel, architecture: str, ready_mask: bool
+    tiny_model: TinyModel, architecture: str, windows: dict[str, int | None]
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
-    assert examine(model) == ForwardStyle(3, ready_mask=ready_mask)
+    assert examine(model) == ForwardStyle(3, windows=tuple(windows.items()))
+
+
+def test_a_model_that_reads_a_mask_of_its_own_kind_is_not_given_ours(
+    tiny_model: TinyModel,
+) -> None:
+    # Bloom makes its position biases from it.
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("bloom")).eval()
+    style = examine(model)
+    assert style is not None
+    assert not style.ready_mask
 
 
 def test_a_forward_with_neither_positions_nor_logits_to_keep(
@@ -136,8 +157,26 @@ def test_a_forward_with_neither_positions_nor_logits_to_keep(
     run_three(model, style)
 
 
-def test_a_model_that_cannot_tell_its_rows_positions_is_refused(
-    model: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("mamba", "it keeps a recurrent state"),
+        ("rwkv", "it keeps a recurrent state"),
+        ("jamba", "it keeps a recurrent state"),
+        ("llama4", "it has chunked_attention layers"),
+    ],
+)
+def test_a_model_that_cannot_be_batched_decodes_each_sequence_by_itself(
+    tiny_model: TinyModel, caplog: pytest.LogCaptureFixture, architecture: str, why: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
+    with caplog.at_level("INFO", "whence_server.engine.probe"):
+        assert examine(model) is None
+    assert f"{type(model).__name__} decodes each sequence by itself: {why}" in caplog.text
+
+
+def test_so_does_one_that_cannot_tell_its_rows_positions(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     forward = model.forward
 
@@ -149,8 +188,9 @@ def test_a_model_that_cannot_tell_its_rows_positions_is_refused(
         )
 
     monkeypatch.setattr(model, "forward", without_positions)
-    with pytest.raises(ConfigurationError, match="cannot be batched"):
-        examine(model)
+    with caplog.at_level("INFO", "whence_server.engine.probe"):
+        assert examine(model) is None
+    assert "other logits for a batch of two prompts than for each alone" in caplog.text
 
 
 def test_a_model_that_looks_ahead_is_refused(tiny_model: TinyModel) -> None:
@@ -158,12 +198,44 @@ def test_a_model_that_looks_ahead_is_refused(tiny_model: TinyModel) -> None:
     model.config.is_causal = False
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
-    with pytest.raises(ConfigurationError, match="cannot be batched"):
+    with pytest.raises(ConfigurationError, match="LlamaForCausalLM cannot be decoded token by"):
         examine(model)
 
 
+def test_a_model_that_keeps_its_state_in_itself_is_refused(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("mamba")).eval()
+    forward = model.forward
+    kept: dict[str, Any] = {}
+
+    def forgetful(input_ids: torch.Tensor, use_cache: bool = True, **_: Any) -> Any:
+        if not use_cache:
+            return forward(input_ids=input_ids, use_cache=False)
+        before = kept.get("state") if input_ids.shape[1] == 1 else None
+        output = forward(input_ids=input_ids, use_cache=True, cache_params=before)
+        kept["state"] = output.cache_params
+        return output
+
+    monkeypatch.setattr(model, "forward", forgetful)
+    with pytest.raises(ConfigurationError, match="MambaForCausalLM cannot be decoded token by"):
+        examine(model)
+
+
+def test_a_model_that_cannot_decode_at_all_is_refused(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("mamba")).eval()
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", lambda *_a, **_k: 1 / 0)
+    with pytest.raises(ConfigurationError, match="MambaForCausalLM cannot be decoded token by"):
+        examine(model)
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_step_without_padding_needs_no_mask(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = Runner(model, examine(model))
+    style = examine(model)
+    assert style is not None
+    runner = Runner(model, replace(style, ready_mask=False))
     for length in (6, 6):
         prompt = runner.start([5] * length)
         runner.prefill(prompt, length, all_logits=False)

@@ -11,8 +11,15 @@ from whence_server.domain.errors import GenerationFailedError
 from whence_server.engine.scheduler import Chunk, Scheduler
 
 
-def scheduler(batch: int = 4, cache: int = 1000, chunk: int = 10) -> Scheduler:
-    return Scheduler(max_batch_size=batch, max_cache_tokens=cache, prefill_chunk_tokens=chunk)
+def scheduler(
+    batch: int = 4, cache: int = 1000, chunk: int = 10, *, whole_prompts: bool = False
+) -> Scheduler:
+    return Scheduler(
+        max_batch_size=batch,
+        max_cache_tokens=cache,
+        prefill_chunk_tokens=chunk,
+        whole_prompts=whole_prompts,
+    )
 
 
 def test_a_long_prompt_is_read_in_chunks() -> None:
@@ -32,6 +39,29 @@ def test_short_prompts_share_a_turn() -> None:
         s.admit(name, 4, 5, 1)
     assert s.next_chunks() == [Chunk("a", 4, True), Chunk("b", 4, True), Chunk("c", 2, False)]
     assert s.next_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
+
+
+def test_whole_prompts_share_a_turn_that_can_read_all_of_them() -> None:
+    s = scheduler(chunk=10, whole_prompts=True)
+    for name, length in zip("abcd", (4, 6, 4, 7), strict=True):
+        s.admit(name, length, 5, 1)
+    assert s.next_chunks() == [Chunk("a", 4, True), Chunk("b", 6, True)]
+    assert s.next_chunks() == [Chunk("c", 4, True)]
+    assert s.num_sequences == 3, "the next one waits outside"
+    assert s.next_chunks() == [Chunk("d", 7, True)]
+    assert s.next_chunks() == []
+
+
+def test_a_whole_prompt_beyond_the_chunk_has_a_turn_for_itself() -> None:
+    s = scheduler(chunk=10, whole_prompts=True)
+    for name, length in zip("abc", (1, 25, 1), strict=True):
+        s.admit(name, length, 5, 1)
+    assert [s.next_chunks() for _ in range(4)] == [
+        [Chunk("a", 1, True)],
+        [Chunk("b", 25, True)],
+        [Chunk("c", 1, True)],
+        [],
+    ]
 
 
 def test_all_sequences_of_a_generation_enter_together() -> None:
@@ -115,8 +145,14 @@ class Simulation:
 
     max_batch_size, max_cache_tokens, chunk_tokens = 6, 150, 16
 
-    def __init__(self) -> None:
-        self.scheduler = Scheduler(self.max_batch_size, self.max_cache_tokens, self.chunk_tokens)
+    def __init__(self, *, whole_prompts: bool) -> None:
+        self.whole_prompts = whole_prompts
+        self.scheduler = Scheduler(
+            self.max_batch_size,
+            self.max_cache_tokens,
+            self.chunk_tokens,
+            whole_prompts=whole_prompts,
+        )
         self.alive: dict[str, Simulated] = {}
         self.decoding: dict[str, Simulated] = {}
         self.admitted: list[str] = []
@@ -157,7 +193,12 @@ class Simulation:
 
     def prefill(self) -> None:
         chunks = self.scheduler.next_chunks()
-        assert sum(chunk.num_tokens for chunk in chunks) <= self.chunk_tokens
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        if self.whole_prompts:
+            assert all(chunk.is_last for chunk in chunks)
+            assert num_tokens <= self.chunk_tokens or len(chunks) == 1
+        else:
+            assert num_tokens <= self.chunk_tokens
         for chunk in chunks:
             generation = self.alive[chunk.job_id]
             assert chunk.num_tokens > 0
@@ -176,9 +217,11 @@ class Simulation:
         assert self.scheduler.num_cache_tokens == widest * num_sequences <= self.max_cache_tokens
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), generations), max_size=30))
-def test_bounds_fairness_and_no_leaks(arrivals: list[tuple[int, Simulated]]) -> None:
-    simulation = Simulation()
+@given(st.lists(st.tuples(st.integers(0, 3), generations), max_size=30), st.booleans())
+def test_bounds_fairness_and_no_leaks(
+    arrivals: list[tuple[int, Simulated]], whole_prompts: bool
+) -> None:
+    simulation = Simulation(whole_prompts=whole_prompts)
     arriving = iter(enumerate(arrivals))
     following = next(arriving, None)
     gap = following[1][0] if following else 0

@@ -18,6 +18,7 @@ from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.engine.messages import (
     Admit,
+    Cost,
     Prefilled,
     StepMade,
     StopGeneration,
@@ -97,7 +98,7 @@ class DyingEngine:
                 if admit.prompt_token_ids[0] == POISON and index >= 3:
                     raise EngineLostError("signal 11")
                 if index == 0:
-                    prefilled.append(Prefilled(generation_id, 0, 0, []))
+                    prefilled.append(Prefilled(generation_id, 0, 0, [], 1))
                 last = index + 1 == admit.decoding.max_new_tokens
                 steps.append(
                     StepMade(
@@ -116,7 +117,7 @@ class DyingEngine:
             if self._deaths and self.num_steps >= self._deaths[0]:
                 self._deaths.pop(0)
                 raise EngineLostError("signal 9")
-            yield Turn(prefilled, steps, [], 0, 0, 0, len(steps))
+            yield Turn(Cost(0, 0, 0, len(steps)), prefilled=prefilled, steps=steps)
             await asyncio.sleep(0)
 
 

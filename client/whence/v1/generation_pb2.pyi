@@ -381,7 +381,9 @@ class Decoding(google.protobuf.message.Message):
 
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Generation ends before any of these; they are not part of the output."""
+        """Generation ends before any of these; they are not part of the output. Must
+        be empty for `beam_search`, which does not look at text.
+        """
 
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -542,10 +544,13 @@ class BeamSearch(google.protobuf.message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: builtins.int
     EARLY_STOPPING_FIELD_NUMBER: builtins.int
     num_beams: builtins.int
-    """Continuations kept after every round, at least num_return_sequences."""
+    """Continuations kept after every round: at least 2, and at least
+    num_return_sequences. Must be set where the generation config has none.
+    """
     length_penalty: builtins.float
     """A finished hypothesis' score is the sum of its logprobs divided by its
     length to this power: above 0 favours longer ones, below 0 shorter ones.
+    From -100 to 100.
     """
     early_stopping: global___EarlyStopping.ValueType
     """When the search ends; unset as EARLY_STOPPING_UNSPECIFIED."""
@@ -939,19 +944,28 @@ class BeamRound(google.protobuf.message.Message):
 
     INDEX_FIELD_NUMBER: builtins.int
     CONTINUATIONS_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Position of the round's tokens among the generated ones, from 0."""
     @property
     def continuations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BeamContinuation]:
         """Those that were considered, kept or not."""
 
+    @property
+    def timing(self) -> whence.v1.step_pb2.StepTiming:
+        """When the round's tokens were chosen, and what that cost; the cache's
+        length is that of one beam.
+        """
+
     def __init__(
         self,
         *,
         index: builtins.int = ...,
         continuations: collections.abc.Iterable[global___BeamContinuation] | None = ...,
+        timing: whence.v1.step_pb2.StepTiming | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["continuations", b"continuations", "index", b"index"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["continuations", b"continuations", "index", b"index", "timing", b"timing"]) -> None: ...
 
 global___BeamRound = BeamRound
 
@@ -1016,6 +1030,7 @@ class GenerationFinished(google.protobuf.message.Message):
     END_TIME_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
+    NUM_PREFILL_CHUNKS_FIELD_NUMBER: builtins.int
     num_prompt_tokens: builtins.int
     """Tokens that the model read, special ones included."""
     num_generated_tokens: builtins.int
@@ -1035,6 +1050,10 @@ class GenerationFinished(google.protobuf.message.Message):
     finish_reason: global___FinishReason.ValueType
     """CANCELLED, TIMEOUT, INTERRUPTED or FAILED as a whole; otherwise that of
     the first sequence.
+    """
+    num_prefill_chunks: builtins.int
+    """Forward passes that read the prompt. Absent where it was not read to its
+    end, or where nobody counted.
     """
     @property
     def sequences(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SequenceResult]:
@@ -1062,10 +1081,14 @@ class GenerationFinished(google.protobuf.message.Message):
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         failure: global___Failure | None = ...,
         finish_reason: global___FinishReason.ValueType = ...,
+        num_prefill_chunks: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "end_time", b"end_time", "failure", b"failure"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_prefill_chunks", b"_num_prefill_chunks", "end_time", b"end_time", "failure", b"failure", "num_prefill_chunks", b"num_prefill_chunks"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_prefill_chunks", b"_num_prefill_chunks", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_failure", b"_failure"]) -> typing.Literal["failure"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_prefill_chunks", b"_num_prefill_chunks"]) -> typing.Literal["num_prefill_chunks"] | None: ...
 
 global___GenerationFinished = GenerationFinished
 

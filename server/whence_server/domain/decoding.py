@@ -66,6 +66,13 @@ class Decoding:
     forced_token_ids: tuple[int, ...] = ()
     """The continuation to trace; only for `Strategy.FORCED`."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch that it takes: its sequences, or its beams."""
+        if self.strategy is Strategy.BEAM_SEARCH:
+            return self.num_beams
+        return self.num_return_sequences
+
 
 class TraceDetail(Enum):
     """How much is recorded of each step; a larger value contains the smaller."""

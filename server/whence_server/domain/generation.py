@@ -67,6 +67,8 @@ class Finished:
     end_time_ns: int
     """Unix time."""
     failure: Failure | None = None
+    num_prefill_chunks: int | None = None
+    """Forward passes that read the prompt; None where it was not read to its end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,30 @@ class Timing(NamedTuple):
     context_length: int
 
 
+class BeamContinuation(NamedTuple):
+    """A hypothesis of beam search, longer by one token."""
+
+    parent: int
+    """Place among the previous round's kept continuations, as listed; 0 in the first round."""
+    token_id: int
+    logprob: float
+    """Of the token, after all processors: what it added to the score."""
+    score: float
+    """Sum of these so far."""
+    kept: bool
+    """Whether it goes on into the next round."""
+    finished: bool
+    """Whether it ended and competes as a finished hypothesis."""
+
+
+class BeamRound(NamedTuple):
+    """One round of beam search: what is recorded while it is under way."""
+
+    index: int  # type: ignore[assignment]  # the contract's name; tuple.index is not wanted here
+    continuations: list[BeamContinuation]
+    timing: Timing
+
+
 class Step(NamedTuple):
     """A decision with its place in the sequence, its text and its timing: what is recorded."""
 

@@ -62,6 +62,14 @@ class BatchedCache(Cache):
         width = self.width
         return [width - padding for padding in self.padding]
 
+    def next_columns(self) -> list[torch.Tensor]:
+        """Makes room for one more column, which counts as visible and is yet to be written.
+
+        Returns:
+            Each layer's visible keys and then values, as views.
+        """
+        return [buffer for layer in self.layers for buffer in layer.next_column()]
+
     def insert(self, prefilled: "BatchedCache", num_rows: int = 1) -> None:
         """Appends `num_rows` copies of a single prompt's cache as new rows."""
         more = max(prefilled.width - self.width, 0) if self.padding else 0
@@ -78,12 +86,13 @@ class BatchedCache(Cache):
         self.padding.pop()
         self._trim()
 
-    def reorder(self, rows: Sequence[int]) -> None:
-        """Makes the cache's rows copies of the given ones, in that order; for beams."""
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Makes each destination a copy of what its source was before; for beams.
+
+        Rows that are copied to each other are equally long.
+        """
         for layer in self.layers:
-            layer.reorder(rows)
-        self.padding = [self.padding[row] for row in rows]
-        self._trim()
+            layer.copy_rows(sources, destinations)
 
     def clear(self) -> None:
         """Drops all rows, whatever state a forward pass that failed left behind."""
@@ -136,8 +145,7 @@ class BatchedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         num_new = key_states.shape[2]
-        if self.end + num_new > self.keys.shape[2]:
-            self._move(self.num_rows, self.width + num_new, first=0)
+        self._make_room(num_new)
         keys = self.keys.narrow(0, 0, self.num_rows)
         values = self.values.narrow(0, 0, self.num_rows)
         keys.narrow(2, self.end, num_new).copy_(key_states)
@@ -145,6 +153,13 @@ class BatchedLayer(CacheLayerMixin):
         self.end += num_new
         width = self.end - self.start
         return keys.narrow(2, self.start, width), values.narrow(2, self.start, width)
+
+    def next_column(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes room for one more column; all visible keys and values with it, as views."""
+        self._make_room(1)
+        self.end += 1
+        rows, columns = slice(0, self.num_rows), slice(self.start, self.end)
+        return self.keys[rows, :, columns], self.values[rows, :, columns]
 
     @property
     def width(self) -> int:
@@ -197,19 +212,21 @@ class BatchedLayer(CacheLayerMixin):
                 buffer[row, :, self.start : self.end] = buffer[last, :, self.start : self.end]
         self.num_rows = last
 
-    def reorder(self, rows: Sequence[int]) -> None:
-        """Makes the rows copies of the given ones, in that order."""
-        if len(rows) > self.keys.shape[0]:
-            self._move(len(rows), self.width, first=0)
-        index = torch.tensor(rows, device=self.keys.device)
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Makes each destination a copy of what its source was before."""
+        copied = torch.tensor(sources, device=self.keys.device)
+        replaced = torch.tensor(destinations, device=self.keys.device)
         for buffer in (self.keys, self.values):
             visible = buffer[:, :, self.start : self.end]
-            visible[: len(rows)] = visible.index_select(0, index)
-        self.num_rows = len(rows)
+            visible.index_copy_(0, replaced, visible.index_select(0, copied))
 
     def clear(self) -> None:
         """Drops all rows and keeps the buffers."""
         self.num_rows = self.start = self.end = 0
+
+    def _make_room(self, num_columns: int) -> None:
+        if self.end + num_columns > self.keys.shape[2]:
+            self._move(self.num_rows, self.width + num_columns, first=0)
 
     def _move(self, num_rows: int, num_columns: int, *, first: int) -> None:
         """Takes the visible part over to new buffers, where it begins at column `first`.

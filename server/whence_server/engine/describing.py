@@ -29,6 +29,7 @@ def describe(
     tokenizer_files: Collection[str],
     loaded_files: Collection[str],
     weights_digest: str,
+    batched: bool,
 ) -> ModelInfo:
     """Puts together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
@@ -47,7 +48,7 @@ def describe(
         weights_digest=weights_digest,
         files=tuple(files),
         loaded_files=tuple(loaded_files),
-        batched=True,
+        batched=batched,
         environment=_environment(model),
         defaults=generation_defaults(model.generation_config, vocabulary_size),
         text=text,

@@ -1,15 +1,15 @@
 """What the engine's loop works on: prompts being read, and the sequences that go on from them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from whence_server.domain.decoding import Decoding, Strategy
+from whence_server.domain.decoding import Decoding, FinishReason, Strategy
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Row
-from whence_server.engine.messages import Admit, GenerationFailed
-from whence_server.engine.runner import Prompt
+from whence_server.engine.messages import Admit, GenerationFailed, StepMade
 
 
 @dataclass(slots=True)
@@ -23,14 +23,35 @@ class Reading:
     admit: Admit
     token_ids: list[int]
     sequence_indices: list[int]
+    """Of the rows that go on from it: sequences, or the beams of a search."""
     num_recorded: int = 0
     """How many of `token_ids`, at their end, were generated before."""
-    prompt: Prompt | None = None
+    prompt: Any = None
+    """The runner's, once reading has begun."""
     started_ns: int = 0
+    num_chunks: int = 0
     prompt_decisions: list[Decision] = field(default_factory=list)
 
+    def rows(self, job_id: str, max_context_length: int) -> list["Running"]:
+        """The rows that go on from it, before their first step."""
+        admit = self.admit
+        num_tokens = len(self.token_ids)
+        room = max(max_context_length - num_tokens, 1)
+        last_step = min(num_new_tokens(admit.decoding), self.num_recorded + room)
+        return [
+            Running(
+                job_id,
+                admit.generation_id,
+                Row(admit.decoding, admit.trace, index, self.token_ids, self.num_recorded),
+                token_id=-1,
+                context_length=num_tokens,
+                num_steps=last_step,
+            )
+            for index in self.sequence_indices
+        ]
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Running:
     """A row of the batch."""
 
@@ -41,14 +62,51 @@ class Running:
     """Chosen last, to be read next."""
     context_length: int
     """Tokens so far, the prompt's among them."""
+    num_steps: int
+    """With which it ends at the latest, being long enough or its context full."""
+
+    @property
+    def is_beam(self) -> bool:
+        """Whether it is one of a search's, and no sequence yet."""
+        return self.row.decoding.strategy is Strategy.BEAM_SEARCH
+
+    def append(self, token_id: int) -> None:
+        """Adds the token that was chosen."""
+        self.row.append(token_id)
+        self.token_id = token_id
+        self.context_length += 1
+
+    def take(self, decision: Decision) -> StepMade:
+        """Adds the token that was decided on."""
+        # The record says what the step has read; the token itself is not part of it.
+        index, context_length = self.row.index, self.context_length
+        self.append(decision.token_id)
+        return StepMade(
+            self.generation_id,
+            self.row.sequence_index,
+            index,
+            decision,
+            context_length,
+            self._finish_reason(),
+        )
+
+    def _finish_reason(self) -> FinishReason | None:
+        """Why the sequence ends with its newest token, if it does."""
+        decoding = self.row.decoding
+        if decoding.strategy is not Strategy.FORCED:
+            if self.token_id in decoding.eos_token_ids and not decoding.ignore_eos:
+                return FinishReason.END_OF_SEQUENCE
+            if self.token_id in decoding.stop_token_ids:
+                return FinishReason.STOP
+        return FinishReason.LENGTH if self.row.index >= self.num_steps else None
 
 
 def readings(admit: Admit) -> dict[str, Reading]:
     """What has to be read for a generation, by the names that the scheduler knows it under."""
     prompt = admit.prompt_token_ids
     if not admit.recorded:
-        indices = list(range(admit.decoding.num_return_sequences))
-        return {admit.generation_id: Reading(admit, prompt, indices)}
+        rows = list(range(admit.decoding.num_rows))
+        return {admit.generation_id: Reading(admit, prompt, rows)}
     return {
         f"{admit.generation_id}/{recorded.sequence_index}": Reading(
             admit,
@@ -69,6 +127,7 @@ def num_new_tokens(decoding: Decoding) -> int:
 
 def failure(generation_id: str, error: Exception) -> GenerationFailed:
     """What the front is told of a generation that cannot go on."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, GenerationFailedError):
         return GenerationFailed(generation_id, error.reason, error.message)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

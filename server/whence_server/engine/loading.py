@@ -5,7 +5,7 @@ it has too much, with no more than a log line. Here both end the start.
 """
 
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import ModelInfo
-from whence_server.engine import digests, probe, weights
+from whence_server.engine import digests, probe, recording, weights
 from whence_server.engine.describing import describe, text_files
 from whence_server.engine.messages import EngineOptions
-from whence_server.engine.runner import ForwardStyle
+from whence_server.engine.runner import Runner
+from whence_server.engine.solo import SoloRunner
+from whence_server.engine.step_graph import StepGraph
+from whence_server.engine.style import ForwardStyle
 
 ONE_THREAD_BELOW_PARAMETERS = 40_000_000
 """Smaller models decode faster on one thread while the front computes on another core."""
@@ -31,8 +34,17 @@ class LoadedModel(NamedTuple):
     """A model in memory, and all that is known of it."""
 
     model: Any
-    style: ForwardStyle
+    style: ForwardStyle | None
+    """How to call it for a batch; None where every sequence decodes by itself."""
+    graph: StepGraph | None
+    """Its decoding step, recorded; None where that cannot be."""
     info: ModelInfo
+
+    def runner(self) -> Runner | SoloRunner:
+        """A new runner of the kind that is right for the model, without rows."""
+        if self.style is None:
+            return SoloRunner(self.model)
+        return Runner(self.model, self.style, self.graph)
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -54,7 +66,10 @@ def load(options: EngineOptions) -> LoadedModel:
         model = _model(directory, config, loaded_files, options)
         weights_digest = pool.submit(digests.weights_digest, model.state_dict())
         _set_num_threads(options.num_threads, model)
+        # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
+        wait([weights_digest])
         style = probe.examine(model)
+        graph = None if style is None else recording.recorded(model, style)
         info = describe(
             options.model_name,
             model,
@@ -63,8 +78,9 @@ def load(options: EngineOptions) -> LoadedModel:
             tokenizer_files=weights.tokenizer_files(directory),
             loaded_files=loaded_files,
             weights_digest=weights_digest.result(),
+            batched=style is not None,
         )
-    return LoadedModel(model, style, info)
+    return LoadedModel(model, style, graph, info)
 
 
 def _config(directory: Path, options: EngineOptions) -> Any:

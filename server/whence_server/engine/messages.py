@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.steps import Decision
+from whence_server.domain.steps import BeamContinuation, Decision
 
 # ---- front to engine ----
 
@@ -52,7 +52,8 @@ class Admit(NamedTuple):
     decoding: Decoding
     trace: TraceOptions
     recorded: Sequence[Recorded] = ()
-    """The sequences that are to go on; none for a generation that begins."""
+    """The sequences that are to go on; none for a generation that begins, and none for a beam
+    search, which begins again."""
 
 
 class StopSequence(NamedTuple):
@@ -96,6 +97,54 @@ class StepMade(NamedTuple):
     """END_OF_SEQUENCE, STOP (a stop token id) or LENGTH where this token is the last."""
 
 
+class Cost(NamedTuple):
+    """When a forward pass and the choice from it were done, and what they cost."""
+
+    ready_ns: int
+    """CLOCK_MONOTONIC when the tokens were chosen."""
+    forward_ns: int
+    """Wall time of the forward pass; of a prompt's last chunk, where there were several."""
+    select_ns: int
+    """From the logits to the chosen tokens and their record, for the whole batch."""
+    batch_size: int
+    """Sequences that took a step."""
+
+
+class BeamRoundMade(NamedTuple):
+    """One round of a generation's beam search, while it is under way."""
+
+    generation_id: str
+    index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
+    continuations: list[BeamContinuation]
+    context_length: int
+    """Positions of each beam in the cache when the tokens were chosen."""
+
+
+class BeamStep(NamedTuple):
+    """A step of a sequence that won; its round is long past."""
+
+    decision: Decision
+    context_length: int
+    cost: Cost
+
+
+class BeamSequence(NamedTuple):
+    """A sequence that won a beam search."""
+
+    score: float
+    """Length-penalised."""
+    finish: FinishReason
+    steps: list[BeamStep]
+
+
+class BeamSearchDone(NamedTuple):
+    """A generation's beam search is over."""
+
+    generation_id: str
+    sequences: list[BeamSequence]
+    """Those that are returned, best first."""
+
+
 class Prefilled(NamedTuple):
     """A generation's prompt has been read; its first steps come in the same turn or later."""
 
@@ -105,6 +154,8 @@ class Prefilled(NamedTuple):
     finished_ns: int
     prompt_decisions: list[Decision]
     """One for each prompt token where asked for, else empty."""
+    num_chunks: int
+    """Forward passes that read it."""
 
 
 class GenerationFailed(NamedTuple):
@@ -116,6 +167,15 @@ class GenerationFailed(NamedTuple):
     message: str
 
 
+class Load(NamedTuple):
+    """How busy the engine is."""
+
+    num_cache_tokens: int = 0
+    """Positions that are spoken for, padding included."""
+    num_prefill_chunks: int = 0
+    """Forward passes over prompts since this engine process started."""
+
+
 class Turn(NamedTuple):
     """One forward pass and all that came of it.
 
@@ -123,14 +183,11 @@ class Turn(NamedTuple):
     it brings; a prompt's earlier chunks bring nothing and are not sent. Failures may come alone.
     """
 
-    prefilled: list[Prefilled]
-    steps: list[StepMade]
-    failed: list[GenerationFailed]
-    ready_ns: int
-    """CLOCK_MONOTONIC when the tokens were chosen."""
-    forward_ns: int
-    """Wall time of the forward pass; of a prompt's last chunk, where there were several."""
-    select_ns: int
-    """From the logits to the chosen tokens and their record, for the whole batch."""
-    batch_size: int
-    """Sequences that took a step."""
+    cost: Cost
+    load: Load = Load()
+    prefilled: Sequence[Prefilled] = ()
+    steps: Sequence[StepMade] = ()
+    failed: Sequence[GenerationFailed] = ()
+    beam_rounds: Sequence[BeamRoundMade] = ()
+    """Come before the searches that they end."""
+    beam_searches: Sequence[BeamSearchDone] = ()

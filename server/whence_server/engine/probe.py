@@ -3,61 +3,100 @@
 Trying is what makes the answer trustworthy for any architecture: two prompts of different
 length, one of them read in two chunks, take a step together, and the logits have to be those of
 a plain forward pass over each. A model that numbers its columns in a way of its own, looks at
-later tokens, or loses its state between chunks is found out before it serves anyone.
+later tokens, or loses its state between chunks is found out before it serves anyone. It is then
+tried with each sequence by itself, and refused only if that is not right either.
 """
 
 import inspect
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.runner import ForwardStyle, Runner
+from whence_server.engine.runner import Runner
+from whence_server.engine.solo import SoloRunner
+from whence_server.engine.style import ForwardStyle
 
 logger = logging.getLogger(__name__)
 
-SAME_EVERYWHERE = {"full_attention"}
-ATTENTION = SAME_EVERYWHERE | {"sliding_attention"}
+SLIDING = {"sliding_attention"}
+ATTENTION = {"full_attention"} | SLIDING
 
 
-def examine(model: Any) -> ForwardStyle:
+def examine(model: Any) -> ForwardStyle | None:
     """Finds the fastest way to call the model that gives the right logits.
 
+    Returns:
+        How to call it for a batch; None where every sequence has to be decoded by itself.
+
     Raises:
-        ConfigurationError: its sequences cannot be decoded together.
+        ConfigurationError: it gives other logits token by token than in one pass, even so.
     """
     name = type(model).__name__
-    parameters = inspect.signature(model.forward).parameters
-    layer_types, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    other = sorted(set(layer_types) - ATTENTION)
-    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters or other:
-        kind = f"{', '.join(other)} layers" if other else "a recurrent state"
+    obstacle = _obstacle(model)
+    if obstacle is None:
+        for style in _styles(model):
+            if _works_together(model, style):
+                return style
+        obstacle = "it gives other logits for a batch of two prompts than for each alone"
+    if not _works_singly(model):
         raise ConfigurationError(
-            f"{name} has {kind}: models that do not keep all keys and values of plain or "
-            "sliding-window attention are not offered yet"
+            f"{name} cannot be decoded token by token: with what it keeps of the tokens before, "
+            "it gives other logits than in one pass over all of them"
         )
-    for ready_mask in (True, False):
-        if ready_mask and not set(layer_types) <= SAME_EVERYWHERE:
-            continue
-        style = ForwardStyle(
-            num_layers=len(layer_types),
-            position_ids="position_ids" in parameters,
-            logits_to_keep="logits_to_keep" in parameters,
-            ready_mask=ready_mask,
-        )
-        if _works(model, style):
-            return style
-    raise ConfigurationError(
-        f"{name} gives other logits for a batch of two prompts than for each alone: "
-        "models that cannot be batched are not offered yet"
+    logger.info("%s decodes each sequence by itself: %s", name, obstacle)
+    return None
+
+
+def _obstacle(model: Any) -> str | None:
+    """Why a batch need not even be tried."""
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a recurrent state"
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return "its forward pass takes no past_key_values"
+    other = sorted(set(_layer_types(model)) - ATTENTION)
+    return f"it has {', '.join(other)} layers" if other else None
+
+
+def _layer_types(model: Any) -> list[str]:
+    layer_types, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+    return layer_types
+
+
+def _windows(model: Any) -> tuple[tuple[str, int | None], ...] | None:
+    """How far each kind of layer sees; None where layers of one kind differ in it."""
+    windows: dict[str, int | None] = {}
+    layers = zip(
+        *get_layer_types_and_kwargs(model.config.get_text_config(decoder=True)), strict=True
     )
+    for layer_type, arguments in layers:
+        window = arguments.get("sliding_window") if layer_type in SLIDING else None
+        if windows.setdefault(layer_type, window) != window:
+            return None
+    return tuple(windows.items())
 
 
-def _works(model: Any, style: ForwardStyle) -> bool:
-    vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
-    long, short = ([(7 * i + 3) % vocabulary_size for i in range(n)] for n in (7, 3))
+def _styles(model: Any) -> Iterator[ForwardStyle]:
+    """The ways to call it for a batch, the fastest first."""
+    parameters = inspect.signature(model.forward).parameters
+    style = ForwardStyle(
+        num_layers=len(_layer_types(model)),
+        position_ids="position_ids" in parameters,
+        logits_to_keep="logits_to_keep" in parameters,
+        ready_mask=False,
+    )
+    windows = _windows(model)
+    if windows is not None:
+        yield replace(style, ready_mask=True, windows=windows)
+    yield style
+
+
+def _works_together(model: Any, style: ForwardStyle) -> bool:
+    long, short = _prompts(model)
     try:
         runner = Runner(model, style)
         for token_ids, chunks in ((long, (4, 2)), (short, (2,))):
@@ -70,19 +109,49 @@ def _works(model: Any, style: ForwardStyle) -> bool:
         logger.debug("%s does not take %s: %s", type(model).__name__, style, error)
         return False
     return all(
-        _alike(logits, _plain(model, token_ids))
+        _alike(model, logits, _plain(model, token_ids)[-1])
         for logits, token_ids in zip(together, (long, short), strict=True)
     )
 
 
+def _works_singly(model: Any) -> bool:
+    """Two sequences in turns: state that lives in the model itself would be mixed up."""
+    sequences = _prompts(model)
+    plain = [_plain(model, token_ids) for token_ids in sequences]
+    try:
+        runner = SoloRunner(model)
+        for token_ids, expected in zip(sequences, plain, strict=True):
+            prompt = runner.start(token_ids[:-2])
+            logits = runner.prefill(prompt, len(token_ids) - 2, all_logits=True)
+            if logits.shape != expected[:-2].shape or not _alike(model, logits, expected[:-2]):
+                return False
+            runner.join(prompt)
+        steps = [runner.decode([token_ids[i] for token_ids in sequences]) for i in (-2, -1)]
+    except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
+        logger.warning("%s does not decode: %r", type(model).__name__, error)
+        return False
+    return all(
+        _alike(model, logits, expected[-2:])
+        for logits, expected in zip(torch.stack(steps, 1), plain, strict=True)
+    )
+
+
+def _prompts(model: Any) -> tuple[list[int], list[int]]:
+    vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
+    long, short = ([(7 * i + 3) % vocabulary_size for i in range(n)] for n in (7, 3))
+    return long, short
+
+
 @torch.inference_mode()
 def _plain(model: Any, token_ids: list[int]) -> torch.Tensor:
+    """[tokens, V], of one pass over all of them."""
     input_ids = torch.tensor([token_ids], device=model.device)
-    return model(input_ids=input_ids, use_cache=False).logits[0, -1]
+    return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
-def _alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def _alike(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Equal but for rounding, which is measured against the largest logit; NaN equals NaN."""
-    tolerance = 1e-3 if expected.dtype is torch.float32 else 1e-1
+    # The model's type, not the logits': some compute in half precision and return float32.
+    tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 1e-1
     scale = float(expected.nan_to_num().abs().max())
     return torch.allclose(logits, expected, rtol=0, atol=tolerance * scale, equal_nan=True)

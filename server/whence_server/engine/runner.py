@@ -1,31 +1,15 @@
 """Forward passes: over one prompt, chunk by chunk, and over all running rows at once."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from whence_server.engine.cache import BatchedCache
-
-MASK_SPARE_COLUMNS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardStyle:
-    """What a model's forward pass accepts; see `probe.examine`.
-
-    Attributes:
-        num_layers: how many layers its cache has.
-        position_ids: whether positions are given; otherwise the model has its own way.
-        logits_to_keep: whether it can leave out the logits that nobody looks at.
-        ready_mask: whether it takes an additive mask [rows, 1, 1, columns] as it is, which saves
-            building one in every step. Not so where layers differ in what they may see.
-    """
-
-    num_layers: int
-    position_ids: bool = True
-    logits_to_keep: bool = True
-    ready_mask: bool = True
+from whence_server.engine.masks import SPARE_COLUMNS, StepMasks
+from whence_server.engine.step_graph import NotRecordableError, StepGraph, StepInputs, mask_argument
+from whence_server.engine.style import ForwardStyle
 
 
 @dataclass(slots=True)
@@ -54,22 +38,37 @@ class _Layout:
 
     Attributes:
         positions: [rows, 1], of the tokens to be read next.
-        mask: the mask's buffer, with columns to spare on the right; None without padding.
+        masks: of a model that takes them ready.
+        visible: of one that does not: [rows, columns], 0 for padding and else 1, with columns
+            to spare on the right; None without padding.
     """
 
     positions: torch.Tensor
-    mask: torch.Tensor | None = field(default=None)
+    masks: StepMasks | None = None
+    visible: torch.Tensor | None = None
+
+    def reaches(self, width: int) -> bool:
+        """Whether it holds for a step that sees so many columns."""
+        if self.masks is not None:
+            return width <= self.masks.num_columns
+        return self.visible is None or width <= self.visible.shape[-1]
 
 
 class Runner:
     """Runs one model over prompts and over a batch of rows.
 
     Rows are numbered from 0; `join` appends, `leave` moves the last row into the gap.
+
+    Args:
+        model: in eval mode.
+        style: how it is called.
+        graph: its decoding step, recorded; None leaves that to the model's modules.
     """
 
-    def __init__(self, model: Any, style: ForwardStyle) -> None:
+    def __init__(self, model: Any, style: ForwardStyle, graph: StepGraph | None = None) -> None:
         self._model = model
         self._style = style
+        self._graph = graph
         self._device = model.device
         self._cache = BatchedCache(style.num_layers)
         self._layout: _Layout | None = None
@@ -121,6 +120,11 @@ class Runner:
         self._cache.remove(row)
         self._layout = None
 
+    @torch.inference_mode()
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Makes each destination a copy of what its source was before; all are equally long."""
+        self._cache.copy_rows(sources, destinations)
+
     def synchronize(self) -> None:
         """Waits until what was asked for has been computed, so that times mean something."""
         if self._device.type == "cuda":
@@ -142,17 +146,42 @@ class Runner:
             [rows, V]: what follows each.
         """
         layout = self._current_layout()
+        if self._graph is not None and layout.masks is not None:
+            logits = self._graph.logits(self.step_inputs(token_ids))
+        else:
+            input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
+            logits = self._forward(input_ids, self._cache, self._step_arguments(layout))[:, -1]
+        layout.positions.add_(1)
+        return logits
+
+    def step_inputs(self, token_ids: list[int]) -> StepInputs:
+        """What the next step reads, to record it; the step counts as taken.
+
+        Raises:
+            NotRecordableError: the model makes its masks within its forward pass.
+        """
+        layout = self._current_layout()
+        if layout.masks is None:
+            raise NotRecordableError("its masks are made within the forward pass")
+        columns = self._cache.next_columns()
+        return StepInputs(
+            torch.tensor(token_ids, device=self._device).unsqueeze(1),
+            layout.positions,
+            layout.masks.at(self._cache.width),
+            columns,
+        )
+
+    def _step_arguments(self, layout: _Layout) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
+        width = self._cache.width + 1
         if self._style.position_ids:
             arguments["position_ids"] = layout.positions
-        if layout.mask is not None:
-            width = self._cache.width + 1
-            columns = layout.mask.narrow(-1, 0, width)
-            arguments["attention_mask"] = columns
-        input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
-        logits = self._forward(input_ids, self._cache, arguments)  # (B, 1, V)
-        layout.positions.add_(1)
-        return logits[:, -1]
+        if layout.masks is not None:
+            masks = layout.masks.at(width)
+            arguments["attention_mask"] = mask_argument(self._style, masks)
+        elif layout.visible is not None:
+            arguments["attention_mask"] = layout.visible.narrow(-1, 0, width)
+        return arguments
 
     def _forward(
         self, input_ids: torch.Tensor, cache: BatchedCache, arguments: dict[str, Any]
@@ -163,28 +192,22 @@ class Runner:
         return output.logits
 
     def _current_layout(self) -> _Layout:
+        width = self._cache.width + 1
         layout = self._layout
-        if layout is None or self._outgrown(layout.mask):
-            lengths = self._cache.lengths
-            positions = torch.tensor(lengths, device=self._device).unsqueeze(1)
-            self._layout = layout = _Layout(positions, self._mask())
+        if layout is None or not layout.reaches(width):
+            self._layout = layout = self._new_layout(width)
         return layout
 
-    def _outgrown(self, mask: torch.Tensor | None) -> bool:
-        return mask is not None and self._cache.width + 1 > mask.shape[-1]
-
-    def _mask(self) -> torch.Tensor | None:
-        """Hides each row's padding: additive [rows, 1, 1, columns], or 0 and 1 [rows, columns].
-
-        None where no row has any: kernels are faster without.
-        """
+    def _new_layout(self, width: int) -> _Layout:
         padding = self._cache.padding
+        positions = torch.tensor(self._cache.lengths, device=self._device).unsqueeze(1)
+        if self._style.ready_mask:
+            windows = [window for _, window in self._style.windows]
+            masks = StepMasks(padding, width, windows, self._model.dtype, self._device)
+            return _Layout(positions, masks=masks)
         if not any(padding):
-            return None
-        columns = torch.arange(self._cache.width + MASK_SPARE_COLUMNS, device=self._device)
+            # Kernels are faster without.
+            return _Layout(positions)
+        columns = torch.arange(width + SPARE_COLUMNS, device=self._device)
         visible = columns >= torch.tensor(padding, device=self._device).unsqueeze(1)  # (B, columns)
-        if not self._style.ready_mask:
-            return visible.long()
-        hidden = torch.finfo(self._model.dtype).min
-        mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=self._device)
-        return mask.masked_fill_(~visible, hidden)[:, None, None]
+        return _Layout(positions, visible=visible.long())

@@ -42,14 +42,22 @@ class Scheduler:
         max_cache_tokens: positions in the cache, padding included.
         prefill_chunk_tokens: prompt tokens read in one turn, so that running streams wait for
             no more than that; several short prompts share it.
+        whole_prompts: whether a prompt cannot be read in pieces. A longer one then has a turn
+            for itself.
     """
 
     def __init__(
-        self, max_batch_size: int, max_cache_tokens: int, prefill_chunk_tokens: int
+        self,
+        max_batch_size: int,
+        max_cache_tokens: int,
+        prefill_chunk_tokens: int,
+        *,
+        whole_prompts: bool = False,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_cache_tokens = max_cache_tokens
         self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._whole_prompts = whole_prompts
         self._waiting: deque[_Job] = deque()
         self._reading: _Job | None = None
         self._inside: dict[str, _Job] = {}
@@ -101,8 +109,9 @@ class Scheduler:
         """
         chunks = []
         budget = self._prefill_chunk_tokens
-        while budget and (job := self._reading or self._let_in()):
-            num_tokens = min(budget, job.num_prompt_tokens - job.num_read)
+        while budget > 0 and (job := self._reading or self._let_in(budget)):
+            num_left = job.num_prompt_tokens - job.num_read
+            num_tokens = num_left if self._whole_prompts else min(budget, num_left)
             budget -= num_tokens
             job.num_read += num_tokens
             is_last = job.num_read == job.num_prompt_tokens
@@ -125,11 +134,18 @@ class Scheduler:
         if job.num_sequences == 0:
             self.leave(job_id)
 
-    def _let_in(self) -> _Job | None:
-        """Lets in the first in the queue if there is room; nobody overtakes it."""
+    def _let_in(self, budget: int) -> _Job | None:
+        """Lets in the first in the queue if there is room; nobody overtakes it.
+
+        A prompt that has to be read whole waits for a turn that can still read all of it, or
+        that has read nothing yet.
+        """
         if not self._waiting:
             return None
         job = self._waiting[0]
+        is_first = budget == self._prefill_chunk_tokens
+        if self._whole_prompts and job.num_prompt_tokens > budget and not is_first:
+            return None
         if self.num_sequences + job.num_sequences > self._max_batch_size:
             return None
         if self._cache_tokens(job, *self._inside.values()) > self._max_cache_tokens:

@@ -49,15 +49,19 @@ def _serve(
     from whence_server.engine.decoding import Chooser
     from whence_server.engine.loading import load
     from whence_server.engine.loop import EngineLoop
-    from whence_server.engine.runner import Runner
     from whence_server.engine.scheduler import Scheduler
 
     loaded = load(options)
     info = loaded.info
     loop = EngineLoop(
-        Runner(loaded.model, loaded.style),
+        loaded.runner(),
         Chooser(info.vocabulary_size, loaded.model.device),
-        Scheduler(options.max_batch_size, options.max_cache_tokens, options.prefill_chunk_tokens),
+        Scheduler(
+            options.max_batch_size,
+            options.max_cache_tokens,
+            options.prefill_chunk_tokens,
+            whole_prompts=not info.batched,
+        ),
         info.max_context_length,
         lambda turn: connection.sendall(channel.encode(turn)),
     )

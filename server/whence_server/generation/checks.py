@@ -8,6 +8,9 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import DecodingRequest
 
+MAX_LENGTH_PENALTY = 100
+"""Beyond, lengths to that power are too large for a score in float32."""
+
 
 class Faults:
     """Collects what is wrong with a request."""
@@ -156,17 +159,50 @@ def check_sampling(faults: Faults, decoding: Decoding) -> None:
     within("eta_cutoff", 0 <= decoding.eta_cutoff < 1, "must be in [0, 1)")
 
 
+def check_beams(
+    faults: Faults, request: DecodingRequest, decoding: Decoding, limits: Limits
+) -> None:
+    """Beams: more than one, no more than decode together, at least as many as are returned."""
+    field = "decoding.beam_search.num_beams"
+    num_beams = decoding.num_beams
+    if request.num_beams is None and num_beams == 1:
+        faults.expect(False, field, "must be set: the model's generation config says nothing of it")
+    else:
+        faults.expect(
+            2 <= num_beams <= limits.max_batch_size,
+            field,
+            f"must be from 2 to {limits.max_batch_size}, not {num_beams}; for one ask for `greedy`",
+        )
+    faults.expect(
+        decoding.num_return_sequences <= max(num_beams, 1),
+        "decoding.num_return_sequences",
+        f"is {decoding.num_return_sequences}, more than num_beams, {num_beams}",
+    )
+    penalty = decoding.length_penalty
+    faults.expect(
+        -MAX_LENGTH_PENALTY <= penalty <= MAX_LENGTH_PENALTY,
+        "decoding.beam_search.length_penalty",
+        f"must be from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}, not {penalty:g}",
+    )
+    faults.expect(
+        not decoding.stop,
+        "decoding.stop",
+        "does not go with `beam_search`, which does not look at text; use stop_token_ids",
+    )
+
+
 def check_sequences(
     faults: Faults, decoding: Decoding, num_prompt_tokens: int, limits: Limits
 ) -> None:
     """Several sequences only where the strategy can make them differ, and where they fit."""
-    n = decoding.num_return_sequences
-    needed = n * (num_prompt_tokens + decoding.max_new_tokens)
+    n, num_rows = decoding.num_return_sequences, decoding.num_rows
+    needed = num_rows * (num_prompt_tokens + decoding.max_new_tokens)
+    rows = "beams" if decoding.strategy is Strategy.BEAM_SEARCH else "sequences"
     faults.expect(
         needed <= limits.max_cache_tokens,
         "decoding.max_new_tokens",
-        f"{n} sequences of {num_prompt_tokens} prompt and {decoding.max_new_tokens} new tokens "
-        f"need a cache of {needed} tokens; this server's holds {limits.max_cache_tokens}",
+        f"{num_rows} {rows} of {num_prompt_tokens} prompt and {decoding.max_new_tokens} new "
+        f"tokens need a cache of {needed} tokens; this server's holds {limits.max_cache_tokens}",
     )
     faults.expect(
         1 <= n <= limits.max_return_sequences,
@@ -174,9 +210,10 @@ def check_sequences(
         f"must be from 1 to {limits.max_return_sequences}, not {n}",
     )
     faults.expect(
-        n <= 1 or decoding.strategy is Strategy.SAMPLE,
+        n <= 1 or decoding.strategy in {Strategy.SAMPLE, Strategy.BEAM_SEARCH},
         "decoding.num_return_sequences",
-        f"is {n}, but {decoding.strategy.value} decoding gives one sequence; ask for `sample`",
+        f"is {n}, but {decoding.strategy.value} decoding gives one sequence; ask for `sample` "
+        "or `beam_search`",
     )
 
 

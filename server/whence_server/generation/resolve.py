@@ -8,16 +8,17 @@ from typing import TypeVar
 
 from whence_server.domain.decoding import (
     Decoding,
+    EarlyStopping,
     Strategy,
     TraceDetail,
     TraceOptions,
 )
-from whence_server.domain.errors import NotOfferedError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import DecodingRequest, TokenInput, TraceRequest
 from whence_server.generation.checks import (
     Faults,
+    check_beams,
     check_forced,
     check_lengths,
     check_processors,
@@ -29,6 +30,13 @@ from whence_server.generation.checks import (
 from whence_server.text.tokenizer import TextTokenizer
 
 T = TypeVar("T")
+
+_EARLY_STOPPING: dict[bool | str, EarlyStopping] = {
+    True: EarlyStopping.WHEN_ENOUGH,
+    False: EarlyStopping.HEURISTIC,
+    "never": EarlyStopping.NEVER,
+}
+"""By transformers' values."""
 
 INTERNALS_UNAVAILABLE = {
     "internals": "this server records up to TRACE_DETAIL_DECISIONS",
@@ -74,12 +82,9 @@ def resolve_decoding(
 
     Raises:
         InvalidRequestError: settings out of range, or contradicting each other; all of them.
-        NotOfferedError: a strategy that this server does not have.
     """
     defaults = model.defaults
     strategy = request.strategy or _default_strategy(model)
-    if strategy is Strategy.BEAM_SEARCH:
-        raise NotOfferedError("beam search is not offered by this version of the server")
     room = model.max_context_length - num_prompt_tokens
     faults = Faults()
     forced = (
@@ -92,6 +97,7 @@ def resolve_decoding(
     if not choosing:
         max_new_tokens = len(forced)
     sampling = strategy is Strategy.SAMPLE
+    searching = strategy is Strategy.BEAM_SEARCH
     decoding = Decoding(
         strategy=strategy,
         max_new_tokens=min(max_new_tokens, room),
@@ -121,6 +127,9 @@ def resolve_decoding(
         epsilon_cutoff=_or(request.epsilon_cutoff, defaults.epsilon_cutoff) if sampling else 0.0,
         eta_cutoff=_or(request.eta_cutoff, defaults.eta_cutoff) if sampling else 0.0,
         seed=_or(request.seed, secrets.randbits(64)) if sampling else 0,
+        num_beams=_or(request.num_beams, defaults.num_beams) if searching else 1,
+        length_penalty=_or(request.length_penalty, defaults.length_penalty) if searching else 1.0,
+        early_stopping=_or(request.early_stopping, _EARLY_STOPPING[defaults.early_stopping]),
         forced_token_ids=forced,
     )
     if choosing:
@@ -130,6 +139,8 @@ def resolve_decoding(
     check_stops(faults, decoding, model, limits)
     check_processors(faults, request, decoding, model, limits)
     check_sampling(faults, decoding)
+    if searching:
+        check_beams(faults, request, decoding, limits)
     check_sequences(faults, decoding, num_prompt_tokens, limits)
     faults.raise_if_any()
     return decoding

@@ -2,15 +2,25 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from whence_server.domain.decoding import FinishReason
+from whence_server.domain.decoding import FinishReason, Strategy
 from whence_server.domain.entries import EntryKind
-from whence_server.domain.errors import Code
+from whence_server.domain.errors import Code, GenerationFailedError
 from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
-from whence_server.domain.steps import Step, Timing
-from whence_server.engine.messages import Admit, Prefilled, Recorded, StepMade, Turn
-from whence_server.journal.codec import encode_finished, encode_step
+from whence_server.domain.steps import BeamRound, Decision, Step, Timing
+from whence_server.engine.messages import (
+    Admit,
+    BeamRoundMade,
+    BeamSearchDone,
+    Cost,
+    Prefilled,
+    Recorded,
+    StepMade,
+    Turn,
+)
+from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex
 from whence_server.text.sequence import SequenceText
@@ -33,6 +43,7 @@ class _Sequence:
     logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop: str = ""
+    score: float | None = None
 
 
 class RunningGeneration:
@@ -69,6 +80,9 @@ class RunningGeneration:
             _Sequence(tokenizer.sequence_text(started.decoding.stop))
             for _ in range(started.decoding.num_return_sequences)
         ]
+        self._rounds: list[int] = []
+        """What became of each recorded round of a beam search, hashed."""
+        self._num_prefill_chunks: int | None = None
         self._prefill_started_ns: int | None = None
         self._prefill_finished_ns: int | None = None
 
@@ -84,7 +98,9 @@ class RunningGeneration:
 
     def admission(self) -> Admit:
         """What the engine has to know to begin, or to go on after the recorded steps."""
-        begun = any(sequence.token_ids for sequence in self._sequences)
+        # A beam search has no sequences before its end: it begins again.
+        is_search = self.started.decoding.strategy is Strategy.BEAM_SEARCH
+        begun = not is_search and any(sequence.token_ids for sequence in self._sequences)
         recorded = [
             Recorded(index, sequence.token_ids)
             for index, sequence in enumerate(self._sequences)
@@ -104,6 +120,7 @@ class RunningGeneration:
             return
         self._prefill_started_ns = prefilled.started_ns
         self._prefill_finished_ns = prefilled.finished_ns
+        self._num_prefill_chunks = prefilled.num_chunks
         if not prefilled.prompt_decisions:
             return
         pieces = self._tokenizer.prompt_pieces(list(self.started.prompt_token_ids))
@@ -122,20 +139,70 @@ class RunningGeneration:
         sequence = self._sequences[made.sequence_index]
         if sequence.finish_reason is not None:
             return False
-        decision = made.decision
-        piece = sequence.text.push(decision.token_id, last=made.finish is not None)
+        timing = self._timing(turn.cost, made.context_length)
+        self._record(made.sequence_index, made.index, made.decision, timing, made.finish)
+        return made.finish is None and sequence.finish_reason is not None
+
+    def record_round(self, made: BeamRoundMade, cost: Cost) -> bool:
+        """Records one round of a beam search; returns whether it is new.
+
+        After an engine's death the search begins again: rounds that are on record come once
+        more, and have to be the same.
+
+        Raises:
+            GenerationFailedError: the search takes another course than the recorded one.
+        """
+        outcome = [(c.parent, c.token_id) for c in made.continuations if c.kept or c.finished]
+        if made.index < len(self._rounds):
+            if self._rounds[made.index] != hash(tuple(outcome)):
+                raise GenerationFailedError(
+                    "SEARCH_DIVERGED",
+                    f"after the engine's restart, round {made.index} of the beam search came "
+                    "out otherwise than recorded: scores lay closer together than rounding",
+                )
+            return False
+        self._rounds.append(hash(tuple(outcome)))
+        timing = self._timing(cost, made.context_length)
+        beam_round = BeamRound(made.index, made.continuations, timing)
+        self._journal.append(self.id, EntryKind.BEAM_ROUND, encode_beam_round(beam_round))
+        return True
+
+    def record_search(self, done: BeamSearchDone) -> Iterator[None]:
+        """Records the sequences that won a beam search, step by step, one at every `next`."""
+        for sequence_index, won in enumerate(done.sequences):
+            self._sequences[sequence_index].score = won.score
+            last = len(won.steps) - 1
+            for index, step in enumerate(won.steps):
+                timing = self._timing(step.cost, step.context_length)
+                finish = won.finish if index == last else None
+                self._record(sequence_index, index, step.decision, timing, finish)
+                yield
+
+    def _timing(self, cost: Cost, context_length: int) -> Timing:
+        return Timing(
+            cost.ready_ns - self.arrival_ns,
+            cost.forward_ns,
+            cost.select_ns,
+            cost.batch_size,
+            context_length,
+        )
+
+    def _record(
+        self,
+        sequence_index: int,
+        index: int,
+        decision: Decision,
+        timing: Timing,
+        finish: FinishReason | None,
+    ) -> None:
+        """Records one step, with which the sequence ends if its text or `finish` says so."""
+        sequence = self._sequences[sequence_index]
+        piece = sequence.text.push(decision.token_id, last=finish is not None)
         sequence.token_ids.append(decision.token_id)
         sequence.logprob += decision.logprob or 0.0
-        timing = Timing(
-            turn.ready_ns - self.arrival_ns,
-            turn.forward_ns,
-            turn.select_ns,
-            turn.batch_size,
-            made.context_length,
-        )
         step = Step(
-            made.sequence_index,
-            made.index,
+            sequence_index,
+            index,
             decision,
             piece.text,
             piece.begin_byte,
@@ -146,11 +213,10 @@ class RunningGeneration:
         if piece.stop is not None:
             sequence.finish_reason = FinishReason.STOP
             sequence.stop = piece.stop
-        elif made.finish is not None:
-            sequence.finish_reason = made.finish
-            if made.finish is FinishReason.STOP:
+        elif finish is not None:
+            sequence.finish_reason = finish
+            if finish is FinishReason.STOP:
                 sequence.stop = self._tokenizer.token_text(decision.token_id)
-        return piece.stop is not None and made.finish is None
 
     @property
     def complete(self) -> bool:
@@ -179,6 +245,7 @@ class RunningGeneration:
             decode_ns=max(now_ns - prefill_end, 0),
             end_time_ns=self.started.start_time_ns + elapsed_ns,
             failure=failure,
+            num_prefill_chunks=self._num_prefill_chunks,
         )
         index = FinishIndex(
             finished.finish_reason, num_generated_tokens, results[0].text[:PREVIEW_CHARACTERS]
@@ -200,4 +267,5 @@ class RunningGeneration:
             finish_reason=sequence.finish_reason or reason or FinishReason.INTERRUPTED,
             stop=sequence.stop,
             logprob=sequence.logprob,
+            score=sequence.score,
         )

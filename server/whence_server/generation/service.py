@@ -15,6 +15,7 @@ from whence_server.domain.errors import (
     DrainingError,
     EngineLostError,
     GenerationExistsError,
+    GenerationFailedError,
     ModelNotFoundError,
     QueueFullError,
 )
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 # stream waits for them.
 _INLINE_BYTES = 4_000
 _RETRY_AFTER_S = 1.0
+# Recording so many takes about a millisecond and a half.
+_STEPS_IN_A_SLICE = 16
 # How long the call that started a generation has to begin reading it.
 _FIRST_READER_S = 5.0
 
@@ -105,7 +108,7 @@ class Generations:
         while (other := self._starting.get(generation_id)) is not None:
             await other.wait()
         started = self._starting[generation_id] = asyncio.Event()
-        num_sequences = request.decoding.num_return_sequences or 1
+        num_sequences = _num_rows(request)
         self._num_starting += num_sequences
         try:
             if not (request.generation_id and await self._joins(request)):
@@ -134,10 +137,10 @@ class Generations:
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + sum(
-            g.started.decoding.num_return_sequences for g in self._running.values() if g.waiting
+            g.started.decoding.num_rows for g in self._running.values() if g.waiting
         )
         # One that finds nobody before it is never too many.
-        if waiting > max(self._limits.max_queue, request.decoding.num_return_sequences or 1):
+        if waiting > max(self._limits.max_queue, _num_rows(request)):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
 
     async def _start_new(
@@ -283,6 +286,7 @@ class Generations:
                 try:
                     async for turn in self._engine.turns():
                         self._record(turn)
+                        await self._record_searches(turn)
                         # A full disk or a slow one holds the engine back, not the memory.
                         await self._journal.writable()
                 except EngineLostError as error:
@@ -327,6 +331,34 @@ class Generations:
             if running is not None:
                 running.fail(failed.reason, failed.message)
                 self._forget(running)
+        self._record_rounds(turn)
+
+    def _record_rounds(self, turn: Turn) -> None:
+        for made in turn.beam_rounds:
+            running = self._running.get(made.generation_id)
+            if running is None:
+                continue
+            try:
+                if running.record_round(made, turn.cost):
+                    self._readmission.stepped(running)
+            except GenerationFailedError as error:
+                self._engine.send(StopGeneration(running.id))
+                running.fail(error.reason, error.message)
+                self._forget(running)
+
+    async def _record_searches(self, turn: Turn) -> None:
+        """Records what won the beam searches that are over: many steps, a slice at a time."""
+        for search in turn.beam_searches:
+            running = self._running.get(search.generation_id)
+            if running is None:
+                continue
+            for number, _ in enumerate(running.record_search(search), 1):
+                if number % _STEPS_IN_A_SLICE == 0:
+                    await asyncio.sleep(0)
+                    if running.done.is_set():
+                        break
+            running.finish()
+            self._forget(running)
 
     async def drain(self, grace_s: float) -> None:
         """Admits nothing more, lets what runs finish within the grace, interrupts the rest."""
@@ -338,6 +370,11 @@ class Generations:
             _log.warning("interrupting %d generations after the grace", len(self._running))
         for running in list(self._running.values()):
             self._stop(running, FinishReason.INTERRUPTED)
+
+
+def _num_rows(request: GenerationRequest) -> int:
+    """Rows of the batch that a request wants, as far as it says so itself."""
+    return max(request.decoding.num_beams or 1, request.decoding.num_return_sequences or 1)
 
 
 def now(trace_context: TraceContext) -> Arrival:

@@ -16,7 +16,14 @@ from whence_server.domain.decoding import (
 )
 from whence_server.domain.generation import CallRecord, Failure, Finished, SequenceResult, Started
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.steps import Candidates, Draw, ProcessorEffects, Step, Timing
+from whence_server.domain.steps import (
+    BeamRound,
+    Candidates,
+    Draw,
+    ProcessorEffects,
+    Step,
+    Timing,
+)
 
 _EARLY_STOPPING = {
     EarlyStopping.WHEN_ENOUGH: generation_pb2.EARLY_STOPPING_WHEN_ENOUGH,
@@ -52,6 +59,22 @@ def encode_step(step: Step) -> bytes:
         _fill_draw(proto.draw, decision.draw)
     if step.timing is not None:
         _fill_timing(proto.timing, step.timing)
+    return proto.SerializeToString()
+
+
+def encode_beam_round(beam_round: BeamRound) -> bytes:
+    """whence.v1.BeamRound."""
+    proto = generation_pb2.BeamRound(index=beam_round.index)
+    for parent, token_id, logprob, score, kept, finished in beam_round.continuations:
+        proto.continuations.add(
+            parent=parent,
+            token_id=token_id,
+            logprob=logprob,
+            score=score,
+            kept=kept,
+            finished=finished,
+        )
+    _fill_timing(proto.timing, beam_round.timing)
     return proto.SerializeToString()
 
 
@@ -94,6 +117,7 @@ def encode_finished(finished: Finished) -> bytes:
         decode_ns=finished.decode_ns,
         end_time=timestamp(finished.end_time_ns),
         failure=None if finished.failure is None else _failure(finished.failure),
+        num_prefill_chunks=finished.num_prefill_chunks,
     ).SerializeToString()
 
 

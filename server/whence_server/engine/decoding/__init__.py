@@ -1,10 +1,20 @@
 """Which token comes next, and why: from one step's logits to its decisions, for all rows at once.
 
-logits -> pipeline (processors, stage by stage) -> choose -> record -> Decision
+logits -> pipeline (processors, stage by stage) -> choose, or beam -> record -> Decision
 """
 
+from whence_server.engine.decoding.beam import BeamSearch, Hypothesis, Round
 from whence_server.engine.decoding.choose import Chooser
 from whence_server.engine.decoding.record import NoChoice, NonFiniteLogits, NothingLeft
 from whence_server.engine.decoding.rows import Row
 
-__all__ = ["Chooser", "NoChoice", "NonFiniteLogits", "NothingLeft", "Row"]
+__all__ = [
+    "BeamSearch",
+    "Chooser",
+    "Hypothesis",
+    "NoChoice",
+    "NonFiniteLogits",
+    "NothingLeft",
+    "Round",
+    "Row",
+]

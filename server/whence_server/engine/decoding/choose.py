@@ -1,16 +1,24 @@
 """One step for a whole batch: which token comes next in each row, and why."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from whence_server.domain.decoding import Strategy, TraceOptions
 from whence_server.domain.steps import Decision
+from whence_server.engine.decoding.beam import BeamSearch, Round
 from whence_server.engine.decoding.devices import kernels_for
 from whence_server.engine.decoding.kernels import DrawKey
 from whence_server.engine.decoding.pipeline import Distributions, Pipeline
 from whence_server.engine.decoding.prompt import score_prompt
-from whence_server.engine.decoding.record import Choice, NoChoice, Recorder
+from whence_server.engine.decoding.record import (
+    Choice,
+    NoChoice,
+    NonFiniteLogits,
+    NothingLeft,
+    Recorder,
+)
 from whence_server.engine.decoding.rows import Row
 from whence_server.engine.decoding.scratch import Scratch
 
@@ -52,6 +60,42 @@ class Chooser:
         return self._recorder.decisions(distributions, rows, choice)
 
     @torch.inference_mode()
+    def extend_beams(
+        self, logits: torch.Tensor, rows: Sequence[Row], search: BeamSearch
+    ) -> Round | NoChoice:
+        """Makes one round of a beam search; appends nothing to its rows.
+
+        Args:
+            logits: [beams, V], of the beams' newest positions, in any floating-point type.
+            rows: the beams, in the search's order.
+            search: changed; the survivors of the round carry their decisions.
+        """
+        logits = logits.to(device=self._device, dtype=torch.float32)
+        # As in `generate`, processors change the beams' logprobs, and not their logits.
+        scores = torch.log_softmax(logits, -1)
+        if bool(scores[:, 0].isnan().any()):
+            return NonFiniteLogits()
+        made = search.advance(self._pipeline.processed(scores, rows))
+        alive = [survivor for survivor in made.survivors if math.isfinite(survivor.score)]
+        num_wanted = rows[0].decoding.num_return_sequences
+        if len(search.winners) < num_wanted if made.is_last else not alive:
+            return NothingLeft()
+        if not alive:
+            return made
+        parents = torch.tensor([survivor.parent for survivor in alive], device=self._device)
+        token_ids = torch.tensor([survivor.token_id for survivor in alive], device=self._device)
+        alive_rows = [rows[survivor.parent] for survivor in alive]
+        distributions = self._pipeline.run(scores.index_select(0, parents), alive_rows)
+        probabilities = self._probabilities_of(distributions, alive_rows)
+        choice = Choice(token_ids, probabilities, race=None, sampled=[])
+        decisions = self._recorder.decisions(distributions, alive_rows, choice)
+        for survivor, decision in zip(alive, decisions, strict=True):
+            if isinstance(decision, NoChoice):
+                return decision
+            survivor.decision = decision
+        return made
+
+    @torch.inference_mode()
     def score_prompt(
         self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
     ) -> list[Decision]:
@@ -74,11 +118,8 @@ class Chooser:
         for i, row in enumerate(rows):
             by_strategy.setdefault(row.decoding.strategy, []).append(i)
         sampled = by_strategy.get(Strategy.SAMPLE, [])
-        probabilities = race = None
-        if sampled or any(row.explained for row in rows):
-            probabilities = self._probabilities.of(len(rows))
-            torch.exp(distributions.final_logprobs, out=probabilities)
-
+        probabilities = self._probabilities_of(distributions, rows)
+        race = None
         token_ids = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
         for strategy, members in by_strategy.items():
             index = torch.tensor(members, device=self._device)
@@ -99,6 +140,16 @@ class Chooser:
                 raise ValueError(f"{strategy} does not choose row by row")
             token_ids.index_copy_(0, index, chosen)
         return Choice(token_ids, probabilities, race, sampled)
+
+    def _probabilities_of(
+        self, distributions: Distributions, rows: Sequence[Row]
+    ) -> torch.Tensor | None:
+        """Of what the rows are drawn from: [B, V]; None where nobody needs them."""
+        draws = any(row.decoding.strategy is Strategy.SAMPLE for row in rows)
+        if not draws and not any(row.explained for row in rows):
+            return None
+        probabilities = self._probabilities.of(len(rows))
+        return torch.exp(distributions.final_logprobs, out=probabilities)
 
 
 def _of(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

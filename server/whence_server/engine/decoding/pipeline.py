@@ -95,6 +95,13 @@ class Pipeline:
             finals=plan.finals,
         )
 
+    def processed(self, scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        """What the stages leave of scores [B, V], and nothing else of `run`."""
+        processed = scores
+        for application in _plan([self._stages_of(row) for row in rows], rows).applications:
+            _, processed = self._apply(application, processed, rows, scores)
+        return processed
+
     def _apply(
         self,
         application: _Application,

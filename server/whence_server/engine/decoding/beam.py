@@ -1,0 +1,206 @@
+"""Beam search, as transformers' `generate` does it: the likeliest continuations, side by side.
+
+The scores are kept in float32 tensors and changed by the operations that `generate` uses, in
+their order, so that they are the same to the bit where the logits are. (Method: Graves, "Sequence
+Transduction with Recurrent Neural Networks", 2012; length normalisation by a power of the
+length: Wu et al., "Google's Neural Machine Translation System", 2016, section 7.)
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from whence_server.domain.decoding import Decoding, EarlyStopping, FinishReason
+from whence_server.domain.steps import BeamContinuation, Decision
+
+OUT_OF_THE_RACE = -1.0e9
+"""What `generate` adds to the score of whatever must not be chosen."""
+
+
+@dataclass(slots=True, eq=False)
+class Hypothesis:
+    """A continuation of the prompt: its newest token, and what came before.
+
+    Attributes:
+        before: the hypothesis that it extends; None for a first token.
+        token_id: what it adds.
+        parent: which of the beams, at the time, it extends.
+        score: sum of logprobs; once it has finished, with the length penalty applied.
+        finish: why it ended; None while it goes on.
+        decision: what is recorded of the token.
+    """
+
+    before: "Hypothesis | None"
+    token_id: int
+    parent: int
+    score: float
+    finish: FinishReason | None = None
+    decision: Decision | None = None
+
+    def path(self) -> list["Hypothesis"]:
+        """From the first token to this one."""
+        steps = []
+        step: Hypothesis | None = self
+        while step is not None:
+            steps.append(step)
+            step = step.before
+        return steps[::-1]
+
+
+class Round(NamedTuple):
+    """What one round did.
+
+    Attributes:
+        index: of the tokens that it added.
+        continuations: all that were considered, best first.
+        survivors: the new hypotheses that are not lost: those that go on, and those that have
+            finished and are among the best so far.
+        is_last: whether the search ends with it.
+    """
+
+    index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
+    continuations: list[BeamContinuation]
+    survivors: list[Hypothesis]
+    is_last: bool
+
+
+class BeamSearch:
+    """The state of one search.
+
+    Args:
+        decoding: a request's, for beam search.
+        max_new_tokens: after which every hypothesis ends: the request's, or less.
+
+    Attributes:
+        beams: the hypotheses that go on, best first; before the first round, none of them.
+    """
+
+    def __init__(self, decoding: Decoding, max_new_tokens: int) -> None:
+        num_beams = self._num_beams = decoding.num_beams
+        self._length_penalty = decoding.length_penalty
+        self._early_stopping = decoding.early_stopping
+        self._num_winners = decoding.num_return_sequences
+        self._max_new_tokens = max_new_tokens
+        self._eos_token_ids = frozenset(() if decoding.ignore_eos else decoding.eos_token_ids)
+        self._stop_token_ids = frozenset(decoding.stop_token_ids)
+        # Enough for as many as there are beams to go on, whichever of them end.
+        num_ends = len(self._eos_token_ids | self._stop_token_ids)
+        self._num_considered = max(2, 1 + num_ends) * num_beams
+        self._num_rounds = 0
+        self.beams: list[Hypothesis] = []
+        self._places = [0] * num_beams
+        """Of each beam among the last round's kept continuations, as listed."""
+        # In the first round all beams are the bare prompt: one of them speaks for all.
+        self._scores = torch.full((num_beams,), OUT_OF_THE_RACE)
+        self._scores[0] = 0.0
+        self._finished: list[Hypothesis | None] = [None] * num_beams
+        self._finished_scores = torch.full((num_beams,), OUT_OF_THE_RACE)
+        self._is_finished = torch.zeros(num_beams, dtype=torch.bool)
+        self._can_improve = True
+
+    @property
+    def winners(self) -> list[Hypothesis]:
+        """The best finished hypotheses, best first; as many as the request wants, if there are."""
+        finished = self._finished[: self._num_winners]
+        return [hypothesis for hypothesis in finished if hypothesis is not None]
+
+    def advance(self, logprobs: torch.Tensor) -> Round:
+        """Extends the beams by a token.
+
+        Args:
+            logprobs: float32 [beams, V]: of each beam's next token, after all processors.
+        """
+        vocabulary_size = logprobs.shape[1]
+        totals = (logprobs + self._scores.to(logprobs.device)[:, None]).reshape(1, -1)
+        best = torch.topk(totals, min(self._num_considered, totals.shape[1]))
+        scores = best.values[0].cpu()
+        added = logprobs.reshape(-1)[best.indices[0]].tolist()
+        candidates = [
+            self._extended(index // vocabulary_size, index % vocabulary_size, score)
+            for index, score in zip(best.indices[0].tolist(), scores.tolist(), strict=True)
+        ]
+        ends = torch.tensor([candidate.finish is not None for candidate in candidates])
+        # Only the best can finish: the others are there for the search to go on with.
+        competes = ends & (torch.arange(len(candidates)) < self._num_beams)
+        running = scores + ends.to(torch.float32) * OUT_OF_THE_RACE
+        kept = torch.topk(running, self._num_beams).indices
+        entered = self._finish(candidates, scores, competes)
+        self._scores = running[kept]
+        self._num_rounds += 1
+        is_last = self._is_over(all_end=bool(ends.all()))
+
+        kept_places = [] if is_last else kept.tolist()
+        listed = {place: i for i, place in enumerate(sorted(kept_places))}
+        continuations = [
+            BeamContinuation(
+                self._places[candidate.parent],
+                candidate.token_id,
+                logprob,
+                score,
+                place in listed,
+                finished,
+            )
+            for place, (candidate, logprob, score, finished) in enumerate(
+                zip(candidates, added, scores.tolist(), competes.tolist(), strict=True)
+            )
+        ]
+        self.beams = [candidates[place] for place in kept_places]
+        self._places = [listed[place] for place in kept_places]
+        return Round(self._num_rounds - 1, continuations, [*self.beams, *entered], is_last)
+
+    def _extended(self, beam: int, token_id: int, score: float) -> Hypothesis:
+        before = self.beams[beam] if self.beams else None
+        return Hypothesis(before, token_id, beam, score, self._finish_reason(token_id))
+
+    def _finish_reason(self, token_id: int) -> FinishReason | None:
+        if token_id in self._eos_token_ids:
+            return FinishReason.END_OF_SEQUENCE
+        if token_id in self._stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self._num_rounds + 1 >= self._max_new_tokens else None
+
+    def _finish(
+        self, candidates: list[Hypothesis], scores: torch.Tensor, competes: torch.Tensor
+    ) -> list[Hypothesis]:
+        """Lets what has ended compete with what had before; returns those that got in."""
+        scores = scores / (self._num_rounds + 1) ** self._length_penalty
+        if self._is_enough():
+            scores = scores + OUT_OF_THE_RACE
+        if not self._can_improve:
+            scores = scores + OUT_OF_THE_RACE
+        scores = scores + (~competes) * OUT_OF_THE_RACE
+        all_scores = torch.cat((self._finished_scores, scores))
+        best = torch.topk(all_scores, self._num_beams).indices
+        self._finished_scores = all_scores[best]
+        self._is_finished = torch.cat((self._is_finished, competes))[best]
+        contenders = [*self._finished, *candidates]
+        self._finished = [
+            contenders[place] if is_finished else None
+            for place, is_finished in zip(best.tolist(), self._is_finished.tolist(), strict=True)
+        ]
+        entered = []
+        for place, score in zip(best.tolist(), self._finished_scores.tolist(), strict=True):
+            candidate = contenders[place]
+            if (
+                place >= self._num_beams
+                and candidate is not None
+                and competes[place - self._num_beams]
+            ):
+                candidate.score = score
+                entered.append(candidate)
+        return entered
+
+    def _is_enough(self) -> bool:
+        """Whether nothing more is wanted, as many as there are beams having finished."""
+        return self._early_stopping is EarlyStopping.WHEN_ENOUGH and bool(self._is_finished.all())
+
+    def _is_over(self, *, all_end: bool) -> bool:
+        """Whether the search ends, judged after a round's tokens have been counted."""
+        length = self._num_rounds
+        if self._early_stopping is EarlyStopping.NEVER and self._length_penalty > 0:
+            length = self._max_new_tokens
+        best_possible = self._scores[:1] / length**self._length_penalty
+        worst = torch.where(self._is_finished, self._finished_scores.min(), OUT_OF_THE_RACE)
+        self._can_improve = self._can_improve and bool((best_possible > worst).any())
+        return not self._can_improve or self._is_enough() or all_end

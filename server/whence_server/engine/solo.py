@@ -1,0 +1,190 @@
+"""Forward passes over one sequence at a time, for models whose sequences cannot share a batch.
+
+Each row holds what transformers' `generate` would hold for it, in whatever form the model keeps
+it: keys and values, a recurrent state, both. The model's own hooks carry it from pass to pass, so
+that a row sees the calls it would see alone, in the same order and with the same arguments.
+"""
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+
+@dataclass(slots=True)
+class SoloPrompt:
+    """A prompt on its way to rows of its own.
+
+    Attributes:
+        token_ids: the whole prompt.
+        state: what has been read of it; None before.
+        num_done: how many tokens that is: none or all.
+    """
+
+    token_ids: list[int]
+    state: "_State | None" = None
+    num_done: int = 0
+
+    @property
+    def num_left(self) -> int:
+        """Tokens still to be read."""
+        return len(self.token_ids) - self.num_done
+
+
+@dataclass(slots=True)
+class _State:
+    """One sequence as `generate` carries it from pass to pass.
+
+    Attributes:
+        input_ids: [1, tokens], all that has been read; replaced, never written to.
+        arguments: for the next pass, the cache or recurrent state among them.
+    """
+
+    input_ids: torch.Tensor
+    arguments: dict[str, Any]
+
+    def copy(self) -> "_State":
+        """One that shares no memory that a forward pass writes to."""
+        return _State(self.input_ids, copy.deepcopy(self.arguments))
+
+
+class SoloRunner:
+    """Runs one model over prompts and over rows, a forward pass for each.
+
+    Rows are numbered from 0; `join` appends, `leave` moves the last row into the gap. A prompt is
+    read whole: a recurrent layer that starts a second chunk as if it were a first loses what
+    came before, and says nothing.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._device = model.device
+        self._parameters = inspect.signature(model.forward).parameters
+        self._rows: list[_State] = []
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences that decode."""
+        return len(self._rows)
+
+    def start(self, token_ids: list[int]) -> SoloPrompt:
+        """Makes ready to read a prompt."""
+        return SoloPrompt(token_ids)
+
+    @torch.inference_mode()
+    def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
+        """Reads the prompt.
+
+        Args:
+            prompt: changed in place.
+            num_tokens: the whole prompt's.
+            all_logits: whether every position's logits are wanted, or the last one's alone.
+
+        Returns:
+            [num_tokens, V] or [1, V]: what follows each token read.
+
+        Raises:
+            ValueError: the prompt is longer than that, or has been read before.
+        """
+        if prompt.num_done or num_tokens != len(prompt.token_ids):
+            raise ValueError(
+                f"{num_tokens} tokens of a prompt of {len(prompt.token_ids)}, after "
+                f"{prompt.num_done}: it has to be read whole"
+            )
+        input_ids = torch.tensor([prompt.token_ids], device=self._device)
+        state = _State(input_ids, self._first_arguments(input_ids))
+        logits = self._forward(state, num_tokens, is_first=True, all_logits=all_logits)
+        prompt.state = state
+        prompt.num_done = num_tokens
+        return logits if all_logits else logits[-1:]
+
+    @torch.inference_mode()
+    def join(self, prompt: SoloPrompt, num_rows: int = 1) -> None:
+        """Appends rows that continue the prompt, all of whose tokens have been read."""
+        if prompt.state is None:
+            raise ValueError("the prompt has not been read")
+        self._rows += [prompt.state.copy() for _ in range(num_rows)]
+
+    def leave(self, row: int) -> None:
+        """Drops a row; the last row takes its number."""
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
+
+    @torch.inference_mode()
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Makes each destination a copy of what its source was before the call; for beams."""
+        before = list(self._rows)
+        wanted = list(range(len(before)))
+        for source, destination in zip(sources, destinations, strict=True):
+            wanted[destination] = source
+        num_left = Counter(wanted)
+        for row, source in enumerate(wanted):
+            # The last to want a state takes it as it is.
+            num_left[source] -= 1
+            self._rows[row] = before[source].copy() if num_left[source] else before[source]
+
+    def synchronize(self) -> None:
+        """Waits until what was asked for has been computed, so that times mean something."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def clear(self) -> None:
+        """Drops all rows, also after a forward pass that failed half-way."""
+        self._rows.clear()
+
+    @torch.inference_mode()
+    def decode(self, token_ids: list[int]) -> torch.Tensor:
+        """Reads one more token for every row, row after row.
+
+        Args:
+            token_ids: one for each row.
+
+        Returns:
+            [rows, V]: what follows each.
+        """
+        logits = []
+        for state, token_id in zip(self._rows, token_ids, strict=True):
+            newest = torch.tensor([[token_id]], device=self._device)
+            state.input_ids = torch.cat([state.input_ids, newest], dim=-1)
+            logits.append(self._forward(state, 1, is_first=False, all_logits=False)[-1:])
+        return torch.cat(logits)
+
+    def _first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
+        """What `generate` begins with, for a prompt without padding and a neutral config."""
+        arguments: dict[str, Any] = {"use_cache": True}
+        if "attention_mask" in self._parameters:
+            arguments["attention_mask"] = torch.ones_like(input_ids)
+        if "position_ids" in self._parameters:
+            arguments["position_ids"] = self._model._prepare_position_ids_for_generation(  # noqa: SLF001 - the hook that generate calls
+                input_ids, arguments
+            )
+        if "attention_mask" in arguments:
+            arguments["attention_mask"] = None  # hides nothing: generate leaves it out too
+        self._model._prepare_cache_for_generation(  # noqa: SLF001 - the hook that generate calls
+            GenerationConfig(), arguments, None, 1, input_ids.shape[1]
+        )
+        return arguments
+
+    def _forward(
+        self, state: _State, num_new: int, *, is_first: bool, all_logits: bool
+    ) -> torch.Tensor:
+        """Reads the state's newest tokens; [num_new, V], or fewer rows from the end."""
+        inputs = self._model.prepare_inputs_for_generation(
+            state.input_ids,
+            next_sequence_length=num_new,
+            is_first_iteration=is_first,
+            **state.arguments,
+        )
+        if "logits_to_keep" in self._parameters:
+            # After the hook, which in some models (Bamba) puts its own choice here.
+            inputs["logits_to_keep"] = 0 if all_logits else 1
+        output = self._model(**inputs, return_dict=True)
+        state.arguments = self._model._update_model_kwargs_for_generation(  # noqa: SLF001 - the hook that generate calls
+            output, state.arguments
+        )
+        return output.logits[0]

@@ -1,0 +1,143 @@
+"""One decoding step of a model as a TorchScript graph: the same operations without the Python.
+
+transformers' modules take about as long to say what is to be computed as a small model takes to
+compute it. The graph is recorded once from the modules themselves, and runs the same operations
+in the same order: its logits are the modules' to the bit, which `probe` checks before it is
+used. Where it cannot be recorded, the modules do the work.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.jit._trace import TracerWarning
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from whence_server.engine.style import ForwardStyle
+
+KNOWN_BRANCHES = "sdpa_attention.py"
+"""The only place that may decide by a tensor's shape: it asks how many tokens are read, and a
+step always reads one. Whatever else decides while it is recorded might decide otherwise later."""
+
+
+class NotRecordableError(Exception):
+    """The model's forward pass takes decisions of its own, or resists being recorded."""
+
+
+class StepInputs(NamedTuple):
+    """What a step reads.
+
+    Attributes:
+        input_ids: int64 [rows, 1].
+        positions: int64 [rows, 1]; a model that numbers its tokens itself ignores them.
+        masks: additive, [rows, 1, 1, width] for each kind of layer, in the style's order.
+        columns: each layer's keys and then values, [rows, heads, width, head size], whose last
+            column is written to.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    masks: list[torch.Tensor]
+    columns: list[torch.Tensor]
+
+
+class StepGraph:
+    """A recorded step. Make one with `record`."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+
+    @classmethod
+    def record(cls, model: Any, style: ForwardStyle, inputs: StepInputs) -> "StepGraph":
+        """Records the step that a model in eval mode takes on these inputs.
+
+        Raises:
+            NotRecordableError: it cannot be, or what was recorded might not hold for all steps.
+        """
+        # Fusing operations would save little here and round otherwise.
+        torch.jit.set_fusion_strategy([])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                graph = torch.jit.trace(_Step(model, style), tuple(inputs), check_trace=False)
+            except Exception as error:
+                raise NotRecordableError(f"{type(error).__name__}: {error}") from error
+        for warning in caught:
+            decides = issubclass(warning.category, TracerWarning)
+            if decides and not warning.filename.endswith(KNOWN_BRANCHES):
+                raise NotRecordableError(f"{warning.filename}:{warning.lineno}: {warning.message}")
+        return cls(graph)
+
+    def logits(self, inputs: StepInputs) -> torch.Tensor:
+        """Reads one token for every row; gives [rows, V]."""
+        logits: torch.Tensor = self._graph(*inputs)
+        return logits
+
+
+class _Step(torch.nn.Module):
+    """The step in a form that can be recorded: everything that changes is an argument."""
+
+    def __init__(self, model: Any, style: ForwardStyle) -> None:
+        super().__init__()
+        self._model = model
+        self._style = style
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        masks: list[torch.Tensor],
+        columns: list[torch.Tensor],
+    ) -> torch.Tensor:
+        pairs = zip(columns[::2], columns[1::2], strict=True)
+        arguments: dict[str, Any] = {"attention_mask": mask_argument(self._style, masks)}
+        if self._style.position_ids:
+            arguments["position_ids"] = positions
+        output = self._model(
+            input_ids=input_ids,
+            past_key_values=Cache(layers=[_Columns(keys, values) for keys, values in pairs]),
+            use_cache=True,
+            **arguments,
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+
+class _Columns(CacheLayerMixin):
+    """One layer's keys and values with room for the step's own column, the last."""
+
+    is_sliding = False
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the columns are given."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys.select(2, -1).copy_(key_states.select(2, 0))
+        self.values.select(2, -1).copy_(value_states.select(2, 0))
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] - 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2] - 1 + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def mask_argument(
+    style: ForwardStyle, masks: Sequence[torch.Tensor]
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The masks as a forward pass takes them: one by itself, several by the kind of layer."""
+    if len(masks) == 1:
+        return masks[0]
+    return {kind: mask for (kind, _), mask in zip(style.windows, masks, strict=True)}

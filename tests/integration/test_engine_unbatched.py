@@ -1,0 +1,62 @@
+"""A model that cannot be batched, served by an engine process like any other."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from engine_harness import engine_options, greedy, loaded_model, reference_greedy
+
+from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.engine.link import EngineProcess
+from whence_server.engine.messages import Admit, Recorded, StepMade
+
+TinyModel = Callable[..., Path]
+
+PROMPTS = {name: list(range(5 + i, 45 + i)) for i, name in enumerate(("one", "two", "three"))}
+"""Longer than the chunks that prompts are otherwise read in."""
+
+
+@pytest.fixture
+async def engine(tiny_model: TinyModel) -> AsyncIterator[EngineProcess]:
+    engine = EngineProcess(engine_options(tiny_model("mamba"), prefill_chunk_tokens=16))
+    yield engine
+    await engine.stop()
+
+
+async def run(engine: EngineProcess, *admits: Admit) -> dict[str, list[StepMade]]:
+    """The steps of every generation, once all have ended."""
+    steps: dict[str, list[StepMade]] = {admit.generation_id: [] for admit in admits}
+    for admit in admits:
+        engine.send(admit)
+    async for turn in engine.turns():
+        assert not turn.failed
+        for step in turn.steps:
+            steps[step.generation_id].append(step)
+        if all(made and made[-1].finish for made in steps.values()):
+            return steps
+    raise AssertionError("the engine ended")
+
+
+def ids(steps: list[StepMade]) -> list[int]:
+    return [step.decision.token_id for step in steps]
+
+
+async def test_side_by_side_as_alone_and_on_from_what_was_recorded(
+    engine: EngineProcess, tiny_model: TinyModel
+) -> None:
+    info = await engine.start()
+    assert not info.batched
+    decoding, trace = greedy(20, ignore_eos=True), TraceOptions()
+    admits = [Admit(name, prompt, decoding, trace) for name, prompt in PROMPTS.items()]
+    drawn = Decoding(Strategy.SAMPLE, 20, temperature=0.9, seed=7, ignore_eos=True)
+    steps = await run(engine, *admits, Admit("drawn", PROMPTS["one"], drawn, trace))
+    model = loaded_model(tiny_model("mamba")).model
+    for name, prompt in PROMPTS.items():
+        expected = reference_greedy(model, prompt, max_new_tokens=20, eos_token_id=None)
+        assert ids(steps[name]) == expected
+    # The prompt and what was recorded are read in one pass, and lead to the same state.
+    before = ids(steps["drawn"])[:8]
+    on = Admit("on", PROMPTS["one"], drawn, trace, recorded=[Recorded(0, before)])
+    rest = (await run(engine, on))["on"]
+    assert before + ids(rest) == ids(steps["drawn"])
+    assert [step.index for step in rest] == list(range(8, 20))

@@ -1,0 +1,110 @@
+"""Recorded steps against the model's own modules: the same bits, or no recording."""
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import CONFIGS
+from transformers import AutoModelForCausalLM
+
+from whence_server.engine.probe import examine
+from whence_server.engine.recording import recorded
+from whence_server.engine.runner import Runner
+from whence_server.engine.step_graph import StepGraph
+from whence_server.engine.style import ForwardStyle
+
+# The others decode each sequence by itself, or (Bloom) make their masks as they go.
+RECORDABLE = sorted(
+    CONFIGS.keys() - {"gpt2-long", "bloom", "mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"}
+)
+
+
+@pytest.fixture
+def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[Any, ForwardStyle]]:
+    def get(architecture: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ForwardStyle]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype)
+        style = examine(model.eval().requires_grad_(False))
+        assert style is not None
+        return model, style
+
+    return get
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", RECORDABLE)
+def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
+    load: Callable[..., tuple[Any, ForwardStyle]], architecture: str, dtype: torch.dtype
+) -> None:
+    model, style = load(architecture, dtype)
+    graph = recorded(model, style)
+    assert graph is not None
+    ours, theirs = Runner(model, style, graph), Runner(model, style)
+    choose = random.Random(3)
+    for _ in range(60):
+        if ours.num_rows < 2 or choose.random() < 0.2:
+            prompt = [choose.randrange(400) for _ in range(choose.randint(1, 40))]
+            count = choose.randint(1, 3)
+            for runner in (ours, theirs):
+                read = runner.start(prompt)
+                runner.prefill(read, len(prompt), all_logits=False)
+                runner.join(read, count)
+        elif choose.random() < 0.15:
+            row = choose.randrange(ours.num_rows)
+            ours.leave(row)
+            theirs.leave(row)
+        token_ids = [choose.randrange(400) for _ in range(ours.num_rows)]
+        assert torch.equal(ours.decode(token_ids), theirs.decode(token_ids))
+
+
+def test_a_model_that_decides_by_its_tokens_is_not_recorded(
+    load: Callable[..., tuple[Any, ForwardStyle]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, style = load("gpt2")
+    head = model.lm_head.forward
+
+    def deciding(hidden: torch.Tensor) -> torch.Tensor:
+        # Never so while it is recorded.
+        return head(hidden) * 2 if float(hidden.abs().max()) > 1e6 else head(hidden)
+
+    monkeypatch.setattr(model.lm_head, "forward", deciding)
+    with caplog.at_level(logging.INFO):
+        assert recorded(model, style) is None
+    assert "decodes through its modules" in caplog.text
+    assert "test_engine_recording.py" in caplog.text, "it says where the decision is taken"
+
+
+def test_a_graph_that_says_something_else_is_not_used(
+    load: Callable[..., tuple[Any, ForwardStyle]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, style = load("gpt2")
+    right = StepGraph.logits
+    calls = []
+
+    def wrong_at_last(self: StepGraph, inputs: Any) -> torch.Tensor:
+        calls.append(inputs)
+        logits = right(self, inputs)
+        return logits if len(calls) < 5 else logits.nextafter(torch.tensor(9.0))
+
+    monkeypatch.setattr(StepGraph, "logits", wrong_at_last)
+    assert recorded(model, style) is None
+    assert "its logits differ" in caplog.text
+
+
+def test_a_long_step_is_left_to_the_modules(
+    load: Callable[..., tuple[Any, ForwardStyle]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, style = load("gpt2")
+    monkeypatch.setattr("whence_server.engine.recording.LONG_STEP_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        assert recorded(model, style) is None
+    assert "next to which" in caplog.text
