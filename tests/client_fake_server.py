@@ -212,6 +212,7 @@ class FakeGeneration(GenerationServiceServicer):
 
     def ResumeGeneration(self, request: Any, context: Any) -> Iterator[Any]:
         self._script.calls.append(request)
+        self._script.metadata.append(dict(context.invocation_metadata()))
         events = [
             e for e in self._of(request.generation_id) if e.last_offset > request.after_offset
         ]
@@ -260,6 +261,7 @@ class FakeTrace(TraceServiceServicer):
 
     def WatchGenerations(self, request: Any, context: Any) -> Iterator[Any]:
         self._script.calls.append(request)
+        self._script.metadata.append(dict(context.invocation_metadata()))
         after = int(request.after_position or 0)
         responses = [
             trace_pb2.WatchGenerationsResponse(

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from whence.channel import channel_options, resolve_target
 from whence.errors import WhenceError
+from whence.propagation import with_trace_context
 from whence.resume import Resumable
 from whence.status import error_from_rpc, translated
 from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
@@ -36,7 +37,7 @@ class AsyncCalls:
     Args:
         target: see `whence.channel.resolve_target`.
         credentials: for TLS; None for plaintext.
-        metadata: sent with every call.
+        metadata: sent with every call, besides the current span's context.
         timeout_s: of every call that is not a stream.
     """
 
@@ -81,7 +82,7 @@ class AsyncCalls:
             return await method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=tuple(self._metadata.items()),
+                metadata=with_trace_context(self._metadata),
             )
 
     async def stream(
@@ -90,7 +91,7 @@ class AsyncCalls:
         """The answers of a stream that is not worth resuming."""
         with translated():
             async for response in method(
-                request, timeout=self._timeout_s, metadata=tuple(self._metadata.items())
+                request, timeout=self._timeout_s, metadata=with_trace_context(self._metadata)
             ):
                 yield response
 
@@ -110,7 +111,8 @@ class AsyncCalls:
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> "AsyncFollowing[Item]":
         """Begins a stream that resumes by itself."""
-        both = tuple({**self._metadata, **(metadata or {})}.items())
+        # Once: calls that resume it later have the same parent, wherever it is read.
+        both = with_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> Any:
             request, timeout_s = stream.next_call()

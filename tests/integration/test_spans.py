@@ -9,6 +9,7 @@ import grpc
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from server_process import ServerProcess
+from span_reading import assert_apart
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
@@ -88,6 +89,12 @@ def check_tree(spans: list[Span], steps: list[step_pb2.Step]) -> Span:
         attributes(span)["whence.sequence.index"]: span.span_id for span in by_name["decode"]
     }
     assert decodes.keys() == {s.sequence_index for s in steps}
+    phases = by_name["queue"] + by_name["prefill"]
+    assert {s.parent_span_id for s in phases} <= {model_call.span_id}
+    for decode in by_name["decode"]:
+        assert_apart([*phases, decode])
+    for decode in by_name["decode"]:
+        assert_apart([s for s in by_name["decode_step"] if s.parent_span_id == decode.span_id])
     told = {}
     for span in by_name["decode_step"]:
         values = attributes(span)
@@ -114,6 +121,8 @@ async def test_a_generation_is_one_tree_under_the_callers_span(
         assert (started.trace_id, started.parent_span_id) == (TRACE_ID, PARENT_ID)
         await wait_for_server_spans(receiver, 1)
         span = check_tree(receiver.spans, steps)
+        once = [s.name for s in receiver.spans if s.name in {"queue", "prefill"}]
+        assert sorted(once) == ["prefill", "queue"]
         assert span.trace_id.hex() == TRACE_ID
         assert span.parent_span_id.hex() == PARENT_ID
         assert span.span_id.hex() == started.span_id
@@ -132,16 +141,35 @@ async def test_a_generation_is_one_tree_under_the_callers_span(
         assert attributes(refused)["rpc.response.status_code"] == "INVALID_ARGUMENT"
 
 
+async def test_a_tree_beyond_the_bound_is_whole(
+    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+) -> None:
+    flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "5")
+    with ServerProcess(tiny_model("gpt2"), tmp_path, *flags) as server:
+        _, steps = await generate(server.target, request(40))
+        await wait_for_server_spans(receiver, 1)
+    (block,) = [s for s in receiver.spans if s.name == "decode_block"]
+    found = attributes(block)
+    assert (found["whence.block.first_index"], found["whence.block.last_index"]) == (5, 39)
+    assert found["whence.block.logprob"] == pytest.approx(sum(s.logprob for s in steps[5:]))
+    own = [s for s in receiver.spans if s.name == "decode_step"]
+    assert len(own) == 5
+    assert_apart([*own, block])
+
+
 async def test_no_exported_byte_holds_content(
     tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
 ) -> None:
     with ServerProcess(
         tiny_model("gpt2"), tmp_path, "--otlp-endpoint", receiver.endpoint
     ) as server:
-        _, steps = await generate(server.target, request(40))
+        baggage = (("baggage", "user=hidden"),)
+        _, steps = await generate(server.target, request(40), baggage)
         await wait_for_server_spans(receiver, 1)
     text = "".join(s.text for s in steps)
     exported = b"".join(receiver.requests)
+    assert b"hidden" not in exported
+    assert b"hidden" not in b"".join(p.read_bytes() for p in tmp_path.rglob("journal.db*"))
     assert b"quick" not in exported
     assert text[:12].encode() not in exported
 

@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler
 
 from whence.v1 import trace_pb2
 from whence_server.domain.errors import JournalError
@@ -43,10 +44,11 @@ class CallDetails:
 class Wrapped:
     """One wrapped method, and the records of its calls."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, sampler: Sampler = DEFAULT_ON) -> None:
         self.records: list[CallRecord] = []
         self._error = error
-        log = CallLog(self.records.append, [Endpoint("127.0.0.1", 1), Endpoint("/s", None)])
+        endpoints = [Endpoint("127.0.0.1", 1), Endpoint("/s", None)]
+        log = CallLog(self.records.append, endpoints, sampler)
         method = Method("Get", trace_pb2.GetGenerationRequest, unary=self.get, recorded=True)
         handler = service_handler("s", [method], log).service(CallDetails)
         self._call, self._parse = handler.unary_unary, handler.request_deserializer
@@ -69,6 +71,16 @@ async def test_a_call_is_put_on_record() -> None:
     assert (record.method, record.status_code, record.generation_id) == ("s/Get", 0, "g")
     assert (record.server_address, record.server_port) == ("/s", None)
     assert record.end_time_ns >= record.start_time_ns
+
+
+async def test_a_call_that_is_not_sampled_is_on_record_all_the_same() -> None:
+    wrapped = Wrapped(sampler=ALWAYS_OFF)
+    await wrapped.call(Context())
+    (record,) = wrapped.records
+    assert not record.trace_context.sampled
+    wrapped = Wrapped()
+    await wrapped.call(Context())
+    assert wrapped.records[0].trace_context.sampled
 
 
 async def test_a_deadline_that_has_passed_costs_no_work() -> None:

@@ -7,9 +7,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from whence_server.domain.errors import ConfigurationError
 from whence_server.telemetry.context import trace_context
-from whence_server.telemetry.otlp import parse_endpoint
 from whence_server.telemetry.resource import Envelope, service_resource
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -96,36 +94,3 @@ def test_the_envelope_is_what_protobuf_itself_would_write(num_spans, monkeypatch
     keys = [attribute.key for attribute in resource_spans.resource.attributes]
     assert "service.name" in keys
     assert keys == sorted(keys)
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "target", "secure"),
-    [
-        ("http://collector:4317", "collector:4317", False),
-        ("http://collector", "collector:4317", False),
-        ("https://collector.example/", "collector.example:4317", True),
-        ("127.0.0.1:9999", "127.0.0.1:9999", False),
-        ("collector", "collector:4317", False),
-        ("http://[::1]:4317", "[::1]:4317", False),
-        ("unix:/run/otel.sock", "unix:/run/otel.sock", False),
-    ],
-)
-def test_endpoints(endpoint, target, secure):
-    assert parse_endpoint(endpoint) == (target, secure)
-
-
-@pytest.mark.parametrize(
-    "endpoint",
-    [
-        "",
-        "ftp://x:1",
-        "http://x:4318/v1/traces",
-        "x:port",
-        "http://:4317",
-        "http://u@x:1",
-        "http://[",
-    ],
-)
-def test_what_is_no_endpoint_is_named(endpoint):
-    with pytest.raises(ConfigurationError, match=re.escape(repr(endpoint))):
-        parse_endpoint(endpoint)

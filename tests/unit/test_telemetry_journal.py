@@ -7,10 +7,11 @@ from telemetry_journal import call, finished, started, step
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
+from whence_server.domain.otlp import OtlpSettings
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
 from whence_server.telemetry.encoder import SpanEncoder
 from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp import OtlpGrpcSink
+from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.receiver import Receiver, Wait
 from whence_server.telemetry.resource import service_resource
 
@@ -34,7 +35,7 @@ def end(journal: Journal, generation_id: str, num_steps: int) -> None:
 
 def exporter_of(journal: Journal, receiver: Receiver) -> SpanExporter:
     options = ExportOptions(linger_s=0.0, max_batch_spans=32, max_backoff_s=0.1)
-    sink = OtlpGrpcSink(receiver.endpoint)
+    sink = OtlpGrpcSink(OtlpSettings(endpoint=receiver.endpoint))
     return SpanExporter(journal, sink, service_resource("0"), "0", options=options)
 
 

@@ -6,13 +6,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.semconv._incubating.attributes import (
     gen_ai_attributes,
     rpc_attributes,
 )
-from opentelemetry.semconv.attributes import error_attributes, server_attributes
+from opentelemetry.semconv.attributes import (
+    error_attributes,
+    exception_attributes,
+    server_attributes,
+)
+from span_reading import attributes, encoded, mapping, named, spans_of
 from telemetry_journal import (
     CALLER_SPAN_ID,
     START_NS,
@@ -30,32 +34,6 @@ from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry import names
 from whence_server.telemetry.encoder import SpanEncoder, UnreadableEntryError
-
-
-async def encoded(journal: MemoryJournal, **options: object) -> list[bytes]:
-    encoder = SpanEncoder(journal, **options)
-    return [span for entry in journal.entries for span in await encoder.spans_of(entry)]
-
-
-async def spans_of(journal: MemoryJournal, **options: object) -> list[Span]:
-    return [ScopeSpans.FromString(piece).spans[0] for piece in await encoded(journal, **options)]
-
-
-def value_of(value: AnyValue) -> object:
-    kind = value.WhichOneof("value")
-    if kind == "array_value":
-        return [value_of(item) for item in value.array_value.values]
-    return getattr(value, kind)
-
-
-def attributes(span: Span) -> dict[str, object]:
-    keys = [attribute.key for attribute in span.attributes]
-    assert len(keys) == len(set(keys))
-    return {attribute.key: value_of(attribute.value) for attribute in span.attributes}
-
-
-def named(spans: list[Span], name: str) -> list[Span]:
-    return [span for span in spans if span.name == name]
 
 
 @pytest.fixture
@@ -95,7 +73,9 @@ async def test_steps_are_as_long_as_they_took_and_never_touch(journal):
         if attributes(s)["whence.sequence.index"] == 1
     ]
     assert steps[0].end_time_unix_nano == START_NS + 14_000_000
-    assert steps[0].start_time_unix_nano == START_NS + 10_001_000
+    # The prompt's forward pass is not the first step's: only its choice is.
+    assert steps[0].start_time_unix_nano == START_NS + 13_001_000
+    assert steps[1].start_time_unix_nano == START_NS + 14_001_000
     for before, after in pairwise(steps):
         assert after.start_time_unix_nano - before.end_time_unix_nano == 1_000
     decode = named(await spans_of(journal), "decode")[1]
@@ -195,6 +175,7 @@ async def test_the_genai_span_speaks_the_conventions(journal):
         "gen_ai.provider.name": "whence",
         "gen_ai.output.type": "text",
         "gen_ai.request.model": "demo",
+        "gen_ai.request.stream": True,
         "gen_ai.request.max_tokens": 64,
         "gen_ai.request.choice.count": 2,
         "gen_ai.request.stop_sequences": ["\n\n"],
@@ -205,6 +186,7 @@ async def test_the_genai_span_speaks_the_conventions(journal):
         "gen_ai.response.id": "g1",
         "gen_ai.response.model": "demo",
         "gen_ai.response.finish_reasons": ["stop", "stop"],
+        "gen_ai.response.time_to_first_chunk": 0.014,
         "gen_ai.usage.input_tokens": 5,
         "gen_ai.usage.output_tokens": 60,
     }
@@ -246,11 +228,18 @@ async def test_a_small_seed_is_given_as_the_conventions_say():
 
 
 def test_every_name_outside_whence_is_in_the_conventions():
-    modules = (gen_ai_attributes, rpc_attributes, error_attributes, server_attributes)
+    modules = (
+        gen_ai_attributes,
+        rpc_attributes,
+        error_attributes,
+        exception_attributes,
+        server_attributes,
+    )
     known = {
         value for module in modules for value in vars(module).values() if isinstance(value, str)
     }
     ours = {value for key, value in vars(names).items() if key.isupper() and "." in value}
+    ours.remove(names.OPERATION_DETAILS)  # an event's name: the package lists attributes
     foreign = {name for name in ours if not name.startswith("whence.")}
     assert len(foreign) > 20
     assert foreign <= known
@@ -267,6 +256,28 @@ async def test_a_failed_generation_is_an_error():
     assert generation.status == Status(code=Status.STATUS_CODE_ERROR, message="logits are NaN")
     assert attributes(generation)["error.type"] == "NON_FINITE_LOGITS"
     assert attributes(generation)["gen_ai.response.finish_reasons"] == ["error"]
+    (event,) = generation.events
+    assert event.name == "exception"
+    assert event.time_unix_nano == generation.end_time_unix_nano
+    assert mapping(event.attributes) == {
+        "exception.type": "NON_FINITE_LOGITS",
+        "exception.message": "logits are NaN",
+    }
+
+
+@pytest.mark.parametrize("reason", ["CANCELLED", "TIMEOUT", "INTERRUPTED"])
+async def test_an_end_that_somebody_chose_is_no_error(reason):
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g"))
+    value = generation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}")
+    ending = finished(0, 0, finish_reason=value)
+    journal.append("g", EntryKind.FINISHED, ending)
+    (generation,) = await spans_of(journal)
+    assert generation.status == Status()
+    assert not generation.events
+    found = attributes(generation)
+    assert found["gen_ai.response.finish_reasons"] == [reason.lower()]
+    assert "error.type" not in found
 
 
 @pytest.mark.parametrize(
@@ -399,7 +410,11 @@ async def test_bounds_of_sequences_that_end_at_different_times():
     assert found == {0: 3, 1: 400, 2: 900}
 
 
-async def test_a_long_generations_end_costs_two_short_reads(monkeypatch):
+@pytest.mark.parametrize(("step_spans", "num_spans", "at_most"), [(None, 2, 40), (1_000, 3, 900)])
+async def test_a_long_generations_end_costs_short_reads(
+    monkeypatch, step_spans, num_spans, at_most
+):
+    """Two short ones; and, after a restart, a block's steps."""
     journal = MemoryJournal()
     journal.append_generation("g", num_steps=2_000)
     num_read = 0
@@ -412,8 +427,9 @@ async def test_a_long_generations_end_costs_two_short_reads(monkeypatch):
         return entries
 
     monkeypatch.setattr(journal, "read", counted)
-    assert len(await SpanEncoder(journal).spans_of(journal.entries[-2])) == 2
-    assert num_read < 40
+    encoder = SpanEncoder(journal, step_spans)
+    assert len(await encoder.spans_of(journal.entries[-2])) == num_spans
+    assert num_read < at_most
 
 
 async def test_bytes_that_are_no_message_are_named(journal):

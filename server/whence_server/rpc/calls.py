@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
 
 from whence_server.domain.errors import (
     DeadlinePassedError,
@@ -71,6 +72,8 @@ class CallLog:
 
     record: Callable[[CallRecord], None]
     endpoints: list[Endpoint] = field(default_factory=list)
+    sampler: Sampler = DEFAULT_ON
+    """Says at a call's start whether spans are wanted of it; the call is on record anyhow."""
 
     def endpoint_for(self, peer: str) -> Endpoint:
         """The endpoint that a peer of that kind came in by."""
@@ -150,7 +153,7 @@ class _Guarded:
         run: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
         call = Call(
-            trace_context(context.invocation_metadata() or (), self._name),
+            trace_context(context.invocation_metadata() or (), self._name, self._calls.sampler),
             time.time_ns(),
             time.monotonic_ns(),
             context.peer(),

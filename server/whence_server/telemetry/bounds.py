@@ -42,7 +42,7 @@ async def sequence_bounds(
         if first.keys() >= set(sequences):
             break
     last: dict[int, Step] = {}
-    async for page in _pages_backward(journal, generation_id, finished_offset):
+    async for page in pages_backward(journal, generation_id, finished_offset):
         for step in reversed(page):
             last.setdefault(step.sequence_index, step)
         if last.keys() >= first.keys():
@@ -64,10 +64,17 @@ async def _pages_forward(
         after, size = entries[-1].offset, min(2 * size, _MAX_PAGE)
 
 
-async def _pages_backward(
-    journal: SpanJournal, generation_id: str, finished_offset: int
+async def pages_backward(
+    journal: SpanJournal, generation_id: str, before_offset: int
 ) -> AsyncIterator[list[Step]]:
-    before, size = finished_offset, _FIRST_PAGE
+    """Reads a generation's steps below an offset, the newest page first, growing page by page.
+
+    Each page is by ascending offset.
+
+    Raises:
+        GenerationNotFoundError: the generation was deleted.
+    """
+    before, size = before_offset, _FIRST_PAGE
     while before > 1:
         after = max(before - 1 - size, 0)
         entries = await journal.read(generation_id, after, before - 1 - after, _STEPS)

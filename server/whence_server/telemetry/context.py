@@ -20,7 +20,9 @@ def trace_context(
 ) -> TraceContext:
     """Reads a call's `traceparent` and `tracestate`, and gives its SERVER span an id.
 
-    A missing or malformed parent starts a new trace, as W3C Trace Context wants it.
+    A missing or malformed parent starts a new trace, as W3C Trace Context wants it. The caller's
+    `baggage` is left alone: the server makes no call that could carry it on, and what is in it
+    may be secret, so it goes neither on record nor into a span.
 
     Args:
         metadata: the call's gRPC metadata.

@@ -5,14 +5,19 @@ from collections import OrderedDict
 from google.protobuf.message import DecodeError
 
 from whence.v1.call_pb2 import Call
-from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.v1.generation_pb2 import BeamRound, GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, JournalError
+from whence_server.telemetry.beams import beam_round_span
+from whence_server.telemetry.blocks import BlockSpans
 from whence_server.telemetry.bounds import sequence_bounds
+from whence_server.telemetry.content import ContentCapture
+from whence_server.telemetry.genai import generation_span
 from whence_server.telemetry.origin import Origin, origin_of
+from whence_server.telemetry.phases import phase_spans
 from whence_server.telemetry.seams import SpanJournal
-from whence_server.telemetry.spans import decode_span, encode, generation_span, server_span
+from whence_server.telemetry.spans import decode_span, encode, server_span
 from whence_server.telemetry.steps import StepSpans, num_step_spans
 
 DEFAULT_STEP_SPANS = 1_000
@@ -30,16 +35,27 @@ class SpanEncoder:
     """Makes each entry's spans from its bytes, its generation's start, and nothing else.
 
     Args:
-        journal: read for the start of generations that are not remembered any more, and
-            for each sequence's first and last step.
-        step_spans: at most so many `decode_step` spans for one generation; None is no bound,
-            0 is none.
+        journal: read for the start of generations that are not remembered any more, for
+            each sequence's first and last step, and for a block's steps after a restart.
+        step_spans: at most so many `decode_step` spans for one generation, and so many
+            `beam_round` spans; None is no bound, 0 is none.
+        step_candidates: whether a step's span carries its candidates.
+        content: where prompts, outputs and tokens' texts go.
     """
 
-    def __init__(self, journal: SpanJournal, step_spans: int | None = DEFAULT_STEP_SPANS) -> None:
+    def __init__(
+        self,
+        journal: SpanJournal,
+        step_spans: int | None = DEFAULT_STEP_SPANS,
+        *,
+        step_candidates: bool = True,
+        content: ContentCapture = ContentCapture.NO_CONTENT,
+    ) -> None:
         self._journal = journal
         self._step_spans = step_spans
-        self._steps = StepSpans()
+        self._content = content.on_spans
+        self._steps = StepSpans(candidates=step_candidates, text=content.on_spans)
+        self._blocks = BlockSpans(journal, step_spans)
         self._origins: OrderedDict[str, Origin | None] = OrderedDict()
 
     async def spans_of(self, entry: Entry) -> list[bytes]:
@@ -53,6 +69,8 @@ class SpanEncoder:
         try:
             if entry.kind is EntryKind.STEP:
                 return await self._step(entry)
+            if entry.kind is EntryKind.BEAM_ROUND:
+                return await self._beam_round(entry)
             if entry.kind is EntryKind.FINISHED:
                 return await self._finished(entry)
             if entry.kind is EntryKind.CALL:
@@ -66,6 +84,7 @@ class SpanEncoder:
             ) from error
         if entry.kind is EntryKind.DELETED:
             self._origins.pop(entry.generation_id, None)
+            self._blocks.forget(entry.generation_id)
         return []
 
     async def _step(self, entry: Entry) -> list[bytes]:
@@ -74,14 +93,25 @@ class SpanEncoder:
             return []
         step = Step.FromString(entry.payload)
         if step.index >= num_step_spans(origin, step.sequence_index, self._step_spans):
-            return []
+            block = await self._blocks.add(origin, step, entry.offset)
+            return [] if block is None else [encode(block)]
         return [self._steps.encode(origin, step)]
+
+    async def _beam_round(self, entry: Entry) -> list[bytes]:
+        origin = await self._origin(entry.generation_id)
+        if origin is None or not origin.sampled or not entry.payload:
+            return []
+        beam_round = BeamRound.FromString(entry.payload)
+        if self._step_spans is not None and beam_round.index >= self._step_spans:
+            return []
+        span = beam_round_span(origin, beam_round)
+        return [] if span is None else [encode(span)]
 
     async def _finished(self, entry: Entry) -> list[bytes]:
         origin = await self._origin(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
             return []
-        started = await self._started(entry.generation_id)
+        started = await read_started(self._journal, entry.generation_id)
         if started is None:
             return []
         finished = GenerationFinished.FromString(entry.payload)
@@ -96,8 +126,12 @@ class SpanEncoder:
             decode_span(origin, bound, results.get(index), self._step_spans)
             for index, bound in bounds.items()
         ]
-        parent = generation_span(origin, started, finished, decodes)
-        return [encode(span) for span in (parent, *decodes)]
+        blocks = await self._blocks.rest(origin, bounds, entry.offset)
+        phases = phase_spans(origin, finished, decodes)
+        parent = generation_span(
+            origin, started, finished, bounds, (*phases, *decodes), content=self._content
+        )
+        return [encode(span) for span in (parent, *phases, *decodes, *blocks)]
 
     def _call(self, entry: Entry) -> list[bytes]:
         if not entry.payload:
@@ -112,7 +146,7 @@ class SpanEncoder:
             origins.move_to_end(generation_id)
             return origins[generation_id]
         try:
-            started = await self._started(generation_id)
+            started = await read_started(self._journal, generation_id)
             origin = None if started is None else origin_of(started)
         except (DecodeError, ValueError):
             origin = None
@@ -121,11 +155,17 @@ class SpanEncoder:
             origins.popitem(last=False)
         return origin
 
-    async def _started(self, generation_id: str) -> GenerationStarted | None:
-        try:
-            entries = await self._journal.read(generation_id, 0, 1, _STARTED)
-        except GenerationNotFoundError:
-            return None
-        if not entries or not entries[0].payload:
-            return None
-        return GenerationStarted.FromString(entries[0].payload)
+
+async def read_started(journal: SpanJournal, generation_id: str) -> GenerationStarted | None:
+    """Reads a generation's start; None where it is gone.
+
+    Raises:
+        DecodeError: it cannot be understood.
+    """
+    try:
+        entries = await journal.read(generation_id, 0, 1, _STARTED)
+    except GenerationNotFoundError:
+        return None
+    if not entries or not entries[0].payload:
+        return None
+    return GenerationStarted.FromString(entries[0].payload)

@@ -15,14 +15,18 @@ class SpanKind(IntEnum):
     GENERATION = 1
     DECODE = 2
     DECODE_STEP = 3
+    QUEUE = 4
+    PREFILL = 5
+    DECODE_BLOCK = 6
+    BEAM_ROUND = 7
 
 
 class SpanIds:
     """The ids of one generation's spans.
 
     Each is the first 8 bytes of SHA-256 over a domain, the trace id, the generation id with
-    its length, the kind, the sequence index and the step's index; never zero, which W3C Trace
-    Context keeps for "invalid".
+    its length, the kind, the sequence index and the step's (a block's first step's, a round's)
+    index; never zero, which W3C Trace Context keeps for "invalid".
     """
 
     __slots__ = ("_decode_ids", "_prefix")
@@ -47,6 +51,22 @@ class SpanIds:
     def decode_step(self, sequence_index: int, index: int) -> bytes:
         """The id of one `decode_step` span."""
         return self._digest(SpanKind.DECODE_STEP, sequence_index, index)
+
+    def queue(self) -> bytes:
+        """The `queue` span's id."""
+        return self._digest(SpanKind.QUEUE, 0, 0)
+
+    def prefill(self) -> bytes:
+        """The `prefill` span's id."""
+        return self._digest(SpanKind.PREFILL, 0, 0)
+
+    def decode_block(self, sequence_index: int, first_index: int) -> bytes:
+        """The id of the `decode_block` span that begins with this step."""
+        return self._digest(SpanKind.DECODE_BLOCK, sequence_index, first_index)
+
+    def beam_round(self, index: int) -> bytes:
+        """The id of one `beam_round` span."""
+        return self._digest(SpanKind.BEAM_ROUND, 0, index)
 
     def _digest(self, kind: int, sequence_index: int, index: int) -> bytes:
         place = _SUFFIX.pack(kind, sequence_index, index)

@@ -1,9 +1,15 @@
 """Every name that whence's spans carry, with its meaning and the field that it is read from.
 
-`gen_ai.*` follows the OpenTelemetry GenAI conventions, `rpc.*` and `server.*` the RPC ones.
+The sources of what is not `whence.*`, all of them OpenTelemetry's semantic conventions:
+
+- `gen_ai.*`: docs/gen-ai/client-inference.md of open-telemetry/semantic-conventions-genai;
+- `rpc.*`: docs/rpc/grpc.md of open-telemetry/semantic-conventions;
+- `server.*`, `error.*` and `exception.*`: its docs/registry/attributes, and for the event
+  docs/exceptions/exceptions-spans.md.
+
 `gen_ai.*` is on the GenAI span alone: backends take every span that has one for a model call.
-Steps carry `whence.*`. Logprobs and entropies are in nats, times in nanoseconds. The text of
-tokens is in none of them.
+Steps carry `whence.*`. Logprobs and entropies are in nats, times in nanoseconds.
+Content (text of prompts, outputs and tokens) is in none of them unless `content.py` says so.
 """
 
 from typing import Final
@@ -15,10 +21,26 @@ PROVIDER: Final = "whence"
 
 # ---- span names: constant, numbers go in attributes ----
 
+QUEUE: Final = "queue"
+"""From the request's arrival to the start of its prefill, or to the end where it never began."""
+PREFILL: Final = "prefill"
+"""From there until the prompt was read, or to the end where it never was."""
+BEAM_ROUND: Final = "beam_round"
+"""Beam search only: the forward pass for all beams, and the choice of those that go on."""
 DECODE: Final = "decode"
 """One for each returned sequence: from its first step to its last."""
 DECODE_STEP: Final = "decode_step"
-"""One token: the forward pass that predicted it, and its choice."""
+"""One token: the forward pass that predicted it, and its choice. A sequence's first token comes
+of the prompt's own forward pass, which `prefill` stands for: its span is the choice alone."""
+DECODE_BLOCK: Final = "decode_block"
+"""Consecutive tokens, at most `blocks.STEPS_PER_BLOCK`, beyond those that have spans."""
+
+# ---- event names ----
+
+EXCEPTION: Final = "exception"
+"""On the GenAI span of a generation that failed."""
+OPERATION_DETAILS: Final = "gen_ai.client.inference.operation.details"
+"""A log record: the GenAI span's attributes and the content, where that is wanted."""
 
 # ---- on the SERVER span: from Call ----
 
@@ -34,6 +56,10 @@ SERVER_PORT: Final = "server.port"
 """Absent for a Unix socket: Call.server_port."""
 ERROR_TYPE: Final = "error.type"
 """Only with status ERROR: the status code's name, or on the GenAI span Failure.reason."""
+EXCEPTION_TYPE: Final = "exception.type"
+"""On the `exception` event: Failure.reason."""
+EXCEPTION_MESSAGE: Final = "exception.message"
+"""On the `exception` event: Failure.message."""
 
 # ---- on the GenAI span: from GenerationStarted and GenerationFinished ----
 
@@ -50,6 +76,8 @@ GEN_AI_REQUEST_CHOICE_COUNT: Final = "gen_ai.request.choice.count"
 """Decoding.num_return_sequences; absent where it is one, as the conventions have it."""
 GEN_AI_REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
 """Decoding.stop; absent where there are none."""
+GEN_AI_REQUEST_STREAM: Final = "gen_ai.request.stream"
+"""Always true: tokens are streamed as they come."""
 GEN_AI_REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
 """Sample.temperature: for sampling only."""
 GEN_AI_REQUEST_TOP_K: Final = "gen_ai.request.top_k"
@@ -64,10 +92,17 @@ GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
 """GenerationStarted.model."""
 GEN_AI_RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 """One for each sequence: "stop", "length", "error", or whence's own reason in lower case."""
+GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
+"""In seconds, by the server's clock: the earliest StepTiming.elapsed_ns. Absent without a token,
+and for beam search, whose steps are streamed at its end."""
 GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 """GenerationFinished.num_prompt_tokens."""
 GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 """GenerationFinished.num_generated_tokens."""
+GEN_AI_INPUT_MESSAGES: Final = "gen_ai.input.messages"
+"""Content: GenerationStarted.prompt as one message; JSON on spans, structured on events."""
+GEN_AI_OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+"""Content: SequenceResult.text, one message for each sequence; in form as the input's."""
 
 GENERATION_ID: Final = "whence.generation.id"
 """On every span of the generation."""
@@ -91,8 +126,33 @@ DECODING_STRATEGY: Final = "whence.decoding.strategy"
 """The name of Decoding.strategy: "greedy", "sample", "beam_search" or "forced"."""
 DECODING_SEED: Final = "whence.decoding.seed"
 """Sample.seed in decimal, as a string: all 64 bits of it."""
+PROCESSOR_NAMES: Final = "whence.processors.names"
+"""In the order of application: what the arrays of `whence.processors.*` on steps refer to.
+GenerationStarted.processor_names; absent where there are none."""
 LABEL_PREFIX: Final = "whence.label."
 """Followed by a label's key: GenerationStarted.labels."""
+
+# ---- on the `prefill` span: from GenerationFinished ----
+
+PREFILL_NUM_TOKENS: Final = "whence.prefill.num_tokens"
+"""GenerationFinished.num_prompt_tokens."""
+PREFILL_NUM_CHUNKS: Final = "whence.prefill.num_chunks"
+"""GenerationFinished.num_prefill_chunks; absent where it is."""
+
+# ---- on a `beam_round` span: from BeamRound ----
+
+BEAM_ROUND_INDEX: Final = "whence.beam_round.index"
+"""BeamRound.index."""
+BEAM_ROUND_NUM_CONTINUATIONS: Final = "whence.beam_round.num_continuations"
+"""Those that were considered."""
+BEAM_ROUND_NUM_PARENTS: Final = "whence.beam_round.num_parents"
+"""Beams of the round before that have at least one continuation that was kept or finished."""
+BEAM_ROUND_NUM_KEPT: Final = "whence.beam_round.num_kept"
+"""Those that go on into the next round."""
+BEAM_ROUND_NUM_FINISHED: Final = "whence.beam_round.num_finished"
+"""Those that their token ended."""
+BEAM_ROUND_BEST_SCORE: Final = "whence.beam_round.best_score"
+"""The highest running score of those that go on; absent where none does."""
 
 # ---- on a `decode` span: from the sequence's first and last Step, and its SequenceResult ----
 
@@ -106,6 +166,8 @@ DECODE_NUM_STEPS: Final = "whence.decode.num_steps"
 """Steps that were recorded of the sequence."""
 DECODE_NUM_STEP_SPANS: Final = "whence.decode.num_step_spans"
 """How many of them, from the first on, have a `decode_step` span."""
+DECODE_NUM_BLOCK_SPANS: Final = "whence.decode.num_block_spans"
+"""How many `decode_block` spans stand for the others."""
 
 # ---- on a `decode_step` span: from Step ----
 
@@ -120,7 +182,7 @@ STEP_BATCH_SIZE: Final = "whence.step.batch_size"
 STEP_CONTEXT_LENGTH: Final = "whence.step.context_length"
 """Positions in the sequence's key-value cache: StepTiming.context_length."""
 STEP_FORWARD_NS: Final = "whence.step.forward_ns"
-"""StepTiming.forward_ns."""
+"""StepTiming.forward_ns; of a sequence's first step, the prompt's last forward pass."""
 STEP_SELECT_NS: Final = "whence.step.select_ns"
 """StepTiming.select_ns."""
 TOKEN_ID: Final = "whence.token.id"  # noqa: S105 - an attribute's name
@@ -137,3 +199,53 @@ DRAW_RUNNER_UP_TOKEN_ID: Final = "whence.draw.runner_up_token_id"  # noqa: S105 
 """Draw.runner_up_token_id."""
 DRAW_MARGIN: Final = "whence.draw.margin"
 """Draw.margin."""
+CANDIDATE_TOKEN_IDS: Final = "whence.candidates.token_ids"  # noqa: S105 - an attribute's name
+"""Most likely first: Candidates.token_ids. With the next two, parallel arrays."""
+CANDIDATE_LOGPROBS: Final = "whence.candidates.logprobs"
+"""Candidates.logprobs."""
+CANDIDATE_SAMPLING_LOGPROBS: Final = "whence.candidates.sampling_logprobs"
+"""Candidates.sampling_logprobs; the lowest float32 stands for -inf, a token that a processor
+removed: many backends cannot hold an infinity, and its exponential is zero all the same."""
+PROCESSOR_NUM_KEPT: Final = "whence.processors.num_kept"
+"""ProcessorEffects.num_kept. With the next two, parallel to `whence.processors.names`."""
+PROCESSOR_REMOVED_MASS: Final = "whence.processors.removed_mass"
+"""ProcessorEffects.removed_mass."""
+PROCESSOR_TOKEN_LOGPROBS: Final = "whence.processors.token_logprobs"  # noqa: S105 - an attribute's name
+"""ProcessorEffects.token_logprobs."""
+TOKEN_TEXT: Final = "whence.token.text"  # noqa: S105 - an attribute's name
+"""Content: Step.text, which is empty while a character is incomplete."""
+
+# ---- on a `decode_block` span: from the Steps that it stands for ----
+
+BLOCK_FIRST_INDEX: Final = "whence.block.first_index"
+"""Step.index of the first."""
+BLOCK_LAST_INDEX: Final = "whence.block.last_index"
+"""Step.index of the last."""
+BLOCK_NUM_STEPS: Final = "whence.block.num_steps"
+"""How many there are: all between the two, unless some are unreadable."""
+BLOCK_TOKEN_IDS: Final = "whence.block.token_ids"  # noqa: S105 - an attribute's name
+"""Step.token_id of each; absent where any has none."""
+BLOCK_LOGPROB: Final = "whence.block.logprob"
+"""The sum of Step.logprob."""
+BLOCK_SAMPLING_LOGPROB: Final = "whence.block.sampling_logprob"
+"""The sum of Step.sampling_logprob."""
+BLOCK_MIN_LOGPROB: Final = "whence.block.min_logprob"
+"""The lowest Step.logprob."""
+BLOCK_MAX_RANK: Final = "whence.block.max_rank"
+"""The highest Step.rank."""
+BLOCK_MEAN_ENTROPY: Final = "whence.block.mean_entropy"
+"""Over the steps that have an entropy: Step.entropy."""
+BLOCK_MAX_ENTROPY: Final = "whence.block.max_entropy"
+"""The highest Step.entropy."""
+BLOCK_MAX_ENTROPY_INDEX: Final = "whence.block.max_entropy_index"
+"""Step.index of the first step that has it."""
+BLOCK_MIN_DRAW_MARGIN: Final = "whence.block.min_draw_margin"
+"""The lowest Draw.margin."""
+BLOCK_MIN_DRAW_MARGIN_INDEX: Final = "whence.block.min_draw_margin_index"
+"""Step.index of the first step that has it."""
+BLOCK_MEAN_BATCH_SIZE: Final = "whence.block.mean_batch_size"
+"""Of StepTiming.batch_size."""
+BLOCK_FORWARD_NS: Final = "whence.block.forward_ns"
+"""The sum of StepTiming.forward_ns."""
+BLOCK_SELECT_NS: Final = "whence.block.select_ns"
+"""The sum of StepTiming.select_ns."""

@@ -11,8 +11,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from whence_server.telemetry.attributes import AttributeValue, key_values
 from whence_server.telemetry.names import SCOPE
-
-_LENGTH_DELIMITED = 2
+from whence_server.telemetry.wire import length_delimited
 
 
 def service_resource(version: str, attributes: Mapping[str, AttributeValue] = {}) -> Resource:
@@ -50,20 +49,9 @@ class Envelope:
     def request(self, spans: list[bytes]) -> bytes:
         """Serialises the request that carries these spans."""
         scope_spans = self._scope + b"".join(spans)
-        resource_spans = self._resource + _field(
+        resource_spans = self._resource + length_delimited(
             ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, scope_spans
         )
-        return _field(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, resource_spans)
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+        return length_delimited(
+            ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, resource_spans
+        )

@@ -1,0 +1,150 @@
+"""Prompts, outputs and tokens' texts: nowhere by default, and where they are asked for."""
+
+import json
+
+import pytest
+from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_DEBUG, LogRecord, ScopeLogs
+from span_reading import attributes, encoded, mapping, named, spans_of
+from telemetry_journal import TRACE_ID, MemoryJournal, finished, started, step
+
+from whence.v1 import generation_pb2
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import ConfigurationError
+from whence_server.telemetry.content import CAPTURE_VARIABLE, ContentCapture, capture_from
+from whence_server.telemetry.encoder import UnreadableEntryError
+from whence_server.telemetry.events import EventEncoder
+
+PROMPT, OUTPUT = 'A "secret" question\n', "sécret änswer"
+PIECES = ("séc", "ret", " änswer")
+INPUT_MESSAGES = [{"role": "user", "parts": [{"type": "text", "content": PROMPT}]}]
+OUTPUT_MESSAGES = [
+    {
+        "role": "assistant",
+        "parts": [{"type": "text", "content": OUTPUT}],
+        "finish_reason": "length",
+    }
+]
+
+
+def confided(**fields: object) -> MemoryJournal:
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g", **{"prompt": PROMPT, **fields}))
+    for index, text in enumerate(PIECES):
+        journal.append("g", EntryKind.STEP, step(index, text=text))
+    length = generation_pb2.FINISH_REASON_LENGTH
+    result = generation_pb2.SequenceResult(text=OUTPUT, finish_reason=length)
+    journal.append("g", EntryKind.FINISHED, finished(3, sequences=[result], finish_reason=length))
+    return journal
+
+
+async def events_of(journal: MemoryJournal, content: ContentCapture) -> list[bytes]:
+    encoder = EventEncoder(journal, content)
+    return [event for entry in journal.entries for event in await encoder.events_of(entry)]
+
+
+def holds_content(exported: bytes) -> bool:
+    pieces = ("secret", "question", OUTPUT, *PIECES)
+    return any(piece.encode() in exported for piece in pieces)
+
+
+async def test_by_default_no_byte_of_content_is_exported():
+    for step_spans in (1_000, 1, 0):
+        exported = b"".join(await encoded(confided(), step_spans=step_spans))
+        assert exported
+        assert not holds_content(exported)
+    assert not await events_of(confided(), ContentCapture.NO_CONTENT)
+
+
+@pytest.mark.parametrize("content", list(ContentCapture))
+async def test_content_goes_where_it_is_wanted_and_nowhere_else(content):
+    journal = confided()
+    assert holds_content(b"".join(await encoded(journal, content=content))) is content.on_spans
+    events = await events_of(journal, content)
+    assert len(events) == content.on_events
+    assert holds_content(b"".join(events)) is content.on_events
+
+
+async def test_spans_hold_the_messages_as_json_and_the_tokens_texts():
+    spans = await spans_of(confided(), content=ContentCapture.SPAN_ONLY)
+    texts = [attributes(span)["whence.token.text"] for span in named(spans, "decode_step")]
+    assert texts == list(PIECES)
+    (generation,) = named(spans, "text_completion demo")
+    found = attributes(generation)
+    assert json.loads(found["gen_ai.input.messages"]) == INPUT_MESSAGES
+    assert json.loads(found["gen_ai.output.messages"]) == OUTPUT_MESSAGES
+
+
+async def test_a_prompt_that_is_not_on_record_is_no_message():
+    journal = confided(prompt="")
+    spans = await spans_of(journal, content=ContentCapture.SPAN_AND_EVENT)
+    (generation,) = named(spans, "text_completion demo")
+    assert "gen_ai.input.messages" not in attributes(generation)
+    (event,) = await events_of(journal, ContentCapture.SPAN_AND_EVENT)
+    assert "gen_ai.input.messages" not in mapping(record_of(event).attributes)
+
+
+def record_of(event: bytes) -> LogRecord:
+    (record,) = ScopeLogs.FromString(event).log_records
+    return record
+
+
+async def test_an_event_is_the_conventions_log_record():
+    journal = confided()
+    (event,) = await events_of(journal, ContentCapture.EVENT_ONLY)
+    record = record_of(event)
+    assert record.event_name == "gen_ai.client.inference.operation.details"
+    assert record.severity_number == SEVERITY_NUMBER_DEBUG
+    (generation,) = named(await spans_of(journal), "text_completion demo")
+    assert (record.trace_id.hex(), record.flags) == (TRACE_ID, 1)
+    assert record.span_id == generation.span_id
+    assert record.time_unix_nano == generation.end_time_unix_nano == record.observed_time_unix_nano
+    assert mapping(record.attributes) == attributes(generation) | {
+        "gen_ai.input.messages": INPUT_MESSAGES,
+        "gen_ai.output.messages": OUTPUT_MESSAGES,
+    }
+
+
+async def test_events_stand_alone():
+    """Whether spans are wanted says nothing about them; the flags say that there are none."""
+    journal = confided(trace_flags=0)
+    assert not await encoded(journal)
+    (event,) = await events_of(journal, ContentCapture.EVENT_ONLY)
+    assert record_of(event).flags == 0
+
+
+async def test_a_deleted_generation_has_no_event():
+    journal = confided()
+    encoder = EventEncoder(journal, ContentCapture.EVENT_ONLY)
+    last = journal.entries[-1]
+    journal.delete("g")
+    assert not await encoder.events_of(last)
+    assert not await events_of(journal, ContentCapture.EVENT_ONLY)
+
+
+async def test_bytes_that_are_no_message_are_named():
+    journal = confided()
+    broken = journal.entries[-1]._replace(payload=b"\xff\xff")
+    with pytest.raises(UnreadableEntryError, match=r"'g', FINISHED\) makes no event"):
+        await EventEncoder(journal, ContentCapture.EVENT_ONLY).events_of(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, ContentCapture.NO_CONTENT),
+        ("", ContentCapture.NO_CONTENT),
+        ("false", ContentCapture.NO_CONTENT),
+        ("NO_CONTENT", ContentCapture.NO_CONTENT),
+        ("span_only", ContentCapture.SPAN_ONLY),
+        ("EVENT_ONLY", ContentCapture.EVENT_ONLY),
+        (" SPAN_AND_EVENT ", ContentCapture.SPAN_AND_EVENT),
+    ],
+)
+def test_the_setting(text, expected):
+    assert capture_from({} if text is None else {CAPTURE_VARIABLE: text}) is expected
+
+
+@pytest.mark.parametrize("text", ["true", "1", "SPANS"])
+def test_a_setting_that_is_none_is_named(text):
+    with pytest.raises(ConfigurationError, match=f"'{text}'; it must be one of NO_CONTENT, "):
+        capture_from({CAPTURE_VARIABLE: text})
