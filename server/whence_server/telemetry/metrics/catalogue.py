@@ -1,0 +1,337 @@
+"""Every metric of the server: instruments, views and docs/metrics.md are made from this table.
+
+`gen_ai.*` and `rpc.*` follow OpenTelemetry's semantic conventions to the name, the unit, the
+bucket boundaries and the attributes. An instrument keeps the attributes listed here and no
+others, so that no id and no label of a request can ever become a series.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from whence_server.telemetry import names
+
+
+class Kind(Enum):
+    """What becomes of the values."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric.
+
+    Attributes:
+        name: OpenTelemetry's; `prometheus.family_name` gives Prometheus' own.
+        kind: counter, gauge or histogram.
+        unit: UCUM; what stands in braces is an annotation.
+        description: for people, on the page as well.
+        attributes: the only ones that it has.
+        boundaries: upper bounds of a histogram's buckets, each within its bucket.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    attributes: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+
+
+# ---- attributes that spans do not have ----
+
+TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - an attribute's name
+"""input or output."""
+CONSUMER: Final = "whence.consumer"
+"""A cursor on the journal, by its name."""
+EXPORT_OUTCOME: Final = "whence.export.outcome"
+"""exported, rejected or set_aside."""
+
+# ---- bucket boundaries ----
+
+REQUEST_SECONDS: Final = tuple(round(0.01 * 2**i, 2) for i in range(14))
+FIRST_TOKEN_SECONDS: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
+    *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+PER_TOKEN_SECONDS: Final = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)
+TOKENS: Final = tuple(float(4**i) for i in range(14))
+CALL_SECONDS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+WAIT_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+ENTROPY_NATS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+SURPRISE_NATS: Final = (*ENTROPY_NATS, 15.0, 20.0)
+MARGIN_NATS: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
+
+_GEN_AI = (
+    names.GEN_AI_OPERATION_NAME,
+    names.GEN_AI_PROVIDER_NAME,
+    names.GEN_AI_REQUEST_MODEL,
+    names.GEN_AI_RESPONSE_MODEL,
+)
+_MODEL = (names.GEN_AI_REQUEST_MODEL,)
+_STARTED = (names.GEN_AI_OPERATION_NAME, names.GEN_AI_REQUEST_MODEL)
+
+# ---- from the journal: a generation's end, and a call's ----
+
+REQUEST_DURATION: Final = Definition(
+    "gen_ai.server.request.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "From a request's arrival to the end of its last sequence.",
+    (*_GEN_AI, names.ERROR_TYPE),
+    REQUEST_SECONDS,
+)
+TIME_TO_FIRST_TOKEN: Final = Definition(
+    "gen_ai.server.time_to_first_token",
+    Kind.HISTOGRAM,
+    "s",
+    "From a request's arrival to its first token, for generations that came to their own end; "
+    "not for beam search, whose tokens come last.",
+    _GEN_AI,
+    FIRST_TOKEN_SECONDS,
+)
+TIME_PER_OUTPUT_TOKEN: Final = Definition(
+    "gen_ai.server.time_per_output_token",
+    Kind.HISTOGRAM,
+    "s",
+    "Mean time between the tokens after the first, along the longest sequence, for generations "
+    "that came to their own end; not for beam search.",
+    _GEN_AI,
+    PER_TOKEN_SECONDS,
+)
+TOKEN_USAGE: Final = Definition(
+    "gen_ai.client.token.usage",
+    Kind.HISTOGRAM,
+    "{token}",
+    "Tokens of a generation: its prompt's (input), and those of all its sequences (output).",
+    (*_GEN_AI, TOKEN_TYPE),
+    TOKENS,
+)
+QUEUE_DURATION: Final = Definition(
+    "whence.generation.queue.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "From a request's arrival until the engine began to read its prompt.",
+    _MODEL,
+    WAIT_SECONDS,
+)
+PREFILL_DURATION: Final = Definition(
+    "whence.generation.prefill.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "From there until the whole prompt had been read.",
+    _MODEL,
+    WAIT_SECONDS,
+)
+GENERATIONS_STARTED: Final = Definition(
+    "whence.generations.started",
+    Kind.COUNTER,
+    "{generation}",
+    "Generations that were admitted.",
+    _STARTED,
+)
+GENERATIONS_FINISHED: Final = Definition(
+    "whence.generations.finished",
+    Kind.COUNTER,
+    "{generation}",
+    "Generations that ended, by why; those too that the server interrupted when it last ended.",
+    (*_STARTED, names.GENERATION_FINISH_REASON),
+)
+PROMPT_TOKENS: Final = Definition(
+    "whence.tokens.prompt",
+    Kind.COUNTER,
+    "{token}",
+    "Tokens of the prompts of generations that ended.",
+    _MODEL,
+)
+GENERATED_TOKENS: Final = Definition(
+    "whence.tokens.generated",
+    Kind.COUNTER,
+    "{token}",
+    "Tokens that were generated and recorded, as they come.",
+    _MODEL,
+)
+CALL_DURATION: Final = Definition(
+    "rpc.server.call.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "Length of the calls that go on record: those that start or follow a generation.",
+    (
+        names.RPC_SYSTEM_NAME,
+        names.RPC_METHOD,
+        names.RPC_RESPONSE_STATUS_CODE,
+        names.ERROR_TYPE,
+    ),
+    CALL_SECONDS,
+)
+UNREADABLE_ENTRIES: Final = Definition(
+    "whence.metrics.unreadable",
+    Kind.COUNTER,
+    "{entry}",
+    "Entries of the journal that could not be understood, and are in no metric.",
+)
+
+# ---- from the journal: every step ----
+
+STEP_ENTROPY: Final = Definition(
+    "whence.step.entropy",
+    Kind.HISTOGRAM,
+    "{nat}",
+    "Entropy of the model's own distribution at a generated token.",
+    _MODEL,
+    ENTROPY_NATS,
+)
+STEP_SURPRISE: Final = Definition(
+    "whence.step.surprise",
+    Kind.HISTOGRAM,
+    "{nat}",
+    "Minus the log probability of a generated token under the model's own distribution.",
+    _MODEL,
+    SURPRISE_NATS,
+)
+DRAW_MARGIN: Final = Definition(
+    "whence.draw.margin",
+    Kind.HISTOGRAM,
+    "{nat}",
+    "How much less likely a sampled token would have had to be to lose its draw.",
+    _MODEL,
+    MARGIN_NATS,
+)
+
+# ---- live ----
+
+GENERATIONS_RUNNING: Final = Definition(
+    "whence.generations.running",
+    Kind.GAUGE,
+    "{generation}",
+    "Generations that have started and not ended.",
+)
+SEQUENCES_WAITING: Final = Definition(
+    "whence.sequences.waiting",
+    Kind.GAUGE,
+    "{sequence}",
+    "Sequences whose prompt the engine has yet to read to its end.",
+)
+BATCH_SIZE: Final = Definition(
+    "whence.batch.size",
+    Kind.GAUGE,
+    "{sequence}",
+    "Sequences that took a step in the engine's latest turn.",
+)
+CACHE_USED: Final = Definition(
+    "whence.cache.tokens.used",
+    Kind.GAUGE,
+    "{token}",
+    "Positions of the key-value cache that are spoken for, padding included.",
+)
+CACHE_FREE: Final = Definition(
+    "whence.cache.tokens.free",
+    Kind.GAUGE,
+    "{token}",
+    "Positions of the key-value cache that are left.",
+)
+PREFILL_CHUNKS: Final = Definition(
+    "whence.prefill.chunks",
+    Kind.COUNTER,
+    "{chunk}",
+    "Pieces of prompts that the engine has read.",
+)
+ENGINE_RESTARTS: Final = Definition(
+    "whence.engine.restarts",
+    Kind.COUNTER,
+    "{restart}",
+    "How often the engine process was started again.",
+)
+JOURNAL_COMMIT: Final = Definition(
+    "whence.journal.commit.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "How long the journal's transactions took.",
+    (),
+    COMMIT_SECONDS,
+)
+JOURNAL_SIZE: Final = Definition(
+    "whence.journal.size",
+    Kind.GAUGE,
+    "By",
+    "What the journal takes on disk, its write-ahead log included.",
+)
+CURSOR_LAG: Final = Definition(
+    "whence.cursor.lag",
+    Kind.GAUGE,
+    "{entry}",
+    "Committed entries of the journal that a consumer has yet to deal with.",
+    (CONSUMER,),
+)
+EXPORT_SPANS: Final = Definition(
+    "whence.export.spans",
+    Kind.COUNTER,
+    "{span}",
+    "Spans by what became of them: exported, rejected by the destination, or set aside.",
+    (CONSUMER, EXPORT_OUTCOME),
+)
+EXPORT_REQUESTS: Final = Definition(
+    "whence.export.requests",
+    Kind.COUNTER,
+    "{request}",
+    "Requests that were made of a destination of spans.",
+    (CONSUMER,),
+)
+EXPORT_RETRIES: Final = Definition(
+    "whence.export.retries",
+    Kind.COUNTER,
+    "{retry}",
+    "How often spans were held back to be sent again.",
+    (CONSUMER,),
+)
+EXPORT_UNREADABLE: Final = Definition(
+    "whence.export.unreadable",
+    Kind.COUNTER,
+    "{entry}",
+    "Entries of the journal that could not be made into spans.",
+    (CONSUMER,),
+)
+
+RECORDED: Final = (
+    REQUEST_DURATION,
+    TIME_TO_FIRST_TOKEN,
+    TIME_PER_OUTPUT_TOKEN,
+    TOKEN_USAGE,
+    QUEUE_DURATION,
+    PREFILL_DURATION,
+    GENERATIONS_STARTED,
+    GENERATIONS_FINISHED,
+    PROMPT_TOKENS,
+    GENERATED_TOKENS,
+    CALL_DURATION,
+    UNREADABLE_ENTRIES,
+    JOURNAL_COMMIT,
+)
+"""Recorded through the SDK's synchronous instruments."""
+STEPS: Final = (STEP_ENTROPY, STEP_SURPRISE, DRAW_MARGIN)
+"""Kept by `StepHistograms`, because the SDK would take too long over each step."""
+OBSERVED: Final = (
+    GENERATIONS_RUNNING,
+    SEQUENCES_WAITING,
+    BATCH_SIZE,
+    CACHE_USED,
+    CACHE_FREE,
+    PREFILL_CHUNKS,
+    ENGINE_RESTARTS,
+    JOURNAL_SIZE,
+    CURSOR_LAG,
+    EXPORT_SPANS,
+    EXPORT_REQUESTS,
+    EXPORT_RETRIES,
+    EXPORT_UNREADABLE,
+)
+"""Asked for whenever somebody looks."""
+ALL: Final = (*RECORDED, *STEPS, *OBSERVED)

@@ -1,0 +1,210 @@
+"""Journal entries in, measurements out."""
+
+from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from whence.v1.call_pb2 import Call
+from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+from whence.v1.step_pb2 import Step
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.tracing import SAMPLED
+from whence_server.telemetry import names
+from whence_server.telemetry.metrics import catalogue, words
+from whence_server.telemetry.metrics.instruments import Instruments
+from whence_server.telemetry.metrics.step_histograms import ModelSteps, StepHistograms
+from whence_server.telemetry.origin import Origin, origin_of
+
+_NS = 1e-9
+_OWN_ENDS = frozenset(
+    {
+        FinishReason.FINISH_REASON_END_OF_SEQUENCE,
+        FinishReason.FINISH_REASON_STOP,
+        FinishReason.FINISH_REASON_LENGTH,
+    }
+)
+
+
+@dataclass(slots=True)
+class _Running:
+    """What has to be known of a generation until its end; small, and forgotten then."""
+
+    origin: Origin
+    model: str
+    operation: str
+    steps: ModelSteps
+    streamed: bool
+    """Whether its tokens came one by one; those of a beam search come at its end."""
+    first_elapsed_ns: int | None = None
+    last_elapsed_ns: int = 0
+    last_index: int = 0
+    """The furthest that any of its sequences has come."""
+
+
+@dataclass(slots=True)
+class GenerationMetrics:
+    """Measures entries, in the journal's order.
+
+    A generation whose start was not among them is only counted when it finishes, if
+    `begun_before` was told of it: its times belong to an earlier process.
+
+    Args:
+        instruments: where measurements go.
+        steps: where those of single steps go.
+    """
+
+    instruments: Instruments
+    steps: StepHistograms
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _begun_before: dict[str, dict[str, str]] = field(default_factory=dict)
+    _num_tokens: dict[str, int] = field(default_factory=dict)
+
+    def knows(self, generation_id: str) -> bool:
+        """Whether the generation's start was among the entries."""
+        return generation_id in self._running
+
+    def begun_before(self, generation_id: str, payload: bytes) -> None:
+        """Says how a generation started that an earlier process began.
+
+        Raises:
+            DecodeError: the payload is no GenerationStarted.
+        """
+        started = GenerationStarted.FromString(payload)
+        self._begun_before[generation_id] = _of_start(started)
+
+    def take(self, entry: Entry) -> None:
+        """Measures one entry; one whose content was deleted says nothing.
+
+        Raises:
+            DecodeError, ValueError: the payload cannot be understood.
+        """
+        if entry.kind is EntryKind.STEP:
+            self._step(entry)
+        elif entry.kind is EntryKind.STARTED:
+            self._started(entry)
+        elif entry.kind is EntryKind.FINISHED:
+            self._finished(entry)
+        elif entry.kind is EntryKind.CALL and entry.payload:
+            self._call(Call.FromString(entry.payload))
+
+    def count_tokens(self) -> None:
+        """Adds the tokens of the steps since the last time: one addition for a batch of them."""
+        for model, number in self._num_tokens.items():
+            self.instruments.add(
+                catalogue.GENERATED_TOKENS, number, {names.GEN_AI_REQUEST_MODEL: model}
+            )
+        self._num_tokens.clear()
+
+    def _started(self, entry: Entry) -> None:
+        if not entry.payload:
+            return
+        started = GenerationStarted.FromString(entry.payload)
+        self._running[entry.generation_id] = _Running(
+            origin=origin_of(started),
+            model=started.model,
+            operation=words.operation(started),
+            steps=self.steps.of(started.model),
+            streamed=not started.effective_decoding.HasField("beam_search"),
+        )
+        self.instruments.add(catalogue.GENERATIONS_STARTED, 1, _of_start(started))
+
+    def _step(self, entry: Entry) -> None:
+        running = self._running.get(entry.generation_id)
+        if running is None or not entry.payload:
+            return
+        step = Step.FromString(entry.payload)
+        running.last_elapsed_ns = step.timing.elapsed_ns
+        if running.first_elapsed_ns is None:
+            running.first_elapsed_ns = running.last_elapsed_ns
+        running.last_index = max(running.last_index, step.index)
+        running.steps.take(step, running.origin)
+        self._num_tokens[running.model] = self._num_tokens.get(running.model, 0) + 1
+
+    def _finished(self, entry: Entry) -> None:
+        running = self._running.pop(entry.generation_id, None)
+        begun_before = self._begun_before.pop(entry.generation_id, None)
+        if not entry.payload:
+            return
+        finished = GenerationFinished.FromString(entry.payload)
+        reason = {names.GENERATION_FINISH_REASON: words.finish_reason(finished.finish_reason)}
+        if running is not None:
+            self._measure(running, finished)
+            started = {
+                names.GEN_AI_OPERATION_NAME: running.operation,
+                names.GEN_AI_REQUEST_MODEL: running.model,
+            }
+            self.instruments.add(catalogue.GENERATIONS_FINISHED, 1, started | reason)
+        elif begun_before is not None:
+            self.instruments.add(catalogue.GENERATIONS_FINISHED, 1, begun_before | reason)
+
+    def _measure(self, running: _Running, finished: GenerationFinished) -> None:
+        record, origin = self.instruments.record, running.origin
+        context = _context(origin.trace_id, origin.ids.generation(), origin.trace_flags)
+        gen_ai = {
+            names.GEN_AI_OPERATION_NAME: running.operation,
+            names.GEN_AI_PROVIDER_NAME: names.PROVIDER,
+            names.GEN_AI_REQUEST_MODEL: running.model,
+            names.GEN_AI_RESPONSE_MODEL: running.model,
+        }
+        model = {names.GEN_AI_REQUEST_MODEL: running.model}
+        error = words.error_type(finished)
+        failed = {} if error is None else {names.ERROR_TYPE: error}
+        duration_ns = max(finished.end_time.ToNanoseconds() - origin.start_time_ns, 0)
+        record(catalogue.REQUEST_DURATION, duration_ns * _NS, gen_ai | failed, context)
+        record(catalogue.QUEUE_DURATION, finished.queue_ns * _NS, model, context)
+        record(catalogue.PREFILL_DURATION, finished.prefill_ns * _NS, model, context)
+        for token_type, number in (
+            ("input", finished.num_prompt_tokens),
+            ("output", finished.num_generated_tokens),
+        ):
+            attributes = gen_ai | {catalogue.TOKEN_TYPE: token_type}
+            record(catalogue.TOKEN_USAGE, number, attributes, context)
+        self.instruments.add(catalogue.PROMPT_TOKENS, finished.num_prompt_tokens, model)
+        first_ns = running.first_elapsed_ns
+        if finished.finish_reason not in _OWN_ENDS or not running.streamed or first_ns is None:
+            return
+        record(catalogue.TIME_TO_FIRST_TOKEN, first_ns * _NS, gen_ai, context)
+        if running.last_index:
+            per_token_ns = (running.last_elapsed_ns - first_ns) / running.last_index
+            record(catalogue.TIME_PER_OUTPUT_TOKEN, per_token_ns * _NS, gen_ai, context)
+
+    def _call(self, call: Call) -> None:
+        status = words.status(call.status_code)
+        attributes = {
+            names.RPC_SYSTEM_NAME: "grpc",
+            names.RPC_METHOD: words.method(call.method),
+            names.RPC_RESPONSE_STATUS_CODE: status,
+        }
+        if words.is_server_error(status):
+            attributes[names.ERROR_TYPE] = status
+        context = _context(
+            bytes.fromhex(call.trace_id), bytes.fromhex(call.span_id), call.trace_flags
+        )
+        duration_ns = max(call.end_time.ToNanoseconds() - call.start_time.ToNanoseconds(), 0)
+        self.instruments.record(catalogue.CALL_DURATION, duration_ns * _NS, attributes, context)
+
+
+UNREADABLE = (DecodeError, ValueError)
+"""What `take` and `begun_before` raise."""
+
+
+def _of_start(started: GenerationStarted) -> dict[str, str]:
+    return {
+        names.GEN_AI_OPERATION_NAME: words.operation(started),
+        names.GEN_AI_REQUEST_MODEL: started.model,
+    }
+
+
+def _context(trace_id: bytes, span_id: bytes, trace_flags: int) -> Context:
+    """Makes the span current that a value belongs to: an exemplar takes its ids from there."""
+    if not trace_flags & SAMPLED:
+        return Context()
+    span_context = trace.SpanContext(
+        int.from_bytes(trace_id),
+        int.from_bytes(span_id),
+        is_remote=False,
+        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+    )
+    return trace.set_span_in_context(trace.NonRecordingSpan(span_context), Context())

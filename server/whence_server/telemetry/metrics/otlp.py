@@ -1,0 +1,86 @@
+"""The SDK's own OTLP exporters for metrics, told all that the settings know.
+
+What is not set they look up in OpenTelemetry's variables, from which the settings come.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import grpc
+from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, grpc_target
+
+_NO_LIMIT_S = 3_600.0
+
+
+def otlp_exporter(
+    settings: OtlpSettings, temporality: Mapping[type, AggregationTemporality]
+) -> MetricExporter:
+    """Makes the exporter for a destination.
+
+    Args:
+        settings: where to.
+        temporality: that of the reader.
+
+    Raises:
+        ConfigurationError: a certificate or a key cannot be read.
+    """
+    if settings.protocol is OtlpProtocol.GRPC:
+        return _over_grpc(settings, dict(temporality))
+    return _over_http(settings, dict(temporality))
+
+
+def _over_grpc(
+    settings: OtlpSettings, temporality: dict[type, AggregationTemporality]
+) -> MetricExporter:
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+    target, secure = grpc_target(settings.endpoint, insecure=settings.insecure)
+    return OTLPMetricExporter(
+        endpoint=target,
+        insecure=not secure,
+        credentials=_credentials(settings) if secure else None,
+        headers=dict(settings.headers),
+        timeout=settings.timeout_s or _NO_LIMIT_S,
+        compression=grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression,
+        preferred_temporality=temporality,
+    )
+
+
+def _over_http(
+    settings: OtlpSettings, temporality: dict[type, AggregationTemporality]
+) -> MetricExporter:
+    from opentelemetry.exporter.otlp.proto.http import Compression
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+    return OTLPMetricExporter(
+        endpoint=settings.endpoint,
+        headers=dict(settings.headers),
+        timeout=settings.timeout_s or _NO_LIMIT_S,
+        compression=Compression.Gzip if settings.gzip else Compression.NoCompression,
+        certificate_file=_text(settings.certificate),
+        client_key_file=_text(settings.client_key),
+        client_certificate_file=_text(settings.client_certificate),
+        preferred_temporality=temporality,
+    )
+
+
+def _credentials(settings: OtlpSettings) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        _content(settings.certificate),
+        _content(settings.client_key),
+        _content(settings.client_certificate),
+    )
+
+
+def _content(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,148 @@
+"""OpenTelemetry's metrics as Prometheus' families.
+
+After the OpenTelemetry specification, "Prometheus and OpenMetrics Compatibility"; names, units
+and labels come out as opentelemetry-exporter-prometheus has them without scope labels. That
+exporter drops exemplars, which are what leads from a slow bucket to the trace behind it.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+
+from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
+from opentelemetry.sdk.metrics.export import (
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    Sum,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import format_span_id, format_trace_id
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.core import Metric as Family
+from prometheus_client.samples import Exemplar
+
+_UNITS = {"s": "seconds", "By": "bytes"}
+"""Of the specification's table, the units that the catalogue has."""
+_ANNOTATION = re.compile(r"\{[^}]*\}")
+_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9:]+")
+_NOT_IN_A_LABEL = re.compile(r"[^a-zA-Z0-9]+")
+
+
+def family_name(name: str, unit: str) -> str:
+    """Gives a family's name; a counter's samples end in `_total`, a histogram's in `_bucket` ...
+
+    Args:
+        name: OpenTelemetry's.
+        unit: UCUM.
+    """
+    family, suffix = _NOT_IN_A_NAME.sub("_", name), unit_name(unit)
+    return family if not suffix or family.endswith("_" + suffix) else f"{family}_{suffix}"
+
+
+def unit_name(unit: str) -> str:
+    """Gives Prometheus' word for a unit; "" for none and for an annotation alone.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    bare = _ANNOTATION.sub("", unit)
+    if not bare:
+        return ""
+    if bare not in _UNITS:
+        raise ValueError(f"no Prometheus unit is known for {unit!r}; known are {', '.join(_UNITS)}")
+    return _UNITS[bare]
+
+
+def label_name(attribute: str) -> str:
+    """Gives an attribute's name as a label."""
+    return _NOT_IN_A_LABEL.sub("_", attribute)
+
+
+def target_info(resource: Resource) -> InfoMetricFamily:
+    """Gives the resource as the `target_info` family."""
+    attributes = {label_name(key): str(value) for key, value in resource.attributes.items()}
+    return InfoMetricFamily("target", "Target metadata", value=attributes)
+
+
+class Translation:
+    """Makes families of what a reader gave.
+
+    The latest exemplar of every bucket is remembered: a reader gives each of them once, and
+    two Prometheus servers that scrape in turn are to see the same.
+    """
+
+    def __init__(self) -> None:
+        self._exemplars: dict[tuple[str, tuple[str, ...]], dict[int, Exemplar]] = {}
+
+    def families(self, data: MetricsData) -> Iterator[Family]:
+        """Gives one family for each metric that has a value.
+
+        Raises:
+            ValueError: a metric has a unit that `unit_name` does not know.
+        """
+        for resource_metrics in data.resource_metrics:
+            for scope_metrics in resource_metrics.scope_metrics:
+                for metric in scope_metrics.metrics:
+                    yield self._family(metric)
+
+    def _family(self, metric: Metric) -> Family:
+        name, text = _NOT_IN_A_NAME.sub("_", metric.name), metric.description or ""
+        unit, data = unit_name(metric.unit or ""), metric.data
+        keys = sorted({key for point in data.data_points for key in point.attributes or {}})
+        labels = [label_name(key) for key in keys]
+        if isinstance(data, Histogram):
+            histogram = HistogramMetricFamily(name, text, labels=labels, unit=unit)
+            for point in data.data_points:
+                row = _row(point, keys)
+                histogram.add_metric(row, self._buckets(histogram.name, row, point), point.sum)
+            return histogram
+        if not isinstance(data, Sum | Gauge):
+            raise TypeError(f"{metric.name} is a {type(data).__name__}, which has no family here")
+        monotonic = isinstance(data, Sum) and data.is_monotonic
+        make = CounterMetricFamily if monotonic else GaugeMetricFamily
+        family = make(name, text, labels=labels, unit=unit)
+        for number in data.data_points:
+            family.add_metric(_row(number, keys), number.value)
+        return family
+
+    def _buckets(
+        self, name: str, row: list[str], point: HistogramDataPoint
+    ) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+        kept = self._exemplars.setdefault((name, tuple(row)), {})
+        kept.update(_by_bucket(point.exemplars, point.explicit_bounds))
+        bounds = [*map(str, point.explicit_bounds), "+Inf"]
+        counts = accumulate(point.bucket_counts)
+        return [
+            (bound, count, kept[index]) if index in kept else (bound, count)
+            for index, (bound, count) in enumerate(zip(bounds, counts, strict=True))
+        ]
+
+
+def _row(point: NumberDataPoint | HistogramDataPoint, keys: Iterable[str]) -> list[str]:
+    """Label values; an empty one is the same as none to Prometheus."""
+    attributes = point.attributes or {}
+    return [str(attributes.get(key, "")) for key in keys]
+
+
+def _by_bucket(
+    exemplars: Sequence[SdkExemplar], bounds: Sequence[float]
+) -> Iterator[tuple[int, Exemplar]]:
+    for exemplar in exemplars:
+        if exemplar.trace_id is None or exemplar.span_id is None:
+            continue
+        labels = {
+            "trace_id": format_trace_id(exemplar.trace_id),
+            "span_id": format_span_id(exemplar.span_id),
+        }
+        time_s = exemplar.time_unix_nano / 1e9
+        yield bisect_left(bounds, exemplar.value), Exemplar(labels, exemplar.value, time_s)

@@ -1,0 +1,58 @@
+"""Journalled values in the words of the metrics' attributes: few, and known beforehand."""
+
+import re
+
+import grpc
+
+from whence.v1 import generation_pb2, model_pb2, trace_pb2
+from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+
+OTHER = "_OTHER"
+"""The conventions' word for what has no name here."""
+
+_STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_SERVER_ERRORS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+_METHODS = frozenset(
+    f"{service.full_name}/{method.name}"
+    for module in (generation_pb2, model_pb2, trace_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+)
+_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+
+
+def operation(started: GenerationStarted) -> str:
+    """The GenAI operation, as spans call it."""
+    return started.operation or "text_completion"
+
+
+def method(name: str) -> str:
+    """A method of whence's own, or OTHER."""
+    return name if name in _METHODS else OTHER
+
+
+def status(code: int) -> str:
+    """A gRPC status code's name, or OTHER."""
+    return _STATUS_NAMES.get(code, OTHER)
+
+
+def is_server_error(status_name: str) -> bool:
+    """Whether the conventions hold the server, and not the caller, to be at fault."""
+    return status_name in _SERVER_ERRORS or status_name == OTHER
+
+
+def finish_reason(reason: FinishReason.ValueType) -> str:
+    """FinishReason in lower case, without its prefix; OTHER for one that a newer server wrote."""
+    if reason not in FinishReason.values():
+        return OTHER
+    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+
+
+def error_type(finished: GenerationFinished) -> str | None:
+    """Why a generation failed; None where it did not."""
+    if finished.finish_reason != FinishReason.FINISH_REASON_FAILED:
+        return None
+    reason = finished.failure.reason
+    return reason if _REASON.fullmatch(reason) else OTHER
