@@ -14,6 +14,7 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError, Jou
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.engine.messages import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
@@ -30,8 +31,10 @@ from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp import OtlpGrpcSink
+from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.plugged import PluggedSink, load_exporter
 from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.seams import SpanSink
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -90,17 +93,27 @@ async def _close_exporter(exporter: SpanExporter, journal: Journal) -> None:
 
 
 def _start_exporter(settings: ServeConfig, journal: Journal) -> SpanExporter | None:
-    if not settings.otlp_endpoint:
+    if settings.span_destination is None:
         return None
     exporter = SpanExporter(
         journal,
-        OtlpGrpcSink(settings.otlp_endpoint),
+        _span_sink(settings.span_destination),
         service_resource(version("whence")),
         version("whence"),
         options=ExportOptions(step_spans=settings.step_spans),
     )
     exporter.start()
     return exporter
+
+
+def _span_sink(destination: OtlpSettings | str) -> SpanSink:
+    if isinstance(destination, str):
+        return PluggedSink(load_exporter(destination), destination)
+    if destination.protocol is OtlpProtocol.HTTP_PROTOBUF:
+        from whence_server.telemetry.otlp_http import OtlpHttpSink  # its client loads slowly
+
+        return OtlpHttpSink(destination)
+    return OtlpGrpcSink(destination)
 
 
 async def _serve(settings: ServeConfig, journal: Journal) -> int:

@@ -39,17 +39,6 @@ def test_a_directory_serves_under_its_name(tmp_path: Path) -> None:
     assert read("--model", str(tmp_path), "--model-name", "x").served_name == "x"
 
 
-def test_standard_otlp_variables() -> None:
-    both = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317",
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:4317",
-    }
-    assert read("--model", "a", **both).otlp_endpoint == "http://b:4317"
-    del both["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
-    assert read("--model", "a", **both).otlp_endpoint == "http://a:4317"
-    assert read("--model", "a", "--otlp-endpoint", "c:1", **both).otlp_endpoint == "c:1"
-
-
 @pytest.mark.parametrize(
     ("flags", "environment", "words"),
     [

@@ -4,22 +4,34 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 from whence_server.telemetry.resource import Envelope
 from whence_server.telemetry.seams import (
     Accepted,
+    Failed,
     Misconfigured,
     Outcome,
     Refused,
     SpanSink,
+    TooLarge,
     TryAgain,
 )
 
 logger = logging.getLogger(__name__)
 
 Sleep = Callable[[float], Awaitable[None]]
+Unwanted: TypeAlias = Failed | TooLarge | Refused
+"""What parts a batch, down to the spans at fault."""
+
+DEFAULT_PATIENCE = 20
+# One that fails by chance, as with a bad replica of two, proves nothing by one failure: that it
+# fails over one span and takes another so often in a row has a chance of 1 in 4^8 at most.
+_NUM_PROOFS = 8
+MAX_ASKED_DELAY_S = 3_600.0
+"""No destination is left alone for longer, whatever it asks for."""
 
 
 @dataclass(slots=True)
@@ -36,6 +48,8 @@ class ExportStats:
     """Spans that the destination will never take, given up one by one."""
     num_unreadable: int = 0
     """Entries whose bytes made no span."""
+    retrying: bool = False
+    """The newest answer was none that moves on."""
     last_error: str = ""
 
 
@@ -75,8 +89,36 @@ class Backoff:
         self._bound_s = self._initial_s
 
 
+@dataclass(slots=True)
+class _Suspicion:
+    """What was seen of one request while its destination kept failing over it."""
+
+    num_proofs_needed: int
+    num_failures: int = 0
+    num_proofs: int = 0
+    """Failures in a row right after which the destination took another span."""
+
+
 class Delivery:
-    """Sends batches to a sink: retries what may be retried, and gives up on single spans only."""
+    """Sends batches to a sink: retries what may be retried, and gives up on single spans only.
+
+    - What says nothing against the spans is sent again, for ever.
+    - A refused batch, or one that is too large, is sent again in halves at once, in order, down
+      to the spans that are refused by themselves: those are set aside.
+    - A destination that fails is given `patience` attempts. Then the newest span that it took
+      before is sent along: only if it takes that one again (the same to the byte, hence
+      harmless) is the batch at fault, and halved; a single span is set aside once this was
+      seen several times in a row. Otherwise the destination is at fault, and the batch waits.
+      Where it has taken none yet, patience has to do.
+
+    Args:
+        sink: where to.
+        envelope: makes requests of spans.
+        stats: counts what becomes of them.
+        backoff: paces the attempts.
+        sleep: takes seconds.
+        patience: attempts at what the destination fails over, before its spans are suspected.
+    """
 
     def __init__(
         self,
@@ -85,32 +127,37 @@ class Delivery:
         stats: ExportStats,
         backoff: Backoff,
         sleep: Sleep,
+        *,
+        patience: int = DEFAULT_PATIENCE,
     ) -> None:
         self._sink = sink
         self._envelope = envelope
         self._stats = stats
         self._backoff = backoff
         self._sleep = sleep
+        self._patience = patience
+        self._taken: bytes | None = None
+        self._told = ""
 
     async def deliver(self, spans: list[bytes]) -> None:
         """Returns once every span was taken, rejected or set aside.
 
-        A refused batch is sent again in halves, in order, down to the spans that are refused
-        by themselves: those are set aside, and the others arrive.
+        Args:
+            spans: each a ScopeSpans message that holds it alone.
         """
         num_set_aside = self._stats.num_set_aside
-        waiting = [spans]
+        waiting, suspected = [spans], False
         while waiting:
             part = waiting.pop()
-            refusal = await self._send(part)
-            if refusal is None:
+            unwanted = await self._send(part, suspected=suspected)
+            if unwanted is None:
                 continue
+            suspected = suspected or isinstance(unwanted, Failed)
             if len(part) > 1:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]
             else:
-                self._stats.num_set_aside += 1
-                logger.debug("set aside: %s", ScopeSpans.FromString(part[0]).spans[0])
+                self._set_aside(part[0], unwanted.reason)
         num_set_aside = self._stats.num_set_aside - num_set_aside
         if num_set_aside:
             logger.error(
@@ -120,30 +167,74 @@ class Delivery:
                 self._stats.last_error,
             )
 
-    async def _send(self, spans: list[bytes]) -> Refused | None:
-        """Sends until there is an answer that counts: taken (None), or refused."""
-        stats, request = self._stats, self._envelope.request(spans)
+    async def _send(self, spans: list[bytes], *, suspected: bool) -> Unwanted | None:
+        """Sends until there is an answer that counts: taken (None), or unwanted."""
+        request = self._envelope.request(spans)
+        suspicion = _Suspicion(1 if len(spans) > 1 else _NUM_PROOFS)
         while True:
             outcome = await self._attempt(request)
+            if isinstance(outcome, TooLarge) and not outcome.certain and len(spans) == 1:
+                # One span is hardly too large: the destination has its hands full.
+                outcome = Failed(outcome.reason)
             match outcome:
-                case Accepted(num_rejected=num_rejected, message=message):
+                case Accepted():
                     self._backoff.reset()
-                    if num_rejected or message:
-                        stats.last_error = message
-                        logger.warning(
-                            "%d of %d spans were rejected: %s", num_rejected, len(spans), message
-                        )
-                    stats.num_rejected += num_rejected
-                    stats.num_exported += len(spans) - num_rejected
+                    self._count_taken(spans, outcome)
                     return None
-                case Refused(reason=reason):
-                    self._backoff.reset()
-                    stats.last_error = reason
-                    return outcome
+                case Refused() | TooLarge():
+                    return self._unwanted(outcome)
+                case Failed(reason=reason, delay_s=delay_s):
+                    if await self._are_at_fault(suspicion, suspected=suspected):
+                        return self._unwanted(outcome)
+                    await self._wait(reason, self._delay_s(delay_s))
                 case TryAgain(reason=reason, delay_s=delay_s):
-                    await self._wait(reason, self._backoff.next_s(delay_s or 0.0))
+                    await self._wait(reason, self._delay_s(delay_s))
                 case Misconfigured(reason=reason):
                     await self._wait(reason, self._backoff.longest_s())
+
+    async def _are_at_fault(self, suspicion: _Suspicion, *, suspected: bool) -> bool:
+        """Says whether the destination fails over these spans alone, as far as can be known."""
+        suspicion.num_failures += 1
+        out_of_patience = suspicion.num_failures >= self._patience
+        if self._taken is None:
+            return out_of_patience
+        if not (out_of_patience or suspected):
+            return False
+        outcome = await self._attempt(self._envelope.request([self._taken]))
+        suspicion.num_proofs = suspicion.num_proofs + 1 if isinstance(outcome, Accepted) else 0
+        return suspicion.num_proofs >= suspicion.num_proofs_needed
+
+    def _unwanted(self, outcome: Unwanted) -> Unwanted:
+        self._backoff.reset()
+        self._stats.last_error = outcome.reason
+        return outcome
+
+    def _count_taken(self, spans: list[bytes], answer: Accepted) -> None:
+        stats, num_rejected = self._stats, min(max(answer.num_rejected, 0), len(spans))
+        stats.retrying, self._told = False, ""
+        if num_rejected or answer.message:
+            stats.last_error = answer.message
+            logger.warning(
+                "%d of %d spans were rejected: %s", num_rejected, len(spans), answer.message
+            )
+        else:
+            self._taken = spans[-1]
+        stats.num_rejected += num_rejected
+        stats.num_exported += len(spans) - num_rejected
+
+    def _set_aside(self, piece: bytes, reason: str) -> None:
+        self._stats.num_set_aside += 1
+        span = ScopeSpans.FromString(piece).spans[0]
+        logger.warning(
+            "span %s (%s) of trace %s is set aside: %s",
+            span.span_id.hex(),
+            span.name,
+            span.trace_id.hex(),
+            reason,
+        )
+
+    def _delay_s(self, asked_s: float | None) -> float:
+        return self._backoff.next_s(min(asked_s or 0.0, MAX_ASKED_DELAY_S))
 
     async def _attempt(self, request: bytes) -> Outcome:
         self._stats.num_requests += 1
@@ -155,8 +246,9 @@ class Delivery:
     async def _wait(self, reason: str, delay_s: float) -> None:
         stats = self._stats
         stats.num_retries += 1
+        stats.retrying = True
         # One line for each new reason: a collector that is away for an hour fills no log.
-        level = logging.DEBUG if reason == stats.last_error else logging.WARNING
-        stats.last_error = reason
+        level = logging.DEBUG if reason == self._told else logging.WARNING
+        self._told = stats.last_error = reason
         logger.log(level, "spans are held back, next try in %.1f s: %s", delay_s, reason)
         await self._sleep(delay_s)

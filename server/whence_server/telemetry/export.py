@@ -3,13 +3,21 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.entries import Entry
-from whence_server.telemetry.delivery import Backoff, Delivery, ExportStats, Sleep
+from whence_server.telemetry.delivery import (
+    DEFAULT_PATIENCE,
+    Backoff,
+    Delivery,
+    ExportStats,
+    Sleep,
+)
 from whence_server.telemetry.encoder import DEFAULT_STEP_SPANS, SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.lag import Lag
 from whence_server.telemetry.resource import Envelope
 from whence_server.telemetry.seams import SpanJournal, SpanSink
 
@@ -30,6 +38,8 @@ class ExportOptions:
         max_slice_s: the longest that the event loop is kept from other work.
         initial_backoff_s: the first delay after a failure.
         max_backoff_s: the longest.
+        patience: attempts at a batch that the destination fails over (gRPC's INTERNAL and
+            UNKNOWN, HTTP's 5xx), before its spans are suspected: some five minutes.
     """
 
     cursor_name: str = "otlp-spans"
@@ -40,6 +50,31 @@ class ExportOptions:
     max_slice_s: float = 0.000_25
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 30.0
+    patience: int = DEFAULT_PATIENCE
+
+
+@dataclass(frozen=True, slots=True)
+class ExportHealth:
+    """How the export stands: for metrics, and for whoever asks after the server's health."""
+
+    num_entries_behind: int
+    """Committed entries that the destination has not answered for yet."""
+    oldest_s: float
+    """For how long the oldest of them has been known here: at most its age. 0: none waits."""
+    num_exported: int
+    """Spans that the destination has; this and the following count from the start."""
+    num_requests: int
+    num_retries: int
+    num_rejected: int
+    """Spans that the destination said it did not take."""
+    num_set_aside: int
+    """Spans that the destination will never take, given up one by one."""
+    num_unreadable: int
+    """Entries whose bytes made no span."""
+    retrying: bool
+    """The newest answer was none that moves on."""
+    last_error: str
+    """The newest, over or not; "" where there was none."""
 
 
 class SpanExporter:
@@ -55,6 +90,7 @@ class SpanExporter:
         version: whence's own, for the instrumentation scope.
         options: see there.
         sleep: takes seconds.
+        clock: gives seconds, never going back.
     """
 
     def __init__(
@@ -66,6 +102,7 @@ class SpanExporter:
         *,
         options: ExportOptions = ExportOptions(),
         sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stats = ExportStats()
         self._journal = journal
@@ -75,7 +112,10 @@ class SpanExporter:
         self._encoder = SpanEncoder(journal, options.step_spans)
         self._backoff = Backoff(options.initial_backoff_s, options.max_backoff_s)
         envelope = Envelope(resource, version)
-        self._delivery = Delivery(sink, envelope, self.stats, self._backoff, sleep)
+        self._delivery = Delivery(
+            sink, envelope, self.stats, self._backoff, sleep, patience=options.patience
+        )
+        self._lag = Lag(clock)
         self._position: int | None = None
         self._moved = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +128,23 @@ class SpanExporter:
     def lag_entries(self) -> int:
         """Committed entries that the destination has not answered for yet."""
         return self._journal.committed_position - (self._position or 0)
+
+    def health(self) -> ExportHealth:
+        """Says how the export stands."""
+        self._observe()
+        stats = self.stats
+        return ExportHealth(
+            num_entries_behind=self.lag_entries,
+            oldest_s=self._lag.oldest_s(),
+            num_exported=stats.num_exported,
+            num_requests=stats.num_requests,
+            num_retries=stats.num_retries,
+            num_rejected=stats.num_rejected,
+            num_set_aside=stats.num_set_aside,
+            num_unreadable=stats.num_unreadable,
+            retrying=stats.retrying,
+            last_error=stats.last_error,
+        )
 
     async def flush(self, timeout_s: float) -> bool:
         """Waits until all that is committed by now was answered for; False if time ran out."""
@@ -117,14 +174,17 @@ class SpanExporter:
                 await self._turn(self._position or 0)
             except Exception as error:  # the journal's trouble must not end the exporter
                 self.stats.last_error = f"{type(error).__name__}: {error}"
+                self.stats.retrying = True
                 logger.exception("the span exporter will try again")
                 await self._sleep(self._backoff.next_s())
 
     async def _turn(self, position: int) -> None:
         """Sends what is committed beyond the position, or waits for something to be."""
+        self._observe()
         entries = await self._journal.read_committed(position, self._options.max_batch_spans)
         if not entries:
             await self._journal.wait_committed(position)
+            self._observe()
             await self._sleep(self._options.linger_s)
             return
         batch: list[bytes] = []
@@ -163,6 +223,11 @@ class SpanExporter:
         self._journal.advance(self._options.cursor_name, position)
         self._moved_to(position)
 
+    def _observe(self) -> None:
+        self._lag.observe(self._journal.committed_position, self._position or 0)
+
     def _moved_to(self, position: int) -> None:
         self._position = position
+        self.stats.retrying = False
+        self._observe()
         self._moved.set()

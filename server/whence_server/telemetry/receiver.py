@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.telemetry.otlp import EXPORT_METHOD
+from whence_server.telemetry.otlp_grpc import EXPORT_METHOD
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,13 +71,31 @@ class Misconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """The destination broke over this request: its own fault more often than the spans'."""
+
+    reason: str
+    delay_s: float | None = None
+    """How long the destination wants to be left alone, where it said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """The destination takes no request of this size; in smaller ones, it may take the spans."""
+
+    reason: str
+    certain: bool = True
+    """False: the answer may speak of the destination's load, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The destination will never take this request; part of it, it may."""
 
     reason: str
 
 
-Outcome: TypeAlias = Accepted | TryAgain | Misconfigured | Refused
+Outcome: TypeAlias = Accepted | TryAgain | Misconfigured | Failed | TooLarge | Refused
 
 
 class SpanSink(Protocol):

@@ -1,0 +1,159 @@
+"""When a batch waits, when it is halved, and when a span is given up."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+from faulty_collector import spans_in
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+
+from whence_server.telemetry.delivery import Backoff, Delivery, ExportStats
+from whence_server.telemetry.resource import Envelope, service_resource
+from whence_server.telemetry.seams import Accepted, Failed, Outcome, TooLarge, TryAgain
+
+PATIENCE = 20
+
+
+class Collector:
+    """Answers by the names of the spans and the number of the request."""
+
+    def __init__(self, answer: Callable[[list[str], int], Outcome]) -> None:
+        self.taken: list[str] = []
+        self.requests: list[list[str]] = []
+        self._answer = answer
+
+    async def export(self, request: bytes) -> Outcome:
+        names = [span.name for span in spans_in(request)]
+        self.requests.append(names)
+        outcome = self._answer(names, len(self.requests))
+        if isinstance(outcome, Accepted):
+            self.taken += names
+        return outcome
+
+    async def close(self) -> None:
+        pass
+
+
+class Case:
+    def __init__(self, answer: Callable[[list[str], int], Outcome]) -> None:
+        self.collector = Collector(answer)
+        self.stats = ExportStats()
+        self.slept: list[float] = []
+        self.delivery = Delivery(
+            self.collector,
+            Envelope(service_resource("0"), "0"),
+            self.stats,
+            Backoff(0.1, 30.0),
+            self._sleep,
+            patience=PATIENCE,
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    async def deliver(self, *names: str) -> None:
+        await self.delivery.deliver(
+            [
+                ScopeSpans(spans=[Span(name=name, span_id=bytes(8))]).SerializeToString()
+                for name in names
+            ]
+        )
+
+
+def failing_over(*poison: str) -> Callable[[Sequence[str], int], Outcome]:
+    def answer(names: Sequence[str], _: int) -> Outcome:
+        return Failed("broken") if set(poison) & set(names) else Accepted()
+
+    return answer
+
+
+async def test_a_collector_that_fails_is_given_minutes_before_a_span_is_suspected():
+    case = Case(failing_over("b"))
+    await case.deliver("a")
+    await case.deliver("a1", "b", "c", "d")
+    first_half = case.collector.requests.index(["a1", "b"])
+    waits = case.slept[: PATIENCE - 1]
+    assert case.collector.requests[1:first_half] == [["a1", "b", "c", "d"]] * PATIENCE + [["a"]]
+    assert sum(waits) >= 120
+    assert list(dict.fromkeys(case.collector.taken)) == ["a", "a1", "c", "d"]
+    assert case.stats.num_set_aside == 1
+
+
+async def test_a_collector_that_fails_for_all_loses_nothing_however_long():
+    case = Case(lambda _, number: Failed("broken") if 1 < number < 1_000 else Accepted())
+    await case.deliver("a")
+    await case.deliver("b", "c")
+    await case.deliver("d")
+    assert list(dict.fromkeys(case.collector.taken)) == ["a", "b", "c", "d"]
+    assert case.stats.num_set_aside == 0
+
+
+async def test_a_single_span_too():
+    case = Case(lambda _, number: Failed("broken") if 1 < number < 1_000 else Accepted())
+    await case.deliver("a")
+    await case.deliver("b")
+    assert list(dict.fromkeys(case.collector.taken)) == ["a", "b"]
+    assert case.stats.num_set_aside == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+async def test_a_collector_that_fails_by_chance_loses_nothing(share, seed):
+    """Some bad replicas: a failure beside a success proves nothing."""
+    chance = random.Random(seed)
+    case = Case(lambda _, __: Failed("broken") if chance.random() < share else Accepted())
+    names = [f"s{number}" for number in range(64)]
+    for begin in range(0, 64, 8):
+        await case.deliver(*names[begin : begin + 8])
+    assert list(dict.fromkeys(case.collector.taken)) == names
+    assert case.stats.num_set_aside == 0
+
+
+async def test_poison_while_the_collector_fails_by_chance_goes_alone():
+    chance = random.Random(1)
+    poison = failing_over("s20", "s21")
+    case = Case(lambda names, n: Failed("broken") if chance.random() < 0.3 else poison(names, n))
+    names = [f"s{number}" for number in range(32)]
+    await case.deliver(*names[:16])
+    await case.deliver(*names[16:])
+    assert list(dict.fromkeys(case.collector.taken)) == [*names[:20], *names[22:]]
+    assert case.stats.num_set_aside == 2
+
+
+async def test_poison_at_the_very_start_ends_too():
+    case = Case(failing_over("a"))
+    await case.deliver("a", "b")
+    await case.deliver("c")
+    assert case.collector.taken == ["b", "c"]
+    assert case.stats.num_set_aside == 1
+
+
+async def test_a_request_that_is_too_large_is_halved_at_once():
+    case = Case(lambda names, _: TooLarge("large") if len(names) > 1 else Accepted())
+    await case.deliver("a", "b", "c")
+    assert case.collector.taken == ["a", "b", "c"]
+    assert case.slept == []
+
+
+async def test_a_span_that_is_too_large_is_set_aside_at_once():
+    case = Case(lambda names, _: TooLarge("large") if "b" in names else Accepted())
+    await case.deliver("a", "b", "c")
+    assert case.collector.taken == ["a", "c"]
+    assert (case.stats.num_set_aside, case.slept) == (1, [])
+
+
+async def test_an_overloaded_collector_that_speaks_of_its_limits_loses_nothing():
+    busy = TooLarge("RESOURCE_EXHAUSTED: busy", certain=False)
+    case = Case(lambda _, number: busy if 1 < number < 500 else Accepted())
+    await case.deliver("a")
+    await case.deliver("b", "c", "d")
+    assert case.collector.taken == ["a", "b", "c", "d"]
+    assert case.stats.num_set_aside == 0
+
+
+async def test_one_line_a_reason_while_a_collector_is_away(caplog):
+    case = Case(lambda _, number: TryAgain("away") if number < 100 else Accepted())
+    await case.deliver("a")
+    assert caplog.text.count("spans are held back") == 1
+    assert case.stats.num_retries == 99
+    assert max(case.slept) <= 30

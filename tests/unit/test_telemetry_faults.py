@@ -1,0 +1,253 @@
+"""Whatever a collector does over gRPC or HTTP: no span is lost, and their order is kept."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from faulty_collector import (
+    INTERNAL,
+    REFUSED,
+    UNAVAILABLE,
+    Answer,
+    Cut,
+    FaultyCollector,
+    Garbage,
+    Noise,
+    Partial,
+    Slow,
+    exhausted,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+from telemetry_journal import MemoryJournal
+
+from whence_server.domain.otlp import OtlpProtocol
+from whence_server.telemetry.encoder import SpanEncoder
+from whence_server.telemetry.export import ExportOptions, SpanExporter
+from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.otlp_http import OtlpHttpSink
+from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.seams import SpanSink
+
+
+class Clock:
+    """Remembers how long was slept, and lets only the event loop run meanwhile."""
+
+    def __init__(self) -> None:
+        self.delays: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds:
+            self.delays.append(seconds)
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture(params=list(OtlpProtocol))
+async def collector(request):
+    async with FaultyCollector(request.param).running() as collector:
+        yield collector
+
+
+@pytest.fixture
+def journal() -> MemoryJournal:
+    journal = MemoryJournal()
+    journal.append_generation("g1", num_steps=40)
+    journal.append_generation("g2", num_steps=10, num_sequences=3)
+    return journal
+
+
+def sink_of(collector: FaultyCollector, **settings: object) -> SpanSink:
+    sink = OtlpGrpcSink if collector.protocol is OtlpProtocol.GRPC else OtlpHttpSink
+    return sink(collector.settings(**settings))
+
+
+@asynccontextmanager
+async def exporting(journal, collector, clock=None, settings=None, **options):
+    exporter = SpanExporter(
+        journal,
+        sink_of(collector, **(settings or {})),
+        service_resource("0"),
+        "0",
+        options=ExportOptions(**{"linger_s": 0.0, "max_batch_spans": 16, **options}),
+        sleep=(clock or Clock()).sleep,
+    )
+    exporter.start()
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
+
+
+async def expected_spans(journal: MemoryJournal) -> dict[bytes, Span]:
+    """By id, in the order in which they are to arrive."""
+    encoder = SpanEncoder(journal)
+    spans = [
+        ScopeSpans.FromString(piece).spans[0]
+        for entry in journal.entries
+        for piece in await encoder.spans_of(entry)
+    ]
+    return {span.span_id: span for span in spans}
+
+
+async def assert_none_lost(
+    journal: MemoryJournal, collector: FaultyCollector, but: set[bytes] = frozenset()
+) -> None:
+    """Each span that was not set aside arrived, first in its place, and always the same."""
+    expected = await expected_spans(journal)
+    arrived = list(dict.fromkeys(span.span_id for span in collector.spans))
+    assert arrived == [span_id for span_id in expected if span_id not in but]
+    assert all(span == expected[span.span_id] for span in collector.spans)
+
+
+FAULTS = {
+    "unavailable": [UNAVAILABLE] * 3,
+    "exhausted": [exhausted(3)] * 2,
+    "cut before it is stored": [Cut(stored=False)],
+    "cut after it is stored": [Cut(stored=True)],
+    "garbage": [Garbage()] * 3,
+    "noise": [Noise()],
+    "internal for long": [INTERNAL] * 19,
+    "a bad day": [
+        UNAVAILABLE,
+        Cut(stored=True),
+        exhausted(3),
+        INTERNAL,
+        Garbage(),
+        Noise(),
+        INTERNAL,
+        Cut(stored=False),
+        UNAVAILABLE,
+    ],
+}
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+async def test_a_fault_loses_nothing(journal, collector, faults, at_start):
+    if at_start:
+        collector.faults.extend(faults)
+    async with exporting(journal, collector) as exporter:
+        assert await exporter.flush(30)
+        if not at_start:
+            collector.faults.extend(faults)
+        journal.append_generation("g3", num_steps=40)
+        assert await exporter.flush(30)
+        health = exporter.health()
+    await assert_none_lost(journal, collector)
+    assert not collector.faults
+    assert health.num_retries >= len(faults)
+    assert health.num_set_aside == health.num_rejected == health.num_entries_behind == 0
+    assert health.num_exported == len(await expected_spans(journal))
+    assert health.last_error
+
+
+async def test_a_slow_collector(journal, collector):
+    collector.faults.extend([Slow(0.5), Slow(0.5), Slow(0.0)])
+    async with exporting(journal, collector, settings={"timeout_s": 0.1}) as exporter:
+        assert await exporter.flush(30)
+        assert exporter.stats.num_retries == 2
+    await assert_none_lost(journal, collector)
+
+
+async def test_a_collector_that_is_away_and_comes_back(journal, collector):
+    collector.refuse_connections(True)
+    async with exporting(journal, collector) as exporter:
+        async with asyncio.timeout(30):
+            while exporter.stats.num_retries < 5:  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(0.001)
+        assert exporter.health().retrying
+        assert exporter.health().num_entries_behind == len(journal.entries)
+        collector.refuse_connections(False)
+        assert await exporter.flush(30)
+        assert not exporter.health().retrying
+    await assert_none_lost(journal, collector)
+
+
+async def test_the_delay_asked_for_is_kept(journal, collector):
+    clock = Clock()
+    unavailable = Answer(grpc.StatusCode.UNAVAILABLE, 503, retry_delay_s=90)
+    collector.faults.extend([exhausted(7), unavailable, exhausted(1e6)])
+    async with exporting(journal, collector, clock) as exporter:
+        assert await exporter.flush(30)
+    await assert_none_lost(journal, collector)
+    assert clock.delays == [7, 90, 3_600]
+
+
+async def test_a_date_to_come_back(journal):
+    clock = Clock()
+    async with FaultyCollector(OtlpProtocol.HTTP_PROTOBUF).running() as collector:
+        collector.faults.append(exhausted(600, as_date=True))
+        async with exporting(journal, collector, clock) as exporter:
+            assert await exporter.flush(30)
+    (delay,) = clock.delays
+    assert 590 < delay <= 600
+
+
+async def test_a_partial_success_is_counted_and_not_repeated(journal, collector, caplog):
+    collector.faults.append(Partial(3))
+    async with exporting(journal, collector) as exporter:
+        assert await exporter.flush(30)
+        health = exporter.health()
+    rejected = set(list(await expected_spans(journal))[:3])
+    await assert_none_lost(journal, collector, but=rejected)
+    assert health.num_rejected == 3
+    assert health.num_exported == len(collector.spans)
+    assert "3 of 15 spans were rejected: too old" in caplog.text
+
+
+async def test_a_partial_success_beyond_reason(journal, collector):
+    collector.faults.append(Partial(1_000))
+    async with exporting(journal, collector) as exporter:
+        assert await exporter.flush(30)
+        health = exporter.health()
+    assert health.num_rejected == 15
+    assert health.num_exported == len(collector.spans)
+
+
+@pytest.mark.parametrize("fault", [REFUSED, INTERNAL], ids=["refused", "internal"])
+async def test_poison_is_set_aside_once(journal, collector, fault, caplog):
+    expected = await expected_spans(journal)
+    poison = set(list(expected)[20:22]) | {list(expected)[50]}
+    collector.poison, collector.poison_fault = poison, fault
+    async with exporting(journal, collector, patience=4) as exporter:
+        assert await exporter.flush(30)
+        health = exporter.health()
+    await assert_none_lost(journal, collector, but=poison)
+    assert health.num_set_aside == 3
+    assert health.num_exported == len(expected) - 3
+    told = [record.message for record in caplog.records if "is set aside" in record.message]
+    assert len(told) == 3
+    for message, span_id in zip(told, [i for i in expected if i in poison], strict=True):
+        assert f"span {span_id.hex()}" in message
+        assert expected[span_id].trace_id.hex() in message
+        assert "as told" in message
+
+
+async def test_a_batch_beyond_the_collectors_limit_is_halved_at_once(journal, collector):
+    collector.max_spans = 4
+    clock = Clock()
+    async with exporting(journal, collector, clock) as exporter:
+        assert await exporter.flush(30)
+        assert exporter.stats.num_set_aside == 0
+    await assert_none_lost(journal, collector)
+    assert clock.delays == []
+    assert {len(spans) for spans in collector.requests} >= {15, 4, 3}
+
+
+async def test_what_no_known_collector_says_still_loses_nothing(journal):
+    """Over HTTP, a page that is none of OTLP's does not pass for an answer."""
+    async with FaultyCollector(OtlpProtocol.HTTP_PROTOBUF).running() as collector:
+        collector.faults.extend(
+            [
+                Garbage("text/html", b"<html>Please log in</html>"),
+                Garbage("text/plain", b"OK"),
+                Garbage("application/json", b"[1"),
+                Answer(grpc.StatusCode.OK, 302),
+                Answer(grpc.StatusCode.OK, 404),
+                Answer(grpc.StatusCode.OK, 401),
+            ]
+        )
+        async with exporting(journal, collector) as exporter:
+            assert await exporter.flush(30)
+            assert exporter.stats.num_retries == 6
+        await assert_none_lost(journal, collector)
