@@ -137,7 +137,7 @@ class Recorder:
         if any(distributions.after_stages):
             removed = own.new_full((len(distributions.owners),), -torch.inf)
             num_kept = self._kernels.count_above(distributions.logprobs, removed)
-            own_probabilities = torch.exp(own, out=self._probabilities.of(len(rows)))
+            own_probabilities = torch.softmax(own, -1, out=self._probabilities.of(len(rows)))
             entropies = self._kernels.entropies(own, own_probabilities)
         num_candidates = max(row.num_candidates for row in rows)
         if num_candidates == 0:
