@@ -5,7 +5,6 @@ import logging
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError, Jou
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.engine.messages import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
@@ -23,6 +21,7 @@ from whence_server.journal.chain import ChainReport
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
+from whence_server.observability import Observability
 from whence_server.rpc import generation_servicer, model_servicer, trace_servicer
 from whence_server.rpc.calls import CallLog
 from whence_server.rpc.generation_servicer import GenerationServicer
@@ -30,11 +29,6 @@ from whence_server.rpc.model_servicer import ModelServicer
 from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.plugged import PluggedSink, load_exporter
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.seams import SpanSink
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -42,7 +36,6 @@ _log = logging.getLogger(__name__)
 EXIT_DRAINED, EXIT_LOST = 0, 1
 # How long calls that end by themselves get for it once nothing is running any more.
 _CLOSING_CALLS_S = 1.0
-_FLUSH_SPANS_S = 5.0
 
 
 async def serve(settings: ServeConfig) -> int:
@@ -57,13 +50,13 @@ async def serve(settings: ServeConfig) -> int:
     """
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
-        await close_interrupted(journal)
-        exporter = _start_exporter(settings, journal)
+        observability = Observability(settings, journal)
         try:
-            return await _serve(settings, journal)
+            await observability.start()
+            await close_interrupted(journal)
+            return await _serve(settings, journal, observability)
         finally:
-            if exporter is not None:
-                await _close_exporter(exporter, journal)
+            await observability.close()
     finally:
         await journal.close()
 
@@ -83,40 +76,7 @@ async def verify(data_dir: Path) -> ChainReport:
         await journal.close()
 
 
-async def _close_exporter(exporter: SpanExporter, journal: Journal) -> None:
-    try:
-        await journal.flush()
-        if not await exporter.flush(_FLUSH_SPANS_S):
-            _log.warning("spans are left to send; they go out after the next start")
-    finally:
-        await exporter.close()
-
-
-def _start_exporter(settings: ServeConfig, journal: Journal) -> SpanExporter | None:
-    if settings.span_destination is None:
-        return None
-    exporter = SpanExporter(
-        journal,
-        _span_sink(settings.span_destination),
-        service_resource(version("whence")),
-        version("whence"),
-        options=ExportOptions(step_spans=settings.step_spans),
-    )
-    exporter.start()
-    return exporter
-
-
-def _span_sink(destination: OtlpSettings | str) -> SpanSink:
-    if isinstance(destination, str):
-        return PluggedSink(load_exporter(destination), destination)
-    if destination.protocol is OtlpProtocol.HTTP_PROTOBUF:
-        from whence_server.telemetry.otlp_http import OtlpHttpSink  # its client loads slowly
-
-        return OtlpHttpSink(destination)
-    return OtlpGrpcSink(destination)
-
-
-async def _serve(settings: ServeConfig, journal: Journal) -> int:
+async def _serve(settings: ServeConfig, journal: Journal, observability: Observability) -> int:
     limits = Limits(
         max_queue=settings.max_queue,
         max_prompt_tokens=settings.max_prompt_tokens,
@@ -127,7 +87,7 @@ async def _serve(settings: ServeConfig, journal: Journal) -> int:
     )
     serving = Serving(settings.served_name, journal)
     closing = asyncio.Event()
-    calls = CallLog(lambda call: _record_call(journal, call))
+    calls = CallLog(lambda call: _record_call(journal, call), sampler=observability.sampler)
     rpc = await build_server(
         ServerOptions(
             listen=settings.listen,
@@ -162,6 +122,7 @@ async def _serve(settings: ServeConfig, journal: Journal) -> int:
                 tokenizer=tokenizer,
                 limits=limits,
             )
+            observability.watch(engine, generations)
             serving.ready(model, tokenizer, generations)
             return await _until_stopped(settings, rpc, generations, stop)
     finally:
@@ -208,6 +169,7 @@ def _engine_options(settings: ServeConfig) -> EngineOptions:
         trust_remote_code=settings.trust_remote_code,
         log_level=settings.log_level,
         digest_cache=str(settings.data_dir / "digests.json"),
+        log_format=settings.log_format,
     )
 
 

@@ -2,13 +2,12 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from whence_server import config
+from whence_server import config, logs
 from whence_server.domain.errors import ConfigurationError, JournalError
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
@@ -54,11 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: config.ServeConfig) -> int:
     from whence_server.app import serve
 
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
 
 

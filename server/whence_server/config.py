@@ -94,6 +94,13 @@ def _device(text: str) -> str:
     return text
 
 
+def _host_and_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if text and not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65_536):
+        raise ValueError("expected HOST:PORT or [IPV6]:PORT; port 0 takes a free one")
+    return text
+
+
 def _step_spans(text: str) -> int | None:
     if text == "all":
         return None
@@ -222,9 +229,20 @@ class ServeConfig:
     drain_grace: float = _setting(
         30.0, _seconds, "seconds for running generations to finish after SIGTERM", "S"
     )
+    no_step_candidates: bool = _setting(
+        False, _switch, "leave the candidates out of step spans; they make up half of their bytes"
+    )
+    metrics_listen: str = _setting(
+        "", _host_and_port, "HOST:PORT of the Prometheus page /metrics (default: none)", "ADDRESS"
+    )
     log_level: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "what is logged", "LEVEL"
     )
+    log_format: str = _setting(
+        "console", _choice("console", "json"), "lines for people, or JSON objects", "FORMAT"
+    )
+    opentelemetry: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """No setting of its own: OpenTelemetry's variables, for the parts that read more of them."""
     span_destination: OtlpSettings | str | None = None
     """No setting of its own: what those about spans and OpenTelemetry's variables come to. An
     OTLP destination, the name of an exporter, or None for no export."""
@@ -296,6 +314,9 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
     values["span_destination"] = _span_destination(
         environment, *(values.get(name, "") for name in _SPAN_SETTINGS)
     )
+    values["opentelemetry"] = {
+        name: value for name, value in environment.items() if name.startswith("OTEL_")
+    }
     return ServeConfig(**values)
 
 

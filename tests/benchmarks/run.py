@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("startup", "storage", "export", "engine", "throughput")
+PARTS = ("startup", "storage", "export", "engine", "throughput", "latency", "scaling")
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=("S", "M", "L"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--outage-seconds", type=float, default=60.0)
+    parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
     options = parser.parse_args()
     import torch
     import transformers
@@ -51,6 +52,14 @@ def main() -> None:
         import throughput
 
         throughput.run(options.runs, list(options.workloads))
+    if "latency" in options.only:
+        import latency
+
+        latency.run(list(options.workloads))
+    if "scaling" in options.only:
+        import scaling
+
+        scaling.run(options.runs, list(options.workloads), options.plot)
 
 
 if __name__ == "__main__":

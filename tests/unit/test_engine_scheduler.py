@@ -112,13 +112,40 @@ def test_what_could_never_fit_is_refused(
     assert s.is_idle
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one_and_the_long_one_goes_on() -> None:
+    s = scheduler(batch=100, chunk=16)
+    s.admit("long", 100, 5, 1)
+    assert s.next_chunks() == [Chunk("long", 16, False)]
+    s.admit("short", 3, 5, 1)
+    s.admit("middle", 20, 5, 1)
+    assert s.next_chunks() == [
+        Chunk("short", 3, True),
+        Chunk("long", 8, False),
+        Chunk("middle", 5, False),
+    ]
+    given = []
+    for number in range(8):
+        # However many short ones keep coming.
+        s.admit(str(number), 16, 5, 1)
+        given += [chunk.num_tokens for chunk in s.next_chunks() if chunk.job_id == "long"]
+    assert given == [8] * 8
+
+
+def test_equal_prompts_are_read_one_after_the_other() -> None:
+    s = scheduler(batch=100, chunk=16)
+    for name in "abc":
+        s.admit(name, 24, 5, 1)
+    assert s.next_chunks() == [Chunk("a", 16, False)]
+    assert s.next_chunks() == [Chunk("a", 8, True), Chunk("b", 8, False)]
+
+
 def test_leaving_in_the_middle_of_the_prompt() -> None:
     s = scheduler(chunk=10)
     s.admit("a", 25, 5, 1)
-    s.admit("b", 5, 5, 1)
-    s.next_chunks()
+    s.admit("b", 12, 5, 1)
+    assert s.next_chunks() == [Chunk("a", 5, False), Chunk("b", 5, False)]
     s.leave("a")
-    assert s.next_chunks() == [Chunk("b", 5, True)]
+    assert s.next_chunks() == [Chunk("b", 7, True)]
 
 
 @dataclass
@@ -156,7 +183,7 @@ class Simulation:
         self.alive: dict[str, Simulated] = {}
         self.decoding: dict[str, Simulated] = {}
         self.admitted: list[str] = []
-        self.read: list[str] = []
+        self.entered: list[str] = []
 
     def admit(self, name: str, generation: Simulated) -> None:
         length = generation.num_prompt_tokens + generation.num_new_tokens
@@ -192,7 +219,10 @@ class Simulation:
                 del self.decoding[name], self.alive[name]
 
     def prefill(self) -> None:
+        before = self.reading()
         chunks = self.scheduler.next_chunks()
+        self.entered += [name for name in self.scheduler.job_ids if name not in self.entered]
+        self.check_first_goes_on(before, chunks)
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         if self.whole_prompts:
             assert all(chunk.is_last for chunk in chunks)
@@ -202,15 +232,23 @@ class Simulation:
         for chunk in chunks:
             generation = self.alive[chunk.job_id]
             assert chunk.num_tokens > 0
-            if generation.num_read == 0:
-                self.read.append(chunk.job_id)
             generation.num_read += chunk.num_tokens
             assert chunk.is_last == (generation.num_read == generation.num_prompt_tokens)
             if chunk.is_last:
                 self.decoding[chunk.job_id] = generation
 
+    def reading(self) -> list[str]:
+        return [name for name in self.scheduler.job_ids if name not in self.decoding]
+
+    def check_first_goes_on(self, before: list[str], chunks: list[Chunk]) -> None:
+        """Whoever has been reading the longest gets half of the turn, or all that it needs."""
+        for name in before[:1]:
+            left = self.alive[name].num_prompt_tokens - self.alive[name].num_read
+            (given,) = [chunk.num_tokens for chunk in chunks if chunk.job_id == name]
+            assert given >= min(left, self.chunk_tokens // 2)
+
     def check_bounds(self) -> None:
-        inside = [generation for generation in self.alive.values() if generation.num_read]
+        inside = [self.alive[name] for name in self.scheduler.job_ids]
         num_sequences = sum(generation.num_sequences for generation in inside)
         widest = max((g.num_prompt_tokens + g.num_new_tokens for g in inside), default=0)
         assert self.scheduler.num_sequences == num_sequences <= self.max_batch_size
@@ -241,5 +279,5 @@ def test_bounds_fairness_and_no_leaks(
     assert not simulation.alive, "everyone runs to its end"
     assert simulation.scheduler.is_idle
     assert simulation.scheduler.num_sequences == 0
-    in_order = [name for name in simulation.admitted if name in set(simulation.read)]
-    assert simulation.read == in_order, "first come, first served"
+    in_order = [name for name in simulation.admitted if name in set(simulation.entered)]
+    assert simulation.entered == in_order, "first come, first let in"

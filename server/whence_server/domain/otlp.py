@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
-Signal: TypeAlias = Literal["traces", "metrics"]
+Signal: TypeAlias = Literal["traces", "metrics", "logs"]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: a field name
 _VISIBLE = re.compile(r"[\t\x20-\x7e]*")

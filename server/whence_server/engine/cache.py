@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-MIN_COLUMNS = 64
+MIN_COLUMNS = 256
+"""Memory that nothing is written to is not taken from the system."""
 
 
 class BatchedCache(Cache):
@@ -129,8 +130,8 @@ class BatchedLayer(CacheLayerMixin):
         """Makes the buffers of a prompt's cache, once its first forward pass shows the shapes."""
         self.num_rows = key_states.shape[0]
         num_columns = max(self.num_columns, key_states.shape[2])
-        self.keys = _zeros(key_states, self.num_rows, num_columns)
-        self.values = _zeros(value_states, self.num_rows, num_columns)
+        self.keys = _room(key_states, self.num_rows, num_columns)
+        self.values = _room(value_states, self.num_rows, num_columns)
         self.is_initialized = True
 
     def update(
@@ -184,8 +185,8 @@ class BatchedLayer(CacheLayerMixin):
         total = self.num_rows + num_rows
         if not self.is_initialized:
             columns = max(2 * length, MIN_COLUMNS)
-            self.keys = _zeros(source.keys, total, columns)
-            self.values = _zeros(source.values, total, columns)
+            self.keys = _room(source.keys, total, columns)
+            self.values = _room(source.values, total, columns)
             self.is_initialized = True
         if self.num_rows == 0:
             self.start = self.end = min(length, self.keys.shape[2])
@@ -240,12 +241,12 @@ class BatchedLayer(CacheLayerMixin):
         end = first + self.width
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = _zeros(old, rows, columns)
+            new = _room(old, rows, columns)
             new[: self.num_rows, :, first:end] = old[: self.num_rows, :, self.start : self.end]
             setattr(self, name, new)
         self.start, self.end = first, end
 
 
-def _zeros(like: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
+def _room(like: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
     _, heads, _, size = like.shape
-    return like.new_zeros(num_rows, heads, num_columns, size)
+    return like.new_empty(num_rows, heads, num_columns, size)

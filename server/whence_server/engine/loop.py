@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from whence_server import logs
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.batch import Batch, BatchLostError, Choosing, cost_since
@@ -192,7 +193,9 @@ class EngineLoop:
             yield
         except Exception as error:
             if not isinstance(error, GenerationFailedError):
-                logger.exception("reading the prompt of generation %s failed", generation_id)
+                logger.exception(
+                    "reading a prompt failed", extra={logs.GENERATION_ID: generation_id}
+                )
             self._drop(generation_id)
             self._send_failures([failure(generation_id, error)])
 

@@ -34,6 +34,8 @@ class EngineOptions(NamedTuple):
     """"debug", "info", "warning" or "error"."""
     digest_cache: str
     """A JSON file that remembers digests by (path, size, mtime); "" for none."""
+    log_format: str = "console"
+    """"console" or "json"."""
 
 
 class Recorded(NamedTuple):

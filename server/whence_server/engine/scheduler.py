@@ -30,6 +30,11 @@ class _Job:
     num_read: int = 0
     """Prompt tokens that earlier turns' chunks hold."""
 
+    @property
+    def num_left(self) -> int:
+        """Prompt tokens still to be read."""
+        return self.num_prompt_tokens - self.num_read
+
 
 class Scheduler:
     """Admits, orders and bounds the work of one engine.
@@ -41,7 +46,7 @@ class Scheduler:
         max_batch_size: sequences that decode together.
         max_cache_tokens: positions in the cache, padding included.
         prefill_chunk_tokens: prompt tokens read in one turn, so that running streams wait for
-            no more than that; several short prompts share it.
+            no more than that; several prompts share it.
         whole_prompts: whether a prompt cannot be read in pieces. A longer one then has a turn
             for itself.
     """
@@ -59,14 +64,20 @@ class Scheduler:
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._whole_prompts = whole_prompts
         self._waiting: deque[_Job] = deque()
-        self._reading: _Job | None = None
+        self._reading: list[_Job] = []
+        """Those whose prompts are being read, in the order in which they were let in."""
         self._inside: dict[str, _Job] = {}
-        """Those that hold room: the one being read, and all that decode."""
+        """Those that hold room: all that are being read, and all that decode."""
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody waits and nobody is inside."""
         return not self._waiting and not self._inside
+
+    @property
+    def job_ids(self) -> list[str]:
+        """Jobs that hold room, in the order in which they were let in."""
+        return list(self._inside)
 
     @property
     def num_sequences(self) -> int:
@@ -107,25 +118,61 @@ class Scheduler:
 
         The caller reads what it is told to, or calls `leave`.
         """
-        chunks = []
+        if self._whole_prompts:
+            return self._next_prompts()
+        while self._let_in():
+            pass
+        return self._shared_out()
+
+    def _shared_out(self) -> list[Chunk]:
+        """Half a turn's tokens go to the prompt that was let in first, so that it gets through.
+
+        The rest goes to whichever has the fewest left: a short prompt does not wait until a long
+        one has been read.
+        """
+        if not self._reading:
+            return []
         budget = self._prefill_chunk_tokens
-        while budget > 0 and (job := self._reading or self._let_in(budget)):
-            num_left = job.num_prompt_tokens - job.num_read
-            num_tokens = num_left if self._whole_prompts else min(budget, num_left)
+        first = self._reading[0]
+        shares = {first.job_id: min(first.num_left, max(budget // 2, 1))}
+        budget -= shares[first.job_id]
+        for job in sorted(self._reading, key=lambda job: job.num_left):
+            share = shares.setdefault(job.job_id, 0)
+            more = min(job.num_left - share, budget)
+            shares[job.job_id] += more
+            budget -= more
+        chunks = [self._chunk(job, shares[job.job_id]) for job in self._reading]
+        self._reading = [job for job in self._reading if job.num_left]
+        # Whoever can start does so before the others are read.
+        return sorted(
+            (chunk for chunk in chunks if chunk.num_tokens), key=lambda chunk: not chunk.is_last
+        )
+
+    def _next_prompts(self) -> list[Chunk]:
+        """Whole prompts: as many as a turn's tokens are enough for, or one longer one alone."""
+        chunks: list[Chunk] = []
+        budget = self._prefill_chunk_tokens
+        while self._waiting:
+            num_tokens = self._waiting[0].num_prompt_tokens
+            if chunks and num_tokens > budget:
+                break
+            if not self._let_in():
+                break
             budget -= num_tokens
-            job.num_read += num_tokens
-            is_last = job.num_read == job.num_prompt_tokens
-            self._reading = None if is_last else job
-            chunks.append(Chunk(job.job_id, num_tokens, is_last))
+            chunks.append(self._chunk(self._reading.pop(), num_tokens))
         return chunks
+
+    @staticmethod
+    def _chunk(job: _Job, num_tokens: int) -> Chunk:
+        job.num_read += num_tokens
+        return Chunk(job.job_id, num_tokens, is_last=job.num_left == 0)
 
     def leave(self, job_id: str) -> None:
         """Takes a job out, wherever it is; one that is not known is ignored."""
         if self._inside.pop(job_id, None) is None:
             kept = [job for job in self._waiting if job.job_id != job_id]
             self._waiting = deque(kept)
-        if self._reading is not None and self._reading.job_id == job_id:
-            self._reading = None
+        self._reading = [job for job in self._reading if job.job_id != job_id]
 
     def leave_sequence(self, job_id: str) -> None:
         """Gives back the room of one of a job's sequences."""
@@ -134,26 +181,19 @@ class Scheduler:
         if job.num_sequences == 0:
             self.leave(job_id)
 
-    def _let_in(self, budget: int) -> _Job | None:
-        """Lets in the first in the queue if there is room; nobody overtakes it.
-
-        A prompt that has to be read whole waits for a turn that can still read all of it, or
-        that has read nothing yet.
-        """
+    def _let_in(self) -> bool:
+        """Lets in the first in the queue if there is room; nobody overtakes it."""
         if not self._waiting:
-            return None
+            return False
         job = self._waiting[0]
-        is_first = budget == self._prefill_chunk_tokens
-        if self._whole_prompts and job.num_prompt_tokens > budget and not is_first:
-            return None
         if self.num_sequences + job.num_sequences > self._max_batch_size:
-            return None
+            return False
         if self._cache_tokens(job, *self._inside.values()) > self._max_cache_tokens:
-            return None
+            return False
         self._waiting.popleft()
         self._inside[job.job_id] = job
-        self._reading = job
-        return job
+        self._reading.append(job)
+        return True
 
     @staticmethod
     def _cache_tokens(*jobs: _Job) -> int:

@@ -33,6 +33,11 @@ class EngineSupervisor:
         self._process = EngineProcess(options)
         self._model: ModelInfo | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The id of the process that runs now."""
+        return self._process.pid
+
     async def start(self) -> ModelInfo:
         """Starts the first process; see `EngineProcess.start`.
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import Any
 
+from whence_server import logs
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import channel
 from whence_server.engine.messages import EngineOptions, LoadFailed, Ready
@@ -32,7 +33,7 @@ def main(descriptor: int) -> int:
         options: EngineOptions = channel.receive(connection)
     except (EOFError, OSError):
         return 0
-    logging.getLogger().setLevel(options.log_level.upper())
+    logs.configure(options.log_level, options.log_format)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), name="inbox", daemon=True).start()
     try:

@@ -1,10 +1,12 @@
 """One running generation: the engine's decisions become text, steps and journal entries."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from whence_server import logs
 from whence_server.domain.decoding import FinishReason, Strategy
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code, GenerationFailedError
@@ -25,6 +27,8 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex
 from whence_server.text.sequence import SequenceText
 from whence_server.text.tokenizer import TextTokenizer
+
+_log = logging.getLogger(__name__)
 
 PREVIEW_CHARACTERS = 200
 # What the engine gives as a reason, where it is not the server's own fault.
@@ -252,6 +256,24 @@ class RunningGeneration:
         )
         self._journal.finish(self.id, encode_finished(finished), index)
         self.done.set()
+        self._log_finish(finished)
+
+    def _log_finish(self, finished: Finished) -> None:
+        context = self.started.trace_context
+        failure = finished.failure
+        _log.log(
+            logging.INFO if failure is None else logging.WARNING,
+            "%s: %d prompt tokens, %d generated%s",
+            finished.finish_reason.name,
+            finished.num_prompt_tokens,
+            finished.num_generated_tokens,
+            "" if failure is None else f"; {failure.reason}: {failure.message}",
+            extra={
+                logs.TRACE_ID: context.trace_id,
+                logs.SPAN_ID: context.span_id,
+                logs.GENERATION_ID: self.id,
+            },
+        )
 
     def fail(self, reason: str, message: str) -> None:
         """Closes it as FAILED, with the code that a live call would have got."""

@@ -26,6 +26,7 @@ from whence_server.domain.processors import processor_names
 from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.engine.messages import StopGeneration, StopSequence, Turn
+from whence_server.generation.activity import EngineActivity
 from whence_server.generation.ports import Engine
 from whence_server.generation.prepare import prepared
 from whence_server.generation.readmission import Readmission
@@ -61,6 +62,9 @@ class Generations:
     """Admits requests to the engine, records what comes of them, lets anyone follow.
 
     All methods are called from one event loop. `run` has to be running as a task.
+
+    Attributes:
+        activity: how busy the engine is.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Generations:
         self._model = model
         self._tokenizer = tokenizer
         self._limits = limits
+        self.activity = EngineActivity()
         self._readmission = Readmission(engine.send)
         self._running: dict[str, RunningGeneration] = {}
         self._starting: dict[str, asyncio.Event] = {}
@@ -90,6 +95,11 @@ class Generations:
     def num_running(self) -> int:
         """Generations that have started and not finished."""
         return len(self._running)
+
+    @property
+    def num_waiting_sequences(self) -> int:
+        """Sequences whose prompt the engine has yet to read to its end."""
+        return sum(g.started.decoding.num_rows for g in self._running.values() if g.waiting)
 
     # ---- starting ----
 
@@ -136,9 +146,7 @@ class Generations:
             raise self._lost
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
-        waiting = self._num_starting + sum(
-            g.started.decoding.num_rows for g in self._running.values() if g.waiting
-        )
+        waiting = self._num_starting + self.num_waiting_sequences
         # One that finds nobody before it is never too many.
         if waiting > max(self._limits.max_queue, _num_rows(request)):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
@@ -271,6 +279,7 @@ class Generations:
         self._running.pop(running.id, None)
         self._readmission.forget(running)
         if not self._running:
+            self.activity.idle()
             self._idle.set()
 
     # ---- the engine's side ----
@@ -285,6 +294,7 @@ class Generations:
             while True:
                 try:
                     async for turn in self._engine.turns():
+                        self.activity.took_turn(turn)
                         self._record(turn)
                         await self._record_searches(turn)
                         # A full disk or a slow one holds the engine back, not the memory.
@@ -309,6 +319,7 @@ class Generations:
             )
             self._forget(running)
         await self._engine.restart()
+        self.activity.restarted()
         self._readmission.engine_restarted()
 
     def _record(self, turn: Turn) -> None:

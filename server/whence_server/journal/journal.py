@@ -105,6 +105,15 @@ class Journal(Log):
             release=lock.release,
         )
 
+    @property
+    def size_bytes(self) -> int:
+        """What the journal takes on disk."""
+        return self._store.size_bytes
+
+    def time_commits(self, on_time: Callable[[float], None]) -> None:
+        """Lets the given function know how long every transaction takes, in seconds."""
+        self._writer.on_time = on_time
+
     # ---- following ----
 
     def follow(

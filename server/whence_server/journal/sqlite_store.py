@@ -3,7 +3,7 @@
 import threading
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,15 @@ class SqliteStore:
             self.truncate_log()
         except apsw.Error as error:
             raise ConfigurationError(f"{path} cannot be opened as a journal: {error}") from error
+
+    @property
+    def size_bytes(self) -> int:
+        """The database and its write-ahead log; 0 for what is not there."""
+        total = 0
+        for path in (self._path, f"{self._path}-wal"):
+            with suppress(FileNotFoundError):
+                total += Path(path).stat().st_size
+        return total
 
     # ---- the writer's thread ----
 

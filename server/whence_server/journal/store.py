@@ -87,6 +87,10 @@ class Store(Protocol):
     `write` and `truncate_log` are called from one thread; all others from any.
     """
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on disk."""
+
     def state(self) -> State:
         """Where the log stands."""
 

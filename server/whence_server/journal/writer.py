@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,7 @@ class Writer:
         committed_position: everything up to it is on disk.
         committed: notified after every transaction, and when the writer has failed.
         error: why nothing more can be written, once that is so.
+        on_time: told how long every transaction took, in seconds.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Writer:
         self.committed_position = committed_position
         self.committed = Signal()
         self.error: JournalError | None = None
+        self.on_time: Callable[[float], None] = _ignore
         self._store = store
         # STRICT commits what one turn of the loop appended: nobody sees it any sooner.
         self._delay_s = 0.0 if durability is Durability.STRICT else commit_interval_s
@@ -134,9 +137,9 @@ class Writer:
         self._urgent = False
         self._num_sent += 1
         future = self._loop.run_in_executor(self._executor, self._store.write, batch)
-        future.add_done_callback(partial(self._done, batch))
+        future.add_done_callback(partial(self._done, batch, time.perf_counter()))
 
-    def _done(self, batch: Batch, future: asyncio.Future[None]) -> None:
+    def _done(self, batch: Batch, started_s: float, future: asyncio.Future[None]) -> None:
         self._in_flight = None
         error = future.exception()
         if error is not None:
@@ -153,6 +156,7 @@ class Writer:
             else:
                 self.submit()
         self._on_commit(batch)
+        self.on_time(time.perf_counter() - started_s)
         self.committed.notify()
 
     def _fail(self, error: JournalError) -> None:
@@ -160,3 +164,7 @@ class Writer:
             self.error = error
             self._on_failure()
             self.committed.notify()
+
+
+def _ignore(_duration_s: float) -> None:
+    """Nobody asked."""

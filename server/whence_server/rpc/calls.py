@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
 
+from whence_server import logs
 from whence_server.domain.errors import (
     DeadlinePassedError,
     FieldViolation,
@@ -158,25 +159,34 @@ class _Guarded:
             time.monotonic_ns(),
             context.peer(),
         )
+        context_of_trace = call.trace_context
+        with logs.about(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
+            await self._run_call(request, context, call, run)
+
+    async def _run_call(
+        self,
+        request: "Message | _Malformed",
+        context: Context,
+        call: Call,
+        run: Callable[[Message, Call], Awaitable[None]],
+    ) -> None:
         code = grpc.StatusCode.OK
         try:
             await run(self._checked(request, context), call)
         except WhenceError as error:
             code = GRPC_CODES[error.code]
             if code is grpc.StatusCode.INTERNAL:
-                trace_id = call.trace_context.trace_id
-                _log.exception("%s failed, trace %s", self._name, trace_id)
+                _log.exception("%s failed", self._name, extra=_ids(call))
                 # What is inside is for the log: it may hold paths, or worse.
-                await abort(context, _bug(trace_id))
+                await abort(context, _bug(call.trace_context.trace_id))
             await abort(context, error)
         except asyncio.CancelledError:
             code = _cancelled_code(context)
             raise
         except Exception:  # noqa: BLE001 - the boundary: any bug becomes INTERNAL
             code = grpc.StatusCode.INTERNAL
-            trace_id = call.trace_context.trace_id
-            _log.exception("%s failed, trace %s", self._name, trace_id)
-            await abort(context, _bug(trace_id))
+            _log.exception("%s failed", self._name, extra=_ids(call))
+            await abort(context, _bug(call.trace_context.trace_id))
         finally:
             if self._method.recorded:
                 self._record(call, code)
@@ -211,6 +221,10 @@ class _Guarded:
                 server_port=endpoint.port,
             )
         )
+
+
+def _ids(call: Call) -> dict[str, str]:
+    return {logs.GENERATION_ID: call.generation_id} if call.generation_id else {}
 
 
 def _cancelled_code(context: Context) -> grpc.StatusCode:

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.entries import Entry
+from whence_server.telemetry.content import ContentCapture
 from whence_server.telemetry.delivery import (
     DEFAULT_PATIENCE,
     Backoff,
@@ -23,6 +25,9 @@ from whence_server.telemetry.seams import SpanJournal, SpanSink
 
 logger = logging.getLogger(__name__)
 
+Encode: TypeAlias = Callable[[Entry], Awaitable[list[bytes]]]
+"""An entry's spans, each as a ScopeSpans message that holds it alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
@@ -32,6 +37,8 @@ class ExportOptions:
         cursor_name: one destination, one cursor.
         step_spans: at most so many `decode_step` spans for one generation; None is no bound,
             0 is none.
+        step_candidates: whether these carry their steps' candidates.
+        content: where prompts, outputs and tokens' texts go.
         max_batch_spans: spans of one request.
         max_batch_bytes: and their size; collectors take 4 MiB by default.
         linger_s: how long new entries are left to gather into a request.
@@ -44,6 +51,8 @@ class ExportOptions:
 
     cursor_name: str = "otlp-spans"
     step_spans: int | None = DEFAULT_STEP_SPANS
+    step_candidates: bool = True
+    content: ContentCapture = ContentCapture.NO_CONTENT
     max_batch_spans: int = 512
     max_batch_bytes: int = 1 << 20
     linger_s: float = 0.2
@@ -89,6 +98,8 @@ class SpanExporter:
         resource: who sends them.
         version: whence's own, for the instrumentation scope.
         options: see there.
+        encode: what an entry is sent as, instead of its spans; each a ScopeLogs message that
+            holds one log record alone, which has the same form on the wire.
         sleep: takes seconds.
         clock: gives seconds, never going back.
     """
@@ -101,6 +112,7 @@ class SpanExporter:
         version: str,
         *,
         options: ExportOptions = ExportOptions(),
+        encode: Encode | None = None,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -109,7 +121,15 @@ class SpanExporter:
         self._sink = sink
         self._options = options
         self._sleep = sleep
-        self._encoder = SpanEncoder(journal, options.step_spans)
+        self._encode = (
+            encode
+            or SpanEncoder(
+                journal,
+                options.step_spans,
+                step_candidates=options.step_candidates,
+                content=options.content,
+            ).spans_of
+        )
         self._backoff = Backoff(options.initial_backoff_s, options.max_backoff_s)
         envelope = Envelope(resource, version)
         self._delivery = Delivery(
@@ -208,7 +228,7 @@ class SpanExporter:
 
     async def _spans_of(self, entry: Entry) -> list[bytes]:
         try:
-            return await self._encoder.spans_of(entry)
+            return await self._encode(entry)
         except UnreadableEntryError:
             self.stats.num_unreadable += 1
             logger.exception("an entry of the journal is left out of the spans")

@@ -20,6 +20,7 @@ from whence_server.telemetry.seams import (
 from whence_server.telemetry.tls import channel_credentials
 
 EXPORT_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+EXPORT_LOGS_METHOD = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 
 RETRYABLE = frozenset(
     {
@@ -52,16 +53,18 @@ _CHANNEL_OPTIONS = [
 
 
 class OtlpGrpcSink:
-    """Sends spans to an OTLP/gRPC endpoint; made within a running event loop.
+    """Sends spans, or log records, to an OTLP/gRPC endpoint; made within a running event loop.
 
     Args:
         settings: where to, and how.
+        method: which of the collector's services takes them; their requests and answers have
+            the same form on the wire.
 
     Raises:
         ConfigurationError: the endpoint is not one, or a PEM file holds something else.
     """
 
-    def __init__(self, settings: OtlpSettings) -> None:
+    def __init__(self, settings: OtlpSettings, method: str = EXPORT_METHOD) -> None:
         try:
             target, secure = grpc_target(settings.endpoint, insecure=settings.insecure)
         except ValueError as error:
@@ -83,7 +86,7 @@ class OtlpGrpcSink:
         # The stub's own method on bare bytes: the request is serialised already, and an answer
         # that is none must not pass for one.
         self._export: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            EXPORT_METHOD, request_serializer=None, response_deserializer=None
+            method, request_serializer=None, response_deserializer=None
         )
 
     async def export(self, request: bytes) -> Outcome:

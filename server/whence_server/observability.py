@@ -1,0 +1,189 @@
+"""What is shown of the server to the outside: spans, events, metrics; built, started, closed."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+
+from opentelemetry.sdk.trace.sampling import Sampler
+
+from whence_server.config import ServeConfig, otlp_settings
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
+from whence_server.engine.supervisor import EngineSupervisor
+from whence_server.generation.service import Generations
+from whence_server.journal.journal import Journal
+from whence_server.telemetry.content import CAPTURE_VARIABLE, capture_from
+from whence_server.telemetry.events import EventEncoder
+from whence_server.telemetry.export import ExportOptions, SpanExporter
+from whence_server.telemetry.metrics.http import MetricsServer
+from whence_server.telemetry.metrics.metrics import Metrics
+from whence_server.telemetry.metrics.push import PushOptions
+from whence_server.telemetry.otlp_grpc import EXPORT_LOGS_METHOD, EXPORT_METHOD, OtlpGrpcSink
+from whence_server.telemetry.plugged import PluggedSink, load_exporter
+from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.sampling import sampler_from
+from whence_server.telemetry.seams import SpanSink
+
+_log = logging.getLogger(__name__)
+
+SPANS, EVENTS = "otlp-spans", "otlp-events"
+"""The journal's cursors."""
+_FLUSH_S = 5.0
+
+
+class Observability:
+    """Everything that follows the journal on its way out.
+
+    Args:
+        settings: see there.
+        journal: what is followed; it outlives this.
+
+    Attributes:
+        sampler: decides which requests make spans.
+
+    Raises:
+        ConfigurationError: a setting means nothing here.
+    """
+
+    def __init__(self, settings: ServeConfig, journal: Journal) -> None:
+        environment = settings.opentelemetry
+        self.sampler: Sampler = sampler_from(environment)
+        self._journal = journal
+        self._settings = settings
+        self._resource = service_resource(version("whence"))
+        self._content = capture_from(environment)
+        destination = otlp_settings(environment, "metrics")
+        push = None
+        if destination is not None:
+            push = PushOptions.from_environment(destination, environment)
+        self._metrics = Metrics(
+            journal,
+            self._resource,
+            version("whence"),
+            push=push,
+        )
+        self._metrics.parts.journal = journal
+        self._exporters = self._span_exporter() | self._event_exporter()
+        for name, exporter in self._exporters.items():
+            self._metrics.parts.exports[name] = exporter.stats
+            self._metrics.parts.lags[name] = partial(_lag, exporter)
+        self._page: MetricsServer | None = None
+
+    async def start(self) -> None:
+        """Starts following the journal, and serving the page.
+
+        Raises:
+            ConfigurationError: the page cannot listen where it should.
+        """
+        self._journal.time_commits(self._metrics.committed)
+        self._metrics.start()
+        for exporter in self._exporters.values():
+            exporter.start()
+        if self._settings.metrics_listen:
+            host, _, port = self._settings.metrics_listen.rpartition(":")
+            host = host.removeprefix("[").removesuffix("]")
+            page = MetricsServer(self._metrics.page.render, host, int(port))
+            await page.start()
+            self._page = page
+            _log.info("metrics are on %s", page.url)
+
+    def watch(self, engine: EngineSupervisor, generations: Generations) -> None:
+        """Lets the metrics look at what runs."""
+        self._metrics.parts.generations = generations
+        self._metrics.parts.engine = _Engine(engine, generations, self._settings.max_cache_tokens)
+
+    async def close(self) -> None:
+        """Sends what is committed, for as long as that may take, and lets go of everything."""
+        try:
+            await self._journal.flush()
+            for exporter in self._exporters.values():
+                if not await exporter.flush(_FLUSH_S):
+                    _log.warning("spans are left to send; they go out after the next start")
+        finally:
+            for exporter in self._exporters.values():
+                await exporter.close()
+            if self._page is not None:
+                await self._page.close()
+            await self._metrics.close()
+
+    def _span_exporter(self) -> dict[str, SpanExporter]:
+        destination = self._settings.span_destination
+        if destination is None:
+            return {}
+        options = ExportOptions(
+            SPANS,
+            self._settings.step_spans,
+            step_candidates=not self._settings.no_step_candidates,
+            content=self._content,
+        )
+        sink = _sink(destination, EXPORT_METHOD)
+        return {SPANS: self._exporter(sink, options)}
+
+    def _event_exporter(self) -> dict[str, SpanExporter]:
+        if not self._content.on_events:
+            return {}
+        destination = otlp_settings(self._settings.opentelemetry, "logs")
+        if destination is None:
+            raise ConfigurationError(
+                f"{CAPTURE_VARIABLE} is {self._content.value}, and there is nowhere to send events "
+                "to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, or choose SPAN_ONLY"
+            )
+        sink = _sink(destination, EXPORT_LOGS_METHOD)
+        encoder = EventEncoder(self._journal, self._content)
+        return {EVENTS: self._exporter(sink, ExportOptions(EVENTS), encoder)}
+
+    def _exporter(
+        self, sink: SpanSink, options: ExportOptions, events: EventEncoder | None = None
+    ) -> SpanExporter:
+        return SpanExporter(
+            self._journal,
+            sink,
+            self._resource,
+            version("whence"),
+            options=options,
+            encode=None if events is None else events.events_of,
+        )
+
+
+def _lag(exporter: SpanExporter) -> int:
+    return exporter.lag_entries
+
+
+def _sink(destination: OtlpSettings | str, method: str) -> SpanSink:
+    if isinstance(destination, str):
+        return PluggedSink(load_exporter(destination), destination)
+    if destination.protocol is OtlpProtocol.HTTP_PROTOBUF:
+        from whence_server.telemetry.otlp_http import OtlpHttpSink  # its client loads slowly
+
+        return OtlpHttpSink(destination)
+    return OtlpGrpcSink(destination, method)
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """The engine as the metrics look at it."""
+
+    supervisor: EngineSupervisor
+    generations: Generations
+    max_cache_tokens: int
+
+    @property
+    def pid(self) -> int | None:
+        return self.supervisor.pid
+
+    @property
+    def batch_size(self) -> int:
+        return self.generations.activity.batch_size
+
+    @property
+    def num_cache_tokens(self) -> int:
+        return self.generations.activity.num_cache_tokens
+
+    @property
+    def num_prefill_chunks(self) -> int:
+        return self.generations.activity.num_prefill_chunks
+
+    @property
+    def num_restarts(self) -> int:
+        return self.generations.activity.num_restarts

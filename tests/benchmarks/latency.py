@@ -1,0 +1,31 @@
+"""A short request's first token while fifteen streams decode and a long prompt is being read."""
+
+from statistics import median
+
+from processes import answering, server
+from workloads import WORKLOADS, model_directory
+
+NUM_STREAMS = 15
+LONG_PROMPT_TOKENS = 4_000
+
+
+def run(names: list[str]) -> None:
+    """Prints, for each workload, the short request's wait and the streams' longest pause."""
+    for name in names:
+        workload = WORKLOADS[name]
+        with (
+            server(model_directory(workload)) as (_, target),
+            answering("contention.py", target, str(workload.vocabulary_size)) as load,
+        ):
+            command = {"num_streams": NUM_STREAMS, "long_prompt_tokens": LONG_PROMPT_TOKENS}
+            load.ask(**command)
+            found = load.ask(**command)
+        step_s = median(found["gaps_s"])
+        print(
+            f"{workload}: while {NUM_STREAMS} streams decode ({step_s * 1e3:.0f} ms a step) and "
+            f"{LONG_PROMPT_TOKENS:,} prompt tokens are read in {found['long_s']:.1f} s, a short "
+            f"request's first token comes after {found['short_s'] * 1e3:.0f} ms, "
+            f"{found['short_s'] / found['turn_s']:.1f} turns of {found['turn_s'] * 1e3:.0f} ms; "
+            f"the longest pause of a stream is {max(found['gaps_s']) * 1e3:.0f} ms",
+            flush=True,
+        )

@@ -1,0 +1,183 @@
+"""A running server as its operators see it: metrics page, logs, samplers, content that stays in."""
+
+import asyncio
+import json
+import re
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from server_process import ServerProcess
+
+from whence.v1 import generation_pb2 as g
+from whence.v1 import generation_pb2_grpc
+from whence_server.telemetry.metrics.catalogue import ALL
+from whence_server.telemetry.receiver import Receiver
+
+SECRET = "zanzibar quokka"
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def generate(
+    target: str, prompt: str, num_tokens: int = 12, traceparent: str = ""
+) -> g.GenerationFinished:
+    metadata = [("traceparent", traceparent)] if traceparent else []
+    request = g.GenerateRequest(
+        prompt=prompt,
+        decoding=g.Decoding(sample=g.Sample(seed=1), max_new_tokens=num_tokens, ignore_eos=True),
+    )
+    with grpc.insecure_channel(target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        return list(stub.Generate(request, metadata=metadata))[-1].event.finished
+
+
+def page_of(process: ServerProcess, accept: str = "") -> str:
+    (line,) = [line for line in process.log if "metrics are on" in line]
+    match = re.search(r"http://[^\s\"]+", line)
+    assert match is not None
+    asked = urllib.request.Request(match[0], headers={"Accept": accept} if accept else {})
+    with urllib.request.urlopen(asked) as answer:
+        return answer.read().decode()
+
+
+def value_of(page: str, series: str) -> float:
+    (line,) = [line for line in page.splitlines() if line.startswith(series)]
+    return float(line.split("#")[0].rsplit(" ", 1)[1])
+
+
+@pytest.fixture(scope="module")
+def observed(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> ServerProcess:
+    with ServerProcess(
+        tiny_model("gpt2"),
+        tmp_path_factory.mktemp("observed"),
+        *("--model-name", "tiny", "--metrics-listen", "127.0.0.1:0"),
+        *("--log-format", "json", "--log-level", "debug"),
+    ) as process:
+        yield process
+
+
+def test_the_page_shows_what_the_server_did(observed: ServerProcess) -> None:
+    generate(observed.target, "The quick", 20, PARENT)
+    observed_page = ""
+    for _ in range(200):
+        observed_page = page_of(observed)
+        if "whence_tokens_generated_total{" in observed_page:
+            break
+    assert value_of(observed_page, "whence_tokens_generated_total{") >= 20
+    assert value_of(observed_page, "whence_generations_running") == 0
+    assert value_of(observed_page, "whence_batch_size") == 0
+    assert value_of(observed_page, "whence_cache_tokens_used") == 0
+    assert value_of(observed_page, "whence_cache_tokens_free") == 131_072
+    assert value_of(observed_page, "whence_prefill_chunks_total") >= 1
+    assert value_of(observed_page, "whence_engine_restarts_total") == 0
+    assert value_of(observed_page, "whence_journal_size_bytes") > 1_000
+    assert value_of(observed_page, "whence_journal_commit_duration_seconds_count") >= 1
+    assert value_of(observed_page, "whence_step_entropy_count") >= 20
+    assert "whence_engine_process_resident_memory_bytes" in observed_page
+
+
+def test_exemplars_lead_to_the_trace(observed: ServerProcess) -> None:
+    generate(observed.target, "The quick", 5, PARENT)
+    page = ""
+    for _ in range(200):
+        page = page_of(observed, "application/openmetrics-text; version=1.0.0")
+        if 'trace_id="0af7651916cd43dd8448eb211c80319c"' in page:
+            break
+    lines = [line for line in page.splitlines() if "0af7651916cd43dd8448eb211c80319c" in line]
+    assert any(line.startswith("gen_ai_server_request_duration_seconds_bucket") for line in lines)
+
+
+def test_every_metric_of_the_catalogue_is_on_a_running_servers_page(
+    observed: ServerProcess,
+) -> None:
+    generate(observed.target, "The quick", 5)
+    page = page_of(observed)
+    names = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
+    stems = {definition.name.replace(".", "_") for definition in ALL}
+    for stem in stems:
+        # Nothing is exported by this server.
+        if not stem.startswith("whence_export"):
+            assert any(name.startswith(stem) for name in names), stem
+
+
+def test_logs_are_objects_with_ids_and_never_hold_content(observed: ServerProcess) -> None:
+    finished = generate(observed.target, SECRET, 8, PARENT)
+    lines: list[str] = []
+    for _ in range(200):
+        lines = [line for line in observed.log if "0af7651916cd43dd8448eb211c80319c" in line]
+        if lines:
+            break
+        page_of(observed)
+    records = [json.loads(line) for line in observed.log]
+    (said, *_) = [json.loads(line) for line in lines]
+    assert said["level"] == "INFO"
+    assert said["logger"] == "whence_server.generation.running"
+    assert said["generation_id"]
+    assert "tokens" in said["message"]
+    assert all({"timestamp", "level", "logger", "message"} <= record.keys() for record in records)
+    everything = "".join(observed.log)
+    assert "zanzibar" not in everything
+    assert "quokka" not in everything
+    assert finished.sequences[0].text not in everything
+
+
+async def test_an_unsampled_request_is_journalled_and_makes_no_span(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    receiver = Receiver()
+    await receiver.start()
+    try:
+        with ServerProcess(
+            tiny_model("gpt2"),
+            tmp_path,
+            *("--otlp-endpoint", receiver.endpoint),
+            environment={"OTEL_TRACES_SAMPLER": "always_off"},
+        ) as process:
+            finished = await asyncio.to_thread(generate, process.target, "The quick", 5, PARENT)
+            assert finished.num_generated_tokens == 5
+            status = await asyncio.to_thread(process.terminate)
+            assert status == 0
+        assert receiver.spans == []
+    finally:
+        await receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "words"),
+    [
+        ({"OTEL_TRACES_SAMPLER": "sometimes"}, [], "OTEL_TRACES_SAMPLER"),
+        ({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "yes"}, [], "must be one of"),
+        (
+            {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "EVENT_ONLY"},
+            [],
+            "nowhere to send",
+        ),
+        ({}, ["--metrics-listen", "nowhere"], "expected HOST:PORT"),
+        ({}, ["--log-format", "xml"], "console, json"),
+    ],
+)
+def test_settings_that_mean_nothing_end_the_start(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    environment: dict[str, str],
+    flags: list[str],
+    words: str,
+) -> None:
+    process = ServerProcess(tiny_model("gpt2"), tmp_path, *flags, environment=environment)
+    assert process.wait() == 2
+    assert words in "".join(process.log)
+
+
+def test_a_taken_metrics_port_ends_the_start(
+    observed: ServerProcess, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    (line,) = [line for line in observed.log if "metrics are on" in line]
+    match = re.search(r"http://([^/]+)/", line)
+    assert match is not None
+    process = ServerProcess(tiny_model("gpt2"), tmp_path, "--metrics-listen", match[1])
+    assert process.wait() == 2
+    assert "the metrics page cannot listen" in "".join(process.log)

@@ -1,0 +1,223 @@
+"""Dashboards and alerts ask for metrics and labels that the server has, and for no others."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from whence.v1.generation_pb2 import FinishReason
+from whence_server.telemetry.metrics import catalogue, words
+from whence_server.telemetry.metrics.catalogue import Kind
+from whence_server.telemetry.metrics.prometheus import family_name, label_name
+from whence_server.telemetry.resource import service_resource
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+RULE_TESTS = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yml").read_text(encoding="utf-8"))
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+
+# Put on every series by the scrape, whatever the page says.
+TARGET_LABELS = frozenset({"instance", "job"})
+# Of a server's resource, those that the dashboards rely on: `service_resource` sets them.
+RESOURCE_LABELS = frozenset({"service_name", "telemetry_sdk_name"})
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a query mentions."""
+
+    metrics: dict[str, frozenset[str]]
+    """By metric: the labels that its selectors match on."""
+    groupings: tuple[frozenset[str], ...]
+    """The labels of each `by`, `on`, `ignoring`."""
+
+
+TOKEN = re.compile(
+    r"""(?P<string>"(?:[^"\\]|\\.)*")|(?P<range>\[[^\]]*\])|(?P<variable>\$\w+)"""
+    r"""|(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)|(?P<number>[0-9][0-9.a-z]*)|(?P<sign>\S)"""
+)
+GROUPINGS = {"by", "without", "on", "ignoring", "group_left", "group_right"}
+WORDS = GROUPINGS | {"and", "or", "unless", "offset", "bool", "sum", "count", "min", "max"}
+
+
+def read_query(text: str) -> Use:
+    tokens = [match for match in TOKEN.finditer(text) if match.lastgroup != "range"]
+    metrics: dict[str, set[str]] = {}
+    groupings: list[frozenset[str]] = []
+    position = 0
+    while position < len(tokens):
+        word, kind = tokens[position].group(), tokens[position].lastgroup
+        following = tokens[position + 1].group() if position + 1 < len(tokens) else ""
+        position += 1
+        if kind != "name":
+            continue
+        if word in GROUPINGS and following == "(":
+            names, position = inside(tokens, position, ")")
+            groupings.append(frozenset(names))
+        elif word not in WORDS and following == "{":
+            names, position = inside(tokens, position, "}")
+            metrics.setdefault(word, set()).update(names)
+        elif word not in WORDS and following != "(":
+            metrics.setdefault(word, set())
+    return Use({name: frozenset(labels) for name, labels in metrics.items()}, tuple(groupings))
+
+
+def inside(tokens: list[re.Match[str]], position: int, end: str) -> tuple[list[str], int]:
+    """The names up to a closing sign, and where it goes on."""
+    names = []
+    while tokens[position].group() != end:
+        if tokens[position].lastgroup == "name":
+            names.append(tokens[position].group())
+        position += 1
+    return names, position + 1
+
+
+def known_metrics() -> dict[str, frozenset[str]]:
+    """Every series on the server's page, and what the rules record of them; with labels."""
+    known: dict[str, frozenset[str]] = {}
+    for definition in catalogue.ALL:
+        name = family_name(definition.name, definition.unit)
+        labels = frozenset(map(label_name, definition.attributes)) | TARGET_LABELS
+        if definition.kind is Kind.COUNTER:
+            known[name + "_total"] = labels
+        elif definition.kind is Kind.GAUGE:
+            known[name] = labels
+        else:
+            known |= {name + "_sum": labels, name + "_count": labels}
+            known[name + "_bucket"] = labels | {"le"}
+    document = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(process_\w+)`", document):
+        known |= dict.fromkeys((name, "whence_engine_" + name), TARGET_LABELS)
+    known |= {"target_info": TARGET_LABELS | RESOURCE_LABELS, "up": TARGET_LABELS}
+    for rule in rules("record"):
+        known[rule["record"]] = frozenset.intersection(*read_query(rule["expr"]).groupings)
+    return known
+
+
+def rules(kind: str) -> list[dict[str, Any]]:
+    return [rule for group in RULES["groups"] for rule in group["rules"] if kind in rule]
+
+
+class Query(NamedTuple):
+    where: str
+    text: str
+    shown_labels: frozenset[str]
+    """Those that its legend or its annotations name."""
+
+
+def dashboard_queries() -> Iterator[Query]:
+    for path in DASHBOARDS:
+        board = json.loads(path.read_text(encoding="utf-8"))
+        for panel in board["panels"]:
+            for target in panel.get("targets", ()):
+                shown = frozenset(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+                where = f"{path.stem}: {panel['title']} {target['refId']}"
+                yield Query(where, target["expr"], shown)
+        for variable in board["templating"]["list"]:
+            if variable["type"] == "query":
+                match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+                assert match, variable["definition"]
+                where = f"{path.stem}: ${variable['name']}"
+                yield Query(where, match[1], frozenset({match[2]}))
+        for annotation in board["annotations"]["list"]:
+            if "expr" in annotation:
+                text = annotation["titleFormat"] + annotation["textFormat"]
+                shown = frozenset(re.findall(r"\{\{(\w+)\}\}", text))
+                yield Query(f"{path.stem}: {annotation['name']}", annotation["expr"], shown)
+
+
+def rule_queries() -> Iterator[Query]:
+    for rule in rules("expr"):
+        text = " ".join(rule.get("annotations", {}).values())
+        shown = frozenset(re.findall(r"\$labels\.(\w+)", text))
+        yield Query(rule.get("alert") or rule["record"], rule["expr"], shown)
+
+
+KNOWN = known_metrics()
+QUERIES = [*dashboard_queries(), *rule_queries()]
+
+
+def test_queries_are_read_as_they_are_meant() -> None:
+    use = read_query(
+        'histogram_quantile(0.9, sum by (le, a) (rate(x_bucket{b=~"$model", c!=""}[5m] offset 1d)))'
+        " > 2.5 and on (a) w:x:mean1h unless y * 1e3"
+    )
+    assert use.metrics == {"x_bucket": {"b", "c"}, "w:x:mean1h": frozenset(), "y": frozenset()}
+    assert use.groupings == (frozenset({"le", "a"}), frozenset({"a"}))
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
+def test_the_server_has_what_is_asked_for(query: Query) -> None:
+    use = read_query(query.text)
+    assert use.metrics
+    assert use.metrics.keys() <= KNOWN.keys()
+    for metric, labels in use.metrics.items():
+        assert labels <= KNOWN[metric], metric
+    everything = frozenset().union(*(KNOWN[metric] for metric in use.metrics))
+    for grouping in use.groupings:
+        assert grouping <= everything
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
+def test_what_is_shown_of_a_series_is_on_it(query: Query) -> None:
+    use = read_query(query.text)
+    sums = [labels for labels in use.groupings if re.search(r"\bby\b", query.text)]
+    left = (
+        frozenset.intersection(*sums)
+        if sums
+        else frozenset.union(*(KNOWN[metric] for metric in use.metrics))
+    )
+    assert query.shown_labels <= left
+
+
+def test_the_series_of_the_rules_tests_are_the_servers() -> None:
+    series = [it["series"] for test in RULE_TESTS["tests"] for it in test["input_series"]]
+    assert series
+    for text in series:
+        ((metric, labels),) = read_query(text).metrics.items()
+        assert labels <= KNOWN[metric], text
+
+
+def test_every_alert_tells_what_to_do_and_is_tested() -> None:
+    tested = (DEPLOY / "prometheus" / "rules_test.yml").read_text(encoding="utf-8")
+    names = [rule["alert"] for rule in rules("alert")]
+    assert len(set(names)) == len(names) > 10
+    for rule in rules("alert"):
+        assert rule["labels"]["severity"] in {"info", "warning", "critical"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+        assert len(rule["annotations"]["description"]) > 100
+        assert rule["alert"] in tested or rule["alert"].endswith("Drift")
+
+
+def test_every_metric_is_on_a_dashboard() -> None:
+    shown = {metric for query in dashboard_queries() for metric in read_query(query.text).metrics}
+    families = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in shown}
+    for definition in catalogue.ALL:
+        name = family_name(definition.name, definition.unit)
+        name += "_total" if definition.kind is Kind.COUNTER else ""
+        assert name in families
+
+
+def test_what_labels_are_compared_with_the_server_says() -> None:
+    said = {
+        "whence_generation_finish_reason": {
+            words.finish_reason(reason) for reason in FinishReason.values()
+        },
+        "whence_export_outcome": {"exported", "rejected", "set_aside"},
+        "telemetry_sdk_name": {str(service_resource("1").attributes["telemetry.sdk.name"])},
+    }
+    compared = [
+        (label, value)
+        for query in QUERIES
+        for label, values in re.findall(r'(\w+)=~?"([a-z_|]+)"', query.text)
+        for value in values.split("|")
+    ]
+    assert {label for label, _ in compared} == said.keys()
+    for label, value in compared:
+        assert value in said[label]
