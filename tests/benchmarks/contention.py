@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 import time
+from itertools import pairwise
 
 import grpc
 from load import request
@@ -20,20 +21,35 @@ NUM_STREAM_TOKENS = 4_000
 CHUNK_TOKENS = 512
 
 
-async def arrivals(
-    channel: grpc.aio.Channel, wanted: g.GenerateRequest, found: list[float]
-) -> None:
+class Arrivals:
+    """Moments at which messages with steps came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._came = asyncio.Event()
+
+    def add(self) -> None:
+        self.times.append(time.perf_counter())
+        self._came.set()
+
+    async def more_than(self, count: int) -> None:
+        while len(self.times) <= count:
+            self._came.clear()
+            await self._came.wait()
+
+
+async def arrivals(channel: grpc.aio.Channel, wanted: g.GenerateRequest, found: Arrivals) -> None:
     """Notes when each message with steps comes."""
     async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(wanted):
         if response.event.HasField("steps"):
-            found.append(time.perf_counter())
+            found.add()
 
 
 async def first_token_s(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> float:
     started = time.perf_counter()
-    found: list[float] = []
+    found = Arrivals()
     await arrivals(channel, wanted, found)
-    return found[0] - started
+    return found.times[0] - started
 
 
 async def measure(
@@ -44,7 +60,7 @@ async def measure(
         for _ in range(num_streams + 2)
     ]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
-    arrived: list[list[float]] = [[] for _ in range(num_streams)]
+    arrived = [Arrivals() for _ in range(num_streams)]
     streams = [
         asyncio.create_task(
             arrivals(
@@ -55,8 +71,7 @@ async def measure(
         )
         for i in range(num_streams)
     ]
-    while not all(len(found) > 10 for found in arrived):
-        await asyncio.sleep(0.05)
+    await asyncio.gather(*(found.more_than(10) for found in arrived))
     begun = time.perf_counter()
     long = asyncio.create_task(
         first_token_s(
@@ -64,9 +79,7 @@ async def measure(
         )
     )
     # Once its first chunk has held a stream up, it is being read.
-    num_before = len(arrived[0])
-    while len(arrived[0]) < num_before + 2:
-        await asyncio.sleep(0.001)
+    await arrived[0].more_than(len(arrived[0].times) + 1)
     short_s = await first_token_s(channels[-2], request(99, vocabulary_size, 1, "decisions", 32))
     long_s = await long
     ended = time.perf_counter()
@@ -74,8 +87,8 @@ async def measure(
         stream.cancel()
     await asyncio.gather(*streams, return_exceptions=True)
     await asyncio.gather(*(channel.close() for channel in channels))
-    during = [[at for at in found if begun <= at <= ended] for found in arrived]
-    gaps = [b - a for found in during for a, b in zip(found, found[1:], strict=False)]
+    during = [[at for at in found.times if begun <= at <= ended] for found in arrived]
+    gaps = [b - a for found in during for a, b in pairwise(found)]
     num_turns = long_prompt_tokens / CHUNK_TOKENS
     return {"short_s": short_s, "long_s": long_s, "turn_s": long_s / num_turns, "gaps_s": gaps}
 

@@ -1,5 +1,6 @@
 """The engine's loop alone against `generate`, in one process: what serving is bounded by."""
 
+import os
 import time
 from statistics import median
 
@@ -82,6 +83,8 @@ def theirs(loaded: LoadedModel, prompts: list[list[int]]) -> float:
 def run(runs: int, names: list[str]) -> None:
     for name in names:
         workload = WORKLOADS[name]
+        # A small model before this one left a single thread.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         loaded = load(options(workload))
         for num_streams in (1, 16):
             prompts = [prompt(i, workload.vocabulary_size) for i in range(num_streams)]

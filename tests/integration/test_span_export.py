@@ -59,6 +59,8 @@ async def test_spans_go_over_http_through_a_collectors_faults(
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=a%20b",
             "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            # They would go to the same collector.
+            "OTEL_METRICS_EXPORTER": "none",
         }
         with ServerProcess(tiny_model("gpt2"), tmp_path, environment=environment) as server:
             tokens = await generate(server.target)
