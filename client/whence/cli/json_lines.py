@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from whence.generation import GeneratedSequence, GenerationState
 from whence.tokens import Candidate, Token
-from whence.v1.generation_pb2 import GenerationEvent
+from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
 
 FIELDS = """\
 --json prints one object a line; "event" says which. Absent values are left out, logprobs
@@ -24,7 +24,8 @@ are in nats, null is minus infinity (a processor removed the token).
                 processors: [{name, num_kept, removed_mass, token_logprob}],
                 draw: {noise, runner_up_token_id, margin},
                 timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length}
-  beam_round    index, continuations
+  beam_round    index, continuations: [{parent, token_id, logprob, score, kept, finished}],
+                timing
   finished      generation_id, finish_reason, num_prompt_tokens, num_generated_tokens,
                 queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
                 sequences: [{sequence_index, text, token_ids, finish_reason, stop,
@@ -55,7 +56,7 @@ def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterat
             for token in generation.tokens_of(event):
                 yield {"event": "token", **token_object(token)}
         case "beam_round":
-            yield {"event": "beam_round", **message_object(event.beam_round)}
+            yield _beam_round(event.beam_round)
         case "finished":
             yield _finished(generation)
 
@@ -81,6 +82,42 @@ def token_object(token: Token) -> dict[str, Any]:
             "timing": token.timing and token.timing._asdict(),
         }
     )
+
+
+def _beam_round(beam_round: BeamRound) -> dict[str, Any]:
+    # Protobuf's own mapping would leave out whatever is 0 or false, the first parent among it.
+    timing = beam_round.timing
+    return _present(
+        {
+            "event": "beam_round",
+            "index": beam_round.index,
+            "continuations": [_continuation(one) for one in beam_round.continuations],
+            "timing": (
+                {
+                    "elapsed_ns": timing.elapsed_ns,
+                    "forward_ns": timing.forward_ns,
+                    "select_ns": timing.select_ns,
+                    "batch_size": timing.batch_size,
+                    "context_length": timing.context_length,
+                }
+                if beam_round.HasField("timing")
+                else None
+            ),
+        }
+    )
+
+
+def _continuation(continuation: BeamContinuation) -> dict[str, Any]:
+    fields: dict[str, Any] = {"parent": continuation.parent}
+    if continuation.HasField("token_id"):
+        fields["token_id"] = continuation.token_id
+    return {
+        **fields,
+        "logprob": _number(continuation.logprob),
+        "score": _number(continuation.score),
+        "kept": continuation.kept,
+        "finished": continuation.finished,
+    }
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:

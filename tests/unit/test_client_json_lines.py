@@ -1,0 +1,52 @@
+"""The objects that `whence generate --json` prints of a beam search's rounds."""
+
+from whence.cli.json_lines import event_objects, line
+from whence.generation import GenerationState
+from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
+from whence.v1.step_pb2 import StepTiming
+
+
+def test_a_round_says_what_is_zero_and_what_is_false() -> None:
+    event = GenerationEvent(
+        beam_round=BeamRound(
+            index=0,
+            continuations=[
+                BeamContinuation(parent=0, token_id=0, logprob=-0.5, score=-0.5, kept=True),
+                BeamContinuation(parent=1, token_id=7, logprob=-2, score=-2.5, finished=True),
+                BeamContinuation(parent=2, logprob=float("-inf"), score=float("-inf")),
+            ],
+            timing=StepTiming(elapsed_ns=1, forward_ns=2, select_ns=3, batch_size=4),
+        )
+    )
+    (said,) = event_objects(event, GenerationState("g", lambda _: None))
+    assert said == {
+        "event": "beam_round",
+        "index": 0,
+        "continuations": [
+            {
+                "parent": 0,
+                "token_id": 0,
+                "logprob": -0.5,
+                "score": -0.5,
+                "kept": True,
+                "finished": False,
+            },
+            {
+                "parent": 1,
+                "token_id": 7,
+                "logprob": -2.0,
+                "score": -2.5,
+                "kept": False,
+                "finished": True,
+            },
+            {"parent": 2, "logprob": None, "score": None, "kept": False, "finished": False},
+        ],
+        "timing": {
+            "elapsed_ns": 1,
+            "forward_ns": 2,
+            "select_ns": 3,
+            "batch_size": 4,
+            "context_length": 0,
+        },
+    }
+    assert '"logprob":null' in line(said)
