@@ -14,7 +14,8 @@ from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
 from whence_server.telemetry.content import CAPTURE_VARIABLE, capture_from
-from whence_server.telemetry.events import EventEncoder
+from whence_server.telemetry.delivery import describe_span
+from whence_server.telemetry.events import EventEncoder, describe_event
 from whence_server.telemetry.export import ExportOptions, SpanExporter
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
@@ -143,6 +144,7 @@ class Observability:
             version("whence"),
             options=options,
             encode=None if events is None else events.events_of,
+            describe=describe_span if events is None else describe_event,
         )
 
 

@@ -6,6 +6,7 @@ python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5]
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import sys
@@ -24,6 +25,8 @@ def main() -> None:
     parser.add_argument("--outage-seconds", type=float, default=60.0)
     parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
     options = parser.parse_args()
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot: matplotlib is not installed; pip install matplotlib")
     import torch
     import transformers
 

@@ -23,6 +23,7 @@ from whence_server.telemetry.seams import (
 logger = logging.getLogger(__name__)
 
 Sleep = Callable[[float], Awaitable[None]]
+Describe: TypeAlias = Callable[[bytes], str]
 Unwanted: TypeAlias = Failed | TooLarge | Refused
 """What parts a batch, down to the spans at fault."""
 
@@ -99,6 +100,12 @@ class _Suspicion:
     """Failures in a row right after which the destination took another span."""
 
 
+def describe_span(piece: bytes) -> str:
+    """A span's ids and name, from the ScopeSpans message that holds it alone."""
+    span = ScopeSpans.FromString(piece).spans[0]
+    return f"span {span.span_id.hex()} ({span.name}) of trace {span.trace_id.hex()}"
+
+
 class Delivery:
     """Sends batches to a sink: retries what may be retried, and gives up on single spans only.
 
@@ -118,6 +125,7 @@ class Delivery:
         backoff: paces the attempts.
         sleep: takes seconds.
         patience: attempts at what the destination fails over, before its spans are suspected.
+        describe: names a span that is set aside, for the log.
     """
 
     def __init__(
@@ -129,6 +137,7 @@ class Delivery:
         sleep: Sleep,
         *,
         patience: int = DEFAULT_PATIENCE,
+        describe: Describe = describe_span,
     ) -> None:
         self._sink = sink
         self._envelope = envelope
@@ -136,6 +145,7 @@ class Delivery:
         self._backoff = backoff
         self._sleep = sleep
         self._patience = patience
+        self._describe = describe
         self._taken: bytes | None = None
         self._told = ""
 
@@ -224,14 +234,7 @@ class Delivery:
 
     def _set_aside(self, piece: bytes, reason: str) -> None:
         self._stats.num_set_aside += 1
-        span = ScopeSpans.FromString(piece).spans[0]
-        logger.warning(
-            "span %s (%s) of trace %s is set aside: %s",
-            span.span_id.hex(),
-            span.name,
-            span.trace_id.hex(),
-            reason,
-        )
+        logger.warning("%s is set aside: %s", self._describe(piece), reason)
 
     def _delay_s(self, asked_s: float | None) -> float:
         return self._backoff.next_s(min(asked_s or 0.0, MAX_ASKED_DELAY_S))

@@ -25,6 +25,12 @@ from whence_server.telemetry.origin import origin_of
 from whence_server.telemetry.seams import SpanJournal
 
 
+def describe_event(piece: bytes) -> str:
+    """An event's name and trace, from the ScopeLogs message that holds it alone."""
+    record = ScopeLogs.FromString(piece).log_records[0]
+    return f"event {record.event_name} of trace {record.trace_id.hex()}"
+
+
 class EventEncoder:
     """Makes the events of journal entries, where the operator wants content in them.
 

@@ -15,8 +15,10 @@ from whence_server.telemetry.delivery import (
     DEFAULT_PATIENCE,
     Backoff,
     Delivery,
+    Describe,
     ExportStats,
     Sleep,
+    describe_span,
 )
 from whence_server.telemetry.encoder import DEFAULT_STEP_SPANS, SpanEncoder, UnreadableEntryError
 from whence_server.telemetry.lag import Lag
@@ -100,6 +102,7 @@ class SpanExporter:
         options: see there.
         encode: what an entry is sent as, instead of its spans; each a ScopeLogs message that
             holds one log record alone, which has the same form on the wire.
+        describe: names one of these, or a span, for the log.
         sleep: takes seconds.
         clock: gives seconds, never going back.
     """
@@ -113,6 +116,7 @@ class SpanExporter:
         *,
         options: ExportOptions = ExportOptions(),
         encode: Encode | None = None,
+        describe: Describe = describe_span,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -133,7 +137,13 @@ class SpanExporter:
         self._backoff = Backoff(options.initial_backoff_s, options.max_backoff_s)
         envelope = Envelope(resource, version)
         self._delivery = Delivery(
-            sink, envelope, self.stats, self._backoff, sleep, patience=options.patience
+            sink,
+            envelope,
+            self.stats,
+            self._backoff,
+            sleep,
+            patience=options.patience,
+            describe=describe,
         )
         self._lag = Lag(clock)
         self._position: int | None = None

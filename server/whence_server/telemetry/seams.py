@@ -7,8 +7,8 @@ from typing import Protocol, TypeAlias
 from whence_server.domain.entries import Entry, EntryKind
 
 
-class SpanJournal(Protocol):
-    """The journal, as the exporter reads it."""
+class FollowedJournal(Protocol):
+    """The journal, as whoever follows what is committed reads it."""
 
     @property
     def committed_position(self) -> int:
@@ -36,6 +36,10 @@ class SpanJournal(Protocol):
             GenerationNotFoundError: it is not known, or was deleted.
         """
         ...
+
+
+class SpanJournal(FollowedJournal, Protocol):
+    """The journal, as the exporter reads it: with a cursor that outlives the process."""
 
     async def cursor(self, name: str) -> int:
         """Gives the position that a cursor has reached; 0 for a new one."""

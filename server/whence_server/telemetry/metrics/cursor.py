@@ -11,7 +11,7 @@ from whence_server.domain.errors import GenerationNotFoundError
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.generations import UNREADABLE, GenerationMetrics
 from whence_server.telemetry.metrics.instruments import Instruments
-from whence_server.telemetry.metrics.seams import MetricsJournal
+from whence_server.telemetry.seams import FollowedJournal
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class MetricsCursor:
 
     def __init__(
         self,
-        journal: MetricsJournal,
+        journal: FollowedJournal,
         generations: GenerationMetrics,
         instruments: Instruments,
         *,

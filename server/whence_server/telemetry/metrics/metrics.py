@@ -14,8 +14,9 @@ from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.page import PrometheusPage
 from whence_server.telemetry.metrics.push import MetricsPush, PushOptions
 from whence_server.telemetry.metrics.reader import MetricsReader
-from whence_server.telemetry.metrics.seams import LiveParts, MetricsJournal
+from whence_server.telemetry.metrics.seams import LiveParts
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
+from whence_server.telemetry.seams import FollowedJournal
 
 
 class Metrics:
@@ -38,7 +39,7 @@ class Metrics:
 
     def __init__(
         self,
-        journal: MetricsJournal,
+        journal: FollowedJournal,
         resource: Resource,
         version: str,
         *,

@@ -1,41 +1,8 @@
-"""What the metrics need of their neighbours: a journal to follow, and live parts to look at."""
+"""The live parts that the metrics look at."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
-
-from whence_server.domain.entries import Entry, EntryKind
-
-
-class MetricsJournal(Protocol):
-    """The journal, as the metrics follow it."""
-
-    @property
-    def committed_position(self) -> int:
-        """The newest committed entry's position; 0 in an empty log."""
-        ...
-
-    async def read_committed(self, after_position: int, limit: int) -> list[Entry]:
-        """Reads the next committed entries of this writer's log, in order."""
-        ...
-
-    async def wait_committed(self, after_position: int) -> None:
-        """Returns once something is committed beyond the position."""
-        ...
-
-    async def read(
-        self,
-        generation_id: str,
-        after_offset: int,
-        limit: int,
-        kinds: Collection[EntryKind] | None,
-    ) -> list[Entry]:
-        """Reads a generation's next entries of these kinds, by ascending offset.
-
-        Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
-        """
-        ...
 
 
 class LiveGenerations(Protocol):

@@ -6,6 +6,7 @@ import grpc
 
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+from whence_server.telemetry.finish_reasons import reason_name
 
 OTHER = "_OTHER"
 """The conventions' word for what has no name here."""
@@ -45,9 +46,7 @@ def is_server_error(status_name: str) -> bool:
 
 def finish_reason(reason: FinishReason.ValueType) -> str:
     """FinishReason in lower case, without its prefix; OTHER for one that a newer server wrote."""
-    if reason not in FinishReason.values():
-        return OTHER
-    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+    return reason_name(reason) if reason in FinishReason.values() else OTHER
 
 
 def error_type(finished: GenerationFinished) -> str | None:
