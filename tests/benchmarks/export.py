@@ -19,7 +19,8 @@ STREAMS = 20
 
 def spans_of(num_streams: int, num_new_tokens: int) -> int:
     """Step spans, and for each generation decode, model call and SERVER."""
-    return num_streams * (num_new_tokens + 3)
+    # Besides the steps: the call, the generation, its queue, its prefill, its decode.
+    return num_streams * (num_new_tokens + 5)
 
 
 def burst() -> None:

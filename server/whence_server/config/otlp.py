@@ -1,0 +1,180 @@
+"""Where signals go over OTLP, from OpenTelemetry's own variables; docs/settings.md lists them."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from whence_server.config.spelling import (
+    choice,
+    flag_of,
+    readable_file,
+    standard_boolean,
+)
+from whence_server.config.spelling import (
+    exporter as exporter_name,
+)
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import (
+    OtlpProtocol,
+    OtlpSettings,
+    Signal,
+    default_endpoint,
+    grpc_target,
+    http_url,
+    parse_headers,
+    parse_timeout_s,
+    signal_url,
+)
+
+T = TypeVar("T")
+_OTLP_TIMEOUT_S: float | None = 10.0
+
+
+def otlp_settings(
+    environment: Mapping[str, str],
+    signal: Signal,
+    *,
+    exporter: str = "",
+    endpoint: str = "",
+    protocol: str = "",
+) -> OtlpSettings | None:
+    """Where a signal goes over OTLP, from OpenTelemetry's variables; None is nowhere.
+
+    A signal's own variables go before those for all, and an empty one counts as unset. Nothing
+    is sent where no endpoint is set, unless OTEL_{SIGNAL}_EXPORTER asks for "otlp".
+
+    Args:
+        environment: where the variables are.
+        signal: whose.
+        exporter: goes before OTEL_{SIGNAL}_EXPORTER.
+        endpoint: goes before the variables; for all signals, so HTTP's path is appended to it.
+        protocol: goes before the variables.
+
+    Raises:
+        ConfigurationError: a variable is malformed; the message names it.
+    """
+    exporters = _exporters(environment, signal, exporter)
+    if _sdk_disabled(environment) or "none" in exporters or (exporters and "otlp" not in exporters):
+        return None
+
+    def standard(name: str, parse: Callable[[str], T], default: T, *, secret: bool = False) -> T:
+        for variable in (_of_signal(signal, name), _of_all(name)):
+            text = environment.get(variable, "").strip()
+            if text:
+                return _parsed(variable, text, parse, secret=secret)
+        return default
+
+    chosen = (
+        OtlpProtocol(protocol) if protocol else standard("PROTOCOL", _protocol, OtlpProtocol.GRPC)
+    )
+    insecure = standard("INSECURE", standard_boolean, default=False)
+    address = _endpoint(environment, signal, chosen, endpoint, insecure=insecure)
+    if not address and not exporters:
+        return None
+    settings = OtlpSettings(
+        endpoint=address or default_endpoint(chosen, signal),
+        protocol=chosen,
+        headers=standard("HEADERS", parse_headers, {}, secret=True),
+        timeout_s=standard("TIMEOUT", parse_timeout_s, _OTLP_TIMEOUT_S),
+        gzip=standard("COMPRESSION", choice("gzip", "none"), "none") == "gzip",
+        insecure=insecure,
+        certificate=standard("CERTIFICATE", readable_file, None),
+        client_key=standard("CLIENT_KEY", readable_file, None),
+        client_certificate=standard("CLIENT_CERTIFICATE", readable_file, None),
+    )
+    if (settings.client_key is None) != (settings.client_certificate is None):
+        given, missing = "CLIENT_KEY", "CLIENT_CERTIFICATE"
+        if settings.client_key is None:
+            given, missing = missing, given
+        raise ConfigurationError(f"{_of_all(given)}: it needs {_of_all(missing)} beside it")
+    return settings
+
+
+def span_destination(
+    environment: Mapping[str, str], exporter: str, endpoint: str, protocol: str
+) -> OtlpSettings | str | None:
+    """An OTLP destination, the name of an exporter that is not ours, or None for no export."""
+    names = _exporters(environment, "traces", exporter)
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"OTEL_TRACES_EXPORTER {','.join(names)!r}: expected one exporter; a collector can "
+            "pass spans on to several"
+        )
+    if _sdk_disabled(environment) or not names or names[0] in ("otlp", "none"):
+        return otlp_settings(
+            environment, "traces", exporter=exporter, endpoint=endpoint, protocol=protocol
+        )
+    if endpoint:
+        raise ConfigurationError(
+            f"{flag_of('otlp_endpoint')} {endpoint!r}: spans go to {names[0]!r}, which has "
+            f"settings of its own; leave one of them out, or ask for "
+            f"{flag_of('span_exporter')} otlp"
+        )
+    return names[0]
+
+
+def _exporters(environment: Mapping[str, str], signal: Signal, wanted: str) -> tuple[str, ...]:
+    """Who is to send a signal: the names in OTEL_{SIGNAL}_EXPORTER, unless one is `wanted`."""
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    text = wanted or environment.get(variable, "")
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        _parsed(variable, name, exporter_name)
+    if "none" in names and len(names) > 1:
+        raise ConfigurationError(f"{variable} {text!r}: none stands alone")
+    return names
+
+
+def _endpoint(
+    environment: Mapping[str, str],
+    signal: Signal,
+    protocol: OtlpProtocol,
+    wanted: str,
+    *,
+    insecure: bool,
+) -> str:
+    """A signal's endpoint, checked: HTTP's with its path; "" where none is set."""
+
+    def grpc(text: str) -> str:
+        grpc_target(text, insecure=insecure)
+        return text
+
+    def of_all(text: str) -> str:
+        return signal_url(text, signal)
+
+    http = protocol is OtlpProtocol.HTTP_PROTOBUF
+    own, shared = _of_signal(signal, "ENDPOINT"), _of_all("ENDPOINT")
+    for source, text, parse in (
+        (flag_of("otlp_endpoint"), wanted, of_all if http else grpc),
+        (own, environment.get(own, ""), http_url if http else grpc),
+        (shared, environment.get(shared, ""), of_all if http else grpc),
+    ):
+        if text.strip():
+            return _parsed(source, text.strip(), parse)
+    return ""
+
+
+def _parsed(source: str, text: str, parse: Callable[[str], T], *, secret: bool = False) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        # Neither the keys in headers nor a password in a URL are for the log.
+        shown = "" if secret else f" {re.sub(r'//[^/@]*@', '//***@', text)!r}"
+        raise ConfigurationError(f"{source}{shown}: {error}") from None
+
+
+def _sdk_disabled(environment: Mapping[str, str]) -> bool:
+    variable = "OTEL_SDK_DISABLED"
+    return _parsed(variable, environment.get(variable, "").strip() or "false", standard_boolean)
+
+
+def _protocol(text: str) -> OtlpProtocol:
+    return OtlpProtocol(choice(*OtlpProtocol)(text))
+
+
+def _of_signal(signal: Signal, name: str) -> str:
+    return f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}"
+
+
+def _of_all(name: str) -> str:
+    return f"OTEL_EXPORTER_OTLP_{name}"

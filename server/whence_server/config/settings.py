@@ -1,0 +1,209 @@
+"""Every setting of the server, read from flags and the environment.
+
+A setting is a field of `ServeConfig`; its flag is `--field-name` and its environment variable
+`WHENCE_FIELD_NAME`. A flag wins over the environment. Unknown flags and unknown `WHENCE_*`
+variables are errors, so that a misspelt setting never goes unnoticed.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence_server.config.otlp import span_destination
+from whence_server.config.spelling import (
+    addresses,
+    choice,
+    device_of,
+    exporter,
+    flag_of,
+    host_and_port,
+    path_of,
+    seconds,
+    step_spans,
+    switch,
+    text_of,
+    variable_of,
+    whole,
+)
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import OtlpSettings
+
+# Read by the client, which may share the server's environment.
+CLIENT_VARIABLES = frozenset({"WHENCE_TARGET"})
+_SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
+
+
+def _setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
+    metadata = {"parse": parse, "help": text, "metavar": metavar}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_REQUIRED = dataclasses.MISSING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """The settings of `whence-server serve`, validated."""
+
+    model: str = _setting(
+        _REQUIRED, text_of, "the model: a local directory or a Hugging Face hub id", "PATH_OR_ID"
+    )
+    model_name: str = _setting(
+        "", str, "name to serve it under (default: the directory's name or the hub id)", "NAME"
+    )
+    dtype: str = _setting(
+        "auto",
+        choice("auto", "float32", "bfloat16", "float16"),
+        "type of weights and arithmetic; auto takes the checkpoint's own",
+        "TYPE",
+    )
+    device: str = _setting("cpu", device_of, "cpu, cuda, cuda:N or mps", "DEVICE")
+    threads: int = _setting(0, whole(0, 1024), "torch threads; 0 chooses by the model's size", "N")
+    trust_remote_code: bool = _setting(
+        False, switch, "run modelling code that comes with the model"
+    )
+    listen: tuple[str, ...] = _setting(
+        ("127.0.0.1:50051",),
+        addresses,
+        "HOST:PORT or unix:PATH; several by comma; port 0 takes a free one",
+        "ADDRESS",
+    )
+    insecure_listen_anywhere: bool = _setting(
+        False, switch, "allow addresses beyond loopback, without authentication"
+    )
+    data_dir: Path = _setting(Path("whence-data"), path_of, "where the journal is kept", "DIR")
+    durability: str = _setting(
+        "group",
+        choice("group", "strict"),
+        "group streams at once and commits within 20 ms; strict sends a token only once its "
+        "record is on disk",
+        "MODE",
+    )
+    max_queue: int = _setting(1024, whole(1), "sequences that may wait", "N")
+    max_batch_size: int = _setting(64, whole(1, 4096), "sequences decoded together", "N")
+    max_cache_tokens: int = _setting(
+        131_072, whole(16), "positions of all running sequences' key-value caches", "N"
+    )
+    max_prompt_tokens: int = _setting(
+        0, whole(0), "longest prompt; 0 is what the model's context holds", "N"
+    )
+    prefill_chunk_tokens: int = _setting(
+        512, whole(16), "prompt tokens read between two steps of the running streams", "N"
+    )
+    default_candidates: int = _setting(
+        8, whole(0, 128), "candidates a step where a request does not say", "N"
+    )
+    max_message_bytes: int = _setting(4 << 20, whole(1024), "largest request", "BYTES")
+    max_concurrent_streams: int = _setting(1024, whole(1), "calls at once on one connection", "N")
+    otlp_endpoint: str = _setting(
+        "",
+        str,
+        "OTLP collector for spans; http/protobuf appends /v1/traces (default: "
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, then OTEL_EXPORTER_OTLP_ENDPOINT; none set: no "
+        "export)",
+        "URL",
+    )
+    otlp_protocol: str = _setting(
+        "",
+        choice("grpc", "http/protobuf"),
+        "grpc or http/protobuf (default: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, then "
+        "OTEL_EXPORTER_OTLP_PROTOCOL, then grpc)",
+        "PROTOCOL",
+    )
+    span_exporter: str = _setting(
+        "",
+        exporter,
+        "where spans go: otlp, none, an installed opentelemetry_traces_exporter, or "
+        "MODULE:CALLABLE (default: OTEL_TRACES_EXPORTER, then otlp once an endpoint is set)",
+        "EXPORTER",
+    )
+    step_spans: int | None = _setting(
+        1000, step_spans, "step spans a generation: all, off or a number", "N"
+    )
+    drain_grace: float = _setting(
+        30.0, seconds, "seconds for running generations to finish after SIGTERM", "S"
+    )
+    no_step_candidates: bool = _setting(
+        False, switch, "leave the candidates out of step spans; they make up half of their bytes"
+    )
+    metrics_listen: str = _setting(
+        "", host_and_port, "HOST:PORT of the Prometheus page /metrics (default: none)", "ADDRESS"
+    )
+    log_level: str = _setting(
+        "info", choice("debug", "info", "warning", "error"), "what is logged", "LEVEL"
+    )
+    log_format: str = _setting(
+        "console", choice("console", "json"), "lines for people, or JSON objects", "FORMAT"
+    )
+    opentelemetry: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """No setting of its own: OpenTelemetry's variables, for the parts that read more of them."""
+    span_destination: OtlpSettings | str | None = None
+    """No setting of its own: what those about spans and OpenTelemetry's variables come to. An
+    OTLP destination, the name of an exporter, or None for no export."""
+
+    @property
+    def served_name(self) -> str:
+        """The name under which clients ask for the model."""
+        if self.model_name:
+            return self.model_name
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+
+def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of `ServeConfig` that are settings."""
+    return tuple(field for field in dataclasses.fields(ServeConfig) if field.metadata)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Puts every setting on a parser; `serve_config` reads what it parsed."""
+    for field in setting_fields():
+        text = f"{field.metadata['help']} [{variable_of(field.name)}]".replace("%", "%%")
+        if field.metadata["parse"] is switch:
+            parser.add_argument(
+                flag_of(field.name), dest=field.name, action="store_const", const="true", help=text
+            )
+        else:
+            parser.add_argument(
+                flag_of(field.name), dest=field.name, metavar=field.metadata["metavar"], help=text
+            )
+
+
+def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServeConfig:
+    """The settings from parsed flags and the environment.
+
+    Raises:
+        ConfigurationError: a setting that is missing, malformed or unknown.
+    """
+    fields = {field.name: field for field in setting_fields()}
+    known = {variable_of(name) for name in fields} | CLIENT_VARIABLES
+    for name in sorted(environment):
+        if name.startswith("WHENCE_") and name not in known:
+            raise ConfigurationError(
+                f"{name}: no such setting; `whence-server serve --help` lists them"
+            )
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        text, source = getattr(arguments, name, None), flag_of(name)
+        if text is None:
+            text, source = environment.get(variable_of(name)), variable_of(name)
+        if text is None:
+            continue
+        try:
+            values[name] = field.metadata["parse"](text)
+        except ValueError as error:
+            raise ConfigurationError(f"{source} {text!r}: {error}") from None
+    if "model" not in values:
+        raise ConfigurationError("--model: which model to serve? Give a directory or a hub id")
+    values["span_destination"] = span_destination(
+        environment, *(values.get(name, "") for name in _SPAN_SETTINGS)
+    )
+    values["opentelemetry"] = {
+        name: value for name, value in environment.items() if name.startswith("OTEL_")
+    }
+    return ServeConfig(**values)
