@@ -213,11 +213,11 @@ def test_processors_act_on_logprobs_as_in_generate(
         ids, scores = reference(gpt2.model, prompt, decoding)
         assert harness.winners(name) == ids
         assert harness.scores(name) == pytest.approx(scores, rel=1e-5)
-        # What the processors left of the tokens adds up to the score, before the length's share.
         for sequence in harness.done[name].sequences:
-            if "repetition_penalty" not in settings:
-                effects = [step.decision.effects for step in sequence.steps]
-                assert all(effect is not None and len(effect.num_kept) >= 1 for effect in effects)
+            for step in sequence.steps:
+                effects = step.decision.effects
+                assert effects is not None
+                assert len(effects.num_kept) == len(settings)
 
 
 def test_rounds_tell_the_winners_descent(gpt2: LoadedModel) -> None:

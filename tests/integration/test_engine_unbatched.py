@@ -3,9 +3,12 @@
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import grpc
 import pytest
 from engine_harness import engine_options, greedy, loaded_model, reference_greedy
+from server_process import ServerProcess
 
+from whence.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.engine.link import EngineProcess
 from whence_server.engine.messages import Admit, Recorded, StepMade
@@ -60,3 +63,23 @@ async def test_side_by_side_as_alone_and_on_from_what_was_recorded(
     rest = (await run(engine, on))["on"]
     assert before + ids(rest) == ids(steps["drawn"])
     assert [step.index for step in rest] == list(range(8, 20))
+
+
+def test_the_server_says_so_and_streams_it_all_the_same(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    with ServerProcess(tiny_model("mamba"), tmp_path) as process:
+        with grpc.insecure_channel(process.target) as channel:
+            models = model_pb2_grpc.ModelServiceStub(channel)
+            assert not models.GetModel(model_pb2.GetModelRequest()).model.batched
+            request = generation_pb2.GenerateRequest(
+                tokens=generation_pb2.TokenInput(token_ids=PROMPTS["one"]),
+                decoding=generation_pb2.Decoding(
+                    greedy=generation_pb2.Greedy(), max_new_tokens=20, ignore_eos=True
+                ),
+            )
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            finished = list(stub.Generate(request))[-1].event.finished
+    model = loaded_model(tiny_model("mamba")).model
+    expected = reference_greedy(model, PROMPTS["one"], max_new_tokens=20, eos_token_id=None)
+    assert list(finished.sequences[0].token_ids) == expected

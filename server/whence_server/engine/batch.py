@@ -42,7 +42,15 @@ class Choosing(Protocol):
 
 
 class BatchLostError(Exception):
-    """The rows are in a state that nobody knows; its cause says why."""
+    """The rows are in a state that nobody knows.
+
+    Args:
+        reason: why.
+    """
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Batch:
@@ -112,7 +120,7 @@ class Batch:
             self._runner.join(prompt, len(rows))
         except Exception as error:
             # Half of the layers may have the new rows.
-            raise BatchLostError from error
+            raise BatchLostError(error) from error
         self._running += rows
         self._beams.update({search.generation_id: search for search in beams})
         return self._take(chosen, cost_since(forward_end_ns, forward_ns, len(rows)))

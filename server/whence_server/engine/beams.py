@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from whence_server.engine.decoding import BeamSearch, Round
+from whence_server.engine.decoding import BeamSearch, Hypothesis, Round
 from whence_server.engine.jobs import Running
 from whence_server.engine.messages import (
     BeamRoundMade,
@@ -75,15 +75,17 @@ class Beams:
 
     def done(self) -> BeamSearchDone:
         """The sequences that won, with all their steps."""
-        sequences = []
-        for winner in self.search.winners:
-            steps = [
-                BeamStep(hypothesis.decision, context_length, cost)
-                for hypothesis, (cost, context_length) in zip(
-                    winner.path(), self._rounds, strict=False
-                )
-                if hypothesis.decision is not None
-            ]
-            if winner.finish is not None:
-                sequences.append(BeamSequence(winner.score, winner.finish, steps))
-        return BeamSearchDone(self.generation_id, sequences)
+        return BeamSearchDone(
+            self.generation_id, [self._sequence(winner) for winner in self.search.winners]
+        )
+
+    def _sequence(self, winner: Hypothesis) -> BeamSequence:
+        path = winner.path()
+        if winner.finish is None or any(step.decision is None for step in path):
+            raise RuntimeError("a winner of the search has not finished, or lacks a record")
+        steps = [
+            BeamStep(step.decision, context_length, cost)
+            for step, (cost, context_length) in zip(path, self._rounds, strict=False)
+            if step.decision is not None  # for the types' sake
+        ]
+        return BeamSequence(winner.score, winner.finish, steps)

@@ -127,7 +127,6 @@ def num_new_tokens(decoding: Decoding) -> int:
 
 def failure(generation_id: str, error: Exception) -> GenerationFailed:
     """What the front is told of a generation that cannot go on."""
-    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, GenerationFailedError):
         return GenerationFailed(generation_id, error.reason, error.message)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -158,8 +158,8 @@ class EngineLoop:
         try:
             turn = self._batch.start(rows, reading.prompt, logits, forward_ns)
         except BatchLostError as lost:
-            self._fail_batch(lost)
-            raise
+            self._fail_batch(lost.reason)
+            raise lost.reason from None
         del self._reading[job_id]
         prefilled = Prefilled(
             reading.admit.generation_id,
