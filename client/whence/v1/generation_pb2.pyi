@@ -766,6 +766,7 @@ class GenerationStarted(google.protobuf.message.Message):
     SOURCE_METHOD_FIELD_NUMBER: builtins.int
     UNAVAILABLE_FIELD_NUMBER: builtins.int
     OPERATION_FIELD_NUMBER: builtins.int
+    TRAINING_RUN_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -832,6 +833,10 @@ class GenerationStarted(google.protobuf.message.Message):
     def unavailable(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Parts of the trace that this model cannot give, and why."""
 
+    @property
+    def training_run(self) -> global___TrainingRunRef:
+        """The training run that made these weights, where it is known."""
+
     def __init__(
         self,
         *,
@@ -856,11 +861,49 @@ class GenerationStarted(google.protobuf.message.Message):
         source_method: builtins.str = ...,
         unavailable: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         operation: builtins.str = ...,
+        training_run: global___TrainingRunRef | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "unavailable", b"unavailable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_training_run", b"_training_run", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_training_run", b"_training_run", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_training_run", b"_training_run"]) -> typing.Literal["training_run"] | None: ...
 
 global___GenerationStarted = GenerationStarted
+
+@typing.final
+class TrainingRunRef(google.protobuf.message.Message):
+    """A training run, and where its root span is to be found."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRAINING_RUN_ID_FIELD_NUMBER: builtins.int
+    TRACE_ID_FIELD_NUMBER: builtins.int
+    SPAN_ID_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    RECORD_HEAD_FIELD_NUMBER: builtins.int
+    training_run_id: builtins.str
+    """See TrainingRunStarted.training_run_id."""
+    trace_id: builtins.str
+    """W3C ids of the run's root span: 32 and 16 hex digits."""
+    span_id: builtins.str
+    """The span itself."""
+    step: builtins.int
+    """The optimizer step after which the weights were saved."""
+    record_head: builtins.str
+    """The chain's newest hash in the run's record when the model was loaded: 64
+    hex digits.
+    """
+    def __init__(
+        self,
+        *,
+        training_run_id: builtins.str = ...,
+        trace_id: builtins.str = ...,
+        span_id: builtins.str = ...,
+        step: builtins.int = ...,
+        record_head: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["record_head", b"record_head", "span_id", b"span_id", "step", b"step", "trace_id", b"trace_id", "training_run_id", b"training_run_id"]) -> None: ...
+
+global___TrainingRunRef = TrainingRunRef
 
 @typing.final
 class Environment(google.protobuf.message.Message):

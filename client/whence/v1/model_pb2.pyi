@@ -73,6 +73,7 @@ class Model(google.protobuf.message.Message):
     WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
     LOADED_FILES_FIELD_NUMBER: builtins.int
     BATCHED_FIELD_NUMBER: builtins.int
+    TRAINING_STEP_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The name to give as GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -109,6 +110,8 @@ class Model(google.protobuf.message.Message):
     """
     batched: builtins.bool
     """Whether its sequences are decoded together."""
+    training_step: builtins.int
+    """The optimizer step of that training run after which they were saved."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
         """What model_digest covers, sorted by path."""
@@ -136,8 +139,11 @@ class Model(google.protobuf.message.Message):
         weights_digest: builtins.str = ...,
         loaded_files: collections.abc.Iterable[builtins.str] | None = ...,
         batched: builtins.bool = ...,
+        training_step: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "batched", b"batched", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "training_step", b"training_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "architecture", b"architecture", "batched", b"batched", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model
 

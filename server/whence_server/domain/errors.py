@@ -4,6 +4,9 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── InvalidRequestError         INVALID_ARGUMENT, names each field at fault
 ├── GenerationNotFoundError     NOT_FOUND
 ├── ModelNotFoundError          NOT_FOUND
+├── TrainingRunNotFoundError    NOT_FOUND
+├── DocumentNotFoundError       NOT_FOUND
+├── DocumentChangedError        FAILED_PRECONDITION
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
@@ -14,7 +17,8 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
 ├── GenerationFailedError       INTERNAL: one generation could not go on
 ├── ConfigurationError          ends the start
-└── JournalError                INTERNAL
+├── JournalError                INTERNAL
+└── LineageError                INTERNAL: a training run's record
 """
 
 from dataclasses import dataclass
@@ -101,6 +105,38 @@ class ModelNotFoundError(WhenceError):
             model=model,
             served=served,
         )
+
+
+class TrainingRunNotFoundError(WhenceError):
+    """No record of such a training run is known to this server."""
+
+    code = Code.NOT_FOUND
+    reason = "TRAINING_RUN_NOT_FOUND"
+
+    def __init__(self, training_run_id: str) -> None:
+        what = (
+            f"training run {training_run_id!r} is not known here"
+            if training_run_id
+            else "no training run of the served model is known here"
+        )
+        super().__init__(
+            f"{what}; --training-runs names directories with records",
+            training_run_id=training_run_id,
+        )
+
+
+class DocumentNotFoundError(WhenceError):
+    """The training set has no such document or example, or their text is not on record."""
+
+    code = Code.NOT_FOUND
+    reason = "DOCUMENT_NOT_FOUND"
+
+
+class DocumentChangedError(WhenceError):
+    """A document's source no longer has the text that was trained on."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "DOCUMENT_CHANGED"
 
 
 class GenerationExistsError(WhenceError):
@@ -218,3 +254,10 @@ class JournalError(WhenceError):
 
     code = Code.INTERNAL
     reason = "JOURNAL"
+
+
+class LineageError(WhenceError):
+    """A training run's record could not be written, read or verified."""
+
+    code = Code.INTERNAL
+    reason = "LINEAGE"

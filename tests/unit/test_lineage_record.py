@@ -1,0 +1,170 @@
+"""The record of a training run: appended, read back, followed, and never half an entry."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whence.v1.training_pb2 import LineageEntry, TrainingEvent, TrainingRunStarted, TrainingStep
+from whence_server.domain.errors import LineageError
+from whence_server.lineage.framing import FramingError, framed, frames
+from whence_server.lineage.reader import RecordReader
+from whence_server.lineage.writer import RecordWriter
+
+RUN = "0a8f3c6e-5a51-4c1e-9d1c-5d3f8a1f2b4c"
+
+
+def started() -> TrainingEvent:
+    return TrainingEvent(started=TrainingRunStarted(training_run_id=RUN, name="run"))
+
+
+def step(number: int) -> TrainingEvent:
+    return TrainingEvent(step=TrainingStep(step=number, loss=1.0 / number))
+
+
+def written(path: Path, num_steps: int) -> RecordWriter:
+    writer = RecordWriter.create(path, started())
+    for number in range(1, num_steps + 1):
+        writer.append(step(number))
+    return writer
+
+
+@given(st.lists(st.binary(max_size=300)), st.integers(0, 2000))
+def test_frames_give_what_was_framed_as_far_as_it_is_whole(messages: list[bytes], cut: int) -> None:
+    whole = b"".join(map(framed, messages))
+    given_back = list(frames(whole[:cut]))
+    assert [frame.message for frame in given_back] == messages[: len(given_back)]
+    assert all(frame.end <= cut for frame in given_back)
+    if cut >= len(whole):
+        assert len(given_back) == len(messages)
+
+
+def test_a_length_that_cannot_be_is_refused() -> None:
+    with pytest.raises(FramingError, match="ten bytes"):
+        list(frames(b"\xff" * 11))
+    with pytest.raises(FramingError, match="is announced"):
+        list(frames(b"\xff\xff\xff\xff\x7f"))
+
+
+def test_what_was_appended_is_read_back_with_the_documented_chain(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    writer = written(path, 3)
+    writer.close()
+    events = RecordReader(path).read_all()
+    assert [event.position for event in events] == [1, 2, 3, 4]
+    assert [event.event.step.step for event in events[1:]] == [1, 2, 3]
+    # The chain as training.proto has it, from the file's own bytes.
+    head = hashlib.sha256(b"whence lineage v1" + RUN.encode()).digest()
+    for frame in frames(path.read_bytes()):
+        entry = LineageEntry.FromString(frame.message)
+        head = hashlib.sha256(head + hashlib.sha256(entry.event).digest()).digest()
+        assert entry.hash == head
+    assert writer.head == head
+
+
+def test_a_reader_goes_on_where_it_was_and_waits_for_half_an_entry(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    written(path, 2).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    reader = RecordReader(path)
+    assert len(reader.read_all()) == 2
+    assert reader.read() == []
+    path.write_bytes(whole)
+    assert [event.event.step.step for event in reader.read()] == [2]
+
+
+def test_an_entry_larger_than_what_is_read_at_once_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    writer = written(path, 1)
+    large = TrainingEvent(started=TrainingRunStarted(config_json="x" * 5000))
+    writer.append(large)
+    writer.append(step(2))
+    writer.close()
+    reader = RecordReader(path)
+    events = []
+    while batch := reader.read(max_bytes=100):
+        events += batch
+    assert [event.position for event in events] == [1, 2, 3, 4]
+    assert events[2].event == large
+
+
+async def test_following_gives_what_is_appended_later(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    writer = written(path, 1)
+    following = RecordReader(path).follow()
+    assert len(await anext(following)) == 2
+    writer.append(step(2))
+    assert [event.event.step.step for event in await anext(following)] == [2]
+    await following.aclose()
+    writer.close()
+
+
+def test_resuming_sets_half_an_entry_aside_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    written(path, 2).close()
+    path.write_bytes(path.read_bytes()[:-1])
+    torn = path.read_bytes()
+    writer, events = RecordWriter.resume(path)
+    assert (len(events), writer.training_run_id, writer.position) == (2, RUN, 2)
+    (aside,) = tmp_path.glob("*.torn")
+    assert path.read_bytes() + aside.read_bytes() == torn
+    writer.append(step(2))
+    writer.close()
+    assert [event.event.step.step for event in RecordReader(path).read_all()[1:]] == [1, 2]
+
+
+@pytest.mark.parametrize("byte", [10, 20, 100, -1])
+def test_a_flipped_byte_is_found(tmp_path: Path, byte: int) -> None:
+    path = tmp_path / "lineage.binpb"
+    written(path, 5).close()
+    octets = bytearray(path.read_bytes())
+    octets[byte] ^= 1
+    path.write_bytes(octets)
+    with pytest.raises(LineageError, match="not an intact record: entry"):
+        RecordReader(path).read_all()
+
+
+def test_a_length_that_grew_gives_nothing_from_there_on_and_resuming_destroys_nothing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "lineage.binpb"
+    written(path, 5).close()
+    whole = path.read_bytes()
+    second = next(frames(whole)).end
+    longer = whole[:second] + b"\xff\x7f" + whole[second + 1 :]
+    path.write_bytes(longer)
+    assert len(RecordReader(path).read_all()) == 1
+    # Less than that is left: it looks as if an entry had been begun.
+    RecordWriter.resume(path)[0].close()
+    (torn,) = tmp_path.glob("*.torn")
+    assert path.read_bytes() + torn.read_bytes() == longer
+
+
+def test_a_removed_and_a_moved_entry_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    written(path, 3).close()
+    entries = [framed(frame.message) for frame in frames(path.read_bytes())]
+    path.write_bytes(b"".join([entries[0], *entries[2:]]))
+    with pytest.raises(LineageError, match="entry 2: it has position 3"):
+        RecordReader(path).read_all()
+    path.write_bytes(b"".join([*entries[1:], entries[0]]))
+    with pytest.raises(LineageError, match="entry 1: it does not begin with the run's start"):
+        RecordReader(path).read_all()
+
+
+def test_only_one_process_writes_and_none_writes_over_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    writer = written(path, 1)
+    with pytest.raises(LineageError, match="being written by another process"):
+        RecordWriter.resume(path)
+    writer.close()
+    with pytest.raises(LineageError, match="another run was recorded here"):
+        RecordWriter.create(path, started())
+    with pytest.raises(LineageError, match="cannot be opened: No such file"):
+        RecordWriter.resume(tmp_path / "none" / "lineage.binpb")
+    (tmp_path / "empty").touch()
+    with pytest.raises(LineageError, match="no whole entry"):
+        RecordWriter.resume(tmp_path / "empty")
