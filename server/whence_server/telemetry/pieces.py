@@ -14,7 +14,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from whence_server.telemetry.attributes import AttributeValue, key_values
 from whence_server.telemetry.wire import length_delimited, varint
 
-_MAX_REMEMBERED = 4_096
+_MAX_HEADS = 4_096
+_MAX_ELEMENTS = 32_768
 _MAX_VARINT_BYTES = 10
 _TWO_TO_64 = 1 << 64
 # A number whose bytes are nowhere in what stands around it.
@@ -34,17 +35,19 @@ def text_bytes(key: str, text: str) -> bytes:
 
 
 class Integers(dict[int, bytes]):
-    """Messages that hold one integer, by the integer: some thousand are remembered.
+    """Messages that hold one integer, by the integer: many are remembered.
 
     Many an integer comes again: of sixteen sequences that are decoded together, all have the
     same costs, and a model's likely tokens are few.
 
     Args:
         around: makes the message that holds an int64.
+        max_remembered: then all are forgotten. A hundred bytes each.
     """
 
-    def __init__(self, around: Callable[[int], Message]) -> None:
+    def __init__(self, around: Callable[[int], Message], max_remembered: int = 4_096) -> None:
         super().__init__()
+        self._max_remembered = max_remembered
         samples = [1 << 7 * n for n in range(_MAX_VARINT_BYTES - 1)]
         # What stands before an integer holds its length, so there is one for each.
         self._heads = [
@@ -54,7 +57,7 @@ class Integers(dict[int, bytes]):
 
     def __missing__(self, value: int) -> bytes:
         """Serialises the message that is not remembered."""
-        if len(self) >= _MAX_REMEMBERED:
+        if len(self) >= self._max_remembered:
             self.clear()
         encoded = varint(value if value >= 0 else value + _TWO_TO_64)
         piece = self[value] = self._heads[len(encoded) - 1] + encoded
@@ -90,7 +93,7 @@ class IntegerArrays:
         if head is None:
             value = length_delimited(AnyValue.ARRAY_VALUE_FIELD_NUMBER, elements)
             head = _attribute_bytes(self._key, value)[: -len(elements)]
-            if len(self._heads) >= _MAX_REMEMBERED:
+            if len(self._heads) >= _MAX_HEADS:
                 self._heads.clear()
             self._heads[len(elements)] = head
         return head + elements
@@ -98,7 +101,9 @@ class IntegerArrays:
 
 def integer_elements() -> Integers:
     """An array's elements that are integers."""
-    return Integers(lambda value: ArrayValue(values=[AnyValue(int_value=value)]))
+    return Integers(
+        lambda value: ArrayValue(values=[AnyValue(int_value=value)]), max_remembered=_MAX_ELEMENTS
+    )
 
 
 class Doubles:

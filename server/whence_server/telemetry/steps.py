@@ -187,7 +187,9 @@ class StepSpans:
             ids = self._candidate_ids(candidates.token_ids[:])
             logprobs, sampling_logprobs = candidates.logprobs[:], candidates.sampling_logprobs[:]
             if -math.inf in sampling_logprobs:
-                sampling_logprobs = [max(n, LOWEST_FLOAT32) for n in sampling_logprobs]
+                sampling_logprobs = [
+                    LOWEST_FLOAT32 if n == -math.inf else n for n in sampling_logprobs
+                ]
         if present[_HAS_PROCESSORS]:
             effects = step.processors
             num_kept = self._num_kept(effects.num_kept[:])
