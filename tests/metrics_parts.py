@@ -13,6 +13,7 @@ from telemetry_journal import MemoryJournal, call, finished, started, step
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.delivery import ExportStats
+from whence_server.telemetry.lag import Behind
 from whence_server.telemetry.metrics.cursor import CursorOptions
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.resource import service_resource
@@ -61,7 +62,7 @@ def bring_to_life(metrics: Metrics) -> None:
     metrics.parts.exports["otlp-spans"] = ExportStats(
         num_exported=10, num_requests=5, num_retries=4, num_rejected=3, num_set_aside=2
     )
-    metrics.parts.lags["otlp-spans"] = lambda: 42
+    metrics.parts.lags["otlp-spans"] = lambda: Behind(42, 1.5)
     metrics.committed(0.004)
 
 

@@ -109,6 +109,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         await rpc.set_serving(up and not stop.is_set())
 
     engine = EngineSupervisor(_engine_options(settings), set_serving)
+    observability.watch_start(engine, lambda: rpc.is_serving, stop.is_set)
     try:
         with _signals(stop):
             model = await _or_stop(engine.start(), stop)

@@ -1,8 +1,8 @@
 """What is shown of the server to the outside: spans, events, metrics; built, started, closed."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 
 from opentelemetry.sdk.trace.sampling import Sampler
@@ -13,10 +13,11 @@ from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
-from whence_server.telemetry.content import CAPTURE_VARIABLE, capture_from
+from whence_server.telemetry.content import CAPTURE_VARIABLE, ContentCapture, capture_from
 from whence_server.telemetry.delivery import describe_span
 from whence_server.telemetry.events import EventEncoder, describe_event
 from whence_server.telemetry.export import ExportOptions, SpanExporter
+from whence_server.telemetry.health import Health
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.push import PushOptions
@@ -68,7 +69,13 @@ class Observability:
         self._exporters = self._span_exporter() | self._event_exporter()
         for name, exporter in self._exporters.items():
             self._metrics.parts.exports[name] = exporter.stats
-            self._metrics.parts.lags[name] = partial(_lag, exporter)
+            self._metrics.parts.lags[name] = exporter.behind
+        self._health = Health(
+            version("whence"),
+            consumers=self._metrics.parts.lags,
+            exports={name: exporter.health for name, exporter in self._exporters.items()},
+            hide_words=self._content is not ContentCapture.NO_CONTENT,
+        )
         self._page: MetricsServer | None = None
 
     async def start(self) -> None:
@@ -84,15 +91,26 @@ class Observability:
         if self._settings.metrics_listen:
             host, _, port = self._settings.metrics_listen.rpartition(":")
             host = host.removeprefix("[").removesuffix("]")
-            page = MetricsServer(self._metrics.page.render, host, int(port))
+            page = MetricsServer(self._metrics.page.render, self._health.answer, host, int(port))
             await page.start()
             self._page = page
             _log.info("metrics are on %s", page.url)
 
+    def watch_start(
+        self,
+        engine: EngineSupervisor,
+        is_serving: Callable[[], bool],
+        is_draining: Callable[[], bool],
+    ) -> None:
+        """Lets those who ask after the server's health see how its start gets on."""
+        self._health.is_serving, self._health.is_draining = is_serving, is_draining
+        self._health.engine = _EngineHealth(engine)
+
     def watch(self, engine: EngineSupervisor, generations: Generations) -> None:
-        """Lets the metrics look at what runs."""
-        self._metrics.parts.generations = generations
+        """Lets the metrics, and the health, look at what runs."""
+        self._metrics.parts.generations = self._health.generations = generations
         self._metrics.parts.engine = _Engine(engine, generations, self._settings.max_cache_tokens)
+        self._health.engine = _EngineHealth(engine, generations)
 
     async def close(self) -> None:
         """Sends what is committed, for as long as that may take, and lets go of everything."""
@@ -148,10 +166,6 @@ class Observability:
         )
 
 
-def _lag(exporter: SpanExporter) -> int:
-    return exporter.lag_entries
-
-
 def _sink(destination: OtlpSettings | str, method: str) -> SpanSink:
     if isinstance(destination, str):
         return PluggedSink(load_exporter(destination), destination)
@@ -189,3 +203,19 @@ class _Engine:
     @property
     def num_restarts(self) -> int:
         return self.generations.activity.num_restarts
+
+
+@dataclass(frozen=True, slots=True)
+class _EngineHealth:
+    """The engine as the health looks at it, from the start on."""
+
+    supervisor: EngineSupervisor
+    generations: Generations | None = None
+
+    @property
+    def state(self) -> str:
+        return self.supervisor.state
+
+    @property
+    def num_restarts(self) -> int:
+        return self.generations.activity.num_restarts if self.generations is not None else 0

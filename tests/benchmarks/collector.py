@@ -1,6 +1,7 @@
 """An OTLP collector in a process of its own: counts what comes, answers at once.
 
-Spans that were sent twice count once in `num_spans`, and are told as `num_duplicates`.
+Spans that were sent twice count once in `num_spans`, and are told as `num_duplicates`. With
+"discard" for an argument it keeps none, and counts nothing but how many came.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ def num_unique(receiver: Receiver) -> int:
 
 
 async def main() -> None:
-    receiver = Receiver()
+    receiver = Receiver(keep="discard" not in sys.argv[1:])
     await receiver.start()
     print(json.dumps({"endpoint": receiver.endpoint}), flush=True)
     loop = asyncio.get_running_loop()

@@ -10,17 +10,32 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("startup", "storage", "export", "engine", "throughput", "latency", "scaling")
+# Each is a module of this folder, imported when its turn comes: some load torch.
+PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
+    "startup": lambda options: (options.workloads,),
+    "storage": lambda options: (),
+    "spans": lambda options: (options.runs,),
+    "export": lambda options: (options.outage_seconds,),
+    "faults": lambda options: (),
+    "overhead": lambda options: (options.runs, options.workloads),
+    "page": lambda options: (),
+    "engine": lambda options: (options.runs, options.workloads),
+    "throughput": lambda options: (options.runs, options.workloads),
+    "latency": lambda options: (options.workloads,),
+    "scaling": lambda options: (options.runs, options.workloads, options.plot),
+}
+"""What there is to measure, in order, and what each takes of the options."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=("S", "M", "L"))
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=["S", "M", "L"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--outage-seconds", type=float, default=60.0)
     parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
@@ -35,34 +50,9 @@ def main() -> None:
         f"{torch.__version__}, transformers {transformers.__version__}; float32, 32 prompt tokens, "
         f"128 new, temperature 0.8, top-p 0.95; medians of {options.runs} alternating runs\n"
     )
-    if "startup" in options.only:
-        import startup
-
-        startup.run(list(options.workloads))
-    if "storage" in options.only:
-        import storage
-
-        storage.run()
-    if "export" in options.only:
-        import export
-
-        export.run(options.outage_seconds)
-    if "engine" in options.only:
-        import engine
-
-        engine.run(options.runs, list(options.workloads))
-    if "throughput" in options.only:
-        import throughput
-
-        throughput.run(options.runs, list(options.workloads))
-    if "latency" in options.only:
-        import latency
-
-        latency.run(list(options.workloads))
-    if "scaling" in options.only:
-        import scaling
-
-        scaling.run(options.runs, list(options.workloads), options.plot)
+    for name, arguments in PARTS.items():
+        if name in options.only:
+            importlib.import_module(name).run(*arguments(options))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What recording costs: bytes and microseconds a step, and reading a long generation back."""
 
 import asyncio
+import math
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
@@ -20,6 +22,7 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
 
 NUM_STEPS = 4_096
+VOCABULARY = 50_257
 
 
 def typical_step(index: int, num_candidates: int = 8, num_processors: int = 0) -> Step:
@@ -45,6 +48,37 @@ def typical_step(index: int, num_candidates: int = 8, num_processors: int = 0) -
         Draw(0.3, ids[1], 0.7),
     )
     timing = Timing(1_000_000_000 + index * 9_000_000, 8_000_000, 900_000, 16, 32 + index)
+    return Step(0, index, decision, " word", index * 5, index * 5 + 5, timing)
+
+
+def varied_step(stream: int, index: int) -> Step:
+    """A step whose numbers are its own, as they are in earnest: caches and gzip get no presents.
+
+    Token ids are as frequent as words are (Zipf), and what a turn cost is the same for all of
+    its sequences.
+    """
+    turn, own = Random(index), Random(stream << 32 | index)
+    ids = [min(int(VOCABULARY ** own.random()), VOCABULARY - 1) for _ in range(9)]
+    logprobs = sorted((-own.expovariate(0.4) for _ in range(8)), reverse=True)
+    sampling_logprobs = [n + own.random() for n in logprobs[:5]] + [-math.inf] * 3
+    decision = Decision(
+        ids[0],
+        logprobs[0],
+        sampling_logprobs[0],
+        own.choice([0, 0, 0, 1, 1, 2, 5, 40]),
+        5 * own.random(),
+        4 * own.random(),
+        Candidates(ids[:8], logprobs, sampling_logprobs),
+        None,
+        Draw(own.random(), ids[8], own.random()),
+    )
+    timing = Timing(
+        1_000_000_000 + index * 9_000_000 + turn.randrange(900_000),
+        8_000_000 + turn.randrange(900_000),
+        900_000 + turn.randrange(90_000),
+        16,
+        32 + index,
+    )
     return Step(0, index, decision, " word", index * 5, index * 5 + 5, timing)
 
 

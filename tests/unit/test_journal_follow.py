@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,23 @@ def _num_held(marker):
         # Not isinstance: it asks every object of the process for its class, and some warn.
         if type(o) is Entry
     )
+
+
+async def test_what_the_loop_has_not_heard_of_is_not_read_as_committed(journal, monkeypatch):
+    """The writer's thread has committed, and its word is still on its way."""
+    write, written, heard = journal._store.write, threading.Event(), threading.Event()
+
+    def hold(batch):
+        write(batch)
+        written.set()
+        assert heard.wait(30)
+
+    monkeypatch.setattr(journal._store, "write", hold)
+    create(journal, "g")
+    await asyncio.to_thread(written.wait)
+    found = await journal.read_committed(0)
+    heard.set()
+    assert found == []
+    await journal.wait_committed(0)
+    (entry,) = await journal.read_committed(0)
+    journal.advance("cursor", entry.position)

@@ -1,11 +1,13 @@
-"""The page's web server: one path, two formats, clear errors."""
+"""The pages' web server: two paths, clear errors."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.telemetry.health import HealthAnswer
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.page import Page
 
@@ -16,9 +18,16 @@ def render(accept: str) -> Page:
     return Page(b"accepts " + accept.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
+def health() -> HealthAnswer:
+    return HealthAnswer(HEALTHY.is_set(), b'{"status": "as told"}')
+
+
+HEALTHY = asyncio.Event()
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[MetricsServer]:
-    server = MetricsServer(render, "127.0.0.1", 0)
+    server = MetricsServer(render, health, "127.0.0.1", 0)
     await server.start()
     yield server
     await server.close()
@@ -41,7 +50,23 @@ async def test_the_page_is_rendered_for_what_is_accepted(
         assert (answer.status, await answer.read()) == (200, b"")
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics/", "/metrics2", "//metrics"])
+async def test_health_is_a_status_and_a_document(
+    server: MetricsServer, session: aiohttp.ClientSession
+) -> None:
+    url = f"http://127.0.0.1:{server.port}/healthz"
+    for change, status in ((HEALTHY.clear, 503), (HEALTHY.set, 200)):
+        change()
+        async with session.get(url) as answer:
+            assert answer.status == status
+            assert await answer.json() == {"status": "as told"}
+            assert answer.headers["Cache-Control"] == "no-store"
+        async with session.head(url) as answer:
+            assert (answer.status, await answer.read()) == (status, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/healthz/", "/health", "/metrics/", "/metrics2", "//metrics"]
+)
 async def test_there_is_no_other_page(
     server: MetricsServer, session: aiohttp.ClientSession, path: str
 ) -> None:
@@ -67,7 +92,7 @@ async def test_a_page_that_fails_is_an_error_and_the_next_one_comes(
 
 
 async def test_a_port_that_is_taken_is_said(server: MetricsServer) -> None:
-    other = MetricsServer(render, "127.0.0.1", server.port)
+    other = MetricsServer(render, health, "127.0.0.1", server.port)
     with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{server.port}: .*or 0 for any"):
         await other.start()
     await other.close()
@@ -75,4 +100,4 @@ async def test_a_port_that_is_taken_is_said(server: MetricsServer) -> None:
 
 async def test_an_address_that_is_not_ours_is_said() -> None:
     with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1:0: "):
-        await MetricsServer(render, "192.0.2.1", 0).start()
+        await MetricsServer(render, health, "192.0.2.1", 0).start()

@@ -313,7 +313,7 @@ async def test_partial_success_is_counted_and_not_repeated(journal, caplog):
     num_spans = len(await expected_of(journal))
     assert exporter.stats.num_rejected == 3
     assert exporter.stats.num_exported == receiver.num_spans == num_spans - 3
-    assert exporter.stats.last_error == "too old"
+    assert exporter.stats.last_error == "PARTIAL_SUCCESS: too old"
     assert "3 of 15 spans were rejected: too old" in caplog.text
 
 

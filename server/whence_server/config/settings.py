@@ -132,7 +132,10 @@ class ServeConfig:
         False, switch, "leave the candidates out of step spans; they make up half of their bytes"
     )
     metrics_listen: str = _setting(
-        "", host_and_port, "HOST:PORT of the Prometheus page /metrics (default: none)", "ADDRESS"
+        "",
+        host_and_port,
+        "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
+        "ADDRESS",
     )
     log_level: str = _setting(
         "info", choice("debug", "info", "warning", "error"), "what is logged", "LEVEL"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import StrEnum
 
 from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.domain.model import ModelInfo
@@ -17,12 +18,28 @@ FIRST_BACKOFF_S = 0.1
 """Doubles with every failure to start."""
 
 
+class EngineState(StrEnum):
+    """What an engine is doing."""
+
+    STARTING = "starting"
+    """The model is being loaded for the first time."""
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    """The process has died, and another takes its place."""
+    LOST = "lost"
+    """It does not start any more: the server ends."""
+    STOPPED = "stopped"
+
+
 class EngineSupervisor:
     """An engine that outlives its process.
 
     Args:
         options: of every process.
         on_change: told False when the engine has died, True once it is back.
+
+    Attributes:
+        state: what it is doing.
     """
 
     def __init__(
@@ -32,6 +49,7 @@ class EngineSupervisor:
         self._on_change = on_change
         self._process = EngineProcess(options)
         self._model: ModelInfo | None = None
+        self.state = EngineState.STARTING
 
     @property
     def pid(self) -> int | None:
@@ -45,6 +63,7 @@ class EngineSupervisor:
             ConfigurationError: the model cannot be served.
         """
         self._model = await self._process.start()
+        self.state = EngineState.RUNNING
         return self._model
 
     def send(self, message: Admit | StopSequence | StopGeneration) -> None:
@@ -65,6 +84,7 @@ class EngineSupervisor:
         Raises:
             EngineLostError: it does not start any more, or the weights are not the same.
         """
+        self.state = EngineState.RESTARTING
         await self._on_change(False)
         await self._process.stop()
         for attempt in range(MAX_START_FAILURES):
@@ -76,14 +96,17 @@ class EngineSupervisor:
                 logger.critical("the engine does not start again: %s", error)
                 continue
             self._check_same(model)
+            self.state = EngineState.RUNNING
             logger.warning("the engine is running again, process %s", self._process.pid)
             await self._on_change(True)
             return
+        self.state = EngineState.LOST
         raise EngineLostError(f"it failed to start {MAX_START_FAILURES} times in a row")
 
     def _check_same(self, model: ModelInfo) -> None:
         before = self._model
         if before is not None and model.weights_digest != before.weights_digest:
+            self.state = EngineState.LOST
             raise EngineLostError(
                 "the model's files have changed since the start: what was begun with weights "
                 f"{before.weights_digest} cannot go on with {model.weights_digest}"
@@ -91,4 +114,5 @@ class EngineSupervisor:
 
     async def stop(self) -> None:
         """Ends the process that runs now."""
+        self.state = EngineState.STOPPED
         await self._process.stop()

@@ -166,9 +166,19 @@ class Journal(Log):
     async def read_committed(
         self, after_position: int, limit: int = _BATCH_ENTRIES, max_bytes: int = 4 << 20
     ) -> list[Entry]:
-        """Entries of all kinds beyond a position, in order; at least one if there is one."""
+        """Entries of all kinds beyond a position, in order; at least one if there is one.
+
+        None lies beyond `committed_position`, so that a cursor can `advance` to each of them:
+        the writer's thread may have committed more than the event loop has heard of.
+        """
         after = min(after_position, _MAX_OFFSET)
-        return await self._in_reader(self._store.read_all, after, limit=limit, max_bytes=max_bytes)
+        entries = await self._in_reader(
+            self._store.read_all, after, limit=limit, max_bytes=max_bytes
+        )
+        last = self._writer.committed_position
+        while entries and entries[-1].position > last:
+            entries.pop()
+        return entries
 
     async def wait_committed(self, after_position: int) -> None:
         """Returns once something is committed beyond a position.

@@ -39,6 +39,8 @@ class RpcServer:
     health: HealthServicer
     services: tuple[str, ...]
     endpoints: list[Endpoint] = field(default_factory=list)
+    is_serving: bool = False
+    """What health's callers were last told."""
 
     @property
     def targets(self) -> list[str]:
@@ -55,6 +57,7 @@ class RpcServer:
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
+        self.is_serving = serving
         for service in ("", *self.services):
             await self.health.set(service, state)
 

@@ -223,7 +223,7 @@ class Delivery:
         stats, num_rejected = self._stats, min(max(answer.num_rejected, 0), len(spans))
         stats.retrying, self._told = False, ""
         if num_rejected or answer.message:
-            stats.last_error = answer.message
+            stats.last_error = f"PARTIAL_SUCCESS: {answer.message}"
             logger.warning(
                 "%d of %d spans were rejected: %s", num_rejected, len(spans), answer.message
             )

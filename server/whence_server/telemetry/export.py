@@ -21,7 +21,7 @@ from whence_server.telemetry.delivery import (
     describe_span,
 )
 from whence_server.telemetry.encoder import DEFAULT_STEP_SPANS, SpanEncoder, UnreadableEntryError
-from whence_server.telemetry.lag import Lag
+from whence_server.telemetry.lag import Behind, Lag
 from whence_server.telemetry.resource import Envelope
 from whence_server.telemetry.seams import SpanJournal, SpanSink
 
@@ -159,13 +159,17 @@ class SpanExporter:
         """Committed entries that the destination has not answered for yet."""
         return self._journal.committed_position - (self._position or 0)
 
+    def behind(self) -> Behind:
+        """Says how far the destination's answers are behind the journal."""
+        self._observe()
+        return Behind(self.lag_entries, self._lag.oldest_s())
+
     def health(self) -> ExportHealth:
         """Says how the export stands."""
-        self._observe()
-        stats = self.stats
+        stats, behind = self.stats, self.behind()
         return ExportHealth(
-            num_entries_behind=self.lag_entries,
-            oldest_s=self._lag.oldest_s(),
+            num_entries_behind=behind.num_entries,
+            oldest_s=behind.oldest_s,
             num_exported=stats.num_exported,
             num_requests=stats.num_requests,
             num_retries=stats.num_retries,

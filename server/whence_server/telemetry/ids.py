@@ -6,6 +6,7 @@ from enum import IntEnum
 
 _DOMAIN = b"whence.v1.span\0"
 _SUFFIX = struct.Struct(">BII")
+_ZERO = bytes(8)
 _NEVER_ZERO = bytes(7) + b"\1"
 
 
@@ -71,7 +72,7 @@ class SpanIds:
     def _digest(self, kind: int, sequence_index: int, index: int) -> bytes:
         place = _SUFFIX.pack(kind, sequence_index, index)
         span_id = hashlib.sha256(self._prefix + place).digest()[:8]
-        return span_id if any(span_id) else _NEVER_ZERO
+        return _NEVER_ZERO if span_id == _ZERO else span_id
 
 
 def parse_hex_id(text: str, num_bytes: int) -> bytes:

@@ -3,8 +3,18 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 _MAX_MARKS = 512
+
+
+class Behind(NamedTuple):
+    """How far somebody who follows the journal is behind."""
+
+    num_entries: int
+    """Committed entries that are yet to be dealt with."""
+    oldest_s: float
+    """For how long the oldest of them has been known: at most its age. 0: none waits."""
 
 
 class Lag:

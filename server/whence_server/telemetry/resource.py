@@ -11,7 +11,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from whence_server.telemetry.attributes import AttributeValue, key_values
 from whence_server.telemetry.names import SCOPE
-from whence_server.telemetry.wire import length_delimited
+from whence_server.telemetry.wire import head
 
 
 def service_resource(version: str, attributes: Mapping[str, AttributeValue] = {}) -> Resource:
@@ -48,10 +48,9 @@ class Envelope:
 
     def request(self, spans: list[bytes]) -> bytes:
         """Serialises the request that carries these spans."""
-        scope_spans = self._scope + b"".join(spans)
-        resource_spans = self._resource + length_delimited(
-            ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, scope_spans
-        )
-        return length_delimited(
-            ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, resource_spans
-        )
+        # Lengths first, so that the spans' bytes are copied once.
+        num_bytes = len(self._scope) + sum(map(len, spans))
+        resource_spans = self._resource + head(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, num_bytes)
+        num_bytes += len(resource_spans)
+        request = head(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, num_bytes)
+        return b"".join((request, resource_spans, self._scope, *spans))

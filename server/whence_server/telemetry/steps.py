@@ -1,21 +1,30 @@
-"""One `decode_step` span for each step: the hot path, some ten microseconds a span."""
+"""One `decode_step` span for each step: the hot path, some microseconds a span."""
 
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import chain, compress
-from operator import attrgetter
+from itertools import compress
+from operator import attrgetter, getitem
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from google.protobuf.message import Message
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from whence.v1.step_pb2 import Step, StepTiming
 from whence_server.telemetry import names
+from whence_server.telemetry.attributes import AttributeValue
+from whence_server.telemetry.ids import SpanIds
 from whence_server.telemetry.origin import Origin
-from whence_server.telemetry.wire import length_delimited
+from whence_server.telemetry.pieces import (
+    Doubles,
+    IntegerArrays,
+    Integers,
+    attributes_bytes,
+    integer_attributes,
+    integer_elements,
+    text_bytes,
+)
+from whence_server.telemetry.wire import FIXED64, Heads, tag
 
 SIBLING_GAP_NS = 1_000
 """Spans that follow one another never touch: Jaeger leaves out siblings that do."""
@@ -23,10 +32,14 @@ SIBLING_GAP_NS = 1_000
 LOWEST_FLOAT32 = -(2 - 2**-23) * 2.0**127
 """Stands for -inf among the candidates: many backends cannot hold an infinity."""
 
-_MAX_MOULDS = 256
-# A number whose bytes are nowhere in what stands around it.
-_MARK = -1.2345678901234567e-300
-_MARK_BYTES = struct.pack("<d", _MARK)
+_MAX_FORMS = 256
+_MAX_FRAMES = 4_096
+# A span begins with its trace's id, 16 bytes, and its own, 8, each after a tag and a length.
+_ID_BEGIN, _ID_END = 20, 28
+_START_TAG = tag(Span.START_TIME_UNIX_NANO_FIELD_NUMBER, FIXED64)
+_END_TAG = tag(Span.END_TIME_UNIX_NANO_FIELD_NUMBER, FIXED64)
+_TIMES = struct.Struct("<BQBQ").pack
+_SPAN_HEADS = Heads(ScopeSpans.SPANS_FIELD_NUMBER)
 
 _HasField: TypeAlias = Callable[[str], bool]
 
@@ -49,6 +62,8 @@ _DRAW_FLOATS = {"margin": names.DRAW_MARGIN}
 _NOISE = {"noise": names.DRAW_NOISE}  # has no presence of its own: it is there with the draw
 _STEP_OPTIONALS = (*_STEP_INTS, *_STEP_FLOATS, "draw", "candidates", "processors")
 _DRAW_OPTIONALS = (*_DRAW_INTS, *_DRAW_FLOATS)
+_HAS_CANDIDATES = _STEP_OPTIONALS.index("candidates")
+_HAS_PROCESSORS = _STEP_OPTIONALS.index("processors")
 _INT_ARRAYS = (names.CANDIDATE_TOKEN_IDS, names.PROCESSOR_NUM_KEPT)
 _FLOAT_ARRAYS = (
     names.CANDIDATE_LOGPROBS,
@@ -56,7 +71,7 @@ _FLOAT_ARRAYS = (
     names.PROCESSOR_REMOVED_MASS,
     names.PROCESSOR_TOKEN_LOGPROBS,
 )
-_NO_ARRAYS: tuple[Sequence[Any], ...] = ((),) * (len(_INT_ARRAYS) + len(_FLOAT_ARRAYS))
+_NO_FLOAT_ARRAYS: tuple[Sequence[float], ...] = ((),) * len(_FLOAT_ARRAYS)
 
 
 def step_interval(start_time_ns: int, index: int, timing: StepTiming) -> tuple[int, int]:
@@ -72,7 +87,7 @@ def step_interval(start_time_ns: int, index: int, timing: StepTiming) -> tuple[i
     """
     end = start_time_ns + timing.elapsed_ns
     lasted_ns = timing.select_ns if index == 0 else timing.forward_ns + timing.select_ns
-    start = max(min(end - lasted_ns, end - 2 * SIBLING_GAP_NS) + SIBLING_GAP_NS, start_time_ns)
+    start = max(end - max(lasted_ns, 2 * SIBLING_GAP_NS) + SIBLING_GAP_NS, start_time_ns)
     return start, max(end, start + SIBLING_GAP_NS)
 
 
@@ -96,9 +111,10 @@ def num_step_spans(origin: Origin, sequence_index: int, step_spans: int | None) 
 class StepSpans:
     """Encodes steps.
 
-    Building a span with its attributes from nothing costs protobuf 30 us; filling the values
-    of one that has them already, a fraction of it. So one message is kept for each set of
-    fields that steps come with, and filled again for every step.
+    Building a span with its attributes from nothing costs protobuf 30 us. So what is the same
+    in all spans is serialised once: for each sequence the fields around the ids and times, for
+    each attribute its key, for each set of fields that steps come with what is between their
+    numbers. The bytes are those that opentelemetry-proto's own message serialises to.
 
     Args:
         candidates: whether spans carry the step's candidates.
@@ -108,91 +124,131 @@ class StepSpans:
     def __init__(self, *, candidates: bool = True, text: bool = False) -> None:
         self._candidates = candidates
         self._text = text
-        self._moulds: dict[object, _Mould] = {}
+        self._integers = _integer_pieces()
+        elements = integer_elements()
+        self._candidate_ids, self._num_kept = (
+            IntegerArrays(key, elements).of for key in _INT_ARRAYS
+        )
+        self._forms: dict[_Shape, _Form] = {}
+        self._frames: dict[tuple[SpanIds, int], _Frame] = {}
 
     def encode(self, origin: Origin, step: Step) -> bytes:
-        """Serialises the step's span as a ScopeSpans message that holds it alone."""
-        draw, timing = step.draw, step.timing
+        """Serialises the step's span as a ScopeSpans message that holds it alone.
+
+        Raises:
+            ValueError: its times are none that a span can have.
+        """
+        draw, timing, ids = step.draw, step.timing, origin.ids
+        sequence_index, index = step.sequence_index, step.index
         present = (
             *map(cast("_HasField", step.HasField), _STEP_OPTIONALS),
             *map(cast("_HasField", draw.HasField), _DRAW_OPTIONALS),
         )
-        arrays = self._arrays_of(step) if present[-4] or present[-3] else _NO_ARRAYS
-        shape: _Shape = (present, *map(len, arrays))
-        mould = self._moulds.get(shape) or self._cast(shape)
-        span, sequence_index, index = mould.span, step.sequence_index, step.index
-        span.trace_id = origin.trace_id
-        span.span_id = origin.ids.decode_step(sequence_index, index)
-        span.trace_state = origin.trace_state
-        span.parent_span_id = origin.ids.decode(sequence_index)
-        span.flags = origin.span_flags
-        span.start_time_unix_nano, span.end_time_unix_nano = step_interval(
-            origin.start_time_ns, index, timing
-        )
-        mould.generation_id.string_value = origin.generation_id
-        if self._text:
-            mould.text.string_value = step.text
-        ids, num_kept, *float_arrays = arrays
-        integers = [
-            sequence_index,
-            index,
-            *mould.timing_ints(timing),
-            *mould.step_ints(step),
-            *mould.draw_ints(draw),
-            *ids,
-            *num_kept,
-        ]
-        for place, integer in zip(mould.ints, integers, strict=True):
-            place.int_value = integer
-        floats = [*mould.step_floats(step), *mould.draw_floats(draw)]
+        int_arrays, float_arrays = b"", _NO_FLOAT_ARRAYS
+        if present[_HAS_CANDIDATES] or present[_HAS_PROCESSORS]:
+            int_arrays, float_arrays = self._arrays_of(step, present)
+        shape: _Shape = (present, *map(len, float_arrays))
+        form = self._forms.get(shape) or self._new_form(shape)
+        frame = self._frames.get((ids, sequence_index)) or self._new_frame(origin, sequence_index)
+        start, end = step_interval(origin.start_time_ns, index, timing)
+        if not 0 <= start < end < 1 << 64:
+            raise ValueError(f"a span cannot last from {start} to {end} ns")
+        integers = (index, *form.timing_ints(timing), *form.step_ints(step), *form.draw_ints(draw))
+        floats = [*form.step_floats(step), *form.draw_floats(draw)]
         for array in float_arrays:
             floats += array
-        return length_delimited(
-            ScopeSpans.SPANS_FIELD_NUMBER, span.SerializeToString() + mould.floats.filled(floats)
+        span = b"".join(
+            (
+                frame.before_id,
+                ids.decode_step(sequence_index, index),
+                frame.after_id,
+                _TIMES(_START_TAG, start, _END_TAG, end),
+                frame.attributes,
+                *map(getitem, form.integers, integers),
+                text_bytes(names.TOKEN_TEXT, step.text) if self._text else b"",
+                int_arrays,
+                form.floats(floats),
+                frame.flags,
+            )
         )
+        return _SPAN_HEADS[len(span)] + span
 
-    def _arrays_of(self, step: Step) -> tuple[Sequence[Any], ...]:
-        """The step's arrays: those of integers, those of floats, as they are named above."""
-        effects = step.processors
-        ids: Sequence[int] = ()
+    def _arrays_of(
+        self, step: Step, present: tuple[bool, ...]
+    ) -> tuple[bytes, tuple[Sequence[float], ...]]:
+        """The step's arrays: those of integers, serialised, and those of floats."""
+        ids = num_kept = b""
         logprobs: Sequence[float] = ()
         sampling_logprobs: Sequence[float] = ()
-        if self._candidates:
+        removed_mass: Sequence[float] = ()
+        token_logprobs: Sequence[float] = ()
+        if self._candidates and present[_HAS_CANDIDATES]:
             candidates = step.candidates
-            ids, logprobs = candidates.token_ids[:], candidates.logprobs[:]
-            sampling_logprobs = candidates.sampling_logprobs[:]
+            ids = self._candidate_ids(candidates.token_ids[:])
+            logprobs, sampling_logprobs = candidates.logprobs[:], candidates.sampling_logprobs[:]
             if -math.inf in sampling_logprobs:
                 sampling_logprobs = [
                     LOWEST_FLOAT32 if n == -math.inf else n for n in sampling_logprobs
                 ]
-        return (
-            ids,
-            effects.num_kept[:],
-            logprobs,
-            sampling_logprobs,
-            effects.removed_mass[:],
-            effects.token_logprobs[:],
-        )
+        if present[_HAS_PROCESSORS]:
+            effects = step.processors
+            num_kept = self._num_kept(effects.num_kept[:])
+            removed_mass, token_logprobs = effects.removed_mass[:], effects.token_logprobs[:]
+        return ids + num_kept, (logprobs, sampling_logprobs, removed_mass, token_logprobs)
 
-    def _cast(self, shape: "_Shape") -> "_Mould":
-        if len(self._moulds) >= _MAX_MOULDS:
-            self._moulds.clear()  # callers choose how many candidates there are
-        mould = self._moulds[shape] = _cast_mould(shape, self._text)
-        return mould
+    def _new_form(self, shape: "_Shape") -> "_Form":
+        if len(self._forms) >= _MAX_FORMS:
+            self._forms.clear()  # callers choose how many candidates there are
+        form = self._forms[shape] = _form_of(shape, self._integers)
+        return form
+
+    def _new_frame(self, origin: Origin, sequence_index: int) -> "_Frame":
+        if len(self._frames) >= _MAX_FRAMES:
+            self._frames.clear()
+        frame = self._frames[origin.ids, sequence_index] = _frame_of(origin, sequence_index)
+        return frame
+
+
+class _Frame(NamedTuple):
+    """What the spans of one sequence's steps have in common, serialised."""
+
+    before_id: bytes
+    after_id: bytes
+    attributes: bytes
+    flags: bytes
+
+
+def _frame_of(origin: Origin, sequence_index: int) -> _Frame:
+    fields = Span(
+        trace_id=origin.trace_id,
+        span_id=bytes(8),
+        trace_state=origin.trace_state,
+        parent_span_id=origin.ids.decode(sequence_index),
+        name=names.DECODE_STEP,
+        kind=Span.SPAN_KIND_INTERNAL,
+    ).SerializeToString()
+    own: dict[str, AttributeValue] = {
+        names.GENERATION_ID: origin.generation_id,
+        names.SEQUENCE_INDEX: sequence_index,
+    }
+    return _Frame(
+        fields[:_ID_BEGIN],
+        fields[_ID_END:],
+        attributes_bytes(own),
+        Span(flags=origin.span_flags).SerializeToString(),
+    )
 
 
 _Shape: TypeAlias = tuple[tuple[bool, ...] | int, ...]
-"""Which optional fields there are, and how long each array is."""
+"""Which optional fields there are, and how long each array of floats is."""
 
 
-class _Mould(NamedTuple):
-    """A span without its floats, the places in it where a step's values go, and their readers."""
+class _Form(NamedTuple):
+    """What the spans of steps with the same fields have in common, and what reads the rest."""
 
-    span: Span
-    generation_id: AnyValue
-    text: AnyValue
-    ints: list[AnyValue]
-    floats: "_Floats"
+    integers: list[Integers]
+    """The attributes, in the order of the integers that are read."""
+    floats: Callable[[Sequence[float]], bytes]
     timing_ints: Callable[[Message], Sequence[int]]
     step_ints: Callable[[Message], Sequence[int]]
     step_floats: Callable[[Message], Sequence[float]]
@@ -200,27 +256,21 @@ class _Mould(NamedTuple):
     draw_floats: Callable[[Message], Sequence[float]]
 
 
-def _cast_mould(shape: _Shape, text: bool) -> _Mould:
+def _form_of(shape: _Shape, pieces: dict[str, Integers]) -> _Form:
     present, *lengths = shape
     there = set(compress((*_STEP_OPTIONALS, *_DRAW_OPTIONALS), cast("tuple[bool, ...]", present)))
     of_draw = there | {"noise"} if "draw" in there else set()
-    span = Span(name=names.DECODE_STEP, kind=Span.SPAN_KIND_INTERNAL)
-    num_int_arrays = len(_INT_ARRAYS)
-    int_lengths = cast("list[int]", lengths[:num_int_arrays])
-    float_lengths = cast("list[int]", lengths[num_int_arrays:])
-    return _Mould(
-        span,
-        generation_id=_place(span, names.GENERATION_ID),
-        text=_place(span, names.TOKEN_TEXT) if text else AnyValue(),
-        ints=[
-            _place(span, names.SEQUENCE_INDEX),
-            _place(span, names.STEP_INDEX),
-            *_places(span, _TIMING_INTS, _TIMING_INTS),
-            *_places(span, _STEP_INTS, there),
-            *_places(span, _DRAW_INTS, of_draw),
-            *chain(*map(partial(_array, span), _INT_ARRAYS, int_lengths)),
-        ],
-        floats=_Floats(there, of_draw, float_lengths),
+    integers = [
+        names.STEP_INDEX,
+        *_keys(_TIMING_INTS, _TIMING_INTS),
+        *_keys(_STEP_INTS, there),
+        *_keys(_DRAW_INTS, of_draw),
+    ]
+    floats = [*_keys(_STEP_FLOATS, there), *_keys(_NOISE | _DRAW_FLOATS, of_draw)]
+    arrays = zip(_FLOAT_ARRAYS, cast("list[int]", lengths), strict=True)
+    return _Form(
+        integers=[pieces[key] for key in integers],
+        floats=Doubles(floats, arrays).of,
         timing_ints=_reader(_TIMING_INTS, _TIMING_INTS),
         step_ints=_reader(_STEP_INTS, there),
         step_floats=_reader(_STEP_FLOATS, there),
@@ -229,45 +279,13 @@ def _cast_mould(shape: _Shape, text: bool) -> _Mould:
     )
 
 
-class _Floats:
-    """A span's attributes that hold doubles, serialised but for the doubles themselves.
-
-    A double takes eight bytes whatever it is: what stands between two never changes.
-    """
-
-    def __init__(self, of_step: set[str], of_draw: set[str], lengths: list[int]) -> None:
-        span = Span()
-        places = [
-            *_places(span, _STEP_FLOATS, of_step),
-            *_places(span, _NOISE | _DRAW_FLOATS, of_draw),
-            *chain(*map(partial(_array, span), _FLOAT_ARRAYS, lengths)),
-        ]
-        for place in places:
-            place.double_value = _MARK
-        between = span.SerializeToString().split(_MARK_BYTES)
-        self._parts: list[bytes | float] = [_MARK] * (2 * len(places))
-        self._parts[::2] = between[:-1]
-        self._pack = struct.Struct("<" + "".join(f"{len(b)}sd" for b in between[:-1])).pack
-
-    def filled(self, numbers: list[float]) -> bytes:
-        """Serialises the attributes with these numbers."""
-        self._parts[1::2] = numbers
-        return self._pack(*self._parts)
+def _integer_pieces() -> dict[str, Integers]:
+    fields = _TIMING_INTS | _STEP_INTS | _DRAW_INTS
+    return {key: integer_attributes(key) for key in (names.STEP_INDEX, *fields.values())}
 
 
-def _place(span: Span, key: str) -> AnyValue:
-    return span.attributes.add(key=key).value
-
-
-def _places(span: Span, fields: dict[str, str], wanted: Iterable[str]) -> list[AnyValue]:
-    return [_place(span, key) for field, key in fields.items() if field in wanted]
-
-
-def _array(span: Span, key: str, length: int) -> list[AnyValue]:
-    if not length:
-        return []
-    values = _place(span, key).array_value.values
-    return [values.add() for _ in range(length)]
+def _keys(fields: dict[str, str], wanted: Iterable[str]) -> list[str]:
+    return [key for field, key in fields.items() if field in wanted]
 
 
 def _reader(fields: Iterable[str], wanted: Iterable[str]) -> Callable[[Message], Any]:

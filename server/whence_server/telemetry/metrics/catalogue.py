@@ -271,6 +271,13 @@ CURSOR_LAG: Final = Definition(
     "Committed entries of the journal that a consumer has yet to deal with.",
     (CONSUMER,),
 )
+CURSOR_DELAY: Final = Definition(
+    "whence.cursor.delay",
+    Kind.GAUGE,
+    "s",
+    "For how long, at least, the oldest of these has been on disk; 0 where there is none.",
+    (CONSUMER,),
+)
 EXPORT_SPANS: Final = Definition(
     "whence.export.spans",
     Kind.COUNTER,
@@ -328,6 +335,7 @@ OBSERVED: Final = (
     ENGINE_RESTARTS,
     JOURNAL_SIZE,
     CURSOR_LAG,
+    CURSOR_DELAY,
     EXPORT_SPANS,
     EXPORT_REQUESTS,
     EXPORT_RETRIES,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError
+from whence_server.telemetry.lag import Behind, Lag
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.generations import UNREADABLE, GenerationMetrics
 from whence_server.telemetry.metrics.instruments import Instruments
@@ -47,6 +48,7 @@ class MetricsCursor:
         instruments: where entries that cannot be understood are counted.
         options: see there.
         sleep: takes seconds.
+        clock: gives seconds, never going back.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class MetricsCursor:
         *,
         options: CursorOptions = CursorOptions(),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._journal = journal
         self._generations = generations
@@ -64,6 +67,7 @@ class MetricsCursor:
         self._options = options
         self._sleep = sleep
         self._position = journal.committed_position
+        self._lag = Lag(clock)
         self._moved = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -71,10 +75,10 @@ class MetricsCursor:
         """Starts following in the running event loop."""
         self._task = asyncio.create_task(self._run(), name="metrics-cursor")
 
-    @property
-    def lag_entries(self) -> int:
-        """Committed entries that are not measured yet."""
-        return self._journal.committed_position - self._position
+    def behind(self) -> Behind:
+        """Says how far measuring is behind the journal."""
+        self._observe()
+        return Behind(self._journal.committed_position - self._position, self._lag.oldest_s())
 
     async def flush(self, timeout_s: float) -> bool:
         """Waits until all that is committed by now is measured; False if time ran out."""
@@ -106,9 +110,11 @@ class MetricsCursor:
     async def _turn(self) -> None:
         """Measures what is committed beyond the position, or waits for something to be."""
         position = self._position
+        self._observe()
         entries = await self._journal.read_committed(position, self._options.batch_entries)
         if not entries:
             await self._journal.wait_committed(position)
+            self._observe()
             await self._sleep(self._options.linger_s)
             return
         slice_end = time.perf_counter() + self._options.max_slice_s
@@ -121,6 +127,9 @@ class MetricsCursor:
                 slice_end = time.perf_counter() + self._options.max_slice_s
         self._generations.count_tokens()
         self._moved.set()
+
+    def _observe(self) -> None:
+        self._lag.observe(self._journal.committed_position, self._position)
 
     async def _measure(self, entry: Entry) -> None:
         try:

@@ -1,27 +1,37 @@
-"""The web server of one page, in the event loop."""
+"""The web server of two pages, in the event loop: the metrics, and how the server is."""
 
 from collections.abc import Callable
+from http import HTTPStatus
 
 from aiohttp import web
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.telemetry.health import HealthAnswer
 from whence_server.telemetry.metrics.page import Page
 
-PATH = "/metrics"
+PATH, HEALTH_PATH = "/metrics", "/healthz"
 _SHUTDOWN_S = 1.0
 
 
 class MetricsServer:
-    """Serves `/metrics`, and 404 for everything else.
+    """Serves `/metrics` and `/healthz`, and 404 for everything else.
 
     Args:
-        render: gives the page for an Accept header; called in the event loop.
+        render: gives the metrics for an Accept header; called in the event loop.
+        health: says how the server is: 200 if it serves, 503 if not.
         host: an address or a name.
         port: 0 takes a free one.
     """
 
-    def __init__(self, render: Callable[[str], Page], host: str, port: int) -> None:
+    def __init__(
+        self,
+        render: Callable[[str], Page],
+        health: Callable[[], HealthAnswer],
+        host: str,
+        port: int,
+    ) -> None:
         self._render = render
+        self._ask_health = health
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -45,6 +55,7 @@ class MetricsServer:
         """
         application = web.Application()
         application.router.add_get(PATH, self._page)
+        application.router.add_get(HEALTH_PATH, self._health)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         try:
@@ -67,3 +78,11 @@ class MetricsServer:
     async def _page(self, request: web.Request) -> web.Response:
         page = self._render(",".join(request.headers.getall("Accept", [])))
         return web.Response(body=page.body, headers={"Content-Type": page.content_type})
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        answer = self._ask_health()
+        return web.Response(
+            status=HTTPStatus.OK if answer.serving else HTTPStatus.SERVICE_UNAVAILABLE,
+            body=answer.body,
+            headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+        )

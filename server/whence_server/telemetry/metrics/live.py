@@ -77,7 +77,12 @@ def _journal_size(parts: LiveParts) -> Iterator[Observation]:
 
 def _cursor_lag(parts: LiveParts) -> Iterator[Observation]:
     for name, lag in parts.lags.items():
-        yield Observation(lag(), {catalogue.CONSUMER: name})
+        yield Observation(lag().num_entries, {catalogue.CONSUMER: name})
+
+
+def _cursor_delay(parts: LiveParts) -> Iterator[Observation]:
+    for name, lag in parts.lags.items():
+        yield Observation(lag().oldest_s, {catalogue.CONSUMER: name})
 
 
 def _export_spans(parts: LiveParts) -> Iterator[Observation]:
@@ -116,6 +121,7 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.ENGINE_RESTARTS: _engine_restarts,
     catalogue.JOURNAL_SIZE: _journal_size,
     catalogue.CURSOR_LAG: _cursor_lag,
+    catalogue.CURSOR_DELAY: _cursor_delay,
     catalogue.EXPORT_SPANS: _export_spans,
     catalogue.EXPORT_REQUESTS: _export_requests,
     catalogue.EXPORT_RETRIES: _export_retries,

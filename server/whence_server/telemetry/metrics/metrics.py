@@ -65,7 +65,7 @@ class Metrics:
         observe(self._instruments.meter, self.parts)
         generations = GenerationMetrics(self._instruments, steps)
         self._cursor = MetricsCursor(journal, generations, self._instruments, options=options)
-        self.parts.lags[CONSUMER_NAME] = lambda: self._cursor.lag_entries
+        self.parts.lags[CONSUMER_NAME] = self._cursor.behind
 
     def start(self) -> None:
         """Starts following and pushing in the running event loop."""

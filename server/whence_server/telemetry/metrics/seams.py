@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from whence_server.telemetry.lag import Behind
+
 
 class LiveGenerations(Protocol):
     """The generations, as they are right now."""
@@ -105,12 +107,12 @@ class LiveParts:
         engine: the handle on the engine process.
         journal: its files.
         exports: by the consumer's name.
-        lags: entries that a consumer of the journal is behind, by its name. The metrics' own
-            cursor is among them by itself.
+        lags: how far a consumer of the journal is behind, by its name. The metrics' own cursor
+            is among them by itself.
     """
 
     generations: LiveGenerations | None = None
     engine: LiveEngine | None = None
     journal: LiveJournal | None = None
     exports: dict[str, ExportCounts] = field(default_factory=dict)
-    lags: dict[str, Callable[[], int]] = field(default_factory=dict)
+    lags: dict[str, Callable[[], Behind]] = field(default_factory=dict)

@@ -1,0 +1,38 @@
+"""What export costs those who generate: tokens a second with it on against off."""
+
+from processes import answering, server
+from throughput import FULL, alternate, speed
+from workloads import WORKLOADS, Workload, model_directory
+
+NUM_STREAMS = (1, 16)
+
+
+def measure(workload: Workload, runs: int) -> None:
+    """Two servers as shipped, both journal DECISIONS with eight candidates; one exports."""
+    directory, vocabulary = model_directory(workload), str(workload.vocabulary_size)
+    with (
+        answering("collector.py", "discard") as collector,
+        server(directory, "--otlp-endpoint", collector.ready["endpoint"]) as (_, exporting),
+        server(directory) as (_, silent),
+        answering("load.py", exporting, vocabulary) as on,
+        answering("load.py", silent, vocabulary) as off,
+    ):
+        for num_streams in NUM_STREAMS:
+            with_export, without, ratio = alternate(
+                runs,
+                lambda n=num_streams: speed(on, num_streams=n, detail=FULL),
+                lambda n=num_streams: speed(off, num_streams=n, detail=FULL),
+            )
+            print(
+                f"| {workload} | {num_streams} | {with_export:,.0f} | {without:,.0f} | "
+                f"{ratio:.2f} |",
+                flush=True,
+            )
+
+
+def run(runs: int, names: list[str]) -> None:
+    """Prints the table for the named workloads."""
+    print("| workload | streams | export on, tokens/s | off | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name in names:
+        measure(WORKLOADS[name], runs)

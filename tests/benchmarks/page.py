@@ -1,0 +1,53 @@
+"""How long the metrics page takes while a hundred streams decode."""
+
+import threading
+import time
+import urllib.request
+from statistics import median
+
+from processes import answering, free_port, server
+from workloads import S, model_directory
+
+NUM_STREAMS = 100
+NUM_NEW_TOKENS = 400
+NUM_SCRAPES = 50
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def scrape(url: str) -> tuple[float, int]:
+    """Seconds and bytes of one scrape, from the request to the last byte, as Prometheus asks."""
+    asked = urllib.request.Request(url, headers={"Accept": OPENMETRICS})
+    started = time.perf_counter()
+    with urllib.request.urlopen(asked) as answer:
+        body = answer.read()
+    return time.perf_counter() - started, len(body)
+
+
+def run() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    url = f"http://{address}/metrics"
+    with (
+        answering("collector.py", "discard") as collector,
+        server(
+            model_directory(S),
+            *("--metrics-listen", address, "--max-batch-size", str(NUM_STREAMS)),
+            *("--otlp-endpoint", collector.ready["endpoint"]),
+        ) as (_, target),
+        answering("load.py", target, str(S.vocabulary_size)) as load,
+    ):
+        command = {"num_streams": NUM_STREAMS, "num_new_tokens": NUM_NEW_TOKENS}
+        load.ask(**command)  # so that every metric has its series
+        idle = [scrape(url) for _ in range(NUM_SCRAPES)]
+        streams = threading.Thread(target=load.ask, kwargs=command)
+        streams.start()
+        busy = []
+        while streams.is_alive():
+            busy.append(scrape(url)[0])
+            time.sleep(0.1)
+        streams.join()
+    seconds, sizes = zip(*idle, strict=True)
+    print(
+        f"metrics page, {sizes[0] / 1024:.0f} KiB, {S}: {median(seconds) * 1e3:.1f} ms with "
+        f"nothing running; while {NUM_STREAMS} streams decode {median(busy) * 1e3:.1f} ms, at most "
+        f"{max(busy) * 1e3:.1f} ms in {len(busy)} scrapes"
+    )
