@@ -1,0 +1,215 @@
+// The panel: what is on record of one token, or of the generation where none is chosen.
+
+const LAYERS_SAY =
+  "The model's own final stages applied to each layer, among these candidates only: " +
+  "what is decodable there, not what caused the choice.";
+const SOURCES_SAY = "Direct sources: what the newest position read through attention. Not information flow, not cause.";
+const METHODS = { "value-norm-attention/1": "attention weighted by the norm of the values" };
+
+/** Everything that is recorded of a step, as elements. */
+function stepDetails(step, place) {
+  return [
+    make("h2", "", make("q", "", ...wordParts(step.token_id === undefined ? step.text : textOf(step.token_id)))),
+    make("p", "place", placeLine(step, place)),
+    tiles(step),
+    ...candidateDetails(step),
+    ...processorDetails(step),
+    ...drawDetails(step, place),
+    ...sourceDetails(step, place),
+    ...layerDetails(step),
+    ...timingDetails(step),
+  ].filter(Boolean);
+}
+
+function placeLine(step, { prompt, sequence, position }) {
+  const parts = [prompt ? `prompt token ${step.index}` : `step ${step.index}`];
+  if (!prompt && record.sequences.length > 1) parts.push(`sequence ${sequence}`);
+  if (position >= 0 && !prompt) parts.push(`position ${position}`);
+  if (step.token_id !== undefined) parts.push(`id ${step.token_id}`);
+  if (step.text === "" && step.token_id !== undefined) parts.push("its bytes add no character yet");
+  return parts.join(" · ");
+}
+
+function tiles(step) {
+  const grid = make("div", "tiles");
+  const add = (value, name) => value && grid.append(make("div", "", make("b", "", value), name));
+  if (step.logprob !== undefined) add(percent(Math.exp(step.logprob ?? -Infinity)), "by the model");
+  if (step.sampling_logprob !== undefined) add(percent(Math.exp(step.sampling_logprob ?? -Infinity)), step.draw ? "as drawn from" : "as chosen from");
+  if (step.rank !== undefined) add(`${step.rank.toLocaleString("en")}`, step.rank === 1 ? "likelier token" : "likelier tokens");
+  const bits = surprise(step);
+  if (bits !== undefined) add(Number.isFinite(bits) ? Math.abs(bits).toFixed(1) : "∞", "bits of surprise");
+  return grid;
+}
+
+function candidateDetails(step) {
+  const { token_ids: ids = [], logprobs = [], sampling_logprobs: sampling = [] } = step.candidates ?? {};
+  if (!ids.length) return [];
+  const rows = ids.map((id, i) => ({ id, model: logprobs[i], drawn: sampling[i] }));
+  if (!ids.includes(step.token_id)) rows.push({ id: step.token_id, model: step.logprob, drawn: step.sampling_logprob });
+  const processed = rows.some((row) => row.drawn !== undefined);
+  const most = Math.max(...rows.flatMap((row) => [Math.exp(row.model ?? -Infinity), Math.exp(row.drawn ?? -Infinity)]));
+  const heads = ["", "", swatched("", "the model")];
+  if (processed) heads.push(swatched("drawn", step.draw ? "drawn from" : "chosen from"));
+  const table = tableOf(heads);
+  for (const row of rows) {
+    const model = Math.exp(row.model ?? -Infinity);
+    const drawn = Math.exp(row.drawn ?? -Infinity);
+    const bars = [bar("", model / most), ...(processed ? [bar("drawn", drawn / most)] : [])];
+    const cells = [wordCell(textOf(row.id)), cell("bar", barsOf(...bars)), cell("", percent(model))];
+    if (processed) cells.push(row.drawn === null ? cell("gone", "removed") : cell("", percent(drawn)));
+    table.append(make("tr", row.id === step.token_id ? "chosen" : "", ...cells));
+  }
+  const out = [make("h3", "", "What was likely"), table];
+  if (step.entropy !== undefined) {
+    const choices = Math.exp(step.entropy);
+    out.push(make("p", "", `Entropy ${(step.entropy / Math.LN2).toFixed(1)} bits: as open as ${choices < 10 ? choices.toFixed(1) : Math.round(choices).toLocaleString("en")} equally likely tokens.`));
+  }
+  return out;
+}
+
+function processorDetails(step) {
+  if (!step.processors) return [];
+  const { num_kept: kept, removed_mass: removed, token_logprobs: after } = step.processors;
+  const table = tableOf(["", "tokens kept", "mass removed", "this token then"]);
+  kept.forEach((count, i) => {
+    const name = record.generation.processor_names[i] ?? `processor ${i}`;
+    const cells = [cell("", visible(name)), cell("", count.toLocaleString("en")), cell("", percent(removed[i]))];
+    table.append(make("tr", "", ...cells, cell("", percent(Math.exp(after[i] ?? -Infinity)))));
+  });
+  return [make("h3", "", "What the settings made of it"), table];
+}
+
+function drawDetails(step, { prompt, sequence }) {
+  if (prompt) return [];
+  const said = make("p", "said", drawSentence(step));
+  if (!said.textContent) return [];
+  const out = [make("h3", "", "The choice"), said];
+  if (step.draw) {
+    const seed = record.generation.decoding.sample?.seed;
+    const of = `seed ${seed ?? "?"}, sequence ${sequence}, index ${step.index}`;
+    out.push(make("p", "", `Noise ${step.draw.noise}: a function of ${of} and the token's id alone.`));
+  }
+  return out;
+}
+
+function drawSentence(step) {
+  const { draw } = step;
+  if (!draw) {
+    return {
+      greedy: "Greedy: the likeliest token was taken, nothing was drawn.",
+      beam_search: "Found by beam search: nothing was drawn.",
+      forced: "Given, not chosen: a forced continuation.",
+    }[record.generation.strategy] ?? "";
+  }
+  if (draw.margin === undefined || draw.runner_up_token_id === undefined) return "Drawn at random; no other token could be.";
+  const factor = Math.exp(draw.margin ?? Infinity);
+  const shown = factor < 100 ? factor.toFixed(factor < 10 ? 2 : 0) : Math.round(factor).toLocaleString("en");
+  return `Drawn at random. Were it ${shown} times less likely, “${worded(textOf(draw.runner_up_token_id))}” would stand here.`;
+}
+
+function sourceDetails(step, { prompt, position, textAt }) {
+  const { sources } = step;
+  if (!sources || prompt) return unavailable("sources", "What it drew on");
+  const listed = sharesByPosition(step, position - 1);
+  const total = [...listed.values()].reduce((sum, share) => sum + share, 0);
+  const rows = [...listed].sort((a, b) => b[1] - a[1]).slice(0, 10);
+  const most = rows[0]?.[1] ?? 1;
+  const table = tableOf(["", "", "share", "position"]);
+  for (const [at, share] of rows) {
+    const shown = at === position - 1 ? `${at}, newest` : `${at}`;
+    const row = make("tr", "", wordCell(textAt(at)), cell("bar", barsOf(bar("share", share / most))), cell("", percent(share)), cell("", shown));
+    row.dataset.position = at;
+    table.append(row);
+  }
+  const rest = Math.max(0, 1 - total) + [...listed.values()].sort((a, b) => b - a).slice(10).reduce((sum, share) => sum + share, 0);
+  const restSaid = rest >= 0.0005 ? ` The other ${percent(rest)} is spread over the rest.` : "";
+  const [method, weights] = (record.generation.source_method ?? "").split(";");
+  const by = METHODS[method] ?? method;
+  const how = by ? ` By ${visible(by)}${weights ? `, ${visible(weights)}` : ""}.` : "";
+  return [make("h3", "", "What it drew on"), table, make("p", "", `${SOURCES_SAY}${how}${restSaid}`)];
+}
+
+function layerDetails(step) {
+  const { layers } = step;
+  if (!layers) return unavailable("layers", "How it formed");
+  const table = tableOf(["layer", "", "this token", "leading"]);
+  layers.shares.forEach((share, i) => {
+    const leads = layers.leaders[i] === step.token_id && step.token_id !== undefined;
+    const cells = [cell("", `${i}`), cell("bar", barsOf(bar("layer", share))), cell("", percent(share)), wordCell(textOf(layers.leaders[i]))];
+    table.append(make("tr", leads ? "chosen" : "", ...cells));
+  });
+  return [make("h3", "", "How it formed through the layers"), table, make("p", "", LAYERS_SAY)];
+}
+
+function unavailable(part, heading) {
+  const why = record.generation.unavailable[part];
+  return why ? [make("h3", "", heading), make("p", "", `Not on record: ${visible(why)}.`)] : [];
+}
+
+function timingDetails(step) {
+  if (!step.timing) return [];
+  const { elapsed_ns: elapsed, forward_ns: forward, select_ns: select, batch_size: size, context_length: length } = step.timing;
+  const others = size > 1 ? `, together with ${size - 1} other${size > 2 ? "s" : ""}` : "";
+  const said =
+    `Ready ${duration(elapsed)} after the request. Forward pass ${duration(forward)}, choice ${duration(select)}${others}; ` +
+    `${length.toLocaleString("en")} positions of context.`;
+  return [make("h3", "", "What it cost"), make("p", "", said)];
+}
+
+/** The generation at a glance, with its most surprising tokens; `choose` takes a key. */
+function overview(sequence, choose) {
+  if (!sequence) return [make("h3", "", "No token was generated")];
+  const known = sequence.steps.filter((step) => surprise(step) !== undefined);
+  const mean = known.reduce((sum, step) => sum + surprise(step), 0) / known.length;
+  const out = [make("h3", "", "Choose a token"), make("p", "", "by a click, or with the arrow keys: what else was likely, how it was chosen, what it drew on, how it formed.")];
+  const grid = make("div", "tiles");
+  const add = (value, name) => grid.append(make("div", "", make("b", "", value), name));
+  add(sequence.steps.length.toLocaleString("en"), "tokens");
+  if (known.length && Number.isFinite(mean)) add(Math.abs(mean).toFixed(2), "bits a token");
+  if (sequence.finish_reason) add(visible(sequence.finish_reason.replaceAll("_", " ")), "finished");
+  out.push(grid);
+  if (!known.length) return out;
+  const list = make("ol", "list");
+  for (const step of [...known].sort((a, b) => surprise(b) - surprise(a)).slice(0, 12)) {
+    const text = step.token_id === undefined ? step.text : textOf(step.token_id);
+    const button = make("button", "", make("q", "", ...wordParts(text)), `step ${step.index}`, make("span", "", percent(Math.exp(step.logprob ?? -Infinity))));
+    button.type = "button";
+    button.addEventListener("click", () => choose(`${sequence.index}.${step.index}`));
+    list.append(make("li", "", button));
+  }
+  return [...out, make("h3", "", "Most surprising"), list];
+}
+
+function tableOf(heads) {
+  return make("table", "", make("tr", "", ...heads.map((head) => make("th", "", head))));
+}
+
+/** A heading's words, after the colour of the bars that it stands for. */
+function swatched(className, words) {
+  return make("span", "", make("i", className), words);
+}
+
+function cell(className, content) {
+  return make("td", className, content);
+}
+
+function wordCell(text) {
+  const shown = make("td", "word", ...wordParts(text));
+  shown.title = visible(text);
+  return shown;
+}
+
+function barsOf(...bars) {
+  return make("div", "bars", ...bars);
+}
+
+function bar(className, share) {
+  const shown = make("i", className);
+  shown.style.width = `${Math.min(100, Math.max(0, share * 100))}%`;
+  return shown;
+}
+
+function duration(ns) {
+  if (ns >= 1e9) return `${(ns / 1e9).toFixed(2)} s`;
+  return ns >= 1e6 ? `${(ns / 1e6).toFixed(1)} ms` : `${Math.round(ns / 1e3)} µs`;
+}
