@@ -19,7 +19,10 @@ def inside_step(
     begin: int = 0,
 ) -> Step:
     """A step that drew half on position 1, and led from the middle layer on."""
-    made = step(index, token_id, text, begin=begin)
+    made = step(index, 0, text, begin=begin)
+    made.token_id = token_id
+    made.text_end_byte = begin + len(text.encode("utf-8", "surrogatepass"))
+    made.candidates.token_ids[:] = [token_id, 5 if token_id != 5 else 6]
     newest = num_prompt_tokens + index - 1
     made.timing.context_length = newest + 1
     made.internals.CopyFrom(
