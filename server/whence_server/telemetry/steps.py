@@ -14,6 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from whence.v1.step_pb2 import Step, StepTiming
 from whence_server.telemetry import names
+from whence_server.telemetry.inside import inside_attributes
 from whence_server.telemetry.origin import Origin
 from whence_server.telemetry.wire import length_delimited
 
@@ -147,8 +148,10 @@ class StepSpans:
         floats = [*mould.step_floats(step), *mould.draw_floats(draw)]
         for array in float_arrays:
             floats += array
+        inside = inside_attributes(step) if step.HasField("internals") else b""
         return length_delimited(
-            ScopeSpans.SPANS_FIELD_NUMBER, span.SerializeToString() + mould.floats.filled(floats)
+            ScopeSpans.SPANS_FIELD_NUMBER,
+            span.SerializeToString() + mould.floats.filled(floats) + inside,
         )
 
     def _arrays_of(self, step: Step) -> tuple[Sequence[Any], ...]:
