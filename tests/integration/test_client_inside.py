@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from client_fake_server import TOKEN_IDS, VOCABULARY, FakeServer, journal
@@ -123,3 +124,16 @@ def page_data(path):
     content = path.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="record">(.*?)</script>', content)
     return json.loads(found[1])
+
+
+def test_the_documents_example_runs(server, capsys):
+    server.script.events = inside_journal()
+    document = Path(__file__).parents[2] / "docs" / "why.md"
+    (code,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    assert '"127.0.0.1:50051"' in code
+    names: dict[str, object] = {}
+    exec(code.replace('"127.0.0.1:50051"', repr(server.target)), names)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "'Hello' [('Hello', 0.5), ('<s>', 0.125)]"
+    assert len(told) == 2 * len(TOKEN_IDS)
+    assert str(names["html"]).startswith("<!doctype html>")

@@ -93,9 +93,9 @@ def test_a_click_on_a_token_brings_up_all_that_is_on_record(driver, opened):
     assert not all_of(driver, "#text .by-sources, #text.by-sources")
     driver.find_element(By.ID, "t0.2").click()
     said = panel(driver)
-    for heading in ("What was likely", "What the settings made of it", "The choice"):
+    for heading in ("What was likely", "How it was chosen", "How it formed through the layers"):
         assert heading in said
-    for heading in ("What it drew on", "How it formed through the layers", "What it cost"):
+    for heading in ("What it drew on", "What it cost"):
         assert heading in said
     # Two candidates with two bars each; of the one that a processor removed, the second is empty.
     assert len(all_of(driver, "#details .bars i.drawn")) == 2
@@ -161,7 +161,7 @@ def test_the_keys_do_what_the_mouse_does(driver, opened):
     assert chosen() == []
     assert "Most surprising" in panel(driver)
     # Every control can be reached by the tabulator.
-    assert all_of(driver, "[tabindex='-1']:not(aside)") == []
+    assert all_of(driver, "[tabindex='-1']") == []
 
 
 def test_the_colours_can_be_changed_back_to_surprise(driver, opened):
@@ -202,6 +202,29 @@ def test_a_page_without_internals_says_what_is_missing_and_why(driver, opened, t
     said = panel(driver)
     assert "What it drew on" in said
     assert "Not on record: its last stages cannot be told apart." in said
+
+
+def test_of_many_candidates_the_chosen_is_among_those_that_are_shown(driver, opened, tmp_path):
+    events = inside_journal()
+    candidates = events[1].steps.steps[0].candidates
+    candidates.token_ids[:] = [*range(100, 150), 1]
+    candidates.logprobs[:] = candidates.sampling_logprobs[:] = [-5.0] * 51
+    save(tmp_path / "many.html", events, HOSTILE)
+    show(driver, tmp_path / "many.html", "0.0")
+    (chosen,) = all_of(driver, "#details tr.chosen:has(.drawn)")
+    assert chosen.is_displayed()
+    assert "41 more" in panel(driver)
+
+
+def test_layers_that_agree_share_a_row_where_there_are_many(driver, opened, tmp_path):
+    events = inside_journal()
+    internals = events[1].steps.steps[0].internals
+    internals.layer_shares[:] = [layer / 100 for layer in range(32)]
+    internals.layer_leaders[:] = [1] * 20 + [0] * 12
+    save(tmp_path / "deep.html", events, HOSTILE)
+    show(driver, tmp_path / "deep.html", "0.0")
+    rows = [row.find_element(By.XPATH, "../../..").text for row in all_of(driver, ".bars i.layer")]
+    assert [row.split()[:2] for row in rows] == [["0\u201319", "19.0%"], ["20\u201331", "31.0%"]]
 
 
 def test_sequences_have_a_text_each(driver, opened, tmp_path):

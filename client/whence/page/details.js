@@ -4,6 +4,9 @@ const LAYERS_SAY =
   "The model's own final stages applied to each layer, among these candidates only: " +
   "what is decodable there, not what caused the choice.";
 const SOURCES_SAY = "Direct sources: what the newest position read through attention. Not information flow, not cause.";
+const NUM_SOURCES = 6; // shown at first, like the next
+const NUM_CANDIDATES = 10;
+const MOST_LAYERS = 16;
 const METHODS = { "value-norm-attention/1": "attention weighted by the norm of the values" };
 
 /** Everything that is recorded of a step, as elements. */
@@ -13,10 +16,9 @@ function stepDetails(step, place) {
     make("p", "place", placeLine(step, place)),
     tiles(step),
     ...candidateDetails(step),
-    ...processorDetails(step),
-    ...drawDetails(step, place),
-    ...sourceDetails(step, place),
+    ...choiceDetails(step, place),
     ...layerDetails(step),
+    ...sourceDetails(step, place),
     ...timingDetails(step),
   ].filter(Boolean);
 }
@@ -46,20 +48,22 @@ function candidateDetails(step) {
   if (!ids.length) return [];
   const rows = ids.map((id, i) => ({ id, model: logprobs[i], drawn: sampling[i] }));
   if (!ids.includes(step.token_id)) rows.push({ id: step.token_id, model: step.logprob, drawn: step.sampling_logprob });
+  const chosen = rows.findIndex((row) => row.id === step.token_id);
+  // What was chosen is never among those that have to be unfolded.
+  if (chosen >= NUM_CANDIDATES) rows.splice(NUM_CANDIDATES - 1, 0, ...rows.splice(chosen, 1));
   const processed = rows.some((row) => row.drawn !== undefined);
   const most = Math.max(...rows.flatMap((row) => [Math.exp(row.model ?? -Infinity), Math.exp(row.drawn ?? -Infinity)]));
   const heads = ["", "", swatched("", "the model")];
   if (processed) heads.push(swatched("drawn", step.draw ? "drawn from" : "chosen from"));
-  const table = tableOf(heads);
-  for (const row of rows) {
+  const shown = rows.map((row) => {
     const model = Math.exp(row.model ?? -Infinity);
     const drawn = Math.exp(row.drawn ?? -Infinity);
     const bars = [bar("", model / most), ...(processed ? [bar("drawn", drawn / most)] : [])];
     const cells = [wordCell(textOf(row.id)), cell("bar", barsOf(...bars)), cell("", percent(model))];
     if (processed) cells.push(row.drawn === null ? cell("gone", "removed") : cell("", percent(drawn)));
-    table.append(make("tr", row.id === step.token_id ? "chosen" : "", ...cells));
-  }
-  const out = [make("h3", "", "What was likely"), table];
+    return make("tr", row.id === step.token_id ? "chosen" : "", ...cells);
+  });
+  const out = [make("h3", "", "What was likely"), ...shortened(heads, shown, NUM_CANDIDATES)];
   if (step.entropy !== undefined) {
     const choices = Math.exp(step.entropy);
     out.push(make("p", "", `Entropy ${(step.entropy / Math.LN2).toFixed(1)} bits: as open as ${choices < 10 ? choices.toFixed(1) : Math.round(choices).toLocaleString("en")} equally likely tokens.`));
@@ -67,29 +71,28 @@ function candidateDetails(step) {
   return out;
 }
 
-function processorDetails(step) {
-  if (!step.processors) return [];
-  const { num_kept: kept, removed_mass: removed, token_logprobs: after } = step.processors;
-  const table = tableOf(["", "tokens kept", "mass removed", "this token then"]);
+/** What each setting did to the distribution, and how the token was taken from what was left. */
+function choiceDetails(step, place) {
+  const said = place.prompt ? "" : [drawSentence(step), noiseSentence(step, place)].filter(Boolean).join(" ");
+  const out = step.processors ? [processorTable(step.processors)] : [];
+  if (said) out.push(make("p", "", said));
+  return out.length ? [make("h3", "", "How it was chosen"), ...out] : [];
+}
+
+function processorTable({ num_kept: kept, removed_mass: removed, token_logprobs: after }) {
+  const table = tableOf(["after", "tokens left", "mass removed", "this token"]);
   kept.forEach((count, i) => {
     const name = record.generation.processor_names[i] ?? `processor ${i}`;
     const cells = [cell("", visible(name)), cell("", count.toLocaleString("en")), cell("", percent(removed[i]))];
     table.append(make("tr", "", ...cells, cell("", percent(Math.exp(after[i] ?? -Infinity)))));
   });
-  return [make("h3", "", "What the settings made of it"), table];
+  return table;
 }
 
-function drawDetails(step, { prompt, sequence }) {
-  if (prompt) return [];
-  const said = make("p", "said", drawSentence(step));
-  if (!said.textContent) return [];
-  const out = [make("h3", "", "The choice"), said];
-  if (step.draw) {
-    const seed = record.generation.decoding.sample?.seed;
-    const of = `seed ${seed ?? "?"}, sequence ${sequence}, index ${step.index}`;
-    out.push(make("p", "", `Noise ${step.draw.noise}: a function of ${of} and the token's id alone.`));
-  }
-  return out;
+function noiseSentence({ draw, index }, { sequence }) {
+  if (!draw) return "";
+  const seed = record.generation.decoding.sample?.seed ?? "?";
+  return `Its noise, ${draw.noise}, is a function of seed ${seed}, sequence ${sequence}, index ${index} and its id alone.`;
 }
 
 function drawSentence(step) {
@@ -108,37 +111,47 @@ function drawSentence(step) {
 }
 
 function sourceDetails(step, { prompt, position, textAt }) {
-  const { sources } = step;
-  if (!sources || prompt) return unavailable("sources", "What it drew on");
-  const listed = sharesByPosition(step, position - 1);
-  const total = [...listed.values()].reduce((sum, share) => sum + share, 0);
-  const rows = [...listed].sort((a, b) => b[1] - a[1]).slice(0, 10);
-  const most = rows[0]?.[1] ?? 1;
-  const table = tableOf(["", "", "share", "position"]);
-  for (const [at, share] of rows) {
-    const shown = at === position - 1 ? `${at}, newest` : `${at}`;
-    const row = make("tr", "", wordCell(textAt(at)), cell("bar", barsOf(bar("share", share / most))), cell("", percent(share)), cell("", shown));
+  if (!step.sources || prompt) return unavailable("sources", "What it drew on");
+  const newest = position - 1;
+  const listed = [...sharesByPosition(step, newest)].sort((a, b) => b[1] - a[1]);
+  const most = listed[0]?.[1] || 1;
+  const rows = listed.map(([at, share]) => {
+    const cells = [wordCell(textAt(at)), cell("bar", barsOf(bar("share", share / most))), cell("", percent(share))];
+    const row = make("tr", "", ...cells, cell("", at === newest ? `${at}, newest` : `${at}`));
     row.dataset.position = at;
-    table.append(row);
-  }
-  const rest = Math.max(0, 1 - total) + [...listed.values()].sort((a, b) => b - a).slice(10).reduce((sum, share) => sum + share, 0);
-  const restSaid = rest >= 0.0005 ? ` The other ${percent(rest)} is spread over the rest.` : "";
+    row.tabIndex = 0;
+    return row;
+  });
+  const out = [make("h3", "", "What it drew on"), ...shortened(["", "", "share", "position"], rows, NUM_SOURCES)];
+  const rest = 1 - listed.reduce((sum, [, share]) => sum + share, 0);
   const [method, weights] = (record.generation.source_method ?? "").split(";");
   const by = METHODS[method] ?? method;
-  const how = by ? ` By ${visible(by)}${weights ? `, ${visible(weights)}` : ""}.` : "";
-  return [make("h3", "", "What it drew on"), table, make("p", "", `${SOURCES_SAY}${how}${restSaid}`)];
+  const said = [SOURCES_SAY];
+  if (by) said.push(`By ${visible(by)}${weights ? `, ${visible(weights)}` : ""}.`);
+  if (rest >= 0.0005) said.push(`The other ${percent(rest)} is spread over positions not listed.`);
+  return [...out, make("p", "", said.join(" "))];
 }
 
 function layerDetails(step) {
-  const { layers } = step;
-  if (!layers) return unavailable("layers", "How it formed");
-  const table = tableOf(["layer", "", "this token", "leading"]);
-  layers.shares.forEach((share, i) => {
-    const leads = layers.leaders[i] === step.token_id && step.token_id !== undefined;
-    const cells = [cell("", `${i}`), cell("bar", barsOf(bar("layer", share))), cell("", percent(share)), wordCell(textOf(layers.leaders[i]))];
-    table.append(make("tr", leads ? "chosen" : "", ...cells));
+  if (!step.layers) return unavailable("layers", "How it formed");
+  const rows = layerRuns(step.layers).map(({ first, last, share, leader }) => {
+    const leads = leader !== null && leader === step.token_id;
+    const cells = [cell("", first === last ? `${first}` : `${first}–${last}`), cell("bar", barsOf(bar("layer", share)))];
+    return make("tr", leads ? "chosen" : "", ...cells, cell("", percent(share)), wordCell(textOf(leader)));
   });
-  return [make("h3", "", "How it formed through the layers"), table, make("p", "", LAYERS_SAY)];
+  return [make("h3", "", "How it formed through the layers"), tableOf(["layer", "", "this token", "leading"], ...rows), make("p", "", LAYERS_SAY)];
+}
+
+/** A row for each layer; of many, one for each run with the same leader, as its last has it. */
+function layerRuns({ shares, leaders }) {
+  const runs = [];
+  shares.forEach((share, layer) => {
+    const leader = leaders[layer] ?? null;
+    const before = runs.at(-1);
+    if (shares.length > MOST_LAYERS && before?.leader === leader) Object.assign(before, { last: layer, share });
+    else runs.push({ first: layer, last: layer, share, leader });
+  });
+  return runs;
 }
 
 function unavailable(part, heading) {
@@ -172,7 +185,7 @@ function overview(sequence, choose) {
   const list = make("ol", "list");
   for (const step of [...known].sort((a, b) => surprise(b) - surprise(a)).slice(0, 12)) {
     const text = step.token_id === undefined ? step.text : textOf(step.token_id);
-    const button = make("button", "", make("q", "", ...wordParts(text)), `step ${step.index}`, make("span", "", percent(Math.exp(step.logprob ?? -Infinity))));
+    const button = make("button", "", make("q", "", ...wordParts(text)), make("span", "soft", `step ${step.index}`), make("span", "number", percent(Math.exp(step.logprob ?? -Infinity))));
     button.type = "button";
     button.addEventListener("click", () => choose(`${sequence.index}.${step.index}`));
     list.append(make("li", "", button));
@@ -180,13 +193,20 @@ function overview(sequence, choose) {
   return [...out, make("h3", "", "Most surprising"), list];
 }
 
-function tableOf(heads) {
-  return make("table", "", make("tr", "", ...heads.map((head) => make("th", "", head))));
+function tableOf(heads, ...rows) {
+  return make("table", "", make("tr", "", ...heads.map((head) => make("th", "", head))), ...rows);
 }
 
 /** A heading's words, after the colour of the bars that it stands for. */
 function swatched(className, words) {
   return make("span", "", make("i", className), words);
+}
+
+/** A table of the first rows; the others can be unfolded. */
+function shortened(heads, rows, length) {
+  if (rows.length <= length + 1) return [tableOf(heads, ...rows)];
+  const more = make("summary", "", `${rows.length - length} more`);
+  return [tableOf(heads, ...rows.slice(0, length)), make("details", "", more, tableOf(heads, ...rows.slice(length)))];
 }
 
 function cell(className, content) {

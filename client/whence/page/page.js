@@ -49,8 +49,17 @@ function choose(key) {
   panel.classList.toggle("idle", !span);
   panel.scrollTop = 0;
   paint(step, span);
-  history.replaceState(null, "", span ? `#${key}` : location.pathname);
+  remember(shown.chosen);
   if (span) span.scrollIntoView({ block: "nearest" });
+}
+
+/** Keeps the choice in the address, so that it can be handed on. */
+function remember(key) {
+  try {
+    history.replaceState(null, "", key === null ? location.pathname : `#${key}`);
+  } catch {
+    // Inside of another document, the page has no address of its own.
+  }
 }
 
 function paint(step, span) {
@@ -72,8 +81,7 @@ function surpriseLegend() {
 
 function shareLegend(most) {
   const boxes = Array.from({ length: NUM_SHARES + 1 }, (_, i) => make("span", i ? `b${i}` : ""));
-  const half = (NUM_SHARES / 2 / NUM_SHARES) ** 2 * most;
-  return legend("What the chosen token drew on directly", boxes, ["0", percent(half), percent(most)]);
+  return legend("What the chosen token drew on directly", boxes, ["0", percent(most / 2), percent(most)]);
 }
 
 function legend(says, boxes, ticks) {
@@ -112,9 +120,10 @@ text.addEventListener("click", (event) => {
 });
 panel.addEventListener("mouseover", (event) => link(event.target.closest("[data-position]")));
 panel.addEventListener("mouseleave", () => link(null));
-panel.addEventListener("click", (event) => {
-  const row = event.target.closest("[data-position]");
-  if (row) shown.spans.get(Number(row.dataset.position))?.scrollIntoView({ block: "center" });
+panel.addEventListener("focusin", (event) => link(event.target.closest("[data-position]")));
+panel.addEventListener("click", (event) => find(event.target.closest("[data-position]")));
+panel.addEventListener("keydown", (event) => {
+  if (event.key === "Enter") find(event.target.closest("[data-position]"));
 });
 document.getElementById("shade").addEventListener("click", (event) => {
   if (!event.target.dataset.shade) return;
@@ -136,9 +145,15 @@ function redraw() {
   paint(span ? stepOf(shown.chosen) : null, span);
 }
 
+/** Marks the token that a row of the panel is about. */
 function link(row) {
   document.querySelector("#text .linked")?.classList.remove("linked");
   if (row) shown.spans.get(Number(row.dataset.position))?.classList.add("linked");
+}
+
+/** Brings the token that a row of the panel is about into sight. */
+function find(row) {
+  if (row) shown.spans.get(Number(row.dataset.position))?.scrollIntoView({ block: "center" });
 }
 
 /** Opens a token by its key, in whichever sequence it is. */

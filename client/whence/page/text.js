@@ -111,7 +111,7 @@ function paintSources(spans, step, newest) {
 }
 
 function shareClass(share, most) {
-  return Math.max(1, Math.ceil(Math.sqrt(share / most) * NUM_SHARES));
+  return Math.max(1, Math.ceil((share / most) * NUM_SHARES));
 }
 
 /** Shares by position, the newest among them. */
