@@ -97,6 +97,15 @@ def test_the_page_of_a_generation_is_written(server, command, tmp_path):
     assert page_data(live)["vocabulary"]["1"] == "Hello"
 
 
+def test_another_models_vocabulary_is_not_taken_for_this_ones(server, command, tmp_path):
+    server.script.events = inside_journal()
+    server.script.events[0].started.tokenizer_digest = "of a model that is gone"
+    path = tmp_path / "old.html"
+    assert command("generations", "show", "g", "--html", str(path)).returncode == 0
+    assert page_data(path)["vocabulary"] == {}
+    assert page_data(path)["sequences"][0]["text"] == TEXT
+
+
 def test_a_failed_generation_has_its_page_too(server, command, tmp_path):
     failure = pb.Failure(code=13, reason="NON_FINITE_LOGITS", message="logits are NaN")
     server.script.events = journal(reason=pb.FINISH_REASON_FAILED, failure=failure)

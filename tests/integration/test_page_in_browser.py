@@ -160,6 +160,9 @@ def test_the_keys_do_what_the_mouse_does(driver, opened):
     text.send_keys(Keys.ESCAPE)
     assert chosen() == []
     assert "Most surprising" in panel(driver)
+    driver.find_element(By.ID, "t0.1").click()
+    driver.find_element(By.CSS_SELECTOR, "#details .close").send_keys(Keys.ENTER)
+    assert chosen() == []
     # Every control can be reached by the tabulator.
     assert all_of(driver, "[tabindex='-1']") == []
 

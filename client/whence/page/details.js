@@ -139,7 +139,9 @@ function layerDetails(step) {
     const cells = [cell("", first === last ? `${first}` : `${first}–${last}`), cell("bar", barsOf(bar("layer", share)))];
     return make("tr", leads ? "chosen" : "", ...cells, cell("", percent(share)), wordCell(textOf(leader)));
   });
-  return [make("h3", "", "How it formed through the layers"), tableOf(["layer", "", "this token", "leading"], ...rows), make("p", "", LAYERS_SAY)];
+  const table = tableOf(["layer", "", "this token", "leading"], ...rows);
+  table.className = "layers";
+  return [make("h3", "", "How it formed through the layers"), table, make("p", "", LAYERS_SAY)];
 }
 
 /** A row for each layer; of many, one for each run with the same leader, as its last has it. */

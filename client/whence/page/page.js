@@ -41,7 +41,8 @@ function choose(key) {
     text.setAttribute("aria-activedescendant", span.id);
     const position = Number(span.dataset.position);
     const prompt = key.startsWith("prompt.");
-    panel.replaceChildren(...stepDetails(step, { prompt, sequence: shown.sequence?.index, position, textAt }));
+    const place = { prompt, sequence: shown.sequence?.index, position, textAt };
+    panel.replaceChildren(closeButton(), ...stepDetails(step, place));
   } else {
     text.removeAttribute("aria-activedescendant");
     panel.replaceChildren(...overview(shown.sequence, choose));
@@ -51,6 +52,14 @@ function choose(key) {
   paint(step, span);
   remember(shown.chosen);
   if (span) span.scrollIntoView({ block: "nearest" });
+}
+
+function closeButton() {
+  const button = make("button", "close", "×");
+  button.type = "button";
+  button.setAttribute("aria-label", "Back to the overview");
+  button.addEventListener("click", () => choose(null));
+  return button;
 }
 
 /** Keeps the choice in the address, so that it can be handed on. */
