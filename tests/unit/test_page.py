@@ -232,5 +232,5 @@ def test_the_wheel_has_the_parts_of_the_page(tmp_path):
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
     parts = {part.name for part in files("whence.page").iterdir() if "." in part.name}
-    assert {"page.html", "page.css", "page.js", "details.js", "text.js"} <= parts
+    assert {"page.html", "page.css", "page.js", "details.js", "text.js", "parts.js"} <= parts
     assert {f"whence/page/{part}" for part in parts if part != "__pycache__"} <= names

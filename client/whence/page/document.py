@@ -14,7 +14,7 @@ from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
 
-_PROGRAM = ("text.js", "details.js", "page.js")
+_PROGRAM = ("parts.js", "text.js", "details.js", "page.js")
 # What a browser would take for the end of a script, or for markup inside of it.
 _MARKUP = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 

@@ -3,13 +3,23 @@
 const text = document.getElementById("text");
 const panel = document.getElementById("details");
 const strip = document.getElementById("strip");
-const shown = { sequence: record.sequences[0], spans: new Map(), options: [], chosen: null, by: "sources" };
+const shown = {
+  sequence: record.sequences[0],
+  spans: new Map(),
+  options: [],
+  chosen: null,
+  by: "sources",
+};
 
 /** Shows a sequence's text after the prompt; nothing is chosen. */
 function showSequence(sequence) {
   shown.sequence = sequence;
   const spans = [...promptSpans(), ...(sequence ? outputSpans(sequence) : [])];
-  shown.spans = new Map(spans.filter((span) => span.dataset.position).map((span) => [Number(span.dataset.position), span]));
+  shown.spans = new Map(
+    spans
+      .filter((span) => span.dataset.position)
+      .map((span) => [Number(span.dataset.position), span]),
+  );
   shown.options = spans.filter((span) => span.dataset.key);
   text.replaceChildren(...spans);
   for (const button of document.querySelectorAll("#sequences button")) {
@@ -77,40 +87,58 @@ function paint(step, span) {
   text.classList.toggle("by-sources", bySources);
   const choice = document.getElementById("shade");
   choice.hidden = !most;
-  for (const button of choice.children) button.setAttribute("aria-pressed", String((button.dataset.shade === "sources") === bySources));
-  document.getElementById("legend").replaceChildren(...(bySources ? shareLegend(most) : surpriseLegend()));
+  for (const button of choice.children)
+    button.setAttribute("aria-pressed", String((button.dataset.shade === "sources") === bySources));
+  document
+    .getElementById("legend")
+    .replaceChildren(...(bySources ? shareLegend(most) : surpriseLegend()));
   const steps = shown.sequence?.steps ?? [];
   drawStrip(strip, steps, step ? steps.indexOf(step) : -1);
 }
 
 function surpriseLegend() {
   const boxes = Array.from({ length: NUM_SURPRISES + 1 }, (_, bits) => make("span", `s${bits}`));
-  return legend("How surprising each token was to the model", boxes, ["certain", "1 in 8", "1 in 64", "1 in 512"]);
+  return legend("How surprising each token was to the model", boxes, [
+    "certain",
+    "1 in 8",
+    "1 in 64",
+    "1 in 512",
+  ]);
 }
 
 function shareLegend(most) {
   const boxes = Array.from({ length: NUM_SHARES + 1 }, (_, i) => make("span", i ? `b${i}` : ""));
-  return legend("What the chosen token drew on directly", boxes, ["0", percent(most / 2), percent(most)]);
+  return legend("What the chosen token drew on directly", boxes, [
+    "0",
+    percent(most / 2),
+    percent(most),
+  ]);
 }
 
 function legend(says, boxes, ticks) {
   const scale = make("div", "scale", ...boxes);
   scale.setAttribute("aria-hidden", "true");
-  return [make("div", "", says), scale, make("div", "ticks", ...ticks.map((tick) => make("span", "", tick)))];
+  return [
+    make("div", "", says),
+    scale,
+    make("div", "ticks", ...ticks.map((tick) => make("span", "", tick))),
+  ];
 }
 
 function textAt(position) {
   const { token_ids: ids, num_tokens: length } = record.prompt;
   if (position < length) return textOf(ids[position]);
   const step = shown.sequence?.steps.find((each) => each.index === position - length);
-  return step ? textOf(step.token_id) : "?";
+  if (!step) return "?";
+  return step.token_id === undefined ? step.text : textOf(step.token_id);
 }
 
 /** Moves the choice by so many tokens; from none, to the first or the last. */
 function move(by) {
   const now = shown.options.findIndex((span) => span.dataset.key === shown.chosen);
   const start = shown.options.findIndex((span) => !span.dataset.key.startsWith("prompt."));
-  const next = now < 0 ? Math.max(start, 0) : Math.min(Math.max(now + by, 0), shown.options.length - 1);
+  const next =
+    now < 0 ? Math.max(start, 0) : Math.min(Math.max(now + by, 0), shown.options.length - 1);
   if (shown.options[next]) choose(shown.options[next].dataset.key);
 }
 
@@ -119,7 +147,8 @@ const KEYS = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape") choose(null);
-  else if (event.key in KEYS && (event.target === text || event.target === document.body)) move(KEYS[event.key]);
+  else if (event.key in KEYS && (event.target === text || event.target === document.body))
+    move(KEYS[event.key]);
   else return;
   event.preventDefault();
 });
@@ -176,10 +205,14 @@ function showFacts() {
   const { generation, sequences } = record;
   const count = sequences.reduce((sum, each) => sum + each.steps.length, 0);
   const parts = [`${count.toLocaleString("en")} tokens`];
-  if (generation.finish_reason) parts.push(`finished: ${generation.finish_reason.replaceAll("_", " ")}`);
+  if (generation.finish_reason)
+    parts.push(`finished: ${generation.finish_reason.replaceAll("_", " ")}`);
   if (generation.failure) parts.push(generation.failure);
-  if (generation.start_time) parts.push(generation.start_time.replace("T", " ").replace(/\.\d+Z$/, "Z"));
-  document.getElementById("facts").append(make("b", "", visible(generation.model)), ` · ${visible(parts.join(" · "))}`);
+  if (generation.start_time)
+    parts.push(generation.start_time.replace("T", " ").replace(/\.\d+Z$/, "Z"));
+  document
+    .getElementById("facts")
+    .append(make("b", "", visible(generation.model)), ` · ${visible(parts.join(" · "))}`);
   const list = document.querySelector("#provenance dl");
   const { digests, environment, decoding, trace, labels } = generation;
   const facts = { generation: generation.id, trace: generation.trace_id };
@@ -189,7 +222,8 @@ function showFacts() {
   facts["computed by"] = JSON.stringify(environment);
   for (const [name, value] of Object.entries(labels)) facts[`label ${name}`] = value;
   for (const [name, value] of Object.entries(facts)) {
-    if (value && value !== "{}") list.append(make("dt", "", visible(name)), make("dd", "", visible(value)));
+    if (value && value !== "{}")
+      list.append(make("dt", "", visible(name)), make("dd", "", visible(value)));
   }
   const nav = document.getElementById("sequences");
   nav.hidden = sequences.length < 2;

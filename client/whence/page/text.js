@@ -1,36 +1,8 @@
-"use strict";
 // The text: one span for each token, coloured by its surprise, or by what another drew on it.
 
 const record = JSON.parse(document.getElementById("record").textContent);
 const NUM_SURPRISES = 9; // bits; what is rarer looks the same
 const NUM_SHARES = 8;
-
-// Characters that would not be seen, or that make a line read otherwise than it was written.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
-
-/** An element with its class, its text or children; text is never taken for markup. */
-function make(tag, className, ...children) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children);
-  return element;
-}
-
-/** Text with what would not be seen made visible. */
-function visible(text) {
-  return text.replace(HIDDEN, (one) => "\\u" + one.charCodeAt(0).toString(16).padStart(4, "0"));
-}
-
-/** A token on one line, its blanks made visible. */
-function worded(text) {
-  return visible(text).replace(/\n/g, "↵").replace(/\t/g, "⇥");
-}
-
-/** The same as elements: a blank is a faint dot. */
-function wordParts(text) {
-  const pieces = worded(text).split(/( +|↵|⇥)/);
-  return pieces.filter(Boolean).map((piece) => (/[ ↵⇥]/.test(piece) ? make("span", "blank", piece.replace(/ /g, "·")) : piece));
-}
 
 /** A token's own text by its id; its number where the vocabulary is not known. */
 function textOf(tokenId) {
@@ -86,7 +58,7 @@ function makeOption(span, key, step, text) {
   span.classList.add(surpriseClass(step));
   span.setAttribute("role", "option");
   span.setAttribute("aria-selected", "false");
-  const said = step.logprob === undefined ? "" : `, ${percent(Math.exp(step.logprob ?? -Infinity))}`;
+  const said = step.logprob === undefined ? "" : `, ${percent(probability(step.logprob))}`;
   span.setAttribute("aria-label", worded(text) + said);
 }
 
@@ -122,12 +94,6 @@ function sharesByPosition(step, newest) {
   return found;
 }
 
-function percent(share) {
-  if (!(share > 0)) return share === 0 ? "0%" : "";
-  if (share < 0.0005) return share < 0.00005 ? "<0.01%" : `${(share * 100).toFixed(2)}%`;
-  return `${(share * 100).toFixed(share >= 0.9995 ? 0 : 1)}%`;
-}
-
 /** Bars of surprise along the output, and where the chosen token is. */
 function drawStrip(canvas, steps, chosen) {
   const ratio = window.devicePixelRatio || 1;
@@ -144,7 +110,11 @@ function drawStrip(canvas, steps, chosen) {
     const tall = Math.max(1.5, (Math.min(bits, 12) / 12) * (height - 3));
     const chosenOne = index === chosen;
     pen.fillStyle = style.getPropertyValue(
-      chosenOne ? "--accent" : bits < 0.5 ? "--line" : `--s${Math.min(Math.max(Math.round(bits), 3), NUM_SURPRISES)}`,
+      chosenOne
+        ? "--accent"
+        : bits < 0.5
+          ? "--line"
+          : `--s${Math.min(Math.max(Math.round(bits), 3), NUM_SURPRISES)}`,
     );
     pen.fillRect(index * step, height - tall, Math.max(step - (step > 3 ? 1 : 0), 0.6), tall);
   });
