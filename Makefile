@@ -52,6 +52,10 @@ format: setup ## Put code and contract into their format
 bench: setup ## Measure the figures of the README, as ratios
 	$(BIN)/python tests/benchmarks/run.py
 
+.PHONY: picture
+picture: setup ## Take the README's picture of a generation's page, from a server that is up
+	$(BIN)/python tests/pictures/page.py
+
 # An old code generator on purpose: what it writes runs on every protobuf from 4.25 on, so that
 # the client forces no upgrade on its users. It wants an old runtime, hence its own environment.
 $(CODEGEN_VENV)/.ready: Makefile

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         WhenceError,
     )
     from whence.generation import FinishReason, GeneratedSequence
+    from whence.internals import Internals, Layer, Source
     from whence.options import ChatMessage, GenerateOptions
     from whence.tokens import Candidate, Draw, ProcessorEffect, Timing, Token
     from whence.vocabulary import Vocabulary
@@ -60,11 +61,14 @@ __all__ = [
     "Generation",
     "GenerationFailedError",
     "InternalError",
+    "Internals",
     "InvalidRequestError",
+    "Layer",
     "NotFoundError",
     "PermissionDeniedError",
     "ProcessorEffect",
     "ResourceExhaustedError",
+    "Source",
     "Timing",
     "Token",
     "UnauthenticatedError",
@@ -86,7 +90,10 @@ _MODULES = {
     "GenerateOptions": "whence.options",
     "GeneratedSequence": "whence.generation",
     "Generation": "whence.client",
+    "Internals": "whence.internals",
+    "Layer": "whence.internals",
     "ProcessorEffect": "whence.tokens",
+    "Source": "whence.internals",
     "Timing": "whence.tokens",
     "Token": "whence.tokens",
     "Vocabulary": "whence.vocabulary",

@@ -271,7 +271,7 @@ class AsyncGenerations:
             generation_id=generation_id, prompt=prompt, page_size=page_size
         )
         async for page in self._calls.pages(self._calls.trace.ListSteps, request):
-            for token in reader.read(page.steps):
+            for token in reader.read(page.steps, prompt=prompt):
                 yield token
 
     def watch(

@@ -259,7 +259,7 @@ class Generations:
             generation_id=generation_id, prompt=prompt, page_size=page_size
         )
         for page in self._calls.pages(self._calls.trace.ListSteps, request):
-            yield from reader.read(page.steps)
+            yield from reader.read(page.steps, prompt=prompt)
 
     def watch(
         self,

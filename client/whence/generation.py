@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from whence.backoff import Backoff, RetryPolicy
+from whence.context import Context
 from whence.errors import Code, GenerationFailedError
 from whence.options import GenerateOptions, Prompt
 from whence.requests import generate_request
@@ -77,10 +78,23 @@ class TokenReader:
         self._started = started
         self._processor_names = tuple(started.processor_names)
         self._lookup = lookup
+        self._context = Context(started.prompt_token_ids)
 
-    def read(self, steps: Iterable[Step]) -> list[Token]:
-        """The steps as typed views."""
-        return [Token(step, self._processor_names, self._text_of) for step in steps]
+    def read(self, steps: Iterable[Step], *, prompt: bool = False) -> list[Token]:
+        """The steps as typed views.
+
+        Args:
+            steps: the generation's, or of its prompt.
+            prompt: whether they are the prompt's.
+        """
+        if prompt:
+            nothing = Context(())
+            return [Token(step, self._processor_names, self._text_of, nothing) for step in steps]
+        tokens = []
+        for step in steps:
+            self._context.add(step)
+            tokens.append(Token(step, self._processor_names, self._text_of, self._context))
+        return tokens
 
     def _text_of(self, token_id: int) -> str:
         return self._lookup(self._started.model, self._started.tokenizer_digest, token_id)
@@ -159,7 +173,7 @@ class GenerationState:
             case "finished":
                 self._finished = event.finished
             case "prompt_steps":
-                self._prompt_tokens += self._reader.read(event.prompt_steps.steps)
+                self._prompt_tokens += self._reader.read(event.prompt_steps.steps, prompt=True)
             case "steps":
                 for step in event.steps.steps:
                     self._texts.setdefault(step.sequence_index, []).append(step.text)

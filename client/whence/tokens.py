@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from whence.context import Context
+from whence.internals import Internals
 from whence.v1.step_pb2 import Step
 
 
@@ -88,6 +90,7 @@ class Token:
     """The record itself; see step.proto."""
     _processor_names: tuple[str, ...] = field(repr=False, compare=False)
     _text_of: Callable[[int], str] = field(repr=False, compare=False)
+    _context: Context = field(repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -213,6 +216,31 @@ class Token:
             timing.batch_size,
             timing.context_length,
         )
+
+    @property
+    def internals(self) -> Internals | None:
+        """How the token formed inside the model; only with `detail="internals"`."""
+        if not self.step.HasField("internals"):
+            return None
+        return Internals(self.step, self._context, self._text_of)
+
+    @property
+    def context_token_ids(self) -> tuple[int, ...]:
+        """The tokens that it follows, which `internals.sources` gives positions in.
+
+        The prompt's, then its own sequence's; empty where the content policy keeps ids out
+        of the journal, and of a prompt's own tokens.
+        """
+        return self._context.before(self.sequence_index, self.index)
+
+    def text_of(self, token_id: int) -> str:
+        """Any token's text, from the vocabulary of the model that made this one."""
+        return self._text_of(token_id)
+
+    def text_at(self, position: int) -> str:
+        """The text of the token at a position of its context; empty where that is not known."""
+        token_id = self._context.token_id(self.sequence_index, position)
+        return "" if token_id is None else self._text_of(token_id)
 
 
 def _exp(logprob: float | None) -> float | None:

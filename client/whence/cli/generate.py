@@ -3,10 +3,13 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from whence.cli.connection import connect, key_value
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
+from whence.cli.html import add_html, page_path, save_page
+from whence.cli.inside import inside_lines, missing_lines
 from whence.cli.json_lines import FIELDS, event_objects, line
 from whence.cli.render import painted, safe, table_heading, table_row, wants_color
 from whence.client import Client, Generation
@@ -14,6 +17,7 @@ from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
 from whence.options import GenerateOptions
 from whence.tokens import Token
+from whence.v1.generation_pb2 import GenerationEvent
 
 _ENDED_BY_OTHERS = {FinishReason.CANCELLED, FinishReason.INTERRUPTED, FinishReason.FAILED}
 
@@ -96,6 +100,13 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--candidates", action="store_true", help="each token on a line, with its runners-up"
     )
     form.add_argument("--json", action="store_true", help="one object a line; see below")
+    group.add_argument(
+        "--internals",
+        action="store_true",
+        help="as --candidates, and what each token drew on, and how it formed through the layers: "
+        "asks for --detail internals, and is in --json too",
+    )
+    add_html(group)
     group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     group.add_argument("--quiet", action="store_true", help="no summary on standard error")
 
@@ -108,19 +119,51 @@ def run(arguments: argparse.Namespace) -> int:
         WhenceError: the server's answer was an error.
     """
     begun = time.monotonic()
+    path = page_path(arguments)
     with connect(arguments) as client, _start(client, arguments) as generation:
+        kept: list[Token] | None = None if path is None else []
         try:
-            if arguments.json:
-                _show_json(generation)
-            elif arguments.candidates:
-                _show_table(generation, color=wants_color(arguments.color, sys.stdout))
-            else:
-                _show_text(generation, color=wants_color(arguments.color, sys.stdout))
+            _show(_keeping(generation, kept), generation, arguments)
         finally:
-            # A generation that failed is summed up as well.
+            # A generation that failed is summed up as well, and has its page.
             if generation.finished is not None and not arguments.quiet:
                 print(_summary(generation, time.monotonic() - begun), file=sys.stderr)
+            if path is not None and kept is not None and generation.started is not None:
+                save_page(
+                    path,
+                    client,
+                    generation.started,
+                    generation.finished,
+                    [token.step for token in kept],
+                    prompt_steps=[token.step for token in generation.prompt_tokens],
+                )
         return FAILED if generation.finish_reason in _ENDED_BY_OTHERS else OK
+
+
+def _show(
+    events: Iterator[tuple[GenerationEvent, list[Token]]],
+    generation: Generation,
+    arguments: argparse.Namespace,
+) -> None:
+    color = wants_color(arguments.color, sys.stdout)
+    tokens = (token for _, tokens in events for token in tokens)
+    if arguments.json:
+        _show_json((event for event, _ in events), generation)
+    elif arguments.candidates or arguments.internals:
+        _show_table(tokens, generation, color=color, internals=arguments.internals)
+    else:
+        _show_text(tokens, color=color)
+
+
+def _keeping(
+    generation: Generation, kept: list[Token] | None
+) -> Iterator[tuple[GenerationEvent, list[Token]]]:
+    """The generation's events with their tokens, which are kept if there is a place for them."""
+    for event in generation.events():
+        tokens = generation.tokens_of(event)
+        if kept is not None:
+            kept += tokens
+        yield event, tokens
 
 
 def _start(client: Client, arguments: argparse.Namespace) -> Generation:
@@ -129,6 +172,8 @@ def _start(client: Client, arguments: argparse.Namespace) -> Generation:
         for name in GenerateOptions.__annotations__
         if (value := getattr(arguments, name, None)) is not None
     }
+    if arguments.internals and options.setdefault("detail", "internals") != "internals":
+        raise UsageError(f"--internals asks for them, and --detail {arguments.detail} does not")
     for name in ("labels", "logit_bias"):
         if name in options:
             options[name] = dict(options[name])
@@ -143,11 +188,11 @@ def _start(client: Client, arguments: argparse.Namespace) -> Generation:
         raise UsageError(str(error)) from None
 
 
-def _show_text(generation: Generation, *, color: bool) -> None:
+def _show_text(tokens: Iterable[Token], *, color: bool) -> None:
     """The first sequence as it comes; the others, which come between, after it."""
     later: dict[int, list[str]] = {}
     try:
-        for token in generation:
+        for token in tokens:
             shown = _shown(token, color=color)
             if token.sequence_index == 0:
                 print(shown, end="", flush=True)
@@ -163,15 +208,22 @@ def _shown(token: Token, *, color: bool) -> str:
     return painted(safe(token.text), token.probability) if color else safe(token.text)
 
 
-def _show_table(generation: Generation, *, color: bool) -> None:
+def _show_table(
+    tokens: Iterable[Token], generation: Generation, *, color: bool, internals: bool
+) -> None:
     print(table_heading())
-    for token in generation:
+    for count, token in enumerate(tokens):
+        if internals and count == 0 and generation.started is not None:
+            for told in missing_lines(generation.started.unavailable):
+                print(told)
         print(table_row(token, color=color), flush=True)
+        for told in inside_lines(token, color=color) if internals else ():
+            print(told, flush=True)
 
 
-def _show_json(generation: Generation) -> None:
+def _show_json(events: Iterable[GenerationEvent], generation: Generation) -> None:
     try:
-        for event in generation.events():
+        for event in events:
             for fields in event_objects(event, generation):
                 print(line(fields), flush=True)
     except GenerationFailedError:

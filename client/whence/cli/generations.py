@@ -3,15 +3,20 @@
 import argparse
 import sys
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from whence.cli.connection import connect, key_value
 from whence.cli.exits import EXITS, OK, UsageError
+from whence.cli.html import add_html, page_path, save_page
 from whence.cli.json_lines import FIELDS, line, message_object, token_object
+from whence.cli.one_step import step_lines
 from whence.cli.render import fitted, quoted, safe, table_heading, table_row, wants_color
+from whence.client import Client
 from whence.generation import FinishReason
+from whence.tokens import Token
 from whence.v1.trace_pb2 import (
     GenerationSummary,
     GetGenerationResponse,
@@ -21,7 +26,7 @@ from whence.v1.trace_pb2 import (
 _EPILOG = f"""\
 --json prints the contract's messages, one a line, by protobuf's JSON mapping: GenerationSummary
 (list), GetGenerationResponse (show), WatchGenerationsResponse (watch). The steps of `show --steps`
-are the token objects of `whence generate`:
+and `--step` are the token objects of `whence generate`:
 
 {FIELDS}
 {EXITS}"""
@@ -46,7 +51,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     listing = add("list", run_list, "recorded generations, newest first")
     listing.add_argument("--limit", type=_count, default=20, metavar="N", help="default: 20")
     showing = add("show", run_show, "one generation, whole")
-    showing.add_argument("--steps", action="store_true", help="each token on a line as well")
+    which = showing.add_mutually_exclusive_group()
+    which.add_argument("--steps", action="store_true", help="each token on a line as well")
+    which.add_argument("--step", type=_index, metavar="N", help="one step whole, from 0 on")
+    showing.add_argument("--sequence", type=_index, metavar="N", help="of --step; default: 0")
+    add_html(showing)
     showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     watching = add("watch", run_watch, "generations as they start and finish")
     watching.add_argument("--steps", action="store_true", help="and every event between")
@@ -71,6 +80,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _index(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError("expected a whole number from 0 on")
+    return int(text)
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     """Prints summaries, newest first."""
     with connect(arguments) as client:
@@ -81,22 +96,67 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Prints one generation, and its steps if asked for."""
-    color = wants_color(arguments.color, sys.stdout)
+    """Prints one generation, and its steps or one of them if asked for; writes its page.
+
+    Raises:
+        UsageError: there is no such step, or its page cannot be written.
+    """
+    if arguments.sequence is not None and arguments.step is None:
+        raise UsageError("--sequence says whose --step is meant: give that too")
+    path = page_path(arguments)
     with connect(arguments) as client:
         generation = client.generations.get(arguments.generation_id)
         print(line(message_object(generation)) if arguments.json else _details(generation))
-        if not arguments.steps:
-            return OK
-        if not arguments.json:
-            print(f"\n{table_heading()}")
-        for token in client.generations.steps(arguments.generation_id):
-            print(
-                line({"event": "token", **token_object(token)})
-                if arguments.json
-                else table_row(token, color=color)
-            )
+        if arguments.steps:
+            _show_steps(client, arguments)
+        elif arguments.step is not None:
+            _show_step(client, arguments)
+        if path is not None:
+            _save(path, client, generation)
     return OK
+
+
+def _show_steps(client: Client, arguments: argparse.Namespace) -> None:
+    color = wants_color(arguments.color, sys.stdout)
+    if not arguments.json:
+        print(f"\n{table_heading()}")
+    for token in client.generations.steps(arguments.generation_id):
+        print(_token_line(token) if arguments.json else table_row(token, color=color))
+
+
+def _show_step(client: Client, arguments: argparse.Namespace) -> None:
+    sequence_index = arguments.sequence or 0
+    num_steps = 0
+    for token in client.generations.steps(arguments.generation_id):
+        if token.sequence_index != sequence_index:
+            continue
+        if token.index == arguments.step:
+            break
+        num_steps += 1
+    else:
+        raise UsageError(
+            f"sequence {sequence_index} has no step {arguments.step}: {num_steps} are on record"
+        )
+    if arguments.json:
+        print(_token_line(token))
+        return
+    print()
+    color = wants_color(arguments.color, sys.stdout)
+    for told in step_lines(token, color=color):
+        print(told)
+
+
+def _save(path: Path, client: Client, generation: GetGenerationResponse) -> None:
+    started = generation.started
+    finished = generation.finished if generation.HasField("finished") else None
+    steps = [token.step for token in client.generations.steps(started.generation_id)]
+    of_prompt = client.generations.steps(started.generation_id, prompt=True)
+    prompt_steps = [token.step for token in of_prompt] if started.effective_trace.prompt else []
+    save_page(path, client, started, finished, steps, prompt_steps=prompt_steps)
+
+
+def _token_line(token: Token) -> str:
+    return line({"event": "token", **token_object(token)})
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
@@ -154,6 +214,7 @@ def _details(generation: GetGenerationResponse) -> str:
         "tokens": f"{summary.num_prompt_tokens} prompt, {summary.num_generated_tokens} generated",
         "processors": ", ".join(started.processor_names) or "none",
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
+        **{f"no {part}": reason for part, reason in sorted(started.unavailable.items())},
         "prompt": started.prompt or summary.prompt_preview,
     }
     if generation.HasField("finished"):

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from whence.generation import GeneratedSequence, GenerationState
+from whence.internals import Internals, Layer, Source
 from whence.tokens import Candidate, Token
 from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
 
@@ -16,14 +17,17 @@ FIELDS = """\
 --json prints one object a line; "event" says which. Absent values are left out, logprobs
 are in nats, null is minus infinity (a processor removed the token).
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
-                prompt_token_ids, processor_names, decoding, trace
+                prompt_token_ids, processor_names, decoding, trace, source_method,
+                unavailable: {part of the trace: why the model cannot give it}
   prompt_token  as token, with --trace-prompt
   token         sequence_index, index, token_id, text, text_begin_byte, text_end_byte,
                 logprob, sampling_logprob, rank, entropy, sampling_entropy,
                 candidates: [{token_id, text, logprob, sampling_logprob}],
                 processors: [{name, num_kept, removed_mass, token_logprob}],
                 draw: {noise, runner_up_token_id, margin},
-                timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length}
+                timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length},
+                internals: {sources: [{position, token_id, text, share}], self_share,
+                layers: [{index, share, leader_token_id, leader_text}]}, with --internals
   beam_round    index, continuations: [{parent, token_id, logprob, score, kept, finished}],
                 timing
   finished      generation_id, finish_reason, num_prompt_tokens, num_generated_tokens,
@@ -80,8 +84,33 @@ def token_object(token: Token) -> dict[str, Any]:
             "processors": [_numbers(effect) for effect in token.processors] or None,
             "draw": token.draw and _present(_numbers(token.draw)),
             "timing": token.timing and token.timing._asdict(),
+            "internals": token.internals and _internals(token.internals),
         }
     )
+
+
+def _internals(internals: Internals) -> dict[str, Any]:
+    return _present(
+        {
+            "sources": [_source(source) for source in internals.sources] or None,
+            "self_share": _number(internals.self_share),
+            "layers": [_layer(layer) for layer in internals.layers] or None,
+        }
+    )
+
+
+def _source(source: Source) -> dict[str, Any]:
+    fields: dict[str, Any] = {"position": source.position}
+    if source.token_id is not None:
+        fields |= {"token_id": source.token_id, "text": source.text}
+    return {**fields, "share": _number(source.share)}
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    fields: dict[str, Any] = {"index": layer.index, "share": _number(layer.share)}
+    if layer.leader_token_id is not None:
+        fields |= {"leader_token_id": layer.leader_token_id, "leader_text": layer.leader_text}
+    return fields
 
 
 def _beam_round(beam_round: BeamRound) -> dict[str, Any]:
@@ -147,6 +176,8 @@ def _started(generation: GenerationState) -> dict[str, Any]:
         "processor_names": list(started.processor_names),
         "decoding": message_object(started.effective_decoding),
         "trace": message_object(started.effective_trace),
+        "source_method": started.source_method,
+        "unavailable": dict(sorted(started.unavailable.items())),
     }
 
 

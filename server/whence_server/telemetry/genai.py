@@ -153,10 +153,18 @@ def _provenance_attributes(started: GenerationStarted) -> dict[str, AttributeVal
         names.MODEL_DIGEST: started.model_digest or None,
         names.TOKENIZER_DIGEST: started.tokenizer_digest or None,
         names.WEIGHTS_DIGEST: started.environment.weights_digest or None,
+        names.SOURCE_METHOD: started.source_method or None,
     }
+    return (
+        attributes
+        | _prefixed(names.UNAVAILABLE_PREFIX, started.unavailable)
+        | _prefixed(names.LABEL_PREFIX, started.labels)
+    )
+
+
+def _prefixed(prefix: str, mapping: Mapping[str, str]) -> dict[str, AttributeValue | None]:
     # A map's order is not the same from one run to the next; its keys' order is.
-    labels = {names.LABEL_PREFIX + key: started.labels[key] for key in sorted(started.labels)}
-    return attributes | labels
+    return {prefix + key: mapping[key] for key in sorted(mapping)}
 
 
 def _time_to_first_chunk_s(

@@ -129,6 +129,12 @@ DECODING_SEED: Final = "whence.decoding.seed"
 PROCESSOR_NAMES: Final = "whence.processors.names"
 """In the order of application: what the arrays of `whence.processors.*` on steps refer to.
 GenerationStarted.processor_names; absent where there are none."""
+SOURCE_METHOD: Final = "whence.source.method"
+"""How the shares of `whence.source.*` on steps were measured: GenerationStarted.source_method;
+absent where none are recorded."""
+UNAVAILABLE_PREFIX: Final = "whence.unavailable."
+"""Followed by a part of the trace ("sources", "layers"), why the model cannot give it:
+GenerationStarted.unavailable."""
 LABEL_PREFIX: Final = "whence.label."
 """Followed by a label's key: GenerationStarted.labels."""
 
@@ -212,6 +218,18 @@ PROCESSOR_REMOVED_MASS: Final = "whence.processors.removed_mass"
 """ProcessorEffects.removed_mass."""
 PROCESSOR_TOKEN_LOGPROBS: Final = "whence.processors.token_logprobs"  # noqa: S105 - an attribute's name
 """ProcessorEffects.token_logprobs."""
+SOURCE_POSITIONS: Final = "whence.source.positions"
+"""Context positions that the token drew on directly, strongest first: Internals.source_positions.
+The prompt's tokens come first, then the sequence's own, from 0."""
+SOURCE_SHARES: Final = "whence.source.shares"
+"""Parallel to the positions: Internals.source_shares. What they and the next lack of 1 is spread
+over positions that are not listed."""
+SOURCE_SELF_SHARE: Final = "whence.source.self_share"
+"""Of the newest position, the one that predicted the token: Internals.self_share."""
+LAYER_SHARES: Final = "whence.layer.shares"
+"""After each layer, the chosen token's among the candidates and itself: Internals.layer_shares."""
+LAYER_LEADER_TOKEN_IDS: Final = "whence.layer.leader_token_ids"  # noqa: S105 - an attribute's name
+"""Parallel to the shares, the token that led among them: Internals.layer_leaders, as ids."""
 TOKEN_TEXT: Final = "whence.token.text"  # noqa: S105 - an attribute's name
 """Content: Step.text, which is empty while a character is incomplete."""
 

@@ -14,6 +14,7 @@ from whence.v1.step_pb2 import Step, StepTiming
 from whence_server.telemetry import names
 from whence_server.telemetry.attributes import AttributeValue
 from whence_server.telemetry.ids import SpanIds
+from whence_server.telemetry.inside import inside_attributes
 from whence_server.telemetry.origin import Origin
 from whence_server.telemetry.pieces import (
     Doubles,
@@ -168,6 +169,7 @@ class StepSpans:
                 text_bytes(names.TOKEN_TEXT, step.text) if self._text else b"",
                 int_arrays,
                 form.floats(floats),
+                inside_attributes(step) if step.HasField("internals") else b"",
                 frame.flags,
             )
         )

@@ -1,0 +1,77 @@
+"""`--html FILE`: the generation as a page."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from whence.cli.exits import UsageError
+from whence.client import Client
+from whence.errors import WhenceError
+from whence.page import check_writable, page, write_page
+from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.v1.step_pb2 import Step
+from whence.vocabulary import Vocabulary
+
+
+def add_html(group: Any) -> None:
+    """Adds the option to a command."""
+    group.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write the generation as one self-contained page as well",
+    )
+
+
+def page_path(arguments: argparse.Namespace) -> Path | None:
+    """Where a page is asked for; None where none is.
+
+    Raises:
+        UsageError: it could not be written there.
+    """
+    if arguments.html is None:
+        return None
+    path = Path(arguments.html)
+    try:
+        check_writable(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(_complaint(path, error)) from None
+    return path
+
+
+def save_page(
+    path: Path,
+    client: Client,
+    started: GenerationStarted,
+    finished: GenerationFinished | None,
+    steps: Sequence[Step],
+    *,
+    prompt_steps: Sequence[Step],
+) -> None:
+    """Writes the generation's page.
+
+    Raises:
+        UsageError: it could not be written.
+    """
+    vocabulary = _vocabulary(client, started)
+    content = page(started, finished, steps, prompt_steps=prompt_steps, vocabulary=vocabulary)
+    try:
+        write_page(path, content)
+    except OSError as error:
+        raise UsageError(_complaint(path, error)) from None
+
+
+def _vocabulary(client: Client, started: GenerationStarted) -> Vocabulary | None:
+    """What the ids mean, if their model is still served: without it, ids are shown."""
+    try:
+        served = client.model(started.model)
+        if served.tokenizer_digest != started.tokenizer_digest:
+            return None  # another model has the name by now
+        return client.vocabulary(started.model)
+    except WhenceError:
+        return None
+
+
+def _complaint(path: Path, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"--html {path}: {reason}"

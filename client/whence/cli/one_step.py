@@ -1,0 +1,80 @@
+"""`whence generations show ID --step N`: all that is on record of one token."""
+
+import math
+from collections.abc import Iterator
+
+from whence.cli.inside import inside_lines
+from whence.cli.render import (
+    CANDIDATE_COLUMNS,
+    fitted,
+    percent,
+    quoted,
+    safe,
+    table_heading,
+    table_row,
+)
+from whence.tokens import Token
+
+_INDENT = " " * 9
+_NAME_COLUMNS = CANDIDATE_COLUMNS + 10
+
+
+def step_lines(token: Token, *, color: bool) -> Iterator[str]:
+    """The step's record, for people to read.
+
+    Args:
+        token: the step's.
+        color: whether probabilities and shares are shown as colours too.
+    """
+    yield table_heading()
+    yield table_row(token, color=color)
+    yield from _candidates(token)
+    yield from _processors(token)
+    yield from _choice(token)
+    yield from inside_lines(token, color=color, whole=True)
+    yield from _timing(token)
+
+
+def _candidates(token: Token) -> Iterator[str]:
+    if not token.candidates:
+        return
+    yield f"{_INDENT}{fitted('candidate', _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
+    for candidate in token.candidates:
+        text = fitted(quoted(candidate.text), _NAME_COLUMNS)
+        removed = candidate.sampling_logprob == -math.inf
+        chosen_from = "removed" if removed else percent(candidate.sampling_probability)
+        row = f"{_INDENT}{text}  {percent(candidate.probability):>7}  {chosen_from:>11}"
+        yield row.rstrip()
+
+
+def _processors(token: Token) -> Iterator[str]:
+    if not token.processors:
+        return
+    heads = f"{'kept':>7}  {'removed':>7}  {'token':>7}"
+    yield f"{_INDENT}{fitted('processor', _NAME_COLUMNS)}  {heads}"
+    for effect in token.processors:
+        name = fitted(safe(effect.name), _NAME_COLUMNS)
+        after = percent(math.exp(effect.token_logprob))
+        row = f"{effect.num_kept:>7,}  {percent(effect.removed_mass):>7}  {after:>7}"
+        yield f"{_INDENT}{name}  {row}"
+
+
+def _choice(token: Token) -> Iterator[str]:
+    draw = token.draw
+    if draw is None:
+        return
+    yield f"{_INDENT}drawn with noise {draw.noise:g}"
+    if draw.margin is not None and draw.runner_up_token_id is not None:
+        runner_up = quoted(token.text_of(draw.runner_up_token_id))
+        yield f"{_INDENT}{draw.margin:.3f} nats less likely, and it had been {runner_up}"
+
+
+def _timing(token: Token) -> Iterator[str]:
+    timing = token.timing
+    if timing is None:
+        return
+    yield (
+        f"{_INDENT}ready after {timing.elapsed_ns / 1e6:,.1f} ms: "
+        f"forward {timing.forward_ns / 1e6:,.1f} ms, choice {timing.select_ns / 1e6:,.1f} ms, "
+        f"batch of {timing.batch_size}, context of {timing.context_length:,}"
+    )

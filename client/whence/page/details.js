@@ -1,0 +1,272 @@
+// The panel: what is on record of one token, or of the generation where none is chosen.
+
+const LAYERS_SAY =
+  "The model's own final stages applied to each layer, among these candidates only: " +
+  "what is decodable there, not what caused the choice.";
+const SOURCES_SAY =
+  "Direct sources: what the newest position read through attention. " +
+  "Not information flow, not cause.";
+const NUM_SOURCES = 6; // shown at first, like the next
+const NUM_CANDIDATES = 10;
+const MOST_LAYERS = 16;
+const UNKNOWN_SAYS = "The model's vocabulary was not at hand: tokens are named by their ids.";
+const METHODS = { "value-norm-attention/1": "attention weighted by the norm of the values" };
+
+/** Everything that is recorded of a step, as elements. */
+function stepDetails(step, place) {
+  return [
+    make(
+      "h2",
+      "",
+      make("q", "", ...wordParts(step.token_id === undefined ? step.text : textOf(step.token_id))),
+    ),
+    make("p", "place", placeLine(step, place)),
+    tiles(step),
+    ...candidateDetails(step),
+    ...choiceDetails(step, place),
+    ...layerDetails(step),
+    ...sourceDetails(step, place),
+    ...timingDetails(step),
+  ].filter(Boolean);
+}
+
+function placeLine(step, { prompt, sequence, position }) {
+  const parts = [prompt ? `prompt token ${step.index}` : `step ${step.index}`];
+  if (!prompt && record.sequences.length > 1) parts.push(`sequence ${sequence}`);
+  if (position >= 0 && !prompt) parts.push(`position ${position}`);
+  if (step.token_id !== undefined) parts.push(`id ${step.token_id}`);
+  if (step.text === "" && step.token_id !== undefined) parts.push("its bytes add no character yet");
+  return parts.join(" · ");
+}
+
+function tiles(step) {
+  const grid = make("div", "tiles");
+  const add = (value, name) => value && grid.append(make("div", "", make("b", "", value), name));
+  if (step.logprob !== undefined) add(percent(probability(step.logprob)), "by the model");
+  if (step.sampling_logprob !== undefined)
+    add(
+      percent(probability(step.sampling_logprob)),
+      step.draw ? "as drawn from" : "as chosen from",
+    );
+  if (step.rank !== undefined)
+    add(
+      `${step.rank.toLocaleString("en")}`,
+      step.rank === 1 ? "likelier token" : "likelier tokens",
+    );
+  const bits = surprise(step);
+  if (bits !== undefined)
+    add(Number.isFinite(bits) ? Math.abs(bits).toFixed(1) : "∞", "bits of surprise");
+  return grid;
+}
+
+function candidateDetails(step) {
+  const rows = candidateRows(step);
+  if (!rows.length) return [];
+  const processed = rows.some((row) => row.drawn !== undefined);
+  const most = Math.max(...rows.flatMap((row) => [probability(row.model), probability(row.drawn)]));
+  const heads = ["", "", swatched("", "the model")];
+  if (processed) heads.push(swatched("drawn", step.draw ? "drawn from" : "chosen from"));
+  const shown = rows.map(({ id, model, drawn }) => {
+    const bars = barsOf(
+      bar("", probability(model) / most),
+      bar("drawn", probability(drawn) / most),
+    );
+    const cells = [wordCell(textOf(id)), cell("bar", bars), cell("", percent(probability(model)))];
+    const after = drawn === null ? ["gone", "removed"] : ["", percent(probability(drawn))];
+    if (processed) cells.push(cell(...after));
+    return make("tr", id === step.token_id ? "chosen" : "", ...cells);
+  });
+  const out = [make("h3", "", "What was likely"), ...shortened(heads, shown, NUM_CANDIDATES)];
+  if (step.entropy !== undefined) {
+    const bits = (step.entropy / Math.LN2).toFixed(1);
+    const said = `Entropy ${bits} bits: as open as ${rounded(Math.exp(step.entropy))}`;
+    out.push(make("p", "", `${said} equally likely tokens.`));
+  }
+  return out;
+}
+
+/** The candidates and the chosen token, which is never among those that have to be unfolded. */
+function candidateRows({ candidates, token_id: own, logprob, sampling_logprob: sampling }) {
+  const ids = candidates?.token_ids ?? [];
+  if (!ids.length) return [];
+  const { logprobs, sampling_logprobs: drawn } = candidates;
+  const rows = ids.map((id, i) => ({ id, model: logprobs[i], drawn: drawn[i] }));
+  if (!ids.includes(own)) rows.push({ id: own, model: logprob, drawn: sampling });
+  const chosen = rows.findIndex((row) => row.id === own);
+  if (chosen >= NUM_CANDIDATES) rows.splice(NUM_CANDIDATES - 1, 0, ...rows.splice(chosen, 1));
+  return rows;
+}
+
+/** What each setting did to the distribution, and how the token was taken from what was left. */
+function choiceDetails(step, place) {
+  const said = place.prompt
+    ? ""
+    : [drawSentence(step), noiseSentence(step, place)].filter(Boolean).join(" ");
+  const out = step.processors ? [processorTable(step.processors)] : [];
+  if (said) out.push(make("p", "", said));
+  return out.length ? [make("h3", "", "How it was chosen"), ...out] : [];
+}
+
+function processorTable({ num_kept: kept, removed_mass: removed, token_logprobs: after }) {
+  const table = tableOf(["after", "tokens left", "mass removed", "this token"]);
+  kept.forEach((count, i) => {
+    const name = record.generation.processor_names[i] ?? `processor ${i}`;
+    const cells = [
+      cell("", visible(name)),
+      cell("", count.toLocaleString("en")),
+      cell("", percent(removed[i])),
+    ];
+    table.append(make("tr", "", ...cells, cell("", percent(probability(after[i])))));
+  });
+  return table;
+}
+
+function noiseSentence({ draw, index }, { sequence }) {
+  if (!draw) return "";
+  const seed = record.generation.decoding.sample?.seed ?? "?";
+  const inputs = `seed ${seed}, sequence ${sequence}, index ${index} and its id alone`;
+  return `Its noise, ${draw.noise}, is a function of ${inputs}.`;
+}
+
+function drawSentence(step) {
+  const { draw } = step;
+  if (!draw) {
+    return (
+      {
+        greedy: "Greedy: the likeliest token was taken, nothing was drawn.",
+        beam_search: "Found by beam search: nothing was drawn.",
+        forced: "Given, not chosen: a forced continuation.",
+      }[record.generation.strategy] ?? ""
+    );
+  }
+  if (draw.margin === undefined || draw.runner_up_token_id === undefined)
+    return "Drawn at random; no other token could be.";
+  const factor = rounded(Math.exp(draw.margin ?? Infinity));
+  const runnerUp = worded(textOf(draw.runner_up_token_id));
+  return `Drawn at random. Were it ${factor} times less likely, “${runnerUp}” would stand here.`;
+}
+
+function sourceDetails(step, { prompt, position, textAt }) {
+  if (!step.sources || prompt) return unavailable("sources", "What it drew on");
+  const newest = position - 1;
+  const listed = [...sharesByPosition(step, newest)].sort((a, b) => b[1] - a[1]);
+  const most = listed[0]?.[1] || 1;
+  const rows = listed.map(([at, share]) => {
+    const cells = [
+      wordCell(textAt(at)),
+      cell("bar", barsOf(bar("share", share / most))),
+      cell("", percent(share)),
+    ];
+    const row = make("tr", "", ...cells, cell("", at === newest ? `${at}, newest` : `${at}`));
+    row.dataset.position = at;
+    row.tabIndex = 0;
+    return row;
+  });
+  const out = [
+    make("h3", "", "What it drew on"),
+    ...shortened(["", "", "share", "position"], rows, NUM_SOURCES),
+  ];
+  const rest = 1 - listed.reduce((sum, [, share]) => sum + share, 0);
+  const [method, weights] = (record.generation.source_method ?? "").split(";");
+  const by = METHODS[method] ?? method;
+  const said = [SOURCES_SAY];
+  if (by) said.push(`By ${visible(by)}${weights ? `, ${visible(weights)}` : ""}.`);
+  if (rest >= 0.0005) said.push(`The other ${percent(rest)} is spread over positions not listed.`);
+  return [...out, make("p", "", said.join(" "))];
+}
+
+function layerDetails(step) {
+  if (!step.layers) return unavailable("layers", "How it formed");
+  const rows = layerRuns(step.layers).map(({ first, last, share, leader }) => {
+    const leads = leader !== null && leader === step.token_id;
+    const cells = [
+      cell("", first === last ? `${first}` : `${first}–${last}`),
+      cell("bar", barsOf(bar("layer", share))),
+    ];
+    return make(
+      "tr",
+      leads ? "chosen" : "",
+      ...cells,
+      cell("", percent(share)),
+      wordCell(textOf(leader)),
+    );
+  });
+  const table = tableOf(["layer", "", "this token", "leading"], ...rows);
+  table.className = "layers";
+  return [make("h3", "", "How it formed through the layers"), table, make("p", "", LAYERS_SAY)];
+}
+
+/** A row for each layer; of many, one for each run with the same leader, as its last has it. */
+function layerRuns({ shares, leaders }) {
+  const runs = [];
+  shares.forEach((share, layer) => {
+    const leader = leaders[layer] ?? null;
+    const before = runs.at(-1);
+    if (shares.length > MOST_LAYERS && before?.leader === leader)
+      Object.assign(before, { last: layer, share });
+    else runs.push({ first: layer, last: layer, share, leader });
+  });
+  return runs;
+}
+
+function unavailable(part, heading) {
+  const why = record.generation.unavailable[part];
+  return why ? [make("h3", "", heading), make("p", "", `Not on record: ${visible(why)}.`)] : [];
+}
+
+function timingDetails(step) {
+  if (!step.timing) return [];
+  const {
+    elapsed_ns: elapsed,
+    forward_ns: forward,
+    select_ns: select,
+    batch_size: size,
+    context_length: length,
+  } = step.timing;
+  const others = size > 1 ? `, together with ${size - 1} other${size > 2 ? "s" : ""}` : "";
+  const said = [
+    `Ready ${duration(elapsed)} after the request.`,
+    `Forward pass ${duration(forward)}, choice ${duration(select)}${others};`,
+    `${length.toLocaleString("en")} positions of context.`,
+  ].join(" ");
+  return [make("h3", "", "What it cost"), make("p", "", said)];
+}
+
+/** The generation at a glance, with its most surprising tokens; `choose` takes a key. */
+function overview(sequence, choose) {
+  if (!sequence) return [make("h3", "", "No token was generated")];
+  const known = sequence.steps.filter((step) => surprise(step) !== undefined);
+  const mean = known.reduce((sum, step) => sum + surprise(step), 0) / known.length;
+  const out = [
+    make("h3", "", "Choose a token"),
+    make(
+      "p",
+      "",
+      "by a click, or with the arrow keys: what else was likely, how it was chosen, " +
+        "what it drew on, how it formed.",
+    ),
+  ];
+  const grid = make("div", "tiles");
+  const add = (value, name) => grid.append(make("div", "", make("b", "", value), name));
+  add(sequence.steps.length.toLocaleString("en"), "tokens");
+  if (known.length && Number.isFinite(mean)) add(Math.abs(mean).toFixed(2), "bits a token");
+  if (sequence.finish_reason) add(visible(sequence.finish_reason.replaceAll("_", " ")), "finished");
+  out.push(grid);
+  if (!Object.keys(record.vocabulary).length) out.push(make("p", "", UNKNOWN_SAYS));
+  if (!known.length) return out;
+  const list = make("ol", "list");
+  for (const step of [...known].sort((a, b) => surprise(b) - surprise(a)).slice(0, 12)) {
+    const text = step.token_id === undefined ? step.text : textOf(step.token_id);
+    const button = make(
+      "button",
+      "",
+      make("q", "", ...wordParts(text)),
+      make("span", "soft", `step ${step.index}`),
+      make("span", "number", percent(probability(step.logprob))),
+    );
+    button.type = "button";
+    button.addEventListener("click", () => choose(`${sequence.index}.${step.index}`));
+    list.append(make("li", "", button));
+  }
+  return [...out, make("h3", "", "Most surprising"), list];
+}

@@ -1,0 +1,195 @@
+"""What a page shows of a generation, as plain data for its program (page.js)."""
+
+import codecs
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from whence.generation import FinishReason
+from whence.internals import leader_id
+from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.v1.step_pb2 import Step
+from whence.vocabulary import Vocabulary
+
+_NUMBERS = ("logprob", "sampling_logprob", "entropy", "sampling_entropy")
+_INTEGERS = ("token_id", "rank")
+
+
+def page_record(
+    started: GenerationStarted,
+    finished: GenerationFinished | None,
+    steps: Iterable[Step],
+    prompt_steps: Iterable[Step],
+    vocabulary: Vocabulary | None,
+) -> dict[str, Any]:
+    """The record as JSON can carry it: absent stays absent, null is minus infinity.
+
+    Numbers have five digits, which is more than a picture shows.
+    """
+    sequences: dict[int, list[Step]] = {}
+    for step in steps:
+        sequences.setdefault(step.sequence_index, []).append(step)
+    prompted = list(prompt_steps)
+    num_prompt_tokens = len(started.prompt_token_ids)
+    if not num_prompt_tokens and finished is not None:
+        num_prompt_tokens = finished.num_prompt_tokens
+    shown = [_sequence(index, made, finished) for index, made in sorted(sequences.items())]
+    used = _used_ids(started, (*prompted, *(step for made in sequences.values() for step in made)))
+    return {
+        "generation": _generation(started, finished),
+        "prompt": {
+            "text": started.prompt,
+            "num_tokens": num_prompt_tokens,
+            "token_ids": list(started.prompt_token_ids),
+            "texts": _texts(started.prompt_token_ids, vocabulary),
+            "steps": [_step(step) for step in prompted],
+        },
+        "sequences": shown,
+        "text": shown[0]["text"] if shown else "",
+        "vocabulary": {}
+        if vocabulary is None
+        else {str(token_id): vocabulary.text_of(token_id) for token_id in sorted(used)},
+    }
+
+
+def _generation(started: GenerationStarted, finished: GenerationFinished | None) -> dict[str, Any]:
+    facts = {
+        "id": started.generation_id,
+        "trace_id": started.trace_id,
+        "model": started.model,
+        "start_time": started.start_time.ToJsonString() if started.HasField("start_time") else "",
+        "strategy": started.effective_decoding.WhichOneof("strategy") or "",
+        "decoding": _message(started.effective_decoding),
+        "trace": _message(started.effective_trace),
+        "processor_names": list(started.processor_names),
+        "source_method": started.source_method,
+        "unavailable": dict(sorted(started.unavailable.items())),
+        "labels": dict(sorted(started.labels.items())),
+        "digests": {
+            "model": started.model_digest,
+            "weights": started.environment.weights_digest,
+            "tokenizer": started.tokenizer_digest,
+            "request": started.request_digest,
+        },
+        "environment": _message(started.environment),
+    }
+    if finished is not None:
+        facts["finish_reason"] = FinishReason.from_wire(finished.finish_reason)
+        facts["finished"] = {
+            "queue_ns": finished.queue_ns,
+            "prefill_ns": finished.prefill_ns,
+            "decode_ns": finished.decode_ns,
+        }
+        if finished.HasField("failure"):
+            facts["failure"] = f"{finished.failure.message} ({finished.failure.reason})"
+    return facts
+
+
+def _sequence(
+    sequence_index: int, steps: list[Step], finished: GenerationFinished | None
+) -> dict[str, Any]:
+    sequence: dict[str, Any] = {
+        "index": sequence_index,
+        "text": "".join(step.text for step in steps),
+        "steps": [_step(step) for step in steps],
+    }
+    for result in () if finished is None else finished.sequences:
+        if result.sequence_index == sequence_index:
+            sequence["finish_reason"] = FinishReason.from_wire(result.finish_reason)
+            sequence["stop"] = result.stop
+    return sequence
+
+
+def _step(step: Step) -> dict[str, Any]:
+    shown: dict[str, Any] = {"index": step.index, "text": step.text}
+    there = {field.name: value for field, value in step.ListFields()}
+    shown |= {name: there[name] for name in _INTEGERS if name in there}
+    shown |= {name: _number(there[name]) for name in _NUMBERS if name in there}
+    if step.HasField("candidates"):
+        shown["candidates"] = {
+            "token_ids": list(step.candidates.token_ids),
+            "logprobs": _numbers(step.candidates.logprobs),
+            "sampling_logprobs": _numbers(step.candidates.sampling_logprobs),
+        }
+    if step.HasField("processors"):
+        shown["processors"] = {
+            "num_kept": list(step.processors.num_kept),
+            "removed_mass": _numbers(step.processors.removed_mass),
+            "token_logprobs": _numbers(step.processors.token_logprobs),
+        }
+    if step.HasField("draw"):
+        shown["draw"] = _draw(step)
+    if step.HasField("timing"):
+        timing = step.timing
+        shown["timing"] = {
+            "elapsed_ns": timing.elapsed_ns,
+            "forward_ns": timing.forward_ns,
+            "select_ns": timing.select_ns,
+            "batch_size": timing.batch_size,
+            "context_length": timing.context_length,
+        }
+    if step.HasField("internals"):
+        shown |= _internals(step)
+    return shown
+
+
+def _draw(step: Step) -> dict[str, Any]:
+    draw: dict[str, Any] = {"noise": _number(step.draw.noise)}
+    if step.draw.HasField("runner_up_token_id"):
+        draw["runner_up_token_id"] = step.draw.runner_up_token_id
+    if step.draw.HasField("margin"):
+        draw["margin"] = _number(step.draw.margin)
+    return draw
+
+
+def _internals(step: Step) -> dict[str, Any]:
+    internals = step.internals
+    shown: dict[str, Any] = {}
+    if internals.source_positions or internals.HasField("self_share"):
+        shown["sources"] = {
+            "positions": list(internals.source_positions),
+            "shares": _numbers(internals.source_shares),
+        }
+        if internals.HasField("self_share"):
+            shown["sources"]["self_share"] = _number(internals.self_share)
+    if internals.layer_shares:
+        shown["layers"] = {
+            "shares": _numbers(internals.layer_shares),
+            "leaders": [leader_id(step, leader) for leader in internals.layer_leaders],
+        }
+    return shown
+
+
+def _used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[int]:
+    used = set(started.prompt_token_ids)
+    for step in steps:
+        used.update(step.candidates.token_ids)
+        if step.HasField("token_id"):
+            used.add(step.token_id)
+        if step.draw.HasField("runner_up_token_id"):
+            used.add(step.draw.runner_up_token_id)
+    return used
+
+
+def _texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list[str]:
+    """What each token adds to their text: a character belongs to the token that completes it."""
+    if vocabulary is None:
+        return []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return [decoder.decode(vocabulary.bytes_of(token_id)) for token_id in token_ids]
+
+
+def _message(message: Message) -> dict[str, Any]:
+    as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return as_dict
+
+
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None
