@@ -162,3 +162,29 @@ def test_the_command(server: ServerProcess) -> None:
     assert whence(server, "generations", "show", generation_id).returncode == 2
     assert whence(server, "generate", "").returncode == 2
     assert "GPT2LMHeadModel" in whence(server, "model").stdout
+
+
+def test_a_page_shows_internals_or_says_why_there_are_none(server, tmp_path):
+    path = tmp_path / "page.html"
+    command = [sys.executable, "-m", "whence.cli", "generate", "The for", "--target", server.target]
+    wanted = ["--internals", "--max-new-tokens", "4", "--ignore-eos", "--html", str(path)]
+    subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=60, check=True)
+    content = path.read_text(encoding="utf-8")
+    _, found = content.split('<script type="application/json" id="record">')
+    record = json.loads(found.split("</script>")[0])
+    (sequence,) = record["sequences"]
+    length = len(record["prompt"]["token_ids"])
+    assert len(sequence["steps"]) == 4
+    for step in sequence["steps"]:
+        assert all(
+            str(token_id) in record["vocabulary"] for token_id in step["candidates"]["token_ids"]
+        )
+        if not record["generation"]["unavailable"]:
+            newest = length + step["index"] - 1
+            assert all(position < newest for position in step["sources"]["positions"])
+            shares = step["sources"]["shares"] + [step["sources"]["self_share"]]
+            assert 0 < sum(shares) <= 1 + 1e-4
+            assert step["layers"]["leaders"][-1] in {
+                *step["candidates"]["token_ids"],
+                step["token_id"],
+            }

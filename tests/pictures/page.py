@@ -111,9 +111,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--repetition-penalty", type=float, default=1.08)
     parser.add_argument("--seed", type=int, default=8)
-    parser.add_argument("--max-new-tokens", type=int, default=230)
+    parser.add_argument("--max-new-tokens", type=int, default=300)
     parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--height", type=int, default=1000)
+    parser.add_argument("--height", type=int, default=1080)
     parser.add_argument("--dark", action="store_true")
     return parser.parse_args()
 

@@ -15,6 +15,7 @@ _GAP = " " * 3
 _BLOCK_COLUMNS = 32
 # From pale to deep blue in the 256-colour palette, each with ink that can be read on it.
 _SHADES = ((16, 189), (16, 153), (16, 117), (16, 75), (231, 33), (231, 27), (231, 21), (231, 19))
+_SPREAD = 0.7  # small shares are spread out, so that they can be told apart
 _KEPT_AROUND = 3
 _LONGEST_GAP = 8
 
@@ -118,5 +119,5 @@ def _near(shares: Mapping[int, float], length: int) -> list[int]:
 
 
 def _shaded(text: str, strength: float) -> str:
-    ink, paper = _SHADES[min(int(strength**0.5 * len(_SHADES)), len(_SHADES) - 1)]
+    ink, paper = _SHADES[min(int(strength**_SPREAD * len(_SHADES)), len(_SHADES) - 1)]
     return f"\x1b[38;5;{ink};48;5;{paper}m{text}\x1b[39;49m"

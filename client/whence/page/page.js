@@ -110,7 +110,7 @@ function shareLegend(most) {
   const boxes = Array.from({ length: NUM_SHARES + 1 }, (_, i) => make("span", i ? `b${i}` : ""));
   return legend("What the chosen token drew on directly", boxes, [
     "0",
-    percent(most / 2),
+    percent(most * 0.5 ** (1 / SPREAD)),
     percent(most),
   ]);
 }

@@ -3,6 +3,7 @@
 const record = JSON.parse(document.getElementById("record").textContent);
 const NUM_SURPRISES = 9; // bits; what is rarer looks the same
 const NUM_SHARES = 8;
+const SPREAD = 0.7;
 
 /** A token's own text by its id; its number where the vocabulary is not known. */
 function textOf(tokenId) {
@@ -82,8 +83,9 @@ function paintSources(spans, step, newest) {
   return most;
 }
 
+/** Which of the shades a share has; small ones are spread out, so that they can be told apart. */
 function shareClass(share, most) {
-  return Math.max(1, Math.ceil((share / most) * NUM_SHARES));
+  return Math.max(1, Math.ceil((share / most) ** SPREAD * NUM_SHARES));
 }
 
 /** Shares by position, the newest among them. */
