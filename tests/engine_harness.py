@@ -1,16 +1,34 @@
 """An engine loop in this process, over a real model, for tests to drive turn by turn."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
+from whence_server.domain.decoding import (
+    Decoding,
+    EarlyStopping,
+    FinishReason,
+    Strategy,
+    TraceOptions,
+)
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Chooser
+from whence_server.engine.internals import attention
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
-from whence_server.engine.messages import Admit, EngineOptions, GenerationFailed, StepMade, Turn
+from whence_server.engine.messages import (
+    Admit,
+    BeamRoundMade,
+    BeamSearchDone,
+    EngineOptions,
+    GenerationFailed,
+    StepMade,
+    Turn,
+)
 from whence_server.engine.scheduler import Scheduler
 
 
@@ -86,6 +104,32 @@ class Harness:
         return self.steps[generation_id, sequence_index][-1].finish
 
 
+class BeamHarness(Harness):
+    """Collects rounds and winners as well."""
+
+    def __init__(self, loaded: LoadedModel, **options: int) -> None:
+        super().__init__(loaded, **options)
+        self.rounds: dict[str, list[BeamRoundMade]] = defaultdict(list)
+        self.done: dict[str, BeamSearchDone] = {}
+
+    def _take(self, turn: Turn) -> None:
+        super()._take(turn)
+        for made in turn.beam_rounds:
+            rounds = self.rounds[made.generation_id]
+            assert made.index == len(rounds)
+            assert made.generation_id not in self.done
+            rounds.append(made)
+        for done in turn.beam_searches:
+            self.done[done.generation_id] = done
+
+    def winners(self, generation_id: str) -> list[list[int]]:
+        sequences = self.done[generation_id].sequences
+        return [[step.decision.token_id for step in sequence.steps] for sequence in sequences]
+
+    def scores(self, generation_id: str) -> list[float]:
+        return [sequence.score for sequence in self.done[generation_id].sequences]
+
+
 def loaded_model(directory: Path, **changes: object) -> LoadedModel:
     return load(engine_options(directory, **changes))
 
@@ -94,20 +138,43 @@ def greedy(max_new_tokens: int, **changes: object) -> Decoding:
     return Decoding(Strategy.GREEDY, max_new_tokens, **changes)  # type: ignore[arg-type]
 
 
+def sampled(max_new_tokens: int, **changes: object) -> Decoding:
+    settings: dict[str, object] = {"temperature": 0.9, "top_p": 0.95, "seed": 42, **changes}
+    return Decoding(Strategy.SAMPLE, max_new_tokens, **settings)  # type: ignore[arg-type]
+
+
+def beams(max_new_tokens: int, num_beams: int, **changes: object) -> Decoding:
+    settings: dict[str, object] = {"early_stopping": EarlyStopping.HEURISTIC, **changes}
+    return Decoding(Strategy.BEAM_SEARCH, max_new_tokens, num_beams=num_beams, **settings)  # type: ignore[arg-type]
+
+
+@contextmanager
+def as_in_transformers(model: Any) -> Iterator[None]:
+    """The model with its original attention: what the engine is compared with."""
+    ours = attention.implementation(model)
+    attention.restore(model)
+    try:
+        yield
+    finally:
+        if attention.implementation(model) != ours:
+            model.set_attn_implementation(ours)
+
+
 def reference_greedy(model: torch.nn.Module, prompt: list[int], **settings: object) -> list[int]:
     """What transformers' own `generate` makes of it, end of sequence included."""
-    output = model.generate(  # type: ignore[operator]
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        pad_token_id=0,
-        **settings,
-    )
+    with as_in_transformers(model):
+        output = model.generate(  # type: ignore[operator]
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            pad_token_id=0,
+            **settings,
+        )
     return list(output[0, len(prompt) :].tolist())
 
 
 def plain_logprobs(model: torch.nn.Module, token_ids: list[int]) -> torch.Tensor:
     """[tokens, V] log-probabilities of one plain forward pass."""
-    with torch.inference_mode():
+    with torch.inference_mode(), as_in_transformers(model):
         logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
     return torch.log_softmax(logits.float(), -1)

@@ -147,6 +147,26 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2),
 }
+BATCHED = [
+    "gpt2",
+    "llama",
+    "qwen2",
+    "mistral",
+    "opt",
+    # Mixtures of experts, windows beside full attention, soft caps, attention code of their own.
+    "qwen3",
+    "gpt_neox",
+    "phi",
+    "gemma2",
+    "gemma3",
+    "mixtral",
+    "qwen2_moe",
+    "bloom",
+    "falcon",
+]
+# Recurrent states, alone and beside attention, and attention within chunks.
+SOLO = ["mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"]
+ARCHITECTURES = BATCHED + SOLO
 # What a recurrent state takes in and how fast it forgets: scaled up, it would forget at once, or
 # overflow in half precision.
 STATE = ("A_log", "conv1d", "dt_proj", "x_proj")

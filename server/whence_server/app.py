@@ -171,6 +171,7 @@ def _engine_options(settings: ServeConfig) -> EngineOptions:
         log_level=settings.log_level,
         digest_cache=str(settings.data_dir / "digests.json"),
         log_format=settings.log_format,
+        head_weights=settings.head_weights,
     )
 
 

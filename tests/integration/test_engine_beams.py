@@ -1,18 +1,25 @@
 """Beam search against transformers' own: same ids, same scores, whoever else is in the batch."""
 
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from engine_harness import Harness, greedy, loaded_model, plain_logprobs, reference_greedy
+from engine_harness import (
+    BeamHarness,
+    as_in_transformers,
+    beams,
+    greedy,
+    loaded_model,
+    plain_logprobs,
+    reference_greedy,
+)
 from tiny_models import CONFIGS
 
-from whence_server.domain.decoding import Decoding, EarlyStopping, FinishReason, Strategy
+from whence_server.domain.decoding import Decoding, EarlyStopping, FinishReason
 from whence_server.engine.loading import LoadedModel
-from whence_server.engine.messages import BeamRoundMade, BeamSearchDone, StopGeneration, Turn
+from whence_server.engine.messages import StopGeneration
 
 MODES = {
     EarlyStopping.WHEN_ENOUGH: True,
@@ -21,32 +28,6 @@ MODES = {
 }
 # RWKV's own `generate` cannot: "the cache cannot be reordered".
 ARCHITECTURES = sorted(CONFIGS.keys() - {"gpt2-long", "rwkv"})
-
-
-class BeamHarness(Harness):
-    """Collects rounds and winners as well."""
-
-    def __init__(self, loaded: LoadedModel, **options: int) -> None:
-        super().__init__(loaded, **options)
-        self.rounds: dict[str, list[BeamRoundMade]] = defaultdict(list)
-        self.done: dict[str, BeamSearchDone] = {}
-
-    def _take(self, turn: Turn) -> None:
-        super()._take(turn)
-        for made in turn.beam_rounds:
-            rounds = self.rounds[made.generation_id]
-            assert made.index == len(rounds)
-            assert made.generation_id not in self.done
-            rounds.append(made)
-        for done in turn.beam_searches:
-            self.done[done.generation_id] = done
-
-    def winners(self, generation_id: str) -> list[list[int]]:
-        sequences = self.done[generation_id].sequences
-        return [[step.decision.token_id for step in sequence.steps] for sequence in sequences]
-
-    def scores(self, generation_id: str) -> list[float]:
-        return [sequence.score for sequence in self.done[generation_id].sequences]
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +42,31 @@ def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
     return get
 
 
-def beams(max_new_tokens: int, num_beams: int, **changes: object) -> Decoding:
-    settings: dict[str, object] = {"early_stopping": EarlyStopping.HEURISTIC, **changes}
-    return Decoding(Strategy.BEAM_SEARCH, max_new_tokens, num_beams=num_beams, **settings)  # type: ignore[arg-type]
-
-
 def reference(
     model: torch.nn.Module, prompt: list[int], decoding: Decoding
 ) -> tuple[list[list[int]], list[float]]:
     """Ids and scores of `generate`, without the padding that follows an end."""
     ends = sorted({*decoding.eos_token_ids, *decoding.stop_token_ids})
-    output = model.generate(  # type: ignore[operator]
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        num_beams=decoding.num_beams,
-        num_return_sequences=decoding.num_return_sequences,
-        length_penalty=decoding.length_penalty,
-        early_stopping=MODES[decoding.early_stopping],
-        max_new_tokens=decoding.max_new_tokens,
-        min_new_tokens=decoding.min_new_tokens or None,
-        repetition_penalty=decoding.repetition_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        bad_words_ids=[list(word) for word in decoding.bad_word_ids] or None,
-        sequence_bias=[[[token_id], bias] for token_id, bias in decoding.logit_bias] or None,
-        eos_token_id=ends or None,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    with as_in_transformers(model):
+        output = model.generate(  # type: ignore[operator]
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            num_return_sequences=decoding.num_return_sequences,
+            length_penalty=decoding.length_penalty,
+            early_stopping=MODES[decoding.early_stopping],
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens or None,
+            repetition_penalty=decoding.repetition_penalty,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+            bad_words_ids=[list(word) for word in decoding.bad_word_ids] or None,
+            sequence_bias=[[[token_id], bias] for token_id, bias in decoding.logit_bias] or None,
+            eos_token_id=ends or None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
     found = []
     for ids in output.sequences[:, len(prompt) :].tolist():
         end = next((i for i, token_id in enumerate(ids) if token_id in ends), len(ids) - 1)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_harness import Harness, greedy, loaded_model, plain_logprobs, reference_greedy
+from engine_harness import Harness, greedy, loaded_model, plain_logprobs, reference_greedy, sampled
+from tiny_models import ARCHITECTURES, BATCHED
 
 from whence_server.domain.decoding import (
     Decoding,
@@ -17,27 +18,6 @@ from whence_server.domain.decoding import (
 )
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.messages import StopGeneration, StopSequence
-
-BATCHED = [
-    "gpt2",
-    "llama",
-    "qwen2",
-    "mistral",
-    "opt",
-    # Mixtures of experts, windows beside full attention, soft caps, attention code of their own.
-    "qwen3",
-    "gpt_neox",
-    "phi",
-    "gemma2",
-    "gemma3",
-    "mixtral",
-    "qwen2_moe",
-    "bloom",
-    "falcon",
-]
-# Recurrent states, alone and beside attention, and attention within chunks.
-SOLO = ["mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"]
-ARCHITECTURES = BATCHED + SOLO
 
 Greedy = Callable[..., list[int]]
 
@@ -88,11 +68,6 @@ def prompts(count: int, seed: int, longest: int = 60) -> list[list[int]]:
     return [
         [choose.randrange(1, 400) for _ in range(choose.randint(1, longest))] for _ in range(count)
     ]
-
-
-def sampled(max_new_tokens: int, **changes: object) -> Decoding:
-    settings: dict[str, object] = {"temperature": 0.9, "top_p": 0.95, "seed": 42, **changes}
-    return Decoding(Strategy.SAMPLE, max_new_tokens, **settings)  # type: ignore[arg-type]
 
 
 def rounding(loaded: LoadedModel) -> float:

@@ -248,17 +248,51 @@ def test_nothing_depends_on_the_trace_detail(channel) -> None:
     assert not bare.HasField("draw")
 
 
-def test_internals_are_capped_and_it_is_said(channel) -> None:
+def test_internals_say_what_each_token_drew_on_and_change_nothing(channel) -> None:
+    def run(detail: int, **trace: object):
+        return generate(
+            channel,
+            g.GenerateRequest(
+                prompt=PROMPT,
+                decoding=g.Decoding(sample=g.Sample(seed=5), max_new_tokens=12, ignore_eos=True),
+                trace=g.TraceOptions(detail=detail, **trace),
+            ),
+        )
+
+    seen, plain = run(g.TRACE_DETAIL_INTERNALS, prompt=True), run(g.TRACE_DETAIL_DECISIONS)
+    assert seen.started.effective_trace.detail == g.TRACE_DETAIL_INTERNALS
+    assert seen.started.source_method == "value-norm-attention/1"
+    assert not seen.started.unavailable
+    assert not plain.started.source_method
+    assert not any(step.HasField("internals") for step in seen.prompt_steps)
+    for step in seen.steps:
+        internals = step.internals
+        assert max(internals.source_positions) < step.timing.context_length - 1
+        assert sum(internals.source_shares) + internals.self_share <= 1 + 1e-5
+        assert len(internals.layer_shares) == len(internals.layer_leaders) == 3
+        assert max(internals.layer_leaders) <= len(step.candidates.token_ids)
+    bare = run(g.TRACE_DETAIL_INTERNALS).steps
+    for step, other in zip(bare, plain.steps, strict=True):
+        assert not other.HasField("internals")
+        for part in ("internals", "timing"):
+            step.ClearField(part)
+            other.ClearField(part)
+        assert step == other
+
+
+def test_internals_without_candidates_say_why_there_are_no_layers(channel) -> None:
     result = generate(
         channel,
         g.GenerateRequest(
-            prompt="x",
-            decoding=g.Decoding(max_new_tokens=1),
-            trace=g.TraceOptions(detail=g.TRACE_DETAIL_INTERNALS),
+            prompt=PROMPT,
+            decoding=g.Decoding(max_new_tokens=2),
+            trace=g.TraceOptions(detail=g.TRACE_DETAIL_INTERNALS, num_candidates=0),
         ),
     )
-    assert result.started.effective_trace.detail == g.TRACE_DETAIL_DECISIONS
-    assert "internals" in result.started.unavailable
+    assert result.started.effective_trace.detail == g.TRACE_DETAIL_INTERNALS
+    assert "candidates" in result.started.unavailable["layers"]
+    assert all(step.internals.HasField("self_share") for step in result.steps)
+    assert not any(step.internals.layer_shares for step in result.steps)
 
 
 def test_forced_continuations_are_scored(channel, reference) -> None:

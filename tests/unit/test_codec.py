@@ -29,6 +29,7 @@ from whence_server.domain.steps import (
     Candidates,
     Decision,
     Draw,
+    Internals,
     ProcessorEffects,
     Step,
     Timing,
@@ -74,6 +75,16 @@ steps = st.builds(
             )
         ),
         optional(st.builds(Draw, float32, optional(uint32), optional(float32))),
+        optional(
+            st.builds(
+                Internals,
+                st.lists(uint32, **few),
+                st.lists(float32, **few),
+                optional(float32),
+                st.lists(float32, **few),
+                st.lists(uint32, **few),
+            )
+        ),
     ),
     st.text(),
     uint32,
@@ -108,6 +119,7 @@ def test_a_step_comes_back_as_it_was(step):
         candidates=parts(message, "candidates", Candidates),
         effects=parts(message, "processors", ProcessorEffects),
         draw=parts(message, "draw", Draw),
+        internals=parts(message, "internals", Internals),
     )
     back = Step(
         message.sequence_index,
@@ -162,7 +174,8 @@ def started(**changes):
         processor_names=("temperature",),
         request_digest="d" * 64,
         labels={"team": "blue"},
-        unavailable={"internals": "not offered"},
+        unavailable={"layers": "not offered"},
+        source_method="value-norm-attention/1",
     )
     return generation_pb2.GenerationStarted.FromString(
         codec.encode_started(dataclasses.replace(base, **changes))
@@ -182,7 +195,8 @@ def test_started_says_all_that_was_fixed():
     assert list(message.prompt_token_ids) == [5, 6, 7]
     assert list(message.processor_names) == ["temperature"]
     assert dict(message.labels) == {"team": "blue"}
-    assert dict(message.unavailable) == {"internals": "not offered"}
+    assert dict(message.unavailable) == {"layers": "not offered"}
+    assert message.source_method == "value-norm-attention/1"
     assert message.prompt == "a prompt ☃"
     assert message.request_digest == "d" * 64
     assert message.operation == "chat"

@@ -11,6 +11,8 @@ import torch
 from tiny_models import CONFIGS
 from transformers import AutoModelForCausalLM
 
+from whence_server.engine.internals import attention
+from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.probe import examine
 from whence_server.engine.recording import recorded
 from whence_server.engine.runner import Runner
@@ -27,7 +29,8 @@ RECORDABLE = sorted(
 def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[Any, ForwardStyle]]:
     def get(architecture: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ForwardStyle]:
         model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype)
-        style = examine(model.eval().requires_grad_(False))
+        attention.adopt(model.eval().requires_grad_(False))
+        style = examine(model)
         assert style is not None
         return model, style
 
@@ -40,16 +43,17 @@ def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
     load: Callable[..., tuple[Any, ForwardStyle]], architecture: str, dtype: torch.dtype
 ) -> None:
     model, style = load(architecture, dtype)
-    graph = recorded(model, style)
+    inside, _ = look_inside(model, style, None, None)
+    graph = recorded(model, style, inside)
     assert graph is not None
-    ours, theirs = Runner(model, style, graph), Runner(model, style)
+    ours, theirs = Runner(model, style, graph, inside), Runner(model, style, None, inside)
     choose = random.Random(3)
     for _ in range(60):
         if ours.num_rows < 2 or choose.random() < 0.2:
             prompt = [choose.randrange(400) for _ in range(choose.randint(1, 40))]
             count = choose.randint(1, 3)
             for runner in (ours, theirs):
-                read = runner.start(prompt)
+                read = runner.start(prompt, observed=len(prompt) % 3 == 0)
                 runner.prefill(read, len(prompt), all_logits=False)
                 runner.join(read, count)
         elif choose.random() < 0.15:
@@ -58,6 +62,13 @@ def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
             theirs.leave(row)
         token_ids = [choose.randrange(400) for _ in range(ours.num_rows)]
         assert torch.equal(ours.decode(token_ids), theirs.decode(token_ids))
+        seen, expected = ours.observe(), theirs.observe()
+        assert (seen is None) == (expected is None)
+        if seen is not None and expected is not None:
+            assert (seen.rows, seen.sources) == (expected.rows, expected.sources)
+            assert seen.hidden is not None
+            assert expected.hidden is not None
+            assert torch.equal(seen.hidden, expected.hidden)
 
 
 def test_a_model_that_decides_by_its_tokens_is_not_recorded(
@@ -95,7 +106,7 @@ def test_a_graph_that_says_something_else_is_not_used(
 
     monkeypatch.setattr(StepGraph, "logits", wrong_at_last)
     assert recorded(model, style) is None
-    assert "its logits differ" in caplog.text
+    assert "its steps differ" in caplog.text
 
 
 def test_a_long_step_is_left_to_the_modules(

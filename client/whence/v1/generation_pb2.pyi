@@ -68,7 +68,7 @@ class _TraceDetailEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     TRACE_DETAIL_DECISIONS: _TraceDetail.ValueType  # 2
     """And entropy, rank, candidates, processors and draws. The default."""
     TRACE_DETAIL_INTERNALS: _TraceDetail.ValueType  # 3
-    """And sources and the layer lens."""
+    """And sources and the layer lens: Step.internals."""
 
 class TraceDetail(_TraceDetail, metaclass=_TraceDetailEnumTypeWrapper):
     """How much is recorded of every step; each level includes those before it."""
@@ -80,7 +80,7 @@ TRACE_DETAIL_TOKENS: TraceDetail.ValueType  # 1
 TRACE_DETAIL_DECISIONS: TraceDetail.ValueType  # 2
 """And entropy, rank, candidates, processors and draws. The default."""
 TRACE_DETAIL_INTERNALS: TraceDetail.ValueType  # 3
-"""And sources and the layer lens."""
+"""And sources and the layer lens: Step.internals."""
 global___TraceDetail = TraceDetail
 
 class _FinishReason:
@@ -792,7 +792,11 @@ class GenerationStarted(google.protobuf.message.Message):
     requests equal.
     """
     source_method: builtins.str
-    """The method behind Internals' sources."""
+    """The method behind Internals' sources, with its version:
+    "value-norm-attention/1", followed by ";head-weights=sha256:" and the
+    file's digest where the server has weights for the heads. Empty where no
+    sources are recorded.
+    """
     operation: builtins.str
     """The GenAI operation, as spans call it: "chat" where the request had a `chat`
     input, else "text_completion".
@@ -831,7 +835,10 @@ class GenerationStarted(google.protobuf.message.Message):
 
     @property
     def unavailable(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Parts of the trace that this model cannot give, and why."""
+        """Parts of the trace that were asked for and cannot be given, and why:
+        "sources" and "layers" of TRACE_DETAIL_INTERNALS. Where both are missing,
+        effective_trace says TRACE_DETAIL_DECISIONS.
+        """
 
     @property
     def training_run(self) -> global___TrainingRunRef:

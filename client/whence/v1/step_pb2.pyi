@@ -293,7 +293,10 @@ global___StepTiming = StepTiming
 
 @typing.final
 class Internals(google.protobuf.message.Message):
-    """How the token formed inside the model."""
+    """How the token formed inside the model. Of generated tokens only: a prompt's
+    own are read many at a time. What the model cannot give is absent, and
+    GenerationStarted.unavailable says why.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -303,30 +306,42 @@ class Internals(google.protobuf.message.Message):
     LAYER_SHARES_FIELD_NUMBER: builtins.int
     LAYER_LEADERS_FIELD_NUMBER: builtins.int
     self_share: builtins.float
-    """The share of the newest context position, the one that predicted the token."""
+    """The share of the newest context position, context_length - 1: the one whose
+    outputs chose the token. Present wherever there are sources.
+    """
     @property
     def source_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The context positions that this token drew on directly, strongest first,
-        and their shares in [0, 1] of all that it drew from the context; the rest
-        is spread over positions not listed.
+        """The context positions that this token drew on directly, strongest first: at
+        most 16, the newest not among them (self_share has it), none with a share
+        of 0. Position p is prompt token p, or from GenerationStarted.
+        prompt_token_ids' length on generated token p - length of the same
+        sequence. All are below StepTiming.context_length.
         """
 
     @property
     def source_shares(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """One for each of source_positions, by the method that
-        GenerationStarted.source_method names.
+        GenerationStarted.source_method names: shares in (0, 1] of all that the
+        token drew from the context. 1 - self_share - their sum is spread over
+        positions not listed. Direct sources: what the newest position read through
+        attention, not where that information had come from before.
         """
 
     @property
     def layer_shares(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """After every layer: the chosen token's probability among this step's
-        candidates and itself, and the candidate (as an index into them) that led. What is
-        decodable there, not what caused the choice.
+        """One for each layer, from the first: the chosen token's probability among
+        this step's candidates and itself, where the layer's output goes through
+        the model's own last stages (norm, head, scaling) at once, later layers
+        left out. What is decodable there, not what caused the choice. Empty where
+        no candidates were asked for.
         """
 
     @property
     def layer_leaders(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One for each of layer_shares."""
+        """One for each of layer_shares: which candidate led, as an index into
+        Candidates.token_ids. An index equal to their number is the chosen token,
+        where it is not among them. Of equals, the first.
+        """
 
     def __init__(
         self,

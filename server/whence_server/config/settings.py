@@ -98,6 +98,13 @@ class ServeConfig:
     default_candidates: int = _setting(
         8, whole(0, 128), "candidates a step where a request does not say", "N"
     )
+    head_weights: str = _setting(
+        "",
+        text_of,
+        "JSON file with a weight for each attention head, tied to the model's weights digest: "
+        "what sources count it for (default: all alike)",
+        "FILE",
+    )
     max_message_bytes: int = _setting(4 << 20, whole(1024), "largest request", "BYTES")
     max_concurrent_streams: int = _setting(1024, whole(1), "calls at once on one connection", "N")
     otlp_endpoint: str = _setting(

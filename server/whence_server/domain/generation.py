@@ -26,6 +26,8 @@ class Started:
     labels: dict[str, str] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     """Parts of the trace that were asked for and cannot be given, and why."""
+    source_method: str = ""
+    """How sources are found; empty where none are recorded."""
     operation: str = "text_completion"
     """The GenAI operation: "chat" where the request had a chat input."""
 

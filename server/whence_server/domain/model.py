@@ -1,6 +1,7 @@
 """What is known of a loaded model: its identity, its limits, its text side."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,19 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
+class InternalsInfo:
+    """What can be recorded of what happens inside a model.
+
+    Attributes:
+        source_method: how sources are found; empty where they cannot be.
+        unavailable: "sources" and "layers" where the model cannot give them, and why.
+    """
+
+    source_method: str = ""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A loaded model, as the engine reports it once it is ready."""
 
@@ -87,3 +101,4 @@ class ModelInfo:
     environment: Environment
     defaults: GenerationDefaults
     text: TextFiles
+    internals: InternalsInfo = field(default_factory=InternalsInfo)

@@ -36,6 +36,21 @@ class Draw(NamedTuple):
     """Nats by which the chosen token could have been less likely and still have won."""
 
 
+class Internals(NamedTuple):
+    """How a token formed inside the model; what the model cannot give is empty or None."""
+
+    source_positions: list[int]
+    """Context positions drawn on directly, strongest first, the newest not among them."""
+    source_shares: list[float]
+    """Of all that was drawn from the context, one for each position."""
+    self_share: float | None
+    """The newest position's; None without sources."""
+    layer_shares: list[float]
+    """After each layer, the chosen token's probability among the candidates and itself."""
+    layer_leaders: list[int]
+    """Which candidate led there, by its index; one beyond the last is the chosen token."""
+
+
 class Decision(NamedTuple):
     """What the engine knows of one step."""
 
@@ -49,6 +64,7 @@ class Decision(NamedTuple):
     candidates: Candidates | None = None
     effects: ProcessorEffects | None = None
     draw: Draw | None = None
+    internals: Internals | None = None
 
 
 class Timing(NamedTuple):

@@ -11,6 +11,8 @@ from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.beams import Beams
 from whence_server.engine.decoding import BeamSearch, NoChoice, Round, Row
+from whence_server.engine.internals.explaining import explain_round, explained
+from whence_server.engine.internals.observing import Observation
 from whence_server.engine.jobs import Running
 from whence_server.engine.messages import (
     BeamRoundMade,
@@ -92,7 +94,8 @@ class Batch:
         self._runner.synchronize()
         forward_end_ns = time.monotonic_ns()
         num_rows = len(self._running)
-        chosen = self._choose(logits, self._running, self._beams.values())
+        observation = self._runner.observe()
+        chosen = self._choose(logits, self._running, self._beams.values(), observation)
         forward_ns = forward_end_ns - started_ns
         return self._take(chosen, cost_since(forward_end_ns, forward_ns, num_rows))
 
@@ -113,7 +116,10 @@ class Batch:
         """
         forward_end_ns = time.monotonic_ns()
         beams = [Beams(rows)] if rows[0].is_beam else []
-        chosen = self._choose(logits.repeat(len(rows), 1), rows, beams)
+        observation = prompt.observation
+        if observation is not None:
+            observation = observation.of([0] * len(rows))
+        chosen = self._choose(logits.repeat(len(rows), 1), rows, beams, observation)
         for failed in chosen.failed():
             raise GenerationFailedError(failed.reason, failed.message)
         try:
@@ -148,7 +154,11 @@ class Batch:
         self._runner.clear()
 
     def _choose(
-        self, logits: torch.Tensor, rows: Sequence[Running], searches: Collection[Beams]
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[Running],
+        searches: Collection[Beams],
+        observation: Observation | None,
     ) -> "_Chosen":
         """Chooses for every row of [rows, V]: for each by itself, or for a search's together."""
         single = [i for i, running in enumerate(rows) if not running.is_beam]
@@ -156,12 +166,16 @@ class Batch:
         if single:
             own = logits if len(single) == len(rows) else logits[single]
             decisions = self._choosing.choose(own, [rows[i].row for i in single])
+            if observation is not None:
+                decisions = explained(decisions, observation.of(single))
         rounds = []
         places = {id(running): i for i, running in enumerate(rows)} if searches else {}
         for beams in searches:
             members = [places[id(running)] for running in beams.rows]
             beam_rows = [running.row for running in beams.rows]
             made = self._choosing.extend_beams(logits[members], beam_rows, beams.search)
+            if observation is not None and not isinstance(made, NoChoice):
+                explain_round(made, observation.of(members))
             rounds.append((beams, made))
         return _Chosen([rows[i] for i in single], decisions, rounds)
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-MIN_COLUMNS = 256
-"""Memory that nothing is written to is not taken from the system."""
+from whence_server.engine.columns import Columns, room
 
 
 class BatchedCache(Cache):
@@ -62,6 +61,11 @@ class BatchedCache(Cache):
         """Number of positions that each row holds."""
         width = self.width
         return [width - padding for padding in self.padding]
+
+    @property
+    def values(self) -> list[torch.Tensor]:
+        """Each layer's visible values, [rows, heads, width, head size], as views."""
+        return [layer.values[: layer.num_rows, :, layer.start : layer.end] for layer in self.layers]
 
     def next_columns(self) -> list[torch.Tensor]:
         """Makes room for one more column, which counts as visible and is yet to be written.
@@ -110,28 +114,25 @@ class BatchedCache(Cache):
                 layer.start += unused
 
 
-class BatchedLayer(CacheLayerMixin):
-    """One layer's buffers, each [row capacity, heads, column capacity, head size].
+class BatchedLayer(Columns, CacheLayerMixin):
+    """One layer's keys and values, each [row capacity, heads, column capacity, head size].
 
-    The visible part is rows [0, num_rows) and columns [start, end). Layers with a sliding window
-    keep all columns too: their mask does the rest.
+    Layers with a sliding window keep all columns too: their mask does the rest.
     """
 
     is_sliding = False
 
     def __init__(self, num_columns: int = 0) -> None:
-        super().__init__()
-        self.num_rows = 0
-        self.start = 0
-        self.end = 0
+        CacheLayerMixin.__init__(self)
+        Columns.__init__(self, "keys", "values")
         self.num_columns = num_columns
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Makes the buffers of a prompt's cache, once its first forward pass shows the shapes."""
         self.num_rows = key_states.shape[0]
         num_columns = max(self.num_columns, key_states.shape[2])
-        self.keys = _room(key_states, self.num_rows, num_columns)
-        self.values = _room(value_states, self.num_rows, num_columns)
+        self.keys = room(key_states, self.num_rows, num_columns)
+        self.values = room(value_states, self.num_rows, num_columns)
         self.is_initialized = True
 
     def update(
@@ -146,7 +147,7 @@ class BatchedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         num_new = key_states.shape[2]
-        self._make_room(num_new)
+        self.make_room(num_new)
         keys = self.keys.narrow(0, 0, self.num_rows)
         values = self.values.narrow(0, 0, self.num_rows)
         keys.narrow(2, self.end, num_new).copy_(key_states)
@@ -157,15 +158,15 @@ class BatchedLayer(CacheLayerMixin):
 
     def next_column(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Makes room for one more column; all visible keys and values with it, as views."""
-        self._make_room(1)
+        self.make_room(1)
         self.end += 1
         rows, columns = slice(0, self.num_rows), slice(self.start, self.end)
         return self.keys[rows, :, columns], self.values[rows, :, columns]
 
-    @property
-    def width(self) -> int:
-        """Number of visible columns."""
-        return self.end - self.start
+    def insert(self, source: "BatchedLayer", num_rows: int) -> None:
+        """Appends `num_rows` copies of the source's only row."""
+        seen = slice(source.start, source.end)
+        self.insert_columns((source.keys[:, :, seen], source.values[:, :, seen]), num_rows)
 
     def get_seq_length(self) -> int:
         """The visible columns, under the name by which transformers asks for them."""
@@ -178,75 +179,3 @@ class BatchedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """-1: the buffers grow."""
         return -1
-
-    def insert(self, source: "BatchedLayer", num_rows: int) -> None:
-        """Appends `num_rows` copies of the source's only row."""
-        length = source.width
-        total = self.num_rows + num_rows
-        if not self.is_initialized:
-            columns = max(2 * length, MIN_COLUMNS)
-            self.keys = _room(source.keys, total, columns)
-            self.values = _room(source.values, total, columns)
-            self.is_initialized = True
-        if self.num_rows == 0:
-            self.start = self.end = min(length, self.keys.shape[2])
-        widest = max(length, self.width)
-        if total > self.keys.shape[0] or self.end < length:
-            self._move(total, widest, first=widest - self.width)
-        start = self.end - widest
-        first = self.end - length
-        for buffer, other in ((self.keys, source.keys), (self.values, source.values)):
-            # What earlier rows left behind may be NaN, and a masked weight of 0 times NaN is NaN.
-            buffer[: self.num_rows, :, start : self.start] = 0
-            buffer[self.num_rows : total, :, start:first] = 0
-            buffer[self.num_rows : total, :, first : self.end] = other[
-                :, :, source.start : source.end
-            ]
-        self.start = start
-        self.num_rows = total
-
-    def remove(self, row: int) -> None:
-        """Moves the last row into the given one's place."""
-        last = self.num_rows - 1
-        if row != last:
-            for buffer in (self.keys, self.values):
-                buffer[row, :, self.start : self.end] = buffer[last, :, self.start : self.end]
-        self.num_rows = last
-
-    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Makes each destination a copy of what its source was before."""
-        copied = torch.tensor(sources, device=self.keys.device)
-        replaced = torch.tensor(destinations, device=self.keys.device)
-        for buffer in (self.keys, self.values):
-            visible = buffer[:, :, self.start : self.end]
-            visible.index_copy_(0, replaced, visible.index_select(0, copied))
-
-    def clear(self) -> None:
-        """Drops all rows and keeps the buffers."""
-        self.num_rows = self.start = self.end = 0
-
-    def _make_room(self, num_columns: int) -> None:
-        if self.end + num_columns > self.keys.shape[2]:
-            self._move(self.num_rows, self.width + num_columns, first=0)
-
-    def _move(self, num_rows: int, num_columns: int, *, first: int) -> None:
-        """Takes the visible part over to new buffers, where it begins at column `first`.
-
-        There is room for twice the columns asked for, so that copying is paid for by the steps
-        in between, and it happens once for each doubling.
-        """
-        # Of rows no more than are there: many short ones may be followed by a few long ones.
-        rows = 1 << (num_rows - 1).bit_length()
-        columns = max(2 * num_columns, MIN_COLUMNS)
-        end = first + self.width
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = _room(old, rows, columns)
-            new[: self.num_rows, :, first:end] = old[: self.num_rows, :, self.start : self.end]
-            setattr(self, name, new)
-        self.start, self.end = first, end
-
-
-def _room(like: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
-    _, heads, _, size = like.shape
-    return like.new_empty(num_rows, heads, num_columns, size)

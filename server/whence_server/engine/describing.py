@@ -11,10 +11,12 @@ from whence_server.domain.model import (
     Environment,
     FileDigest,
     GenerationDefaults,
+    InternalsInfo,
     ModelInfo,
     TextFiles,
 )
 from whence_server.engine.digests import model_signing_digest
+from whence_server.engine.internals.attention import original_implementation
 
 UNLIMITED_CONTEXT = (1 << 31) - 1
 CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -30,6 +32,7 @@ def describe(
     loaded_files: Collection[str],
     weights_digest: str,
     batched: bool,
+    internals: InternalsInfo,
 ) -> ModelInfo:
     """Puts together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
@@ -52,6 +55,7 @@ def describe(
         environment=_environment(model),
         defaults=generation_defaults(model.generation_config, vocabulary_size),
         text=text,
+        internals=internals,
     )
 
 
@@ -107,5 +111,5 @@ def _environment(model: Any) -> Environment:
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         num_threads=torch.get_num_threads(),
-        attention_implementation=model.config._attn_implementation,  # noqa: SLF001 - no other way
+        attention_implementation=original_implementation(model),
     )

@@ -19,6 +19,10 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import ModelInfo
 from whence_server.engine import digests, probe, recording, weights
 from whence_server.engine.describing import describe, text_files
+from whence_server.engine.internals import attention
+from whence_server.engine.internals.examine import look_inside
+from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
+from whence_server.engine.internals.observing import Inside
 from whence_server.engine.messages import EngineOptions
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
@@ -39,12 +43,14 @@ class LoadedModel(NamedTuple):
     graph: StepGraph | None
     """Its decoding step, recorded; None where that cannot be."""
     info: ModelInfo
+    inside: Inside
+    """What can be seen of it while it decodes."""
 
     def runner(self) -> Runner | SoloRunner:
         """A new runner of the kind that is right for the model, without rows."""
         if self.style is None:
-            return SoloRunner(self.model)
-        return Runner(self.model, self.style, self.graph)
+            return SoloRunner(self.model, self.inside)
+        return Runner(self.model, self.style, self.graph, self.inside)
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -68,8 +74,11 @@ def load(options: EngineOptions) -> LoadedModel:
         _set_num_threads(options.num_threads, model)
         # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
         wait([weights_digest])
-        style = probe.examine(model)
-        graph = None if style is None else recording.recorded(model, style)
+        style, obstacle = _style(model)
+        inside, internals = look_inside(
+            model, style, obstacle, _head_weights(options, weights_digest.result())
+        )
+        graph = None if style is None else recording.recorded(model, style, inside)
         info = describe(
             options.model_name,
             model,
@@ -79,8 +88,32 @@ def load(options: EngineOptions) -> LoadedModel:
             loaded_files=loaded_files,
             weights_digest=weights_digest.result(),
             batched=style is not None,
+            internals=internals,
         )
-    return LoadedModel(model, style, graph, info)
+    return LoadedModel(model, style, graph, info, inside)
+
+
+def _style(model: Any) -> tuple[ForwardStyle | None, str | None]:
+    """How the model is called, with our attention in place where it can be, or why it cannot.
+
+    Raises:
+        ConfigurationError: it decodes in no way.
+    """
+    obstacle = attention.adopt(model)
+    style = probe.examine(model)
+    if style is not None or obstacle is not None:
+        return style, obstacle
+    attention.restore(model)
+    style = probe.examine(model)
+    if style is None:
+        return None, "it decodes each sequence by itself, with a cache of its own"
+    return style, "with our attention it gives other logits"
+
+
+def _head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | None:
+    if not options.head_weights:
+        return None
+    return read_head_weights(options.head_weights, weights_digest)
 
 
 def _config(directory: Path, options: EngineOptions) -> Any:

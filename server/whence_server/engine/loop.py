@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from whence_server import logs
+from whence_server.domain.decoding import TraceDetail
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.batch import Batch, BatchLostError, Choosing, cost_since
@@ -126,7 +127,8 @@ class EngineLoop:
         trace = reading.admit.trace
         traces_prompt = trace.prompt and not reading.num_recorded
         if reading.prompt is None:
-            reading.prompt = self._runner.start(token_ids)
+            observed = trace.detail is TraceDetail.INTERNALS
+            reading.prompt = self._runner.start(token_ids, observed=observed)
             reading.started_ns = started_ns
             if traces_prompt:
                 reading.prompt_decisions.append(Decision(token_ids[0], None))

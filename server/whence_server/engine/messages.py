@@ -36,6 +36,8 @@ class EngineOptions(NamedTuple):
     """A JSON file that remembers digests by (path, size, mtime); "" for none."""
     log_format: str = "console"
     """"console" or "json"."""
+    head_weights: str = ""
+    """A file with a weight for each attention head; "" for none."""
 
 
 class Recorded(NamedTuple):

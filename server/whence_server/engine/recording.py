@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from whence_server.engine.internals.observing import NOTHING, Inside, Observation
 from whence_server.engine.runner import Runner
 from whence_server.engine.step_graph import NotRecordableError, StepGraph
 from whence_server.engine.style import ForwardStyle
@@ -18,22 +19,22 @@ PROMPT_LENGTHS = (3, 7, 2, 12)
 STEPS_EACH = 2
 
 
-def recorded(model: Any, style: ForwardStyle) -> StepGraph | None:
+def recorded(model: Any, style: ForwardStyle, inside: Inside = NOTHING) -> StepGraph | None:
     """The model's decoding step as a graph; None where its modules have to do the work."""
     name = type(model).__name__
     try:
-        graph = _record(model, style)
+        graph = _record(model, style, inside)
     except NotRecordableError as obstacle:
         logger.info("%s decodes through its modules: %s", name, obstacle)
         return None
-    if not _same_logits(model, style, graph):
-        logger.warning("%s decodes through its modules: recorded, its logits differ", name)
+    if not _same_steps(model, style, graph, inside):
+        logger.warning("%s decodes through its modules: recorded, its steps differ", name)
         return None
     return graph
 
 
 @torch.inference_mode()
-def _record(model: Any, style: ForwardStyle) -> StepGraph:
+def _record(model: Any, style: ForwardStyle, inside: Inside) -> StepGraph:
     runner = Runner(model, style)
     for length in PROMPT_LENGTHS[:2]:
         _join(runner, _tokens(model, length, seed=0))
@@ -43,22 +44,33 @@ def _record(model: Any, style: ForwardStyle) -> StepGraph:
     step_s = time.monotonic() - started
     if step_s > LONG_STEP_S:
         raise NotRecordableError(f"a step takes {step_s:.1f} s, next to which they cost nothing")
-    return StepGraph.record(model, style, runner.step_inputs(_tokens(model, 2, seed=2)))
+    inputs = runner.step_inputs(_tokens(model, 2, seed=2))
+    return StepGraph.record(model, style, inputs, inside)
 
 
-def _same_logits(model: Any, style: ForwardStyle, graph: StepGraph) -> bool:
-    """Compares batches that grow and shrink, over contexts of many lengths and other tokens."""
-    runners = Runner(model, style), Runner(model, style, graph)
+def _same_steps(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside) -> bool:
+    """Compares batches that grow and shrink, over contexts of many lengths and other tokens.
+
+    The graph's rows are once observed and once not; the modules' always are.
+    """
+    ways = [
+        (Runner(model, style, None, inside), True),
+        (Runner(model, style, graph, inside), True),
+        (Runner(model, style, graph, inside), False),
+    ]
     try:
         for i, length in enumerate(PROMPT_LENGTHS):
-            for runner in runners:
-                _join(runner, _tokens(model, length, seed=length))
+            for runner, observed in ways:
+                _join(runner, _tokens(model, length, seed=length), observed=observed)
                 if i == len(PROMPT_LENGTHS) - 1:
                     runner.leave(0)
             for step in range(STEPS_EACH):
-                token_ids = _tokens(model, runners[0].num_rows, seed=10 * length + step)
-                expected, logits = (runner.decode(token_ids) for runner in runners)
-                if not torch.allclose(logits, expected, rtol=0, atol=0, equal_nan=True):
+                token_ids = _tokens(model, ways[0][0].num_rows, seed=10 * length + step)
+                expected, *logits = (runner.decode(token_ids) for runner, _ in ways)
+                first, second, _ = (runner.observe() for runner, _ in ways)
+                if not all(_equal(each, expected) for each in logits):
+                    return False
+                if not _saw_the_same(first, second):
                     return False
     except RuntimeError as error:
         logger.debug("the recorded step fails: %s", error)
@@ -66,8 +78,20 @@ def _same_logits(model: Any, style: ForwardStyle, graph: StepGraph) -> bool:
     return True
 
 
-def _join(runner: Runner, token_ids: list[int]) -> None:
-    prompt = runner.start(token_ids)
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def _saw_the_same(one: Observation | None, other: Observation | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    if one.hidden is not None and other.hidden is not None and not _equal(one.hidden, other.hidden):
+        return False
+    return one.sources == other.sources
+
+
+def _join(runner: Runner, token_ids: list[int], *, observed: bool = False) -> None:
+    prompt = runner.start(token_ids, observed=observed)
     runner.prefill(prompt, len(token_ids), all_logits=False)
     runner.join(prompt)
 

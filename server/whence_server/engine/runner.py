@@ -7,6 +7,15 @@ from typing import Any
 import torch
 
 from whence_server.engine.cache import BatchedCache
+from whence_server.engine.internals.observing import (
+    NOTHING,
+    Inside,
+    Observation,
+    Observed,
+    Seen,
+    observed_prompt,
+    watching,
+)
 from whence_server.engine.masks import SPARE_COLUMNS, StepMasks
 from whence_server.engine.step_graph import NotRecordableError, StepGraph, StepInputs, mask_argument
 from whence_server.engine.style import ForwardStyle
@@ -20,11 +29,15 @@ class Prompt:
         token_ids: the whole prompt.
         cache: what has been read of it.
         num_done: how many tokens that is.
+        observed: whether the rows that go on from it are observed.
+        observation: then, once it has been read, what its last token drew on, as row 0.
     """
 
     token_ids: list[int]
     cache: BatchedCache
     num_done: int = 0
+    observed: bool = False
+    observation: Observation | None = None
 
     @property
     def num_left(self) -> int:
@@ -63,12 +76,22 @@ class Runner:
         model: in eval mode.
         style: how it is called.
         graph: its decoding step, recorded; None leaves that to the model's modules.
+        inside: what can be seen of the model, and is of rows that are observed.
     """
 
-    def __init__(self, model: Any, style: ForwardStyle, graph: StepGraph | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        style: ForwardStyle,
+        graph: StepGraph | None = None,
+        inside: Inside = NOTHING,
+    ) -> None:
         self._model = model
         self._style = style
         self._graph = graph
+        self._inside = inside
+        self._observed = Observed(self._inside)
+        self._seen: Seen | None = None
         self._device = model.device
         self._cache = BatchedCache(style.num_layers)
         self._layout: _Layout | None = None
@@ -78,9 +101,10 @@ class Runner:
         """Rows in the batch."""
         return len(self._cache.padding)
 
-    def start(self, token_ids: list[int]) -> Prompt:
-        """Makes ready to read a prompt."""
-        return Prompt(token_ids, BatchedCache(self._style.num_layers, len(token_ids)))
+    def start(self, token_ids: list[int], *, observed: bool = False) -> Prompt:
+        """Makes ready to read a prompt, whose rows are to be observed or not."""
+        cache = BatchedCache(self._style.num_layers, len(token_ids))
+        return Prompt(token_ids, cache, observed=observed)
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -102,21 +126,29 @@ class Runner:
             arguments["position_ids"] = positions.unsqueeze(0)
         if self._style.logits_to_keep and not all_logits:
             arguments["logits_to_keep"] = 1
-        logits = self._forward(
-            torch.tensor([chunk], device=self._device), prompt.cache, arguments
-        )  # (1, T, V) or (1, 1, V)
+        input_ids = torch.tensor([chunk], device=self._device)
+        if prompt.observed and len(chunk) == prompt.num_left:
+            with watching(self._inside) as watch:
+                logits = self._forward(input_ids, prompt.cache, arguments)
+            prompt.observation = observed_prompt(self._inside, watch.seen, prompt.cache.values)
+        else:
+            logits = self._forward(input_ids, prompt.cache, arguments)  # (1, T or 1, V)
         prompt.num_done += len(chunk)
         return logits[0] if all_logits else logits[0, -1:]
 
     @torch.inference_mode()
     def join(self, prompt: Prompt, num_rows: int = 1) -> None:
         """Appends rows that continue the prompt, all of whose tokens have been read."""
+        if prompt.observed:
+            rows = range(self.num_rows, self.num_rows + num_rows)
+            self._observed.join(rows, prompt.cache.values)
         self._cache.insert(prompt.cache, num_rows)
         self._layout = None
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Drops a row; the last row takes its number."""
+        self._observed.leave(row, self.num_rows - 1)
         self._cache.remove(row)
         self._layout = None
 
@@ -124,6 +156,7 @@ class Runner:
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Makes each destination a copy of what its source was before; all are equally long."""
         self._cache.copy_rows(sources, destinations)
+        self._observed.copy_rows(sources, destinations)
 
     def synchronize(self) -> None:
         """Waits until what was asked for has been computed, so that times mean something."""
@@ -133,11 +166,13 @@ class Runner:
     def clear(self) -> None:
         """Drops all rows, also after a forward pass that failed half-way."""
         self._cache.clear()
+        self._observed.clear()
+        self._seen = None
         self._layout = None
 
     @torch.inference_mode()
     def decode(self, token_ids: list[int]) -> torch.Tensor:
-        """Reads one more token for every row.
+        """Reads one more token for every row; `observe` then says what was seen.
 
         Args:
             token_ids: one for each row.
@@ -145,14 +180,36 @@ class Runner:
         Returns:
             [rows, V]: what follows each.
         """
+        if self._seen is not None:
+            raise RuntimeError("what the last step showed has not been observed")
         layout = self._current_layout()
+        observed = bool(self._observed.rows)
         if self._graph is not None and layout.masks is not None:
-            logits = self._graph.logits(self.step_inputs(token_ids))
+            inputs = self.step_inputs(token_ids)
+            if observed:
+                logits, self._seen = self._graph.observed(inputs)
+            else:
+                logits = self._graph.logits(inputs)
         else:
             input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
-            logits = self._forward(input_ids, self._cache, self._step_arguments(layout))[:, -1]
+            arguments = self._step_arguments(layout)
+            if observed:
+                with watching(self._inside) as watch:
+                    logits = self._forward(input_ids, self._cache, arguments)[:, -1]
+                self._seen = watch.seen
+            else:
+                logits = self._forward(input_ids, self._cache, arguments)[:, -1]
         layout.positions.add_(1)
         return logits
+
+    @torch.inference_mode()
+    def observe(self) -> Observation | None:
+        """What the last step's observed rows drew on; None where none is observed."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return None
+        newest = [layer.select(2, -1) for layer in self._cache.values]
+        return self._observed.observe(seen, newest)
 
     def step_inputs(self, token_ids: list[int]) -> StepInputs:
         """What the next step reads, to record it; the step counts as taken.

@@ -9,11 +9,13 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+
+from whence_server.engine.internals.observing import NOTHING, Inside, Observation, watching
 
 
 @dataclass(slots=True)
@@ -24,11 +26,15 @@ class SoloPrompt:
         token_ids: the whole prompt.
         state: what has been read of it; None before.
         num_done: how many tokens that is: none or all.
+        observed: whether the rows that go on from it are observed.
+        observation: then, once it has been read, what is seen of its last token, as row 0.
     """
 
     token_ids: list[int]
     state: "_State | None" = None
     num_done: int = 0
+    observed: bool = False
+    observation: Observation | None = None
 
     @property
     def num_left(self) -> int:
@@ -43,14 +49,18 @@ class _State:
     Attributes:
         input_ids: [1, tokens], all that has been read; replaced, never written to.
         arguments: for the next pass, the cache or recurrent state among them.
+        observed: whether its passes are watched.
+        hidden: the layers' outputs for its newest token, [1, layers, width], if they are.
     """
 
     input_ids: torch.Tensor
     arguments: dict[str, Any]
+    observed: bool
+    hidden: torch.Tensor | None = None
 
     def copy(self) -> "_State":
         """One that shares no memory that a forward pass writes to."""
-        return _State(self.input_ids, copy.deepcopy(self.arguments))
+        return replace(self, arguments=copy.deepcopy(self.arguments))
 
 
 class SoloRunner:
@@ -59,10 +69,15 @@ class SoloRunner:
     Rows are numbered from 0; `join` appends, `leave` moves the last row into the gap. A prompt is
     read whole: a recurrent layer that starts a second chunk as if it were a first loses what
     came before, and says nothing.
+
+    Args:
+        model: in eval mode.
+        inside: what can be seen of it, and is of rows that are observed: no sources.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, inside: Inside = NOTHING) -> None:
         self._model = model
+        self._inside = inside
         self._device = model.device
         self._parameters = inspect.signature(model.forward).parameters
         self._rows: list[_State] = []
@@ -72,9 +87,9 @@ class SoloRunner:
         """Sequences that decode."""
         return len(self._rows)
 
-    def start(self, token_ids: list[int]) -> SoloPrompt:
-        """Makes ready to read a prompt."""
-        return SoloPrompt(token_ids)
+    def start(self, token_ids: list[int], *, observed: bool = False) -> SoloPrompt:
+        """Makes ready to read a prompt, whose rows are to be observed or not."""
+        return SoloPrompt(token_ids, observed=observed)
 
     @torch.inference_mode()
     def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -97,9 +112,11 @@ class SoloRunner:
                 f"{prompt.num_done}: it has to be read whole"
             )
         input_ids = torch.tensor([prompt.token_ids], device=self._device)
-        state = _State(input_ids, self._first_arguments(input_ids))
+        state = _State(input_ids, self._first_arguments(input_ids), prompt.observed)
         logits = self._forward(state, num_tokens, is_first=True, all_logits=all_logits)
         prompt.state = state
+        if prompt.observed:
+            prompt.observation = Observation(self._inside.lens, [0], [], state.hidden)
         prompt.num_done = num_tokens
         return logits if all_logits else logits[-1:]
 
@@ -154,6 +171,15 @@ class SoloRunner:
             logits.append(self._forward(state, 1, is_first=False, all_logits=False)[-1:])
         return torch.cat(logits)
 
+    @torch.inference_mode()
+    def observe(self) -> Observation | None:
+        """What was seen of the last step's observed rows; None where none is observed."""
+        rows = [row for row, state in enumerate(self._rows) if state.observed]
+        if not rows:
+            return None
+        hidden = [state.hidden for state in self._rows if state.hidden is not None]
+        return Observation(self._inside.lens, rows, [], torch.cat(hidden) if hidden else None)
+
     def _first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """What `generate` begins with, for a prompt without padding and a neutral config."""
         arguments: dict[str, Any] = {"use_cache": True}
@@ -183,7 +209,12 @@ class SoloRunner:
         if "logits_to_keep" in self._parameters:
             # After the hook, which in some models (Bamba) puts its own choice here.
             inputs["logits_to_keep"] = 0 if all_logits else 1
-        output = self._model(**inputs, return_dict=True)
+        if state.observed:
+            with watching(self._inside) as watch:
+                output = self._model(**inputs, return_dict=True)
+            state.hidden = watch.seen.hidden
+        else:
+            output = self._model(**inputs, return_dict=True)
         state.arguments = self._model._update_model_kwargs_for_generation(  # noqa: SLF001 - the hook that generate calls
             output, state.arguments
         )

@@ -14,6 +14,7 @@ import torch
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from whence_server.engine.internals.observing import Inside, Seen, watching
 from whence_server.engine.style import ForwardStyle
 
 KNOWN_BRANCHES = "sdpa_attention.py"
@@ -43,47 +44,82 @@ class StepInputs(NamedTuple):
 
 
 class StepGraph:
-    """A recorded step. Make one with `record`."""
+    """A recorded step, and the same with what it shows of itself. Make one with `record`."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, observed: Any, inside: Inside) -> None:
         self._graph = graph
+        self._observed = observed
+        self._inside = inside
 
     @classmethod
-    def record(cls, model: Any, style: ForwardStyle, inputs: StepInputs) -> "StepGraph":
-        """Records the step that a model in eval mode takes on these inputs.
+    def record(
+        cls, model: Any, style: ForwardStyle, inputs: StepInputs, inside: Inside
+    ) -> "StepGraph":
+        """Records the step that a model in eval mode takes on these inputs, twice.
 
         Raises:
             NotRecordableError: it cannot be, or what was recorded might not hold for all steps.
         """
-        # Fusing operations would save little here and round otherwise.
-        torch.jit.set_fusion_strategy([])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                graph = torch.jit.trace(_Step(model, style), tuple(inputs), check_trace=False)
-            except Exception as error:
-                raise NotRecordableError(f"{type(error).__name__}: {error}") from error
-        for warning in caught:
-            decides = issubclass(warning.category, TracerWarning)
-            if decides and not warning.filename.endswith(KNOWN_BRANCHES):
-                raise NotRecordableError(f"{warning.filename}:{warning.lineno}: {warning.message}")
-        return cls(graph)
+        plain, observed = _Step(model, style, None), _Step(model, style, inside)
+        return cls(_traced(plain, inputs), _traced(observed, inputs), inside)
 
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Reads one token for every row; gives [rows, V]."""
         logits: torch.Tensor = self._graph(*inputs)
         return logits
 
+    def observed(self, inputs: StepInputs) -> tuple[torch.Tensor, Seen]:
+        """The same, and what the step shows: the logits are the same to the bit."""
+        logits, *seen = self._observed(*inputs)
+        hidden = seen.pop(0) if self._inside.lens is not None else None
+        return logits, Seen(hidden, seen)
+
+
+def _traced(step: "_Step", inputs: StepInputs) -> Any:
+    # Fusing operations would save little here and round otherwise.
+    torch.jit.set_fusion_strategy([])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            graph = torch.jit.trace(step, tuple(inputs), check_trace=False)
+        except Exception as error:
+            raise NotRecordableError(f"{type(error).__name__}: {error}") from error
+    for warning in caught:
+        decides = issubclass(warning.category, TracerWarning)
+        if decides and not warning.filename.endswith(KNOWN_BRANCHES):
+            raise NotRecordableError(f"{warning.filename}:{warning.lineno}: {warning.message}")
+    return graph
+
 
 class _Step(torch.nn.Module):
-    """The step in a form that can be recorded: everything that changes is an argument."""
+    """The step in a form that can be recorded: everything that changes is an argument.
 
-    def __init__(self, model: Any, style: ForwardStyle) -> None:
+    Gives the logits, and where `inside` says what can be seen the layers' outputs and their
+    attention weights after them.
+    """
+
+    def __init__(self, model: Any, style: ForwardStyle, inside: Inside | None) -> None:
         super().__init__()
         self._model = model
         self._style = style
+        self._inside = inside
 
     def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        masks: list[torch.Tensor],
+        columns: list[torch.Tensor],
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        if self._inside is None:
+            return self._logits(input_ids, positions, masks, columns)
+        with watching(self._inside) as watch:
+            logits = self._logits(input_ids, positions, masks, columns)
+        seen = watch.seen
+        hidden = () if seen.hidden is None else (seen.hidden,)
+        return (logits, *hidden, *seen.weights)
+
+    def _logits(
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,

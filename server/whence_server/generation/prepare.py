@@ -43,7 +43,7 @@ def prepared(
         InvalidRequestError: it can never be served as it is.
         NotOfferedError: it asks for what this server does not do.
     """
-    trace, unavailable = resolve_trace(request.trace, limits)
+    trace, unavailable = resolve_trace(request.trace, model, limits)
     prompt, token_ids = _encoded(request, model, limits, tokenizer)
     decoding = resolve_decoding(
         request.decoding,

@@ -38,12 +38,13 @@ _EARLY_STOPPING: dict[bool | str, EarlyStopping] = {
 }
 """By transformers' values."""
 
-INTERNALS_UNAVAILABLE = {
-    "internals": "this server records up to TRACE_DETAIL_DECISIONS",
-}
+NUM_PARTS = 2
+"""Of TRACE_DETAIL_INTERNALS: "sources" and "layers"."""
 
 
-def resolve_trace(request: TraceRequest, limits: Limits) -> tuple[TraceOptions, dict[str, str]]:
+def resolve_trace(
+    request: TraceRequest, model: ModelInfo, limits: Limits
+) -> tuple[TraceOptions, dict[str, str]]:
     """The trace that is granted, and what of the wish cannot be had, with the reason.
 
     Raises:
@@ -59,12 +60,19 @@ def resolve_trace(request: TraceRequest, limits: Limits) -> tuple[TraceOptions, 
         f"must be at most {limits.max_candidates}, not {num_candidates}",
     )
     faults.raise_if_any()
-    wanted = request.detail or TraceDetail.DECISIONS
-    granted = TraceDetail.DECISIONS if wanted is TraceDetail.INTERNALS else wanted
+    granted = request.detail or TraceDetail.DECISIONS
+    unavailable: dict[str, str] = {}
+    if granted is TraceDetail.INTERNALS:
+        unavailable |= model.internals.unavailable
+        if not num_candidates:
+            unavailable.setdefault(
+                "layers", "no candidates were asked for, among which a token could have a share"
+            )
+        if len(unavailable) == NUM_PARTS:
+            granted = TraceDetail.DECISIONS
     if granted is TraceDetail.TOKENS:
         num_candidates = 0
-    unavailable = INTERNALS_UNAVAILABLE if wanted is TraceDetail.INTERNALS else {}
-    return TraceOptions(granted, num_candidates, request.prompt), dict(unavailable)
+    return TraceOptions(granted, num_candidates, request.prompt), unavailable
 
 
 def resolve_decoding(

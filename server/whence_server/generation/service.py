@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from whence_server.domain.decoding import FinishReason
+from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     DrainingError,
@@ -177,6 +177,7 @@ class Generations:
             request_digest=request.digest,
             labels=dict(request.labels),
             unavailable=ready.unavailable,
+            source_method=_source_method(ready.trace, self._model),
             operation="chat" if isinstance(request.input, ChatInput) else "text_completion",
         )
         if self._draining:
@@ -391,3 +392,7 @@ def _num_rows(request: GenerationRequest) -> int:
 def now(trace_context: TraceContext) -> Arrival:
     """A request that arrives at this moment."""
     return Arrival(trace_context, time.time_ns(), time.monotonic_ns())
+
+
+def _source_method(trace: TraceOptions, model: ModelInfo) -> str:
+    return model.internals.source_method if trace.detail is TraceDetail.INTERNALS else ""

@@ -20,6 +20,7 @@ from whence_server.domain.steps import (
     BeamRound,
     Candidates,
     Draw,
+    Internals,
     ProcessorEffects,
     Step,
     Timing,
@@ -59,6 +60,8 @@ def encode_step(step: Step) -> bytes:
         _fill_draw(proto.draw, decision.draw)
     if step.timing is not None:
         _fill_timing(proto.timing, step.timing)
+    if decision.internals is not None:
+        _fill_internals(proto.internals, decision.internals)
     return proto.SerializeToString()
 
 
@@ -100,6 +103,7 @@ def encode_started(started: Started) -> bytes:
         processor_names=started.processor_names,
         request_digest=started.request_digest,
         labels=started.labels,
+        source_method=started.source_method,
         unavailable=started.unavailable,
         operation=started.operation,
     ).SerializeToString()
@@ -227,6 +231,16 @@ def _fill_timing(proto: step_pb2.StepTiming, timing: Timing) -> None:
     proto.select_ns = timing.select_ns
     proto.batch_size = timing.batch_size
     proto.context_length = timing.context_length
+
+
+def _fill_internals(proto: step_pb2.Internals, internals: Internals) -> None:
+    proto.SetInParent()
+    proto.source_positions.extend(internals.source_positions)
+    proto.source_shares.extend(internals.source_shares)
+    if internals.self_share is not None:
+        proto.self_share = internals.self_share
+    proto.layer_shares.extend(internals.layer_shares)
+    proto.layer_leaders.extend(internals.layer_leaders)
 
 
 def _sample(decoding: Decoding) -> generation_pb2.Sample:

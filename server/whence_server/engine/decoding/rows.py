@@ -24,6 +24,7 @@ class Row:
         settings: the processors that apply to it, in order.
         stages: the same as objects, shared with other rows; a `Chooser` fills them in.
         explained: whether its decisions are recorded beyond the tokens and their logprobs.
+        observed: whether what happened inside the model is recorded of them.
         num_candidates: how many candidates are recorded of each step.
         seed_words: the seed's low and high 32 bits.
     """
@@ -35,6 +36,7 @@ class Row:
         "explained",
         "index",
         "num_candidates",
+        "observed",
         "seed_words",
         "sequence_index",
         "settings",
@@ -57,6 +59,7 @@ class Row:
         self.settings: tuple[Setting, ...] = settings(decoding)
         self.stages: tuple[Stage, ...] | None = None
         self.explained = trace.detail is not TraceDetail.TOKENS
+        self.observed = trace.detail is TraceDetail.INTERNALS
         self.num_candidates = trace.num_candidates if self.explained else 0
         self.seed_words = (decoding.seed & 0xFFFFFFFF, decoding.seed >> 32)
         self._num_tokens = len(prompt_token_ids)

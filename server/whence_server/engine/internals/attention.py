@@ -1,0 +1,181 @@
+"""The attention function that a model is served with, whether or not anyone asks for weights.
+
+transformers' models look their attention up by name, so one function serves them all. Over many
+tokens it is the model's original one. At one token in float32 it is softmax(q K) V spelt out,
+which costs what the fused kernel costs and has the weights in its hands. In half precision, where
+spelling it out would round the scores, the original computes there too, and the weights are
+computed beside it when somebody asks. Either way, asking changes no bit of what the model says.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.jit._trace import is_tracing
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+NAMES = {"sdpa": "whence_sdpa", "eager": "whence_eager"}
+"""What stands in for each of transformers' own."""
+NONE_ATTENDS = "its layers are recurrent, or have attention code of their own"
+NOT_HANDLED = ("s_aux", "position_bias", "sinks", "head_mask", "alibi")
+"""Arguments by which some models change the weights in ways of their own."""
+
+
+class NotHandledError(Exception):
+    """The model's attention is something else than softmax(q K) V with a mask and a soft cap."""
+
+
+class Attended(NamedTuple):
+    """What one layer's attention did in a pass that is watched.
+
+    Attributes:
+        module: the layer's attention.
+        weights: [rows, heads, columns], of the newest token; they add up to 1.
+        values: [rows, value heads, columns, head size].
+        output: [rows, tokens, heads, head size].
+    """
+
+    module: torch.nn.Module
+    weights: torch.Tensor
+    values: torch.Tensor
+    output: torch.Tensor
+
+
+_watching: list[list[Attended]] = []
+"""Whoever watches, the innermost last. The engine computes in one thread."""
+
+
+@contextmanager
+def watched_attention() -> Iterator[list[Attended]]:
+    """Collects what the layers attend to in the passes within."""
+    attended: list[Attended] = []
+    _watching.append(attended)
+    try:
+        yield attended
+    finally:
+        _watching.pop()
+
+
+def adopt(model: Any) -> str | None:
+    """Puts our function into the model's place, if its attention can be served by it.
+
+    Returns:
+        Why not; then the model is as it was. None where it is in place.
+    """
+    original = implementation(model)
+    if original not in NAMES:
+        return f"its attention is {original!r}, and neither sdpa nor eager"
+    model.set_attn_implementation(NAMES[original])
+    try:
+        with torch.inference_mode(), watched_attention() as attended:
+            model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device))
+        obstacle = None if attended else NONE_ATTENDS
+    except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
+        obstacle = f"its attention cannot be served: {error}"
+    if obstacle is not None:
+        restore(model)
+    return obstacle
+
+
+def restore(model: Any) -> None:
+    """Gives the model its original attention back."""
+    original = original_implementation(model)
+    if implementation(model) != original:
+        model.set_attn_implementation(original)
+
+
+def implementation(model: Any) -> str:
+    """The name of the attention that the model looks up."""
+    config = model.config.get_text_config(decoder=True)
+    return str(config._attn_implementation)  # noqa: SLF001 - no other way
+
+
+def original_implementation(model: Any) -> str:
+    """What transformers itself calls it: "sdpa", "eager", ..."""
+    name = implementation(model)
+    return next((original for original, ours in NAMES.items() if ours == name), name)
+
+
+def _original_eager(module: torch.nn.Module) -> Any:
+    """Every modelling file has its own, by this name."""
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def _in_place_of(original: Callable[[torch.nn.Module], Any]) -> Any:
+    """Our function, with what it stands in for."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **arguments: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """As transformers calls it; gives [rows, tokens, heads, head size]."""
+        for name in NOT_HANDLED:
+            if arguments.get(name) is not None:
+                raise NotHandledError(f"it takes {name}")
+        weights = None
+        # What is recorded as a graph is one token: to ask would be a branch in it.
+        if query.dtype == torch.float32 and (is_tracing() or query.shape[2] == 1):
+            weights = _weights(module, query, key, attention_mask, **arguments)
+            output = torch.matmul(weights, value).flatten(1, 2).unsqueeze(1)
+        else:
+            output, _ = original(module)(module, query, key, value, attention_mask, **arguments)
+        if _watching:
+            if weights is None:
+                newest = None if attention_mask is None else attention_mask[:, :, -1:]
+                weights = _weights(module, query[:, :, -1:], key, newest, **arguments)
+            _watching[-1].append(Attended(module, weights.flatten(1, 2), value, output))
+        return output, None
+
+    return attend
+
+
+AttentionInterface.register(NAMES["sdpa"], _in_place_of(lambda _module: sdpa_attention_forward))
+AttentionInterface.register(NAMES["eager"], _in_place_of(_original_eager))
+# Without its mask function under the same name, transformers makes no masks, and says nothing.
+AttentionMaskInterface.register(NAMES["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(NAMES["eager"], eager_mask)
+
+
+def _weights(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_others: Any,
+) -> torch.Tensor:
+    """Of one token: [rows, key heads, query heads that share one, columns].
+
+    Args:
+        module: may say how many query heads share a key's.
+        query: [rows, heads, 1, head size]
+        key: [rows, key heads, columns, head size]
+        mask: [rows, 1, 1, columns], added to the scores, or True for what is seen.
+        scaling: of the scores; None for the usual one.
+        softcap: keeps the scores within plus and minus itself.
+    """
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    num_sharing = getattr(module, "num_key_value_groups", 1)
+    query = (query * scaling).unflatten(1, (-1, num_sharing)).squeeze(-2)
+    scores = torch.matmul(query, key.transpose(2, 3))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        if not is_tracing():
+            mask = mask[..., : key.shape[2]]
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)

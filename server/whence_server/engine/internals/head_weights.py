@@ -1,0 +1,76 @@
+"""One weight for each attention head, from a file that is tied to the weights it was fitted on.
+
+    {"weights_digest": "<64 hex digits>", "head_weights": [[1.0, 0.5, ...], ...]}
+
+with a list for each layer, and in it a number for each head. Fitted so that attention agrees with
+what ablations show, they make sources more faithful (Cohen-Wang et al., "Learning to Attribute
+with Attention", 2025). Other weights need other numbers: hence the digest.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from whence_server.domain.errors import ConfigurationError
+
+
+class HeadWeights(NamedTuple):
+    """theta, and which file it is from.
+
+    Attributes:
+        values: a list for each layer, with a number for each head.
+        digest: SHA-256 of the file, in hex.
+    """
+
+    values: list[list[float]]
+    digest: str
+
+
+def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
+    """Reads a file, and holds it against the model's weights.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no such file, or is another model's.
+    """
+    where = f"--head-weights {path}"
+    try:
+        content = Path(path).read_bytes()
+        document = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{where}: cannot be read: {error}") from None
+    if not isinstance(document, dict) or document.keys() != {"weights_digest", "head_weights"}:
+        raise ConfigurationError(
+            f'{where}: must be a JSON object with "weights_digest" and "head_weights"'
+        )
+    if document["weights_digest"] != weights_digest:
+        raise ConfigurationError(
+            f"{where}: it is for the weights with digest {document['weights_digest']}, and the "
+            f"model's are {weights_digest}"
+        )
+    values = document["head_weights"]
+    rows = values if isinstance(values, list) else []
+    if not rows or not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
+        raise ConfigurationError(
+            f"{where}: head_weights must hold a list for each layer, all of one length"
+        )
+    for layer, row in enumerate(rows):
+        for head, value in enumerate(row):
+            if not _is_weight(value):
+                raise ConfigurationError(
+                    f"{where}: head_weights[{layer}][{head}] is {value!r}; it must be a finite "
+                    "number, 0 or more"
+                )
+    if not any(value > 0 for row in rows for value in row):
+        raise ConfigurationError(f"{where}: at least one of head_weights must be above 0")
+    return HeadWeights(rows, hashlib.sha256(content).hexdigest())
+
+
+def _is_weight(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

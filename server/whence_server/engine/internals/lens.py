@@ -1,0 +1,226 @@
+"""What could be decoded after each layer, by the model's own last stages.
+
+A layer's output is sent through everything that the model itself does after its last layer, its
+later layers left out. That is the model's own forward pass, with its layers replaced by one that
+hands the output on: norms, projections, scaling and soft caps are the architecture's, whatever
+they are (a norm and the head alone are wrong for several). Only the rows of the head that a step's
+candidates need are multiplied. (Reading layers through the head: nostalgebraist, "interpreting
+GPT: the logit lens", 2020.) It says what is decodable there, not what caused the choice.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from whence_server.domain.steps import Decision
+from whence_server.engine.internals.layers import (
+    layers_of,
+    output_like,
+    replaced,
+    watched_layers,
+)
+from whence_server.engine.internals.sources import UnavailableError
+
+NUM_PROBED = 12
+"""Token ids whose logits are compared before a lens is trusted."""
+PROMPT = (3, 10, 17, 24, 31)
+
+
+class Reading(NamedTuple):
+    """How one token formed.
+
+    Attributes:
+        shares: after each layer, the chosen token's probability among the candidates and itself.
+        leaders: which candidate led there; one beyond the last is the chosen token.
+    """
+
+    shares: list[float]
+    leaders: list[int]
+
+
+class Lens:
+    """Reads layers' outputs through a model's last stages. Make one with `lens_of`.
+
+    Attributes:
+        layers: whose outputs it reads.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Module], stages: Any) -> None:
+        self.layers = layers
+        self._stages = stages
+
+    def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """The logits that some tokens would have after each layer.
+
+        Args:
+            hidden: [rows, layers, width], the layers' outputs for the newest token.
+            token_ids: int64 [rows, n], which tokens.
+
+        Returns:
+            float32 [rows, layers, n]
+        """
+        logits: torch.Tensor = self._stages(hidden, token_ids)
+        return logits.float()
+
+    def read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[Reading | None]:
+        """Reads the layers for each row's chosen token, among its own candidates.
+
+        Args:
+            hidden: [rows, layers, width]
+            decisions: one for each row; one without candidates has no reading.
+        """
+        tables = [_table(decision) for decision in decisions]
+        widest = max(len(table) for table in tables)
+        # Filled up with the chosen token, whose copies are then left out of the running.
+        padded = [table[:-1] + table[-1:] * (widest - len(table) + 1) for table in tables]
+        token_ids = torch.tensor(padded, device=hidden.device)
+        logits = self.logits(hidden, token_ids)
+        extra = torch.tensor(
+            [_extra(*each, widest) for each in zip(decisions, tables, strict=True)]
+        )
+        logits = logits.masked_fill(extra.to(hidden.device).unsqueeze(1), -torch.inf)
+        places = torch.tensor([_place(decision) for decision in decisions], device=hidden.device)
+        chosen = places[:, None, None].expand(-1, logits.shape[1], 1)
+        shares = torch.softmax(logits, -1).gather(-1, chosen).squeeze(-1)
+        readings = zip(shares.tolist(), logits.argmax(-1).tolist(), strict=True)
+        return [
+            Reading(*reading) if decision.candidates and decision.candidates.token_ids else None
+            for reading, decision in zip(readings, decisions, strict=True)
+        ]
+
+
+def _table(decision: Decision) -> list[int]:
+    """The step's candidates and, last, the chosen token."""
+    candidates = decision.candidates.token_ids if decision.candidates else []
+    return [*candidates, decision.token_id]
+
+
+def _place(decision: Decision) -> int:
+    """Of the chosen token among the candidates; one beyond the last where it is not there."""
+    candidates = decision.candidates.token_ids if decision.candidates else []
+    if decision.token_id in candidates:
+        return candidates.index(decision.token_id)
+    return len(candidates)
+
+
+def _extra(decision: Decision, table: list[int], widest: int) -> list[bool]:
+    """Which of the columns repeat the chosen token."""
+    num_real = len(table) - 1 if decision.token_id in table[:-1] else len(table)
+    return [column >= num_real for column in range(widest)]
+
+
+@torch.inference_mode()
+def lens_of(model: Any) -> Lens:
+    """Makes a lens, and compares it with the model.
+
+    At the last layer it has to give the model's own logits, and further down those of the whole
+    model with its later layers left out.
+
+    Raises:
+        UnavailableError: it does not, or the model cannot be taken apart like that.
+    """
+    layers = list(layers_of(model))
+    try:
+        like = output_like(model, layers)
+        stages = _Stages(model, layers, like)
+        lens = Lens(layers, stages)
+        _compare(model, lens, like)
+        recorded = Lens(layers, _recorded(stages, len(layers), like))
+        try:
+            _compare(model, recorded, like)
+        except Exception:  # noqa: BLE001 - recorded code, tried out: the modules do the work then
+            return lens
+    except UnavailableError:
+        raise
+    except Exception as error:
+        raise UnavailableError(
+            f"its layers cannot be left out one by one: {type(error).__name__}: {error}"
+        ) from error
+    return recorded
+
+
+def _bypassed(model: Any, layers: Sequence[torch.nn.Module], last: int, like: Any) -> torch.Tensor:
+    with replaced(layers[last + 1 :], lambda hidden: hidden, like):
+        logits: torch.Tensor = model(input_ids=_prompt(model), use_cache=False).logits
+    return logits[0, -1]
+
+
+def _compare(model: Any, lens: Lens, like: Any) -> None:
+    layers = lens.layers
+    with watched_layers(layers) as outputs:
+        own = model(input_ids=_prompt(model), use_cache=False).logits[0, -1]
+    if len(outputs) != len(layers):
+        raise UnavailableError("its layers run in another order than they are listed")
+    hidden = torch.stack(outputs, 1)  # (1, layers, width)
+    # As the graph will be called with other numbers of rows and tokens: two ways.
+    ids = torch.arange(NUM_PROBED, device=model.device) * (len(own) // NUM_PROBED)
+    once = lens.logits(hidden, ids[None, :5])[0]
+    twice = lens.logits(hidden.repeat(2, 1, 1), torch.stack((ids.flip(0), ids)))[1]
+    probed = sorted({0, len(layers) // 2, len(layers) - 1})
+    for layer in probed:
+        expected = _bypassed(model, layers, layer, like) if layer < probed[-1] else own
+        if not (_alike(once[layer], expected[ids[:5]]) and _alike(twice[layer], expected[ids])):
+            raise UnavailableError(
+                f"after layer {layer}, its last stages give other logits than the model itself "
+                "without its later layers"
+            )
+
+
+def _alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    tolerance = 1e-3 if torch.finfo(expected.dtype).bits >= 32 else 1e-1
+    expected = expected.float()
+    return torch.allclose(logits, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def _prompt(model: Any) -> torch.Tensor:
+    vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
+    ids = [token_id % vocabulary_size for token_id in PROMPT]
+    return torch.tensor([ids], device=model.device)
+
+
+def _recorded(stages: "_Stages", num_layers: int, like: Any) -> Any:
+    """The stages as a graph: without the Python, and without what the layers alone needed."""
+    output = like[0] if isinstance(like, tuple) else like
+    hidden = output.new_zeros(2, num_layers, output.shape[-1])
+    token_ids = torch.ones(2, 3, dtype=torch.int64, device=output.device)
+    with warnings.catch_warnings():
+        # What the model decides by shapes is for layers that do not run; comparing will tell.
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(stages, (hidden, token_ids), check_trace=False)
+
+
+class _Stages(torch.nn.Module):
+    """A model's forward pass from the last layer's output on, for some tokens of each row.
+
+    The layers of a row take the place of its tokens: what comes after the last layer treats each
+    position by itself, which `_compare` checks.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[torch.nn.Module], like: Any) -> None:
+        super().__init__()
+        self._model = model
+        self._head = model.get_output_embeddings()
+        if not isinstance(self._head, torch.nn.Linear):
+            raise UnavailableError("its head is no linear layer over the vocabulary")
+        self._layers = layers
+        self._like = like
+
+    def forward(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """[rows, layers, width] and int64 [rows, n] to [rows, layers, n]."""
+        head = self._head
+
+        def some_rows(features: torch.Tensor) -> torch.Tensor:
+            weight = head.weight[token_ids]  # (rows, n, width)
+            logits = torch.matmul(features, weight.mT)
+            return logits if head.bias is None else logits + head.bias[token_ids].unsqueeze(1)
+
+        input_ids = hidden.new_zeros(hidden.shape[:2], dtype=torch.int64)
+        with replaced(self._layers, lambda _hidden: hidden, self._like):
+            head.forward = some_rows
+            try:
+                logits: torch.Tensor = self._model(input_ids=input_ids, use_cache=False).logits
+            finally:
+                del head.forward
+        return logits

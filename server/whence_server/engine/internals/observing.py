@@ -1,0 +1,239 @@
+"""What is seen of the rows that asked: their newest tokens' sources and layers.
+
+Rows that did not ask carry nothing. Those that did have, beside the key-value cache and moved
+like it, the norms of their positions: 4 bytes for each head of each layer and position.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from whence_server.domain.steps import Decision, Internals
+from whence_server.engine.columns import Columns
+from whence_server.engine.internals.attention import Attended, watched_attention
+from whence_server.engine.internals.layers import watched_layers
+from whence_server.engine.internals.lens import Lens, Reading
+from whence_server.engine.internals.sources import OutputNorms, Sources, drawn, listed
+
+
+class Inside(NamedTuple):
+    """What can be seen of a model.
+
+    Attributes:
+        norms: None where it gives no sources.
+        lens: None where it gives no layers.
+    """
+
+    norms: OutputNorms | None
+    lens: Lens | None
+
+
+NOTHING = Inside(None, None)
+
+
+class Seen(NamedTuple):
+    """What a forward pass showed of all its rows.
+
+    Attributes:
+        hidden: the layers' outputs, [B, layers, width]; None without a lens.
+        weights: each layer's attention, [B, heads, columns]; empty without sources.
+    """
+
+    hidden: torch.Tensor | None
+    weights: list[torch.Tensor]
+
+
+class Observation(NamedTuple):
+    """What is seen of some rows' newest tokens, before what follows them is chosen.
+
+    Attributes:
+        lens: reads `hidden`; None where the model gives no layers.
+        rows: of the batch, one for each entry of the others.
+        sources: empty where the model gives none.
+        hidden: [rows, layers, width]; None where the model gives no layers.
+    """
+
+    lens: Lens | None
+    rows: list[int]
+    sources: list[Sources]
+    hidden: torch.Tensor | None
+
+    def of(self, rows: Sequence[int]) -> "Observation":
+        """The entries of these rows of the batch, of each that was observed, as often as named.
+
+        Its own `rows` are places in the given ones.
+        """
+        entries = {row: entry for entry, row in enumerate(self.rows)}
+        places = [place for place, row in enumerate(rows) if row in entries]
+        index = [entries[rows[place]] for place in places]
+        hidden = self.hidden
+        if hidden is not None and index != list(range(len(self.rows))):
+            hidden = hidden[index]
+        sources = [self.sources[entry] for entry in index] if self.sources else []
+        return Observation(self.lens, places, sources, hidden)
+
+    def explain(self, decisions: Sequence[Decision]) -> list[Internals]:
+        """What is recorded of the tokens that were chosen, one for each row."""
+        if not decisions:
+            return []
+        readings: Sequence[Reading | None] = [None] * len(decisions)
+        if self.lens is not None and self.hidden is not None:
+            readings = self.lens.read(self.hidden, decisions)
+        sources: Sequence[Sources | None] = self.sources or [None] * len(decisions)
+        return [_internals(*both) for both in zip(sources, readings, strict=True)]
+
+
+@contextmanager
+def watching(inside: Inside) -> Iterator["Watch"]:
+    """Sees what the pass within shows."""
+    watch = Watch()
+    with watched_layers(inside.lens.layers if inside.lens else ()) as outputs:
+        if inside.norms is None:
+            yield watch
+        else:
+            with watched_attention() as attended:
+                yield watch
+            watch.attended = attended
+    watch.outputs = outputs
+
+
+class Watch:
+    """What was collected during a pass; complete after it."""
+
+    def __init__(self) -> None:
+        self.outputs: list[torch.Tensor] = []
+        self.attended: list[Attended] = []
+
+    @property
+    def seen(self) -> Seen:
+        """All of it."""
+        hidden = torch.stack(self.outputs, 1) if self.outputs else None
+        return Seen(hidden, [attended.weights for attended in self.attended])
+
+
+class Observed:
+    """The rows of a batch that asked, with their positions' norms.
+
+    Rows go by their numbers in the batch, as in `Runner`.
+    """
+
+    def __init__(self, inside: Inside) -> None:
+        self._inside = inside
+        self._rows: list[int] = []
+        """Of the batch, in the order of the norms' own rows."""
+        self._lengths: list[int] = []
+        self._norms = _Norms()
+
+    @property
+    def rows(self) -> list[int]:
+        """Those that are observed."""
+        return self._rows
+
+    def join(self, rows: Sequence[int], values: Sequence[torch.Tensor]) -> None:
+        """Takes in rows that continue one prompt.
+
+        Args:
+            rows: their numbers.
+            values: each layer's, of the prompt: [1, value heads, length, head size].
+        """
+        self._rows += rows
+        self._lengths += [values[0].shape[2]] * len(rows)
+        if self._inside.norms is not None:
+            norms = self._inside.norms.of([layer[0] for layer in values])  # (K, length)
+            self._norms.insert_columns([norms.unsqueeze(0)], len(rows))
+
+    def leave(self, row: int, last: int) -> None:
+        """Drops a row, if it is observed; the batch's last row takes its number."""
+        if row in self._rows:
+            place = self._rows.index(row)
+            if self._inside.norms is not None:
+                self._norms.remove(place)
+            for numbers in (self._rows, self._lengths):
+                numbers[place] = numbers[-1]
+                numbers.pop()
+            self._norms.trim(max(self._lengths, default=0))
+        if last in self._rows:
+            self._rows[self._rows.index(last)] = row
+
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Makes each destination a copy of what its source was before: all ask, or none."""
+        places = {row: place for place, row in enumerate(self._rows)}
+        pairs = [
+            (places[source], places[destination])
+            for source, destination in zip(sources, destinations, strict=True)
+            if source in places
+        ]
+        if pairs and self._inside.norms is not None:
+            self._norms.copy_rows(*zip(*pairs, strict=True))
+
+    def clear(self) -> None:
+        """Drops all rows."""
+        self._rows.clear()
+        self._lengths.clear()
+        self._norms.clear()
+
+    def observe(self, seen: Seen, newest_values: Sequence[torch.Tensor]) -> Observation:
+        """Takes in a step's new column, and says what the rows drew on.
+
+        Args:
+            seen: of all rows.
+            newest_values: each layer's, of the step's own column: [B, value heads, head size].
+        """
+        everyone = self._rows == list(range(len(newest_values[0]) if newest_values else 0))
+        index = None if everyone else torch.tensor(self._rows, device=newest_values[0].device)
+        hidden = seen.hidden
+        if hidden is not None and index is not None:
+            hidden = hidden.index_select(0, index)
+        self._lengths = [length + 1 for length in self._lengths]
+        sources: list[Sources] = []
+        if self._inside.norms is not None:
+            if index is not None:
+                newest_values = [layer.index_select(0, index) for layer in newest_values]
+            norms = self._inside.norms.of([layer.transpose(0, 1) for layer in newest_values])
+            visible = self._norms.append(norms.mT)
+            rows = None if everyone else self._rows
+            sources = listed(drawn(seen.weights, visible, rows), self._lengths)
+        return Observation(self._inside.lens, list(self._rows), sources, hidden)
+
+
+def observed_prompt(inside: Inside, seen: Seen, values: Sequence[torch.Tensor]) -> Observation:
+    """What a prompt's newest token drew on, as row 0.
+
+    Args:
+        inside: the model's.
+        seen: of the pass that read its end.
+        values: each layer's, of the whole prompt: [1, value heads, length, head size].
+    """
+    sources: list[Sources] = []
+    if inside.norms is not None:
+        norms = inside.norms.of([layer[0] for layer in values]).unsqueeze(0)
+        sources = listed(drawn(seen.weights, norms, None), [values[0].shape[2]])
+    return Observation(inside.lens, [0], sources, seen.hidden)
+
+
+class _Norms(Columns):
+    """[rows, K, columns]; see `OutputNorms`."""
+
+    def __init__(self) -> None:
+        super().__init__("norms")
+        self.norms: torch.Tensor
+
+    def append(self, column: torch.Tensor) -> torch.Tensor:
+        """Writes a column [rows, K] for all rows; returns all visible ones."""
+        self.make_room(1)
+        self.norms[: self.num_rows, :, self.end] = column
+        self.end += 1
+        return self.norms[: self.num_rows, :, self.start : self.end]
+
+    def trim(self, longest: int) -> None:
+        """Hides the columns in which no row has anything any more."""
+        if self.is_initialized:
+            self.start = self.end - longest
+
+
+def _internals(sources: Sources | None, reading: Reading | None) -> Internals:
+    positions, shares, self_share = sources or ([], [], None)
+    layer_shares, leaders = reading or ([], [])
+    return Internals(positions, shares, self_share, layer_shares, leaders)

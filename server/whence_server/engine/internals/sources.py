@@ -1,0 +1,208 @@
+"""Direct sources: which context positions the newest token read from, weighed by what it got there.
+
+The share of position j is proportional to
+
+    sum over layers l, heads h of  theta[l, h] * a[l, h, newest, j] * |v[l, h, j] W_O[l, h]|
+
+with a the attention weights, v the head's value at j and W_O[l, h] the rows of the layer's output
+projection that the head feeds: attention alone would count positions whose values are next to
+nothing. (Kobayashi et al., "Attention is Not Only a Weight: Analyzing Transformers with Vector
+Norms", 2020, section 3;
+theta, one weight a head, as in Cohen-Wang et al., "Learning to Attribute with Attention", 2025; 1
+where none are given.) Directly read is not the same as where it came from: a position's value
+holds what earlier layers had moved there.
+
+The norms of a position never change, so they are computed once for each token in the cache, and
+through G[l, h] = W_O[l, h] W_O[l, h]^T, so that |v W_O| = sqrt(v G v) costs a head's size and not
+the model's width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.engine.internals.attention import Attended
+
+METHOD = "value-norm-attention/1"
+MAX_SOURCES = 16
+"""Positions that are listed of a step."""
+
+
+class UnavailableError(Exception):
+    """A model cannot give a part of its internals; says why."""
+
+
+class Sources(NamedTuple):
+    """Where one token read from.
+
+    Attributes:
+        positions: strongest first, without the newest.
+        shares: one for each.
+        self_share: of the newest position; None where nothing was read at all.
+    """
+
+    positions: list[int]
+    shares: list[float]
+    self_share: float | None
+
+
+class OutputNorms:
+    """What |v W_O| comes to, for all heads of all layers at once.
+
+    K is the number of heads of all layers together, layer after layer.
+
+    Args:
+        projections: for each layer [heads, head size, model width]: how a head's output reaches
+            the residual stream.
+        head_weights: theta, [layers, heads]; None for 1.
+
+    Raises:
+        UnavailableError: the layers' heads differ in size.
+        ConfigurationError: `head_weights` are not one for each head.
+    """
+
+    def __init__(
+        self, projections: Sequence[torch.Tensor], head_weights: Sequence[Sequence[float]] | None
+    ) -> None:
+        if len({(len(heads), heads.shape[1]) for heads in projections}) > 1:
+            raise UnavailableError("its layers' attention heads differ in number or size")
+        grams = [torch.bmm(heads, heads.mT) for heads in (p.float() for p in projections)]
+        self._grams = torch.cat(grams)  # (K, d, d)
+        self._num_heads = len(projections[0])
+        self._thetas: torch.Tensor | None = None
+        if head_weights is not None:
+            thetas = torch.tensor(head_weights, dtype=torch.float32, device=self._grams.device)
+            expected = (len(projections), self._num_heads)
+            if tuple(thetas.shape) != expected:
+                raise ConfigurationError(
+                    f"the head weights are {tuple(thetas.shape)}; the model has "
+                    f"{expected[0]} layers of {expected[1]} heads"
+                )
+            self._thetas = thetas.flatten().unsqueeze(1)  # (K, 1)
+
+    def of(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The norms theta * |v W_O|: float32 [K, n].
+
+        Args:
+            values: each layer's, [value heads, n, head size].
+        """
+        sharing = self._num_heads // values[0].shape[0]
+        stacked = torch.cat(list(values)).float()  # (layers * value heads, n, d)
+        if sharing > 1:
+            stacked = stacked.repeat_interleave(sharing, 0)
+        squares = torch.bmm(stacked, self._grams).mul_(stacked).sum(-1)
+        norms = squares.clamp_(min=0).sqrt_()  # (K, n)
+        return norms if self._thetas is None else norms.mul_(self._thetas)
+
+
+def projections(passes: Sequence[Attended], inputs: Sequence["ModuleInput"]) -> list[torch.Tensor]:
+    """Finds each layer's output projection by what it was given: the heads' outputs as they are.
+
+    Args:
+        passes: one for each layer, of one pass.
+        inputs: of every linear module within these layers' attention, in the same pass.
+
+    Returns:
+        For each layer [heads, head size, model width].
+
+    Raises:
+        UnavailableError: what the heads say is changed first, or goes through no linear module.
+    """
+    found = []
+    for attended in passes:
+        given = attended.output.flatten(2)  # (1, tokens, heads * size)
+        fed = [
+            entry
+            for entry in inputs
+            if entry.attention is attended.module and _equal(entry.tensor, given)
+        ]
+        if len(fed) != 1:
+            raise UnavailableError(
+                "the heads' outputs do not go through one linear projection as they are"
+            )
+        _, num_heads, size = attended.output.shape[1:]
+        weight = _weight(fed[0].module)
+        rows = weight.unflatten(0, (num_heads, size))
+        _check(fed[0].module, given, weight)
+        found.append(rows)
+    return found
+
+
+class ModuleInput(NamedTuple):
+    """What a module was called with.
+
+    Attributes:
+        attention: the attention module that it is part of.
+        module: itself.
+        tensor: its first argument.
+    """
+
+    attention: torch.nn.Module
+    module: torch.nn.Module
+    tensor: torch.Tensor
+
+
+def _weight(module: Any) -> torch.Tensor:
+    """As [inputs, outputs]. transformers' Conv1D keeps it so, torch's Linear the other way."""
+    weight: torch.Tensor = module.weight
+    return weight.mT if isinstance(module, torch.nn.Linear) else weight
+
+
+def _check(module: Any, given: torch.Tensor, weight: torch.Tensor) -> None:
+    zero = module(torch.zeros_like(given[:, :1]))
+    expected = module(given) - zero
+    tolerance = 1e-3 if torch.finfo(given.dtype).bits >= 32 else 5e-2
+    ours = torch.matmul(given, weight)
+    if not torch.allclose(ours, expected, rtol=0, atol=tolerance * float(expected.abs().max())):
+        raise UnavailableError("its output projection does more than multiply by its weight")
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def drawn(
+    weights: Sequence[torch.Tensor], norms: torch.Tensor, rows: Sequence[int] | None
+) -> torch.Tensor:
+    """What each position gave to the newest: float32 [R, W], shares before they add up to 1.
+
+    Args:
+        weights: each layer's, [B, heads, columns]; the last W columns count.
+        norms: [R, K, W], see `OutputNorms.of`.
+        rows: which R of the B rows; None for all of them, in their order.
+    """
+    if rows is not None:
+        index = torch.tensor(rows, device=norms.device)
+        weights = [layer.index_select(0, index) for layer in weights]
+    width = norms.shape[-1]
+    stacked = torch.cat([layer[..., layer.shape[-1] - width :] for layer in weights], 1)
+    return stacked.float().mul_(norms).sum(1)
+
+
+def listed(drawn_from: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:
+    """Cuts [R, W] into what is recorded of each row.
+
+    Args:
+        drawn_from: right-aligned, the newest position in the last column.
+        lengths: how many positions each row has.
+    """
+    width = drawn_from.shape[1]
+    shares = drawn_from / drawn_from.sum(1, keepdim=True)
+    top = shares[:, :-1].topk(min(MAX_SOURCES, width - 1))
+    rows = zip(
+        top.values.tolist(), top.indices.tolist(), shares[:, -1].tolist(), lengths, strict=True
+    )
+    return [
+        _sources(values, [column - (width - length) for column in columns], newest)
+        for values, columns, newest, length in rows
+    ]
+
+
+def _sources(shares: list[float], positions: list[int], newest: float) -> Sources:
+    if math.isnan(newest):
+        return Sources([], [], None)
+    num = sum(share > 0 for share in shares)
+    return Sources(positions[:num], shares[:num], newest)

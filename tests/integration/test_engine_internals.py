@@ -1,0 +1,300 @@
+"""What is recorded of a model's inside, against transformers' eager attention and own layers."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from engine_harness import BeamHarness, Harness, beams, greedy, loaded_model, sampled
+from internals_oracle import (
+    PROJECTIONS,
+    attentions_and_values,
+    eager_model,
+    layer_logits,
+    shares,
+)
+from tiny_models import ARCHITECTURES, BATCHED, CONFIGS
+
+from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.steps import Decision, Internals
+from whence_server.engine.internals import observing
+from whence_server.engine.loading import LoadedModel
+
+INTERNALS = TraceOptions(TraceDetail.INTERNALS)
+GIVES_SOURCES = [name for name in BATCHED if name not in {"bloom", "falcon"}]
+
+Models = Callable[[str], LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Callable[..., Path]) -> Models:
+    loaded: dict[str, LoadedModel] = {}
+
+    def get(architecture: str) -> LoadedModel:
+        if architecture not in loaded:
+            loaded[architecture] = loaded_model(tiny_model(architecture))
+        return loaded[architecture]
+
+    return get
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    choose = random.Random(seed)
+    return [choose.randrange(1, 400) for _ in range(length)]
+
+
+def internals_of(decision: Decision) -> Internals:
+    assert decision.internals is not None
+    return decision.internals
+
+
+def check_sources(seen: Internals, expected: torch.Tensor) -> None:
+    """Holds what was listed against the shares [T] of a step's context."""
+    assert seen.self_share == pytest.approx(float(expected[-1]), abs=2e-5)
+    others = expected[:-1]
+    assert len(seen.source_positions) == min(16, int((others > 0).sum()))
+    assert len(set(seen.source_positions)) == len(seen.source_positions)
+    listed = torch.tensor(seen.source_shares, dtype=torch.float64)
+    torch.testing.assert_close(others[seen.source_positions], listed, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        others.topk(len(listed)).values, listed, rtol=0, atol=2e-5, msg="the strongest come first"
+    )
+
+
+def check_all_sources(
+    architecture: str, directory: Path, prompt: list[int], decisions: list[Decision]
+) -> None:
+    ids = [decision.token_id for decision in decisions]
+    expected = shares(architecture, eager_model(directory), [*prompt, *ids])
+    for i, decision in enumerate(decisions):
+        length = len(prompt) + i
+        check_sources(internals_of(decision), expected[length - 1, :length])
+
+
+def test_every_architecture_says_what_it_gives(models: Models) -> None:
+    for architecture in ARCHITECTURES:
+        info = models(architecture).info.internals
+        gives = architecture in GIVES_SOURCES
+        assert info.source_method == ("value-norm-attention/1" if gives else "")
+        assert set(info.unavailable) == (set() if gives else {"sources"}), architecture
+        assert all(info.unavailable.values())
+
+
+@pytest.mark.parametrize("architecture", GIVES_SOURCES)
+def test_sources_are_those_of_eager_attention_whoever_comes_and_goes(
+    models: Models, tiny_model: Callable[..., Path], architecture: str
+) -> None:
+    # Past the windows, which are 16 wide, in pieces, beside others that are longer and shorter,
+    # and do or do not ask.
+    harness = Harness(models(architecture), chunk=16)
+    given = {str(i): prompt_of(length, seed=i) for i, length in enumerate((3, 50, 1, 21, 34, 70))}
+    for number, (name, prompt) in enumerate(given.items()):
+        trace = INTERNALS if number % 3 else TraceOptions()
+        decoding = sampled(6 + 5 * number, ignore_eos=True, seed=number)
+        harness.admit(name, prompt, decoding, trace)
+        for _ in range(4):
+            harness.loop.turn()
+    harness.run()
+    for number, (name, prompt) in enumerate(given.items()):
+        decisions = [step.decision for step in harness.steps[name, 0]]
+        if number % 3:
+            check_all_sources(architecture, tiny_model(architecture), prompt, decisions)
+        else:
+            assert not any(decision.internals for decision in decisions)
+
+
+@pytest.mark.parametrize("architecture", GIVES_SOURCES)
+def test_newest_weights_are_eager_attention_s_output_attentions(
+    models: Models,
+    tiny_model: Callable[..., Path],
+    architecture: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[torch.Tensor]] = []
+    original = observing.drawn
+
+    def spied(weights: list[torch.Tensor], *others: object) -> torch.Tensor:
+        seen.append([layer.clone() for layer in weights])
+        return original(weights, *others)
+
+    monkeypatch.setattr(observing, "drawn", spied)
+    harness = Harness(models(architecture), chunk=16)
+    short, long = prompt_of(9, seed=1), prompt_of(40, seed=2)
+    for name, prompt in (("short", short), ("long", long)):
+        harness.admit(name, prompt, greedy(8, ignore_eos=True), INTERNALS)
+    harness.loop.turn()
+    # Both prompts have been read: from here on they step together.
+    while len(harness.steps["short", 0]) < 1 or len(harness.steps["long", 0]) < 1:
+        harness.loop.turn()
+    seen.clear()
+    num_short, num_long = (len(harness.steps[name, 0]) for name in ("short", "long"))
+    harness.loop.turn()
+    (weights,) = seen
+    for row, (prompt, count, name) in enumerate(
+        ((short, num_short, "short"), (long, num_long, "long"))
+    ):
+        context = [*prompt, *harness.ids(name)[:count]]
+        attentions, _ = attentions_and_values(eager_model(tiny_model(architecture)), context)
+        for layer, expected in zip(weights, attentions, strict=True):
+            padding = layer.shape[-1] - len(context)
+            ours = layer[row].double()
+            assert not ours[:, :padding].any()
+            torch.testing.assert_close(ours[:, padding:], expected[:, -1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", GIVES_SOURCES)
+def test_the_winners_of_a_beam_search_carry_their_own_sources(
+    models: Models, tiny_model: Callable[..., Path], architecture: str
+) -> None:
+    harness = BeamHarness(models(architecture), chunk=16)
+    harness.admit("other", prompt_of(45, seed=3), greedy(20, ignore_eos=True), INTERNALS)
+    harness.loop.turn()
+    prompt = prompt_of(20, seed=4)
+    harness.admit("it", prompt, beams(12, 4, num_return_sequences=3, ignore_eos=True), INTERNALS)
+    harness.run()
+    assert len(harness.winners("it")) == 3
+    for sequence in harness.done["it"].sequences:
+        decisions = [step.decision for step in sequence.steps]
+        check_all_sources(architecture, tiny_model(architecture), prompt, decisions)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_layer_reads_as_the_model_without_its_later_layers(
+    models: Models, tiny_model: Callable[..., Path], architecture: str
+) -> None:
+    harness = Harness(models(architecture), chunk=16)
+    prompt = prompt_of(30, seed=5)
+    harness.admit("other", prompt_of(7, seed=6), greedy(9, ignore_eos=True))
+    harness.admit("it", prompt, sampled(8, ignore_eos=True, temperature=3.0), INTERNALS)
+    harness.admit("few", prompt, greedy(8, ignore_eos=True), TraceOptions(INTERNALS.detail, 2))
+    harness.run()
+    model = eager_model(tiny_model(architecture))
+    unlisted = 0
+    for name in ("it", "few"):
+        ids = harness.ids(name)
+        logits = layer_logits(architecture, model, [*prompt, *ids])
+        for i, step in enumerate(harness.steps[name, 0]):
+            decision = step.decision
+            assert decision.candidates is not None
+            table = list(decision.candidates.token_ids)
+            if decision.token_id not in table:
+                unlisted += 1
+                table.append(decision.token_id)
+            at_layers = logits[:, len(prompt) + i - 1, table]  # (layers, n)
+            seen = internals_of(decision)
+            expected = torch.softmax(at_layers, -1)[:, table.index(decision.token_id)]
+            torch.testing.assert_close(torch.tensor(seen.layer_shares), expected, rtol=0, atol=2e-3)
+            for layer, leader in enumerate(seen.layer_leaders):
+                scores = at_layers[layer]
+                assert float(scores.max() - scores[leader]) <= 2e-3 * float(scores.abs().max())
+    assert unlisted, "a temperature of 3 should have drawn what is no candidate"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_asking_changes_no_bit(models: Models, architecture: str) -> None:
+    def run(details: tuple[TraceDetail, ...], loaded: LoadedModel) -> list[list[Decision]]:
+        harness = Harness(loaded, chunk=16)
+        for number, detail in enumerate(details):
+            decoding = sampled(14, ignore_eos=True, seed=number)
+            harness.admit(
+                str(number), prompt_of(40 - 15 * number, number), decoding, TraceOptions(detail)
+            )
+            harness.loop.turn()
+        harness.run()
+        return [
+            [step.decision._replace(internals=None) for step in harness.steps[str(number), 0]]
+            for number in range(len(details))
+        ]
+
+    loaded = models(architecture)
+    plain, inside = TraceDetail.DECISIONS, TraceDetail.INTERNALS
+    for way in (loaded, loaded._replace(graph=None)):
+        assert run((inside,), way) == run((plain,), way)
+        together = run((plain, plain, plain), way)
+        assert run((plain, inside, plain), way) == together
+        assert run((inside, inside, inside), way) == together
+
+
+def test_a_forced_continuation_has_its_inside_recorded(
+    models: Models, tiny_model: Callable[..., Path]
+) -> None:
+    harness = Harness(models("llama"))
+    prompt, forced = prompt_of(12, seed=7), prompt_of(10, seed=8)
+    decoding = Decoding(
+        Strategy.FORCED, len(forced), forced_token_ids=tuple(forced), ignore_eos=True
+    )
+    harness.admit("it", prompt, decoding, INTERNALS)
+    harness.run()
+    decisions = [step.decision for step in harness.steps["it", 0]]
+    assert [decision.token_id for decision in decisions] == forced
+    check_all_sources("llama", tiny_model("llama"), prompt, decisions)
+
+
+def test_several_sequences_of_one_prompt_go_their_own_ways(
+    models: Models, tiny_model: Callable[..., Path]
+) -> None:
+    harness = Harness(models("mistral"))
+    prompt = prompt_of(20, seed=9)
+    decoding = sampled(12, num_return_sequences=3, ignore_eos=True)
+    harness.admit("it", prompt, decoding, INTERNALS)
+    harness.run()
+    for index in range(3):
+        decisions = [step.decision for step in harness.steps["it", index]]
+        check_all_sources("mistral", tiny_model("mistral"), prompt, decisions)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
+def test_other_weights_have_other_sources(
+    models: Models, tiny_model: Callable[..., Path], architecture: str
+) -> None:
+    # Adebayo et al., "Sanity Checks for Saliency Maps", 2018: an explanation that survives
+    # random weights explains the input, not the model.
+    found = []
+    forced = prompt_of(10, seed=10)
+    for loaded in (models(architecture), loaded_model(tiny_model(architecture, seed=1))):
+        harness = Harness(loaded)
+        decoding = Decoding(Strategy.FORCED, len(forced), forced_token_ids=tuple(forced))
+        harness.admit("it", prompt_of(40, seed=11), decoding, INTERNALS)
+        harness.run()
+        found.append([internals_of(step.decision) for step in harness.steps["it", 0]])
+    overlaps = [
+        len(set(one.source_positions) & set(other.source_positions)) / 16
+        for one, other in zip(*found, strict=True)
+    ]
+    # Chance alone makes 16 of about 45 positions agree in a third.
+    assert sum(overlaps) / len(overlaps) < 0.6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mistral"])
+def test_half_precision_gives_about_the_same(
+    models: Models, tiny_model: Callable[..., Path], architecture: str, dtype: str
+) -> None:
+    harness = Harness(loaded_model(tiny_model(architecture), dtype=dtype))
+    prompt, forced = prompt_of(20, seed=12), prompt_of(6, seed=13)
+    decoding = Decoding(Strategy.FORCED, len(forced), forced_token_ids=tuple(forced))
+    harness.admit("it", prompt, decoding, INTERNALS)
+    harness.run()
+    expected = shares(architecture, eager_model(tiny_model(architecture)), [*prompt, *forced])
+    for i, step in enumerate(harness.steps["it", 0]):
+        seen = internals_of(step.decision)
+        of_step = expected[len(prompt) + i - 1]
+        listed = torch.tensor(seen.source_shares, dtype=torch.float64)
+        torch.testing.assert_close(of_step[seen.source_positions], listed, rtol=0.2, atol=2e-2)
+        assert len(seen.layer_shares) == CONFIGS[architecture].num_hidden_layers
+
+
+def test_the_shortest_prompt_draws_on_itself(models: Models) -> None:
+    harness = Harness(models("gpt2"))
+    harness.admit("it", [7], greedy(2, ignore_eos=True), INTERNALS)
+    harness.run()
+    first, second = (internals_of(step.decision) for step in harness.steps["it", 0])
+    assert (first.source_positions, first.source_shares) == ([], [])
+    assert first.self_share == pytest.approx(1.0)
+    assert second.source_positions == [0]
+    assert sum(second.source_shares) + (second.self_share or 0) == pytest.approx(1.0)
+
+
+def test_the_oracle_knows_every_architecture_that_gives_sources() -> None:
+    assert set(PROJECTIONS) == set(GIVES_SOURCES)
