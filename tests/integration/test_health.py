@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import ServerProcess
 
@@ -119,7 +120,7 @@ async def test_a_collector_that_is_down_is_told_and_makes_nobody_ill(
         await receiver.close()
 
 
-def test_it_says_no_while_the_model_loads_and_while_the_server_drains(
+def test_it_says_no_while_the_model_loads_the_engine_restarts_and_the_server_drains(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     process = ServerProcess(tiny_model("gpt2-long"), tmp_path, "--metrics-listen", "127.0.0.1:0")
@@ -129,6 +130,11 @@ def test_it_says_no_while_the_model_loads_and_while_the_server_drains(
     with process:
         status, document = ask(url)
         assert (status, document["status"]) == (200, "SERVING")
+        psutil.Process(process.engine_pid).kill()
+        status, _ = ask_until(url, lambda document: document["engine"]["state"] == "restarting")
+        assert status == 503
+        status, document = ask_until(url, lambda document: document["engine"]["restarts"] == 1)
+        assert (status, document["engine"]["state"]) == (200, "running")
         with grpc.insecure_channel(process.target) as channel:
             call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(
                 g.GenerateRequest(

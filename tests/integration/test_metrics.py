@@ -18,6 +18,7 @@ from telemetry_journal import START_NS, TRACE_ID, call, finished, started, step
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
+from whence_server.telemetry.health import Health
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.resource import service_resource
@@ -75,7 +76,7 @@ async def opened(data_dir: Path) -> AsyncIterator[tuple[Journal, Metrics]]:
 
 @asynccontextmanager
 async def serving(metrics: Metrics) -> AsyncIterator[MetricsServer]:
-    server = MetricsServer(metrics.page.render, "127.0.0.1", 0)
+    server = MetricsServer(metrics.page.render, Health("1").answer, "127.0.0.1", 0)
     await server.start()
     try:
         yield server

@@ -16,7 +16,7 @@ from opentelemetry.semconv.attributes import (
     exception_attributes,
     server_attributes,
 )
-from span_reading import attributes, encoded, mapping, named, spans_of
+from span_reading import attributes, encoded, mapping, named, only_span, spans_of
 from telemetry_journal import (
     CALLER_SPAN_ID,
     START_NS,
@@ -442,9 +442,11 @@ async def test_bytes_that_are_no_message_are_named(journal):
         await SpanEncoder(journal).spans_of(entry)
 
 
-async def test_steps_of_an_unreadable_start_are_skipped(journal):
+async def test_an_unreadable_start_is_told_of_once_and_its_steps_are_skipped(journal):
     bad = started("g1", trace_id="0" * 32).SerializeToString()
-    journal.entries[0] = journal.entries[0]._replace(payload=bad)
-    assert [span.name for span in await spans_of(journal)] == [
-        "whence.v1.GenerationService/Generate"
-    ]
+    start = journal.entries[0] = journal.entries[0]._replace(payload=bad)
+    encoder = SpanEncoder(journal)
+    with pytest.raises(UnreadableEntryError, match=r"entry 1 .*STARTED.* is not a W3C id"):
+        await encoder.spans_of(start)
+    spans = [only_span(p) for entry in journal.entries[1:] for p in await encoder.spans_of(entry)]
+    assert [span.name for span in spans] == ["whence.v1.GenerationService/Generate"]

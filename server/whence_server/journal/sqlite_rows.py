@@ -13,6 +13,7 @@ INDEX_COLUMNS = (
     "generation_id, trace_id, model, start_time_ns, request_digest, labels, prompt_preview, "
     "num_prompt_tokens"
 )
+_KINDS = {kind.value: kind for kind in EntryKind}  # a tenth of the time of EntryKind(kind)
 ROW_COLUMNS = f"{INDEX_COLUMNS}, finish_reason, num_generated_tokens, text_preview, deleted"
 
 
@@ -35,7 +36,7 @@ def read_entries(cursor: Any, max_bytes: int) -> list[Entry]:
             num_bytes += len(payload)
             if entries and num_bytes > max_bytes:
                 break
-            entries.append(Entry(position, generation_id, offset, EntryKind(kind), payload))
+            entries.append(Entry(position, generation_id, offset, _KINDS[kind], payload))
     finally:
         # A statement left half-read would keep a checkpoint waiting.
         cursor.close()

@@ -75,6 +75,9 @@ class SpanEncoder:
                 return await self._finished(entry)
             if entry.kind is EntryKind.CALL:
                 return self._call(entry)
+            if entry.kind is EntryKind.STARTED and entry.payload:
+                started = GenerationStarted.FromString(entry.payload)
+                self._remember(entry.generation_id, origin_of(started))
         except GenerationNotFoundError:  # deleted since the entry was read
             return []
         except (DecodeError, ValueError) as error:
@@ -150,10 +153,13 @@ class SpanEncoder:
             origin = None if started is None else origin_of(started)
         except (DecodeError, ValueError):
             origin = None
-        origins[generation_id] = origin
-        if len(origins) > _MAX_ORIGINS:
-            origins.popitem(last=False)
+        self._remember(generation_id, origin)
         return origin
+
+    def _remember(self, generation_id: str, origin: Origin | None) -> None:
+        self._origins[generation_id] = origin
+        if len(self._origins) > _MAX_ORIGINS:
+            self._origins.popitem(last=False)
 
 
 async def read_started(journal: SpanJournal, generation_id: str) -> GenerationStarted | None:

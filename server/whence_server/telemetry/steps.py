@@ -42,8 +42,6 @@ _END_TAG = tag(Span.END_TIME_UNIX_NANO_FIELD_NUMBER, FIXED64)
 _TIMES = struct.Struct("<BQBQ").pack
 _SPAN_HEADS = Heads(ScopeSpans.SPANS_FIELD_NUMBER)
 
-_HasField: TypeAlias = Callable[[str], bool]
-
 # Attributes, each after the field that it is read from.
 _TIMING_INTS = {
     "batch_size": names.STEP_BATCH_SIZE,
@@ -141,9 +139,12 @@ class StepSpans:
         """
         draw, timing, ids = step.draw, step.timing, origin.ids
         sequence_index, index = step.sequence_index, step.index
+        # A generated HasField takes no variable for a name; any message's does.
+        any_step: Message = step
+        any_draw: Message = draw
         present = (
-            *map(cast("_HasField", step.HasField), _STEP_OPTIONALS),
-            *map(cast("_HasField", draw.HasField), _DRAW_OPTIONALS),
+            *map(any_step.HasField, _STEP_OPTIONALS),
+            *map(any_draw.HasField, _DRAW_OPTIONALS),
         )
         int_arrays, float_arrays = b"", _NO_FLOAT_ARRAYS
         if present[_HAS_CANDIDATES] or present[_HAS_PROCESSORS]:

@@ -64,6 +64,9 @@ def varint(value: int) -> bytes:
         return bytes((value & 0x7F | 0x80, value >> 7))
     if value < 1 << 21:
         return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
+    if value < 1 << 28:
+        low, middle, high = value | 0x80, value >> 7 | 0x80, value >> 14 | 0x80
+        return bytes((low & 0xFF, middle & 0xFF, high & 0xFF, value >> 21))
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
