@@ -9,6 +9,7 @@ from whence.cli.connection import connect, key_value
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.json_lines import FIELDS, event_objects, line
 from whence.cli.render import painted, safe, table_heading, table_row, wants_color
+from whence.cli.trace_link import MEANING, trace_link, trace_url_template
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
@@ -98,6 +99,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="one object a line; see below")
     group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     group.add_argument("--quiet", action="store_true", help="no summary on standard error")
+    group.add_argument("--trace-url", metavar="TEMPLATE", help=MEANING)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: options that contradict, or values that no request can carry.
         WhenceError: the server's answer was an error.
     """
+    template = _trace_url(arguments)
     begun = time.monotonic()
     with connect(arguments) as client, _start(client, arguments) as generation:
         try:
@@ -120,7 +123,16 @@ def run(arguments: argparse.Namespace) -> int:
             # A generation that failed is summed up as well.
             if generation.finished is not None and not arguments.quiet:
                 print(_summary(generation, time.monotonic() - begun), file=sys.stderr)
+                if link := trace_link(template, generation):
+                    print(link, file=sys.stderr)
         return FAILED if generation.finish_reason in _ENDED_BY_OTHERS else OK
+
+
+def _trace_url(arguments: argparse.Namespace) -> str:
+    try:
+        return trace_url_template(arguments.trace_url)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _start(client: Client, arguments: argparse.Namespace) -> Generation:
