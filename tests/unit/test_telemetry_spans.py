@@ -179,9 +179,9 @@ async def test_the_genai_span_speaks_the_conventions(journal):
         "gen_ai.request.max_tokens": 64,
         "gen_ai.request.choice.count": 2,
         "gen_ai.request.stop_sequences": ["\n\n"],
-        "gen_ai.request.temperature": 0.75,
+        "gen_ai.request.temperature": 0.8,
         "gen_ai.request.top_k": 40,
-        "gen_ai.request.top_p": 0.5,
+        "gen_ai.request.top_p": 0.95,
         # No gen_ai.request.seed: 2^64 - 1 is more than OTLP's integers hold.
         "gen_ai.response.id": "g1",
         "gen_ai.response.model": "demo",
