@@ -21,6 +21,36 @@ ANSWER_TIMEOUT_S = 120.0
 Answer = TypeVar("Answer")
 
 
+@contextmanager
+def phoenix(directory: Path) -> Iterator[tuple[str, str]]:
+    """Gives the address of its page and REST, and the one for spans; it may take a while yet."""
+    command = [str(python_of("phoenix")), "-m", "phoenix.server.main", "serve"]
+    page, otlp = free_port(), free_port()
+    with running(
+        command,
+        directory,
+        PHOENIX_HOST="127.0.0.1",
+        PHOENIX_PORT=str(page),
+        PHOENIX_GRPC_PORT=str(otlp),
+        PHOENIX_WORKING_DIR=str(directory),
+        PHOENIX_TELEMETRY_ENABLED="false",
+        PHOENIX_ALLOW_EXTERNAL_RESOURCES="false",
+        PHOENIX_DISABLE_AGENT_ASSISTANT="true",
+    ):
+        yield f"http://127.0.0.1:{page}", f"http://127.0.0.1:{otlp}"
+
+
+@contextmanager
+def mlflow(directory: Path) -> Iterator[str]:
+    """Gives the address of its page, its REST and its OTLP; it may take a while yet."""
+    port = free_port()
+    command = [str(python_of("mlflow")), "-m", "mlflow", "server", "--workers", "1"]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    store = ["--backend-store-uri", "sqlite:///mlflow.db"]
+    with running([*command, *where, *store], directory, MLFLOW_DISABLE_TELEMETRY="true"):
+        yield f"http://127.0.0.1:{port}"
+
+
 def python_of(backend: str) -> Path:
     """The interpreter of a backend's environment; skips the test where there is none."""
     environment = ENVIRONMENTS / backend

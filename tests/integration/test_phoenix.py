@@ -8,56 +8,22 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
-import torch
-from backend_process import answered, free_port, python_of, running
+from backend_process import answered, phoenix
 from server_process import ServerProcess
-from tiny_models import byte_level_tokenizer
-from transformers import AutoModelForCausalLM
+from tiny_models import save_model_that_breaks
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
 
 NUM_TOKENS = 20
-BROKEN_POSITION = 60
-"""Whoever decodes so far meets weights that are not numbers."""
 CALL = "whence.v1.GenerationService/Generate"
-
-
-@contextmanager
-def phoenix(directory: Path) -> Iterator[tuple[str, str]]:
-    """Gives the address of its page and REST, and the one for spans; it may take a while yet."""
-    command = [str(python_of("phoenix")), "-m", "phoenix.server.main", "serve"]
-    page, otlp = free_port(), free_port()
-    with running(
-        command,
-        directory,
-        PHOENIX_HOST="127.0.0.1",
-        PHOENIX_PORT=str(page),
-        PHOENIX_GRPC_PORT=str(otlp),
-        PHOENIX_WORKING_DIR=str(directory),
-        PHOENIX_TELEMETRY_ENABLED="false",
-        PHOENIX_ALLOW_EXTERNAL_RESOURCES="false",
-        PHOENIX_DISABLE_AGENT_ASSISTANT="true",
-    ):
-        yield f"http://127.0.0.1:{page}", f"http://127.0.0.1:{otlp}"
-
-
-def model_that_breaks(tiny_model: Callable[..., Path], directory: Path) -> Path:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model("gpt2"))
-    with torch.no_grad():
-        model.transformer.wpe.weight[BROKEN_POSITION] = float("nan")
-    model.save_pretrained(directory)
-    byte_level_tokenizer().save_pretrained(directory)
-    return directory
 
 
 def request(num_tokens: int = NUM_TOKENS, num_sequences: int = 1) -> g.GenerateRequest:
@@ -158,13 +124,11 @@ async def see(target: str, page: str) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(
-    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """Phoenix and a server start at once: the first spans wait until Phoenix is up."""
     directory = tmp_path_factory.mktemp("phoenix")
     with phoenix(directory / "phoenix") as (page, endpoint):
-        model = model_that_breaks(tiny_model, directory / "model")
+        model = save_model_that_breaks(directory / "model")
         flags = ("--otlp-endpoint", endpoint, "--model-name", "tiny")
         with ServerProcess(model, directory / "data", *flags) as server:
             seen = asyncio.run(see(server.target, page))
