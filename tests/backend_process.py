@@ -17,6 +17,8 @@ import pytest
 
 ENVIRONMENTS = Path(__file__).parents[1] / "build" / "backends"
 ANSWER_TIMEOUT_S = 120.0
+"""A backend may still be starting: ten seconds by itself, and more beside other work."""
+TEST_TIMEOUT_S = 400
 
 Answer = TypeVar("Answer")
 
@@ -83,6 +85,9 @@ def running(command: list[str], directory: Path, **environment: str) -> Iterator
         )
         try:
             yield
+        except BaseException:
+            print((directory / "log").read_text(errors="replace")[-4_000:])
+            raise
         finally:
             os.killpg(process.pid, 9)
             process.wait(30)

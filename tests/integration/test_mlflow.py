@@ -10,7 +10,8 @@ from typing import Any
 
 import aiohttp
 import grpc
-from backend_process import answered, mlflow
+import pytest
+from backend_process import TEST_TIMEOUT_S, answered, mlflow
 from server_process import ServerProcess
 from tiny_models import save_model_that_breaks
 
@@ -85,6 +86,7 @@ def check_spans(spans: list[dict[str, Any]], steps: dict[tuple[int, int], int]) 
     assert len(told) == len(steps)
 
 
+@pytest.mark.timeout(TEST_TIMEOUT_S)
 async def test_mlflow_takes_every_span_and_understands_the_model_call(tmp_path: Path) -> None:
     with mlflow(tmp_path / "mlflow") as page:
         environment = {

@@ -15,12 +15,19 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from backend_process import answered, phoenix
+from backend_process import TEST_TIMEOUT_S, answered, phoenix
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from server_process import ServerProcess
 from tiny_models import save_model_that_breaks
 
+import whence
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
+
+pytestmark = pytest.mark.timeout(TEST_TIMEOUT_S)
 
 NUM_TOKENS = 20
 CALL = "whence.v1.GenerationService/Generate"
@@ -73,7 +80,9 @@ async def generated(
         return generation_id, await call.code()
 
 
-async def told_of(target: str, page: str, generation_id: str, code: grpc.StatusCode) -> Told:
+async def told_of(
+    target: str, page: str, generation_id: str, code: grpc.StatusCode, num_others: int = 0
+) -> Told:
     """Waits until Phoenix has as many spans as the record asks for."""
     async with grpc.aio.insecure_channel(target) as channel:
         stub = trace_pb2_grpc.TraceServiceStub(channel)
@@ -85,7 +94,7 @@ async def told_of(target: str, page: str, generation_id: str, code: grpc.StatusC
         listed = list((await stub.ListSteps(steps)).steps)
     num_sequences = len({step.sequence_index for step in listed})
     # The call, the model call, its queue and prefill; a span for each sequence and each step.
-    num_spans = 4 + num_sequences + len(listed)
+    num_spans = 4 + num_sequences + len(listed) + num_others
     async with aiohttp.ClientSession() as session:
         found = await answered(
             session,
@@ -105,22 +114,41 @@ class Seen:
     whole: Told
     failed: Told
     cancelled: Told
+    below_users_span: Told
+    users_trace_id: str
+    users_span_id: str
     project: dict[str, Any]
 
 
-async def see(target: str, page: str) -> Seen:
+def work(target: str, otlp: str) -> tuple[str, str, str]:
+    """A user's program, with a span of its own; gives the generation's id and the span's ids."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(otlp, insecure=True)))
+    with provider.get_tracer("program").start_as_current_span("work") as span:
+        context = span.get_span_context()
+        with whence.Client(target) as client:
+            generation_id = client.generate("The quick", max_new_tokens=3).result().id
+    provider.shutdown()
+    trace_id = trace.format_trace_id(context.trace_id)
+    return generation_id, trace_id, trace.format_span_id(context.span_id)
+
+
+async def see(target: str, page: str, otlp: str) -> Seen:
     ended = [
         await generated(target, request(num_sequences=2)),
         await generated(target, request(num_tokens=100)),
         await generated(target, request(num_tokens=50), cancel_after=3),
     ]
     told = [await told_of(target, page, *one) for one in ended]
+    users = await asyncio.to_thread(work, target, otlp)
+    # The user's own span is in the trace as well.
+    below = await told_of(target, page, users[0], grpc.StatusCode.OK, num_others=1)
     counts = "traceCount recordCount tokenCountPrompt tokenCountCompletion"
     query = {"query": f"{{ projects {{ edges {{ node {{ name {counts} }} }} }} }}"}
     async with aiohttp.ClientSession() as session:
         found = await answered(session, bool, "POST", f"{page}/graphql", json=query)
     (project,) = [edge["node"] for edge in found["data"]["projects"]["edges"]]
-    return Seen(*told, project)
+    return Seen(*told, below, *users[1:], project)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +159,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         model = save_model_that_breaks(directory / "model")
         flags = ("--otlp-endpoint", endpoint, "--model-name", "tiny")
         with ServerProcess(model, directory / "data", *flags) as server:
-            seen = asyncio.run(see(server.target, page))
+            seen = asyncio.run(see(server.target, page, endpoint))
             assert server.terminate() == 0
             yield seen
 
@@ -169,6 +197,14 @@ def test_every_step_is_a_span_under_its_sequence_up_to_the_call(seen: Seen, whic
     }
 
 
+def test_a_users_own_span_is_on_top_without_a_line_of_code(seen: Seen) -> None:
+    told = seen.below_users_span
+    assert told.started.trace_id == seen.users_trace_id
+    (above,) = told.named("work")
+    assert above["context"]["span_id"] == seen.users_span_id
+    assert told.only(CALL)["parent_id"] == seen.users_span_id
+
+
 def test_phoenix_understands_the_model_call(seen: Seen) -> None:
     """It reads `gen_ai.*` into attributes of its own: here they are, beside ours."""
     call = seen.whole.only("text_completion tiny")
@@ -193,10 +229,10 @@ def test_phoenix_understands_the_model_call(seen: Seen) -> None:
 
 
 def test_phoenix_adds_up_what_its_project_holds(seen: Seen) -> None:
-    told = (seen.whole, seen.failed, seen.cancelled)
+    told = (seen.whole, seen.failed, seen.cancelled, seen.below_users_span)
     assert seen.project == {
         "name": "default",
-        "traceCount": 3,
+        "traceCount": 4,
         "recordCount": sum(len(one.spans) for one in told),
         "tokenCountPrompt": sum(one.finished.num_prompt_tokens for one in told),
         "tokenCountCompletion": sum(one.finished.num_generated_tokens for one in told),
