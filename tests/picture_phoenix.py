@@ -46,11 +46,11 @@ OPEN_ATTRIBUTES = """
 [...document.querySelectorAll('[role=tab]')]
     .find(tab => tab.innerText.startsWith('Attributes')).click()
 """
+# Attributes come in no fixed order: those of the token go to the middle.
 SCROLL_TO_THE_TOKEN = """
 [...document.querySelectorAll('[role=dialog] *')]
-    .filter(box => box.scrollHeight > box.clientHeight && box.innerText
-        && box.innerText.includes('whence.token.rank'))
-    .forEach(box => { box.scrollTop = box.scrollHeight })
+    .filter(one => one.innerText && one.innerText.trim() == 'whence.token.rank')
+    .pop().scrollIntoView({block: 'center'})
 """
 
 
