@@ -48,6 +48,19 @@ format: setup ## Put code and contract into their format
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write
 
+# Backends that tests send spans to, each in an environment of its own: none of their packages
+# meet ours. Phoenix is under the Elastic License 2.0: a tool of the tests, and no dependency.
+BACKENDS := build/backends
+
+.PHONY: phoenix mlflow
+phoenix: $(BACKENDS)/phoenix/.ready ## Install Arize Phoenix apart, for the tests that ask it
+mlflow: $(BACKENDS)/mlflow/.ready ## Install MLflow apart, for the tests that ask it
+$(BACKENDS)/%/.ready: tests/backends/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 .PHONY: bench
 bench: setup ## Measure the figures of the README, as ratios
 	$(BIN)/python tests/benchmarks/run.py

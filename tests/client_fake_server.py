@@ -100,6 +100,7 @@ def journal(
     started = pb.GenerationStarted(
         trace_id="ab" * 16,
         span_id="cd" * 8,
+        trace_flags=1,
         model="fake",
         tokenizer_digest="t1",
         processor_names=["temperature"],

@@ -29,7 +29,7 @@ def timestamp(unix_ns: int) -> Timestamp:
 
 def started(generation_id: str, *, flags: int = 1, num_sequences: int = 1, **fields: object):
     decoding = generation_pb2.Decoding(
-        sample=generation_pb2.Sample(temperature=0.75, top_k=40, top_p=0.5, seed=2**64 - 1),
+        sample=generation_pb2.Sample(temperature=0.8, top_k=40, top_p=0.95, seed=2**64 - 1),
         max_new_tokens=64,
         num_return_sequences=num_sequences,
         stop=["\n\n"],

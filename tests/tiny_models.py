@@ -209,3 +209,18 @@ def save_tiny_model(directory: Path, architecture: str = "gpt2", seed: int = 0) 
     model.save_pretrained(directory)
     byte_level_tokenizer().save_pretrained(directory)
     return directory
+
+
+BROKEN_POSITION = 60
+
+
+def save_model_that_breaks(directory: Path) -> Path:
+    """Writes a tiny GPT-2 that is sound up to BROKEN_POSITION tokens of context.
+
+    Whoever decodes further meets weights that are not numbers, and fails with the steps so far.
+    """
+    model = AutoModelForCausalLM.from_pretrained(save_tiny_model(directory))
+    with torch.no_grad():
+        model.transformer.wpe.weight[BROKEN_POSITION] = float("nan")
+    model.save_pretrained(directory)
+    return directory

@@ -349,7 +349,7 @@ async def test_a_watch_goes_on_from_its_last_position_async(server):
 
 def command(server: FakeServer | str, *arguments: str, **environment: str):
     target = server if isinstance(server, str) else server.target
-    plain = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "WHENCE_TARGET"}}
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("NO_COLOR", "WHENCE_"))}
     return subprocess.run(
         [sys.executable, "-m", "whence.cli", *arguments],
         env={**plain, "WHENCE_TARGET": target, "PYTHONUTF8": "1", **environment},
@@ -454,6 +454,22 @@ def test_exit_statuses(server):
     nobody = command("unix:/nonexistent/socket", "generate", "x", "--connect-timeout", "0.1")
     assert nobody.returncode == 3
     assert command("nowhere", "model").returncode == 2
+
+
+def test_the_summary_ends_with_a_link_to_the_trace(server):
+    page = {"WHENCE_TRACE_URL": "http://localhost:16686/trace/{trace_id}"}
+    link = "http://localhost:16686/trace/" + "ab" * 16
+    assert command(server, "generate", "The", **page).stderr.splitlines()[-1] == link
+    assert link not in command(server, "generate", "The", "--quiet", **page).stderr
+    other = ["--trace-url", "https://h/{trace_id}?q={x}"]
+    ours = command(server, "generate", "The", *other, **page)
+    assert ours.stderr.splitlines()[-1] == f"https://h/{'ab' * 16}?q={{x}}"
+    assert "http" not in command(server, "generate", "The", "--trace-url", "", **page).stderr
+    wrong = command(server, "generate", "The", WHENCE_TRACE_URL="http://localhost:16686/trace/")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "$WHENCE_TRACE_URL 'http://localhost:16686/trace/' does not say where" in wrong.stderr
+    server.script.events[0].started.trace_flags = 0  # no span is made of it
+    assert "http" not in command(server, "generate", "The", **page).stderr
 
 
 def test_the_recorded_generations_on_the_command_line(server):

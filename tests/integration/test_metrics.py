@@ -1,18 +1,17 @@
 """The metrics over a real journal, as Prometheus itself reads them."""
 
 import asyncio
-import json
 import shutil
-import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from metrics_parts import AT_ONCE, bring_to_life, families_of, value_of
+from prometheus_process import NEEDED, ask, prometheus
 from telemetry_journal import START_NS, TRACE_ID, call, finished, started, step
 
 from whence_server.domain.decoding import FinishReason
@@ -25,7 +24,6 @@ from whence_server.telemetry.resource import service_resource
 
 NUM_STREAMS = 20
 NUM_STEPS = 30
-NEEDED = "apt-get install --no-install-recommends prometheus, or put it on the PATH"
 
 
 def begin(journal: Journal, generation_id: str) -> None:
@@ -127,51 +125,11 @@ async def test_promtool_finds_nothing_to_complain_about(tmp_path: Path) -> None:
     assert (check.returncode, check.stderr.decode(), check.stdout.decode()) == (0, "", "")
 
 
-@contextmanager
-def prometheus(directory: Path, target: str) -> Iterator[str]:
-    """Prometheus itself, scraping one target every 200 ms."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip(f"prometheus is not installed: {NEEDED}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    scrape = {"job_name": "whence", "static_configs": [{"targets": [target]}]}
-    settings = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [scrape]}
-    # JSON is YAML.
-    (directory / "prometheus.yml").write_text(json.dumps(settings))
-    process = subprocess.Popen(
-        [
-            program,
-            f"--config.file={directory / 'prometheus.yml'}",
-            f"--storage.tsdb.path={directory / 'data'}",
-            f"--web.listen-address={address}",
-            "--enable-feature=exemplar-storage",
-            "--log.level=error",
-        ]
-    )
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-async def ask(base: str, path: str, query: str, wanted: int) -> list[dict[str, Any]]:
+async def asked(base: str, path: str, query: str, wanted: int) -> list[dict[str, Any]]:
     """Asks until there are as many results as are wanted."""
-    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
-        while True:
-            # A window around now, for exemplars; a query at an instant ignores it.
-            parameters = {"query": query, "start": "1800000000", "end": "1800000099"}
-            try:
-                async with session.get(f"{base}/api/v1/{path}", params=parameters) as answer:
-                    data = (await answer.json())["data"] if answer.status == 200 else []
-            except aiohttp.ClientConnectionError:
-                data = []
-            found: list[dict[str, Any]] = data["result"] if isinstance(data, dict) else data
-            if len(found) >= wanted:
-                return found
-            await asyncio.sleep(0.05)
+    # A window around now, for exemplars; a query at an instant ignores it.
+    window = {"start": "1800000000", "end": "1800000099"}
+    return await ask(base, path, lambda found: len(found) >= wanted, query=query, **window)
 
 
 async def test_prometheus_scrapes_the_page_with_its_exemplars(tmp_path: Path) -> None:
@@ -181,16 +139,16 @@ async def test_prometheus_scrapes_the_page_with_its_exemplars(tmp_path: Path) ->
         await serve_streams(journal, "a")
         assert await metrics.flush(60)
         with prometheus(tmp_path, f"127.0.0.1:{server.port}") as base:
-            (tokens,) = await ask(base, "query", "whence_tokens_generated_total", 1)
+            (tokens,) = await asked(base, "query", "whence_tokens_generated_total", 1)
             assert tokens["metric"]["gen_ai_request_model"] == "demo"
             assert float(tokens["value"][1]) == NUM_STREAMS * NUM_STEPS
             buckets = "sum by (le) (gen_ai_server_request_duration_seconds_bucket)"
             quantile = f"histogram_quantile(0.5, {buckets})"
-            (median,) = await ask(base, "query", quantile, 1)
+            (median,) = await asked(base, "query", quantile, 1)
             assert 0.08 <= float(median["value"][1]) <= 0.16
-            (up,) = await ask(base, "query", "up", 1)
+            (up,) = await asked(base, "query", "up", 1)
             assert up["value"][1] == "1"
-            series = await ask(base, "query_exemplars", "whence_step_entropy_bucket", 1)
+            series = await asked(base, "query_exemplars", "whence_step_entropy_bucket", 1)
             exemplars = [exemplar for one in series for exemplar in one["exemplars"]]
             assert exemplars
             assert all(exemplar["labels"]["trace_id"] == TRACE_ID for exemplar in exemplars)

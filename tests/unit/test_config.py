@@ -71,4 +71,5 @@ def test_unknown_flags_are_errors() -> None:
 
 
 def test_the_clients_variables_may_stand_beside() -> None:
-    assert read("--model", "a", WHENCE_TARGET="127.0.0.1:1").model == "a"
+    beside = {"WHENCE_TARGET": "127.0.0.1:1", "WHENCE_TRACE_URL": "http://h/{trace_id}"}
+    assert read("--model", "a", **beside).model == "a"

@@ -1,6 +1,7 @@
 """The spans themselves: the tree, its times, its attributes, and that bytes alone decide them."""
 
 import hashlib
+import struct
 from itertools import pairwise
 
 import pytest
@@ -34,6 +35,7 @@ from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry import names
 from whence_server.telemetry.encoder import SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.genai import _as_written
 
 
 @pytest.fixture
@@ -179,9 +181,9 @@ async def test_the_genai_span_speaks_the_conventions(journal):
         "gen_ai.request.max_tokens": 64,
         "gen_ai.request.choice.count": 2,
         "gen_ai.request.stop_sequences": ["\n\n"],
-        "gen_ai.request.temperature": 0.75,
+        "gen_ai.request.temperature": 0.8,
         "gen_ai.request.top_k": 40,
-        "gen_ai.request.top_p": 0.5,
+        "gen_ai.request.top_p": 0.95,
         # No gen_ai.request.seed: 2^64 - 1 is more than OTLP's integers hold.
         "gen_ai.response.id": "g1",
         "gen_ai.response.model": "demo",
@@ -197,6 +199,13 @@ async def test_the_genai_span_speaks_the_conventions(journal):
     assert labels == ["whence.label.a", "whence.label.team", "whence.label.zone"]
     assert found["whence.label.team"] == "search"
     assert generation.status == Status()
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_a_number_is_given_as_it_was_written_and_is_the_same(value):
+    written = _as_written(value)
+    assert struct.pack("f", written) == struct.pack("f", value)
+    assert len(repr(written)) <= len(repr(value))
 
 
 async def test_gen_ai_is_on_the_genai_span_alone(journal):

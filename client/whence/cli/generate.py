@@ -12,6 +12,7 @@ from whence.cli.html import add_html, page_path, save_page
 from whence.cli.inside import inside_lines, missing_lines
 from whence.cli.json_lines import FIELDS, event_objects, line
 from whence.cli.render import painted, safe, table_heading, table_row, wants_color
+from whence.cli.trace_link import MEANING, trace_link, trace_url_template
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
@@ -109,6 +110,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add_html(group)
     group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     group.add_argument("--quiet", action="store_true", help="no summary on standard error")
+    group.add_argument("--trace-url", metavar="TEMPLATE", help=MEANING)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -118,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: options that contradict, or values that no request can carry.
         WhenceError: the server's answer was an error.
     """
+    template = _trace_url(arguments)
     begun = time.monotonic()
     path = page_path(arguments)
     with connect(arguments) as client, _start(client, arguments) as generation:
@@ -128,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
             # A generation that failed is summed up as well, and has its page.
             if generation.finished is not None and not arguments.quiet:
                 print(_summary(generation, time.monotonic() - begun), file=sys.stderr)
+                if link := trace_link(template, generation):
+                    print(link, file=sys.stderr)
             if path is not None and kept is not None and generation.started is not None:
                 save_page(
                     path,
@@ -164,6 +169,13 @@ def _keeping(
         if kept is not None:
             kept += tokens
         yield event, tokens
+
+
+def _trace_url(arguments: argparse.Namespace) -> str:
+    try:
+        return trace_url_template(arguments.trace_url)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _start(client: Client, arguments: argparse.Namespace) -> Generation:

@@ -32,7 +32,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 
 # Read by the client, which may share the server's environment.
-CLIENT_VARIABLES = frozenset({"WHENCE_TARGET"})
+CLIENT_VARIABLES = frozenset({"WHENCE_TARGET", "WHENCE_TRACE_URL"})
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 

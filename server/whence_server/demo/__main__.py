@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from whence.cli.trace_link import MEANING, trace_url_template
 from whence_server.demo.model import default_cache_dir, demo_model
 
 
@@ -13,14 +14,24 @@ def main() -> int:
     """Shows the demo, or keeps a server up on its model."""
     parser = argparse.ArgumentParser(prog="python -m whence_server.demo")
     parser.add_argument("command", nargs="?", choices=("show", "serve"), default="show")
-    command = parser.parse_args().command
-    model = demo_model()
-    data_dir = default_cache_dir() / "demo-data"
-    if command == "serve":
-        return _serve(model, data_dir)
-    from whence_server.demo.show import show
+    parser.add_argument("--trace-url", "--jaeger-url", metavar="TEMPLATE", help=MEANING)
+    arguments = parser.parse_args()
+    if arguments.command == "serve":
+        if arguments.trace_url is not None:
+            parser.error("--trace-url is for the show; after serve, give it to `whence generate`")
+        return _serve(demo_model(), default_cache_dir() / "demo-data")
+    from whence_server.demo.show import collector_of, show
 
-    return asyncio.run(show(model))
+    try:
+        trace_url = trace_url_template(arguments.trace_url)
+    except ValueError as error:
+        parser.error(str(error))
+    if trace_url and not collector_of(os.environ):
+        parser.error(
+            "a trace URL opens nothing while the demo collects its spans itself: say where they "
+            "go, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"
+        )
+    return asyncio.run(show(demo_model(), trace_url))
 
 
 def _serve(model: Path, data_dir: Path) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,23 +22,33 @@ What to try next
   .venv/bin/whence generate "If the expression" --candidates
   .venv/bin/whence generate "A class definition" --temperature 0.8 --seed 7 --json
   .venv/bin/whence generations list             everything that was generated is on record
-  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 make demo
-                                                the same, with its spans in your own collector
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 \\
+  WHENCE_TRACE_URL='http://localhost:16686/trace/{trace_id}' make demo
+                                                the same, with its spans in your own Jaeger, and
+                                                a link to each trace
 """
 
 
-async def show(model: Path) -> int:
+def collector_of(environment: Mapping[str, str]) -> str | None:
+    """Where the environment sends spans; None where it does not say."""
+    return next((environment[name] for name in _ENDPOINTS if environment.get(name)), None)
+
+
+async def show(model: Path, trace_url: str = "") -> int:
     """Runs the demo from the start of the server to its end.
+
+    Args:
+        model: the directory of the model.
+        trace_url: a template of links to traces, where spans go to a collector of the user's own.
 
     Returns:
         0, or the status of the command that failed.
     """
-    own_endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+    own_endpoint = collector_of(os.environ)
     receiver = Receiver()
     try:
         await receiver.start()
-        endpoint = own_endpoint or receiver.endpoint
-        async with _server(model, endpoint) as target:
+        async with _server(model, None if own_endpoint else receiver.endpoint) as target:
             for options in (
                 ("--greedy", "--max-new-tokens", "24", "--candidates"),
                 (
@@ -52,12 +62,15 @@ async def show(model: Path) -> int:
                 ),
                 ("--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "160"),
             ):
-                status = await _generate(target, PROMPT, *options)
+                status = await _generate(target, PROMPT, *options, trace_url=trace_url)
                 if status:
                     return status
             if own_endpoint is None:
                 await _wait_for_generations(receiver, 3)
-        _tell_spans(receiver.spans, own_endpoint)
+        if own_endpoint is None:
+            _tell_spans(receiver.spans)
+        else:
+            _tell_collector(own_endpoint, trace_url)
     finally:
         await receiver.close()
     print(_NEXT)
@@ -65,20 +78,24 @@ async def show(model: Path) -> int:
 
 
 @asynccontextmanager
-async def _server(model: Path, otlp_endpoint: str) -> AsyncIterator[str]:
+async def _server(model: Path, endpoint: str | None) -> AsyncIterator[str]:
     """A server in a process of its own, on a new journal; gives what a client connects to."""
     print("Starting the server ...", flush=True)
     with TemporaryDirectory(prefix="whence-demo-") as data_dir:
-        async with _server_on(model, data_dir, otlp_endpoint) as target:
+        async with _server_on(model, data_dir, endpoint) as target:
             yield target
 
 
 @asynccontextmanager
-async def _server_on(model: Path, data_dir: str, otlp_endpoint: str) -> AsyncIterator[str]:
+async def _server_on(model: Path, data_dir: str, endpoint: str | None) -> AsyncIterator[str]:
+    # Without an endpoint of ours, the environment's variables say all.
+    export = [] if endpoint is None else ["--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "whence_server", "serve"),
         *("--model", str(model), "--model-name", "demo", "--data-dir", data_dir),
-        *("--listen", "127.0.0.1:0", "--otlp-endpoint", otlp_endpoint, "--log-level", "warning"),
+        *("--listen", "127.0.0.1:0", "--log-level", "warning", *export),
+        # It is spans that are shown here, and most of their backends take no metrics.
+        env={"OTEL_METRICS_EXPORTER": "none", **os.environ},
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
@@ -94,11 +111,12 @@ async def _server_on(model: Path, data_dir: str, otlp_endpoint: str) -> AsyncIte
             await process.wait()
 
 
-async def _generate(target: str, prompt: str, *options: str) -> int:
+async def _generate(target: str, prompt: str, *options: str, trace_url: str) -> int:
     command = ["whence", "generate", prompt, *options]
     print("\n$ " + " ".join(_quoted(word) for word in command), flush=True)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "whence.cli", *command[1:], "--target", target)
+        *(sys.executable, "-m", "whence.cli", *command[1:], "--target", target),
+        *("--trace-url", trace_url),
     )
     return await process.wait()
 
@@ -117,11 +135,15 @@ async def _wait_for_generations(receiver: Receiver, num_generations: int) -> Non
         print("\nNot all spans have arrived yet.", file=sys.stderr)
 
 
-def _tell_spans(spans: list[Span], own_endpoint: str | None) -> None:
+def _tell_collector(endpoint: str, trace_url: str) -> None:
     print("\nWhere the spans went")
-    if own_endpoint is not None:
-        print(f"  to your collector, {own_endpoint}: look there for the service `whence`")
-        return
+    print(f"  to your collector, {endpoint}: look there for the service `whence`")
+    if trace_url:
+        print("  (the link below each generation opens its trace)")
+
+
+def _tell_spans(spans: list[Span]) -> None:
+    print("\nWhere the spans went")
     counts = Counter(span.name for span in spans)
     total = ", ".join(f"{n} {name}" for name, n in counts.items())
     print(f"  over OTLP to a collector that this demo ran itself: {total}")

@@ -1,5 +1,6 @@
 """The GenAI span: one model call, in the words of the GenAI conventions."""
 
+import struct
 from collections.abc import Iterable, Mapping
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -114,13 +115,20 @@ def _request_attributes(started: GenerationStarted) -> dict[str, AttributeValue 
     if decoding.HasField("sample"):
         sample = decoding.sample
         attributes |= {
-            names.GEN_AI_REQUEST_TEMPERATURE: sample.temperature,
+            names.GEN_AI_REQUEST_TEMPERATURE: _as_written(sample.temperature),
             names.GEN_AI_REQUEST_TOP_K: sample.top_k,
-            names.GEN_AI_REQUEST_TOP_P: sample.top_p,
+            names.GEN_AI_REQUEST_TOP_P: _as_written(sample.top_p),
             names.GEN_AI_REQUEST_SEED: sample.seed if sample.seed <= MAX_INT64 else None,
             names.DECODING_SEED: str(sample.seed),
         }
     return attributes
+
+
+def _as_written(value: float) -> float:
+    """A float32 of the contract as its author wrote it: 0.8, and not 0.800000011920929."""
+    stored = struct.pack("f", value)
+    written = (float(f"{value:.{num_digits}g}") for num_digits in range(6, 9))
+    return next((number for number in written if struct.pack("f", number) == stored), value)
 
 
 def _response_attributes(

@@ -1,0 +1,49 @@
+"""A link that opens a generation's trace where its spans went."""
+
+import os
+from urllib.parse import urlsplit
+
+from whence.generation import GenerationState
+
+TRACE_URL_VARIABLE = "WHENCE_TRACE_URL"
+PLACE = "{trace_id}"
+MEANING = (
+    f"a URL with {PLACE} in it, as in http://localhost:16686/trace/{PLACE} (Jaeger): the summary "
+    f"ends with the link to this generation's trace (default: ${TRACE_URL_VARIABLE}, else none)"
+)
+
+_SAMPLED = 1
+
+
+def trace_url_template(text: str | None) -> str:
+    """The template: as given, or $WHENCE_TRACE_URL, or empty for no link.
+
+    Raises:
+        ValueError: it is no URL of a page, or has no place for the trace id.
+    """
+    chosen, where = text, "the trace URL"
+    if chosen is None:
+        chosen, where = os.environ.get(TRACE_URL_VARIABLE, ""), f"${TRACE_URL_VARIABLE}"
+    if not chosen:
+        return ""
+    if not _is_page(chosen.replace(PLACE, "0" * 32)):
+        raise ValueError(f"{where} {chosen!r} is not http://HOST/... or https://HOST/...")
+    if PLACE not in chosen:
+        raise ValueError(f"{where} {chosen!r} does not say where the trace id goes: {PLACE}")
+    return chosen
+
+
+def trace_link(template: str, generation: GenerationState) -> str:
+    """The link to a generation's trace; empty without a template, and where no span is made."""
+    started = generation.started
+    if not template or started is None or not started.trace_flags & _SAMPLED:
+        return ""
+    return template.replace(PLACE, started.trace_id)
+
+
+def _is_page(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and not set(text) & set(" \n")
+    except ValueError:  # brackets that hold no address
+        return False
