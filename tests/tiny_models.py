@@ -206,6 +206,10 @@ def save_tiny_model(directory: Path, architecture: str = "gpt2", seed: int = 0) 
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and not any(part in name for part in STATE):
                 parameter.mul_(6.0)
+            elif name.endswith(".bias") and not any(part in name for part in STATE):
+                # transformers begins with zeros, which no trained model has: they would hide
+                # whether a bias is added at all, and in which operation.
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
     model.save_pretrained(directory)
     byte_level_tokenizer().save_pretrained(directory)
     return directory

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 LONG_STEP_S = 0.25
 """A step that computes for so long hides what Python adds to it, and takes as long to check."""
+NUM_TIMED_STEPS = 3
 PROMPT_LENGTHS = (3, 7, 2, 12)
 STEPS_EACH = 2
 
@@ -38,14 +39,22 @@ def _record(model: Any, style: ForwardStyle, inside: Inside) -> StepGraph:
     runner = Runner(model, style)
     for length in PROMPT_LENGTHS[:2]:
         _join(runner, _tokens(model, length, seed=0))
-    started = time.monotonic()
-    runner.decode(_tokens(model, 2, seed=1))
-    runner.synchronize()
-    step_s = time.monotonic() - started
+    step_s = _step_s(runner, _tokens(model, 2, seed=1))
     if step_s > LONG_STEP_S:
         raise NotRecordableError(f"a step takes {step_s:.1f} s, next to which they cost nothing")
     inputs = runner.step_inputs(_tokens(model, 2, seed=2))
     return StepGraph.record(model, style, inputs, inside)
+
+
+def _step_s(runner: Runner, token_ids: list[int]) -> float:
+    """The quickest step in seconds: one may have to wait for a core, or for its first use."""
+    durations: list[float] = []
+    while len(durations) < NUM_TIMED_STEPS and (not durations or min(durations) > LONG_STEP_S):
+        started = time.monotonic()
+        runner.decode(token_ids)
+        runner.synchronize()
+        durations.append(time.monotonic() - started)
+    return min(durations)
 
 
 def _same_steps(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside) -> bool:

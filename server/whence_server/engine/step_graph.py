@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -65,19 +66,21 @@ class StepGraph:
 
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Reads one token for every row; gives [rows, V]."""
-        logits: torch.Tensor = self._graph(*inputs)
+        # Optimised, the graph would round otherwise: a product and the bias that is added to it
+        # would be two operations. Nothing is slower for it.
+        with optimized_execution(False):
+            logits: torch.Tensor = self._graph(*inputs)
         return logits
 
     def observed(self, inputs: StepInputs) -> tuple[torch.Tensor, Seen]:
         """The same, and what the step shows: the logits are the same to the bit."""
-        logits, *seen = self._observed(*inputs)
+        with optimized_execution(False):
+            logits, *seen = self._observed(*inputs)
         hidden = seen.pop(0) if self._inside.lens is not None else None
         return logits, Seen(hidden, seen)
 
 
 def _traced(step: "_Step", inputs: StepInputs) -> Any:
-    # Fusing operations would save little here and round otherwise.
-    torch.jit.set_fusion_strategy([])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
