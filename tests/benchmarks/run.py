@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("startup", "storage", "export", "engine", "throughput", "latency", "scaling")
+PARTS = ("startup", "storage", "export", "engine", "throughput", "latency", "scaling", "internals")
 
 
 def main() -> None:
@@ -63,6 +63,10 @@ def main() -> None:
         import scaling
 
         scaling.run(options.runs, list(options.workloads), options.plot)
+    if "internals" in options.only:
+        import internals
+
+        internals.run(options.runs, list(options.workloads))
 
 
 if __name__ == "__main__":
