@@ -17,6 +17,7 @@ from workloads import (
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.engine.decoding import Chooser
+from whence_server.engine.internals import attention
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
 from whence_server.engine.messages import Admit, EngineOptions
@@ -86,6 +87,8 @@ def run(runs: int, names: list[str]) -> None:
         # A small model before this one left a single thread.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         loaded = load(options(workload))
+        # The peer has transformers' own attention; our steps are recorded with ours.
+        attention.restore(loaded.model)
         for num_streams in (1, 16):
             prompts = [prompt(i, workload.vocabulary_size) for i in range(num_streams)]
             ours(loaded, prompts), theirs(loaded, prompts)

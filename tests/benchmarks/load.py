@@ -15,7 +15,11 @@ from workloads import TEMPERATURE, TOP_P, prompt
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
 
-DETAILS = {"tokens": g.TRACE_DETAIL_TOKENS, "decisions": g.TRACE_DETAIL_DECISIONS}
+DETAILS = {
+    "tokens": g.TRACE_DETAIL_TOKENS,
+    "decisions": g.TRACE_DETAIL_DECISIONS,
+    "internals": g.TRACE_DETAIL_INTERNALS,
+}
 
 
 def request(

@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "throughput": lambda options: (options.runs, options.workloads),
     "latency": lambda options: (options.workloads,),
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
+    "internals": lambda options: (options.runs, options.workloads),
 }
 """What there is to measure, in order, and what each takes of the options."""
 

@@ -1,0 +1,71 @@
+"""What of a trace is granted, by what the model gives."""
+
+import dataclasses
+
+import pytest
+
+from whence_server.domain.decoding import TraceDetail
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import (
+    Environment,
+    GenerationDefaults,
+    InternalsInfo,
+    ModelInfo,
+    TextFiles,
+)
+from whence_server.domain.requests import TraceRequest
+from whence_server.generation.resolve import resolve_trace
+
+MODEL = ModelInfo(
+    name="tiny",
+    architecture="GPT2LMHeadModel",
+    num_parameters=10,
+    num_layers=2,
+    vocabulary_size=64,
+    max_context_length=128,
+    model_digest="",
+    tokenizer_digest="",
+    weights_digest="",
+    files=(),
+    loaded_files=(),
+    batched=True,
+    environment=Environment("", "", "", "", "", 1, ""),
+    defaults=GenerationDefaults(),
+    text=TextFiles("{}", None, {}),
+)
+NO_SOURCES = {"sources": "no attention"}
+NO_LAYERS = {"layers": "no layers"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "num_candidates", "granted", "told"),
+    [
+        ({}, None, TraceDetail.INTERNALS, set()),
+        (NO_SOURCES, None, TraceDetail.INTERNALS, {"sources"}),
+        (NO_LAYERS, 4, TraceDetail.INTERNALS, {"layers"}),
+        ({}, 0, TraceDetail.INTERNALS, {"layers"}),
+        (NO_SOURCES | NO_LAYERS, None, TraceDetail.DECISIONS, {"sources", "layers"}),
+        (NO_SOURCES, 0, TraceDetail.DECISIONS, {"sources", "layers"}),
+    ],
+)
+def test_internals_are_granted_where_the_model_gives_a_part(
+    missing: dict[str, str],
+    num_candidates: int | None,
+    granted: TraceDetail,
+    told: set[str],
+) -> None:
+    model = dataclasses.replace(MODEL, internals=InternalsInfo("method", missing))
+    request = TraceRequest(TraceDetail.INTERNALS, num_candidates)
+    trace, unavailable = resolve_trace(request, model, Limits())
+    assert trace.detail is granted
+    assert unavailable.keys() == told
+    for part, reason in missing.items():
+        assert unavailable[part] == reason
+
+
+@pytest.mark.parametrize("detail", [None, TraceDetail.TOKENS, TraceDetail.DECISIONS])
+def test_what_was_not_asked_for_is_not_missed(detail: TraceDetail | None) -> None:
+    model = dataclasses.replace(MODEL, internals=InternalsInfo("", NO_SOURCES | NO_LAYERS))
+    trace, unavailable = resolve_trace(TraceRequest(detail), model, Limits())
+    assert trace.detail is (detail or TraceDetail.DECISIONS)
+    assert unavailable == {}
