@@ -200,6 +200,23 @@ async def test_a_collector_that_is_away_holds_the_end_up_for_a_bounded_time_only
     assert ids(receiver.spans) == ids(expected(records.whole_run()))
 
 
+def test_a_forked_worker_that_lives_on_holds_nothing_up(tmp_path: Path) -> None:
+    record = records.write(tmp_path, records.whole_run())
+    code = """
+import multiprocessing, sys, time
+from pathlib import Path
+from whence_server.training import telemetry
+exporter = telemetry.start(Path(sys.argv[1]))
+assert telemetry.start(Path(sys.argv[1])) is exporter
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+worker.start()
+assert exporter.close()
+worker.kill()
+"""
+    environment = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
+    subprocess.run([sys.executable, "-c", code, str(record)], env=environment, check=True)
+
+
 async def test_a_killed_trainer_leaves_no_exporter_behind(
     tmp_path: Path, receiver: Receiver
 ) -> None:

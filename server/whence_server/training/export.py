@@ -154,13 +154,12 @@ def _at_once() -> asyncio.Event:
 
 
 def _end_of_input() -> asyncio.Event:
-    """Set once whoever started us closes our standard input, or is gone."""
+    """Set once whoever started us says a word on our standard input, or is gone."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
-            pass
+        sys.stdin.buffer.read(1)
         loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=watch, name="end-of-input", daemon=True).start()
