@@ -9,6 +9,7 @@ from pathlib import Path
 
 from whence_server import config, logs
 from whence_server.domain.errors import ConfigurationError, JournalError
+from whence_server.training import verify_command
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
 model or a data directory that the server cannot start with"""
@@ -37,10 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     verify.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    verify_model = commands.add_parser(
+        "verify-model",
+        help="hold a model to the record of its training",
+        epilog=verify_command.EPILOG,
+        allow_abbrev=False,
+    )
+    verify_command.add_arguments(verify_model)
     parsed = parser.parse_args(arguments)
     try:
         if parsed.command == "verify":
             return _verify(parsed.data_dir)
+        if parsed.command == "verify-model":
+            return verify_command.run(parsed)
         return _serve(config.serve_config(parsed, os.environ))
     except ConfigurationError as error:
         print(f"whence-server: {error}", file=sys.stderr)

@@ -1,0 +1,264 @@
+"""Proves that a model's directory is what its training's record says, or names what is not.
+
+Everything is computed anew. An unsigned record protects against accident, not against whoever can
+rewrite files and record together.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whence.v1.training_pb2 import Checkpoint
+from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.domain.model import FileDigest
+from whence_server.engine import weights
+from whence_server.engine.digests import TensorRecord, model_signing_digest
+from whence_server.training import contents
+from whence_server.training.contents import Tensors
+from whence_server.training.findings import Finding, Report, Verdict
+from whence_server.training.runs_on_record import RunOnRecord, find_record, read_run
+
+_ORDER = ("file", "tokenizer", "tensor", "weights", "model")
+
+
+def verify(directory: Path, record: Path | None = None) -> Report:
+    """Verifies a final model, a checkpoint, or any copy of one.
+
+    Args:
+        directory: where the model lies.
+        record: its run's record; None looks for it beside the model and up to two levels above.
+
+    Raises:
+        ConfigurationError: the directory cannot be read, or the record given is not there.
+    """
+    report = Report(directory)
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is not a directory; give one that holds a model")
+    if record is not None and not record.is_file():
+        raise ConfigurationError(f"{record} is not there; give a run's lineage.binpb")
+    files = contents.digests_of(directory, contents.present_files(directory))
+    report.model_digest = contents.model_digest_of(directory, files)
+    report.tokenizer_digest = contents.tokenizer_digest_of(directory, files)
+    report.record = record or find_record(directory)
+    if report.record is None:
+        return _without_record(report, files)
+    try:
+        run = read_run(report.record)
+    except LineageError as error:
+        report.findings.append(Finding("record", report.record.name, str(error)))
+        report.verdict = Verdict.NOT_VERIFIED
+        return report
+    _describe_run(report, run)
+    checkpoint = _of_these_files(run, directory, files)
+    tensors = _load(report, run, checkpoint)
+    checkpoint = checkpoint or _of_these_weights(run, tensors)
+    if checkpoint is None:
+        problem = f"not on record: no checkpoint of run {report.training_run_id} has its weights"
+        report.findings.append(Finding("model", str(directory), problem))
+    else:
+        _describe_checkpoint(report, run, checkpoint)
+        _compare(report, run, checkpoint, files, tensors)
+    report.findings.sort(key=lambda finding: _ORDER.index(finding.subject))
+    report.verdict = Verdict.NOT_VERIFIED if report.findings else Verdict.VERIFIED
+    return report
+
+
+def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
+    report.reason = (
+        "there is no record of its training: no lineage.binpb lies beside it or up to two levels "
+        "above"
+    )
+    report.num_files = len(files)
+    try:
+        tensors = contents.tensors_of(report.directory, "", None)
+    except ConfigurationError as error:
+        report.notes.append(str(error))
+        return report
+    report.weights_digest, report.num_tensors = tensors.weights_digest, len(tensors.records)
+    return report
+
+
+def _of_these_files(
+    run: RunOnRecord, directory: Path, files: dict[str, FileDigest]
+) -> Checkpoint | None:
+    """The checkpoint that these files are, or were: the best match, among equal ones the newest.
+
+    Files that are all as recorded say more than a place, and a place more than some files.
+    """
+    best: tuple[tuple[bool, bool, int], Checkpoint] | None = None
+    for checkpoint in run.checkpoints:
+        same = sum(
+            file.path in files and files[file.path].sha256 == file.sha256
+            for file in checkpoint.files
+            if _is_of_the_model(file.path)
+        )
+        whole = same == sum(_is_of_the_model(file.path) for file in checkpoint.files)
+        here = run.directory_of(checkpoint).resolve() == directory.resolve()
+        rank = (whole and same > 0, here, same if whole or here else 0)
+        if any(rank) and (best is None or rank >= best[0]):
+            best = rank, checkpoint
+    return best[1] if best else None
+
+
+def _of_these_weights(run: RunOnRecord, tensors: Tensors | None) -> Checkpoint | None:
+    """The newest checkpoint with these tensors, or else with most of them, if with any."""
+    if tensors is None:
+        return None
+    found = set(tensors.records)
+
+    def shared(checkpoint: Checkpoint) -> int:
+        return len(found & set(map(_tensor_record, checkpoint.tensors)))
+
+    best = max(reversed(run.checkpoints), key=shared, default=None)
+    return best if best is not None and shared(best) else None
+
+
+def _load(report: Report, run: RunOnRecord, checkpoint: Checkpoint | None) -> Tensors | None:
+    """The tensors as they were recorded: of the same class, in the same dtype."""
+    like = checkpoint or (run.checkpoints[-1] if run.checkpoints else Checkpoint())
+    dtypes = {tensor.dtype for tensor in like.tensors}
+    dtype: Any = getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
+    try:
+        tensors = contents.tensors_of(report.directory, run.started.architecture, dtype)
+    except ConfigurationError as error:
+        report.findings.append(Finding("weights", str(report.directory), str(error)))
+        return None
+    report.weights_digest = tensors.weights_digest
+    return tensors
+
+
+def _describe_run(report: Report, run: RunOnRecord) -> None:
+    started = run.started
+    report.num_entries, report.head = run.num_entries, run.head
+    report.training_run_id, report.run_name = started.training_run_id, started.name
+    report.num_planned_steps = started.num_planned_steps
+    report.merkle_root, report.num_documents = run.dataset.merkle_root, run.dataset.num_documents
+    if started.HasField("parent"):
+        report.parent = f"{started.parent.source} ({started.parent.weights_digest})"
+    if run.num_torn_bytes:
+        report.notes.append(
+            f"the record ends in {run.num_torn_bytes} bytes that are no whole entry"
+        )
+
+
+def _describe_checkpoint(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
+    report.step, report.attempt = checkpoint.step, checkpoint.attempt
+    report.path = checkpoint.path
+    if any(run.checkpoints[index] is checkpoint for index in run.superseded):
+        report.notes.append(
+            f"step {checkpoint.step} of attempt {checkpoint.attempt} was superseded: a later "
+            "attempt went on from an earlier step"
+        )
+    if run.directory_of(checkpoint).resolve() != report.directory.resolve():
+        report.notes.append(f"it was written to {checkpoint.path or '.'}, seen from the record")
+
+
+def _compare(
+    report: Report,
+    run: RunOnRecord,
+    checkpoint: Checkpoint,
+    files: dict[str, FileDigest],
+    tensors: Tensors | None,
+) -> None:
+    faults = report.findings
+    of_files = list(_file_findings(checkpoint, files))
+    faults += of_files
+    report.num_files = sum(
+        file.path in files and files[file.path].sha256 == file.sha256 for file in checkpoint.files
+    )
+    _compare_tokenizer(report, run, checkpoint)
+    if tensors is not None:
+        faults += _tensor_findings(checkpoint, tensors)
+        expected = set(map(_tensor_record, checkpoint.tensors))
+        report.num_tensors = len(expected & set(tensors.records))
+        if tensors.weights_digest != checkpoint.weights_digest:
+            faults.append(
+                Finding(
+                    "weights",
+                    "digest",
+                    "changed",
+                    checkpoint.weights_digest,
+                    tensors.weights_digest,
+                )
+            )
+        elif of_files:
+            report.notes.append(
+                f"the tensors are to the bit those of step {checkpoint.step}: files around them, "
+                "or their form, have changed"
+            )
+    if checkpoint.model_digest and checkpoint.model_digest != report.model_digest:
+        faults.append(
+            Finding("model", "digest", "changed", checkpoint.model_digest, report.model_digest)
+        )
+
+
+def _file_findings(checkpoint: Checkpoint, files: dict[str, FileDigest]) -> Iterable[Finding]:
+    known = {file.path for file in checkpoint.files}
+    for file in checkpoint.files:
+        found = files.get(file.path)
+        if found is None:
+            yield Finding("file", file.path, "missing", file.sha256)
+        elif found.sha256 != file.sha256:
+            yield Finding("file", file.path, "changed", file.sha256, found.sha256)
+    for name in sorted(files.keys() - known):
+        if contents.decides_what_is_computed(name):
+            yield Finding("file", name, "not on record", "", files[name].sha256)
+
+
+def _compare_tokenizer(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
+    """Held to what was saved with the weights; where nothing was, to the run's own."""
+    of_run = run.started.tokenizer_digest
+    saved = [file for file in checkpoint.files if file.path in weights.TOKENIZER_FILES]
+    expected = of_run
+    if saved:
+        expected = model_signing_digest(
+            [FileDigest(file.path, file.size_bytes, file.sha256) for file in saved]
+        )
+        if of_run and of_run != expected:
+            report.notes.append(
+                "the tokenizer that was saved with these weights is not to the byte the one that "
+                f"the run began with ({of_run})"
+            )
+    elif not report.tokenizer_digest:
+        return  # weights alone
+    if expected and expected != report.tokenizer_digest:
+        report.findings.append(
+            Finding("tokenizer", "digest", "changed", expected, report.tokenizer_digest)
+        )
+
+
+def _tensor_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:
+    """What transformers would fill in with random numbers is missing, whatever it then holds."""
+    expected = {tensor.name: _tensor_record(tensor) for tensor in checkpoint.tensors}
+    found = {tensor.name: tensor for tensor in tensors.records}
+    for name in tensors.missing:
+        there = expected.get(name)
+        yield Finding("tensor", name, "missing", _shown(there) if there else "")
+    for name in tensors.unexpected:
+        yield Finding("tensor", name, "not on record; the architecture has none of this name")
+    for name in tensors.mismatched:
+        yield Finding("tensor", name, "of another shape")
+    told = {*tensors.missing, *(name.partition(" ")[0] for name in tensors.mismatched)}
+    for name in sorted(expected.keys() | found.keys()):
+        if name in told or expected.get(name) == found.get(name):
+            continue
+        if name not in found:
+            yield Finding("tensor", name, "missing", _shown(expected[name]))
+        elif name not in expected:
+            yield Finding("tensor", name, "not on record", "", _shown(found[name]))
+        else:
+            yield Finding("tensor", name, "changed", _shown(expected[name]), _shown(found[name]))
+
+
+def _tensor_record(tensor: Any) -> TensorRecord:
+    return TensorRecord(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.sha256)
+
+
+def _shown(tensor: TensorRecord) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} {tensor.sha256}"
+
+
+def _is_of_the_model(name: str) -> bool:
+    return contents.decides_what_is_computed(name)
