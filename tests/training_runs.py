@@ -181,7 +181,7 @@ def weights_digest(model: Any) -> str:
 
 
 def octets(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def sha256(data: bytes) -> str:
