@@ -292,7 +292,7 @@ def test_metrics_are_what_the_steps_say() -> None:
     duration = points["whence.training.step.duration"]
     assert (duration.count, duration.sum) == (8, pytest.approx(8 * 0.02))
     assert {str(dict(point.attributes)) for point in points.values()} == {
-        "{'whence.training.run.name': 'tiny'}"
+        "{'whence.training.run_name': 'tiny'}"
     }
     assert metrics.close(5.0)
 

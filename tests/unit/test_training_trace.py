@@ -31,7 +31,7 @@ def test_a_run_is_one_trace_with_the_ids_on_record() -> None:
     assert {span.trace_id.hex() for span in spans} == {records.TRACE_ID}
     (root,) = (span for span in spans if not span.parent_span_id)
     assert (root.name, root.span_id.hex()) == ("training_run", records.SPAN_ID)
-    assert {attributes(span)["whence.training.run.id"] for span in spans} == {records.RUN}
+    assert {attributes(span)["whence.training.run_id"] for span in spans} == {records.RUN}
     assert Counter(span.name for span in spans) == {
         "training_run": 1,
         "training_attempt": 1,
@@ -67,7 +67,7 @@ def test_a_step_span_says_what_is_on_record() -> None:
     assert end == records.START_NS + 1_000_000 + step.elapsed_ns
     assert end - start == step.duration_ns - 1_000
     assert attributes(span) == {
-        "whence.training.run.id": records.RUN,
+        "whence.training.run_id": records.RUN,
         "whence.training.attempt": 1,
         "whence.training.step": 3,
         "whence.training.epoch": 0.75,

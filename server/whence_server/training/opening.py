@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from whence.v1.training_pb2 import ParentModel, TrainingEvent
 from whence_server.domain.errors import LineageError
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import setup
+from whence_server.training import setup, telemetry
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
 from whence_server.training.history import History
@@ -51,7 +51,9 @@ def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRu
 
     Raises:
         LineageError: the record cannot be written, or is of another run.
+        ConfigurationError: a variable of OpenTelemetry's is malformed.
     """
+    telemetry.is_wanted()
     step = trainer.state.global_step
     if options.path.exists() and (step or options.restart):
         writer, events = RecordWriter.resume(options.path)
@@ -63,10 +65,12 @@ def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRu
         if history.num_attempts:
             _require_same(trainer, groups, options, history)
             _require_own_weights(history, step, attempt.weights_digest)
-        return RecordedRun(writer, attempt, history.tokens_seen.get(step, 0))
+        run = RecordedRun(writer, attempt, history.tokens_seen.get(step, 0))
     except BaseException:
         writer.close()
         raise
+    telemetry.start(options.path)
+    return run
 
 
 def _create(trainer: Any, groups: Sequence[Group], options: Options) -> RecordWriter:

@@ -81,7 +81,7 @@ def _all_files(directory: Path) -> list[str]:
     return [
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
-        if path.is_file() and path.name != RECORD_NAME
+        if path.is_file() and not path.name.startswith(RECORD_NAME)
     ]
 
 

@@ -41,12 +41,21 @@ def start(record: Path, environment: Mapping[str, str] = os.environ) -> "Trainin
     running = _running.get(record.resolve())
     if running is not None and running.is_running:
         return running
-    spans = span_destination(environment, "", "", "")
-    if spans is None and otlp_settings(environment, "metrics") is None:
+    if not is_wanted(environment):
         return None
     export = _running[record.resolve()] = TrainingExport(record, environment)
     atexit.register(export.close)
     return export
+
+
+def is_wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether OpenTelemetry's variables name a destination for a trace or for metrics.
+
+    Raises:
+        ConfigurationError: a variable is malformed; the message names it.
+    """
+    spans = span_destination(environment, "", "", "")
+    return spans is not None or otlp_settings(environment, "metrics") is not None
 
 
 class TrainingExport:
