@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("startup", "storage", "export", "engine", "throughput", "latency", "scaling")
+PARTS = ("startup", "storage", "export", "lineage", "engine", "throughput", "latency", "scaling")
 
 
 def main() -> None:
@@ -47,6 +47,10 @@ def main() -> None:
         import export
 
         export.run(options.outage_seconds)
+    if "lineage" in options.only:
+        import lineage
+
+        lineage.run()
     if "engine" in options.only:
         import engine
 
