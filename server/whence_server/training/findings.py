@@ -68,6 +68,8 @@ class Report:
     num_documents: int = 0
     parent: str = ""
     """What the run went on from; "" for random weights."""
+    replay: str = ""
+    """What a replay came to; "" where there was none."""
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What is worth knowing, and no fault."""

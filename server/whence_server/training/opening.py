@@ -58,6 +58,11 @@ def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRu
     if options.path.exists() and (step or options.restart):
         writer, events = RecordWriter.resume(options.path)
         history = History.of(events)
+        if not history.num_attempts:
+            # Its process was killed before it had begun to train.
+            writer.close()
+            options.path.unlink()
+            writer = _create(trainer, groups, options)
     else:
         writer, history = _create(trainer, groups, options), History()
     try:

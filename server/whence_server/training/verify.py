@@ -170,7 +170,7 @@ def _compare(
     )
     _compare_tokenizer(report, run, checkpoint)
     if tensors is not None:
-        faults += _tensor_findings(checkpoint, tensors)
+        faults += _loading_findings(checkpoint, tensors)
         expected = set(map(_tensor_record, checkpoint.tensors))
         report.num_tensors = len(expected & set(tensors.records))
         if tensors.weights_digest != checkpoint.weights_digest:
@@ -229,10 +229,9 @@ def _compare_tokenizer(report: Report, run: RunOnRecord, checkpoint: Checkpoint)
         )
 
 
-def _tensor_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:
+def _loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:
     """What transformers would fill in with random numbers is missing, whatever it then holds."""
     expected = {tensor.name: _tensor_record(tensor) for tensor in checkpoint.tensors}
-    found = {tensor.name: tensor for tensor in tensors.records}
     for name in tensors.missing:
         there = expected.get(name)
         yield Finding("tensor", name, "missing", _shown(there) if there else "")
@@ -241,8 +240,17 @@ def _tensor_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Findi
     for name in tensors.mismatched:
         yield Finding("tensor", name, "of another shape")
     told = {*tensors.missing, *(name.partition(" ")[0] for name in tensors.mismatched)}
+    for finding in tensor_findings(checkpoint, tensors.records):
+        if finding.name not in told:
+            yield finding
+
+
+def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterable[Finding]:
+    """Names every tensor that is not as the checkpoint has it."""
+    expected = {tensor.name: _tensor_record(tensor) for tensor in checkpoint.tensors}
+    found = {tensor.name: tensor for tensor in tensors}
     for name in sorted(expected.keys() | found.keys()):
-        if name in told or expected.get(name) == found.get(name):
+        if expected.get(name) == found.get(name):
             continue
         if name not in found:
             yield Finding("tensor", name, "missing", _shown(expected[name]))

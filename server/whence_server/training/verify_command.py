@@ -50,7 +50,10 @@ def run(parsed: argparse.Namespace) -> int:
 
     try:
         report = verify(parsed.directory, parsed.record)
-        if parsed.replay is not None and report.verdict is not Verdict.CANNOT_BE_CHECKED:
+        is_broken = report.verdict is Verdict.NOT_VERIFIED and not report.head
+        if parsed.replay is not None and is_broken:
+            report.notes.append("nothing is trained again by a record that is not intact")
+        elif parsed.replay is not None:
             _replay(report, *parsed.replay)
     except (ConfigurationError, LineageError) as error:
         print(f"whence-server: {error}", file=sys.stderr)
@@ -104,6 +107,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.merkle_root:
         yield "text", f"{report.num_documents} documents; Merkle root {report.merkle_root}"
     yield "began at", report.parent or "random weights"
+    if report.replay:
+        yield "replay", report.replay
 
 
 def _as_json(report: Report) -> dict[str, Any]:
