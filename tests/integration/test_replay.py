@@ -18,6 +18,7 @@ from whence_server.engine.digests import tensor_digests, weights_digest
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import verify_command
+from whence_server.training.emergence import Question, trace
 from whence_server.training.findings import Report, Verdict
 from whence_server.training.replay import replay
 from whence_server.training.train import train
@@ -163,6 +164,17 @@ def test_the_command_replays(made: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "are the same to the bit" in fields["replay"]
     assert _command(str(made / "model"), "--replay", "4:9") == 2
     assert "no checkpoint of step 9" in capsys.readouterr().err
+
+
+def test_emergence_begins_at_the_random_weights_that_the_seed_gives_again(made: Path) -> None:
+    record = made / "model" / RECORD_NAME
+    answers = list(trace(Question(record, "The quick brown", " fox")))
+    assert list(answers[0].started.steps) == [0, 4, 8, 12]
+    started = RecordReader(record).read()[0].event.started
+    assert answers[1].point.weights_digest == started.initial_weights_digest
+    intervals = [it.interval for it in answers if it.HasField("interval")]
+    assert [it.first_step for it in intervals] == [0, 4, 8]
+    assert all(abs(it.gap) < 0.01 * max(abs(it.change), 0.05) for it in intervals)
 
 
 def test_nothing_is_replayed_by_a_broken_record(

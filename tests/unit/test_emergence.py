@@ -14,7 +14,7 @@ import torch
 import training_records as records
 from safetensors.torch import load_file, save_file
 from tiny_models import CORPUS
-from training_runs import Training, gpt2, groups, trained
+from training_runs import Training, gpt2, groups, trained, weights_digest
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from whence.v1.training_pb2 import TraceEmergenceResponse
@@ -22,7 +22,8 @@ from whence_server.lineage.framing import frames
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.emergence import Question, trace
-from whence_server.training.trajectory import RefusedError
+from whence_server.training.runs_on_record import read_run
+from whence_server.training.trajectory import RefusedError, beginning
 
 PROMPT, CONTINUATION = "The quick brown", " fox jumps over"
 LLAMA = LlamaConfig(
@@ -310,3 +311,18 @@ def test_the_process_tells_a_refusal_and_ends_with_its_input(record: Path) -> No
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait() == 3
+
+
+def test_a_run_that_went_on_from_a_model_begins_at_its_weights_where_they_are(
+    copied: Path,
+) -> None:
+    run = read_run(copied)
+    parent = run.started.parent
+    parent.source = str(copied.parent)
+    run.started.initial_weights_digest = run.checkpoints[-1].weights_digest
+    model = beginning(run, tokenizer=None)
+    assert weights_digest(model) == run.checkpoints[-1].weights_digest
+    run.started.initial_weights_digest = run.checkpoints[0].weights_digest
+    assert beginning(run, tokenizer=None) is None, "other weights"
+    parent.source = str(copied.parent / "gone")
+    assert beginning(run, tokenizer=None) is None

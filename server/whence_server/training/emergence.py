@@ -28,6 +28,7 @@ from whence.v1.training_pb2 import (
 from whence_server.domain.errors import LineageError
 from whence_server.engine.describing import CONTEXT_LENGTH_FIELDS
 from whence_server.lineage.framing import framed
+from whence_server.training import trajectory
 from whence_server.training.allocation import allocate, token_logprobs
 from whence_server.training.runs_on_record import RunOnRecord, read_run
 from whence_server.training.trajectory import (
@@ -103,22 +104,27 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
     except LineageError as error:
         raise RefusedError("RECORD_BROKEN", str(error)) from error
     kept = kept_weights(run)
-    text = _tokens(load_tokenizer(run, kept), question)
+    tokenizer = load_tokenizer(run, kept)
+    text = _tokens(tokenizer, question)
+    steps = [one.step for one in kept]
+    beginning = None if 0 in steps else trajectory.beginning(run, tokenizer)
+    if beginning is not None:
+        steps.insert(0, 0)
     started = EmergenceStarted(
         prompt_token_ids=text.prompt_ids,
         continuation_token_ids=text.continuation_ids,
         continuation_texts=text.texts,
-        steps=[one.step for one in kept],
+        steps=steps,
     )
-    first = load_weights(run, kept[0])
-    _require_context(first, text)
-    yield TraceEmergenceResponse(started=started)
     before: _Point | None = None
-    for one in kept:
-        model = first if one is kept[0] else load_weights(run, one)
-        answer = _point(model, one, text)
+    for number, (step, digest, model) in enumerate(_models(run, kept, beginning)):
+        if not number:
+            beginning = None  # two models are enough to hold
+            _require_context(model, text)
+            yield TraceEmergenceResponse(started=started)
+        answer = _point(model, step, digest, text)
         yield TraceEmergenceResponse(point=answer)
-        after = _Point(one.step, answer.logprob, _parameters(model))
+        after = _Point(step, answer.logprob, _parameters(model))
         if before is not None:
             interval = _interval(run, before, after)
             if not question.omit_groups:
@@ -127,19 +133,30 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
         before = after
 
 
-def _point(model: Any, kept: Kept, text: _Text) -> EmergencePoint:
+def _models(
+    run: RunOnRecord, kept: list[Kept], beginning: Any | None
+) -> Iterator[tuple[int, str, Any]]:
+    """Step, weights digest and model, one after another."""
+    if beginning is not None:
+        yield 0, run.started.initial_weights_digest, beginning
+        del beginning
+    for one in kept:
+        yield one.step, one.checkpoint.weights_digest, load_weights(run, one)
+
+
+def _point(model: Any, step: int, weights_digest: str, text: _Text) -> EmergencePoint:
     with torch.no_grad():
         logprobs = token_logprobs(model, text.prompt_ids, text.continuation_ids).double()
     if not bool(torch.isfinite(logprobs).all()):
         raise RefusedError(
             "NON_FINITE_LOGITS",
-            f"the weights after step {kept.step} give logits that are no numbers",
+            f"the weights after step {step} give logits that are no numbers",
         )
     return EmergencePoint(
-        step=kept.step,
+        step=step,
         logprob=float(logprobs.sum()),
         token_logprobs=logprobs.tolist(),
-        weights_digest=kept.checkpoint.weights_digest,
+        weights_digest=weights_digest,
     )
 
 

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, set_seed
 
 from whence.v1.training_pb2 import Checkpoint
+from whence_server.config.training import recorded_config
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import weights
 from whence_server.engine.digests import file_digests, weights_digest
 from whence_server.training import contents
+from whence_server.training.models import initial_model
 from whence_server.training.runs_on_record import RunOnRecord
 
 
@@ -35,23 +37,18 @@ class Kept(NamedTuple):
     step: int
     directory: Path
     checkpoint: Checkpoint
-    """Only its digests and tensors where the weights are those before the first step."""
 
 
 def kept_weights(run: RunOnRecord) -> list[Kept]:
     """The checkpoints that count and whose weights are still on disk, by step.
 
     Those that are gone are left out: checkpoints are rotated away on purpose. Of several after the
-    same step the newest is taken. Before the first step come the weights of the parent model, where
-    it still is where it was.
+    same step the newest is taken.
 
     Raises:
         RefusedError: none is there.
     """
     kept: dict[int, Kept] = {}
-    parent = _parent(run)
-    if parent is not None:
-        kept[0] = parent
     for checkpoint in run.counting_checkpoints():
         directory = run.directory_of(checkpoint)
         if _has_weights(directory):
@@ -71,10 +68,10 @@ def load_weights(run: RunOnRecord, kept: Kept) -> Any:
     Raises:
         RefusedError: they are not, to the bit, what is on record, or cannot be loaded.
     """
-    dtypes = {tensor.dtype for tensor in kept.checkpoint.tensors}
-    dtype: Any = getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
     try:
-        model, loading = contents.load(kept.directory, run.started.architecture, dtype)
+        model, loading = contents.load(
+            kept.directory, run.started.architecture, _dtype(kept.checkpoint)
+        )
     except ConfigurationError as error:
         raise RefusedError("CHECKPOINT_UNREADABLE", str(error)) from error
     found = weights_digest(model.state_dict())
@@ -85,9 +82,7 @@ def load_weights(run: RunOnRecord, kept: Kept) -> Any:
             f"{kept.checkpoint.weights_digest}, found {found}; "
             "`whence-server verify-model` names what has changed",
         )
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model if dtype is torch.float64 else model.float()
+    return _ready(model)
 
 
 def load_tokenizer(run: RunOnRecord, kept: list[Kept]) -> Any:
@@ -132,14 +127,40 @@ def examples_between(run: RunOnRecord, first_step: int, last_step: int) -> Itera
                     yield example
 
 
-def _parent(run: RunOnRecord) -> Kept | None:
+def beginning(run: RunOnRecord, tokenizer: Any) -> Any | None:
+    """The model before the first step, ready for gradients, where its weights can be had.
+
+    They are those of the parent model, or come of the seed again where `whence-server train` began
+    at random weights. None where the outcome has not, to the bit, the digest on record.
+    """
     started = run.started
-    directory = Path(started.parent.source)
-    if not started.HasField("parent") or not _has_weights(directory):
+    model = None
+    try:
+        if started.HasField("parent"):
+            if _has_weights(Path(started.parent.source)):
+                dtype = _dtype(run.checkpoints[0]) if run.checkpoints else None
+                model, _ = contents.load(Path(started.parent.source), started.architecture, dtype)
+        elif started.recipe_json:
+            settings = recorded_config(started.recipe_json, {})
+            set_seed(settings.seed)
+            model = initial_model(settings, tokenizer)
+    except ConfigurationError:
         return None
-    dtypes = run.checkpoints[0].tensors if run.checkpoints else ()
-    recorded = Checkpoint(weights_digest=started.initial_weights_digest, tensors=dtypes)
-    return Kept(0, directory, recorded)
+    if model is None or weights_digest(model.state_dict()) != started.initial_weights_digest:
+        return None
+    return _ready(model.eval())
+
+
+def _ready(model: Any) -> Any:
+    """In float32, or in float64 where the weights are; with gradients for all of them."""
+    model = model if model.dtype is torch.float64 else model.float()
+    return model.requires_grad_(True)
+
+
+def _dtype(checkpoint: Checkpoint) -> Any:
+    """What all of its tensors are in; None where they differ."""
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors}
+    return getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
 
 
 def _has_weights(directory: Path) -> bool:
