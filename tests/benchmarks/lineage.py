@@ -1,10 +1,10 @@
 """What a training's record costs: time and bytes a step, digests, proofs.
 
-Trains the demo model's shape (2.3 million parameters, 4 x 256 tokens a step) on random tokens, in
+Trains the demo model's shape (2.3 million parameters, 2 x 512 tokens a step) on random tokens, in
 a process of its own: untracked, tracked with every step's norms, and so on, in turns. A run's
 figure is the median time of its steps; a ratio is the median over the turns.
 
-python tests/benchmarks/lineage.py [--turns 9] [--steps 40]
+python tests/benchmarks/lineage.py [--turns 9] [--steps 40] [--threads N]
 """
 
 import argparse
@@ -29,11 +29,13 @@ from whence_server.lineage.merkle import MerkleTree, leaf_hash, node_hash
 from whence_server.lineage.reader import RecordReader
 
 NUM_WARM_UP_STEPS = 5
+BATCH_SIZE = 2
 NUM_DIGESTED_BYTES = 256 << 20
 NUM_DOCUMENTS = (79, 100_000)
 
 
 def run(turns: int = 9, steps: int = 40) -> None:
+    """Measures in a process of its own."""
     # Read once, when torch is loaded; the demo's training has it, too.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, __file__, "--turns", str(turns), "--steps", str(steps)]
@@ -107,7 +109,7 @@ def _train(where: Path, num_steps: int, options: dict[str, Any] | None) -> float
         args=TrainingArguments(
             output_dir=str(where),
             max_steps=num_steps,
-            per_device_train_batch_size=4,
+            per_device_train_batch_size=BATCH_SIZE,
             learning_rate=1e-3,
             save_strategy="no",
             logging_steps=20,
@@ -116,7 +118,7 @@ def _train(where: Path, num_steps: int, options: dict[str, Any] | None) -> float
             use_cpu=True,
             dataloader_pin_memory=False,
         ),
-        train_dataset=_blocks(4 * num_steps),
+        train_dataset=_blocks(BATCH_SIZE * num_steps),
     )
     if options is not None:
         record(trainer, norm_stride=options["norm_stride"])
@@ -141,24 +143,18 @@ def _model() -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from whence_server.demo.recipe import Recipe
+    from whence_server.demo.recipe import SETTINGS
+    from whence_server.training.models import SMALL_GPT2
 
-    recipe = Recipe()
     torch.manual_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=recipe.vocab_size,
-            n_positions=recipe.context_length,
-            n_layer=recipe.num_layers,
-            n_head=recipe.num_heads,
-            n_embd=recipe.embedding_size,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            activation_function="gelu_pytorch_tanh",
+            vocab_size=SETTINGS["vocab_size"],
+            n_positions=SETTINGS["block_size"],
             loss_type="ForCausalLM",
             bos_token_id=0,
             eos_token_id=0,
+            **SMALL_GPT2,
         )
     )
 
@@ -166,12 +162,11 @@ def _model() -> Any:
 def _blocks(num_blocks: int) -> list[dict[str, Any]]:
     import torch
 
-    from whence_server.demo.recipe import Recipe
+    from whence_server.demo.recipe import SETTINGS
 
-    recipe = Recipe()
     generator = torch.Generator().manual_seed(0)
-    size = (num_blocks, recipe.block_length)
-    ids = torch.randint(recipe.vocab_size, size, generator=generator)
+    size = (num_blocks, SETTINGS["block_size"])
+    ids = torch.randint(SETTINGS["vocab_size"], size, generator=generator)
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
@@ -264,5 +259,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
     options = parser.parse_args()
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
     measure(options.turns, options.steps)
