@@ -283,6 +283,15 @@ def test_what_is_not_there_cannot_be_verified(made: Path, missing: str) -> None:
         verify(*arguments)
 
 
+def test_a_directory_that_never_held_a_model_cannot_be_verified(model: Path) -> None:
+    with pytest.raises(ConfigurationError, match="checkpoints holds no weights"):
+        verify(model / "checkpoints")
+    alone = model / "a" / "b" / "c"
+    alone.mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="c holds no weights"):
+        verify(alone)
+
+
 def command(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     verify_command.add_arguments(parser)

@@ -51,6 +51,11 @@ def present_files(directory: Path) -> list[str]:
     )
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether transformers would find weights there."""
+    return any((directory / name).is_file() for name in weights.WEIGHT_FILES)
+
+
 def decides_what_is_computed(name: str) -> bool:
     """Whether a file of this name changes the model by being there."""
     known = (*weights.TOKENIZER_FILES, *weights.CONFIGURATION_FILES)

@@ -34,6 +34,7 @@ from whence_server.training.telemetry import FLUSH_S
 from whence_server.training.trace_cursor import TraceCursor
 
 SERVICE = "whence-training"
+_METRICS_S = 5.0
 _POLL_S = 0.5
 _NICENESS = 10
 
@@ -83,7 +84,7 @@ async def _export(record: Path, environment: Mapping[str, str], *, follow: bool)
     finally:
         if sink is not None:
             await sink.close()
-    if metrics is not None and not await asyncio.to_thread(metrics.close, FLUSH_S):
+    if metrics is not None and not await asyncio.to_thread(metrics.close, _METRICS_S):
         print("the run's last metrics were not sent", file=sys.stderr)
     stats = cursor.stats
     if not all_sent or stats.num_set_aside or stats.num_rejected:

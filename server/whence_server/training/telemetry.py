@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 FLUSH_S = 10.0
 """How long the end of a training may wait for a collector."""
-_GRACE_S = 5.0
+_GRACE_S = 10.0
 MODULE = "whence_server.training.export"
 _running: dict[Path, "TrainingExport"] = {}
 
@@ -68,7 +68,6 @@ class TrainingExport:
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", MODULE, str(record), "--follow"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
             env=dict(environment),
             # Ctrl-C is for the training, whose end is to be sent.
             start_new_session=True,

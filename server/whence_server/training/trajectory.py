@@ -51,7 +51,7 @@ def kept_weights(run: RunOnRecord) -> list[Kept]:
     kept: dict[int, Kept] = {}
     for checkpoint in run.counting_checkpoints():
         directory = run.directory_of(checkpoint)
-        if _has_weights(directory):
+        if contents.has_weights(directory):
             kept[checkpoint.step] = Kept(checkpoint.step, directory, checkpoint)
     if not kept:
         raise RefusedError(
@@ -137,7 +137,7 @@ def beginning(run: RunOnRecord, tokenizer: Any) -> Any | None:
     model = None
     try:
         if started.HasField("parent"):
-            if _has_weights(Path(started.parent.source)):
+            if contents.has_weights(Path(started.parent.source)):
                 dtype = _dtype(run.checkpoints[0]) if run.checkpoints else None
                 model, _ = contents.load(Path(started.parent.source), started.architecture, dtype)
         elif started.recipe_json:
@@ -161,10 +161,6 @@ def _dtype(checkpoint: Checkpoint) -> Any:
     """What all of its tensors are in; None where they differ."""
     dtypes = {tensor.dtype for tensor in checkpoint.tensors}
     return getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
-
-
-def _has_weights(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in weights.WEIGHT_FILES)
 
 
 def _names_in(directory: Path) -> list[str]:

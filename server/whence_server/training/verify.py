@@ -31,7 +31,8 @@ def verify(directory: Path, record: Path | None = None) -> Report:
         record: its run's record; None looks for it beside the model and up to two levels above.
 
     Raises:
-        ConfigurationError: the directory cannot be read, or the record given is not there.
+        ConfigurationError: the directory cannot be read, or holds no model and never did as far as
+            is on record, or the record given is not there.
     """
     report = Report(directory)
     if not directory.is_dir():
@@ -52,6 +53,8 @@ def verify(directory: Path, record: Path | None = None) -> Report:
         return report
     _describe_run(report, run)
     checkpoint = _of_these_files(run, directory, files)
+    if checkpoint is None:
+        _require_weights(directory)
     tensors = _load(report, run, checkpoint)
     checkpoint = checkpoint or _of_these_weights(run, tensors)
     if checkpoint is None:
@@ -65,7 +68,13 @@ def verify(directory: Path, record: Path | None = None) -> Report:
     return report
 
 
+def _require_weights(directory: Path) -> None:
+    if not contents.has_weights(directory):
+        raise ConfigurationError(f"{directory} holds no weights; give a model or a checkpoint")
+
+
 def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
+    _require_weights(report.directory)
     report.reason = (
         "there is no record of its training: no lineage.binpb lies beside it or up to two levels "
         "above"
