@@ -10,6 +10,7 @@ are taken out of it right before the training step; all else is read, never writ
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,8 @@ class Recorder(TrainerCallback):
         dataset, collator = trainer.train_dataset, trainer.data_collator
         _require_known_sharding(dataset, trainer)
         plain = dataset
-        if hasattr(dataset, "remove_columns") and hasattr(dataset, "column_names"):
-            # Of its own datasets the trainer removes columns before, not in the collator.
+        if _is_of_datasets(dataset, "Dataset"):
+            # From these the trainer removes columns before, not in the collator.
             plain = trainer._remove_unused_columns(dataset, description="Training")  # noqa: SLF001
         wraps: dict[str, Callable[..., Any]] = {
             "_get_collator_with_removed_columns": lambda original, inner, description=None: (
@@ -341,10 +342,17 @@ def _inner(collator: Any) -> Any:
     return collator.collator if isinstance(collator, TaggedCollator) else collator
 
 
+def _is_of_datasets(dataset: Any, kind: str) -> bool:
+    """Whether it is of one of the classes of `datasets`, which need not be installed."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(dataset, getattr(datasets, kind))
+
+
 def _require_known_sharding(dataset: Any, trainer: Any) -> None:
     """Accelerate shards streams of `datasets` by their class, which a wrapper does not have."""
     dispatches = trainer.args.accelerator_config.dispatch_batches
-    if trainer.args.world_size > 1 and hasattr(dataset, "n_shards") and dispatches is False:
+    is_stream = _is_of_datasets(dataset, "IterableDataset")
+    if trainer.args.world_size > 1 and is_stream and dispatches is False:
         raise LineageError(
             "a datasets.IterableDataset that each process reads for itself cannot be recorded; "
             "leave dispatch_batches out of accelerator_config"
