@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from whence.v1.training_pb2 import TrainingState
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.engine import loading
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.messages import EngineOptions
 from whence_server.engine.weights import model_files, weight_files
 from whence_server.training.train import continue_from, train
 
@@ -134,6 +136,28 @@ def test_the_model_is_whole_and_on_record(whole: Path, texts: Path) -> None:
     for checkpoint in checkpoints[:3]:
         saved = AutoModelForCausalLM.from_pretrained(whole / checkpoint.path)
         assert checkpoint.weights_digest == weights_digest(saved.state_dict())
+
+
+def test_a_server_loads_exactly_what_is_on_record(whole: Path) -> None:
+    options = EngineOptions(
+        model=str(whole),
+        model_name="whole",
+        dtype="auto",
+        device="cpu",
+        num_threads=1,
+        max_batch_size=4,
+        max_cache_tokens=1024,
+        prefill_chunk_tokens=64,
+        trust_remote_code=False,
+        log_level="error",
+        digest_cache="",
+    )
+    info = loading.load(options).info
+    started, final = events_in(whole)[0].started, events_in(whole)[-1].checkpoint
+    assert final.path == "."
+    assert info.model_digest == final.model_digest
+    assert info.weights_digest == final.weights_digest
+    assert info.tokenizer_digest == started.tokenizer_digest
 
 
 def test_an_example_s_pieces_hold_the_text_that_was_trained_on(whole: Path) -> None:

@@ -289,6 +289,36 @@ def test_a_resumed_training_is_the_uninterrupted_one_and_discarded_steps_stay(
     assert completed.state == TrainingState.TRAINING_STATE_COMPLETED
 
 
+def test_a_training_that_is_tried_again_with_a_smaller_batch_is_another_attempt(
+    tmp_path: Path,
+) -> None:
+    class Small(Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
+            if len(inputs["input_ids"]) > 3 and self.state.global_step == 2:
+                raise RuntimeError("CUDA out of memory.")
+            return super().training_step(model, inputs, *args)
+
+    plain = trainer_of(tmp_path, auto_find_batch_size=True, num_train_epochs=1)
+    trainer = Small(model=plain.model, args=plain.args, train_dataset=Rows(22))
+    record(trainer)
+    trainer.train()
+    events = events_in(tmp_path)
+    attempts = [e.attempt_started for e in events if e.WhichOneof("event") == "attempt_started"]
+    assert [(a.attempt, a.resumed_step) for a in attempts] == [(1, 0), (2, 0)]
+    sizes = {s.attempt: len(s.ranks[0].example_ids) for s in reversed(steps_in(tmp_path))}
+    assert sizes == {1: 4, 2: 3}
+
+
+def test_measurements_after_the_training_are_recorded(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, max_steps=2, eval_dataset=Rows(5))
+    record(trainer)
+    trainer.train()
+    trainer.evaluate()
+    evaluation = events_in(tmp_path)[-1].evaluation
+    assert (evaluation.step, evaluation.attempt) == (2, 1)
+    assert evaluation.metrics["eval_loss"] > 0
+
+
 def test_an_interrupted_training_says_so(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, callbacks=[Stop(2, KeyboardInterrupt())])
     record(trainer)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 
 from whence.v1.training_pb2 import ParentModel, TrainingState
@@ -24,10 +23,13 @@ from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training import opening
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import parameter_groups
+from whence_server.training.loader import tagged_loader
 from whence_server.training.norms import NormMeter
-from whence_server.training.run import RankStep, RecordedRun
+from whence_server.training.ranks import RankStep, gathered, num_tokens
+from whence_server.training.run import RecordedRun
 from whence_server.training.snapshots import copy_record
-from whence_server.training.tagging import IDS_KEY, TaggedCollator, tagged, untagged
+from whence_server.training.tagging import IDS_KEY
+from whence_server.training.wrapping import wrap
 
 _log = logging.getLogger(__name__)
 
@@ -135,8 +137,8 @@ class Recorder(TrainerCallback):
             ("training_step", self._training_step),
             ("save_model", self._save_model),
         ):
-            _wrap(trainer, method, around)
-        _wrap(trainer.accelerator, "clip_grad_norm_", self._clip_grad_norm)
+            wrap(trainer, method, around)
+        wrap(trainer.accelerator, "clip_grad_norm_", self._clip_grad_norm)
 
     # Around the trainer's methods. Each gets the method that it stands for.
 
@@ -151,31 +153,9 @@ class Recorder(TrainerCallback):
             raise
 
     def _get_train_dataloader(self, get: Callable[[], Any]) -> Any:
-        trainer = self._trainer
         # Outside of a training the batches are somebody else's, who knows nothing of ids.
-        if not trainer.is_in_train or trainer.train_dataset is None:
-            return get()
-        dataset, collator = trainer.train_dataset, trainer.data_collator
-        _require_known_sharding(dataset, trainer)
-        plain = dataset
-        if hasattr(dataset, "remove_columns") and hasattr(dataset, "column_names"):
-            # Of its own datasets the trainer removes columns before, not in the collator.
-            plain = trainer._remove_unused_columns(dataset, description="Training")  # noqa: SLF001
-        wraps: dict[str, Callable[..., Any]] = {
-            "_get_collator_with_removed_columns": lambda original, inner, description=None: (
-                TaggedCollator(original(_inner(inner), description))
-            ),
-            # Samplers look at the dataset's items themselves.
-            "_get_train_sampler": lambda original, data=None: original(untagged(data)),
-        }
-        trainer.train_dataset, trainer.data_collator = tagged(plain), TaggedCollator(collator)
-        undo = [_wrap(trainer, method, around) for method, around in wraps.items()]
-        try:
-            return get()
-        finally:
-            trainer.train_dataset, trainer.data_collator = dataset, collator
-            for restore in undo:
-                restore()
+        trainer = self._trainer
+        return tagged_loader(trainer, get) if trainer.is_in_train else get()
 
     def _training_step(
         self, step: Callable[..., torch.Tensor], model: Any, inputs: Any, *args: Any, **kwargs: Any
@@ -187,7 +167,7 @@ class Recorder(TrainerCallback):
                 "data loader and collator"
             )
         self._ids.append(ids)
-        self._num_tokens.append(_num_tokens(inputs, self._trainer.model))
+        self._num_tokens.append(num_tokens(inputs, self._trainer.model))
         loss = step(model, inputs, *args, **kwargs)
         self._losses.append(loss)
         return loss
@@ -255,7 +235,7 @@ class Recorder(TrainerCallback):
             num_tokens=int(sum(self._num_tokens)),
             loss=float(sum(loss.item() for loss in self._losses)),
         )
-        ranks = _gathered(mine, args)
+        ranks = gathered(mine, args)
         if self.run is not None:
             self.run.step_done(
                 state.global_step,
@@ -316,57 +296,3 @@ class Recorder(TrainerCallback):
             self.run.finish(state, self._trainer.model, detail)
         except LineageError as unwritten:
             _log.warning("how the training ended is not on record: %s", unwritten)
-
-
-def _wrap(owner: Any, method: str, around: Callable[..., Any]) -> Callable[[], None]:
-    """Puts `around` in a method's place on this one object, and gives what undoes it."""
-    original = getattr(owner, method)
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
-    before = vars(owner).get(method)
-    setattr(owner, method, wrapped)
-
-    def restore() -> None:
-        if before is None:
-            delattr(owner, method)
-        else:
-            setattr(owner, method, before)
-
-    return restore
-
-
-def _inner(collator: Any) -> Any:
-    return collator.collator if isinstance(collator, TaggedCollator) else collator
-
-
-def _require_known_sharding(dataset: Any, trainer: Any) -> None:
-    """Accelerate shards streams of `datasets` by their class, which a wrapper does not have."""
-    dispatches = trainer.args.accelerator_config.dispatch_batches
-    if trainer.args.world_size > 1 and hasattr(dataset, "n_shards") and dispatches is False:
-        raise LineageError(
-            "a datasets.IterableDataset that each process reads for itself cannot be recorded; "
-            "leave dispatch_batches out of accelerator_config"
-        )
-
-
-def _num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
-    """Input tokens of a batch; padding does not count where an attention mask tells it."""
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-        return mask.sum()
-    for name in ("input_ids", getattr(model, "main_input_name", "input_ids")):
-        tokens = inputs.get(name)
-        if isinstance(tokens, torch.Tensor):
-            return tokens.numel()
-    return 0
-
-
-def _gathered(mine: RankStep, args: Any) -> list[RankStep]:
-    """Every process's step at rank 0, by rank; elsewhere nothing that counts."""
-    if args.world_size == 1 or not dist.is_initialized():
-        return [mine]
-    ranks: list[Any] | None = [None] * args.world_size if dist.get_rank() == 0 else None
-    dist.gather_object(mine, ranks, dst=0)
-    return ranks or [mine]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from whence.v1.training_pb2 import (
     AttemptFinished,
@@ -19,16 +19,8 @@ from whence_server.engine.digests import weights_digest
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import snapshots
 from whence_server.training.norms import Norms
+from whence_server.training.ranks import RankStep
 from whence_server.training.setup import now
-
-
-class RankStep(NamedTuple):
-    """What one process did in one step."""
-
-    example_ids: list[int]
-    num_micro_batches: int
-    num_tokens: int
-    loss: float
 
 
 class RecordedRun:
