@@ -21,6 +21,7 @@ from whence_server.training import verify_command
 from whence_server.training.emergence import Question, trace
 from whence_server.training.findings import Report, Verdict
 from whence_server.training.replay import replay
+from whence_server.training.runs_on_record import read_run
 from whence_server.training.train import train
 from whence_server.training.verify import verify
 
@@ -122,6 +123,17 @@ def test_a_text_that_changed_is_named(tmp_path: Path, made: Path) -> None:
         assert _command(str(made / "model"), "--replay", "4:8") == 2
     finally:
         texts.write_text(before)
+
+
+def test_a_run_that_was_resumed_verifies_and_replays(model: Path) -> None:
+    shutil.rmtree(model / "checkpoints" / "checkpoint-12")
+    (model / "config.json").unlink()
+    train({"output": str(model), "resume": True})
+    assert len(read_run(model / RECORD_NAME).attempts) == 2
+    report = replayed(model, 8, 12)
+    assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
+    assert (report.step, report.attempt) == (12, 2)
+    assert verify(model / "checkpoints" / "checkpoint-8").verdict is Verdict.VERIFIED
 
 
 @pytest.mark.parametrize(
