@@ -5,7 +5,7 @@ a process of its own: untracked, tracked with every step's norms, and so on, in 
 figures are the median time of its steps and the processor time of all of them, which other
 processes disturb less; a ratio is the median over the turns.
 
-python tests/benchmarks/lineage.py [--turns 9] [--steps 40] [--threads N]
+python tests/benchmarks/lineage.py [--turns 5] [--steps 40] [--threads N]
 """
 
 import argparse
@@ -35,7 +35,7 @@ NUM_DIGESTED_BYTES = 256 << 20
 NUM_DOCUMENTS = (79, 100_000)
 
 
-def run(turns: int = 9, steps: int = 40) -> None:
+def run(turns: int = 5, steps: int = 40) -> None:
     """Measures in a process of its own."""
     # Read once, when torch is loaded; the demo's training has it, too.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
@@ -271,7 +271,7 @@ def _fastest(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
     options = parser.parse_args()

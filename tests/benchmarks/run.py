@@ -50,7 +50,7 @@ def main() -> None:
     if "lineage" in options.only:
         import lineage
 
-        lineage.run()
+        lineage.run(options.runs)
     if "engine" in options.only:
         import engine
 
