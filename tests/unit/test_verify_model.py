@@ -15,7 +15,7 @@ from training_runs import gpt2, sha256, trained
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.lineage.framing import framed, frames
-from whence_server.lineage.reader import RECORD_NAME
+from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.training import verify_command
 from whence_server.training.findings import Report, Verdict
 from whence_server.training.verify import verify
@@ -155,6 +155,19 @@ def test_a_file_that_would_be_read_and_is_not_on_record_is_named(model: Path, na
     assert report.verdict is Verdict.NOT_VERIFIED
     extra = [it for it in report.findings if it.problem == "not on record"]
     assert [(it.subject, it.name, it.found) for it in extra] == [("file", name, sha256(b"{}"))]
+
+
+def test_files_in_directories_below_are_checked_too(model: Path) -> None:
+    events = [recorded.event for recorded in RecordReader(model / RECORD_NAME).read_all()]
+    (model / RECORD_NAME).unlink()
+    for event in events:
+        if event.checkpoint.path == ".":
+            event.checkpoint.files.add(path="pooling/config.json", sha256=sha256(b"{}"))
+    records.write(model, events)
+    assert told(verify(model)) == [("file", "pooling/config.json", "missing")]
+    (model / "pooling").mkdir()
+    (model / "pooling" / "config.json").write_text("{}")
+    assert verify(model).verdict is Verdict.VERIFIED
 
 
 def test_weights_in_another_form_are_told_apart_from_other_weights(model: Path) -> None:

@@ -52,6 +52,7 @@ def verify(directory: Path, record: Path | None = None) -> Report:
         report.verdict = Verdict.NOT_VERIFIED
         return report
     _describe_run(report, run)
+    files |= contents.digests_of(directory, _nested_files(run))
     checkpoint = _of_these_files(run, directory, files)
     if checkpoint is None:
         _require_weights(directory)
@@ -87,6 +88,11 @@ def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
         return report
     report.weights_digest, report.num_tensors = tensors.weights_digest, len(tensors.records)
     return report
+
+
+def _nested_files(run: RunOnRecord) -> list[str]:
+    """What checkpoints have on record in directories below their own."""
+    return sorted({f.path for c in run.checkpoints for f in c.files if "/" in f.path})
 
 
 def _of_these_files(
