@@ -13,10 +13,11 @@ from whence.v1.training_pb2 import AttemptStarted, Checkpoint
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.digests import tensor_digests
 from whence_server.training import surroundings
+from whence_server.training.comparison import tensor_findings
 from whence_server.training.findings import Finding, Report, Verdict
 from whence_server.training.runs_on_record import RunOnRecord, read_run
 from whence_server.training.train import continue_from
-from whence_server.training.verify import tensor_findings, verify
+from whence_server.training.verify import verify
 
 # What `surroundings.determinism` reads off the arguments: the recipe's, and so the same.
 _OF_ARGUMENTS = (

@@ -4,7 +4,6 @@ Everything is computed anew. An unsigned record protects against accident, not a
 rewrite files and record together.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.model import FileDigest
 from whence_server.engine import weights
-from whence_server.engine.digests import TensorRecord, model_signing_digest
+from whence_server.engine.digests import model_signing_digest
 from whence_server.training import contents
+from whence_server.training.comparison import file_findings, loading_findings, tensor_record
 from whence_server.training.contents import Tensors
 from whence_server.training.findings import Finding, Report, Verdict
 from whence_server.training.runs_on_record import RunOnRecord, find_record, read_run
@@ -107,9 +107,11 @@ def _of_these_files(
         same = sum(
             file.path in files and files[file.path].sha256 == file.sha256
             for file in checkpoint.files
-            if _is_of_the_model(file.path)
+            if contents.decides_what_is_computed(file.path)
         )
-        whole = same == sum(_is_of_the_model(file.path) for file in checkpoint.files)
+        whole = same == sum(
+            contents.decides_what_is_computed(file.path) for file in checkpoint.files
+        )
         here = run.directory_of(checkpoint).resolve() == directory.resolve()
         rank = (whole and same > 0, here, same if whole or here else 0)
         if any(rank) and (best is None or rank >= best[0]):
@@ -124,7 +126,7 @@ def _of_these_weights(run: RunOnRecord, tensors: Tensors | None) -> Checkpoint |
     found = set(tensors.records)
 
     def shared(checkpoint: Checkpoint) -> int:
-        return len(found & set(map(_tensor_record, checkpoint.tensors)))
+        return len(found & set(map(tensor_record, checkpoint.tensors)))
 
     best = max(reversed(run.checkpoints), key=shared, default=None)
     return best if best is not None and shared(best) else None
@@ -178,15 +180,15 @@ def _compare(
     tensors: Tensors | None,
 ) -> None:
     faults = report.findings
-    of_files = list(_file_findings(checkpoint, files))
+    of_files = list(file_findings(checkpoint, files))
     faults += of_files
     report.num_files = sum(
         file.path in files and files[file.path].sha256 == file.sha256 for file in checkpoint.files
     )
     _compare_tokenizer(report, run, checkpoint)
     if tensors is not None:
-        faults += _loading_findings(checkpoint, tensors)
-        expected = set(map(_tensor_record, checkpoint.tensors))
+        faults += loading_findings(checkpoint, tensors)
+        expected = set(map(tensor_record, checkpoint.tensors))
         report.num_tensors = len(expected & set(tensors.records))
         if tensors.weights_digest != checkpoint.weights_digest:
             faults.append(
@@ -209,19 +211,6 @@ def _compare(
         )
 
 
-def _file_findings(checkpoint: Checkpoint, files: dict[str, FileDigest]) -> Iterable[Finding]:
-    known = {file.path for file in checkpoint.files}
-    for file in checkpoint.files:
-        found = files.get(file.path)
-        if found is None:
-            yield Finding("file", file.path, "missing", file.sha256)
-        elif found.sha256 != file.sha256:
-            yield Finding("file", file.path, "changed", file.sha256, found.sha256)
-    for name in sorted(files.keys() - known):
-        if contents.decides_what_is_computed(name):
-            yield Finding("file", name, "not on record", "", files[name].sha256)
-
-
 def _compare_tokenizer(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
     """Held to what was saved with the weights; where nothing was, to the run's own."""
     of_run = run.started.tokenizer_digest
@@ -242,46 +231,3 @@ def _compare_tokenizer(report: Report, run: RunOnRecord, checkpoint: Checkpoint)
         report.findings.append(
             Finding("tokenizer", "digest", "changed", expected, report.tokenizer_digest)
         )
-
-
-def _loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:
-    """What transformers would fill in with random numbers is missing, whatever it then holds."""
-    expected = {tensor.name: _tensor_record(tensor) for tensor in checkpoint.tensors}
-    for name in tensors.missing:
-        there = expected.get(name)
-        yield Finding("tensor", name, "missing", _shown(there) if there else "")
-    for name in tensors.unexpected:
-        yield Finding("tensor", name, "not on record; the architecture has none of this name")
-    for name in tensors.mismatched:
-        yield Finding("tensor", name, "of another shape")
-    told = {*tensors.missing, *(name.partition(" ")[0] for name in tensors.mismatched)}
-    for finding in tensor_findings(checkpoint, tensors.records):
-        if finding.name not in told:
-            yield finding
-
-
-def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterable[Finding]:
-    """Names every tensor that is not as the checkpoint has it."""
-    expected = {tensor.name: _tensor_record(tensor) for tensor in checkpoint.tensors}
-    found = {tensor.name: tensor for tensor in tensors}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) == found.get(name):
-            continue
-        if name not in found:
-            yield Finding("tensor", name, "missing", _shown(expected[name]))
-        elif name not in expected:
-            yield Finding("tensor", name, "not on record", "", _shown(found[name]))
-        else:
-            yield Finding("tensor", name, "changed", _shown(expected[name]), _shown(found[name]))
-
-
-def _tensor_record(tensor: Any) -> TensorRecord:
-    return TensorRecord(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.sha256)
-
-
-def _shown(tensor: TensorRecord) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} {tensor.sha256}"
-
-
-def _is_of_the_model(name: str) -> bool:
-    return contents.decides_what_is_computed(name)
