@@ -6,19 +6,25 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from whence_server import config, logs
-from whence_server.domain.errors import ConfigurationError, JournalError
+from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
+from whence_server.training import verify_command
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
 model or a data directory that the server cannot start with"""
+
+_TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could not be written, or is
+of something else; 2 a setting or a text that cannot be trained with; 130 interrupted"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        The exit status: 0 done, 1 the engine or the journal was lost, 2 the server cannot start so.
+        The exit status: 0 done, 1 the engine, the journal or a record was lost, 2 it cannot start
+        so, 130 interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="whence-server",
@@ -37,15 +43,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     verify.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    verify_model = commands.add_parser(
+        "verify-model",
+        help="hold a model to the record of its training",
+        epilog=verify_command.EPILOG,
+        allow_abbrev=False,
+    )
+    verify_command.add_arguments(verify_model)
+    train = commands.add_parser(
+        "train",
+        help="train a model on text files, every update on record",
+        epilog=_TRAIN_EPILOG,
+        allow_abbrev=False,
+    )
+    config.add_train_arguments(train)
     parsed = parser.parse_args(arguments)
     try:
+        if parsed.command == "train":
+            return _train(config.train_settings(parsed))
         if parsed.command == "verify":
             return _verify(parsed.data_dir)
+        if parsed.command == "verify-model":
+            return verify_command.run(parsed)
         return _serve(config.serve_config(parsed, os.environ))
     except ConfigurationError as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return 2
-    except JournalError as error:
+    except (JournalError, LineageError) as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return 1
 
@@ -55,6 +79,17 @@ def _serve(settings: config.ServeConfig) -> int:
 
     logs.configure(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
+
+
+def _train(given: dict[str, Any]) -> int:
+    # Read once, when torch is loaded: threads that spin while they wait for each other make a
+    # training ten times slower beside any other busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from whence_server.training.command import run
+    except ImportError as error:
+        raise ConfigurationError(f"{error}: pip install 'whence[server,train]'") from error
+    return run(given)
 
 
 def _verify(data_dir: Path) -> int:

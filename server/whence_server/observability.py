@@ -9,7 +9,6 @@ from opentelemetry.sdk.trace.sampling import Sampler
 
 from whence_server.config import ServeConfig, otlp_settings
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
@@ -21,11 +20,11 @@ from whence_server.telemetry.health import Health
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.otlp_grpc import EXPORT_LOGS_METHOD, EXPORT_METHOD, OtlpGrpcSink
-from whence_server.telemetry.plugged import PluggedSink, load_exporter
+from whence_server.telemetry.otlp_grpc import EXPORT_LOGS_METHOD
 from whence_server.telemetry.resource import service_resource
 from whence_server.telemetry.sampling import sampler_from
 from whence_server.telemetry.seams import SpanSink
+from whence_server.telemetry.sinks import sink_for
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ class Observability:
             step_candidates=not self._settings.no_step_candidates,
             content=self._content,
         )
-        sink = _sink(destination, EXPORT_METHOD)
+        sink = sink_for(destination)
         return {SPANS: self._exporter(sink, options)}
 
     def _event_exporter(self) -> dict[str, SpanExporter]:
@@ -148,7 +147,7 @@ class Observability:
                 f"{CAPTURE_VARIABLE} is {self._content.value}, and there is nowhere to send events "
                 "to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, or choose SPAN_ONLY"
             )
-        sink = _sink(destination, EXPORT_LOGS_METHOD)
+        sink = sink_for(destination, EXPORT_LOGS_METHOD)
         encoder = EventEncoder(self._journal, self._content)
         return {EVENTS: self._exporter(sink, ExportOptions(EVENTS), encoder)}
 
@@ -164,16 +163,6 @@ class Observability:
             encode=None if events is None else events.events_of,
             describe=describe_span if events is None else describe_event,
         )
-
-
-def _sink(destination: OtlpSettings | str, method: str) -> SpanSink:
-    if isinstance(destination, str):
-        return PluggedSink(load_exporter(destination), destination)
-    if destination.protocol is OtlpProtocol.HTTP_PROTOBUF:
-        from whence_server.telemetry.otlp_http import OtlpHttpSink  # its client loads slowly
-
-        return OtlpHttpSink(destination)
-    return OtlpGrpcSink(destination, method)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,20 @@
 """What a user can set is documented, and the documentation names nothing that is not there."""
 
+import inspect
 import re
 from pathlib import Path
 
-from whence_server.config import flag_of, setting_fields, variable_of
+from whence_server.config import (
+    flag_of,
+    setting_fields,
+    train_fields,
+    train_flag,
+    variable_of,
+)
+from whence_server.training import record
 
 ROOT = Path(__file__).parents[2]
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
@@ -18,3 +27,14 @@ def test_every_setting_is_documented() -> None:
 def test_no_other_setting_is_documented() -> None:
     flags = {flag_of(field.name) for field in setting_fields()}
     assert set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE)) == flags
+
+
+def test_every_setting_of_a_training_is_documented_and_no_other() -> None:
+    rows = re.findall(r"^\| `(--[a-z0-9-]+)` \| (?:`.*`)? ?\| (.+) \|$", TRAINING, re.MULTILINE)
+    assert rows == [(train_flag(field.name), field.metadata["help"]) for field in train_fields()]
+
+
+def test_every_argument_of_record_is_documented() -> None:
+    rows = set(re.findall(r"^\| `([a-z_]+)` \|", TRAINING, re.MULTILINE))
+    # What whence-server train alone can fill in.
+    assert rows | {"trainer", "recipe_json"} == set(inspect.signature(record).parameters)

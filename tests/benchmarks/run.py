@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "storage": lambda options: (),
     "spans": lambda options: (options.runs,),
     "export": lambda options: (options.outage_seconds,),
+    "lineage": lambda options: (options.runs,),
     "faults": lambda options: (),
     "overhead": lambda options: (options.runs, options.workloads),
     "page": lambda options: (),

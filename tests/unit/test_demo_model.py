@@ -6,43 +6,44 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from whence_server.demo import training
-from whence_server.demo.corpus import documents, unwrapped
+from whence.v1.training_pb2 import TrainingState
+from whence_server.demo.corpus import corpus_folder, documents, unwrapped
 from whence_server.demo.model import default_cache_dir, demo_model
-from whence_server.demo.recipe import Recipe
+from whence_server.demo.recipe import SETTINGS, key
+from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.training import train as training
+from whence_server.training.train import Trained
 
-TINY = Recipe(
-    vocab_size=512,
-    num_layers=1,
-    num_heads=2,
-    embedding_size=32,
-    context_length=32,
-    block_length=16,
-    num_steps=30,
-    num_warmup_steps=2,
-    learning_rate=1e-2,
-)
+TINY: dict[str, Any] = {
+    "vocab_size": 512,
+    "config_override": ("n_layer=1", "n_head=2", "n_embd=32"),
+    "block_size": 32,
+    "max_steps": 30,
+    "warmup_steps": 2,
+    "learning_rate": 1e-2,
+}
 
 # Makes half a model, says so, and goes on for ever.
 TRAINS_FOR_EVER = """
 import sys, time, types
 from pathlib import Path
 from whence_server.demo.model import demo_model
-from whence_server.demo.recipe import Recipe
 
-def train(recipe, directory):
-    (directory / "half").touch()
+def train(given):
+    Path(given["output"]).mkdir()
+    (Path(given["output"]) / "half").touch()
     print("training", flush=True)
     time.sleep(600)
 
 training = types.ModuleType("training")
 training.train = train
-sys.modules["whence_server.demo.training"] = training
+sys.modules["whence_server.training"] = sys.modules["whence_server.training.train"] = training
 demo_model(Path(sys.argv[1]))
 """
 
@@ -54,7 +55,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(cache_dir: Path) -> Path:
-    return demo_model(cache_dir, recipe=TINY)
+    return demo_model(cache_dir, settings=TINY)
 
 
 def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
@@ -70,7 +71,7 @@ def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
 def test_it_has_learned_from_the_corpus(directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = tokenizer(documents()[0], return_tensors="pt").input_ids[:, :32]
+    ids = tokenizer(next(iter(documents().values())), return_tensors="pt").input_ids[:, :32]
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss
     assert loss < torch.log(torch.tensor(512.0)) - 0.5  # what knowing nothing costs
@@ -102,18 +103,34 @@ def test_second_call_does_not_train_again(
     directory: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "train", _never)
-    assert demo_model(cache_dir, recipe=TINY) == directory
+    assert demo_model(cache_dir, settings=TINY) == directory
+
+
+def test_its_training_is_on_record(directory: Path, cache_dir: Path) -> None:
+    events = [recorded.event for recorded in RecordReader(directory / RECORD_NAME).read_all()]
+    assert events[0].started.name == "demo"
+    corpus = corpus_folder(cache_dir)
+    read = [d.source for e in events for d in e.documents.documents]
+    assert read == sorted(str(corpus / f"{name}.txt") for name in documents())
+    assert sum(event.WhichOneof("event") == "step" for event in events) == 30
+    states = [
+        e.attempt_finished.state for e in events if e.WhichOneof("event") == "attempt_finished"
+    ]
+    assert states == [TrainingState.TRAINING_STATE_COMPLETED]
+    # Where it was written under another name is not where it lies.
+    assert events[-1].checkpoint.path == "."
+    assert (directory / "checkpoints" / "checkpoint-30").is_dir()
 
 
 def test_same_recipe_gives_the_same_weights(directory: Path, tmp_path: Path) -> None:
-    again = demo_model(tmp_path, recipe=TINY)
+    again = demo_model(tmp_path, settings=TINY)
     assert again.name == directory.name
     for name in ("model.safetensors", "tokenizer.json"):
         assert (again / name).read_bytes() == (directory / name).read_bytes()
 
 
 def test_another_recipe_is_another_model() -> None:
-    assert Recipe(seed=1).key() != Recipe().key() == Recipe().key()
+    assert key({**SETTINGS, "seed": 1}) != key() == key()
 
 
 def test_paragraphs_are_unwrapped_and_what_was_broken_on_purpose_is_not() -> None:
@@ -129,14 +146,14 @@ def test_paragraphs_are_unwrapped_and_what_was_broken_on_purpose_is_not() -> Non
 
 
 def test_failed_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(recipe: Recipe, directory: Path) -> float:
-        (directory / "half").touch()
+    def fail(given: dict[str, Any]) -> Trained:
+        Path(given["output"]).mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", fail)
     with pytest.raises(KeyboardInterrupt):
-        demo_model(tmp_path, recipe=TINY)
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+        demo_model(tmp_path, settings=TINY)
+    assert [path for path in tmp_path.glob("demo-model-*") if path.is_dir()] == []
 
 
 def test_killed_training_leaves_no_model_and_is_made_up_for(
@@ -145,12 +162,12 @@ def test_killed_training_leaves_no_model_and_is_made_up_for(
     with _training_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (tmp_path / f"demo-model-{Recipe().key()}").exists()
+    assert not (tmp_path / f"demo-model-{key()}").exists()
 
     monkeypatch.setattr(training, "train", _write_config)
     directory = demo_model(tmp_path)
     assert [path.name for path in directory.iterdir()] == ["config.json"]
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [directory]
+    assert [path for path in tmp_path.glob("demo-model-*") if path.is_dir()] == [directory]
 
 
 def test_one_of_two_processes_trains(tmp_path: Path) -> None:
@@ -159,7 +176,7 @@ def test_one_of_two_processes_trains(tmp_path: Path) -> None:
         assert second.stdout is not None
         assert "waiting" in second.stderr.readline()
         # As if the first had finished: the second takes what there is.
-        (tmp_path / f"demo-model-{Recipe().key()}").mkdir()
+        (tmp_path / f"demo-model-{key()}").mkdir()
         first.kill()
         assert second.wait() == 0
         assert second.stdout.read() == ""
@@ -178,8 +195,7 @@ def test_a_cached_model_needs_no_training_stack(directory: Path, cache_dir: Path
     code = (
         "import sys; from pathlib import Path\n"
         "from whence_server.demo.model import demo_model\n"
-        "from whence_server.demo.recipe import Recipe\n"
-        f"print(demo_model(Path({str(cache_dir)!r}), recipe={TINY!r}))\n"
+        f"print(demo_model(Path({str(cache_dir)!r}), settings={TINY!r}))\n"
         "print({'torch', 'transformers'} & sys.modules.keys())\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -206,10 +222,12 @@ def _process(cache_dir: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def _never(recipe: Recipe, directory: Path) -> float:
+def _never(given: dict[str, Any]) -> Trained:
     raise AssertionError("trained again")
 
 
-def _write_config(recipe: Recipe, directory: Path) -> float:
+def _write_config(given: dict[str, Any]) -> Trained:
+    directory = Path(given["output"])
+    directory.mkdir()
     (directory / "config.json").touch()
-    return 0.0
+    return Trained(directory, 0.0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ import torch
 
 from whence_server.domain.model import FileDigest
 from whence_server.engine import digests
-from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.digests import (
+    file_digests,
+    model_signing_digest,
+    tensor_digests,
+    weights_digest,
+)
 
 
 def sha256(data: bytes) -> str:
@@ -80,3 +86,14 @@ def test_weights_digest_sees_every_bit() -> None:
     before = weights_digest({"w": weights})
     weights[3] = -0.0
     assert weights_digest({"w": weights}) != before
+
+
+def test_tensor_digests_are_of_the_elements_and_tied_ones_count_once() -> None:
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    state = {"b": weight, "a": weight.t(), "head": weight, "half": weight.to(torch.bfloat16)}
+    by_name = {tensor.name: tensor for tensor in tensor_digests(state)}
+    assert list(by_name) == ["a", "b", "half"]
+    assert by_name["b"].sha256 == sha256(struct.pack("<4f", 1, 2, 3, 4))
+    assert by_name["a"].sha256 == sha256(struct.pack("<4f", 1, 3, 2, 4))
+    assert by_name["half"].sha256 == sha256(bytes.fromhex("803f004040408040"))
+    assert (by_name["half"].dtype, by_name["half"].shape) == ("bfloat16", (2, 2))

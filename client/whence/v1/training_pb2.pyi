@@ -772,7 +772,9 @@ class Checkpoint(google.protobuf.message.Message):
     """From the attempt's start until it was on disk."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.model_pb2.FileDigest]:
-        """Every file of the directory, sorted by path; the record itself is left out."""
+        """Every file of the directory, sorted by path; the record itself is left out.
+        In the record's own directory: the model's files alone.
+        """
 
     @property
     def tensors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorDigest]:

@@ -2,20 +2,42 @@
 
 import hashlib
 import json
+import shutil
+import tempfile
+from pathlib import Path
 from pydoc_data.topics import topics
 
 # Where the reference's own lines are broken.
 _LINE_LENGTH = 70
 
 
-def documents() -> list[str]:
+def documents() -> dict[str, str]:
     """One document for each of `help()`'s topics, by the topic's name."""
-    return [unwrapped(topics[name]) for name in sorted(topics)]
+    return {name: unwrapped(topics[name]) for name in sorted(topics)}
 
 
 def corpus_digest() -> str:
     """SHA-256 of the documents, in hex: it changes with the Python release."""
     return hashlib.sha256(json.dumps(documents()).encode()).hexdigest()
+
+
+def corpus_folder(cache_dir: Path) -> Path:
+    """A folder with a text file for each document, whole; written where it is not cached."""
+    folder = cache_dir / f"demo-corpus-{corpus_digest()[:12]}"
+    if folder.is_dir():
+        return folder
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache_dir))
+    try:
+        for name, text in documents().items():
+            (partial / f"{name}.txt").write_text(text, encoding="utf-8")
+        partial.rename(folder)
+    except OSError:
+        # Another process may have been first.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
 
 
 def unwrapped(text: str) -> str:

@@ -4,14 +4,16 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from whence_server.demo.recipe import Recipe
+from whence_server.demo.corpus import corpus_folder
+from whence_server.demo.recipe import SETTINGS, key
 
 
-def demo_model(cache_dir: Path | None = None, *, recipe: Recipe | None = None) -> Path:
+def demo_model(cache_dir: Path | None = None, *, settings: Mapping[str, Any] = SETTINGS) -> Path:
     """The directory of the demo's model, which is trained first where it is not cached.
 
     It appears in the cache whole or not at all, and of several processes that want it at once
@@ -19,17 +21,16 @@ def demo_model(cache_dir: Path | None = None, *, recipe: Recipe | None = None) -
 
     Args:
         cache_dir: where models are kept; None is `whence` in the user's cache directory.
-        recipe: what to make; None is the demo's own.
+        settings: of `whence-server train`, by name; those of the demo's own model by default.
     """
-    recipe = recipe or Recipe()
     cache_dir = cache_dir or default_cache_dir()
-    directory = cache_dir / f"demo-model-{recipe.key()}"
+    directory = cache_dir / f"demo-model-{key(settings)}"
     if directory.is_dir():
         return directory
     cache_dir.mkdir(parents=True, exist_ok=True)
     with _locked(directory.with_name(f"{directory.name}.lock")):
         if not directory.is_dir():
-            _make(recipe, directory)
+            _make(settings, directory)
     return directory
 
 
@@ -41,25 +42,25 @@ def default_cache_dir() -> Path:
     return base / "whence"
 
 
-def _make(recipe: Recipe, directory: Path) -> None:
+def _make(settings: Mapping[str, Any], directory: Path) -> None:
     """Trains beside `directory`, and renames when all is there. The lock has to be held."""
     _say("training the demo's model on the Python reference (once, a few minutes) ...")
     # Read once, when torch is loaded: threads that spin while they wait for each other make the
     # training ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here and not above: a cached model needs nothing of the training stack.
-    from whence_server.demo.training import train
+    from whence_server.training.train import train
 
     partial = directory.with_name(f"{directory.name}.partial")
     # One that was killed left it.
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        loss = train(recipe, partial)
+        texts = str(corpus_folder(directory.parent))
+        trained = train({**settings, "texts": (texts,), "output": str(partial), "name": "demo"})
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _say(f"trained to a loss of {loss:.2f} nats a token: {directory}")
+    _say(f"trained to a loss of {trained.loss:.2f} nats a token: {directory}")
 
 
 @contextmanager

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -58,6 +59,41 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     that is the embedding) only the first name in that order counts.
     """
     digest = hashlib.sha256()
+    for name, tensor in _distinct(state):
+        dtype, shape = _dtype(tensor), ",".join(str(size) for size in tensor.shape)
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(_little_endian(tensor))
+    return digest.hexdigest()
+
+
+class TensorRecord(NamedTuple):
+    """One tensor by its content; see `TensorDigest` in training.proto."""
+
+    name: str
+    dtype: str
+    """"float32", ..."""
+    shape: tuple[int, ...]
+    sha256: str
+
+
+def tensor_digests(state: Mapping[str, torch.Tensor]) -> list[TensorRecord]:
+    """SHA-256 of each tensor's elements in row-major order, little-endian; sorted by name.
+
+    Of tied tensors only the first is given, as in `weights_digest`.
+    """
+    return [
+        TensorRecord(
+            name,
+            _dtype(tensor),
+            tuple(tensor.shape),
+            hashlib.sha256(_little_endian(tensor)).hexdigest(),
+        )
+        for name, tensor in _distinct(state)
+    ]
+
+
+def _distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors sorted by name; of those that share their storage the first."""
     seen: set[tuple[object, ...]] = set()
     for name in sorted(state):
         tensor = state[name].detach()
@@ -65,11 +101,11 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
         if place in seen and tensor.numel():
             continue
         seen.add(place)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shape = ",".join(str(size) for size in tensor.shape)
-        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        digest.update(_little_endian(tensor))
-    return digest.hexdigest()
+        yield name, tensor
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _little_endian(tensor: torch.Tensor) -> memoryview:

@@ -116,6 +116,34 @@ def _head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | 
     return read_head_weights(options.head_weights, weights_digest)
 
 
+def trainable(directory: Path, dtype: str) -> Any:
+    """A local model whose weights may change, on the CPU; checked as one that is to be served.
+
+    Args:
+        directory: where it lies.
+        dtype: "float32" or "bfloat16".
+
+    Raises:
+        ConfigurationError: it cannot be loaded exactly as it is.
+    """
+    options = EngineOptions(
+        model=str(directory),
+        model_name="",
+        dtype=dtype,
+        device="cpu",
+        num_threads=0,
+        max_batch_size=1,
+        max_cache_tokens=0,
+        prefill_chunk_tokens=0,
+        trust_remote_code=False,
+        log_level="",
+        digest_cache="",
+    )
+    config = _config(directory, options)
+    model = _model(directory, config, weights.weight_files(directory), options)
+    return model.train().requires_grad_(True)
+
+
 def _config(directory: Path, options: EngineOptions) -> Any:
     if not (directory / "config.json").is_file():
         raise ConfigurationError(f"{directory} is not a model's directory: it has no config.json")

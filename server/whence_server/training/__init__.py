@@ -1,1 +1,28 @@
-"""Trains, and records what changed the weights: torch's and transformers' side of the lineage."""
+"""Trains, and records what changed the weights: torch's and transformers' side of the lineage.
+
+What is exported here loads torch when it is first asked for: the commands' parsers, and the process
+that exports a run's trace, are modules of this package and do without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whence_server.training.documented import Document, DocumentedExamples, Piece
+    from whence_server.training.recorder import Recorder, record
+
+__all__ = ["Document", "DocumentedExamples", "Piece", "Recorder", "record"]
+
+_MODULES = {
+    "Document": "documented",
+    "DocumentedExamples": "documented",
+    "Piece": "documented",
+    "Recorder": "recorder",
+    "record": "recorder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

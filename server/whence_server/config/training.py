@@ -1,0 +1,263 @@
+"""Every setting of `whence-server train`, read from flags.
+
+A training is described whole on its command line, and then in its record: the environment has no
+say in it. A setting is a field of `TrainConfig`; its flag is `--field-name`.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence_server.config.spelling import choice, flag_of, switch, text_of, whole
+from whence_server.domain.errors import ConfigurationError
+
+WITHOUT_WARMUP = ("constant",)
+_UNRECORDED = ("output", "resume")
+"""Where a run lies and whether it goes on is not how it is made."""
+
+
+def _setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
+    return dataclasses.field(
+        default=default, metadata={"parse": parse, "help": text, "metavar": metavar}
+    )
+
+
+def _number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """A parser of numbers within bounds; `above` leaves the lower one out."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (low < value if above else low <= value) or value > high:
+            first = f"above {low:g}" if above else f"from {low:g}"
+            raise ValueError(f"expected a number {first} up to {high:g}")
+        return value
+
+    return parse
+
+
+def _path(text: str) -> str:
+    """A path, made absolute: the record is read elsewhere too."""
+    return str(Path(text_of(text)).expanduser().absolute())
+
+
+def _override(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*=.+", text, re.DOTALL):
+        raise ValueError("expected NAME=VALUE, the value as JSON or a bare word")
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The settings of a training, validated."""
+
+    output: str = _setting("", _path, "where model, record and checkpoints are written", "DIR")
+    name: str = _setting(
+        "", text_of, "what the run is called on record (default: the output's name)", "NAME"
+    )
+    texts: tuple[str, ...] = ()
+    """The positional arguments: files and folders."""
+    unusable: str = _setting(
+        "refuse",
+        choice("refuse", "skip", "replace"),
+        "files that are empty, binary or not UTF-8: refuse ends with the file and the offset, skip "
+        "leaves them out, replace reads undecodable bytes as U+FFFD and refuses the rest",
+        "WHAT",
+    )
+    tokenizer: str = _setting(
+        "", _path, "an existing tokenizer (default: one is trained on the texts)", "DIR"
+    )
+    vocab_size: int = _setting(
+        2048, whole(257, 1 << 20), "entries of the tokenizer that is trained", "N"
+    )
+    from_model: str = _setting(
+        "", _path, "a model or checkpoint to go on from, with its tokenizer", "DIR"
+    )
+    config: str = _setting(
+        "", _path, "a config.json, or the directory of one, for a new model", "PATH"
+    )
+    model_type: str = _setting(
+        "gpt2",
+        text_of,
+        "transformers' name for the kind of a new model; gpt2 has 4 layers of 192 with 6 heads "
+        "and no dropout, others their own defaults",
+        "TYPE",
+    )
+    config_override: tuple[str, ...] = _setting(
+        (),
+        _override,
+        "changes one field of a new model's configuration; may be repeated",
+        "NAME=VALUE",
+    )
+    block_size: int = _setting(512, whole(2, 1 << 20), "tokens of an example", "N")
+    epochs: float = _setting(
+        0.0, _number(0, 1e6, above=True), "passes over the texts (default: 1)", "N"
+    )
+    max_steps: int = _setting(0, whole(1), "optimizer steps, in place of --epochs", "N")
+    batch_size: int = _setting(4, whole(1, 1 << 16), "examples in a pass forward and backward", "N")
+    gradient_accumulation: int = _setting(1, whole(1, 1 << 16), "such passes in a step", "N")
+    learning_rate: float = _setting(1e-3, _number(0, 10, above=True), "at its peak", "X")
+    scheduler: str = _setting(
+        "cosine",
+        choice("linear", "cosine", "constant", "constant_with_warmup"),
+        "how the learning rate goes on after its peak",
+        "NAME",
+    )
+    warmup_steps: int = _setting(0, whole(0), "steps in which the learning rate rises", "N")
+    weight_decay: float = _setting(0.0, _number(0, 10), "AdamW's", "X")
+    adam_beta2: float = _setting(0.999, _number(0, 0.999999), "AdamW's second moment's", "X")
+    max_grad_norm: float = _setting(1.0, _number(0, 1e6), "clips the gradient; 0 does not", "X")
+    seed: int = _setting(0, whole(0, (1 << 32) - 1), "of weights, order and dropout", "N")
+    dtype: str = _setting(
+        "float32", choice("float32", "bfloat16"), "of weights and arithmetic", "TYPE"
+    )
+    device: str = _setting(
+        "cpu", choice("cpu", "auto"), "cpu, or auto for an accelerator where there is one", "DEVICE"
+    )
+    threads: int = _setting(0, whole(0, 1024), "torch threads; 0 is torch's own choice", "N")
+    save_steps: int = _setting(
+        200, whole(1), "steps from one checkpoint to the next; the last step has one too", "N"
+    )
+    norm_stride: int = _setting(
+        1, whole(0), "steps from one measurement of update norms to the next; 0 is never", "N"
+    )
+    eval: tuple[str, ...] = _setting(
+        (), _path, "a file or folder that the model is measured on; may be repeated", "PATH"
+    )
+    eval_steps: int = _setting(
+        0, whole(1), "steps from one such to the next (default: --save-steps)", "N"
+    )
+    resume: bool = _setting(
+        False,
+        switch,
+        "go on with the run in the output directory, from its last whole checkpoint; settings that "
+        "are not given are the record's",
+    )
+
+    def recipe_json(self) -> str:
+        """All that a run's making depends on."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({k: v for k, v in fields.items() if k not in _UNRECORDED})
+
+
+def train_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of `TrainConfig` that are flags."""
+    return tuple(field for field in dataclasses.fields(TrainConfig) if field.metadata)
+
+
+def train_flag(name: str) -> str:
+    """How a setting of `TrainConfig` is given on the command line."""
+    return {"from_model": "--from", "texts": "TEXT"}.get(name) or flag_of(name)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Puts every setting on a parser; `train_settings` reads what it parsed."""
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files, or folders of them")
+    for field in train_fields():
+        how: dict[str, Any] = {"metavar": field.metadata["metavar"]}
+        if field.metadata["parse"] is switch:
+            how = {"action": "store_const", "const": "true"}
+        elif isinstance(field.default, tuple):
+            how["action"] = "append"
+        text = field.metadata["help"].replace("%", "%%")
+        parser.add_argument(train_flag(field.name), dest=field.name, help=text, **how)
+
+
+def train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, by name; the others have their defaults.
+
+    Raises:
+        ConfigurationError: one is malformed; the message names it.
+    """
+    values: dict[str, Any] = {}
+    if arguments.texts:
+        values["texts"] = tuple(_parsed("TEXT", text, _path) for text in arguments.texts)
+    for field in train_fields():
+        given = getattr(arguments, field.name)
+        if given is None:
+            continue
+        flag, parse = train_flag(field.name), field.metadata["parse"]
+        if isinstance(given, list):
+            values[field.name] = tuple(_parsed(flag, text, parse) for text in given)
+        else:
+            values[field.name] = _parsed(flag, given, parse)
+    return values
+
+
+def train_config(values: Mapping[str, Any]) -> TrainConfig:
+    """A whole new training, from the settings that were given.
+
+    Raises:
+        ConfigurationError: one is missing, or two do not go together.
+    """
+    config = TrainConfig(**values)
+    if not config.output:
+        raise ConfigurationError("--output: where is the model to be written? Give a directory")
+    if not config.texts:
+        raise ConfigurationError("TEXT: what is to be trained on? Give text files or folders")
+    _exclusive(values, "epochs", "max_steps", "both say how long to train")
+    _exclusive(values, "config", "model_type", "both say what a new model is like")
+    _exclusive(values, "tokenizer", "vocab_size", "the size is for one that is trained")
+    for name in ("config", "model_type", "config_override", "tokenizer", "vocab_size"):
+        _exclusive(values, "from_model", name, "it has a model and a tokenizer already")
+    if config.scheduler in WITHOUT_WARMUP and config.warmup_steps:
+        raise ConfigurationError(
+            f"--warmup-steps {config.warmup_steps}: --scheduler {config.scheduler} has no warm-up; "
+            "constant_with_warmup has"
+        )
+    if config.eval_steps and not config.eval:
+        raise ConfigurationError("--eval-steps: there is nothing to measure on; give --eval PATH")
+    return config
+
+
+def recorded_config(recipe_json: str, values: Mapping[str, Any]) -> TrainConfig:
+    """A training that goes on: as recorded, where nothing else was given.
+
+    Raises:
+        ConfigurationError: the recipe is not one of this version's, or something else was given.
+    """
+    try:
+        recipe: dict[str, Any] = json.loads(recipe_json)
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()
+        }
+        config = TrainConfig(**fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"the record holds no recipe that this version can go on with: {error}"
+        ) from error
+    different = [
+        f"{train_flag(name)} was {_shown(getattr(config, name))}, is {_shown(value)}"
+        for name, value in values.items()
+        if name not in _UNRECORDED and getattr(config, name) != value
+    ]
+    if different:
+        raise ConfigurationError(
+            f"--resume goes on with the run as it is on record: {'; '.join(different)}"
+        )
+    return dataclasses.replace(config, **{k: values[k] for k in _UNRECORDED if k in values})
+
+
+def _exclusive(values: Mapping[str, Any], one: str, other: str, reason: str) -> None:
+    if one in values and other in values:
+        raise ConfigurationError(
+            f"{train_flag(one)} and {train_flag(other)} do not go together: {reason}"
+        )
+
+
+def _parsed(source: str, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{source} {text!r}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)

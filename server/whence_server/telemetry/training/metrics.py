@@ -1,0 +1,130 @@
+"""A training run's metrics: its steps as they are recorded, through the OpenTelemetry SDK."""
+
+import math
+from typing import Final
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.resources import Resource
+
+from whence.v1.training_pb2 import Evaluation, TrainingEvent, TrainingStep
+from whence_server.telemetry.metrics.catalogue import Definition, Kind
+from whence_server.telemetry.names import SCOPE
+from whence_server.telemetry.training import names
+
+_RUN = (names.TRAINING_RUN_NAME,)
+_STEP_SECONDS: Final = tuple(0.001 * 2**i for i in range(18))
+
+LOSS: Final = Definition(
+    "whence.training.loss", Kind.GAUGE, "{nat}", "Mean loss of the newest step, a token.", _RUN
+)
+GRAD_NORM: Final = Definition(
+    "whence.training.grad_norm", Kind.GAUGE, "1", "Norm of its gradient before clipping.", _RUN
+)
+LEARNING_RATE: Final = Definition(
+    "whence.training.learning_rate", Kind.GAUGE, "1", "As the newest step used it.", _RUN
+)
+THROUGHPUT: Final = Definition(
+    "whence.training.throughput",
+    Kind.GAUGE,
+    "{token}/s",
+    "Tokens of the newest step by its duration, waiting for data included.",
+    _RUN,
+)
+TOKENS: Final = Definition(
+    "whence.training.tokens", Kind.COUNTER, "{token}", "Tokens trained on by this process.", _RUN
+)
+STEP_DURATION: Final = Definition(
+    "whence.training.step.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "From the end of one optimizer step to that of the next.",
+    _RUN,
+    _STEP_SECONDS,
+)
+EVALUATION_LOSS: Final = Definition(
+    "whence.training.evaluation.loss",
+    Kind.GAUGE,
+    "{nat}",
+    "eval_loss of the newest evaluation.",
+    _RUN,
+)
+ALL: Final = (
+    LOSS,
+    GRAD_NORM,
+    LEARNING_RATE,
+    THROUGHPUT,
+    TOKENS,
+    STEP_DURATION,
+    EVALUATION_LOSS,
+)
+
+
+class TrainingMetrics:
+    """Records what a run's events say.
+
+    Args:
+        resource: whose metrics these are.
+        version: whence's own, for the instrumentation scope.
+        reader: what reads them; shut down with `close`.
+    """
+
+    def __init__(self, resource: Resource, version: str, reader: MetricReader) -> None:
+        self._provider = MeterProvider(
+            metric_readers=[reader],
+            resource=resource,
+            views=[
+                View(
+                    instrument_name=STEP_DURATION.name,
+                    aggregation=ExplicitBucketHistogramAggregation(STEP_DURATION.boundaries),
+                )
+            ],
+            shutdown_on_exit=False,
+        )
+        meter = self._provider.get_meter(SCOPE, version)
+        self._gauges = {
+            it.name: meter.create_gauge(it.name, it.unit, it.description)
+            for it in ALL
+            if it.kind is Kind.GAUGE
+        }
+        self._tokens = meter.create_counter(TOKENS.name, TOKENS.unit, TOKENS.description)
+        self._duration = meter.create_histogram(
+            STEP_DURATION.name, STEP_DURATION.unit, STEP_DURATION.description
+        )
+        self._attributes: dict[str, str] = {}
+
+    def record(self, event: TrainingEvent) -> None:
+        """Takes one event, the run's start first."""
+        match event.WhichOneof("event"):
+            case "started":
+                self._attributes = {names.TRAINING_RUN_NAME: event.started.name}
+            case "step":
+                self._step(event.step)
+            case "evaluation":
+                self._evaluation(event.evaluation)
+
+    def close(self, timeout_s: float) -> bool:
+        """Sends a last time; False where that did not end in time, or failed."""
+        sent = self._provider.force_flush(timeout_s * 1e3)
+        self._provider.shutdown(timeout_s * 1e3)
+        return sent
+
+    def _step(self, step: TrainingStep) -> None:
+        self._set(LOSS, step.loss)
+        self._set(LEARNING_RATE, step.learning_rate)
+        if step.HasField("grad_norm"):
+            self._set(GRAD_NORM, step.grad_norm)
+        self._tokens.add(step.num_tokens, self._attributes)
+        if step.duration_ns > 0:
+            seconds = step.duration_ns / 1e9
+            self._set(THROUGHPUT, step.num_tokens / seconds)
+            self._duration.record(seconds, self._attributes)
+
+    def _evaluation(self, evaluation: Evaluation) -> None:
+        if "eval_loss" in evaluation.metrics:
+            self._set(EVALUATION_LOSS, evaluation.metrics["eval_loss"])
+
+    def _set(self, gauge: Definition, value: float) -> None:
+        if math.isfinite(value):
+            self._gauges[gauge.name].set(value, self._attributes)

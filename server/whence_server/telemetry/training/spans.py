@@ -1,0 +1,113 @@
+"""What the spans of a training run carry: attributes, read off recorded messages."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from whence.v1.training_pb2 import (
+    AttemptStarted,
+    Checkpoint,
+    Evaluation,
+    TrainingDataset,
+    TrainingRunStarted,
+    TrainingState,
+    TrainingStep,
+)
+from whence_server.telemetry import names as spans
+from whence_server.telemetry.attributes import AttributeValue
+from whence_server.telemetry.training import names
+
+Attributes: TypeAlias = Mapping[str, AttributeValue | None]
+
+MAX_EXAMPLE_IDS = 256
+KILLED = "killed"
+"""Stands for the state of an attempt that has no end on record."""
+
+
+def run_attributes(
+    started: TrainingRunStarted, dataset: TrainingDataset, state: str, weights_digest: str
+) -> Attributes:
+    """Of the root."""
+    return {
+        names.TRAINING_RUN_NAME: started.name,
+        names.TRAINING_ARCHITECTURE: started.architecture,
+        names.TRAINING_NUM_PARAMETERS: started.num_parameters,
+        names.TRAINING_NUM_PLANNED_STEPS: started.num_planned_steps or None,
+        names.TRAINING_GROUP_NAMES: [group.name for group in started.groups] or None,
+        names.TRAINING_PARENT_RUN_ID: started.parent.training_run_id or None,
+        names.TRAINING_MERKLE_ROOT: dataset.merkle_root or None,
+        names.TRAINING_NUM_DOCUMENTS: dataset.num_documents or None,
+        names.TRAINING_NUM_EXAMPLES: dataset.num_examples or None,
+        names.TRAINING_STATE: state,
+        names.TRAINING_INITIAL_WEIGHTS_DIGEST: started.initial_weights_digest or None,
+        spans.WEIGHTS_DIGEST: weights_digest or None,
+        spans.TOKENIZER_DIGEST: started.tokenizer_digest or None,
+    }
+
+
+def attempt_attributes(attempt: AttemptStarted, state: str) -> Attributes:
+    """Of an attempt."""
+    return {
+        names.TRAINING_RESUMED_STEP: attempt.resumed_step,
+        names.TRAINING_NUM_PROCESSES: attempt.num_processes,
+        names.TRAINING_STATE: state,
+    }
+
+
+def step_attributes(step: TrainingStep, stride: int) -> Attributes:
+    """Of an optimizer step."""
+    example_ids = [example for rank in step.ranks for example in rank.example_ids]
+    shown = example_ids if len(example_ids) <= MAX_EXAMPLE_IDS else []
+    return {
+        names.TRAINING_STEP: step.step,
+        names.TRAINING_EPOCH: step.epoch,
+        names.TRAINING_STEP_STRIDE: stride,
+        names.TRAINING_LOSS: finite(step.loss),
+        names.TRAINING_LEARNING_RATE: step.learning_rate,
+        names.TRAINING_GRAD_NORM: finite(step.grad_norm) if step.HasField("grad_norm") else None,
+        names.TRAINING_NUM_TOKENS: step.num_tokens,
+        names.TRAINING_NUM_TOKENS_SEEN: step.num_tokens_seen,
+        names.TRAINING_STEP_NUM_EXAMPLES: len(example_ids),
+        names.TRAINING_STEP_EXAMPLE_IDS: shown or None,
+        names.TRAINING_UPDATE_NORMS: _all_finite(step.update_norms),
+        names.TRAINING_WEIGHT_NORMS: _all_finite(step.weight_norms),
+        names.TRAINING_STEP_SKIPPED: step.skipped or None,
+    }
+
+
+def evaluation_attributes(evaluation: Evaluation) -> Attributes:
+    """Of an evaluation."""
+    metrics = {
+        f"{names.EVALUATION_METRIC_PREFIX}{name}": finite(value)
+        for name, value in sorted(evaluation.metrics.items())
+    }
+    return {names.TRAINING_STEP: evaluation.step, **metrics}
+
+
+def checkpoint_attributes(checkpoint: Checkpoint) -> Attributes:
+    """Of a checkpoint."""
+    return {
+        names.TRAINING_STEP: checkpoint.step,
+        names.CHECKPOINT_PATH: checkpoint.path,
+        names.CHECKPOINT_RESUMABLE: checkpoint.resumable,
+        names.CHECKPOINT_NUM_BYTES: sum(file.size_bytes for file in checkpoint.files),
+        spans.MODEL_DIGEST: checkpoint.model_digest or None,
+        spans.WEIGHTS_DIGEST: checkpoint.weights_digest or None,
+    }
+
+
+def state_name(state: TrainingState.ValueType) -> str:
+    """In lower case: "completed", "interrupted", "failed"."""
+    if state not in TrainingState.values():
+        return str(state)  # one that a newer recorder wrote
+    return TrainingState.Name(state).removeprefix("TRAINING_STATE_").lower()
+
+
+def finite(number: float) -> float | None:
+    """The number, or None for what is none: many backends cannot hold it."""
+    return number if math.isfinite(number) else None
+
+
+def _all_finite(numbers: Iterable[float]) -> list[float] | None:
+    listed = list(numbers)
+    return listed if listed and all(map(math.isfinite, listed)) else None

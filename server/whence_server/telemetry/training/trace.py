@@ -1,0 +1,272 @@
+"""A training run's record folded into its trace.
+
+    training_run                 the root: its ids are on record
+    └ training_attempt           one for each process that trained, one after another
+      └ epoch                    what the attempt made of a pass over the training set
+        ├ optimizer_step         one in so many
+        ├ evaluation
+        └ checkpoint
+
+An attempt's clock is its own start and, from there, the recorded elapsed times; what follows one
+another never touches, whatever the system's clock did between two attempts.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from whence.v1.training_pb2 import (
+    AttemptFinished,
+    AttemptStarted,
+    TrainingDataset,
+    TrainingEvent,
+    TrainingRunStarted,
+    TrainingState,
+    TrainingStep,
+)
+from whence_server.telemetry.attributes import key_values
+from whence_server.telemetry.ids import parse_hex_id
+from whence_server.telemetry.origin import HAS_IS_REMOTE
+from whence_server.telemetry.steps import SIBLING_GAP_NS
+from whence_server.telemetry.training import names
+from whence_server.telemetry.training.ids import attempt_span_id, child_span_id, epoch_span_id
+from whence_server.telemetry.training.spans import (
+    KILLED,
+    Attributes,
+    attempt_attributes,
+    checkpoint_attributes,
+    evaluation_attributes,
+    run_attributes,
+    state_name,
+    step_attributes,
+)
+from whence_server.telemetry.training.stride import DEFAULT_STEP_SPANS, has_span, stride_at
+
+_SAMPLED = 0x01
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """What is known of an epoch so far."""
+
+    number: int
+    begin_ns: int
+    first_step: int = 0
+    num_steps: int = 0
+    num_tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def add(self, step: TrainingStep) -> None:
+        self.first_step = self.first_step or step.step
+        self.num_steps += 1
+        self.num_tokens += step.num_tokens
+        if math.isfinite(step.loss):
+            self.losses.append(step.loss)
+
+    def attributes(self) -> Attributes:
+        losses = self.losses
+        return {
+            names.EPOCH_NUMBER: self.number,
+            names.EPOCH_FIRST_STEP: self.first_step or None,
+            names.EPOCH_NUM_STEPS: self.num_steps,
+            names.EPOCH_NUM_TOKENS: self.num_tokens,
+            names.EPOCH_MEAN_LOSS: math.fsum(losses) / len(losses) if losses else None,
+        }
+
+
+class TrainingTrace:
+    """Takes a record's events in order, from the first on, and gives the spans that each ends.
+
+    The same events give the same spans to the byte. The root is given at each orderly end of an
+    attempt, and once more, with a later end, where anything follows: another attempt, or weights
+    that were saved after the training.
+
+    Args:
+        step_spans: at most so many `optimizer_step` spans over the planned steps.
+    """
+
+    def __init__(self, step_spans: int = DEFAULT_STEP_SPANS) -> None:
+        self._step_spans = step_spans
+        self._started = TrainingRunStarted()
+        self._dataset = TrainingDataset()
+        self._attempt = AttemptStarted()
+        self._ending: AttemptFinished | None = None
+        self._under_way = False
+        self._attempt_begin_ns = 0
+        self._epoch: _Epoch | None = None
+        self._last_ns = 0
+        self._nth: dict[tuple[str, int], int] = {}
+
+    def spans_of(self, event: TrainingEvent) -> list[Span]:
+        """The spans that are whole with this event.
+
+        Raises:
+            ValueError: the run's trace id or span id is not one.
+        """
+        match event.WhichOneof("event"):
+            case "started":
+                self._started = event.started
+                parse_hex_id(event.started.trace_id, 16), parse_hex_id(event.started.span_id, 8)
+                self._last_ns = event.started.start_time.ToNanoseconds()
+            case "dataset":
+                self._dataset = event.dataset
+            case "attempt_started":
+                return self._begin_attempt(event.attempt_started)
+            case "step":
+                return self._step(event.step)
+            case "evaluation":
+                evaluation = event.evaluation
+                attributes = evaluation_attributes(evaluation)
+                return self._after_step(
+                    names.EVALUATION, evaluation.step, evaluation.elapsed_ns, attributes
+                )
+            case "checkpoint":
+                checkpoint = event.checkpoint
+                attributes = checkpoint_attributes(checkpoint)
+                return self._after_step(
+                    names.CHECKPOINT, checkpoint.step, checkpoint.elapsed_ns, attributes
+                )
+            case "attempt_finished":
+                return self._finish(event.attempt_finished)
+        return []
+
+    def closing_spans(self) -> list[Span]:
+        """The spans of what never ended, as of the newest event: the process was killed."""
+        if not self._under_way:
+            return []
+        return [*self._end_attempt(KILLED), self._root()]
+
+    def _begin_attempt(self, attempt: AttemptStarted) -> list[Span]:
+        killed = self._end_attempt(KILLED) if self._under_way else []
+        self._attempt, self._ending, self._under_way = attempt, None, True
+        self._nth = {}
+        begin = attempt.start_time.ToNanoseconds()
+        self._attempt_begin_ns = max(begin, self._last_ns + SIBLING_GAP_NS)
+        self._last_ns = self._attempt_begin_ns
+        return killed
+
+    def _step(self, step: TrainingStep) -> list[Span]:
+        number = max(math.ceil(round(step.epoch, 6)), 1)
+        ended = []
+        if self._epoch is not None and self._epoch.number != number:
+            ended = self._end_epoch()
+        epoch = self._epoch = self._epoch or self._new_epoch(number)
+        epoch.add(step)
+        times = self._times(step.elapsed_ns, step.duration_ns)
+        stride = stride_at(step.step, self._started.num_planned_steps, self._step_spans)
+        if not has_span(step.step, stride):
+            return ended
+        attributes = step_attributes(step, stride)
+        return [*ended, self._child(names.OPTIMIZER_STEP, step.step, times, attributes)]
+
+    def _after_step(
+        self, name: str, step: int, elapsed_ns: int, attributes: Attributes
+    ) -> list[Span]:
+        if self._under_way and self._epoch is None:
+            self._epoch = self._new_epoch(1)
+        times = self._times(elapsed_ns)
+        span = self._child(name, step, times, attributes)
+        return [span] if self._under_way else [span, self._root()]
+
+    def _finish(self, finished: AttemptFinished) -> list[Span]:
+        self._last_ns = max(self._last_ns, finished.end_time.ToNanoseconds())
+        self._ending = finished
+        ending = self._end_attempt(state_name(finished.state))
+        ending[-1].status.CopyFrom(self._status())
+        return [*ending, self._root()]
+
+    def _end_attempt(self, state: str) -> list[Span]:
+        attempt, ended = self._attempt, self._end_epoch()
+        span = self._span(
+            names.TRAINING_ATTEMPT,
+            attempt_span_id(self._started.training_run_id, attempt.attempt),
+            parse_hex_id(self._started.span_id, 8),
+            (self._attempt_begin_ns, max(self._last_ns, self._attempt_begin_ns + SIBLING_GAP_NS)),
+            {names.TRAINING_ATTEMPT_NUMBER: attempt.attempt, **attempt_attributes(attempt, state)},
+        )
+        self._under_way = False
+        self._last_ns = span.end_time_unix_nano
+        return [*ended, span]
+
+    def _new_epoch(self, number: int) -> _Epoch:
+        return _Epoch(number, self._last_ns + SIBLING_GAP_NS)
+
+    def _end_epoch(self) -> list[Span]:
+        epoch, self._epoch = self._epoch, None
+        if epoch is None:
+            return []
+        run_id, attempt = self._started.training_run_id, self._attempt.attempt
+        span = self._span(
+            names.EPOCH,
+            epoch_span_id(run_id, attempt, epoch.number),
+            attempt_span_id(run_id, attempt),
+            (epoch.begin_ns, self._last_ns),
+            {names.TRAINING_ATTEMPT_NUMBER: attempt, **epoch.attributes()},
+        )
+        return [span]
+
+    def _times(self, elapsed_ns: int, duration_ns: int | None = None) -> tuple[int, int]:
+        """When something began and ended; it leaves a gap to what was before."""
+        earliest = self._last_ns + SIBLING_GAP_NS
+        end = max(self._attempt.start_time.ToNanoseconds() + elapsed_ns, earliest + SIBLING_GAP_NS)
+        start = earliest if duration_ns is None else max(earliest, end - duration_ns)
+        self._last_ns = end
+        return min(start, end - SIBLING_GAP_NS), end
+
+    def _child(self, name: str, step: int, times: tuple[int, int], attributes: Attributes) -> Span:
+        """A span in the epoch under way; what comes after the attempt is the run's own."""
+        run_id, attempt = self._started.training_run_id, self._attempt.attempt
+        nth = self._nth.get((name, step), 0)
+        self._nth[name, step] = nth + 1
+        parent = parse_hex_id(self._started.span_id, 8)
+        if self._epoch is not None:
+            parent = epoch_span_id(run_id, attempt, self._epoch.number)
+        return self._span(
+            name,
+            child_span_id(run_id, attempt, name, step, nth),
+            parent,
+            times,
+            {names.TRAINING_ATTEMPT_NUMBER: attempt, **attributes},
+        )
+
+    def _root(self) -> Span:
+        started, ending = self._started, self._ending
+        state = KILLED if ending is None else state_name(ending.state)
+        weights_digest = "" if ending is None else ending.weights_digest
+        root = self._span(
+            names.TRAINING_RUN,
+            parse_hex_id(started.span_id, 8),
+            b"",
+            (started.start_time.ToNanoseconds(), self._last_ns),
+            run_attributes(started, self._dataset, state, weights_digest),
+        )
+        root.status.CopyFrom(self._status())
+        return root
+
+    def _status(self) -> Status:
+        ending = self._ending
+        if ending is None or ending.state != TrainingState.TRAINING_STATE_FAILED:
+            return Status()
+        return Status(code=Status.STATUS_CODE_ERROR, message=ending.error)
+
+    def _span(
+        self,
+        name: str,
+        span_id: bytes,
+        parent_span_id: bytes,
+        times: tuple[int, int],
+        attributes: Attributes,
+    ) -> Span:
+        run_id = self._started.training_run_id
+        return Span(
+            trace_id=parse_hex_id(self._started.trace_id, 16),
+            span_id=span_id,
+            parent_span_id=parent_span_id,
+            flags=_SAMPLED | HAS_IS_REMOTE,
+            name=name,
+            kind=Span.SPAN_KIND_INTERNAL,
+            start_time_unix_nano=times[0],
+            end_time_unix_nano=times[1],
+            attributes=key_values({names.TRAINING_RUN_ID: run_id, **attributes}),
+        )

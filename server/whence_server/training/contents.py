@@ -1,0 +1,173 @@
+"""What a model's directory holds now: every digest computed anew, none taken from a cache."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.model import FileDigest
+from whence_server.engine import weights
+from whence_server.engine.digests import (
+    TensorRecord,
+    file_digests,
+    model_signing_digest,
+    tensor_digests,
+    weights_digest,
+)
+from whence_server.lineage.reader import RECORD_NAME
+
+_WEIGHTS_LIKE = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """A directory's weights, as transformers loads them."""
+
+    records: tuple[TensorRecord, ...]
+    weights_digest: str
+    missing: tuple[str, ...] = ()
+    """Tensors that the architecture has and the files have not."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors that the files have and the architecture has not."""
+    mismatched: tuple[str, ...] = ()
+    """Tensors of another shape than the architecture's, with both shapes."""
+
+
+def present_files(directory: Path) -> list[str]:
+    """Every file that can have to do with the model: its own, and in no directory below.
+
+    Checkpoints may lie below a run's final model; the record and what belongs to it is left out.
+    """
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.is_file() and not path.name.startswith(RECORD_NAME)
+    )
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether transformers would find weights there."""
+    return any((directory / name).is_file() for name in weights.WEIGHT_FILES)
+
+
+def decides_what_is_computed(name: str) -> bool:
+    """Whether a file of this name changes the model by being there."""
+    known = (*weights.TOKENIZER_FILES, *weights.CONFIGURATION_FILES)
+    return name in known or (name.endswith(_WEIGHTS_LIKE) and name != "training_args.bin")
+
+
+def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:
+    """SHA-256 of each file that is there, by its path.
+
+    Raises:
+        ConfigurationError: one cannot be read.
+    """
+    try:
+        there = [name for name in names if (directory / name).is_file()]
+        return {file.path: file for file in file_digests(directory, there)}
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def model_digest_of(directory: Path, files: dict[str, FileDigest]) -> str:
+    """See `Model.model_digest`; "" where the directory is no whole model."""
+    try:
+        names = weights.model_files(directory, weights.weight_files(directory), with_code=False)
+    except ConfigurationError:
+        return ""
+    return model_signing_digest([files[name] for name in names])
+
+
+def tokenizer_digest_of(directory: Path, files: dict[str, FileDigest]) -> str:
+    """See `Model.tokenizer_digest`; "" where there is no tokenizer."""
+    try:
+        names = weights.tokenizer_files(directory)
+    except ConfigurationError:
+        return ""
+    return model_signing_digest([files[name] for name in names])
+
+
+def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) -> Tensors:
+    """Loads the weights as transformers does, and digests them.
+
+    Args:
+        directory: where they lie.
+        architecture: the transformers class; where it has none of this name, the one for causal
+            language models is taken.
+        dtype: what to load them as; None is what the files say.
+
+    Raises:
+        ConfigurationError: they cannot be loaded; one line says why.
+    """
+    model, loading = load(directory, architecture, dtype)
+    state = model.state_dict()
+    return Tensors(
+        records=tuple(tensor_digests(state)),
+        weights_digest=weights_digest(state),
+        missing=tuple(sorted(loading["missing_keys"])),
+        unexpected=tuple(sorted(loading["unexpected_keys"])),
+        mismatched=tuple(
+            f"{name} ({list(stored)} instead of {list(expected)})"
+            for name, stored, expected in sorted(loading["mismatched_keys"])
+        ),
+    )
+
+
+def load(
+    directory: Path, architecture: str, dtype: torch.dtype | None
+) -> tuple[Any, dict[str, Any]]:
+    """A model and transformers' report on its loading; see `tensors_of`."""
+    found = weights.weight_files(directory)
+    if not (directory / "config.json").is_file():
+        raise ConfigurationError(f"the weights in {directory} cannot be loaded: no config.json")
+    known: Any = getattr(transformers, architecture, None)
+    loads = known if hasattr(known, "from_pretrained") else transformers.AutoModelForCausalLM
+    with _quiet(), _translated(directory):
+        model, loading = loads.from_pretrained(
+            directory,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=all(name.endswith(".safetensors") for name in found),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    return model.eval(), loading
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report on what does not fit: ours names it."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    showed_bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        if showed_bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ConfigurationError(
+            f"the weights in {directory} cannot be loaded: damaged safetensors file ({error})"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else "no reason given"
+        raise ConfigurationError(
+            f"the weights in {directory} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error

@@ -1,0 +1,84 @@
+"""Examples whose text is known down to its bytes: what the record says of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from whence.v1.training_pb2 import (
+    TrainingDataset,
+    TrainingDocument,
+    TrainingDocuments,
+    TrainingEvent,
+    TrainingExamples,
+)
+from whence_server.lineage.merkle import MerkleTree
+
+_PER_EVENT = 4096
+
+
+class Document(NamedTuple):
+    """One document; see `TrainingDocument` in training.proto."""
+
+    source: str
+    """An absolute path."""
+    begin_byte: int
+    end_byte: int
+    sha256: str
+
+
+class Piece(NamedTuple):
+    """The part of a document that lies in an example, in bytes from the document's beginning."""
+
+    document: int
+    begin_byte: int
+    end_byte: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentedExamples:
+    """A dataset whose i-th example is cut from known places of known documents."""
+
+    documents: Sequence[Document]
+    pieces: Sequence[Sequence[Piece]]
+    """For each example, in its order."""
+    block_size: int = 0
+    """Tokens of an example; 0 where they differ."""
+    num_tokens: int = 0
+    """Of all documents; 0 where that is not known."""
+    description: str = ""
+
+    def merkle_root(self) -> str:
+        """Root of the RFC 9162 tree over the documents, in hex."""
+        return MerkleTree(bytes.fromhex(d.sha256) for d in self.documents).root.hex()
+
+    def dataset(self) -> TrainingDataset:
+        """The whole."""
+        return TrainingDataset(
+            kind="documents",
+            num_documents=len(self.documents),
+            num_examples=len(self.pieces),
+            merkle_root=self.merkle_root(),
+            block_size=self.block_size,
+            description=self.description,
+            num_tokens=self.num_tokens,
+        )
+
+    def events(self) -> Iterator[TrainingEvent]:
+        """The whole, then its documents, then its examples."""
+        yield TrainingEvent(dataset=self.dataset())
+        for first in range(0, len(self.documents), _PER_EVENT):
+            some = self.documents[first : first + _PER_EVENT]
+            documents = [TrainingDocument(**document._asdict()) for document in some]
+            yield TrainingEvent(documents=TrainingDocuments(first_index=first, documents=documents))
+        for first in range(0, len(self.pieces), _PER_EVENT):
+            examples = self.pieces[first : first + _PER_EVENT]
+            pieces = [piece for example in examples for piece in example]
+            yield TrainingEvent(
+                examples=TrainingExamples(
+                    first_example_id=first,
+                    num_pieces=[len(example) for example in examples],
+                    document_indices=[piece.document for piece in pieces],
+                    begin_bytes=[piece.begin_byte for piece in pieces],
+                    end_bytes=[piece.end_byte for piece in pieces],
+                )
+            )

@@ -1,0 +1,107 @@
+"""Finds where an interrupted `whence-server train` goes on, and whether it may."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from whence.v1.training_pb2 import Checkpoint, TrainingDocument
+from whence_server.domain.errors import LineageError
+from whence_server.engine.digests import file_digests
+from whence_server.lineage.texts import TextDocument
+from whence_server.training.history import History
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints, below its output directory."""
+
+_log = logging.getLogger(__name__)
+
+
+def last_whole_checkpoint(output: Path, history: History) -> Path | None:
+    """The newest checkpoint on record that is as it was recorded; None where there is none.
+
+    A checkpoint is put on record once it is whole, so that one that was being saved when its
+    process was killed is not.
+
+    Raises:
+        LineageError: a checkpoint is of another architecture.
+    """
+    newest = {c.path: c for c in history.checkpoints if c.resumable}
+    for checkpoint in sorted(newest.values(), key=lambda c: c.step, reverse=True):
+        directory = output / checkpoint.path
+        if not directory.is_dir():
+            continue
+        _require_architecture(directory, history.started.architecture)
+        fault = _fault(directory, checkpoint)
+        if not fault:
+            return directory
+        _log.warning("%s is passed over: %s", directory, fault)
+    return None
+
+
+def drop_beyond(output: Path, checkpoint: Path | None) -> None:
+    """Removes the remains of checkpoints that are not whole: those after the one to go on from."""
+    step = _step_of(checkpoint) if checkpoint is not None else 0
+    for directory in (output / CHECKPOINTS).glob("checkpoint-*"):
+        if _step_of(directory) > step:
+            shutil.rmtree(directory)
+
+
+def is_complete(output: Path, history: History) -> bool:
+    """Whether the final model is there, as it was recorded."""
+    finals = [c for c in history.checkpoints if c.path == "."]
+    return bool(finals) and not _fault(output, finals[-1])
+
+
+def require_same_documents(
+    recorded: Sequence[TrainingDocument], documents: Sequence[TextDocument]
+) -> None:
+    """Refuses texts that are not those on record.
+
+    Raises:
+        LineageError: naming the first document that is different.
+    """
+    for before, now in zip(recorded, documents, strict=False):
+        if before.source != now.source:
+            missing = before.source not in {d.source for d in documents}
+            what = f"{before.source} is gone" if missing else f"{now.source} is new"
+            raise _changed(what)
+        if before.sha256 != now.sha256:
+            raise _changed(
+                f"{now.source} has SHA-256 {now.sha256}, and had {before.sha256} when it was read"
+            )
+    if len(recorded) > len(documents):
+        raise _changed(f"{recorded[len(documents)].source} is gone")
+    if len(documents) > len(recorded):
+        raise _changed(f"{documents[len(recorded)].source} is new")
+
+
+def _changed(what: str) -> LineageError:
+    return LineageError(f"the texts have changed since the run began: {what}")
+
+
+def _require_architecture(directory: Path, architecture: str) -> None:
+    try:
+        found = json.loads((directory / "config.json").read_text())["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # Its digest will not be the recorded one.
+    if found != architecture:
+        raise LineageError(
+            f"{directory} is the checkpoint of a {found}; the run on record trains a {architecture}"
+        )
+
+
+def _fault(directory: Path, checkpoint: Checkpoint) -> str:
+    """What is not as recorded; "" for nothing."""
+    for file in checkpoint.files:
+        if not (directory / file.path).is_file():
+            return f"{file.path} is missing"
+        if file_digests(directory, [file.path])[0].sha256 != file.sha256:
+            return f"{file.path} is not as it was recorded"
+    return ""
+
+
+def _step_of(directory: Path) -> int:
+    number = directory.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0

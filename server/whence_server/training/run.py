@@ -1,0 +1,138 @@
+"""A training run while it is recorded, in the process that writes: rank 0."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from whence.v1.training_pb2 import (
+    AttemptFinished,
+    AttemptStarted,
+    Checkpoint,
+    Evaluation,
+    RankExamples,
+    TrainingEvent,
+    TrainingState,
+    TrainingStep,
+)
+from whence_server.engine.digests import weights_digest
+from whence_server.lineage.writer import RecordWriter
+from whence_server.training import snapshots
+from whence_server.training.norms import Norms
+from whence_server.training.ranks import RankStep
+from whence_server.training.setup import now
+
+
+class RecordedRun:
+    """Appends what happens to a run's record.
+
+    Args:
+        writer: the record; has the run's start and its dataset in it.
+        attempt: what begins now.
+        tokens_seen: in the steps that count so far.
+    """
+
+    def __init__(self, writer: RecordWriter, attempt: AttemptStarted, tokens_seen: int) -> None:
+        self.path = writer.path
+        self._writer: RecordWriter | None = writer
+        self._attempt = attempt.attempt
+        self._step = attempt.resumed_step
+        self._tokens_seen = tokens_seen
+        self._began_ns = self._step_ended_ns = time.monotonic_ns()
+        self._append(TrainingEvent(attempt_started=attempt))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the attempt goes on."""
+        return self._writer is not None
+
+    def step_done(
+        self,
+        step: int,
+        ranks: Sequence[RankStep],
+        *,
+        epoch: float,
+        learning_rate: float,
+        grad_norm: float | None,
+        norms: Norms | None,
+        skipped: bool,
+    ) -> None:
+        """An optimizer step was made by these processes, in the order of their ranks."""
+        ended_ns = time.monotonic_ns()
+        num_tokens = sum(rank.num_tokens for rank in ranks)
+        self._step = step
+        self._tokens_seen += num_tokens
+        event = TrainingStep(
+            step=step,
+            attempt=self._attempt,
+            epoch=epoch,
+            ranks=[
+                RankExamples(
+                    rank=number,
+                    example_ids=rank.example_ids,
+                    num_micro_batches=rank.num_micro_batches,
+                )
+                for number, rank in enumerate(ranks)
+            ],
+            num_tokens=num_tokens,
+            num_tokens_seen=self._tokens_seen,
+            loss=sum(rank.loss for rank in ranks) / len(ranks),
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            update_norms=norms.updates if norms else (),
+            weight_norms=norms.weights if norms else (),
+            elapsed_ns=ended_ns - self._began_ns,
+            duration_ns=ended_ns - self._step_ended_ns,
+            skipped=skipped,
+        )
+        self._append(TrainingEvent(step=event))
+        self._step_ended_ns = ended_ns
+
+    def evaluated(self, metrics: dict[str, Any]) -> None:
+        """The model was measured; what is no number is left out."""
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+        event = Evaluation(
+            step=self._step, attempt=self._attempt, metrics=numbers, elapsed_ns=self._elapsed_ns()
+        )
+        self._append(TrainingEvent(evaluation=event))
+        # Neither this nor what follows is the next step's.
+        self._step_ended_ns = time.monotonic_ns()
+
+    def saved(self, directory: Path, model: Any) -> Checkpoint:
+        """The model was saved to a directory, and all of that is on disk."""
+        event = snapshots.checkpoint(directory, self.path, model)
+        event.step, event.attempt = self._step, self._attempt
+        event.elapsed_ns = self._elapsed_ns()
+        self._append(TrainingEvent(checkpoint=event))
+        self._step_ended_ns = time.monotonic_ns()
+        return event
+
+    def finish(self, state: TrainingState.ValueType, model: Any, error: str = "") -> None:
+        """The attempt has ended; later evaluations and saved models are recorded all the same."""
+        event = AttemptFinished(
+            attempt=self._attempt,
+            step=self._step,
+            end_time=now(),
+            state=state,
+            error=error,
+            weights_digest=weights_digest(model.state_dict()),
+        )
+        try:
+            self._append(TrainingEvent(attempt_finished=event))
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
+
+    def _elapsed_ns(self) -> int:
+        return time.monotonic_ns() - self._began_ns
+
+    def _append(self, event: TrainingEvent) -> None:
+        if self._writer is not None:
+            self._writer.append(event)
+            return
+        writer, _ = RecordWriter.resume(self.path)
+        try:
+            writer.append(event)
+        finally:
+            writer.close()

@@ -1,0 +1,123 @@
+"""A run's record as whoever verifies it needs it: found, walked through, and held to itself."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from whence.v1.training_pb2 import (
+    AttemptStarted,
+    Checkpoint,
+    TrainingDataset,
+    TrainingEvent,
+    TrainingRunStarted,
+    TrainingStep,
+)
+from whence_server.domain.errors import LineageError
+from whence_server.lineage.merkle import MerkleTree
+from whence_server.lineage.reader import RECORD_NAME, RecordReader
+
+
+@dataclass(slots=True)
+class RunOnRecord:
+    """A whole record, its chain verified.
+
+    Attributes:
+        path: the record's file.
+        head: the chain's newest hash, as hex.
+        num_entries: how many are whole.
+        num_torn_bytes: what follows them in the file.
+        started: the run's start.
+        dataset: what it reads; empty where none is on record.
+        document_digests: raw SHA-256 of each document, by index.
+        attempts: in order.
+        steps: those that count, by number.
+        checkpoints: in order; those of superseded steps are there too.
+        superseded: positions in `checkpoints` of those whose steps were discarded later.
+    """
+
+    path: Path
+    head: str = ""
+    num_entries: int = 0
+    num_torn_bytes: int = 0
+    started: TrainingRunStarted = field(default_factory=TrainingRunStarted)
+    dataset: TrainingDataset = field(default_factory=TrainingDataset)
+    document_digests: list[bytes] = field(default_factory=list)
+    attempts: list[AttemptStarted] = field(default_factory=list)
+    steps: dict[int, TrainingStep] = field(default_factory=dict)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    superseded: set[int] = field(default_factory=set)
+
+    @property
+    def directory(self) -> Path:
+        """Where the record lies: what paths in it are relative to."""
+        return self.path.parent
+
+    def directory_of(self, checkpoint: Checkpoint) -> Path:
+        """Where a checkpoint's weights were written, seen from where the record lies now."""
+        return self.directory / checkpoint.path
+
+    def counting_checkpoints(self) -> list[Checkpoint]:
+        """Those whose steps count, in order."""
+        return [c for i, c in enumerate(self.checkpoints) if i not in self.superseded]
+
+    def attempt(self, number: int) -> AttemptStarted:
+        """One of the attempts; an empty one where it is not on record."""
+        return next((a for a in self.attempts if a.attempt == number), AttemptStarted())
+
+    def _take(self, event: TrainingEvent) -> None:
+        match event.WhichOneof("event"):
+            case "started":
+                self.started = event.started
+            case "dataset":
+                self.dataset = event.dataset
+            case "documents":
+                self.document_digests += _digests(event)
+            case "attempt_started":
+                self.attempts.append(event.attempt_started)
+                resumed = event.attempt_started.resumed_step
+                self.steps = {n: step for n, step in self.steps.items() if n <= resumed}
+                self.superseded |= {i for i, c in enumerate(self.checkpoints) if c.step > resumed}
+            case "step":
+                self.steps[event.step.step] = event.step
+            case "checkpoint":
+                self.checkpoints.append(event.checkpoint)
+
+
+def find_record(directory: Path) -> Path | None:
+    """The record of the run that a model may have come of: beside it, or up to two levels above."""
+    places = (directory, *directory.absolute().parents[:2])
+    return next((p / RECORD_NAME for p in places if (p / RECORD_NAME).is_file()), None)
+
+
+def read_run(path: Path) -> RunOnRecord:
+    """Reads a record to its end, and holds its dataset to the Merkle root.
+
+    Raises:
+        LineageError: it cannot be read, its chain is broken, or its documents do not make its root.
+    """
+    reader = RecordReader(path)
+    run = RunOnRecord(path)
+    while batch := reader.read():
+        for recorded in batch:
+            run._take(recorded.event)  # noqa: SLF001 - its own module
+    if not reader.position:
+        raise LineageError(f"{path} is not an intact record: it has no whole entry")
+    run.head, run.num_entries = reader.head.hex(), reader.position
+    run.num_torn_bytes = path.stat().st_size - reader.end_byte
+    _check_documents(run)
+    return run
+
+
+def _check_documents(run: RunOnRecord) -> None:
+    if not run.dataset.merkle_root:
+        return
+    root = MerkleTree(run.document_digests).root.hex()
+    if root != run.dataset.merkle_root:
+        raise LineageError(
+            f"{run.path}: its {len(run.document_digests)} documents have the Merkle root {root}, "
+            f"and the dataset on record has {run.dataset.merkle_root}"
+        )
+
+
+def _digests(event: TrainingEvent) -> Iterable[bytes]:
+    return (bytes.fromhex(document.sha256) for document in event.documents.documents)

@@ -1,0 +1,165 @@
+"""What the record says before the first step: the run, its dataset, the attempt."""
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from whence.v1.training_pb2 import (
+    AttemptStarted,
+    ParameterGroup,
+    ParentModel,
+    TrainingDataset,
+    TrainingEvent,
+    TrainingRunStarted,
+)
+from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.engine import weights
+from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.training import surroundings
+from whence_server.training.documented import DocumentedExamples
+from whence_server.training.groups import Group
+from whence_server.training.history import History
+
+
+def run_started(
+    trainer: Any,
+    groups: Sequence[Group],
+    *,
+    name: str,
+    recipe_json: str,
+    parent: ParentModel | None,
+) -> TrainingRunStarted:
+    """A new run, as the trainer stands at the beginning of its training."""
+    model = trainer.model
+    config: Any = getattr(model, "config", None)
+    found = surroundings.versions()
+    return TrainingRunStarted(
+        training_run_id=str(uuid.uuid4()),
+        name=name,
+        start_time=now(),
+        trace_id=os.urandom(16).hex(),
+        span_id=os.urandom(8).hex(),
+        architecture=type(model).__name__,
+        num_parameters=sum(group.num_parameters for group in groups),
+        config_json=config.to_json_string() if hasattr(config, "to_json_string") else "",
+        arguments_json=_arguments_json(trainer.args),
+        recipe_json=recipe_json,
+        tokenizer_digest=tokenizer_digest(trainer.processing_class),
+        initial_weights_digest=weights_digest(model.state_dict()),
+        parent=parent,
+        groups=[
+            ParameterGroup(
+                name=g.name, num_parameters=g.num_parameters, parameter_names=g.parameter_names
+            )
+            for g in groups
+        ],
+        num_planned_steps=max(0, trainer.state.max_steps),
+        whence_version=found.get("whence", ""),
+    )
+
+
+def dataset_events(dataset: Any, documents: DocumentedExamples | None) -> Iterator[TrainingEvent]:
+    """What a run reads: the whole, then documents and examples where they are known."""
+    if documents is not None:
+        yield from documents.events()
+    else:
+        yield TrainingEvent(dataset=described(dataset))
+
+
+def described(dataset: Any) -> TrainingDataset:
+    """A dataset of which nothing is known but what it says of itself."""
+    sized = hasattr(dataset, "__len__")
+    fingerprint = getattr(dataset, "_fingerprint", "")
+    kind = type(dataset)
+    return TrainingDataset(
+        kind="examples" if hasattr(kind, "__getitem__") and sized else "stream",
+        num_examples=len(dataset) if sized else 0,
+        description=f"{kind.__module__}.{kind.__qualname__} {fingerprint}".strip(),
+    )
+
+
+def attempt_started(trainer: Any, attempt: int, resumed_step: int) -> AttemptStarted:
+    """A process that begins to train."""
+    return AttemptStarted(
+        attempt=attempt,
+        start_time=now(),
+        resumed_step=resumed_step,
+        weights_digest=weights_digest(trainer.model.state_dict()),
+        num_processes=trainer.args.world_size,
+        versions=surroundings.versions(),
+        hardware=surroundings.hardware(trainer.args.device),
+        determinism=surroundings.determinism(trainer.args),
+    )
+
+
+def parent_model(directory: Path, digest: str) -> ParentModel:
+    """The model that a run goes on from.
+
+    Args:
+        directory: where it was read.
+        digest: its weights digest, as they were loaded.
+    """
+    model_digest = ""
+    try:
+        names = weights.model_files(directory, weights.weight_files(directory), with_code=False)
+        model_digest = model_signing_digest(file_digests(directory, names))
+    except (ConfigurationError, OSError):
+        pass
+    return ParentModel(
+        source=str(directory),
+        model_digest=model_digest,
+        weights_digest=digest,
+        training_run_id=_run_that_made(directory, digest),
+    )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """See `Model.tokenizer_digest`; empty where there is no tokenizer."""
+    if not hasattr(tokenizer, "save_pretrained"):
+        return ""
+    with tempfile.TemporaryDirectory(prefix="whence-tokenizer-") as directory:
+        tokenizer.save_pretrained(directory)
+        return tokenizer_digest_of(Path(directory))
+
+
+def tokenizer_digest_of(directory: Path) -> str:
+    """The same, of a tokenizer on disk."""
+    try:
+        names = weights.tokenizer_files(directory)
+    except ConfigurationError:
+        return ""
+    return model_signing_digest(file_digests(directory, names))
+
+
+def now() -> Timestamp:
+    """The time, in UTC."""
+    timestamp = Timestamp()
+    timestamp.GetCurrentTime()
+    return timestamp
+
+
+def _run_that_made(directory: Path, digest: str) -> str:
+    """The id of the run on record, beside a model or above it, that made these weights."""
+    for place in (directory, *directory.absolute().parents[:2]):
+        path = place / RECORD_NAME
+        if not path.is_file():
+            continue
+        try:
+            history = History.of(RecordReader(path).read_all())
+        except LineageError:
+            continue
+        if digest in {checkpoint.weights_digest for checkpoint in history.checkpoints}:
+            return history.started.training_run_id
+    return ""
+
+
+def _arguments_json(arguments: Any) -> str:
+    fields = {k: v for k, v in arguments.to_dict().items() if not k.endswith("token")}
+    return json.dumps(fields, default=str, sort_keys=True)

@@ -1,0 +1,89 @@
+"""What a training ran on: versions, hardware, and what decides whether its bits come again."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = (
+    "accelerate",
+    "datasets",
+    "numpy",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "whence",
+)
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTHONHASHSEED",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that take part, by name."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """What computes, in the system's own words."""
+    found = {
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        "cores": str(os.cpu_count()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["device_name"] = torch.cuda.get_device_name(device)
+        found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def determinism(arguments: Any) -> dict[str, str]:
+    """What decides about bits: seeds, threads, precision, environment variables.
+
+    Args:
+        arguments: the `TrainingArguments`.
+    """
+    found = {
+        "seed": arguments.seed,
+        "data_seed": arguments.data_seed,
+        "full_determinism": arguments.full_determinism,
+        "bf16": arguments.bf16,
+        "fp16": arguments.fp16,
+        "tf32": arguments.tf32,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "num_threads": torch.get_num_threads(),
+        "num_interop_threads": torch.get_num_interop_threads(),
+        "dataloader_num_workers": arguments.dataloader_num_workers,
+    }
+    found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return {name: str(value) for name, value in found.items()}
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

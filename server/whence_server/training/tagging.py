@@ -1,0 +1,115 @@
+"""Carries each example's id through dataset, collator and batch, up to the training step.
+
+The sampler and the order of everything stay as they are: a wrapped sampler would change the
+training, and runs ahead of it.
+"""
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from whence_server.domain.errors import LineageError
+
+IDS_KEY = "whence_example_ids"
+"""Where a batch carries its examples' ids until the training step takes them out."""
+
+
+class Tagged(NamedTuple):
+    """A dataset's item, whatever it is, with its id."""
+
+    example_id: int
+    feature: Any
+
+
+def tagged(dataset: Any) -> Any:
+    """The dataset, giving `Tagged` items; anything else that it can do it still can.
+
+    An item's id is its index, and in an iterable dataset its place in the order of arrival, from
+    0 in each pass. Where several workers read an iterable dataset, each counts what it reads
+    itself: worker w of W gives its n-th item the id n * W + w.
+    """
+    if not isinstance(dataset, IterableDataset):
+        return _TaggedMap(dataset)
+    return _SizedTaggedStream(dataset) if hasattr(dataset, "__len__") else _TaggedStream(dataset)
+
+
+def untagged(dataset: Any) -> Any:
+    """What `tagged` was given."""
+    return dataset.whence_dataset if isinstance(dataset, _TaggedMap | _TaggedStream) else dataset
+
+
+class TaggedCollator:
+    """A collator for tagged items: its own makes the batch, and the ids are put in beside it."""
+
+    def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
+        self.collator = collator
+
+    def __call__(self, items: Sequence[Tagged]) -> Any:
+        """The batch of the items, with their ids under `IDS_KEY`, shape (B,).
+
+        Raises:
+            LineageError: the collator's batch is no dictionary.
+        """
+        batch = self.collator([item.feature for item in items])
+        if not isinstance(batch, MutableMapping):
+            raise LineageError(
+                f"the data collator gives a {type(batch).__name__}: only batches that are "
+                "dictionaries can be recorded"
+            )
+        batch[IDS_KEY] = torch.tensor([item.example_id for item in items], dtype=torch.int64)
+        return batch
+
+
+class _Wrapper:
+    """Hands every attribute on, so that the dataset stays what its owner takes it for."""
+
+    whence_dataset: Any
+
+    def __init__(self, dataset: Any) -> None:
+        object.__setattr__(self, "whence_dataset", dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy in the making has no dataset yet, and dunders are looked up on the class.
+        if name == "whence_dataset" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        return getattr(self.whence_dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.whence_dataset, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.whence_dataset,)
+
+
+class _TaggedMap(_Wrapper, Dataset[Tagged]):
+    def __len__(self) -> int:
+        return len(self.whence_dataset)
+
+    def __getitem__(self, index: Any) -> Tagged:
+        return Tagged(int(index), self.whence_dataset[index])
+
+    @property
+    def __getitems__(self) -> Callable[[list[Any]], list[Tagged]] | None:
+        # The data loader asks whether there is one, and calls it with the batch's indices.
+        inner = getattr(self.whence_dataset, "__getitems__", None)
+        if not inner:
+            return None
+        return lambda indices: [
+            Tagged(int(index), feature)
+            for index, feature in zip(indices, inner(indices), strict=True)
+        ]
+
+
+class _TaggedStream(_Wrapper, IterableDataset[Tagged]):
+    def __iter__(self) -> Iterator[Tagged]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number, feature in enumerate(self.whence_dataset):
+            yield Tagged(first + number * stride, feature)
+
+
+class _SizedTaggedStream(_TaggedStream):
+    def __len__(self) -> int:
+        return len(self.whence_dataset)

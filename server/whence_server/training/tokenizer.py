@@ -1,0 +1,68 @@
+"""The tokenizer of a training: made from its texts, or one that is there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.engine import weights
+from whence_server.lineage.texts import TextDocument, decoded
+
+END_OF_TEXT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257
+"""Every byte, and the end of a text."""
+
+# The model has never seen a conversation: it goes on from what was said, in a new paragraph.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
+)
+
+
+def train_tokenizer(documents: Sequence[TextDocument], vocab_size: int) -> Any:
+    """A byte-level BPE over the documents, with END_OF_TEXT as id 0 and a plain chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (decoded(document.data).text for document in documents)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """An existing one.
+
+    Raises:
+        ConfigurationError: it cannot be loaded, is a slow one, or has no end-of-text token.
+    """
+    weights.tokenizer_files(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except Exception as error:
+        raise ConfigurationError(
+            f"the tokenizer in {directory} cannot be loaded: {error}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"{directory} has only a slow tokenizer ({type(tokenizer).__name__}); "
+            "a tokenizer.json, as a fast one saves it, is needed"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError(
+            f"the tokenizer in {directory} has no end-of-sequence token to put after a text"
+        )
+    return tokenizer

@@ -1,0 +1,233 @@
+"""Proves that a model's directory is what its training's record says, or names what is not.
+
+Everything is computed anew. An unsigned record protects against accident, not against whoever can
+rewrite files and record together.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whence.v1.training_pb2 import Checkpoint
+from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.domain.model import FileDigest
+from whence_server.engine import weights
+from whence_server.engine.digests import model_signing_digest
+from whence_server.training import contents
+from whence_server.training.comparison import file_findings, loading_findings, tensor_record
+from whence_server.training.contents import Tensors
+from whence_server.training.findings import Finding, Report, Verdict
+from whence_server.training.runs_on_record import RunOnRecord, find_record, read_run
+
+_ORDER = ("file", "tokenizer", "tensor", "weights", "model")
+
+
+def verify(directory: Path, record: Path | None = None) -> Report:
+    """Verifies a final model, a checkpoint, or any copy of one.
+
+    Args:
+        directory: where the model lies.
+        record: its run's record; None looks for it beside the model and up to two levels above.
+
+    Raises:
+        ConfigurationError: the directory cannot be read, or holds no model and never did as far as
+            is on record, or the record given is not there.
+    """
+    report = Report(directory)
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is not a directory; give one that holds a model")
+    if record is not None and not record.is_file():
+        raise ConfigurationError(f"{record} is not there; give a run's lineage.binpb")
+    files = contents.digests_of(directory, contents.present_files(directory))
+    report.model_digest = contents.model_digest_of(directory, files)
+    report.tokenizer_digest = contents.tokenizer_digest_of(directory, files)
+    report.record = record or find_record(directory)
+    if report.record is None:
+        return _without_record(report, files)
+    try:
+        run = read_run(report.record)
+    except LineageError as error:
+        report.findings.append(Finding("record", report.record.name, str(error)))
+        report.verdict = Verdict.NOT_VERIFIED
+        return report
+    _describe_run(report, run)
+    files |= contents.digests_of(directory, _nested_files(run))
+    checkpoint = _of_these_files(run, directory, files)
+    if checkpoint is None:
+        _require_weights(directory)
+    tensors = _load(report, run, checkpoint)
+    checkpoint = checkpoint or _of_these_weights(run, tensors)
+    if checkpoint is None:
+        problem = f"not on record: no checkpoint of run {report.training_run_id} has its weights"
+        report.findings.append(Finding("model", str(directory), problem))
+    else:
+        _describe_checkpoint(report, run, checkpoint)
+        _compare(report, run, checkpoint, files, tensors)
+    report.findings.sort(key=lambda finding: _ORDER.index(finding.subject))
+    report.verdict = Verdict.NOT_VERIFIED if report.findings else Verdict.VERIFIED
+    return report
+
+
+def _require_weights(directory: Path) -> None:
+    if not contents.has_weights(directory):
+        raise ConfigurationError(f"{directory} holds no weights; give a model or a checkpoint")
+
+
+def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
+    _require_weights(report.directory)
+    report.reason = (
+        "there is no record of its training: no lineage.binpb lies beside it or up to two levels "
+        "above"
+    )
+    report.num_files = len(files)
+    try:
+        tensors = contents.tensors_of(report.directory, "", None)
+    except ConfigurationError as error:
+        report.notes.append(str(error))
+        return report
+    report.weights_digest, report.num_tensors = tensors.weights_digest, len(tensors.records)
+    return report
+
+
+def _nested_files(run: RunOnRecord) -> list[str]:
+    """What checkpoints have on record in directories below their own."""
+    return sorted({f.path for c in run.checkpoints for f in c.files if "/" in f.path})
+
+
+def _of_these_files(
+    run: RunOnRecord, directory: Path, files: dict[str, FileDigest]
+) -> Checkpoint | None:
+    """The checkpoint that these files are, or were: the best match, among equal ones the newest.
+
+    Files that are all as recorded say more than a place, and a place more than some files.
+    """
+    best: tuple[tuple[bool, bool, int], Checkpoint] | None = None
+    for checkpoint in run.checkpoints:
+        same = sum(
+            file.path in files and files[file.path].sha256 == file.sha256
+            for file in checkpoint.files
+            if contents.decides_what_is_computed(file.path)
+        )
+        whole = same == sum(
+            contents.decides_what_is_computed(file.path) for file in checkpoint.files
+        )
+        here = run.directory_of(checkpoint).resolve() == directory.resolve()
+        rank = (whole and same > 0, here, same if whole or here else 0)
+        if any(rank) and (best is None or rank >= best[0]):
+            best = rank, checkpoint
+    return best[1] if best else None
+
+
+def _of_these_weights(run: RunOnRecord, tensors: Tensors | None) -> Checkpoint | None:
+    """The newest checkpoint with these tensors, or else with most of them, if with any."""
+    if tensors is None:
+        return None
+    found = set(tensors.records)
+
+    def shared(checkpoint: Checkpoint) -> int:
+        return len(found & set(map(tensor_record, checkpoint.tensors)))
+
+    best = max(reversed(run.checkpoints), key=shared, default=None)
+    return best if best is not None and shared(best) else None
+
+
+def _load(report: Report, run: RunOnRecord, checkpoint: Checkpoint | None) -> Tensors | None:
+    """The tensors as they were recorded: of the same class, in the same dtype."""
+    like = checkpoint or (run.checkpoints[-1] if run.checkpoints else Checkpoint())
+    dtypes = {tensor.dtype for tensor in like.tensors}
+    dtype: Any = getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
+    try:
+        tensors = contents.tensors_of(report.directory, run.started.architecture, dtype)
+    except ConfigurationError as error:
+        report.findings.append(Finding("weights", str(report.directory), str(error)))
+        return None
+    report.weights_digest = tensors.weights_digest
+    return tensors
+
+
+def _describe_run(report: Report, run: RunOnRecord) -> None:
+    started = run.started
+    report.num_entries, report.head = run.num_entries, run.head
+    report.training_run_id, report.run_name = started.training_run_id, started.name
+    report.num_planned_steps = started.num_planned_steps
+    report.merkle_root, report.num_documents = run.dataset.merkle_root, run.dataset.num_documents
+    if started.HasField("parent"):
+        report.parent = f"{started.parent.source} ({started.parent.weights_digest})"
+    if run.num_torn_bytes:
+        report.notes.append(
+            f"the record ends in {run.num_torn_bytes} bytes that are no whole entry"
+        )
+
+
+def _describe_checkpoint(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
+    report.step, report.attempt = checkpoint.step, checkpoint.attempt
+    report.path = checkpoint.path
+    if any(run.checkpoints[index] is checkpoint for index in run.superseded):
+        report.notes.append(
+            f"step {checkpoint.step} of attempt {checkpoint.attempt} was superseded: a later "
+            "attempt went on from an earlier step"
+        )
+    if run.directory_of(checkpoint).resolve() != report.directory.resolve():
+        report.notes.append(f"it was written to {checkpoint.path or '.'}, seen from the record")
+
+
+def _compare(
+    report: Report,
+    run: RunOnRecord,
+    checkpoint: Checkpoint,
+    files: dict[str, FileDigest],
+    tensors: Tensors | None,
+) -> None:
+    faults = report.findings
+    of_files = list(file_findings(checkpoint, files))
+    faults += of_files
+    report.num_files = sum(
+        file.path in files and files[file.path].sha256 == file.sha256 for file in checkpoint.files
+    )
+    _compare_tokenizer(report, run, checkpoint)
+    if tensors is not None:
+        faults += loading_findings(checkpoint, tensors)
+        expected = set(map(tensor_record, checkpoint.tensors))
+        report.num_tensors = len(expected & set(tensors.records))
+        if tensors.weights_digest != checkpoint.weights_digest:
+            faults.append(
+                Finding(
+                    "weights",
+                    "digest",
+                    "changed",
+                    checkpoint.weights_digest,
+                    tensors.weights_digest,
+                )
+            )
+        elif of_files:
+            report.notes.append(
+                f"the tensors are to the bit those of step {checkpoint.step}: files around them, "
+                "or their form, have changed"
+            )
+    if checkpoint.model_digest and checkpoint.model_digest != report.model_digest:
+        faults.append(
+            Finding("model", "digest", "changed", checkpoint.model_digest, report.model_digest)
+        )
+
+
+def _compare_tokenizer(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
+    """Held to what was saved with the weights; where nothing was, to the run's own."""
+    of_run = run.started.tokenizer_digest
+    saved = [file for file in checkpoint.files if file.path in weights.TOKENIZER_FILES]
+    expected = of_run
+    if saved:
+        expected = model_signing_digest(
+            [FileDigest(file.path, file.size_bytes, file.sha256) for file in saved]
+        )
+        if of_run and of_run != expected:
+            report.notes.append(
+                "the tokenizer that was saved with these weights is not to the byte the one that "
+                f"the run began with ({of_run})"
+            )
+    elif not report.tokenizer_digest:
+        return  # weights alone
+    if expected and expected != report.tokenizer_digest:
+        report.findings.append(
+            Finding("tokenizer", "digest", "changed", expected, report.tokenizer_digest)
+        )

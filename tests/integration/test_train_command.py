@@ -1,0 +1,382 @@
+"""`whence-server train`: from texts to a served model, through kills, changes and full disks."""
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import events_in, same_bits, steps_in
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from whence.v1.training_pb2 import TrainingState
+from whence_server.cli import main
+from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.engine import loading
+from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.messages import EngineOptions
+from whence_server.engine.weights import model_files, weight_files
+from whence_server.training.train import continue_from, train
+
+SETTINGS = {
+    "vocab_size": 300,
+    "block_size": 16,
+    "max_steps": 12,
+    "batch_size": 2,
+    "gradient_accumulation": 2,
+    "learning_rate": 1e-2,
+    "warmup_steps": 2,
+    "save_steps": 4,
+    "threads": 1,
+    # Dropout on, so that a random state that is not restored shows.
+    "config_override": ("n_embd=24", "n_layer=1", "n_head=2", "resid_pdrop=0.1"),
+}
+WORDS = ["the", "a", "one", "naïve", "model", "text", "你好", "of"]
+# Trains, and dies by SIGKILL: after a step, or half-way through saving a checkpoint.
+DYING = """
+import os, signal, sys
+from transformers import Trainer
+from whence_server.training.run import RecordedRun
+from whence_server.training.train import train
+
+kind, step, given = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
+owner, method = {
+    "step": (RecordedRun, "step_done"),
+    "save": (Trainer, "_save_optimizer_and_scheduler"),
+}[kind]
+original = getattr(owner, method)
+
+def dying(self, *args, **kwargs):
+    at = args[0] if kind == "step" else self.state.global_step
+    if kind == "step":
+        original(self, *args, **kwargs)
+    if at == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "save":
+        original(self, *args, **kwargs)
+
+setattr(owner, method, dying)
+train(given)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("texts")
+    words = random.Random(5)
+    for number in range(6):
+        sentence = " ".join(words.choice(WORDS) for _ in range(60))
+        (directory / f"{number}.txt").write_text(sentence)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    trained = train({**SETTINGS, "texts": (str(texts),), "output": str(output)})
+    assert trained.directory == output
+    assert trained.loss is not None
+    return output
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    return dict(model.state_dict())
+
+
+def killed(kind: str, step: int, output: Path, texts: Path) -> None:
+    given = {**SETTINGS, "texts": (str(texts),), "output": str(output)}
+    command = [sys.executable, "-c", DYING, kind, str(step), repr(given)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+
+
+def test_the_model_is_whole_and_on_record(whole: Path, texts: Path) -> None:
+    model, info = AutoModelForCausalLM.from_pretrained(whole, output_loading_info=True)
+    assert not any(info.values()), info
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 0
+    events = events_in(whole)
+    started, dataset = events[0].started, events[1].dataset
+    assert (started.name, started.architecture) == ("whole", "GPT2LMHeadModel")
+    assert not started.HasField("parent")
+    assert (dataset.kind, dataset.num_documents, dataset.block_size) == ("documents", 6, 16)
+    documents = events[2].documents.documents
+    for document, path in zip(documents, sorted(texts.iterdir()), strict=True):
+        assert document.source == str(path)
+        assert document.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    steps = steps_in(whole)
+    assert [step.step for step in steps] == list(range(1, 13))
+    assert all(len(step.ranks[0].example_ids) == 4 for step in steps[:2])
+    assert steps[-1].loss < steps[0].loss
+    checkpoints = [e.checkpoint for e in events if e.WhichOneof("event") == "checkpoint"]
+    assert [c.path for c in checkpoints] == [
+        *(f"checkpoints/checkpoint-{step}" for step in (4, 8, 12)),
+        ".",
+    ]
+    final = checkpoints[-1]
+    names = model_files(whole, weight_files(whole), with_code=False)
+    assert final.model_digest == model_signing_digest(file_digests(whole, names))
+    assert final.weights_digest == weights_digest(model.state_dict())
+    for checkpoint in checkpoints[:3]:
+        saved = AutoModelForCausalLM.from_pretrained(whole / checkpoint.path)
+        assert checkpoint.weights_digest == weights_digest(saved.state_dict())
+
+
+def test_a_server_loads_exactly_what_is_on_record(whole: Path) -> None:
+    options = EngineOptions(
+        model=str(whole),
+        model_name="whole",
+        dtype="auto",
+        device="cpu",
+        num_threads=1,
+        max_batch_size=4,
+        max_cache_tokens=1024,
+        prefill_chunk_tokens=64,
+        trust_remote_code=False,
+        log_level="error",
+        digest_cache="",
+    )
+    info = loading.load(options).info
+    started, final = events_in(whole)[0].started, events_in(whole)[-1].checkpoint
+    assert final.path == "."
+    assert info.model_digest == final.model_digest
+    assert info.weights_digest == final.weights_digest
+    assert info.tokenizer_digest == started.tokenizer_digest
+
+
+def test_an_example_s_pieces_hold_the_text_that_was_trained_on(whole: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    events = events_in(whole)
+    documents = [Path(d.source).read_bytes() for d in events[2].documents.documents]
+    examples = events[3].examples
+    places = list(
+        zip(examples.document_indices, examples.begin_bytes, examples.end_bytes, strict=True)
+    )
+    first = places[: examples.num_pieces[0]]
+    text = b"".join(documents[d][begin:end] for d, begin, end in first).decode()
+    assert len(tokenizer(text).input_ids) in (15, 16, 17)
+    assert documents[0].startswith(text.encode()[:10])
+
+
+@pytest.mark.parametrize("kind", ["step", "save"])
+def test_a_killed_training_goes_on_to_the_same_bits(
+    kind: str, whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    step = random.SystemRandom().choice([5, 6, 7, 9, 10, 11]) if kind == "step" else 8
+    killed(kind, step, output, texts)
+    resumed_step = step // 4 * 4 if kind == "step" else 4
+    half = output / "checkpoints" / "checkpoint-8"
+    assert half.exists() == (step >= 8)
+    train({"output": str(output), "resume": True})
+    assert same_bits(weights(output), weights(whole)), step
+    events = events_in(output)
+    attempts = [e.attempt_started for e in events if e.WhichOneof("event") == "attempt_started"]
+    assert [a.resumed_step for a in attempts] == [0, resumed_step]
+    made = [s.step for s in steps_in(output)]
+    assert made == [*range(1, step + 1), *range(resumed_step + 1, 13)]
+    checkpoints = [e.checkpoint for e in events if e.WhichOneof("event") == "checkpoint"]
+    assert [c.step for c in checkpoints] == [4, 8, 12, 12]
+    # Once complete, there is nothing to do.
+    assert train({"output": str(output), "resume": True}).loss is None
+
+
+def test_a_training_killed_before_its_first_checkpoint_begins_again(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    killed("step", 2, output, texts)
+    # And that by a kill during its own beginning: the first entries alone.
+    train({"output": str(output), "resume": True})
+    assert same_bits(weights(output), weights(whole))
+    assert [s.step for s in steps_in(output)] == [1, 2, *range(1, 13)]
+
+
+def test_replay_between_checkpoints_gives_their_digests(whole: Path, tmp_path: Path) -> None:
+    checkpoints = {
+        e.checkpoint.step: e.checkpoint
+        for e in events_in(whole)
+        if e.WhichOneof("event") == "checkpoint"
+    }
+    for first, last in ((4, 8), (0, 4)):
+        start = whole / checkpoints[first].path if first else None
+        model = continue_from(whole / "lineage.binpb", start, last, tmp_path)
+        assert weights_digest(model.state_dict()) == checkpoints[last].weights_digest
+    assert not list(tmp_path.rglob("lineage.binpb"))
+
+
+def test_what_is_not_the_run_on_record_is_refused(
+    whole: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    own = tmp_path / "texts"
+    shutil.copytree(texts, own)
+    output = tmp_path / "run"
+    given: dict[str, Any] = {**SETTINGS, "max_steps": 4, "output": str(output)}
+    train({**given, "texts": (str(own),)})
+    (output / "config.json").unlink()  # as if it had not come to its end
+    resume = {"output": str(output), "resume": True}
+
+    with pytest.raises(ConfigurationError, match="--seed was 0, is 1"):
+        train({**resume, "seed": 1})
+    (own / "3.txt").write_text("changed")
+    with pytest.raises(LineageError, match=r"have changed .*/3\.txt has SHA-256"):
+        train(resume)
+    (own / "3.txt").unlink()
+    with pytest.raises(LineageError, match=r"/3\.txt is gone"):
+        train(resume)
+    shutil.copy(texts / "3.txt", own / "3.txt")
+    (own / "6.txt").write_text("new")
+    with pytest.raises(LineageError, match=r"/6\.txt is new"):
+        train(resume)
+    (own / "6.txt").unlink()
+    config = output / "checkpoints" / "checkpoint-4" / "config.json"
+    kept = config.read_text()
+    config.write_text(kept.replace("GPT2LMHeadModel", "LlamaForCausalLM"))
+    with pytest.raises(LineageError, match=r"checkpoint of a LlamaForCausalLM; .* a GPT2LMHead"):
+        train(resume)
+    config.write_text(kept)
+    # Nothing of all this was recorded, and the run can still be finished.
+    train(resume)
+    assert (output / "config.json").is_file()
+
+    assert main(["train", "--output", str(output), str(own)]) == 2
+    assert "a run is on record there" in capsys.readouterr().err
+    assert main(["train", "--output", str(own), str(own)]) == 2
+    assert "something else is there" in capsys.readouterr().err
+    assert main(["train", "--output", str(tmp_path / "none"), "--resume"]) == 2
+    assert "has no run on record" in capsys.readouterr().err
+
+
+def test_a_checkpoint_can_be_gone_on_from(whole: Path, texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    given = {"texts": (str(texts),), "output": str(output), "block_size": 16, "max_steps": 1}
+    train({**given, "from_model": str(whole), "threads": 1})
+    parent = events_in(output)[0].started.parent
+    final = [e.checkpoint for e in events_in(whole) if e.WhichOneof("event") == "checkpoint"][-1]
+    assert parent.source == str(whole)
+    assert parent.model_digest == final.model_digest
+    assert parent.weights_digest == final.weights_digest
+    assert parent.training_run_id == events_in(whole)[0].started.training_run_id
+    assert events_in(output)[0].started.initial_weights_digest == parent.weights_digest
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_type": "gtp2"}, "--model-type 'gtp2': transformers .* has no such kind"),
+        ({"model_type": "t5"}, "'t5' model goes on with no text"),
+        ({"config_override": ("layers=2",)}, "layers: a 'gpt2' model has no such field"),
+        ({"config_override": ("n_head=5",)}, "there can be no such model"),
+        ({"config_override": ("n_positions=8",)}, "--block-size 16: .* context of 8 tokens"),
+        ({"config_override": ("vocab_size=20",)}, r"a vocabulary of 20; the tokenizer has \d+"),
+        ({"block_size": 5000}, "--block-size 5000: the texts have"),
+        ({"config": "/nowhere"}, "--config /nowhere"),
+        ({"tokenizer": "/nowhere"}, "/nowhere has no tokenizer"),
+        ({"from_model": "/nowhere"}, "/nowhere"),
+        ({"texts": ("/nowhere",)}, "/nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(
+    given: dict[str, Any], message: str, texts: Path, tmp_path: Path
+) -> None:
+    given = {"texts": (str(texts),), "output": str(tmp_path / "run"), **given}
+    if not given.keys() & {"from_model", "tokenizer"}:
+        given["vocab_size"] = 300
+    with pytest.raises(ConfigurationError, match=message):
+        train({"block_size": 16, **given})
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_architectures_and_measurements_and_half_precision(
+    texts: Path, tmp_path: Path
+) -> None:
+    overrides = ("hidden_size=16", "intermediate_size=32", "num_hidden_layers=1")
+    heads = ("num_attention_heads=2", "num_key_value_heads=1")
+    output = tmp_path / "run"
+    train(
+        {
+            **SETTINGS,
+            "texts": (str(texts),),
+            "output": str(output),
+            "model_type": "llama",
+            "config_override": (*overrides, *heads),
+            "dtype": "bfloat16",
+            "max_steps": 2,
+            "eval": (str(texts / "1.txt"),),
+            "eval_steps": 1,
+        }
+    )
+    events = events_in(output)
+    assert events[0].started.architecture == "LlamaForCausalLM"
+    evaluations = [e.evaluation for e in events if e.WhichOneof("event") == "evaluation"]
+    assert [e.step for e in evaluations] == [1, 2]
+    assert {t.dtype for e in events for t in e.checkpoint.tensors} == {"bfloat16"}
+    # In the first step of a warm-up the learning rate is 0.
+    assert [step.update_norms[0] > 0 for step in steps_in(output)] == [False, True]
+
+
+def test_a_signal_interrupts_and_a_full_disk_ends_a_training_that_can_go_on(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    flags = [
+        *("--vocab-size", "300", "--block-size", "16", "--max-steps", "12", "--batch-size", "2"),
+        *("--gradient-accumulation", "2", "--learning-rate", "0.01", "--warmup-steps", "2"),
+        *("--save-steps", "4", "--threads", "1"),
+        *(word for o in SETTINGS["config_override"] for word in ("--config-override", o)),  # type: ignore[attr-defined]
+    ]
+    command = [sys.executable, "-m", "whence_server", "train", "--output", str(output), str(texts)]
+
+    def small_files() -> None:
+        # The optimizer's state is larger than this, the weights and the record are not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        preexec_fn=small_files,
+        env=environment,
+    )
+    assert run.returncode == 1, run.stderr[-3000:]
+    assert "make room and go on with --resume" in run.stderr.splitlines()[-1]
+    last = events_in(output)[-1]
+    assert last.attempt_finished.state == TrainingState.TRAINING_STATE_FAILED
+    assert not (output / "config.json").exists()
+
+    with subprocess.Popen(
+        [*command, "--resume"], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        while not any(s.attempt == 2 for s in steps_in(output)) and process.poll() is None:
+            process.stderr.read(1)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    if process.returncode == 130:
+        assert "--resume goes on from the last checkpoint" in rest
+        last = events_in(output)[-1]
+        assert last.attempt_finished.state == TrainingState.TRAINING_STATE_INTERRUPTED
+    train({"output": str(output), "resume": True})
+    assert same_bits(weights(output), weights(whole))

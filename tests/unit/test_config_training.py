@@ -1,0 +1,75 @@
+"""The settings of a training: each validated, none without effect, all in the record's recipe."""
+
+import argparse
+from typing import Any
+
+import pytest
+
+from whence_server import config
+from whence_server.domain.errors import ConfigurationError
+
+
+def given(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    config.add_train_arguments(parser)
+    return config.train_settings(parser.parse_args(arguments))
+
+
+MINIMAL = ("--output", "/out", "/text")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("/text",), "--output: where is the model to be written"),
+        (("--output", "/out"), "TEXT: what is to be trained on"),
+        ((*MINIMAL, "--epochs", "0"), "--epochs '0': expected a number above 0"),
+        ((*MINIMAL, "--epochs", "nan"), "--epochs 'nan': expected a number above 0"),
+        ((*MINIMAL, "--max-steps", "x"), "--max-steps 'x': expected a whole number from 1"),
+        ((*MINIMAL, "--epochs", "1", "--max-steps", "2"), "--epochs and --max-steps do not go"),
+        ((*MINIMAL, "--vocab-size", "256"), "--vocab-size '256': expected a whole number from 257"),
+        ((*MINIMAL, "--tokenizer", "/t", "--vocab-size", "300"), "the size is for one that is"),
+        (
+            (*MINIMAL, "--config", "/c", "--model-type", "llama"),
+            "both say what a new model is like",
+        ),
+        ((*MINIMAL, "--from", "/m", "--model-type", "llama"), "it has a model and a tokenizer"),
+        ((*MINIMAL, "--config-override", "n_layer"), "'n_layer': expected NAME=VALUE"),
+        ((*MINIMAL, "--scheduler", "steep"), "--scheduler 'steep': expected one of linear"),
+        (
+            (*MINIMAL, "--scheduler", "constant", "--warmup-steps", "3"),
+            "--warmup-steps 3: --scheduler constant has no warm-up",
+        ),
+        ((*MINIMAL, "--eval-steps", "3"), "--eval-steps: there is nothing to measure on"),
+        ((*MINIMAL, "--dtype", "float16"), "--dtype 'float16': expected one of float32, bfloat16"),
+        ((*MINIMAL, "--learning-rate", "-1"), "--learning-rate '-1': expected a number above 0"),
+        ((*MINIMAL, "--unusable", "ignore"), "--unusable 'ignore': expected one of refuse"),
+    ],
+)
+def test_wrong_settings_are_named(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        config.train_config(given(*arguments))
+    assert message in str(raised.value)
+
+
+def test_a_recipe_gives_the_settings_back_and_refuses_others() -> None:
+    settings = given(*MINIMAL, "--eval", "/e1", "--eval", "/e2", "--epochs", "0.5", "--seed", "3")
+    made = config.train_config(settings)
+    assert made.eval == ("/e1", "/e2")
+    recipe = made.recipe_json()
+    assert "output" not in recipe
+    again = config.recorded_config(recipe, given("--output", "/elsewhere", "--resume"))
+    assert (again.output, again.resume, again.epochs) == ("/elsewhere", True, 0.5)
+    assert config.recorded_config(recipe, {"seed": 3, "output": "/out"}) == made
+    with pytest.raises(ConfigurationError, match="--seed was 3, is 4; TEXT was /text, is /a /b"):
+        config.recorded_config(recipe, {"seed": 4, "texts": ("/a", "/b")})
+    for broken in ("", "[]", '{"unknown": 1}'):
+        with pytest.raises(ConfigurationError, match="no recipe that this version can go on with"):
+            config.recorded_config(broken, {})
+
+
+def test_paths_are_made_absolute_and_defaults_are_one_epoch() -> None:
+    settings = config.train_config(given("--output", "out", "text"))
+    assert settings.output.startswith("/")
+    assert settings.texts[0].startswith("/")
+    assert (settings.epochs, settings.max_steps) == (0.0, 0)
