@@ -30,6 +30,7 @@ def describe(
     loaded_files: Collection[str],
     weights_digest: str,
     batched: bool,
+    directory: str,
 ) -> ModelInfo:
     """Puts together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
@@ -52,6 +53,7 @@ def describe(
         environment=_environment(model),
         defaults=generation_defaults(model.generation_config, vocabulary_size),
         text=text,
+        directory=directory,
     )
 
 

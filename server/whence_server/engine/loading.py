@@ -79,6 +79,7 @@ def load(options: EngineOptions) -> LoadedModel:
             loaded_files=loaded_files,
             weights_digest=weights_digest.result(),
             batched=style is not None,
+            directory=str(directory.resolve()),
         )
     return LoadedModel(model, style, graph, info)
 

@@ -1,0 +1,321 @@
+"""TrainingService: reads the records of training runs, and follows those that are under way."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from itertools import islice
+from typing import Any
+
+from google.protobuf import timestamp_pb2
+
+from whence.v1 import training_pb2
+from whence_server.domain.errors import (
+    DrainingError,
+    FieldViolation,
+    InvalidRequestError,
+    ModelNotReadyError,
+    TrainingRunNotFoundError,
+)
+from whence_server.lineage.documents import document_text
+from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
+from whence_server.lineage.library import RunLibrary
+from whence_server.lineage.lookup import events_at
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.steps import StepRange
+from whence_server.rpc.calls import Call, Method
+from whence_server.rpc.conversions import page_size
+from whence_server.rpc.serving import Serving
+from whence_server.rpc.training_requests import (
+    RunToken,
+    check_document,
+    document_index,
+    read_run_token,
+    read_step_token,
+    step_range,
+    step_token,
+)
+from whence_server.rpc.training_watch import watch_start, watched
+from whence_server.rpc.watching import until
+
+SERVICE = "whence.v1.TrainingService"
+
+_DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
+_DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
+# Well below the 4 MiB that a gRPC client takes by default.
+_MAX_STEPS_BYTES = 2 << 20
+# A document's text comes in one message.
+_MAX_TEXT_BYTES = 32 << 20
+
+
+class TrainingServicer:
+    """Answers from records alone: it works whether or not a model is loaded.
+
+    Args:
+        library: the runs that are known.
+        serving: says which run made the served model.
+        tracer: computes a text's emergence.
+        closing: set when the server closes.
+    """
+
+    def __init__(
+        self,
+        library: RunLibrary,
+        serving: Serving,
+        tracer: EmergenceTracer,
+        closing: asyncio.Event,
+    ) -> None:
+        self._library = library
+        self._serving = serving
+        self._tracer = tracer
+        self._closing = closing
+
+    def methods(self) -> list[Method[Any]]:
+        """The service's table."""
+        pb = training_pb2
+        return [
+            Method("ListTrainingRuns", pb.ListTrainingRunsRequest, unary=self.list_training_runs),
+            Method("GetTrainingRun", pb.GetTrainingRunRequest, unary=self.get_training_run),
+            Method(
+                "ListTrainingSteps", pb.ListTrainingStepsRequest, unary=self.list_training_steps
+            ),
+            Method("WatchTrainingRun", pb.WatchTrainingRunRequest, stream=self.watch_training_run),
+            Method("GetDocument", pb.GetDocumentRequest, unary=self.get_document),
+            Method(
+                "GetInclusionProof", pb.GetInclusionProofRequest, unary=self.get_inclusion_proof
+            ),
+            Method("TraceEmergence", pb.TraceEmergenceRequest, stream=self.trace_emergence),
+        ]
+
+    async def list_training_runs(
+        self, request: training_pb2.ListTrainingRunsRequest, call: Call
+    ) -> bytes:
+        """A page of summaries, newest first."""
+        del call
+        limit = page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE)
+        after = read_run_token(request.page_token)
+
+        def page(runs: list[TrainingRun]) -> training_pb2.ListTrainingRunsResponse:
+            rest = [run for run in runs if after is None or _comes_after(run, after)]
+            return training_pb2.ListTrainingRunsResponse(
+                training_runs=[self._summary(run) for run in rest[:limit]],
+                next_page_token=str(_token(rest[limit - 1])) if len(rest) > limit else "",
+            )
+
+        return (await self._library.runs(page)).SerializeToString()
+
+    async def get_training_run(
+        self, request: training_pb2.GetTrainingRunRequest, call: Call
+    ) -> bytes:
+        """One run without its steps."""
+        del call
+
+        def whole(run: TrainingRun) -> training_pb2.GetTrainingRunResponse:
+            return training_pb2.GetTrainingRunResponse(
+                summary=self._summary(run),
+                started=run.started,
+                dataset=run.training_set.dataset,
+                attempts=run.attempts,
+                endings=run.endings,
+                checkpoints=run.checkpoints,
+                evaluations=run.evaluations,
+            )
+
+        run_id = self._run_id(request.training_run_id)
+        return (await self._library.run(run_id, whole)).SerializeToString()
+
+    async def list_training_steps(
+        self, request: training_pb2.ListTrainingStepsRequest, call: Call
+    ) -> bytes:
+        """A page of steps, by number."""
+        del call
+        wanted = step_range(request)
+        limit = page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
+        after = read_step_token(request.page_token)
+        response = await self._library.run(
+            self._run_id(request.training_run_id),
+            lambda run: _steps(run, wanted, after, limit, omit_examples=request.omit_examples),
+        )
+        return response.SerializeToString()
+
+    async def watch_training_run(
+        self, request: training_pb2.WatchTrainingRunRequest, call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """Events as they are recorded, until the run has ended."""
+        del call
+        after = request.after_position if request.HasField("after_position") else None
+        start = await self._library.run(
+            self._run_id(request.training_run_id), lambda run: watch_start(run, after)
+        )
+        async with aclosing(until(watched(start), self._closing)) as messages:
+            async for message in messages:
+                yield message
+        if self._closing.is_set():
+            # A clean end would say that the run has ended.
+            raise DrainingError
+
+    async def get_document(self, request: training_pb2.GetDocumentRequest, call: Call) -> bytes:
+        """A document, and its text as long as its source has it."""
+        del call
+        check_document(request)
+        response = await self._library.run(
+            self._run_id(request.training_run_id), lambda run: _document(run, request)
+        )
+        if not request.omit_text:
+            document = response.document
+            size = document.end_byte - document.begin_byte
+            if size > _MAX_TEXT_BYTES:
+                raise InvalidRequestError(
+                    FieldViolation(
+                        "omit_text",
+                        f"the document has {size} bytes, more than the {_MAX_TEXT_BYTES} that are "
+                        "sent in a message: leave its text out",
+                    )
+                )
+            response.text = await asyncio.to_thread(document_text, document)
+        return response.SerializeToString()
+
+    async def get_inclusion_proof(
+        self, request: training_pb2.GetInclusionProofRequest, call: Call
+    ) -> bytes:
+        """A document's way up to the Merkle root."""
+        del call
+        check_document(request)
+
+        def proof(run: TrainingRun) -> training_pb2.GetInclusionProofResponse:
+            index = document_index(request, run.training_set)
+            audit_path = run.training_set.audit_path(index)
+            dataset = run.training_set.dataset
+            return training_pb2.GetInclusionProofResponse(
+                leaf_index=index,
+                tree_size=len(run.training_set.documents),
+                leaf_data=run.training_set.documents.digest(index),
+                audit_path=audit_path,
+                root=b"" if dataset is None else bytes.fromhex(dataset.merkle_root),
+            )
+
+        run_id = self._run_id(request.training_run_id)
+        return (await self._library.run(run_id, proof)).SerializeToString()
+
+    async def trace_emergence(
+        self, request: training_pb2.TraceEmergenceRequest, call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """The probability of a text over the run's checkpoints, as it is computed."""
+        del call
+        if not request.continuation:
+            raise InvalidRequestError(FieldViolation("continuation", "must not be empty"))
+        record = await self._library.run(
+            self._run_id(request.training_run_id), lambda run: run.path
+        )
+        asked = EmergenceRequest(record, request.prompt, request.continuation, request.omit_groups)
+        async with aclosing(until(self._tracer.trace(asked), self._closing)) as messages:
+            async for message in messages:
+                yield message
+        if self._closing.is_set():
+            raise DrainingError
+
+    def _run_id(self, asked: str) -> str:
+        """The id that is meant: none is that of the run that made the served model."""
+        if asked:
+            return asked
+        model = self._serving.model
+        if model is None:
+            raise ModelNotReadyError
+        if model.training_run is None:
+            raise TrainingRunNotFoundError("")
+        return model.training_run.training_run_id
+
+    def _summary(self, run: TrainingRun) -> training_pb2.TrainingRunSummary:
+        model = self._serving.model
+        made_it = (
+            model is not None
+            and model.training_run is not None
+            and model.training_run.training_run_id == run.id
+        )
+        summary = summary_message(run)
+        if model is not None and made_it:
+            summary.served_models.append(model.name)
+        return summary
+
+
+def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
+    """A run at a glance."""
+    started, dataset, newest = run.started, run.training_set.dataset, run.newest_step()
+    last_time = timestamp_pb2.Timestamp()
+    last_time.FromNanoseconds(run.last_time_ns)
+    summary = training_pb2.TrainingRunSummary(
+        training_run_id=run.id,
+        name=started.name,
+        state=run.state,
+        start_time=started.start_time,
+        last_time=last_time,
+        num_planned_steps=started.num_planned_steps,
+        num_attempts=len(run.attempts),
+        num_superseded_steps=run.steps.num_superseded,
+        architecture=started.architecture,
+        num_parameters=started.num_parameters,
+        record_path=str(run.path),
+        num_entries=run.num_entries,
+        head=run.head,
+    )
+    if newest is not None:
+        summary.step = newest.step
+        summary.loss = newest.loss
+        summary.num_tokens_seen = newest.num_tokens_seen
+    if dataset is not None:
+        summary.num_documents = dataset.num_documents
+        summary.num_examples = dataset.num_examples
+        summary.merkle_root = dataset.merkle_root
+    return summary
+
+
+def _token(run: TrainingRun) -> RunToken:
+    return RunToken(run.started.start_time.ToNanoseconds(), run.id)
+
+
+def _comes_after(run: TrainingRun, token: RunToken) -> bool:
+    begun = run.started.start_time.ToNanoseconds()
+    return (-begun, run.id) > (-token.start_time_ns, token.training_run_id)
+
+
+def _steps(
+    run: TrainingRun,
+    wanted: StepRange,
+    after: tuple[int, int],
+    limit: int,
+    *,
+    omit_examples: bool,
+) -> training_pb2.ListTrainingStepsResponse:
+    refs = list(islice(run.steps.select(wanted, after), limit + 1))
+    response = training_pb2.ListTrainingStepsResponse()
+    num_bytes = 0
+    for event in events_at(run.path, (ref.place for ref in refs[:limit])):
+        if omit_examples:
+            for rank in event.step.ranks:
+                rank.ClearField("example_ids")
+        num_bytes += event.step.ByteSize()
+        if num_bytes > _MAX_STEPS_BYTES and response.steps:
+            break
+        response.steps.append(event.step)
+    if len(response.steps) < len(refs):
+        response.next_page_token = step_token(response.steps[-1])
+    return response
+
+
+def _document(
+    run: TrainingRun, request: training_pb2.GetDocumentRequest
+) -> training_pb2.GetDocumentResponse:
+    training_set = run.training_set
+    if request.WhichOneof("document") != "example_id":
+        index = document_index(request, training_set)
+        return training_pb2.GetDocumentResponse(index=index, document=training_set.document(index))
+    pieces = training_set.pieces(request.example_id)
+    index = pieces[0].document_index
+    return training_pb2.GetDocumentResponse(
+        index=index,
+        document=training_set.document(index),
+        pieces=[
+            training_pb2.ByteRange(begin_byte=piece.begin_byte, end_byte=piece.end_byte)
+            for piece in pieces
+            if piece.document_index == index
+        ],
+    )
