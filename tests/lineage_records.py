@@ -64,13 +64,20 @@ class RecordBuilder:
             num_planned_steps=40,
             whence_version="0.1.0",
         )
+        self._closed = False
         self._writer = RecordWriter.create(self.path, pb.TrainingEvent(started=started))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._writer.close()
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the record, so that another process can write it."""
+        if not self._closed:
+            self._closed = True
+            self._writer.close()
 
     def append(self, **event: object) -> Self:
         self._writer.append(pb.TrainingEvent(**event))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         WhenceError,
     )
     from whence.generation import FinishReason, GeneratedSequence
+    from whence.merkle import verify_inclusion
     from whence.options import ChatMessage, GenerateOptions
     from whence.tokens import Candidate, Draw, ProcessorEffect, Timing, Token
     from whence.vocabulary import Vocabulary
@@ -73,6 +74,7 @@ __all__ = [
     "Vocabulary",
     "WhenceError",
     "__version__",
+    "verify_inclusion",
 ]
 
 _MODULES = {
@@ -90,6 +92,7 @@ _MODULES = {
     "Timing": "whence.tokens",
     "Token": "whence.tokens",
     "Vocabulary": "whence.vocabulary",
+    "verify_inclusion": "whence.merkle",
 }
 """Where each public name lives; those not listed are in `whence.errors`."""
 
