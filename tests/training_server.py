@@ -49,7 +49,8 @@ async def training_server(
     """Serves the runs below the directories until the block is left."""
     library = RunLibrary(directories)
     server = TrainingServer(library, "", asyncio.Event())
-    servicer = TrainingServicer(library, server.serving, EmergenceTracer(emergence), server.closing)
+    tracer = EmergenceTracer(emergence)
+    servicer = TrainingServicer(library, server.serving, tracer, server.closing)
     services = {training_servicer.SERVICE: servicer.methods()}
     rpc = await build_server(ServerOptions((listen,)), services, CallLog(lambda call: None))
     await rpc.server.start()
@@ -59,4 +60,5 @@ async def training_server(
     finally:
         server.closing.set()
         await rpc.server.stop(2.0)
+        await tracer.close()
         library.close()

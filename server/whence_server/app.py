@@ -95,6 +95,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         default_candidates=settings.default_candidates,
     )
     serving = Serving(settings.served_name, journal)
+    tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=observability.sampler)
@@ -109,7 +110,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
             generation_servicer.SERVICE: GenerationServicer(serving, limits).methods(),
             trace_servicer.SERVICE: TraceServicer(journal, closing).methods(),
             training_servicer.SERVICE: TrainingServicer(
-                library, serving, EmergenceTracer(), closing
+                library, serving, tracer, closing
             ).methods(),
             model_servicer.SERVICE: ModelServicer(serving).methods(),
         },
@@ -142,6 +143,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     finally:
         closing.set()
         await rpc.server.stop(_CLOSING_CALLS_S)
+        await tracer.close()
         library.close()
         await engine.stop()
 

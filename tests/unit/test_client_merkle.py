@@ -60,8 +60,7 @@ def test_nothing_else_is_taken(data: st.DataObject) -> None:
     elif change == "index":
         proof.leaf_index = data.draw(st.integers(0, 60).filter(lambda i: i != index))
     elif change == "size":
-        # Another size is refused unless the path up would be the same: then the root differs in no
-        # tree of that size, and the proof is one of a larger tree's left part.
+        # A leaf that such a tree does not have. (Of a larger one, the path may be the same.)
         proof.tree_size = data.draw(st.integers(0, index))
     elif change == "sibling":
         which = data.draw(st.integers(0, len(proof.audit_path) - 1))

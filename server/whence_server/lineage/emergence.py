@@ -53,7 +53,12 @@ class EmergenceTracer:
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = tuple(command)
-        self._busy = False
+        self._running = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Returns once no process is left; whoever waits for its answers has to be gone."""
+        async with self._running:
+            pass
 
     async def trace(self, request: EmergenceRequest) -> AsyncGenerator[bytes, None]:
         """Serialised TraceEmergenceResponse messages as they are computed.
@@ -66,10 +71,9 @@ class EmergenceTracer:
             InvalidRequestError: nor for this text.
             LineageError: the process broke down.
         """
-        if self._busy:
+        if self._running.locked():
             raise EmergenceBusyError(RETRY_AFTER_S)
-        self._busy = True
-        try:
+        async with self._running:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=PIPE,
@@ -90,8 +94,6 @@ class EmergenceTracer:
                 await _end(process)
                 errors.cancel()
                 await asyncio.gather(errors, return_exceptions=True)
-        finally:
-            self._busy = False
 
 
 def _send(process: Process, request: EmergenceRequest) -> None:
