@@ -33,9 +33,9 @@ class TrainingServer:
         self.closing = closing
         self.serving = Serving("m", None)  # type: ignore[arg-type]  # no generation is asked for
 
-    async def load(self, directory: Path) -> None:
+    async def load(self, directory: Path, **fields: object) -> None:
         """Serves a model from a directory, linked to the run that made it."""
-        model = loaded_model(directory)
+        model = loaded_model(directory, **fields)
         run = await self.library.link(model)
         self.serving.model = dataclasses.replace(model, training_run=run)
 

@@ -44,6 +44,19 @@ def message_object(message: Message) -> dict[str, Any]:
     return as_dict
 
 
+def complete_object(message: Message) -> dict[str, Any]:
+    """As `message_object`, with the fields that are zero, false or empty as well.
+
+    What can be absent and is, is left out.
+    """
+    try:
+        options: dict[str, Any] = {"always_print_fields_with_no_presence": True}
+        return MessageToDict(message, preserving_proto_field_name=True, **options)
+    except TypeError:  # before protobuf 5.26 the option had another name
+        options = {"including_default_value_fields": True}
+        return MessageToDict(message, preserving_proto_field_name=True, **options)
+
+
 def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterator[dict[str, Any]]:
     """The objects of an event that `generation` has just brought."""
     match event.WhichOneof("event"):

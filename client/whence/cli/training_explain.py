@@ -1,0 +1,173 @@
+"""How a text's probability grew, as text: the curve, then the checkpoints of the largest change."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from whence.cli.plots import bar
+from whence.cli.render import fitted, quoted, safe
+from whence.client import Client
+from whence.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
+from whence.v1 import training_pb2 as pb
+
+_BAR_COLUMNS = 30
+_TOKEN_COLUMNS = 20
+_GROUP_COLUMNS = 24
+_MOST_DOCUMENTS = 10
+_MOST_IDS = 8
+
+
+class Emergence(NamedTuple):
+    """All that was told of one text."""
+
+    started: pb.EmergenceStarted
+    points: list[pb.EmergencePoint]
+    intervals: list[pb.EmergenceInterval]
+
+    def largest_change(self) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
+        """The two points between which the probability changed most, either way."""
+        changes = [pair for pair in pairwise(self.points) if math.isfinite(_change(*pair))]
+        return max(changes, key=lambda pair: abs(_change(*pair)), default=None)
+
+
+def gathered(answers: Sequence[pb.TraceEmergenceResponse]) -> Emergence:
+    """The messages of one answer, by kind."""
+    started = next((a.started for a in answers if a.HasField("started")), pb.EmergenceStarted())
+    return Emergence(
+        started,
+        [answer.point for answer in answers if answer.HasField("point")],
+        [answer.interval for answer in answers if answer.HasField("interval")],
+    )
+
+
+def explanation(
+    client: Client,
+    run: pb.GetTrainingRunResponse,
+    emergence: Emergence,
+    *,
+    text: str,
+    num_examples: int,
+) -> Iterator[str]:
+    """The curve over all checkpoints; tokens, groups and examples for the largest change."""
+    yield from _curve(emergence.points)
+    largest = emergence.largest_change()
+    if largest is None:
+        return
+    before, after = largest
+    yield ""
+    yield (
+        f"largest change: {_change(before, after):+.3f} nats from step {before.step:,} to step "
+        f"{after.step:,}"
+    )
+    yield ""
+    yield from _tokens(emergence.started, before, after)
+    for interval in emergence.intervals:
+        if (interval.first_step, interval.last_step) == (before.step, after.step):
+            yield from _groups(run.started.groups, interval)
+            yield from _examples(
+                client,
+                run.summary.training_run_id,
+                interval,
+                text.strip().encode(),
+                num_examples,
+            )
+
+
+def _curve(points: Sequence[pb.EmergencePoint]) -> Iterator[str]:
+    yield f"{'step':>10}  {'log p':>9}  {'change':>8}  {'p':>9}"
+    finite = [point.logprob for point in points if math.isfinite(point.logprob)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    for index, point in enumerate(points):
+        change = f"{_change(points[index - 1], point):+.3f}" if index else ""
+        yield (
+            f"{point.step:>10,}  {point.logprob:>9.3f}  {change:>8}  "
+            f"{math.exp(min(point.logprob, 0.0)):>9.2e}  "
+            f"{bar(point.logprob - low, high - low, _BAR_COLUMNS)}"
+        ).rstrip()
+
+
+def _tokens(
+    started: pb.EmergenceStarted, before: pb.EmergencePoint, after: pb.EmergencePoint
+) -> Iterator[str]:
+    yield f"{'token':<{_TOKEN_COLUMNS}}  {'before':>9}  {'after':>9}  {'change':>8}"
+    told = zip(
+        started.continuation_texts, before.token_logprobs, after.token_logprobs, strict=False
+    )
+    for text, old, new in told:
+        shown = fitted(quoted(text), _TOKEN_COLUMNS)
+        yield f"{shown}  {old:>9.3f}  {new:>9.3f}  {new - old:>+8.3f}"
+
+
+def _groups(groups: Sequence[pb.ParameterGroup], interval: pb.EmergenceInterval) -> Iterator[str]:
+    if not interval.group_changes:
+        return
+    named = zip((group.name for group in groups), interval.group_changes, strict=False)
+    by_size = sorted(named, key=lambda pair: -abs(pair[1]))
+    largest = max(abs(change) for _, change in by_size)
+    yield ""
+    yield f"{'contributed by':<{_GROUP_COLUMNS}}  {'nats':>8}"
+    for name, change in by_size:
+        shown = fitted(safe(name), _GROUP_COLUMNS)
+        yield f"{shown}  {change:>+8.3f}  {bar(abs(change), largest, _BAR_COLUMNS)}".rstrip()
+    told = f"what {interval.num_gradients} gradients along the line missed"
+    yield f"{'gap':<{_GROUP_COLUMNS}}  {interval.gap:>+8.3f}  {told}"
+
+
+def _examples(
+    client: Client,
+    training_run_id: str,
+    interval: pb.EmergenceInterval,
+    text: bytes,
+    num_examples: int,
+) -> Iterator[str]:
+    """The documents that were trained on in between; first those that have the text itself."""
+    ids = list(dict.fromkeys(interval.example_ids))
+    if not ids:
+        return
+    looked_up = ids[:num_examples]
+    yield ""
+    yield f"examples trained on in between: {len(ids):,}" + (
+        f"; the documents of the first {len(looked_up):,}" if len(ids) > len(looked_up) else ""
+    )
+    try:
+        documents = _documents(client, training_run_id, looked_up)
+    except NotFoundError:
+        yield "  which documents they were cut from is not on record"
+        return
+    having = {index for index in documents if _has(client, training_run_id, index, text)}
+    ordered = sorted(documents.items(), key=lambda item: item[0] not in having)
+    for index, (document, examples) in ordered[:_MOST_DOCUMENTS]:
+        told = ", ".join(map(str, examples[:_MOST_IDS])) + ", ..." * (len(examples) > _MOST_IDS)
+        yield (
+            f"  document {index}{' HAS THE TEXT' if index in having else ''}: "
+            f"{safe(document.source)} bytes {document.begin_byte:,} to {document.end_byte:,}; "
+            f"examples {told}"
+        )
+    if len(ordered) > _MOST_DOCUMENTS:
+        yield f"  and {len(ordered) - _MOST_DOCUMENTS:,} other documents"
+
+
+def _documents(
+    client: Client, training_run_id: str, example_ids: Sequence[int]
+) -> dict[int, tuple[pb.TrainingDocument, list[int]]]:
+    """The documents of these examples by index, each with its examples."""
+    found: dict[int, tuple[pb.TrainingDocument, list[int]]] = {}
+    for example_id in example_ids:
+        answer = client.training_runs.document(
+            training_run_id, example_id=example_id, omit_text=True
+        )
+        found.setdefault(answer.index, (answer.document, []))[1].append(example_id)
+    return found
+
+
+def _has(client: Client, training_run_id: str, index: int, text: bytes) -> bool:
+    """Whether a document has the text; one that can no longer be read is taken not to."""
+    try:
+        return text in client.training_runs.document(training_run_id, index=index).text
+    except (FailedPreconditionError, InvalidRequestError):
+        return False
+
+
+def _change(before: pb.EmergencePoint, after: pb.EmergencePoint) -> float:
+    return after.logprob - before.logprob
