@@ -97,6 +97,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
+    library.start()
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=observability.sampler)
     rpc = await build_server(

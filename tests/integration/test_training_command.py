@@ -283,3 +283,19 @@ async def test_runs_by_prefix_and_the_served_models(
     assert (await training("document", "1", "--raw")).raw == TEXTS[1]
     assert (await training("proof", "3")).status == 0
     assert "the cat" in (await training("explain", "the cat", "sat")).out
+
+
+async def test_the_example_in_the_documentation_runs(
+    server: TrainingServer, builder: RecordBuilder, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training-runs.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert '"127.0.0.1:50051"' in example
+    code = example.replace('"127.0.0.1:50051"', repr(server.target)).replace("=17)", "=3)")
+    await server.load(tmp_path, model_digest=hashlib.sha256(b"model 40").hexdigest())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert [line.split()[0] for line in out.decode().splitlines()] == ["1", "40"]

@@ -61,6 +61,10 @@ class RunLibrary:
         self._runs: dict[str, TrainingRun] = {}
         self._thread = ThreadPoolExecutor(1, "lineage")
 
+    def start(self) -> None:
+        """Begins to read the records, ahead of the first question."""
+        self._thread.submit(self._scan)
+
     async def runs(self, ask: Callable[[list[TrainingRun]], T]) -> T:
         """What `ask` finds out about all runs, newest first."""
         return await self._in_thread(lambda: ask(self._scan()))

@@ -1,4 +1,4 @@
-"""Where each optimizer step lies in a record, and which of them count: 24 bytes a step.
+"""Where each optimizer step lies in a record, and which of them count: 32 bytes a step.
 
 A step is superseded where a later attempt went on from an earlier checkpoint: it stays on record,
 and its effect is in no weights.
