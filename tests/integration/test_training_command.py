@@ -45,7 +45,7 @@ def builder(tmp_path: Path) -> Any:
     with RecordBuilder(tmp_path / "runs" / "first") as made:
         made.documents(tmp_path / "corpus.txt", TEXTS)
         made.examples([[(0, 0, 3)], [(1, 0, 7)], [(2, 0, 5)], [(3, 0, 23)]])
-        made.attempt().steps(range(1, 8)).evaluation(5).checkpoint(5)
+        made.attempt().steps(range(1, 8)).evaluation(5).checkpoint(5).checkpoint(7)
         made.attempt(resumed_step=5).steps(range(6, 41)).checkpoint(40, ".").finish(40)
         yield made
 
@@ -113,7 +113,9 @@ async def test_show_tells_it_all_within_80_columns(
         "superseded      2 steps",
         "1  2027-01-15 08:00:01Z  from step 0  was killed",
         "from step 5  completed at step 40",
-        "checkpoint-5",
+        "yes         checkpoint-5\n",
+        "superseded  checkpoint-7\n",
+        "yes         .\n",
         "eval_loss 2.5000",
         "loss, in nats a token (40 steps; a column is a mean)",
         "learning rate",

@@ -1,6 +1,9 @@
 """A served model leads to the run that made it, whose record lies beside it."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,15 @@ from server_process import ServerProcess
 
 from whence import Client, NotFoundError
 from whence.v1.model_pb2 import Model
+
+
+def command(server: ServerProcess, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "whence.cli", *arguments, "--target", server.target],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +72,12 @@ def test_a_model_names_the_run_that_made_it(
                     builder.id,
                     ["tiny"],
                 )
-                told = client.generate("a", max_new_tokens=1).result().started.training_run
+                generation = client.generate("a", max_new_tokens=1).result()
+                told = generation.started.training_run
+            assert f"{builder.id}, step 7" in command(server, "model")
+            assert f"{builder.id}, step 7" in command(server, "generations", "show", generation.id)
+            (started, *_) = command(server, "generate", "a", "--json").splitlines()
+            assert json.loads(started)["training_run"]["record_head"] == builder.head
             assert server.terminate() == 0
     assert (told.training_run_id, told.step) == (builder.id, 7)
     assert (told.trace_id, told.span_id) == (TRACE_ID, SPAN_ID)

@@ -12,6 +12,7 @@ from whence.cli.exits import EXITS, OK, UsageError
 from whence.cli.json_lines import FIELDS, line, message_object, token_object
 from whence.cli.render import fitted, quoted, safe, table_heading, table_row, wants_color
 from whence.generation import FinishReason
+from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.trace_pb2 import (
     GenerationSummary,
     GetGenerationResponse,
@@ -149,6 +150,7 @@ def _details(generation: GetGenerationResponse) -> str:
         "generation": summary.generation_id,
         "trace": started.trace_id or summary.trace_id,
         "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
+        "training run": _training_run(started),
         "started": _time(summary.start_time),
         "finished": _reason(summary),
         "tokens": f"{summary.num_prompt_tokens} prompt, {summary.num_generated_tokens} generated",
@@ -163,6 +165,12 @@ def _details(generation: GetGenerationResponse) -> str:
         for sequence in generation.finished.sequences:
             fields[f"sequence {sequence.sequence_index}"] = sequence.text
     return "\n".join(f"{safe(name):<12}  {safe(value)}" for name, value in fields.items())
+
+
+def _training_run(started: GenerationStarted) -> str:
+    if not started.HasField("training_run"):
+        return "unknown"
+    return f"{started.training_run.training_run_id}, step {started.training_run.step:,}"
 
 
 def _event_row(watched: WatchGenerationsResponse) -> str:

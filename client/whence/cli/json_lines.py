@@ -16,7 +16,8 @@ FIELDS = """\
 --json prints one object a line; "event" says which. Absent values are left out, logprobs
 are in nats, null is minus infinity (a processor removed the token).
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
-                prompt_token_ids, processor_names, decoding, trace
+                prompt_token_ids, processor_names, decoding, trace,
+                training_run: {training_run_id, trace_id, span_id, step, record_head}
   prompt_token  as token, with --trace-prompt
   token         sequence_index, index, token_id, text, text_begin_byte, text_end_byte,
                 logprob, sampling_logprob, rank, entropy, sampling_entropy,
@@ -148,7 +149,7 @@ def _started(generation: GenerationState) -> dict[str, Any]:
     started = generation.started
     if started is None:
         return {}
-    return {
+    fields = {
         "event": "started",
         "generation_id": started.generation_id,
         "trace_id": started.trace_id,
@@ -161,6 +162,9 @@ def _started(generation: GenerationState) -> dict[str, Any]:
         "decoding": message_object(started.effective_decoding),
         "trace": message_object(started.effective_trace),
     }
+    if started.HasField("training_run"):
+        fields["training_run"] = complete_object(started.training_run)
+    return fields
 
 
 def _finished(generation: GenerationState) -> dict[str, Any]:

@@ -222,6 +222,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)
         answers: list[pb.TraceEmergenceResponse] = []
+        shows_progress = sys.stderr.isatty() and not arguments.json
         for answer in client.training_runs.trace_emergence(
             wanted,
             prompt=arguments.prompt,
@@ -231,6 +232,11 @@ def run_explain(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print(line(complete_object(answer)), flush=True)
             answers.append(answer)
+            if shows_progress and answer.HasField("point"):
+                steps = answers[0].started.steps
+                print(f"\rstep {answer.point.step:,} of {max(steps):,}", end="", file=sys.stderr)
+        if shows_progress:
+            print("\r\x1b[K", end="", file=sys.stderr)
         if arguments.json:
             return OK
         run = client.training_runs.get(wanted)

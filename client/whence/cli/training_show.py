@@ -52,7 +52,7 @@ def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
     for name, value in _facts(run).items():
         yield f"{name:<{_NAME_COLUMNS}}  {safe(value)}"
     yield from _section("attempts", [_attempt(run, attempt) for attempt in run.attempts])
-    yield from _section("checkpoints", _checkpoints(run.checkpoints))
+    yield from _section("checkpoints", _checkpoints(run))
     yield from _section(
         "evaluations", [f"step {e.step:<8,}  {metrics_text(e)}" for e in run.evaluations]
     )
@@ -150,17 +150,27 @@ def _attempt(run: pb.GetTrainingRunResponse, attempt: pb.AttemptStarted) -> str:
     )
 
 
-def _checkpoints(checkpoints: Sequence[pb.Checkpoint]) -> list[str]:
-    if not checkpoints:
+def _checkpoints(run: pb.GetTrainingRunResponse) -> list[str]:
+    if not run.checkpoints:
         return []
-    rows = [f"{'step':>8}  {'model digest':<14}  {'weights digest':<14}  resumable  path"]
-    for checkpoint in checkpoints:
-        resumable = "yes" if checkpoint.resumable else "no"
+    rows = [f"{'step':>8}  {'model digest':<14}  {'weights digest':<14}  {'resumable':<10}  path"]
+    for checkpoint in run.checkpoints:
+        state = "yes" if checkpoint.resumable else "no"
+        if _is_superseded(checkpoint, run.attempts):
+            state = "superseded"
         rows.append(
             f"{checkpoint.step:>8}  {_short(checkpoint.model_digest)}  "
-            f"{_short(checkpoint.weights_digest)}  {resumable:<9}  {safe(checkpoint.path)}"
+            f"{_short(checkpoint.weights_digest)}  {state:<10}  {safe(checkpoint.path)}"
         )
     return rows
+
+
+def _is_superseded(checkpoint: pb.Checkpoint, attempts: Sequence[pb.AttemptStarted]) -> bool:
+    """Whether a later attempt went on from an earlier step."""
+    return any(
+        attempt.attempt > checkpoint.attempt and attempt.resumed_step < checkpoint.step
+        for attempt in attempts
+    )
 
 
 def _short(digest: str) -> str:
