@@ -242,7 +242,7 @@ async def test_proof(training: Callable[..., Any]) -> None:
     assert (told["verified"], told["verified_root"], told["leaf_index"]) == (True, root, "0")
 
 
-async def test_explain(training: Callable[..., Any]) -> None:
+async def test_explain(training: Callable[..., Any], tmp_path: Path) -> None:
     explained = await training("explain", "0", "the cat", " sat on")
     assert explained.status == 0, explained.error
     for part in (
@@ -251,7 +251,8 @@ async def test_explain(training: Callable[..., Any]) -> None:
         "embedding                   +5.000  ██████████████████████████████",
         "gap                         +0.250",
         "examples trained on in between: 1",
-        "  document 3 HAS THE TEXT: ",
+        f"  document 3  {tmp_path / 'corpus.txt'} bytes 20 to 43\n",
+        "    examples 3; 3 with the text\n",
     ):
         assert part in explained.out, part
     curve = [line for line in explained.lines if re.match(r" +\d+ +-\d", line)]

@@ -121,7 +121,7 @@ def _examples(
     text: bytes,
     num_examples: int,
 ) -> Iterator[str]:
-    """The documents that were trained on in between; first those that have the text itself."""
+    """The documents that were trained on in between; first those that showed the text itself."""
     ids = list(dict.fromkeys(interval.example_ids))
     if not ids:
         return
@@ -131,42 +131,67 @@ def _examples(
         f"; the documents of the first {len(looked_up):,}" if len(ids) > len(looked_up) else ""
     )
     try:
-        documents = _documents(client, training_run_id, looked_up)
+        documents = _documents(client, training_run_id, looked_up, text)
     except NotFoundError:
         yield "  which documents they were cut from is not on record"
         return
-    having = {index for index in documents if _has(client, training_run_id, index, text)}
-    ordered = sorted(documents.items(), key=lambda item: item[0] not in having)
-    for index, (document, examples) in ordered[:_MOST_DOCUMENTS]:
-        told = ", ".join(map(str, examples[:_MOST_IDS])) + ", ..." * (len(examples) > _MOST_IDS)
-        yield (
-            f"  document {index}{' HAS THE TEXT' if index in having else ''}: "
-            f"{safe(document.source)} bytes {document.begin_byte:,} to {document.end_byte:,}; "
-            f"examples {told}"
-        )
+    ordered = sorted(documents.values(), key=lambda document: not document.having)
+    for document in ordered[:_MOST_DOCUMENTS]:
+        yield from document.lines()
     if len(ordered) > _MOST_DOCUMENTS:
         yield f"  and {len(ordered) - _MOST_DOCUMENTS:,} other documents"
 
 
-def _documents(
-    client: Client, training_run_id: str, example_ids: Sequence[int]
-) -> dict[int, tuple[pb.TrainingDocument, list[int]]]:
-    """The documents of these examples by index, each with its examples."""
-    found: dict[int, tuple[pb.TrainingDocument, list[int]]] = {}
-    for example_id in example_ids:
-        answer = client.training_runs.document(
-            training_run_id, example_id=example_id, omit_text=True
+class _Document(NamedTuple):
+    """A document that was trained on."""
+
+    index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
+    place: pb.TrainingDocument
+    text: bytes
+    """Empty where its source no longer has it."""
+    examples: list[int]
+    having: list[int]
+    """Those whose piece of it has the text that is explained."""
+
+    def lines(self) -> Iterator[str]:
+        place = self.place
+        yield (
+            f"  document {self.index}  {safe(place.source)} bytes {place.begin_byte:,} to "
+            f"{place.end_byte:,}"
         )
-        found.setdefault(answer.index, (answer.document, []))[1].append(example_id)
+        told = f"examples {_listed(self.examples)}"
+        yield f"    {told}; {_listed(self.having)} with the text" if self.having else f"    {told}"
+
+
+def _documents(
+    client: Client, training_run_id: str, example_ids: Sequence[int], text: bytes
+) -> dict[int, _Document]:
+    """The documents of these examples, by index."""
+    runs = client.training_runs
+    found: dict[int, _Document] = {}
+    for example_id in example_ids:
+        answer = runs.document(training_run_id, example_id=example_id, omit_text=True)
+        if answer.index not in found:
+            whole = _text_of(client, training_run_id, answer.index)
+            found[answer.index] = _Document(answer.index, answer.document, whole, [], [])
+        document = found[answer.index]
+        document.examples.append(example_id)
+        pieces = (document.text[p.begin_byte : p.end_byte] for p in answer.pieces)
+        if text and any(text in piece for piece in pieces):
+            document.having.append(example_id)
     return found
 
 
-def _has(client: Client, training_run_id: str, index: int, text: bytes) -> bool:
-    """Whether a document has the text; one that can no longer be read is taken not to."""
+def _text_of(client: Client, training_run_id: str, index: int) -> bytes:
     try:
-        return text in client.training_runs.document(training_run_id, index=index).text
-    except (FailedPreconditionError, InvalidRequestError):
-        return False
+        return client.training_runs.document(training_run_id, index=index).text
+    except (FailedPreconditionError, InvalidRequestError):  # it was changed, or is too large
+        return b""
+
+
+def _listed(example_ids: Sequence[int]) -> str:
+    more = ", ..." if len(example_ids) > _MOST_IDS else ""
+    return ", ".join(map(str, example_ids[:_MOST_IDS])) + more
 
 
 def _change(before: pb.EmergencePoint, after: pb.EmergencePoint) -> float:

@@ -1,6 +1,7 @@
 """A training run as text: how it was set up, how it went, and its plots."""
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 from whence.cli.plots import HeatScale, axis, binned, column_chart
@@ -9,8 +10,9 @@ from whence.cli.runs import dataset_text, ending_text, metrics_text, progress, s
 from whence.client import Client
 from whence.v1 import training_pb2 as pb
 
-MAX_STEPS = 2_000
+MAX_STEPS = 20_000
 """Steps that are fetched for the plots; of a longer run, one in so many."""
+_PAGE_STEPS = 5_000
 _NAME_COLUMNS = 14
 _GROUP_COLUMNS = 20
 _MOST_LINES = 12
@@ -40,11 +42,23 @@ class Course(NamedTuple):
 
 def course_of(client: Client, run: pb.GetTrainingRunResponse) -> Course:
     """The steps that count, few enough to be plotted."""
-    stride = max(1, -(-run.summary.step // MAX_STEPS))
+    stride = plotted_stride(run.summary.step)
     steps = client.training_runs.steps(
-        run.summary.training_run_id, stride=stride, omit_examples=True, page_size=MAX_STEPS
+        run.summary.training_run_id,
+        first_step=0 if stride == 1 else stride,
+        stride=stride,
+        omit_examples=True,
+        page_size=_PAGE_STEPS,
     )
     return Course(list(steps), stride)
+
+
+def plotted_stride(num_steps: int) -> int:
+    """One step in so many: a round number, as norms may be on record for such steps alone."""
+    stride, factors = 1, cycle((2, 2.5, 2))
+    while num_steps > stride * MAX_STEPS:
+        stride = int(stride * next(factors))
+    return stride
 
 
 def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
