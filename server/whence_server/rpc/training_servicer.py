@@ -3,10 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from itertools import islice
+from functools import partial
 from typing import Any
-
-from google.protobuf import timestamp_pb2
 
 from whence.v1 import training_pb2
 from whence_server.domain.errors import (
@@ -19,20 +17,23 @@ from whence_server.domain.errors import (
 from whence_server.lineage.documents import document_text
 from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
 from whence_server.lineage.library import RunLibrary
-from whence_server.lineage.lookup import events_at
 from whence_server.lineage.run import TrainingRun
-from whence_server.lineage.steps import StepRange
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import page_size
 from whence_server.rpc.serving import Serving
+from whence_server.rpc.training_messages import (
+    document_message,
+    proof_message,
+    run_message,
+    steps_page,
+    summary_message,
+)
 from whence_server.rpc.training_requests import (
     RunToken,
     check_document,
-    document_index,
     read_run_token,
     read_step_token,
     step_range,
-    step_token,
 )
 from whence_server.rpc.training_watch import watch_start, watched
 from whence_server.rpc.watching import until
@@ -41,8 +42,6 @@ SERVICE = "whence.v1.TrainingService"
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
 _DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
-# Well below the 4 MiB that a gRPC client takes by default.
-_MAX_STEPS_BYTES = 2 << 20
 # A document's text comes in one message.
 _MAX_TEXT_BYTES = 32 << 20
 
@@ -110,15 +109,7 @@ class TrainingServicer:
         del call
 
         def whole(run: TrainingRun) -> training_pb2.GetTrainingRunResponse:
-            return training_pb2.GetTrainingRunResponse(
-                summary=self._summary(run),
-                started=run.started,
-                dataset=run.training_set.dataset,
-                attempts=run.attempts,
-                endings=run.endings,
-                checkpoints=run.checkpoints,
-                evaluations=run.evaluations,
-            )
+            return run_message(run, self._summary(run))
 
         run_id = self._run_id(request.training_run_id)
         return (await self._library.run(run_id, whole)).SerializeToString()
@@ -133,7 +124,7 @@ class TrainingServicer:
         after = read_step_token(request.page_token)
         response = await self._library.run(
             self._run_id(request.training_run_id),
-            lambda run: _steps(run, wanted, after, limit, omit_examples=request.omit_examples),
+            lambda run: steps_page(run, wanted, after, limit, omit_examples=request.omit_examples),
         )
         return response.SerializeToString()
 
@@ -158,7 +149,7 @@ class TrainingServicer:
         del call
         check_document(request)
         response = await self._library.run(
-            self._run_id(request.training_run_id), lambda run: _document(run, request)
+            self._run_id(request.training_run_id), lambda run: document_message(run, request)
         )
         if not request.omit_text:
             document = response.document
@@ -181,20 +172,10 @@ class TrainingServicer:
         del call
         check_document(request)
 
-        def proof(run: TrainingRun) -> training_pb2.GetInclusionProofResponse:
-            index = document_index(request, run.training_set)
-            audit_path = run.training_set.audit_path(index)
-            dataset = run.training_set.dataset
-            return training_pb2.GetInclusionProofResponse(
-                leaf_index=index,
-                tree_size=len(run.training_set.documents),
-                leaf_data=run.training_set.documents.digest(index),
-                audit_path=audit_path,
-                root=b"" if dataset is None else bytes.fromhex(dataset.merkle_root),
-            )
-
         run_id = self._run_id(request.training_run_id)
-        return (await self._library.run(run_id, proof)).SerializeToString()
+        return (
+            await self._library.run(run_id, partial(proof_message, request=request))
+        ).SerializeToString()
 
     async def trace_emergence(
         self, request: training_pb2.TraceEmergenceRequest, call: Call
@@ -237,37 +218,6 @@ class TrainingServicer:
         return summary
 
 
-def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
-    """A run at a glance."""
-    started, dataset, newest = run.started, run.training_set.dataset, run.newest_step()
-    last_time = timestamp_pb2.Timestamp()
-    last_time.FromNanoseconds(run.last_time_ns)
-    summary = training_pb2.TrainingRunSummary(
-        training_run_id=run.id,
-        name=started.name,
-        state=run.state,
-        start_time=started.start_time,
-        last_time=last_time,
-        num_planned_steps=started.num_planned_steps,
-        num_attempts=len(run.attempts),
-        num_superseded_steps=run.steps.num_superseded,
-        architecture=started.architecture,
-        num_parameters=started.num_parameters,
-        record_path=str(run.path),
-        num_entries=run.num_entries,
-        head=run.head,
-    )
-    if newest is not None:
-        summary.step = newest.step
-        summary.loss = newest.loss
-        summary.num_tokens_seen = newest.num_tokens_seen
-    if dataset is not None:
-        summary.num_documents = dataset.num_documents
-        summary.num_examples = dataset.num_examples
-        summary.merkle_root = dataset.merkle_root
-    return summary
-
-
 def _token(run: TrainingRun) -> RunToken:
     return RunToken(run.started.start_time.ToNanoseconds(), run.id)
 
@@ -275,47 +225,3 @@ def _token(run: TrainingRun) -> RunToken:
 def _comes_after(run: TrainingRun, token: RunToken) -> bool:
     begun = run.started.start_time.ToNanoseconds()
     return (-begun, run.id) > (-token.start_time_ns, token.training_run_id)
-
-
-def _steps(
-    run: TrainingRun,
-    wanted: StepRange,
-    after: tuple[int, int],
-    limit: int,
-    *,
-    omit_examples: bool,
-) -> training_pb2.ListTrainingStepsResponse:
-    refs = list(islice(run.steps.select(wanted, after), limit + 1))
-    response = training_pb2.ListTrainingStepsResponse()
-    num_bytes = 0
-    for event in events_at(run.path, (ref.place for ref in refs[:limit])):
-        if omit_examples:
-            for rank in event.step.ranks:
-                rank.ClearField("example_ids")
-        num_bytes += event.step.ByteSize()
-        if num_bytes > _MAX_STEPS_BYTES and response.steps:
-            break
-        response.steps.append(event.step)
-    if len(response.steps) < len(refs):
-        response.next_page_token = step_token(response.steps[-1])
-    return response
-
-
-def _document(
-    run: TrainingRun, request: training_pb2.GetDocumentRequest
-) -> training_pb2.GetDocumentResponse:
-    training_set = run.training_set
-    if request.WhichOneof("document") != "example_id":
-        index = document_index(request, training_set)
-        return training_pb2.GetDocumentResponse(index=index, document=training_set.document(index))
-    pieces = training_set.pieces(request.example_id)
-    index = pieces[0].document_index
-    return training_pb2.GetDocumentResponse(
-        index=index,
-        document=training_set.document(index),
-        pieces=[
-            training_pb2.ByteRange(begin_byte=piece.begin_byte, end_byte=piece.end_byte)
-            for piece in pieces
-            if piece.document_index == index
-        ],
-    )
