@@ -97,7 +97,6 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
-    library.start()
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=observability.sampler)
     rpc = await build_server(
@@ -118,6 +117,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         calls,
     )
     await rpc.server.start()
+    library.start()
     stop = asyncio.Event()
 
     async def set_serving(up: bool) -> None:

@@ -16,8 +16,10 @@ from lineage_records import (
     run_id,
 )
 
+from whence.v1.training_pb2 import RankExamples
 from whence_server.domain.errors import TrainingRunNotFoundError
 from whence_server.lineage.library import RunLibrary
+from whence_server.lineage.reader import RecordedEvent, RecordReader
 from whence_server.lineage.run import TrainingRun
 
 
@@ -66,17 +68,34 @@ async def test_a_hub_id_has_no_records_beside_it(tmp_path: Path) -> None:
 async def test_a_record_is_read_once_and_then_as_far_as_it_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Path] = []
-    open_run = TrainingRun.open
-    monkeypatch.setattr(TrainingRun, "open", lambda path: opened.append(path) or open_run(path))
+    read: list[int] = []
+    take = RecordReader.read
+
+    def counted(reader: RecordReader) -> list[RecordedEvent]:
+        events = take(reader)
+        read.extend(event.position for event in events)
+        return events
+
+    monkeypatch.setattr(RecordReader, "read", counted)
     with RecordBuilder(tmp_path / "a") as builder:
         library = RunLibrary([tmp_path])
-        for steps in ([1], [2, 3], []):
-            builder.attempt() if steps == [1] else None
-            builder.steps(steps)
-            expected = max(steps, default=3)
-            assert await num_steps(library, 1) == expected
-    assert len(opened) == 1
+        builder.attempt().steps([1])
+        assert await num_steps(library, 1) == 1
+        builder.steps([2, 3])
+        for _ in range(3):
+            assert await num_steps(library, 1) == 3
+            assert await ids(library) == [run_id(1)]
+    assert read == list(range(1, builder.position + 1))
+
+
+async def test_a_server_that_closes_waits_for_no_long_record(tmp_path: Path) -> None:
+    with RecordBuilder(tmp_path) as builder:
+        builder.attempt().steps(range(1, 100), ranks=[RankExamples(example_ids=range(30_000))])
+    whole = TrainingRun.open(builder.path)
+    assert whole is not None
+    stopped = TrainingRun.open(builder.path, lambda: True)
+    assert stopped is not None
+    assert 0 < stopped.num_entries < whole.num_entries
 
 
 async def test_broken_records_are_named_once_and_left_out(

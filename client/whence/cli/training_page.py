@@ -12,6 +12,8 @@ from whence.cli.exits import UsageError
 from whence.cli.training_show import Course, details
 from whence.v1 import training_pb2 as pb
 
+MAX_COLUMNS = 2_000
+"""Steps on the page; of a longer run, one in so many."""
 INSTALL = "pip install 'whence[plots]'"
 
 _PAGE = """\
@@ -40,7 +42,7 @@ def write_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -> No
     Raises:
         UsageError: plotly is not installed, or the file cannot be written.
     """
-    figure = _figure(run, course)
+    figure = _figure(run, course.thinned(MAX_COLUMNS))
     page = _PAGE.format(
         title=html.escape(f"Training run {run.summary.name or run.summary.training_run_id}"),
         figure=figure.to_html(
@@ -81,20 +83,19 @@ def _figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
         figure.add_trace(
             graph_objects.Scatter(x=at, y=measured, name=name, mode="lines+markers"), 1, 1
         )
-    for checkpoint in run.checkpoints:
-        figure.add_vline(checkpoint.step, line={"color": "lightgray", "dash": "dot", "width": 1})
     figure.add_trace(_heatmap(graph_objects, groups, course), 3, 1)
     figure.update_yaxes(autorange="reversed", row=3)
     figure.update_xaxes(title="step (dotted: checkpoints)", row=3)
-    figure.update_layout(template="plotly_white", height=560 + 22 * len(groups))
+    figure.update_layout(
+        template="plotly_white", height=560 + 22 * len(groups), shapes=_checkpoints(run)
+    )
     return figure
 
 
 def _heatmap(graph_objects: Any, groups: list[str], course: Course) -> Any:
-    measured = [step.step for step in course.steps if step.update_norms]
     rows = [course.relative_updates(index) for index in range(len(groups))]
     return graph_objects.Heatmap(
-        x=measured,
+        x=course.measured,
         y=groups,
         z=[[math.log10(value) if 0 < value < math.inf else None for value in row] for row in rows],
         customdata=rows,
@@ -102,6 +103,14 @@ def _heatmap(graph_objects: Any, groups: list[str], course: Course) -> Any:
         colorbar={"title": "log10", "len": 0.5, "y": 0.22},
         hovertemplate="%{y}, step %{x}: %{customdata:.3e}<extra></extra>",
     )
+
+
+def _checkpoints(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
+    """A line over the whole page at each."""
+    line = {"color": "lightgray", "dash": "dot", "width": 1}
+    everywhere = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": line}
+    steps = {checkpoint.step for checkpoint in run.checkpoints}
+    return [{**everywhere, "x0": step, "x1": step, "layer": "below"} for step in sorted(steps)]
 
 
 def _evaluations(run: pb.GetTrainingRunResponse) -> dict[str, tuple[list[int], list[float]]]:

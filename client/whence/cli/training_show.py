@@ -27,9 +27,18 @@ class Course(NamedTuple):
     @property
     def covers(self) -> str:
         """Which steps these are, in words."""
-        if self.stride == 1:
-            return f"{len(self.steps):,} steps"
-        return f"{len(self.steps):,} steps, one in {self.stride:,}"
+        steps = f"{len(self.steps):,} step{'' if len(self.steps) == 1 else 's'}"
+        return steps if self.stride == 1 else f"{steps}, one in {self.stride:,}"
+
+    @property
+    def measured(self) -> list[int]:
+        """The steps whose norms are on record."""
+        return [step.step for step in self.steps if step.update_norms]
+
+    def thinned(self, max_steps: int) -> "Course":
+        """The same with fewer steps, round numbers of them left out in between."""
+        one_in = round_stride(len(self.steps), max_steps)
+        return Course(self.steps[one_in - 1 :: one_in], self.stride * one_in)
 
     def relative_updates(self, group: int) -> list[float]:
         """A group's update norm over its weight norm, at each step that has both."""
@@ -42,7 +51,7 @@ class Course(NamedTuple):
 
 def course_of(client: Client, run: pb.GetTrainingRunResponse) -> Course:
     """The steps that count, few enough to be plotted."""
-    stride = plotted_stride(run.summary.step)
+    stride = round_stride(run.summary.step, MAX_STEPS)
     steps = client.training_runs.steps(
         run.summary.training_run_id,
         first_step=0 if stride == 1 else stride,
@@ -53,10 +62,10 @@ def course_of(client: Client, run: pb.GetTrainingRunResponse) -> Course:
     return Course(list(steps), stride)
 
 
-def plotted_stride(num_steps: int) -> int:
+def round_stride(num_steps: int, max_steps: int) -> int:
     """One step in so many: a round number, as norms may be on record for such steps alone."""
     stride, factors = 1, cycle((2, 2.5, 2))
-    while num_steps > stride * MAX_STEPS:
+    while num_steps > stride * max_steps:
         stride = int(stride * next(factors))
     return stride
 
@@ -107,7 +116,7 @@ def _update_map(
     for name, row in means.items():
         cells = "".join(scale.cell(mean, color=color) for mean in row)
         yield f"{fitted(safe(name), indent - 2)}  {cells}"
-    yield axis(course.steps[0].step, course.steps[-1].step, num_columns, indent)
+    yield axis(course.measured[0], course.measured[-1], num_columns, indent)
 
 
 def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:

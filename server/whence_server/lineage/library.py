@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -60,6 +61,7 @@ class RunLibrary:
         self._known: dict[Path, _Known] = {}
         self._runs: dict[str, TrainingRun] = {}
         self._thread = ThreadPoolExecutor(1, "lineage")
+        self._closed = threading.Event()
 
     def start(self) -> None:
         """Begins to read the records, ahead of the first question."""
@@ -83,6 +85,7 @@ class RunLibrary:
 
     def close(self) -> None:
         """Lets go of the thread; what it is at is left unfinished."""
+        self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -134,10 +137,10 @@ class RunLibrary:
         run = None
         try:
             if known is None or known.run is None or known.version.is_replaced_by(version):
-                run = TrainingRun.open(path)
+                run = TrainingRun.open(path, self._closed.is_set)
             else:
                 run = known.run
-                run.refresh()
+                run.refresh(self._closed.is_set)
         except LineageError as error:
             run = None
             _log.warning("a training run is left out: %s", error)
@@ -169,12 +172,13 @@ def _below(directory: Path, depth: int) -> Iterator[Path]:
         with os.scandir(directory) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
         folders = [entry.path for entry in found if entry.is_dir() and _may_hold_runs(entry.name)]
-        records = [entry.path for entry in found if entry.name == RECORD_NAME and entry.is_file()]
+        has_record = any(entry.name == RECORD_NAME and entry.is_file() for entry in found)
     except OSError as error:
         _log.warning("%s cannot be searched for training runs: %s", directory, error.strerror)
         return
-    for record in records:
-        yield Path(record).resolve()
+    if has_record:
+        # Checkpoints lie beside the record's name, not beside what it may be a link to.
+        yield directory.resolve() / RECORD_NAME
     for folder in folders if depth else ():
         yield from _below(Path(folder), depth - 1)
 

@@ -1,5 +1,6 @@
 """A training run folded from its record, as far as that is written."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,10 @@ from whence_server.lineage.steps import StepIndex
 from whence_server.lineage.training_set import TrainingSet
 
 _ENTRIES_A_MARK = 1_024
+
+
+def _never() -> bool:
+    return False
 
 
 class _Mark(NamedTuple):
@@ -60,8 +65,12 @@ class TrainingRun:
         self._fold(events)
 
     @classmethod
-    def open(cls, path: Path) -> "TrainingRun | None":
+    def open(cls, path: Path, stopped: Callable[[], bool] = _never) -> "TrainingRun | None":
         """Folds a record; None where not even its first entry is whole yet.
+
+        Args:
+            path: the record's file.
+            stopped: asked now and then whether to leave it at that.
 
         Raises:
             LineageError: it cannot be read, or is not intact.
@@ -71,16 +80,16 @@ class TrainingRun:
         if not events:
             return None
         run = cls(reader, events)
-        run.refresh()
+        run.refresh(stopped)
         return run
 
-    def refresh(self) -> None:
+    def refresh(self, stopped: Callable[[], bool] = _never) -> None:
         """Folds what has been recorded since.
 
         Raises:
             LineageError: as `open`.
         """
-        while events := self._reader.read():
+        while not stopped() and (events := self._reader.read()):
             self._fold(events)
 
     @property
