@@ -44,7 +44,7 @@ class Done(NamedTuple):
 def builder(tmp_path: Path) -> Any:
     with RecordBuilder(tmp_path / "runs" / "first") as made:
         made.documents(tmp_path / "corpus.txt", TEXTS)
-        made.examples([[(0, 0, 3)], [(1, 0, 7)], [(2, 0, 5)], [(3, 0, 23)]])
+        made.examples([[(0, 0, 3)], [(1, 0, 7)], [(2, 0, 5)], [(1, 2, 7), (3, 0, 23), (3, 3, 9)]])
         made.attempt().steps(range(1, 8)).evaluation(5).checkpoint(5).checkpoint(7)
         made.attempt(resumed_step=5).steps(range(6, 41)).checkpoint(40, ".").finish(40)
         yield made
@@ -222,6 +222,8 @@ async def test_document(training: Callable[..., Any], tmp_path: Path) -> None:
     assert set(found) == {field.name for field in pb.GetDocumentResponse.DESCRIPTOR.fields}
     example = await training("document", "0", "1", "--example", "--no-text")
     assert example.lines[-1] == "example   bytes 0 to 7 of the document"
+    two = await training("document", "0", "3", "--example", "--no-text")
+    assert two.lines[-1] == "also of   documents 3"
     (tmp_path / "corpus.txt").write_bytes(b"".join(TEXTS).upper())
     changed = await training("document", "0", "1")
     assert changed.status == 1

@@ -252,6 +252,11 @@ async def test_a_document_by_index_digest_and_example(
     assert (example.index, example.text) == (0, b"one")
     # Its piece of another document in between is not this one's.
     assert [(p.begin_byte, p.end_byte) for p in example.pieces] == [(0, 3), (1, 2)]
+    assert [(p.document_index, p.begin_byte, p.end_byte) for p in example.example_pieces] == [
+        (0, 0, 3),
+        (1, 0, 2),
+        (0, 1, 2),
+    ]
     second = await runs.document(builder.id, example_id=1, omit_text=True)
     assert (second.index, second.text, second.document.sha256) == (
         1,

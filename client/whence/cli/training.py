@@ -188,6 +188,9 @@ def run_document(arguments: argparse.Namespace) -> int:
         print(f"sha256    {safe(document.sha256)}")
         for piece in found.pieces:
             print(f"example   bytes {piece.begin_byte:,} to {piece.end_byte:,} of the document")
+        others = {piece.document_index for piece in found.example_pieces} - {found.index}
+        if others:
+            print(f"also of   documents {', '.join(map(str, sorted(others)))}")
         if not arguments.no_text:
             print(f"\n{safe(found.text.decode('utf-8', 'replace'))}")
     return OK

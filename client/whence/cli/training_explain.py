@@ -167,26 +167,31 @@ def _documents(
     client: Client, training_run_id: str, example_ids: Sequence[int], text: bytes
 ) -> dict[int, _Document]:
     """The documents of these examples, by index."""
-    runs = client.training_runs
     found: dict[int, _Document] = {}
     for example_id in example_ids:
-        answer = runs.document(training_run_id, example_id=example_id, omit_text=True)
-        if answer.index not in found:
-            whole = _text_of(client, training_run_id, answer.index)
-            found[answer.index] = _Document(answer.index, answer.document, whole, [], [])
-        document = found[answer.index]
-        document.examples.append(example_id)
-        pieces = (document.text[p.begin_byte : p.end_byte] for p in answer.pieces)
-        if text and any(text in piece for piece in pieces):
-            document.having.append(example_id)
+        answer = client.training_runs.document(
+            training_run_id, example_id=example_id, omit_text=True
+        )
+        for piece in answer.example_pieces:
+            index = piece.document_index
+            if index not in found:
+                found[index] = _document(client, training_run_id, index)
+            document = found[index]
+            if example_id not in document.examples[-1:]:
+                document.examples.append(example_id)
+            shown = document.text[piece.begin_byte : piece.end_byte]
+            if text and text in shown and example_id not in document.having[-1:]:
+                document.having.append(example_id)
     return found
 
 
-def _text_of(client: Client, training_run_id: str, index: int) -> bytes:
+def _document(client: Client, training_run_id: str, index: int) -> _Document:
+    runs = client.training_runs
     try:
-        return client.training_runs.document(training_run_id, index=index).text
+        answer = runs.document(training_run_id, index=index)
     except (FailedPreconditionError, InvalidRequestError):  # it was changed, or is too large
-        return b""
+        answer = runs.document(training_run_id, index=index, omit_text=True)
+    return _Document(index, answer.document, answer.text, [], [])
 
 
 def _listed(example_ids: Sequence[int]) -> str:

@@ -103,6 +103,7 @@ def document_message(
             for piece in pieces
             if piece.document_index == index
         ],
+        example_pieces=[training_pb2.ExamplePiece(**piece._asdict()) for piece in pieces],
     )
 
 
