@@ -263,6 +263,10 @@ async def test_explain(training: Callable[..., Any], tmp_path: Path) -> None:
         ["5", "-15.000"],
         ["10", "-10.000"],
     ]
+    later = await training("explain", "0", "the cat", " sat on", "--step", "6")
+    assert "\nchange: +5.000 nats from step 5 to step 10\n" in later.out
+    beyond = await training("explain", "0", "the cat", " sat on", "--step", "11")
+    assert (beyond.status, "no checkpoints before and after step 11" in beyond.error) == (2, True)
     told = await training("explain", "0", "the cat", " sat on", "--no-groups", "--json")
     assert [next(iter(answer)) for answer in told.objects] == [
         "started", "point", "interval", "point", "interval", "point",

@@ -93,6 +93,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--no-groups", action="store_true", help="not what each group of parameters did: faster"
     )
     explaining.add_argument(
+        "--step", type=_count, metavar="STEP", help="the change around this one, not the largest"
+    )
+    explaining.add_argument(
         "--examples", type=_whole, default=200, metavar="N", help="to look up; default: 200"
     )
 
@@ -247,7 +250,12 @@ def run_explain(arguments: argparse.Namespace) -> int:
         print(f"log p({quoted(arguments.continuation)} | {quoted(arguments.prompt)}), in nats\n")
         found = gathered(answers)
         for text in explanation(
-            client, run, found, text=arguments.continuation, num_examples=arguments.examples
+            client,
+            run,
+            found,
+            text=arguments.continuation,
+            num_examples=arguments.examples,
+            step=arguments.step,
         ):
             print(text)
     return OK

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from whence.cli.exits import UsageError
 from whence.cli.plots import bar
 from whence.cli.render import fitted, quoted, safe
 from whence.client import Client
@@ -24,6 +25,12 @@ class Emergence(NamedTuple):
     started: pb.EmergenceStarted
     points: list[pb.EmergencePoint]
     intervals: list[pb.EmergenceInterval]
+
+    def around(self, step: int) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
+        """The two points between which a step was made."""
+        return next(
+            (pair for pair in pairwise(self.points) if pair[0].step < step <= pair[1].step), None
+        )
 
     def largest_change(self) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
         """The two points between which the probability changed most, either way."""
@@ -48,17 +55,32 @@ def explanation(
     *,
     text: str,
     num_examples: int,
+    step: int | None = None,
 ) -> Iterator[str]:
-    """The curve over all checkpoints; tokens, groups and examples for the largest change."""
+    """The curve over all checkpoints; then tokens, groups and examples for one change.
+
+    Args:
+        client: asked for the documents.
+        run: whose emergence it is.
+        emergence: as it was traced.
+        text: the continuation.
+        num_examples: whose documents are looked up at most.
+        step: the change is that around this step; None is the largest.
+
+    Raises:
+        UsageError: no two checkpoints lie around that step.
+    """
     yield from _curve(emergence.points)
-    largest = emergence.largest_change()
-    if largest is None:
+    chosen = emergence.largest_change() if step is None else emergence.around(step)
+    if chosen is None:
+        if step is not None:
+            raise UsageError(f"there are no checkpoints before and after step {step:,}")
         return
-    before, after = largest
+    before, after = chosen
     yield ""
     yield (
-        f"largest change: {_change(before, after):+.3f} nats from step {before.step:,} to step "
-        f"{after.step:,}"
+        f"{'largest change' if step is None else 'change'}: {_change(before, after):+.3f} nats "
+        f"from step {before.step:,} to step {after.step:,}"
     )
     yield ""
     yield from _tokens(emergence.started, before, after)
