@@ -144,9 +144,9 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     finally:
         closing.set()
         await rpc.server.stop(_CLOSING_CALLS_S)
-        await tracer.close()
         library.close()
         await engine.stop()
+        await tracer.close()
 
 
 async def _until_stopped(
