@@ -1,6 +1,7 @@
 """TraceEmergence, with a program of the test's in the place of the one that needs torch."""
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -36,7 +37,13 @@ async def serving(
 
 
 def children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if "-c" in c.cmdline()]
+    """The processes that trace."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("EmergenceStarted" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 async def gone(processes: list[psutil.Process]) -> None:

@@ -108,11 +108,6 @@ class TrainingRun:
         return self._reader.head.hex()
 
     @property
-    def end_byte(self) -> int:
-        """Where the next entry will begin."""
-        return self._reader.end_byte
-
-    @property
     def ended(self) -> bool:
         """Whether its last attempt has ended in an orderly way."""
         return self.state != pb.TRAINING_STATE_RUNNING
