@@ -37,7 +37,9 @@ async def num_steps(library: RunLibrary, number: int) -> int:
     return await library.run(run_id(number), lambda run: len(run.steps))
 
 
-async def test_runs_are_found_beside_the_model_and_two_levels_down(tmp_path: Path) -> None:
+async def test_runs_are_found_beside_the_model_and_two_levels_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tmp_path / "out" / "checkpoints" / "checkpoint-9"
     model.mkdir(parents=True)
     record(tmp_path / "out", 1)
@@ -59,6 +61,10 @@ async def test_runs_are_found_beside_the_model_and_two_levels_down(tmp_path: Pat
     assert run_id(8) not in await ids(library)
     with pytest.raises(TrainingRunNotFoundError):
         await num_steps(library, 8)
+    # Said once, however often it was looked for.
+    assert caplog.messages == [
+        f"{tmp_path / 'not-there'} cannot be searched for training runs: No such file or directory"
+    ]
 
 
 async def test_a_hub_id_has_no_records_beside_it(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ class RunLibrary:
         self._model = Path(model) if model else None
         self._known: dict[Path, _Known] = {}
         self._runs: dict[str, TrainingRun] = {}
+        self._unreadable: set[Path] = set()
+        """Directories that the log has named."""
         self._thread = ThreadPoolExecutor(1, "lineage")
         self._closed = threading.Event()
 
@@ -110,7 +112,7 @@ class RunLibrary:
     def _scan(self) -> list[TrainingRun]:
         paths = dict.fromkeys(_beside(self._model))
         for directory in self._directories:
-            paths |= dict.fromkeys(_below(directory, _DEPTH))
+            paths |= dict.fromkeys(self._below(directory, _DEPTH))
         found: dict[str, TrainingRun] = {}
         for path in paths:
             run = self._refreshed(path)
@@ -147,6 +149,26 @@ class RunLibrary:
         self._known[path] = _Known(version, run)
         return run
 
+    def _below(self, directory: Path, depth: int) -> Iterator[Path]:
+        """Every record in a directory, and so far below it."""
+        try:
+            with os.scandir(directory) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+            folders = [e.path for e in found if e.is_dir() and _may_hold_runs(e.name)]
+            has_record = any(e.name == RECORD_NAME and e.is_file() for e in found)
+        except OSError as error:
+            if directory not in self._unreadable:
+                self._unreadable.add(directory)
+                _log.warning(
+                    "%s cannot be searched for training runs: %s", directory, error.strerror
+                )
+            return
+        if has_record:
+            # Checkpoints lie beside the record's name, not beside what it may be a link to.
+            yield directory.resolve() / RECORD_NAME
+        for folder in folders if depth else ():
+            yield from self._below(Path(folder), depth - 1)
+
 
 def _rank(run: TrainingRun) -> tuple[int, int]:
     """Of several copies of a record, the longest counts, then the one beside its checkpoints."""
@@ -164,23 +186,6 @@ def _beside(model: Path | None) -> Iterator[Path]:
         record = candidate / RECORD_NAME
         if record.is_file():
             yield record
-
-
-def _below(directory: Path, depth: int) -> Iterator[Path]:
-    """Every record in a directory, and so far below it."""
-    try:
-        with os.scandir(directory) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        folders = [entry.path for entry in found if entry.is_dir() and _may_hold_runs(entry.name)]
-        has_record = any(entry.name == RECORD_NAME and entry.is_file() for entry in found)
-    except OSError as error:
-        _log.warning("%s cannot be searched for training runs: %s", directory, error.strerror)
-        return
-    if has_record:
-        # Checkpoints lie beside the record's name, not beside what it may be a link to.
-        yield directory.resolve() / RECORD_NAME
-    for folder in folders if depth else ():
-        yield from _below(Path(folder), depth - 1)
 
 
 def _may_hold_runs(name: str) -> bool:
