@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from whence_server.domain.errors import (
     DrainingError,
     FieldViolation,
     InvalidRequestError,
+    LineageError,
     ModelNotReadyError,
     TrainingRunNotFoundError,
 )
@@ -95,10 +96,14 @@ class TrainingServicer:
 
         def page(runs: list[TrainingRun]) -> training_pb2.ListTrainingRunsResponse:
             rest = [run for run in runs if after is None or _comes_after(run, after)]
-            return training_pb2.ListTrainingRunsResponse(
-                training_runs=[self._summary(run) for run in rest[:limit]],
-                next_page_token=str(_token(rest[limit - 1])) if len(rest) > limit else "",
+            response = training_pb2.ListTrainingRunsResponse(
+                next_page_token=str(_token(rest[limit - 1])) if len(rest) > limit else ""
             )
+            for run in rest[:limit]:
+                # A record that was replaced since it was looked at is named at the next look.
+                with suppress(LineageError):
+                    response.training_runs.append(self._summary(run))
+            return response
 
         return (await self._library.runs(page)).SerializeToString()
 
@@ -171,7 +176,6 @@ class TrainingServicer:
         """A document's way up to the Merkle root."""
         del call
         check_document(request)
-
         run_id = self._run_id(request.training_run_id)
         return (
             await self._library.run(run_id, partial(proof_message, request=request))
