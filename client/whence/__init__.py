@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from whence.generation import FinishReason, GeneratedSequence
     from whence.internals import Internals, Layer, Source
+    from whence.merkle import verify_inclusion
     from whence.options import ChatMessage, GenerateOptions
     from whence.tokens import Candidate, Draw, ProcessorEffect, Timing, Token
     from whence.vocabulary import Vocabulary
@@ -77,6 +78,7 @@ __all__ = [
     "Vocabulary",
     "WhenceError",
     "__version__",
+    "verify_inclusion",
 ]
 
 _MODULES = {
@@ -97,6 +99,7 @@ _MODULES = {
     "Timing": "whence.tokens",
     "Token": "whence.tokens",
     "Vocabulary": "whence.vocabulary",
+    "verify_inclusion": "whence.merkle",
 }
 """Where each public name lives; those not listed are in `whence.errors`."""
 

@@ -10,6 +10,7 @@ from typing import Self, Unpack
 import grpc
 
 from whence.aio_calls import AsyncCalls, AsyncFollowing
+from whence.aio_training import AsyncTrainingRuns
 from whence.backoff import Backoff, RetryPolicy
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
@@ -54,6 +55,7 @@ class AsyncClient:
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = asyncio.Lock()
         self.generations = AsyncGenerations(self._calls, self._policy, self._text_of)
+        self.training_runs = AsyncTrainingRuns(self._calls, self._policy)
 
     async def __aenter__(self) -> Self:
         return self

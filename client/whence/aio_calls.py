@@ -1,7 +1,7 @@
 """Calls over an asyncio channel: one answer, all pages, or a stream that resumes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -19,11 +19,14 @@ from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
+from whence.v1.training_pb2 import WatchTrainingRunRequest
+from whence.v1.training_pb2_grpc import TrainingServiceStub
 
 if TYPE_CHECKING:
     from whence.v1.generation_pb2_grpc import GenerationServiceAsyncStub
     from whence.v1.model_pb2_grpc import ModelServiceAsyncStub
     from whence.v1.trace_pb2_grpc import TraceServiceAsyncStub
+    from whence.v1.training_pb2_grpc import TrainingServiceAsyncStub
 
 Item = TypeVar("Item")
 Page = TypeVar("Page", bound=Message)
@@ -60,10 +63,12 @@ class AsyncCalls:
         self.generation = cast("GenerationServiceAsyncStub", GenerationServiceStub(self._channel))
         self.trace = cast("TraceServiceAsyncStub", TraceServiceStub(self._channel))
         self.model = cast("ModelServiceAsyncStub", ModelServiceStub(self._channel))
+        self.training = cast("TrainingServiceAsyncStub", TrainingServiceStub(self._channel))
         self._streams: dict[type[Message], Callable[..., Any]] = {
             GenerateRequest: self.generation.Generate,
             ResumeGenerationRequest: self.generation.ResumeGeneration,
             WatchGenerationsRequest: self.trace.WatchGenerations,
+            WatchTrainingRunRequest: self.training.WatchTrainingRun,
         }
 
     async def close(self) -> None:
@@ -86,14 +91,27 @@ class AsyncCalls:
             )
 
     async def stream(
-        self, method: "grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT]", request: RequestT
-    ) -> AsyncIterator[ResponseT]:
-        """The answers of a stream that is not worth resuming."""
+        self,
+        method: "grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        *,
+        is_timed: bool = True,
+    ) -> AsyncGenerator[ResponseT, None]:
+        """The answers of a stream that is not worth resuming.
+
+        Closing it before its end cancels the call.
+        """
         with translated():
-            async for response in method(
-                request, timeout=self._timeout_s, metadata=with_trace_context(self._metadata)
-            ):
-                yield response
+            call = method(
+                request,
+                timeout=self._timeout_s if is_timed else None,
+                metadata=with_trace_context(self._metadata),
+            )
+            try:
+                async for response in call:
+                    yield response
+            finally:
+                call.cancel()
 
     async def pages(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
@@ -158,14 +176,19 @@ class AsyncFollowing(Generic[Item]):
                 if not self._closed.is_set():
                     raise
             # Read to its end even when complete, so that the server sees the call end well.
-            if self._stream.complete or self._closed.is_set():
+            if self._ended():
                 break
             delay_s = self._stream.broke_off(error)
+            if self._ended():
+                break
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), delay_s)
             if not self._closed.is_set():
                 self._call = self._start()
         raise StopAsyncIteration
+
+    def _ended(self) -> bool:
+        return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:
         """Reads no more."""

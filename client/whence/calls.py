@@ -17,6 +17,8 @@ from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
+from whence.v1.training_pb2 import WatchTrainingRunRequest
+from whence.v1.training_pb2_grpc import TrainingServiceStub
 
 Item = TypeVar("Item")
 Page = TypeVar("Page", bound=Message)
@@ -53,10 +55,12 @@ class Calls:
         self.generation = GenerationServiceStub(self._channel)
         self.trace = TraceServiceStub(self._channel)
         self.model = ModelServiceStub(self._channel)
+        self.training = TrainingServiceStub(self._channel)
         self._streams: dict[type[Message], Callable[..., Any]] = {
             GenerateRequest: self.generation.Generate,
             ResumeGenerationRequest: self.generation.ResumeGeneration,
             WatchGenerationsRequest: self.trace.WatchGenerations,
+            WatchTrainingRunRequest: self.training.WatchTrainingRun,
         }
 
     def close(self) -> None:
@@ -79,13 +83,26 @@ class Calls:
             )
 
     def stream(
-        self, method: "grpc.UnaryStreamMultiCallable[RequestT, ResponseT]", request: RequestT
+        self,
+        method: "grpc.UnaryStreamMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        *,
+        is_timed: bool = True,
     ) -> Iterator[ResponseT]:
-        """The answers of a stream that is not worth resuming."""
+        """The answers of a stream that is not worth resuming.
+
+        Leaving it before its end cancels the call.
+        """
         with translated():
-            yield from method(
-                request, timeout=self._timeout_s, metadata=with_trace_context(self._metadata)
+            call = method(
+                request,
+                timeout=self._timeout_s if is_timed else None,
+                metadata=with_trace_context(self._metadata),
             )
+            try:
+                yield from call
+            finally:
+                call.cancel()
 
     def pages(
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
@@ -149,12 +166,18 @@ class Following(Generic[Item]):
             except grpc.RpcError as rpc_error:
                 error = error_from_rpc(rpc_error)
             # Read to its end even when complete, so that the server sees the call end well.
-            if self._stream.complete or self._closed.is_set():
+            if self._ended():
                 break
-            self._closed.wait(self._stream.broke_off(error))
+            delay_s = self._stream.broke_off(error)
+            if self._ended():
+                break
+            self._closed.wait(delay_s)
             if not self._closed.is_set():
                 self._call = self._start()
         raise StopIteration
+
+    def _ended(self) -> bool:
+        return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:
         """Reads no more."""

@@ -17,6 +17,7 @@ from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.requests import generation_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
+from whence.training import TrainingRuns
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
 from whence.vocabulary import Vocabulary, VocabularyBuilder
 
@@ -54,6 +55,7 @@ class Client:
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = threading.Lock()
         self.generations = Generations(self._calls, self._policy, self._text_of)
+        self.training_runs = TrainingRuns(self._calls, self._policy)
 
     def __enter__(self) -> Self:
         return self

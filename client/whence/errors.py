@@ -2,10 +2,10 @@
 
     WhenceError                   a code, a reason and metadata for programs, a message for people
     ├── InvalidRequestError       INVALID_ARGUMENT, OUT_OF_RANGE: `violations` names each field
-    ├── NotFoundError             NOT_FOUND: no such generation or model, or it was deleted
+    ├── NotFoundError             NOT_FOUND: no such generation, model, training run, document
     ├── AlreadyExistsError        ALREADY_EXISTS: the generation id belongs to another request
     ├── ResourceExhaustedError    RESOURCE_EXHAUSTED: `retry_delay_s` says when to come again
-    ├── FailedPreconditionError   FAILED_PRECONDITION: the model is still loading
+    ├── FailedPreconditionError   FAILED_PRECONDITION: the model is loading, a document changed
     ├── UnavailableError          UNAVAILABLE: no server, or one on its way out
     ├── DeadlineExceededError     DEADLINE_EXCEEDED: `timeout_s` passed
     ├── CallCancelledError        CANCELLED: somebody cancelled the call
@@ -92,7 +92,7 @@ class InvalidRequestError(WhenceError):
 
 
 class NotFoundError(WhenceError):
-    """No such generation or model, or its content was deleted."""
+    """No such generation, model, training run or document, or it was deleted."""
 
     code = Code.NOT_FOUND
 

@@ -17,9 +17,17 @@ from whence.v1.generation_pb2 import (
     ResumeGenerationResponse,
 )
 from whence.v1.trace_pb2 import WatchGenerationsRequest, WatchGenerationsResponse
+from whence.v1.training_pb2 import WatchTrainingRunRequest, WatchTrainingRunResponse
 
-Request: TypeAlias = GenerateRequest | ResumeGenerationRequest | WatchGenerationsRequest
-Response: TypeAlias = GenerateResponse | ResumeGenerationResponse | WatchGenerationsResponse
+Request: TypeAlias = (
+    GenerateRequest | ResumeGenerationRequest | WatchGenerationsRequest | WatchTrainingRunRequest
+)
+Response: TypeAlias = (
+    GenerateResponse
+    | ResumeGenerationResponse
+    | WatchGenerationsResponse
+    | WatchTrainingRunResponse
+)
 
 Item_co = TypeVar("Item_co", covariant=True)
 
@@ -39,6 +47,8 @@ class Resumable(Protocol[Item_co]):
 
     def broke_off(self, error: WhenceError | None) -> float:
         """Seconds to wait before the next call, after one that ended with or without an error.
+
+        An end without one may have been the end of it all: `complete` says so then.
 
         Raises:
             WhenceError: the stream cannot go on.
@@ -88,6 +98,8 @@ class GenerationStream:
         Raises:
             InternalError: events are missing in between.
         """
+        if not isinstance(response, GenerateResponse | ResumeGenerationResponse):
+            raise TypeError(f"a generation brings no {type(response).__name__}")
         event = response.event
         if event.last_offset <= self._last_offset:
             return None
@@ -141,6 +153,40 @@ class WatchStream:
     def broke_off(self, error: WhenceError | None) -> float:
         """Waits for the connection."""
         return self._backoff.delay_s(error)
+
+
+class TrainingRunStream:
+    """A training run's events, resumed after the last position seen, until the run has ended.
+
+    The server ends the call well with the run alone; when it closes itself, with an error.
+    """
+
+    def __init__(self, request: WatchTrainingRunRequest, backoff: Backoff) -> None:
+        self._request = request
+        self._backoff = backoff
+        self._complete = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has ended."""
+        return self._complete
+
+    def next_call(self) -> tuple[WatchTrainingRunRequest, None]:
+        """The same watch, from the last position on; without a timeout."""
+        return self._request, None
+
+    def receive(self, response: Response) -> WatchTrainingRunResponse | None:
+        """The response as it is."""
+        if not isinstance(response, WatchTrainingRunResponse):
+            raise TypeError(f"a training run brings no {type(response).__name__}")
+        self._backoff.arrived()
+        self._request.after_position = response.last_position
+        return response
+
+    def broke_off(self, error: WhenceError | None) -> float:
+        """Waits for the connection, unless that was the run's end."""
+        self._complete = error is None
+        return 0.0 if error is None else self._backoff.delay_s(error)
 
 
 def _without_first(event: GenerationEvent, num_seen: int) -> GenerationEvent:

@@ -1,6 +1,7 @@
 """The composition root: the only place that builds the parts and puts them together."""
 
 import asyncio
+import dataclasses
 import logging
 import signal
 from collections.abc import Coroutine, Iterator
@@ -21,14 +22,22 @@ from whence_server.journal.chain import ChainReport
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
+from whence_server.lineage.emergence import EmergenceTracer
+from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
-from whence_server.rpc import generation_servicer, model_servicer, trace_servicer
+from whence_server.rpc import (
+    generation_servicer,
+    model_servicer,
+    trace_servicer,
+    training_servicer,
+)
 from whence_server.rpc.calls import CallLog
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
 from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
+from whence_server.rpc.training_servicer import TrainingServicer
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -86,6 +95,8 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         default_candidates=settings.default_candidates,
     )
     serving = Serving(settings.served_name, journal)
+    tracer = EmergenceTracer()
+    library = RunLibrary(settings.training_runs, settings.model)
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=observability.sampler)
     rpc = await build_server(
@@ -98,11 +109,15 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         {
             generation_servicer.SERVICE: GenerationServicer(serving, limits).methods(),
             trace_servicer.SERVICE: TraceServicer(journal, closing).methods(),
+            training_servicer.SERVICE: TrainingServicer(
+                library, serving, tracer, closing
+            ).methods(),
             model_servicer.SERVICE: ModelServicer(serving).methods(),
         },
         calls,
     )
     await rpc.server.start()
+    library.start()
     stop = asyncio.Event()
 
     async def set_serving(up: bool) -> None:
@@ -115,6 +130,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
             model = await _or_stop(engine.start(), stop)
             if model is None:
                 return EXIT_DRAINED
+            model = dataclasses.replace(model, training_run=await library.link(model))
             tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
             generations = Generations(
                 engine=engine,
@@ -129,7 +145,9 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     finally:
         closing.set()
         await rpc.server.stop(_CLOSING_CALLS_S)
+        library.close()
         await engine.stop()
+        await tracer.close()
 
 
 async def _until_stopped(

@@ -70,7 +70,9 @@ def test_the_command_offers_every_option_of_generate():
     assert set(GenerateOptions.__annotations__) - set(vars(arguments)) == by_other_means
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["generations", "list"], ["model"]])
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["generations", "list"], ["model"], ["training", "show"]]
+)
 def test_help_says_what_the_exit_statuses_mean(capsys, command):
     with pytest.raises(SystemExit) as raised:
         parser().parse_args([*command, "--help"])
@@ -82,3 +84,18 @@ def test_the_version_is_shown(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["--version"])
     assert capsys.readouterr().out == f"whence {whence.__version__}\n"
+
+
+def test_both_clients_read_training_runs_by_the_same_methods():
+    from whence.aio_training import AsyncTrainingRuns
+    from whence.training import TrainingRuns
+
+    def methods(kind):
+        return {
+            name: inspect.signature(value).parameters
+            for name, value in vars(kind).items()
+            if not name.startswith("_")
+        }
+
+    assert methods(AsyncTrainingRuns) == methods(TrainingRuns)
+    assert "watch" in methods(TrainingRuns)

@@ -73,3 +73,13 @@ def test_unknown_flags_are_errors() -> None:
 def test_the_clients_variables_may_stand_beside() -> None:
     beside = {"WHENCE_TARGET": "127.0.0.1:1", "WHENCE_TRACE_URL": "http://h/{trace_id}"}
     assert read("--model", "a", **beside).model == "a"
+
+
+def test_training_runs_are_directories_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    both = f"{tmp_path / 'a'}, {tmp_path / 'b'}"
+    given = read("--model", "m", "--training-runs", both)
+    assert given.training_runs == (tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ConfigurationError, match=r"--training-runs .*/c is not a directory"):
+        read("--model", "m", "--training-runs", f"{both},{tmp_path / 'c'}")

@@ -25,6 +25,11 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.TrainingRunNotFoundError("r"), grpc.StatusCode.NOT_FOUND),
         (errors.DocumentNotFoundError("no such document"), grpc.StatusCode.NOT_FOUND),
         (errors.DocumentChangedError("it changed"), grpc.StatusCode.FAILED_PRECONDITION),
+        (
+            errors.EmergenceRefusedError("CHECKPOINTS_MISSING", "there are none"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+        ),
+        (errors.EmergenceBusyError(2.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.LineageError("broken"), grpc.StatusCode.INTERNAL),
         (errors.GenerationExistsError("g"), grpc.StatusCode.ALREADY_EXISTS),
         (errors.QueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),

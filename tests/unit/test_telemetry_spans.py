@@ -459,3 +459,46 @@ async def test_an_unreadable_start_is_told_of_once_and_its_steps_are_skipped(jou
         await encoder.spans_of(start)
     spans = [only_span(p) for entry in journal.entries[1:] for p in await encoder.spans_of(entry)]
     assert [span.name for span in spans] == ["whence.v1.GenerationService/Generate"]
+
+
+RUN = generation_pb2.TrainingRunRef(
+    training_run_id="6f1c2f0e-1d2b-4c57-9a41-0c3f5f7f9d10",
+    trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+    span_id="00f067aa0ba902b7",
+    step=700,
+    record_head="ab" * 32,
+)
+
+
+async def _genai_span(**fields: object) -> Span:
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g", **fields))
+    journal.append("g", EntryKind.FINISHED, finished(0))
+    return named(await spans_of(journal), "text_completion demo")[0]
+
+
+async def test_the_genai_span_leads_to_the_training_behind_it():
+    span = await _genai_span(training_run=RUN)
+    (link,) = span.links
+    assert (link.trace_id.hex(), link.span_id.hex()) == (RUN.trace_id, RUN.span_id)
+    assert link.flags == 0x300  # whether it was sampled is not known; it is another process's
+    told = attributes(span)
+    assert told["whence.training.run_id"] == RUN.training_run_id
+    assert told["whence.training.trace_id"] == RUN.trace_id
+    assert told["whence.training.span_id"] == RUN.span_id
+    assert told["whence.training.step"] == 700
+
+
+@pytest.mark.parametrize("ids", [{}, {"trace_id": "xyz"}, {"trace_id": "0" * 32}])
+async def test_a_run_without_a_span_is_told_without_a_link(ids):
+    run = generation_pb2.TrainingRunRef(training_run_id="r", span_id=RUN.span_id, **ids)
+    span = await _genai_span(training_run=run)
+    assert not span.links
+    assert attributes(span)["whence.training.run_id"] == "r"
+    assert attributes(span)["whence.training.step"] == 0
+
+
+async def test_no_run_no_link():
+    span = await _genai_span()
+    assert not span.links
+    assert not [key for key in attributes(span) if key.startswith("whence.training.")]

@@ -17,6 +17,7 @@ from whence.cli.render import fitted, quoted, safe, table_heading, table_row, wa
 from whence.client import Client
 from whence.generation import FinishReason
 from whence.tokens import Token
+from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.trace_pb2 import (
     GenerationSummary,
     GetGenerationResponse,
@@ -209,6 +210,7 @@ def _details(generation: GetGenerationResponse) -> str:
         "generation": summary.generation_id,
         "trace": started.trace_id or summary.trace_id,
         "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
+        "training run": _training_run(started),
         "started": _time(summary.start_time),
         "finished": _reason(summary),
         "tokens": f"{summary.num_prompt_tokens} prompt, {summary.num_generated_tokens} generated",
@@ -224,6 +226,12 @@ def _details(generation: GetGenerationResponse) -> str:
         for sequence in generation.finished.sequences:
             fields[f"sequence {sequence.sequence_index}"] = sequence.text
     return "\n".join(f"{safe(name):<12}  {safe(value)}" for name, value in fields.items())
+
+
+def _training_run(started: GenerationStarted) -> str:
+    if not started.HasField("training_run"):
+        return "unknown"
+    return f"{started.training_run.training_run_id}, step {started.training_run.step:,}"
 
 
 def _event_row(watched: WatchGenerationsResponse) -> str:

@@ -18,7 +18,8 @@ FIELDS = """\
 are in nats, null is minus infinity (a processor removed the token).
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
                 prompt_token_ids, processor_names, decoding, trace, source_method,
-                unavailable: {part of the trace: why the model cannot give it}
+                unavailable: {part of the trace: why the model cannot give it},
+                training_run: {training_run_id, trace_id, span_id, step, record_head}
   prompt_token  as token, with --trace-prompt
   token         sequence_index, index, token_id, text, text_begin_byte, text_end_byte,
                 logprob, sampling_logprob, rank, entropy, sampling_entropy,
@@ -46,6 +47,19 @@ def message_object(message: Message) -> dict[str, Any]:
     """A message by protobuf's own JSON mapping, with the field names of the contract."""
     as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return as_dict
+
+
+def complete_object(message: Message) -> dict[str, Any]:
+    """As `message_object`, with the fields that are zero, false or empty as well.
+
+    What can be absent and is, is left out.
+    """
+    try:
+        options: dict[str, Any] = {"always_print_fields_with_no_presence": True}
+        return MessageToDict(message, preserving_proto_field_name=True, **options)
+    except TypeError:  # before protobuf 5.26 the option had another name
+        options = {"including_default_value_fields": True}
+        return MessageToDict(message, preserving_proto_field_name=True, **options)
 
 
 def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterator[dict[str, Any]]:
@@ -164,7 +178,7 @@ def _started(generation: GenerationState) -> dict[str, Any]:
     started = generation.started
     if started is None:
         return {}
-    return {
+    fields = {
         "event": "started",
         "generation_id": started.generation_id,
         "trace_id": started.trace_id,
@@ -179,6 +193,9 @@ def _started(generation: GenerationState) -> dict[str, Any]:
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
     }
+    if started.HasField("training_run"):
+        fields["training_run"] = complete_object(started.training_run)
+    return fields
 
 
 def _finished(generation: GenerationState) -> dict[str, Any]:

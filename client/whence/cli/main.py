@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from whence.channel import DEFAULT_TARGET, TARGET_VARIABLE
-from whence.cli import exits, generate, generations, model
+from whence.cli import exits, generate, generations, model, training
 from whence.cli.render import safe
 from whence.errors import WhenceError
 
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     generate.add_command(commands, common)
     generations.add_commands(commands, common)
+    training.add_commands(commands, common)
     model.add_command(commands, common)
     return whole
 

@@ -48,5 +48,8 @@ def _details(model: Model) -> str:
         "model digest": model.model_digest or "unknown",
         "weights digest": model.weights_digest or "unknown",
         "tokenizer digest": model.tokenizer_digest or "unknown",
+        "training run": f"{model.training_run_id}, step {model.training_step:,}"
+        if model.training_run_id
+        else "unknown",
     }
     return "\n".join(f"{name:<16}  {safe(value)}" for name, value in fields.items())

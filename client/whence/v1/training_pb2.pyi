@@ -1035,7 +1035,7 @@ class GetTrainingRunRequest(google.protobuf.message.Message):
     TRAINING_RUN_ID_FIELD_NUMBER: builtins.int
     training_run_id: builtins.str
     """NOT_FOUND where this server knows no such run. Empty for the run that made
-    the default model.
+    the default model; FAILED_PRECONDITION then while that is loading.
     """
     def __init__(
         self,
@@ -1198,7 +1198,8 @@ class WatchTrainingRunRequest(google.protobuf.message.Message):
     """
     after_position: builtins.int
     """Entries up to and including this one are skipped; 0 gives all. Absent
-    begins with what is recorded from now on.
+    begins with what is recorded from now on. INVALID_ARGUMENT beyond the
+    record's newest.
     """
     def __init__(
         self,
@@ -1215,7 +1216,8 @@ global___WatchTrainingRunRequest = WatchTrainingRunRequest
 @typing.final
 class WatchTrainingRunResponse(google.protobuf.message.Message):
     """What was recorded, in order. The stream ends with the run: when the record
-    says that it is completed, failed or interrupted.
+    says that it is completed, failed or interrupted, and nothing follows. A
+    server that closes before ends it with UNAVAILABLE.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1286,11 +1288,13 @@ class GetDocumentResponse(google.protobuf.message.Message):
     DOCUMENT_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     PIECES_FIELD_NUMBER: builtins.int
+    EXAMPLE_PIECES_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Its index in the training set."""
     text: builtins.bytes
     """Its bytes. Given only where they still have the recorded digest:
-    FAILED_PRECONDITION else.
+    FAILED_PRECONDITION else. INVALID_ARGUMENT where they are more than the
+    server sends in a message, unless `omit_text` is set.
     """
     @property
     def document(self) -> global___TrainingDocument:
@@ -1302,6 +1306,12 @@ class GetDocumentResponse(google.protobuf.message.Message):
         from the document's beginning.
         """
 
+    @property
+    def example_pieces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExamplePiece]:
+        """Where an example was asked for: all that it was cut from, in order, of
+        whichever documents.
+        """
+
     def __init__(
         self,
         *,
@@ -1309,11 +1319,38 @@ class GetDocumentResponse(google.protobuf.message.Message):
         document: global___TrainingDocument | None = ...,
         text: builtins.bytes = ...,
         pieces: collections.abc.Iterable[global___ByteRange] | None = ...,
+        example_pieces: collections.abc.Iterable[global___ExamplePiece] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["document", b"document"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["document", b"document", "index", b"index", "pieces", b"pieces", "text", b"text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["document", b"document", "example_pieces", b"example_pieces", "index", b"index", "pieces", b"pieces", "text", b"text"]) -> None: ...
 
 global___GetDocumentResponse = GetDocumentResponse
+
+@typing.final
+class ExamplePiece(google.protobuf.message.Message):
+    """A piece of a document, in an example."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DOCUMENT_INDEX_FIELD_NUMBER: builtins.int
+    BEGIN_BYTE_FIELD_NUMBER: builtins.int
+    END_BYTE_FIELD_NUMBER: builtins.int
+    document_index: builtins.int
+    """Index of the document in the training set."""
+    begin_byte: builtins.int
+    """The first byte, counted from the document's beginning."""
+    end_byte: builtins.int
+    """The first byte after it."""
+    def __init__(
+        self,
+        *,
+        document_index: builtins.int = ...,
+        begin_byte: builtins.int = ...,
+        end_byte: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begin_byte", b"begin_byte", "document_index", b"document_index", "end_byte", b"end_byte"]) -> None: ...
+
+global___ExamplePiece = ExamplePiece
 
 @typing.final
 class ByteRange(google.protobuf.message.Message):

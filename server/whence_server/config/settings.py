@@ -17,6 +17,7 @@ from whence_server.config.spelling import (
     addresses,
     choice,
     device_of,
+    directories,
     exporter,
     flag_of,
     host_and_port,
@@ -83,6 +84,13 @@ class ServeConfig:
         "group streams at once and commits within 20 ms; strict sends a token only once its "
         "record is on disk",
         "MODE",
+    )
+    training_runs: tuple[Path, ...] = _setting(
+        (),
+        directories,
+        "where records of training runs are looked for, two levels down, besides the model's own "
+        "directory; several by comma",
+        "DIR",
     )
     max_queue: int = _setting(1024, whole(1), "sequences that may wait", "N")
     max_batch_size: int = _setting(64, whole(1, 4096), "sequences decoded together", "N")

@@ -83,6 +83,17 @@ def path_of(text: str) -> Path:
     return Path(text_of(text))
 
 
+def directories(text: str) -> tuple[Path, ...]:
+    """Any number of directories that are there, separated by commas."""
+    found = tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+    for path in found:
+        if not path.is_dir():
+            raise ValueError(
+                f"{path} is not a directory; expected directories, separated by commas"
+            )
+    return found
+
+
 def device_of(text: str) -> str:
     """One of torch's devices, as torch spells it."""
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?|mps", text):

@@ -7,6 +7,8 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── TrainingRunNotFoundError    NOT_FOUND
 ├── DocumentNotFoundError       NOT_FOUND
 ├── DocumentChangedError        FAILED_PRECONDITION
+├── EmergenceRefusedError       FAILED_PRECONDITION
+├── EmergenceBusyError          RESOURCE_EXHAUSTED, says when to come again
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
@@ -137,6 +139,30 @@ class DocumentChangedError(WhenceError):
 
     code = Code.FAILED_PRECONDITION
     reason = "DOCUMENT_CHANGED"
+
+
+class EmergenceRefusedError(WhenceError):
+    """A text's emergence cannot be traced over this run's checkpoints."""
+
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EmergenceBusyError(WhenceError):
+    """Another text's emergence is being traced: it takes whole models into memory."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "EMERGENCE_BUSY"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(
+            "another text's emergence is being traced, one at a time; "
+            f"try again in {retry_after_s:g} s"
+        )
+        self.retry_after_s = retry_after_s
 
 
 class GenerationExistsError(WhenceError):

@@ -80,6 +80,21 @@ class InternalsInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingRunRef:
+    """The training run that made a model's weights, as far as it is on record."""
+
+    training_run_id: str
+    trace_id: str
+    """W3C id of the run's trace, 32 hex digits."""
+    span_id: str
+    """And of its root span, 16 hex digits."""
+    step: int
+    """The optimizer step after which the weights were saved."""
+    record_head: str
+    """The newest hash of the run's record when the model was loaded, 64 hex digits."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A loaded model, as the engine reports it once it is ready."""
 
@@ -102,3 +117,7 @@ class ModelInfo:
     defaults: GenerationDefaults
     text: TextFiles
     internals: InternalsInfo = field(default_factory=InternalsInfo)
+    directory: str = ""
+    """Where its files lie on this machine."""
+    training_run: TrainingRunRef | None = None
+    """Filled in by the front, which knows the records."""

@@ -33,6 +33,7 @@ def describe(
     weights_digest: str,
     batched: bool,
     internals: InternalsInfo,
+    directory: str,
 ) -> ModelInfo:
     """Puts together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
@@ -56,6 +57,7 @@ def describe(
         defaults=generation_defaults(model.generation_config, vocabulary_size),
         text=text,
         internals=internals,
+        directory=directory,
     )
 
 

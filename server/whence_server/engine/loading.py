@@ -89,6 +89,7 @@ def load(options: EngineOptions) -> LoadedModel:
             weights_digest=weights_digest.result(),
             batched=style is not None,
             internals=internals,
+            directory=str(directory.resolve()),
         )
     return LoadedModel(model, style, graph, info, inside)
 

@@ -106,6 +106,7 @@ def encode_started(started: Started) -> bytes:
         source_method=started.source_method,
         unavailable=started.unavailable,
         operation=started.operation,
+        training_run=training_run_to_proto(model),
     ).SerializeToString()
 
 
@@ -193,6 +194,20 @@ def environment_to_proto(model: ModelInfo) -> generation_pb2.Environment:
         num_threads=environment.num_threads,
         attention_implementation=environment.attention_implementation,
         weights_digest=model.weights_digest,
+    )
+
+
+def training_run_to_proto(model: ModelInfo) -> generation_pb2.TrainingRunRef | None:
+    """The run that made the model's weights; None where it is not known."""
+    run = model.training_run
+    if run is None:
+        return None
+    return generation_pb2.TrainingRunRef(
+        training_run_id=run.training_run_id,
+        trace_id=run.trace_id,
+        span_id=run.span_id,
+        step=run.step,
+        record_head=run.record_head,
     )
 
 

@@ -7,6 +7,8 @@ with a last one that has no neighbour going up as it is, gives the same tree.
 import hashlib
 from collections.abc import Iterable
 
+from whence_server.lineage.chain import HASH_BYTES
+
 
 def leaf_hash(data: bytes) -> bytes:
     """Hash of a leaf (section 2.1.1)."""
@@ -19,27 +21,24 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class MerkleTree:
-    """The tree over a list of leaves.
+    """The tree over a list of leaves: 64 bytes of memory a leaf.
 
     Args:
         leaves: each leaf's data, in order.
     """
 
     def __init__(self, leaves: Iterable[bytes]) -> None:
-        self._levels = [[leaf_hash(data) for data in leaves]]
-        while len(self._levels[-1]) > 1:
-            level = self._levels[-1]
-            pairs = zip(level[::2], level[1::2], strict=False)
-            above = [node_hash(left, right) for left, right in pairs]
-            self._levels.append(above + level[len(above) * 2 :])
+        self._levels = [b"".join(map(leaf_hash, leaves))]
+        while len(self._levels[-1]) > HASH_BYTES:
+            self._levels.append(_level_above(self._levels[-1]))
 
     def __len__(self) -> int:
-        return len(self._levels[0])
+        return len(self._levels[0]) // HASH_BYTES
 
     @property
     def root(self) -> bytes:
         """The tree's root, 32 bytes; the hash of nothing where there are no leaves."""
-        return self._levels[-1][0] if len(self) else hashlib.sha256().digest()
+        return self._levels[-1] if len(self) else hashlib.sha256().digest()
 
     def audit_path(self, index: int) -> list[bytes]:
         """Hashes of the siblings from a leaf up to the root (section 2.1.3.1).
@@ -51,8 +50,19 @@ class MerkleTree:
             raise IndexError(f"leaf {index} of a tree of {len(self)}")
         path = []
         for level in self._levels[:-1]:
-            sibling = index ^ 1
-            if sibling < len(level):
-                path.append(level[sibling])
+            begin = (index ^ 1) * HASH_BYTES
+            if begin < len(level):
+                path.append(level[begin : begin + HASH_BYTES])
             index //= 2
         return path
+
+
+def _level_above(level: bytes) -> bytes:
+    """The parents of a level's nodes; a last one without a neighbour goes up as it is."""
+    pair = 2 * HASH_BYTES
+    end = len(level) // pair * pair
+    parents = (
+        node_hash(level[begin : begin + HASH_BYTES], level[begin + HASH_BYTES : begin + pair])
+        for begin in range(0, end, pair)
+    )
+    return b"".join(parents) + level[end:]

@@ -27,6 +27,10 @@ class RecordedEvent(NamedTuple):
     event: TrainingEvent
     hash: bytes
     """The chain's hash after it."""
+    begin_byte: int
+    """Where its entry begins in the file, its length included."""
+    end_byte: int
+    """Where the next one begins."""
 
 
 class RecordReader:
@@ -100,13 +104,13 @@ class RecordReader:
         try:
             for frame in frames(buffer):
                 entry = LineageEntry.FromString(frame.message)
-                events.append(self._verified(entry))
+                events.append(self._verified(entry, begin + frame.end))
                 self.end_byte = begin + frame.end
         except (FramingError, DecodeError) as error:
             raise self._broken(f"the bytes from {self.end_byte} on are no entry: {error}") from None
         return events
 
-    def _verified(self, entry: LineageEntry) -> RecordedEvent:
+    def _verified(self, entry: LineageEntry, end_byte: int) -> RecordedEvent:
         event = TrainingEvent.FromString(entry.event)
         if self.position == 0:
             if event.WhichOneof("event") != "started":
@@ -118,7 +122,7 @@ class RecordReader:
         if next_hash(self.head, entry.event) != entry.hash:
             raise self._broken("its hash does not follow from its content and the entry before it")
         self.position, self.head = entry.position, entry.hash
-        return RecordedEvent(self.position, event, self.head)
+        return RecordedEvent(self.position, event, self.head, self.end_byte, end_byte)
 
     def _broken(self, detail: str) -> LineageError:
         return LineageError(

@@ -65,6 +65,7 @@ class ModelServicer:
 
 def model_message(info: ModelInfo) -> model_pb2.Model:
     """A loaded model in the contract's words."""
+    run = info.training_run
     return model_pb2.Model(
         model=info.name,
         state=model_pb2.MODEL_STATE_READY,
@@ -84,4 +85,6 @@ def model_message(info: ModelInfo) -> model_pb2.Model:
         weights_digest=info.weights_digest,
         loaded_files=info.loaded_files,
         batched=info.batched,
+        training_run_id="" if run is None else run.training_run_id,
+        training_step=None if run is None else run.step,
     )

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from whence_server.domain.errors import (
     Code,
+    EmergenceBusyError,
     InvalidRequestError,
     QueueFullError,
     WhenceError,
@@ -45,7 +46,7 @@ def error_status(error: WhenceError) -> status_pb2.Status:
             for v in error.violations
         ]
         details.append(error_details_pb2.BadRequest(field_violations=violations))
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | EmergenceBusyError):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))

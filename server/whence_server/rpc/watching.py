@@ -5,6 +5,7 @@ import base64
 import binascii
 from collections.abc import AsyncGenerator
 from itertools import groupby
+from typing import TypeVar
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import (
@@ -14,6 +15,8 @@ from whence_server.domain.errors import (
 )
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import ListFilter
+
+T = TypeVar("T")
 
 _PREFIX = b"p1:"
 _LIFECYCLE = frozenset({EntryKind.STARTED, EntryKind.FINISHED})
@@ -44,9 +47,9 @@ def read_position(token: str) -> int:
 
 
 async def until(
-    batches: AsyncGenerator[list[Entry], None], closing: asyncio.Event
-) -> AsyncGenerator[list[Entry], None]:
-    """The batches as they come, up to the moment at which the server closes."""
+    batches: AsyncGenerator[T, None], closing: asyncio.Event
+) -> AsyncGenerator[T, None]:
+    """The batches as they come, up to their end or the moment at which the server closes."""
     closed = asyncio.ensure_future(closing.wait())
     try:
         while True:
@@ -55,7 +58,11 @@ async def until(
                 await asyncio.wait({coming, closed}, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     return
-                yield coming.result()
+                try:
+                    batch = coming.result()
+                except StopAsyncIteration:
+                    return
+                yield batch
             finally:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)

@@ -11,7 +11,8 @@ from whence_server.telemetry.attributes import AttributeValue, key_values
 from whence_server.telemetry.bounds import SequenceBounds
 from whence_server.telemetry.content import as_json, input_messages, output_messages
 from whence_server.telemetry.finish_reasons import finish_reason, reason_name
-from whence_server.telemetry.origin import Origin
+from whence_server.telemetry.ids import parse_hex_id
+from whence_server.telemetry.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
 
 DEFAULT_OPERATION = "text_completion"
 MAX_INT64 = 2**63 - 1
@@ -62,6 +63,7 @@ def generation_span(
         end_time_unix_nano=end,
         attributes=key_values(attributes),
         events=[_exception(finished, end)] if failed else [],
+        links=_training_links(started),
         status=Status(code=Status.STATUS_CODE_ERROR, message=finished.failure.message)
         if failed
         else None,
@@ -165,6 +167,7 @@ def _provenance_attributes(started: GenerationStarted) -> dict[str, AttributeVal
     }
     return (
         attributes
+        | _training_attributes(started)
         | _prefixed(names.UNAVAILABLE_PREFIX, started.unavailable)
         | _prefixed(names.LABEL_PREFIX, started.labels)
     )
@@ -173,6 +176,28 @@ def _provenance_attributes(started: GenerationStarted) -> dict[str, AttributeVal
 def _prefixed(prefix: str, mapping: Mapping[str, str]) -> dict[str, AttributeValue | None]:
     # A map's order is not the same from one run to the next; its keys' order is.
     return {prefix + key: mapping[key] for key in sorted(mapping)}
+
+
+def _training_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
+    if not started.HasField("training_run"):
+        return {}
+    run = started.training_run
+    return {
+        names.TRAINING_RUN_ID: run.training_run_id,
+        names.TRAINING_TRACE_ID: run.trace_id or None,
+        names.TRAINING_SPAN_ID: run.span_id or None,
+        names.TRAINING_STEP: run.step if run.step <= MAX_INT64 else None,
+    }
+
+
+def _training_links(started: GenerationStarted) -> list[Span.Link]:
+    """A link to the root span of the run that made the weights, where its ids are on record."""
+    run = started.training_run
+    try:
+        trace_id, span_id = parse_hex_id(run.trace_id, 16), parse_hex_id(run.span_id, 8)
+    except ValueError:
+        return []
+    return [Span.Link(trace_id=trace_id, span_id=span_id, flags=HAS_IS_REMOTE | IS_REMOTE)]
 
 
 def _time_to_first_chunk_s(

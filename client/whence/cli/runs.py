@@ -1,0 +1,127 @@
+"""Which training run a command line means, and how runs, steps and events are told in a line."""
+
+import re
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from whence.cli.exits import UsageError
+from whence.cli.plots import number
+from whence.cli.render import safe
+from whence.client import Client
+from whence.v1 import training_pb2 as pb
+
+_WHOLE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NUM_SHOWN = 5
+
+
+def run_id(client: Client, given: str | None) -> str:
+    """The id of the run that is meant: whole, by a prefix that is unique, or the served model's.
+
+    Raises:
+        UsageError: no run's id begins so, or several do.
+    """
+    if not given or _WHOLE_ID.fullmatch(given):
+        return given or ""
+    found = [run for run in client.training_runs.list() if run.training_run_id.startswith(given)]
+    if len(found) == 1:
+        return found[0].training_run_id
+    if not found:
+        raise UsageError(f"no training run's id begins with {given!r}; see `whence training list`")
+    shown = ", ".join(run.training_run_id for run in found[:_NUM_SHOWN])
+    more = ", ..." if len(found) > _NUM_SHOWN else ""
+    raise UsageError(f"{len(found)} training runs' ids begin with {given!r}: {shown}{more}")
+
+
+def summary_row(run: pb.TrainingRunSummary) -> str:
+    """A run on a line: by the beginning of its id, which will do for a command."""
+    loss = f"loss {number(run.loss)}" if run.HasField("loss") else ""
+    return (
+        f"{safe(run.training_run_id)[:8]}  {time_of(run.start_time)[:16]}  "
+        f"{state_name(run.state):<11}  {progress(run):<15}  {loss:<11}  {safe(run.name)}"
+    ).rstrip()
+
+
+def progress(run: pb.TrainingRunSummary) -> str:
+    """How far a run has come."""
+    return f"step {run.step:,}" + (f"/{run.num_planned_steps:,}" if run.num_planned_steps else "")
+
+
+STEP_HEADING = (
+    f"{'step':>8}  {'att':>3}  {'epoch':>7}  {'loss':>9}  {'lr':>9}  {'grad norm':>9}  "
+    f"{'tokens':>8}  {'ms':>8}  examples"
+)
+
+
+def step_row(step: pb.TrainingStep) -> str:
+    """A step on a line."""
+    norm = number(step.grad_norm) if step.HasField("grad_norm") else ""
+    num_examples = sum(len(rank.example_ids) for rank in step.ranks)
+    return (
+        f"{step.step:>8}  {step.attempt:>3}  {step.epoch:>7.3f}  {number(step.loss):>9}  "
+        f"{number(step.learning_rate):>9}  {norm:>9}  {step.num_tokens:>8}  "
+        f"{step.duration_ns / 1e6:>8.1f}  {num_examples}{'  skipped' if step.skipped else ''}"
+    )
+
+
+def event_row(event: pb.TrainingEvent) -> str:
+    """What happened, on a line."""
+    kind = event.WhichOneof("event") or "unknown"
+    told: Any = getattr(event, kind, None)
+    match kind:
+        case "started":
+            text = f"{safe(told.name)}, {safe(told.architecture)}, run {safe(told.training_run_id)}"
+        case "dataset":
+            text = dataset_text(told)
+        case "documents":
+            text = f"{len(told.documents)} from {told.first_index} on"
+        case "examples":
+            text = f"{len(told.num_pieces)} from {told.first_example_id} on"
+        case "attempt_started":
+            text = f"{told.attempt}, from step {told.resumed_step}, {time_of(told.start_time)}"
+        case "step":
+            text = f"{told.step}  loss {number(told.loss)}  lr {number(told.learning_rate)}"
+        case "evaluation":
+            text = f"at step {told.step}  {metrics_text(told)}"
+        case "checkpoint":
+            text = f"at step {told.step}  {safe(told.path)}"
+        case "attempt_finished":
+            text = f"{told.attempt}, {ending_text(told)}"
+        case _:
+            text = ""
+    return f"{kind:<16}  {text}".rstrip()
+
+
+def dataset_text(dataset: pb.TrainingDataset) -> str:
+    """What a run reads, in words."""
+    parts = [
+        f"{dataset.num_documents:,} documents" if dataset.num_documents else "",
+        f"{dataset.num_examples:,} examples" if dataset.num_examples else "",
+        f"{dataset.block_size:,} tokens each" if dataset.block_size else "",
+        f"{dataset.num_tokens:,} tokens" if dataset.num_tokens else "",
+    ]
+    return ", ".join(part for part in parts if part) or f"of kind {safe(dataset.kind)}"
+
+
+def ending_text(ending: pb.AttemptFinished) -> str:
+    """How an attempt ended, in words."""
+    error = f": {safe(ending.error)}" if ending.error else ""
+    return f"{state_name(ending.state)} at step {ending.step:,}{error}"
+
+
+def metrics_text(evaluation: pb.Evaluation) -> str:
+    """An evaluation's metrics, by name."""
+    return "  ".join(
+        f"{safe(name)} {number(value)}" for name, value in sorted(evaluation.metrics.items())
+    )
+
+
+def state_name(state: pb.TrainingState.ValueType) -> str:
+    """Where a run stands, in a word."""
+    known = state in pb.TrainingState.values()
+    return pb.TrainingState.Name(state).removeprefix("TRAINING_STATE_").lower() if known else "?"
+
+
+def time_of(timestamp: Timestamp) -> str:
+    """To the second, in UTC."""
+    return timestamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")

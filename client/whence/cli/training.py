@@ -1,0 +1,288 @@
+"""`whence training`: where the weights came from."""
+
+import argparse
+import re
+import shutil
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from whence.cli.connection import connect
+from whence.cli.exits import EXITS, FAILED, OK, UsageError
+from whence.cli.json_lines import complete_object, line
+from whence.cli.render import quoted, safe, wants_color
+from whence.cli.runs import (
+    STEP_HEADING,
+    event_row,
+    progress,
+    run_id,
+    state_name,
+    step_row,
+    summary_row,
+)
+from whence.cli.training_explain import explanation, gathered
+from whence.cli.training_page import write_page
+from whence.cli.training_show import course_of, details, pictures
+from whence.merkle import verify_inclusion
+from whence.v1 import training_pb2 as pb
+
+_EPILOG = f"""\
+RUN is a training run's id, or the beginning of one that no other has; left out, the run that made
+the served model.
+
+--json prints the contract's messages by protobuf's JSON mapping, one a line, with every field:
+TrainingRunSummary (list), GetTrainingRunResponse (show), WatchTrainingRunResponse (watch),
+TrainingStep (steps), GetDocumentResponse (document), TraceEmergenceResponse (explain), and
+GetInclusionProofResponse with "verified" and "verified_root" (proof).
+
+{EXITS}"""
+_MOST_COLUMNS = 120
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `training` and its own commands to the command line."""
+    parser = commands.add_parser("training", help="training runs: what the weights came from")
+    actions = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, meaning: str) -> argparse.ArgumentParser:
+        action: argparse.ArgumentParser = actions.add_parser(
+            name,
+            parents=[common],
+            help=meaning,
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        action.set_defaults(run=run)
+        action.add_argument("--json", action="store_true", help="one object a line")
+        if name != "list":
+            action.add_argument("training_run", metavar="RUN", nargs="?", help="see below")
+        return action
+
+    listing = add("list", run_list, "training runs on record, newest first")
+    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="default: 20")
+    showing = add("show", run_show, "one run: its set-up, checkpoints, loss, and updates by layer")
+    showing.add_argument("--html", type=Path, metavar="FILE", help="write it as a page as well")
+    showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    watching = add("watch", run_watch, "a run as it is trained, until it ends")
+    watching.add_argument(
+        "--after", type=_whole, metavar="POSITION", help="go on after this entry; 0 shows all"
+    )
+    stepping = add("steps", run_steps, "optimizer steps, one a line")
+    stepping.add_argument("--first", type=_whole, default=0, metavar="STEP")
+    stepping.add_argument("--last", type=_whole, default=0, metavar="STEP")
+    stepping.add_argument("--stride", type=_count, default=1, metavar="N", help="one step in N")
+    stepping.add_argument(
+        "--superseded", action="store_true", help="also those that a resume discarded"
+    )
+    reading = add("document", run_document, "a document of the training set, and its text")
+    reading.add_argument("--example", action="store_true", help="WHICH is an example's id")
+    reading.add_argument("--no-text", action="store_true", help="where it is, without its text")
+    reading.add_argument("--raw", action="store_true", help="its bytes alone, as they are")
+    proving = add("proof", run_proof, "proves that a document was in the training set")
+    proving.add_argument(
+        "--root", type=_digest, metavar="HEX", help="a Merkle root that was noted elsewhere"
+    )
+    for action in (reading, proving):
+        action.add_argument("which", metavar="WHICH", help="a document's index, or its SHA-256")
+    explaining = add("explain", run_explain, "how a text's probability grew, and what did it")
+    explaining.add_argument("prompt", metavar="PROMPT", help="what the text follows; may be empty")
+    explaining.add_argument("continuation", metavar="TEXT", help="the text that is explained")
+    explaining.add_argument(
+        "--no-groups", action="store_true", help="not what each group of parameters did: faster"
+    )
+    explaining.add_argument(
+        "--step", type=_count, metavar="STEP", help="the change around this one, not the largest"
+    )
+    explaining.add_argument(
+        "--examples", type=_whole, default=200, metavar="N", help="to look up; default: 200"
+    )
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Prints summaries, newest first."""
+    with connect(arguments) as client:
+        runs = client.training_runs.list(page_size=min(arguments.limit, 100))
+        for run in islice(runs, arguments.limit):
+            print(line(complete_object(run)) if arguments.json else summary_row(run))
+    return OK
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """Prints one run and its plots; writes its page where asked for."""
+    with connect(arguments) as client:
+        run = client.training_runs.get(run_id(client, arguments.training_run))
+        course = None
+        if arguments.html or not arguments.json:
+            course = course_of(client, run)
+    if arguments.html and course is not None:
+        write_page(arguments.html, run, course)
+    if arguments.json or course is None:
+        print(line(complete_object(run)))
+        return OK
+    for text in details(run):
+        print(text)
+    print()
+    num_columns = min(shutil.get_terminal_size((80, 24)).columns, _MOST_COLUMNS)
+    for text in pictures(run, course, num_columns, color=wants_color(arguments.color, sys.stdout)):
+        print(text)
+    return OK
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    """Prints events as they are recorded, until the run ends."""
+    with connect(arguments) as client:
+        wanted = run_id(client, arguments.training_run)
+        with client.training_runs.watch(wanted, after_position=arguments.after) as watching:
+            for response in watching:
+                if arguments.json:
+                    print(line(complete_object(response)), flush=True)
+                    continue
+                for event in response.events:
+                    print(event_row(event), flush=True)
+        ended = client.training_runs.get(wanted).summary
+    print(f"the run is {state_name(ended.state)}, {progress(ended)}", file=sys.stderr)
+    return OK
+
+
+def run_steps(arguments: argparse.Namespace) -> int:
+    """Prints steps, one a line."""
+    if not arguments.json:
+        print(STEP_HEADING)
+    with connect(arguments) as client:
+        steps = client.training_runs.steps(
+            run_id(client, arguments.training_run),
+            first_step=arguments.first,
+            last_step=arguments.last,
+            stride=arguments.stride,
+            include_superseded=arguments.superseded,
+        )
+        for step in steps:
+            print(line(complete_object(step)) if arguments.json else step_row(step))
+    return OK
+
+
+def run_document(arguments: argparse.Namespace) -> int:
+    """Prints where a document is, and its text."""
+    if arguments.raw and (arguments.json or arguments.no_text):
+        raise UsageError("--raw prints the text alone: leave out --json and --no-text")
+    which: dict[str, Any] = _which(arguments.which)
+    if arguments.example:
+        if "index" not in which:
+            raise UsageError(
+                f"{arguments.which!r} is not an example's id: a whole number from 0 on"
+            )
+        which = {"example_id": which["index"]}
+    with connect(arguments) as client:
+        found = client.training_runs.document(
+            run_id(client, arguments.training_run), omit_text=arguments.no_text, **which
+        )
+    if arguments.raw:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(found.text)
+    elif arguments.json:
+        print(line(complete_object(found)))
+    else:
+        document = found.document
+        print(f"document  {found.index}")
+        print(f"source    {safe(document.source)}")
+        print(f"bytes     {document.begin_byte:,} to {document.end_byte:,}")
+        print(f"sha256    {safe(document.sha256)}")
+        for piece in found.pieces:
+            print(f"example   bytes {piece.begin_byte:,} to {piece.end_byte:,} of the document")
+        others = {piece.document_index for piece in found.example_pieces} - {found.index}
+        if others:
+            print(f"also of   documents {', '.join(map(str, sorted(others)))}")
+        if not arguments.no_text:
+            print(f"\n{safe(found.text.decode('utf-8', 'replace'))}")
+    return OK
+
+
+def run_proof(arguments: argparse.Namespace) -> int:
+    """Fetches a proof and checks it here; exits with 1 where it proves nothing."""
+    with connect(arguments) as client:
+        wanted = run_id(client, arguments.training_run)
+        proof = client.training_runs.inclusion_proof(wanted, **_which(arguments.which))
+        root = arguments.root or client.training_runs.get(wanted).dataset.merkle_root
+    is_included = verify_inclusion(proof, root)
+    if arguments.json:
+        verdict = {"verified": is_included, "verified_root": root}
+        print(line({**complete_object(proof), **verdict}))
+        return OK if is_included else FAILED
+    source = "given" if arguments.root else "on record"
+    print(f"document  {proof.leaf_index} of {proof.tree_size:,}")
+    print(f"sha256    {proof.leaf_data.hex()}")
+    for sibling in proof.audit_path:
+        print(f"sibling   {sibling.hex()}")
+    print(f"root      {root} ({source})")
+    if is_included:
+        print("verified: a document with this SHA-256 is in the training set with this root")
+        return OK
+    print("NOT verified: this proof does not lead to this root")
+    return FAILED
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Traces a text's emergence, and shows it once it is computed."""
+    with connect(arguments) as client:
+        wanted = run_id(client, arguments.training_run)
+        answers: list[pb.TraceEmergenceResponse] = []
+        shows_progress = sys.stderr.isatty() and not arguments.json
+        for answer in client.training_runs.trace_emergence(
+            wanted,
+            prompt=arguments.prompt,
+            continuation=arguments.continuation,
+            omit_groups=arguments.no_groups,
+        ):
+            if arguments.json:
+                print(line(complete_object(answer)), flush=True)
+            answers.append(answer)
+            if shows_progress and answer.HasField("point"):
+                steps = answers[0].started.steps
+                print(f"\rstep {answer.point.step:,} of {max(steps):,}", end="", file=sys.stderr)
+        if shows_progress:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        if arguments.json:
+            return OK
+        run = client.training_runs.get(wanted)
+        print(f"run {safe(run.summary.training_run_id)}")
+        print(f"log p({quoted(arguments.continuation)} | {quoted(arguments.prompt)}), in nats\n")
+        found = gathered(answers)
+        for text in explanation(
+            client,
+            run,
+            found,
+            text=arguments.continuation,
+            num_examples=arguments.examples,
+            step=arguments.step,
+        ):
+            print(text)
+    return OK
+
+
+def _which(text: str) -> dict[str, Any]:
+    if text.isascii() and text.isdecimal() and len(text) < 20:
+        return {"index": int(text)}
+    if _SHA256.fullmatch(text):
+        return {"sha256": text.lower()}
+    raise UsageError(f"{text!r} is neither a document's index nor a SHA-256 of 64 hex digits")
+
+
+def _count(text: str) -> int:
+    number = _whole(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("expected a whole number from 1 on")
+    return number
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise argparse.ArgumentTypeError("expected a whole number from 0 on")
+    return int(text)
+
+
+def _digest(text: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise argparse.ArgumentTypeError("expected 64 hex digits")
+    return text.lower()

@@ -1,0 +1,225 @@
+"""How a text's probability grew, as text: the curve, then the checkpoints of the largest change."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from whence.cli.exits import UsageError
+from whence.cli.plots import bar
+from whence.cli.render import fitted, quoted, safe
+from whence.client import Client
+from whence.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
+from whence.v1 import training_pb2 as pb
+
+_BAR_COLUMNS = 30
+_TOKEN_COLUMNS = 20
+_GROUP_COLUMNS = 24
+_MOST_DOCUMENTS = 10
+_MOST_IDS = 8
+
+
+class Emergence(NamedTuple):
+    """All that was told of one text."""
+
+    started: pb.EmergenceStarted
+    points: list[pb.EmergencePoint]
+    intervals: list[pb.EmergenceInterval]
+
+    def around(self, step: int) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
+        """The two points between which a step was made."""
+        return next(
+            (pair for pair in pairwise(self.points) if pair[0].step < step <= pair[1].step), None
+        )
+
+    def largest_change(self) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
+        """The two points between which the probability changed most, either way."""
+        changes = [pair for pair in pairwise(self.points) if math.isfinite(_change(*pair))]
+        return max(changes, key=lambda pair: abs(_change(*pair)), default=None)
+
+
+def gathered(answers: Sequence[pb.TraceEmergenceResponse]) -> Emergence:
+    """The messages of one answer, by kind."""
+    started = next((a.started for a in answers if a.HasField("started")), pb.EmergenceStarted())
+    return Emergence(
+        started,
+        [answer.point for answer in answers if answer.HasField("point")],
+        [answer.interval for answer in answers if answer.HasField("interval")],
+    )
+
+
+def explanation(
+    client: Client,
+    run: pb.GetTrainingRunResponse,
+    emergence: Emergence,
+    *,
+    text: str,
+    num_examples: int,
+    step: int | None = None,
+) -> Iterator[str]:
+    """The curve over all checkpoints; then tokens, groups and examples for one change.
+
+    Args:
+        client: asked for the documents.
+        run: whose emergence it is.
+        emergence: as it was traced.
+        text: the continuation.
+        num_examples: whose documents are looked up at most.
+        step: the change is that around this step; None is the largest.
+
+    Raises:
+        UsageError: no two checkpoints lie around that step.
+    """
+    yield from _curve(emergence.points)
+    chosen = emergence.largest_change() if step is None else emergence.around(step)
+    if chosen is None:
+        if step is not None:
+            raise UsageError(f"there are no checkpoints before and after step {step:,}")
+        return
+    before, after = chosen
+    yield ""
+    yield (
+        f"{'largest change' if step is None else 'change'}: {_change(before, after):+.3f} nats "
+        f"from step {before.step:,} to step {after.step:,}"
+    )
+    yield ""
+    yield from _tokens(emergence.started, before, after)
+    for interval in emergence.intervals:
+        if (interval.first_step, interval.last_step) == (before.step, after.step):
+            yield from _groups(run.started.groups, interval)
+            yield from _examples(
+                client,
+                run.summary.training_run_id,
+                interval,
+                text.strip().encode(),
+                num_examples,
+            )
+
+
+def _curve(points: Sequence[pb.EmergencePoint]) -> Iterator[str]:
+    yield f"{'step':>10}  {'log p':>9}  {'change':>8}  {'p':>9}"
+    finite = [point.logprob for point in points if math.isfinite(point.logprob)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    for index, point in enumerate(points):
+        change = f"{_change(points[index - 1], point):+.3f}" if index else ""
+        yield (
+            f"{point.step:>10,}  {point.logprob:>9.3f}  {change:>8}  "
+            f"{math.exp(min(point.logprob, 0.0)):>9.2e}  "
+            f"{bar(point.logprob - low, high - low, _BAR_COLUMNS)}"
+        ).rstrip()
+
+
+def _tokens(
+    started: pb.EmergenceStarted, before: pb.EmergencePoint, after: pb.EmergencePoint
+) -> Iterator[str]:
+    yield f"{'token':<{_TOKEN_COLUMNS}}  {'before':>9}  {'after':>9}  {'change':>8}"
+    told = zip(
+        started.continuation_texts, before.token_logprobs, after.token_logprobs, strict=False
+    )
+    for text, old, new in told:
+        shown = fitted(quoted(text), _TOKEN_COLUMNS)
+        yield f"{shown}  {old:>9.3f}  {new:>9.3f}  {new - old:>+8.3f}"
+
+
+def _groups(groups: Sequence[pb.ParameterGroup], interval: pb.EmergenceInterval) -> Iterator[str]:
+    if not interval.group_changes:
+        return
+    named = zip((group.name for group in groups), interval.group_changes, strict=False)
+    by_size = sorted(named, key=lambda pair: -abs(pair[1]))
+    largest = max(abs(change) for _, change in by_size)
+    yield ""
+    yield f"{'contributed by':<{_GROUP_COLUMNS}}  {'nats':>8}"
+    for name, change in by_size:
+        shown = fitted(safe(name), _GROUP_COLUMNS)
+        yield f"{shown}  {change:>+8.3f}  {bar(abs(change), largest, _BAR_COLUMNS)}".rstrip()
+    told = f"what {interval.num_gradients} gradients along the line missed"
+    yield f"{'gap':<{_GROUP_COLUMNS}}  {interval.gap:>+8.3f}  {told}"
+
+
+def _examples(
+    client: Client,
+    training_run_id: str,
+    interval: pb.EmergenceInterval,
+    text: bytes,
+    num_examples: int,
+) -> Iterator[str]:
+    """The documents that were trained on in between; first those that showed the text itself."""
+    ids = list(dict.fromkeys(interval.example_ids))
+    if not ids:
+        return
+    looked_up = ids[:num_examples]
+    yield ""
+    yield f"examples trained on in between: {len(ids):,}" + (
+        f"; the documents of the first {len(looked_up):,}" if len(ids) > len(looked_up) else ""
+    )
+    try:
+        documents = _documents(client, training_run_id, looked_up, text)
+    except NotFoundError:
+        yield "  which documents they were cut from is not on record"
+        return
+    ordered = sorted(documents.values(), key=lambda document: not document.having)
+    for document in ordered[:_MOST_DOCUMENTS]:
+        yield from document.lines()
+    if len(ordered) > _MOST_DOCUMENTS:
+        yield f"  and {len(ordered) - _MOST_DOCUMENTS:,} other documents"
+
+
+class _Document(NamedTuple):
+    """A document that was trained on."""
+
+    index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
+    place: pb.TrainingDocument
+    text: bytes
+    """Empty where its source no longer has it."""
+    examples: list[int]
+    having: list[int]
+    """Those whose piece of it has the text that is explained."""
+
+    def lines(self) -> Iterator[str]:
+        place = self.place
+        yield (
+            f"  document {self.index}  {safe(place.source)} bytes {place.begin_byte:,} to "
+            f"{place.end_byte:,}"
+        )
+        told = f"examples {_listed(self.examples)}"
+        yield f"    {told}; {_listed(self.having)} with the text" if self.having else f"    {told}"
+
+
+def _documents(
+    client: Client, training_run_id: str, example_ids: Sequence[int], text: bytes
+) -> dict[int, _Document]:
+    """The documents of these examples, by index."""
+    found: dict[int, _Document] = {}
+    for example_id in example_ids:
+        answer = client.training_runs.document(
+            training_run_id, example_id=example_id, omit_text=True
+        )
+        for piece in answer.example_pieces:
+            index = piece.document_index
+            if index not in found:
+                found[index] = _document(client, training_run_id, index)
+            document = found[index]
+            if example_id not in document.examples[-1:]:
+                document.examples.append(example_id)
+            shown = document.text[piece.begin_byte : piece.end_byte]
+            if text and text in shown and example_id not in document.having[-1:]:
+                document.having.append(example_id)
+    return found
+
+
+def _document(client: Client, training_run_id: str, index: int) -> _Document:
+    runs = client.training_runs
+    try:
+        answer = runs.document(training_run_id, index=index)
+    except (FailedPreconditionError, InvalidRequestError):  # it was changed, or is too large
+        answer = runs.document(training_run_id, index=index, omit_text=True)
+    return _Document(index, answer.document, answer.text, [], [])
+
+
+def _listed(example_ids: Sequence[int]) -> str:
+    more = ", ..." if len(example_ids) > _MOST_IDS else ""
+    return ", ".join(map(str, example_ids[:_MOST_IDS])) + more
+
+
+def _change(before: pb.EmergencePoint, after: pb.EmergencePoint) -> float:
+    return after.logprob - before.logprob

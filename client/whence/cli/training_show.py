@@ -1,0 +1,211 @@
+"""A training run as text: how it was set up, how it went, and its plots."""
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import NamedTuple
+
+from whence.cli.plots import HeatScale, axis, binned, column_chart
+from whence.cli.render import fitted, safe
+from whence.cli.runs import dataset_text, ending_text, metrics_text, progress, state_name, time_of
+from whence.client import Client
+from whence.v1 import training_pb2 as pb
+
+MAX_STEPS = 20_000
+"""Steps that are fetched for the plots; of a longer run, one in so many."""
+_PAGE_STEPS = 5_000
+_NAME_COLUMNS = 14
+_GROUP_COLUMNS = 20
+_MOST_LINES = 12
+
+
+class Course(NamedTuple):
+    """A run's steps, all or one in so many."""
+
+    steps: list[pb.TrainingStep]
+    stride: int
+
+    @property
+    def covers(self) -> str:
+        """Which steps these are, in words."""
+        steps = f"{len(self.steps):,} step{'' if len(self.steps) == 1 else 's'}"
+        return steps if self.stride == 1 else f"{steps}, one in {self.stride:,}"
+
+    @property
+    def measured(self) -> list[int]:
+        """The steps whose norms are on record."""
+        return [step.step for step in self.steps if step.update_norms]
+
+    def thinned(self, max_steps: int) -> "Course":
+        """The same with fewer steps, round numbers of them left out in between."""
+        one_in = round_stride(len(self.steps), max_steps)
+        return Course(self.steps[one_in - 1 :: one_in], self.stride * one_in)
+
+    def relative_updates(self, group: int) -> list[float]:
+        """A group's update norm over its weight norm, at each step that has both."""
+        return [
+            step.update_norms[group] / step.weight_norms[group] if step.weight_norms[group] else 0.0
+            for step in self.steps
+            if group < min(len(step.update_norms), len(step.weight_norms))
+        ]
+
+
+def course_of(client: Client, run: pb.GetTrainingRunResponse) -> Course:
+    """The steps that count, few enough to be plotted."""
+    stride = round_stride(run.summary.step, MAX_STEPS)
+    steps = client.training_runs.steps(
+        run.summary.training_run_id,
+        first_step=0 if stride == 1 else stride,
+        stride=stride,
+        omit_examples=True,
+        page_size=_PAGE_STEPS,
+    )
+    return Course(list(steps), stride)
+
+
+def round_stride(num_steps: int, max_steps: int) -> int:
+    """One step in so many: a round number, as norms may be on record for such steps alone."""
+    stride, factors = 1, cycle((2, 2.5, 2))
+    while num_steps > stride * max_steps:
+        stride = int(stride * next(factors))
+    return stride
+
+
+def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
+    """What is on record of a run besides its steps."""
+    for name, value in _facts(run).items():
+        yield f"{name:<{_NAME_COLUMNS}}  {safe(value)}"
+    yield from _section("attempts", [_attempt(run, attempt) for attempt in run.attempts])
+    yield from _section("checkpoints", _checkpoints(run))
+    yield from _section(
+        "evaluations", [f"step {e.step:<8,}  {metrics_text(e)}" for e in run.evaluations]
+    )
+
+
+def pictures(
+    run: pb.GetTrainingRunResponse, course: Course, num_columns: int, *, color: bool
+) -> Iterator[str]:
+    """Loss, learning rate, and how far each step moved each group of parameters."""
+    if not course.steps:
+        yield "no step is on record yet"
+        return
+    first, last = course.steps[0].step, course.steps[-1].step
+    yield f"loss, in nats a token ({course.covers}; a column is a mean)"
+    yield from column_chart([step.loss for step in course.steps], num_columns)
+    yield axis(first, last, num_columns)
+    yield ""
+    yield "learning rate"
+    yield from column_chart([step.learning_rate for step in course.steps], num_columns, 3)
+    yield axis(first, last, num_columns)
+    yield ""
+    yield from _update_map(run.started.groups, course, num_columns, color=color)
+
+
+def _update_map(
+    groups: Sequence[pb.ParameterGroup], course: Course, num_columns: int, *, color: bool
+) -> Iterator[str]:
+    rows = {group.name: course.relative_updates(i) for i, group in enumerate(groups)}
+    rows = {name: values for name, values in rows.items() if values}
+    if not rows:
+        yield "update norms are not on record"
+        return
+    indent = min(max(map(len, rows)), _GROUP_COLUMNS) + 2
+    means = {name: binned(values, num_columns - indent) for name, values in rows.items()}
+    scale = HeatScale(mean for row in means.values() for mean in row)
+    yield "relative updates: norm of a step's change over the norm of the weights, by group"
+    yield f"({scale}; a cell is a mean)"
+    for name, row in means.items():
+        cells = "".join(scale.cell(mean, color=color) for mean in row)
+        yield f"{fitted(safe(name), indent - 2)}  {cells}"
+    yield axis(course.measured[0], course.measured[-1], num_columns, indent)
+
+
+def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
+    summary, started = run.summary, run.started
+    facts = {
+        "run": summary.training_run_id,
+        "name": summary.name,
+        "state": f"{state_name(summary.state)}, {progress(summary)}"
+        + (f", loss {summary.loss:.4f}" if summary.HasField("loss") else ""),
+        "began": f"{time_of(summary.start_time)}; last on record {time_of(summary.last_time)}",
+        "model": f"{started.architecture}, {started.num_parameters:,} parameters",
+        "went on from": _parent(started),
+        "training set": dataset_text(run.dataset) if run.HasField("dataset") else "",
+        "described as": run.dataset.description,
+        "merkle root": run.dataset.merkle_root,
+        "tokens seen": f"{summary.num_tokens_seen:,}",
+        "superseded": f"{summary.num_superseded_steps:,} steps"
+        if summary.num_superseded_steps
+        else "",
+        "tokenizer": started.tokenizer_digest,
+        "weights before": started.initial_weights_digest,
+        **_result(run),
+        "serves as": ", ".join(summary.served_models),
+        "record": f"{summary.record_path} ({summary.num_entries:,} entries)",
+        "head": summary.head,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _parent(started: pb.TrainingRunStarted) -> str:
+    if not started.HasField("parent"):
+        return "random weights"
+    parent = started.parent
+    run = f", run {parent.training_run_id}" if parent.training_run_id else ""
+    return f"{parent.source}{run}"
+
+
+def _result(run: pb.GetTrainingRunResponse) -> dict[str, str]:
+    """The digests of what came of it: of the newest checkpoint, else of the last attempt's end."""
+    if run.checkpoints:
+        newest = run.checkpoints[-1]
+        return {"model digest": newest.model_digest, "weights digest": newest.weights_digest}
+    return {"weights digest": run.endings[-1].weights_digest} if run.endings else {}
+
+
+def _attempt(run: pb.GetTrainingRunResponse, attempt: pb.AttemptStarted) -> str:
+    endings = {ending.attempt: ending_text(ending) for ending in run.endings}
+    is_last = attempt.attempt == run.attempts[-1].attempt
+    ended = endings.get(attempt.attempt, "goes on" if is_last else "was killed")
+    processes = f", {attempt.num_processes} processes" if attempt.num_processes > 1 else ""
+    return (
+        f"{attempt.attempt}  {time_of(attempt.start_time)}  from step {attempt.resumed_step:,}"
+        f"{processes}  {ended}"
+    )
+
+
+def _checkpoints(run: pb.GetTrainingRunResponse) -> list[str]:
+    if not run.checkpoints:
+        return []
+    rows = [f"{'step':>8}  {'model digest':<14}  {'weights digest':<14}  {'resumable':<10}  path"]
+    for checkpoint in run.checkpoints:
+        state = "yes" if checkpoint.resumable else "no"
+        if _is_superseded(checkpoint, run.attempts):
+            state = "superseded"
+        rows.append(
+            f"{checkpoint.step:>8}  {_short(checkpoint.model_digest)}  "
+            f"{_short(checkpoint.weights_digest)}  {state:<10}  {safe(checkpoint.path)}"
+        )
+    return rows
+
+
+def _is_superseded(checkpoint: pb.Checkpoint, attempts: Sequence[pb.AttemptStarted]) -> bool:
+    """Whether a later attempt went on from an earlier step."""
+    return any(
+        attempt.attempt > checkpoint.attempt and attempt.resumed_step < checkpoint.step
+        for attempt in attempts
+    )
+
+
+def _short(digest: str) -> str:
+    return fitted(safe(digest) or "none", 14)
+
+
+def _section(name: str, lines: list[str]) -> Iterator[str]:
+    if not lines:
+        return
+    yield f"\n{name}"
+    left_out = len(lines) - _MOST_LINES
+    if left_out > 0:
+        lines = [lines[0], f"... {left_out - 1:,} more", *lines[-_MOST_LINES + 2 :]]
+    for line in lines:
+        yield f"  {line}"

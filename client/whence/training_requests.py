@@ -1,0 +1,122 @@
+"""Keyword arguments about training runs become requests.
+
+Only what the wire cannot carry is refused here; everything else is the server's to judge.
+"""
+
+from whence.arguments import naming, text
+from whence.v1 import training_pb2 as pb
+
+
+def steps_request(
+    training_run_id: str,
+    *,
+    first_step: int,
+    last_step: int,
+    stride: int,
+    include_superseded: bool,
+    omit_examples: bool,
+    page_size: int,
+) -> pb.ListTrainingStepsRequest:
+    """The request behind `steps`.
+
+    Raises:
+        ValueError: a number that the wire cannot carry.
+    """
+    request = pb.ListTrainingStepsRequest(
+        training_run_id=text("training_run_id", training_run_id),
+        include_superseded=include_superseded,
+        omit_examples=omit_examples,
+    )
+    for name, value in (
+        ("first_step", first_step),
+        ("last_step", last_step),
+        ("stride", stride),
+        ("page_size", page_size),
+    ):
+        with naming(name):
+            setattr(request, name, value)
+    return request
+
+
+def watch_request(training_run_id: str, after_position: int | None) -> pb.WatchTrainingRunRequest:
+    """The request behind `watch`.
+
+    Raises:
+        ValueError: a number that the wire cannot carry.
+    """
+    request = pb.WatchTrainingRunRequest(training_run_id=text("training_run_id", training_run_id))
+    if after_position is not None:
+        with naming("after_position"):
+            request.after_position = after_position
+    return request
+
+
+def document_request(
+    training_run_id: str,
+    *,
+    index: int | None,
+    sha256: str | None,
+    example_id: int | None,
+    omit_text: bool,
+) -> pb.GetDocumentRequest:
+    """The request behind `document`.
+
+    Raises:
+        TypeError: not exactly one document was named.
+        ValueError: a number that the wire cannot carry.
+    """
+    _require_one(index=index, sha256=sha256, example_id=example_id)
+    request = pb.GetDocumentRequest(
+        training_run_id=text("training_run_id", training_run_id), omit_text=omit_text
+    )
+    if sha256 is not None:
+        request.sha256 = text("sha256", sha256)
+    elif index is not None:
+        with naming("index"):
+            request.index = index
+    elif example_id is not None:
+        with naming("example_id"):
+            request.example_id = example_id
+    return request
+
+
+def inclusion_proof_request(
+    training_run_id: str, *, index: int | None, sha256: str | None
+) -> pb.GetInclusionProofRequest:
+    """The request behind `inclusion_proof`.
+
+    Raises:
+        TypeError: not exactly one document was named.
+        ValueError: a number that the wire cannot carry.
+    """
+    _require_one(index=index, sha256=sha256)
+    request = pb.GetInclusionProofRequest(training_run_id=text("training_run_id", training_run_id))
+    if sha256 is not None:
+        request.sha256 = text("sha256", sha256)
+    elif index is not None:
+        with naming("index"):
+            request.index = index
+    return request
+
+
+def emergence_request(
+    training_run_id: str, prompt: str, continuation: str, *, omit_groups: bool
+) -> pb.TraceEmergenceRequest:
+    """The request behind `trace_emergence`.
+
+    Raises:
+        ValueError: text that the wire cannot carry.
+    """
+    return pb.TraceEmergenceRequest(
+        training_run_id=text("training_run_id", training_run_id),
+        prompt=text("prompt", prompt),
+        continuation=text("continuation", continuation),
+        omit_groups=omit_groups,
+    )
+
+
+def _require_one(**named: object) -> None:
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) != 1:
+        names = ", ".join(f"`{name}`" for name in named)
+        raise TypeError(f"give exactly one of {names} to name a document; {len(given)} were given")

@@ -1,0 +1,154 @@
+"""Traces a text's emergence in a process of its own: it needs torch, and the front has none.
+
+The process reads one JSON object from its standard input, which stays open as long as somebody
+wants the answer, and writes delimited TraceEmergenceResponse messages to its standard output. It
+refuses with exit status 2 and a JSON object on its last line of standard error; any other status
+but 0 is a bug.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from whence_server.domain.errors import (
+    EmergenceBusyError,
+    EmergenceRefusedError,
+    FieldViolation,
+    InvalidRequestError,
+    LineageError,
+    WhenceError,
+)
+from whence_server.lineage.framing import frames
+
+_log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "whence_server.training.emergence")
+REFUSED = 2
+RETRY_AFTER_S = 5.0
+_GRACE_S = 2.0
+_CHUNK_BYTES = 1 << 16
+_KEPT_STDERR_BYTES = 1 << 14
+
+
+class EmergenceRequest(NamedTuple):
+    """What is to be traced."""
+
+    record: Path
+    prompt: str
+    continuation: str
+    omit_groups: bool
+
+
+class EmergenceTracer:
+    """Runs at most one tracing process at a time.
+
+    Args:
+        command: what to run; another one in tests.
+    """
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = tuple(command)
+        self._running = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Returns once no process is left; whoever waits for its answers has to be gone."""
+        async with self._running:
+            pass
+
+    async def trace(self, request: EmergenceRequest) -> AsyncGenerator[bytes, None]:
+        """Serialised TraceEmergenceResponse messages as they are computed.
+
+        The process is ended when nobody wants them any more.
+
+        Raises:
+            EmergenceBusyError: another text is being traced.
+            EmergenceRefusedError: it cannot be done for this run.
+            InvalidRequestError: nor for this text.
+            LineageError: the process broke down.
+        """
+        if self._running.locked():
+            raise EmergenceBusyError(RETRY_AFTER_S)
+        async with self._running:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                # A Ctrl-C in the terminal is for the front, which ends the process itself.
+                start_new_session=True,
+            )
+            errors = asyncio.create_task(_last_of_stderr(process))
+            try:
+                _send(process, request)
+                async for message in _messages(process):
+                    yield message
+                status = await process.wait()
+                if status != 0:
+                    raise _failure(status, await errors)
+            finally:
+                await _end(process)
+                errors.cancel()
+                await asyncio.gather(errors, return_exceptions=True)
+
+
+def _send(process: Process, request: EmergenceRequest) -> None:
+    assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+    asked = {**request._asdict(), "record": str(request.record.resolve())}
+    process.stdin.write(json.dumps(asked).encode() + b"\n")
+
+
+async def _messages(process: Process) -> AsyncGenerator[bytes, None]:
+    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    buffer = b""
+    while chunk := await process.stdout.read(_CHUNK_BYTES):
+        buffer += chunk
+        end = 0
+        for frame in frames(buffer):
+            yield frame.message
+            end = frame.end
+        buffer = buffer[end:]
+    if buffer:
+        raise LineageError("tracing a text's emergence ended in the middle of a message")
+
+
+async def _last_of_stderr(process: Process) -> bytes:
+    """Reads it all, so that the process never waits for us; keeps its end."""
+    assert process.stderr is not None  # noqa: S101 - a pipe was asked for
+    kept = b""
+    while chunk := await process.stderr.read(_CHUNK_BYTES):
+        kept = (kept + chunk)[-_KEPT_STDERR_BYTES:]
+    return kept
+
+
+def _failure(status: int, stderr: bytes) -> WhenceError:
+    text = stderr.decode("utf-8", "replace").strip()
+    if status == REFUSED:
+        try:
+            refusal = json.loads(text.splitlines()[-1])
+            message = str(refusal["message"])
+            if refusal.get("field"):
+                return InvalidRequestError(FieldViolation(str(refusal["field"]), message))
+            return EmergenceRefusedError(str(refusal["reason"]), message)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            pass
+    return LineageError(f"tracing a text's emergence ended with status {status}: {text}")
+
+
+async def _end(process: Process) -> None:
+    """Closes the process's input, which ends it; by force where it does not."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), _GRACE_S)
+    except TimeoutError:
+        _log.warning("the process that traces an emergence does not end; killing it")
+        process.kill()
+        await process.wait()
+    except asyncio.CancelledError:
+        process.kill()
+        raise

@@ -1,0 +1,124 @@
+"""Training runs in the contract's words."""
+
+from itertools import islice
+
+from google.protobuf import timestamp_pb2
+
+from whence.v1 import training_pb2
+from whence_server.lineage.lookup import events_at
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.steps import StepRange
+from whence_server.rpc.training_requests import document_index, step_token
+
+# Well below the 4 MiB that a gRPC client takes by default.
+_MAX_STEPS_BYTES = 2 << 20
+
+
+def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
+    """A run at a glance."""
+    started, dataset, newest = run.started, run.training_set.dataset, run.newest_step()
+    last_time = timestamp_pb2.Timestamp()
+    last_time.FromNanoseconds(run.last_time_ns)
+    summary = training_pb2.TrainingRunSummary(
+        training_run_id=run.id,
+        name=started.name,
+        state=run.state,
+        start_time=started.start_time,
+        last_time=last_time,
+        num_planned_steps=started.num_planned_steps,
+        num_attempts=len(run.attempts),
+        num_superseded_steps=run.steps.num_superseded,
+        architecture=started.architecture,
+        num_parameters=started.num_parameters,
+        record_path=str(run.path),
+        num_entries=run.num_entries,
+        head=run.head,
+    )
+    if newest is not None:
+        summary.step = newest.step
+        summary.loss = newest.loss
+        summary.num_tokens_seen = newest.num_tokens_seen
+    if dataset is not None:
+        summary.num_documents = dataset.num_documents
+        summary.num_examples = dataset.num_examples
+        summary.merkle_root = dataset.merkle_root
+    return summary
+
+
+def run_message(
+    run: TrainingRun, summary: training_pb2.TrainingRunSummary
+) -> training_pb2.GetTrainingRunResponse:
+    """A run without its steps."""
+    return training_pb2.GetTrainingRunResponse(
+        summary=summary,
+        started=run.started,
+        dataset=run.training_set.dataset,
+        attempts=run.attempts,
+        endings=run.endings,
+        checkpoints=run.checkpoints,
+        evaluations=run.evaluations,
+    )
+
+
+def steps_page(
+    run: TrainingRun,
+    wanted: StepRange,
+    after: tuple[int, int],
+    limit: int,
+    *,
+    omit_examples: bool,
+) -> training_pb2.ListTrainingStepsResponse:
+    """The steps that follow one in a range: at most so many, and as many as fit a message."""
+    refs = list(islice(run.steps.select(wanted, after), limit + 1))
+    response = training_pb2.ListTrainingStepsResponse()
+    num_bytes = 0
+    for event in events_at(run.path, (ref.place for ref in refs[:limit])):
+        if omit_examples:
+            for rank in event.step.ranks:
+                rank.ClearField("example_ids")
+        num_bytes += event.step.ByteSize()
+        if num_bytes > _MAX_STEPS_BYTES and response.steps:
+            break
+        response.steps.append(event.step)
+    if len(response.steps) < len(refs):
+        response.next_page_token = step_token(response.steps[-1])
+    return response
+
+
+def document_message(
+    run: TrainingRun, request: training_pb2.GetDocumentRequest
+) -> training_pb2.GetDocumentResponse:
+    """A document without its text; with an example's pieces of it where one was asked for."""
+    training_set = run.training_set
+    if request.WhichOneof("document") != "example_id":
+        index = document_index(request, training_set)
+        return training_pb2.GetDocumentResponse(index=index, document=training_set.document(index))
+    pieces = training_set.pieces(request.example_id)
+    index = pieces[0].document_index
+    return training_pb2.GetDocumentResponse(
+        index=index,
+        document=training_set.document(index),
+        pieces=[
+            training_pb2.ByteRange(begin_byte=piece.begin_byte, end_byte=piece.end_byte)
+            for piece in pieces
+            if piece.document_index == index
+        ],
+        example_pieces=[training_pb2.ExamplePiece(**piece._asdict()) for piece in pieces],
+    )
+
+
+def proof_message(
+    run: TrainingRun, request: training_pb2.GetInclusionProofRequest
+) -> training_pb2.GetInclusionProofResponse:
+    """A document's way up to the Merkle root."""
+    training_set = run.training_set
+    index = document_index(request, training_set)
+    audit_path = training_set.audit_path(index)
+    dataset = training_set.dataset
+    return training_pb2.GetInclusionProofResponse(
+        leaf_index=index,
+        tree_size=len(training_set.documents),
+        leaf_data=training_set.documents.digest(index),
+        audit_path=audit_path,
+        root=b"" if dataset is None else bytes.fromhex(dataset.merkle_root),
+    )

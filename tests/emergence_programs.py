@@ -1,0 +1,39 @@
+"""Programs in the place of the one that traces a text's emergence, which needs torch."""
+
+# Answers as the real one does: what it was asked comes back in the first message.
+ANSWERS = """
+import json, sys
+from whence.v1 import training_pb2 as pb
+from whence_server.lineage.framing import framed
+asked = json.loads(sys.stdin.readline())
+def send(**result):
+    sys.stdout.buffer.write(framed(pb.TraceEmergenceResponse(**result).SerializeToString()))
+    sys.stdout.buffer.flush()
+send(started=pb.EmergenceStarted(
+    continuation_texts=[asked["record"], asked["prompt"], asked["continuation"],
+                        str(asked["omit_groups"])], steps=[0, 5, 10]))
+for step in (0, 5, 10):
+    if step:
+        send(interval=pb.EmergenceInterval(first_step=step - 5, last_step=step, change=step / 2,
+                                           group_changes=[step, 1.5], gap=0.25, example_ids=[3]))
+    send(point=pb.EmergencePoint(step=step, logprob=step - 20.0, token_logprobs=[step / 2, -20]))
+"""
+# Says so once it is asked, and then waits for its input's end.
+WAITS = """
+import sys
+from whence.v1 import training_pb2 as pb
+from whence_server.lineage.framing import framed
+sys.stdin.readline()
+sys.stdout.buffer.write(framed(pb.TraceEmergenceResponse(
+    started=pb.EmergenceStarted()).SerializeToString()))
+sys.stdout.buffer.flush()
+"""
+WAITS_FOR_END = WAITS + "sys.stdin.read()"
+NEVER_ENDS = WAITS + "import signal; signal.pause()"
+REFUSES = """
+import sys
+sys.stdin.readline()
+print("a warning of some library", file=sys.stderr)
+print('{refusal}', file=sys.stderr)
+raise SystemExit({status})
+"""

@@ -1,0 +1,64 @@
+"""TrainingService alone on a real socket, in this process: no model is loaded."""
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from lineage_records import loaded_model
+
+from whence_server.lineage.emergence import EmergenceTracer
+from whence_server.lineage.library import RunLibrary
+from whence_server.rpc import training_servicer
+from whence_server.rpc.calls import CallLog
+from whence_server.rpc.server import ServerOptions, build_server
+from whence_server.rpc.serving import Serving
+from whence_server.rpc.training_servicer import TrainingServicer
+
+
+class TrainingServer:
+    """A server that is listening.
+
+    Attributes:
+        target: what a client connects to.
+        serving: what is served besides: no model until `load`.
+        library: the runs that it knows.
+    """
+
+    def __init__(self, library: RunLibrary, target: str, closing: asyncio.Event) -> None:
+        self.library = library
+        self.target = target
+        self.closing = closing
+        self.serving = Serving("m", None)  # type: ignore[arg-type]  # no generation is asked for
+
+    async def load(self, directory: Path, **fields: object) -> None:
+        """Serves a model from a directory, linked to the run that made it."""
+        model = loaded_model(directory, **fields)
+        run = await self.library.link(model)
+        self.serving.model = dataclasses.replace(model, training_run=run)
+
+
+@asynccontextmanager
+async def training_server(
+    *directories: Path,
+    emergence: Sequence[str] = (sys.executable, "-c", "raise SystemExit(1)"),
+    listen: str = "127.0.0.1:0",
+) -> AsyncIterator[TrainingServer]:
+    """Serves the runs below the directories until the block is left."""
+    library = RunLibrary(directories)
+    server = TrainingServer(library, "", asyncio.Event())
+    tracer = EmergenceTracer(emergence)
+    servicer = TrainingServicer(library, server.serving, tracer, server.closing)
+    services = {training_servicer.SERVICE: servicer.methods()}
+    rpc = await build_server(ServerOptions((listen,)), services, CallLog(lambda call: None))
+    await rpc.server.start()
+    (server.target,) = rpc.targets
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        await rpc.server.stop(2.0)
+        await tracer.close()
+        library.close()
