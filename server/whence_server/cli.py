@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -82,13 +83,13 @@ def _serve(settings: config.ServeConfig) -> int:
 
 
 def _train(given: dict[str, Any]) -> int:
+    if importlib.util.find_spec("accelerate") is None:
+        raise ConfigurationError("accelerate is not installed: pip install 'whence[server,train]'")
     # Read once, when torch is loaded: threads that spin while they wait for each other make a
     # training ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from whence_server.training.command import run
-    except ImportError as error:
-        raise ConfigurationError(f"{error}: pip install 'whence[server,train]'") from error
+    from whence_server.training.command import run
+
     return run(given)
 
 

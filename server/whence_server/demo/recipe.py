@@ -14,13 +14,13 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "vocab_size": 2048,
         "block_size": 512,
         "batch_size": 2,
-        "max_steps": 1000,
+        "max_steps": 900,
         # At its peak, to which it has to rise slowly.
         "learning_rate": 2e-3,
         "warmup_steps": 200,
         "weight_decay": 0.1,
         "adam_beta2": 0.95,
-        "save_steps": 200,
+        "save_steps": 150,
     }
 )
 """Of `whence-server train`, by name; they make 2.3 million parameters."""

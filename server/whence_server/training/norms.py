@@ -3,7 +3,7 @@
 It keeps a copy of the weights, and reads both once a step, in pieces that stay in the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,33 +33,28 @@ class NormMeter:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], stride: int) -> None:
         by_name = dict(model.named_parameters())
-        self._groups = [[by_name[name] for name in group.parameter_names] for group in groups]
+        self._groups = [
+            [_Followed(by_name[name]) for name in group.parameter_names] for group in groups
+        ]
         self._stride = stride
-        self._copies: list[list[torch.Tensor]] = []
+        self._has_copies = False
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
         """Has to be called with the weights as they are before a step."""
-        if not self._measures(step) or (self._copies and self._stride == 1):
+        if not self._measures(step) or (self._has_copies and self._stride == 1):
             return
-        if not self._copies:
-            self._copies = [
-                [torch.empty_like(p, memory_format=torch.contiguous_format) for p in group]
-                for group in self._groups
-            ]
-        for parameters, copies in zip(self._groups, self._copies, strict=True):
-            for parameter, copy in zip(parameters, copies, strict=True):
-                copy.copy_(parameter)
+        for group in self._groups:
+            for followed in group:
+                followed.copy()
+        self._has_copies = True
 
     @torch.no_grad()
     def after_step(self, step: int) -> Norms | None:
         """The norms of a step that was just made; None where it is not measured."""
-        if not self._measures(step) or not self._copies:
+        if not self._measures(step) or not self._has_copies:
             return None
-        squares = [
-            _squares(parameters, copies)
-            for parameters, copies in zip(self._groups, self._copies, strict=True)
-        ]
+        squares = [_squares(group) for group in self._groups]
         roots = torch.stack(squares).sqrt().tolist()
         return Norms([update for update, _ in roots], [weight for _, weight in roots])
 
@@ -67,22 +62,61 @@ class NormMeter:
         return step % self._stride == 0
 
 
-def _squares(parameters: Sequence[nn.Parameter], copies: Sequence[torch.Tensor]) -> torch.Tensor:
+class _Piece(NamedTuple):
+    """Some of a parameter's elements, as views that are made once."""
+
+    weights: torch.Tensor
+    copied: torch.Tensor
+    change: torch.Tensor
+    """Room for the differences, in float32."""
+
+
+class _Followed:
+    """A parameter and its copy."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self._copy = torch.empty(0)
+        self._pieces: list[_Piece] = []
+
+    def copy(self) -> None:
+        """Makes the copy anew."""
+        if not self._copy.numel():
+            self._copy = torch.empty(
+                self._parameter.shape, dtype=self._parameter.dtype, device=self._parameter.device
+            )
+        self._copy.copy_(self._parameter)
+
+    def pieces(self) -> list[_Piece]:
+        """All of it; as it lies now, should it have been moved."""
+        parameter = self._parameter.detach()
+        moved = not self._pieces or self._pieces[0].weights.data_ptr() != parameter.data_ptr()
+        if moved or not parameter.is_contiguous():
+            self._pieces = list(_pieces(parameter.contiguous().view(-1), self._copy.view(-1)))
+        return self._pieces
+
+
+def _pieces(weights: torch.Tensor, copied: torch.Tensor) -> Iterator[_Piece]:
+    on_cpu = weights.device.type == "cpu"
+    size = max(1, min(_CHUNK, len(weights)) if on_cpu else len(weights))
+    change = torch.empty(size, dtype=torch.float32, device=weights.device)
+    for begin in range(0, len(weights), size):
+        some = weights[begin : begin + size]
+        yield _Piece(some, copied[begin : begin + size], change[: len(some)])
+
+
+def _squares(group: Sequence[_Followed]) -> torch.Tensor:
     """Sums of squares of the change since the copies and of the weights; makes the copies anew.
 
     Shape (2,), in float64 where the device has it.
     """
-    pieces = []
-    for parameter, copy in zip(parameters, copies, strict=True):
-        now, before = parameter.detach().contiguous().view(-1), copy.view(-1)
-        size = min(_CHUNK, now.numel()) if now.device.type == "cpu" else now.numel()
-        change = torch.empty(size, dtype=torch.float32, device=now.device)
-        for begin in range(0, now.numel(), size or 1):
-            weights = now[begin : begin + size].float()
-            stored = before[begin : begin + size]
-            moved = torch.sub(weights, stored, out=change[: len(weights)])
-            pieces += [torch.dot(moved, moved), torch.dot(weights, weights)]
-            stored.copy_(weights)
-    sums = torch.stack(pieces) if pieces else torch.zeros(2)
-    wide = torch.float32 if sums.device.type == "mps" else torch.float64
-    return sums.to(wide).view(-1, 2).sum(0).cpu()
+    sums = []
+    for followed in group:
+        for weights, copied, change in followed.pieces():
+            exact = weights if weights.dtype == torch.float32 else weights.float()
+            torch.sub(exact, copied, out=change)
+            sums += [torch.dot(change, change), torch.dot(exact, exact)]
+            copied.copy_(weights)
+    together = torch.stack(sums) if sums else torch.zeros(2)
+    wide = torch.float32 if together.device.type == "mps" else torch.float64
+    return together.to(wide).view(-1, 2).sum(0).cpu()

@@ -1,0 +1,64 @@
+"""A tagged dataset is to everybody else the dataset that it was."""
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import Rows, RowStream
+from torch.utils.data import DataLoader, IterableDataset
+
+from whence_server.training.tagging import IDS_KEY, Tagged, TaggedCollator, tagged, untagged
+
+
+def test_attributes_are_read_and_written_through() -> None:
+    rows = Rows(5)
+    dataset = tagged(rows)
+    assert dataset.num_rows == len(dataset) == 5
+    dataset.num_rows = 3
+    assert rows.num_rows == len(dataset) == 3
+    assert untagged(dataset) is rows
+    assert untagged(rows) is rows
+    with pytest.raises(AttributeError):
+        dataset.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("dataset", [Rows(0), Rows(4), RowStream(4)])
+def test_it_can_be_sent_to_a_worker(dataset: Any) -> None:
+    copy = pickle.loads(pickle.dumps(tagged(dataset)))
+    assert copy.num_rows == dataset.num_rows
+    assert [item.example_id for item in copy] == list(range(dataset.num_rows))
+
+
+def test_a_stream_has_a_length_where_it_had_one() -> None:
+    class Sized(RowStream):
+        def __len__(self) -> int:
+            return self.num_rows
+
+    assert len(tagged(Sized(7))) == 7
+    assert isinstance(tagged(RowStream(7)), IterableDataset)
+    with pytest.raises(TypeError):
+        len(tagged(RowStream(7)))
+
+
+def test_items_are_taken_together_where_the_dataset_can() -> None:
+    class Together(Rows):
+        def __getitems__(self, indices: list[int]) -> list[str]:
+            return [f"item {index}" for index in indices]
+
+    assert tagged(Together(5)).__getitems__([3, 1]) == [Tagged(3, "item 3"), Tagged(1, "item 1")]
+    assert not tagged(Rows(5)).__getitems__
+
+
+def test_ids_of_a_stream_read_by_workers_are_unique_and_the_same_again() -> None:
+    def ids() -> list[int]:
+        collate = TaggedCollator(lambda items: {"n": torch.tensor([i["comment"] for i in items])})
+        loader = DataLoader(tagged(RowStream(10)), 2, num_workers=2, collate_fn=collate)
+        batches = [(batch[IDS_KEY].tolist(), batch["n"].tolist()) for batch in loader]
+        # The stream deals rows out in turns, so here the id is the row's number.
+        assert all(tagged_ids == numbers for tagged_ids, numbers in batches)
+        return [number for tagged_ids, _ in batches for number in tagged_ids]
+
+    first = ids()
+    assert sorted(first) == list(range(10))
+    assert ids() == first
