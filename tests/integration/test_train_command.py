@@ -193,6 +193,11 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert made == [*range(1, step + 1), *range(resumed_step + 1, 13)]
     checkpoints = [e.checkpoint for e in events if e.WhichOneof("event") == "checkpoint"]
     assert [c.step for c in checkpoints] == [4, 8, 12, 12]
+    # File by file the same model: tokenizer and configuration know nothing of the kill.
+    (*_, uninterrupted) = [
+        e.checkpoint for e in events_in(whole) if e.WhichOneof("event") == "checkpoint"
+    ]
+    assert checkpoints[-1].model_digest == uninterrupted.model_digest
     # Once complete, there is nothing to do.
     assert train({"output": str(output), "resume": True}).loss is None
 

@@ -15,6 +15,9 @@ END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
 """Every byte, and the end of a text."""
 
+HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
+"""transformers saves these with a tokenizer that it loaded; they would change its digest."""
+
 # The model has never seen a conversation: it goes on from what was said, in a new paragraph.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
@@ -65,4 +68,6 @@ def load_tokenizer(directory: Path) -> Any:
         raise ConfigurationError(
             f"the tokenizer in {directory} has no end-of-sequence token to put after a text"
         )
+    for argument in HOW_IT_WAS_LOADED:
+        tokenizer.init_kwargs.pop(argument, None)
     return tokenizer
