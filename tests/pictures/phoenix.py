@@ -2,7 +2,7 @@
 
     make setup phoenix
     apt-get install --no-install-recommends chromium chromium-driver
-    .venv/bin/python tests/picture_phoenix.py
+    .venv/bin/python tests/pictures/phoenix.py
 
 The generation is the README's first example, on the demo's model; its third step is shown. Content
 capture is on, for that a reader wants to see the token: by default there would be its id alone.
@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from backend_process import answered, free_port, phoenix, running
 from server_process import ServerProcess
 
 from whence_server.demo.model import demo_model
 
-PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "phoenix.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "phoenix.png"
 COMMAND = (
     *("generate", "The for statement is used to", "--temperature", "0.8", "--top-p", "0.95"),
     *("--seed", "7", "--max-new-tokens", "9", "--candidates", "--num-candidates", "4"),
