@@ -9,7 +9,7 @@ PROTOS := $(sort $(wildcard proto/whence/v1/*.proto))
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the virtual environment
@@ -68,6 +68,10 @@ bench: setup ## Measure the figures of the README, as ratios
 .PHONY: picture
 picture: setup ## Take the README's picture of a generation's page, from a server that is up
 	$(BIN)/python tests/pictures/page.py
+
+.PHONY: bench-sources
+bench-sources: setup ## Measure how faithful the recorded sources are
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/sources.py
 
 # An old code generator on purpose: what it writes runs on every protobuf from 4.25 on, so that
 # the client forces no upgrade on its users. It wants an old runtime, hence its own environment.

@@ -10,6 +10,7 @@ GPT: the logit lens", 2020.) It says what is decodable there, not what caused th
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -125,20 +126,19 @@ def lens_of(model: Any) -> Lens:
     try:
         like = output_like(model, layers)
         stages = _Stages(model, layers, like)
+        with suppress(Exception):  # recorded code, tried out: the modules do the work then
+            lens = Lens(layers, _recorded(stages, len(layers), like))
+            _compare(model, lens, like)
+            return lens
         lens = Lens(layers, stages)
         _compare(model, lens, like)
-        recorded = Lens(layers, _recorded(stages, len(layers), like))
-        try:
-            _compare(model, recorded, like)
-        except Exception:  # noqa: BLE001 - recorded code, tried out: the modules do the work then
-            return lens
     except UnavailableError:
         raise
     except Exception as error:
         raise UnavailableError(
             f"its layers cannot be left out one by one: {type(error).__name__}: {error}"
         ) from error
-    return recorded
+    return lens
 
 
 def _bypassed(model: Any, layers: Sequence[torch.nn.Module], last: int, like: Any) -> torch.Tensor:

@@ -1,0 +1,62 @@
+"""The attention function in a model's place: where it goes, and where it does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from whence_server.engine.internals import attention
+
+
+@pytest.fixture
+def load(tiny_model: Callable[..., Path]) -> Callable[[str], Any]:
+    def get(architecture: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
+
+    return get
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(40, 70).unsqueeze(0)).logits
+
+
+@pytest.mark.parametrize(
+    ("architecture", "original"), [("gpt2", "sdpa"), ("mistral", "sdpa"), ("gemma2", "eager")]
+)
+def test_many_tokens_go_through_the_original_with_its_masks(
+    load: Callable[[str], Any], architecture: str, original: str
+) -> None:
+    model = load(architecture)
+    assert attention.implementation(model) == original
+    before = logits(model)
+    assert attention.adopt(model) is None
+    assert attention.implementation(model) == f"whence_{original}"
+    assert attention.original_implementation(model) == original
+    assert torch.equal(logits(model), before)
+    attention.restore(model)
+    assert attention.implementation(model) == original
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "falcon", "mamba", "rwkv"])
+def test_a_model_that_never_asks_is_left_as_it_was(
+    load: Callable[[str], Any], architecture: str
+) -> None:
+    model = load(architecture)
+    original = attention.implementation(model)
+    assert attention.adopt(model) == attention.NONE_ATTENDS
+    assert attention.implementation(model) == original
+
+
+def test_attention_that_takes_more_than_ours_does_is_left_as_it_was(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("gpt2")
+    monkeypatch.setattr(attention, "NOT_HANDLED", ("scaling",))
+    reason = attention.adopt(model)
+    assert reason is not None
+    assert "it takes scaling" in reason
+    assert attention.implementation(model) == "sdpa"
