@@ -198,14 +198,21 @@ def test_prompt_traces_are_those_of_a_plain_forward_pass(loaded: LoadedModel, ch
 def test_tokens_do_not_depend_on_the_trace(gpt2: LoadedModel) -> None:
     harness = Harness(gpt2)
     prompt = prompts(1, seed=8)[0]
-    for detail in (TraceDetail.TOKENS, TraceDetail.DECISIONS):
-        trace = TraceOptions(detail, num_candidates=20, prompt=detail is TraceDetail.DECISIONS)
-        harness.admit(detail.name, prompt, sampled(30), trace)
+    traces = {
+        "tokens": TraceOptions(TraceDetail.TOKENS),
+        "decisions": TraceOptions(TraceDetail.DECISIONS, num_candidates=20),
+        "prompt too": TraceOptions(TraceDetail.DECISIONS, num_candidates=20, prompt=True),
+    }
+    for name, trace in traces.items():
+        harness.admit(name, prompt, sampled(30), trace)
     harness.run()
-    one, other = (harness.steps[detail, 0] for detail in ("TOKENS", "DECISIONS"))
-    assert [(s.decision.token_id, s.decision.logprob) for s in one] == [
-        (s.decision.token_id, s.decision.logprob) for s in other
-    ]
+    decisions = {name: [s.decision for s in harness.steps[name, 0]] for name in traces}
+    ids = {name: [d.token_id for d in of] for name, of in decisions.items()}
+    logprobs = {name: [d.logprob for d in of] for name, of in decisions.items()}
+    assert ids["tokens"] == ids["decisions"] == ids["prompt too"]
+    assert logprobs["tokens"] == logprobs["decisions"]
+    # The prompt's positions go through the head together then: other sums, the same numbers.
+    assert logprobs["prompt too"] == pytest.approx(logprobs["tokens"], abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -135,7 +135,7 @@ def test_tokens_and_logprobs_do_not_depend_on_what_is_recorded() -> None:
     found.append(CHOOSER.choose(logits, mixed))
     for decisions in found[1:]:
         assert [d[:3] for d in decisions] == [d[:3] for d in found[0]]
-    assert all(d[3:] == (None,) * 6 for d in found[0])
+    assert all(field is None for decision in found[0] for field in decision[3:])
     assert all(d.candidates is None and d.rank is not None for d in found[1])
     assert all(len(d.candidates.token_ids) == V for d in found[4])
 
