@@ -4,7 +4,7 @@
     apt-get install --no-install-recommends chromium chromium-driver
     .venv/bin/python tests/pictures/phoenix.py
 
-The generation is the README's first example, on the demo's model; its third step is shown. Content
+The generation is the README's first example, on the demo's model; its fourth step is shown. Content
 capture is on, for that a reader wants to see the token: by default there would be its id alone.
 """
 
@@ -33,10 +33,10 @@ from whence_server.demo.model import demo_model
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "phoenix.png"
 COMMAND = (
     *("generate", "The for statement is used to", "--temperature", "0.8", "--top-p", "0.95"),
-    *("--seed", "7", "--max-new-tokens", "9", "--candidates", "--num-candidates", "4"),
+    *("--seed", "8", "--max-new-tokens", "9", "--candidates", "--num-candidates", "4"),
 )
 DIALOG = "[role=dialog]"
-SHOWN_STEP = 2
+SHOWN_STEP = 3
 NUM_SPANS = 14
 CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
