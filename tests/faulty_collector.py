@@ -31,9 +31,10 @@ PROTOBUF = {"content-type": "application/x-protobuf"}
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes the spans and says so, after so long."""
+    """Takes the spans, or does not, and says that it has, after so long."""
 
     delay_s: float
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ Fault: TypeAlias = Slow | Answer | Partial | Cut | Garbage | Noise
 
 UNAVAILABLE = Answer(grpc.StatusCode.UNAVAILABLE, 503)
 INTERNAL = Answer(grpc.StatusCode.INTERNAL, 500)
+FORBIDDEN = Answer(grpc.StatusCode.PERMISSION_DENIED, 403)
 REFUSED = Answer(grpc.StatusCode.INVALID_ARGUMENT, 400)
 TOO_LARGE = Answer(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -232,9 +234,9 @@ class FaultyCollector:
         else:
             fault = self.faults.popleft() if self.faults else None
         match fault:
-            case Slow(delay_s=delay_s):
+            case Slow(delay_s=delay_s, stored=stored):
                 await asyncio.sleep(delay_s)
-                self.spans += spans
+                self.spans += spans if stored else []
             case Partial(num_rejected=num_rejected):
                 self.spans += spans[num_rejected:]
             case Cut(stored=stored):

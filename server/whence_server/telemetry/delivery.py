@@ -24,13 +24,17 @@ logger = logging.getLogger(__name__)
 
 Sleep = Callable[[float], Awaitable[None]]
 Describe: TypeAlias = Callable[[bytes], str]
-Unwanted: TypeAlias = Failed | TooLarge | Refused
+Unwanted: TypeAlias = Failed | TooLarge | Refused | TryAgain | Misconfigured
 """What parts a batch, down to the spans at fault."""
 
 DEFAULT_PATIENCE = 20
+DEFAULT_LONG_PATIENCE = 40
 # One that fails by chance, as with a bad replica of two, proves nothing by one failure: that it
 # fails over one span and takes another so often in a row has a chance of 1 in 4^8 at most.
 _NUM_PROOFS = 8
+# A collector that crashes may be down for a while each time: no proofs in a row are to be had.
+# Two takings right before a failure make one by chance rarer than a success, at any chance.
+_NUM_TAKINGS = 2
 MAX_ASKED_DELAY_S = 3_600.0
 """No destination is left alone for longer, whatever it asks for."""
 
@@ -96,8 +100,15 @@ class _Suspicion:
 
     num_proofs_needed: int
     num_failures: int = 0
+    """Answers that say that the destination broke over it."""
     num_proofs: int = 0
     """Failures in a row right after which the destination took another span."""
+    num_attempts: int = 0
+    """All that came to nothing, whatever the answer."""
+    was_well: bool = False
+    """Right before the newest attempt, the destination took another span, and took it again."""
+    num_breakdowns: int = 0
+    """Attempts that came to nothing although the destination was well."""
 
 
 def describe_span(piece: bytes) -> str:
@@ -109,7 +120,6 @@ def describe_span(piece: bytes) -> str:
 class Delivery:
     """Sends batches to a sink: retries what may be retried, and gives up on single spans only.
 
-    - What says nothing against the spans is sent again, for ever.
     - A refused batch, or one that is too large, is sent again in halves at once, in order, down
       to the spans that are refused by themselves: those are set aside.
     - A destination that fails is given `patience` attempts. Then the newest span that it took
@@ -117,6 +127,12 @@ class Delivery:
       harmless) is the batch at fault, and halved; a single span is set aside once this was
       seen several times in a row. Otherwise the destination is at fault, and the batch waits.
       Where it has taken none yet, patience has to do.
+    - A destination that is away, has its hands full, takes too long or wants other settings
+      says nothing against the spans, which are sent again, for ever: unless, after
+      `long_patience` attempts, it takes that newest span again, twice, right before it comes to
+      nothing over the batch. A collector that a span crashes looks so, and a firewall that
+      dislikes one. The batch is then halved, and a single span set aside once this was seen
+      several times. Where none was taken yet, other spans of the batch are tried instead.
 
     Args:
         sink: where to.
@@ -125,6 +141,7 @@ class Delivery:
         backoff: paces the attempts.
         sleep: takes seconds.
         patience: attempts at what the destination fails over, before its spans are suspected.
+        long_patience: attempts at what comes to nothing in another way, likewise.
         describe: names a span that is set aside, for the log.
     """
 
@@ -137,6 +154,7 @@ class Delivery:
         sleep: Sleep,
         *,
         patience: int = DEFAULT_PATIENCE,
+        long_patience: int = DEFAULT_LONG_PATIENCE,
         describe: Describe = describe_span,
     ) -> None:
         self._sink = sink
@@ -145,7 +163,9 @@ class Delivery:
         self._backoff = backoff
         self._sleep = sleep
         self._patience = patience
+        self._long_patience = long_patience
         self._describe = describe
+        self._batch: list[bytes] = []
         self._taken: bytes | None = None
         self._told = ""
 
@@ -156,13 +176,14 @@ class Delivery:
             spans: each a ScopeSpans message that holds it alone.
         """
         num_set_aside = self._stats.num_set_aside
+        self._batch = spans
         waiting, suspected = [spans], False
         while waiting:
             part = waiting.pop()
             unwanted = await self._send(part, suspected=suspected)
             if unwanted is None:
                 continue
-            suspected = suspected or isinstance(unwanted, Failed)
+            suspected = suspected or not isinstance(unwanted, TooLarge | Refused)
             if len(part) > 1:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]
@@ -182,6 +203,7 @@ class Delivery:
         request = self._envelope.request(spans)
         suspicion = _Suspicion(1 if len(spans) > 1 else _NUM_PROOFS)
         while True:
+            suspicion.was_well = await self._is_well(suspicion, suspected=suspected)
             outcome = await self._attempt(request)
             if isinstance(outcome, TooLarge) and not outcome.certain and len(spans) == 1:
                 # One span is hardly too large: the destination has its hands full.
@@ -197,10 +219,13 @@ class Delivery:
                     if await self._are_at_fault(suspicion, suspected=suspected):
                         return self._unwanted(outcome)
                     await self._wait(reason, self._delay_s(delay_s))
-                case TryAgain(reason=reason, delay_s=delay_s):
-                    await self._wait(reason, self._delay_s(delay_s))
-                case Misconfigured(reason=reason):
-                    await self._wait(reason, self._backoff.longest_s())
+                case TryAgain() | Misconfigured():
+                    if await self._breaks_down(suspicion):
+                        return self._unwanted(outcome)
+                    if isinstance(outcome, TryAgain):
+                        await self._wait(outcome.reason, self._delay_s(outcome.delay_s))
+                    else:
+                        await self._wait(outcome.reason, self._backoff.longest_s())
 
     async def _are_at_fault(self, suspicion: _Suspicion, *, suspected: bool) -> bool:
         """Says whether the destination fails over these spans alone, as far as can be known."""
@@ -213,6 +238,31 @@ class Delivery:
         outcome = await self._attempt(self._envelope.request([self._taken]))
         suspicion.num_proofs = suspicion.num_proofs + 1 if isinstance(outcome, Accepted) else 0
         return suspicion.num_proofs >= suspicion.num_proofs_needed
+
+    async def _is_well(self, suspicion: _Suspicion, *, suspected: bool) -> bool:
+        """Says whether the destination takes another span, where it is time to ask for that."""
+        asked = suspicion.num_attempts >= (1 if suspected else self._long_patience)
+        if not asked or self._taken is None:
+            return False
+        for _ in range(_NUM_TAKINGS):
+            if not await self._takes(self._taken):
+                return False
+        return True
+
+    async def _breaks_down(self, suspicion: _Suspicion) -> bool:
+        """Says whether the destination is well until it gets these spans, as far as is known."""
+        suspicion.num_attempts += 1
+        suspicion.num_breakdowns += suspicion.was_well
+        if self._taken is None and suspicion.num_attempts >= self._long_patience:
+            # Those at fault may be among the batch's others: each gets its turn.
+            other = self._batch[-suspicion.num_attempts % len(self._batch)]
+            if await self._takes(other):
+                self._taken = other
+        return suspicion.num_breakdowns >= suspicion.num_proofs_needed
+
+    async def _takes(self, span: bytes) -> bool:
+        outcome = await self._attempt(self._envelope.request([span]))
+        return isinstance(outcome, Accepted) and not outcome.num_rejected
 
     def _unwanted(self, outcome: Unwanted) -> Unwanted:
         self._backoff.reset()

@@ -12,6 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from whence_server.domain.entries import Entry
 from whence_server.telemetry.content import ContentCapture
 from whence_server.telemetry.delivery import (
+    DEFAULT_LONG_PATIENCE,
     DEFAULT_PATIENCE,
     Backoff,
     Delivery,
@@ -49,6 +50,8 @@ class ExportOptions:
         max_backoff_s: the longest.
         patience: attempts at a batch that the destination fails over (gRPC's INTERNAL and
             UNKNOWN, HTTP's 5xx), before its spans are suspected: some five minutes.
+        long_patience: attempts at a batch that comes to nothing otherwise (no connection, no
+            answer in time, no permission), likewise: about a quarter of an hour.
     """
 
     cursor_name: str = "otlp-spans"
@@ -62,6 +65,7 @@ class ExportOptions:
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 30.0
     patience: int = DEFAULT_PATIENCE
+    long_patience: int = DEFAULT_LONG_PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,7 @@ class SpanExporter:
             self._backoff,
             sleep,
             patience=options.patience,
+            long_patience=options.long_patience,
             describe=describe,
         )
         self._lag = Lag(clock)
