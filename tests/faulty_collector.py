@@ -54,6 +54,7 @@ class Partial:
     """Takes all but the first spans, and says so."""
 
     num_rejected: int
+    message: str = "too old"
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,8 @@ class FaultyCollector:
                 await context.abort(told.grpc_code, told.message, _retry_info(told))
             case Garbage(body=body):
                 return body
-            case Partial(num_rejected=num_rejected):
-                return partial_success(num_rejected)
+            case Partial() as partial:
+                return partial_success(partial)
         return b""
 
     async def _answer_http(self, request: web.Request) -> web.Response:
@@ -272,8 +273,8 @@ class FaultyCollector:
                 return web.Response(status=told.http_status, body=status, headers=headers)
             case Garbage(body=body, content_type=content_type):
                 return web.Response(body=body, headers={"content-type": content_type})
-            case Partial(num_rejected=num_rejected):
-                return web.Response(body=partial_success(num_rejected), headers=PROTOBUF)
+            case Partial() as partial:
+                return web.Response(body=partial_success(partial), headers=PROTOBUF)
         return web.Response(body=b"", headers=PROTOBUF)
 
 
@@ -286,8 +287,10 @@ def spans_in(request: bytes) -> list[Span]:
     ]
 
 
-def partial_success(num_rejected: int) -> bytes:
-    partial = ExportTracePartialSuccess(rejected_spans=num_rejected, error_message="too old")
+def partial_success(told: Partial) -> bytes:
+    partial = ExportTracePartialSuccess(
+        rejected_spans=told.num_rejected, error_message=told.message
+    )
     return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
 
 

@@ -162,6 +162,7 @@ class Observability:
             options=options,
             encode=None if events is None else events.events_of,
             describe=describe_span if events is None else describe_event,
+            hide_words=self._content is not ContentCapture.NO_CONTENT,
         )
 
 

@@ -63,7 +63,7 @@ def sink_of(collector: FaultyCollector, **settings: object) -> SpanSink:
 
 
 @asynccontextmanager
-async def exporting(journal, collector, clock=None, settings=None, **options):
+async def exporting(journal, collector, clock=None, settings=None, *, hide_words=False, **options):
     exporter = SpanExporter(
         journal,
         sink_of(collector, **(settings or {})),
@@ -73,6 +73,7 @@ async def exporting(journal, collector, clock=None, settings=None, **options):
         options=ExportOptions(
             **{"linger_s": 0.0, "max_batch_spans": 16, "long_patience": 10_000, **options}
         ),
+        hide_words=hide_words,
         sleep=(clock or Clock()).sleep,
     )
     exporter.start()
@@ -196,7 +197,7 @@ async def test_a_partial_success_is_counted_and_not_repeated(journal, collector,
     await assert_none_lost(journal, collector, but=rejected)
     assert health.num_rejected == 3
     assert health.num_exported == len(collector.spans)
-    assert "3 of 15 spans were rejected: too old" in caplog.text
+    assert "3 of 15 spans were rejected: PARTIAL_SUCCESS: too old" in caplog.text
 
 
 async def test_a_partial_success_beyond_reason(journal, collector):
@@ -246,6 +247,34 @@ async def test_a_span_that_takes_the_collector_too_long_is_set_aside(journal, co
         assert await exporter.flush(60)
         assert exporter.health().num_set_aside == 1
     await assert_none_lost(journal, collector, but=poison)
+
+
+SECRET = "zanzibar quokka"
+SAYING_THE_SECRET = [
+    Partial(1, SECRET),
+    Answer(grpc.StatusCode.UNAVAILABLE, 503, message=SECRET),
+    Answer(grpc.StatusCode.INTERNAL, 500, message=f"{SECRET}: no"),
+    Answer(grpc.StatusCode.PERMISSION_DENIED, 403, message=SECRET),
+    Garbage("text/zanzibar", f"\xff{SECRET}".encode()),
+]
+
+
+@pytest.mark.parametrize("hide_words", [True, False])
+async def test_what_a_collector_repeats_of_content_is_not_logged(
+    journal, collector, caplog, hide_words
+):
+    caplog.set_level("DEBUG")
+    collector.faults.extend(SAYING_THE_SECRET)
+    collector.poison = set(list(await expected_spans(journal))[40:41])
+    collector.poison_fault = Answer(grpc.StatusCode.INVALID_ARGUMENT, 400, message=SECRET)
+    async with exporting(journal, collector, hide_words=hide_words) as exporter:
+        assert await exporter.flush(30)
+        health = exporter.health()
+    assert (health.num_rejected, health.num_set_aside) == (1, 1)
+    told = "".join(record.getMessage() for record in caplog.records) + health.last_error
+    assert ("zanzibar" in told) is not hide_words
+    assert ("quokka" in told) is not hide_words
+    assert ("INVALID_ARGUMENT" in told) or ("400 Bad Request" in told)
 
 
 async def test_a_batch_beyond_the_collectors_limit_is_halved_at_once(journal, collector):

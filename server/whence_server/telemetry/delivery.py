@@ -117,6 +117,15 @@ def describe_span(piece: bytes) -> str:
     return f"span {span.span_id.hex()} ({span.name}) of trace {span.trace_id.hex()}"
 
 
+def kind_of(error: str) -> str:
+    """What an error is, without the words that follow: these may repeat what was sent.
+
+    Args:
+        error: KIND: WORDS, where the kind is a status, or an exception's name.
+    """
+    return error.partition(":")[0]
+
+
 class Delivery:
     """Sends batches to a sink: retries what may be retried, and gives up on single spans only.
 
@@ -143,6 +152,8 @@ class Delivery:
         patience: attempts at what the destination fails over, before its spans are suspected.
         long_patience: attempts at what comes to nothing in another way, likewise.
         describe: names a span that is set aside, for the log.
+        hide_words: keep of what the destination says only its kind: where it gets content, the
+            rest may repeat that.
     """
 
     def __init__(
@@ -156,6 +167,7 @@ class Delivery:
         patience: int = DEFAULT_PATIENCE,
         long_patience: int = DEFAULT_LONG_PATIENCE,
         describe: Describe = describe_span,
+        hide_words: bool = False,
     ) -> None:
         self._sink = sink
         self._envelope = envelope
@@ -165,6 +177,7 @@ class Delivery:
         self._patience = patience
         self._long_patience = long_patience
         self._describe = describe
+        self._hide_words = hide_words
         self._batch: list[bytes] = []
         self._taken: bytes | None = None
         self._told = ""
@@ -183,12 +196,13 @@ class Delivery:
             unwanted = await self._send(part, suspected=suspected)
             if unwanted is None:
                 continue
+            self._stats.last_error = self._shown(unwanted.reason)
             suspected = suspected or not isinstance(unwanted, TooLarge | Refused)
             if len(part) > 1:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]
             else:
-                self._set_aside(part[0], unwanted.reason)
+                self._set_aside(part[0])
         num_set_aside = self._stats.num_set_aside - num_set_aside
         if num_set_aside:
             logger.error(
@@ -214,14 +228,17 @@ class Delivery:
                     self._count_taken(spans, outcome)
                     return None
                 case Refused() | TooLarge():
-                    return self._unwanted(outcome)
+                    self._backoff.reset()
+                    return outcome
                 case Failed(reason=reason, delay_s=delay_s):
                     if await self._are_at_fault(suspicion, suspected=suspected):
-                        return self._unwanted(outcome)
+                        self._backoff.reset()
+                        return outcome
                     await self._wait(reason, self._delay_s(delay_s))
                 case TryAgain() | Misconfigured():
                     if await self._breaks_down(suspicion):
-                        return self._unwanted(outcome)
+                        self._backoff.reset()
+                        return outcome
                     if isinstance(outcome, TryAgain):
                         await self._wait(outcome.reason, self._delay_s(outcome.delay_s))
                     else:
@@ -264,27 +281,25 @@ class Delivery:
         outcome = await self._attempt(self._envelope.request([span]))
         return isinstance(outcome, Accepted) and not outcome.num_rejected
 
-    def _unwanted(self, outcome: Unwanted) -> Unwanted:
-        self._backoff.reset()
-        self._stats.last_error = outcome.reason
-        return outcome
-
     def _count_taken(self, spans: list[bytes], answer: Accepted) -> None:
         stats, num_rejected = self._stats, min(max(answer.num_rejected, 0), len(spans))
         stats.retrying, self._told = False, ""
         if num_rejected or answer.message:
-            stats.last_error = f"PARTIAL_SUCCESS: {answer.message}"
+            stats.last_error = self._shown(f"PARTIAL_SUCCESS: {answer.message}")
             logger.warning(
-                "%d of %d spans were rejected: %s", num_rejected, len(spans), answer.message
+                "%d of %d spans were rejected: %s", num_rejected, len(spans), stats.last_error
             )
         else:
             self._taken = spans[-1]
         stats.num_rejected += num_rejected
         stats.num_exported += len(spans) - num_rejected
 
-    def _set_aside(self, piece: bytes, reason: str) -> None:
+    def _set_aside(self, piece: bytes) -> None:
         self._stats.num_set_aside += 1
-        logger.warning("%s is set aside: %s", self._describe(piece), reason)
+        logger.warning("%s is set aside: %s", self._describe(piece), self._stats.last_error)
+
+    def _shown(self, reason: str) -> str:
+        return kind_of(reason) if self._hide_words else reason
 
     def _delay_s(self, asked_s: float | None) -> float:
         return self._backoff.next_s(min(asked_s or 0.0, MAX_ASKED_DELAY_S))
@@ -297,7 +312,7 @@ class Delivery:
             return TryAgain(f"{type(error).__name__}: {error}")
 
     async def _wait(self, reason: str, delay_s: float) -> None:
-        stats = self._stats
+        stats, reason = self._stats, self._shown(reason)
         stats.num_retries += 1
         stats.retrying = True
         # One line for each new reason: a collector that is away for an hour fills no log.
