@@ -156,6 +156,8 @@ async def test_an_unsampled_request_is_journalled_and_makes_no_span(
             [],
             "nowhere to send",
         ),
+        ({"OTEL_METRICS_EXPORTER": "prometheus"}, [], "give --metrics-listen"),
+        ({"OTEL_LOGS_EXPORTER": "console"}, [], "OTEL_LOGS_EXPORTER 'console': expected otlp"),
         ({}, ["--metrics-listen", "nowhere"], "expected HOST:PORT"),
         ({}, ["--log-format", "xml"], "console, json"),
     ],
