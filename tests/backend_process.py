@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
-import pytest
+from required import skip_without
 
 ENVIRONMENTS = Path(__file__).parents[1] / "build" / "backends"
 ANSWER_TIMEOUT_S = 120.0
@@ -57,7 +57,9 @@ def python_of(backend: str) -> Path:
     """The interpreter of a backend's environment; skips the test where there is none."""
     environment = ENVIRONMENTS / backend
     if not (environment / ".ready").exists():
-        pytest.skip(f"{backend} is not installed: `make {backend}` does it, apart from the rest")
+        skip_without(
+            backend, f"{backend} is not installed: `make {backend}` does it, apart from the rest"
+        )
     return environment / "bin" / "python"
 
 

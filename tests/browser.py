@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
+from required import skip_without
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.remote.webdriver import WebDriver
 
@@ -45,7 +45,7 @@ def browser(profile: Path) -> Iterator[WebDriver]:
     """
     missing = missing_browser()
     if missing is not None:
-        pytest.skip(missing)
+        skip_without("chromium", missing)
     options = ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in (*_ARGUMENTS, f"--user-data-dir={profile}"):

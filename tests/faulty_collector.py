@@ -31,9 +31,10 @@ PROTOBUF = {"content-type": "application/x-protobuf"}
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes the spans and says so, after so long."""
+    """Takes the spans, or does not, and says that it has, after so long."""
 
     delay_s: float
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Partial:
     """Takes all but the first spans, and says so."""
 
     num_rejected: int
+    message: str = "too old"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ Fault: TypeAlias = Slow | Answer | Partial | Cut | Garbage | Noise
 
 UNAVAILABLE = Answer(grpc.StatusCode.UNAVAILABLE, 503)
 INTERNAL = Answer(grpc.StatusCode.INTERNAL, 500)
+FORBIDDEN = Answer(grpc.StatusCode.PERMISSION_DENIED, 403)
 REFUSED = Answer(grpc.StatusCode.INVALID_ARGUMENT, 400)
 TOO_LARGE = Answer(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -232,9 +235,9 @@ class FaultyCollector:
         else:
             fault = self.faults.popleft() if self.faults else None
         match fault:
-            case Slow(delay_s=delay_s):
+            case Slow(delay_s=delay_s, stored=stored):
                 await asyncio.sleep(delay_s)
-                self.spans += spans
+                self.spans += spans if stored else []
             case Partial(num_rejected=num_rejected):
                 self.spans += spans[num_rejected:]
             case Cut(stored=stored):
@@ -253,8 +256,8 @@ class FaultyCollector:
                 await context.abort(told.grpc_code, told.message, _retry_info(told))
             case Garbage(body=body):
                 return body
-            case Partial(num_rejected=num_rejected):
-                return partial_success(num_rejected)
+            case Partial() as partial:
+                return partial_success(partial)
         return b""
 
     async def _answer_http(self, request: web.Request) -> web.Response:
@@ -270,8 +273,8 @@ class FaultyCollector:
                 return web.Response(status=told.http_status, body=status, headers=headers)
             case Garbage(body=body, content_type=content_type):
                 return web.Response(body=body, headers={"content-type": content_type})
-            case Partial(num_rejected=num_rejected):
-                return web.Response(body=partial_success(num_rejected), headers=PROTOBUF)
+            case Partial() as partial:
+                return web.Response(body=partial_success(partial), headers=PROTOBUF)
         return web.Response(body=b"", headers=PROTOBUF)
 
 
@@ -284,8 +287,10 @@ def spans_in(request: bytes) -> list[Span]:
     ]
 
 
-def partial_success(num_rejected: int) -> bytes:
-    partial = ExportTracePartialSuccess(rejected_spans=num_rejected, error_message="too old")
+def partial_success(told: Partial) -> bytes:
+    partial = ExportTracePartialSuccess(
+        rejected_spans=told.num_rejected, error_message=told.message
+    )
     return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
+from required import skip_without
 
 NEEDED = "apt-get install --no-install-recommends prometheus, or put it on the PATH"
 
@@ -21,7 +21,7 @@ def prometheus(directory: Path, target: str, rules: Path | None = None) -> Itera
     """Scrapes one target every 200 ms; gives its address. Skips the test where there is none."""
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip(f"prometheus is not installed: {NEEDED}")
+        skip_without("prometheus", f"prometheus is not installed: {NEEDED}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -139,9 +139,10 @@ class Observability:
         return {SPANS: self._exporter(sink, options)}
 
     def _event_exporter(self) -> dict[str, SpanExporter]:
+        # Read even where nothing is sent: what is wrong in it is to be known at the start.
+        destination = otlp_settings(self._settings.opentelemetry, "logs")
         if not self._content.on_events:
             return {}
-        destination = otlp_settings(self._settings.opentelemetry, "logs")
         if destination is None:
             raise ConfigurationError(
                 f"{CAPTURE_VARIABLE} is {self._content.value}, and there is nowhere to send events "
@@ -162,6 +163,7 @@ class Observability:
             options=options,
             encode=None if events is None else events.events_of,
             describe=describe_span if events is None else describe_event,
+            hide_words=self._content is not ContentCapture.NO_CONTENT,
         )
 
 

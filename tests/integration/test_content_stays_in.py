@@ -129,6 +129,8 @@ async def test_content_goes_only_where_it_is_wanted(
         shown = await asyncio.to_thread(lambda: urllib.request.urlopen(page).read())
         assert await asyncio.to_thread(server.terminate) == 0
     assert collector.with_content() == paths
+    spans = b"".join(collector.bodies["/v1/traces"])
+    assert (b"whence.token.text" in spans) is ("/v1/traces" in paths)
     said = {"metrics page": shown, "log": "".join(server.log).encode()}
     assert not [where for where, text in said.items() for word in CONTENT if word in text]
     # There was something to look through: each signal came, and is what its path says.

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from deploy_queries import DEPLOY, NEVER_ON_A_SOUND_SERVER
 from prometheus_process import ask, prometheus
 from server_process import ServerProcess
 from tiny_models import save_model_that_breaks
@@ -19,10 +20,6 @@ from tiny_models import save_model_that_breaks
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
 from whence_server.telemetry.receiver import Fail, Receiver, Reject
-
-DEPLOY = Path(__file__).parents[2] / "deploy"
-NEVER_ON_A_SOUND_SERVER = {"whence_export_unreadable_total", "whence_metrics_unreadable_total"}
-"""They are there from the first unreadable entry on; test_deploy_metrics knows their names."""
 
 
 def queries() -> list[str]:

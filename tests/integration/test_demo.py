@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from whence_server.demo.show import show
+from whence_server.demo.show import _tell_spans, collector_of, show
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,30 @@ async def test_the_show(
     links = re.findall(r"^http://h/trace/([0-9a-f]{32})$", told.err, re.MULTILINE)
     assert len(traces) == 3
     assert links == (traces if trace_url else [])
+
+
+async def test_the_demos_own_collector_is_not_switched_off(
+    tiny_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    assert await show(tiny_model("gpt2")) == 0
+    told = capfd.readouterr().out
+    assert "not used, as the demo collects its spans itself: OTEL_SDK_DISABLED, OTEL_TRA" in told
+    assert "decode_step" in told
+
+
+def test_no_spans_are_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    _tell_spans([])
+    assert "no generation's spans were whole in time" in capsys.readouterr().out
+
+
+def test_the_servers_own_variable_goes_before_opentelemetrys() -> None:
+    both = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "WHENCE_OTLP_ENDPOINT": "http://b:1"}
+    assert collector_of(both) == "http://b:1"
+    assert collector_of({"OTEL_TRACES_EXPORTER": "otlp"}) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from required import skip_without
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -17,7 +18,9 @@ PROMETHEUS = DEPLOY / "prometheus"
 def tool(name: str, needed: str) -> str:
     program = shutil.which(name)
     if program is None:
-        pytest.skip(f"{name} is not installed: {needed}")
+        skip_without(
+            "prometheus" if name == "promtool" else name, f"{name} is not installed: {needed}"
+        )
     return program
 
 

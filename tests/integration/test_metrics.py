@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from metrics_parts import AT_ONCE, bring_to_life, families_of, value_of
 from prometheus_process import NEEDED, ask, prometheus
+from required import skip_without
 from telemetry_journal import START_NS, TRACE_ID, call, finished, started, step
 
 from whence_server.domain.decoding import FinishReason
@@ -108,7 +108,7 @@ async def test_every_committed_step_is_measured_once_and_a_restart_begins_at_zer
 async def test_promtool_finds_nothing_to_complain_about(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip(f"promtool is not installed: {NEEDED}")
+        skip_without("prometheus", f"promtool is not installed: {NEEDED}")
     async with opened(tmp_path) as (journal, metrics), serving(metrics) as server:
         bring_to_life(metrics)
         await serve_streams(journal, "a")

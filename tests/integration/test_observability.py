@@ -9,6 +9,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from deploy_queries import (
+    NEVER_ON_A_SOUND_SERVER,
+    dashboard_queries,
+    read_query,
+    rule_queries,
+    rules,
+)
 from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
@@ -104,6 +111,34 @@ def test_every_metric_of_the_catalogue_is_on_a_running_servers_page(
             assert any(name.startswith(stem) for name in names), stem
 
 
+async def test_every_metric_of_dashboards_and_rules_is_on_a_running_servers_page(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    queries = [*dashboard_queries(), *rule_queries()]
+    asked = {name for query in queries for name in read_query(query.text).metrics}
+    asked -= NEVER_ON_A_SOUND_SERVER | {"up"}
+    asked -= {rule["record"] for rule in rules("record")}
+    receiver = Receiver()
+    await receiver.start()
+    try:
+        with ServerProcess(
+            tiny_model("gpt2"),
+            tmp_path,
+            *("--metrics-listen", "127.0.0.1:0", "--otlp-endpoint", receiver.endpoint),
+        ) as process:
+            await asyncio.to_thread(generate, process.target, "The quick", 5)
+            await receiver.wait_for(5)
+            missing = asked
+            async with asyncio.timeout(30):
+                while missing:
+                    page = await asyncio.to_thread(page_of, process)
+                    missing = asked - set(re.findall(r"^\w+", page, re.MULTILINE))
+    except TimeoutError:
+        raise AssertionError(f"not on the page: {sorted(missing)}") from None
+    finally:
+        await receiver.close()
+
+
 def test_logs_are_objects_with_ids_and_never_hold_content(observed: ServerProcess) -> None:
     finished = generate(observed.target, SECRET, 8, PARENT)
     lines: list[str] = []
@@ -156,6 +191,8 @@ async def test_an_unsampled_request_is_journalled_and_makes_no_span(
             [],
             "nowhere to send",
         ),
+        ({"OTEL_METRICS_EXPORTER": "prometheus"}, [], "give --metrics-listen"),
+        ({"OTEL_LOGS_EXPORTER": "console"}, [], "OTEL_LOGS_EXPORTER 'console': expected otlp"),
         ({}, ["--metrics-listen", "nowhere"], "expected HOST:PORT"),
         ({}, ["--log-format", "xml"], "console, json"),
     ],

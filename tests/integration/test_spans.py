@@ -1,18 +1,28 @@
 """Spans on the wire, from a real server: whole, parented, and never lost."""
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from server_process import ServerProcess
 from span_reading import assert_apart
 
 from whence.v1 import generation_pb2 as g
-from whence.v1 import generation_pb2_grpc, step_pb2, trace_pb2, trace_pb2_grpc
+from whence.v1 import (
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    step_pb2,
+    trace_pb2,
+    trace_pb2_grpc,
+)
 from whence_server.telemetry.receiver import Drop, Receiver
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -141,6 +151,68 @@ async def test_a_generation_is_one_tree_under_the_callers_span(
         assert attributes(refused)["rpc.response.status_code"] == "INVALID_ARGUMENT"
 
 
+async def test_a_call_that_its_client_ends_has_its_code(
+    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+) -> None:
+    flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "off")
+    with ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags) as server:
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            cancelled_id = ""
+            cancelled = stub.Generate(request(2_000))
+            async for response in cancelled:
+                cancelled_id = response.event.started.trace_id or cancelled_id
+                if response.event.HasField("steps"):
+                    cancelled.cancel()
+                    break
+            expired_id, code = "", grpc.StatusCode.OK
+            while not (expired_id and code is grpc.StatusCode.DEADLINE_EXCEEDED):
+                expired_id = ""
+                expired = stub.Generate(request(2_000, 8), timeout=0.5)
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    async for response in expired:
+                        expired_id = response.event.started.trace_id or expired_id
+                code = await expired.code()
+        wanted = {cancelled_id: "CANCELLED", expired_id: "DEADLINE_EXCEEDED"}
+        codes: dict[str, object] = {}
+        async with asyncio.timeout(60):
+            while not wanted.keys() <= codes.keys():
+                await receiver.wait_for(receiver.num_spans + 1)
+                codes = {
+                    span.trace_id.hex(): attributes(span)["rpc.response.status_code"]
+                    for span in receiver.spans
+                    if is_server(span)
+                }
+    assert {trace_id: codes[trace_id] for trace_id in wanted} == wanted
+
+
+async def test_what_generates_nothing_makes_no_span(
+    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+) -> None:
+    flags = ("--otlp-endpoint", receiver.endpoint)
+    with ServerProcess(tiny_model("gpt2"), tmp_path, *flags) as server:
+        started, _ = await generate(server.target, request(3))
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            await health.Check(health_pb2.HealthCheckRequest())
+            reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+            asked = reflection_pb2.ServerReflectionRequest(list_services="")
+            assert [answer async for answer in reflection.ServerReflectionInfo(iter([asked]))]
+            await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
+            traces = trace_pb2_grpc.TraceServiceStub(channel)
+            await traces.ListGenerations(trace_pb2.ListGenerationsRequest())
+            await traces.GetGeneration(
+                trace_pb2.GetGenerationRequest(generation_id=started.generation_id)
+            )
+        # Spans go out in order: none of the calls between made one.
+        await generate(server.target, request(3))
+        await wait_for_server_spans(receiver, 2)
+        assert server.terminate() == 0
+    servers = {span.span_id: span for span in receiver.spans if is_server(span)}
+    assert [span.name for span in servers.values()] == ["whence.v1.GenerationService/Generate"] * 2
+    assert len({span.trace_id for span in receiver.spans}) == 2
+
+
 async def test_a_tree_beyond_the_bound_is_whole(
     tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
 ) -> None:
@@ -171,6 +243,8 @@ async def test_no_exported_byte_holds_content(
     assert b"hidden" not in exported
     assert b"hidden" not in b"".join(p.read_bytes() for p in tmp_path.rglob("journal.db*"))
     assert b"quick" not in exported
+    assert b"whence.token.id" in exported
+    assert b"whence.token.text" not in exported
     assert text[:12].encode() not in exported
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from whence_server.config import add_arguments, otlp_settings, serve_config
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, grpc_target
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, Signal, grpc_target
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 
@@ -90,6 +90,7 @@ def test_otlp_asked_for_goes_to_the_protocols_default() -> None:
 )
 def test_off_is_off(off: dict[str, str]) -> None:
     assert destination("--otlp-endpoint", "http://a:1", **off) is None
+    assert destination("--otlp-protocol", "grpc", **off) is None
 
 
 def test_another_exporter() -> None:
@@ -135,14 +136,32 @@ def test_metrics_have_settings_of_their_own() -> None:
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318",
         "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "1000",
         "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2000",
-        "OTEL_METRICS_EXPORTER": "prometheus,otlp",
+        "OTEL_METRICS_EXPORTER": "otlp",
     }
     metrics = otlp_settings(environment, "metrics")
     assert metrics is not None
     assert (metrics.endpoint, metrics.timeout_s) == ("http://a:4318/v1/metrics", 1.0)
-    assert otlp_settings(environment | {"OTEL_METRICS_EXPORTER": "prometheus"}, "metrics") is None
+    assert otlp_settings(environment | {"OTEL_METRICS_EXPORTER": "none"}, "metrics") is None
     assert otlp_settings({}, "metrics") is None
     assert otlp_settings({}, "metrics", endpoint="http://b:1") is not None
+
+
+@pytest.mark.parametrize("signal", ["metrics", "logs"])
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        ("prometheus", "; for Prometheus to scrape a page, give --metrics-listen"),
+        ("otlp,prometheus", "; for Prometheus to scrape a page, give --metrics-listen"),
+        ("console", ""),
+    ],
+)
+def test_an_exporter_that_would_only_turn_the_push_off(
+    signal: Signal, names: str, advice: str
+) -> None:
+    variable, name = f"OTEL_{signal.upper()}_EXPORTER", names.rpartition(",")[2]
+    with pytest.raises(ConfigurationError) as caught:
+        otlp_settings(ENDPOINT | {variable: names}, signal)
+    assert str(caught.value) == f"{variable} '{name}': expected otlp or none{advice}"
 
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}
@@ -175,6 +194,12 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}
             {"OTEL_TRACES_EXPORTER": "console"},
             "spans go to 'console'",
         ),
+        (
+            ("--otlp-protocol", "grpc"),
+            {"OTEL_TRACES_EXPORTER": "console"},
+            "--otlp-protocol 'grpc': spans go to 'console'",
+        ),
+        (("--otlp-protocol", "grpc"), {}, "--otlp-protocol 'grpc': spans go nowhere; give"),
         ((), {"OTEL_SDK_DISABLED": "1"}, "OTEL_SDK_DISABLED '1': expected true or false"),
         (
             (),

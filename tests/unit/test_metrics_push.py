@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.metrics import Metrics
+from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.push import Preference, PushOptions
 from whence_server.telemetry.resource import service_resource
 
@@ -165,6 +167,39 @@ async def test_the_last_push_happens_at_the_end_and_failures_do_not_end_the_push
     assert len(exporter.given) == 1
     assert counts_of(exporter.given[0], catalogue.REQUEST_DURATION.name)[0] == 1
     del metrics
+
+
+@pytest.mark.parametrize("preference", Preference)
+async def test_what_a_failed_push_held_comes_with_a_later_one(
+    journal: MemoryJournal, preference: Preference
+) -> None:
+    exporter = Collecting()
+    exporter.troubles = [OSError("no way out") for _ in range(10)]
+    push = PushOptions(NOWHERE, SOON_S, preference)
+    async with measuring(journal, push=push, exporter=exporter) as metrics:
+        for number, left in ((1, 7), (2, 3)):
+            journal.append_generation(f"g{number}", 10)
+            assert await metrics.flush(30)
+            await until(lambda left=left: len(exporter.troubles) < left)
+        await until(lambda: len(exporter.given) > 1)
+    for name, each in (
+        (catalogue.STEP_ENTROPY.name, 10),
+        (catalogue.REQUEST_DURATION.name, 1),
+    ):
+        counts = [counts_of(data, name)[0] for data in exporter.given if name in metrics_in(data)]
+        told = max(counts) if preference is Preference.CUMULATIVE else sum(counts)
+        assert told == 2 * each
+
+
+@pytest.mark.parametrize(
+    ("protocol", "endpoint"),
+    [(OtlpProtocol.GRPC, "https://a:1"), (OtlpProtocol.HTTP_PROTOBUF, "https://a:1/v1/metrics")],
+)
+def test_certificates_that_are_none_are_an_error(protocol: OtlpProtocol, endpoint: str) -> None:
+    nonsense = Path(__file__)
+    settings = OtlpSettings(endpoint=endpoint, protocol=protocol, certificate=nonsense)
+    with pytest.raises(ConfigurationError, match=r"test_metrics_push.py holds no certificates"):
+        otlp_exporter(settings, {})
 
 
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(journal: MemoryJournal) -> None:

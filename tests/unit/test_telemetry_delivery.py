@@ -9,9 +9,19 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from whence_server.telemetry.delivery import Backoff, Delivery, ExportStats
 from whence_server.telemetry.resource import Envelope, service_resource
-from whence_server.telemetry.seams import Accepted, Failed, Outcome, TooLarge, TryAgain
+from whence_server.telemetry.seams import (
+    Accepted,
+    Failed,
+    Misconfigured,
+    Outcome,
+    TooLarge,
+    TryAgain,
+)
 
-PATIENCE = 20
+PATIENCE, LONG_PATIENCE = 20, 40
+BROKEN = Failed("broken")
+SAYS_NOTHING = [TryAgain("away"), Misconfigured("who are you?")]
+"""Against the spans."""
 
 
 class Collector:
@@ -46,6 +56,7 @@ class Case:
             Backoff(0.1, 30.0),
             self._sleep,
             patience=PATIENCE,
+            long_patience=LONG_PATIENCE,
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -60,9 +71,11 @@ class Case:
         )
 
 
-def failing_over(*poison: str) -> Callable[[Sequence[str], int], Outcome]:
+def failing_over(
+    *poison: str, outcome: Outcome = BROKEN
+) -> Callable[[Sequence[str], int], Outcome]:
     def answer(names: Sequence[str], _: int) -> Outcome:
-        return Failed("broken") if set(poison) & set(names) else Accepted()
+        return outcome if set(poison) & set(names) else Accepted()
 
     return answer
 
@@ -128,6 +141,75 @@ async def test_poison_at_the_very_start_ends_too():
     assert case.stats.num_set_aside == 1
 
 
+@pytest.mark.parametrize("outcome", SAYS_NOTHING)
+async def test_a_collector_that_is_away_loses_nothing_however_long(outcome):
+    for first in (1, 2):
+        case = Case(
+            lambda _, number, first=first: outcome if first <= number < 2_000 else Accepted()
+        )
+        await case.deliver("a")
+        await case.deliver("b", "c")
+        await case.deliver("d")
+        assert list(dict.fromkeys(case.collector.taken)) == ["a", "b", "c", "d"]
+        assert case.stats.num_set_aside == 0
+
+
+@pytest.mark.parametrize("outcome", SAYS_NOTHING)
+async def test_what_a_collector_is_never_there_for_is_suspected_after_long(outcome):
+    case = Case(failing_over("b", outcome=outcome))
+    await case.deliver("a")
+    await case.deliver("a1", "b", "c", "d")
+    whole = ["a1", "b", "c", "d"]
+    first_half = case.collector.requests.index(["a1", "b"])
+    assert case.collector.requests[1:first_half] == [
+        *[whole] * LONG_PATIENCE,
+        *[["a"]] * 2,
+        whole,
+    ]
+    assert sum(case.slept[:LONG_PATIENCE]) >= 300
+    assert list(dict.fromkeys(case.collector.taken)) == ["a", "a1", "c", "d"]
+    assert case.stats.num_set_aside == 1
+
+
+@pytest.mark.parametrize("poison", [["a"], ["d"], ["a", "d"], ["b", "c", "d"]])
+async def test_what_it_is_never_there_for_at_the_very_start_is_found_too(poison):
+    case = Case(failing_over(*poison, outcome=TryAgain("away")))
+    await case.deliver("a", "b", "c", "d")
+    assert set(case.collector.taken) == set("abcd") - set(poison)
+    assert case.stats.num_set_aside == len(poison)
+
+
+async def test_a_collector_that_a_span_crashes_may_take_its_time_to_come_back():
+    up_again = 0
+
+    def answer(names: list[str], number: int) -> Outcome:
+        nonlocal up_again
+        if number < up_again:
+            return TryAgain("connection refused")
+        if "b" in names:
+            up_again = number + 7
+            return TryAgain("connection reset")
+        return Accepted()
+
+    case = Case(answer)
+    await case.deliver("a")
+    await case.deliver("b", "c")
+    assert list(dict.fromkeys(case.collector.taken)) == ["a", "c"]
+    assert case.stats.num_set_aside == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+async def test_a_collector_that_is_away_by_chance_loses_nothing(share, seed):
+    chance = random.Random(seed)
+    case = Case(lambda _, __: TryAgain("busy") if chance.random() < share else Accepted())
+    names = [f"s{number}" for number in range(64)]
+    for begin in range(0, 64, 8):
+        await case.deliver(*names[begin : begin + 8])
+    assert set(case.collector.taken) == set(names)
+    assert case.stats.num_set_aside == 0
+
+
 async def test_a_request_that_is_too_large_is_halved_at_once():
     case = Case(lambda names, _: TooLarge("large") if len(names) > 1 else Accepted())
     await case.deliver("a", "b", "c")
@@ -155,5 +237,6 @@ async def test_one_line_a_reason_while_a_collector_is_away(caplog):
     case = Case(lambda _, number: TryAgain("away") if number < 100 else Accepted())
     await case.deliver("a")
     assert caplog.text.count("spans are held back") == 1
-    assert case.stats.num_retries == 99
+    # After long patience, another span is tried beside each attempt.
+    assert case.stats.num_retries == LONG_PATIENCE + (99 - LONG_PATIENCE) // 2
     assert max(case.slept) <= 30

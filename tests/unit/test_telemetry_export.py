@@ -314,7 +314,7 @@ async def test_partial_success_is_counted_and_not_repeated(journal, caplog):
     assert exporter.stats.num_rejected == 3
     assert exporter.stats.num_exported == receiver.num_spans == num_spans - 3
     assert exporter.stats.last_error == "PARTIAL_SUCCESS: too old"
-    assert "3 of 15 spans were rejected: too old" in caplog.text
+    assert "3 of 15 spans were rejected: PARTIAL_SUCCESS: too old" in caplog.text
 
 
 async def test_an_unreadable_entry_does_not_hold_up_the_rest(journal):

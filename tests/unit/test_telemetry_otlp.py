@@ -11,7 +11,7 @@ import grpc
 import pytest
 import trustme
 from aiohttp import web
-from faulty_collector import Answer, FaultyCollector, partial_success, spans_in
+from faulty_collector import Answer, FaultyCollector, Partial, partial_success, spans_in
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
@@ -212,7 +212,7 @@ async def test_what_an_error_says_is_passed_on(content_type, body, message):
         (200, PROTOBUF, b"", Accepted()),
         (202, PROTOBUF, b"", Accepted()),
         (204, PROTOBUF, b"", Accepted()),
-        (200, PROTOBUF, partial_success(2), Accepted(2, "too old")),
+        (200, PROTOBUF, partial_success(Partial(2)), Accepted(2, "too old")),
         (200, JSON, b"", Accepted()),
         (200, JSON, b"{}", Accepted()),
         (200, JSON, b'{"status": "ok", "partialSuccess": null}', Accepted()),

@@ -54,6 +54,8 @@ def otlp_settings(
         ConfigurationError: a variable is malformed; the message names it.
     """
     exporters = _exporters(environment, signal, exporter)
+    if signal != "traces":
+        _check_others(signal, exporters)
     if _sdk_disabled(environment) or "none" in exporters or (exporters and "otlp" not in exporters):
         return None
 
@@ -101,15 +103,22 @@ def span_destination(
             "pass spans on to several"
         )
     if _sdk_disabled(environment) or not names or names[0] in ("otlp", "none"):
-        return otlp_settings(
+        found = otlp_settings(
             environment, "traces", exporter=exporter, endpoint=endpoint, protocol=protocol
         )
-    if endpoint:
-        raise ConfigurationError(
-            f"{flag_of('otlp_endpoint')} {endpoint!r}: spans go to {names[0]!r}, which has "
-            f"settings of its own; leave one of them out, or ask for "
-            f"{flag_of('span_exporter')} otlp"
-        )
+        if found is None and protocol and not names and not _sdk_disabled(environment):
+            raise ConfigurationError(
+                f"{flag_of('otlp_protocol')} {protocol!r}: spans go nowhere; give "
+                f"{flag_of('otlp_endpoint')} beside it, or leave it out"
+            )
+        return found
+    for name, given in (("otlp_endpoint", endpoint), ("otlp_protocol", protocol)):
+        if given:
+            raise ConfigurationError(
+                f"{flag_of(name)} {given!r}: spans go to {names[0]!r}, which has "
+                f"settings of its own; leave one of them out, or ask for "
+                f"{flag_of('span_exporter')} otlp"
+            )
     return names[0]
 
 
@@ -123,6 +132,18 @@ def _exporters(environment: Mapping[str, str], signal: Signal, wanted: str) -> t
     if "none" in names and len(names) > 1:
         raise ConfigurationError(f"{variable} {text!r}: none stands alone")
     return names
+
+
+def _check_others(signal: Signal, names: tuple[str, ...]) -> None:
+    """Refuses what would only turn a signal's OTLP off: metrics and logs go nowhere else."""
+    for name in names:
+        if name not in ("otlp", "none"):
+            advice = ""
+            if name == "prometheus":
+                advice = f"; for Prometheus to scrape a page, give {flag_of('metrics_listen')}"
+            raise ConfigurationError(
+                f"OTEL_{signal.upper()}_EXPORTER {name!r}: expected otlp or none{advice}"
+            )
 
 
 def _endpoint(

@@ -144,7 +144,7 @@ class ServeConfig:
         30.0, seconds, "seconds for running generations to finish after SIGTERM", "S"
     )
     no_step_candidates: bool = _setting(
-        False, switch, "leave the candidates out of step spans; they make up half of their bytes"
+        False, switch, "leave the candidates out of step spans; they make up a third of their bytes"
     )
     metrics_listen: str = _setting(
         "",

@@ -14,7 +14,22 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from whence_server.telemetry.receiver import Receiver
 
 PROMPT = "The for statement is used to"
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_ENDPOINTS = (
+    "WHENCE_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+)
+# The demo's own collector is to get spans whatever the environment says about others.
+_WOULD_SWITCH_OFF = (
+    "WHENCE_SPAN_EXPORTER",
+    "WHENCE_OTLP_PROTOCOL",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_SDK_DISABLED",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+)
+_OTLP_PREFIX = "OTEL_EXPORTER_OTLP_"
+"""Headers, certificates and so on, which are meant for another collector."""
 _SPANS_S = 20.0
 _NEXT = """
 What to try next
@@ -88,14 +103,17 @@ async def _server(model: Path, endpoint: str | None) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _server_on(model: Path, data_dir: str, endpoint: str | None) -> AsyncIterator[str]:
+    # It is spans that are shown here, and most of their backends take no metrics.
+    environment = {"OTEL_METRICS_EXPORTER": "none", **os.environ}
+    if endpoint is not None:
+        environment = _without_settings_of_others(environment)
     # Without an endpoint of ours, the environment's variables say all.
     export = [] if endpoint is None else ["--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "whence_server", "serve"),
         *("--model", str(model), "--model-name", "demo", "--data-dir", data_dir),
         *("--listen", "127.0.0.1:0", "--log-level", "warning", *export),
-        # It is spans that are shown here, and most of their backends take no metrics.
-        env={"OTEL_METRICS_EXPORTER": "none", **os.environ},
+        env=environment,
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
@@ -109,6 +127,17 @@ async def _server_on(model: Path, data_dir: str, endpoint: str | None) -> AsyncI
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+def _without_settings_of_others(environment: Mapping[str, str]) -> dict[str, str]:
+    left_out = [name for name in _WOULD_SWITCH_OFF if environment.get(name)]
+    if left_out:
+        print(f"  (not used, as the demo collects its spans itself: {', '.join(left_out)})")
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in left_out and not name.startswith(_OTLP_PREFIX)
+    }
 
 
 async def _generate(target: str, prompt: str, *options: str, trace_url: str) -> int:
@@ -146,8 +175,12 @@ def _tell_spans(spans: list[Span]) -> None:
     print("\nWhere the spans went")
     counts = Counter(span.name for span in spans)
     total = ", ".join(f"{n} {name}" for name, n in counts.items())
-    print(f"  over OTLP to a collector that this demo ran itself: {total}")
-    last = [s for s in spans if s.kind == Span.SPAN_KIND_SERVER][-1]
+    print(f"  over OTLP to a collector that this demo ran itself: {total or 'none'}")
+    servers = [span for span in spans if span.kind == Span.SPAN_KIND_SERVER]
+    if not servers:
+        print("  no generation's spans were whole in time: this machine may be slow; try again")
+        return
+    last = servers[-1]
     print(f"  the last generation, trace {last.trace_id.hex()}:")
     children: defaultdict[bytes, list[Span]] = defaultdict(list)
     for span in {s.span_id: s for s in spans if s.trace_id == last.trace_id}.values():

@@ -40,7 +40,7 @@ class OtlpSettings:
     insecure: bool = False
     """A gRPC endpoint without a scheme is spoken to without TLS."""
     certificate: Path | None = None
-    """PEM: whom to trust, instead of the system's authorities."""
+    """PEM: whom to trust, instead of the system's authorities (gRPC: those of grpcio)."""
     client_key: Path | None = None
     """PEM: ours, together with the next."""
     client_certificate: Path | None = None

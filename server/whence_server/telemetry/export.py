@@ -12,6 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from whence_server.domain.entries import Entry
 from whence_server.telemetry.content import ContentCapture
 from whence_server.telemetry.delivery import (
+    DEFAULT_LONG_PATIENCE,
     DEFAULT_PATIENCE,
     Backoff,
     Delivery,
@@ -49,6 +50,8 @@ class ExportOptions:
         max_backoff_s: the longest.
         patience: attempts at a batch that the destination fails over (gRPC's INTERNAL and
             UNKNOWN, HTTP's 5xx), before its spans are suspected: some five minutes.
+        long_patience: attempts at a batch that comes to nothing otherwise (no connection, no
+            answer in time, no permission), likewise: about a quarter of an hour.
     """
 
     cursor_name: str = "otlp-spans"
@@ -62,6 +65,7 @@ class ExportOptions:
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 30.0
     patience: int = DEFAULT_PATIENCE
+    long_patience: int = DEFAULT_LONG_PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class SpanExporter:
         encode: what an entry is sent as, instead of its spans; each a ScopeLogs message that
             holds one log record alone, which has the same form on the wire.
         describe: names one of these, or a span, for the log.
+        hide_words: keep what others say in their own words, which may repeat content, out of
+            the log: where content is sent.
         sleep: takes seconds.
         clock: gives seconds, never going back.
     """
@@ -117,6 +123,7 @@ class SpanExporter:
         options: ExportOptions = ExportOptions(),
         encode: Encode | None = None,
         describe: Describe = describe_span,
+        hide_words: bool = False,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,6 +131,7 @@ class SpanExporter:
         self._journal = journal
         self._sink = sink
         self._options = options
+        self._hide_words = hide_words
         self._sleep = sleep
         self._encode = (
             encode
@@ -143,7 +151,9 @@ class SpanExporter:
             self._backoff,
             sleep,
             patience=options.patience,
+            long_patience=options.long_patience,
             describe=describe,
+            hide_words=hide_words,
         )
         self._lag = Lag(clock)
         self._position: int | None = None
@@ -206,10 +216,11 @@ class SpanExporter:
                 if self._position is None:
                     self._moved_to(await self._journal.cursor(self._options.cursor_name))
                 await self._turn(self._position or 0)
-            except Exception as error:  # the journal's trouble must not end the exporter
-                self.stats.last_error = f"{type(error).__name__}: {error}"
+            except Exception as error:  # noqa: BLE001 - ours goes on
+                kind = type(error).__name__
+                self.stats.last_error = kind if self._hide_words else f"{kind}: {error}"
                 self.stats.retrying = True
-                logger.exception("the span exporter will try again")
+                self._log_exception("the span exporter will try again", error)
                 await self._sleep(self._backoff.next_s())
 
     async def _turn(self, position: int) -> None:
@@ -243,10 +254,16 @@ class SpanExporter:
     async def _spans_of(self, entry: Entry) -> list[bytes]:
         try:
             return await self._encode(entry)
-        except UnreadableEntryError:
+        except UnreadableEntryError as error:
             self.stats.num_unreadable += 1
-            logger.exception("an entry of the journal is left out of the spans")
+            self._log_exception(f"entry {entry.position} is left out of the spans", error)
             return []
+
+    def _log_exception(self, what: str, error: Exception) -> None:
+        if self._hide_words:
+            logger.error("%s: %s", what, type(error).__name__)
+        else:
+            logger.error(what, exc_info=error)
 
     def _fits(self, num_spans: int, num_bytes: int) -> bool:
         """Says whether so much goes into one request; an entry's spans are never parted."""

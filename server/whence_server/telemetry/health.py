@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from whence_server.telemetry.delivery import kind_of
 from whence_server.telemetry.export import ExportHealth
 from whence_server.telemetry.lag import Behind
 
@@ -123,6 +124,5 @@ class Health:
 
     def _shown(self, error: str) -> str:
         """The error on one line, not too long; of one with hidden words, only its kind."""
-        # Ours are KIND: WORDS, where the kind is a status, or an exception's name.
-        kind = error.partition(":")[0] if self.hide_words else error
-        return " ".join(kind.split())[:_MAX_ERROR_CHARACTERS]
+        shown = kind_of(error) if self.hide_words else error
+        return " ".join(shown.split())[:_MAX_ERROR_CHARACTERS]

@@ -121,7 +121,7 @@ class OtlpHttpSink:
 
     def _outcome_of(self, response: aiohttp.ClientResponse, body: bytes) -> Outcome:
         status = response.status
-        reason = f"{status} {response.reason}: {_message_in(response, body)}"
+        reason = f"{_named(status)}: {_message_in(response, body)}"
         if status in RETRYABLE:
             return TryAgain(reason, self._retry_after_s(response))
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
@@ -165,11 +165,19 @@ def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
             answer.ParseFromString(body)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
         return TryAgain(
-            f"{response.status} {response.reason}, with {response.content_type} that is no OTLP "
-            f"answer: {_shortened(body)}; is {response.url.path} where OTLP goes?"
+            f"{_named(response.status)}, with something that is no OTLP answer: "
+            f"{response.content_type}, {_shortened(body)}; is {response.url.path} where OTLP goes?"
         )
     partial = answer.partial_success
     return Accepted(partial.rejected_spans, partial.error_message)
+
+
+def _named(status: int) -> str:
+    """A status with the standard's name for it: a server's own may be anything."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
 
 
 def _message_in(response: aiohttp.ClientResponse, body: bytes) -> str:

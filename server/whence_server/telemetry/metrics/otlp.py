@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter
 
-from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, grpc_target
+from whence_server.telemetry.tls import channel_credentials, ssl_context
 
 _NO_LIMIT_S = 3_600.0
 
@@ -25,7 +25,7 @@ def otlp_exporter(
         temporality: that of the reader.
 
     Raises:
-        ConfigurationError: a certificate or a key cannot be read.
+        ConfigurationError: a PEM file holds something else.
     """
     if settings.protocol is OtlpProtocol.GRPC:
         return _over_grpc(settings, dict(temporality))
@@ -41,7 +41,7 @@ def _over_grpc(
     return OTLPMetricExporter(
         endpoint=target,
         insecure=not secure,
-        credentials=_credentials(settings) if secure else None,
+        credentials=channel_credentials(settings) if secure else None,
         headers=dict(settings.headers),
         timeout=settings.timeout_s or _NO_LIMIT_S,
         compression=grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression,
@@ -55,6 +55,8 @@ def _over_http(
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
+    if settings.endpoint.startswith("https:"):
+        ssl_context(settings)  # the exporter would take nonsense, and fail at every push
     return OTLPMetricExporter(
         endpoint=settings.endpoint,
         headers=dict(settings.headers),
@@ -65,21 +67,6 @@ def _over_http(
         client_certificate_file=_text(settings.client_certificate),
         preferred_temporality=temporality,
     )
-
-
-def _credentials(settings: OtlpSettings) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
-        _content(settings.certificate),
-        _content(settings.client_key),
-        _content(settings.client_certificate),
-    )
-
-
-def _content(path: Path | None) -> bytes | None:
-    try:
-        return None if path is None else path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _text(path: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,8 @@ from whence_server.telemetry.metrics.window import Window
 logger = logging.getLogger(__name__)
 
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_MAX_UNSENT = 60
+"""Pushes that are kept while none gets through: an hour's."""
 _PREFERENCE = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
@@ -84,8 +87,6 @@ class MetricsPush:
     def __init__(
         self, reader: MetricsReader, exporter: MetricExporter, options: PushOptions
     ) -> None:
-        self.num_pushed = 0
-        self.num_failed = 0
         self._reader = reader
         self._exporter = exporter
         self._interval_s = options.interval_s
@@ -93,6 +94,9 @@ class MetricsPush:
         self._window = Window(
             AggregationTemporality.DELTA if delta else AggregationTemporality.CUMULATIVE
         )
+        # What counts from the start is in the next push again; what counts from the last is not.
+        self._unsent: deque[MetricsData] = deque()
+        self._max_unsent = _MAX_UNSENT if delta else 1
         self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -122,15 +126,18 @@ class MetricsPush:
 
     async def _push(self) -> None:
         try:
-            data = self._window.of(self._reader.read())
-            sent = await asyncio.to_thread(self._send, data)
+            self._unsent.append(self._window.of(self._reader.read()))
+            if len(self._unsent) > self._max_unsent:
+                self._unsent.popleft()
+                if self._max_unsent > 1:
+                    logger.warning("%d pushes failed: the oldest is dropped", self._max_unsent)
+            while self._unsent:
+                oldest = self._unsent[0]
+                if not await asyncio.to_thread(self._send, oldest):
+                    break
+                self._unsent.popleft()
         except Exception:  # a broken exporter must not end the pushing
-            sent = False
             logger.exception("metrics were not pushed; what they count comes with the next push")
-        if sent:
-            self.num_pushed += 1
-        else:
-            self.num_failed += 1
 
     def _send(self, data: MetricsData) -> bool:
         return self._exporter.export(data) is MetricExportResult.SUCCESS
