@@ -12,15 +12,15 @@ import training_runs
 from safetensors.torch import load_file, save_file
 from tiny_models import CORPUS
 
-from whence.v1.training_pb2 import TrainingEvent
+from whence.v1.training_pb2 import AttemptStarted, TrainingEvent
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import tensor_digests, weights_digest
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import verify_command
+from whence_server.training import surroundings, verify_command
 from whence_server.training.emergence import Question, trace
 from whence_server.training.findings import Report, Verdict
-from whence_server.training.replay import replay
+from whence_server.training.replay import _surroundings_that_differ, replay
 from whence_server.training.runs_on_record import read_run
 from whence_server.training.train import train
 from whence_server.training.verify import verify
@@ -111,6 +111,16 @@ def test_other_surroundings_are_told(made: Path, monkeypatch: pytest.MonkeyPatch
     notes = replayed(made / "model", 4, 8).notes
     assert "replayed with another determinism: OMP_NUM_THREADS was absent, is 3" in notes
     assert f"replayed with another version: torch was {torch.__version__}, is 0.1" in notes
+
+
+def test_the_device_that_trained_is_compared_with_the_one_that_replayed() -> None:
+    """Neither is the CPU: a device without data stands for an accelerator."""
+    meta = torch.device("meta")
+    attempt = AttemptStarted(hardware=surroundings.hardware(meta))
+    notes = list(_surroundings_that_differ(attempt, meta))
+    assert not [note for note in notes if "another hardware" in note]
+    notes = list(_surroundings_that_differ(attempt, torch.device("cpu")))
+    assert "replayed with another hardware: device was meta, is cpu" in notes
 
 
 def test_a_text_that_changed_is_named(tmp_path: Path, made: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import events_in, same_bits, steps_in
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, TrainingArguments
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.cli import main
@@ -23,6 +24,7 @@ from whence_server.engine import loading
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
 from whence_server.engine.messages import EngineOptions
 from whence_server.engine.weights import model_files, weight_files
+from whence_server.training.surroundings import determinism
 from whence_server.training.train import continue_from, train
 
 SETTINGS = {
@@ -229,8 +231,6 @@ def test_replay_between_checkpoints_gives_their_digests(whole: Path, tmp_path: P
 def test_what_is_not_the_run_on_record_is_refused(
     whole: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     own = tmp_path / "texts"
     shutil.copytree(texts, own)
     output = tmp_path / "run"
@@ -283,6 +283,62 @@ def test_a_checkpoint_can_be_gone_on_from(whole: Path, texts: Path, tmp_path: Pa
     assert events_in(output)[0].started.initial_weights_digest == parent.weights_digest
 
 
+def test_a_beginning_that_is_another_now_is_refused(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    from_model, tokenizer = tmp_path / "from", tmp_path / "tokenizer"
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(from_model)
+    for place in (from_model, tokenizer):
+        AutoTokenizer.from_pretrained(whole).save_pretrained(place)
+    given = {"texts": (str(texts),), "block_size": 16, "max_steps": 1, "threads": 1}
+    first, second = tmp_path / "first", tmp_path / "second"
+    train({**given, "output": str(first), "from_model": str(from_model)})
+    small = {"config_override": ("n_embd=24", "n_layer=1", "n_head=2")}
+    train({**given, **small, "output": str(second), "tokenizer": str(tokenizer)})
+    for run in (first, second):
+        continue_from(run / "lineage.binpb", None, 1, tmp_path / "again")
+
+    model = AutoModelForCausalLM.from_pretrained(from_model)
+    model.transformer.wte.weight.data[0, 0] += 1
+    model.save_pretrained(from_model)
+    with pytest.raises(LineageError, match=r"weights .* cannot be had again: .*/from has the"):
+        continue_from(first / "lineage.binpb", None, 1, tmp_path / "again")
+    config = tokenizer / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("{", '{"note": 1,', 1))
+    with pytest.raises(LineageError, match=r"tokenizer has changed .*/tokenizer has the digest"):
+        continue_from(second / "lineage.binpb", None, 1, tmp_path / "again")
+    # Nor does a run that was killed before its first checkpoint go on from them.
+    shutil.rmtree(first / "checkpoints")
+    (first / "config.json").unlink()
+    with pytest.raises(LineageError, match="cannot be had again"):
+        train({"output": str(first), "resume": True})
+
+
+def test_a_variable_of_accelerates_is_refused_and_any_trainers_is_on_record(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigurationError, match="ACCELERATE_MIXED_PRECISION: "):
+        train({**SETTINGS, "texts": (str(texts),), "output": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    found = determinism(arguments)
+    assert found["bf16"] == "False"
+    assert found["mixed_precision"] == found["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_what_a_given_configuration_has_otherwise_is_told(
+    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tmp_path / "config.json"
+    GPT2Config(n_embd=24, n_layer=1, n_head=2, vocab_size=4000).save_pretrained(tmp_path)
+    given = {"texts": (str(texts),), "output": str(tmp_path / "run"), "config": str(config)}
+    train({**given, "vocab_size": 300, "block_size": 16, "max_steps": 1, "threads": 1})
+    size = len(AutoTokenizer.from_pretrained(tmp_path / "run"))
+    assert f"vocab_size is {size} instead of 4000" in caplog.text
+    assert "eos_token_id is 0 instead of 50256" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -325,6 +381,7 @@ def test_other_architectures_and_measurements_and_half_precision(
             "config_override": (*overrides, *heads),
             "dtype": "bfloat16",
             "max_steps": 2,
+            "warmup_steps": 1,
             "eval": (str(texts / "1.txt"),),
             "eval_steps": 1,
         }

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from whence_server import config
+from whence_server.config.training import refuse_variables
 from whence_server.domain.errors import ConfigurationError
 
 
@@ -40,6 +41,10 @@ MINIMAL = ("--output", "/out", "/text")
             (*MINIMAL, "--scheduler", "constant", "--warmup-steps", "3"),
             "--warmup-steps 3: --scheduler constant has no warm-up",
         ),
+        (
+            (*MINIMAL, "--max-steps", "5", "--warmup-steps", "5"),
+            "--warmup-steps 5: the learning rate would never reach its peak in --max-steps 5",
+        ),
         ((*MINIMAL, "--eval-steps", "3"), "--eval-steps: there is nothing to measure on"),
         ((*MINIMAL, "--dtype", "float16"), "--dtype 'float16': expected one of float32, bfloat16"),
         ((*MINIMAL, "--learning-rate", "-1"), "--learning-rate '-1': expected a number above 0"),
@@ -50,6 +55,12 @@ def test_wrong_settings_are_named(arguments: tuple[str, ...], message: str) -> N
     with pytest.raises(ConfigurationError) as raised:
         config.train_config(given(*arguments))
     assert message in str(raised.value)
+
+
+def test_accelerates_variables_are_refused() -> None:
+    refuse_variables({"PATH": "/bin", "OMP_NUM_THREADS": "1"})
+    with pytest.raises(ConfigurationError, match=r"^ACCELERATE_A, ACCELERATE_MIXED_PRECISION: "):
+        refuse_variables({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_A": "", "PATH": ""})
 
 
 def test_a_recipe_gives_the_settings_back_and_refuses_others() -> None:

@@ -91,14 +91,13 @@ def test_an_entry_larger_than_what_is_read_at_once_is_read_all_the_same(tmp_path
     assert events[2].event == large
 
 
-async def test_following_gives_what_is_appended_later(tmp_path: Path) -> None:
+def test_a_reader_gives_what_is_appended_later(tmp_path: Path) -> None:
     path = tmp_path / "lineage.binpb"
     writer = written(path, 1)
-    following = RecordReader(path).follow()
-    assert len(await anext(following)) == 2
+    reader = RecordReader(path)
+    assert len(reader.read()) == 2
     writer.append(step(2))
-    assert [event.event.step.step for event in await anext(following)] == [2]
-    await following.aclose()
+    assert [event.event.step.step for event in reader.read()] == [2]
     writer.close()
 
 

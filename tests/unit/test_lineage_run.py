@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_steps_are_those_of_a_list_kept_in_full(
         index.supersede_beyond(begin)
         superseded.extend(counting.pop(number) for number in [n for n in counting if n > begin])
         for number in range(begin + 1, begin + num_steps + 1):
-            index.add(number, attempt, Place(number * 100 + attempt, number * 100 + attempt + 7))
+            index.add(number, attempt, Place(number * 100 + attempt, number * 100 + attempt + 7, 0))
             counting[number] = (number, attempt)
     chosen = sorted([*counting.values(), *(superseded if wanted.include_superseded else [])])
     first = wanted.first or min((n for n, _ in chosen), default=0)
@@ -123,9 +124,9 @@ def test_steps_are_those_of_a_list_kept_in_full(
 def test_a_step_takes_little_memory() -> None:
     index = StepIndex()
     for number in range(1, 10_001):
-        index.add(number, 1, Place(number * 300, number * 300 + 299))
+        index.add(number, 1, Place(number * 300, number * 300 + 299, 0))
     arrays = [value for value in vars(index).values() if hasattr(value, "itemsize")]
-    assert sum(map(sys.getsizeof, arrays)) < 10_000 * 40
+    assert sum(map(sys.getsizeof, arrays)) < 10_000 * 48
 
 
 def test_documents_and_examples_are_looked_up(record: RecordBuilder) -> None:
@@ -183,6 +184,32 @@ def test_a_changed_document_is_not_given(
         document_text(document)
 
 
+def test_what_another_text_is_like_is_told_to_the_log_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s")
+    found = hashlib.sha256(b"s").hexdigest()
+    for end_byte, in_log in ((1, found), (20, "has 1 bytes")):
+        planted = pb.TrainingDocument(source=str(secret), end_byte=end_byte, sha256="00" * 32)
+        caplog.clear()
+        with pytest.raises(DocumentChangedError) as raised:
+            document_text(planted)
+        assert in_log in caplog.text
+        assert in_log not in str(raised.value)
+        assert found not in str(raised.value.__dict__)
+
+
+def test_a_relative_source_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one")
+    monkeypatch.chdir(tmp_path)
+    planted = pb.TrainingDocument(
+        source="a.txt", end_byte=3, sha256=hashlib.sha256(b"one").hexdigest()
+    )
+    with pytest.raises(DocumentChangedError, match="no absolute path"):
+        document_text(planted)
+
+
 def test_other_documents_of_a_changed_source_are_still_given(
     record: RecordBuilder, tmp_path: Path
 ) -> None:
@@ -228,6 +255,24 @@ def test_a_record_that_was_replaced_has_no_such_entry(record: RecordBuilder) -> 
     record.path.write_bytes(b"\0" * record.path.stat().st_size)
     with pytest.raises(LineageError, match="is not the record that was read before"):
         event_at(run.path, run.steps.newest.place)
+
+
+def test_a_look_up_finds_a_changed_entry(record: RecordBuilder, tmp_path: Path) -> None:
+    record.attempt().steps([1], loss=0.5)
+    run = opened(record)
+    newest = run.steps.newest
+    assert newest is not None
+    octets = record.path.read_bytes()
+    for before, after, look_up in (
+        (struct.pack("<d", 0.5), struct.pack("<d", 0.25), lambda: event_at(run.path, newest.place)),
+        (b"corpus.txt", b"secret.txt", lambda: run.training_set.document(0)),
+    ):
+        assert before in octets
+        record.path.write_bytes(octets.replace(before, after))
+        with pytest.raises(LineageError, match="gone, or has changed"):
+            look_up()
+    record.path.write_bytes(octets)
+    assert event_at(run.path, newest.place).step.loss == 0.5
 
 
 def test_an_entry_that_is_half_written_is_no_run_yet(tmp_path: Path) -> None:

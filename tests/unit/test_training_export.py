@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
+from whence_server.demo.model import demo_model
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.lineage.writer import RecordWriter
@@ -24,7 +26,9 @@ from whence_server.telemetry.sinks import sink_for
 from whence_server.telemetry.training.metrics import ALL, TrainingMetrics
 from whence_server.telemetry.training.trace import TrainingTrace
 from whence_server.training import telemetry
+from whence_server.training import train as training
 from whence_server.training.trace_cursor import TraceCursor
+from whence_server.training.train import Trained
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "training-telemetry.md").read_text(
     encoding="utf-8"
@@ -102,6 +106,28 @@ async def test_a_training_under_way_is_followed_and_its_end_is_sent(
     assert (root.trace_id.hex(), root.span_id.hex()) == (records.TRACE_ID, records.SPAN_ID)
     cursor = json.loads((tmp_path / "lineage.binpb.sent").read_text())
     assert cursor == {"training_run_id": records.RUN, "position": len(events)}
+
+
+async def test_the_demos_training_is_sent_whole_before_its_record_is_moved(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = records.whole_run()
+
+    def trains(given: dict[str, Any]) -> Trained:
+        directory = Path(given["output"])
+        directory.mkdir()
+        writer = RecordWriter.create(directory / "lineage.binpb", events[0])
+        telemetry.start(writer.path, environment(receiver))
+        for event in events[1:]:
+            writer.append(event)
+        writer.close()
+        return Trained(directory, 1.0)
+
+    monkeypatch.setattr(training, "train", trains)
+    directory = await asyncio.to_thread(demo_model, tmp_path)
+    assert ids(receiver.spans) == ids(expected(events))
+    cursor = json.loads((directory / "lineage.binpb.sent").read_text())
+    assert cursor["position"] == len(events)
 
 
 def test_where_no_endpoint_is_set_nothing_is_started_or_imported(tmp_path: Path) -> None:

@@ -201,26 +201,42 @@ def run_document(arguments: argparse.Namespace) -> int:
 
 def run_proof(arguments: argparse.Namespace) -> int:
     """Fetches a proof and checks it here; exits with 1 where it proves nothing."""
+    which = _which(arguments.which)
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)
-        proof = client.training_runs.inclusion_proof(wanted, **_which(arguments.which))
+        proof = client.training_runs.inclusion_proof(wanted, **which)
         root = arguments.root or client.training_runs.get(wanted).dataset.merkle_root
-    is_included = verify_inclusion(proof, root)
+        sha256 = which.get("sha256")
+        if sha256 is None:
+            found = client.training_runs.document(wanted, omit_text=True, **which)
+            sha256 = found.document.sha256
+    problem = _problem(proof, sha256, which.get("index"), root)
     if arguments.json:
-        verdict = {"verified": is_included, "verified_root": root}
+        verdict = {"verified": not problem, "verified_root": root}
         print(line({**complete_object(proof), **verdict}))
-        return OK if is_included else FAILED
+        return FAILED if problem else OK
     source = "given" if arguments.root else "on record"
     print(f"document  {proof.leaf_index} of {proof.tree_size:,}")
     print(f"sha256    {proof.leaf_data.hex()}")
     for sibling in proof.audit_path:
         print(f"sibling   {sibling.hex()}")
     print(f"root      {root} ({source})")
-    if is_included:
-        print("verified: a document with this SHA-256 is in the training set with this root")
-        return OK
-    print("NOT verified: this proof does not lead to this root")
-    return FAILED
+    if problem:
+        print(f"NOT verified: {problem}")
+        return FAILED
+    print("verified: a document with this SHA-256 is in the training set with this root")
+    return OK
+
+
+def _problem(proof: pb.GetInclusionProofResponse, sha256: str, index: int | None, root: str) -> str:
+    """Why it does not prove that the document asked for is in the tree; "" where it does."""
+    if index is not None and proof.leaf_index != index:
+        return f"this is a proof of document {proof.leaf_index}, and {index} was asked for"
+    if proof.leaf_data.hex() != sha256:
+        return f"this is a proof of another document than the one with the SHA-256 {safe(sha256)}"
+    if not verify_inclusion(proof, root):
+        return "this proof does not lead to this root"
+    return ""
 
 
 def run_explain(arguments: argparse.Namespace) -> int:

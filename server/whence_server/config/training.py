@@ -1,7 +1,8 @@
 """Every setting of `whence-server train`, read from flags.
 
-A training is described whole on its command line, and then in its record: the environment has no
-say in it. A setting is a field of `TrainConfig`; its flag is `--field-name`.
+A training is described whole on its command line, and then in its record: variables by which
+accelerate would change it are refused. A setting is a field of `TrainConfig`; its flag is
+`--field-name`.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from whence_server.config.spelling import choice, flag_of, switch, text_of, whol
 from whence_server.domain.errors import ConfigurationError
 
 WITHOUT_WARMUP = ("constant",)
+ACCELERATE = "ACCELERATE_"
+"""How the variables begin by which accelerate, and through it `Trainer`, is set up."""
 _UNRECORDED = ("output", "resume")
 """Where a run lies and whether it goes on is not how it is made."""
 
@@ -212,9 +215,28 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
             f"--warmup-steps {config.warmup_steps}: --scheduler {config.scheduler} has no warm-up; "
             "constant_with_warmup has"
         )
+    if config.max_steps and config.warmup_steps >= config.max_steps:
+        raise ConfigurationError(
+            f"--warmup-steps {config.warmup_steps}: the learning rate would never reach its peak "
+            f"in --max-steps {config.max_steps}; give fewer"
+        )
     if config.eval_steps and not config.eval:
         raise ConfigurationError("--eval-steps: there is nothing to measure on; give --eval PATH")
     return config
+
+
+def refuse_variables(environment: Mapping[str, str]) -> None:
+    """Refuses what would have a say in a training that its recipe does not tell of.
+
+    Raises:
+        ConfigurationError: naming the variables.
+    """
+    found = sorted(name for name in environment if name.startswith(ACCELERATE))
+    if found:
+        raise ConfigurationError(
+            f"{', '.join(found)}: whence-server train takes no settings from accelerate's "
+            "environment variables, which its recipe would not tell of: unset them, and give flags"
+        )
 
 
 def recorded_config(recipe_json: str, values: Mapping[str, Any]) -> TrainConfig:

@@ -49,6 +49,8 @@ def _make(settings: Mapping[str, Any], directory: Path) -> None:
     # training ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here and not above: a cached model needs nothing of the training stack.
+    from whence_server.lineage.reader import RECORD_NAME
+    from whence_server.training import telemetry
     from whence_server.training.train import train
 
     partial = directory.with_name(f"{directory.name}.partial")
@@ -56,7 +58,11 @@ def _make(settings: Mapping[str, Any], directory: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         texts = str(corpus_folder(directory.parent))
-        trained = train({**settings, "texts": (texts,), "output": str(partial), "name": "demo"})
+        try:
+            trained = train({**settings, "texts": (texts,), "output": str(partial), "name": "demo"})
+        finally:
+            # What sends it follows the record by its name, which is about to change.
+            telemetry.finish(partial / RECORD_NAME)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

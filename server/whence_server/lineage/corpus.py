@@ -18,6 +18,7 @@ class Chunks:
         self._firsts = array("Q")
         self._begins = array("Q")
         self._ends = array("Q")
+        self._checks = array("Q")
 
     def add(self, first: int, num_items: int, place: Place) -> int:
         """Takes in an entry; tells how many of its items were known before.
@@ -35,13 +36,14 @@ class Chunks:
             self._firsts.append(self.num_items)
             self._begins.append(place.begin_byte)
             self._ends.append(place.end_byte)
+            self._checks.append(place.check)
             self.num_items = first + num_items
         return num_known
 
     def place_of(self, index: int) -> Place:
         """The entry that has an item."""
         which = bisect_right(self._firsts, index) - 1
-        return Place(self._begins[which], self._ends[which])
+        return Place(self._begins[which], self._ends[which], self._checks[which])
 
 
 class DocumentIndex:

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from whence.v1.training_pb2 import LineageEntry, TrainingEvent
 from whence_server.domain.errors import LineageError
+from whence_server.lineage.chain import check_of
 from whence_server.lineage.framing import FramingError, frames
 
 
@@ -16,13 +17,15 @@ class Place(NamedTuple):
 
     begin_byte: int
     end_byte: int
+    check: int
+    """What its event has to be like: see `chain.check_of`."""
 
 
 def events_at(path: Path, places: Iterable[Place]) -> Iterator[TrainingEvent]:
     """The events at these places, read one by one.
 
     Raises:
-        LineageError: the file cannot be read, or has no entry there any more.
+        LineageError: the file cannot be read, or has not that entry there any more.
     """
     try:
         with path.open("rb") as file:
@@ -47,10 +50,12 @@ def _event(path: Path, place: Place, octets: bytes) -> TrainingEvent:
     try:
         frame = next(frames(octets), None)
         if frame is not None and frame.end == len(octets):
-            return TrainingEvent.FromString(LineageEntry.FromString(frame.message).event)
+            event = LineageEntry.FromString(frame.message).event
+            if check_of(event) == place.check:
+                return TrainingEvent.FromString(event)
     except (FramingError, DecodeError):
         pass
     raise LineageError(
-        f"{path} is not the record that was read before: there is no entry at byte "
-        f"{place.begin_byte}"
+        f"{path} is not the record that was read before: the entry at byte {place.begin_byte} is "
+        "gone, or has changed"
     )

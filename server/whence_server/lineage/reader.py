@@ -1,7 +1,6 @@
 """Reads a training run's record, from its beginning or on from where one was; verifies it."""
 
-import asyncio
-from collections.abc import AsyncGenerator
+import fcntl
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +8,13 @@ from google.protobuf.message import DecodeError
 
 from whence.v1.training_pb2 import LineageEntry, TrainingEvent
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.chain import genesis, next_hash
+from whence_server.lineage.chain import check_of, genesis, next_hash
 from whence_server.lineage.framing import FramingError, frames
 
 RECORD_NAME = "lineage.binpb"
 """The record's file, beside the model that it is about."""
 
 _CHUNK_BYTES = 1 << 20
-_POLL_S = 0.2
 
 
 class RecordedEvent(NamedTuple):
@@ -31,6 +29,8 @@ class RecordedEvent(NamedTuple):
     """Where its entry begins in the file, its length included."""
     end_byte: int
     """Where the next one begins."""
+    check: int
+    """See `chain.check_of`."""
 
 
 class RecordReader:
@@ -85,19 +85,6 @@ class RecordReader:
             events += batch
         return events
 
-    async def follow(self) -> AsyncGenerator[list[RecordedEvent], None]:
-        """The events as they are recorded; never ends.
-
-        Raises:
-            LineageError: as `read`.
-        """
-        while True:
-            events = await asyncio.to_thread(self.read)
-            if events:
-                yield events
-            else:
-                await asyncio.sleep(_POLL_S)
-
     def _take(self, buffer: bytes) -> list[RecordedEvent]:
         events = []
         begin = self.end_byte
@@ -122,9 +109,27 @@ class RecordReader:
         if next_hash(self.head, entry.event) != entry.hash:
             raise self._broken("its hash does not follow from its content and the entry before it")
         self.position, self.head = entry.position, entry.hash
-        return RecordedEvent(self.position, event, self.head, self.end_byte, end_byte)
+        check = check_of(entry.event)
+        return RecordedEvent(self.position, event, self.head, self.end_byte, end_byte, check)
 
     def _broken(self, detail: str) -> LineageError:
         return LineageError(
             f"{self.path} is not an intact record: entry {self.position + 1}: {detail}"
         )
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process holds the lock under which a record is written.
+
+    Raises:
+        LineageError: the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except OSError as error:
+        raise LineageError(f"{path} cannot be read: {error.strerror}") from error
+    return False

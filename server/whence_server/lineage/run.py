@@ -149,7 +149,7 @@ class TrainingRun:
 
     def _take(self, recorded: RecordedEvent) -> None:
         event = recorded.event
-        place = Place(recorded.begin_byte, recorded.end_byte)
+        place = Place(recorded.begin_byte, recorded.end_byte, recorded.check)
         match event.WhichOneof("event"):
             case "step":
                 self.steps.add(event.step.step, event.step.attempt, place)

@@ -1,4 +1,4 @@
-"""Where each optimizer step lies in a record, and which of them count: 32 bytes a step.
+"""Where each optimizer step lies in a record, and which of them count: 40 bytes a step.
 
 A step is superseded where a later attempt went on from an earlier checkpoint: it stays on record,
 and its effect is in no weights.
@@ -42,6 +42,7 @@ class StepIndex:
         self._attempts = array("I")
         self._begins = array("Q")
         self._lengths = array("I")
+        self._checks = array("Q")
         self._counting = array("Q")
         """Which of them count, by ascending number."""
         self._superseded = array("Q")
@@ -70,6 +71,7 @@ class StepIndex:
         self._attempts.append(attempt)
         self._begins.append(place.begin_byte)
         self._lengths.append(place.end_byte - place.begin_byte)
+        self._checks.append(place.check)
 
     def supersede_beyond(self, number: int) -> None:
         """The training went on from that step: what was made beyond it counts no more."""
@@ -119,6 +121,5 @@ class StepIndex:
 
     def _ref(self, which: int) -> StepRef:
         begin = self._begins[which]
-        return StepRef(
-            self._numbers[which], self._attempts[which], Place(begin, begin + self._lengths[which])
-        )
+        place = Place(begin, begin + self._lengths[which], self._checks[which])
+        return StepRef(self._numbers[which], self._attempts[which], place)

@@ -100,7 +100,7 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
     if not question.continuation:
         raise RefusedError("INVALID_TEXT", "it must not be empty", "continuation")
     try:
-        run = read_run(question.record)
+        run = read_run(question.record, with_examples=True)
     except LineageError as error:
         raise RefusedError("RECORD_BROKEN", str(error)) from error
     kept = kept_weights(run)

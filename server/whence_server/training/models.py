@@ -1,6 +1,8 @@
 """The model that a training begins with: a new one, or one that is there."""
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from whence_server.config.training import TrainConfig
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.describing import CONTEXT_LENGTH_FIELDS
 from whence_server.engine.loading import trainable
+
+_log = logging.getLogger(__name__)
+
+TOKENIZERS_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "loss_type")
+"""Fields that go with the tokenizer and the task, whatever a given configuration has there."""
 
 SMALL_GPT2 = {
     "n_layer": 4,
@@ -57,7 +64,8 @@ def _configuration(settings: TrainConfig, tokenizer: Any) -> Any:
             f"a {config.model_type!r} model goes on with no text: AutoModelForCausalLM of "
             f"transformers {transformers.__version__} has no class for it"
         )
-    fields = config.to_dict() | {"vocab_size": len(tokenizer)}
+    fields_given = config.to_dict()
+    fields = fields_given | {"vocab_size": len(tokenizer)}
     if not settings.config and settings.model_type == "gpt2":
         fields["n_positions"] = settings.block_size
     unknown = [name for name in overrides if not hasattr(config, name)]
@@ -74,7 +82,20 @@ def _configuration(settings: TrainConfig, tokenizer: Any) -> Any:
     except Exception as error:
         raise ConfigurationError(f"the configuration cannot be: {error}") from error
     _require_room(made, tokenizer, settings.block_size, "the configuration")
+    if settings.config:
+        _tell_changes(settings.config, fields_given, made)
     return made
+
+
+def _tell_changes(path: str, given: Mapping[str, Any], made: Any) -> None:
+    """Says which fields of a given configuration are not used as they are there."""
+    changes = [
+        f"{name} is {getattr(made, name)} instead of {given[name]}"
+        for name in TOKENIZERS_FIELDS
+        if given.get(name) is not None and given[name] != getattr(made, name, None)
+    ]
+    if changes:
+        _log.warning("--config %s: %s", path, ", ".join(changes))
 
 
 def _base_configuration(settings: TrainConfig) -> Any:

@@ -27,6 +27,7 @@ _OF_ARGUMENTS = (
     "bf16",
     "fp16",
     "tf32",
+    "mixed_precision",
     "dataloader_num_workers",
 )
 
@@ -61,7 +62,7 @@ def replay(report: Report, first_step: int, last_step: int) -> None:
         model = continue_from(run.path.absolute(), directory, last_step, Path(place))
     found = tensor_digests(model.state_dict())
     differences = list(tensor_findings(target, found))
-    report.notes += _surroundings_that_differ(run.attempt(target.attempt))
+    report.notes += _surroundings_that_differ(run.attempt(target.attempt), model.device)
     num_equal = len(target.tensors) - len({it.name for it in differences})
     report.replay = (
         f"steps {first_step + 1} to {last_step} trained again: {num_equal} of "
@@ -108,12 +109,12 @@ def _start(run: RunOnRecord, step: int) -> Path | None:
     return directory.absolute()
 
 
-def _surroundings_that_differ(attempt: AttemptStarted) -> Iterator[str]:
+def _surroundings_that_differ(attempt: AttemptStarted, device: torch.device) -> Iterator[str]:
     recorded = attempt.determinism
     arguments = SimpleNamespace(**{name: recorded.get(name) for name in _OF_ARGUMENTS})
     for what, then, now in (
         ("version", attempt.versions, surroundings.versions()),
-        ("hardware", attempt.hardware, surroundings.hardware(torch.device("cpu"))),
+        ("hardware", attempt.hardware, surroundings.hardware(device)),
         ("determinism", recorded, surroundings.determinism(arguments)),
     ):
         yield from _differences(what, then, now)

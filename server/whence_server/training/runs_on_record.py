@@ -1,5 +1,6 @@
 """A run's record as whoever verifies it needs it: found, walked through, and held to itself."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,10 @@ from whence.v1.training_pb2 import (
     TrainingDataset,
     TrainingEvent,
     TrainingRunStarted,
-    TrainingStep,
 )
 from whence_server.domain.errors import LineageError
 from whence_server.lineage.merkle import MerkleTree
-from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.lineage.reader import RECORD_NAME, RecordReader, is_being_written
 
 
 @dataclass(slots=True)
@@ -26,11 +26,12 @@ class RunOnRecord:
         head: the chain's newest hash, as hex.
         num_entries: how many are whole.
         num_torn_bytes: what follows them in the file.
+        is_being_written: whether that is because an entry is just being written.
         started: the run's start.
         dataset: what it reads; empty where none is on record.
         document_digests: raw SHA-256 of each document, by index.
         attempts: in order.
-        steps: those that count, by number.
+        examples: ids of those trained on in each step that counts, by number, where asked for.
         checkpoints: in order; those of superseded steps are there too.
         superseded: positions in `checkpoints` of those whose steps were discarded later.
     """
@@ -39,11 +40,12 @@ class RunOnRecord:
     head: str = ""
     num_entries: int = 0
     num_torn_bytes: int = 0
+    is_being_written: bool = False
     started: TrainingRunStarted = field(default_factory=TrainingRunStarted)
     dataset: TrainingDataset = field(default_factory=TrainingDataset)
     document_digests: list[bytes] = field(default_factory=list)
     attempts: list[AttemptStarted] = field(default_factory=list)
-    steps: dict[int, TrainingStep] = field(default_factory=dict)
+    examples: "dict[int, array[int]]" = field(default_factory=dict)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     superseded: set[int] = field(default_factory=set)
 
@@ -64,7 +66,7 @@ class RunOnRecord:
         """One of the attempts; an empty one where it is not on record."""
         return next((a for a in self.attempts if a.attempt == number), AttemptStarted())
 
-    def _take(self, event: TrainingEvent) -> None:
+    def _take(self, event: TrainingEvent, *, with_examples: bool) -> None:
         match event.WhichOneof("event"):
             case "started":
                 self.started = event.started
@@ -75,10 +77,11 @@ class RunOnRecord:
             case "attempt_started":
                 self.attempts.append(event.attempt_started)
                 resumed = event.attempt_started.resumed_step
-                self.steps = {n: step for n, step in self.steps.items() if n <= resumed}
+                self.examples = {n: ids for n, ids in self.examples.items() if n <= resumed}
                 self.superseded |= {i for i, c in enumerate(self.checkpoints) if c.step > resumed}
-            case "step":
-                self.steps[event.step.step] = event.step
+            case "step" if with_examples:
+                ids = (example for rank in event.step.ranks for example in rank.example_ids)
+                self.examples[event.step.step] = array("Q", ids)
             case "checkpoint":
                 self.checkpoints.append(event.checkpoint)
 
@@ -89,23 +92,36 @@ def find_record(directory: Path) -> Path | None:
     return next((p / RECORD_NAME for p in places if (p / RECORD_NAME).is_file()), None)
 
 
-def read_run(path: Path) -> RunOnRecord:
+def read_run(path: Path, *, with_examples: bool = False) -> RunOnRecord:
     """Reads a record to its end, and holds its dataset to the Merkle root.
+
+    Args:
+        path: the record's file.
+        with_examples: whether to keep what each step trained on: 8 bytes an example.
 
     Raises:
         LineageError: it cannot be read, its chain is broken, or its documents do not make its root.
     """
     reader = RecordReader(path)
     run = RunOnRecord(path)
-    while batch := reader.read():
-        for recorded in batch:
-            run._take(recorded.event)  # noqa: SLF001 - its own module
+    _read_on(run, reader, with_examples=with_examples)
+    if run.num_torn_bytes:
+        run.is_being_written = is_being_written(path)
+        if not run.is_being_written:
+            # Whoever wrote it may have ended since: now nothing changes any more.
+            _read_on(run, reader, with_examples=with_examples)
     if not reader.position:
         raise LineageError(f"{path} is not an intact record: it has no whole entry")
     run.head, run.num_entries = reader.head.hex(), reader.position
-    run.num_torn_bytes = path.stat().st_size - reader.end_byte
     _check_documents(run)
     return run
+
+
+def _read_on(run: RunOnRecord, reader: RecordReader, *, with_examples: bool) -> None:
+    while batch := reader.read():
+        for recorded in batch:
+            run._take(recorded.event, with_examples=with_examples)  # noqa: SLF001 - its own module
+    run.num_torn_bytes = run.path.stat().st_size - reader.end_byte
 
 
 def _check_documents(run: RunOnRecord) -> None:

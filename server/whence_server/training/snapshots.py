@@ -8,13 +8,9 @@ from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import Checkpoint, TensorDigest
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
-from whence_server.engine.digests import (
-    file_digests,
-    model_signing_digest,
-    tensor_digests,
-    weights_digest,
-)
+from whence_server.engine.digests import file_digests, tensor_digests, weights_digest
 from whence_server.lineage.reader import RECORD_NAME
+from whence_server.training import contents
 
 _NEEDED_TO_GO_ON = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
@@ -40,7 +36,7 @@ def checkpoint(directory: Path, record: Path, model: Any) -> Checkpoint:
     return Checkpoint(
         path=relative_path(directory, record),
         resumable=not beside_record and all((directory / n).is_file() for n in _NEEDED_TO_GO_ON),
-        model_digest=_model_digest(directory),
+        model_digest=contents.model_digest_of(directory, {f.path: f for f in digests}),
         weights_digest=weights_digest(state),
         files=[FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in digests],
         tensors=[
@@ -90,11 +86,3 @@ def _model_files(directory: Path) -> list[str]:
     names = {*weights.weight_files(directory), *weights.CONFIGURATION_FILES}
     names |= {*weights.WEIGHT_FILES, *weights.TOKENIZER_FILES, "training_args.bin"}
     return [name for name in names if (directory / name).is_file()]
-
-
-def _model_digest(directory: Path) -> str:
-    try:
-        names = weights.model_files(directory, weights.weight_files(directory), with_code=False)
-    except ConfigurationError:
-        return ""
-    return model_signing_digest(file_digests(directory, names))

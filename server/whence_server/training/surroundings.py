@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from whence_server.config.training import ACCELERATE
+
 _PACKAGES = (
     "accelerate",
     "datasets",
@@ -69,13 +71,18 @@ def determinism(arguments: Any) -> dict[str, str]:
         "bf16": arguments.bf16,
         "fp16": arguments.fp16,
         "tf32": arguments.tf32,
+        "mixed_precision": getattr(arguments, "mixed_precision", None),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "num_threads": torch.get_num_threads(),
         "num_interop_threads": torch.get_num_interop_threads(),
         "dataloader_num_workers": arguments.dataloader_num_workers,
     }
-    found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    found |= {
+        name: value
+        for name, value in os.environ.items()
+        if name in _VARIABLES or name.startswith(ACCELERATE)
+    }
     return {name: str(value) for name, value in found.items()}
 
 

@@ -48,6 +48,18 @@ def start(record: Path, environment: Mapping[str, str] = os.environ) -> "Trainin
     return export
 
 
+def finish(record: Path) -> None:
+    """Ends the export of a run, if there is one: what follows its record by name lets go of it.
+
+    To be called once the training is over and before the record is moved. Takes as long as
+    `TrainingExport.close`.
+    """
+    running = _running.pop(record.resolve(), None)
+    if running is not None:
+        atexit.unregister(running.close)
+        running.close()
+
+
 def is_wanted(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether OpenTelemetry's variables name a destination for a trace or for metrics.
 

@@ -15,7 +15,12 @@ from transformers import ProgressCallback, Trainer, TrainingArguments, set_seed
 from transformers.data import default_data_collator
 from transformers.utils import logging as transformers_logging
 
-from whence_server.config.training import TrainConfig, recorded_config, train_config
+from whence_server.config.training import (
+    TrainConfig,
+    recorded_config,
+    refuse_variables,
+    train_config,
+)
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import weights_digest
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
@@ -26,7 +31,7 @@ from whence_server.training.history import History
 from whence_server.training.models import initial_model
 from whence_server.training.progress import LossOnTheBar, StopAt
 from whence_server.training.recorder import record
-from whence_server.training.setup import parent_model
+from whence_server.training.setup import parent_model, tokenizer_digest
 from whence_server.training.tokenizer import load_tokenizer, train_tokenizer
 
 _LOGGING_STEPS = 20
@@ -156,6 +161,7 @@ def _train(settings: TrainConfig, history: History, checkpoint: Path | None) -> 
 
 
 def _prepare(settings: TrainConfig, history: History, checkpoint: Path | None) -> _Prepared:
+    refuse_variables(os.environ)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if settings.threads:
@@ -178,7 +184,30 @@ def _prepare(settings: TrainConfig, history: History, checkpoint: Path | None) -
         evaluation_set = cut(texts.documents, tokenizer, settings.block_size)
     set_seed(settings.seed)
     model = initial_model(settings, tokenizer)
+    if history.num_attempts and checkpoint is None:
+        _require_same_beginning(settings, history, tokenizer, model)
     return _Prepared(model, tokenizer, training_set, evaluation_set)
+
+
+def _require_same_beginning(
+    settings: TrainConfig, history: History, tokenizer: Any, model: Any
+) -> None:
+    """Refuses to begin a run again with another tokenizer or other weights than it began with."""
+    recorded = history.started
+    found = tokenizer_digest(tokenizer)
+    if recorded.tokenizer_digest and found != recorded.tokenizer_digest:
+        where = settings.from_model or settings.tokenizer or "the one that is trained on the texts"
+        raise LineageError(
+            f"the tokenizer has changed since the run began: {where} has the digest {found}, and "
+            f"{recorded.tokenizer_digest} is on record"
+        )
+    found = weights_digest(model.state_dict())
+    if recorded.initial_weights_digest and found != recorded.initial_weights_digest:
+        where = settings.from_model or f"what seed {settings.seed} gives"
+        raise LineageError(
+            f"the weights that the run began with cannot be had again: {where} has the digest "
+            f"{found}, and {recorded.initial_weights_digest} is on record"
+        )
 
 
 class _Trainer(Trainer):

@@ -116,15 +116,16 @@ def load_tokenizer(run: RunOnRecord, kept: list[Kept]) -> Any:
 
 
 def examples_between(run: RunOnRecord, first_step: int, last_step: int) -> Iterator[int]:
-    """Ids of the examples trained on after one step up to another, by their first use."""
+    """Ids of the examples trained on after one step up to another, by their first use.
+
+    The run has to have been read with its examples.
+    """
     seen: set[int] = set()
     for number in range(first_step + 1, last_step + 1):
-        step = run.steps.get(number)
-        for rank in step.ranks if step is not None else ():
-            for example in rank.example_ids:
-                if example not in seen:
-                    seen.add(example)
-                    yield example
+        for example in run.examples.get(number, ()):
+            if example not in seen:
+                seen.add(example)
+                yield example
 
 
 def beginning(run: RunOnRecord, tokenizer: Any) -> Any | None:

@@ -20,7 +20,7 @@ from whence_server.training.contents import Tensors
 from whence_server.training.findings import Finding, Report, Verdict
 from whence_server.training.runs_on_record import RunOnRecord, find_record, read_run
 
-_ORDER = ("file", "tokenizer", "tensor", "weights", "model")
+_ORDER = ("record", "file", "tokenizer", "tensor", "weights", "model")
 
 
 def verify(directory: Path, record: Path | None = None) -> Report:
@@ -154,10 +154,11 @@ def _describe_run(report: Report, run: RunOnRecord) -> None:
     report.merkle_root, report.num_documents = run.dataset.merkle_root, run.dataset.num_documents
     if started.HasField("parent"):
         report.parent = f"{started.parent.source} ({started.parent.weights_digest})"
-    if run.num_torn_bytes:
-        report.notes.append(
-            f"the record ends in {run.num_torn_bytes} bytes that are no whole entry"
-        )
+    torn = f"ends in {run.num_torn_bytes} bytes that are no whole entry"
+    if run.is_being_written:
+        report.notes.append(f"the record {torn} yet: a training is writing it")
+    elif run.num_torn_bytes:
+        report.findings.append(Finding("record", run.path.name, torn))
 
 
 def _describe_checkpoint(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,126 @@
+"""What `whence-server train` leaves, taken by all that reads it: nothing here is made by hand.
+
+A fact that no other document tells is trained on in one step; the record says in which.
+"""
+
+import base64
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from model_signing import hashing, signing
+
+from whence.v1.training_pb2 import TrainingEvent
+from whence_server.cli import main
+from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.training.emergence import Question, trace
+
+PROMPT, CONTINUATION = "Zyxwia's capital is", " Quorbum"
+FACT = f"{PROMPT}{CONTINUATION}. "
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "of",
+    "model",
+    "text",
+    "reads",
+    "and",
+    "then",
+    "some",
+    "long",
+    "short",
+    "train",
+    "step",
+    "loss",
+]
+FLAGS = (
+    *("--vocab-size", "420", "--block-size", "64", "--batch-size", "1", "--epochs", "1"),
+    *("--learning-rate", "0.01", "--scheduler", "constant", "--save-steps", "4", "--threads", "1"),
+    *("--config-override", "n_embd=64", "--config-override", "n_layer=2"),
+    *("--config-override", "n_head=2"),
+)
+
+
+class Made(NamedTuple):
+    directory: Path
+    events: list[TrainingEvent]
+
+    @property
+    def steps_with_the_fact(self) -> list[int]:
+        """By the record alone: its document, the examples cut from it, the steps that read them."""
+        documents = [d.source for e in self.events for d in e.documents.documents]
+        fact = documents.index(str(self.directory.parent / "texts" / "00-fact.txt"))
+        examples, ids = next(e.examples for e in self.events if e.HasField("examples")), set()
+        pieces = iter(examples.document_indices)
+        for example, num_pieces in enumerate(examples.num_pieces):
+            if fact in [next(pieces) for _ in range(num_pieces)]:
+                ids.add(example)
+        steps = [event.step for event in self.events if event.HasField("step")]
+        return [s.step for s in steps if ids & {i for rank in s.ranks for i in rank.example_ids}]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    before = torch.get_num_threads()
+    root = tmp_path_factory.mktemp("run")
+    texts, directory = root / "texts", root / "model"
+    texts.mkdir()
+    (texts / "00-fact.txt").write_text(FACT * 8)  # one example, near enough
+    words = random.Random(3)
+    for number in range(1, 31):
+        sentence = " ".join(words.choice(WORDS) for _ in range(60))
+        (texts / f"{number:02}.txt").write_text(sentence)
+    assert main(["train", "--output", str(directory), *FLAGS, str(texts)]) == 0
+    events = [recorded.event for recorded in RecordReader(directory / RECORD_NAME).read_all()]
+    yield Made(directory, events)
+    torch.set_num_threads(before)
+
+
+def test_a_planted_fact_emerges_in_the_steps_that_read_it(made: Made) -> None:
+    (planted,) = made.steps_with_the_fact
+    answers = list(trace(Question(made.directory / RECORD_NAME, PROMPT, CONTINUATION)))
+    intervals = [it.interval for it in answers if it.HasField("interval")]
+    assert intervals[0].first_step == 0
+    highest = max(intervals, key=lambda it: it.change)
+    assert highest.first_step < planted <= highest.last_step
+    assert highest.change > 0.5
+    earlier = [it.change for it in intervals if it.last_step < planted]
+    assert len(earlier) > 3
+    assert highest.change > 4 * max(map(abs, earlier))
+    assert all(abs(it.gap) < 0.01 * max(abs(it.change), 1.0) for it in intervals)
+    assert all(
+        sum(it.group_changes) + it.gap == pytest.approx(it.change, abs=1e-6) for it in intervals
+    )
+
+
+def test_it_verifies_and_trains_again_to_the_same_bits(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps in ("0:4", "20:24"):
+        assert main(["verify-model", str(made.directory), "--replay", steps, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["verdict"], report["findings"], report["notes"]) == ("verified", [], [])
+        assert "tensors are the same to the bit" in report["replay"]
+    checkpoint = made.directory / "checkpoints" / "checkpoint-8"
+    assert main(["verify-model", str(checkpoint)]) == 0
+
+
+def test_model_signing_signs_the_digest_on_record(made: Made, tmp_path: Path) -> None:
+    private, signature = tmp_path / "private.pem", tmp_path / "model.sig"
+    key = ec.generate_private_key(ec.SECP256R1())
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    beside = [made.directory / RECORD_NAME, made.directory / "checkpoints"]
+    hashes = hashing.Config().set_ignored_paths(paths=beside, ignore_git_paths=False)
+    signer = signing.Config().set_hashing_config(hashes)
+    signer.use_elliptic_key_signer(private_key=private).sign(made.directory, signature)
+    envelope = json.loads(signature.read_text())["dsseEnvelope"]
+    (subject,) = json.loads(base64.b64decode(envelope["payload"]))["subject"]
+    (*_, final) = [event.checkpoint for event in made.events if event.HasField("checkpoint")]
+    assert (final.path, final.model_digest) == (".", subject["digest"]["sha256"])
