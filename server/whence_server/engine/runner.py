@@ -210,6 +210,11 @@ class Runner:
         newest = [layer.select(2, -1) for layer in self._cache.values]
         return self._observed.observe(seen, newest)
 
+    def stop_observing(self) -> None:
+        """Observes none of the rows any more, also after `observe` failed half-way."""
+        self._observed.clear()
+        self._seen = None
+
     def step_inputs(self, token_ids: list[int]) -> StepInputs:
         """What the next step reads, to record it; the step counts as taken.
 
