@@ -8,8 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from whence_server.domain.steps import Candidates, Decision
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
+from whence_server.engine.internals.lens import Lens, lens_of
+from whence_server.engine.internals.observing import watching
 from whence_server.engine.internals.sources import (
     COLUMNS_TOGETHER,
     OutputNorms,
@@ -92,6 +95,52 @@ def test_a_position_s_norms_are_computed_once(
     runner.observe()
     assert num_columns[-1] == 2
     assert sum(num_columns) == 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_watched_pass_keeps_its_newest_token_alone_alive(
+    tiny_model: Callable[..., Path], architecture: str, dtype: torch.dtype
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype).eval()
+    attention.adopt(model)
+    inside, _ = look_inside(model, examine(model), None, None)
+    with torch.inference_mode(), watching(inside) as watch:
+        model(input_ids=torch.arange(30).unsqueeze(0), use_cache=True)
+    assert len(watch.outputs) == len(watch.weights) == 3
+    for output in watch.outputs:
+        assert output.untyped_storage().nbytes() == output.nbytes
+    for weights in watch.weights:
+        assert weights.untyped_storage().nbytes() == weights.nbytes
+        # In half precision too: bfloat16 would round each to three digits.
+        torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4), rtol=0, atol=1e-6)
+
+
+def a_decision(token_id: int, candidates: list[int]) -> Decision:
+    listed = Candidates(candidates, [-1.0] * len(candidates), []) if candidates else None
+    return Decision(token_id, -1.0, candidates=listed)
+
+
+def test_the_lens_reads_only_what_has_candidates(tiny_model: Callable[..., Path]) -> None:
+    lens = lens_of(AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval())
+    read: list[int] = []
+
+    class Counting(Lens):
+        def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+            read.append(len(hidden))
+            return lens.logits(hidden, token_ids)
+
+    hidden = torch.randn(3, 3, 48)
+    counting = Counting(lens.layers, None)
+    assert counting.read(hidden, [a_decision(5, [])] * 3) == [None] * 3
+    assert read == []
+    first, second, third = counting.read(
+        hidden, [a_decision(5, []), a_decision(5, [5, 6]), a_decision(5, [])]
+    )
+    assert first is third is None
+    assert read == [1]
+    (alone,) = counting.read(hidden[1:2], [a_decision(5, [5, 6])])
+    assert second == alone
 
 
 def test_layers_of_different_value_heads_give_no_sources(

@@ -104,7 +104,8 @@ class Runner:
     def start(self, token_ids: list[int], *, observed: bool = False) -> Prompt:
         """Makes ready to read a prompt, whose rows are to be observed or not."""
         cache = BatchedCache(self._style.num_layers, len(token_ids))
-        kept = ObservedPrompt(self._inside, len(token_ids)) if observed else None
+        shown = observed and self._inside != NOTHING
+        kept = ObservedPrompt(self._inside, len(token_ids)) if shown else None
         return Prompt(token_ids, cache, observed=kept)
 
     @torch.inference_mode()
@@ -183,12 +184,13 @@ class Runner:
             raise RuntimeError("what the last step showed has not been observed")
         layout = self._current_layout()
         observed = bool(self._observed.rows)
-        if self._graph is not None and layout.masks is not None:
+        graph = self._graph
+        if graph is not None and layout.masks is not None and (graph.observes or not observed):
             inputs = self.step_inputs(token_ids)
             if observed:
-                logits, self._seen = self._graph.observed(inputs)
+                logits, self._seen = graph.observed(inputs)
             else:
-                logits = self._graph.logits(inputs)
+                logits = graph.logits(inputs)
         else:
             input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
             arguments = self._step_arguments(layout)

@@ -12,7 +12,7 @@ import torch
 
 from whence_server.domain.steps import Decision, Internals
 from whence_server.engine.columns import Columns
-from whence_server.engine.internals.attention import Attended, watched_attention
+from whence_server.engine.internals.attention import watched_weights
 from whence_server.engine.internals.layers import watched_layers
 from whence_server.engine.internals.lens import Lens, Reading
 from whence_server.engine.internals.sources import OutputNorms, Sources, drawn, listed
@@ -93,9 +93,9 @@ def watching(inside: Inside) -> Iterator["Watch"]:
         if inside.norms is None:
             yield watch
         else:
-            with watched_attention() as attended:
+            with watched_weights() as weights:
                 yield watch
-            watch.attended = attended
+            watch.weights = weights
     watch.outputs = outputs
 
 
@@ -104,13 +104,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.outputs: list[torch.Tensor] = []
-        self.attended: list[Attended] = []
+        self.weights: list[torch.Tensor] = []
 
     @property
     def seen(self) -> Seen:
         """All of it."""
         hidden = torch.stack(self.outputs, 1) if self.outputs else None
-        return Seen(hidden, [attended.weights for attended in self.attended])
+        return Seen(hidden, self.weights)
 
 
 class Observed:
