@@ -82,7 +82,8 @@ def _norms_of(
     model: Any, style: ForwardStyle | None, obstacle: str | None, head_weights: HeadWeights | None
 ) -> OutputNorms:
     if style is None or obstacle is not None:
-        raise UnavailableError(obstacle or "it decodes each sequence by itself")
+        alone = "it decodes each sequence by itself, where sources are not worked out yet"
+        raise UnavailableError(obstacle or alone)
     num_layers = style.num_layers
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [(11 * i + 5) % vocabulary_size for i in range(PROMPT_LENGTH)]
