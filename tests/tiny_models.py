@@ -13,11 +13,13 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     BloomConfig,
+    CohereConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     JambaConfig,
     Llama4TextConfig,
     LlamaConfig,
@@ -146,6 +148,26 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         vocab_size=PADDED_VOCABULARY, hidden_size=48, num_hidden_layers=3, num_attention_heads=4
     ),
     "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2),
+    # Logits and residual stream scaled, blocks side by side, no norm after the last layer.
+    "granite": GraniteConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+    ),
+    "cohere": CohereConfig(**SHAPE, num_key_value_heads=2, logit_scale=0.25),
+    "opt_post_norm": OPTConfig(
+        vocab_size=PADDED_VOCABULARY,
+        hidden_size=48,
+        word_embed_proj_dim=48,
+        ffn_dim=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        do_layer_norm_before=False,
+    ),
 }
 BATCHED = [
     "gpt2",
@@ -167,6 +189,8 @@ BATCHED = [
 # Recurrent states, alone and beside attention, and attention within chunks.
 SOLO = ["mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"]
 ARCHITECTURES = BATCHED + SOLO
+# Batched as well: for what comes after their last layer.
+LAST_STAGES = ["granite", "cohere", "opt_post_norm"]
 # What a recurrent state takes in and how fast it forgets: scaled up, it would forget at once, or
 # overflow in half precision.
 STATE = ("A_log", "conv1d", "dt_proj", "x_proj")

@@ -182,6 +182,16 @@ def test_the_colours_can_be_changed_back_to_surprise(driver, opened):
     assert all_of(driver, "#text.by-sources")
 
 
+@pytest.mark.parametrize("key", ["op", "ext", "9.9", "nothing"])
+def test_an_address_that_names_no_token_shows_the_overview(driver, opened, key):
+    # With a "t" before them, the first two are names of other parts of the page.
+    show(driver, opened, key)
+    assert "Most surprising" in panel(driver)
+    assert not all_of(driver, ".here")
+    driver.find_element(By.ID, "t0.2").click()
+    assert "How it was chosen" in panel(driver)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_can_be_read_on_a_telephone_in_light_and_dark(driver, opened, dark):
     look(driver, 390, 800, dark=dark)

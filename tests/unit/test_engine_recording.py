@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
+from whence_server.engine.internals.observing import Seen
 from whence_server.engine.probe import examine
 from whence_server.engine.recording import recorded
 from whence_server.engine.runner import Runner
@@ -107,6 +108,58 @@ def test_a_graph_that_says_something_else_is_not_used(
     monkeypatch.setattr(StepGraph, "logits", wrong_at_last)
     assert recorded(model, style) is None
     assert "its steps differ" in caplog.text
+
+
+def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
+    load: Callable[..., tuple[Any, ForwardStyle]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, style = load("llama")
+    inside, _ = look_inside(model, style, None, None)
+    right = StepGraph.observed
+
+    def a_bit_off(self: StepGraph, inputs: Any) -> tuple[torch.Tensor, Seen]:
+        logits, seen = right(self, inputs)
+        assert seen.hidden is not None
+        return logits, seen._replace(hidden=seen.hidden.nextafter(torch.tensor(9.0)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepGraph, "observed", a_bit_off)
+        graph = recorded(model, style, inside)
+    assert "is observed through its modules" in caplog.text
+    assert graph is not None
+    assert not graph.observes
+    ours, theirs = Runner(model, style, graph, inside), Runner(model, style, None, inside)
+    for observed in (False, True):
+        for runner in (ours, theirs):
+            prompt = runner.start([5, 6, 7], observed=observed)
+            runner.prefill(prompt, 3, all_logits=False)
+            runner.join(prompt)
+        token_ids = [9] * ours.num_rows
+        assert torch.equal(ours.decode(token_ids), theirs.decode(token_ids))
+        seen, expected = ours.observe(), theirs.observe()
+        assert (seen is not None) == (expected is not None) == observed
+        if seen is not None and expected is not None:
+            assert seen.sources == expected.sources
+
+
+def test_what_shows_nothing_is_recorded_once(
+    load: Callable[..., tuple[Any, ForwardStyle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+    original = torch.jit.trace
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        traced.append(args)
+        return original(*args, **kwargs)
+
+    model, style = load("llama")
+    monkeypatch.setattr(torch.jit, "trace", counting)
+    graph = recorded(model, style)
+    assert graph is not None
+    assert not graph.observes
+    assert len(traced) == 1
 
 
 def test_a_long_step_is_left_to_the_modules(

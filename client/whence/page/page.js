@@ -42,7 +42,9 @@ function choose(key) {
     before.classList.remove("here");
     before.setAttribute("aria-selected", "false");
   }
-  const span = key === null ? null : document.getElementById(`t${key}`);
+  const found = key === null ? null : document.getElementById(`t${key}`);
+  // The key may come from the address, and other things of the page have names as well: "#op".
+  const span = found?.dataset.key === key ? found : null;
   shown.chosen = span ? key : null;
   const step = span ? stepOf(key) : null;
   if (span) {

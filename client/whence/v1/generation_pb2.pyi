@@ -599,7 +599,8 @@ global___Forced = Forced
 @typing.final
 class TraceOptions(google.protobuf.message.Message):
     """What is recorded of a generation. Which tokens come out, and their logprobs,
-    never depend on it.
+    do not depend on it: not by a bit, except that `prompt` may change logprobs by
+    the noise of their arithmetic.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -307,7 +307,9 @@ class Internals(google.protobuf.message.Message):
     LAYER_LEADERS_FIELD_NUMBER: builtins.int
     self_share: builtins.float
     """The share of the newest context position, context_length - 1: the one whose
-    outputs chose the token. Present wherever there are sources.
+    outputs chose the token. Present wherever the model gives sources, except at
+    a step that read nothing from any position: all values that it attended to
+    came to zero. Such a step has none of these three.
     """
     @property
     def source_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:

@@ -1,5 +1,6 @@
 """The rows that decode together: a step for all of them, and what each takes from it."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ from whence_server.engine.beams import Beams
 from whence_server.engine.decoding import BeamSearch, NoChoice, Round, Row
 from whence_server.engine.internals.explaining import explain_round, explained
 from whence_server.engine.internals.observing import Observation
-from whence_server.engine.jobs import Running
+from whence_server.engine.jobs import Running, out_of_memory
 from whence_server.engine.messages import (
     BeamRoundMade,
     BeamSearchDone,
@@ -24,6 +25,8 @@ from whence_server.engine.messages import (
 )
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
+
+logger = logging.getLogger(__name__)
 
 
 class Choosing(Protocol):
@@ -87,15 +90,21 @@ class Batch:
     def step(self) -> Turn:
         """Reads each row's newest token and chooses the next.
 
-        Whatever it raises leaves the rows in a state that nobody knows: `clear` them.
+        Whatever it raises leaves the rows in a state that nobody knows: `clear` them. What fails
+        while the model's inside is read ends the generations that asked for it, and no other.
         """
         started_ns = time.monotonic_ns()
         logits = self._runner.decode([running.token_id for running in self._running])
         self._runner.synchronize()
         forward_end_ns = time.monotonic_ns()
         num_rows = len(self._running)
-        observation = self._runner.observe()
-        chosen = self._choose(logits, self._running, self._beams.values(), observation)
+        chosen = self._choose(logits, self._running, self._beams.values())
+        try:
+            chosen = chosen.explained(self._running, self._runner.observe())
+        except Exception as error:
+            logger.exception("what a step showed of the model cannot be recorded")
+            self._runner.stop_observing()
+            chosen = chosen.without_observed(error)
         forward_ns = forward_end_ns - started_ns
         return self._take(chosen, cost_since(forward_end_ns, forward_ns, num_rows))
 
@@ -119,7 +128,8 @@ class Batch:
         observation = prompt.observation
         if observation is not None:
             observation = observation.of([0] * len(rows))
-        chosen = self._choose(logits.repeat(len(rows), 1), rows, beams, observation)
+        chosen = self._choose(logits.repeat(len(rows), 1), rows, beams)
+        chosen = chosen.explained(rows, observation)
         for failed in chosen.failed():
             raise GenerationFailedError(failed.reason, failed.message)
         try:
@@ -158,7 +168,6 @@ class Batch:
         logits: torch.Tensor,
         rows: Sequence[Running],
         searches: Collection[Beams],
-        observation: Observation | None,
     ) -> "_Chosen":
         """Chooses for every row of [rows, V]: for each by itself, or for a search's together."""
         single = [i for i, running in enumerate(rows) if not running.is_beam]
@@ -166,16 +175,12 @@ class Batch:
         if single:
             own = logits if len(single) == len(rows) else logits[single]
             decisions = self._choosing.choose(own, [rows[i].row for i in single])
-            if observation is not None:
-                decisions = explained(decisions, observation.of(single))
         rounds = []
         places = {id(running): i for i, running in enumerate(rows)} if searches else {}
         for beams in searches:
             members = [places[id(running)] for running in beams.rows]
             beam_rows = [running.row for running in beams.rows]
             made = self._choosing.extend_beams(logits[members], beam_rows, beams.search)
-            if observation is not None and not isinstance(made, NoChoice):
-                explain_round(made, observation.of(members))
             rounds.append((beams, made))
         return _Chosen([rows[i] for i in single], decisions, rounds)
 
@@ -249,6 +254,36 @@ class _Chosen(NamedTuple):
     sequences: list[Running]
     decisions: Sequence[Decision | NoChoice]
     rounds: list[tuple[Beams, Round | NoChoice]]
+
+    def explained(self, rows: Sequence[Running], observation: Observation | None) -> "_Chosen":
+        """The same with what was seen of the rows, which are those that it was chosen for."""
+        if observation is None:
+            return self
+        places = {id(running): i for i, running in enumerate(rows)}
+        single = observation.of([places[id(running)] for running in self.sequences])
+        for beams, made in self.rounds:
+            if not isinstance(made, NoChoice):
+                members = [places[id(running)] for running in beams.rows]
+                explain_round(made, observation.of(members))
+        return self._replace(decisions=explained(self.decisions, single))
+
+    def without_observed(self, error: Exception) -> "_Chosen":
+        """The same with no choice for those whose inside should have been recorded.
+
+        Their record would lack what it promises; the others' lacks nothing.
+        """
+        reason = "OUT_OF_MEMORY" if out_of_memory(error) else "OBSERVING_FAILED"
+        why = NoChoice(
+            reason, f"what it showed of the model cannot be recorded: {type(error).__name__}"
+        )
+        decisions = [
+            why if running.row.observed else decision
+            for running, decision in zip(self.sequences, self.decisions, strict=True)
+        ]
+        rounds = [
+            (beams, why if beams.rows[0].row.observed else made) for beams, made in self.rounds
+        ]
+        return self._replace(decisions=decisions, rounds=rounds)
 
     def failed(self) -> list[GenerationFailed]:
         """Generations for which there was nothing to choose, each once."""

@@ -125,11 +125,16 @@ def num_new_tokens(decoding: Decoding) -> int:
     return decoding.max_new_tokens
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what it says, be it the device's or the host's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 def failure(generation_id: str, error: Exception) -> GenerationFailed:
     """What the front is told of a generation that cannot go on."""
     if isinstance(error, GenerationFailedError):
         return GenerationFailed(generation_id, error.reason, error.message)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if out_of_memory(error):
         return GenerationFailed(
             generation_id, "OUT_OF_MEMORY", "the engine ran out of memory; lower --max-cache-tokens"
         )

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,10 +28,26 @@ def recorded(model: Any, style: ForwardStyle, inside: Inside = NOTHING) -> StepG
     except NotRecordableError as obstacle:
         logger.info("%s decodes through its modules: %s", name, obstacle)
         return None
-    if not _same_steps(model, style, graph, inside):
+    same = _compared(model, style, graph, inside)
+    if not same.logits:
         logger.warning("%s decodes through its modules: recorded, its steps differ", name)
         return None
+    if graph.observes and not same.observed:
+        logger.warning("%s is observed through its modules: recorded, it shows other things", name)
+        return graph.unobserved()
     return graph
+
+
+class _Same(NamedTuple):
+    """What a graph gives that is the modules' to the bit.
+
+    Attributes:
+        logits: of steps in which nobody is observed.
+        observed: of the others the logits, and what is seen.
+    """
+
+    logits: bool
+    observed: bool
 
 
 @torch.inference_mode()
@@ -57,11 +73,12 @@ def _step_s(runner: Runner, token_ids: list[int]) -> float:
     return min(durations)
 
 
-def _same_steps(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside) -> bool:
+def _compared(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside) -> _Same:
     """Compares batches that grow and shrink, over contexts of many lengths and other tokens.
 
     The graph's rows are once observed and once not; the modules' always are.
     """
+    same = _Same(logits=True, observed=True)
     ways = [
         (Runner(model, style, None, inside), True),
         (Runner(model, style, graph, inside), True),
@@ -75,16 +92,16 @@ def _same_steps(model: Any, style: ForwardStyle, graph: StepGraph, inside: Insid
                     runner.leave(0)
             for step in range(STEPS_EACH):
                 token_ids = _tokens(model, ways[0][0].num_rows, seed=10 * length + step)
-                expected, *logits = (runner.decode(token_ids) for runner, _ in ways)
+                expected, watched, plain = (runner.decode(token_ids) for runner, _ in ways)
                 first, second, _ = (runner.observe() for runner, _ in ways)
-                if not all(_equal(each, expected) for each in logits):
-                    return False
-                if not _saw_the_same(first, second):
-                    return False
+                if not _equal(plain, expected):
+                    return _Same(logits=False, observed=False)
+                if not (_equal(watched, expected) and _saw_the_same(first, second)):
+                    same = same._replace(observed=False)
     except RuntimeError as error:
         logger.debug("the recorded step fails: %s", error)
-        return False
-    return True
+        return _Same(logits=False, observed=False)
+    return same
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

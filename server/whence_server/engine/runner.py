@@ -12,8 +12,8 @@ from whence_server.engine.internals.observing import (
     Inside,
     Observation,
     Observed,
+    ObservedPrompt,
     Seen,
-    observed_prompt,
     watching,
 )
 from whence_server.engine.masks import SPARE_COLUMNS, StepMasks
@@ -29,14 +29,14 @@ class Prompt:
         token_ids: the whole prompt.
         cache: what has been read of it.
         num_done: how many tokens that is.
-        observed: whether the rows that go on from it are observed.
+        observed: what is kept of it for rows that are observed; None where they are not.
         observation: then, once it has been read, what its last token drew on, as row 0.
     """
 
     token_ids: list[int]
     cache: BatchedCache
     num_done: int = 0
-    observed: bool = False
+    observed: ObservedPrompt | None = None
     observation: Observation | None = None
 
     @property
@@ -104,7 +104,9 @@ class Runner:
     def start(self, token_ids: list[int], *, observed: bool = False) -> Prompt:
         """Makes ready to read a prompt, whose rows are to be observed or not."""
         cache = BatchedCache(self._style.num_layers, len(token_ids))
-        return Prompt(token_ids, cache, observed=observed)
+        shown = observed and self._inside != NOTHING
+        kept = ObservedPrompt(self._inside, len(token_ids)) if shown else None
+        return Prompt(token_ids, cache, observed=kept)
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -127,21 +129,19 @@ class Runner:
         if self._style.logits_to_keep and not all_logits:
             arguments["logits_to_keep"] = 1
         input_ids = torch.tensor([chunk], device=self._device)
-        if prompt.observed and len(chunk) == prompt.num_left:
-            with watching(self._inside) as watch:
-                logits = self._forward(input_ids, prompt.cache, arguments)
-            prompt.observation = observed_prompt(self._inside, watch.seen, prompt.cache.values)
-        else:
+        if prompt.observed is None:
             logits = self._forward(input_ids, prompt.cache, arguments)  # (1, T or 1, V)
+        else:
+            logits = self._observed_piece(prompt, prompt.observed, input_ids, arguments)
         prompt.num_done += len(chunk)
         return logits[0] if all_logits else logits[0, -1:]
 
     @torch.inference_mode()
     def join(self, prompt: Prompt, num_rows: int = 1) -> None:
         """Appends rows that continue the prompt, all of whose tokens have been read."""
-        if prompt.observed:
+        if prompt.observed is not None:
             rows = range(self.num_rows, self.num_rows + num_rows)
-            self._observed.join(rows, prompt.cache.values)
+            self._observed.join(rows, prompt.observed)
         self._cache.insert(prompt.cache, num_rows)
         self._layout = None
 
@@ -184,12 +184,13 @@ class Runner:
             raise RuntimeError("what the last step showed has not been observed")
         layout = self._current_layout()
         observed = bool(self._observed.rows)
-        if self._graph is not None and layout.masks is not None:
+        graph = self._graph
+        if graph is not None and layout.masks is not None and (graph.observes or not observed):
             inputs = self.step_inputs(token_ids)
             if observed:
-                logits, self._seen = self._graph.observed(inputs)
+                logits, self._seen = graph.observed(inputs)
             else:
-                logits = self._graph.logits(inputs)
+                logits = graph.logits(inputs)
         else:
             input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
             arguments = self._step_arguments(layout)
@@ -210,6 +211,11 @@ class Runner:
             return None
         newest = [layer.select(2, -1) for layer in self._cache.values]
         return self._observed.observe(seen, newest)
+
+    def stop_observing(self) -> None:
+        """Observes none of the rows any more, also after `observe` failed half-way."""
+        self._observed.clear()
+        self._seen = None
 
     def step_inputs(self, token_ids: list[int]) -> StepInputs:
         """What the next step reads, to record it; the step counts as taken.
@@ -239,6 +245,28 @@ class Runner:
         elif layout.visible is not None:
             arguments["attention_mask"] = layout.visible.narrow(-1, 0, width)
         return arguments
+
+    def _observed_piece(
+        self,
+        prompt: Prompt,
+        observed: ObservedPrompt,
+        input_ids: torch.Tensor,
+        arguments: dict[str, Any],
+    ) -> torch.Tensor:
+        """Reads the prompt's next tokens; only its last one's inside is watched."""
+        num_tokens = input_ids.shape[1]
+        seen = None
+        if num_tokens < prompt.num_left:
+            logits = self._forward(input_ids, prompt.cache, arguments)
+        else:
+            with watching(self._inside) as watch:
+                logits = self._forward(input_ids, prompt.cache, arguments)
+            seen = watch.seen
+        values = [layer[:, :, -num_tokens:] for layer in prompt.cache.values]
+        observed.read(prompt.num_done, values)
+        if seen is not None:
+            prompt.observation = observed.observe(seen)
+        return logits
 
     def _forward(
         self, input_ids: torch.Tensor, cache: BatchedCache, arguments: dict[str, Any]

@@ -180,6 +180,11 @@ class SoloRunner:
         hidden = [state.hidden for state in self._rows if state.hidden is not None]
         return Observation(self._inside.lens, rows, [], torch.cat(hidden) if hidden else None)
 
+    def stop_observing(self) -> None:
+        """Observes none of the rows any more."""
+        for state in self._rows:
+            state.observed = False
+
     def _first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """What `generate` begins with, for a prompt without padding and a neutral config."""
         arguments: dict[str, Any] = {"use_cache": True}

@@ -15,7 +15,7 @@ from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from whence_server.engine.internals.observing import Inside, Seen, watching
+from whence_server.engine.internals.observing import NOTHING, Inside, Seen, watching
 from whence_server.engine.style import ForwardStyle
 
 KNOWN_BRANCHES = "sdpa_attention.py"
@@ -45,9 +45,15 @@ class StepInputs(NamedTuple):
 
 
 class StepGraph:
-    """A recorded step, and the same with what it shows of itself. Make one with `record`."""
+    """A recorded step, and the same with what it shows of itself. Make one with `record`.
 
-    def __init__(self, graph: Any, observed: Any, inside: Inside) -> None:
+    Args:
+        graph: gives the logits.
+        observed: gives what is seen as well; None where there is none.
+        inside: what that is.
+    """
+
+    def __init__(self, graph: Any, observed: Any | None, inside: Inside) -> None:
         self._graph = graph
         self._observed = observed
         self._inside = inside
@@ -56,13 +62,25 @@ class StepGraph:
     def record(
         cls, model: Any, style: ForwardStyle, inputs: StepInputs, inside: Inside
     ) -> "StepGraph":
-        """Records the step that a model in eval mode takes on these inputs, twice.
+        """Records the step that a model in eval mode takes on these inputs.
+
+        It is recorded a second time where the model shows something.
 
         Raises:
             NotRecordableError: it cannot be, or what was recorded might not hold for all steps.
         """
-        plain, observed = _Step(model, style, None), _Step(model, style, inside)
-        return cls(_traced(plain, inputs), _traced(observed, inputs), inside)
+        graph = _traced(_Step(model, style, None), inputs)
+        shows = inside != NOTHING
+        return cls(graph, _traced(_Step(model, style, inside), inputs) if shows else None, inside)
+
+    @property
+    def observes(self) -> bool:
+        """Whether it can show what it does."""
+        return self._observed is not None
+
+    def unobserved(self) -> "StepGraph":
+        """The same without what it shows of itself."""
+        return StepGraph(self._graph, None, self._inside)
 
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Reads one token for every row; gives [rows, V]."""
@@ -73,7 +91,13 @@ class StepGraph:
         return logits
 
     def observed(self, inputs: StepInputs) -> tuple[torch.Tensor, Seen]:
-        """The same, and what the step shows: the logits are the same to the bit."""
+        """The same, and what the step shows: the logits are the same to the bit.
+
+        Raises:
+            RuntimeError: it does not observe.
+        """
+        if self._observed is None:
+            raise RuntimeError("it has not been recorded with what it shows")
         with optimized_execution(False):
             logits, *seen = self._observed(*inputs)
         hidden = seen.pop(0) if self._inside.lens is not None else None

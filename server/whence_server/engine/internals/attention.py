@@ -34,7 +34,7 @@ class Attended(NamedTuple):
 
     Attributes:
         module: the layer's attention.
-        weights: [rows, heads, columns], of the newest token; they add up to 1.
+        weights: float32 [rows, heads, columns], of the newest token; they add up to 1.
         values: [rows, value heads, columns, head size].
         output: [rows, tokens, heads, head size].
     """
@@ -45,17 +45,31 @@ class Attended(NamedTuple):
     output: torch.Tensor
 
 
-_watching: list[list[Attended]] = []
+_watching: list[Callable[[Attended], None]] = []
 """Whoever watches, the innermost last. The engine computes in one thread."""
 
 
 @contextmanager
 def watched_attention() -> Iterator[list[Attended]]:
-    """Collects what the layers attend to in the passes within."""
+    """Collects all that the layers' attention does in the passes within."""
     attended: list[Attended] = []
-    _watching.append(attended)
-    try:
+    with _watched_by(attended.append):
         yield attended
+
+
+@contextmanager
+def watched_weights() -> Iterator[list[torch.Tensor]]:
+    """Collects the weights alone, and keeps nothing else of the passes within alive."""
+    weights: list[torch.Tensor] = []
+    with _watched_by(lambda attended: weights.append(attended.weights)):
+        yield weights
+
+
+@contextmanager
+def _watched_by(watch: Callable[[Attended], None]) -> Iterator[None]:
+    _watching.append(watch)
+    try:
+        yield
     finally:
         _watching.pop()
 
@@ -131,7 +145,7 @@ def _in_place_of(original: Callable[[torch.nn.Module], Any]) -> Any:
             if weights is None:
                 newest = None if attention_mask is None else attention_mask[:, :, -1:]
                 weights = _weights(module, query[:, :, -1:], key, newest, **arguments)
-            _watching[-1].append(Attended(module, weights.flatten(1, 2), value, output))
+            _watching[-1](Attended(module, weights.flatten(1, 2), value, output))
         return output, None
 
     return attend
@@ -154,7 +168,7 @@ def _weights(
     softcap: float | None = None,
     **_others: Any,
 ) -> torch.Tensor:
-    """Of one token: [rows, key heads, query heads that share one, columns].
+    """Of one token: float32 [rows, key heads, query heads that share one, columns].
 
     Args:
         module: may say how many query heads share a key's.
@@ -178,4 +192,4 @@ def _weights(
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + mask
-    return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return torch.softmax(scores, -1, dtype=torch.float32)

@@ -19,6 +19,7 @@ from whence_server.engine.internals.sources import (
     ModuleInput,
     OutputNorms,
     UnavailableError,
+    drawn,
     projections,
 )
 from whence_server.engine.style import ForwardStyle
@@ -81,7 +82,8 @@ def _norms_of(
     model: Any, style: ForwardStyle | None, obstacle: str | None, head_weights: HeadWeights | None
 ) -> OutputNorms:
     if style is None or obstacle is not None:
-        raise UnavailableError(obstacle or "it decodes each sequence by itself")
+        alone = "it decodes each sequence by itself, where sources are not worked out yet"
+        raise UnavailableError(obstacle or alone)
     num_layers = style.num_layers
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [(11 * i + 5) % vocabulary_size for i in range(PROMPT_LENGTH)]
@@ -94,8 +96,21 @@ def _norms_of(
         raise UnavailableError(f"{len(attended)} of its {num_layers} layers attend by our function")
     for layer, one in zip(cache.layers, attended, strict=True):
         _check(one, layer.values[:, :, layer.start : layer.end])
+    num_value_heads = {one.values.shape[1] for one in attended}
+    if len(num_value_heads) > 1:
+        raise UnavailableError("its layers keep different numbers of value heads")
     found = projections(attended, inputs)
-    return OutputNorms(found, head_weights.values if head_weights else None)
+    norms = OutputNorms(found, num_value_heads.pop(), head_weights.values if head_weights else None)
+    _try(norms, attended, cache)
+    return norms
+
+
+def _try(norms: OutputNorms, attended: Sequence[Attended], cache: BatchedCache) -> None:
+    """What is done in every step, on the pass that was watched."""
+    of_each = norms.of([layer[0] for layer in cache.values]).unsqueeze(0)
+    shares = drawn([one.weights for one in attended], of_each, None)
+    if not torch.isfinite(shares).all():
+        raise UnavailableError("what its heads read comes to no number")
 
 
 def _check(attended: Attended, values: torch.Tensor) -> None:

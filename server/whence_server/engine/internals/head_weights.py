@@ -9,11 +9,15 @@ with Attention", 2025). Other weights need other numbers: hence the digest.
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from whence_server.domain.errors import ConfigurationError
+
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+MAX_SHOWN = 40
 
 
 class HeadWeights(NamedTuple):
@@ -59,8 +63,8 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
         for head, value in enumerate(row):
             if not _is_weight(value):
                 raise ConfigurationError(
-                    f"{where}: head_weights[{layer}][{head}] is {value!r}; it must be a finite "
-                    "number, 0 or more"
+                    f"{where}: head_weights[{layer}][{head}] is {_shown(value)}; it must be 0, or "
+                    f"from {SMALLEST:.3g} to {LARGEST:.3g}, which a float32 can hold"
                 )
     if not any(value > 0 for row in rows for value in row):
         raise ConfigurationError(f"{where}: at least one of head_weights must be above 0")
@@ -68,9 +72,14 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
 
 
 def _is_weight(value: Any) -> bool:
+    # Compared, not converted: an integer may be too large for a float.
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
+        and (value == 0 or SMALLEST <= value <= LARGEST)
     )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.jit._trace import is_tracing
 
 from whence_server.engine.internals.sources import UnavailableError
 
@@ -80,4 +81,5 @@ def output_like(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
 def _newest(output: Any) -> torch.Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     newest: torch.Tensor = hidden[:, -1]
-    return newest
+    # A view would keep all of a prompt's tokens alive. What is recorded as a graph is one token.
+    return newest if is_tracing() or hidden.shape[1] == 1 else newest.clone()

@@ -72,6 +72,17 @@ class Lens:
             hidden: [rows, layers, width]
             decisions: one for each row; one without candidates has no reading.
         """
+        listed = [row for row, decision in enumerate(decisions) if _candidates(decision)]
+        readings: list[Reading | None] = [None] * len(decisions)
+        if listed:
+            some = hidden if len(listed) == len(decisions) else hidden[listed]
+            read = self._read(some, [decisions[row] for row in listed])
+            for row, reading in zip(listed, read, strict=True):
+                readings[row] = reading
+        return readings
+
+    def _read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[Reading]:
+        """The same for rows all of which have candidates."""
         tables = [_table(decision) for decision in decisions]
         widest = max(len(table) for table in tables)
         # Filled up with the chosen token, whose copies are then left out of the running.
@@ -86,21 +97,21 @@ class Lens:
         chosen = places[:, None, None].expand(-1, logits.shape[1], 1)
         shares = torch.softmax(logits, -1).gather(-1, chosen).squeeze(-1)
         readings = zip(shares.tolist(), logits.argmax(-1).tolist(), strict=True)
-        return [
-            Reading(*reading) if decision.candidates and decision.candidates.token_ids else None
-            for reading, decision in zip(readings, decisions, strict=True)
-        ]
+        return [Reading(*reading) for reading in readings]
+
+
+def _candidates(decision: Decision) -> list[int]:
+    return decision.candidates.token_ids if decision.candidates else []
 
 
 def _table(decision: Decision) -> list[int]:
     """The step's candidates and, last, the chosen token."""
-    candidates = decision.candidates.token_ids if decision.candidates else []
-    return [*candidates, decision.token_id]
+    return [*_candidates(decision), decision.token_id]
 
 
 def _place(decision: Decision) -> int:
     """Of the chosen token among the candidates; one beyond the last where it is not there."""
-    candidates = decision.candidates.token_ids if decision.candidates else []
+    candidates = _candidates(decision)
     if decision.token_id in candidates:
         return candidates.index(decision.token_id)
     return len(candidates)

@@ -12,7 +12,7 @@ import torch
 
 from whence_server.domain.steps import Decision, Internals
 from whence_server.engine.columns import Columns
-from whence_server.engine.internals.attention import Attended, watched_attention
+from whence_server.engine.internals.attention import watched_weights
 from whence_server.engine.internals.layers import watched_layers
 from whence_server.engine.internals.lens import Lens, Reading
 from whence_server.engine.internals.sources import OutputNorms, Sources, drawn, listed
@@ -93,9 +93,9 @@ def watching(inside: Inside) -> Iterator["Watch"]:
         if inside.norms is None:
             yield watch
         else:
-            with watched_attention() as attended:
+            with watched_weights() as weights:
                 yield watch
-            watch.attended = attended
+            watch.weights = weights
     watch.outputs = outputs
 
 
@@ -104,13 +104,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.outputs: list[torch.Tensor] = []
-        self.attended: list[Attended] = []
+        self.weights: list[torch.Tensor] = []
 
     @property
     def seen(self) -> Seen:
         """All of it."""
         hidden = torch.stack(self.outputs, 1) if self.outputs else None
-        return Seen(hidden, [attended.weights for attended in self.attended])
+        return Seen(hidden, self.weights)
 
 
 class Observed:
@@ -131,18 +131,12 @@ class Observed:
         """Those that are observed."""
         return self._rows
 
-    def join(self, rows: Sequence[int], values: Sequence[torch.Tensor]) -> None:
-        """Takes in rows that continue one prompt.
-
-        Args:
-            rows: their numbers.
-            values: each layer's, of the prompt: [1, value heads, length, head size].
-        """
+    def join(self, rows: Sequence[int], prompt: "ObservedPrompt") -> None:
+        """Takes in rows that continue one prompt."""
         self._rows += rows
-        self._lengths += [values[0].shape[2]] * len(rows)
-        if self._inside.norms is not None:
-            norms = self._inside.norms.of([layer[0] for layer in values])  # (K, length)
-            self._norms.insert_columns([norms.unsqueeze(0)], len(rows))
+        self._lengths += [prompt.length] * len(rows)
+        if prompt.norms is not None:
+            self._norms.insert_columns([prompt.norms], len(rows))
 
     def leave(self, row: int, last: int) -> None:
         """Drops a row, if it is observed; the batch's last row takes its number."""
@@ -198,19 +192,48 @@ class Observed:
         return Observation(self._inside.lens, list(self._rows), sources, hidden)
 
 
-def observed_prompt(inside: Inside, seen: Seen, values: Sequence[torch.Tensor]) -> Observation:
-    """What a prompt's newest token drew on, as row 0.
+class ObservedPrompt:
+    """A prompt that is read for rows that ask, with the norms of what has been read of it.
 
     Args:
         inside: the model's.
-        seen: of the pass that read its end.
-        values: each layer's, of the whole prompt: [1, value heads, length, head size].
+        length: the whole prompt's.
+
+    Attributes:
+        length: the same.
+        norms: [1, K, length], see `OutputNorms`; None before anything was read, and where the
+            model gives no sources.
     """
-    sources: list[Sources] = []
-    if inside.norms is not None:
-        norms = inside.norms.of([layer[0] for layer in values]).unsqueeze(0)
-        sources = listed(drawn(seen.weights, norms, None), [values[0].shape[2]])
-    return Observation(inside.lens, [0], sources, seen.hidden)
+
+    def __init__(self, inside: Inside, length: int) -> None:
+        self._inside = inside
+        self.length = length
+        self.norms: torch.Tensor | None = None
+
+    def read(self, start: int, values: Sequence[torch.Tensor]) -> None:
+        """Takes in a piece of it, which is never looked at again.
+
+        Args:
+            start: the position that it begins at.
+            values: each layer's, of the piece: [1, value heads, tokens, head size].
+        """
+        if self._inside.norms is None:
+            return
+        norms = self._inside.norms.of([layer[0] for layer in values])  # (K, tokens)
+        if self.norms is None:
+            self.norms = norms.new_empty(1, len(norms), self.length)
+        self.norms[0, :, start : start + norms.shape[1]] = norms
+
+    def observe(self, seen: Seen) -> Observation:
+        """What its newest token drew on, as row 0, once all of it has been read.
+
+        Args:
+            seen: of the pass that read its end.
+        """
+        sources: list[Sources] = []
+        if self.norms is not None:
+            sources = listed(drawn(seen.weights, self.norms, None), [self.length])
+        return Observation(self._inside.lens, [0], sources, seen.hidden)
 
 
 class _Norms(Columns):

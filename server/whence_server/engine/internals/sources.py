@@ -29,6 +29,8 @@ from whence_server.engine.internals.attention import Attended
 METHOD = "value-norm-attention/1"
 MAX_SOURCES = 16
 """Positions that are listed of a step."""
+COLUMNS_TOGETHER = 256
+"""Of all layers together, whose norms are computed in one piece: what bounds the memory for it."""
 
 
 class UnavailableError(Exception):
@@ -41,7 +43,8 @@ class Sources(NamedTuple):
     Attributes:
         positions: strongest first, without the newest.
         shares: one for each.
-        self_share: of the newest position; None where nothing was read at all.
+        self_share: of the newest position; None where nothing was read at all: every value that
+            was attended to, sent through its head's projection, is zero.
     """
 
     positions: list[int]
@@ -57,7 +60,8 @@ class OutputNorms:
     Args:
         projections: for each layer [heads, head size, model width]: how a head's output reaches
             the residual stream.
-        head_weights: theta, [layers, heads]; None for 1.
+        num_value_heads: of each layer; as many heads in a row share each.
+        head_weights: theta, [layers, heads]; None for 1. Only how they compare counts.
 
     Raises:
         UnavailableError: the layers' heads differ in size.
@@ -65,22 +69,30 @@ class OutputNorms:
     """
 
     def __init__(
-        self, projections: Sequence[torch.Tensor], head_weights: Sequence[Sequence[float]] | None
+        self,
+        projections: Sequence[torch.Tensor],
+        num_value_heads: int,
+        head_weights: Sequence[Sequence[float]] | None,
     ) -> None:
         if len({(len(heads), heads.shape[1]) for heads in projections}) > 1:
             raise UnavailableError("its layers' attention heads differ in number or size")
         grams = [torch.bmm(heads, heads.mT) for heads in (p.float() for p in projections)]
-        self._grams = torch.cat(grams)  # (K, d, d)
-        self._num_heads = len(projections[0])
+        self._num_value_heads = num_value_heads
+        num_heads, size = projections[0].shape[:2]
+        # The heads that share a value are multiplied with it at once: nothing is repeated.
+        shared = torch.cat(grams).view(-1, num_heads // num_value_heads, size, size)
+        self._grams = shared.transpose(1, 2).flatten(2)  # (layers * value heads, d, sharing * d)
         self._thetas: torch.Tensor | None = None
         if head_weights is not None:
-            thetas = torch.tensor(head_weights, dtype=torch.float32, device=self._grams.device)
-            expected = (len(projections), self._num_heads)
+            thetas = torch.tensor(head_weights, dtype=torch.float64)
+            expected = (len(projections), num_heads)
             if tuple(thetas.shape) != expected:
                 raise ConfigurationError(
                     f"the head weights are {tuple(thetas.shape)}; the model has "
                     f"{expected[0]} layers of {expected[1]} heads"
                 )
+            # The largest is 1: whatever the file's scale, a sum of products does not overflow.
+            thetas = (thetas / thetas.max()).to(self._grams.device, torch.float32)
             self._thetas = thetas.flatten().unsqueeze(1)  # (K, 1)
 
     def of(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -89,13 +101,23 @@ class OutputNorms:
         Args:
             values: each layer's, [value heads, n, head size].
         """
-        sharing = self._num_heads // values[0].shape[0]
-        stacked = torch.cat(list(values)).float()  # (layers * value heads, n, d)
-        if sharing > 1:
-            stacked = stacked.repeat_interleave(sharing, 0)
-        squares = torch.bmm(stacked, self._grams).mul_(stacked).sum(-1)
-        norms = squares.clamp_(min=0).sqrt_()  # (K, n)
+        # A step's few columns in one piece, a prompt's many layer by layer.
+        together = max(1, COLUMNS_TOGETHER // values[0].shape[1])
+        norms = torch.cat(
+            [
+                self._of(first, values[first : first + together])
+                for first in range(0, len(values), together)
+            ]
+        )  # (K, n)
         return norms if self._thetas is None else norms.mul_(self._thetas)
+
+    def _of(self, first: int, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """|v W_O| of the heads of these layers, which begin with the `first`: [heads, n]."""
+        heads = slice(first * self._num_value_heads, (first + len(values)) * self._num_value_heads)
+        stacked = torch.cat(list(values)).float()  # (their value heads, n, d)
+        products = torch.bmm(stacked, self._grams[heads]).unflatten(2, (-1, stacked.shape[2]))
+        squares = products.mul_(stacked.unsqueeze(2)).sum(-1)  # (their value heads, n, sharing)
+        return squares.clamp_(min=0).sqrt_().mT.flatten(0, 1)
 
 
 def projections(passes: Sequence[Attended], inputs: Sequence["ModuleInput"]) -> list[torch.Tensor]:
