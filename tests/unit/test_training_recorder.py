@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from tiny_training import (
@@ -16,6 +17,7 @@ from tiny_training import (
     SeenRows,
     events_in,
     item,
+    row,
     same_bits,
     steps_in,
     tiny_gpt2,
@@ -558,6 +560,46 @@ def test_a_record_that_cannot_be_written_ends_the_training_and_stays_whole(
     with pytest.raises(LineageError, match="No space left on device; make room"):
         trainer.train()
     assert [step.step for step in steps_in(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["Dataset", "IterableDataset"])
+def test_unused_columns_of_a_hugging_face_dataset_are_removed_and_ids_are_not(
+    kind: str, workers: int, tmp_path: Path
+) -> None:
+    rows = [row(number).tolist() for number in range(22)]
+    columns = {"input_ids": rows, "labels": rows, "comment": [f"row {n}" for n in range(22)]}
+    dataset: Any = datasets.Dataset.from_dict(columns)
+    if kind == "IterableDataset":
+        dataset = dataset.to_iterable_dataset(num_shards=2)
+    given: list[set[str]] = []
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        given.extend(set(item) for item in items)
+        return {name: torch.tensor([item[name] for item in items]) for name in items[0]}
+
+    arguments = {"max_steps": 9, "dataloader_num_workers": workers, "data_collator": collate}
+    untracked = trainer_of(tmp_path / "untracked", dataset, **arguments)
+    untracked.train()
+    tracked = trainer_of(tmp_path / "run", dataset, **arguments)
+    record(tracked)
+    seen = SeenRows(tracked.model)
+    tracked.train()
+    assert same_bits(weights_of(untracked), weights_of(tracked))
+    steps = steps_in(tmp_path / "run")
+    assert len(steps) == len(seen.passes) == 9
+    if kind == "Dataset" or not workers:
+        # The stream's rows come in the order of their numbers where one process reads it.
+        assert [list(s.ranks[0].example_ids) for s in steps] == seen.passes
+    else:
+        first_pass = [number for s in steps[:6] for number in s.ranks[0].example_ids]
+        assert sorted(first_pass) == sorted(number for ids in seen.passes[:6] for number in ids)
+    if not workers:
+        assert {frozenset(columns) for columns in given} == {frozenset({"input_ids", "labels"})}
+    assert events_in(tmp_path / "run")[1].dataset.kind == (
+        "examples" if kind == "Dataset" else "stream"
+    )
+    assert "comment" in next(iter(tracked.train_dataset))
 
 
 class Triples(Dataset[Any]):
