@@ -93,6 +93,7 @@ def trainer_of(
     model: Any = None,
     callbacks: Any = None,
     eval_dataset: Any = None,
+    data_collator: Any = None,
     **arguments: Any,
 ) -> Trainer:
     defaults: dict[str, Any] = {
@@ -113,6 +114,7 @@ def trainer_of(
         train_dataset=Rows(22) if dataset is None else dataset,
         callbacks=callbacks,
         eval_dataset=eval_dataset,
+        data_collator=data_collator,
     )
 
 

@@ -37,4 +37,4 @@ def test_every_setting_of_a_training_is_documented_and_no_other() -> None:
 def test_every_argument_of_record_is_documented() -> None:
     rows = set(re.findall(r"^\| `([a-z_]+)` \|", TRAINING, re.MULTILINE))
     # What whence-server train alone can fill in.
-    assert rows | {"trainer", "recipe_json"} == set(inspect.signature(record).parameters)
+    assert rows | {"trainer", "recipe_json", "writer"} == set(inspect.signature(record).parameters)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +42,44 @@ SETTINGS = {
     "config_override": ("n_embd=24", "n_layer=1", "n_head=2", "resid_pdrop=0.1"),
 }
 WORDS = ["the", "a", "one", "naïve", "model", "text", "你好", "of"]
-# Trains, and dies by SIGKILL: after a step, or half-way through saving a checkpoint.
-DYING = """
+# Trains up to some point, and there dies by SIGKILL, or waits for a line.
+STOPPING = """
 import os, signal, sys
 from transformers import Trainer
+from whence_server.cli import main
+from whence_server.lineage.writer import RecordWriter
+from whence_server.training import train as module
 from whence_server.training.run import RecordedRun
 from whence_server.training.train import train
 
-kind, step, given = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
+point, step, action, command = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 owner, method = {
-    "step": (RecordedRun, "step_done"),
-    "save": (Trainer, "_save_optimizer_and_scheduler"),
-}[kind]
+    "after step": (RecordedRun, "step_done"),
+    "before optimizer saved": (Trainer, "_save_optimizer_and_scheduler"),
+    "before begin": (RecordWriter, "begin"),
+    "after begin": (RecordWriter, "begin"),
+    "after _save": (module, "_save"),
+}[point]
 original = getattr(owner, method)
 
-def dying(self, *args, **kwargs):
-    at = args[0] if kind == "step" else self.state.global_step
-    if kind == "step":
-        original(self, *args, **kwargs)
-    if at == step:
+def stop():
+    if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "save":
-        original(self, *args, **kwargs)
+    print("waits", flush=True)
+    sys.stdin.readline()
 
-setattr(owner, method, dying)
-train(given)
+def stopping(*args, **kwargs):
+    numbers = {"step_done": lambda: args[1], "_save_optimizer_and_scheduler":
+               lambda: args[0].state.global_step}
+    is_here = numbers.get(method, lambda: step)() == step
+    if point.startswith("before") and is_here:
+        stop()
+    original(*args, **kwargs)
+    if point.startswith("after") and is_here:
+        stop()
+
+setattr(owner, method, stopping)
+sys.exit(eval(command) if command.startswith("main") else bool(not eval(command)))
 """
 
 
@@ -101,11 +115,35 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def killed(kind: str, step: int, output: Path, texts: Path) -> None:
+def stopping(point: str, step: int, action: str, command: str) -> list[str]:
+    return [sys.executable, "-c", STOPPING, point, str(step), action, command]
+
+
+def killed(point: str, step: int, output: Path, texts: Path) -> None:
     given = {**SETTINGS, "texts": (str(texts),), "output": str(output)}
-    command = [sys.executable, "-c", DYING, kind, str(step), repr(given)]
+    command = stopping(point, step, "die", f"train({given!r})")
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+
+
+@contextmanager
+def waiting(point: str, step: int, command: str) -> Iterator[subprocess.Popen[str]]:
+    """A training that waits for a line; one is given to it at the end, and its end awaited."""
+    with subprocess.Popen(
+        stopping(point, step, "wait", command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if not any(line == "waits\n" for line in process.stdout):
+            pytest.fail(process.stderr.read()[-3000:])
+        yield process
+        if process.stdin is not None and not process.stdin.closed:
+            process.communicate("\n", timeout=120)
 
 
 def test_the_model_is_whole_and_on_record(whole: Path, texts: Path) -> None:
@@ -176,14 +214,14 @@ def test_an_example_s_pieces_hold_the_text_that_was_trained_on(whole: Path) -> N
     assert documents[0].startswith(text.encode()[:10])
 
 
-@pytest.mark.parametrize("kind", ["step", "save"])
+@pytest.mark.parametrize("kind", ["after step", "before optimizer saved"])
 def test_a_killed_training_goes_on_to_the_same_bits(
     kind: str, whole: Path, texts: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    step = random.SystemRandom().choice([5, 6, 7, 9, 10, 11]) if kind == "step" else 8
+    step = random.SystemRandom().choice([5, 6, 7, 9, 10, 11]) if kind == "after step" else 8
     killed(kind, step, output, texts)
-    resumed_step = step // 4 * 4 if kind == "step" else 4
+    resumed_step = step // 4 * 4 if kind == "after step" else 4
     half = output / "checkpoints" / "checkpoint-8"
     assert half.exists() == (step >= 8)
     train({"output": str(output), "resume": True})
@@ -208,11 +246,82 @@ def test_a_training_killed_before_its_first_checkpoint_begins_again(
     whole: Path, texts: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    killed("step", 2, output, texts)
-    # And that by a kill during its own beginning: the first entries alone.
+    killed("after step", 2, output, texts)
     train({"output": str(output), "resume": True})
     assert same_bits(weights(output), weights(whole))
     assert [s.step for s in steps_in(output)] == [1, 2, *range(1, 13)]
+
+
+def test_a_training_killed_at_the_beginning_of_its_record_begins_again(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    killed("before begin", 0, output, texts)
+    assert (output / "lineage.binpb").stat().st_size == 0
+    with pytest.raises(ConfigurationError, match="stopped before its record began; start it again"):
+        train({"output": str(output), "resume": True})
+    killed("after begin", 0, output, texts)
+    assert len(events_in(output)) == 1
+    train({"output": str(output), "resume": True})
+    assert same_bits(weights(output), weights(whole))
+    kinds = [event.WhichOneof("event") for event in events_in(output)]
+    assert kinds[:5] == ["started", "dataset", "documents", "examples", "attempt_started"]
+    assert kinds.count("started") == kinds.count("attempt_started") == 1
+
+
+def test_a_training_killed_before_its_model_was_on_record_puts_it_there(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    killed("after _save", 0, output, texts)
+    assert (output / "config.json").is_file()
+    assert not any(event.checkpoint.path == "." for event in events_in(output))
+    train({"output": str(output), "resume": True})
+    final, expected = events_in(output)[-1].checkpoint, events_in(whole)[-1].checkpoint
+    assert (final.path, final.step) == (".", 12)
+    assert final.model_digest == expected.model_digest
+    assert [s.step for s in steps_in(output)] == list(range(1, 13))
+
+
+def test_a_training_that_goes_on_is_not_resumed_beside_it(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    given = {**SETTINGS, "texts": (str(texts),), "output": str(output)}
+    # Half of the second checkpoint is there, and of that nothing is on record yet.
+    with waiting("before optimizer saved", 8, f"train({given!r})") as process:
+        before = sorted(output.rglob("*"))
+        assert output / "checkpoints" / "checkpoint-8" / "model.safetensors" in before
+        with pytest.raises(LineageError, match="is being written by another process"):
+            train({"output": str(output), "resume": True})
+        assert sorted(output.rglob("*")) == before
+    assert process.returncode == 0
+    assert same_bits(weights(output), weights(whole))
+
+
+def test_what_is_on_record_is_moved_aside_and_only_once_the_texts_are_the_same(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    own, output = tmp_path / "texts", tmp_path / "run"
+    shutil.copytree(texts, own)
+    train({**SETTINGS, "texts": (str(own),), "output": str(output)})
+    (output / "config.json").unlink()
+    checkpoints = output / "checkpoints"
+    damaged = checkpoints / "checkpoint-12" / "scheduler.pt"
+    damaged.write_bytes(b"damaged")
+    resume = {"output": str(output), "resume": True}
+    (own / "3.txt").rename(tmp_path / "3.txt")
+    with pytest.raises(LineageError, match=r"/3\.txt is gone"):
+        train(resume)
+    assert damaged.is_file()
+    (tmp_path / "3.txt").rename(own / "3.txt")
+    train(resume)
+    moved = checkpoints / "discarded-1" / "checkpoint-12"
+    assert (moved / "scheduler.pt").read_bytes() == b"damaged"
+    assert (moved / "model.safetensors").is_file()
+    assert damaged.read_bytes() != b"damaged"
+    assert same_bits(weights(output), weights(whole))
+    assert [s.step for s in steps_in(output)] == [*range(1, 13), *range(9, 13)]
 
 
 def test_replay_between_checkpoints_gives_their_digests(whole: Path, tmp_path: Path) -> None:
@@ -428,17 +537,14 @@ def test_a_signal_interrupts_and_a_full_disk_ends_a_training_that_can_go_on(
     assert last.attempt_finished.state == TrainingState.TRAINING_STATE_FAILED
     assert not (output / "config.json").exists()
 
-    with subprocess.Popen(
-        [*command, "--resume"], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stderr is not None
-        while not any(s.attempt == 2 for s in steps_in(output)) and process.poll() is None:
-            process.stderr.read(1)
+    resume = f"main(['train', '--output', {str(output)!r}, '--resume'])"
+    with waiting("after step", 2, resume) as process:
         process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-    if process.returncode == 130:
-        assert "--resume goes on from the last checkpoint" in rest
-        last = events_in(output)[-1]
-        assert last.attempt_finished.state == TrainingState.TRAINING_STATE_INTERRUPTED
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume goes on from the last checkpoint" in told
+    last = events_in(output)[-1]
+    assert (last.attempt_finished.attempt, last.attempt_finished.step) == (2, 2)
+    assert last.attempt_finished.state == TrainingState.TRAINING_STATE_INTERRUPTED
     train({"output": str(output), "resume": True})
     assert same_bits(weights(output), weights(whole))

@@ -1,6 +1,7 @@
 """The record of a training run: appended, read back, followed, and never half an entry."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,91 @@ def test_only_one_process_writes_and_none_writes_over_a_record(tmp_path: Path) -
         RecordWriter.create(path, started())
     with pytest.raises(LineageError, match="cannot be opened: No such file"):
         RecordWriter.resume(tmp_path / "none" / "lineage.binpb")
-    (tmp_path / "empty").touch()
-    with pytest.raises(LineageError, match="no whole entry"):
-        RecordWriter.resume(tmp_path / "empty")
+
+
+def test_a_record_that_was_not_begun_can_be_begun_and_not_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    for left in (b"", framed(b"half")[:-1]):
+        path.write_bytes(left)
+        writer, events = RecordWriter.resume(path)
+        assert events == []
+        with pytest.raises(LineageError, match="no whole entry"):
+            writer.append(step(1))
+        writer.close()
+        path.write_bytes(left)
+        written(path, 1).close()
+        assert len(RecordReader(path).read_all()) == 2
+        assert sum(aside.stat().st_size for aside in tmp_path.glob("*.torn")) == len(left)
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, num_bytes: int, error: BaseException) -> None:
+    """The next write ends after so many bytes, by a signal or by a full disk."""
+    pwrite = os.pwrite
+
+    def interrupted(descriptor: int, octets: bytes, offset: int) -> int:
+        pwrite(descriptor, octets[:num_bytes], offset)
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        raise error
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 7, 10_000])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), OSError(28, "full")])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_an_interrupt_within_an_entry_leaves_it_whole_or_not_at_all(
+    num_bytes: int,
+    error: BaseException,
+    is_cut: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "lineage.binpb"
+    writer = written(path, 1)
+    interrupting(monkeypatch, num_bytes, error)
+    if not is_cut:
+        ftruncate = os.ftruncate
+
+        def failing(descriptor: int, length: int) -> None:
+            monkeypatch.setattr(os, "ftruncate", ftruncate)
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "ftruncate", failing)
+    with pytest.raises(LineageError if isinstance(error, OSError) else type(error)):
+        writer.append(TrainingEvent(started=TrainingRunStarted(config_json="x" * 500)))
+    assert writer.position == (3 if num_bytes == 10_000 else 2)
+    # What is appended next is shorter than what was cut short.
+    writer.append(step(2))
+    writer.close()
+    resumed, events = RecordWriter.resume(path)
+    resumed.close()
+    assert len(events) == resumed.position == writer.position
+    assert events[-1].event.step.step == 2
+    assert not list(tmp_path.glob("*.torn"))
+
+
+def test_a_forked_process_has_neither_the_record_nor_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.binpb"
+    writer = written(path, 1)
+    parent_ends, child_ends = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.append(step(9))
+        except LineageError:
+            os.write(child_ends[1], b"r")
+        os.read(parent_ends[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(child_ends[0], 1) == b"r"
+        writer.append(step(2))
+        # As a kill would: without a word to the lock.
+        writer.abandon()
+        resumed, events = RecordWriter.resume(path)
+        resumed.close()
+        assert [event.event.step.step for event in events[1:]] == [1, 2]
+    finally:
+        os.write(parent_ends[1], b".")
+        os.waitpid(child, 0)
+        for end in (*parent_ends, *child_ends):
+            os.close(end)

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from tiny_training import (
@@ -15,6 +17,7 @@ from tiny_training import (
     SeenRows,
     events_in,
     item,
+    row,
     same_bits,
     steps_in,
     tiny_gpt2,
@@ -22,11 +25,13 @@ from tiny_training import (
     weights_of,
 )
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import GPT2LMHeadModel, Trainer, TrainerCallback
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.lineage.reader import RECORD_NAME
+from whence_server.lineage.writer import RecordWriter
 from whence_server.training import Document, DocumentedExamples, Piece, record
 
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -276,37 +281,214 @@ def test_a_resumed_training_is_the_uninterrupted_one_and_discarded_steps_stay(
     assert [(a.attempt, a.resumed_step) for a in attempts] == [(1, 0), (2, 4)]
     steps = steps_in(tmp_path / "run")
     numbers = [(step.attempt, step.step) for step in steps]
-    # The step that the callback stopped was made, but the record's callback came after it.
-    assert numbers == [(1, n) for n in range(1, 6)] + [(2, n) for n in range(5, 13)]
-    again = steps[5:]
+    # The step at whose end a callback raised was made.
+    assert numbers == [(1, n) for n in range(1, 7)] + [(2, n) for n in range(5, 13)]
+    again = steps[6:]
     assert list(again[0].ranks[0].example_ids) == list(chain(*seen.passes[:2]))
     assert again[0].num_tokens_seen == steps[4].num_tokens_seen
     failed, completed = [
         e.attempt_finished for e in events if e.WhichOneof("event") == "attempt_finished"
     ]
     assert failed.state == TrainingState.TRAINING_STATE_FAILED
-    assert failed.error == "ValueError: by chance"
+    assert (failed.step, failed.error) == (6, "ValueError: by chance")
     assert completed.state == TrainingState.TRAINING_STATE_COMPLETED
+
+
+def tried_again(directory: Path, num_steps: int) -> Trainer:
+    """Begins again with a smaller batch, once so many steps were made."""
+
+    class Small(Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
+            if len(inputs["input_ids"]) > 3 and self.state.global_step == num_steps:
+                raise RuntimeError("CUDA out of memory.")
+            return super().training_step(model, inputs, *args)
+
+    plain = trainer_of(directory, auto_find_batch_size=True, num_train_epochs=1)
+    return Small(model=plain.model, args=plain.args, train_dataset=Rows(22))
 
 
 def test_a_training_that_is_tried_again_with_a_smaller_batch_is_another_attempt(
     tmp_path: Path,
 ) -> None:
-    class Small(Trainer):
-        def training_step(self, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
-            if len(inputs["input_ids"]) > 3 and self.state.global_step == 2:
-                raise RuntimeError("CUDA out of memory.")
-            return super().training_step(model, inputs, *args)
-
-    plain = trainer_of(tmp_path, auto_find_batch_size=True, num_train_epochs=1)
-    trainer = Small(model=plain.model, args=plain.args, train_dataset=Rows(22))
+    trainer = tried_again(tmp_path, num_steps=0)
     record(trainer)
     trainer.train()
     events = events_in(tmp_path)
     attempts = [e.attempt_started for e in events if e.WhichOneof("event") == "attempt_started"]
     assert [(a.attempt, a.resumed_step) for a in attempts] == [(1, 0), (2, 0)]
-    sizes = {s.attempt: len(s.ranks[0].example_ids) for s in reversed(steps_in(tmp_path))}
-    assert sizes == {1: 4, 2: 3}
+    assert attempts[1].weights_digest == attempts[0].weights_digest
+    assert {len(s.ranks[0].example_ids) for s in steps_in(tmp_path)[:-1]} == {3}
+
+
+def test_what_would_keep_the_effect_of_superseded_steps_is_refused(tmp_path: Path) -> None:
+    trainer = tried_again(tmp_path, num_steps=2)
+    record(trainer)
+    with pytest.raises(LineageError, match=r"after 2 steps, whose effect would stay .* now, 3$"):
+        trainer.train()
+    again = trainer_of(tmp_path, model=trainer.model)
+    record(again, restart=True)
+    with pytest.raises(LineageError, match="not at the weights that the run began at"):
+        again.train()
+    events = events_in(tmp_path)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[2:] == ["attempt_started", "step", "step", "attempt_finished"]
+    assert events[-1].attempt_finished.step == 2
+    assert events[-1].attempt_finished.state == TrainingState.TRAINING_STATE_FAILED
+    # From the weights that it began at it is the same run.
+    fresh = trainer_of(tmp_path)
+    record(fresh, restart=True)
+    fresh.train()
+    assert [s.step for s in steps_in(tmp_path)] == [1, 2, *range(1, 13)]
+
+
+def test_a_model_whose_best_weights_were_loaded_again_is_on_record_by_their_step(
+    tmp_path: Path,
+) -> None:
+    class Worsens(TrainerCallback):
+        """The second measurement is the best of three."""
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            kwargs["metrics"]["eval_quality"] = {4: 1.0, 8: 2.0}.get(state.global_step, 0.0)
+
+    trainer = trainer_of(
+        tmp_path / "run",
+        callbacks=[Worsens()],
+        eval_dataset=Rows(5),
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=4,
+        load_best_model_at_end=True,
+        metric_for_best_model="quality",
+        greater_is_better=True,
+    )
+    record(trainer)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "best"))
+    trainer.evaluate()
+    events = events_in(tmp_path / "run")
+    by_step = {
+        e.checkpoint.step: e.checkpoint
+        for e in events
+        if e.WhichOneof("event") == "checkpoint" and e.checkpoint.resumable
+    }
+    assert sorted(by_step) == [4, 8, 12]
+    final, evaluation = events[-2].checkpoint, events[-1].evaluation
+    assert final.path.endswith("/best")
+    assert (final.step, final.weights_digest) == (8, by_step[8].weights_digest)
+    assert final.weights_digest != by_step[12].weights_digest
+    assert evaluation.step == 8
+    finished = next(e.attempt_finished for e in events if e.HasField("attempt_finished"))
+    assert (finished.step, finished.weights_digest) == (12, final.weights_digest)
+
+
+def test_workers_that_outlive_the_training_leave_the_record_free(tmp_path: Path) -> None:
+    trainer = trainer_of(
+        tmp_path, max_steps=2, dataloader_num_workers=2, dataloader_persistent_workers=True
+    )
+    record(trainer)
+    loaders: list[Any] = []
+    get = trainer.get_train_dataloader
+    trainer.get_train_dataloader = lambda: loaders.append(get()) or loaders[-1]  # type: ignore[method-assign]
+    trainer.train()
+    # The workers, forked while the record was open, are still there.
+    assert loaders
+    trainer.save_model()
+    assert events_in(tmp_path)[-1].checkpoint.step == 2
+
+
+def test_an_error_of_the_training_is_not_replaced_by_one_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unavailable(state: Any) -> str:
+        raise RuntimeError("the device is gone")
+
+    trainer = trainer_of(tmp_path, callbacks=[Stop(2, ValueError("the training's own"))])
+    record(trainer)
+    stop = Stop.on_step_end
+
+    def stopping(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            monkeypatch.setattr("whence_server.training.run.weights_digest", unavailable)
+        stop(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Stop, "on_step_end", stopping)
+    with pytest.raises(ValueError, match="the training's own"):
+        trainer.train()
+    assert "how the training ended is not on record: the device is gone" in caplog.text
+    # The record was let go of all the same.
+    RecordWriter.resume(tmp_path / RECORD_NAME)[0].close()
+
+
+@pytest.mark.parametrize("how", ["loaded", "changed", "new", "elsewhere"])
+def test_a_parent_is_told_by_its_weights(how: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    tiny_gpt2().save_pretrained(source)
+    model = GPT2LMHeadModel.from_pretrained(source)
+    if how == "changed":  # as for another vocabulary
+        model.resize_token_embeddings(70)
+    elif how == "new":
+        model = GPT2LMHeadModel(model.config)
+        assert model.config._name_or_path == str(source)
+    elif how == "elsewhere":
+        model.config._name_or_path = "somebody/a-model"
+    trainer = trainer_of(tmp_path / "run", model=model, max_steps=1)
+    record(trainer)
+    trainer.train()
+    started = events_in(tmp_path / "run")[0].started
+    assert started.HasField("parent") == (how in {"loaded", "changed"})
+    if started.HasField("parent"):
+        assert started.parent.source == str(source)
+        assert started.parent.weights_digest == started.initial_weights_digest
+
+
+def test_a_record_that_begins_at_a_checkpoint_names_it(tmp_path: Path) -> None:
+    arguments = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    unrecorded = trainer_of(tmp_path, **arguments)
+    unrecorded.train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = trainer_of(tmp_path, **arguments)
+    record(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    events = events_in(tmp_path)
+    assert events[0].started.parent.source == str(tmp_path / "checkpoint-2")
+    assert events[0].started.parent.weights_digest == events[2].attempt_started.weights_digest
+    assert [s.step for s in steps_in(tmp_path)] == [3, 4]
+
+
+def test_an_iterable_dataset_goes_on_where_it_was(tmp_path: Path) -> None:
+    arguments = {"save_strategy": "steps", "save_steps": 3, "max_steps": 9}
+    whole = trainer_of(tmp_path / "whole", RowStream(22), **arguments)
+    whole.train()
+    broken = trainer_of(
+        tmp_path / "run", RowStream(22), callbacks=[Stop(5, ValueError("by chance"))], **arguments
+    )
+    record(broken)
+    with pytest.raises(ValueError, match="by chance"):
+        broken.train()
+    resumed = trainer_of(tmp_path / "run", RowStream(22), **arguments)
+    record(resumed)
+    seen = SeenRows(resumed.model)
+    resumed.train(resume_from_checkpoint=True)
+    assert same_bits(weights_of(whole), weights_of(resumed))
+    steps = steps_in(tmp_path / "run")
+    assert [s.step for s in steps] == [*range(1, 6), *range(4, 10)]
+    assert [list(s.ranks[0].example_ids) for s in steps[5:]] == seen.passes
+
+
+def test_a_stream_with_a_length_is_a_stream(tmp_path: Path) -> None:
+    class Sized(RowStream):
+        def __len__(self) -> int:
+            return self.num_rows
+
+        def __getitem__(self, index: int) -> Any:
+            raise NotImplementedError
+
+    trainer = trainer_of(tmp_path, Sized(8), max_steps=1)
+    record(trainer)
+    trainer.train()
+    dataset = events_in(tmp_path)[1].dataset
+    assert (dataset.kind, dataset.num_examples) == ("stream", 8)
 
 
 def test_measurements_after_the_training_are_recorded(tmp_path: Path) -> None:
@@ -319,10 +501,11 @@ def test_measurements_after_the_training_are_recorded(tmp_path: Path) -> None:
     assert evaluation.metrics["eval_loss"] > 0
 
 
-def test_an_interrupted_training_says_so(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, callbacks=[Stop(2, KeyboardInterrupt())])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+def test_an_interrupted_training_says_so(tmp_path: Path, error: BaseException) -> None:
+    trainer = trainer_of(tmp_path, callbacks=[Stop(2, error)])
     record(trainer)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)):
         trainer.train()
     finished = events_in(tmp_path)[-1].attempt_finished
     assert finished.state == TrainingState.TRAINING_STATE_INTERRUPTED
@@ -377,6 +560,46 @@ def test_a_record_that_cannot_be_written_ends_the_training_and_stays_whole(
     with pytest.raises(LineageError, match="No space left on device; make room"):
         trainer.train()
     assert [step.step for step in steps_in(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["Dataset", "IterableDataset"])
+def test_unused_columns_of_a_hugging_face_dataset_are_removed_and_ids_are_not(
+    kind: str, workers: int, tmp_path: Path
+) -> None:
+    rows = [row(number).tolist() for number in range(22)]
+    columns = {"input_ids": rows, "labels": rows, "comment": [f"row {n}" for n in range(22)]}
+    dataset: Any = datasets.Dataset.from_dict(columns)
+    if kind == "IterableDataset":
+        dataset = dataset.to_iterable_dataset(num_shards=2)
+    given: list[set[str]] = []
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        given.extend(set(item) for item in items)
+        return {name: torch.tensor([item[name] for item in items]) for name in items[0]}
+
+    arguments = {"max_steps": 9, "dataloader_num_workers": workers, "data_collator": collate}
+    untracked = trainer_of(tmp_path / "untracked", dataset, **arguments)
+    untracked.train()
+    tracked = trainer_of(tmp_path / "run", dataset, **arguments)
+    record(tracked)
+    seen = SeenRows(tracked.model)
+    tracked.train()
+    assert same_bits(weights_of(untracked), weights_of(tracked))
+    steps = steps_in(tmp_path / "run")
+    assert len(steps) == len(seen.passes) == 9
+    if kind == "Dataset" or not workers:
+        # The stream's rows come in the order of their numbers where one process reads it.
+        assert [list(s.ranks[0].example_ids) for s in steps] == seen.passes
+    else:
+        first_pass = [number for s in steps[:6] for number in s.ranks[0].example_ids]
+        assert sorted(first_pass) == sorted(number for ids in seen.passes[:6] for number in ids)
+    if not workers:
+        assert {frozenset(columns) for columns in given} == {frozenset({"input_ids", "labels"})}
+    assert events_in(tmp_path / "run")[1].dataset.kind == (
+        "examples" if kind == "Dataset" else "stream"
+    )
+    assert "comment" in next(iter(tracked.train_dataset))
 
 
 class Triples(Dataset[Any]):
@@ -460,6 +683,8 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     short = DocumentedExamples(documents=[], pieces=[])
     with pytest.raises(LineageError, match="tell of 0 examples; the trainer's dataset has 22"):
         record(trainer, documents=short)
+    with pytest.raises(LineageError, match="is a RowStream without a length"):
+        record(trainer_of(tmp_path, RowStream(4), max_steps=1), documents=short)
     record(trainer)
     with pytest.raises(LineageError, match="being recorded already"):
         record(trainer)

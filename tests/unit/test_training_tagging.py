@@ -8,6 +8,7 @@ import torch
 from tiny_training import Rows, RowStream
 from torch.utils.data import DataLoader, IterableDataset
 
+from whence_server.domain.errors import LineageError
 from whence_server.training.tagging import IDS_KEY, Tagged, TaggedCollator, tagged, untagged
 
 
@@ -48,6 +49,13 @@ def test_items_are_taken_together_where_the_dataset_can() -> None:
 
     assert tagged(Together(5)).__getitems__([3, 1]) == [Tagged(3, "item 3"), Tagged(1, "item 1")]
     assert not tagged(Rows(5)).__getitems__
+
+
+def test_items_that_are_taken_by_no_number_are_refused() -> None:
+    for index in ("one", 1.5):
+        with pytest.raises(LineageError, match=f"the sampler gives {index!r}, a "):
+            tagged(Rows(5))[index]
+    assert tagged(["a", "b"])[torch.tensor(1)] == Tagged(1, "b")
 
 
 def test_ids_of_a_stream_read_by_workers_are_unique_and_the_same_again() -> None:

@@ -148,7 +148,8 @@ def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
 
 def _parent(started: pb.TrainingRunStarted) -> str:
     if not started.HasField("parent"):
-        return "random weights"
+        # `whence-server train`, which has a recipe, names a parent wherever there is one.
+        return "random weights" if started.recipe_json else "not on record"
     parent = started.parent
     run = f", run {parent.training_run_id}" if parent.training_run_id else ""
     return f"{parent.source}{run}"

@@ -225,8 +225,8 @@ class TrainingRunStarted(google.protobuf.message.Message):
 
     @property
     def parent(self) -> global___ParentModel:
-        """The checkpoint that the run went on from. Absent where it began at random
-        weights.
+        """The model that the run went on from. Absent where that is not known, and
+        where it began at random weights.
         """
 
     @property
@@ -276,7 +276,7 @@ class ParentModel(google.protobuf.message.Message):
     model_digest: builtins.str
     """See Model.model_digest; empty where its files could not be told."""
     weights_digest: builtins.str
-    """See Model.weights_digest."""
+    """Its weights as the training found them; see Model.weights_digest."""
     training_run_id: builtins.str
     """The run that made it, where that is on record."""
     def __init__(
@@ -753,7 +753,9 @@ class Checkpoint(google.protobuf.message.Message):
     TENSORS_FIELD_NUMBER: builtins.int
     ELAPSED_NS_FIELD_NUMBER: builtins.int
     step: builtins.int
-    """After this step."""
+    """After this step: an earlier one where the best checkpoint was loaded again
+    at the training's end.
+    """
     attempt: builtins.int
     """The attempt that made it."""
     path: builtins.str

@@ -17,6 +17,15 @@ RECORD_NAME = "lineage.binpb"
 _CHUNK_BYTES = 1 << 20
 
 
+def is_begun(path: Path) -> bool:
+    """Whether there is a record: a process that was killed early may leave a file without entries.
+
+    Raises:
+        LineageError: it cannot be read, or is no record.
+    """
+    return path.is_file() and bool(RecordReader(path).read(max_bytes=1))
+
+
 class RecordedEvent(NamedTuple):
     """One event of a run, its place verified."""
 

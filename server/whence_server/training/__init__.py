@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whence_server.training.documented import Document, DocumentedExamples, Piece
     from whence_server.training.recorder import Recorder, record
+    from whence_server.training.setup import parent_model
 
-__all__ = ["Document", "DocumentedExamples", "Piece", "Recorder", "record"]
+__all__ = ["Document", "DocumentedExamples", "Piece", "Recorder", "parent_model", "record"]
 
 _MODULES = {
     "Document": "documented",
     "DocumentedExamples": "documented",
     "Piece": "documented",
     "Recorder": "recorder",
+    "parent_model": "setup",
     "record": "recorder",
 }
 

@@ -67,7 +67,7 @@ class Report:
     merkle_root: str = ""
     num_documents: int = 0
     parent: str = ""
-    """What the run went on from; "" for random weights."""
+    """What the run went on from; "" where that is not on record."""
     replay: str = ""
     """What a replay came to; "" where there was none."""
     findings: list[Finding] = field(default_factory=list)

@@ -23,8 +23,8 @@ class History:
     num_attempts: int = 0
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """In the order of the record, those of superseded steps included."""
-    ended_with: str = ""
-    """The weights digest at the end of the newest attempt that ended in an orderly way."""
+    counting: list[Checkpoint] = field(default_factory=list)
+    """The same without those."""
     tokens_seen: dict[int, int] = field(default_factory=lambda: {0: 0})
     """By the number of each step that counts."""
 
@@ -49,21 +49,17 @@ class History:
                 self.num_attempts = event.attempt_started.attempt
                 resumed = event.attempt_started.resumed_step
                 self.tokens_seen = {s: n for s, n in self.tokens_seen.items() if s <= resumed}
+                self.counting = [c for c in self.counting if c.step <= resumed]
             case "step":
                 self.tokens_seen[event.step.step] = event.step.num_tokens_seen
-            case "attempt_finished":
-                self.ended_with = event.attempt_finished.weights_digest
             case "checkpoint":
                 self.checkpoints.append(event.checkpoint)
+                self.counting.append(event.checkpoint)
             case _:
                 pass
 
     def weights_digests_at(self, step: int) -> set[str]:
-        """Of every checkpoint after so many steps; before the first, of the run's beginning.
-
-        A trainer that tries again with a smaller batch counts its steps from 0, and goes on with
-        the weights as they are.
-        """
+        """Of every checkpoint after so many steps; before the first, of the run's beginning."""
         if step == 0:
-            return {self.started.initial_weights_digest, self.ended_with} - {""}
+            return {self.started.initial_weights_digest}
         return {c.weights_digest for c in self.checkpoints if c.step == step}

@@ -9,11 +9,13 @@ from google.protobuf.message import Message
 
 from whence.v1.training_pb2 import ParentModel, TrainingEvent
 from whence_server.domain.errors import LineageError
+from whence_server.lineage.reader import RecordReader, is_begun
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import setup, telemetry
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
 from whence_server.training.history import History
+from whence_server.training.parents import parent_of
 from whence_server.training.run import RecordedRun
 
 
@@ -27,10 +29,14 @@ class Options:
     parent: ParentModel | None
     recipe_json: str
     restart: bool
+    writer: RecordWriter | None = None
+    """The record, where it was opened before to keep others from it."""
+    resumed_from: Path | None = None
+    """The checkpoint that the training is told to go on from."""
 
     def restarted(self) -> "Options":
         """The same, for a training that begins once more."""
-        return replace(self, restart=True)
+        return replace(self, restart=True, writer=None)
 
 
 def require_place(options: Options, *, resumes: bool) -> None:
@@ -39,7 +45,7 @@ def require_place(options: Options, *, resumes: bool) -> None:
     Raises:
         LineageError: there is a record already.
     """
-    if options.path.exists() and not resumes and not options.restart:
+    if not resumes and not options.restart and is_begun(options.path):
         raise LineageError(
             f"{options.path} exists: another run was recorded here; go on with it "
             "(resume_from_checkpoint), or choose another directory"
@@ -55,47 +61,55 @@ def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRu
     """
     telemetry.is_wanted()
     step = trainer.state.global_step
-    if options.path.exists() and (step or options.restart):
-        writer, events = RecordWriter.resume(options.path)
-        history = History.of(events)
-        if not history.num_attempts:
-            # Its process was killed before it had begun to train.
-            writer.close()
-            options.path.unlink()
-            writer = _create(trainer, groups, options)
-    else:
-        writer, history = _create(trainer, groups, options), History()
+    writer, history = options.writer, History()
+    if writer is None and options.path.exists() and (step or options.restart):
+        writer, _ = RecordWriter.resume(options.path)
     try:
+        if writer is not None:
+            history = History.of(RecordReader(options.path).read_all())
+        if writer is None or not history.num_attempts:
+            # A record without an attempt: its process was killed before it had begun to train.
+            writer = _begun(writer, trainer, groups, options)
         attempt = setup.attempt_started(trainer, history.num_attempts + 1, step)
         if history.num_attempts:
             _require_same(trainer, groups, options, history)
             _require_own_weights(history, step, attempt.weights_digest)
-        run = RecordedRun(writer, attempt, history.tokens_seen.get(step, 0))
+        known = {c.weights_digest: c.step for c in history.counting if c.step <= step}
+        run = RecordedRun(writer, attempt, history.tokens_seen.get(step, 0), known)
     except BaseException:
-        writer.close()
+        if writer is not None:
+            writer.close()
         raise
     telemetry.start(options.path)
     return run
 
 
-def _create(trainer: Any, groups: Sequence[Group], options: Options) -> RecordWriter:
+def _begun(
+    writer: RecordWriter | None, trainer: Any, groups: Sequence[Group], options: Options
+) -> RecordWriter:
+    """A record with the run's start and its dataset: a new one, or the one that is open."""
     options.path.parent.mkdir(parents=True, exist_ok=True)
-    started = setup.run_started(
-        trainer,
-        groups,
-        name=options.name,
-        recipe_json=options.recipe_json,
-        parent=options.parent,
+    started = TrainingEvent(
+        started=setup.run_started(
+            trainer,
+            groups,
+            name=options.name,
+            recipe_json=options.recipe_json,
+            parent=options.parent or parent_of(trainer, options.resumed_from),
+        )
     )
-    writer = RecordWriter.create(options.path, TrainingEvent(started=started))
+    if writer is None:
+        writer = RecordWriter.create(options.path, started)
+    else:
+        writer.begin(started)
     try:
         for event in setup.dataset_events(trainer.train_dataset, options.documents):
             writer.append(event)
         writer.sync()
     except BaseException:
         # A run that has not begun leaves nothing.
-        writer.close()
         options.path.unlink(missing_ok=True)
+        writer.close()
         raise
     return writer
 
@@ -128,6 +142,12 @@ def _require_same(
 
 def _require_own_weights(history: History, step: int, digest: str) -> None:
     known = history.weights_digests_at(step)
+    if step == 0 and digest not in known:
+        raise LineageError(
+            f"the training begins at step 0 again, and not at the weights that the run began at: "
+            f"their digest is {digest}, and {min(known)} is on record there. Record it as a run of "
+            "its own, in another directory"
+        )
     if digest not in known:
         what = "none is on record there" if not known else f"{min(known)} is on record there"
         raise LineageError(

@@ -11,15 +11,18 @@ are taken out of it right before the training step; all else is read, never writ
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from whence.v1.training_pb2 import ParentModel, TrainingState
 from whence_server.domain.errors import LineageError
 from whence_server.lineage.reader import RECORD_NAME
+from whence_server.lineage.writer import RecordWriter
 from whence_server.training import opening
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import parameter_groups
@@ -45,6 +48,7 @@ def record(
     parent: ParentModel | None = None,
     recipe_json: str = "",
     restart: bool = False,
+    writer: RecordWriter | None = None,
 ) -> "Recorder":
     """Records a trainer's training from its beginning on; call it before `trainer.train()`.
 
@@ -60,10 +64,13 @@ def record(
         documents: where the dataset's examples were cut from, if that is known.
         keep_checkpoints: lifts the trainer's `save_total_limit`, so that every checkpoint on
             record stays on disk. Without it the record names checkpoints that are gone.
-        parent: the model that the training goes on from.
+        parent: the model that the training goes on from (see `parent_model`). Left out, it is the
+            directory that the model was loaded from, if its weights are still the model's.
         recipe_json: from which the trainer could be built again.
         restart: goes on with the record that is there although the training begins at step 0
-            again, as one that was killed before its first checkpoint has to.
+            again, as one that was killed before its first checkpoint has to. The weights have to
+            be those that it began at.
+        writer: the record to go on with, where it was opened before to keep others from it.
 
     Raises:
         LineageError: the trainer cannot be recorded, or an argument is wrong.
@@ -75,11 +82,8 @@ def record(
     _require_whole_weights(trainer)
     if norm_stride < 0:
         raise LineageError(f"norm_stride {norm_stride}: expected a number of steps, or 0 for never")
-    if documents is not None and len(documents.pieces) != len(trainer.train_dataset):
-        raise LineageError(
-            f"documents: they tell of {len(documents.pieces)} examples; the trainer's dataset has "
-            f"{len(trainer.train_dataset)}"
-        )
+    if documents is not None:
+        _require_examples(documents, trainer.train_dataset)
     where = Path(directory if directory is not None else trainer.args.output_dir).absolute()
     recorder = Recorder(
         trainer,
@@ -90,6 +94,7 @@ def record(
             parent=parent,
             recipe_json=recipe_json,
             restart=restart,
+            writer=writer,
         ),
         norm_stride,
     )
@@ -101,6 +106,19 @@ def record(
         )
         trainer.args.save_total_limit = None
     return recorder
+
+
+def _require_examples(documents: DocumentedExamples, dataset: Any) -> None:
+    if not hasattr(dataset, "__len__"):
+        raise LineageError(
+            f"documents: they tell of {len(documents.pieces)} examples by index; the trainer's "
+            f"dataset is a {type(dataset).__name__} without a length"
+        )
+    if len(documents.pieces) != len(dataset):
+        raise LineageError(
+            f"documents: they tell of {len(documents.pieces)} examples; the trainer's dataset has "
+            f"{len(dataset)}"
+        )
 
 
 def _require_whole_weights(trainer: Any) -> None:
@@ -128,8 +146,12 @@ class Recorder(TrainerCallback):
         self._meter: NormMeter | None = None
         self.run: RecordedRun | None = None
         self._grad_norm: Any = None
+        self._num_steps = 0
         self._begin_step()
         trainer.whence_recorder = self
+        # A step is on record before any other callback can raise. All else comes last, when the
+        # others have done what they do to weights and files.
+        trainer.callback_handler.callbacks.insert(0, _StepEnd(self._step_made))
         trainer.add_callback(self)
         for method, around in (
             ("train", self._train),
@@ -143,9 +165,15 @@ class Recorder(TrainerCallback):
     # Around the trainer's methods. Each gets the method that it stands for.
 
     def _train(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        resumes = bool(args[0] if args else kwargs.get("resume_from_checkpoint"))
+        resumed_from = args[0] if args else kwargs.get("resume_from_checkpoint")
+        self._num_steps = 0
         if self._writes:
-            opening.require_place(self._options, resumes=resumes)
+            opening.require_place(self._options, resumes=bool(resumed_from))
+        if resumed_from is True:
+            resumed_from = get_last_checkpoint(self._trainer.args.output_dir)
+        self._options = replace(
+            self._options, resumed_from=Path(resumed_from) if resumed_from else None
+        )
         try:
             return train(*args, **kwargs)
         except BaseException as error:
@@ -202,6 +230,13 @@ class Recorder(TrainerCallback):
         if state.is_hyper_param_search:
             raise LineageError("a hyperparameter search cannot be recorded: it is many runs")
         self._begin_step()
+        if self._num_steps:
+            raise LineageError(
+                f"the trainer begins once more, with a smaller batch, after {self._num_steps} "
+                "steps, whose effect would stay in the weights: that cannot be recorded. Train in "
+                f"another directory with the batch size that it would take now, "
+                f"{self._trainer._train_batch_size}"  # noqa: SLF001 - nowhere else
+            )
         if not self._writes:
             return
         if self.run is not None and self.run.is_open:
@@ -226,9 +261,9 @@ class Recorder(TrainerCallback):
         del args, state, control, kwargs
         self._learning_rate = float(self._trainer.optimizer.param_groups[0]["lr"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def _step_made(self, args: Any, state: Any) -> None:
         """The step counts."""
-        del control, kwargs
+        self._num_steps += 1
         mine = RankStep(
             example_ids=[number for ids in self._ids for number in ids.tolist()],
             num_micro_batches=len(self._ids),
@@ -285,7 +320,7 @@ class Recorder(TrainerCallback):
         """Records that an exception ended the attempt, unless recording is what cannot be done."""
         if self.run is None or not self.run.is_open:
             return
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         state = (
             TrainingState.TRAINING_STATE_INTERRUPTED
             if interrupted
@@ -294,5 +329,17 @@ class Recorder(TrainerCallback):
         detail = "" if interrupted else f"{type(error).__name__}: {error}"
         try:
             self.run.finish(state, self._trainer.model, detail)
-        except LineageError as unwritten:
+        except Exception as unwritten:  # noqa: BLE001 - the training's own error is the one to see
             _log.warning("how the training ended is not on record: %s", unwritten)
+
+
+class _StepEnd(TrainerCallback):
+    """Hands on the end of a step, from the place that it has among a trainer's callbacks."""
+
+    def __init__(self, then: Callable[[Any, Any], None]) -> None:
+        self._then = then
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The step counts."""
+        del control, kwargs
+        self._then(args, state)

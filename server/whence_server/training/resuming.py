@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from whence.v1.training_pb2 import Checkpoint, TrainingDocument
@@ -40,11 +41,22 @@ def last_whole_checkpoint(output: Path, history: History) -> Path | None:
     return None
 
 
-def drop_beyond(output: Path, checkpoint: Path | None) -> None:
-    """Removes the remains of checkpoints that are not whole: those after the one to go on from."""
+def clear_beyond(output: Path, checkpoint: Path | None, history: History) -> None:
+    """Makes room for the checkpoints after the one to go on from; call it under the record's lock.
+
+    What is on record there, and is to be made again, is moved to a folder `discarded-N`. What is
+    not on record was being saved when its process was killed, and is removed.
+    """
     step = _step_of(checkpoint) if checkpoint is not None else 0
-    for directory in (output / CHECKPOINTS).glob("checkpoint-*"):
-        if _step_of(directory) > step:
+    recorded = {output / c.path for c in history.checkpoints}
+    beyond = [d for d in (output / CHECKPOINTS).glob("checkpoint-*") if _step_of(d) > step]
+    aside = _discarded(output)
+    for directory in beyond:
+        if directory in recorded:
+            aside.mkdir(exist_ok=True)
+            directory.rename(aside / directory.name)
+            _log.warning("%s is kept in %s", directory.name, aside)
+        else:
             shutil.rmtree(directory)
 
 
@@ -100,6 +112,11 @@ def _fault(directory: Path, checkpoint: Checkpoint) -> str:
         if file_digests(directory, [file.path])[0].sha256 != file.sha256:
             return f"{file.path} is not as it was recorded"
     return ""
+
+
+def _discarded(output: Path) -> Path:
+    names = (output / CHECKPOINTS / f"discarded-{number}" for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
 def _step_of(directory: Path) -> int:

@@ -1,7 +1,7 @@
 """A training run while it is recorded, in the process that writes: rank 0."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,22 @@ class RecordedRun:
         writer: the record; has the run's start and its dataset in it.
         attempt: what begins now.
         tokens_seen: in the steps that count so far.
+        checkpoints: the step of each checkpoint that counts so far, by its weights' digest.
     """
 
-    def __init__(self, writer: RecordWriter, attempt: AttemptStarted, tokens_seen: int) -> None:
+    def __init__(
+        self,
+        writer: RecordWriter,
+        attempt: AttemptStarted,
+        tokens_seen: int,
+        checkpoints: Mapping[str, int],
+    ) -> None:
         self.path = writer.path
         self._writer: RecordWriter | None = writer
         self._attempt = attempt.attempt
-        self._step = attempt.resumed_step
+        self._step = self._last_step = attempt.resumed_step
         self._tokens_seen = tokens_seen
+        self._checkpoints = dict(checkpoints)
         self._began_ns = self._step_ended_ns = time.monotonic_ns()
         self._append(TrainingEvent(attempt_started=attempt))
 
@@ -60,7 +68,7 @@ class RecordedRun:
         """An optimizer step was made by these processes, in the order of their ranks."""
         ended_ns = time.monotonic_ns()
         num_tokens = sum(rank.num_tokens for rank in ranks)
-        self._step = step
+        self._step = self._last_step = step
         self._tokens_seen += num_tokens
         event = TrainingStep(
             step=step,
@@ -101,6 +109,9 @@ class RecordedRun:
     def saved(self, directory: Path, model: Any) -> Checkpoint:
         """The model was saved to a directory, and all of that is on disk."""
         event = snapshots.checkpoint(directory, self.path, model)
+        if not self.is_open:
+            self._weights_are(event.weights_digest)
+        self._checkpoints[event.weights_digest] = self._step
         event.step, event.attempt = self._step, self._attempt
         event.elapsed_ns = self._elapsed_ns()
         self._append(TrainingEvent(checkpoint=event))
@@ -109,20 +120,28 @@ class RecordedRun:
 
     def finish(self, state: TrainingState.ValueType, model: Any, error: str = "") -> None:
         """The attempt has ended; later evaluations and saved models are recorded all the same."""
+        try:
+            self._finish(state, weights_digest(model.state_dict()), error)
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
+
+    def _finish(self, state: TrainingState.ValueType, digest: str, error: str) -> None:
         event = AttemptFinished(
             attempt=self._attempt,
             step=self._step,
             end_time=now(),
             state=state,
             error=error,
-            weights_digest=weights_digest(model.state_dict()),
+            weights_digest=digest,
         )
-        try:
-            self._append(TrainingEvent(attempt_finished=event))
-        finally:
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                writer.close()
+        self._weights_are(digest)
+        self._append(TrainingEvent(attempt_finished=event))
+
+    def _weights_are(self, digest: str) -> None:
+        """After its last step a trainer may load an earlier checkpoint's: the best, say."""
+        self._step = self._checkpoints.get(digest, self._last_step)
 
     def _elapsed_ns(self) -> int:
         return time.monotonic_ns() - self._began_ns

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from torch.utils.data import IterableDataset
 
 from whence.v1.training_pb2 import (
     AttemptStarted,
@@ -76,10 +77,13 @@ def dataset_events(dataset: Any, documents: DocumentedExamples | None) -> Iterat
 def described(dataset: Any) -> TrainingDataset:
     """A dataset of which nothing is known but what it says of itself."""
     sized = hasattr(dataset, "__len__")
+    is_stream = isinstance(dataset, IterableDataset) or not (
+        sized and hasattr(type(dataset), "__getitem__")
+    )
     fingerprint = getattr(dataset, "_fingerprint", "")
     kind = type(dataset)
     return TrainingDataset(
-        kind="examples" if hasattr(kind, "__getitem__") and sized else "stream",
+        kind="stream" if is_stream else "examples",
         num_examples=len(dataset) if sized else 0,
         description=f"{kind.__module__}.{kind.__qualname__} {fingerprint}".strip(),
     )

@@ -1,5 +1,6 @@
 """What the record says of weights on disk: a digest of every file and of every tensor."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def copy_record(record: Path, directory: Path) -> None:
     partial = directory / f"{RECORD_NAME}.partial"
     try:
         shutil.copyfile(record, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(directory / RECORD_NAME)
     except OSError as error:
         partial.unlink(missing_ok=True)

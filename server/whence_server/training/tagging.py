@@ -4,6 +4,7 @@ The sampler and the order of everything stay as they are: a wrapped sampler woul
 training, and runs ahead of it.
 """
 
+import operator
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class _TaggedMap(_Wrapper, Dataset[Tagged]):
         return len(self.whence_dataset)
 
     def __getitem__(self, index: Any) -> Tagged:
-        return Tagged(int(index), self.whence_dataset[index])
+        return Tagged(_id_of(index), self.whence_dataset[index])
 
     @property
     def __getitems__(self) -> Callable[[list[Any]], list[Tagged]] | None:
@@ -97,9 +98,19 @@ class _TaggedMap(_Wrapper, Dataset[Tagged]):
         if not inner:
             return None
         return lambda indices: [
-            Tagged(int(index), feature)
+            Tagged(_id_of(index), feature)
             for index, feature in zip(indices, inner(indices), strict=True)
         ]
+
+
+def _id_of(index: Any) -> int:
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise LineageError(
+            f"the sampler gives {index!r}, a {type(index).__name__}: only examples that are "
+            "taken by a number can be recorded"
+        ) from None
 
 
 class _TaggedStream(_Wrapper, IterableDataset[Tagged]):

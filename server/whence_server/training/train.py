@@ -23,8 +23,9 @@ from whence_server.config.training import (
 )
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import weights_digest
-from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.lineage.reader import RECORD_NAME, RecordReader, is_begun
 from whence_server.lineage.texts import read_texts
+from whence_server.lineage.writer import RecordWriter
 from whence_server.training import resuming
 from whence_server.training.blocks import Cut, cut
 from whence_server.training.history import History
@@ -68,7 +69,7 @@ def train(given: dict[str, Any]) -> Trained:
     settings = train_config(given)
     output = Path(settings.output)
     _require_empty(output)
-    return _train(settings, History(), None)
+    return _train(settings, History(), None, None)
 
 
 def continue_from(
@@ -114,17 +115,31 @@ def _resume(given: dict[str, Any]) -> Trained:
     path = output / RECORD_NAME
     if not path.is_file():
         raise ConfigurationError(f"--resume: {output} has no run on record ({RECORD_NAME})")
-    history = History.of(RecordReader(path).read_all())
-    settings = recorded_config(history.started.recipe_json, given)
-    if resuming.is_complete(output, history):
-        _log.info("%s is complete: nothing is left to train", output)
-        return Trained(output, None)
-    checkpoint = resuming.last_whole_checkpoint(output, history)
-    resuming.drop_beyond(output, checkpoint)
-    return _train(settings, history, checkpoint)
+    if not is_begun(path):
+        raise ConfigurationError(
+            f"--resume: the run in {output} was stopped before its record began; start it again, "
+            "without --resume"
+        )
+    # Nobody else trains there from here on.
+    writer, events = RecordWriter.resume(path)
+    try:
+        history = History.of(events)
+        settings = recorded_config(history.started.recipe_json, given)
+        if resuming.is_complete(output, history):
+            _log.info("%s is complete: nothing is left to train", output)
+            return Trained(output, None)
+        checkpoint = resuming.last_whole_checkpoint(output, history)
+        return _train(settings, history, checkpoint, writer)
+    finally:
+        writer.close()
 
 
-def _train(settings: TrainConfig, history: History, checkpoint: Path | None) -> Trained:
+def _train(
+    settings: TrainConfig,
+    history: History,
+    checkpoint: Path | None,
+    writer: RecordWriter | None,
+) -> Trained:
     output = Path(settings.output)
     prepared = _prepare(settings, history, checkpoint)
     if prepared.training_set.num_tokens_left:
@@ -137,6 +152,7 @@ def _train(settings: TrainConfig, history: History, checkpoint: Path | None) -> 
         digest = weights_digest(prepared.model.state_dict())
         parent = parent_model(Path(settings.from_model), digest)
     output.mkdir(parents=True, exist_ok=True)
+    resuming.clear_beyond(output, checkpoint, history)
     trainer = _trainer(settings, prepared, output / resuming.CHECKPOINTS, saves=True)
     recorder = record(
         trainer,
@@ -147,6 +163,7 @@ def _train(settings: TrainConfig, history: History, checkpoint: Path | None) -> 
         parent=parent,
         recipe_json=settings.recipe_json(),
         restart=settings.resume,
+        writer=writer,
     )
     bar = LossOnTheBar()
     trainer.add_callback(bar)
@@ -284,15 +301,22 @@ def _save(model: Any, tokenizer: Any, output: Path) -> None:
 
 
 def _require_empty(output: Path) -> None:
-    if (output / RECORD_NAME).exists():
+    if is_begun(output / RECORD_NAME):
         raise ConfigurationError(
             f"--output {output}: a run is on record there; go on with it (--resume), or choose "
             "another directory"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or any(map(_is_foreign, output.iterdir()))):
         raise ConfigurationError(
             f"--output {output}: something else is there; give an empty or a new directory"
         )
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is something else than what a run leaves that was killed before it had begun."""
+    if path.name == resuming.CHECKPOINTS and path.is_dir():
+        return any(path.iterdir())
+    return not path.name.startswith(RECORD_NAME)
 
 
 def _require_one_process() -> None:

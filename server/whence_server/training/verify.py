@@ -154,6 +154,9 @@ def _describe_run(report: Report, run: RunOnRecord) -> None:
     report.merkle_root, report.num_documents = run.dataset.merkle_root, run.dataset.num_documents
     if started.HasField("parent"):
         report.parent = f"{started.parent.source} ({started.parent.weights_digest})"
+    elif started.recipe_json:
+        # `whence-server train` puts a parent on record wherever there is one.
+        report.parent = "random weights"
     torn = f"ends in {run.num_torn_bytes} bytes that are no whole entry"
     if run.is_being_written:
         report.notes.append(f"the record {torn} yet: a training is writing it")

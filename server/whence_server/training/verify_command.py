@@ -106,7 +106,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "run", f"{report.training_run_id} ({report.run_name}){place}"
     if report.merkle_root:
         yield "text", f"{report.num_documents} documents; Merkle root {report.merkle_root}"
-    yield "began at", report.parent or "random weights"
+    yield "began at", report.parent or "not on record"
     if report.replay:
         yield "replay", report.replay
 
