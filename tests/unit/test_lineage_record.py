@@ -234,10 +234,12 @@ def test_a_forked_process_has_neither_the_record_nor_its_lock(tmp_path: Path) ->
     parent_ends, child_ends = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        answer = b"w"
         try:
             writer.append(step(9))
         except LineageError:
-            os.write(child_ends[1], b"r")
+            answer = b"r"
+        os.write(child_ends[1], answer)
         os.read(parent_ends[0], 1)
         os._exit(0)
     try:
