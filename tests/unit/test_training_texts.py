@@ -122,8 +122,12 @@ def test_pieces_are_the_text_of_their_blocks(texts: list[str], block_size: int) 
         assert text.strip("\ufffd") in octets.decode()
         for piece in pieces:
             # No gap: at most the bytes of one character twice.
-            assert covered[piece.document] - 4 <= piece.begin_byte <= covered[piece.document]
-            covered[piece.document] = piece.end_byte
+            assert (
+                covered[piece.document_index] - 4
+                <= piece.begin_byte
+                <= covered[piece.document_index]
+            )
+            covered[piece.document_index] = piece.end_byte
     total = sum(covered.values())
     assert total <= sum(len(d.data) for d in docs)
     if not left:
