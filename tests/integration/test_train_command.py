@@ -423,6 +423,20 @@ def test_a_beginning_that_is_another_now_is_refused(
         train({"output": str(first), "resume": True})
 
 
+def test_a_resumed_run_with_other_threads_says_so(
+    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    given = {**SETTINGS, "threads": 0, "max_steps": 4, "texts": (str(texts),)}
+    torch.set_num_threads(1)
+    train({**given, "output": str(output)})
+    for num_threads, told in ((1, False), (2, True)):
+        (output / "config.json").unlink()  # as if it had not come to its end
+        torch.set_num_threads(num_threads)
+        train({"output": str(output), "resume": True})
+        assert ("resumed with 2 torch threads instead of 1" in caplog.text) is told
+
+
 def test_a_variable_of_accelerates_is_refused_and_any_trainers_is_on_record(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,14 +116,15 @@ def test_pieces_are_the_text_of_their_blocks(texts: list[str], block_size: int) 
     for index, pieces in enumerate(documented.pieces):
         ids = blocks[index]["input_ids"].tolist()
         assert len(ids) == block_size
-        octets = b"".join(docs[p.document].data[p.begin_byte : p.end_byte] for p in pieces)
+        octets = b"".join(docs[p.document_index].data[p.begin_byte : p.end_byte] for p in pieces)
         # Decoding is the oracle: whole characters, so at the ends a piece may know more.
         text = TOKENIZER.decode(ids, skip_special_tokens=True)
         assert text.strip("\ufffd") in octets.decode()
         for piece in pieces:
             # No gap: at most the bytes of one character twice.
-            assert covered[piece.document] - 4 <= piece.begin_byte <= covered[piece.document]
-            covered[piece.document] = piece.end_byte
+            end = covered[piece.document_index]
+            assert end - 4 <= piece.begin_byte <= end
+            covered[piece.document_index] = piece.end_byte
     total = sum(covered.values())
     assert total <= sum(len(d.data) for d in docs)
     if not left:

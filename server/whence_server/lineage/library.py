@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from whence_server.domain.errors import LineageError, TrainingRunNotFoundError
 from whence_server.domain.model import ModelInfo, TrainingRunRef
 from whence_server.lineage.linking import link
+from whence_server.lineage.places import records_near
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.run import TrainingRun
 
@@ -181,11 +182,7 @@ def _beside(model: Path | None) -> Iterator[Path]:
     """Where a model's record may lie: with it, or up to two levels above."""
     if model is None or not model.is_dir():
         return
-    directory = model.resolve()
-    for candidate in (directory, *directory.parents[:2]):
-        record = candidate / RECORD_NAME
-        if record.is_file():
-            yield record
+    yield from records_near(model.resolve())
 
 
 def _may_hold_runs(name: str) -> bool:

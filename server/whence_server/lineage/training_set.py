@@ -11,7 +11,7 @@ from whence_server.lineage.merkle import MerkleTree
 
 
 class Piece(NamedTuple):
-    """What an example has of one document: the bytes [begin_byte, end_byte) of it."""
+    """What an example has of one document: the bytes [begin_byte, end_byte) from its beginning."""
 
     document_index: int
     begin_byte: int

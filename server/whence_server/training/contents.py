@@ -1,6 +1,6 @@
 """What a model's directory holds now: every digest computed anew, none taken from a cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
 from whence_server.engine import weights
@@ -75,22 +76,41 @@ def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:
         raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def model_digest_of(directory: Path, files: dict[str, FileDigest]) -> str:
-    """See `Model.model_digest`; "" where the directory is no whole model."""
+def model_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
+    """See `Model.model_digest`; "" where the directory is no whole model.
+
+    Args:
+        directory: where it lies.
+        files: digests of its files where they are known; without them they are computed.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
     try:
         names = weights.model_files(directory, weights.weight_files(directory), with_code=False)
     except ConfigurationError:
         return ""
-    return model_signing_digest([files[name] for name in names])
+    return _digest_over(directory, names, files)
 
 
-def tokenizer_digest_of(directory: Path, files: dict[str, FileDigest]) -> str:
-    """See `Model.tokenizer_digest`; "" where there is no tokenizer."""
+def tokenizer_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
+    """See `Model.tokenizer_digest`; "" where there is no tokenizer. As `model_digest_of`."""
     try:
         names = weights.tokenizer_files(directory)
     except ConfigurationError:
         return ""
-    return model_signing_digest([files[name] for name in names])
+    return _digest_over(directory, names, files)
+
+
+def _digest_over(directory: Path, names: list[str], files: Mapping[str, FileDigest] | None) -> str:
+    known = digests_of(directory, names) if files is None else files
+    return model_signing_digest([known[name] for name in names])
+
+
+def dtype_of(checkpoint: Checkpoint) -> Any:
+    """What all tensors of a checkpoint on record are in; None where they differ."""
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors}
+    return getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
 
 
 def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) -> Tensors:

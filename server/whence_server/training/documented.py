@@ -12,6 +12,9 @@ from whence.v1.training_pb2 import (
     TrainingExamples,
 )
 from whence_server.lineage.merkle import MerkleTree
+from whence_server.lineage.training_set import Piece
+
+__all__ = ["Document", "DocumentedExamples", "Piece"]
 
 _PER_EVENT = 4096
 
@@ -24,14 +27,6 @@ class Document(NamedTuple):
     begin_byte: int
     end_byte: int
     sha256: str
-
-
-class Piece(NamedTuple):
-    """The part of a document that lies in an example, in bytes from the document's beginning."""
-
-    document: int
-    begin_byte: int
-    end_byte: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +72,7 @@ class DocumentedExamples:
                 examples=TrainingExamples(
                     first_example_id=first,
                     num_pieces=[len(example) for example in examples],
-                    document_indices=[piece.document for piece in pieces],
+                    document_indices=[piece.document_index for piece in pieces],
                     begin_bytes=[piece.begin_byte for piece in pieces],
                     end_bytes=[piece.end_byte for piece in pieces],
                 )

@@ -21,6 +21,8 @@ class History:
     dataset: TrainingDataset | None = None
     documents: list[TrainingDocument] = field(default_factory=list)
     num_attempts: int = 0
+    num_threads: str = ""
+    """Of torch, in the newest attempt, as it is on record; "" where it is not."""
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """In the order of the record, those of superseded steps included."""
     counting: list[Checkpoint] = field(default_factory=list)
@@ -47,6 +49,7 @@ class History:
                 self.documents += event.documents.documents
             case "attempt_started":
                 self.num_attempts = event.attempt_started.attempt
+                self.num_threads = event.attempt_started.determinism.get("num_threads", "")
                 resumed = event.attempt_started.resumed_step
                 self.tokens_seen = {s: n for s, n in self.tokens_seen.items() if s <= resumed}
                 self.counting = [c for c in self.counting if c.step <= resumed]

@@ -14,7 +14,8 @@ from whence.v1.training_pb2 import (
 )
 from whence_server.domain.errors import LineageError
 from whence_server.lineage.merkle import MerkleTree
-from whence_server.lineage.reader import RECORD_NAME, RecordReader, is_being_written
+from whence_server.lineage.places import records_near
+from whence_server.lineage.reader import RecordReader, is_being_written
 
 
 @dataclass(slots=True)
@@ -88,8 +89,7 @@ class RunOnRecord:
 
 def find_record(directory: Path) -> Path | None:
     """The record of the run that a model may have come of: beside it, or up to two levels above."""
-    places = (directory, *directory.absolute().parents[:2])
-    return next((p / RECORD_NAME for p in places if (p / RECORD_NAME).is_file()), None)
+    return next(records_near(directory.absolute()), None)
 
 
 def read_run(path: Path, *, with_examples: bool = False) -> RunOnRecord:

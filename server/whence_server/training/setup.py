@@ -5,6 +5,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from whence.v1.training_pb2 import (
     TrainingRunStarted,
 )
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.engine import weights
-from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
-from whence_server.lineage.reader import RECORD_NAME, RecordReader
-from whence_server.training import surroundings
+from whence_server.engine.digests import weights_digest
+from whence_server.lineage.places import records_near
+from whence_server.lineage.reader import RecordReader
+from whence_server.training import contents, surroundings
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
 from whence_server.training.history import History
@@ -111,11 +112,8 @@ def parent_model(directory: Path, digest: str) -> ParentModel:
         digest: its weights digest, as they were loaded.
     """
     model_digest = ""
-    try:
-        names = weights.model_files(directory, weights.weight_files(directory), with_code=False)
-        model_digest = model_signing_digest(file_digests(directory, names))
-    except (ConfigurationError, OSError):
-        pass
+    with suppress(ConfigurationError, OSError):
+        model_digest = contents.model_digest_of(directory)
     return ParentModel(
         source=str(directory),
         model_digest=model_digest,
@@ -130,16 +128,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
         return ""
     with tempfile.TemporaryDirectory(prefix="whence-tokenizer-") as directory:
         tokenizer.save_pretrained(directory)
-        return tokenizer_digest_of(Path(directory))
-
-
-def tokenizer_digest_of(directory: Path) -> str:
-    """The same, of a tokenizer on disk."""
-    try:
-        names = weights.tokenizer_files(directory)
-    except ConfigurationError:
-        return ""
-    return model_signing_digest(file_digests(directory, names))
+        return contents.tokenizer_digest_of(Path(directory))
 
 
 def now() -> Timestamp:
@@ -151,10 +140,7 @@ def now() -> Timestamp:
 
 def _run_that_made(directory: Path, digest: str) -> str:
     """The id of the run on record, beside a model or above it, that made these weights."""
-    for place in (directory, *directory.absolute().parents[:2]):
-        path = place / RECORD_NAME
-        if not path.is_file():
-            continue
+    for path in records_near(directory.absolute()):
         try:
             history = History.of(RecordReader(path).read_all())
         except LineageError:

@@ -183,6 +183,13 @@ def _prepare(settings: TrainConfig, history: History, checkpoint: Path | None) -
     transformers_logging.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.resume and history.num_threads not in {"", str(torch.get_num_threads())}:
+        _log.warning(
+            "resumed with %d torch threads instead of %s: the weights may differ in their last "
+            "bits from those of an uninterrupted run",
+            torch.get_num_threads(),
+            history.num_threads,
+        )
     reading = read_texts([Path(text) for text in settings.texts], settings.unusable)
     for line in reading.skipped:
         _log.warning("left out: %s", line)

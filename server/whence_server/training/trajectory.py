@@ -70,7 +70,7 @@ def load_weights(run: RunOnRecord, kept: Kept) -> Any:
     """
     try:
         model, loading = contents.load(
-            kept.directory, run.started.architecture, _dtype(kept.checkpoint)
+            kept.directory, run.started.architecture, contents.dtype_of(kept.checkpoint)
         )
     except ConfigurationError as error:
         raise RefusedError("CHECKPOINT_UNREADABLE", str(error)) from error
@@ -139,7 +139,7 @@ def beginning(run: RunOnRecord, tokenizer: Any) -> Any | None:
     try:
         if started.HasField("parent"):
             if contents.has_weights(Path(started.parent.source)):
-                dtype = _dtype(run.checkpoints[0]) if run.checkpoints else None
+                dtype = contents.dtype_of(run.checkpoints[0]) if run.checkpoints else None
                 model, _ = contents.load(Path(started.parent.source), started.architecture, dtype)
         elif started.recipe_json:
             settings = recorded_config(started.recipe_json, {})
@@ -156,12 +156,6 @@ def _ready(model: Any) -> Any:
     """In float32, or in float64 where the weights are; with gradients for all of them."""
     model = model if model.dtype is torch.float64 else model.float()
     return model.requires_grad_(True)
-
-
-def _dtype(checkpoint: Checkpoint) -> Any:
-    """What all of its tensors are in; None where they differ."""
-    dtypes = {tensor.dtype for tensor in checkpoint.tensors}
-    return getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
 
 
 def _names_in(directory: Path) -> list[str]:

@@ -5,9 +5,6 @@ rewrite files and record together.
 """
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError, LineageError
@@ -135,8 +132,7 @@ def _of_these_weights(run: RunOnRecord, tensors: Tensors | None) -> Checkpoint |
 def _load(report: Report, run: RunOnRecord, checkpoint: Checkpoint | None) -> Tensors | None:
     """The tensors as they were recorded: of the same class, in the same dtype."""
     like = checkpoint or (run.checkpoints[-1] if run.checkpoints else Checkpoint())
-    dtypes = {tensor.dtype for tensor in like.tensors}
-    dtype: Any = getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
+    dtype = contents.dtype_of(like)
     try:
         tensors = contents.tensors_of(report.directory, run.started.architecture, dtype)
     except ConfigurationError as error:
