@@ -232,7 +232,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _require_not_begun(path: Path, reader: RecordReader) -> None:
-    if reader.read(max_bytes=1):
+    if reader.read():
         raise LineageError(
             f"{path} exists: another run was recorded here; resume it, or choose another directory"
         )
