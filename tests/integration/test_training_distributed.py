@@ -12,19 +12,14 @@ from tiny_training import steps_in
 ROOT = Path(__file__).parents[2]
 # Trains once with and once without a record, and writes what each process saw.
 SCRIPT = """
-import json, sys
+import gc, json, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
 from tiny_training import Rows, RowStream, SeenRows, same_bits, trainer_of, weights_of
 from whence_server.training import record
 
-torch.set_num_threads(1)
-where = Path(sys.argv[1])
-for kind, dataset, arguments in (
-    ("rows", Rows(21), {"gradient_accumulation_steps": 2, "save_strategy": "epoch"}),
-    ("stream", RowStream(13), {"max_steps": 3}),
-):
+def both(where, kind, dataset, arguments):
     common = {"per_device_train_batch_size": 2, "ddp_backend": "gloo", **arguments}
     untracked = trainer_of(where / f"untracked-{kind}", dataset, **common)
     untracked.train()
@@ -38,6 +33,14 @@ for kind, dataset, arguments in (
         "losses": [entry["loss"] for entry in tracked.state.log_history if "loss" in entry],
     }
     (where / f"{kind}-{dist.get_rank()}.json").write_text(json.dumps(result))
+
+torch.set_num_threads(1)
+where = Path(sys.argv[1])
+both(where, "rows", Rows(21), {"gradient_accumulation_steps": 2, "save_strategy": "epoch"})
+both(where, "stream", RowStream(13), {"max_steps": 3})
+# A distributed model keeps its process group's threads alive, and a thread of gloo's that lets go
+# of its last tensor while the interpreter ends aborts the process: the models go first.
+gc.collect()
 dist.destroy_process_group()
 """
 
