@@ -10,11 +10,15 @@ Of a small model that was taught to find planted facts, and of the demo's model:
 
 Rankings: direct sources, mean attention over all layers and heads, the newest first, at random.
 Steps count where the model answers right (facts), or where the context makes the token at least
-`MIN_NATS` likelier than its last position alone does (demo).
+`MIN_NATS` likelier than its last position alone does (demo). Below each table stand the differences
+to direct sources, step by step, with the interval that 95 of 100 resamplings of the steps fall into
+(Efron, "Bootstrap Methods", 1979), and how much of the sources is left when all weights are drawn
+anew (Adebayo et al., "Sanity Checks for Saliency Maps", 2018).
 """
 
+import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,170 +27,191 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from needle import haystack, trained_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from watched import NOTHING, Case, Watched
 
 from whence_server.demo.corpus import documents
 from whence_server.demo.model import demo_model
-from whence_server.engine.cache import BatchedCache
-from whence_server.engine.internals import attention
-from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.observing import watching
-from whence_server.engine.internals.sources import drawn
-from whence_server.engine.probe import examine
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 """Shares of the context that are hidden."""
+SHOWN = slice(2, 6)
 TOP = 0.1
 NEEDLE_TOKENS = 480
 NUM_NEEDLE_STEPS = 120
 DEMO_TOKENS = 192
-NUM_DEMO_STEPS = 60
+NUM_DEMO_STEPS = 120
 MIN_NATS = 2.0
-RANKINGS = ("direct sources", "mean attention", "newest first", "random")
+MAX_TRIES_A_STEP = 50
+"""Contexts that are looked at for each step that counts."""
+NUM_RESAMPLINGS = 2_000
+NUM_DRAWN_ANEW = 20
+"""Steps that are looked at with other weights."""
+DIRECT, MEAN, NEWEST, RANDOM = "direct sources", "mean attention", "newest first", "random"
 
 
-class Case(NamedTuple):
-    """One step: a context, what follows, and where the fact stands that it needs."""
+class Measured(NamedTuple):
+    """What a ranking came to at one step.
 
-    token_ids: list[int]
-    answer: int
-    needle: list[int]
-
-
-class Seen:
-    """A model with its attention watched, as it is served.
-
-    Args:
-        model: in eval mode.
+    Attributes:
+        left: of the answer's probability, at each of `LEVELS`.
+        recall: of the fact; None where there is none.
+        share: of the ranking's weight that falls on the fact; None where it is no weight.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        obstacle = attention.adopt(model)
-        self._style = examine(model)
-        self._inside, _ = look_inside(model, self._style, obstacle, None)
+    left: torch.Tensor
+    recall: float | None
+    share: float | None
 
-    @torch.inference_mode()
-    def rankings(self, token_ids: list[int], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Scores of all positions but the newest, for each of `RANKINGS`.
-
-        Of the weights among them, the newest position's share is missing to 1.
-        """
-        assert self._style is not None
-        assert self._inside.norms is not None
-        cache = BatchedCache(self._style.num_layers, len(token_ids))
-        with watching(self._inside) as watch:
-            self.model(input_ids=torch.tensor([token_ids]), past_key_values=cache, use_cache=True)
-        weights = watch.seen.weights
-        norms = self._inside.norms.of([values[0] for values in cache.values])
-        found = (
-            drawn(weights, norms.unsqueeze(0), None)[0],
-            torch.cat(weights, 1)[0].mean(0),
-            torch.arange(len(token_ids)).float(),
-            torch.rand(len(token_ids), generator=generator),
-        )
-        found = tuple(scores / scores.sum() for scores in found)
-        return {name: scores[:-1] for name, scores in zip(RANKINGS, found, strict=True)}
-
-    @torch.inference_mode()
-    def logprobs(self, case: Case, hidden: list[torch.Tensor]) -> torch.Tensor:
-        """Of the answer, once for each set of hidden positions."""
-        length = len(case.token_ids)
-        mask = torch.ones(len(hidden), length, dtype=torch.int64)
-        for row, positions in enumerate(hidden):
-            mask[row, positions] = 0
-        logits = self.model(
-            input_ids=torch.tensor([case.token_ids]).expand(len(hidden), -1),
-            attention_mask=mask,
-            position_ids=torch.arange(length).expand(len(hidden), -1),
-        ).logits[:, -1]
-        return torch.log_softmax(logits.float(), -1)[:, case.answer]
+    @property
+    def area(self) -> float:
+        """Under what is left: its mean."""
+        return float(torch.trapezoid(self.left, torch.tensor(LEVELS))) / LEVELS[-1]
 
 
-def facts(seen: Seen) -> Iterator[Case]:
+def facts(watched: Watched, num_cases: int) -> Iterator[Case]:
     """Steps that answer what was asked for, where the model knows it."""
     generator = torch.Generator().manual_seed(1)
-    while True:
+    for _ in range(num_cases * MAX_TRIES_A_STEP):
         row = haystack(NEEDLE_TOKENS, generator)
         # One question each: a later one could be read off an earlier one's answer.
         for place in row.answers[0]:
             case = Case(row.token_ids[:place], row.token_ids[place], row.needles[0])
-            logprob = seen.logprobs(case, [torch.tensor([], dtype=torch.int64)])
-            if float(logprob) > -0.7:  # more likely than not
+            if float(watched.logprobs(case, [NOTHING])) > -0.7:  # more likely than not
                 yield case
+    raise RuntimeError("the model was taught to find facts and finds next to none")
 
 
-def prose(seen: Seen, tokenizer: Any) -> Iterator[Case]:
+def prose(watched: Watched, tokenizer: Any, num_cases: int) -> Iterator[Case]:
     """Steps of the Python reference that depend on their context."""
     generator = torch.Generator().manual_seed(1)
-    texts = [tokenizer(text, truncation=False).input_ids for text in documents()]
+    texts = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
     texts = [ids for ids in texts if len(ids) > DEMO_TOKENS]
-    while True:
+    for _ in range(num_cases * MAX_TRIES_A_STEP):
         ids = texts[int(torch.randint(len(texts), (1,), generator=generator))]
         begin = int(torch.randint(len(ids) - DEMO_TOKENS, (1,), generator=generator))
         context = ids[begin : begin + DEMO_TOKENS]
         with torch.inference_mode():
-            answer = int(seen.model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
+            answer = int(watched.model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
         case = Case(context, answer, [])
-        nothing = torch.tensor([], dtype=torch.int64)
-        whole, alone = seen.logprobs(case, [nothing, torch.arange(DEMO_TOKENS - 1)])
+        whole, alone = watched.logprobs(case, [NOTHING, torch.arange(DEMO_TOKENS - 1)])
         if float(whole - alone) >= MIN_NATS:
             yield case
+    raise RuntimeError("next to no step of the demo's model depends on its context")
 
 
-def measure(seen: Seen, cases: Iterator[Case], num_cases: int) -> None:
-    """Prints a row for each ranking."""
+def rankings(
+    watched: Watched, case: Case, generator: torch.Generator
+) -> dict[str, tuple[torch.Tensor, bool]]:
+    """Scores of all positions but the newest, by name, and whether they are weights."""
+    direct, mean = watched.direct_and_mean(case.token_ids)
+    return {
+        DIRECT: (direct, True),
+        MEAN: (mean, True),
+        NEWEST: (torch.arange(len(direct)).float(), False),
+        RANDOM: (torch.rand(len(direct), generator=generator), False),
+    }
+
+
+def measured(watched: Watched, case: Case, scores: torch.Tensor, *, is_weight: bool) -> Measured:
+    """What a ranking is worth at a step."""
+    order = scores.argsort(descending=True)
+    logprobs = watched.logprobs(case, [order[: round(level * len(order))] for level in LEVELS])
+    left = (logprobs - logprobs[0]).exp()
+    if not case.needle:
+        return Measured(left, None, None)
+    first = set(order[: round(TOP * len(order))].tolist())
+    return Measured(
+        left,
+        len(first & set(case.needle)) / len(case.needle),
+        float(scores[case.needle].sum()) if is_weight else None,
+    )
+
+
+def show(what: str, watched: Watched, cases: list[Case]) -> None:
+    """Prints the table of these steps, and what stands below it."""
     generator = torch.Generator().manual_seed(2)
-    recalls: dict[str, list[float]] = {name: [] for name in RANKINGS}
-    shares: dict[str, list[float]] = {name: [] for name in RANKINGS}
-    left: dict[str, list[torch.Tensor]] = {name: [] for name in RANKINGS}
-    for _, case in zip(range(num_cases), cases, strict=False):
-        for name, scores in seen.rankings(case.token_ids, generator).items():
-            order = scores.argsort(descending=True)
-            hidden = [order[: round(level * len(order))] for level in LEVELS]
-            logprobs = seen.logprobs(case, hidden)
-            left[name].append((logprobs - logprobs[0]).exp())
-            if case.needle:
-                first = set(order[: round(TOP * len(order))].tolist())
-                shares[name].append(float(scores[case.needle].sum()))
-                recalls[name].append(len(first & set(case.needle)) / len(case.needle))
-    for name in RANKINGS:
-        curve = torch.stack(left[name]).mean(0)
-        area = float(torch.trapezoid(curve, torch.tensor(LEVELS))) / LEVELS[-1]
-        recall = f"{_mean(recalls[name]):.2f}" if recalls[name] else ""
-        is_weight = name in RANKINGS[:2] and shares[name]
-        share = f"{_mean(shares[name]):.2f}" if is_weight else ""
-        points = " | ".join(f"{float(point):.2f}" for point in curve[2:6])
-        print(f"| {name} | {recall} | {share} | {area:.3f} | {points} |", flush=True)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def show(what: str, seen: Seen, cases: Callable[[Seen], Iterator[Case]], num_cases: int) -> None:
-    levels = " | ".join(f"{level:.0%} hidden" for level in LEVELS[2:6])
-    print(f"\n{what}; {num_cases} steps:\n")
+    results: dict[str, list[Measured]] = {}
+    for case in cases:
+        for name, (scores, is_weight) in rankings(watched, case, generator).items():
+            found = measured(watched, case, scores, is_weight=is_weight)
+            results.setdefault(name, []).append(found)
+    levels = " | ".join(f"{level:.0%} hidden" for level in LEVELS[SHOWN])
+    print(f"\n{what}; {len(cases)} steps:\n")
     print(f"| ranking | recall in the top {TOP:.0%} | share | area under deletion | {levels} |")
     print("| --- |" + " ---: |" * 7)
-    measure(seen, cases(seen), num_cases)
+    for name, found in results.items():
+        curve = torch.stack([one.left for one in found]).mean(0)[SHOWN]
+        points = " | ".join(f"{float(point):.2f}" for point in curve)
+        recall = _mean([one.recall for one in found], "{:.2f}")
+        share = _mean([one.share for one in found], "{:.2f}")
+        area = _mean([one.area for one in found], "{:.3f}")
+        print(f"| {name} | {recall} | {share} | {area} | {points} |", flush=True)
+    print("\nmore than direct sources, step by step (95% of resamplings):\n")
+    for name in (MEAN, NEWEST, RANDOM):
+        pairs = list(zip(results[name], results[DIRECT], strict=True))
+        differences = {
+            "recall": [_less(one.recall, direct.recall) for one, direct in pairs],
+            "share": [_less(one.share, direct.share) for one, direct in pairs],
+            "area": [_less(one.area, direct.area) for one, direct in pairs],
+        }
+        texts = [
+            f"{of} {_interval(those)}" for of, those in differences.items() if None not in those
+        ]
+        print(f"- {name}: {', '.join(texts)}")
+    print(f"\n{_drawn_anew(watched, cases[:NUM_DRAWN_ANEW])}", flush=True)
+
+
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _mean(values: list[float | None], form: str) -> str:
+    there = [value for value in values if value is not None]
+    return form.format(sum(there) / len(there)) if there else ""
+
+
+def _interval(differences: list[float | None]) -> str:
+    values = torch.tensor(differences, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    picks = torch.randint(len(values), (NUM_RESAMPLINGS, len(values)), generator=generator)
+    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return f"{float(values.mean()):+.3f} ({float(low):+.3f} to {float(high):+.3f})"
+
+
+def _drawn_anew(watched: Watched, cases: list[Case]) -> str:
+    """How much of the sources other weights of the same spread give, as a share of their weight."""
+    model = copy.deepcopy(watched.model)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(
+                parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter)
+            )
+    other = Watched(model)
+    common = []
+    for case in cases:
+        ours, theirs = (w.direct_and_mean(case.token_ids)[0] for w in (watched, other))
+        common.append(float(torch.minimum(ours / ours.sum(), theirs / theirs.sum()).sum()))
+    return (
+        f"with every tensor's weights shuffled, {sum(common) / len(common):.0%} of the shares stay"
+    )
+
+
+def first(cases: Iterator[Case], num_cases: int) -> list[Case]:
+    """So many of them."""
+    return [case for case, _ in zip(cases, range(num_cases), strict=False)]
 
 
 def main() -> None:
-    show(
-        f"a model taught to find facts, {NEEDLE_TOKENS} tokens",
-        Seen(trained_model()),
-        facts,
-        NUM_NEEDLE_STEPS,
-    )
+    watched = Watched(trained_model())
+    cases = first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
+    show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
     directory = demo_model()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    show(
-        f"the demo's model, {DEMO_TOKENS} tokens of the Python reference",
-        Seen(model.eval().requires_grad_(False)),
-        lambda seen: prose(seen, tokenizer),
-        NUM_DEMO_STEPS,
-    )
+    watched = Watched(model.eval().requires_grad_(False))
+    cases = first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)
+    show(f"the demo's model, {DEMO_TOKENS} tokens of the Python reference", watched, cases)
 
 
 if __name__ == "__main__":
