@@ -417,7 +417,7 @@ def test_an_error_of_the_training_is_not_replaced_by_one_of_the_record(
         trainer.train()
     assert "how the training ended is not on record: the device is gone" in caplog.text
     # The record was let go of all the same.
-    RecordWriter.resume(tmp_path / RECORD_NAME)[0].close()
+    RecordWriter.resume(tmp_path / RECORD_NAME).close()
 
 
 @pytest.mark.parametrize("how", ["loaded", "changed", "new", "elsewhere"])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from whence.v1.training_pb2 import (
@@ -37,8 +38,8 @@ class RecordedRun:
         self,
         writer: RecordWriter,
         attempt: AttemptStarted,
-        tokens_seen: int,
-        checkpoints: Mapping[str, int],
+        tokens_seen: int = 0,
+        checkpoints: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.path = writer.path
         self._writer: RecordWriter | None = writer
@@ -150,7 +151,7 @@ class RecordedRun:
         if self._writer is not None:
             self._writer.append(event)
             return
-        writer, _ = RecordWriter.resume(self.path)
+        writer = RecordWriter.resume(self.path)
         try:
             writer.append(event)
         finally:

@@ -15,6 +15,7 @@ from transformers import ProgressCallback, Trainer, TrainingArguments, set_seed
 from transformers.data import default_data_collator
 from transformers.utils import logging as transformers_logging
 
+from whence.v1.training_pb2 import TrainingRunStarted
 from whence_server.config.training import (
     TrainConfig,
     recorded_config,
@@ -23,12 +24,13 @@ from whence_server.config.training import (
 )
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import weights_digest
-from whence_server.lineage.reader import RECORD_NAME, RecordReader, is_begun
+from whence_server.lineage.reader import RECORD_NAME, is_begun
+from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import read_texts
+from whence_server.lineage.whole import read_run
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import resuming
 from whence_server.training.blocks import Cut, cut
-from whence_server.training.history import History
 from whence_server.training.models import initial_model
 from whence_server.training.progress import LossOnTheBar, StopAt
 from whence_server.training.recorder import record
@@ -69,7 +71,7 @@ def train(given: dict[str, Any]) -> Trained:
     settings = train_config(given)
     output = Path(settings.output)
     _require_empty(output)
-    return _train(settings, History(), None, None)
+    return _train(settings, None, None, None)
 
 
 def continue_from(
@@ -90,9 +92,9 @@ def continue_from(
         LineageError: the record's texts have changed, or its beginning cannot be had again.
         ConfigurationError: it is not the record of a `whence-server train`.
     """
-    history = History.of(RecordReader(record_path).read_all())
-    settings = recorded_config(history.started.recipe_json, {})
-    prepared = _prepare(settings, history, checkpoint)
+    recorded = read_run(record_path)
+    settings = recorded_config(recorded.started.recipe_json, {})
+    prepared = _prepare(settings, recorded, checkpoint)
     trainer = _trainer(settings, prepared, working_directory, saves=False)
     trainer.add_callback(StopAt(until_step))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -121,38 +123,38 @@ def _resume(given: dict[str, Any]) -> Trained:
             "without --resume"
         )
     # Nobody else trains there from here on.
-    writer, events = RecordWriter.resume(path)
+    writer = RecordWriter.resume(path)
     try:
-        history = History.of(events)
-        settings = recorded_config(history.started.recipe_json, given)
-        if resuming.is_complete(output, history):
+        recorded = read_run(path)
+        settings = recorded_config(recorded.started.recipe_json, given)
+        if resuming.is_complete(output, recorded):
             _log.info("%s is complete: nothing is left to train", output)
             return Trained(output, None)
-        checkpoint = resuming.last_whole_checkpoint(output, history)
-        return _train(settings, history, checkpoint, writer)
+        checkpoint = resuming.last_whole_checkpoint(output, recorded)
+        return _train(settings, recorded if recorded.attempts else None, checkpoint, writer)
     finally:
         writer.close()
 
 
 def _train(
     settings: TrainConfig,
-    history: History,
+    recorded: TrainingRun | None,
     checkpoint: Path | None,
     writer: RecordWriter | None,
 ) -> Trained:
     output = Path(settings.output)
-    prepared = _prepare(settings, history, checkpoint)
+    prepared = _prepare(settings, recorded, checkpoint)
     if prepared.training_set.num_tokens_left:
         _log.info(
             "%d tokens at the texts' end fill no block and are left out",
             prepared.training_set.num_tokens_left,
         )
     parent = None
-    if settings.from_model and not history.num_attempts:
+    if settings.from_model and recorded is None:
         digest = weights_digest(prepared.model.state_dict())
         parent = parent_model(Path(settings.from_model), digest)
     output.mkdir(parents=True, exist_ok=True)
-    resuming.clear_beyond(output, checkpoint, history)
+    resuming.clear_beyond(output, checkpoint, recorded)
     trainer = _trainer(settings, prepared, output / resuming.CHECKPOINTS, saves=True)
     recorder = record(
         trainer,
@@ -177,24 +179,21 @@ def _train(
     return Trained(output, float(losses[-1]) if losses else None)
 
 
-def _prepare(settings: TrainConfig, history: History, checkpoint: Path | None) -> _Prepared:
+def _prepare(
+    settings: TrainConfig, recorded: TrainingRun | None, checkpoint: Path | None
+) -> _Prepared:
     refuse_variables(os.environ)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if settings.resume and history.num_threads not in {"", str(torch.get_num_threads())}:
-        _log.warning(
-            "resumed with %d torch threads instead of %s: the weights may differ in their last "
-            "bits from those of an uninterrupted run",
-            torch.get_num_threads(),
-            history.num_threads,
-        )
+    if settings.resume and recorded is not None:
+        _tell_other_threads(recorded)
     reading = read_texts([Path(text) for text in settings.texts], settings.unusable)
     for line in reading.skipped:
         _log.warning("left out: %s", line)
-    if history.num_attempts:
-        resuming.require_same_documents(history.documents, reading.documents)
+    if recorded is not None:
+        resuming.require_same_documents(recorded, reading.documents)
     existing = checkpoint or settings.from_model or settings.tokenizer
     tokenizer = (
         load_tokenizer(Path(existing))
@@ -208,16 +207,26 @@ def _prepare(settings: TrainConfig, history: History, checkpoint: Path | None) -
         evaluation_set = cut(texts.documents, tokenizer, settings.block_size)
     set_seed(settings.seed)
     model = initial_model(settings, tokenizer)
-    if history.num_attempts and checkpoint is None:
-        _require_same_beginning(settings, history, tokenizer, model)
+    if recorded is not None and checkpoint is None:
+        _require_same_beginning(settings, recorded.started, tokenizer, model)
     return _Prepared(model, tokenizer, training_set, evaluation_set)
 
 
+def _tell_other_threads(recorded: TrainingRun) -> None:
+    before = recorded.attempts[-1].determinism.get("num_threads", "")
+    if before not in {"", str(torch.get_num_threads())}:
+        _log.warning(
+            "resumed with %d torch threads instead of %s: the weights may differ in their last "
+            "bits from those of an uninterrupted run",
+            torch.get_num_threads(),
+            before,
+        )
+
+
 def _require_same_beginning(
-    settings: TrainConfig, history: History, tokenizer: Any, model: Any
+    settings: TrainConfig, recorded: TrainingRunStarted, tokenizer: Any, model: Any
 ) -> None:
     """Refuses to begin a run again with another tokenizer or other weights than it began with."""
-    recorded = history.started
     found = tokenizer_digest(tokenizer)
     if recorded.tokenizer_digest and found != recorded.tokenizer_digest:
         where = settings.from_model or settings.tokenizer or "the one that is trained on the texts"
