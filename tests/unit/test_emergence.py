@@ -263,6 +263,26 @@ def test_a_changed_tokenizer_is_refused_by_name(copied: Path) -> None:
     assert (refused.reason, str(file) in str(refused)) == ("TOKENIZER_CHANGED", True)
 
 
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path) -> None:
+    record = Broken(tmp_path / "run", CORPUS[:1], kept=()).run()
+    refused = refusal(record)
+    assert refused.reason == "TOKENIZER_UNREADABLE"
+    assert f"the tokenizer in {record.parent} cannot be loaded" in str(refused)
+
+
+class Broken(Training):
+    """Saved, and put on record, with a tokenizer that is none."""
+
+    def _saved(self, step: int, path: str) -> pb.TrainingEvent:
+        self.tokenizer = BrokenTokenizer()
+        return super()._saved(step, path)
+
+
+class BrokenTokenizer:
+    def save_pretrained(self, directory: Path) -> None:
+        (directory / "tokenizer.json").write_text("{}")
+
+
 def test_a_run_that_kept_nothing_is_refused(tmp_path: Path, copied: Path) -> None:
     bare = records.write(tmp_path, [records.started(), records.attempt(), records.finished(1)])
     assert refusal(bare).reason == "NO_CHECKPOINTS"

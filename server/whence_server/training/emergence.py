@@ -37,8 +37,8 @@ from whence_server.training.trajectory import (
     RefusedError,
     examples_between,
     kept_weights,
-    load_tokenizer,
     load_weights,
+    recorded_tokenizer,
 )
 
 REFUSED = 2
@@ -105,7 +105,7 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
     except LineageError as error:
         raise RefusedError("RECORD_BROKEN", str(error)) from error
     kept = kept_weights(run)
-    tokenizer = load_tokenizer(run, kept)
+    tokenizer = recorded_tokenizer(run, kept)
     text = _tokens(tokenizer, question)
     steps = [one.step for one in kept]
     beginning = None if 0 in steps else trajectory.beginning(run, tokenizer)

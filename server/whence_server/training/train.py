@@ -35,7 +35,7 @@ from whence_server.training.models import initial_model
 from whence_server.training.progress import LossOnTheBar, StopAt
 from whence_server.training.recorder import record
 from whence_server.training.setup import parent_model, tokenizer_digest
-from whence_server.training.tokenizer import load_tokenizer, train_tokenizer
+from whence_server.training.tokenizer import tokenizer_for_blocks, train_tokenizer
 
 _LOGGING_STEPS = 20
 _PARTIAL = "model.partial"
@@ -196,7 +196,7 @@ def _prepare(
         resuming.require_same_documents(recorded, reading.documents)
     existing = checkpoint or settings.from_model or settings.tokenizer
     tokenizer = (
-        load_tokenizer(Path(existing))
+        tokenizer_for_blocks(Path(existing))
         if existing
         else train_tokenizer(reading.documents, settings.vocab_size)
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.config.training import recorded_config
@@ -17,6 +17,7 @@ from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
 from whence_server.training import contents
 from whence_server.training.models import initial_model
+from whence_server.training.tokenizer import load_tokenizer
 
 
 class RefusedError(Exception):
@@ -87,11 +88,11 @@ def load_weights(run: TrainingRun, kept: Kept) -> Any:
     return _ready(model)
 
 
-def load_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
+def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
     """The tokenizer that was saved with the newest weights that have one.
 
     Raises:
-        RefusedError: none was saved, or it has changed since.
+        RefusedError: none was saved, it has changed since, or it cannot be loaded.
     """
     for one in reversed(kept):
         recorded = {
@@ -110,7 +111,10 @@ def load_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
                     "TOKENIZER_CHANGED",
                     f"{one.directory / name} is not as recorded: expected {sha256}, found {found}",
                 )
-        return AutoTokenizer.from_pretrained(one.directory, local_files_only=True)
+        try:
+            return load_tokenizer(one.directory)
+        except ConfigurationError as error:
+            raise RefusedError("TOKENIZER_UNREADABLE", str(error)) from error
     raise RefusedError(
         "NO_TOKENIZER",
         f"no checkpoint of run {run.started.training_run_id} has a tokenizer beside its weights",
