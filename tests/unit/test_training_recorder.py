@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -341,8 +342,9 @@ def test_what_would_keep_the_effect_of_superseded_steps_is_refused(tmp_path: Pat
     assert [s.step for s in steps_in(tmp_path)] == [1, 2, *range(1, 13)]
 
 
+@pytest.mark.parametrize("in_block", [False, True])
 def test_a_model_whose_best_weights_were_loaded_again_is_on_record_by_their_step(
-    tmp_path: Path,
+    in_block: bool, tmp_path: Path
 ) -> None:
     class Worsens(TrainerCallback):
         """The second measurement is the best of three."""
@@ -362,10 +364,10 @@ def test_a_model_whose_best_weights_were_loaded_again_is_on_record_by_their_step
         metric_for_best_model="quality",
         greater_is_better=True,
     )
-    record(trainer)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "best"))
-    trainer.evaluate()
+    with record(trainer) if in_block else nullcontext(record(trainer)):
+        trainer.train()
+        trainer.save_model(str(tmp_path / "best"))
+        trainer.evaluate()
     events = events_in(tmp_path / "run")
     by_step = {
         e.checkpoint.step: e.checkpoint
@@ -373,7 +375,11 @@ def test_a_model_whose_best_weights_were_loaded_again_is_on_record_by_their_step
         if e.WhichOneof("event") == "checkpoint" and e.checkpoint.resumable
     }
     assert sorted(by_step) == [4, 8, 12]
-    final, evaluation = events[-2].checkpoint, events[-1].evaluation
+    kinds = ["attempt_finished", "checkpoint", "evaluation"]
+    kinds = kinds[1:] + kinds[:1] if in_block else kinds
+    assert [event.WhichOneof("event") for event in events[-3:]] == kinds
+    final = events[-3 + kinds.index("checkpoint")].checkpoint
+    evaluation = events[-3 + kinds.index("evaluation")].evaluation
     assert final.path.endswith("/best")
     assert (final.step, final.weights_digest) == (8, by_step[8].weights_digest)
     assert final.weights_digest != by_step[12].weights_digest
@@ -700,3 +706,64 @@ def test_batches_that_are_no_dictionaries_are_refused(tmp_path: Path) -> None:
     record(trainer)
     with pytest.raises(LineageError, match="gives a tuple: only batches that are dictionaries"):
         trainer.train()
+
+
+def test_what_is_saved_and_measured_in_a_with_block_comes_before_the_end(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "run", max_steps=2, eval_dataset=Rows(5))
+    with record(trainer) as recorder:
+        trainer.train()
+        assert recorder.run is not None
+        assert recorder.run.is_open
+        trainer.save_model(str(tmp_path / "final"))
+        trainer.evaluate()
+    events = events_in(tmp_path / "run")
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[3:] == ["step", "step", "checkpoint", "evaluation", "attempt_finished"]
+    saved, measured, finished = events[-3].checkpoint, events[-2].evaluation, events[-1]
+    assert (saved.step, measured.step, finished.attempt_finished.step) == (2, 2, 2)
+    assert finished.attempt_finished.state == TrainingState.TRAINING_STATE_COMPLETED
+    assert finished.attempt_finished.weights_digest == saved.weights_digest
+    # The record beside the saved model is the record, its end included.
+    assert events_in(tmp_path / "final") == events
+    # The block is left: what comes now follows the end.
+    trainer.save_model()
+    assert events_in(tmp_path / "run")[-1].checkpoint.path == "."
+
+
+def test_an_error_after_the_training_fails_the_attempt_that_a_with_block_holds(
+    tmp_path: Path,
+) -> None:
+    trainer = trainer_of(tmp_path, max_steps=2)
+
+    def train_and_save() -> None:
+        with record(trainer):
+            trainer.train()
+            raise ValueError("not saved")
+
+    with pytest.raises(ValueError, match="not saved"):
+        train_and_save()
+    finished = events_in(tmp_path)[-1].attempt_finished
+    assert finished.state == TrainingState.TRAINING_STATE_FAILED
+    assert (finished.step, finished.error) == (2, "ValueError: not saved")
+
+
+def test_a_training_that_fails_in_a_with_block_ends_once(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, callbacks=[Stop(2, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt), record(trainer):
+        trainer.train()
+    kinds = [event.WhichOneof("event") for event in events_in(tmp_path)]
+    assert kinds.count("attempt_finished") == 1
+    assert kinds[-1] == "attempt_finished"
+
+
+def test_a_second_training_in_a_with_block_goes_on_with_the_record(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    with record(trainer):
+        trainer.train()
+        trainer.args.max_steps = 4
+        trainer.train(resume_from_checkpoint=True)
+    events = events_in(tmp_path)
+    states = [e.attempt_finished.state for e in events if e.HasField("attempt_finished")]
+    assert states == [TrainingState.TRAINING_STATE_COMPLETED] * 2
+    assert [(s.attempt, s.step) for s in steps_in(tmp_path)] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert events[-1].HasField("attempt_finished")

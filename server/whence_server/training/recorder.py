@@ -5,6 +5,9 @@
     record(trainer)
     trainer.train()
 
+As a context manager it puts the attempt's end on record where the block ends, and not where the
+training does: after what is saved or measured in between.
+
 The training's own bits stay as they are. Examples' ids travel inside the batch (`tagging`), and
 are taken out of it right before the training step; all else is read, never written.
 """
@@ -13,7 +16,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -135,6 +138,8 @@ def _require_whole_weights(trainer: Any) -> None:
 class Recorder(TrainerCallback):
     """What `record` leaves on a trainer: a callback, and wraps around five of its methods.
 
+    In a `with` block the attempt goes on until that ends.
+
     Attributes:
         run: what is on record in this process; None before the training and beside rank 0.
     """
@@ -145,6 +150,8 @@ class Recorder(TrainerCallback):
         self._norm_stride = norm_stride
         self._meter: NormMeter | None = None
         self.run: RecordedRun | None = None
+        self._is_held = False
+        self._copies: list[Path] = []
         self._grad_norm: Any = None
         self._num_steps = 0
         self._begin_step()
@@ -162,11 +169,29 @@ class Recorder(TrainerCallback):
             wrap(trainer, method, around)
         wrap(trainer.accelerator, "clip_grad_norm_", self._clip_grad_norm)
 
+    def __enter__(self) -> Self:
+        """Keeps the attempt from ending with the training."""
+        self._is_held = True
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Records how the attempt ended.
+
+        Raises:
+            LineageError: the record cannot be written.
+        """
+        self._is_held = False
+        if error is not None:
+            self._fail(error)
+        else:
+            self._complete()
+
     # Around the trainer's methods. Each gets the method that it stands for.
 
     def _train(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         resumed_from = args[0] if args else kwargs.get("resume_from_checkpoint")
         self._num_steps = 0
+        self._complete()
         if self._writes:
             opening.require_place(self._options, resumes=bool(resumed_from))
         if resumed_from is True:
@@ -221,6 +246,8 @@ class Recorder(TrainerCallback):
         if self.run is not None:
             self.run.saved(directory, self._trainer.model)
             copy_record(self.run.path, directory)
+            if self.run.is_open:
+                self._copies.append(directory)
 
     # The trainer's events.
 
@@ -302,8 +329,10 @@ class Recorder(TrainerCallback):
         """The training went to its end."""
         del args, state, control, kwargs
         self._meter = None
-        if self.run is not None:
-            self.run.finish(TrainingState.TRAINING_STATE_COMPLETED, self._trainer.model)
+        if self._is_held and self.run is not None:
+            self.run.trained(self._trainer.model)
+        else:
+            self._complete()
 
     @property
     def _writes(self) -> bool:
@@ -315,6 +344,15 @@ class Recorder(TrainerCallback):
         self._losses: list[torch.Tensor] = []
         self._grad_norm = None
         self._learning_rate = 0.0
+
+    def _complete(self) -> None:
+        """Records that the attempt went to its end, unless it has ended already."""
+        if self.run is None or not self.run.is_open:
+            return
+        self.run.finish(TrainingState.TRAINING_STATE_COMPLETED, self._trainer.model)
+        for directory in self._copies:
+            copy_record(self.run.path, directory)
+        self._copies.clear()
 
     def _fail(self, error: BaseException) -> None:
         """Records that an exception ended the attempt, unless recording is what cannot be done."""

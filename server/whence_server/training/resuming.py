@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from whence.v1.training_pb2 import Checkpoint
+from whence.v1.training_pb2 import Checkpoint, TrainingState
 from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import file_digests
 from whence_server.lineage.run import TrainingRun
@@ -61,9 +61,10 @@ def clear_beyond(output: Path, checkpoint: Path | None, recorded: TrainingRun | 
 
 
 def is_complete(output: Path, recorded: TrainingRun) -> bool:
-    """Whether the final model is there, as it was recorded."""
+    """Whether the run went to its end, and its final model is there, as it was recorded."""
     finals = [c for c in recorded.checkpoints if c.path == "."]
-    return bool(finals) and not _fault(output, finals[-1])
+    completed = recorded.state == TrainingState.TRAINING_STATE_COMPLETED
+    return completed and bool(finals) and not _fault(output, finals[-1])
 
 
 def require_same_documents(recorded: TrainingRun, documents: Sequence[TextDocument]) -> None:

@@ -47,6 +47,7 @@ class RecordedRun:
         self._step = self._last_step = attempt.resumed_step
         self._tokens_seen = tokens_seen
         self._checkpoints = dict(checkpoints)
+        self._is_trained = False
         self._began_ns = self._step_ended_ns = time.monotonic_ns()
         self._append(TrainingEvent(attempt_started=attempt))
 
@@ -110,7 +111,7 @@ class RecordedRun:
     def saved(self, directory: Path, model: Any) -> Checkpoint:
         """The model was saved to a directory, and all of that is on disk."""
         event = snapshots.checkpoint(directory, self.path, model)
-        if not self.is_open:
+        if self._is_trained:
             self._weights_are(event.weights_digest)
         self._checkpoints[event.weights_digest] = self._step
         event.step, event.attempt = self._step, self._attempt
@@ -119,8 +120,14 @@ class RecordedRun:
         self._step_ended_ns = time.monotonic_ns()
         return event
 
+    def trained(self, model: Any) -> None:
+        """The last step was made; what follows is of the weights that the model has now."""
+        self._is_trained = True
+        self._weights_are(weights_digest(model.state_dict()))
+
     def finish(self, state: TrainingState.ValueType, model: Any, error: str = "") -> None:
         """The attempt has ended; later evaluations and saved models are recorded all the same."""
+        self._is_trained = True
         try:
             self._finish(state, weights_digest(model.state_dict()), error)
         finally:
@@ -131,7 +138,7 @@ class RecordedRun:
     def _finish(self, state: TrainingState.ValueType, digest: str, error: str) -> None:
         event = AttemptFinished(
             attempt=self._attempt,
-            step=self._step,
+            step=self._last_step,
             end_time=now(),
             state=state,
             error=error,

@@ -156,7 +156,9 @@ def _train(
     output.mkdir(parents=True, exist_ok=True)
     resuming.clear_beyond(output, checkpoint, recorded)
     trainer = _trainer(settings, prepared, output / resuming.CHECKPOINTS, saves=True)
-    recorder = record(
+    bar = LossOnTheBar()
+    trainer.add_callback(bar)
+    with record(
         trainer,
         directory=output,
         name=settings.name,
@@ -166,15 +168,14 @@ def _train(
         recipe_json=settings.recipe_json(),
         restart=settings.resume,
         writer=writer,
-    )
-    bar = LossOnTheBar()
-    trainer.add_callback(bar)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        bar.close()
-    _save(trainer.model, prepared.tokenizer, output)
-    recorder.saved_model(output)
+    ) as recorder:
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            bar.close()
+        # The attempt ends, and who watches it leaves, once the model is on record.
+        _save(trainer.model, prepared.tokenizer, output)
+        recorder.saved_model(output)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Trained(output, float(losses[-1]) if losses else None)
 
