@@ -61,7 +61,7 @@ owner, method = {
     "before optimizer saved": (Trainer, "_save_optimizer_and_scheduler"),
     "before begin": (RecordWriter, "begin"),
     "after begin": (RecordWriter, "begin"),
-    "after _save": (module, "_save"),
+    "after save_model": (module, "save_model"),
     "after saved_model": (Recorder, "saved_model"),
 }[point]
 original = getattr(owner, method)
@@ -273,7 +273,7 @@ def test_a_training_killed_at_the_beginning_of_its_record_begins_again(
     assert kinds.count("started") == kinds.count("attempt_started") == 1
 
 
-@pytest.mark.parametrize("point", ["after _save", "after saved_model"])
+@pytest.mark.parametrize("point", ["after save_model", "after saved_model"])
 def test_a_training_killed_before_its_model_or_its_end_was_on_record_puts_it_there(
     point: str, whole: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """A training run while it is recorded, in the process that writes: rank 0."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from whence_server.training import snapshots
 from whence_server.training.norms import Norms
 from whence_server.training.ranks import RankStep
 from whence_server.training.setup import now
+
+_log = logging.getLogger(__name__)
 
 
 class RecordedRun:
@@ -48,6 +51,7 @@ class RecordedRun:
         self._tokens_seen = tokens_seen
         self._checkpoints = dict(checkpoints)
         self._is_trained = False
+        self._copies: list[Path] = []
         self._began_ns = self._step_ended_ns = time.monotonic_ns()
         self._append(TrainingEvent(attempt_started=attempt))
 
@@ -120,10 +124,51 @@ class RecordedRun:
         self._step_ended_ns = time.monotonic_ns()
         return event
 
+    def saved_model(self, directory: Path, model: Any) -> None:
+        """The model was saved, to be used elsewhere: the record goes with it.
+
+        Raises:
+            LineageError: it cannot be read, or the record cannot be written.
+        """
+        self.saved(directory, model)
+        snapshots.copy_record(self.path, directory)
+        if self.is_open:
+            self._copies.append(directory)
+
     def trained(self, model: Any) -> None:
         """The last step was made; what follows is of the weights that the model has now."""
         self._is_trained = True
         self._weights_are(weights_digest(model.state_dict()))
+
+    def completed(self, model: Any) -> None:
+        """The attempt went to its end; nothing more where it has ended already.
+
+        Raises:
+            LineageError: the record cannot be written.
+        """
+        if not self.is_open:
+            return
+        self.finish(TrainingState.TRAINING_STATE_COMPLETED, model)
+        for directory in self._copies:
+            snapshots.copy_record(self.path, directory)
+
+    def failed(self, error: BaseException, model: Any) -> None:
+        """An exception ended the attempt; nothing more where it has ended already.
+
+        Where that cannot be recorded the log says so: the training's own error is the one to see.
+        """
+        if not self.is_open:
+            return
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        state = (
+            TrainingState.TRAINING_STATE_INTERRUPTED
+            if interrupted
+            else TrainingState.TRAINING_STATE_FAILED
+        )
+        try:
+            self.finish(state, model, "" if interrupted else f"{type(error).__name__}: {error}")
+        except Exception as unwritten:  # noqa: BLE001 - see above
+            _log.warning("how the training ended is not on record: %s", unwritten)
 
     def finish(self, state: TrainingState.ValueType, model: Any, error: str = "") -> None:
         """The attempt has ended; later evaluations and saved models are recorded all the same."""
