@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from whence.v1.training_pb2 import TrainingEvent
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
@@ -84,6 +84,17 @@ class SeenRows:
     def _look(self, model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if model.training:
             self.passes.append([number_of(ids) for ids in kwargs["input_ids"]])
+
+
+class Stop(TrainerCallback):
+    """Ends a training as a crash would."""
+
+    def __init__(self, step: int, error: BaseException) -> None:
+        self.step, self.error = step, error
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise self.error
 
 
 def trainer_of(

@@ -199,7 +199,12 @@ def _digests(directory: Path) -> None:
     """Digests of tensors and files against hashlib alone on the same bytes."""
     import torch
 
-    from whence_server.engine.digests import file_digests, tensor_digests, weights_digest
+    from whence_server.engine.digests import (
+        file_digests,
+        state_digests,
+        tensor_digests,
+        weights_digest,
+    )
 
     elements = NUM_DIGESTED_BYTES // 4 // 64
     state = {f"layer.{n}.weight": torch.randn(elements) for n in range(64)}
@@ -209,11 +214,19 @@ def _digests(directory: Path) -> None:
         lambda: hashlib.sha256(octets).digest(),
         lambda: weights_digest(state),
         lambda: tensor_digests(state),
+        lambda: (weights_digest(state), tensor_digests(state)),
+        lambda: state_digests(state),
         lambda: file_digests(directory, ["weights"]),
     )
     speed = len(octets) / raw / 1e9
     print(f"SHA-256 over {NUM_DIGESTED_BYTES >> 20} MiB, hashlib alone: {speed:.2f} GB/s")
-    names = ("weights digest", "a digest for each tensor", "a file")
+    names = (
+        "weights digest",
+        "a digest for each tensor",
+        "both, one by one",
+        "both in one pass",
+        "a file",
+    )
     for name, seconds in zip(names, ours, strict=True):
         print(f"  {name}: {raw / seconds:.2f} of its speed")
 

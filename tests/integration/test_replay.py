@@ -16,12 +16,12 @@ from whence.v1.training_pb2 import AttemptStarted, TrainingEvent
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import tensor_digests, weights_digest
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.lineage.whole import verified_run
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import surroundings, verify_command
 from whence_server.training.emergence import Question, trace
 from whence_server.training.findings import Report, Verdict
 from whence_server.training.replay import _surroundings_that_differ, replay
-from whence_server.training.runs_on_record import read_run
 from whence_server.training.train import train
 from whence_server.training.verify import verify
 
@@ -139,7 +139,7 @@ def test_a_run_that_was_resumed_verifies_and_replays(model: Path) -> None:
     shutil.rmtree(model / "checkpoints" / "checkpoint-12")
     (model / "config.json").unlink()
     train({"output": str(model), "resume": True})
-    assert len(read_run(model / RECORD_NAME).attempts) == 2
+    assert len(verified_run(model / RECORD_NAME).attempts) == 2
     report = replayed(model, 8, 12)
     assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
     assert (report.step, report.attempt) == (12, 2)

@@ -1,5 +1,6 @@
 """`whence-server train`: from texts to a served model, through kills, changes and full disks."""
 
+import asyncio
 import hashlib
 import os
 import random
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import events_in, same_bits, steps_in
+from training_server import training_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, TrainingArguments
 
-from whence.v1.training_pb2 import TrainingState
+from whence import AsyncClient
+from whence.v1.training_pb2 import TrainingEvent, TrainingState
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import loading
@@ -48,7 +51,7 @@ import os, signal, sys
 from transformers import Trainer
 from whence_server.cli import main
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import train as module
+from whence_server.training import Recorder, train as module
 from whence_server.training.run import RecordedRun
 from whence_server.training.train import train
 
@@ -58,7 +61,8 @@ owner, method = {
     "before optimizer saved": (Trainer, "_save_optimizer_and_scheduler"),
     "before begin": (RecordWriter, "begin"),
     "after begin": (RecordWriter, "begin"),
-    "after _save": (module, "_save"),
+    "after save_model": (module, "save_model"),
+    "after saved_model": (Recorder, "saved_model"),
 }[point]
 original = getattr(owner, method)
 
@@ -193,7 +197,7 @@ def test_a_server_loads_exactly_what_is_on_record(whole: Path) -> None:
         digest_cache="",
     )
     info = loading.load(options).info
-    started, final = events_in(whole)[0].started, events_in(whole)[-1].checkpoint
+    started, final = events_in(whole)[0].started, events_in(whole)[-2].checkpoint
     assert final.path == "."
     assert info.model_digest == final.model_digest
     assert info.weights_digest == final.weights_digest
@@ -269,18 +273,46 @@ def test_a_training_killed_at_the_beginning_of_its_record_begins_again(
     assert kinds.count("started") == kinds.count("attempt_started") == 1
 
 
-def test_a_training_killed_before_its_model_was_on_record_puts_it_there(
-    whole: Path, texts: Path, tmp_path: Path
+@pytest.mark.parametrize("point", ["after save_model", "after saved_model"])
+def test_a_training_killed_before_its_model_or_its_end_was_on_record_puts_it_there(
+    point: str, whole: Path, texts: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    killed("after _save", 0, output, texts)
+    killed(point, 0, output, texts)
     assert (output / "config.json").is_file()
-    assert not any(event.checkpoint.path == "." for event in events_in(output))
+    is_on_record = any(event.checkpoint.path == "." for event in events_in(output))
+    assert is_on_record == (point == "after saved_model")
     train({"output": str(output), "resume": True})
-    final, expected = events_in(output)[-1].checkpoint, events_in(whole)[-1].checkpoint
+    *_, saved, ended = events_in(output)
+    final, expected = saved.checkpoint, events_in(whole)[-2].checkpoint
     assert (final.path, final.step) == (".", 12)
+    assert ended.attempt_finished.state == TrainingState.TRAINING_STATE_COMPLETED
     assert final.model_digest == expected.model_digest
     assert [s.step for s in steps_in(output)] == list(range(1, 13))
+
+
+def test_who_watches_a_training_gets_its_final_model_before_the_end(
+    texts: Path, tmp_path: Path
+) -> None:
+    given = {**SETTINGS, "texts": (str(texts),), "output": str(tmp_path / "run")}
+
+    async def watched(process: subprocess.Popen[str]) -> list[TrainingEvent]:
+        seen: list[TrainingEvent] = []
+        async with training_server(tmp_path) as server, AsyncClient(server.target) as client:
+            run_id = events_in(tmp_path / "run")[0].started.training_run_id
+            async for response in client.training_runs.watch(run_id, after_position=0):
+                if not seen:
+                    assert process.stdin is not None
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                seen += response.events
+        return seen
+
+    with waiting("after step", 12, f"train({given!r})") as process:
+        seen = asyncio.run(watched(process))
+    assert seen[-2].checkpoint.path == "."
+    assert seen[-1].attempt_finished.state == TrainingState.TRAINING_STATE_COMPLETED
+    assert seen == events_in(tmp_path / "run")
 
 
 def test_a_training_that_goes_on_is_not_resumed_beside_it(

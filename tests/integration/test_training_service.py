@@ -163,7 +163,7 @@ async def _in_another_process(builder: RecordBuilder) -> None:
 from pathlib import Path
 from whence.v1 import training_pb2 as pb
 from whence_server.lineage.writer import RecordWriter
-writer, _ = RecordWriter.resume(Path({str(builder.path)!r}))
+writer = RecordWriter.resume(Path({str(builder.path)!r}))
 writer.append(pb.TrainingEvent(attempt_started=pb.AttemptStarted(attempt=2, resumed_step=7)))
 for step in (8, 9):
     writer.append(pb.TrainingEvent(step=pb.TrainingStep(step=step, attempt=2)))

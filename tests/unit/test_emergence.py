@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 import torch
 import training_records as records
+from lineage_records import RecordBuilder
 from safetensors.torch import load_file, save_file
 from tiny_models import CORPUS
 from training_runs import Training, gpt2, groups, trained, weights_digest
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from whence.v1 import training_pb2 as pb
 from whence.v1.training_pb2 import TraceEmergenceResponse
 from whence_server.lineage.framing import frames
 from whence_server.lineage.reader import RECORD_NAME
+from whence_server.lineage.whole import verified_run
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.emergence import Question, trace
-from whence_server.training.runs_on_record import read_run
-from whence_server.training.trajectory import RefusedError, beginning
+from whence_server.training.trajectory import RefusedError, beginning, examples_between
 
 PROMPT, CONTINUATION = "The quick brown", " fox jumps over"
 LLAMA = LlamaConfig(
@@ -206,7 +208,7 @@ def test_a_character_of_several_tokens_is_told_once(record: Path) -> None:
 
 
 def test_what_was_superseded_does_not_count(copied: Path) -> None:
-    writer, _ = RecordWriter.resume(copied)
+    writer = RecordWriter.resume(copied)
     for event in [records.attempt(2, resumed_step=4), records.step(5, 2)]:
         writer.append(event)
     writer.close()
@@ -261,6 +263,26 @@ def test_a_changed_tokenizer_is_refused_by_name(copied: Path) -> None:
     assert (refused.reason, str(file) in str(refused)) == ("TOKENIZER_CHANGED", True)
 
 
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path) -> None:
+    record = Broken(tmp_path / "run", CORPUS[:1], kept=()).run()
+    refused = refusal(record)
+    assert refused.reason == "TOKENIZER_UNREADABLE"
+    assert f"the tokenizer in {record.parent} cannot be loaded" in str(refused)
+
+
+class Broken(Training):
+    """Saved, and put on record, with a tokenizer that is none."""
+
+    def _saved(self, step: int, path: str) -> pb.TrainingEvent:
+        self.tokenizer = BrokenTokenizer()
+        return super()._saved(step, path)
+
+
+class BrokenTokenizer:
+    def save_pretrained(self, directory: Path) -> None:
+        (directory / "tokenizer.json").write_text("{}")
+
+
 def test_a_run_that_kept_nothing_is_refused(tmp_path: Path, copied: Path) -> None:
     bare = records.write(tmp_path, [records.started(), records.attempt(), records.finished(1)])
     assert refusal(bare).reason == "NO_CHECKPOINTS"
@@ -313,10 +335,26 @@ def test_the_process_tells_a_refusal_and_ends_with_its_input(record: Path) -> No
         assert process.wait() == 3
 
 
+def test_examples_between_two_steps_are_looked_up(tmp_path: Path) -> None:
+    with RecordBuilder(tmp_path / "run") as builder:
+        builder.attempt()
+        for number, ids in ((1, [5, 3]), (2, [3, 8]), (3, [9])):
+            builder.steps([number], ranks=[pb.RankExamples(example_ids=ids)])
+        builder.attempt(resumed_step=2)
+        builder.steps([3], ranks=[pb.RankExamples(example_ids=[1]), pb.RankExamples(rank=1)])
+        run = verified_run(builder.path)
+    assert list(examples_between(run, 0, 3)) == [5, 3, 8, 1], "9 was superseded"
+    assert list(examples_between(run, 1, 2)) == [3, 8]
+    builder.path.unlink()
+    with pytest.raises(RefusedError) as refused:
+        list(examples_between(run, 0, 3))
+    assert refused.value.reason == "RECORD_BROKEN"
+
+
 def test_a_run_that_went_on_from_a_model_begins_at_its_weights_where_they_are(
     copied: Path,
 ) -> None:
-    run = read_run(copied)
+    run = verified_run(copied)
     parent = run.started.parent
     parent.source = str(copied.parent)
     run.started.initial_weights_digest = run.checkpoints[-1].weights_digest

@@ -14,6 +14,7 @@ from whence_server.engine import digests
 from whence_server.engine.digests import (
     file_digests,
     model_signing_digest,
+    state_digests,
     tensor_digests,
     weights_digest,
 )
@@ -86,6 +87,13 @@ def test_weights_digest_sees_every_bit() -> None:
     before = weights_digest({"w": weights})
     weights[3] = -0.0
     assert weights_digest({"w": weights}) != before
+
+
+def test_both_kinds_of_digest_in_one_pass_are_those_of_one_each() -> None:
+    large = torch.arange(1 << 19, dtype=torch.float32).reshape(1 << 9, -1)
+    state = {"large": large, "small": large[:2], "turned": large.t(), "tied": large}
+    state |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(7)}
+    assert state_digests(state) == (weights_digest(state), tensor_digests(state))
 
 
 def test_tensor_digests_are_of_the_elements_and_tied_ones_count_once() -> None:

@@ -17,6 +17,7 @@ from whence_server.lineage.documents import document_text
 from whence_server.lineage.lookup import Place, event_at, events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepIndex, StepRange
+from whence_server.lineage.whole import read_run, torn_end, verified_run
 
 TEXTS = [b"one", b"two two", b"", b"four\n", b"two two", b"six" * 100, b"seven"]
 
@@ -117,8 +118,44 @@ def test_steps_are_those_of_a_list_kept_in_full(
     expected = [s for s in within if (s[0] - first) % stride == 0 or s[0] == last]
     found = list(index.select(wanted))
     assert [(ref.number, ref.attempt) for ref in found] == expected
+    assert {n for n in range(60) if index.at(n)} == set(counting)
+    assert all(index.at(n) == ref for n, ref in ((r.number, r) for r in index.select(StepRange())))
     assert all(ref.place.begin_byte == ref.number * 100 + ref.attempt for ref in found)
     assert (len(index), index.num_superseded) == (len(counting), len(superseded))
+
+
+def test_checkpoints_count_until_the_training_went_on_from_before_them(
+    record: RecordBuilder,
+) -> None:
+    record.attempt().steps(range(1, 8)).checkpoint(4).checkpoint(6, path="a/b")
+    record.attempt(resumed_step=4).steps(range(5, 7)).checkpoint(6).finish(6).checkpoint(6, ".")
+    run = opened(record)
+    assert [(c.step, c.attempt) for c in run.checkpoints] == [(4, 1), (6, 1), (6, 2), (6, 2)]
+    assert [c.path for c in run.counting_checkpoints()] == ["checkpoint-4", "checkpoint-6", "."]
+    assert [run.is_superseded(c) for c in run.checkpoints] == [False, True, False, False]
+    assert run.directory_of(run.checkpoints[1]) == record.path.parent / "a" / "b"
+    assert [run.tokens_seen_after(step) for step in (0, 1, 6, 7)] == [0, 16, 96, 0]
+    (whole, *_) = read_run(record.path, with_tensors=True).checkpoints
+    assert [tensor.name for tensor in whole.tensors] == ["w"]
+
+
+def test_what_follows_the_last_whole_entry_is_told(record: RecordBuilder) -> None:
+    run = opened(record)
+    assert torn_end(run) == (0, False)
+    octets = record.path.read_bytes()
+    with record.path.open("ab") as file:
+        file.write(b"\x7f\x01")
+    assert torn_end(run) == (2, True), "the builder holds the record"
+    record.path.write_bytes(octets)
+    record.attempt().close()
+    assert torn_end(run) == (0, False)
+    assert len(run.attempts) == 1, "what was written meanwhile is read"
+    with record.path.open("ab") as file:
+        file.write(b"\x7f\x01")
+    assert torn_end(run) == (2, False)
+    record.path.unlink()
+    with pytest.raises(LineageError, match="cannot be read: No such file"):
+        torn_end(run)
 
 
 def test_a_step_takes_little_memory() -> None:
@@ -135,6 +172,8 @@ def test_documents_and_examples_are_looked_up(record: RecordBuilder) -> None:
         document = training_set.document(index)
         assert document_text(document) == text
         assert training_set.find(hashlib.sha256(text).hexdigest()) == TEXTS.index(text)
+    everything = list(training_set.all_documents())
+    assert everything == [training_set.document(index) for index in range(len(TEXTS))]
     assert training_set.pieces(0) == [(0, 0, 3), (1, 0, 2)]
     assert training_set.pieces(2) == [(3, 0, 5), (5, 0, 9)]
     for asked in (
@@ -225,6 +264,8 @@ def test_a_merkle_root_that_the_documents_do_not_have_is_refused(tmp_path: Path)
         run = opened(builder)
     with pytest.raises(LineageError, match="0000 is recorded"):
         run.training_set.audit_path(0)
+    with pytest.raises(LineageError, match="its 7 documents have the Merkle root"):
+        verified_run(builder.path)
 
 
 def test_missing_documents_are_noticed(tmp_path: Path) -> None:
@@ -280,3 +321,5 @@ def test_an_entry_that_is_half_written_is_no_run_yet(tmp_path: Path) -> None:
         whole = builder.path.read_bytes()
     builder.path.write_bytes(whole[:-1])
     assert TrainingRun.open(builder.path) is None
+    with pytest.raises(LineageError, match="no whole entry"):
+        read_run(builder.path)

@@ -172,7 +172,7 @@ async def test_a_resumed_run_goes_on_at_its_cursor(tmp_path: Path, receiver: Rec
     ]
     more = [records.attempt(2, resumed_step=1, offset_ns=10**9), records.step(2, 2)]
     more.append(records.finished(60, 2))
-    writer, _ = RecordWriter.resume(record)
+    writer = RecordWriter.resume(record)
     for event in more:
         writer.append(event)
     writer.close()

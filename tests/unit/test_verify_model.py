@@ -19,7 +19,6 @@ from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import verify_command
 from whence_server.training.findings import Report, Verdict
-from whence_server.training.runs_on_record import read_run
 from whence_server.training.verify import verify
 
 WEIGHTS = "model.safetensors"
@@ -235,7 +234,7 @@ def test_another_models_weights_are_not_the_runs(model: Path) -> None:
 
 
 def test_superseded_weights_are_told_to_be(model: Path) -> None:
-    writer, _ = RecordWriter.resume(model / RECORD_NAME)
+    writer = RecordWriter.resume(model / RECORD_NAME)
     writer.append(records.attempt(2, resumed_step=4))
     writer.close()
     report = verify(model / "checkpoints" / "checkpoint-8")
@@ -281,7 +280,7 @@ def test_half_an_entry_at_the_end_is_found(model: Path) -> None:
 
 def test_half_an_entry_that_is_being_written_is_noted(model: Path) -> None:
     record = model / RECORD_NAME
-    writer, _ = RecordWriter.resume(record)
+    writer = RecordWriter.resume(record)
     with record.open("ab") as file:
         file.write(b"\x7f\x01")
     report = verify(model)
@@ -291,14 +290,6 @@ def test_half_an_entry_that_is_being_written_is_noted(model: Path) -> None:
     )
     writer.close()
     assert verify(model).verdict is Verdict.NOT_VERIFIED
-
-
-def test_steps_are_kept_only_where_they_are_asked_for(made: Path) -> None:
-    assert read_run(made / RECORD_NAME).examples == {}
-    examples = read_run(made / RECORD_NAME, with_examples=True).examples
-    assert {number: list(ids) for number, ids in examples.items()} == {
-        number: [number - 1] for number in range(1, 9)
-    }
 
 
 def test_weights_that_cannot_be_loaded_are_named(model: Path) -> None:

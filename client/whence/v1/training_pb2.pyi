@@ -148,7 +148,9 @@ class TrainingEvent(google.protobuf.message.Message):
 
     @property
     def attempt_finished(self) -> global___AttemptFinished:
-        """The attempt ended in an orderly way. One that was killed has none."""
+        """The attempt ended in an orderly way. One that was killed has none. Weights
+        that are saved, and measurements that are made, after the end follow it.
+        """
 
     def __init__(
         self,
@@ -1218,8 +1220,9 @@ global___WatchTrainingRunRequest = WatchTrainingRunRequest
 @typing.final
 class WatchTrainingRunResponse(google.protobuf.message.Message):
     """What was recorded, in order. The stream ends with the run: when the record
-    says that it is completed, failed or interrupted, and nothing follows. A
-    server that closes before ends it with UNAVAILABLE.
+    says that it is completed, failed or interrupted, and nothing follows. What
+    is recorded later, as of a model that is saved after the run, is not in it.
+    A server that closes before ends it with UNAVAILABLE.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -60,8 +60,7 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in _distinct(state):
-        dtype, shape = _dtype(tensor), ",".join(str(size) for size in tensor.shape)
-        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(_heading(name, tensor))
         digest.update(_little_endian(tensor))
     return digest.hexdigest()
 
@@ -82,14 +81,42 @@ def tensor_digests(state: Mapping[str, torch.Tensor]) -> list[TensorRecord]:
     Of tied tensors only the first is given, as in `weights_digest`.
     """
     return [
-        TensorRecord(
-            name,
-            _dtype(tensor),
-            tuple(tensor.shape),
-            hashlib.sha256(_little_endian(tensor)).hexdigest(),
-        )
+        _record(name, tensor, hashlib.sha256(_little_endian(tensor)))
         for name, tensor in _distinct(state)
     ]
+
+
+class StateDigests(NamedTuple):
+    """What is on record of a model's tensors."""
+
+    weights_digest: str
+    """See `weights_digest`."""
+    tensors: list[TensorRecord]
+    """See `tensor_digests`."""
+
+
+def state_digests(state: Mapping[str, torch.Tensor]) -> StateDigests:
+    """Both kinds of digest in one pass: each tensor is brought into the CPU's memory once.
+
+    Neither follows from the other, so that every byte goes into two hashes all the same.
+    """
+    whole, records = hashlib.sha256(), []
+    for name, tensor in _distinct(state):
+        octets = _little_endian(tensor)
+        whole.update(_heading(name, tensor))
+        whole.update(octets)
+        records.append(_record(name, tensor, hashlib.sha256(octets)))
+    return StateDigests(whole.hexdigest(), records)
+
+
+def _heading(name: str, tensor: torch.Tensor) -> bytes:
+    """What goes before a tensor's elements into the weights digest."""
+    shape = ",".join(str(size) for size in tensor.shape)
+    return f"{name}\0{_dtype(tensor)}\0{shape}\0".encode()
+
+
+def _record(name: str, tensor: torch.Tensor, elements: "hashlib._Hash") -> TensorRecord:
+    return TensorRecord(name, _dtype(tensor), tuple(tensor.shape), elements.hexdigest())
 
 
 def _distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

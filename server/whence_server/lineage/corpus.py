@@ -40,6 +40,10 @@ class Chunks:
             self.num_items = first + num_items
         return num_known
 
+    def places(self) -> list[Place]:
+        """The entries, in order."""
+        return list(map(Place, self._begins, self._ends, self._checks))
+
     def place_of(self, index: int) -> Place:
         """The entry that has an item."""
         which = bisect_right(self._firsts, index) - 1

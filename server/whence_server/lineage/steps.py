@@ -63,6 +63,12 @@ class StepIndex:
         """The last one that counts."""
         return self._ref(self._counting[-1]) if self._counting else None
 
+    def at(self, number: int) -> StepRef | None:
+        """The one of this number that counts."""
+        where = bisect_left(self._counting, number, key=self._number)
+        found = where < len(self._counting) and self._number(self._counting[where]) == number
+        return self._ref(self._counting[where]) if found else None
+
     def add(self, number: int, attempt: int, place: Place) -> None:
         """Takes in the record's next step."""
         self.supersede_beyond(number - 1)

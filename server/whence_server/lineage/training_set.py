@@ -1,12 +1,13 @@
 """What a run reads: its documents and examples, each looked up in the record when asked for."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from whence.v1.training_pb2 import TrainingDataset, TrainingDocument
 from whence_server.domain.errors import DocumentNotFoundError, LineageError
 from whence_server.lineage.corpus import DocumentIndex, ExampleIndex
-from whence_server.lineage.lookup import event_at
+from whence_server.lineage.lookup import event_at, events_at
 from whence_server.lineage.merkle import MerkleTree
 
 
@@ -47,6 +48,19 @@ class TrainingSet:
         self._require(index)
         chunk = event_at(self._path, self.documents.chunks.place_of(index)).documents
         return chunk.documents[index - chunk.first_index]
+
+    def all_documents(self) -> Iterator[TrainingDocument]:
+        """Every document, by its index.
+
+        Raises:
+            LineageError: the record is not the one that was read before.
+        """
+        index = 0
+        for event in events_at(self._path, self.documents.chunks.places()):
+            chunk = event.documents
+            # An entry may begin with what was known before it.
+            yield from chunk.documents[index - chunk.first_index :]
+            index = chunk.first_index + len(chunk.documents)
 
     def find(self, sha256: str) -> int:
         """Index of the first document with a digest, given as 64 hex digits.
@@ -90,16 +104,28 @@ class TrainingSet:
             LineageError: the documents on record do not have the recorded root.
         """
         self._require(index)
+        return self._checked_tree().audit_path(index)
+
+    def require_merkle_root(self) -> None:
+        """Holds the documents to the Merkle root, where one is on record.
+
+        Raises:
+            LineageError: the documents on record do not have the recorded root.
+        """
+        if self.dataset is not None and self.dataset.merkle_root:
+            self._checked_tree()
+
+    def _checked_tree(self) -> MerkleTree:
         if self._tree is None or len(self._tree) != len(self.documents):
             digests = (self.documents.digest(i) for i in range(len(self.documents)))
             self._tree = MerkleTree(digests)
         recorded = "" if self.dataset is None else self.dataset.merkle_root
         if self._tree.root.hex() != recorded:
             raise LineageError(
-                f"{self._path}: the documents on record have the Merkle root "
+                f"{self._path}: its {len(self.documents)} documents have the Merkle root "
                 f"{self._tree.root.hex()}, and {recorded or 'none'} is recorded"
             )
-        return self._tree.audit_path(index)
+        return self._tree
 
     def _require(self, index: int) -> None:
         if index < len(self.documents):

@@ -12,7 +12,7 @@ from whence.v1.training_pb2 import LineageEntry, TrainingEvent
 from whence_server.domain.errors import LineageError
 from whence_server.lineage.chain import genesis, next_hash
 from whence_server.lineage.framing import framed
-from whence_server.lineage.reader import RecordedEvent, RecordReader
+from whence_server.lineage.reader import RecordReader
 
 SYNC_INTERVAL_S = 1.0
 """What a power failure may cost at most; a killed process loses nothing that was appended."""
@@ -85,8 +85,8 @@ class RecordWriter:
         return writer
 
     @classmethod
-    def resume(cls, path: Path) -> tuple["RecordWriter", list[RecordedEvent]]:
-        """Opens a record to go on with it; gives what is in it, which may be nothing yet.
+    def resume(cls, path: Path) -> "RecordWriter":
+        """Opens a record to go on with it; there may be nothing in it yet.
 
         What follows the last whole entry, as a power failure may leave it, is moved to a file of
         its own beside the record, whose name ends in ".torn".
@@ -97,12 +97,13 @@ class RecordWriter:
         descriptor = _open(path, 0)
         try:
             reader = RecordReader(path)
-            events = reader.read_all()
+            while reader.read():
+                pass
             _set_aside(path, descriptor, reader.end_byte)
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(path, descriptor, reader), events
+        return cls(path, descriptor, reader)
 
     def begin(self, started: TrainingEvent) -> None:
         """Empties the record, and begins it with a `started` event.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whence_server.training.documented import Document, DocumentedExamples, Piece
-    from whence_server.training.recorder import Recorder, record
+    from whence_server.training.recorder import Recorder
+    from whence_server.training.recording import record
     from whence_server.training.setup import parent_model
 
 __all__ = ["Document", "DocumentedExamples", "Piece", "Recorder", "parent_model", "record"]
@@ -20,7 +21,7 @@ _MODULES = {
     "Piece": "documented",
     "Recorder": "recorder",
     "parent_model": "setup",
-    "record": "recorder",
+    "record": "recording",
 }
 
 

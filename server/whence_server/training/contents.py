@@ -18,8 +18,7 @@ from whence_server.engine.digests import (
     TensorRecord,
     file_digests,
     model_signing_digest,
-    tensor_digests,
-    weights_digest,
+    state_digests,
 )
 from whence_server.lineage.reader import RECORD_NAME
 
@@ -126,10 +125,10 @@ def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) ->
         ConfigurationError: they cannot be loaded; one line says why.
     """
     model, loading = load(directory, architecture, dtype)
-    state = model.state_dict()
+    digests = state_digests(model.state_dict())
     return Tensors(
-        records=tuple(tensor_digests(state)),
-        weights_digest=weights_digest(state),
+        records=tuple(digests.tensors),
+        weights_digest=digests.weights_digest,
         missing=tuple(sorted(loading["missing_keys"])),
         unexpected=tuple(sorted(loading["unexpected_keys"])),
         mismatched=tuple(

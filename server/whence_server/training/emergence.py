@@ -28,16 +28,17 @@ from whence.v1.training_pb2 import (
 from whence_server.domain.errors import LineageError
 from whence_server.engine.describing import CONTEXT_LENGTH_FIELDS
 from whence_server.lineage.framing import framed
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.whole import verified_run
 from whence_server.training import trajectory
 from whence_server.training.allocation import allocate, token_logprobs
-from whence_server.training.runs_on_record import RunOnRecord, read_run
 from whence_server.training.trajectory import (
     Kept,
     RefusedError,
     examples_between,
     kept_weights,
-    load_tokenizer,
     load_weights,
+    recorded_tokenizer,
 )
 
 REFUSED = 2
@@ -100,11 +101,11 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
     if not question.continuation:
         raise RefusedError("INVALID_TEXT", "it must not be empty", "continuation")
     try:
-        run = read_run(question.record, with_examples=True)
+        run = verified_run(question.record)
     except LineageError as error:
         raise RefusedError("RECORD_BROKEN", str(error)) from error
     kept = kept_weights(run)
-    tokenizer = load_tokenizer(run, kept)
+    tokenizer = recorded_tokenizer(run, kept)
     text = _tokens(tokenizer, question)
     steps = [one.step for one in kept]
     beginning = None if 0 in steps else trajectory.beginning(run, tokenizer)
@@ -134,7 +135,7 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
 
 
 def _models(
-    run: RunOnRecord, kept: list[Kept], beginning: Any | None
+    run: TrainingRun, kept: list[Kept], beginning: Any | None
 ) -> Iterator[tuple[int, str, Any]]:
     """Step, weights digest and model, one after another."""
     if beginning is not None:
@@ -160,7 +161,7 @@ def _point(model: Any, step: int, weights_digest: str, text: _Text) -> Emergence
     )
 
 
-def _interval(run: RunOnRecord, before: _Point, after: _Point) -> EmergenceInterval:
+def _interval(run: TrainingRun, before: _Point, after: _Point) -> EmergenceInterval:
     return EmergenceInterval(
         first_step=before.step,
         last_step=after.step,
@@ -170,7 +171,7 @@ def _interval(run: RunOnRecord, before: _Point, after: _Point) -> EmergenceInter
 
 
 def _allocate(
-    run: RunOnRecord,
+    run: TrainingRun,
     interval: EmergenceInterval,
     ends: tuple[_Point, _Point],
     model: Any,

@@ -9,12 +9,12 @@ from google.protobuf.message import Message
 
 from whence.v1.training_pb2 import ParentModel, TrainingEvent
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.reader import RecordReader, is_begun
+from whence_server.lineage.reader import is_begun
+from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import setup, telemetry
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
-from whence_server.training.history import History
 from whence_server.training.parents import parent_of
 from whence_server.training.run import RecordedRun
 
@@ -61,21 +61,29 @@ def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRu
     """
     telemetry.is_wanted()
     step = trainer.state.global_step
-    writer, history = options.writer, History()
+    writer = options.writer
     if writer is None and options.path.exists() and (step or options.restart):
-        writer, _ = RecordWriter.resume(options.path)
+        writer = RecordWriter.resume(options.path)
     try:
-        if writer is not None:
-            history = History.of(RecordReader(options.path).read_all())
-        if writer is None or not history.num_attempts:
+        recorded = None if writer is None else TrainingRun.open(options.path)
+        if writer is None or recorded is None or not recorded.attempts:
             # A record without an attempt: its process was killed before it had begun to train.
             writer = _begun(writer, trainer, groups, options)
-        attempt = setup.attempt_started(trainer, history.num_attempts + 1, step)
-        if history.num_attempts:
-            _require_same(trainer, groups, options, history)
-            _require_own_weights(history, step, attempt.weights_digest)
-        known = {c.weights_digest: c.step for c in history.counting if c.step <= step}
-        run = RecordedRun(writer, attempt, history.tokens_seen.get(step, 0), known)
+            run = RecordedRun(writer, setup.attempt_started(trainer, 1, step))
+        else:
+            attempt = setup.attempt_started(trainer, len(recorded.attempts) + 1, step)
+            _require_same(trainer, groups, options, recorded)
+            _require_own_weights(recorded, step, attempt.weights_digest)
+            run = RecordedRun(
+                writer,
+                attempt,
+                recorded.tokens_seen_after(step),
+                {
+                    c.weights_digest: c.step
+                    for c in recorded.counting_checkpoints()
+                    if c.step <= step
+                },
+            )
     except BaseException:
         if writer is not None:
             writer.close()
@@ -115,33 +123,36 @@ def _begun(
 
 
 def _require_same(
-    trainer: Any, groups: Sequence[Group], options: Options, history: History
+    trainer: Any, groups: Sequence[Group], options: Options, recorded: TrainingRun
 ) -> None:
     """Refuses to go on with another model, or on other data.
 
     Raises:
         LineageError: naming what is different.
     """
-    started = history.started
-    recorded = [(g.name, list(g.parameter_names), g.num_parameters) for g in started.groups]
+    started = recorded.started
+    before = [(g.name, list(g.parameter_names), g.num_parameters) for g in started.groups]
     now = [(g.name, g.parameter_names, g.num_parameters) for g in groups]
     architecture = type(trainer.model).__name__
-    if architecture != started.architecture or recorded != now:
+    if architecture != started.architecture or before != now:
         raise LineageError(
             f"{options.path} is the record of a {started.architecture} of "
             f"{started.num_parameters} parameters; the trainer has another model "
             f"({architecture})"
         )
     dataset = next(iter(setup.dataset_events(trainer.train_dataset, options.documents))).dataset
-    if history.dataset is not None and dataset != history.dataset:
+    known = recorded.training_set.dataset
+    if known is not None and dataset != known:
         raise LineageError(
             f"the dataset is not the one that {options.path} tells of: "
-            f"{_difference(history.dataset, dataset)}"
+            f"{_difference(known, dataset)}"
         )
 
 
-def _require_own_weights(history: History, step: int, digest: str) -> None:
-    known = history.weights_digests_at(step)
+def _require_own_weights(recorded: TrainingRun, step: int, digest: str) -> None:
+    known = {c.weights_digest for c in recorded.checkpoints if c.step == step}
+    if step == 0:
+        known = {recorded.started.initial_weights_digest}
     if step == 0 and digest not in known:
         raise LineageError(
             f"the training begins at step 0 again, and not at the weights that the run began at: "

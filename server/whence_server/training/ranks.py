@@ -15,6 +15,39 @@ class RankStep(NamedTuple):
     loss: float
 
 
+class StepSoFar:
+    """What this process has done since its last optimizer step.
+
+    Attributes:
+        grad_norm: of the gradient before clipping; None where nobody has asked for it.
+        learning_rate: of the step.
+    """
+
+    def __init__(self) -> None:
+        self.grad_norm: Any = None
+        self.learning_rate = 0.0
+        self._ids: list[torch.Tensor] = []
+        self._num_tokens: list[torch.Tensor | int] = []
+        self._losses: list[torch.Tensor] = []
+
+    def add_pass(
+        self, ids: torch.Tensor, num_tokens: torch.Tensor | int, loss: torch.Tensor
+    ) -> None:
+        """A batch went forward and backward; its numbers stay where they are until the step."""
+        self._ids.append(ids)
+        self._num_tokens.append(num_tokens)
+        self._losses.append(loss)
+
+    def of_this_rank(self) -> RankStep:
+        """The step, now that it is made."""
+        return RankStep(
+            example_ids=[number for ids in self._ids for number in ids.tolist()],
+            num_micro_batches=len(self._ids),
+            num_tokens=int(sum(self._num_tokens)),
+            loss=float(sum(loss.item() for loss in self._losses)),
+        )
+
+
 def num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
     """Input tokens of a batch; padding does not count where an attention mask tells it."""
     mask = inputs.get("attention_mask")

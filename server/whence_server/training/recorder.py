@@ -1,139 +1,34 @@
-"""Records what any Hugging Face `Trainer` does, from one line in its script.
-
-    from whence_server.training import record
-
-    record(trainer)
-    trainer.train()
+"""What `record` leaves on a trainer: it sees what the trainer does, and puts that on record.
 
 The training's own bits stay as they are. Examples' ids travel inside the batch (`tagging`), and
 are taken out of it right before the training step; all else is read, never written.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from whence.v1.training_pb2 import ParentModel, TrainingState
+from whence.v1.training_pb2 import TrainingState
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.reader import RECORD_NAME
-from whence_server.lineage.writer import RecordWriter
 from whence_server.training import opening
-from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import parameter_groups
 from whence_server.training.loader import tagged_loader
 from whence_server.training.norms import NormMeter
-from whence_server.training.ranks import RankStep, gathered, num_tokens
+from whence_server.training.ranks import StepSoFar, gathered, num_tokens
 from whence_server.training.run import RecordedRun
-from whence_server.training.snapshots import copy_record
 from whence_server.training.tagging import IDS_KEY
 from whence_server.training.wrapping import wrap
 
-_log = logging.getLogger(__name__)
-
-
-def record(
-    trainer: Trainer,
-    *,
-    directory: Path | str | None = None,
-    name: str = "",
-    norm_stride: int = 1,
-    documents: DocumentedExamples | None = None,
-    keep_checkpoints: bool = True,
-    parent: ParentModel | None = None,
-    recipe_json: str = "",
-    restart: bool = False,
-    writer: RecordWriter | None = None,
-) -> "Recorder":
-    """Records a trainer's training from its beginning on; call it before `trainer.train()`.
-
-    Where the training goes on from a checkpoint (`resume_from_checkpoint`), its record goes on
-    too. Several processes each have to call this, as they each call everything; rank 0 writes.
-
-    Args:
-        trainer: what trains. FSDP, DeepSpeed and hyperparameter search are refused.
-        directory: where `lineage.binpb` is written; the trainer's output directory by default.
-        name: for people; the directory's name by default.
-        norm_stride: update and weight norms are measured in one step of so many; 0 is never.
-            They need a copy of the weights in memory.
-        documents: where the dataset's examples were cut from, if that is known.
-        keep_checkpoints: lifts the trainer's `save_total_limit`, so that every checkpoint on
-            record stays on disk. Without it the record names checkpoints that are gone.
-        parent: the model that the training goes on from (see `parent_model`). Left out, it is the
-            directory that the model was loaded from, if its weights are still the model's.
-        recipe_json: from which the trainer could be built again.
-        restart: goes on with the record that is there although the training begins at step 0
-            again, as one that was killed before its first checkpoint has to. The weights have to
-            be those that it began at.
-        writer: the record to go on with, where it was opened before to keep others from it.
-
-    Raises:
-        LineageError: the trainer cannot be recorded, or an argument is wrong.
-    """
-    if not isinstance(trainer, Trainer):
-        raise LineageError(f"a transformers.Trainer is needed, not a {type(trainer).__name__}")
-    if hasattr(trainer, "whence_recorder"):
-        raise LineageError("this trainer is being recorded already")
-    _require_whole_weights(trainer)
-    if norm_stride < 0:
-        raise LineageError(f"norm_stride {norm_stride}: expected a number of steps, or 0 for never")
-    if documents is not None:
-        _require_examples(documents, trainer.train_dataset)
-    where = Path(directory if directory is not None else trainer.args.output_dir).absolute()
-    recorder = Recorder(
-        trainer,
-        opening.Options(
-            path=where / RECORD_NAME,
-            name=name or where.name,
-            documents=documents,
-            parent=parent,
-            recipe_json=recipe_json,
-            restart=restart,
-            writer=writer,
-        ),
-        norm_stride,
-    )
-    if keep_checkpoints and trainer.args.save_total_limit is not None:
-        _log.warning(
-            "save_total_limit=%d is lifted: checkpoints on record are kept. "
-            "record(..., keep_checkpoints=False) lets them go",
-            trainer.args.save_total_limit,
-        )
-        trainer.args.save_total_limit = None
-    return recorder
-
-
-def _require_examples(documents: DocumentedExamples, dataset: Any) -> None:
-    if not hasattr(dataset, "__len__"):
-        raise LineageError(
-            f"documents: they tell of {len(documents.pieces)} examples by index; the trainer's "
-            f"dataset is a {type(dataset).__name__} without a length"
-        )
-    if len(documents.pieces) != len(dataset):
-        raise LineageError(
-            f"documents: they tell of {len(documents.pieces)} examples; the trainer's dataset has "
-            f"{len(dataset)}"
-        )
-
-
-def _require_whole_weights(trainer: Any) -> None:
-    """Refuses what keeps only a part of the weights in each process."""
-    for flag, what in (
-        ("is_fsdp_enabled", "FSDP"),
-        ("is_deepspeed_enabled", "DeepSpeed"),
-        ("is_distributed_loading_by_transformers", "a model that is sharded at load time"),
-    ):
-        if getattr(trainer, flag, False):
-            raise LineageError(f"{what} cannot be recorded yet: every process needs all weights")
-
 
 class Recorder(TrainerCallback):
-    """What `record` leaves on a trainer: a callback, and wraps around five of its methods.
+    """A callback of the trainer's, and wraps around five of its methods.
+
+    In a `with` block the attempt goes on until that ends.
 
     Attributes:
         run: what is on record in this process; None before the training and beside rank 0.
@@ -145,9 +40,9 @@ class Recorder(TrainerCallback):
         self._norm_stride = norm_stride
         self._meter: NormMeter | None = None
         self.run: RecordedRun | None = None
-        self._grad_norm: Any = None
+        self._is_held = False
         self._num_steps = 0
-        self._begin_step()
+        self._step = StepSoFar()
         trainer.whence_recorder = self
         # A step is on record before any other callback can raise. All else comes last, when the
         # others have done what they do to weights and files.
@@ -162,11 +57,30 @@ class Recorder(TrainerCallback):
             wrap(trainer, method, around)
         wrap(trainer.accelerator, "clip_grad_norm_", self._clip_grad_norm)
 
+    def __enter__(self) -> Self:
+        """Keeps the attempt from ending with the training."""
+        self._is_held = True
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Records how the attempt ended.
+
+        Raises:
+            LineageError: the record cannot be written.
+        """
+        self._is_held = False
+        if error is not None:
+            self._fail(error)
+        elif self.run is not None:
+            self.run.completed(self._trainer.model)
+
     # Around the trainer's methods. Each gets the method that it stands for.
 
     def _train(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         resumed_from = args[0] if args else kwargs.get("resume_from_checkpoint")
         self._num_steps = 0
+        if self.run is not None:
+            self.run.completed(self._trainer.model)
         if self._writes:
             opening.require_place(self._options, resumes=bool(resumed_from))
         if resumed_from is True:
@@ -194,10 +108,9 @@ class Recorder(TrainerCallback):
                 "a batch came without its examples' ids: it was not made by the trainer's own "
                 "data loader and collator"
             )
-        self._ids.append(ids)
-        self._num_tokens.append(num_tokens(inputs, self._trainer.model))
+        tokens = num_tokens(inputs, self._trainer.model)
         loss = step(model, inputs, *args, **kwargs)
-        self._losses.append(loss)
+        self._step.add_pass(ids, tokens, loss)
         return loss
 
     def _save_model(
@@ -209,8 +122,8 @@ class Recorder(TrainerCallback):
             self.saved_model(Path(output_dir or self._trainer.args.output_dir))
 
     def _clip_grad_norm(self, clip: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._grad_norm = clip(*args, **kwargs)
-        return self._grad_norm
+        self._step.grad_norm = clip(*args, **kwargs)
+        return self._step.grad_norm
 
     def saved_model(self, directory: Path) -> None:
         """Puts a model on record that was saved to a directory, and the record beside it.
@@ -219,8 +132,7 @@ class Recorder(TrainerCallback):
             LineageError: it cannot be read, or the record cannot be written.
         """
         if self.run is not None:
-            self.run.saved(directory, self._trainer.model)
-            copy_record(self.run.path, directory)
+            self.run.saved_model(directory, self._trainer.model)
 
     # The trainer's events.
 
@@ -229,7 +141,7 @@ class Recorder(TrainerCallback):
         del args, control, kwargs
         if state.is_hyper_param_search:
             raise LineageError("a hyperparameter search cannot be recorded: it is many runs")
-        self._begin_step()
+        self._step = StepSoFar()
         if self._num_steps:
             raise LineageError(
                 f"the trainer begins once more, with a smaller batch, after {self._num_steps} "
@@ -241,9 +153,8 @@ class Recorder(TrainerCallback):
             return
         if self.run is not None and self.run.is_open:
             # The trainer tries again, with a smaller batch.
-            self.run.finish(
-                TrainingState.TRAINING_STATE_FAILED, self._trainer.model, "begun once more"
-            )
+            failed = TrainingState.TRAINING_STATE_FAILED
+            self.run.finish(failed, self._trainer.model, "begun once more")
             self._options = self._options.restarted()
         groups = parameter_groups(self._trainer.model)
         self.run = opening.begin(self._trainer, groups, self._options)
@@ -259,29 +170,23 @@ class Recorder(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The weights are updated, and the learning rate is still that of this step."""
         del args, state, control, kwargs
-        self._learning_rate = float(self._trainer.optimizer.param_groups[0]["lr"])
+        self._step.learning_rate = float(self._trainer.optimizer.param_groups[0]["lr"])
 
     def _step_made(self, args: Any, state: Any) -> None:
         """The step counts."""
         self._num_steps += 1
-        mine = RankStep(
-            example_ids=[number for ids in self._ids for number in ids.tolist()],
-            num_micro_batches=len(self._ids),
-            num_tokens=int(sum(self._num_tokens)),
-            loss=float(sum(loss.item() for loss in self._losses)),
-        )
-        ranks = gathered(mine, args)
+        made, self._step = self._step, StepSoFar()
+        ranks = gathered(made.of_this_rank(), args)
         if self.run is not None:
             self.run.step_done(
                 state.global_step,
                 ranks,
                 epoch=state.epoch,
-                learning_rate=self._learning_rate,
-                grad_norm=None if self._grad_norm is None else float(self._grad_norm),
+                learning_rate=made.learning_rate,
+                grad_norm=None if made.grad_norm is None else float(made.grad_norm),
                 norms=self._meter.after_step(state.global_step) if self._meter else None,
                 skipped=bool(self._trainer.accelerator.optimizer_step_was_skipped),
             )
-        self._begin_step()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The model was measured."""
@@ -302,35 +207,20 @@ class Recorder(TrainerCallback):
         """The training went to its end."""
         del args, state, control, kwargs
         self._meter = None
-        if self.run is not None:
-            self.run.finish(TrainingState.TRAINING_STATE_COMPLETED, self._trainer.model)
+        if self.run is None:
+            return
+        if self._is_held:
+            self.run.trained(self._trainer.model)
+        else:
+            self.run.completed(self._trainer.model)
 
     @property
     def _writes(self) -> bool:
         return bool(self._trainer.is_world_process_zero())
 
-    def _begin_step(self) -> None:
-        self._ids: list[torch.Tensor] = []
-        self._num_tokens: list[torch.Tensor | int] = []
-        self._losses: list[torch.Tensor] = []
-        self._grad_norm = None
-        self._learning_rate = 0.0
-
     def _fail(self, error: BaseException) -> None:
-        """Records that an exception ended the attempt, unless recording is what cannot be done."""
-        if self.run is None or not self.run.is_open:
-            return
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        state = (
-            TrainingState.TRAINING_STATE_INTERRUPTED
-            if interrupted
-            else TrainingState.TRAINING_STATE_FAILED
-        )
-        detail = "" if interrupted else f"{type(error).__name__}: {error}"
-        try:
-            self.run.finish(state, self._trainer.model, detail)
-        except Exception as unwritten:  # noqa: BLE001 - the training's own error is the one to see
-            _log.warning("how the training ended is not on record: %s", unwritten)
+        if self.run is not None:
+            self.run.failed(error, self._trainer.model)
 
 
 class _StepEnd(TrainerCallback):

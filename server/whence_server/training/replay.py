@@ -12,10 +12,11 @@ import torch
 from whence.v1.training_pb2 import AttemptStarted, Checkpoint
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.digests import tensor_digests
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.whole import verified_run
 from whence_server.training import surroundings
 from whence_server.training.comparison import tensor_findings
 from whence_server.training.findings import Finding, Report, Verdict
-from whence_server.training.runs_on_record import RunOnRecord, read_run
 from whence_server.training.train import continue_from
 from whence_server.training.verify import verify
 
@@ -50,7 +51,7 @@ def replay(report: Report, first_step: int, last_step: int) -> None:
     """
     if report.record is None or not report.head:
         raise ConfigurationError(f"{report.directory}: without a record nothing can be replayed")
-    run = read_run(report.record)
+    run = verified_run(report.record)
     if not run.started.recipe_json:
         raise ConfigurationError(
             f"run {run.started.training_run_id} cannot be trained again: its record has no recipe, "
@@ -62,7 +63,7 @@ def replay(report: Report, first_step: int, last_step: int) -> None:
         model = continue_from(run.path.absolute(), directory, last_step, Path(place))
     found = tensor_digests(model.state_dict())
     differences = list(tensor_findings(target, found))
-    report.notes += _surroundings_that_differ(run.attempt(target.attempt), model.device)
+    report.notes += _surroundings_that_differ(_attempt(run, target.attempt), model.device)
     num_equal = len(target.tensors) - len({it.name for it in differences})
     report.replay = (
         f"steps {first_step + 1} to {last_step} trained again: {num_equal} of "
@@ -76,7 +77,7 @@ def replay(report: Report, first_step: int, last_step: int) -> None:
         report.verdict = Verdict.NOT_VERIFIED
 
 
-def _checkpoint(run: RunOnRecord, step: int) -> Checkpoint:
+def _checkpoint(run: TrainingRun, step: int) -> Checkpoint:
     found = [c for c in run.counting_checkpoints() if c.step == step]
     if not found:
         known = sorted({c.step for c in run.counting_checkpoints()})
@@ -87,7 +88,7 @@ def _checkpoint(run: RunOnRecord, step: int) -> Checkpoint:
     return found[-1]
 
 
-def _start(run: RunOnRecord, step: int) -> Path | None:
+def _start(run: TrainingRun, step: int) -> Path | None:
     """The checkpoint to go on from, once it is known to be what the record says."""
     if not step:
         return None
@@ -107,6 +108,11 @@ def _start(run: RunOnRecord, step: int) -> Path | None:
             f"--replay: the checkpoint of step {step} is not as recorded: {told}"
         )
     return directory.absolute()
+
+
+def _attempt(run: TrainingRun, number: int) -> AttemptStarted:
+    """One of a run's attempts; an empty one where it is not on record."""
+    return next((it for it in run.attempts if it.attempt == number), AttemptStarted())
 
 
 def _surroundings_that_differ(attempt: AttemptStarted, device: torch.device) -> Iterator[str]:

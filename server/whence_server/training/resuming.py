@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from whence.v1.training_pb2 import Checkpoint, TrainingDocument
+from whence.v1.training_pb2 import Checkpoint, TrainingState
 from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import file_digests
+from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import TextDocument
-from whence_server.training.history import History
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, below its output directory."""
@@ -19,7 +19,7 @@ CHECKPOINTS = "checkpoints"
 _log = logging.getLogger(__name__)
 
 
-def last_whole_checkpoint(output: Path, history: History) -> Path | None:
+def last_whole_checkpoint(output: Path, recorded: TrainingRun) -> Path | None:
     """The newest checkpoint on record that is as it was recorded; None where there is none.
 
     A checkpoint is put on record once it is whole, so that one that was being saved when its
@@ -28,12 +28,12 @@ def last_whole_checkpoint(output: Path, history: History) -> Path | None:
     Raises:
         LineageError: a checkpoint is of another architecture.
     """
-    newest = {c.path: c for c in history.checkpoints if c.resumable}
+    newest = {c.path: c for c in recorded.checkpoints if c.resumable}
     for checkpoint in sorted(newest.values(), key=lambda c: c.step, reverse=True):
         directory = output / checkpoint.path
         if not directory.is_dir():
             continue
-        _require_architecture(directory, history.started.architecture)
+        _require_architecture(directory, recorded.started.architecture)
         fault = _fault(directory, checkpoint)
         if not fault:
             return directory
@@ -41,18 +41,18 @@ def last_whole_checkpoint(output: Path, history: History) -> Path | None:
     return None
 
 
-def clear_beyond(output: Path, checkpoint: Path | None, history: History) -> None:
+def clear_beyond(output: Path, checkpoint: Path | None, recorded: TrainingRun | None) -> None:
     """Makes room for the checkpoints after the one to go on from; call it under the record's lock.
 
     What is on record there, and is to be made again, is moved to a folder `discarded-N`. What is
     not on record was being saved when its process was killed, and is removed.
     """
     step = _step_of(checkpoint) if checkpoint is not None else 0
-    recorded = {output / c.path for c in history.checkpoints}
+    known = {output / c.path for c in recorded.checkpoints} if recorded is not None else set()
     beyond = [d for d in (output / CHECKPOINTS).glob("checkpoint-*") if _step_of(d) > step]
     aside = _discarded(output)
     for directory in beyond:
-        if directory in recorded:
+        if directory in known:
             aside.mkdir(exist_ok=True)
             directory.rename(aside / directory.name)
             _log.warning("%s is kept in %s", directory.name, aside)
@@ -60,21 +60,21 @@ def clear_beyond(output: Path, checkpoint: Path | None, history: History) -> Non
             shutil.rmtree(directory)
 
 
-def is_complete(output: Path, history: History) -> bool:
-    """Whether the final model is there, as it was recorded."""
-    finals = [c for c in history.checkpoints if c.path == "."]
-    return bool(finals) and not _fault(output, finals[-1])
+def is_complete(output: Path, recorded: TrainingRun) -> bool:
+    """Whether the run went to its end, and its final model is there, as it was recorded."""
+    finals = [c for c in recorded.checkpoints if c.path == "."]
+    completed = recorded.state == TrainingState.TRAINING_STATE_COMPLETED
+    return completed and bool(finals) and not _fault(output, finals[-1])
 
 
-def require_same_documents(
-    recorded: Sequence[TrainingDocument], documents: Sequence[TextDocument]
-) -> None:
+def require_same_documents(recorded: TrainingRun, documents: Sequence[TextDocument]) -> None:
     """Refuses texts that are not those on record.
 
     Raises:
         LineageError: naming the first document that is different.
     """
-    for before, now in zip(recorded, documents, strict=False):
+    known = list(recorded.training_set.all_documents())
+    for before, now in zip(known, documents, strict=False):
         if before.source != now.source:
             missing = before.source not in {d.source for d in documents}
             what = f"{before.source} is gone" if missing else f"{now.source} is new"
@@ -83,10 +83,10 @@ def require_same_documents(
             raise _changed(
                 f"{now.source} has SHA-256 {now.sha256}, and had {before.sha256} when it was read"
             )
-    if len(recorded) > len(documents):
-        raise _changed(f"{recorded[len(documents)].source} is gone")
-    if len(documents) > len(recorded):
-        raise _changed(f"{documents[len(recorded)].source} is new")
+    if len(known) > len(documents):
+        raise _changed(f"{known[len(documents)].source} is gone")
+    if len(documents) > len(known):
+        raise _changed(f"{documents[len(known)].source} is new")
 
 
 def _changed(what: str) -> LineageError:

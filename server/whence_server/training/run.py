@@ -1,8 +1,10 @@
 """A training run while it is recorded, in the process that writes: rank 0."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from whence.v1.training_pb2 import (
@@ -22,6 +24,8 @@ from whence_server.training.norms import Norms
 from whence_server.training.ranks import RankStep
 from whence_server.training.setup import now
 
+_log = logging.getLogger(__name__)
+
 
 class RecordedRun:
     """Appends what happens to a run's record.
@@ -37,8 +41,8 @@ class RecordedRun:
         self,
         writer: RecordWriter,
         attempt: AttemptStarted,
-        tokens_seen: int,
-        checkpoints: Mapping[str, int],
+        tokens_seen: int = 0,
+        checkpoints: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.path = writer.path
         self._writer: RecordWriter | None = writer
@@ -46,6 +50,8 @@ class RecordedRun:
         self._step = self._last_step = attempt.resumed_step
         self._tokens_seen = tokens_seen
         self._checkpoints = dict(checkpoints)
+        self._is_trained = False
+        self._copies: list[Path] = []
         self._began_ns = self._step_ended_ns = time.monotonic_ns()
         self._append(TrainingEvent(attempt_started=attempt))
 
@@ -109,7 +115,7 @@ class RecordedRun:
     def saved(self, directory: Path, model: Any) -> Checkpoint:
         """The model was saved to a directory, and all of that is on disk."""
         event = snapshots.checkpoint(directory, self.path, model)
-        if not self.is_open:
+        if self._is_trained:
             self._weights_are(event.weights_digest)
         self._checkpoints[event.weights_digest] = self._step
         event.step, event.attempt = self._step, self._attempt
@@ -118,8 +124,55 @@ class RecordedRun:
         self._step_ended_ns = time.monotonic_ns()
         return event
 
+    def saved_model(self, directory: Path, model: Any) -> None:
+        """The model was saved, to be used elsewhere: the record goes with it.
+
+        Raises:
+            LineageError: it cannot be read, or the record cannot be written.
+        """
+        self.saved(directory, model)
+        snapshots.copy_record(self.path, directory)
+        if self.is_open:
+            self._copies.append(directory)
+
+    def trained(self, model: Any) -> None:
+        """The last step was made; what follows is of the weights that the model has now."""
+        self._is_trained = True
+        self._weights_are(weights_digest(model.state_dict()))
+
+    def completed(self, model: Any) -> None:
+        """The attempt went to its end; nothing more where it has ended already.
+
+        Raises:
+            LineageError: the record cannot be written.
+        """
+        if not self.is_open:
+            return
+        self.finish(TrainingState.TRAINING_STATE_COMPLETED, model)
+        for directory in self._copies:
+            snapshots.copy_record(self.path, directory)
+
+    def failed(self, error: BaseException, model: Any) -> None:
+        """An exception ended the attempt; nothing more where it has ended already.
+
+        Where that cannot be recorded the log says so: the training's own error is the one to see.
+        """
+        if not self.is_open:
+            return
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        state = (
+            TrainingState.TRAINING_STATE_INTERRUPTED
+            if interrupted
+            else TrainingState.TRAINING_STATE_FAILED
+        )
+        try:
+            self.finish(state, model, "" if interrupted else f"{type(error).__name__}: {error}")
+        except Exception as unwritten:  # noqa: BLE001 - see above
+            _log.warning("how the training ended is not on record: %s", unwritten)
+
     def finish(self, state: TrainingState.ValueType, model: Any, error: str = "") -> None:
         """The attempt has ended; later evaluations and saved models are recorded all the same."""
+        self._is_trained = True
         try:
             self._finish(state, weights_digest(model.state_dict()), error)
         finally:
@@ -130,7 +183,7 @@ class RecordedRun:
     def _finish(self, state: TrainingState.ValueType, digest: str, error: str) -> None:
         event = AttemptFinished(
             attempt=self._attempt,
-            step=self._step,
+            step=self._last_step,
             end_time=now(),
             state=state,
             error=error,
@@ -150,7 +203,7 @@ class RecordedRun:
         if self._writer is not None:
             self._writer.append(event)
             return
-        writer, _ = RecordWriter.resume(self.path)
+        writer = RecordWriter.resume(self.path)
         try:
             writer.append(event)
         finally:

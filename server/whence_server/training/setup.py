@@ -23,11 +23,10 @@ from whence.v1.training_pb2 import (
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import weights_digest
 from whence_server.lineage.places import records_near
-from whence_server.lineage.reader import RecordReader
+from whence_server.lineage.whole import read_run
 from whence_server.training import contents, surroundings
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
-from whence_server.training.history import History
 
 
 def run_started(
@@ -142,11 +141,11 @@ def _run_that_made(directory: Path, digest: str) -> str:
     """The id of the run on record, beside a model or above it, that made these weights."""
     for path in records_near(directory.absolute()):
         try:
-            history = History.of(RecordReader(path).read_all())
+            run = read_run(path)
         except LineageError:
             continue
-        if digest in {checkpoint.weights_digest for checkpoint in history.checkpoints}:
-            return history.started.training_run_id
+        if digest in {checkpoint.weights_digest for checkpoint in run.checkpoints}:
+            return run.id
     return ""
 
 

@@ -9,7 +9,7 @@ from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import Checkpoint, TensorDigest
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
-from whence_server.engine.digests import file_digests, tensor_digests, weights_digest
+from whence_server.engine.digests import file_digests, state_digests
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training import contents
 
@@ -28,21 +28,21 @@ def checkpoint(directory: Path, record: Path, model: Any) -> Checkpoint:
         LineageError: a file cannot be read.
     """
     beside_record = directory.absolute() == record.parent.absolute()
-    state = model.state_dict()
     try:
         names = _model_files(directory) if beside_record else _all_files(directory)
-        digests = file_digests(directory, names)
+        files = file_digests(directory, names)
     except (OSError, ConfigurationError) as error:
         raise LineageError(f"what was saved to {directory} cannot be digested: {error}") from error
+    digests = state_digests(model.state_dict())
     return Checkpoint(
         path=relative_path(directory, record),
         resumable=not beside_record and all((directory / n).is_file() for n in _NEEDED_TO_GO_ON),
-        model_digest=contents.model_digest_of(directory, {f.path: f for f in digests}),
-        weights_digest=weights_digest(state),
-        files=[FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in digests],
+        model_digest=contents.model_digest_of(directory, {f.path: f for f in files}),
+        weights_digest=digests.weights_digest,
+        files=[FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files],
         tensors=[
             TensorDigest(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256)
-            for t in tensor_digests(state)
+            for t in digests.tensors
         ],
     )
 

@@ -50,15 +50,27 @@ def load_tokenizer(directory: Path) -> Any:
     """An existing one.
 
     Raises:
-        ConfigurationError: it cannot be loaded, is a slow one, or has no end-of-text token.
+        ConfigurationError: it cannot be loaded.
     """
     weights.tokenizer_files(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         raise ConfigurationError(
             f"the tokenizer in {directory} cannot be loaded: {error}"
         ) from error
+    for argument in HOW_IT_WAS_LOADED:
+        tokenizer.init_kwargs.pop(argument, None)
+    return tokenizer
+
+
+def tokenizer_for_blocks(directory: Path) -> Any:
+    """An existing one that tells where its tokens lie in a text, and can end one.
+
+    Raises:
+        ConfigurationError: it cannot be loaded, is a slow one, or has no end-of-text token.
+    """
+    tokenizer = load_tokenizer(directory)
     if not tokenizer.is_fast:
         raise ConfigurationError(
             f"{directory} has only a slow tokenizer ({type(tokenizer).__name__}); "
@@ -68,6 +80,4 @@ def load_tokenizer(directory: Path) -> Any:
         raise ConfigurationError(
             f"the tokenizer in {directory} has no end-of-sequence token to put after a text"
         )
-    for argument in HOW_IT_WAS_LOADED:
-        tokenizer.init_kwargs.pop(argument, None)
     return tokenizer

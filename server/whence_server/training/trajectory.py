@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.config.training import recorded_config
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
 from whence_server.engine.digests import file_digests, weights_digest
+from whence_server.lineage.lookup import events_at
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.steps import StepRange
 from whence_server.training import contents
 from whence_server.training.models import initial_model
-from whence_server.training.runs_on_record import RunOnRecord
+from whence_server.training.tokenizer import load_tokenizer
 
 
 class RefusedError(Exception):
@@ -39,7 +42,7 @@ class Kept(NamedTuple):
     checkpoint: Checkpoint
 
 
-def kept_weights(run: RunOnRecord) -> list[Kept]:
+def kept_weights(run: TrainingRun) -> list[Kept]:
     """The checkpoints that count and whose weights are still on disk, by step.
 
     Those that are gone are left out: checkpoints are rotated away on purpose. Of several after the
@@ -57,12 +60,12 @@ def kept_weights(run: RunOnRecord) -> list[Kept]:
         raise RefusedError(
             "NO_CHECKPOINTS",
             f"run {run.started.training_run_id} has no checkpoint on disk: its record names "
-            f"{len(run.checkpoints)}, seen from {run.directory}",
+            f"{len(run.checkpoints)}, seen from {run.path.parent}",
         )
     return [kept[step] for step in sorted(kept)]
 
 
-def load_weights(run: RunOnRecord, kept: Kept) -> Any:
+def load_weights(run: TrainingRun, kept: Kept) -> Any:
     """A model with these weights, in float32, or in float64 where they are; ready for gradients.
 
     Raises:
@@ -85,11 +88,11 @@ def load_weights(run: RunOnRecord, kept: Kept) -> Any:
     return _ready(model)
 
 
-def load_tokenizer(run: RunOnRecord, kept: list[Kept]) -> Any:
+def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
     """The tokenizer that was saved with the newest weights that have one.
 
     Raises:
-        RefusedError: none was saved, or it has changed since.
+        RefusedError: none was saved, it has changed since, or it cannot be loaded.
     """
     for one in reversed(kept):
         recorded = {
@@ -108,27 +111,36 @@ def load_tokenizer(run: RunOnRecord, kept: list[Kept]) -> Any:
                     "TOKENIZER_CHANGED",
                     f"{one.directory / name} is not as recorded: expected {sha256}, found {found}",
                 )
-        return AutoTokenizer.from_pretrained(one.directory, local_files_only=True)
+        try:
+            return load_tokenizer(one.directory)
+        except ConfigurationError as error:
+            raise RefusedError("TOKENIZER_UNREADABLE", str(error)) from error
     raise RefusedError(
         "NO_TOKENIZER",
         f"no checkpoint of run {run.started.training_run_id} has a tokenizer beside its weights",
     )
 
 
-def examples_between(run: RunOnRecord, first_step: int, last_step: int) -> Iterator[int]:
+def examples_between(run: TrainingRun, first_step: int, last_step: int) -> Iterator[int]:
     """Ids of the examples trained on after one step up to another, by their first use.
 
-    The run has to have been read with its examples.
+    Raises:
+        RefusedError: the record is not the one that was read before.
     """
     seen: set[int] = set()
-    for number in range(first_step + 1, last_step + 1):
-        for example in run.examples.get(number, ()):
-            if example not in seen:
-                seen.add(example)
-                yield example
+    steps = run.steps.select(StepRange(first_step + 1, last_step))
+    try:
+        for event in events_at(run.path, (ref.place for ref in steps)):
+            for rank in event.step.ranks:
+                for example in rank.example_ids:
+                    if example not in seen:
+                        seen.add(example)
+                        yield example
+    except LineageError as error:
+        raise RefusedError("RECORD_BROKEN", str(error)) from error
 
 
-def beginning(run: RunOnRecord, tokenizer: Any) -> Any | None:
+def beginning(run: TrainingRun, tokenizer: Any) -> Any | None:
     """The model before the first step, ready for gradients, where its weights can be had.
 
     They are those of the parent model, or come of the seed again where `whence-server train` began

@@ -6,16 +6,18 @@ rewrite files and record together.
 
 from pathlib import Path
 
-from whence.v1.training_pb2 import Checkpoint
+from whence.v1.training_pb2 import Checkpoint, TrainingDataset
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.model import FileDigest
 from whence_server.engine import weights
 from whence_server.engine.digests import model_signing_digest
+from whence_server.lineage.places import record_near
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.whole import torn_end, verified_run
 from whence_server.training import contents
 from whence_server.training.comparison import file_findings, loading_findings, tensor_record
 from whence_server.training.contents import Tensors
 from whence_server.training.findings import Finding, Report, Verdict
-from whence_server.training.runs_on_record import RunOnRecord, find_record, read_run
 
 _ORDER = ("record", "file", "tokenizer", "tensor", "weights", "model")
 
@@ -39,16 +41,16 @@ def verify(directory: Path, record: Path | None = None) -> Report:
     files = contents.digests_of(directory, contents.present_files(directory))
     report.model_digest = contents.model_digest_of(directory, files)
     report.tokenizer_digest = contents.tokenizer_digest_of(directory, files)
-    report.record = record or find_record(directory)
+    report.record = record or record_near(directory)
     if report.record is None:
         return _without_record(report, files)
     try:
-        run = read_run(report.record)
+        run = verified_run(report.record)
+        _describe_run(report, run)
     except LineageError as error:
         report.findings.append(Finding("record", report.record.name, str(error)))
         report.verdict = Verdict.NOT_VERIFIED
         return report
-    _describe_run(report, run)
     files |= contents.digests_of(directory, _nested_files(run))
     checkpoint = _of_these_files(run, directory, files)
     if checkpoint is None:
@@ -87,13 +89,13 @@ def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
     return report
 
 
-def _nested_files(run: RunOnRecord) -> list[str]:
+def _nested_files(run: TrainingRun) -> list[str]:
     """What checkpoints have on record in directories below their own."""
     return sorted({f.path for c in run.checkpoints for f in c.files if "/" in f.path})
 
 
 def _of_these_files(
-    run: RunOnRecord, directory: Path, files: dict[str, FileDigest]
+    run: TrainingRun, directory: Path, files: dict[str, FileDigest]
 ) -> Checkpoint | None:
     """The checkpoint that these files are, or were: the best match, among equal ones the newest.
 
@@ -116,7 +118,7 @@ def _of_these_files(
     return best[1] if best else None
 
 
-def _of_these_weights(run: RunOnRecord, tensors: Tensors | None) -> Checkpoint | None:
+def _of_these_weights(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
     """The newest checkpoint with these tensors, or else with most of them, if with any."""
     if tensors is None:
         return None
@@ -129,7 +131,7 @@ def _of_these_weights(run: RunOnRecord, tensors: Tensors | None) -> Checkpoint |
     return best if best is not None and shared(best) else None
 
 
-def _load(report: Report, run: RunOnRecord, checkpoint: Checkpoint | None) -> Tensors | None:
+def _load(report: Report, run: TrainingRun, checkpoint: Checkpoint | None) -> Tensors | None:
     """The tensors as they were recorded: of the same class, in the same dtype."""
     like = checkpoint or (run.checkpoints[-1] if run.checkpoints else Checkpoint())
     dtype = contents.dtype_of(like)
@@ -142,28 +144,29 @@ def _load(report: Report, run: RunOnRecord, checkpoint: Checkpoint | None) -> Te
     return tensors
 
 
-def _describe_run(report: Report, run: RunOnRecord) -> None:
-    started = run.started
+def _describe_run(report: Report, run: TrainingRun) -> None:
+    started, torn = run.started, torn_end(run)
     report.num_entries, report.head = run.num_entries, run.head
     report.training_run_id, report.run_name = started.training_run_id, started.name
     report.num_planned_steps = started.num_planned_steps
-    report.merkle_root, report.num_documents = run.dataset.merkle_root, run.dataset.num_documents
+    dataset = run.training_set.dataset or TrainingDataset()
+    report.merkle_root, report.num_documents = dataset.merkle_root, dataset.num_documents
     if started.HasField("parent"):
         report.parent = f"{started.parent.source} ({started.parent.weights_digest})"
     elif started.recipe_json:
         # `whence-server train` puts a parent on record wherever there is one.
         report.parent = "random weights"
-    torn = f"ends in {run.num_torn_bytes} bytes that are no whole entry"
-    if run.is_being_written:
-        report.notes.append(f"the record {torn} yet: a training is writing it")
-    elif run.num_torn_bytes:
-        report.findings.append(Finding("record", run.path.name, torn))
+    ending = f"ends in {torn.num_bytes} bytes that are no whole entry"
+    if torn.is_being_written:
+        report.notes.append(f"the record {ending} yet: a training is writing it")
+    elif torn.num_bytes:
+        report.findings.append(Finding("record", run.path.name, ending))
 
 
-def _describe_checkpoint(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
+def _describe_checkpoint(report: Report, run: TrainingRun, checkpoint: Checkpoint) -> None:
     report.step, report.attempt = checkpoint.step, checkpoint.attempt
     report.path = checkpoint.path
-    if any(run.checkpoints[index] is checkpoint for index in run.superseded):
+    if run.is_superseded(checkpoint):
         report.notes.append(
             f"step {checkpoint.step} of attempt {checkpoint.attempt} was superseded: a later "
             "attempt went on from an earlier step"
@@ -174,7 +177,7 @@ def _describe_checkpoint(report: Report, run: RunOnRecord, checkpoint: Checkpoin
 
 def _compare(
     report: Report,
-    run: RunOnRecord,
+    run: TrainingRun,
     checkpoint: Checkpoint,
     files: dict[str, FileDigest],
     tensors: Tensors | None,
@@ -211,7 +214,7 @@ def _compare(
         )
 
 
-def _compare_tokenizer(report: Report, run: RunOnRecord, checkpoint: Checkpoint) -> None:
+def _compare_tokenizer(report: Report, run: TrainingRun, checkpoint: Checkpoint) -> None:
     """Held to what was saved with the weights; where nothing was, to the run's own."""
     of_run = run.started.tokenizer_digest
     saved = [file for file in checkpoint.files if file.path in weights.TOKENIZER_FILES]
