@@ -5,26 +5,38 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache
 
-# Where each architecture keeps a layer's output projection, by its own names.
+# Where each architecture keeps the output projection of a layer that attends, by its own names.
 PROJECTIONS: dict[str, str] = {
     "gpt2": "transformer.h.{}.attn.c_proj",
     "gpt_neox": "gpt_neox.layers.{}.attention.dense",
     "opt": "model.decoder.layers.{}.self_attn.out_proj",
     "opt_post_norm": "model.decoder.layers.{}.self_attn.out_proj",
     "phi": "model.layers.{}.self_attn.dense",
+    "lfm2": "model.layers.{}.self_attn.out_proj",
+    "nemotron_h": "model.layers.{}.mixer.o_proj",
+    "zamba2": "model.layers.{}.shared_transformer.self_attn.o_proj",
 } | dict.fromkeys(
     (
+        "bamba",
         "cohere",
+        "falcon_h1",
         "gemma2",
         "gemma3",
         "granite",
+        "granitemoehybrid",
+        "jamba",
         "llama",
+        "llama4",
+        "minimax",
         "mistral",
         "mixtral",
+        "olmo_hybrid",
         "qwen2",
         "qwen2_moe",
         "qwen3",
@@ -57,24 +69,39 @@ def eager_model(directory: Path) -> Any:
 def attentions_and_values(
     model: Any, token_ids: Sequence[int]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Each layer's attention weights [heads, T, T] and values [value heads, T, head size]."""
-    # Without a config it keeps every position, also those that a window has left behind.
-    kept = DynamicCache()
-    output = model(
-        input_ids=torch.tensor([token_ids]),
-        past_key_values=kept,
-        use_cache=True,
-        output_attentions=True,
+    """Of each layer that attends, weights [heads, T, T] and values [value heads, T, head size]."""
+    values: dict[int, torch.Tensor] = {}
+    update = Cache.update
+
+    def spied(cache: Cache, keys: torch.Tensor, new: torch.Tensor, layer: int, *others: Any) -> Any:
+        # As they are written: a layer with a window does not keep them all.
+        values[layer] = new[0].double()
+        return update(cache, keys, new, layer, *others)
+
+    with mock.patch.object(Cache, "update", spied):
+        output = model(input_ids=torch.tensor([token_ids]), use_cache=True, output_attentions=True)
+    attentions = [a[0].double() for a in output.attentions]
+    if len(attentions) > len(values):
+        # MiniMax has something to show of the others, too.
+        attentions = [attentions[layer] for layer in values]
+    return attentions, list(values.values())
+
+
+def output_projections(architecture: str, model: Any) -> list[torch.nn.Module]:
+    """Of the layers that attend."""
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    places = (
+        PROJECTIONS[architecture].format(layer) for layer in range(model.config.num_hidden_layers)
     )
-    return [a[0].double() for a in output.attentions], [v[0].double() for _, v, *_ in kept]
+    return [model.get_submodule(place) for place in places if place in names]
 
 
 def shares(architecture: str, model: Any, token_ids: Sequence[int]) -> torch.Tensor:
     """[T, T]: what each position, as the newest, drew on; straight from the definition."""
     attentions, values = attentions_and_values(model, token_ids)
     total = torch.zeros(len(token_ids), len(token_ids), dtype=torch.float64)
-    for layer, (attention, value) in enumerate(zip(attentions, values, strict=True)):
-        projection = model.get_submodule(PROJECTIONS[architecture].format(layer))
+    projections = output_projections(architecture, model)
+    for attention, value, projection in zip(attentions, values, projections, strict=True):
         weight = projection.weight.double()
         if isinstance(projection, torch.nn.Linear):
             weight = weight.T

@@ -15,18 +15,24 @@ from transformers import (
     BloomConfig,
     CohereConfig,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     JambaConfig,
+    Lfm2Config,
     Llama4TextConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronHConfig,
+    OlmoHybridConfig,
     OPTConfig,
     PhiConfig,
     PreTrainedConfig,
@@ -34,7 +40,9 @@ from transformers import (
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3NextConfig,
     RwkvConfig,
+    Zamba2Config,
 )
 
 CORPUS = [
@@ -129,6 +137,92 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_local_experts=2,
         attention_chunk_size=16,
     ),
+    # Attention and a recurrent state side by side in every layer.
+    "falcon_h1": FalconH1Config(
+        **SHAPE,
+        num_key_value_heads=2,
+        mamba_d_ssm=48,
+        mamba_n_heads=4,
+        mamba_d_head=12,
+        mamba_n_groups=1,
+        mamba_d_state=16,
+        mamba_chunk_size=16,
+    ),
+    "granitemoehybrid": GraniteMoeHybridConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        layer_types=["mamba", "attention", "mamba"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=64,
+        mamba_n_heads=4,
+        mamba_d_head=24,
+        mamba_d_state=16,
+        mamba_chunk_size=16,
+    ),
+    # A convolution's last inputs for a state.
+    "lfm2": Lfm2Config(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"] * 2,
+    ),
+    # Linear attention, whose state is in a cache of its own kind.
+    "minimax": MiniMaxConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        head_dim=12,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        num_local_experts=4,
+        block_size=16,
+    ),
+    "nemotron_h": NemotronHConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        head_dim=12,
+        layers_block_type=["mamba", "attention"] * 2,
+        mamba_num_heads=4,
+        mamba_head_dim=24,
+        ssm_state_size=16,
+        n_groups=1,
+        chunk_size=16,
+    ),
+    "olmo_hybrid": OlmoHybridConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        linear_num_key_heads=4,
+        linear_num_value_heads=4,
+        linear_key_head_dim=12,
+        linear_value_head_dim=24,
+    ),
+    # What the heads say is gated by the newest token before it is projected.
+    "qwen3_next": Qwen3NextConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        head_dim=12,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=12,
+        linear_value_head_dim=12,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    ),
+    # Attention twice as wide as the model, in a block that several layers share.
+    "zamba2": Zamba2Config(
+        **SHAPE | {"num_hidden_layers": 6},
+        layers_block_type=["mamba", "hybrid"] * 3,
+        num_mem_blocks=2,
+        use_shared_attention_adapter=True,
+        adapter_rank=8,
+        mamba_d_state=16,
+        mamba_ngroups=1,
+        n_mamba_heads=4,
+        mamba_headdim=24,
+        chunk_size=16,
+    ),
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=12),
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "phi": PhiConfig(**SHAPE),
@@ -191,6 +285,17 @@ SOLO = ["mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"]
 ARCHITECTURES = BATCHED + SOLO
 # Batched as well: for what comes after their last layer.
 LAST_STAGES = ["granite", "cohere", "opt_post_norm"]
+# Singly as well: more ways to put attention beside what is recurrent.
+HYBRIDS = [
+    "falcon_h1",
+    "granitemoehybrid",
+    "lfm2",
+    "minimax",
+    "nemotron_h",
+    "olmo_hybrid",
+    "qwen3_next",
+    "zamba2",
+]
 # What a recurrent state takes in and how fast it forgets: scaled up, it would forget at once, or
 # overflow in half precision.
 STATE = ("A_log", "conv1d", "dt_proj", "x_proj")

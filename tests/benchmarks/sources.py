@@ -29,8 +29,8 @@ from whence_server.demo.model import demo_model
 from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.observing import watching
 from whence_server.engine.internals.sources import drawn
+from whence_server.engine.internals.watching import watching
 from whence_server.engine.probe import examine
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)

@@ -14,18 +14,20 @@ from internals_oracle import (
     layer_logits,
     shares,
 )
-from tiny_models import ARCHITECTURES, BATCHED, CONFIGS, LAST_STAGES
+from tiny_models import ARCHITECTURES, CONFIGS, HYBRIDS, LAST_STAGES
+from torch.nn.functional import pad
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.steps import Decision, Internals
-from whence_server.engine.internals import observing
+from whence_server.engine.internals import observing, single, sources
 from whence_server.engine.internals.lens import Lens
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.messages import Admit, Recorded
 
 INTERNALS = TraceOptions(TraceDetail.INTERNALS)
-EVERY = ARCHITECTURES + LAST_STAGES
-GIVES_SOURCES = [name for name in BATCHED + LAST_STAGES if name not in {"bloom", "falcon"}]
+EVERY = ARCHITECTURES + LAST_STAGES + HYBRIDS
+NO_SOURCES = {"bloom", "falcon", "mamba", "mamba2", "rwkv", "qwen3_next"}
+GIVES_SOURCES = [name for name in EVERY if name not in NO_SOURCES]
 
 Models = Callable[[str], LoadedModel]
 
@@ -108,42 +110,43 @@ def test_sources_are_those_of_eager_attention_whoever_comes_and_goes(
 
 
 @pytest.mark.parametrize("architecture", GIVES_SOURCES)
-def test_newest_weights_are_eager_attention_s_output_attentions(
+def test_newest_weights_are_eager_attention_s_output_attentions_at_every_step(
     models: Models,
     tiny_model: Callable[..., Path],
     architecture: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # From the prompt's end on, read in pieces where it can be, and then together past the window.
     seen: list[list[torch.Tensor]] = []
-    original = observing.drawn
+    original = sources.drawn
 
     def spied(weights: list[torch.Tensor], *others: object) -> torch.Tensor:
-        seen.append([layer.clone() for layer in weights])
+        seen.extend([layer.clone() for layer in rows] for rows in zip(*weights, strict=True))
         return original(weights, *others)
 
-    monkeypatch.setattr(observing, "drawn", spied)
     harness = Harness(models(architecture), chunk=16)
-    short, long = prompt_of(9, seed=1), prompt_of(40, seed=2)
-    for name, prompt in (("short", short), ("long", long)):
-        harness.admit(name, prompt, greedy(8, ignore_eos=True), INTERNALS)
-    harness.loop.turn()
-    # Both prompts have been read: from here on they step together.
-    while len(harness.steps["short", 0]) < 1 or len(harness.steps["long", 0]) < 1:
-        harness.loop.turn()
-    seen.clear()
-    num_short, num_long = (len(harness.steps[name, 0]) for name in ("short", "long"))
-    harness.loop.turn()
-    (weights,) = seen
-    for row, (prompt, count, name) in enumerate(
-        ((short, num_short, "short"), (long, num_long, "long"))
-    ):
-        context = [*prompt, *harness.ids(name)[:count]]
-        attentions, _ = attentions_and_values(eager_model(tiny_model(architecture)), context)
-        for layer, expected in zip(weights, attentions, strict=True):
-            padding = layer.shape[-1] - len(context)
-            ours = layer[row].double()
-            assert not ours[:, :padding].any()
-            torch.testing.assert_close(ours[:, padding:], expected[:, -1], rtol=0, atol=1e-5)
+    for module in (observing, single):
+        monkeypatch.setattr(module, "drawn", spied)
+    prompts = {"short": prompt_of(9, seed=1), "long": prompt_of(40, seed=2)}
+    for name, prompt in prompts.items():
+        harness.admit(name, prompt, greedy(20, ignore_eos=True), INTERNALS)
+    harness.run()
+    attentions = {
+        name: attentions_and_values(
+            eager_model(tiny_model(architecture)), [*prompt, *harness.ids(name)]
+        )[0]
+        for name, prompt in prompts.items()
+    }
+    steps = [step for turn in harness.turns for step in turn.steps]
+    assert len(steps) == 40
+    for step, weights in zip(steps, seen, strict=True):
+        newest = len(prompts[step.generation_id]) + step.index - 1
+        for ours, of_layer in zip(weights, attentions[step.generation_id], strict=True):
+            expected = of_layer[:, newest, : newest + 1]
+            # Padded on the left, or without what is out of the layer's sight.
+            width = max(ours.shape[-1], newest + 1)
+            one, other = (pad(each, (width - each.shape[-1], 0)) for each in (ours, expected))
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", GIVES_SOURCES)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS
+from tiny_models import BATCHED, LAST_STAGES
 from transformers import AutoModelForCausalLM
 
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.observing import Seen
+from whence_server.engine.internals.watching import Seen
 from whence_server.engine.probe import examine
 from whence_server.engine.recording import recorded
 from whence_server.engine.runner import Runner
@@ -21,9 +21,7 @@ from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
 
 # The others decode each sequence by itself, or (Bloom) make their masks as they go.
-RECORDABLE = sorted(
-    CONFIGS.keys() - {"gpt2-long", "bloom", "mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"}
-)
+RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
 
 
 @pytest.fixture

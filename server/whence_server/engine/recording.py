@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.engine.internals.observing import NOTHING, Inside, Observation
+from whence_server.engine.internals.observing import Observation
+from whence_server.engine.internals.watching import NOTHING, Inside
 from whence_server.engine.runner import Runner
 from whence_server.engine.step_graph import NotRecordableError, StepGraph
 from whence_server.engine.style import ForwardStyle
@@ -98,7 +99,7 @@ def _compared(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside)
                     return _Same(logits=False, observed=False)
                 if not (_equal(watched, expected) and _saw_the_same(first, second)):
                     same = same._replace(observed=False)
-    except RuntimeError as error:
+    except Exception as error:  # noqa: BLE001 - recorded code, tried out: any failure means no
         logger.debug("the recorded step fails: %s", error)
         return _Same(logits=False, observed=False)
     return same
