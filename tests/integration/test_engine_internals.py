@@ -224,7 +224,9 @@ def test_asking_changes_no_bit(models: Models, architecture: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2", "mistral", "mamba"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", "llama", "gemma2", "mistral", "mamba", "jamba", "llama4"]
+)
 def test_asking_changes_no_bit_of_a_beam_search_and_in_half_precision(
     tiny_model: Callable[..., Path], architecture: str, dtype: str
 ) -> None:
@@ -265,7 +267,7 @@ def test_asking_changes_no_bit_of_a_beam_search_and_in_half_precision(
             assert run(details, way) == expected
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "mamba"])
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "mamba", "jamba"])
 def test_who_goes_on_after_an_engine_s_death_has_the_same_inside(
     models: Models, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
@@ -310,17 +312,18 @@ def test_a_forced_continuation_has_its_inside_recorded(
     check_all_sources("llama", tiny_model("llama"), prompt, decisions)
 
 
+@pytest.mark.parametrize("architecture", ["mistral", "llama4"])
 def test_several_sequences_of_one_prompt_go_their_own_ways(
-    models: Models, tiny_model: Callable[..., Path]
+    models: Models, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
-    harness = Harness(models("mistral"))
+    harness = Harness(models(architecture))
     prompt = prompt_of(20, seed=9)
     decoding = sampled(12, num_return_sequences=3, ignore_eos=True)
     harness.admit("it", prompt, decoding, INTERNALS)
     harness.run()
     for index in range(3):
         decisions = [step.decision for step in harness.steps["it", index]]
-        check_all_sources("mistral", tiny_model("mistral"), prompt, decisions)
+        check_all_sources(architecture, tiny_model(architecture), prompt, decisions)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
@@ -346,7 +349,7 @@ def test_other_weights_have_other_sources(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mistral"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mistral", "bamba", "llama4"])
 def test_half_precision_gives_about_the_same(
     models: Models, tiny_model: Callable[..., Path], architecture: str, dtype: str
 ) -> None:
