@@ -58,10 +58,11 @@ class OutputNorms:
     K is the number of heads of all layers together, layer after layer.
 
     Args:
-        projections: for each layer [heads, head size, model width]: how a head's output reaches
-            the residual stream.
+        projections: for each layer that attends [heads, head size, model width]: how a head's
+            output reaches the residual stream.
         num_value_heads: of each layer; as many heads in a row share each.
-        head_weights: theta, [layers, heads]; None for 1. Only how they compare counts.
+        head_weights: theta, [layers, heads], of the layers that attend; None for 1. Only how they
+            compare counts.
 
     Raises:
         UnavailableError: the layers' heads differ in size.
@@ -89,7 +90,7 @@ class OutputNorms:
             if tuple(thetas.shape) != expected:
                 raise ConfigurationError(
                     f"the head weights are {tuple(thetas.shape)}; the model has "
-                    f"{expected[0]} layers of {expected[1]} heads"
+                    f"{expected[0]} layers of {expected[1]} heads that attend"
                 )
             # The largest is 1: whatever the file's scale, a sum of products does not overflow.
             thetas = (thetas / thetas.max()).to(self._grams.device, torch.float32)
