@@ -128,10 +128,10 @@ class Batch:
         forward_end_ns = time.monotonic_ns()
         beams = [Beams(rows)] if rows[0].is_beam else []
         observation = prompt.observation
-        if observation is not None:
-            observation = observation.of([0] * len(rows))
         chosen = self._choose(logits.repeat(len(rows), 1), rows, beams)
         with recordable():
+            if observation is not None:
+                observation = observation.of([0] * len(rows))
             chosen = chosen.explained(rows, observation)
         for failed in chosen.failed():
             raise GenerationFailedError(failed.reason, failed.message)

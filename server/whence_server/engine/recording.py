@@ -94,15 +94,24 @@ def _compared(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside)
             for step in range(STEPS_EACH):
                 token_ids = _tokens(model, ways[0][0].num_rows, seed=10 * length + step)
                 expected, watched, plain = (runner.decode(token_ids) for runner, _ in ways)
-                first, second, _ = (runner.observe() for runner, _ in ways)
+                first, second, _ = (_observation(runner) for runner, _ in ways)
                 if not _equal(plain, expected):
                     return _Same(logits=False, observed=False)
                 if not (_equal(watched, expected) and _saw_the_same(first, second)):
                     same = same._replace(observed=False)
-    except Exception as error:  # noqa: BLE001 - recorded code, tried out: any failure means no
+    except RuntimeError as error:
         logger.debug("the recorded step fails: %s", error)
         return _Same(logits=False, observed=False)
     return same
+
+
+def _observation(runner: Runner) -> Observation | None:
+    """What a step showed; None also where that failed."""
+    try:
+        return runner.observe()
+    except Exception as error:  # noqa: BLE001 - recorded code, tried out: any failure means no
+        logger.debug("what a step shows cannot be seen: %s", error)
+        return None
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -111,7 +120,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _saw_the_same(one: Observation | None, other: Observation | None) -> bool:
     if one is None or other is None:
-        return one is other
+        return False
     if one.hidden is not None and other.hidden is not None and not _equal(one.hidden, other.hidden):
         return False
     return one.sources == other.sources

@@ -86,11 +86,12 @@ def _norms_of(
     if obstacle is not None:
         raise UnavailableError(obstacle)
     ids = _tokens(model)
-    arguments = {} if style is None else {"past_key_values": BatchedCache(style.num_layers)}
+    ours = None if style is None else BatchedCache(style.num_layers)
+    arguments = {} if ours is None else {"past_key_values": ours}
     with _linear_inputs(_attention_modules(model)) as inputs, watched_attention() as attended:
         input_ids = torch.tensor([ids], device=model.device)
         output = model(input_ids=input_ids, use_cache=True, **arguments)
-    _check_cached(attended, _cached_values(output))
+    _check_cached(attended, _cached_values(output) if ours is None else ours.values)
     for one in attended:
         _check(one)
     num_value_heads = {one.values.shape[1] for one in attended}
@@ -113,10 +114,8 @@ def _tokens(model: Any) -> list[int]:
 
 
 def _cached_values(output: Any) -> list[torch.Tensor]:
-    """What each layer that attends has in the cache, the newest position last."""
+    """What each layer that attends has in the model's own cache, the newest position last."""
     cache = output.get("past_key_values")
-    if isinstance(cache, BatchedCache):
-        return cache.values
     kept = [
         layer
         for layer in (cache.layers if isinstance(cache, Cache) else ())
