@@ -23,6 +23,7 @@ from transformers import (
     GraniteConfig,
     GraniteMoeHybridConfig,
     JambaConfig,
+    KimiLinearConfig,
     Lfm2Config,
     Llama4TextConfig,
     LlamaConfig,
@@ -160,6 +161,24 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         mamba_d_state=16,
         mamba_chunk_size=16,
     ),
+    # What its attention keeps of a position is smaller than the values that it attends to.
+    "kimi_linear": KimiLinearConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        num_key_value_heads=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        kv_lora_rank=16,
+        q_lora_rank=None,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=12,
+        head_dim=12,
+        linear_num_heads=4,
+        linear_head_dim=12,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+    ),
     # A convolution's last inputs for a state.
     "lfm2": Lfm2Config(
         **SHAPE | {"num_hidden_layers": 4},
@@ -289,6 +308,7 @@ LAST_STAGES = ["granite", "cohere", "opt_post_norm"]
 HYBRIDS = [
     "falcon_h1",
     "granitemoehybrid",
+    "kimi_linear",
     "lfm2",
     "minimax",
     "nemotron_h",

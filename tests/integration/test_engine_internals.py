@@ -16,7 +16,7 @@ from engine_harness import (
 )
 from internals_oracle import (
     PROJECTIONS,
-    attentions_and_values,
+    attending,
     eager_model,
     layer_logits,
     shares,
@@ -132,21 +132,19 @@ def test_newest_weights_are_eager_attention_s_output_attentions_at_every_step(
     for name, prompt in prompts.items():
         harness.admit(name, prompt, greedy(20, ignore_eos=True), INTERNALS)
     harness.run()
-    attentions = {
-        name: attentions_and_values(
-            eager_model(tiny_model(architecture)), [*prompt, *harness.ids(name)]
-        )[0]
-        for name, prompt in prompts.items()
+    model = eager_model(tiny_model(architecture))
+    expected = {
+        name: attending(model, [*prompt, *harness.ids(name)]) for name, prompt in prompts.items()
     }
     steps = [step for turn in harness.turns for step in turn.steps]
     assert len(steps) == 40
     for step, weights in zip(steps, seen, strict=True):
         newest = len(prompts[step.generation_id]) + step.index - 1
-        for ours, of_layer in zip(weights, attentions[step.generation_id], strict=True):
-            expected = of_layer[:, newest, : newest + 1]
+        for ours, of_layer in zip(weights, expected[step.generation_id], strict=True):
+            theirs = of_layer.weights[:, newest, : newest + 1]
             # Padded on the left, or without what is out of the layer's sight.
             width = max(ours.shape[-1], newest + 1)
-            one, other = (pad(each, (width - each.shape[-1], 0)) for each in (ours, expected))
+            one, other = (pad(each, (width - each.shape[-1], 0)) for each in (ours, theirs))
             torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import InternalsInfo
 from whence_server.engine.internals import attention, examine, single
 from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.sources import OutputNorms, drawn
+from whence_server.engine.internals.sources import OutputNorms, UnavailableError, drawn
 from whence_server.engine.internals.watching import Inside
 from whence_server.engine.loading import load
 from whence_server.engine.solo import SoloRunner
@@ -141,6 +141,19 @@ def test_one_layer_of_many_that_attends_by_itself_is_noticed(tiny_model: TinyMod
     inside, info = looked_into(model)
     assert inside.norms is None
     assert info.unavailable["sources"] == "3 of its 4 layers that attend do so by our function"
+
+
+def test_one_layer_that_attends_by_itself_is_noticed_where_layers_share_what_is_kept(
+    tiny_model: TinyModel,
+) -> None:
+    model = model_of(tiny_model("llama4"))
+    with torch.inference_mode(), attention.watched_attention() as attended:
+        output = model(input_ids=torch.arange(5)[None], use_cache=True)
+    examine._check_own_cache(model, attended, output)
+    output.past_key_values.layers.pop()
+    examine._check_own_cache(model, attended, output)
+    with pytest.raises(UnavailableError, match="3 of its 4 layers that attend"):
+        examine._check_own_cache(model, attended[:3], output)
 
 
 def test_columns_in_an_order_that_nobody_knows_are_refused(

@@ -91,7 +91,10 @@ def _norms_of(
     with _linear_inputs(_attention_modules(model)) as inputs, watched_attention() as attended:
         input_ids = torch.tensor([ids], device=model.device)
         output = model(input_ids=input_ids, use_cache=True, **arguments)
-    _check_cached(attended, _cached_values(output) if ours is None else ours.values)
+    if ours is None:
+        _check_own_cache(model, attended, output)
+    else:
+        _check_cached(attended, ours)
     for one in attended:
         _check(one)
     num_value_heads = {one.values.shape[1] for one in attended}
@@ -113,8 +116,16 @@ def _tokens(model: Any) -> list[int]:
     return [(11 * i + 5) % vocabulary_size for i in range(PROMPT_LENGTH)]
 
 
-def _cached_values(output: Any) -> list[torch.Tensor]:
-    """What each layer that attends has in the model's own cache, the newest position last."""
+def _check_cached(attended: Sequence[Attended], cache: BatchedCache) -> None:
+    """Whether every layer attends by our function, to what our cache holds."""
+    _check_all_attend(len(attended), len(cache.layers))
+    for one, values in zip(attended, cache.values, strict=True):
+        if not (one.values.shape == values.shape and torch.equal(one.values, values)):
+            raise UnavailableError("its attention reads other values than its cache holds")
+
+
+def _check_own_cache(model: Any, attended: Sequence[Attended], output: Any) -> None:
+    """Whether all attention is by our function, and over columns whose order is known."""
     cache = output.get("past_key_values")
     kept = [
         layer
@@ -124,20 +135,19 @@ def _cached_values(output: Any) -> list[torch.Tensor]:
     # Of these it is known that they keep the newest positions, in order, whatever their window.
     if not kept or not all(isinstance(layer, DynamicLayer) for layer in kept):
         raise UnavailableError("it keeps its values in a cache of its own kind")
-    return [layer.values for layer in kept]
+    # Layers that share what is kept attend nevertheless.
+    _check_all_attend(len(attended), len(kept))
+    seen = {one.module for one in attended}
+    kinds = {type(module) for module in seen}
+    alike = {module for module in model.modules() if type(module) in kinds}
+    _check_all_attend(len(seen), len(alike))
 
 
-def _check_cached(attended: Sequence[Attended], cached: Sequence[torch.Tensor]) -> None:
-    """Whether every layer that attends does so by our function, to what its cache holds."""
-    if len(attended) != len(cached):
+def _check_all_attend(num_seen: int, num_layers: int) -> None:
+    if num_seen < num_layers:
         raise UnavailableError(
-            f"{len(attended)} of its {len(cached)} layers that attend do so by our function"
+            f"{num_seen} of its {num_layers} layers that attend do so by our function"
         )
-    for one, values in zip(attended, cached, strict=True):
-        # A window's layer keeps fewer than it was given.
-        read = one.values[:, :, -values.shape[2] :]
-        if not (read.shape == values.shape and torch.equal(read, values)):
-            raise UnavailableError("its attention reads other values than its cache holds")
 
 
 def _check_singly(
