@@ -189,6 +189,21 @@ def test_norms_that_cannot_be_moved_end_all_who_asked(
     check(got, undisturbed("llama"), {"asks", "beams"})
 
 
+def test_who_comes_after_the_last_has_left_does_not_pay_for_it(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = BeamHarness(models("llama"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Observed, "leave", breaks)
+        harness.admit("first", prompt_of(9, seed=2), greedy(3, ignore_eos=True), INTERNALS)
+        harness.run()
+    harness.admit("second", prompt_of(9, seed=2), greedy(3, ignore_eos=True), INTERNALS)
+    harness.run()
+    assert not harness.failed
+    assert harness.ids("second") == harness.ids("first")
+    assert all(step.decision.internals for step in harness.steps["second", 0])
+
+
 def test_a_model_that_fails_by_itself_is_another_matter(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Forward passes: over one prompt, chunk by chunk, and over all running rows at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,25 +112,29 @@ class Runner:
     @torch.inference_mode()
     def join(self, prompt: Prompt, num_rows: int = 1) -> None:
         """Appends rows that continue the prompt, all of whose tokens have been read."""
-        observed = prompt.observed
-        if observed is not None:
+        if prompt.observed is not None:
             rows = range(self.num_rows, self.num_rows + num_rows)
-            self._beside(lambda: self._observed.join(rows, observed))
+            with self._beside():
+                self._observed.join(rows, prompt.observed)
         self._cache.insert(prompt.cache, num_rows)
         self._layout = None
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Drops a row; the last row takes its number."""
-        self._beside(lambda: self._observed.leave(row, self.num_rows - 1))
+        with self._beside():
+            self._observed.leave(row, self.num_rows - 1)
         self._cache.remove(row)
         self._layout = None
+        if not self.num_rows:
+            self._unseen = None  # nobody is left to be told
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Makes each destination a copy of what its source was before; all are equally long."""
         self._cache.copy_rows(sources, destinations)
-        self._beside(lambda: self._observed.copy_rows(sources, destinations))
+        with self._beside():
+            self._observed.copy_rows(sources, destinations)
 
     def synchronize(self) -> None:
         """Waits until what was asked for has been computed, so that times mean something."""
@@ -165,7 +170,8 @@ class Runner:
             if observed:
                 with watching(self._inside) as watch:
                     logits = self._forward(input_ids, self._cache, arguments)[:, -1]
-                self._beside(lambda: self._see(watch.seen))
+                with self._beside():
+                    self._seen = watch.seen
             else:
                 logits = self._forward(input_ids, self._cache, arguments)[:, -1]
         layout.positions.add_(1)
@@ -209,31 +215,25 @@ class Runner:
             columns,
         )
 
-    def _beside(self, change: Callable[[], None]) -> None:
-        """Changes what only observed rows need: the others go on whether or not it can be done.
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Around what only observed rows need: the others go on whether or not it can be done.
 
         Nobody is observed any more if it cannot, and `observe` says why.
         """
         try:
-            change()
+            yield
         except Exception as error:  # noqa: BLE001 - raised by `observe`
             self.stop_observing()
             self._unseen = error
 
-    def _see(self, seen: Seen) -> None:
-        self._seen = seen
-
     def _step_of(self, graph: StepGraph, inputs: StepInputs, *, observed: bool) -> torch.Tensor:
         """A recorded step; if it fails only with what it shows, it is taken again without."""
         if observed:
-            try:
+            with self._beside():
                 logits, self._seen = graph.observed(inputs)
-            except Exception as error:  # noqa: BLE001 - raised by `observe`
-                # All that it has changed are its own columns, which are written once more.
-                self.stop_observing()
-                self._unseen = error
-            else:
                 return logits
+        # All that a failed one has changed are its own columns, which are written once more.
         return graph.logits(inputs)
 
     def _step_arguments(self, layout: StepLayout) -> dict[str, Any]:
