@@ -1,5 +1,6 @@
 """An engine loop in this process, over a real model, for tests to drive turn by turn."""
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ class BeamHarness(Harness):
 
     def scores(self, generation_id: str) -> list[float]:
         return [sequence.score for sequence in self.done[generation_id].sequences]
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    choose = random.Random(seed)
+    return [choose.randrange(1, 400) for _ in range(length)]
 
 
 def loaded_model(directory: Path, **changes: object) -> LoadedModel:

@@ -1,35 +1,48 @@
 """What goes on inside a model, worked out from transformers' own eager attention in float64."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
-# Where each architecture keeps a layer's output projection, by its own names.
+# What each architecture calls the output projection in its attention.
 PROJECTIONS: dict[str, str] = {
-    "gpt2": "transformer.h.{}.attn.c_proj",
-    "gpt_neox": "gpt_neox.layers.{}.attention.dense",
-    "opt": "model.decoder.layers.{}.self_attn.out_proj",
-    "opt_post_norm": "model.decoder.layers.{}.self_attn.out_proj",
-    "phi": "model.layers.{}.self_attn.dense",
+    "gpt2": "c_proj",
+    "gpt_neox": "dense",
+    "lfm2": "out_proj",
+    "opt": "out_proj",
+    "opt_post_norm": "out_proj",
+    "phi": "dense",
 } | dict.fromkeys(
     (
+        "bamba",
         "cohere",
+        "falcon_h1",
         "gemma2",
         "gemma3",
         "granite",
+        "granitemoehybrid",
+        "jamba",
+        "kimi_linear",
         "llama",
+        "llama4",
+        "minimax",
         "mistral",
         "mixtral",
+        "nemotron_h",
+        "olmo_hybrid",
         "qwen2",
         "qwen2_moe",
         "qwen3",
+        "zamba2",
     ),
-    "model.layers.{}.self_attn.o_proj",
+    "o_proj",
 )
 LAYERS: dict[str, str] = {
     "gpt2": "transformer.h",
@@ -53,28 +66,49 @@ def eager_model(directory: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
+class Attending(NamedTuple):
+    """What a layer that attends did in one pass over all tokens.
+
+    Attributes:
+        module: the layer's attention.
+        weights: [heads, T, T]
+        values: [value heads, T, head size]
+    """
+
+    module: torch.nn.Module
+    weights: torch.Tensor
+    values: torch.Tensor
+
+
 @torch.inference_mode()
-def attentions_and_values(
-    model: Any, token_ids: Sequence[int]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Each layer's attention weights [heads, T, T] and values [value heads, T, head size]."""
-    # Without a config it keeps every position, also those that a window has left behind.
-    kept = DynamicCache()
-    output = model(
-        input_ids=torch.tensor([token_ids]),
-        past_key_values=kept,
-        use_cache=True,
-        output_attentions=True,
-    )
-    return [a[0].double() for a in output.attentions], [v[0].double() for _, v, *_ in kept]
+def attending(model: Any, token_ids: Sequence[int]) -> list[Attending]:
+    """Of each layer that attends, by transformers' eager attention and `output_attentions`."""
+    given: list[tuple[torch.nn.Module, torch.Tensor]] = []
+    code = sys.modules[type(model).__module__]
+    eager = code.eager_attention_forward
+
+    def spied(
+        module: Any, query: Any, key: Any, value: torch.Tensor, *others: Any, **more: Any
+    ) -> Any:
+        given.append((module, value[0].double()))
+        return eager(module, query, key, value, *others, **more)
+
+    with mock.patch.object(code, "eager_attention_forward", spied):
+        output = model(input_ids=torch.tensor([token_ids]), use_cache=False, output_attentions=True)
+    # MiniMax has something to show of its other layers, too.
+    square = (len(token_ids), len(token_ids))
+    weights = [a[0].double() for a in output.attentions if a.shape[-2:] == square]
+    return [
+        Attending(module, of_layer, values)
+        for (module, values), of_layer in zip(given, weights, strict=True)
+    ]
 
 
 def shares(architecture: str, model: Any, token_ids: Sequence[int]) -> torch.Tensor:
     """[T, T]: what each position, as the newest, drew on; straight from the definition."""
-    attentions, values = attentions_and_values(model, token_ids)
     total = torch.zeros(len(token_ids), len(token_ids), dtype=torch.float64)
-    for layer, (attention, value) in enumerate(zip(attentions, values, strict=True)):
-        projection = model.get_submodule(PROJECTIONS[architecture].format(layer))
+    for module, attention, value in attending(model, token_ids):
+        projection = module.get_submodule(PROJECTIONS[architecture])
         weight = projection.weight.double()
         if isinstance(projection, torch.nn.Linear):
             weight = weight.T

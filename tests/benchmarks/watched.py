@@ -7,8 +7,8 @@ import torch
 from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.observing import watching
 from whence_server.engine.internals.sources import drawn
+from whence_server.engine.internals.watching import watching
 from whence_server.engine.probe import examine
 
 NOTHING = torch.tensor([], dtype=torch.int64)

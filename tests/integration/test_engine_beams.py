@@ -26,8 +26,9 @@ MODES = {
     EarlyStopping.HEURISTIC: False,
     EarlyStopping.NEVER: "never",
 }
-# RWKV's own `generate` cannot: "the cache cannot be reordered".
-ARCHITECTURES = sorted(CONFIGS.keys() - {"gpt2-long", "rwkv"})
+# RWKV's own `generate` cannot: "the cache cannot be reordered". MiniMax's forgets to reorder what
+# its linear attention keeps.
+ARCHITECTURES = sorted(CONFIGS.keys() - {"gpt2-long", "rwkv", "minimax"})
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,17 +84,27 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Pa
     return made.__getitem__
 
 
-def test_sources_name_the_copied_position(directories: Callable[[bool], Path]) -> None:
-    for seen in seen_of(load(engine_options(directories(True)))):
+def singly(loaded: LoadedModel) -> LoadedModel:
+    """The same, each sequence with a cache of its own."""
+    info = replace(loaded.info, batched=False)
+    return loaded._replace(style=None, graph=None, info=info)
+
+
+@pytest.mark.parametrize("way", [lambda loaded: loaded, singly])
+def test_sources_name_the_copied_position(
+    directories: Callable[[bool], Path], way: Callable[[LoadedModel], LoadedModel]
+) -> None:
+    for seen in seen_of(way(load(engine_options(directories(True))))):
         assert seen.source_positions[0] == WHERE
         assert seen.source_shares[0] > 0.4
         assert seen.source_shares[0] > 8 * seen.source_shares[1]
 
 
+@pytest.mark.parametrize("way", [lambda loaded: loaded, singly])
 def test_without_its_output_projection_the_head_is_no_source(
-    directories: Callable[[bool], Path],
+    directories: Callable[[bool], Path], way: Callable[[LoadedModel], LoadedModel]
 ) -> None:
-    for seen in seen_of(load(engine_options(directories(False)))):
+    for seen in seen_of(way(load(engine_options(directories(False))))):
         shares = dict(zip(seen.source_positions, seen.source_shares, strict=True))
         # What is left is the head that spreads evenly over some 35 positions.
         assert shares.get(WHERE, 0.0) < 0.06

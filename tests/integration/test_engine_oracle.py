@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_harness import Harness, greedy, loaded_model, plain_logprobs, reference_greedy, sampled
-from tiny_models import ARCHITECTURES, BATCHED
+from tiny_models import ARCHITECTURES, BATCHED, HYBRIDS, LAST_STAGES
 
 from whence_server.domain.decoding import (
     Decoding,
@@ -81,14 +81,14 @@ def rounding(loaded: LoadedModel) -> float:
     return 1e-3 if without_attention else 1e-4
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES + HYBRIDS)
 def test_only_what_must_decodes_singly(
     models: Callable[[str], LoadedModel], architecture: str
 ) -> None:
-    assert models(architecture).info.batched == (architecture in BATCHED)
+    assert models(architecture).info.batched == (architecture in BATCHED + LAST_STAGES)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES + HYBRIDS)
 def test_greedy_alone_is_generate(
     models: Callable[[str], LoadedModel], reference: Greedy, architecture: str
 ) -> None:
@@ -101,7 +101,7 @@ def test_greedy_alone_is_generate(
 
 
 @pytest.mark.parametrize("chunk", [16, 512])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES)
 def test_greedy_with_others_coming_and_going_is_generate(
     models: Callable[[str], LoadedModel], reference: Greedy, architecture: str, chunk: int
 ) -> None:

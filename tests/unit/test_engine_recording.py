@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS
+from tiny_models import BATCHED, LAST_STAGES
 from transformers import AutoModelForCausalLM
 
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.observing import Seen
+from whence_server.engine.internals.watching import Seen
 from whence_server.engine.probe import examine
 from whence_server.engine.recording import recorded
 from whence_server.engine.runner import Runner
@@ -21,9 +21,7 @@ from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
 
 # The others decode each sequence by itself, or (Bloom) make their masks as they go.
-RECORDABLE = sorted(
-    CONFIGS.keys() - {"gpt2-long", "bloom", "mamba", "mamba2", "jamba", "bamba", "rwkv", "llama4"}
-)
+RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
 
 
 @pytest.fixture
@@ -110,22 +108,26 @@ def test_a_graph_that_says_something_else_is_not_used(
     assert "its steps differ" in caplog.text
 
 
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
     load: Callable[..., tuple[Any, ForwardStyle]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    fails: bool,
 ) -> None:
     model, style = load("llama")
     inside, _ = look_inside(model, style, None, None)
     right = StepGraph.observed
 
-    def a_bit_off(self: StepGraph, inputs: Any) -> tuple[torch.Tensor, Seen]:
+    def wrong(self: StepGraph, inputs: Any) -> tuple[torch.Tensor, Seen]:
         logits, seen = right(self, inputs)
         assert seen.hidden is not None
+        if fails:
+            raise ZeroDivisionError
         return logits, seen._replace(hidden=seen.hidden.nextafter(torch.tensor(9.0)))
 
     with monkeypatch.context() as patched:
-        patched.setattr(StepGraph, "observed", a_bit_off)
+        patched.setattr(StepGraph, "observed", wrong)
         graph = recorded(model, style, inside)
     assert "is observed through its modules" in caplog.text
     assert graph is not None

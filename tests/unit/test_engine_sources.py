@@ -12,13 +12,13 @@ from whence_server.domain.steps import Candidates, Decision
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.lens import Lens, lens_of
-from whence_server.engine.internals.observing import watching
 from whence_server.engine.internals.sources import (
     COLUMNS_TOGETHER,
     OutputNorms,
     Sources,
     listed,
 )
+from whence_server.engine.internals.watching import watching
 from whence_server.engine.probe import examine
 from whence_server.engine.runner import Runner
 

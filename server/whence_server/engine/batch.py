@@ -14,7 +14,8 @@ from whence_server.engine.beams import Beams
 from whence_server.engine.decoding import BeamSearch, NoChoice, Round, Row
 from whence_server.engine.internals.explaining import explain_round, explained
 from whence_server.engine.internals.observing import Observation
-from whence_server.engine.jobs import Running, out_of_memory
+from whence_server.engine.internals.watching import recordable
+from whence_server.engine.jobs import Running, not_observed
 from whence_server.engine.messages import (
     BeamRoundMade,
     BeamSearchDone,
@@ -121,15 +122,17 @@ class Batch:
 
         Raises:
             GenerationFailedError: there was nothing to choose; the batch is as it was.
+            ObservingError: the model's inside cannot be recorded; the batch is as it was.
             BatchLostError: all rows are in a state that nobody knows: `clear` them.
         """
         forward_end_ns = time.monotonic_ns()
         beams = [Beams(rows)] if rows[0].is_beam else []
         observation = prompt.observation
-        if observation is not None:
-            observation = observation.of([0] * len(rows))
         chosen = self._choose(logits.repeat(len(rows), 1), rows, beams)
-        chosen = chosen.explained(rows, observation)
+        with recordable():
+            if observation is not None:
+                observation = observation.of([0] * len(rows))
+            chosen = chosen.explained(rows, observation)
         for failed in chosen.failed():
             raise GenerationFailedError(failed.reason, failed.message)
         try:
@@ -272,10 +275,7 @@ class _Chosen(NamedTuple):
 
         Their record would lack what it promises; the others' lacks nothing.
         """
-        reason = "OUT_OF_MEMORY" if out_of_memory(error) else "OBSERVING_FAILED"
-        why = NoChoice(
-            reason, f"what it showed of the model cannot be recorded: {type(error).__name__}"
-        )
+        why = NoChoice(*not_observed(error))
         decisions = [
             why if running.row.observed else decision
             for running, decision in zip(self.sequences, self.decisions, strict=True)

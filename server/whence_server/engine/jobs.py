@@ -9,6 +9,7 @@ from whence_server.domain.decoding import Decoding, FinishReason, Strategy
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Row
+from whence_server.engine.internals.watching import ObservingError
 from whence_server.engine.messages import Admit, GenerationFailed, StepMade
 
 
@@ -130,10 +131,19 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
+def not_observed(error: Exception) -> tuple[str, str]:
+    """Reason and message for whoever asked for the model's inside, where it cannot be recorded."""
+    cause = error.cause if isinstance(error, ObservingError) else error
+    reason = "OUT_OF_MEMORY" if out_of_memory(cause) else "OBSERVING_FAILED"
+    return reason, f"what it showed of the model cannot be recorded: {type(cause).__name__}"
+
+
 def failure(generation_id: str, error: Exception) -> GenerationFailed:
     """What the front is told of a generation that cannot go on."""
     if isinstance(error, GenerationFailedError):
         return GenerationFailed(generation_id, error.reason, error.message)
+    if isinstance(error, ObservingError):
+        return GenerationFailed(generation_id, *not_observed(error))
     if out_of_memory(error):
         return GenerationFailed(
             generation_id, "OUT_OF_MEMORY", "the engine ran out of memory; lower --max-cache-tokens"

@@ -22,7 +22,7 @@ from whence_server.engine.describing import describe, text_files
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
-from whence_server.engine.internals.observing import Inside
+from whence_server.engine.internals.watching import Inside
 from whence_server.engine.messages import EngineOptions
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
@@ -101,13 +101,21 @@ def _style(model: Any) -> tuple[ForwardStyle | None, str | None]:
         ConfigurationError: it decodes in no way.
     """
     obstacle = attention.adopt(model)
-    style = probe.examine(model)
-    if style is not None or obstacle is not None:
-        return style, obstacle
+    if obstacle is not None:
+        return probe.examine(model), obstacle
+    decodes = True
+    try:
+        style = probe.examine(model)
+    except ConfigurationError:
+        style, decodes = None, False
+    if style is not None:
+        return style, None
     attention.restore(model)
     style = probe.examine(model)
-    if style is None:
-        return None, "it decodes each sequence by itself, with a cache of its own"
+    if style is None and decodes:
+        # One sequence after the other, with either.
+        attention.put(model)
+        return None, None
     return style, "with our attention it gives other logits"
 
 

@@ -1,6 +1,7 @@
 """What each row of a batch may see of the columns, step by step, for every kind of layer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -56,3 +57,25 @@ class StepMasks:
                 self._masks[i].narrow(-1, already, width - window - already).fill_(self._hidden)
                 self._num_passed[i] = width - window
         return [mask.narrow(-1, 0, width) for mask in self._masks]
+
+
+@dataclass(slots=True)
+class StepLayout:
+    """What a step needs to know of the batch; holds until a row comes or goes.
+
+    Attributes:
+        positions: [rows, 1], of the tokens to be read next.
+        masks: of a model that takes them ready.
+        visible: of one that does not: [rows, columns], 0 for padding and else 1, with columns
+            to spare on the right; None without padding.
+    """
+
+    positions: torch.Tensor
+    masks: StepMasks | None = None
+    visible: torch.Tensor | None = None
+
+    def reaches(self, width: int) -> bool:
+        """Whether it holds for a step that sees so many columns."""
+        if self.masks is not None:
+            return width <= self.masks.num_columns
+        return self.visible is None or width <= self.visible.shape[-1]

@@ -1,22 +1,16 @@
 """Forward passes: over one prompt, chunk by chunk, and over all running rows at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from whence_server.engine.cache import BatchedCache
-from whence_server.engine.internals.observing import (
-    NOTHING,
-    Inside,
-    Observation,
-    Observed,
-    ObservedPrompt,
-    Seen,
-    watching,
-)
-from whence_server.engine.masks import SPARE_COLUMNS, StepMasks
+from whence_server.engine.internals.observing import Observation, Observed, ObservedPrompt
+from whence_server.engine.internals.watching import NOTHING, Inside, Seen, recordable, watching
+from whence_server.engine.masks import SPARE_COLUMNS, StepLayout, StepMasks
 from whence_server.engine.step_graph import NotRecordableError, StepGraph, StepInputs, mask_argument
 from whence_server.engine.style import ForwardStyle
 
@@ -45,28 +39,6 @@ class Prompt:
         return len(self.token_ids) - self.num_done
 
 
-@dataclass(slots=True)
-class _Layout:
-    """What a step needs to know of the batch; holds until a row comes or goes.
-
-    Attributes:
-        positions: [rows, 1], of the tokens to be read next.
-        masks: of a model that takes them ready.
-        visible: of one that does not: [rows, columns], 0 for padding and else 1, with columns
-            to spare on the right; None without padding.
-    """
-
-    positions: torch.Tensor
-    masks: StepMasks | None = None
-    visible: torch.Tensor | None = None
-
-    def reaches(self, width: int) -> bool:
-        """Whether it holds for a step that sees so many columns."""
-        if self.masks is not None:
-            return width <= self.masks.num_columns
-        return self.visible is None or width <= self.visible.shape[-1]
-
-
 class Runner:
     """Runs one model over prompts and over a batch of rows.
 
@@ -92,9 +64,10 @@ class Runner:
         self._inside = inside
         self._observed = Observed(self._inside)
         self._seen: Seen | None = None
+        self._unseen: Exception | None = None
         self._device = model.device
         self._cache = BatchedCache(style.num_layers)
-        self._layout: _Layout | None = None
+        self._layout: StepLayout | None = None
 
     @property
     def num_rows(self) -> int:
@@ -141,22 +114,27 @@ class Runner:
         """Appends rows that continue the prompt, all of whose tokens have been read."""
         if prompt.observed is not None:
             rows = range(self.num_rows, self.num_rows + num_rows)
-            self._observed.join(rows, prompt.observed)
+            with self._beside():
+                self._observed.join(rows, prompt.observed)
         self._cache.insert(prompt.cache, num_rows)
         self._layout = None
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Drops a row; the last row takes its number."""
-        self._observed.leave(row, self.num_rows - 1)
+        with self._beside():
+            self._observed.leave(row, self.num_rows - 1)
         self._cache.remove(row)
         self._layout = None
+        if not self.num_rows:
+            self._unseen = None  # nobody is left to be told
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Makes each destination a copy of what its source was before; all are equally long."""
         self._cache.copy_rows(sources, destinations)
-        self._observed.copy_rows(sources, destinations)
+        with self._beside():
+            self._observed.copy_rows(sources, destinations)
 
     def synchronize(self) -> None:
         """Waits until what was asked for has been computed, so that times mean something."""
@@ -166,8 +144,7 @@ class Runner:
     def clear(self) -> None:
         """Drops all rows, also after a forward pass that failed half-way."""
         self._cache.clear()
-        self._observed.clear()
-        self._seen = None
+        self.stop_observing()
         self._layout = None
 
     @torch.inference_mode()
@@ -186,18 +163,15 @@ class Runner:
         observed = bool(self._observed.rows)
         graph = self._graph
         if graph is not None and layout.masks is not None and (graph.observes or not observed):
-            inputs = self.step_inputs(token_ids)
-            if observed:
-                logits, self._seen = graph.observed(inputs)
-            else:
-                logits = graph.logits(inputs)
+            logits = self._step_of(graph, self.step_inputs(token_ids), observed=observed)
         else:
             input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
             arguments = self._step_arguments(layout)
             if observed:
                 with watching(self._inside) as watch:
                     logits = self._forward(input_ids, self._cache, arguments)[:, -1]
-                self._seen = watch.seen
+                with self._beside():
+                    self._seen = watch.seen
             else:
                 logits = self._forward(input_ids, self._cache, arguments)[:, -1]
         layout.positions.add_(1)
@@ -205,8 +179,15 @@ class Runner:
 
     @torch.inference_mode()
     def observe(self) -> Observation | None:
-        """What the last step's observed rows drew on; None where none is observed."""
+        """What the last step's observed rows drew on; None where none is observed.
+
+        Raises:
+            Exception: whatever went wrong since the last call with what only they need.
+        """
         seen, self._seen = self._seen, None
+        unseen, self._unseen = self._unseen, None
+        if unseen is not None:
+            raise unseen
         if seen is None:
             return None
         newest = [layer.select(2, -1) for layer in self._cache.values]
@@ -215,7 +196,7 @@ class Runner:
     def stop_observing(self) -> None:
         """Observes none of the rows any more, also after `observe` failed half-way."""
         self._observed.clear()
-        self._seen = None
+        self._seen = self._unseen = None
 
     def step_inputs(self, token_ids: list[int]) -> StepInputs:
         """What the next step reads, to record it; the step counts as taken.
@@ -234,7 +215,28 @@ class Runner:
             columns,
         )
 
-    def _step_arguments(self, layout: _Layout) -> dict[str, Any]:
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Around what only observed rows need: the others go on whether or not it can be done.
+
+        Nobody is observed any more if it cannot, and `observe` says why.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised by `observe`
+            self.stop_observing()
+            self._unseen = error
+
+    def _step_of(self, graph: StepGraph, inputs: StepInputs, *, observed: bool) -> torch.Tensor:
+        """A recorded step; if it fails only with what it shows, it is taken again without."""
+        if observed:
+            with self._beside():
+                logits, self._seen = graph.observed(inputs)
+                return logits
+        # All that a failed one has changed are its own columns, which are written once more.
+        return graph.logits(inputs)
+
+    def _step_arguments(self, layout: StepLayout) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         width = self._cache.width + 1
         if self._style.position_ids:
@@ -255,17 +257,17 @@ class Runner:
     ) -> torch.Tensor:
         """Reads the prompt's next tokens; only its last one's inside is watched."""
         num_tokens = input_ids.shape[1]
-        seen = None
+        watch = None
         if num_tokens < prompt.num_left:
             logits = self._forward(input_ids, prompt.cache, arguments)
         else:
             with watching(self._inside) as watch:
                 logits = self._forward(input_ids, prompt.cache, arguments)
-            seen = watch.seen
         values = [layer[:, :, -num_tokens:] for layer in prompt.cache.values]
-        observed.read(prompt.num_done, values)
-        if seen is not None:
-            prompt.observation = observed.observe(seen)
+        with recordable():
+            observed.read(prompt.num_done, values)
+            if watch is not None:
+                prompt.observation = observed.observe(watch.seen)
         return logits
 
     def _forward(
@@ -276,23 +278,23 @@ class Runner:
         )
         return output.logits
 
-    def _current_layout(self) -> _Layout:
+    def _current_layout(self) -> StepLayout:
         width = self._cache.width + 1
         layout = self._layout
         if layout is None or not layout.reaches(width):
             self._layout = layout = self._new_layout(width)
         return layout
 
-    def _new_layout(self, width: int) -> _Layout:
+    def _new_layout(self, width: int) -> StepLayout:
         padding = self._cache.padding
         positions = torch.tensor(self._cache.lengths, device=self._device).unsqueeze(1)
         if self._style.ready_mask:
             windows = [window for _, window in self._style.windows]
             masks = StepMasks(padding, width, windows, self._model.dtype, self._device)
-            return _Layout(positions, masks=masks)
+            return StepLayout(positions, masks=masks)
         if not any(padding):
             # Kernels are faster without.
-            return _Layout(positions)
+            return StepLayout(positions)
         columns = torch.arange(width + SPARE_COLUMNS, device=self._device)
         visible = columns >= torch.tensor(padding, device=self._device).unsqueeze(1)  # (B, columns)
-        return _Layout(positions, visible=visible.long())
+        return StepLayout(positions, visible=visible.long())

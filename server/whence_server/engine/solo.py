@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from whence_server.engine.internals.observing import NOTHING, Inside, Observation, watching
+from whence_server.engine.internals.observing import Observation
+from whence_server.engine.internals.single import ObservedSequence
+from whence_server.engine.internals.watching import NOTHING, Inside, recordable, watching
 
 
 @dataclass(slots=True)
@@ -49,18 +51,17 @@ class _State:
     Attributes:
         input_ids: [1, tokens], all that has been read; replaced, never written to.
         arguments: for the next pass, the cache or recurrent state among them.
-        observed: whether its passes are watched.
-        hidden: the layers' outputs for its newest token, [1, layers, width], if they are.
+        observed: what is kept of it, if its passes are watched.
     """
 
     input_ids: torch.Tensor
     arguments: dict[str, Any]
-    observed: bool
-    hidden: torch.Tensor | None = None
+    observed: ObservedSequence | None
 
     def copy(self) -> "_State":
         """One that shares no memory that a forward pass writes to."""
-        return replace(self, arguments=copy.deepcopy(self.arguments))
+        observed = self.observed and self.observed.copy()
+        return replace(self, arguments=copy.deepcopy(self.arguments), observed=observed)
 
 
 class SoloRunner:
@@ -72,7 +73,7 @@ class SoloRunner:
 
     Args:
         model: in eval mode.
-        inside: what can be seen of it, and is of rows that are observed: no sources.
+        inside: what can be seen of it, and is of rows that are observed.
     """
 
     def __init__(self, model: Any, inside: Inside = NOTHING) -> None:
@@ -89,7 +90,7 @@ class SoloRunner:
 
     def start(self, token_ids: list[int], *, observed: bool = False) -> SoloPrompt:
         """Makes ready to read a prompt, whose rows are to be observed or not."""
-        return SoloPrompt(token_ids, observed=observed)
+        return SoloPrompt(token_ids, observed=observed and self._inside != NOTHING)
 
     @torch.inference_mode()
     def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -105,6 +106,7 @@ class SoloRunner:
 
         Raises:
             ValueError: the prompt is longer than that, or has been read before.
+            ObservingError: what it showed cannot be recorded.
         """
         if prompt.num_done or num_tokens != len(prompt.token_ids):
             raise ValueError(
@@ -112,11 +114,14 @@ class SoloRunner:
                 f"{prompt.num_done}: it has to be read whole"
             )
         input_ids = torch.tensor([prompt.token_ids], device=self._device)
-        state = _State(input_ids, self._first_arguments(input_ids), prompt.observed)
+        observed = ObservedSequence(self._inside) if prompt.observed else None
+        state = _State(input_ids, self._first_arguments(input_ids), observed)
         logits = self._forward(state, num_tokens, is_first=True, all_logits=all_logits)
         prompt.state = state
-        if prompt.observed:
-            prompt.observation = Observation(self._inside.lens, [0], [], state.hidden)
+        if observed is not None:
+            with recordable():
+                sources, hidden = observed.see()
+            prompt.observation = Observation(self._inside.lens, [0], sources, hidden)
         prompt.num_done = num_tokens
         return logits if all_logits else logits[-1:]
 
@@ -173,17 +178,25 @@ class SoloRunner:
 
     @torch.inference_mode()
     def observe(self) -> Observation | None:
-        """What was seen of the last step's observed rows; None where none is observed."""
-        rows = [row for row, state in enumerate(self._rows) if state.observed]
-        if not rows:
+        """What was seen of the last step's observed rows; None where none is observed.
+
+        Raises:
+            Exception: whatever went wrong while they were watched.
+        """
+        observed = {row: state.observed for row, state in enumerate(self._rows) if state.observed}
+        if not observed:
             return None
-        hidden = [state.hidden for state in self._rows if state.hidden is not None]
-        return Observation(self._inside.lens, rows, [], torch.cat(hidden) if hidden else None)
+        seen = [sequence.see() for sequence in observed.values()]
+        sources = [each for of_row, _ in seen for each in of_row]
+        hidden = [of_row for _, of_row in seen if of_row is not None]
+        return Observation(
+            self._inside.lens, list(observed), sources, torch.cat(hidden) if hidden else None
+        )
 
     def stop_observing(self) -> None:
         """Observes none of the rows any more."""
         for state in self._rows:
-            state.observed = False
+            state.observed = None
 
     def _first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """What `generate` begins with, for a prompt without padding and a neutral config."""
@@ -214,10 +227,10 @@ class SoloRunner:
         if "logits_to_keep" in self._parameters:
             # After the hook, which in some models (Bamba) puts its own choice here.
             inputs["logits_to_keep"] = 0 if all_logits else 1
-        if state.observed:
-            with watching(self._inside) as watch:
+        if state.observed is not None:
+            with watching(self._inside, values=True) as watch:
                 output = self._model(**inputs, return_dict=True)
-            state.hidden = watch.seen.hidden
+            state.observed.watch = watch
         else:
             output = self._model(**inputs, return_dict=True)
         state.arguments = self._model._update_model_kwargs_for_generation(  # noqa: SLF001 - the hook that generate calls

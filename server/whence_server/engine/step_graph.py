@@ -15,7 +15,7 @@ from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from whence_server.engine.internals.observing import NOTHING, Inside, Seen, watching
+from whence_server.engine.internals.watching import NOTHING, Inside, Seen, watching
 from whence_server.engine.style import ForwardStyle
 
 KNOWN_BRANCHES = "sdpa_attention.py"
@@ -101,7 +101,7 @@ class StepGraph:
         with optimized_execution(False):
             logits, *seen = self._observed(*inputs)
         hidden = seen.pop(0) if self._inside.lens is not None else None
-        return logits, Seen(hidden, seen)
+        return logits, Seen(hidden, seen, [])
 
 
 def _traced(step: "_Step", inputs: StepInputs) -> Any:

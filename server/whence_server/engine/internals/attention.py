@@ -32,6 +32,8 @@ class NotHandledError(Exception):
 class Attended(NamedTuple):
     """What one layer's attention did in a pass that is watched.
 
+    Columns are positions, the newest last; a layer that sees few may be given those alone.
+
     Attributes:
         module: the layer's attention.
         weights: float32 [rows, heads, columns], of the newest token; they add up to 1.
@@ -45,7 +47,10 @@ class Attended(NamedTuple):
     output: torch.Tensor
 
 
-_watching: list[Callable[[Attended], None]] = []
+Look = Callable[[], Attended]
+"""Works out what a layer did, for whoever watches."""
+
+_watching: list[Callable[[Look], None]] = []
 """Whoever watches, the innermost last. The engine computes in one thread."""
 
 
@@ -53,20 +58,13 @@ _watching: list[Callable[[Attended], None]] = []
 def watched_attention() -> Iterator[list[Attended]]:
     """Collects all that the layers' attention does in the passes within."""
     attended: list[Attended] = []
-    with _watched_by(attended.append):
+    with watched_by(lambda look: attended.append(look())):
         yield attended
 
 
 @contextmanager
-def watched_weights() -> Iterator[list[torch.Tensor]]:
-    """Collects the weights alone, and keeps nothing else of the passes within alive."""
-    weights: list[torch.Tensor] = []
-    with _watched_by(lambda attended: weights.append(attended.weights)):
-        yield weights
-
-
-@contextmanager
-def _watched_by(watch: Callable[[Attended], None]) -> Iterator[None]:
+def watched_by(watch: Callable[[Look], None]) -> Iterator[None]:
+    """Lets `watch` look at each layer's attention in the passes within."""
     _watching.append(watch)
     try:
         yield
@@ -83,7 +81,7 @@ def adopt(model: Any) -> str | None:
     original = implementation(model)
     if original not in NAMES:
         return f"its attention is {original!r}, and neither sdpa nor eager"
-    model.set_attn_implementation(NAMES[original])
+    put(model)
     try:
         with torch.inference_mode(), watched_attention() as attended:
             model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device))
@@ -93,6 +91,11 @@ def adopt(model: Any) -> str | None:
     if obstacle is not None:
         restore(model)
     return obstacle
+
+
+def put(model: Any) -> None:
+    """Puts our function into the place of an original that it has served before."""
+    model.set_attn_implementation(NAMES[implementation(model)])
 
 
 def restore(model: Any) -> None:
@@ -142,10 +145,15 @@ def _in_place_of(original: Callable[[torch.nn.Module], Any]) -> Any:
         else:
             output, _ = original(module)(module, query, key, value, attention_mask, **arguments)
         if _watching:
-            if weights is None:
-                newest = None if attention_mask is None else attention_mask[:, :, -1:]
-                weights = _weights(module, query[:, :, -1:], key, newest, **arguments)
-            _watching[-1](Attended(module, weights.flatten(1, 2), value, output))
+
+            def look() -> Attended:
+                seen = weights
+                if seen is None:
+                    newest = None if attention_mask is None else attention_mask[:, :, -1:]
+                    seen = _weights(module, query[:, :, -1:], key, newest, **arguments)
+                return Attended(module, seen.flatten(1, 2), value, output)
+
+            _watching[-1](look)
         return output, None
 
     return attend

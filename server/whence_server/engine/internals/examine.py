@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache, DynamicLayer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import InternalsInfo
@@ -13,7 +14,6 @@ from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals.attention import Attended, watched_attention
 from whence_server.engine.internals.head_weights import HeadWeights
 from whence_server.engine.internals.lens import Lens, lens_of
-from whence_server.engine.internals.observing import Inside
 from whence_server.engine.internals.sources import (
     METHOD,
     ModuleInput,
@@ -22,6 +22,8 @@ from whence_server.engine.internals.sources import (
     drawn,
     projections,
 )
+from whence_server.engine.internals.watching import Inside
+from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle
 
 logger = logging.getLogger(__name__)
@@ -81,43 +83,104 @@ def look_inside(
 def _norms_of(
     model: Any, style: ForwardStyle | None, obstacle: str | None, head_weights: HeadWeights | None
 ) -> OutputNorms:
-    if style is None or obstacle is not None:
-        alone = "it decodes each sequence by itself, where sources are not worked out yet"
-        raise UnavailableError(obstacle or alone)
-    num_layers = style.num_layers
-    vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
-    ids = [(11 * i + 5) % vocabulary_size for i in range(PROMPT_LENGTH)]
-    cache = BatchedCache(num_layers, len(ids))
-    modules = _attention_modules(model)
-    with _linear_inputs(modules) as inputs, watched_attention() as attended:
+    if obstacle is not None:
+        raise UnavailableError(obstacle)
+    ids = _tokens(model)
+    ours = None if style is None else BatchedCache(style.num_layers)
+    arguments = {} if ours is None else {"past_key_values": ours}
+    with _linear_inputs(_attention_modules(model)) as inputs, watched_attention() as attended:
         input_ids = torch.tensor([ids], device=model.device)
-        model(input_ids=input_ids, past_key_values=cache, use_cache=True)
-    if len(attended) != num_layers:
-        raise UnavailableError(f"{len(attended)} of its {num_layers} layers attend by our function")
-    for layer, one in zip(cache.layers, attended, strict=True):
-        _check(one, layer.values[:, :, layer.start : layer.end])
+        output = model(input_ids=input_ids, use_cache=True, **arguments)
+    if ours is None:
+        _check_own_cache(model, attended, output)
+    else:
+        _check_cached(attended, ours)
+    for one in attended:
+        _check(one)
     num_value_heads = {one.values.shape[1] for one in attended}
     if len(num_value_heads) > 1:
         raise UnavailableError("its layers keep different numbers of value heads")
     found = projections(attended, inputs)
     norms = OutputNorms(found, num_value_heads.pop(), head_weights.values if head_weights else None)
-    _try(norms, attended, cache)
+    of_each = norms.of([one.values[0] for one in attended]).unsqueeze(0)
+    read = drawn([one.weights for one in attended], of_each, None)
+    if not torch.isfinite(read).all():
+        raise UnavailableError("what its heads read comes to no number")
+    if style is None:
+        _check_singly(model, norms, ids, read[0] / read.sum())
     return norms
 
 
-def _try(norms: OutputNorms, attended: Sequence[Attended], cache: BatchedCache) -> None:
-    """What is done in every step, on the pass that was watched."""
-    of_each = norms.of([layer[0] for layer in cache.values]).unsqueeze(0)
-    shares = drawn([one.weights for one in attended], of_each, None)
-    if not torch.isfinite(shares).all():
-        raise UnavailableError("what its heads read comes to no number")
+def _tokens(model: Any) -> list[int]:
+    vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
+    return [(11 * i + 5) % vocabulary_size for i in range(PROMPT_LENGTH)]
 
 
-def _check(attended: Attended, values: torch.Tensor) -> None:
-    """Whether the weights and the cached values are what the heads' outputs are made of."""
-    if not (attended.values.shape == values.shape and torch.equal(attended.values, values)):
-        raise UnavailableError("its attention reads other values than its cache holds")
-    weights = attended.weights  # (1, heads, columns)
+def _check_cached(attended: Sequence[Attended], cache: BatchedCache) -> None:
+    """Whether every layer attends by our function, to what our cache holds."""
+    _check_all_attend(len(attended), len(cache.layers))
+    for one, values in zip(attended, cache.values, strict=True):
+        if not (one.values.shape == values.shape and torch.equal(one.values, values)):
+            raise UnavailableError("its attention reads other values than its cache holds")
+
+
+def _check_own_cache(model: Any, attended: Sequence[Attended], output: Any) -> None:
+    """Whether all attention is by our function, and over columns whose order is known."""
+    cache = output.get("past_key_values")
+    kept = [
+        layer
+        for layer in (cache.layers if isinstance(cache, Cache) else ())
+        if getattr(layer, "values", None) is not None
+    ]
+    # Of these it is known that they keep the newest positions, in order, whatever their window.
+    if not kept or not all(isinstance(layer, DynamicLayer) for layer in kept):
+        raise UnavailableError("it keeps its values in a cache of its own kind")
+    # Layers that share what is kept attend nevertheless.
+    _check_all_attend(len(attended), len(kept))
+    seen = {one.module for one in attended}
+    kinds = {type(module) for module in seen}
+    alike = {module for module in model.modules() if type(module) in kinds}
+    _check_all_attend(len(seen), len(alike))
+
+
+def _check_all_attend(num_seen: int, num_layers: int) -> None:
+    if num_seen < num_layers:
+        raise UnavailableError(
+            f"{num_seen} of its {num_layers} layers that attend do so by our function"
+        )
+
+
+def _check_singly(
+    model: Any, norms: OutputNorms, ids: Sequence[int], expected: torch.Tensor
+) -> None:
+    """Whether token by token the newest reads what it reads in one pass over all of them.
+
+    Args:
+        model: decodes each sequence by itself.
+        norms: its own.
+        ids: tokens.
+        expected: [tokens], shares of what the last one reads.
+    """
+    runner = SoloRunner(model, Inside(norms, None))
+    prompt = runner.start(list(ids[:-2]), observed=True)
+    runner.prefill(prompt, len(ids) - 2, all_logits=False)
+    runner.join(prompt)
+    for token_id in ids[-2:]:
+        runner.decode([token_id])
+        observation = runner.observe()
+    shares = expected.new_zeros(len(ids))
+    if observation is not None:
+        (sources,) = observation.sources
+        shares[sources.positions] = shares.new_tensor(sources.shares)
+        shares[-1] = sources.self_share or 0.0
+    tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 5e-2
+    if not torch.allclose(shares, expected, rtol=0, atol=tolerance):
+        raise UnavailableError("token by token, it reads other positions than in one pass")
+
+
+def _check(attended: Attended) -> None:
+    """Whether the weights and the values are what the heads' outputs are made of."""
+    weights, values = attended.weights, attended.values  # (1, heads, columns)
     sharing = weights.shape[1] // values.shape[1]
     spread = values.repeat_interleave(sharing, 1)
     output = torch.einsum("bhj,bhjd->bhd", weights.float(), spread.float())
@@ -139,7 +202,7 @@ def _linear_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[list[ModuleIn
     """Collects what the weight matrices within these modules are given."""
     inputs: list[ModuleInput] = []
     handles = []
-    for attention in modules:
+    for attention in dict.fromkeys(modules):  # several layers may share one
         for module in attention.modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, torch.Tensor) and weight.dim() == 2:

@@ -9,6 +9,9 @@ from torch.jit._trace import is_tracing
 
 from whence_server.engine.internals.sources import UnavailableError
 
+Look = Callable[[], torch.Tensor]
+"""Takes a layer's output for the newest token, [rows, width]."""
+
 
 def layers_of(model: Any) -> torch.nn.ModuleList:
     """The blocks that the residual stream goes through, first to last.
@@ -31,12 +34,21 @@ def layers_of(model: Any) -> torch.nn.ModuleList:
 def watched_layers(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
     """Collects what each layer gives for the newest token, [rows, width], in the passes within."""
     outputs: list[torch.Tensor] = []
+    with layers_watched_by(layers, lambda look: outputs.append(look())):
+        yield outputs
+
+
+@contextmanager
+def layers_watched_by(
+    layers: Sequence[torch.nn.Module], watch: Callable[[Look], None]
+) -> Iterator[None]:
+    """Lets `watch` look at each layer's output for the newest token in the passes within."""
     handles = [
-        layer.register_forward_hook(lambda _module, _args, output: outputs.append(_newest(output)))
+        layer.register_forward_hook(lambda _module, _args, output: watch(lambda: _newest(output)))
         for layer in layers
     ]
     try:
-        yield outputs
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -4,45 +4,16 @@ Rows that did not ask carry nothing. Those that did have, beside the key-value c
 like it, the norms of their positions: 4 bytes for each head of each layer and position.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from whence_server.domain.steps import Decision, Internals
 from whence_server.engine.columns import Columns
-from whence_server.engine.internals.attention import watched_weights
-from whence_server.engine.internals.layers import watched_layers
 from whence_server.engine.internals.lens import Lens, Reading
-from whence_server.engine.internals.sources import OutputNorms, Sources, drawn, listed
-
-
-class Inside(NamedTuple):
-    """What can be seen of a model.
-
-    Attributes:
-        norms: None where it gives no sources.
-        lens: None where it gives no layers.
-    """
-
-    norms: OutputNorms | None
-    lens: Lens | None
-
-
-NOTHING = Inside(None, None)
-
-
-class Seen(NamedTuple):
-    """What a forward pass showed of all its rows.
-
-    Attributes:
-        hidden: the layers' outputs, [B, layers, width]; None without a lens.
-        weights: each layer's attention, [B, heads, columns]; empty without sources.
-    """
-
-    hidden: torch.Tensor | None
-    weights: list[torch.Tensor]
+from whence_server.engine.internals.sources import Sources, drawn, listed
+from whence_server.engine.internals.watching import Inside, Seen
 
 
 class Observation(NamedTuple):
@@ -83,34 +54,6 @@ class Observation(NamedTuple):
             readings = self.lens.read(self.hidden, decisions)
         sources: Sequence[Sources | None] = self.sources or [None] * len(decisions)
         return [_internals(*both) for both in zip(sources, readings, strict=True)]
-
-
-@contextmanager
-def watching(inside: Inside) -> Iterator["Watch"]:
-    """Sees what the pass within shows."""
-    watch = Watch()
-    with watched_layers(inside.lens.layers if inside.lens else ()) as outputs:
-        if inside.norms is None:
-            yield watch
-        else:
-            with watched_weights() as weights:
-                yield watch
-            watch.weights = weights
-    watch.outputs = outputs
-
-
-class Watch:
-    """What was collected during a pass; complete after it."""
-
-    def __init__(self) -> None:
-        self.outputs: list[torch.Tensor] = []
-        self.weights: list[torch.Tensor] = []
-
-    @property
-    def seen(self) -> Seen:
-        """All of it."""
-        hidden = torch.stack(self.outputs, 1) if self.outputs else None
-        return Seen(hidden, self.weights)
 
 
 class Observed:

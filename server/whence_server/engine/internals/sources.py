@@ -58,10 +58,11 @@ class OutputNorms:
     K is the number of heads of all layers together, layer after layer.
 
     Args:
-        projections: for each layer [heads, head size, model width]: how a head's output reaches
-            the residual stream.
+        projections: for each layer that attends [heads, head size, model width]: how a head's
+            output reaches the residual stream.
         num_value_heads: of each layer; as many heads in a row share each.
-        head_weights: theta, [layers, heads]; None for 1. Only how they compare counts.
+        head_weights: theta, [layers, heads], of the layers that attend; None for 1. Only how they
+            compare counts.
 
     Raises:
         UnavailableError: the layers' heads differ in size.
@@ -89,7 +90,7 @@ class OutputNorms:
             if tuple(thetas.shape) != expected:
                 raise ConfigurationError(
                     f"the head weights are {tuple(thetas.shape)}; the model has "
-                    f"{expected[0]} layers of {expected[1]} heads"
+                    f"{expected[0]} layers of {expected[1]} heads that attend"
                 )
             # The largest is 1: whatever the file's scale, a sum of products does not overflow.
             thetas = (thetas / thetas.max()).to(self._grams.device, torch.float32)
@@ -192,7 +193,8 @@ def drawn(
     """What each position gave to the newest: float32 [R, W], shares before they add up to 1.
 
     Args:
-        weights: each layer's, [B, heads, columns]; the last W columns count.
+        weights: each layer's, [B, heads, columns], the newest position last: the last W columns
+            count, and a layer that has fewer sees nothing of the positions before them.
         norms: [R, K, W], see `OutputNorms.of`.
         rows: which R of the B rows; None for all of them, in their order.
     """
@@ -200,8 +202,16 @@ def drawn(
         index = torch.tensor(rows, device=norms.device)
         weights = [layer.index_select(0, index) for layer in weights]
     width = norms.shape[-1]
-    stacked = torch.cat([layer[..., layer.shape[-1] - width :] for layer in weights], 1)
+    stacked = torch.cat([_newest(layer, width) for layer in weights], 1)
     return stacked.float().mul_(norms).sum(1)
+
+
+def _newest(weights: torch.Tensor, width: int) -> torch.Tensor:
+    """The last columns; 0 for those that are not there."""
+    missing = width - weights.shape[-1]
+    if missing > 0:
+        return torch.nn.functional.pad(weights, (missing, 0))
+    return weights[..., -missing:]
 
 
 def listed(drawn_from: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:

@@ -1,0 +1,139 @@
+"""Watches a forward pass: what its layers and their attention show, without being in its way.
+
+Whatever goes wrong in looking is kept until somebody asks for what was seen: the pass goes on, and
+gives what it gives unwatched.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from whence_server.engine.internals.attention import Attended, watched_by
+from whence_server.engine.internals.layers import layers_watched_by
+from whence_server.engine.internals.lens import Lens
+from whence_server.engine.internals.sources import OutputNorms
+
+
+class Inside(NamedTuple):
+    """What can be seen of a model.
+
+    Attributes:
+        norms: None where it gives no sources.
+        lens: None where it gives no layers.
+    """
+
+    norms: OutputNorms | None
+    lens: Lens | None
+
+
+NOTHING = Inside(None, None)
+
+
+class Seen(NamedTuple):
+    """What a forward pass showed of all its rows.
+
+    Attributes:
+        hidden: the layers' outputs, [B, layers, width]; None without a lens.
+        weights: of each layer that attends, [B, heads, columns]; empty without sources.
+        values: of the same, [B, value heads, tokens, head size] of the tokens that were read; empty
+            where they were not asked for.
+    """
+
+    hidden: torch.Tensor | None
+    weights: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+class ObservingError(Exception):
+    """What a pass showed cannot be recorded.
+
+    Args:
+        cause: why.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def recordable() -> Iterator[None]:
+    """What goes wrong within is no fault of the model's.
+
+    Raises:
+        ObservingError: it did.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ObservingError(error) from error
+
+
+@contextmanager
+def watching(inside: Inside, *, values: bool = False) -> Iterator["Watch"]:
+    """Sees what the pass within shows.
+
+    Args:
+        inside: what can be seen of the model.
+        values: whether to keep those of the tokens that are read, where their cache is the model's
+            own business.
+    """
+    watch = Watch(values=values)
+    with layers_watched_by(inside.lens.layers if inside.lens else (), watch.take_output):
+        if inside.norms is None:
+            yield watch
+        else:
+            with watched_by(watch.take_attended):
+                yield watch
+
+
+class Watch:
+    """What is collected during a pass; complete after it.
+
+    Attributes:
+        outputs: each layer's for the newest token, [B, width].
+        weights: as in `Seen`.
+        values: as in `Seen`.
+    """
+
+    def __init__(self, *, values: bool) -> None:
+        self._keeps_values = values
+        self.outputs: list[torch.Tensor] = []
+        self.weights: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self._error: Exception | None = None
+
+    @property
+    def seen(self) -> Seen:
+        """All of it.
+
+        Raises:
+            Exception: whatever went wrong while it was collected.
+        """
+        if self._error is not None:
+            raise self._error
+        hidden = torch.stack(self.outputs, 1) if self.outputs else None
+        return Seen(hidden, self.weights, self.values)
+
+    def take_output(self, look: Callable[[], torch.Tensor]) -> None:
+        """Takes a layer's output."""
+        self._unless_broken(lambda: self.outputs.append(look()))
+
+    def take_attended(self, look: Callable[[], Attended]) -> None:
+        """Takes what a layer's attention did, and keeps nothing else of it alive."""
+        self._unless_broken(lambda: self._keep(look()))
+
+    def _keep(self, attended: Attended) -> None:
+        self.weights.append(attended.weights)
+        if self._keeps_values:
+            num_tokens = attended.output.shape[1]
+            self.values.append(attended.values[:, :, -num_tokens:])
+
+    def _unless_broken(self, take: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                take()
+            except Exception as error:  # noqa: BLE001 - the pass is not ours alone
+                self._error = error

@@ -1,0 +1,234 @@
+"""What cannot be recorded of a model's inside ends those who asked for it, and no other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_harness import BeamHarness, beams, greedy, loaded_model, prompt_of, sampled
+
+from whence_server.domain.decoding import TraceDetail, TraceOptions
+from whence_server.engine.internals import attention, layers, watching
+from whence_server.engine.internals.lens import Lens
+from whence_server.engine.internals.observing import Observed, ObservedPrompt
+from whence_server.engine.internals.single import ObservedSequence
+from whence_server.engine.loading import LoadedModel
+from whence_server.engine.messages import StopGeneration
+from whence_server.engine.runner import Runner
+from whence_server.engine.solo import SoloRunner
+from whence_server.engine.step_graph import StepGraph
+
+INTERNALS = TraceOptions(TraceDetail.INTERNALS)
+Models = Callable[[str], LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Callable[..., Path]) -> Models:
+    loaded: dict[str, LoadedModel] = {}
+
+    def get(way: str) -> LoadedModel:
+        if way not in loaded:
+            architecture, _, modules = way.partition(" ")
+            model = loaded_model(tiny_model(architecture))
+            loaded[way] = model._replace(graph=None) if modules else model
+        return loaded[way]
+
+    return get
+
+
+def five(loaded: LoadedModel) -> BeamHarness:
+    """Three generations that do not ask, and two that do, under way."""
+    harness = BeamHarness(loaded)
+    harness.admit("plain", prompt_of(20, seed=1), sampled(12, ignore_eos=True))
+    harness.admit("asks", prompt_of(9, seed=2), sampled(12, ignore_eos=True), INTERNALS)
+    harness.admit("beams", prompt_of(12, seed=3), beams(12, 3, ignore_eos=True), INTERNALS)
+    harness.admit("plain beams", prompt_of(7, seed=4), beams(12, 2, ignore_eos=True))
+    harness.admit("last", prompt_of(5, seed=5), greedy(12, ignore_eos=True))
+    for _ in range(3):
+        harness.loop.turn()
+    return harness
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models: Models) -> Callable[[str], BeamHarness]:
+    done: dict[str, BeamHarness] = {}
+
+    def get(way: str) -> BeamHarness:
+        if way not in done:
+            done[way] = five(models(way))
+            done[way].run()
+            assert not done[way].failed
+        return done[way]
+
+    return get
+
+
+def check(got: BeamHarness, expected: BeamHarness, failed: set[str]) -> None:
+    """Those failed for what they asked, the others came out the same, and the next is answered."""
+    assert got.failed.keys() == failed
+    for failure in got.failed.values():
+        assert failure.reason == "OBSERVING_FAILED"
+        assert "ZeroDivisionError" in failure.message
+    for name in {"plain", "asks", "last"} - failed:
+        assert got.ids(name) == expected.ids(name)
+        # In a smaller batch, kernels round otherwise.
+        assert [step.decision.logprob for step in got.steps[name, 0]] == pytest.approx(
+            [step.decision.logprob for step in expected.steps[name, 0]], abs=1e-5
+        )
+    for name in {"beams", "plain beams"} - failed:
+        assert got.winners(name) == expected.winners(name)
+        assert got.scores(name) == pytest.approx(expected.scores(name), abs=1e-5)
+    got.admit("next", prompt_of(9, seed=2), sampled(12, ignore_eos=True), INTERNALS)
+    got.run()
+    assert got.ids("next") == expected.ids("asks")
+    assert all(step.decision.internals for step in got.steps["next", 0])
+
+
+def breaks(*_args: object, **_kwargs: object) -> Any:
+    raise ZeroDivisionError
+
+
+def half_way(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Does all that it should, and fails then."""
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        original(*args, **kwargs)
+        raise ZeroDivisionError
+
+    return broken
+
+
+# Where it breaks: in the pass, in its middle; before and after it. "llama" is a recorded step.
+IN_A_STEP = [
+    ("llama", Runner, "observe", breaks),
+    ("llama", Observed, "observe", half_way(Observed.observe)),
+    ("llama", Lens, "read", breaks),
+    ("llama", StepGraph, "observed", breaks),
+    ("llama", StepGraph, "observed", half_way(StepGraph.observed)),
+    ("llama modules", attention, "Attended", breaks),
+    ("llama modules", layers, "_newest", breaks),
+    ("llama modules", watching, "Seen", breaks),
+    ("jamba", SoloRunner, "observe", breaks),
+    ("jamba", attention, "Attended", breaks),
+    ("jamba", layers, "_newest", breaks),
+    ("jamba", ObservedSequence, "see", half_way(ObservedSequence.see)),
+    ("mamba", Lens, "read", breaks),
+    ("mamba", layers, "_newest", breaks),
+]
+
+
+@pytest.mark.parametrize(("way", "where", "name", "broken"), IN_A_STEP)
+def test_a_step_that_cannot_be_seen_ends_those_who_asked_and_no_other(
+    models: Models,
+    undisturbed: Callable[[str], BeamHarness],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    where: Any,
+    name: str,
+    broken: Callable[..., Any],
+) -> None:
+    got = five(models(way))
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, broken)
+        got.loop.turn()
+    got.run()
+    check(got, undisturbed(way), {"asks", "beams"})
+
+
+EVERYONE = {"asks", "beams", "late"}
+AT_A_PROMPT = [
+    ("llama", ObservedPrompt, "read", breaks, {"late"}),
+    ("llama", ObservedPrompt, "observe", breaks, {"late"}),
+    # What has been kept of all rows cannot be trusted any more.
+    ("llama", Observed, "join", breaks, EVERYONE),
+    ("llama", Observed, "join", half_way(Observed.join), EVERYONE),
+    # The step before it meets the same.
+    ("llama", Lens, "read", breaks, EVERYONE),
+    ("jamba", ObservedSequence, "see", breaks, EVERYONE),
+]
+
+
+@pytest.mark.parametrize(("way", "where", "name", "broken", "failed"), AT_A_PROMPT)
+def test_whoever_comes_and_cannot_be_seen_takes_nobody_along_who_did_not_ask(
+    models: Models,
+    undisturbed: Callable[[str], BeamHarness],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    where: Any,
+    name: str,
+    broken: Callable[..., Any],
+    failed: set[str],
+) -> None:
+    got = five(models(way))
+    got.admit("late", prompt_of(6, seed=6), greedy(5, ignore_eos=True), INTERNALS)
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, broken)
+        got.loop.turn()
+    got.run()
+    check(got, undisturbed(way), failed)
+
+
+@pytest.mark.parametrize("broken", ["leave", "copy_rows"])
+def test_norms_that_cannot_be_moved_end_all_who_asked(
+    models: Models,
+    undisturbed: Callable[[str], BeamHarness],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+) -> None:
+    got = five(models("llama"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Observed, broken, half_way(getattr(Observed, broken)))
+        # A row that leaves, and beams that are copied.
+        got.loop.handle(StopGeneration("last"))
+        for _ in range(3):
+            got.loop.turn()
+    got.run()
+    assert len(got.ids("last")) < 12
+    got.steps["last", 0] = undisturbed("llama").steps["last", 0]
+    check(got, undisturbed("llama"), {"asks", "beams"})
+
+
+def test_who_comes_after_the_last_has_left_does_not_pay_for_it(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = BeamHarness(models("llama"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Observed, "leave", breaks)
+        harness.admit("first", prompt_of(9, seed=2), greedy(3, ignore_eos=True), INTERNALS)
+        harness.run()
+    harness.admit("second", prompt_of(9, seed=2), greedy(3, ignore_eos=True), INTERNALS)
+    harness.run()
+    assert not harness.failed
+    assert harness.ids("second") == harness.ids("first")
+    assert all(step.decision.internals for step in harness.steps["second", 0])
+
+
+def test_a_model_that_fails_by_itself_is_another_matter(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = five(models("llama modules"))
+    with monkeypatch.context() as patched:
+        patched.setattr(attention, "_weights", breaks)
+        got.loop.turn()
+    assert {failure.reason for failure in got.failed.values()} == {"FORWARD_FAILED"}
+    assert got.failed.keys() == {"plain", "asks", "beams", "plain beams", "last"}
+
+
+def test_too_little_memory_to_look_is_told_as_such(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_args: object) -> None:
+        raise torch.OutOfMemoryError
+
+    got = five(models("llama modules"))
+    with monkeypatch.context() as patched:
+        patched.setattr(layers, "_newest", exhausted)
+        got.loop.turn()
+    assert got.failed.keys() == {"asks", "beams"}
+    assert {failure.reason for failure in got.failed.values()} == {"OUT_OF_MEMORY"}
+    got.admit("late", prompt_of(6, seed=6), greedy(5, ignore_eos=True), INTERNALS)
+    with monkeypatch.context() as patched:
+        patched.setattr(ObservedPrompt, "read", exhausted)
+        got.loop.turn()
+    assert got.failed["late"].reason == "OUT_OF_MEMORY"
