@@ -1,27 +1,20 @@
-"""What INTERNALS costs over DECISIONS at 512 tokens of context: time, memory, bytes.
+"""What INTERNALS costs over DECISIONS at 512 tokens of context: time, bytes, memory.
 
-Two loops over one model take turns, a step each, so that whatever else the machine does falls on
-both. Served, with front, journal and client, runs alternate.
+The engine's step: two loops over one model take turns, a step each, so that whatever else the
+machine does falls on both. Served, by a server as shipped that exports its spans: runs alternate.
+Memory: the peak of a process that has the engine alone.
 """
 
 import os
 import time
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, quantiles
 
-import psutil
 import torch
 from engine import options
 from processes import Answering, answering, server
-from workloads import (
-    NUM_NEW_TOKENS,
-    TEMPERATURE,
-    TOP_P,
-    WORKLOADS,
-    Workload,
-    model_directory,
-    prompt,
-)
+from scaling import keys_and_values_bytes
+from workloads import TEMPERATURE, TOP_P, WORKLOADS, Workload, model_directory, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.steps import Step, Timing
@@ -36,7 +29,32 @@ CONTEXT_TOKENS = 512
 """In the middle of what is measured."""
 STREAMS = (1, 8)
 DETAILS = (TraceDetail.DECISIONS, TraceDetail.INTERNALS)
+STEPS_A_RUN = 32
+WARM_UP_STEPS = 4
+SERVED_TOKENS = 64
 MEMORY_CONTEXTS = (1_024, 2_048, 4_096)
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""glibc: what is freed is given back at once, so that a peak is what is held and no leftovers."""
+
+
+def run(runs: int, names: list[str]) -> None:
+    """Prints the table for the named workloads, a row as soon as it is known."""
+    print(f"| workload, {CONTEXT_TOKENS} tokens of context | measured | DECISIONS | INTERNALS | |")
+    print("| --- | --- | ---: | ---: | --- |", flush=True)
+    for name in names:
+        engine_steps(WORKLOADS[name], runs)
+        served(WORKLOADS[name], runs)
+        memory(WORKLOADS[name])
+
+
+def row(workload: Workload, measured: str, plain: str, inside: str, compared: str) -> None:
+    print(f"| {workload} | {measured} | {plain} | {inside} | {compared} |", flush=True)
+
+
+def more_time(ratios: list[float]) -> str:
+    """The median of what INTERNALS takes of DECISIONS' time, and the middle half; of few, all."""
+    low, *_, high = quantiles(ratios) if len(ratios) > 4 else (min(ratios), max(ratios))
+    return f"time {median(ratios) - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%})"
 
 
 @dataclass
@@ -44,69 +62,82 @@ class Side:
     """One loop, at one level of detail, and what became of it."""
 
     loop: EngineLoop
+    turns: list[Turn]
     seconds: list[float] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
 
 
-def side(loaded: LoadedModel, detail: TraceDetail, num_streams: int, vocabulary_size: int) -> Side:
-    """A loop whose streams have all begun."""
+def engine_steps(workload: Workload, runs: int) -> None:
+    """Prints what a step costs in the engine, and its record's bytes."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    loaded = load(options(workload))
+    for num_streams in STREAMS:
+        plain, inside = take_turns(loaded, workload, num_streams, runs * STEPS_A_RUN)
+        # Two steps at a time: in one of them either side came second.
+        ratios = [
+            sum(inside.seconds[i : i + 2]) / sum(plain.seconds[i : i + 2])
+            for i in range(0, len(plain.seconds), 2)
+        ]
+        row(
+            workload,
+            f"the engine's step, sequences: {num_streams}",
+            f"{median(plain.seconds) * 1e3:.2f} ms",
+            f"{median(inside.seconds) * 1e3:.2f} ms",
+            more_time(ratios),
+        )
+    plain_bytes, inside_bytes = record_bytes(plain), record_bytes(inside)
+    row(
+        workload,
+        "a step's record",
+        f"{plain_bytes:.0f} bytes",
+        f"{inside_bytes:.0f} bytes",
+        f"{inside_bytes - plain_bytes:+.0f} bytes",
+    )
+
+
+def take_turns(
+    loaded: LoadedModel, workload: Workload, num_streams: int, num_steps: int
+) -> tuple[Side, Side]:
+    """Lets two loops over one model take a step in turns."""
+    plain, inside = (begun(loaded, workload, detail, num_streams, num_steps) for detail in DETAILS)
+    for step in range(WARM_UP_STEPS + num_steps):
+        # Whoever comes second finds the weights in the caches.
+        for one in (plain, inside) if step % 2 else (inside, plain):
+            started = time.perf_counter()
+            one.loop.turn()
+            one.seconds.append(time.perf_counter() - started)
+    for one in (plain, inside):
+        del one.seconds[:WARM_UP_STEPS]
+    return plain, inside
+
+
+def begun(
+    loaded: LoadedModel, workload: Workload, detail: TraceDetail, num_streams: int, num_steps: int
+) -> Side:
+    """A loop whose streams have all begun, with so many steps left to take."""
     turns: list[Turn] = []
     loop = EngineLoop(
         loaded.runner(),
-        Chooser(vocabulary_size, loaded.model.device),
+        Chooser(workload.vocabulary_size, loaded.model.device),
         Scheduler(64, 131_072, 512),
         loaded.info.max_context_length,
         turns.append,
     )
-    num_prompt_tokens = CONTEXT_TOKENS - NUM_NEW_TOKENS // 2
-    # Those that begin first have made some tokens by the time that the last one begins.
     for i in range(num_streams):
         decoding = Decoding(
             Strategy.SAMPLE,
-            NUM_NEW_TOKENS + num_streams + 1,
+            # Those that begin first have made some tokens by the time that the last one begins.
+            WARM_UP_STEPS + num_steps + num_streams + 1,
             temperature=TEMPERATURE,
             top_p=TOP_P,
             ignore_eos=True,
             seed=i,
         )
-        ids = prompt(i, vocabulary_size, num_prompt_tokens)
+        ids = prompt(i, workload.vocabulary_size, CONTEXT_TOKENS - num_steps // 2)
         loop.handle(Admit(str(i), ids, decoding, TraceOptions(detail)))
     while sum(len(turn.prefilled) for turn in turns) < num_streams:
         loop.turn()
     turns.clear()
-    return Side(loop, turns=turns)
-
-
-def compare(loaded: LoadedModel, num_streams: int, vocabulary_size: int) -> tuple[Side, Side]:
-    """Lets both sides take a step in turns."""
-    sides = [side(loaded, detail, num_streams, vocabulary_size) for detail in DETAILS]
-    for step in range(NUM_NEW_TOKENS):
-        # Whoever comes second finds the weights in the caches.
-        for one in sides if step % 2 else reversed(sides):
-            started = time.perf_counter()
-            one.loop.turn()
-            one.seconds.append(time.perf_counter() - started)
-    return sides[0], sides[1]
-
-
-def in_process(workload: Workload, runs: int) -> None:
-    """Prints what a step costs in the engine, and its record's bytes."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    loaded = load(options(workload))
-    for num_streams in STREAMS:
-        ratios, sizes, times = [], [], []
-        for run in range(runs + 1):
-            plain, inside = compare(loaded, num_streams, workload.vocabulary_size)
-            if run:
-                ratios.append(median(inside.seconds) / median(plain.seconds))
-                times.append(median(plain.seconds))
-                sizes = [record_bytes(each) for each in (plain, inside)]
-        print(
-            f"| {workload}, {num_streams} sequences | the engine's step | "
-            f"{median(times) * 1e3:.2f} ms | {median(ratios) - 1:+.1%} | "
-            f"{sizes[0]:.0f} and {sizes[1]:.0f} bytes |",
-            flush=True,
-        )
+    return Side(loop, turns)
 
 
 def record_bytes(measured: Side) -> float:
@@ -117,69 +148,60 @@ def record_bytes(measured: Side) -> float:
     return sum(sizes) / len(sizes)
 
 
-def served(workload: Workload, runs: int) -> None:
-    """Prints what it costs with front, journal and client, from the first token on."""
-    with (
-        server(model_directory(workload), "--step-spans", "off") as (_, target),
-        answering("load.py", target, str(workload.vocabulary_size)) as process,
-    ):
-        for num_streams in STREAMS:
-            pairs = []
-            for run in range(runs + 1):
-                pair = [seconds_a_token(process, num_streams, detail.name) for detail in DETAILS]
-                if run:
-                    pairs.append(pair)
-            print(
-                f"| {workload}, {num_streams} streams | served | "
-                f"{median(plain for plain, _ in pairs) * 1e3:.2f} ms | "
-                f"{median(inside / plain for plain, inside in pairs) - 1:+.1%} | |",
-                flush=True,
+def memory(workload: Workload) -> None:
+    """Prints by how much one context lifts the peak of a process that has the engine alone."""
+    norms = 4 * workload.num_layers * workload.num_heads
+    keys_and_values = keys_and_values_bytes(workload)
+    with answering("peak.py", workload.name, environment=GIVES_BACK) as engine:
+        for num_tokens in MEMORY_CONTEXTS:
+            plain, inside = (
+                engine.ask(detail=detail.name, num_tokens=num_tokens)["bytes"] / num_tokens
+                for detail in DETAILS
+            )
+            row(
+                workload,
+                f"peak memory a token, of {num_tokens:,}",
+                f"{plain:,.0f} bytes ({plain / keys_and_values:.2f} times keys and values)",
+                f"{inside:,.0f} bytes ({inside / keys_and_values:.2f} times)",
+                f"{inside - plain:+,.0f} bytes, norms {norms} of them; keys and values are "
+                f"{keys_and_values:,}",
             )
 
 
-def seconds_a_token(process: Answering, num_streams: int, detail: str) -> float:
-    answer = process.ask(
-        num_streams=num_streams,
-        num_new_tokens=NUM_NEW_TOKENS,
-        num_prompt_tokens=CONTEXT_TOKENS - NUM_NEW_TOKENS // 2,
-        detail=detail.lower(),
-    )
-    return (answer["seconds"] - max(answer["first_s"])) / NUM_NEW_TOKENS
-
-
-def memory(workload: Workload) -> None:
-    """Prints how much an engine grows by one long context, with and without."""
-    rows = []
-    for num_tokens in MEMORY_CONTEXTS:
-        grown = [engine_bytes(workload, num_tokens, detail.name) for detail in DETAILS]
-        rows.append(
-            f"{num_tokens:,} tokens {grown[0] / 2**20:.1f} and {grown[1] / 2**20:.1f} MiB "
-            f"({(grown[1] - grown[0]) / num_tokens:+.0f} bytes a token)"
-        )
-    norms = 4 * workload.num_layers * workload.num_heads
-    print(f"{workload}: {'; '.join(rows)}; norms alone: {norms} bytes a token", flush=True)
-
-
-def engine_bytes(workload: Workload, num_tokens: int, detail: str) -> int:
+def served(workload: Workload, runs: int) -> None:
+    """Prints tokens a second, with front, journal, export of step spans, and client."""
     with (
-        server(model_directory(workload), "--step-spans", "off") as (process, target),
+        answering("collector.py", "discard") as collector,
+        server(model_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
+            _,
+            target,
+        ),
         answering("load.py", target, str(workload.vocabulary_size)) as load_process,
     ):
-        (engine,) = psutil.Process(process.pid).children()
-        command = {"num_streams": 1, "num_new_tokens": 4, "detail": detail.lower()}
-        load_process.ask(**command)
-        before = engine.memory_info().rss
-        load_process.ask(**command, num_prompt_tokens=num_tokens)
-        return int(engine.memory_info().rss - before)
+        for num_streams in STREAMS:
+            for detail in DETAILS:
+                speed(load_process, detail, num_streams, 32)  # whatever is made once, is made
+            pairs = []
+            for _ in range(runs):
+                plain, inside = (
+                    speed(load_process, detail, num_streams, CONTEXT_TOKENS) for detail in DETAILS
+                )
+                pairs.append((plain, inside))
+            row(
+                workload,
+                f"served with spans, streams: {num_streams}",
+                f"{median(plain for plain, _ in pairs):,.0f} tokens/s",
+                f"{median(inside for _, inside in pairs):,.0f} tokens/s",
+                more_time([plain / inside for plain, inside in pairs]),
+            )
 
 
-def run(runs: int, names: list[str]) -> None:
-    """Prints the table for the named workloads."""
-    print(f"| workload, {CONTEXT_TOKENS} tokens of context | measured | DECISIONS | INTERNALS | |")
-    print("| --- | --- | ---: | ---: | --- |")
-    for name in names:
-        in_process(WORKLOADS[name], runs)
-        served(WORKLOADS[name], runs)
-    print("\nthe engine's growth by one context, DECISIONS and INTERNALS:")
-    for name in names:
-        memory(WORKLOADS[name])
+def speed(load_process: Answering, detail: TraceDetail, num_streams: int, context: int) -> float:
+    """Tokens a second while all streams decode, in the middle of it with this much context."""
+    answer = load_process.ask(
+        num_streams=num_streams,
+        num_new_tokens=SERVED_TOKENS + num_streams,
+        num_prompt_tokens=max(context - SERVED_TOKENS // 2, 1),
+        detail=detail.name.lower(),
+    )
+    return answer["together"]["tokens"] / answer["together"]["seconds"]

@@ -1,7 +1,8 @@
 """The load: streams read over as many channels, in one client process.
 
 Reads a JSON command a line ({"num_streams": ..., "num_new_tokens": ..., "detail": ...}) and
-answers each with a JSON line of tokens, seconds and times to the first token.
+answers each with a JSON line of tokens, seconds and times to the first token; "together" has
+tokens and seconds from when the last stream has begun until the first one ends.
 """
 
 import asyncio
@@ -36,17 +37,23 @@ def request(
     )
 
 
-async def stream(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> tuple[int, float]:
-    started = time.perf_counter()
-    first_s, tokens = 0.0, 0
+async def stream(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> list[tuple[float, int]]:
+    """Reads a stream; says when its messages came, and with how many tokens."""
+    came = []
     async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(wanted):
         event = response.event
         if event.HasField("steps"):
-            first_s = first_s or time.perf_counter() - started
-            tokens += len(event.steps.steps)
+            came.append((time.perf_counter(), len(event.steps.steps)))
         if event.HasField("finished") and event.finished.HasField("failure"):
             raise SystemExit(event.finished.failure.message)
-    return tokens, first_s
+    return came
+
+
+def together(streams: list[list[tuple[float, int]]]) -> dict[str, float]:
+    """What came while all streams were coming, the first messages left out."""
+    begin, end = max(came[0][0] for came in streams), min(came[-1][0] for came in streams)
+    tokens = sum(num for came in streams for at, num in came if begin < at <= end)
+    return {"tokens": tokens, "seconds": max(end - begin, 0.0)}
 
 
 async def main(target: str, vocabulary_size: int) -> None:
@@ -74,9 +81,10 @@ async def main(target: str, vocabulary_size: int) -> None:
         seconds = time.perf_counter() - started
         await asyncio.gather(*(channel.close() for channel in channels))
         answer = {
-            "tokens": sum(tokens for tokens, _ in done),
+            "tokens": sum(num for came in done for _, num in came),
             "seconds": seconds,
-            "first_s": sorted(first for _, first in done),
+            "first_s": sorted(came[0][0] - started for came in done),
+            "together": together(done),
         }
         print(json.dumps(answer), flush=True)
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,22 @@ HERE = Path(__file__).parent
 
 
 class Answering:
-    """A script of this folder that answers every JSON line with one."""
+    """A script of this folder that answers every JSON line with one.
 
-    def __init__(self, script: str, *arguments: str) -> None:
+    Args:
+        script: its name.
+        arguments: its own.
+        environment: of the process, besides this one's.
+    """
+
+    def __init__(self, script: str, *arguments: str, environment: Mapping[str, str] = {}) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=HERE,
-            env=os.environ | {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"} | environment,
         )
         self.ready = self._read()
 
@@ -52,9 +58,11 @@ class Answering:
 
 
 @contextmanager
-def answering(script: str, *arguments: str) -> Iterator[Answering]:
+def answering(
+    script: str, *arguments: str, environment: Mapping[str, str] = {}
+) -> Iterator[Answering]:
     """The process, closed at the end."""
-    process = Answering(script, *arguments)
+    process = Answering(script, *arguments, environment=environment)
     try:
         yield process
     finally:

@@ -7,10 +7,12 @@ python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5]
 
 import argparse
 import importlib.util
+import io
 import os
 import platform
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,12 +46,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed; pip install matplotlib")
-    import torch
-    import transformers
-
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe, too: a row as it comes
     print(
         f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; float32, 32 prompt tokens, "
+        f"{version('torch')}, transformers {version('transformers')}; float32, 32 prompt tokens, "
         f"128 new, temperature 0.8, top-p 0.95; medians of {options.runs} alternating runs\n"
     )
     for name, arguments in PARTS.items():

@@ -5,7 +5,6 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from telemetry_journal import TRACE_ID, started, step, timestamp
 
@@ -13,15 +12,9 @@ from whence.v1 import step_pb2
 from whence_server.telemetry.attributes import AttributeValue, key_values
 from whence_server.telemetry.ids import SpanIds
 from whence_server.telemetry.origin import Origin, origin_of
-from whence_server.telemetry.pieces import (
-    Doubles,
-    IntegerArrays,
-    Integers,
-    attributes_bytes,
-    integer_attributes,
-    integer_elements,
-)
-from whence_server.telemetry.steps import LOWEST_FLOAT32, StepSpans, step_interval
+from whence_server.telemetry.pieces import Doubles, Integers, attributes_bytes
+from whence_server.telemetry.step_attributes import LOWEST_FLOAT32
+from whence_server.telemetry.steps import StepSpans, step_interval
 from whence_server.telemetry.wire import Heads, length_delimited
 
 IDS = st.integers(0, 2**32 - 1)
@@ -162,28 +155,25 @@ def test_an_arrival_before_1970_is_refused_and_not_wrapped_around():
         StepSpans().encode(origin, step(0))
 
 
-@given(st.lists(INT64, max_size=20))
-def test_integers_of_every_length(numbers):
-    pieces = integer_attributes("some.key")
-    for number in numbers * 2:  # made, then remembered
-        expected = Span(attributes=[KeyValue(key="some.key", value=AnyValue(int_value=number))])
-        assert pieces[number] == expected.SerializeToString()
+@given(st.lists(st.tuples(INT64, st.text(), st.lists(INT64, min_size=3, max_size=3)), max_size=5))
+def test_integers_and_texts_of_every_length_set_anew(all_values):
+    made = Integers({"a": 0, "text": "", "b": [0] * 3})
+    for number, text, numbers in all_values:
+        expected = attributes_bytes({"a": number, "text": text, "b": numbers})
+        assert made.of([number, *numbers], [text]) == expected
 
 
-@given(st.lists(arrays(INT64), max_size=5))
-def test_arrays_of_integers_of_every_length(all_numbers):
-    made = IntegerArrays("some.key", integer_elements())
-    for numbers in all_numbers * 2:
-        value = AnyValue(array_value=ArrayValue(values=[AnyValue(int_value=n) for n in numbers]))
-        expected = Span(attributes=[KeyValue(key="some.key", value=value)])
-        assert made.of(numbers) == (expected.SerializeToString() if numbers else b"")
+@pytest.mark.parametrize(
+    ("integers", "texts"), [([1], ["x"]), ([1, 2, 3], ["x"]), ([1, 2], []), ([1, 2], ["x", "y"])]
+)
+def test_integers_are_as_many_as_they_were_made_for(integers, texts):
+    made = Integers({"a": 0, "text": "", "b": [0]})
+    assert made.of([1, 2], ["x"]) == attributes_bytes({"a": 1, "text": "x", "b": [2]})
+    with pytest.raises(ValueError, match="for attributes that hold 2 and 1"):
+        made.of(integers, texts)
 
 
 def test_what_is_remembered_is_bounded_and_right():
-    pieces = Integers(lambda value: AnyValue(int_value=value))
-    for number in range(10_000):
-        assert pieces[number] == AnyValue(int_value=number).SerializeToString()
-        assert len(pieces) <= 4_096
     heads = Heads(1)
     for num_bytes in range(0, 40_000, 7):
         payload = bytes(num_bytes)

@@ -23,7 +23,7 @@ from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry import blocks
 from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.steps import LOWEST_FLOAT32
+from whence_server.telemetry.step_attributes import LOWEST_FLOAT32
 
 MS = 1_000_000
 
