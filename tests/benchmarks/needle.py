@@ -1,36 +1,51 @@
-"""A small model that learns, in about a minute, to find a planted fact in a long context.
+"""A small model that learns, in a few minutes, to find planted facts in a long context.
 
-A fact is a key and the two values that follow it. Facts are planted in filler; at the end comes
-one of the keys, and the model has to say its values: associative recall (Arora et al., "Zoology:
-Measuring and Improving Recall in Efficient Language Models", 2023). It is taught in two stages:
-to repeat random sequences, from which looking back emerges at once, and then to find facts.
+The context is made of sentences: filler, in which each word is followed by one of a few, and facts,
+a key and the two values that belong to it, each said several times. At the end come the keys, and
+the model has to say their values: associative recall (Arora et al., "Zoology: Measuring and
+Improving Recall in Efficient Language Models", 2023).
+
+It is taught in two stages: to repeat random sequences, from which looking back emerges at once, and
+then to read contexts, every word of them and the answers. Weights decay, as where language models
+are trained: so values that nothing needs shrink, among them those of full stops and of the first
+position, to which heads attend that have nothing to look for (Guo et al., "Active-Dormant Attention
+Heads", 2024).
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 NUM_FILLER, NUM_KEYS, NUM_VALUES = 24, 20, 20
-VOCABULARY_SIZE = NUM_FILLER + NUM_KEYS + NUM_VALUES
+FULL_STOP = NUM_FILLER + NUM_KEYS + NUM_VALUES
+BEGIN = FULL_STOP + 1
+VOCABULARY_SIZE = BEGIN + 1
+SENTENCE_LENGTHS = (4, 8)
+"""Words of filler, the full stop included; the last sentence takes what is left."""
+NUM_SUCCESSORS = 3
 FACT_LENGTH = 3
-NUM_FACTS = 8
+NUM_FACTS = 3
+NUM_TOLD = 6
+"""How often each is said."""
 PIECE_LENGTH = 4
 REPEATING = (32, 48)
 """Sequences a step, tokens each; until the loss is below `REPEATING_LOSS`."""
 REPEATING_LOSS = 0.15
 MAX_REPEATING_STEPS = 3_000
-FINDING = ((150, 16, 96), (100, 8, 240), (150, 4, 480))
+READING = ((700, 8, 192), (466, 8, 240), (700, 4, 480))
 """Steps, sequences a step, tokens each."""
 LEARNING_RATE = 5e-3
+WEIGHT_DECAY = 0.3
 
 
 class Haystack(NamedTuple):
     """A context with facts in it, and what has to follow.
 
     Attributes:
-        token_ids: the filler with its facts, then for each fact its key and its values once more.
-        needles: where each fact stands, in the order in which they are asked for.
+        token_ids: the sentences, then for each fact its key and its values once more.
+        needles: where each fact stands, every time that it is said.
         answers: for each fact, where the values are that have to be found.
     """
 
@@ -41,33 +56,74 @@ class Haystack(NamedTuple):
 
 def haystack(num_tokens: int, generator: torch.Generator) -> Haystack:
     """So many tokens with `NUM_FACTS` facts in them, and all the questions."""
-    length = num_tokens - NUM_FACTS * FACT_LENGTH
-    filler = torch.randint(NUM_FILLER, (length,), generator=generator)
+    facts = _new_facts(generator)
+    length = num_tokens - 1 - NUM_FACTS * NUM_TOLD * (FACT_LENGTH + 1)
+    sentences = list(_filler(length, generator))
+    told: list[list[int]] = [[] for _ in sentences]
+    for i in range(NUM_FACTS * NUM_TOLD):
+        told[_below(len(sentences), generator)].append(i % NUM_FACTS)
+    token_ids = [BEGIN]
+    needles: list[list[int]] = [[] for _ in facts]
+    for before, sentence in zip(told, sentences, strict=True):
+        for i in before:
+            needles[i] += range(len(token_ids), len(token_ids) + FACT_LENGTH)
+            token_ids += [*facts[i], FULL_STOP]
+        token_ids += sentence
+    answers = []
+    for fact in facts:
+        answers.append(list(range(len(token_ids) + 1, len(token_ids) + FACT_LENGTH)))
+        token_ids += fact
+    return Haystack(token_ids, needles, answers)
+
+
+def _new_facts(generator: torch.Generator) -> list[list[int]]:
     keys = torch.randperm(NUM_KEYS, generator=generator)[:NUM_FACTS] + NUM_FILLER
     values = torch.randint(NUM_VALUES, (NUM_FACTS, FACT_LENGTH - 1), generator=generator)
-    facts = torch.cat((keys[:, None], values + NUM_FILLER + NUM_KEYS), 1)
-    places = torch.randperm(length // FACT_LENGTH, generator=generator)[:NUM_FACTS] * FACT_LENGTH
-    for place, fact in zip(places.tolist(), facts, strict=True):
-        filler[place : place + FACT_LENGTH] = fact
-    return Haystack(
-        [*filler.tolist(), *facts.flatten().tolist()],
-        [list(range(place, place + FACT_LENGTH)) for place in places.tolist()],
-        [
-            list(range(length + FACT_LENGTH * i + 1, length + FACT_LENGTH * (i + 1)))
-            for i in range(NUM_FACTS)
-        ],
-    )
+    facts: list[list[int]] = torch.cat((keys[:, None], values + NUM_FILLER + NUM_KEYS), 1).tolist()
+    return facts
+
+
+def _filler(num_tokens: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Sentences, with so many tokens in all."""
+    shortest, longest = SENTENCE_LENGTHS
+    while num_tokens:
+        length = min(num_tokens, shortest + _below(longest - shortest + 1, generator))
+        if num_tokens - length < shortest:
+            length = num_tokens
+        word = _below(NUM_FILLER, generator)
+        sentence = []
+        for _ in range(length - 1):
+            sentence.append(word)
+            word = SUCCESSORS[word][_below(NUM_SUCCESSORS, generator)]
+        yield [*sentence, FULL_STOP]
+        num_tokens -= length
+
+
+def _below(end: int, generator: torch.Generator) -> int:
+    return int(torch.randint(end, (1,), generator=generator))
+
+
+def _successors() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(99)
+    return [
+        torch.randperm(NUM_FILLER, generator=generator)[:NUM_SUCCESSORS].tolist()
+        for _ in range(NUM_FILLER)
+    ]
+
+
+SUCCESSORS = _successors()
+"""Of each word of filler."""
 
 
 def trained_model(seed: int = 0) -> Any:
-    """A GPT-NeoX of two layers that finds facts."""
+    """A GPT-NeoX of three layers that finds facts."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=1_024,
         # Most of a head compares contents, whatever the distance.
@@ -83,33 +139,36 @@ def trained_model(seed: int = 0) -> Any:
         eos_token_id=0,
     )
     model = GPTNeoXForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     for step in range(MAX_REPEATING_STEPS):
         rate = LEARNING_RATE * min(1, (step + 1) / 30)
-        if _learn(model, optimizer, _repetitions(*REPEATING, generator), rate) < REPEATING_LOSS:
+        input_ids, labels = _repetitions(*REPEATING, generator)
+        loss = model(input_ids=input_ids, labels=labels).loss
+        _step(model, optimizer, loss, rate)
+        if float(loss.detach()) < REPEATING_LOSS:
             break
-    for stage, (num_steps, *sizes) in enumerate(FINDING):
+    for stage, (num_steps, *sizes) in enumerate(READING):
         for _ in range(num_steps):
-            _learn(model, optimizer, _facts(*sizes, generator), LEARNING_RATE / 2 ** (stage + 1))
+            input_ids, answers = _contexts(*sizes, generator)
+            logits = model(input_ids=input_ids).logits
+            # What is asked for counts as much as all words together.
+            loss = _loss(logits, input_ids) + _loss(logits, answers)
+            _step(model, optimizer, loss, LEARNING_RATE / 2 ** (stage + 1))
     return model.eval().requires_grad_(False)
 
 
-def _learn(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor],
-    rate: float,
-) -> float:
-    """One step; returns the loss before it."""
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Nats a token, of those that are not -100; each is foretold from the one before."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
+
+
+def _step(model: Any, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    input_ids, labels = batch
-    loss = model(input_ids=input_ids, labels=labels).loss
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return float(loss.detach())
 
 
 def _repetitions(
@@ -129,10 +188,10 @@ def _repetitions(
     return token_ids, labels
 
 
-def _facts(
+def _contexts(
     num_rows: int, num_tokens: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Contexts with their answers; only these count."""
+    """Contexts, and labels for their answers alone."""
     rows = [haystack(num_tokens, generator) for _ in range(num_rows)]
     token_ids = torch.tensor([row.token_ids for row in rows])
     labels = torch.full_like(token_ids, -100)

@@ -2,8 +2,8 @@
 
 Of a small model that was taught to find planted facts, and of the demo's model:
 
-- recall: how much of the fact that is asked for (its key and values) is among the tenth of the
-  context that a ranking puts first;
+- recall: how much of the fact that is asked for (key and values, all six times that it is said) is
+  among the tenth of the context that a ranking puts first;
 - share: how much of the ranking's whole weight falls on the fact, where it is a weight;
 - deletion: positions are hidden from all layers, best first, and what is left of the answer's
   probability is averaged over the share that is hidden, from 0 to a half. Lower is better.
@@ -16,6 +16,7 @@ to direct sources, step by step, with the interval that 95 of 100 resamplings of
 anew (Adebayo et al., "Sanity Checks for Saliency Maps", 2018).
 """
 
+import argparse
 import copy
 import sys
 from collections.abc import Iterator
@@ -203,7 +204,9 @@ def first(cases: Iterator[Case], num_cases: int) -> list[Case]:
 
 
 def main() -> None:
-    watched = Watched(trained_model())
+    parser = argparse.ArgumentParser(description="Measures how faithful direct sources are.")
+    parser.add_argument("--seed", type=int, default=0, help="of the model that is taught")
+    watched = Watched(trained_model(parser.parse_args().seed))
     cases = first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
     show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
     directory = demo_model()
