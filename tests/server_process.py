@@ -14,6 +14,12 @@ import psutil
 READY_TIMEOUT_S = 120.0
 
 
+def socket_target(directory: Path) -> str:
+    """A Unix socket in it; its path may have 107 bytes at most, and pytest's are long."""
+    path = str(directory / "s")
+    return f"unix:{min(path, os.path.relpath(path), key=len)}"
+
+
 class ServerProcess:
     """Starts the server on a Unix socket (and wherever else `flags` say).
 
@@ -30,8 +36,7 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # A Unix socket's path may have 107 bytes at most, and pytest's directories are long.
-        self.target = f"unix:{os.path.relpath(data_dir / 's')}"
+        self.target = socket_target(data_dir)
         listen = [] if "--listen" in flags else ["--listen", self.target]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "WHENCE_"))}
         self.process = subprocess.Popen(

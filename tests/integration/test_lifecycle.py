@@ -187,7 +187,8 @@ def test_the_grace_ends(long_channel: grpc.Channel) -> None:
 def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> None:
     request = endless()
     request.disconnect_grace.FromSeconds(60)
-    call = generation_pb2_grpc.GenerationServiceStub(long_channel).Generate(request, timeout=0.5)
+    # Long enough for a first step also beside other work, and far shorter than the generation.
+    call = generation_pb2_grpc.GenerationServiceStub(long_channel).Generate(request, timeout=2)
     generation_id = first_step(call)
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
@@ -200,7 +201,7 @@ def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> No
 
 def test_max_duration_ends_the_generation(long_channel: grpc.Channel) -> None:
     request = endless()
-    request.max_duration.FromMilliseconds(300)
+    request.max_duration.FromMilliseconds(1_500)  # enough for a first token beside other work
     *_, last = generate(long_channel, request)
     assert last.event.finished.finish_reason == g.FINISH_REASON_TIMEOUT
     assert last.event.finished.num_generated_tokens > 0
@@ -318,7 +319,7 @@ def test_keepalive_survives_a_long_silence(tiny_model: Callable[..., Path], tmp_
     with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
         options = [
             ("grpc.keepalive_time_ms", 6_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.keepalive_timeout_ms", 60_000),
             ("grpc.http2.max_pings_without_data", 0),
         ]
         with grpc.insecure_channel(server.target, options=options) as channel:

@@ -50,7 +50,7 @@ async def gone(processes: list[psutil.Process]) -> None:
     """Waits for it without reaping: that is the server's to do."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(process.is_running() for process in processes):
             assert time.monotonic() < deadline
             time.sleep(0.01)
