@@ -11,7 +11,7 @@ from typing import Self
 
 import psutil
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 240.0
 
 
 def socket_target(directory: Path) -> str:

@@ -314,25 +314,27 @@ def test_streams_of_one_connection_are_bounded(
 
 
 @pytest.mark.slow
-def test_keepalive_survives_a_long_silence(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_keepalive_survives_a_long_silence(long_server: ServerProcess) -> None:
     """By default a server ends the connection after the third ping without data."""
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
-        options = [
-            ("grpc.keepalive_time_ms", 6_000),
-            ("grpc.keepalive_timeout_ms", 60_000),
-            ("grpc.http2.max_pings_without_data", 0),
-        ]
-        with grpc.insecure_channel(server.target, options=options) as channel:
-            call = generate(channel, endless())
-            first_step(call)
-            engine = psutil.Process(server.engine_pid)
-            engine.suspend()
+    options = [
+        ("grpc.keepalive_time_ms", 6_000),
+        ("grpc.keepalive_timeout_ms", 60_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(long_server.target, options=options) as channel:
+        call = generate(channel, endless())
+        first_step(call)
+        engine = psutil.Process(long_server.engine_pid)
+        engine.suspend()
+        try:
             # Silence is what is tested, for four pings: there is nothing to wait for.
             time.sleep(26)
+        finally:
             engine.resume()
-            for _ in range(100):
-                next(call)
-            call.cancel()
+        for _ in range(100):
+            next(call)
+        call.cancel()
 
 
 def test_a_stalled_reader_among_a_hundred(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
