@@ -111,7 +111,7 @@ class ServerProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """The exit status, once it has ended."""
         status = self.process.wait(timeout_s)
         for reader in self._readers:
