@@ -1,9 +1,17 @@
-"""Fixtures that several suites share."""
+"""What all tests run in, and fixtures that several suites share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Read once, when torch and numba are loaded, by this process and by those that tests start. One
+# thread, which sleeps while it waits: others are at work on the same cores. What was compiled
+# for one process is there for the next.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "numba"))
 
 
 @pytest.fixture(scope="session")

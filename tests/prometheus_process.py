@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from backend_process import free_port
 from required import skip_without
 
 NEEDED = "apt-get install --no-install-recommends prometheus, or put it on the PATH"
@@ -22,9 +22,7 @@ def prometheus(directory: Path, target: str, rules: Path | None = None) -> Itera
     program = shutil.which("prometheus")
     if program is None:
         skip_without("prometheus", f"prometheus is not installed: {NEEDED}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     settings = {
         "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
         "rule_files": [] if rules is None else [str(rules)],

@@ -11,7 +11,13 @@ from typing import Self
 
 import psutil
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 240.0
+
+
+def socket_target(directory: Path) -> str:
+    """A Unix socket in it; its path may have 107 bytes at most, and pytest's are long."""
+    path = str(directory / "s")
+    return f"unix:{min(path, os.path.relpath(path), key=len)}"
 
 
 class ServerProcess:
@@ -30,8 +36,7 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # A Unix socket's path may have 107 bytes at most, and pytest's directories are long.
-        self.target = f"unix:{os.path.relpath(data_dir / 's')}"
+        self.target = socket_target(data_dir)
         listen = [] if "--listen" in flags else ["--listen", self.target]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "WHENCE_"))}
         self.process = subprocess.Popen(
@@ -106,7 +111,7 @@ class ServerProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """The exit status, once it has ended."""
         status = self.process.wait(timeout_s)
         for reader in self._readers:

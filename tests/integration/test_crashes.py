@@ -81,7 +81,7 @@ def test_front_killed(tiny_model: Callable[..., Path], tmp_path: Path, durabilit
         generation_id, seen, finished, code = read_some_steps(first.target, 100, first.kill)
         assert finished is None
         assert code is grpc.StatusCode.UNAVAILABLE
-        engine.wait(10)
+        engine.wait(60)
     with ServerProcess(model, tmp_path, "--durability", durability) as second:
         with grpc.insecure_channel(second.target) as channel:
             stub = trace_pb2_grpc.TraceServiceStub(channel)

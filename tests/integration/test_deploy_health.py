@@ -12,6 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
+from server_process import socket_target
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 
@@ -61,7 +62,7 @@ def test_one_that_loads_or_drains_is_alive_alone(
 
 @pytest.mark.parametrize("flags", [(), ("--live",)])
 def test_one_that_is_not_there_is_neither(flags: tuple[str, ...], tmp_path: Path) -> None:
-    target = f"unix:{os.path.relpath(tmp_path / 's')}"
+    target = socket_target(tmp_path)
     done = check(*flags, target)
     assert done.returncode == 1
     assert f"{target}: UNAVAILABLE" in done.stderr

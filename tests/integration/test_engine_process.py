@@ -49,7 +49,10 @@ async def until_finished(turns: AsyncIterator[Turn], *names: str) -> list[Turn]:
     raise AssertionError(f"no end of {waiting}")
 
 
-async def test_from_start_to_stop(engine: EngineProcess, tiny_model: TinyModel) -> None:
+async def test_from_start_to_stop(
+    engine: EngineProcess, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     info = await engine.start()
     assert (info.name, info.max_context_length) == ("tiny", 8192)
     assert engine.pid is not None
@@ -188,6 +191,6 @@ async def test_the_engine_does_not_outlive_a_killed_front(tiny_model: TinyModel)
     assert engine.is_running()
     front.kill()
     await front.wait()
-    gone, _ = await asyncio.to_thread(psutil.wait_procs, [engine], timeout=10)
+    gone, _ = await asyncio.to_thread(psutil.wait_procs, [engine], timeout=60)
     assert gone
     front._transport.close()  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
 
 PROMPT = "zanzibar quokka"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 class Collector(logs_service_pb2_grpc.LogsServiceServicer):

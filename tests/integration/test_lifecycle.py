@@ -187,7 +187,8 @@ def test_the_grace_ends(long_channel: grpc.Channel) -> None:
 def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> None:
     request = endless()
     request.disconnect_grace.FromSeconds(60)
-    call = generation_pb2_grpc.GenerationServiceStub(long_channel).Generate(request, timeout=0.5)
+    # Long enough for a first step also beside other work, and far shorter than the generation.
+    call = generation_pb2_grpc.GenerationServiceStub(long_channel).Generate(request, timeout=2)
     generation_id = first_step(call)
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
@@ -200,7 +201,7 @@ def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> No
 
 def test_max_duration_ends_the_generation(long_channel: grpc.Channel) -> None:
     request = endless()
-    request.max_duration.FromMilliseconds(300)
+    request.max_duration.FromMilliseconds(1_500)  # enough for a first token beside other work
     *_, last = generate(long_channel, request)
     assert last.event.finished.finish_reason == g.FINISH_REASON_TIMEOUT
     assert last.event.finished.num_generated_tokens > 0
@@ -313,25 +314,27 @@ def test_streams_of_one_connection_are_bounded(
 
 
 @pytest.mark.slow
-def test_keepalive_survives_a_long_silence(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_keepalive_survives_a_long_silence(long_server: ServerProcess) -> None:
     """By default a server ends the connection after the third ping without data."""
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
-        options = [
-            ("grpc.keepalive_time_ms", 6_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.http2.max_pings_without_data", 0),
-        ]
-        with grpc.insecure_channel(server.target, options=options) as channel:
-            call = generate(channel, endless())
-            first_step(call)
-            engine = psutil.Process(server.engine_pid)
-            engine.suspend()
+    options = [
+        ("grpc.keepalive_time_ms", 6_000),
+        ("grpc.keepalive_timeout_ms", 60_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(long_server.target, options=options) as channel:
+        call = generate(channel, endless())
+        first_step(call)
+        engine = psutil.Process(long_server.engine_pid)
+        engine.suspend()
+        try:
             # Silence is what is tested, for four pings: there is nothing to wait for.
             time.sleep(26)
+        finally:
             engine.resume()
-            for _ in range(100):
-                next(call)
-            call.cancel()
+        for _ in range(100):
+            next(call)
+        call.cancel()
 
 
 def test_a_stalled_reader_among_a_hundred(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,15 @@ def page_of(process: ServerProcess, accept: str = "") -> str:
         return answer.read().decode()
 
 
+def page_with(process: ServerProcess, text: str, accept: str = "") -> str:
+    """The page, once that is on it: what was recorded takes its way through the journal."""
+    deadline = time.monotonic() + 60
+    while text not in (page := page_of(process, accept)):
+        assert time.monotonic() < deadline, page
+        time.sleep(0.01)
+    return page
+
+
 def value_of(page: str, series: str) -> float:
     (line,) = [line for line in page.splitlines() if line.startswith(series)]
     return float(line.split("#")[0].rsplit(" ", 1)[1])
@@ -69,11 +79,7 @@ def observed(
 
 def test_the_page_shows_what_the_server_did(observed: ServerProcess) -> None:
     generate(observed.target, "The quick", 20, PARENT)
-    observed_page = ""
-    for _ in range(200):
-        observed_page = page_of(observed)
-        if "whence_tokens_generated_total{" in observed_page:
-            break
+    observed_page = page_with(observed, "whence_tokens_generated_total{")
     assert value_of(observed_page, "whence_tokens_generated_total{") >= 20
     assert value_of(observed_page, "whence_generations_running") == 0
     assert value_of(observed_page, "whence_batch_size") == 0
@@ -89,11 +95,8 @@ def test_the_page_shows_what_the_server_did(observed: ServerProcess) -> None:
 
 def test_exemplars_lead_to_the_trace(observed: ServerProcess) -> None:
     generate(observed.target, "The quick", 5, PARENT)
-    page = ""
-    for _ in range(200):
-        page = page_of(observed, "application/openmetrics-text; version=1.0.0")
-        if 'trace_id="0af7651916cd43dd8448eb211c80319c"' in page:
-            break
+    exemplar = 'trace_id="0af7651916cd43dd8448eb211c80319c"'
+    page = page_with(observed, exemplar, "application/openmetrics-text; version=1.0.0")
     lines = [line for line in page.splitlines() if "0af7651916cd43dd8448eb211c80319c" in line]
     assert any(line.startswith("gen_ai_server_request_duration_seconds_bucket") for line in lines)
 
@@ -142,10 +145,9 @@ async def test_every_metric_of_dashboards_and_rules_is_on_a_running_servers_page
 def test_logs_are_objects_with_ids_and_never_hold_content(observed: ServerProcess) -> None:
     finished = generate(observed.target, SECRET, 8, PARENT)
     lines: list[str] = []
-    for _ in range(200):
+    deadline = time.monotonic() + 60
+    while not lines and time.monotonic() < deadline:
         lines = [line for line in observed.log if "0af7651916cd43dd8448eb211c80319c" in line]
-        if lines:
-            break
         page_of(observed)
     records = [json.loads(line) for line in observed.log]
     (said, *_) = [json.loads(line) for line in lines]

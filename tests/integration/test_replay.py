@@ -104,12 +104,12 @@ def test_files_and_record_rewritten_together_pass_the_digests_and_not_the_replay
 
 
 def test_other_surroundings_are_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
     monkeypatch.setattr(
         "whence_server.training.surroundings.versions", lambda: {"torch": "0.1", "python": "3"}
     )
     notes = replayed(made / "model", 4, 8).notes
-    assert "replayed with another determinism: OMP_NUM_THREADS was absent, is 3" in notes
+    assert "replayed with another determinism: MKL_NUM_THREADS was absent, is 3" in notes
     assert f"replayed with another version: torch was {torch.__version__}, is 0.1" in notes
 
 

@@ -5,7 +5,7 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ from whence import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
 
 
 @asynccontextmanager
@@ -50,7 +51,7 @@ async def gone(processes: list[psutil.Process]) -> None:
     """Waits for it without reaping: that is the server's to do."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(process.is_running() for process in processes):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -105,6 +106,31 @@ async def test_one_at_a_time_and_the_process_ends_with_the_call(
         second = client.training_runs.trace_emergence(run, prompt="", continuation="y")
         assert (await anext(second)).HasField("started")
         await second.aclose()
+
+
+async def test_who_cancels_twice_leaves_no_process_behind(tmp_path: Path) -> None:
+    """As a client that goes does to a server that closes."""
+    tracer = EmergenceTracer((sys.executable, "-c", NEVER_ENDS))
+    answered = asyncio.Event()
+
+    async def read() -> None:
+        request = EmergenceRequest(tmp_path / "lineage.binpb", "", "x", omit_groups=False)
+        async with aclosing(tracer.trace(request)) as messages:
+            async for _ in messages:
+                answered.set()
+
+    reading = asyncio.create_task(read())
+    await answered.wait()
+    (process,) = children()
+    for _ in range(2):
+        reading.cancel()
+        # It has got as far as it can before anything else happens.
+        for _ in range(20):
+            await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not psutil.pid_exists(process.pid)
+    await tracer.close()
 
 
 async def test_the_process_ends_when_the_server_closes(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ from whence_server.engine.style import ForwardStyle
 RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
 
 
+@pytest.fixture(autouse=True)
+def no_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a step takes beside other work: what is recorded does not depend on it."""
+    monkeypatch.setattr("whence_server.engine.recording.LONG_STEP_S", float("inf"))
+
+
 @pytest.fixture
 def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[Any, ForwardStyle]]:
     def get(architecture: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ForwardStyle]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from whence_server import logs
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine import channel
+from whence_server.engine import channel, weights
 from whence_server.engine.messages import EngineOptions, LoadFailed, Ready
 
 logger = logging.getLogger(__name__)
@@ -46,13 +46,16 @@ def main(descriptor: int) -> int:
 def _serve(
     options: EngineOptions, connection: socket.socket, inbox: queue.SimpleQueue[Any]
 ) -> None:
-    # Loading torch takes seconds: not before the front's end is being watched.
+    # Loading torch takes seconds: not before the front's end is being watched, nor for a model that
+    # is not there.
+    directory = weights.model_directory(options.model, trust_remote_code=options.trust_remote_code)
+    weights.weight_files(directory)
     from whence_server.engine.decoding import Chooser
     from whence_server.engine.loading import load
     from whence_server.engine.loop import EngineLoop
     from whence_server.engine.scheduler import Scheduler
 
-    loaded = load(options)
+    loaded = load(options._replace(model=str(directory)))
     info = loaded.info
     loop = EngineLoop(
         loaded.runner(),

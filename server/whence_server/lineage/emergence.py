@@ -91,9 +91,11 @@ class EmergenceTracer:
                 if status != 0:
                     raise _failure(status, await errors)
             finally:
-                await _end(process)
-                errors.cancel()
-                await asyncio.gather(errors, return_exceptions=True)
+                try:
+                    await _end(process)
+                finally:
+                    errors.cancel()
+                    await asyncio.gather(errors, return_exceptions=True)
 
 
 def _send(process: Process, request: EmergenceRequest) -> None:
@@ -140,15 +142,31 @@ def _failure(status: int, stderr: bytes) -> WhenceError:
 
 
 async def _end(process: Process) -> None:
-    """Closes the process's input, which ends it; by force where it does not."""
+    """Closes the process's input, which ends it; by force where it does not.
+
+    Returns, or is cancelled, once it has ended. A client that goes and a server that closes may
+    both cancel a call: what was begun for it is not left to the loop.
+    """
     if process.stdin is not None:
         process.stdin.close()
     try:
         await asyncio.wait_for(process.wait(), _GRACE_S)
     except TimeoutError:
         _log.warning("the process that traces an emergence does not end; killing it")
-        process.kill()
-        await process.wait()
-    except asyncio.CancelledError:
-        process.kill()
-        raise
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await _ended(process)
+
+
+async def _ended(process: Process) -> None:
+    """Waits for a killed process, which takes no time, whoever cancels it meanwhile."""
+    ending = asyncio.ensure_future(process.wait())
+    cancelled: asyncio.CancelledError | None = None
+    while not ending.done():
+        try:
+            await asyncio.wait((ending,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

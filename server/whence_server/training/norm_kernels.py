@@ -6,13 +6,14 @@ small model.
 
 import numba as nb
 import numpy as np
-from numba import njit
+
+from whence_server.engine.compiled import compiled
 
 _BLOCK = 4_096
 """Elements that are summed up in float32; the blocks' sums are added in float64."""
 
 
-@njit(
+@compiled(
     nb.types.UniTuple(nb.float64, 2)(nb.float32[::1], nb.float32[::1]),
     nogil=True,
     fastmath={"reassoc", "contract"},

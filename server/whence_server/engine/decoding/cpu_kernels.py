@@ -10,8 +10,8 @@ from typing import Any
 import numba as nb
 import numpy as np
 import torch
-from numba import njit
 
+from whence_server.engine.compiled import compiled
 from whence_server.engine.decoding.kernels import DrawKey, Race
 
 _BLOCK = 512
@@ -115,7 +115,7 @@ def _array(tensor: torch.Tensor) -> Any:
 _ROWS = nb.float32[:, ::1]
 
 
-@njit(nb.void(_ROWS, nb.float32[::1], nb.int64[::1]), nogil=True)
+@compiled(nb.void(_ROWS, nb.float32[::1], nb.int64[::1]), nogil=True)
 def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
     for row in range(values.shape[0]):
         total = 0
@@ -130,7 +130,7 @@ def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
         counts[row] = total
 
 
-@njit(nb.void(_ROWS, _ROWS, nb.float32[::1]), nogil=True, fastmath={"reassoc"})
+@compiled(nb.void(_ROWS, _ROWS, nb.float32[::1]), nogil=True, fastmath={"reassoc"})
 def _entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
     for row in range(logprobs.shape[0]):
         total = 0.0
@@ -140,7 +140,7 @@ def _entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
         found[row] = total
 
 
-@njit(nb.void(_ROWS, nb.int64[:, ::1]), nogil=True)
+@compiled(nb.void(_ROWS, nb.int64[:, ::1]), nogil=True)
 def _top_candidates(scores: Any, token_ids: Any) -> None:
     num_tokens, num_candidates = scores.shape[1], token_ids.shape[1]
     for row in range(scores.shape[0]):
@@ -166,7 +166,7 @@ def _top_candidates(scores: Any, token_ids: Any) -> None:
                     worst = scores[row, token_ids[row, num_found - 1]]
 
 
-@njit(
+@compiled(
     nb.void(
         _ROWS,
         _ROWS,
@@ -211,7 +211,9 @@ def _remove_bins(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
         boundaries[row] = boundary
 
 
-@njit(nb.void(nb.uint32[::1], nb.int64, nb.uint64[:, ::1], nb.int64, nb.uint32[::1]), nogil=True)
+@compiled(
+    nb.void(nb.uint32[::1], nb.int64, nb.uint64[:, ::1], nb.int64, nb.uint32[::1]), nogil=True
+)
 def _first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) -> None:
     """Philox4x32-10's first output word for the counters (token id, index, sequence, 0)."""
     low, high, index, sequence_index = keys[row, 0], keys[row, 1], keys[row, 2], keys[row, 3]
@@ -228,7 +230,7 @@ def _first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) 
         words[i] = c0
 
 
-@njit(
+@compiled(
     nb.void(
         _ROWS,
         _ROWS,
