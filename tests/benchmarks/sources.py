@@ -32,6 +32,7 @@ from watched import NOTHING, Case, Watched
 
 from whence_server.demo.corpus import documents
 from whence_server.demo.model import demo_model
+from whence_server.engine.internals import attention
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 """Shares of the context that are hidden."""
@@ -182,6 +183,7 @@ def _interval(differences: list[float | None]) -> str:
 def _drawn_anew(watched: Watched, cases: list[Case]) -> str:
     """How much of the sources other weights of the same spread give, as a share of their weight."""
     model = copy.deepcopy(watched.model)
+    attention.restore(model)
     torch.manual_seed(4)
     with torch.no_grad():
         for parameter in model.parameters():
