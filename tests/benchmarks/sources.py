@@ -12,8 +12,8 @@ Rankings: direct sources, mean attention over all layers and heads, the newest f
 Steps count where the model answers right (facts), or where the context makes the token at least
 `MIN_NATS` likelier than its last position alone does (demo). Below each table stand the differences
 to direct sources, step by step, with the interval that 95 of 100 resamplings of the steps fall into
-(Efron, "Bootstrap Methods", 1979), and how much of the sources is left when all weights are drawn
-anew (Adebayo et al., "Sanity Checks for Saliency Maps", 2018).
+(Efron, "Bootstrap Methods", 1979), and how much like the sources they are when all weights are
+shuffled (Adebayo et al., "Sanity Checks for Saliency Maps", 2018).
 """
 
 import argparse
@@ -46,7 +46,7 @@ MIN_NATS = 2.0
 MAX_TRIES_A_STEP = 50
 """Contexts that are looked at for each step that counts."""
 NUM_RESAMPLINGS = 2_000
-NUM_DRAWN_ANEW = 20
+NUM_OTHER_WEIGHTS = 20
 """Steps that are looked at with other weights."""
 DIRECT, MEAN, NEWEST, RANDOM = "direct sources", "mean attention", "newest first", "random"
 
@@ -160,7 +160,7 @@ def show(what: str, watched: Watched, cases: list[Case]) -> None:
             f"{of} {_interval(those)}" for of, those in differences.items() if None not in those
         ]
         print(f"- {name}: {', '.join(texts)}")
-    print(f"\n{_drawn_anew(watched, cases[:NUM_DRAWN_ANEW])}", flush=True)
+    print(f"\n{_with_other_weights(watched, cases[:NUM_OTHER_WEIGHTS])}", flush=True)
 
 
 def _less(one: float | None, other: float | None) -> float | None:
@@ -180,23 +180,27 @@ def _interval(differences: list[float | None]) -> str:
     return f"{float(values.mean()):+.3f} ({float(low):+.3f} to {float(high):+.3f})"
 
 
-def _drawn_anew(watched: Watched, cases: list[Case]) -> str:
-    """How much of the sources other weights of the same spread give, as a share of their weight."""
+def _with_other_weights(watched: Watched, cases: list[Case]) -> str:
+    """How much the sources are like those of the same model with other weights."""
     model = copy.deepcopy(watched.model)
     attention.restore(model)
     torch.manual_seed(4)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(
-                parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter)
-            )
+            order = torch.randperm(parameter.numel())
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
     other = Watched(model)
-    common = []
+    correlations = []
     for case in cases:
-        ours, theirs = (w.direct_and_mean(case.token_ids)[0] for w in (watched, other))
-        common.append(float(torch.minimum(ours / ours.sum(), theirs / theirs.sum()).sum()))
+        ranks = [
+            looked_at.direct_and_mean(case.token_ids)[0].argsort().argsort().double()
+            for looked_at in (watched, other)
+        ]
+        correlations.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
+    correlation = sum(correlations) / len(correlations)
     return (
-        f"with every tensor's weights shuffled, {sum(common) / len(common):.0%} of the shares stay"
+        "rank correlation (Spearman's) with the sources when every tensor's weights are shuffled: "
+        f"{correlation:.2f}"
     )
 
 
