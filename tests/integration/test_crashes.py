@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def recorded(channel: grpc.Channel, generation_id: str) -> list[step_pb2.Step]:
             return steps
 
 
+def await_entries(data_dir: Path, num_entries: int) -> None:
+    """Until so many are committed."""
+    give_up = time.monotonic() + 60
+    database = sqlite3.connect(f"file:{data_dir / 'journal.db'}?mode=ro", uri=True)
+    try:
+        while database.execute("SELECT count(*) FROM entries").fetchone()[0] < num_entries:
+            assert time.monotonic() < give_up, f"{num_entries} entries were not committed"
+            time.sleep(0.01)
+    finally:
+        database.close()
+
+
 def verify(data_dir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "whence_server", "verify", "--data-dir", str(data_dir)],
@@ -78,7 +91,13 @@ def test_front_killed(tiny_model: Callable[..., Path], tmp_path: Path, durabilit
     model = tiny_model("gpt2-long")
     with ServerProcess(model, tmp_path, "--durability", durability) as first:
         engine = psutil.Process(first.engine_pid)
-        generation_id, seen, finished, code = read_some_steps(first.target, 100, first.kill)
+
+        def kill_once_on_disk() -> None:
+            # With "group", what was streamed may not be on disk yet.
+            await_entries(tmp_path, 10)
+            first.kill()
+
+        generation_id, seen, finished, code = read_some_steps(first.target, 100, kill_once_on_disk)
         assert finished is None
         assert code is grpc.StatusCode.UNAVAILABLE
         engine.wait(60)
