@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,30 @@ def test_a_second_training_in_a_with_block_goes_on_with_the_record(tmp_path: Pat
     assert states == [TrainingState.TRAINING_STATE_COMPLETED] * 2
     assert [(s.attempt, s.step) for s in steps_in(tmp_path)] == [(1, 1), (1, 2), (2, 3), (2, 4)]
     assert events[-1].HasField("attempt_finished")
+
+
+def test_a_model_s_folder_that_is_gone_by_the_end_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that was saved for a moment, to be sent elsewhere, is nobody's loss."""
+    trainer = trainer_of(tmp_path / "run", max_steps=2)
+    kept, gone, full = (tmp_path / name for name in ("kept", "gone", "full"))
+    copy = shutil.copyfile
+
+    def nearly_full(source: Path, destination: Path) -> Path:
+        if destination.parent == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return copy(source, destination)
+
+    with record(trainer):
+        trainer.train()
+        for directory in (gone, full, kept):
+            trainer.save_model(str(directory))
+        shutil.rmtree(gone)
+        monkeypatch.setattr(shutil, "copyfile", nearly_full)
+    assert not gone.exists()
+    for directory in (tmp_path / "run", kept):
+        assert events_in(directory)[-1].WhichOneof("event") == "attempt_finished"
+    assert events_in(full)[-1].WhichOneof("event") == "checkpoint"
+    assert "the record there ends before the training" in caplog.text
+    assert "No space left on device" in caplog.text

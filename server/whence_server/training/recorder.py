@@ -158,6 +158,8 @@ class Recorder(TrainerCallback):
             self._options = self._options.restarted()
         groups = parameter_groups(self._trainer.model)
         self.run = opening.begin(self._trainer, groups, self._options)
+        # It is the run's now, which closes it: a later attempt opens the record itself.
+        self._options = replace(self._options, writer=None)
         if self._norm_stride:
             self._meter = NormMeter(self._trainer.model, groups, self._norm_stride)
 

@@ -17,7 +17,9 @@ from whence.v1.training_pb2 import (
     TrainingState,
     TrainingStep,
 )
+from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import weights_digest
+from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import snapshots
 from whence_server.training.norms import Norms
@@ -150,7 +152,13 @@ class RecordedRun:
             return
         self.finish(TrainingState.TRAINING_STATE_COMPLETED, model)
         for directory in self._copies:
-            snapshots.copy_record(self.path, directory)
+            # One that is there no more has been moved or thrown away since.
+            if not (directory / RECORD_NAME).is_file():
+                continue
+            try:
+                snapshots.copy_record(self.path, directory)
+            except LineageError as error:
+                _log.warning("the record there ends before the training: %s", error)
 
     def failed(self, error: BaseException, model: Any) -> None:
         """An exception ended the attempt; nothing more where it has ended already.
