@@ -172,3 +172,20 @@ def test_a_model_s_folder_that_is_gone_by_the_end_is_left_alone(
     assert events_in(full)[-1].WhichOneof("event") == "checkpoint"
     assert "the record there ends before the training" in caplog.text
     assert "No space left on device" in caplog.text
+
+
+def test_a_record_that_was_opened_before_serves_one_attempt_and_is_opened_for_the_next(
+    tmp_path: Path,
+) -> None:
+    def new_trainer(**arguments: Any) -> Any:
+        return trainer_of(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, **arguments)
+
+    record(trainer := new_trainer())
+    trainer.train()
+    again = new_trainer()
+    record(again, writer=RecordWriter.resume(tmp_path / RECORD_NAME))
+    for _ in range(2):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    ends = [e.attempt_finished for e in events_in(tmp_path) if e.HasField("attempt_finished")]
+    completed = TrainingState.TRAINING_STATE_COMPLETED
+    assert [end.state for end in ends] == [completed] * 3

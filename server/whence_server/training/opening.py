@@ -36,7 +36,7 @@ class Options:
 
     def restarted(self) -> "Options":
         """The same, for a training that begins once more."""
-        return replace(self, restart=True, writer=None)
+        return replace(self, restart=True)
 
 
 def require_place(options: Options, *, resumes: bool) -> None:
