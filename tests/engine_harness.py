@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from computing import DEVICE
 
 from whence_server.domain.decoding import (
     Decoding,
@@ -38,7 +39,7 @@ def engine_options(directory: Path | str, **changes: object) -> EngineOptions:
         model=str(directory),
         model_name="tiny",
         dtype="float32",
-        device="cpu",
+        device=DEVICE,
         num_threads=1,
         max_batch_size=16,
         max_cache_tokens=8192,
@@ -170,8 +171,8 @@ def reference_greedy(model: torch.nn.Module, prompt: list[int], **settings: obje
     """What transformers' own `generate` makes of it, end of sequence included."""
     with as_in_transformers(model):
         output = model.generate(  # type: ignore[operator]
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([prompt], device=model.device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
             do_sample=False,
             pad_token_id=0,
             **settings,
@@ -180,7 +181,8 @@ def reference_greedy(model: torch.nn.Module, prompt: list[int], **settings: obje
 
 
 def plain_logprobs(model: torch.nn.Module, token_ids: list[int]) -> torch.Tensor:
-    """[tokens, V] log-probabilities of one plain forward pass."""
+    """[tokens, V] log-probabilities of one plain forward pass, on the CPU."""
     with torch.inference_mode(), as_in_transformers(model):
-        logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
-    return torch.log_softmax(logits.float(), -1)
+        input_ids = torch.tensor([token_ids], device=model.device)
+        logits = model(input_ids=input_ids, use_cache=False).logits[0]
+    return torch.log_softmax(logits.float(), -1).cpu()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+from computing import DEVICE
 
 READY_TIMEOUT_S = 240.0
 
@@ -50,6 +51,7 @@ class ServerProcess:
                 "--data-dir",
                 str(data_dir),
                 *listen,
+                *(() if "--device" in flags else ("--device", DEVICE)),
                 *flags,
             ],
             stdout=subprocess.PIPE,

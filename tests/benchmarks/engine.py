@@ -6,6 +6,7 @@ from statistics import median
 
 import torch
 from workloads import (
+    DEVICE,
     NUM_NEW_TOKENS,
     TEMPERATURE,
     TOP_P,
@@ -29,7 +30,7 @@ def options(workload: Workload) -> EngineOptions:
         model=str(model_directory(workload)),
         model_name=workload.name,
         dtype="float32",
-        device="cpu",
+        device=DEVICE,
         num_threads=0,
         max_batch_size=64,
         max_cache_tokens=131_072,
@@ -69,7 +70,7 @@ def theirs(loaded: LoadedModel, prompts: list[list[int]]) -> float:
     """Tokens a second of `generate`, with the same threads."""
     started = time.perf_counter()
     loaded.model.generate(
-        torch.tensor(prompts),
+        torch.tensor(prompts, device=DEVICE),
         do_sample=True,
         temperature=TEMPERATURE,
         top_p=TOP_P,

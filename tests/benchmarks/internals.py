@@ -14,7 +14,7 @@ import torch
 from engine import options
 from processes import Answering, answering, server
 from scaling import keys_and_values_bytes
-from workloads import TEMPERATURE, TOP_P, WORKLOADS, Workload, model_directory, prompt
+from workloads import DEVICE, TEMPERATURE, TOP_P, WORKLOADS, Workload, model_directory, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.steps import Step, Timing
@@ -44,7 +44,8 @@ def run(runs: int, names: list[str]) -> None:
     for name in names:
         engine_steps(WORKLOADS[name], runs)
         served(WORKLOADS[name], runs)
-        memory(WORKLOADS[name])
+        if DEVICE == "cpu":  # it is the process's that is measured
+            memory(WORKLOADS[name])
 
 
 def row(workload: Workload, measured: str, plain: str, inside: str, compared: str) -> None:

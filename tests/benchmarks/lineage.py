@@ -1,28 +1,30 @@
 """What a training's record costs: time and bytes a step, digests, proofs.
 
-Trains the demo model's shape (2.3 million parameters, 2 x 512 tokens a step) on random tokens, in
-a process of its own: untracked, tracked with every step's norms, and so on, in turns. A run's
-figures are the median time of its steps and the processor time of all of them, which other
-processes disturb less; a ratio is the median over the turns.
+The demo model's shape (2.3 million parameters, 2 x 512 tokens a step) is trained on random tokens
+by several processes at once: untracked, tracked with every step's norms, and so on. One of them
+makes a step while the others wait, in an order that is drawn anew for each round of steps; so what
+comes and goes on the machine falls on all alike. After some rounds all are started anew, as each
+process finds its memory laid out otherwise, which by itself is good for some hundredths. Each ratio
+is that of the whole time, with the interval that 95 of 100 resamplings of the starts fall into
+(Efron, "Bootstrap Methods", 1979).
 
-python tests/benchmarks/lineage.py [--turns 5] [--steps 40] [--threads N]
+python tests/benchmarks/lineage.py [--starts 10]
 """
 
 import argparse
 import asyncio
 import hashlib
 import json
-import os
+import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from whence.v1.training_pb2 import GetInclusionProofResponse
 from whence_server.lineage.framing import framed, frames
@@ -30,169 +32,120 @@ from whence_server.lineage.merkle import MerkleTree, leaf_hash, node_hash
 from whence_server.lineage.reader import RecordReader
 
 NUM_WARM_UP_STEPS = 5
-BATCH_SIZE = 2
+NUM_ROUNDS = 40
+"""After each start."""
+NUM_RESAMPLINGS = 2_000
 NUM_DIGESTED_BYTES = 256 << 20
 NUM_DOCUMENTS = (79, 100_000)
 
 
-def run(turns: int = 5, steps: int = 40) -> None:
-    """Measures in a process of its own."""
-    # Read once, when torch is loaded; the demo's training has it, too.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, __file__, "--turns", str(turns), "--steps", str(steps)]
-    subprocess.run(command, env=environment, check=True)
+def run(runs: int = 5) -> None:
+    measure(2 * runs)
 
 
-def measure(turns: int, steps: int) -> None:
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+def measure(num_starts: int) -> None:
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as directory:
-        asyncio.run(_trainings(Path(directory), turns, steps))
+        asyncio.run(_trainings(Path(directory), num_starts))
         _digests(Path(directory))
     _merkle_proofs()
 
 
-async def _trainings(directory: Path, turns: int, steps: int) -> None:
+Step = tuple[float, float]
+"""Seconds and processor time."""
+
+
+async def _trainings(directory: Path, num_starts: int) -> None:
     """Untracked against tracked, with norms every step, every tenth, never, and with an export."""
-    collector = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(Path(__file__).parent / "collector.py"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert collector.stdout is not None
-    endpoint = json.loads(await collector.stdout.readline())["endpoint"]
-    kinds: dict[str, dict[str, Any] | None] = {
-        "untracked": None,
+    collector = await _started("collector.py")
+    endpoint = json.loads(await _line_of(collector))["endpoint"]
+    kinds: dict[str, dict[str, Any]] = {
+        "untracked": {},
         "tracked": {"norm_stride": 1},
         "tracked, norms of every tenth step": {"norm_stride": 10},
         "tracked, no norms": {"norm_stride": 0},
         "tracked, exported over OTLP": {"norm_stride": 1, "endpoint": endpoint},
     }
-    times: dict[str, list[_StepTime]] = {kind: [] for kind in kinds}
-    sizes = []
-    for turn in range(turns):
-        for number, (kind, options) in enumerate(kinds.items()):
-            where = directory / f"run-{turn}-{number}"
-            times[kind].append(_train(where, steps, options))
-            if options == {"norm_stride": 1}:
-                sizes.append(_bytes_a_step(where))
+    starts = [await _in_turns(directory / str(n), kinds, n) for n in range(num_starts)]
     collector.terminate()
     await collector.wait()
-    untracked = times["untracked"]
-    usual = statistics.median(time.seconds for time in untracked)
+    mean = statistics.mean(seconds for steps in starts for seconds, _ in steps["untracked"])
     print(
-        f"training the demo model's shape, {turns} turns of {steps} steps: {usual * 1e3:.1f} ms a "
-        "step untracked"
+        f"training the demo model's shape, {num_starts} starts and {NUM_ROUNDS} steps after each: "
+        f"{mean * 1e3:.1f} ms a step untracked"
     )
-    for kind, measured in times.items():
-        if kind != "untracked":
-            pairs = list(zip(measured, untracked, strict=True))
-            ratios = sorted(a.seconds / b.seconds for a, b in pairs)
-            of_processor = statistics.median(a.processor_s / b.processor_s for a, b in pairs)
-            print(
-                f"  {kind}: {statistics.median(ratios):.3f} of it (from {ratios[0]:.3f} to "
-                f"{ratios[-1]:.3f}); {of_processor:.3f} of the processor time"
-            )
+    for kind in list(kinds)[1:]:
+        pairs = [(steps[kind], steps["untracked"]) for steps in starts]
+        print(f"  {kind}: {_ratio(pairs, 0)} of the time, {_ratio(pairs, 1)} of the processor time")
+    sizes = _sizes_of_steps(directory / "0" / "1" / "lineage.binpb")
     print(f"  the record: {statistics.median(sizes):.0f} bytes a step")
 
 
-class _StepTime(NamedTuple):
-    """What a step of a run took."""
-
-    seconds: float
-    processor_s: float
-
-
-def _train(where: Path, num_steps: int, options: dict[str, Any] | None) -> _StepTime:
-    """Trains once; the first steps are left out."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    from whence_server.training import record, telemetry
-
-    ended: list[tuple[float, float]] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            ended.append((time.perf_counter(), time.process_time()))
-
-    trainer = Trainer(
-        model=_model(),
-        args=TrainingArguments(
-            output_dir=str(where),
-            max_steps=num_steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=1e-3,
-            save_strategy="no",
-            logging_steps=20,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=_blocks(BATCH_SIZE * num_steps),
-    )
-    if options is not None:
-        record(trainer, norm_stride=options["norm_stride"])
-    # After the recorder's, whose time counts.
-    trainer.add_callback(Clock())
-    endpoint = (options or {}).get("endpoint")
-    if endpoint:
-        os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = endpoint
-    try:
-        trainer.train()
-        if endpoint:
-            export = telemetry.start(where / "lineage.binpb")
-            assert export is not None
-            assert export.close()
-    finally:
-        os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
-    counted = ended[NUM_WARM_UP_STEPS:]
-    return _StepTime(
-        statistics.median(b - a for (a, _), (b, _) in pairwise(counted)),
-        (counted[-1][1] - counted[0][1]) / (len(counted) - 1),
-    )
-
-
-def _model() -> Any:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from whence_server.demo.recipe import SETTINGS
-    from whence_server.training.models import SMALL_GPT2
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=SETTINGS["vocab_size"],
-            n_positions=SETTINGS["block_size"],
-            loss_type="ForCausalLM",
-            bos_token_id=0,
-            eos_token_id=0,
-            **SMALL_GPT2,
+async def _in_turns(
+    directory: Path, kinds: dict[str, dict[str, Any]], seed: int
+) -> dict[str, list[Step]]:
+    """Has all trainings take turns; gives each one's steps. It writes to its number's folder."""
+    trainings = {
+        kind: await _started(
+            "recorded.py",
+            str(directory / str(number)),
+            str(NUM_WARM_UP_STEPS + NUM_ROUNDS),
+            json.dumps(options),
         )
-    )
+        for number, (kind, options) in enumerate(kinds.items())
+    }
+    steps: dict[str, list[Step]] = {kind: [] for kind in kinds}
+    order = list(kinds)
+    shuffle = random.Random(seed).shuffle
+    for number in range(NUM_WARM_UP_STEPS + NUM_ROUNDS):
+        shuffle(order)
+        for kind in order:
+            _go_on(trainings[kind])
+            seconds, processor_s = json.loads(await _line_of(trainings[kind]))
+            if number >= NUM_WARM_UP_STEPS:
+                steps[kind].append((seconds, processor_s))
+    for training in trainings.values():
+        _go_on(training)
+        assert await training.wait() == 0
+    return steps
 
 
-def _blocks(num_blocks: int) -> list[dict[str, Any]]:
-    import torch
-
-    from whence_server.demo.recipe import SETTINGS
-
-    generator = torch.Generator().manual_seed(0)
-    size = (num_blocks, SETTINGS["block_size"])
-    ids = torch.randint(SETTINGS["vocab_size"], size, generator=generator)
-    return [{"input_ids": row, "labels": row} for row in ids]
+async def _started(script: str, *arguments: str) -> Process:
+    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
 
 
-def _bytes_a_step(directory: Path) -> float:
-    octets = (directory / "lineage.binpb").read_bytes()
-    sizes = [len(framed(frame.message)) for frame in frames(octets)]
-    events = RecordReader(directory / "lineage.binpb").read_all()
-    return statistics.median(
+async def _line_of(process: Process) -> bytes:
+    assert process.stdout is not None
+    return await process.stdout.readline()
+
+
+def _go_on(process: Process) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+
+
+def _ratio(starts: list[tuple[list[Step], list[Step]]], which: int) -> str:
+    """Of one's sum to the other's, with what 95 of 100 resamplings of the starts fall into."""
+    sums = [tuple(sum(step[which] for step in steps) for steps in pair) for pair in starts]
+
+    def ratio(chosen: list[tuple[float, ...]]) -> float:
+        return sum(one for one, _ in chosen) / sum(other for _, other in chosen)
+
+    picks = random.Random(0).choices
+    resampled = [ratio(picks(sums, k=len(sums))) for _ in range(NUM_RESAMPLINGS)]
+    low, *_, high = statistics.quantiles(resampled, n=40)
+    return f"{ratio(sums):.3f} ({low:.3f} to {high:.3f})"
+
+
+def _sizes_of_steps(record: Path) -> list[int]:
+    """What each step's entry takes on disk, in bytes."""
+    sizes = [len(framed(frame.message)) for frame in frames(record.read_bytes())]
+    events = RecordReader(record).read_all()
+    return [
         size
         for size, recorded in zip(sizes, events, strict=True)
         if recorded.event.WhichOneof("event") == "step"
-    )
+    ]
 
 
 def _digests(directory: Path) -> None:
@@ -284,12 +237,5 @@ def _fastest(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
-    options = parser.parse_args()
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
-    measure(options.turns, options.steps)
+    parser.add_argument("--starts", type=int, default=10)
+    measure(parser.parse_args().starts)

@@ -11,7 +11,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
-from workloads import TEMPERATURE, TOP_P, prompt
+from workloads import DEVICE, TEMPERATURE, TOP_P, prompt
 
 
 class Counter(BaseStreamer):
@@ -31,7 +31,7 @@ class Counter(BaseStreamer):
 
 
 def main(directory: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to(DEVICE)
     print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(model, **json.loads(line))), flush=True)
@@ -67,13 +67,13 @@ def run(model, mode: str, num_streams: int, num_new_tokens: int, num_prompt_toke
 def generate(model, mode: str, prompts: list[list[int]], sampling: dict) -> float | None:
     """Returns the time to the first token where it streams."""
     if mode == "static":
-        model.generate(torch.tensor(prompts), **sampling)
+        model.generate(torch.tensor(prompts, device=DEVICE), **sampling)
         return None
     first_s = None
     for ids in prompts:
         counter = Counter() if mode == "stream" else None
         at = time.perf_counter()
-        model.generate(torch.tensor([ids]), streamer=counter, **sampling)
+        model.generate(torch.tensor([ids], device=DEVICE), streamer=counter, **sampling)
         if counter is not None:
             first_s = (counter.first_at or at) - at
     return first_s

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from workloads import DEVICE
+
 HERE = Path(__file__).parent
 
 
@@ -84,7 +86,16 @@ def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], st
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "whence_server", "serve", "--model", str(model)),
-                *("--data-dir", data_dir, "--listen", "127.0.0.1:0", "--log-level", "warning"),
+                *(
+                    "--data-dir",
+                    data_dir,
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--log-level",
+                    "warning",
+                    "--device",
+                    DEVICE,
+                ),
                 *flags,
             ],
             stdout=subprocess.PIPE,

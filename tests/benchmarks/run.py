@@ -39,11 +39,15 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=["S", "M", "L"])
+    parser.add_argument(
+        "--workloads", nargs="+", choices=("S", "M", "L", "XL"), default=["S", "M", "L"]
+    )
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="where the engine and its peers compute")
     parser.add_argument("--outage-seconds", type=float, default=60.0)
     parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
     options = parser.parse_args()
+    os.environ["WHENCE_BENCH_DEVICE"] = options.device
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed; pip install matplotlib")
     if isinstance(sys.stdout, io.TextIOWrapper):

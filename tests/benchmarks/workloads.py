@@ -1,5 +1,6 @@
 """The workloads that every figure names: models with random weights, prompts, decoding."""
 
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 BUILD = Path(__file__).parents[2] / "build" / "bench"
 NUM_PROMPT_TOKENS = 32
 NUM_NEW_TOKENS = 128
+DEVICE = os.environ.get("WHENCE_BENCH_DEVICE", "cpu")
+"""Where the engine and its peers compute; `run.py --device` sets it for all processes."""
 TEMPERATURE = 0.8
 TOP_P = 0.95
 
@@ -28,7 +31,8 @@ class Workload:
 S = Workload("S", 4, 128, 4, 4_096)
 M = Workload("M", 6, 384, 6, 8_192)
 L = Workload("L", 12, 768, 12, 50_257)
-WORKLOADS = {w.name: w for w in (S, M, L)}
+XL = Workload("XL", 36, 1_280, 20, 50_257)
+WORKLOADS = {w.name: w for w in (S, M, L, XL)}
 
 
 def prompt(index: int, vocabulary_size: int, num_tokens: int = NUM_PROMPT_TOKENS) -> list[int]:

@@ -50,8 +50,8 @@ def reference(
     ends = sorted({*decoding.eos_token_ids, *decoding.stop_token_ids})
     with as_in_transformers(model):
         output = model.generate(  # type: ignore[operator]
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([prompt], device=model.device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
             do_sample=False,
             num_beams=decoding.num_beams,
             num_return_sequences=decoding.num_return_sequences,

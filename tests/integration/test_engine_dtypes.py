@@ -79,8 +79,8 @@ def test_a_mixed_batch_stays_within_rounding(loaded: LoadedModel, dtype: str) ->
         ids = harness.ids(str(number))
         assert len(ids) == 10 + 3 * number
         with torch.inference_mode():
-            input_ids = torch.tensor([prompt + ids])
-            logits = loaded.model(input_ids=input_ids, use_cache=False).logits[0].float()
+            input_ids = torch.tensor([prompt + ids], device=loaded.model.device)
+            logits = loaded.model(input_ids=input_ids, use_cache=False).logits[0].float().cpu()
         margin = ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps * float(logits.abs().max())
         plain = torch.log_softmax(logits, -1)
         for i, step in enumerate(harness.steps[str(number), 0]):

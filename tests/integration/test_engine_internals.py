@@ -145,7 +145,7 @@ def test_newest_weights_are_eager_attention_s_output_attentions_at_every_step(
             # Padded on the left, or without what is out of the layer's sight.
             width = max(ours.shape[-1], newest + 1)
             one, other = (pad(each, (width - each.shape[-1], 0)) for each in (ours, theirs))
-            torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
+            torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", GIVES_SOURCES)

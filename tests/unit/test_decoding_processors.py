@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from computing import DEVICE
 from decoding_oracle import DECISIONS, GREEDY, SAMPLE, TOKENS, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Chooser, NothingLeft, Row
 
 V = 61
-CHOOSER = Chooser(V, torch.device("cpu"))
+CHOOSER = Chooser(V, torch.device(DEVICE))
 
 EACH: dict[str, dict[str, Any]] = {
     "logit_bias": {"logit_bias": ((3, 2.5), (7, -4.0), (60, 1.0))},

@@ -1,0 +1,5 @@
+"""Where the engines that tests start compute: `make test-cuda` asks for another device."""
+
+import os
+
+DEVICE = os.environ.get("WHENCE_TEST_DEVICE", "cpu")
