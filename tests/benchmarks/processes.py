@@ -32,7 +32,7 @@ class Answering:
             stdout=subprocess.PIPE,
             text=True,
             cwd=HERE,
-            env=os.environ | {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"} | environment,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
         )
         self.ready = self._read()
 

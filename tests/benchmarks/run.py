@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--outage-seconds", type=float, default=60.0)
     parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
     options = parser.parse_args()
-    os.environ["WHENCE_BENCH_DEVICE"] = options.device
+    os.environ["BENCH_DEVICE"] = options.device
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed; pip install matplotlib")
     if isinstance(sys.stdout, io.TextIOWrapper):

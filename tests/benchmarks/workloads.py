@@ -8,7 +8,7 @@ from pathlib import Path
 BUILD = Path(__file__).parents[2] / "build" / "bench"
 NUM_PROMPT_TOKENS = 32
 NUM_NEW_TOKENS = 128
-DEVICE = os.environ.get("WHENCE_BENCH_DEVICE", "cpu")
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 """Where the engine and its peers compute; `run.py --device` sets it for all processes."""
 TEMPERATURE = 0.8
 TOP_P = 0.95

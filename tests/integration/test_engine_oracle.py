@@ -70,6 +70,13 @@ def prompts(count: int, seed: int, longest: int = 60) -> list[list[int]]:
     ]
 
 
+def raising(error: Exception) -> Callable[..., None]:
+    def raises(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    return raises
+
+
 def rounding(loaded: LoadedModel) -> float:
     """How far float32 may take a log-probability from that of a plain forward pass.
 
@@ -339,17 +346,33 @@ def test_nan_logits_fail_one_generation_alone(tiny_model: Callable[..., Path]) -
 
 
 def test_a_prefill_that_breaks_fails_alone(
-    gpt2: LoadedModel, caplog: pytest.LogCaptureFixture
+    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     harness = Harness(gpt2)
     good = prompts(1, seed=14)[0]
     harness.admit("good", good, greedy(10, ignore_eos=True))
     harness.loop.turn()
-    harness.admit("bad", [5, 100_000], greedy(10))
+    harness.admit("bad", [5, 7], greedy(10))
+    monkeypatch.setattr(harness.runner, "prefill", raising(ZeroDivisionError()))
     harness.run()
     assert harness.failed["bad"].reason == "FORWARD_FAILED"
     assert "Traceback" in caplog.text
     assert len(harness.ids("good")) == 10
+
+
+@pytest.mark.parametrize("place", ["decode", "prefill", "join"])
+def test_a_lost_device_ends_the_engine_and_no_generation(
+    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    harness = Harness(gpt2)
+    harness.admit("first", [5, 7], greedy(10))
+    harness.loop.turn()
+    harness.admit("second", [5, 7], greedy(10))
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    monkeypatch.setattr(harness.runner, place, raising(lost))
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        harness.run()
+    assert not harness.failed
 
 
 def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(

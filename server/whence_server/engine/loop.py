@@ -12,7 +12,7 @@ from whence_server.domain.decoding import TraceDetail
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.batch import Batch, BatchLostError, Choosing, cost_since
-from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
+from whence_server.engine.jobs import Reading, device_lost, failure, num_new_tokens, readings
 from whence_server.engine.messages import (
     Admit,
     GenerationFailed,
@@ -34,6 +34,9 @@ class EngineLoop:
 
     A turn is one forward pass and what was chosen from it, sent as soon as it is there: a token
     of a running stream does not wait for somebody else's prompt.
+
+    What goes wrong ends whom it concerns, and is never raised; but a lost device is, which ends
+    the process: the next one goes on with everything.
 
     Args:
         runner: its batch's rows are this loop's running sequences, in the same order.
@@ -113,6 +116,8 @@ class EngineLoop:
         try:
             turn = self._batch.step()
         except Exception as error:
+            if device_lost(error):
+                raise
             logger.exception("a step of %d sequences failed", self._batch.num_rows)
             self._fail_batch(error)
             return
@@ -160,7 +165,8 @@ class EngineLoop:
         try:
             turn = self._batch.start(rows, reading.prompt, logits, forward_ns)
         except BatchLostError as lost:
-            self._fail_batch(lost.reason)
+            if not device_lost(lost.reason):
+                self._fail_batch(lost.reason)
             raise lost.reason from None
         del self._reading[job_id]
         prefilled = Prefilled(
@@ -194,6 +200,8 @@ class EngineLoop:
         try:
             yield
         except Exception as error:
+            if device_lost(error):
+                raise
             if not isinstance(error, GenerationFailedError):
                 logger.exception(
                     "reading a prompt failed", extra={logs.GENERATION_ID: generation_id}
