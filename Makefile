@@ -37,6 +37,12 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? c
 test: setup ## Run every test
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
+.PHONY: test-cuda
+test-cuda: setup ## Run the engine's tests on a GPU, where torch has CUDA
+	WHENCE_TEST_DEVICE=cuda $(BIN)/python -m pytest --numprocesses=$(WORKERS) \
+		tests/integration/test_engine_*.py tests/integration/test_beam_search.py \
+		tests/integration/test_generate.py tests/unit/test_decoding_*.py
+
 .PHONY: check
 check: setup generated-current ## Format, lint, types, contract, import rules, generated code
 	$(BIN)/ruff format --check .

@@ -5,13 +5,12 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from whence_server import config, logs
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
-from whence_server.training import verify_command
+from whence_server.training import verify_command, weigh_heads
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
 model or a data directory that the server cannot start with"""
@@ -51,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     verify_command.add_arguments(verify_model)
+    weigh = commands.add_parser(
+        "weigh-heads",
+        help="make a file of head weights, for more faithful sources",
+        epilog="exit status: 0 written; 2 a model, a text or a file that cannot be used",
+        allow_abbrev=False,
+    )
+    weigh_heads.add_arguments(weigh)
     train = commands.add_parser(
         "train",
         help="train a model on text files, every update on record",
@@ -60,13 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config.add_train_arguments(train)
     parsed = parser.parse_args(arguments)
     try:
-        if parsed.command == "train":
-            return _train(config.train_settings(parsed))
-        if parsed.command == "verify":
-            return _verify(parsed.data_dir)
-        if parsed.command == "verify-model":
-            return verify_command.run(parsed)
-        return _serve(config.serve_config(parsed, os.environ))
+        return _COMMANDS[parsed.command](parsed)
     except ConfigurationError as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return 2
@@ -75,14 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _serve(settings: config.ServeConfig) -> int:
+def _serve(parsed: argparse.Namespace) -> int:
     from whence_server.app import serve
 
+    settings = config.serve_config(parsed, os.environ)
     logs.configure(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
 
 
-def _train(given: dict[str, Any]) -> int:
+def _train(parsed: argparse.Namespace) -> int:
+    given = config.train_settings(parsed)
     if importlib.util.find_spec("accelerate") is None:
         raise ConfigurationError("accelerate is not installed: pip install 'whence[server,train]'")
     # Read once, when torch is loaded: threads that spin while they wait for each other make a
@@ -93,16 +95,24 @@ def _train(given: dict[str, Any]) -> int:
     return run(given)
 
 
-def _verify(data_dir: Path) -> int:
+def _verify(parsed: argparse.Namespace) -> int:
     from whence_server.app import verify
 
-    report = asyncio.run(verify(data_dir))
+    report = asyncio.run(verify(parsed.data_dir))
     if report.intact:
         print(f"{report.num_entries} entries, intact; the chain's head is {report.head}")
         return 0
     print(f"broken at entry {report.broken_position}: {report.detail}", file=sys.stderr)
     return 1
 
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "train": _train,
+    "verify": _verify,
+    "verify-model": verify_command.run,
+    "weigh-heads": weigh_heads.run,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,12 +8,13 @@ Of a small model that was taught to find planted facts, and of the demo's model:
 - deletion: positions are hidden from all layers, best first, and what is left of the answer's
   probability is averaged over the share that is hidden, from 0 to a half. Lower is better.
 
-Rankings: direct sources, mean attention over all layers and heads, the newest first, at random.
-Steps count where the model answers right (facts), or where the context makes the token at least
-`MIN_NATS` likelier than its last position alone does (demo). Below each table stand the differences
-to direct sources, step by step, with the interval that 95 of 100 resamplings of the steps fall into
-(Efron, "Bootstrap Methods", 1979), and how much like the sources they are when all weights are
-shuffled (Adebayo et al., "Sanity Checks for Saliency Maps", 2018).
+Rankings: direct sources with heads as `whence-server weigh-heads` weighs them, and with all alike,
+mean attention over all layers and heads, the newest first, at random. Steps count where the model
+answers right (facts), or where the context makes the token at least `MIN_NATS` likelier than its
+last position alone does (demo). Below each table stand the differences to the first, step by step,
+with the interval that 95 of 100 resamplings of the steps fall into (Efron, "Bootstrap Methods",
+1979), and how much like the sources they are when all weights are shuffled (Adebayo et al., "Sanity
+Checks for Saliency Maps", 2018).
 """
 
 import argparse
@@ -41,14 +42,17 @@ TOP = 0.1
 NEEDLE_TOKENS = 480
 NUM_NEEDLE_STEPS = 120
 DEMO_TOKENS = 192
-NUM_DEMO_STEPS = 120
+NUM_DEMO_STEPS = 300
 MIN_NATS = 2.0
 MAX_TRIES_A_STEP = 50
 """Contexts that are looked at for each step that counts."""
 NUM_RESAMPLINGS = 2_000
 NUM_OTHER_WEIGHTS = 20
 """Steps that are looked at with other weights."""
-DIRECT, MEAN, NEWEST, RANDOM = "direct sources", "mean attention", "newest first", "random"
+WEIGHED, ALIKE = "direct sources, heads weighed", "direct sources, heads alike"
+MEAN, NEWEST, RANDOM = "mean attention", "newest first", "random"
+NUM_WEIGHED = 64
+"""Contexts from which heads are weighed."""
 
 
 class Measured(NamedTuple):
@@ -105,12 +109,13 @@ def rankings(
     watched: Watched, case: Case, generator: torch.Generator
 ) -> dict[str, tuple[torch.Tensor, bool]]:
     """Scores of all positions but the newest, by name, and whether they are weights."""
-    direct, mean = watched.direct_and_mean(case.token_ids)
+    weighed, alike, mean = watched.shares(case.token_ids)
     return {
-        DIRECT: (direct, True),
+        WEIGHED: (weighed, True),
+        ALIKE: (alike, True),
         MEAN: (mean, True),
-        NEWEST: (torch.arange(len(direct)).float(), False),
-        RANDOM: (torch.rand(len(direct), generator=generator), False),
+        NEWEST: (torch.arange(len(mean)).float(), False),
+        RANDOM: (torch.rand(len(mean), generator=generator), False),
     }
 
 
@@ -148,19 +153,23 @@ def show(what: str, watched: Watched, cases: list[Case]) -> None:
         share = _mean([one.share for one in found], "{:.2f}")
         area = _mean([one.area for one in found], "{:.3f}")
         print(f"| {name} | {recall} | {share} | {area} | {points} |", flush=True)
-    print("\nmore than direct sources, step by step (95% of resamplings):\n")
-    for name in (MEAN, NEWEST, RANDOM):
-        pairs = list(zip(results[name], results[DIRECT], strict=True))
-        differences = {
-            "recall": [_less(one.recall, direct.recall) for one, direct in pairs],
-            "share": [_less(one.share, direct.share) for one, direct in pairs],
-            "area": [_less(one.area, direct.area) for one, direct in pairs],
-        }
-        texts = [
-            f"{of} {_interval(those)}" for of, those in differences.items() if None not in those
-        ]
-        print(f"- {name}: {', '.join(texts)}")
+    for direct, others in ((WEIGHED, (ALIKE, MEAN, NEWEST, RANDOM)), (ALIKE, (MEAN,))):
+        print(f"\nmore than {direct}, step by step (95% of resamplings):\n")
+        for name in others:
+            print(f"- {name}: {_differences(results[name], results[direct])}")
     print(f"\n{_with_other_weights(watched, cases[:NUM_OTHER_WEIGHTS])}", flush=True)
+
+
+def _differences(ones: list[Measured], others: list[Measured]) -> str:
+    pairs = list(zip(ones, others, strict=True))
+    differences = {
+        "recall": [_less(one.recall, other.recall) for one, other in pairs],
+        "share": [_less(one.share, other.share) for one, other in pairs],
+        "area": [_less(one.area, other.area) for one, other in pairs],
+    }
+    return ", ".join(
+        f"{of} {_interval(those)}" for of, those in differences.items() if None not in those
+    )
 
 
 def _less(one: float | None, other: float | None) -> float | None:
@@ -189,11 +198,11 @@ def _with_other_weights(watched: Watched, cases: list[Case]) -> str:
         for parameter in model.parameters():
             order = torch.randperm(parameter.numel())
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    other = Watched(model)
+    other = Watched(model, [case.token_ids for case in cases])
     correlations = []
     for case in cases:
         ranks = [
-            looked_at.direct_and_mean(case.token_ids)[0].argsort().argsort().double()
+            looked_at.shares(case.token_ids)[0].argsort().argsort().double()
             for looked_at in (watched, other)
         ]
         correlations.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
@@ -212,13 +221,17 @@ def first(cases: Iterator[Case], num_cases: int) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures how faithful direct sources are.")
     parser.add_argument("--seed", type=int, default=0, help="of the model that is taught")
-    watched = Watched(trained_model(parser.parse_args().seed))
+    generator = torch.Generator().manual_seed(5)
+    told = [haystack(NEEDLE_TOKENS, generator).token_ids for _ in range(NUM_WEIGHED)]
+    watched = Watched(trained_model(parser.parse_args().seed), told)
     cases = first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
     show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
     directory = demo_model()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    watched = Watched(model.eval().requires_grad_(False))
+    told = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
+    pieces = [ids[:DEMO_TOKENS] for ids in told[:NUM_WEIGHED]]
+    watched = Watched(model.eval().requires_grad_(False), pieces)
     cases = first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)
     show(f"the demo's model, {DEMO_TOKENS} tokens of the Python reference", watched, cases)
 

@@ -1,5 +1,6 @@
 """A model with its attention watched, as it is served: what a ranking of its context is made of."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.sources import drawn
 from whence_server.engine.internals.watching import watching
+from whence_server.engine.internals.weighing import stream_weights
 from whence_server.engine.probe import examine
 
 NOTHING = torch.tensor([], dtype=torch.int64)
@@ -27,20 +29,23 @@ class Watched:
 
     Args:
         model: in eval mode.
+        pieces: token ids of texts, from which its heads are weighed.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, pieces: Iterable[Sequence[int]]) -> None:
         self.model = model
         obstacle = attention.adopt(model)
         self._style = examine(model)
         self._inside, _ = look_inside(model, self._style, obstacle, None)
+        self._thetas = torch.tensor(stream_weights(model, pieces)).flatten()  # (K,)
 
     @torch.inference_mode()
-    def direct_and_mean(self, token_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each position's direct share, and its mean attention over all layers and heads.
+    def shares(self, token_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each position's direct share, with heads weighed and all alike, and its mean attention.
 
         Returns:
-            Two of float32 [tokens - 1], the newest position left out: what is missing to 1 is its.
+            Three of float32 [tokens - 1], the newest position left out: what is missing to 1 is
+            its.
         """
         assert self._style is not None
         assert self._inside.norms is not None
@@ -48,9 +53,13 @@ class Watched:
         with watching(self._inside) as watch:
             self.model(input_ids=torch.tensor([token_ids]), past_key_values=cache, use_cache=True)
         weights = watch.seen.weights
-        norms = self._inside.norms.of([values[0] for values in cache.values])
-        direct = drawn(weights, norms.unsqueeze(0), None)[0]
-        return (direct / direct.sum())[:-1], torch.cat(weights, 1)[0].mean(0)[:-1]
+        norms = self._inside.norms.of([values[0] for values in cache.values])  # (K, tokens)
+        weighed, alike = (
+            drawn(weights, of_heads.unsqueeze(0), None)[0]
+            for of_heads in (norms * self._thetas.unsqueeze(1), norms)
+        )
+        mean = torch.cat(weights, 1)[0].mean(0)
+        return (weighed / weighed.sum())[:-1], (alike / alike.sum())[:-1], mean[:-1]
 
     @torch.inference_mode()
     def logprobs(self, case: Case, hidden: list[torch.Tensor]) -> torch.Tensor:

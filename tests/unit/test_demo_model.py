@@ -1,5 +1,6 @@
 """The demo's model: trained once, whole or not at all, and loadable as any other model is."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence.v1.training_pb2 import TrainingState
+from whence_server.demo import model as demo
 from whence_server.demo.corpus import corpus_folder, documents, unwrapped
-from whence_server.demo.model import default_cache_dir, demo_model
+from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_model
 from whence_server.demo.recipe import SETTINGS, key
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.training import train as training
@@ -121,6 +123,14 @@ def test_its_training_is_on_record(directory: Path, cache_dir: Path) -> None:
     # Where it was written under another name is not where it lies.
     assert events[-2].checkpoint.path == "."
     assert (directory / "checkpoints" / "checkpoint-30").is_dir()
+
+
+def test_its_heads_are_weighed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = demo_head_weights(directory)
+    weights = json.loads(path.read_text())["head_weights"]
+    assert [len(row) for row in weights] == [2]
+    monkeypatch.setattr(demo, "weigh_heads", _never)
+    assert demo_head_weights(directory) == path
 
 
 def test_same_recipe_gives_the_same_weights(directory: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from whence.cli.trace_link import MEANING, trace_url_template
-from whence_server.demo.model import default_cache_dir, demo_model
+from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_model
 
 
 def main() -> int:
@@ -19,7 +19,8 @@ def main() -> int:
     if arguments.command == "serve":
         if arguments.trace_url is not None:
             parser.error("--trace-url is for the show; after serve, give it to `whence generate`")
-        return _serve(demo_model(), default_cache_dir() / "demo-data")
+        model = demo_model()
+        return _serve(model, demo_head_weights(model), default_cache_dir() / "demo-data")
     from whence_server.demo.show import collector_of, show
 
     try:
@@ -31,13 +32,15 @@ def main() -> int:
             "a trace URL opens nothing while the demo collects its spans itself: say where they "
             "go, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"
         )
-    return asyncio.run(show(demo_model(), trace_url))
+    model = demo_model()
+    return asyncio.run(show(model, trace_url, demo_head_weights(model)))
 
 
-def _serve(model: Path, data_dir: Path) -> int:
+def _serve(model: Path, head_weights: Path, data_dir: Path) -> int:
     arguments = [
         *(sys.executable, "-m", "whence_server", "serve"),
         *("--model", str(model), "--model-name", "demo", "--data-dir", str(data_dir)),
+        *("--head-weights", str(head_weights)),
     ]
     # The server takes this process's place, and so its signals and its exit status.
     os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter

@@ -11,6 +11,7 @@ from typing import Any
 
 from whence_server.demo.corpus import corpus_folder
 from whence_server.demo.recipe import SETTINGS, key
+from whence_server.training.weigh_heads import weigh_heads
 
 
 def demo_model(cache_dir: Path | None = None, *, settings: Mapping[str, Any] = SETTINGS) -> Path:
@@ -32,6 +33,20 @@ def demo_model(cache_dir: Path | None = None, *, settings: Mapping[str, Any] = S
         if not directory.is_dir():
             _make(settings, directory)
     return directory
+
+
+def demo_head_weights(directory: Path) -> Path:
+    """A file of head weights for a demo's model, which is made first where there is none.
+
+    Args:
+        directory: as `demo_model` gives it.
+    """
+    path = directory / "head_weights.json"
+    if not path.is_file():
+        with _locked(directory.with_name(f"{directory.name}.lock")):
+            if not path.is_file():
+                weigh_heads(directory, [corpus_folder(directory.parent)], path)
+    return path
 
 
 def default_cache_dir() -> Path:

@@ -49,12 +49,13 @@ def collector_of(environment: Mapping[str, str]) -> str | None:
     return next((environment[name] for name in _ENDPOINTS if environment.get(name)), None)
 
 
-async def show(model: Path, trace_url: str = "") -> int:
+async def show(model: Path, trace_url: str = "", head_weights: Path | None = None) -> int:
     """Runs the demo from the start of the server to its end.
 
     Args:
         model: the directory of the model.
         trace_url: a template of links to traces, where spans go to a collector of the user's own.
+        head_weights: the model's, by which its sources are weighed; None for all alike.
 
     Returns:
         0, or the status of the command that failed.
@@ -63,7 +64,8 @@ async def show(model: Path, trace_url: str = "") -> int:
     receiver = Receiver()
     try:
         await receiver.start()
-        async with _server(model, None if own_endpoint else receiver.endpoint) as target:
+        endpoint = None if own_endpoint else receiver.endpoint
+        async with _server(model, head_weights, endpoint) as target:
             for options in (
                 ("--greedy", "--max-new-tokens", "24", "--candidates"),
                 (
@@ -93,26 +95,31 @@ async def show(model: Path, trace_url: str = "") -> int:
 
 
 @asynccontextmanager
-async def _server(model: Path, endpoint: str | None) -> AsyncIterator[str]:
+async def _server(
+    model: Path, head_weights: Path | None, endpoint: str | None
+) -> AsyncIterator[str]:
     """A server in a process of its own, on a new journal; gives what a client connects to."""
     print("Starting the server ...", flush=True)
     with TemporaryDirectory(prefix="whence-demo-") as data_dir:
-        async with _server_on(model, data_dir, endpoint) as target:
+        async with _server_on(model, head_weights, data_dir, endpoint) as target:
             yield target
 
 
 @asynccontextmanager
-async def _server_on(model: Path, data_dir: str, endpoint: str | None) -> AsyncIterator[str]:
+async def _server_on(
+    model: Path, head_weights: Path | None, data_dir: str, endpoint: str | None
+) -> AsyncIterator[str]:
     # It is spans that are shown here, and most of their backends take no metrics.
     environment = {"OTEL_METRICS_EXPORTER": "none", **os.environ}
     if endpoint is not None:
         environment = _without_settings_of_others(environment)
     # Without an endpoint of ours, the environment's variables say all.
     export = [] if endpoint is None else ["--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"]
+    weigh = [] if head_weights is None else ["--head-weights", str(head_weights)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "whence_server", "serve"),
         *("--model", str(model), "--model-name", "demo", "--data-dir", data_dir),
-        *("--listen", "127.0.0.1:0", "--log-level", "warning", *export),
+        *("--listen", "127.0.0.1:0", "--log-level", "warning", *export, *weigh),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
     )

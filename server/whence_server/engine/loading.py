@@ -125,17 +125,14 @@ def _head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | 
     return read_head_weights(options.head_weights, weights_digest)
 
 
-def trainable(directory: Path, dtype: str) -> Any:
-    """A local model whose weights may change, on the CPU; checked as one that is to be served.
+def offline(directory: Path, dtype: str) -> EngineOptions:
+    """How a local model is loaded that is not served, on the CPU.
 
     Args:
         directory: where it lies.
-        dtype: "float32" or "bfloat16".
-
-    Raises:
-        ConfigurationError: it cannot be loaded exactly as it is.
+        dtype: "auto", "float32", "bfloat16" or "float16".
     """
-    options = EngineOptions(
+    return EngineOptions(
         model=str(directory),
         model_name="",
         dtype=dtype,
@@ -148,6 +145,19 @@ def trainable(directory: Path, dtype: str) -> Any:
         log_level="",
         digest_cache="",
     )
+
+
+def trainable(directory: Path, dtype: str) -> Any:
+    """A local model whose weights may change, on the CPU; checked as one that is to be served.
+
+    Args:
+        directory: where it lies.
+        dtype: "float32" or "bfloat16".
+
+    Raises:
+        ConfigurationError: it cannot be loaded exactly as it is.
+    """
+    options = offline(directory, dtype)
     config = _config(directory, options)
     model = _model(directory, config, weights.weight_files(directory), options)
     return model.train().requires_grad_(True)

@@ -9,6 +9,7 @@ with Attention", 2025). Other weights need other numbers: hence the digest.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,27 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
     if not any(value > 0 for row in rows for value in row):
         raise ConfigurationError(f"{where}: at least one of head_weights must be above 0")
     return HeadWeights(rows, hashlib.sha256(content).hexdigest())
+
+
+def write_head_weights(path: Path, weights_digest: str, values: Sequence[Sequence[float]]) -> None:
+    """Writes a file that `read_head_weights` reads; whole, or not at all.
+
+    Raises:
+        ConfigurationError: it is there already, or cannot be written.
+    """
+    text = json.dumps({"weights_digest": weights_digest, "head_weights": values}) + "\n"
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise ConfigurationError(f"{path}: there is such a file already") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _is_weight(value: Any) -> bool:

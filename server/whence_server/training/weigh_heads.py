@@ -1,0 +1,118 @@
+"""`whence-server weigh-heads`: a file of head weights for a model, from texts like its prompts."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from whence_server.domain.errors import ConfigurationError
+
+PIECE_TOKENS = 256
+DEFAULT_MAX_TOKENS = 16_384
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the model")
+    parser.add_argument(
+        "texts", type=Path, nargs="+", metavar="TEXT", help="text files, or folders of them"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the file to write, for `serve --head-weights`",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=_num_tokens,
+        default=DEFAULT_MAX_TOKENS,
+        metavar="N",
+        help="how many tokens are read, evenly spread over the texts (default "
+        f"{DEFAULT_MAX_TOKENS})",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="type of the weights, the one that they are served in: the file is tied to it",
+    )
+
+
+def _num_tokens(text: str) -> int:
+    if not text.isdecimal() or not PIECE_TOKENS <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {PIECE_TOKENS}")
+    return int(text)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ConfigurationError: the model, a text or the file cannot be used.
+    """
+    weigh_heads(
+        parsed.directory,
+        parsed.texts,
+        parsed.output,
+        max_tokens=parsed.max_tokens,
+        dtype=parsed.dtype,
+    )
+    print(f"{parsed.output}: for `whence-server serve --head-weights`")
+    return 0
+
+
+def weigh_heads(
+    directory: Path,
+    texts: Sequence[Path],
+    output: Path,
+    *,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    dtype: str = "auto",
+) -> None:
+    """Writes a file of head weights: see `engine.internals.weighing`.
+
+    Args:
+        directory: the model.
+        texts: files, and folders of them.
+        output: the file, which must not be there yet.
+        max_tokens: how many are read at the most, evenly spread over the texts.
+        dtype: of the weights; a served model has to have the same.
+
+    Raises:
+        ConfigurationError: the model, a text or the file cannot be used.
+    """
+    from whence_server.engine.internals.head_weights import write_head_weights
+    from whence_server.engine.internals.sources import UnavailableError
+    from whence_server.engine.internals.weighing import stream_weights
+    from whence_server.engine.loading import load, offline
+    from whence_server.lineage.texts import read_texts
+    from whence_server.training.blocks import cut
+    from whence_server.training.tokenizer import load_tokenizer
+
+    if output.exists():
+        raise ConfigurationError(f"{output}: there is such a file already")
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is no directory")
+    documents = read_texts(texts).documents
+    loaded = load(offline(directory, dtype))
+    reason = loaded.info.internals.unavailable.get("sources")
+    if reason is not None:
+        raise ConfigurationError(f"{directory}: the model gives no sources to weigh: {reason}")
+    size = min(PIECE_TOKENS, loaded.info.max_context_length)
+    tokenizer = load_tokenizer(directory)
+    try:
+        blocks = cut(documents, tokenizer, size).blocks
+    except ConfigurationError:
+        raise ConfigurationError(f"TEXT: fewer than {size} tokens in all; more is needed") from None
+    num_pieces = min(len(blocks), max_tokens // size)
+    chosen = (blocks[i * len(blocks) // num_pieces]["input_ids"] for i in range(num_pieces))
+    try:
+        values = stream_weights(loaded.model, (ids.tolist() for ids in chosen))
+    except UnavailableError as obstacle:
+        raise ConfigurationError(f"{directory}: its heads cannot be weighed: {obstacle}") from None
+    write_head_weights(output, loaded.info.weights_digest, values)
