@@ -2,4 +2,4 @@
 
 import os
 
-DEVICE = os.environ.get("WHENCE_TEST_DEVICE", "cpu")
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")

@@ -2,7 +2,7 @@
 
 Ratios count; absolute times are this machine's.
 
-python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5]
+python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5] [--device cpu]
 """
 
 import argparse
@@ -34,19 +34,21 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "internals": lambda options: (options.runs, options.workloads),
 }
 """What there is to measure, in order, and what each takes of the options."""
+ANYWHERE = {"engine", "internals", "latency", "scaling", "throughput"}
+"""Those that measure on another device than the CPU, too."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument(
-        "--workloads", nargs="+", choices=("S", "M", "L", "XL"), default=["S", "M", "L"]
-    )
+    parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=["S", "M", "L"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where the engine and its peers compute")
     parser.add_argument("--outage-seconds", type=float, default=60.0)
     parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
     options = parser.parse_args()
+    if options.device != "cpu" and not set(options.only) <= ANYWHERE:
+        parser.error(f"--device: say --only, with some of {', '.join(sorted(ANYWHERE))}")
     os.environ["BENCH_DEVICE"] = options.device
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed; pip install matplotlib")

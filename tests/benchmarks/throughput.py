@@ -43,9 +43,9 @@ def measure(workload: Workload, runs: int) -> list[tuple[str, float, float, floa
             ("1 stream, full trace / generate with a streamer", 1, peer, {"mode": "stream"}),
             ("16 streams, full trace / static batch of 16", 16, peer, {"mode": "static"}),
             ("16 streams, full trace / 16 sequential", 16, peer, {"mode": "sequential"}),
+            ("16 streams, full trace / generate_batch of 16", 16, peer, {"mode": "continuous"}),
             ("1 stream, full trace / tokens only, no step spans", 1, bare, {"detail": BARE}),
             ("16 streams, full trace / tokens only, no step spans", 16, bare, {"detail": BARE}),
-            ("16 streams, full trace / generate_batch of 16", 16, peer, {"mode": "continuous"}),
         ]
         for what, num_streams, other, command in comparisons:
             row = alternate(

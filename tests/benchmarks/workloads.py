@@ -31,8 +31,7 @@ class Workload:
 S = Workload("S", 4, 128, 4, 4_096)
 M = Workload("M", 6, 384, 6, 8_192)
 L = Workload("L", 12, 768, 12, 50_257)
-XL = Workload("XL", 36, 1_280, 20, 50_257)
-WORKLOADS = {w.name: w for w in (S, M, L, XL)}
+WORKLOADS = {w.name: w for w in (S, M, L)}
 
 
 def prompt(index: int, vocabulary_size: int, num_tokens: int = NUM_PROMPT_TOKENS) -> list[int]:

@@ -16,8 +16,10 @@ from whence_server.domain.decoding import (
     TraceDetail,
     TraceOptions,
 )
+from whence_server.engine.internals.observing import ObservedPrompt
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.messages import StopGeneration, StopSequence
+from whence_server.engine.runner import Runner
 
 Greedy = Callable[..., list[int]]
 
@@ -360,16 +362,31 @@ def test_a_prefill_that_breaks_fails_alone(
     assert len(harness.ids("good")) == 10
 
 
-@pytest.mark.parametrize("place", ["decode", "prefill", "join"])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Runner, "decode"),
+        (Runner, "prefill"),
+        (Runner, "join"),
+        (Runner, "observe"),
+        (ObservedPrompt, "observe"),
+    ],
+)
 def test_a_lost_device_ends_the_engine_and_no_generation(
-    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, place: str
+    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, target: type, name: str
 ) -> None:
+    # As CUDA does: one call fails, in whichever words, and from then on every wait for the device.
+    def loses(*_args: object, **_kwargs: object) -> None:
+        lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+        monkeypatch.setattr(Runner, "synchronize", raising(lost))
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
+
     harness = Harness(gpt2)
-    harness.admit("first", [5, 7], greedy(10))
+    inside = TraceOptions(TraceDetail.INTERNALS)
+    harness.admit("first", [5, 7], greedy(10), inside)
     harness.loop.turn()
-    harness.admit("second", [5, 7], greedy(10))
-    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
-    monkeypatch.setattr(harness.runner, place, raising(lost))
+    harness.admit("second", [5, 7], greedy(10), inside)
+    monkeypatch.setattr(target, name, loses)
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
         harness.run()
     assert not harness.failed

@@ -103,6 +103,7 @@ class Batch:
         try:
             chosen = chosen.explained(self._running, self._runner.observe())
         except Exception as error:
+            self._runner.synchronize()  # raises if the device is lost
             logger.exception("what a step showed of the model cannot be recorded")
             self._runner.stop_observing()
             chosen = chosen.without_observed(error)

@@ -131,14 +131,6 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def device_lost(error: Exception) -> bool:
-    """Whether the device computes nothing for this process any more, as after a failed kernel.
-
-    CUDA reports that again at every later call; only a new process gets a device that works.
-    """
-    return isinstance(error, torch.AcceleratorError)
-
-
 def not_observed(error: Exception) -> tuple[str, str]:
     """Reason and message for whoever asked for the model's inside, where it cannot be recorded."""
     cause = error.cause if isinstance(error, ObservingError) else error

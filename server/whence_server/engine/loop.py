@@ -12,7 +12,7 @@ from whence_server.domain.decoding import TraceDetail
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.batch import Batch, BatchLostError, Choosing, cost_since
-from whence_server.engine.jobs import Reading, device_lost, failure, num_new_tokens, readings
+from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
 from whence_server.engine.messages import (
     Admit,
     GenerationFailed,
@@ -35,8 +35,9 @@ class EngineLoop:
     A turn is one forward pass and what was chosen from it, sent as soon as it is there: a token
     of a running stream does not wait for somebody else's prompt.
 
-    What goes wrong ends whom it concerns, and is never raised; but a lost device is, which ends
-    the process: the next one goes on with everything.
+    What goes wrong in a pass ends whom it concerns, and is not raised. But where the device is
+    lost, as after a failed kernel, nobody is told: that is raised and ends the process, and the
+    next one goes on with everything.
 
     Args:
         runner: its batch's rows are this loop's running sequences, in the same order.
@@ -116,8 +117,7 @@ class EngineLoop:
         try:
             turn = self._batch.step()
         except Exception as error:
-            if device_lost(error):
-                raise
+            self._require_device()
             logger.exception("a step of %d sequences failed", self._batch.num_rows)
             self._fail_batch(error)
             return
@@ -165,8 +165,8 @@ class EngineLoop:
         try:
             turn = self._batch.start(rows, reading.prompt, logits, forward_ns)
         except BatchLostError as lost:
-            if not device_lost(lost.reason):
-                self._fail_batch(lost.reason)
+            self._require_device()
+            self._fail_batch(lost.reason)
             raise lost.reason from None
         del self._reading[job_id]
         prefilled = Prefilled(
@@ -200,14 +200,25 @@ class EngineLoop:
         try:
             yield
         except Exception as error:
-            if device_lost(error):
-                raise
+            self._require_device()
             if not isinstance(error, GenerationFailedError):
                 logger.exception(
                     "reading a prompt failed", extra={logs.GENERATION_ID: generation_id}
                 )
             self._drop(generation_id)
             self._send_failures([failure(generation_id, error)])
+
+    def _require_device(self) -> None:
+        """Makes sure, after a failure, that the device still computes for this process.
+
+        Raises:
+            Exception: it does not, as it then says of every call.
+        """
+        try:
+            self._runner.synchronize()
+        except Exception:
+            logger.critical("the device is lost to this process, which ends")
+            raise
 
     def _send_failures(self, failed: list[GenerationFailed]) -> None:
         self._report(Turn(cost_since(time.monotonic_ns(), 0, 0), failed=failed))

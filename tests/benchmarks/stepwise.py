@@ -1,9 +1,10 @@
 """A training of the demo model's shape that makes one step whenever it is told to.
 
 It waits for a line before each step and for one at the end, and answers each step with what it
-took: so several trainings can take turns, and what disturbs the machine disturbs them alike.
+took: its seconds, its processor time, and that of the processes that it has started. So several
+trainings can take turns, and what disturbs the machine disturbs them alike.
 
-python tests/benchmarks/recorded.py DIRECTORY STEPS [OPTIONS]
+python tests/benchmarks/stepwise.py DIRECTORY STEPS [OPTIONS]
 
 OPTIONS are JSON: `norm_stride` of the record, without which there is none, and an `endpoint` that
 the record is exported to.
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 # Read once, when torch is loaded; the demo's training has it, too.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import psutil
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -34,23 +36,32 @@ BATCH_SIZE = 2
 class Turns(TrainerCallback):
     """Reports a step, and waits for the next one's turn.
 
-    Wall-clock time is that of the turn; processor time also has what other threads did since.
+    Wall-clock time is that of the turn; processor time also has what other threads and processes
+    did since.
     """
 
     def __init__(self, answers: TextIO) -> None:
         self._answers = answers
-        self._processor_s = time.process_time()
-        sys.stdin.readline()
-        self._begun = time.perf_counter()
+        self._process = psutil.Process()
+        self._used = self._use()
+        self._wait()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         seconds = time.perf_counter() - self._begun
-        processor_s = time.process_time()
-        answer = json.dumps([seconds, processor_s - self._processor_s])
-        print(answer, file=self._answers, flush=True)
-        self._processor_s = processor_s
-        sys.stdin.readline()
+        used = self._use()
+        spent = [now - before for now, before in zip(used, self._used, strict=True)]
+        print(json.dumps([seconds, *spent]), file=self._answers, flush=True)
+        self._used = used
+        self._wait()
+
+    def _wait(self) -> None:
+        if not sys.stdin.readline():
+            raise SystemExit("nobody says when the next step is to be made")
         self._begun = time.perf_counter()
+
+    def _use(self) -> tuple[float, float]:
+        times = [child.cpu_times() for child in self._process.children()]
+        return time.process_time(), sum(each.user + each.system for each in times)
 
 
 def train(answers: TextIO) -> None:
