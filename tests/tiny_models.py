@@ -319,6 +319,8 @@ HYBRIDS = [
 # What a recurrent state takes in and how fast it forgets: scaled up, it would forget at once, or
 # overflow in half precision.
 STATE = ("A_log", "conv1d", "dt_proj", "x_proj")
+NO_SOURCES = {"bloom", "falcon", "mamba", "mamba2", "rwkv", "qwen3_next"}
+"""Their attention shows nothing, or there is none."""
 
 
 def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify_command.add_arguments(verify_model)
     weigh = commands.add_parser(
         "weigh-heads",
-        help="make a file of head weights, for more faithful sources",
+        help="make a file of head weights, for sources",
         epilog="exit status: 0 written; 2 a model, a text or a file that cannot be used",
         allow_abbrev=False,
     )

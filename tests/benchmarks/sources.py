@@ -89,7 +89,7 @@ def facts(watched: Watched, num_cases: int) -> Iterator[Case]:
 
 def prose(watched: Watched, tokenizer: Any, num_cases: int) -> Iterator[Case]:
     """Steps of the Python reference that depend on their context."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(11)
     texts = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
     texts = [ids for ids in texts if len(ids) > DEMO_TOKENS]
     for _ in range(num_cases * MAX_TRIES_A_STEP):
@@ -222,16 +222,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures how faithful direct sources are.")
     parser.add_argument("--seed", type=int, default=0, help="of the model that is taught")
     generator = torch.Generator().manual_seed(5)
-    told = [haystack(NEEDLE_TOKENS, generator).token_ids for _ in range(NUM_WEIGHED)]
-    watched = Watched(trained_model(parser.parse_args().seed), told)
+    contexts = [haystack(NEEDLE_TOKENS, generator).token_ids for _ in range(NUM_WEIGHED)]
+    watched = Watched(trained_model(parser.parse_args().seed), contexts)
     cases = first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
     show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
     directory = demo_model()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    told = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
-    pieces = [ids[:DEMO_TOKENS] for ids in told[:NUM_WEIGHED]]
-    watched = Watched(model.eval().requires_grad_(False), pieces)
+    texts = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
+    contexts = [ids[:DEMO_TOKENS] for ids in texts[:NUM_WEIGHED]]
+    watched = Watched(model.eval().requires_grad_(False), contexts)
     cases = first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)
     show(f"the demo's model, {DEMO_TOKENS} tokens of the Python reference", watched, cases)
 

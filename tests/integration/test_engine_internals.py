@@ -21,7 +21,7 @@ from internals_oracle import (
     layer_logits,
     shares,
 )
-from tiny_models import ARCHITECTURES, CONFIGS, HYBRIDS, LAST_STAGES
+from tiny_models import ARCHITECTURES, CONFIGS, HYBRIDS, LAST_STAGES, NO_SOURCES
 from torch.nn.functional import pad
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
@@ -32,7 +32,6 @@ from whence_server.engine.messages import Admit, Recorded
 
 INTERNALS = TraceOptions(TraceDetail.INTERNALS)
 EVERY = ARCHITECTURES + LAST_STAGES + HYBRIDS
-NO_SOURCES = {"bloom", "falcon", "mamba", "mamba2", "rwkv", "qwen3_next"}
 GIVES_SOURCES = [name for name in EVERY if name not in NO_SOURCES]
 
 Models = Callable[[str], LoadedModel]

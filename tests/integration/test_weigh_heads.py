@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engine_harness import Harness, engine_options, greedy, prompt_of
+from transformers import AutoTokenizer
 
 from whence_server.cli import main
 from whence_server.domain.decoding import TraceDetail, TraceOptions
+from whence_server.domain.errors import ConfigurationError
+from whence_server.engine.internals.weighing import stream_weights
 from whence_server.engine.loading import load
 
 TinyModel = Callable[..., Path]
@@ -48,25 +52,54 @@ def test_a_model_is_served_with_what_was_written(
     assert shares[0] != shares[1]
 
 
-def test_as_many_tokens_are_read_as_are_asked_for(
+def test_pieces_are_evenly_spread_over_the_texts(
     tiny_model: TinyModel, texts: Path, tmp_path: Path
 ) -> None:
-    few, all_of_them = tmp_path / "few.json", tmp_path / "all.json"
-    model = str(tiny_model("gpt2"))
-    for path, tokens in ((few, "256"), (all_of_them, "100000")):
-        arguments = ["--output", str(path), "--max-tokens", tokens, "--dtype", "float32"]
-        assert main(["weigh-heads", model, str(texts), *arguments]) == 0
-    first, second = (json.loads(path.read_text()) for path in (few, all_of_them))
-    assert first["weights_digest"] == second["weights_digest"]
-    assert first["head_weights"] != second["head_weights"]
+    directory, path = tiny_model("gpt2"), tmp_path / "heads.json"
+    arguments = ["--output", str(path), "--max-tokens", "1000"]
+    assert main(["weigh-heads", str(directory), str(texts), *arguments]) == 0
+    loaded = load(engine_options(directory))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = [
+        token_id
+        for name in ("one.txt", "two.txt")
+        for token_id in [*tokenizer((texts / name).read_text()).input_ids, tokenizer.eos_token_id]
+    ]
+    size = min(256, loaded.info.max_context_length)
+    blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+    count = 1000 // size
+    assert len(blocks) > count
+    chosen = [blocks[i * len(blocks) // count] for i in range(count)]
+    assert json.loads(path.read_text())["head_weights"] == stream_weights(loaded.model, chosen)
+
+
+def test_it_is_for_weights_of_one_type(tiny_model: TinyModel, texts: Path, tmp_path: Path) -> None:
+    directory, path = tiny_model("gpt2"), tmp_path / "heads.json"
+    arguments = ["--output", str(path), "--dtype", "bfloat16"]
+    assert main(["weigh-heads", str(directory), str(texts), *arguments]) == 0
+    load(engine_options(directory, head_weights=str(path), dtype="bfloat16"))
+    with pytest.raises(ConfigurationError, match="it is for the weights with digest"):
+        load(engine_options(directory, head_weights=str(path), dtype="float32"))
+
+
+def test_files_that_are_no_text_can_be_left_out(
+    tiny_model: TinyModel, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (texts / "picture.png").write_bytes(b"\0\1\2")
+    command = ["weigh-heads", str(tiny_model("gpt2")), str(texts), "--output"]
+    assert main([*command, str(tmp_path / "a.json")]) == 2
+    assert "picture.png" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "b.json"), "--unusable", "skip"]) == 0
 
 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("there already", "heads.json: there is such a file already"),
-        ("no folder", "heads.json: cannot be written: No such file or directory"),
-        ("no model", "is no directory"),
+        ("there already", "heads.json is there already"),
+        ("no folder", "nowhere is no directory"),
+        ("a folder", "texts is there already"),
+        ("no model", "nothing is no directory: a model that lies here is needed"),
+        ("no end of text", "has no end-of-sequence token"),
         ("no text", "nothing.txt"),
         ("short", "fewer than 256 tokens in all"),
         ("no sources", "the model gives no sources to weigh: "),
@@ -84,6 +117,16 @@ def test_what_cannot_be_done_is_said(
     text, path = texts, tmp_path / "heads.json"
     if what == "there already":
         path.write_text("mine")
+    elif what == "a folder":
+        path = texts
+    elif what == "no end of text":
+        directory = tmp_path / "model"
+        shutil.copytree(tiny_model("gpt2"), directory)
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (directory / name).is_file():
+                settings = json.loads((directory / name).read_text())
+                settings.pop("eos_token", None)
+                (directory / name).write_text(json.dumps(settings))
     elif what == "no folder":
         path = tmp_path / "nowhere" / "heads.json"
     elif what == "no model":
@@ -95,15 +138,15 @@ def test_what_cannot_be_done_is_said(
         text.write_text("Short.")
     assert main(["weigh-heads", str(directory), str(text), "--output", str(path)]) == 2
     assert words in capsys.readouterr().err
-    assert path.exists() == (what == "there already")
-    assert not path.exists() or path.read_text() == "mine"
+    assert path.exists() == (what in {"there already", "a folder"})
+    assert not path.is_file() or path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("tokens", ["255", "-1", "1e9", "many"])
+@pytest.mark.parametrize("tokens", ["255", "-1", "1e9", "many", "99999999999"])
 def test_a_number_of_tokens_that_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["weigh-heads", "m", "t", "--output", "f", "--max-tokens", tokens])
     assert ended.value.code == 2
-    assert "expected a whole number from 256" in capsys.readouterr().err
+    assert "expected a whole number from 256 to 1000000000" in capsys.readouterr().err

@@ -36,11 +36,11 @@ def main() -> int:
     return asyncio.run(show(model, trace_url, demo_head_weights(model)))
 
 
-def _serve(model: Path, head_weights: Path, data_dir: Path) -> int:
+def _serve(model: Path, head_weights: Path | None, data_dir: Path) -> int:
     arguments = [
         *(sys.executable, "-m", "whence_server", "serve"),
         *("--model", str(model), "--model-name", "demo", "--data-dir", str(data_dir)),
-        *("--head-weights", str(head_weights)),
+        *(() if head_weights is None else ("--head-weights", str(head_weights))),
     ]
     # The server takes this process's place, and so its signals and its exit status.
     os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter

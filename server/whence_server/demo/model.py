@@ -11,7 +11,11 @@ from typing import Any
 
 from whence_server.demo.corpus import corpus_folder
 from whence_server.demo.recipe import SETTINGS, key
+from whence_server.domain.errors import ConfigurationError
 from whence_server.training.weigh_heads import weigh_heads
+
+_HEAD_WEIGHTS = "head-weights.1.json"
+"""The number counts changes to how they are weighed."""
 
 
 def demo_model(cache_dir: Path | None = None, *, settings: Mapping[str, Any] = SETTINGS) -> Path:
@@ -35,18 +39,31 @@ def demo_model(cache_dir: Path | None = None, *, settings: Mapping[str, Any] = S
     return directory
 
 
-def demo_head_weights(directory: Path) -> Path:
+def demo_head_weights(directory: Path) -> Path | None:
     """A file of head weights for a demo's model, which is made first where there is none.
 
     Args:
         directory: as `demo_model` gives it.
+
+    Returns:
+        None where none can be made, as in a cache that cannot be written to: the demo goes without.
     """
-    path = directory / "head_weights.json"
-    if not path.is_file():
+    path = _head_weights_path(directory)
+    if path.is_file():
+        return path
+    try:
         with _locked(directory.with_name(f"{directory.name}.lock")):
             if not path.is_file():
                 weigh_heads(directory, [corpus_folder(directory.parent)], path)
+    except (OSError, ConfigurationError) as error:
+        _say(f"the model's heads are not weighed: {error}")
+        return None
     return path
+
+
+def _head_weights_path(directory: Path) -> Path:
+    """Beside the model: what lies in its directory is signed with it."""
+    return directory.with_name(f"{directory.name}.{_HEAD_WEIGHTS}")
 
 
 def default_cache_dir() -> Path:
@@ -78,6 +95,8 @@ def _make(settings: Mapping[str, Any], directory: Path) -> None:
         finally:
             # What sends it follows the record by its name, which is about to change.
             telemetry.finish(partial / RECORD_NAME)
+        # Of an earlier model, which is gone.
+        _head_weights_path(directory).unlink(missing_ok=True)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -91,7 +110,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("another process is training the demo's model; waiting for it ...")
+            _say("another process is making the demo's model; waiting for it ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -1,6 +1,8 @@
 """`whence-server weigh-heads`: a file of head weights for a model, from texts like its prompts."""
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +10,16 @@ from whence_server.domain.errors import ConfigurationError
 
 PIECE_TOKENS = 256
 DEFAULT_MAX_TOKENS = 16_384
+MOST_TOKENS = 10**9
+UNUSABLE = ("refuse", "skip", "replace")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the model")
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="the model; not with code of its own"
+    )
     parser.add_argument(
         "texts", type=Path, nargs="+", metavar="TEXT", help="text files, or folders of them"
     )
@@ -23,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="the file to write, for `serve --head-weights`",
+    )
+    parser.add_argument(
+        "--unusable",
+        choices=UNUSABLE,
+        default="refuse",
+        help="files that are empty, binary or not UTF-8, as for `train` (default refuse)",
     )
     parser.add_argument(
         "--max-tokens",
@@ -41,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _num_tokens(text: str) -> int:
-    if not text.isdecimal() or not PIECE_TOKENS <= int(text) <= 10**9:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {PIECE_TOKENS}")
+    if not re.fullmatch("[0-9]{1,10}", text) or not PIECE_TOKENS <= int(text) <= MOST_TOKENS:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from {PIECE_TOKENS} to {MOST_TOKENS}"
+        )
     return int(text)
 
 
@@ -59,6 +73,7 @@ def run(parsed: argparse.Namespace) -> int:
         parsed.directory,
         parsed.texts,
         parsed.output,
+        unusable=parsed.unusable,
         max_tokens=parsed.max_tokens,
         dtype=parsed.dtype,
     )
@@ -71,6 +86,7 @@ def weigh_heads(
     texts: Sequence[Path],
     output: Path,
     *,
+    unusable: str = "refuse",
     max_tokens: int = DEFAULT_MAX_TOKENS,
     dtype: str = "auto",
 ) -> None:
@@ -80,6 +96,7 @@ def weigh_heads(
         directory: the model.
         texts: files, and folders of them.
         output: the file, which must not be there yet.
+        unusable: what becomes of files that are no text: see `lineage.texts.read_texts`.
         max_tokens: how many are read at the most, evenly spread over the texts.
         dtype: of the weights; a served model has to have the same.
 
@@ -92,19 +109,18 @@ def weigh_heads(
     from whence_server.engine.loading import load, offline
     from whence_server.lineage.texts import read_texts
     from whence_server.training.blocks import cut
-    from whence_server.training.tokenizer import load_tokenizer
+    from whence_server.training.tokenizer import tokenizer_for_blocks
 
-    if output.exists():
-        raise ConfigurationError(f"{output}: there is such a file already")
+    _require_free(output)
     if not directory.is_dir():
-        raise ConfigurationError(f"{directory} is no directory")
-    documents = read_texts(texts).documents
+        raise ConfigurationError(f"{directory} is no directory: a model that lies here is needed")
+    documents = read_texts(texts, unusable).documents
     loaded = load(offline(directory, dtype))
     reason = loaded.info.internals.unavailable.get("sources")
     if reason is not None:
         raise ConfigurationError(f"{directory}: the model gives no sources to weigh: {reason}")
     size = min(PIECE_TOKENS, loaded.info.max_context_length)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = tokenizer_for_blocks(directory)
     try:
         blocks = cut(documents, tokenizer, size).blocks
     except ConfigurationError:
@@ -116,3 +132,14 @@ def weigh_heads(
     except UnavailableError as obstacle:
         raise ConfigurationError(f"{directory}: its heads cannot be weighed: {obstacle}") from None
     write_head_weights(output, loaded.info.weights_digest, values)
+
+
+def _require_free(output: Path) -> None:
+    """Refuses, before anything is computed, what cannot be written in the end."""
+    folder = output.parent
+    if not os.path.isdir(folder):  # noqa: PTH112 - False where it may not be looked at
+        raise ConfigurationError(f"--output {output}: {folder} is no directory")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"--output {output}: {folder} cannot be written to")
+    if os.path.lexists(output):
+        raise ConfigurationError(f"--output {output} is there already")

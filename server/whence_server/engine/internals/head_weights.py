@@ -9,7 +9,9 @@ with Attention", 2025). Other weights need other numbers: hence the digest.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,18 +81,17 @@ def write_head_weights(path: Path, weights_digest: str, values: Sequence[Sequenc
         ConfigurationError: it is there already, or cannot be written.
     """
     text = json.dumps({"weights_digest": weights_digest, "head_weights": values}) + "\n"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        file = path.open("x", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
+        os.link(partial, path)  # unlike a rename, it replaces nothing
     except FileExistsError:
-        raise ConfigurationError(f"{path}: there is such a file already") from None
+        raise ConfigurationError(f"{path} is there already") from None
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with file:
-            file.write(text)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _is_weight(value: Any) -> bool:

@@ -89,7 +89,7 @@ class OutputNorms:
             expected = (len(projections), num_heads)
             if tuple(thetas.shape) != expected:
                 raise ConfigurationError(
-                    f"the head weights are {tuple(thetas.shape)}; the model has "
+                    f"--head-weights: they are {tuple(thetas.shape)}; the model has "
                     f"{expected[0]} layers of {expected[1]} heads that attend"
                 )
             # The largest is 1: whatever the file's scale, a sum of products does not overflow.

@@ -1,4 +1,4 @@
-"""Head weights from the model itself: a head counts by what it adds to a stream, not by itself.
+"""Head weights from the model itself: a head counts by how long the stream is that it adds to.
 
 What a head adds to the residual stream matters as far as it compares with what is there already,
 which the norm that comes next divides by: contributions are held against the residual connection
