@@ -90,6 +90,8 @@ def test_files_that_are_no_text_can_be_left_out(
     assert main([*command, str(tmp_path / "a.json")]) == 2
     assert "picture.png" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "b.json"), "--unusable", "skip"]) == 0
+    assert "left out: " in (said := capsys.readouterr().err)
+    assert "picture.png" in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,7 +115,9 @@ def weigh_heads(
     _require_free(output)
     if not directory.is_dir():
         raise ConfigurationError(f"{directory} is no directory: a model that lies here is needed")
-    documents = read_texts(texts, unusable).documents
+    reading = read_texts(texts, unusable)
+    for line in reading.skipped:
+        print(f"left out: {line}", file=sys.stderr)
     loaded = load(offline(directory, dtype))
     reason = loaded.info.internals.unavailable.get("sources")
     if reason is not None:
@@ -122,7 +125,7 @@ def weigh_heads(
     size = min(PIECE_TOKENS, loaded.info.max_context_length)
     tokenizer = tokenizer_for_blocks(directory)
     try:
-        blocks = cut(documents, tokenizer, size).blocks
+        blocks = cut(reading.documents, tokenizer, size).blocks
     except ConfigurationError:
         raise ConfigurationError(f"TEXT: fewer than {size} tokens in all; more is needed") from None
     num_pieces = min(len(blocks), max_tokens // size)
