@@ -3,9 +3,14 @@
 It keeps a copy of the weights, and reads both once a step, in pieces that stay in the cache.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -14,6 +19,8 @@ from whence_server.training.norm_kernels import sums_of_squares
 
 _CHUNK = 1 << 16
 """Elements at a time: their differences, 256 KiB in float32, stay in a core's cache."""
+_WORTH_A_THREAD = 1 << 19
+"""Elements in all; of fewer, starting a thread would take as long."""
 
 
 class Norms(NamedTuple):
@@ -21,6 +28,10 @@ class Norms(NamedTuple):
 
     updates: list[float]
     weights: list[float]
+
+
+Squares = dict["_Followed", tuple[float, float]]
+"""Sums of squares of the change since the copy and of the weights, by parameter."""
 
 
 class NormMeter:
@@ -55,9 +66,25 @@ class NormMeter:
         """The norms of a step that was just made; None where it is not measured."""
         if not self._measures(step) or not self._has_copies:
             return None
-        squares = [_squares(group) for group in self._groups]
+        plain = self._plain_squares()
+        squares = [_squares(group, plain) for group in self._groups]
         roots = torch.stack(squares).sqrt().tolist()
         return Norms([update for update, _ in roots], [weight for _, weight in roots])
+
+    def _plain_squares(self) -> Squares:
+        """Of all that one pass of a compiled loop does, by two threads if torch may have them.
+
+        The loop waits for memory, and a second core waits for its own. A thread lives for one step:
+        a process that has some of its own should not be forked, and data loaders fork this one.
+        """
+        every = [followed for group in self._groups for followed in group if followed.is_plain]
+        sizes = [followed.num_elements for followed in every]
+        if torch.get_num_threads() == 1 or sum(sizes) < _WORTH_A_THREAD:
+            return _all_plain_squares(every)
+        middle = bisect_left(list(accumulate(sizes)), sum(sizes) / 2)
+        with ThreadPoolExecutor(1, "norms") as pool:
+            rest = pool.submit(_all_plain_squares, every[middle:])
+            return _all_plain_squares(every[:middle]) | rest.result()
 
     def _measures(self, step: int) -> bool:
         return step % self._stride == 0
@@ -79,6 +106,14 @@ class _Followed:
         self._parameter = parameter
         self._copy = torch.empty(0)
         self._pieces: list[_Piece] = []
+        self._place = 0, 0
+        """Where both lay when `_arrays`, their elements in a row, were made."""
+        self._arrays: tuple[npt.NDArray[np.float32], ...] = ()
+
+    @property
+    def num_elements(self) -> int:
+        """Of the parameter."""
+        return self._parameter.numel()
 
     def copy(self) -> None:
         """Makes the copy anew."""
@@ -97,8 +132,13 @@ class _Followed:
 
     def plain_squares(self) -> tuple[float, float]:
         """Sums of squares of the change and of the weights; makes the copy anew."""
-        weights, copied = self._parameter.detach().view(-1), self._copy.view(-1)
-        change, size = sums_of_squares(weights.numpy(), copied.numpy())
+        place = self._parameter.data_ptr(), self._copy.data_ptr()
+        if place != self._place:
+            self._place = place
+            self._arrays = tuple(
+                tensor.detach().view(-1).numpy() for tensor in (self._parameter, self._copy)
+            )
+        change, size = sums_of_squares(*self._arrays)
         return change, size
 
     def pieces(self) -> list[_Piece]:
@@ -119,16 +159,24 @@ def _pieces(weights: torch.Tensor, copied: torch.Tensor) -> Iterator[_Piece]:
         yield _Piece(some, copied[begin : begin + size], change[: len(some)])
 
 
-def _squares(group: Sequence[_Followed]) -> torch.Tensor:
+def _all_plain_squares(every: Sequence[_Followed]) -> Squares:
+    return {followed: followed.plain_squares() for followed in every}
+
+
+def _squares(group: Sequence[_Followed], plain: Squares) -> torch.Tensor:
     """Sums of squares of the change since the copies and of the weights; makes the copies anew.
 
     Shape (2,), in float64 where the device has it.
+
+    Args:
+        group: parameters.
+        plain: of those for which they are computed already, whose copies are new.
     """
-    plain = [followed.plain_squares() for followed in group if followed.is_plain]
-    total = torch.tensor(plain, dtype=torch.float64).view(-1, 2).sum(0)
+    known = [plain[followed] for followed in group if followed in plain]
+    total = torch.tensor(known, dtype=torch.float64).view(-1, 2).sum(0)
     sums = []
     for followed in group:
-        for weights, copied, change in () if followed.is_plain else followed.pieces():
+        for weights, copied, change in () if followed in plain else followed.pieces():
             exact = weights if weights.dtype == torch.float32 else weights.float()
             torch.sub(exact, copied, out=change)
             sums += [torch.dot(change, change), torch.dot(exact, exact)]
