@@ -39,6 +39,7 @@ test: setup ## Run every test
 
 .PHONY: test-cuda
 test-cuda: setup ## Run the engine's tests on a GPU, where torch has CUDA
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA device here')"
 	TEST_DEVICE=cuda $(BIN)/python -m pytest --numprocesses=$(WORKERS) \
 		tests/integration/test_engine_*.py tests/integration/test_beam_search.py \
 		tests/integration/test_generate.py tests/unit/test_decoding_*.py

@@ -35,6 +35,16 @@ async def test_the_show(
     assert links == (traces if trace_url else [])
 
 
+async def test_the_shows_server_has_the_head_weights(
+    tiny_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        await show(tiny_model("gpt2"), "", tmp_path / "nothing.json")
+    assert ended.value.code == 2
+    assert "--head-weights" in (said := capfd.readouterr().err)
+    assert "nothing.json: cannot be read" in said
+
+
 async def test_the_demos_own_collector_is_not_switched_off(
     tiny_model: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,

@@ -16,10 +16,8 @@ from whence_server.domain.decoding import (
     TraceDetail,
     TraceOptions,
 )
-from whence_server.engine.internals.observing import ObservedPrompt
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.messages import StopGeneration, StopSequence
-from whence_server.engine.runner import Runner
 
 Greedy = Callable[..., list[int]]
 
@@ -70,13 +68,6 @@ def prompts(count: int, seed: int, longest: int = 60) -> list[list[int]]:
     return [
         [choose.randrange(1, 400) for _ in range(choose.randint(1, longest))] for _ in range(count)
     ]
-
-
-def raising(error: Exception) -> Callable[..., None]:
-    def raises(*_args: object, **_kwargs: object) -> None:
-        raise error
-
-    return raises
 
 
 def rounding(loaded: LoadedModel) -> float:
@@ -345,79 +336,3 @@ def test_nan_logits_fail_one_generation_alone(tiny_model: Callable[..., Path]) -
     assert harness.ids("after") == reference_greedy(
         loaded.model, bad, max_new_tokens=30, eos_token_id=None
     )
-
-
-def test_a_prefill_that_breaks_fails_alone(
-    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    harness = Harness(gpt2)
-    good = prompts(1, seed=14)[0]
-    harness.admit("good", good, greedy(10, ignore_eos=True))
-    harness.loop.turn()
-    harness.admit("bad", [5, 7], greedy(10))
-    monkeypatch.setattr(harness.runner, "prefill", raising(ZeroDivisionError()))
-    harness.run()
-    assert harness.failed["bad"].reason == "FORWARD_FAILED"
-    assert "Traceback" in caplog.text
-    assert len(harness.ids("good")) == 10
-
-
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        (Runner, "decode"),
-        (Runner, "prefill"),
-        (Runner, "join"),
-        (Runner, "observe"),
-        (ObservedPrompt, "observe"),
-    ],
-)
-def test_a_lost_device_ends_the_engine_and_no_generation(
-    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, target: type, name: str
-) -> None:
-    # As CUDA does: one call fails, in whichever words, and from then on every wait for the device.
-    def loses(*_args: object, **_kwargs: object) -> None:
-        lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
-        monkeypatch.setattr(Runner, "synchronize", raising(lost))
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
-
-    harness = Harness(gpt2)
-    inside = TraceOptions(TraceDetail.INTERNALS)
-    harness.admit("first", [5, 7], greedy(10), inside)
-    harness.loop.turn()
-    harness.admit("second", [5, 7], greedy(10), inside)
-    monkeypatch.setattr(target, name, loses)
-    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
-        harness.run()
-    assert not harness.failed
-
-
-def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(
-    gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # Through its modules, which can break half-way.
-    harness = Harness(gpt2._replace(graph=None), chunk=16)
-    first, second, third = prompts(3, seed=15, longest=12)
-    harness.admit("first", first, greedy(20))
-    harness.admit("second", second, sampled(20, num_return_sequences=2))
-    for _ in range(4):
-        harness.loop.turn()
-    layer = gpt2.model.transformer.h[1]
-    with monkeypatch.context() as broken:
-        broken.setattr(layer, "forward", lambda *_args, **_kwargs: 1 / 0)
-        harness.loop.turn()
-    assert harness.failed.keys() == {"first", "second"}
-    assert "ZeroDivisionError" in caplog.text
-    assert harness.loop.is_idle
-    harness.admit("third", third, greedy(20, ignore_eos=True))
-    harness.run()
-    assert harness.ids("third") == reference_greedy(
-        gpt2.model, third, max_new_tokens=20, eos_token_id=None
-    )
-
-
-def test_what_cannot_fit_is_refused_at_admission(gpt2: LoadedModel) -> None:
-    harness = Harness(gpt2, batch=2)
-    harness.admit("many", [1], sampled(5, num_return_sequences=3))
-    assert harness.loop.is_idle
-    assert harness.failed["many"].reason == "BATCH_TOO_SMALL"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.internals.head_weights import read_head_weights
+from whence_server.engine.internals.head_weights import read_head_weights, write_head_weights
 
 DIGEST = "a" * 64
 
@@ -60,3 +60,14 @@ def test_other_files_are_refused(tmp_path: Path, content: str | None) -> None:
         path.write_text(content)
     with pytest.raises(ConfigurationError, match=r"--head-weights .*bad\.json"):
         read_head_weights(str(path), DIGEST)
+
+
+def test_what_is_written_is_read_and_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    write_head_weights(path, DIGEST, [[1.0, 0.25]])
+    with pytest.raises(ConfigurationError, match=r"heads\.json is there already"):
+        write_head_weights(path, DIGEST, [[0.5, 1.0]])
+    assert read_head_weights(str(path), DIGEST).values == [[1.0, 0.25]]
+    with pytest.raises(ConfigurationError, match="cannot be written: No such file"):
+        write_head_weights(tmp_path / "nowhere" / "heads.json", DIGEST, [[1.0]])
+    assert list(tmp_path.iterdir()) == [path]

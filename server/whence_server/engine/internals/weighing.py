@@ -3,8 +3,9 @@
 What a head adds to the residual stream matters as far as it compares with what is there already,
 which the norm that comes next divides by: contributions are held against the residual connection
 in Kobayashi et al., "Incorporating Residual and Normalization Layers into Analysis of Masked
-Language Models", EMNLP 2021, section 3. The stream grows from layer to layer, and what is added to
-it grows as well, so that later layers' heads look stronger than they are. Hence
+Language Models", EMNLP 2021, section 3. Where the stream is short, as in a first layer that takes
+in embeddings alone, little is much: counted alike, later layers' heads look stronger than they are.
+Hence
 
     theta[l, h] = mean over tokens of 1 / |x[l]|
 
