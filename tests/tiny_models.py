@@ -35,7 +35,9 @@ from transformers import (
     NemotronHConfig,
     OlmoHybridConfig,
     OPTConfig,
+    Phi3Config,
     PhiConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -64,6 +66,15 @@ SHAPE = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
+}
+LONGROPE_BOUNDARY = 40
+"""Tokens up to which a pass has the short frequencies; as many as dynamic NTK begins with."""
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": LONGROPE_BOUNDARY,
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [2.0 + 1.5 * i for i in range(6)],
 }
 CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(
@@ -270,6 +281,41 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         residual_multiplier=0.5,
         logits_scaling=2.0,
     ),
+    # Other frequencies for passes beyond 40 tokens; Phi-3 then reads all that came before again.
+    "phi3_longrope": Phi3Config(
+        **SHAPE,
+        num_key_value_heads=2,
+        original_max_position_embeddings=LONGROPE_BOUNDARY,
+        rope_parameters=LONGROPE,
+    ),
+    # The same, with the keys of what came before left as they are.
+    "llama_longrope": LlamaConfig(**SHAPE, num_key_value_heads=2, rope_parameters=LONGROPE),
+    # Code of its own: another scale as well.
+    "phimoe_longrope": PhimoeConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        original_max_position_embeddings=LONGROPE_BOUNDARY,
+        rope_parameters=LONGROPE | {"short_mscale": 1.0, "long_mscale": 1.4},
+    ),
+    # New frequencies for every token beyond 40.
+    "llama_dynamic": LlamaConfig(
+        **SHAPE | {"max_position_embeddings": 40},
+        num_key_value_heads=2,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 5.0},
+    ),
+    # One kind of layer with dynamic frequencies, another with fixed ones.
+    "gemma3_dynamic": Gemma3TextConfig(
+        **SHAPE | {"max_position_embeddings": 40},
+        num_key_value_heads=2,
+        head_dim=12,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 5.0},
+        },
+    ),
     "cohere": CohereConfig(**SHAPE, num_key_value_heads=2, logit_scale=0.25),
     "opt_post_norm": OPTConfig(
         vocab_size=PADDED_VOCABULARY,
@@ -315,6 +361,14 @@ HYBRIDS = [
     "olmo_hybrid",
     "qwen3_next",
     "zamba2",
+]
+# Singly as well: their positions depend on how long a pass or a sequence is.
+LENGTH_DEPENDENT = [
+    "phi3_longrope",
+    "llama_longrope",
+    "phimoe_longrope",
+    "llama_dynamic",
+    "gemma3_dynamic",
 ]
 # What a recurrent state takes in and how fast it forgets: scaled up, it would forget at once, or
 # overflow in half precision.

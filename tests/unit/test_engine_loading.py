@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import GenerationDefaults
-from whence_server.engine.describing import UNLIMITED_CONTEXT, generation_defaults
+from whence_server.engine.context import UNLIMITED_CONTEXT
+from whence_server.engine.describing import generation_defaults
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
 from whence_server.engine.loading import load
 from whence_server.engine.messages import EngineOptions

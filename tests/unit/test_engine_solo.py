@@ -217,7 +217,9 @@ def test_a_prompt_is_read_whole_and_once(mamba: Any) -> None:
     prompt = runner.start([5, 6, 7])
     with pytest.raises(ValueError, match="has not been read"):
         runner.join(prompt)
-    with pytest.raises(ValueError, match="2 tokens of a prompt of 3, after 0: it has to be read"):
+    with pytest.raises(
+        ValueError, match="2 tokens of a prompt of 3, after 0: 3 of it have to be read whole"
+    ):
         runner.prefill(prompt, 2, all_logits=False)
     runner.prefill(prompt, 3, all_logits=False)
     with pytest.raises(ValueError, match="of 3, after 3"):

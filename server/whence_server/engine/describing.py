@@ -15,11 +15,9 @@ from whence_server.domain.model import (
     ModelInfo,
     TextFiles,
 )
+from whence_server.engine.context import max_context_length
 from whence_server.engine.digests import model_signing_digest
 from whence_server.engine.internals.attention import original_implementation
-
-UNLIMITED_CONTEXT = (1 << 31) - 1
-CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def describe(
@@ -44,7 +42,7 @@ def describe(
         num_parameters=model.num_parameters(),
         num_layers=config.num_hidden_layers,
         vocabulary_size=vocabulary_size,
-        max_context_length=_max_context_length(config),
+        max_context_length=max_context_length(config),
         model_digest=model_signing_digest(files),
         tokenizer_digest=model_signing_digest(
             [file for file in files if file.path in tokenizer_files]
@@ -95,14 +93,6 @@ def generation_defaults(config: Any, vocabulary_size: int) -> GenerationDefaults
 def _vocabulary_size(model: Any, config: Any) -> int:
     head = model.get_output_embeddings()
     return config.vocab_size if head is None else head.weight.shape[0]
-
-
-def _max_context_length(config: Any) -> int:
-    for field in CONTEXT_LENGTH_FIELDS:
-        value = getattr(config, field, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return UNLIMITED_CONTEXT
 
 
 def _environment(model: Any) -> Environment:

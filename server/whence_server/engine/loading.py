@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import ModelInfo
-from whence_server.engine import digests, probe, recording, weights
+from whence_server.engine import digests, frequencies, probe, recording, weights
 from whence_server.engine.describing import describe, text_files
+from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
@@ -45,11 +46,13 @@ class LoadedModel(NamedTuple):
     info: ModelInfo
     inside: Inside
     """What can be seen of it while it decodes."""
+    rotary: Frequencies
+    """Its rotary modules that depend on length, as they were when it was loaded."""
 
     def runner(self) -> Runner | SoloRunner:
         """A new runner of the kind that is right for the model, without rows."""
         if self.style is None:
-            return SoloRunner(self.model, self.inside)
+            return SoloRunner(self.model, self.inside, self.rotary)
         return Runner(self.model, self.style, self.graph, self.inside)
 
 
@@ -74,7 +77,8 @@ def load(options: EngineOptions) -> LoadedModel:
         _set_num_threads(options.num_threads, model)
         # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
         wait([weights_digest])
-        style, obstacle = _style(model)
+        rotary = frequencies.find(model)
+        style, obstacle = _style(model, rotary)
         inside, internals = look_inside(
             model, style, obstacle, _head_weights(options, weights_digest.result())
         )
@@ -91,10 +95,10 @@ def load(options: EngineOptions) -> LoadedModel:
             internals=internals,
             directory=str(directory.resolve()),
         )
-    return LoadedModel(model, style, graph, info, inside)
+    return LoadedModel(model, style, graph, info, inside, rotary)
 
 
-def _style(model: Any) -> tuple[ForwardStyle | None, str | None]:
+def _style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
     """How the model is called, with our attention in place where it can be, or why it cannot.
 
     Raises:
@@ -102,16 +106,16 @@ def _style(model: Any) -> tuple[ForwardStyle | None, str | None]:
     """
     obstacle = attention.adopt(model)
     if obstacle is not None:
-        return probe.examine(model), obstacle
+        return probe.examine(model, rotary), obstacle
     decodes = True
     try:
-        style = probe.examine(model)
+        style = probe.examine(model, rotary)
     except ConfigurationError:
         style, decodes = None, False
     if style is not None:
         return style, None
     attention.restore(model)
-    style = probe.examine(model)
+    style = probe.examine(model, rotary)
     if style is None and decodes:
         # One sequence after the other, with either.
         attention.put(model)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -104,12 +105,16 @@ class EngineLoop:
             for job_id, reading in readings(admit).items():
                 num_tokens = len(reading.token_ids)
                 num_left = num_new_tokens(decoding) - reading.num_recorded
+                num_whole = num_tokens
+                if isinstance(self._runner, SoloRunner):
+                    num_whole = self._runner.num_whole(num_tokens, reading.num_recorded)
                 self._reading[job_id] = reading
                 self._scheduler.admit(
                     job_id,
                     num_tokens,
                     min(num_left, self._max_context_length - num_tokens),
                     len(reading.sequence_indices),
+                    num_whole,
                 )
 
     def _step(self) -> None:
@@ -133,7 +138,7 @@ class EngineLoop:
         traces_prompt = trace.prompt and not reading.num_recorded
         if reading.prompt is None:
             observed = trace.detail is TraceDetail.INTERNALS
-            reading.prompt = self._runner.start(token_ids, observed=observed)
+            reading.prompt = self._start_reading(reading, observed=observed)
             reading.started_ns = started_ns
             if traces_prompt:
                 reading.prompt_decisions.append(Decision(token_ids[0], None))
@@ -150,6 +155,12 @@ class EngineLoop:
             )
         if chunk.is_last:
             self._start(chunk.job_id, reading, logits[-1:], forward_ns)
+
+    def _start_reading(self, reading: Reading, *, observed: bool) -> Any:
+        """Gives the runner's prompt, of which nothing has been read yet."""
+        if isinstance(self._runner, SoloRunner):
+            return self._runner.start(reading.token_ids, reading.num_recorded, observed=observed)
+        return self._runner.start(reading.token_ids, observed=observed)
 
     def _start(self, job_id: str, reading: Reading, logits: torch.Tensor, forward_ns: int) -> None:
         """Lets a prompt's sequences into the batch with their next tokens.

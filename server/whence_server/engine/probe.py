@@ -4,7 +4,8 @@ Trying is what makes the answer trustworthy for any architecture: two prompts of
 length, one of them read in two chunks, take a step together, and the logits have to be those of
 a plain forward pass over each. A model that numbers its columns in a way of its own, looks at
 later tokens, or loses its state between chunks is found out before it serves anyone. It is then
-tried with each sequence by itself, and refused only if that is not right either.
+tried with each sequence by itself, and refused only if that is not right either. What shows with
+long sequences alone, `frequencies` finds.
 """
 
 import inspect
@@ -17,6 +18,9 @@ import torch
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.engine import frequencies
+from whence_server.engine.frequencies import Frequencies
+from whence_server.engine.internals.watching import NOTHING
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle
@@ -27,8 +31,12 @@ SLIDING = {"sliding_attention"}
 ATTENTION = {"full_attention"} | SLIDING
 
 
-def examine(model: Any) -> ForwardStyle | None:
+def examine(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
     """Finds the fastest way to call the model that gives the right logits.
+
+    Args:
+        model: as loaded.
+        rotary: its modules that depend on length; found here if None.
 
     Returns:
         How to call it for a batch; None where every sequence has to be decoded by itself.
@@ -37,13 +45,14 @@ def examine(model: Any) -> ForwardStyle | None:
         ConfigurationError: it gives other logits token by token than in one pass, even so.
     """
     name = type(model).__name__
-    obstacle = _obstacle(model)
+    rotary = frequencies.find(model) if rotary is None else rotary
+    obstacle = _obstacle(model, rotary)
     if obstacle is None:
         for style in _styles(model):
             if _works_together(model, style):
                 return style
         obstacle = "it gives other logits for a batch of two prompts than for each alone"
-    if not _works_singly(model):
+    if not _works_singly(model, rotary):
         raise ConfigurationError(
             f"{name} cannot be decoded token by token: with what it keeps of the tokens before, "
             "it gives other logits than in one pass over all of them"
@@ -52,8 +61,11 @@ def examine(model: Any) -> ForwardStyle | None:
     return None
 
 
-def _obstacle(model: Any) -> str | None:
+def _obstacle(model: Any, rotary: Frequencies) -> str | None:
     """Why a batch need not even be tried."""
+    if rotary:
+        # The short prompts below would not show it.
+        return "its rotary frequencies depend on the longest position of a forward pass"
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state"
     if "past_key_values" not in inspect.signature(model.forward).parameters:
@@ -114,12 +126,12 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
     )
 
 
-def _works_singly(model: Any) -> bool:
+def _works_singly(model: Any, rotary: Frequencies) -> bool:
     """Two sequences in turns: state that lives in the model itself would be mixed up."""
     sequences = _prompts(model)
     plain = [_plain(model, token_ids) for token_ids in sequences]
     try:
-        runner = SoloRunner(model)
+        runner = SoloRunner(model, NOTHING, rotary)
         for token_ids, expected in zip(sequences, plain, strict=True):
             prompt = runner.start(token_ids[:-2])
             logits = runner.prefill(prompt, len(token_ids) - 2, all_logits=True)

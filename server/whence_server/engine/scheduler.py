@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from whence_server.domain.errors import GenerationFailedError
 
+STEPS_REPEATED = 16
+"""Tokens of one prompt that are read one by one in a turn: as many passes, while others wait."""
+
 
 class Chunk(NamedTuple):
     """A piece of a prompt to read in this turn."""
@@ -27,6 +30,8 @@ class _Job:
     num_cached_tokens: int
     """Prompt and new tokens of one sequence, at the most."""
     num_sequences: int
+    num_whole: int
+    """Prompt tokens that are read in one pass, where prompts are not read in pieces."""
     num_read: int = 0
     """Prompt tokens that earlier turns' chunks hold."""
 
@@ -90,9 +95,22 @@ class Scheduler:
         return self._cache_tokens(*self._inside.values())
 
     def admit(
-        self, job_id: str, num_prompt_tokens: int, num_new_tokens: int, num_sequences: int
+        self,
+        job_id: str,
+        num_prompt_tokens: int,
+        num_new_tokens: int,
+        num_sequences: int,
+        num_whole: int | None = None,
     ) -> None:
         """Puts a job at the end of the queue.
+
+        Args:
+            job_id: its name.
+            num_prompt_tokens: to be read.
+            num_new_tokens: of one sequence, at the most.
+            num_sequences: that go on from the prompt.
+            num_whole: how many of the prompt's tokens are read in one pass where prompts are
+                read whole; the rest is read token by token. None for all.
 
         Raises:
             GenerationFailedError: it would not fit even if it were alone.
@@ -111,7 +129,8 @@ class Scheduler:
                 f"new tokens do not fit this server's cache of {self._max_cache_tokens} tokens "
                 "(--max-cache-tokens)",
             )
-        self._waiting.append(_Job(job_id, num_prompt_tokens, length, num_sequences))
+        whole = num_prompt_tokens if num_whole is None else num_whole
+        self._waiting.append(_Job(job_id, num_prompt_tokens, length, num_sequences, whole))
 
     def next_chunks(self) -> list[Chunk]:
         """Which prompts to read in this turn; whoever decodes does so in every turn.
@@ -149,18 +168,23 @@ class Scheduler:
         )
 
     def _next_prompts(self) -> list[Chunk]:
-        """Whole prompts: as many as a turn's tokens are enough for, or one longer one alone."""
+        """Whole prompts: as many as a turn's tokens are enough for, or one longer one alone.
+
+        Before them a few more of the tokens that are read one by one.
+        """
+        repeated = [self._chunk(job, min(job.num_left, STEPS_REPEATED)) for job in self._reading]
         chunks: list[Chunk] = []
         budget = self._prefill_chunk_tokens
         while self._waiting:
-            num_tokens = self._waiting[0].num_prompt_tokens
+            num_tokens = self._waiting[0].num_whole
             if chunks and num_tokens > budget:
                 break
             if not self._let_in():
                 break
             budget -= num_tokens
-            chunks.append(self._chunk(self._reading.pop(), num_tokens))
-        return chunks
+            chunks.append(self._chunk(self._reading[-1], num_tokens))
+        self._reading = [job for job in self._reading if job.num_left]
+        return [*repeated, *chunks]
 
     @staticmethod
     def _chunk(job: _Job, num_tokens: int) -> Chunk:

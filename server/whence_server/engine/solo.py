@@ -2,7 +2,8 @@
 
 Each row holds what transformers' `generate` would hold for it, in whatever form the model keeps
 it: keys and values, a recurrent state, both. The model's own hooks carry it from pass to pass, so
-that a row sees the calls it would see alone, in the same order and with the same arguments.
+that a row sees the calls it would see alone, in the same order and with the same arguments. What
+a rotary module keeps of a sequence's length is the row's as well.
 """
 
 import copy
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from whence_server.engine import frequencies
+from whence_server.engine.frequencies import Frequencies, SequenceState
 from whence_server.engine.internals.observing import Observation
 from whence_server.engine.internals.single import ObservedSequence
 from whence_server.engine.internals.watching import NOTHING, Inside, recordable, watching
@@ -27,12 +30,14 @@ class SoloPrompt:
     Attributes:
         token_ids: the whole prompt.
         state: what has been read of it; None before.
-        num_done: how many tokens that is: none or all.
+        num_whole: how many of them `generate` would have read in one pass.
+        num_done: how many tokens that is: none, or `num_whole` and more.
         observed: whether the rows that go on from it are observed.
         observation: then, once it has been read, what is seen of its last token, as row 0.
     """
 
     token_ids: list[int]
+    num_whole: int
     state: "_State | None" = None
     num_done: int = 0
     observed: bool = False
@@ -51,17 +56,24 @@ class _State:
     Attributes:
         input_ids: [1, tokens], all that has been read; replaced, never written to.
         arguments: for the next pass, the cache or recurrent state among them.
+        rotary: what its passes have made of the rotary modules.
         observed: what is kept of it, if its passes are watched.
     """
 
     input_ids: torch.Tensor
     arguments: dict[str, Any]
+    rotary: SequenceState
     observed: ObservedSequence | None
 
     def copy(self) -> "_State":
         """One that shares no memory that a forward pass writes to."""
         observed = self.observed and self.observed.copy()
-        return replace(self, arguments=copy.deepcopy(self.arguments), observed=observed)
+        return replace(
+            self,
+            arguments=copy.deepcopy(self.arguments),
+            rotary=self.rotary.copy(),
+            observed=observed,
+        )
 
 
 class SoloRunner:
@@ -74,9 +86,13 @@ class SoloRunner:
     Args:
         model: in eval mode.
         inside: what can be seen of it, and is of rows that are observed.
+        rotary: its modules that depend on length; found here if None.
     """
 
-    def __init__(self, model: Any, inside: Inside = NOTHING) -> None:
+    def __init__(
+        self, model: Any, inside: Inside = NOTHING, rotary: Frequencies | None = None
+    ) -> None:
+        self._rotary = frequencies.find(model) if rotary is None else rotary
         self._model = model
         self._inside = inside
         self._device = model.device
@@ -88,41 +104,71 @@ class SoloRunner:
         """Sequences that decode."""
         return len(self._rows)
 
-    def start(self, token_ids: list[int], *, observed: bool = False) -> SoloPrompt:
-        """Makes ready to read a prompt, whose rows are to be observed or not."""
-        return SoloPrompt(token_ids, observed=observed and self._inside != NOTHING)
+    def num_whole(self, num_tokens: int, num_generated: int) -> int:
+        """Return how many of a prompt's tokens have to be read in one pass, from its beginning.
+
+        All of them, as a rule, also where the last ones were generated before. But where
+        positions depend on length, those have to be read as they were: one after the other.
+        """
+        return num_tokens - num_generated if self._rotary else num_tokens
+
+    def start(
+        self, token_ids: list[int], num_generated: int = 0, *, observed: bool = False
+    ) -> SoloPrompt:
+        """Makes ready to read a prompt.
+
+        Args:
+            token_ids: the prompt.
+            num_generated: how many of them, at their end, were generated before.
+            observed: whether its rows are.
+        """
+        num_whole = self.num_whole(len(token_ids), num_generated)
+        return SoloPrompt(token_ids, num_whole, observed=observed and self._inside != NOTHING)
 
     @torch.inference_mode()
     def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
-        """Reads the prompt.
+        """Reads the prompt: first what has to be read whole, then the rest token by token.
 
         Args:
             prompt: changed in place.
-            num_tokens: the whole prompt's.
+            num_tokens: of the first call, `num_whole`; of later ones, as many as are left or less.
             all_logits: whether every position's logits are wanted, or the last one's alone.
 
         Returns:
             [num_tokens, V] or [1, V]: what follows each token read.
 
         Raises:
-            ValueError: the prompt is longer than that, or has been read before.
+            ValueError: it cannot be read in pieces of that size.
             ObservingError: what it showed cannot be recorded.
         """
-        if prompt.num_done or num_tokens != len(prompt.token_ids):
+        whole = not prompt.num_done and num_tokens == prompt.num_whole
+        if not whole and not (prompt.num_done and num_tokens <= prompt.num_left):
             raise ValueError(
                 f"{num_tokens} tokens of a prompt of {len(prompt.token_ids)}, after "
-                f"{prompt.num_done}: it has to be read whole"
+                f"{prompt.num_done}: {prompt.num_whole} of it have to be read whole"
             )
-        input_ids = torch.tensor([prompt.token_ids], device=self._device)
-        observed = ObservedSequence(self._inside) if prompt.observed else None
-        state = _State(input_ids, self._first_arguments(input_ids), observed)
-        logits = self._forward(state, num_tokens, is_first=True, all_logits=all_logits)
+        sizes = [num_tokens] if whole else [1] * num_tokens
+        logits = [self._read(prompt, size, all_logits=all_logits) for size in sizes]
+        return torch.cat(logits) if all_logits else logits[-1]
+
+    def _read(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
+        """Reads the prompt's next tokens in one pass."""
+        state, begin = prompt.state, prompt.num_done
+        chunk = prompt.token_ids[begin : begin + num_tokens]
+        input_ids = torch.tensor([chunk], device=self._device)
+        if state is None:
+            observed = ObservedSequence(self._inside) if prompt.observed else None
+            arguments = self._first_arguments(input_ids)
+            state = _State(input_ids, arguments, self._rotary.fresh(), observed)
+        else:
+            state.input_ids = torch.cat([state.input_ids, input_ids], 1)
+        logits = self._forward(state, num_tokens, is_first=not begin, all_logits=all_logits)
         prompt.state = state
-        if observed is not None:
+        if state.observed is not None:
             with recordable():
-                sources, hidden = observed.see()
+                sources, hidden = state.observed.see()
             prompt.observation = Observation(self._inside.lens, [0], sources, hidden)
-        prompt.num_done = num_tokens
+        prompt.num_done += num_tokens
         return logits if all_logits else logits[-1:]
 
     @torch.inference_mode()
@@ -227,13 +273,21 @@ class SoloRunner:
         if "logits_to_keep" in self._parameters:
             # After the hook, which in some models (Bamba) puts its own choice here.
             inputs["logits_to_keep"] = 0 if all_logits else 1
-        if state.observed is not None:
-            with watching(self._inside, values=True) as watch:
-                output = self._model(**inputs, return_dict=True)
-            state.observed.watch = watch
-        else:
-            output = self._model(**inputs, return_dict=True)
+        if state.observed is not None and inputs["input_ids"].shape[1] > num_new:
+            # All that came before is read once more (Phi-3, where it changes its frequencies).
+            state.observed.restart()
+        with self._rotary.of(state.rotary):
+            output = self._called(state, inputs)
         state.arguments = self._model._update_model_kwargs_for_generation(  # noqa: SLF001 - the hook that generate calls
             output, state.arguments
         )
         return output.logits[0]
+
+    def _called(self, state: _State, inputs: dict[str, Any]) -> Any:
+        """Runs the model; watched where the sequence is observed."""
+        if state.observed is None:
+            return self._model(**inputs, return_dict=True)
+        with watching(self._inside, values=True) as watch:
+            output = self._model(**inputs, return_dict=True)
+        state.observed.watch = watch
+        return output

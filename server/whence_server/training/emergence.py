@@ -26,7 +26,7 @@ from whence.v1.training_pb2 import (
     TraceEmergenceResponse,
 )
 from whence_server.domain.errors import LineageError
-from whence_server.engine.describing import CONTEXT_LENGTH_FIELDS
+from whence_server.engine.context import CONTEXT_LENGTH_FIELDS
 from whence_server.lineage.framing import framed
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import verified_run

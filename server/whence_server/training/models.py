@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from whence_server.config.training import TrainConfig
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.describing import CONTEXT_LENGTH_FIELDS
+from whence_server.engine.context import CONTEXT_LENGTH_FIELDS
 from whence_server.engine.loading import trainable
 
 _log = logging.getLogger(__name__)

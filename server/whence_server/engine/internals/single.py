@@ -33,6 +33,10 @@ class ObservedSequence:
         other._norms = self._norms
         return other
 
+    def restart(self) -> None:
+        """Forgets its positions: its next pass reads all of them once more."""
+        self._norms = None
+
     def see(self) -> tuple[list[Sources], torch.Tensor | None]:
         """Takes in what its last pass read, and says what the newest position drew on.
 

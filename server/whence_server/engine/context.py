@@ -1,0 +1,30 @@
+"""How long a sequence of a model may be, prompt included."""
+
+from typing import Any
+
+UNLIMITED_CONTEXT = (1 << 31) - 1
+CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def max_context_length(config: Any) -> int:
+    """Read it from the text part of a model's config.
+
+    With dynamic NTK scaling, `max_position_embeddings` is the length that the model was trained
+    on, and `factor` says how many times as long a sequence may become.
+    """
+    for field in CONTEXT_LENGTH_FIELDS:
+        value = getattr(config, field, None)
+        if isinstance(value, int) and value > 0:
+            return int(value * _dynamic_factor(config))
+    return UNLIMITED_CONTEXT
+
+
+def _dynamic_factor(config: Any) -> float:
+    """The factor of dynamic NTK scaling; 1 where a model has none."""
+    given = getattr(config, "rope_parameters", None) or {}
+    # Some models have one set of parameters for each kind of layer.
+    kinds = [given, *(value for value in given.values() if isinstance(value, dict))]
+    factors = [
+        kind.get("factor") or 1.0 for kind in kinds if "dynamic" in (kind.get("rope_type") or "")
+    ]
+    return max([1.0, *factors])

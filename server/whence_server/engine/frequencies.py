@@ -1,0 +1,189 @@
+"""Rotary positions whose frequencies depend on how long a pass, or its sequence, is.
+
+LongRoPE has two sets of frequencies and takes the one or the other by the longest position of a
+forward pass; dynamic NTK scaling computes new ones as a sequence grows, and keeps them in the
+module for the next pass, whichever sequence that belongs to. So a piece of a prompt gets other
+positions than the whole prompt, and a short sequence others beside a long one. These modules are
+found by trying them, not by their names, since some models have such code of their own.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from whence_server.engine.context import UNLIMITED_CONTEXT, max_context_length
+
+logger = logging.getLogger(__name__)
+
+NUM_SHORT = 8
+"""Positions 0 to 7, which are tried beside the longest that a sequence can have."""
+LONGEST_TRIED = 1 << 20
+TOLERANCE = 1e-6
+DEPENDENT_TYPES = ("dynamic", "longrope")
+"""transformers' types of rotary positions that depend on length, for modules that resist a try."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """One module's changeable state: its plain attributes and its buffers."""
+
+    attributes: dict[str, Any]
+    buffers: dict[str, Any]
+
+
+class Frequencies:
+    """A model's rotary modules that depend on length, and what each sequence keeps of them.
+
+    Args:
+        modules: in the state that a newly loaded model has.
+    """
+
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+        self._modules = list(modules)
+        self._fresh = [_taken(module) for module in self._modules]
+
+    def __bool__(self) -> bool:
+        """Whether the model has such modules."""
+        return bool(self._modules)
+
+    def fresh(self) -> "SequenceState":
+        """Return the state that a new sequence begins with."""
+        return SequenceState(self._fresh)
+
+    @contextmanager
+    def of(self, sequence: "SequenceState") -> Iterator[None]:
+        """Let one sequence's passes use its own state, and keep what they make of it.
+
+        Afterwards the model is as it was before.
+        """
+        if not self._modules:
+            yield
+            return
+        before = [(vars(m).copy(), dict(m._buffers)) for m in self._modules]  # noqa: SLF001 - register_buffer cannot put back what was there
+        for module, state in zip(self._modules, sequence.modules, strict=True):
+            _put(module, _copied(state.attributes), _copied(state.buffers))
+        try:
+            yield
+            sequence.modules = [_taken(module) for module in self._modules]
+        finally:
+            for module, (attributes, buffers) in zip(self._modules, before, strict=True):
+                _put(module, {n: v for n, v in attributes.items() if _is_own(n)}, buffers)
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """What one sequence keeps of the rotary modules; replaced with each pass, never written to."""
+
+    modules: list[_Module]
+
+    def copy(self) -> "SequenceState":
+        """Return one that goes its own way from here on."""
+        return SequenceState(self.modules)
+
+
+def find(model: Any) -> Frequencies:
+    """Find the rotary modules of a newly loaded model that depend on length.
+
+    Those whose frequencies never change within the model's context are not among them.
+    """
+    longest = max_context_length(model.config.get_text_config(decoder=True))
+    position = min(longest, LONGEST_TRIED) - 1
+    if position < NUM_SHORT or longest == UNLIMITED_CONTEXT:
+        return Frequencies([])
+    return Frequencies([m for m in model.modules() if _depends_on_length(m, model, position)])
+
+
+def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bool:
+    """Say whether a module gives other positions 0 to 7 beside `position` than without it."""
+    parameters = inspect.signature(module.forward).parameters
+    by_position = "position_ids" in parameters
+    is_leaf = not any(True for _ in module.children()) and not any(
+        True for _ in module.parameters(recurse=False)
+    )
+    if not is_leaf or not (by_position or "seq_len" in parameters):
+        return False
+    state = Frequencies([module])
+    for arguments in _layer_arguments(module, parameters):
+        try:
+            with torch.inference_mode(), state.of(state.fresh()):
+                alone = _called(module, model, None, arguments, by_position=by_position)
+                beside = _called(module, model, position, arguments, by_position=by_position)
+        except Exception as error:  # noqa: BLE001 - foreign code, tried out
+            logger.debug("%s cannot be tried: %r", type(module).__name__, error)
+            return any(kind in str(getattr(module, "rope_type", "")) for kind in DEPENDENT_TYPES)
+        if any(_differ(one, other) for one, other in zip(alone, beside, strict=True)):
+            return True
+    return False
+
+
+def _layer_arguments(module: torch.nn.Module, parameters: Any) -> list[dict[str, Any]]:
+    """Return the further arguments to try it with: one set, or one for each kind of layer."""
+    kinds = getattr(module, "rope_type", None)
+    if "layer_type" in parameters and isinstance(kinds, dict):
+        return [{"layer_type": kind} for kind in kinds]
+    return [{}]
+
+
+def _called(
+    module: torch.nn.Module,
+    model: Any,
+    position: int | None,
+    arguments: dict[str, Any],
+    *,
+    by_position: bool,
+) -> list[torch.Tensor]:
+    """Return what it gives for positions 0 to 7, beside a longer one or not: [..., 8, width]."""
+    size = model.config.get_text_config(decoder=True).hidden_size
+    hidden = torch.zeros((1, NUM_SHORT, size), device=model.device)
+    if by_position:
+        ids = list(range(NUM_SHORT)) if position is None else [*range(NUM_SHORT), position]
+        arguments = {**arguments, "position_ids": torch.tensor([ids], device=model.device)}
+    else:
+        arguments = {**arguments, "seq_len": NUM_SHORT if position is None else position + 1}
+    try:
+        given = module(hidden, **arguments)
+    except (IndexError, RuntimeError):
+        # Text in a model that also sees: a position in time, height and width for each token.
+        if not by_position:
+            raise
+        arguments["position_ids"] = arguments["position_ids"].expand(3, -1, -1)
+        given = module(hidden, **arguments)
+    results = given if isinstance(given, tuple) else (given,)
+    return [result.narrow(-2, 0, NUM_SHORT) for result in results]
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    return not torch.allclose(one, other, rtol=0, atol=TOLERANCE, equal_nan=True)
+
+
+def _is_own(name: str) -> bool:
+    """Say whether an attribute is the module's own, and not torch's."""
+    return not name.startswith("_")
+
+
+def _taken(module: torch.nn.Module) -> _Module:
+    own = {name: value for name, value in vars(module).items() if _is_own(name)}
+    return _Module(_copied(own), _copied(module._buffers))  # noqa: SLF001 - see `of`
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the same values with tensors that share no memory: some are changed in place."""
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
+
+
+def _put(module: torch.nn.Module, attributes: dict[str, Any], buffers: dict[str, Any]) -> None:
+    for name in [n for n in vars(module) if _is_own(n) and n not in attributes]:
+        delattr(module, name)
+    vars(module).update(attributes)
+    module._buffers.clear()  # noqa: SLF001 - see `of`
+    module._buffers.update(buffers)  # noqa: SLF001 - see `of`

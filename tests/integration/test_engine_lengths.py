@@ -1,0 +1,206 @@
+"""Models whose positions depend on how long a pass or a sequence is, against `generate`.
+
+`generate` runs on a newly loaded model each time, since a model that was used before may have kept
+the frequencies of another sequence.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from engine_harness import (
+    BeamHarness,
+    Harness,
+    beams,
+    greedy,
+    loaded_model,
+    prompt_of,
+    reference_greedy,
+    sampled,
+)
+from tiny_models import LENGTH_DEPENDENT, LONGROPE_BOUNDARY
+from transformers import AutoModelForCausalLM
+
+from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.engine.loading import LoadedModel
+from whence_server.engine.messages import Admit, Recorded
+
+Generate = Callable[..., list[int]]
+
+SEQUENCES = {
+    "short": (12, 10),
+    "crosses it": (LONGROPE_BOUNDARY - 6, 14),
+    "begins at it": (LONGROPE_BOUNDARY, 6),
+    "long": (70, 8),
+}
+"""Tokens of the prompt, and new ones."""
+PROMPTS = {name: prompt_of(length, i) for i, (name, (length, _)) in enumerate(SEQUENCES.items())}
+
+
+@pytest.fixture(scope="module", params=LENGTH_DEPENDENT)
+def directory(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def loaded(directory: Path) -> LoadedModel:
+    return loaded_model(directory)
+
+
+@pytest.fixture(scope="module")
+def generate(directory: Path) -> Generate:
+    known: dict[str, list[int]] = {}
+
+    def generated(name: str) -> list[int]:
+        if name not in known:
+            known[name] = reference_greedy(
+                fresh(directory),
+                PROMPTS[name],
+                max_new_tokens=SEQUENCES[name][1],
+                eos_token_id=None,
+            )
+        return known[name]
+
+    return generated
+
+
+def fresh(directory: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+def admit(harness: Harness, name: str, trace: TraceOptions | None = None) -> None:
+    harness.admit(name, PROMPTS[name], greedy(SEQUENCES[name][1], ignore_eos=True), trace)
+
+
+def test_they_decode_singly_and_are_found_by_what_they_do(loaded: LoadedModel) -> None:
+    assert not loaded.info.batched
+    assert loaded.rotary
+
+
+def test_alone_and_beside_long_and_short_neighbours(
+    loaded: LoadedModel, generate: Generate
+) -> None:
+    alone, crowded = Harness(loaded, chunk=16), Harness(loaded, chunk=16)
+    for name in SEQUENCES:
+        admit(crowded, name)
+        crowded.loop.turn()
+        admit(alone, name)
+        alone.run()
+    crowded.run()
+    for name in SEQUENCES:
+        assert alone.ids(name) == crowded.ids(name) == generate(name), name
+
+
+def test_with_everything_recorded_of_them(loaded: LoadedModel, generate: Generate) -> None:
+    harness = Harness(loaded)
+    for name in SEQUENCES:
+        admit(harness, name, TraceOptions(TraceDetail.INTERNALS, num_candidates=3, prompt=True))
+    harness.run()
+    for name in SEQUENCES:
+        assert harness.ids(name) == generate(name), name
+        for step in harness.steps[name, 0]:
+            internals = step.decision.internals
+            assert internals is not None
+            assert internals.source_positions
+            assert max(internals.source_positions) < step.context_length
+            assert sum(internals.source_shares) <= 1.001
+
+
+def test_sources_of_what_was_read_twice_are_those_of_one_pass(
+    tiny_model: Callable[..., Path],
+) -> None:
+    # Phi-3 reads everything once more where its frequencies change.
+    loaded = loaded_model(tiny_model("phi3_longrope"))
+    trace = TraceOptions(TraceDetail.INTERNALS, num_candidates=3)
+    name = "crosses it"
+    harness = Harness(loaded)
+    admit(harness, name, trace)
+    harness.run()
+    for index in (6, 7, 12):
+        text = PROMPTS[name] + harness.ids(name)[:index]
+        harness.admit(str(index), text, greedy(1, ignore_eos=True), trace)
+        harness.run()
+        expected = harness.steps[str(index), 0][0].decision.internals
+        internals = harness.steps[name, 0][index].decision.internals
+        assert expected is not None
+        assert internals is not None
+        assert internals.source_positions == expected.source_positions
+        assert internals.source_shares == pytest.approx(expected.source_shares, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_recorded", [3, 9])
+def test_it_goes_on_as_it_would_have_after_an_engines_death(
+    loaded: LoadedModel, generate: Generate, num_recorded: int
+) -> None:
+    expected = generate("crosses it")
+    harness = Harness(loaded, chunk=16)
+    admit(harness, "short")
+    harness.loop.turn()
+    decoding = greedy(len(expected), ignore_eos=True)
+    recorded = [Recorded(0, expected[:num_recorded])]
+    prompt = PROMPTS["crosses it"]
+    harness.steps["on", 0] = list(harness.steps["short", 0][:1]) * num_recorded
+    harness.loop.handle(Admit("on", prompt, decoding, TraceOptions(), recorded=recorded))
+    harness.run()
+    assert harness.ids("on")[num_recorded:] == expected[num_recorded:]
+    assert harness.ids("short") == generate("short")
+
+
+def test_a_forced_continuation_has_the_logprobs_of_generate(
+    directory: Path, loaded: LoadedModel, generate: Generate
+) -> None:
+    forced = generate("crosses it")
+    prompt = PROMPTS["crosses it"]
+    harness = Harness(loaded)
+    decoding = Decoding(Strategy.FORCED, len(forced), forced_token_ids=tuple(forced))
+    harness.admit("forced", prompt, decoding)
+    harness.run()
+    output = fresh(directory).generate(  # type: ignore[operator]
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=len(forced),
+        eos_token_id=None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    for token_id, logits, step in zip(
+        forced, output.logits, harness.steps["forced", 0], strict=True
+    ):
+        expected = float(torch.log_softmax(logits[0].float(), -1)[token_id])
+        assert step.decision.logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_beam_search_across_the_boundary_beside_others(
+    directory: Path, loaded: LoadedModel
+) -> None:
+    prompt = PROMPTS["crosses it"]
+    harness = BeamHarness(loaded)
+    harness.admit("beams", prompt, beams(10, 2, num_return_sequences=2, ignore_eos=True))
+    for name in ("short", "long"):
+        admit(harness, name)
+    harness.run()
+    output = fresh(directory).generate(  # type: ignore[operator]
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        num_beams=2,
+        num_return_sequences=2,
+        max_new_tokens=10,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert harness.winners("beams") == output[:, len(prompt) :].tolist()
+
+
+def test_several_samples_of_one_prompt_are_those_that_it_has_alone(loaded: LoadedModel) -> None:
+    prompt = PROMPTS["crosses it"]
+    alone, crowded = Harness(loaded), Harness(loaded)
+    for harness in (alone, crowded):
+        harness.admit("it", prompt, sampled(10, num_return_sequences=2, ignore_eos=True))
+    admit(crowded, "long")
+    alone.run()
+    crowded.run()
+    assert [alone.ids("it", i) for i in range(2)] == [crowded.ids("it", i) for i in range(2)]
