@@ -1,16 +1,13 @@
 """Digests against an independent computation of their definition."""
 
 import hashlib
-import json
 import struct
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from whence_server.domain.model import FileDigest
-from whence_server.engine import digests
 from whence_server.engine.digests import (
     file_digests,
     model_signing_digest,
@@ -31,33 +28,6 @@ def test_files_are_digested_in_the_order_of_their_names(tmp_path: Path) -> None:
         FileDigest("a", 0, sha256(b"")),
         FileDigest("b", 3_000_000, sha256(b"x" * 3_000_000)),
     ]
-
-
-def test_a_second_start_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "weights").write_bytes(b"one")
-    cache = tmp_path / "data" / "digests.json"
-    first = file_digests(tmp_path, ["weights"], str(cache))
-    with monkeypatch.context() as patched:
-        patched.setattr(digests, "_sha256_of_file", lambda path: pytest.fail(f"read {path}"))
-        assert file_digests(tmp_path, ["weights"], str(cache)) == first
-    assert [path.name for path in cache.parent.iterdir()] == [cache.name], "no temporary left"
-
-
-def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
-    cache = str(tmp_path / "digests.json")
-    (tmp_path / "weights").write_bytes(b"one")
-    file_digests(tmp_path, ["weights"], cache)
-    (tmp_path / "weights").write_bytes(b"two!")
-    assert file_digests(tmp_path, ["weights"], cache)[0].sha256 == sha256(b"two!")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
-def test_a_broken_cache_counts_as_empty(tmp_path: Path, content: str) -> None:
-    cache = tmp_path / "digests.json"
-    cache.write_text(content)
-    (tmp_path / "weights").write_bytes(b"one")
-    assert file_digests(tmp_path, ["weights"], str(cache))[0].sha256 == sha256(b"one")
-    assert sha256(b"one") in json.loads(cache.read_text()).values()
 
 
 def test_model_digest_is_over_raw_digests_by_name() -> None:

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compiles a function for one signature, at once, or finds it as it was compiled before.
 
-    numba knows what it has kept by the source file's size and time, by the function's code and by
-    the processor. Without `NUMBA_CACHE_DIR` nothing is kept: that is for whoever runs it to allow.
+    numba knows what it has kept by the source file's content, by the function's code and by the
+    processor. Without `NUMBA_CACHE_DIR` nothing is kept: that is for whoever runs it to allow.
 
     Args:
         signature: of the only kind of arguments that it takes.

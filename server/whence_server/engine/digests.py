@@ -1,10 +1,7 @@
 """Digests that say exactly which model answers: of its files, and of the tensors in memory."""
 
 import hashlib
-import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,25 +13,21 @@ from whence_server.domain.model import FileDigest
 CHUNK_BYTES = 1 << 20
 
 
-def file_digests(directory: Path, names: Iterable[str], cache_file: str = "") -> list[FileDigest]:
-    """SHA-256 of each named file, sorted by name.
+def file_digests(directory: Path, names: Iterable[str]) -> list[FileDigest]:
+    """Return the SHA-256 of each named file of a directory, sorted by name."""
+    return [file_digest(name, directory / name) for name in sorted(names)]
+
+
+def file_digest(name: str, path: Path) -> FileDigest:
+    """Return the size and SHA-256 of a file's content.
 
     Args:
-        directory: where the files lie.
-        names: paths relative to it.
-        cache_file: a JSON file that remembers digests by path, size and time of modification,
-            so that a restart does not read the weights twice; "" for none.
+        name: what the file is called on record.
+        path: where it lies.
     """
-    cache = _DigestCache(cache_file)
-    digests = []
-    for name in sorted(names):
-        path = (directory / name).resolve()
-        status = path.stat()
-        key = f"{path}:{status.st_size}:{status.st_mtime_ns}"
-        sha256 = cache.known.get(key) or cache.remember(key, _sha256_of_file(path))
-        digests.append(FileDigest(path=name, size_bytes=status.st_size, sha256=sha256))
-    cache.save()
-    return digests
+    return FileDigest(
+        path=name, size_bytes=path.stat().st_size, sha256=_sha256_of_file(path.resolve())
+    )
 
 
 def model_signing_digest(files: Sequence[FileDigest]) -> str:
@@ -150,33 +143,3 @@ def _sha256_of_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-class _DigestCache:
-    """A JSON object from "path:size:mtime_ns" to hex digests; a broken one counts as empty."""
-
-    def __init__(self, file: str) -> None:
-        self._file = Path(file) if file else None
-        self.known: dict[str, str] = {}
-        self._changed = False
-        if self._file is not None:
-            try:
-                stored = json.loads(self._file.read_text())
-                self.known = {str(key): str(value) for key, value in stored.items()}
-            except (OSError, ValueError, AttributeError):
-                self.known = {}
-
-    def remember(self, key: str, sha256: str) -> str:
-        self.known[key] = sha256
-        self._changed = True
-        return sha256
-
-    def save(self) -> None:
-        """Replaces the file in one rename, so that a reader never sees half of it."""
-        if self._file is None or not self._changed:
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(self.known, file, indent=1, sort_keys=True)
-        Path(temporary).replace(self._file)

@@ -4,7 +4,7 @@ transformers fills in whatever a checkpoint lacks with random numbers, and leave
 it has too much, with no more than a log line. Here both end the start.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import ModelInfo
 from whence_server.engine import digests, frequencies, probe, recording, weights
 from whence_server.engine.describing import describe, text_files
+from whence_server.engine.digest_cache import DigestCache, Identity, identity
 from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
@@ -33,6 +34,8 @@ from whence_server.engine.style import ForwardStyle
 ONE_THREAD_BELOW_PARAMETERS = 40_000_000
 """Smaller models decode faster on one thread while the front computes on another core."""
 NAMES_SHOWN = 10
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Tensors whose storage is what they hold; those of quantized models have types of their own."""
 
 
 class LoadedModel(NamedTuple):
@@ -68,34 +71,63 @@ def load(options: EngineOptions) -> LoadedModel:
     config = _config(directory, options)
     loaded_files = weights.weight_files(directory)
     names = weights.model_files(directory, loaded_files, with_code=options.trust_remote_code)
+    paths = {name: directory / name for name in names}
+    before = _identities(paths)
+    cache = DigestCache(options.digest_cache)
     with ThreadPoolExecutor(2, "digests") as pool:
         # The files are digested while transformers reads them.
-        files = pool.submit(digests.file_digests, directory, names, options.digest_cache)
+        digested = pool.submit(cache.digests, paths)
         text = text_files(_tokenizer(directory, options))
         model = _model(directory, config, loaded_files, options)
-        weights_digest = pool.submit(digests.weights_digest, model.state_dict())
+        in_memory = pool.submit(digests.weights_digest, model.state_dict())
         _set_num_threads(options.num_threads, model)
         # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
-        wait([weights_digest])
+        wait([in_memory])
+        weights_digest = in_memory.result()
+        files = cache.confirmed(paths, digested.result(), weights_digest, _conditions(model))
+        _check_unchanged(before, _identities(paths))
         rotary = frequencies.find(model)
         style, obstacle = _style(model, rotary)
         inside, internals = look_inside(
-            model, style, obstacle, _head_weights(options, weights_digest.result())
+            model, style, obstacle, _head_weights(options, weights_digest)
         )
         graph = None if style is None else recording.recorded(model, style, inside)
         info = describe(
             options.model_name,
             model,
             text,
-            files=files.result(),
+            files=files,
             tokenizer_files=weights.tokenizer_files(directory),
             loaded_files=loaded_files,
-            weights_digest=weights_digest.result(),
+            weights_digest=weights_digest,
             batched=style is not None,
             internals=internals,
             directory=str(directory.resolve()),
         )
     return LoadedModel(model, style, graph, info, inside, rotary)
+
+
+def _identities(paths: Mapping[str, Path]) -> dict[Path, Identity]:
+    return {path: identity(path) for path in paths.values()}
+
+
+def _check_unchanged(before: dict[Path, Identity], after: dict[Path, Identity]) -> None:
+    """Refuse files that were written to while they were read: nobody knows what was loaded.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    changed = [str(path) for path, state in before.items() if after[path] != state]
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed[:NAMES_SHOWN])} changed while the model was being loaded; start "
+            "again once nothing writes to it"
+        )
+
+
+def _conditions(model: Any) -> str:
+    """Return all that the tensors in memory depend on besides the files."""
+    return f"transformers {transformers.__version__}, torch {torch.__version__}, {model.dtype}"
 
 
 def _style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
@@ -218,7 +250,22 @@ def _model(directory: Path, config: Any, files: Collection[str], options: Engine
     _check_tensors(directory, type(model).__name__, loading)
     with _translated(f"the model cannot be moved to {options.device}"):
         model.to(options.device)
+        _take_into_memory(model)
     return model.eval().requires_grad_(False)
+
+
+def _take_into_memory(model: torch.nn.Module) -> None:
+    """Copy tensors that lie in a file that is mapped into memory.
+
+    transformers maps weights that need no cast: whoever writes to the file would change a model
+    that runs.
+    """
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and type(tensor) in _PLAIN:
+            place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            # Tied tensors stay tied.
+            tensor.data = copies.setdefault(place, tensor.detach().clone())
 
 
 def _check_tensors(directory: Path, architecture: str, loading: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class EngineOptions(NamedTuple):
     log_level: str
     """"debug", "info", "warning" or "error"."""
     digest_cache: str
-    """A JSON file that remembers digests by (path, size, mtime); "" for none."""
+    """A JSON file that remembers the digests of large files; "" for none."""
     log_format: str = "console"
     """"console" or "json"."""
     head_weights: str = ""

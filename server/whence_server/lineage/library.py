@@ -32,6 +32,8 @@ class _Version(NamedTuple):
     inode: int
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
+    """Of the change of status, which no program can set."""
 
     def is_replaced_by(self, other: "_Version") -> bool:
         """Whether more happened than an entry's being appended."""
@@ -133,7 +135,9 @@ class RunLibrary:
             status = path.stat()
         except OSError:
             return None
-        version = _Version(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        version = _Version(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
         known = self._known.get(path)
         if known is not None and known.version == version:
             return known.run
