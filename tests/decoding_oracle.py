@@ -20,12 +20,36 @@ SAMPLE = Decoding(Strategy.SAMPLE, max_new_tokens=64, seed=0x1234567890ABCDEF)
 def processors_of(decoding: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
     """The processors that `generate` would apply, in its order, under the contract's names."""
     yield from penalties_of(decoding, num_prompt_tokens)
+    yield from configured_of(decoding, num_prompt_tokens)
     if decoding.strategy is Strategy.SAMPLE:
         yield from warpers_of(decoding)
+    if decoding.configured.renormalize_logits:
+        yield "renormalize_logits", hf.LogitNormalization()
+
+
+def configured_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
+    c, length = d.configured, num_prompt_tokens + d.max_new_tokens
+    if c.forced_bos_token_id is not None:
+        yield "forced_bos_token", hf.ForcedBOSTokenLogitsProcessor(c.forced_bos_token_id)
+    if c.forced_eos_token_ids:
+        forced = list(c.forced_eos_token_ids)
+        yield "forced_eos_token", hf.ForcedEOSTokenLogitsProcessor(length, forced)
+    if c.suppress_token_ids:
+        yield "suppress_tokens", hf.SuppressTokensLogitsProcessor(c.suppress_token_ids)
+    if c.begin_suppress_token_ids:
+        yield (
+            "begin_suppress_tokens",
+            hf.SuppressTokensAtBeginLogitsProcessor(
+                c.begin_suppress_token_ids, num_prompt_tokens + c.begin_suppress_index
+            ),
+        )
 
 
 def penalties_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
     ends = [*(() if d.ignore_eos else d.eos_token_ids), *d.stop_token_ids]
+    if d.configured.sequence_biases:
+        biases = dict(d.configured.sequence_biases)
+        yield "sequence_bias", hf.SequenceBiasLogitsProcessor(biases)
     if d.logit_bias:
         bias = {(token_id,): float(amount) for token_id, amount in d.logit_bias}
         yield "logit_bias", hf.SequenceBiasLogitsProcessor(bias)
@@ -46,6 +70,8 @@ def penalties_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any
 def warpers_of(d: Decoding) -> Iterator[tuple[str, Any]]:
     if d.temperature != 1.0:
         yield "temperature", hf.TemperatureLogitsWarper(d.temperature)
+    if d.configured.top_h:
+        yield "top_h", hf.TopHLogitsWarper(d.configured.top_h)
     if d.top_k:
         yield "top_k", hf.TopKLogitsWarper(d.top_k)
     if d.top_p < 1.0:

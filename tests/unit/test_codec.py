@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from whence.v1 import call_pb2, generation_pb2, step_pb2
 from whence_server.domain.decoding import (
     MAX_SEED,
+    Configured,
     Decoding,
     FinishReason,
     Strategy,
@@ -244,6 +245,37 @@ def test_settings_keep_their_values():
     assert list(message.stop_token_ids) == [3]
     assert dict(message.logit_bias) == {4: 0.5, 9: -1.0}
     assert (message.sample.temperature, message.sample.top_k) == (0.5, 7)
+
+
+def test_every_setting_of_the_models_own_config_is_told():
+    configured = Configured(
+        sequence_biases=(((1, 2), 0.5), ((3,), -math.inf)),
+        suppress_token_ids=(4,),
+        begin_suppress_token_ids=(5,),
+        begin_suppress_index=1,
+        forced_bos_token_id=0,
+        forced_eos_token_ids=(6, 7),
+        top_h=0.5,
+        renormalize_logits=True,
+    )
+    decoding = Decoding(Strategy.SAMPLE, 9, bad_word_ids=((8, 9),), configured=configured)
+    message = started(decoding=decoding).configured_decoding
+    assert [(list(b.token_ids), b.bias) for b in message.sequence_biases] == [
+        ([1, 2], 0.5),
+        ([3], -math.inf),
+    ]
+    assert [list(word.token_ids) for word in message.bad_words] == [[8, 9]]
+    told = {field.name for field, _ in message.ListFields()}
+    assert told == {field.name for field in message.DESCRIPTOR.fields}
+    assert message.HasField("forced_bos_token_id")
+    for name in ("suppress_token_ids", "begin_suppress_token_ids", "forced_eos_token_ids"):
+        assert tuple(getattr(message, name)) == getattr(configured, name)
+    assert (message.begin_suppress_index, message.top_h, message.renormalize_logits) == (1, 0.5, 1)
+
+
+def test_a_config_that_asks_for_nothing_is_not_told():
+    words = Decoding(Strategy.GREEDY, 9, bad_words=("fox",), bad_word_ids=((8, 9),))
+    assert not started(decoding=words).HasField("configured_decoding")
 
 
 def test_finished_with_and_without_a_failure():

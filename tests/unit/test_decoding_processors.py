@@ -13,7 +13,7 @@ from decoding_oracle import DECISIONS, GREEDY, SAMPLE, TOKENS, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whence_server.domain.decoding import Decoding
+from whence_server.domain.decoding import Configured, Decoding
 from whence_server.domain.processors import processor_names
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Chooser, NothingLeft, Row
@@ -37,6 +37,22 @@ EACH: dict[str, dict[str, Any]] = {
     "typical_p": {"typical_p": 0.7},
     "epsilon_cutoff": {"epsilon_cutoff": 0.01},
     "eta_cutoff": {"eta_cutoff": 0.05},
+    "sequence_bias": {"configured": Configured(sequence_biases=(((1, 2), 4.0), ((3,), -1.0)))},
+    "top_h": {"configured": Configured(top_h=0.6)},
+    "suppress_tokens": {"configured": Configured(suppress_token_ids=(1, 9, 60))},
+    "begin_suppress_tokens": {
+        "configured": Configured(begin_suppress_token_ids=(2, 9), begin_suppress_index=2)
+    },
+    "forced_eos_token": {"configured": Configured(forced_eos_token_ids=(7,)), "max_new_tokens": 3},
+    "all configured": {
+        "configured": Configured(
+            sequence_biases=(((2, 1), 4.0),),
+            suppress_token_ids=(1, 9),
+            begin_suppress_token_ids=(2, 9),
+            top_h=0.8,
+            renormalize_logits=True,
+        )
+    },
 }
 GREEDY_TOO = [name for name in EACH if processor_names(dataclasses.replace(GREEDY, **EACH[name]))]
 

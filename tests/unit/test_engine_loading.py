@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.context import UNLIMITED_CONTEXT
-from whence_server.engine.describing import generation_defaults
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
 from whence_server.engine.loading import load
 from whence_server.engine.messages import EngineOptions
@@ -240,12 +239,3 @@ def test_a_model_too_large_for_the_memory(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", exhausted)
     assert refusal(tiny_model("gpt2")).endswith("not enough memory")
-
-
-def test_defaults_come_from_the_generation_config() -> None:
-    config = GenerationConfig(
-        do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1, eos_token_id=[5, 9, 900]
-    )
-    assert generation_defaults(config, vocabulary_size=100) == GenerationDefaults(
-        do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1, eos_token_ids=(5, 9)
-    )

@@ -193,6 +193,8 @@ def _started(generation: GenerationState) -> dict[str, Any]:
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
     }
+    if started.HasField("configured_decoding"):
+        fields["configured_decoding"] = message_object(started.configured_decoding)
     if started.HasField("training_run"):
         fields["training_run"] = complete_object(started.training_run)
     return fields

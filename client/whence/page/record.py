@@ -76,6 +76,8 @@ def _generation(started: GenerationStarted, finished: GenerationFinished | None)
         },
         "environment": _message(started.environment),
     }
+    if started.HasField("configured_decoding"):
+        facts["configured_decoding"] = _message(started.configured_decoding)
     if finished is not None:
         facts["finish_reason"] = FinishReason.from_wire(finished.finish_reason)
         facts["finished"] = {

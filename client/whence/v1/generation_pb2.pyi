@@ -336,8 +336,9 @@ class Decoding(google.protobuf.message.Message):
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     max_new_tokens: builtins.int
     """Most tokens that a sequence may get, at least 1; cut to what the context
-    has room for. Where the generation config says nothing, the server's
-    default. Must be unset for `forced`.
+    has room for. Unset: the generation config's max_new_tokens, else its
+    max_length less the prompt's tokens, else the server's default. Must be
+    unset for `forced`.
     """
     min_new_tokens: builtins.int
     """End-of-sequence and stop token ids cannot be chosen before a sequence has
@@ -382,7 +383,8 @@ class Decoding(google.protobuf.message.Message):
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Generation ends before any of these; they are not part of the output. Must
-        be empty for `beam_search`, which does not look at text.
+        be empty for `beam_search`, which does not look at text. Empty: the
+        generation config's stop_strings.
         """
 
     @property
@@ -393,14 +395,15 @@ class Decoding(google.protobuf.message.Message):
 
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
-        """Token id to the finite amount added to its logit. Must be empty for
-        `forced`.
+        """Token id to the finite amount added to its logit. Empty: the generation
+        config's sequence_bias. Must be empty for `forced`.
         """
 
     @property
     def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts, none empty, that are tokenized without special tokens; no token may
-        complete one of them. Must be empty for `forced`.
+        complete one of them. Empty: the generation config's bad_words_ids. Must be
+        empty for `forced`.
         """
 
     def __init__(
@@ -478,7 +481,9 @@ class Sample(google.protobuf.message.Message):
     Above 0; 1 is neutral.
     """
     top_k: builtins.int
-    """Keeps the k most likely tokens; 0 is off."""
+    """Keeps the k most likely tokens; 0 is off. Where the generation config says
+    nothing either, it is transformers' default, 50.
+    """
     top_p: builtins.float
     """Keeps the smallest set of most likely tokens whose probabilities add up to
     at least this. In (0, 1]; 1 is off.
@@ -768,6 +773,7 @@ class GenerationStarted(google.protobuf.message.Message):
     UNAVAILABLE_FIELD_NUMBER: builtins.int
     OPERATION_FIELD_NUMBER: builtins.int
     TRAINING_RUN_FIELD_NUMBER: builtins.int
+    CONFIGURED_DECODING_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -845,6 +851,12 @@ class GenerationStarted(google.protobuf.message.Message):
     def training_run(self) -> global___TrainingRunRef:
         """The training run that made these weights, where it is known."""
 
+    @property
+    def configured_decoding(self) -> global___ConfiguredDecoding:
+        """What the model's generation config asks for besides effective_decoding, as
+        far as it applies to this generation. No request can set it.
+        """
+
     def __init__(
         self,
         *,
@@ -870,12 +882,109 @@ class GenerationStarted(google.protobuf.message.Message):
         unavailable: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         operation: builtins.str = ...,
         training_run: global___TrainingRunRef | None = ...,
+        configured_decoding: global___ConfiguredDecoding | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_training_run", b"_training_run", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_run", b"_training_run", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_training_run", b"_training_run", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_training_run", b"_training_run", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_training_run", b"_training_run"]) -> typing.Literal["training_run"] | None: ...
 
 global___GenerationStarted = GenerationStarted
+
+@typing.final
+class ConfiguredDecoding(google.protobuf.message.Message):
+    """Processing that only the model's generation config can ask for. Meaning and
+    order are those of transformers' GenerationConfig.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEQUENCE_BIASES_FIELD_NUMBER: builtins.int
+    BAD_WORDS_FIELD_NUMBER: builtins.int
+    SUPPRESS_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    BEGIN_SUPPRESS_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    BEGIN_SUPPRESS_INDEX_FIELD_NUMBER: builtins.int
+    FORCED_BOS_TOKEN_ID_FIELD_NUMBER: builtins.int
+    FORCED_EOS_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    TOP_H_FIELD_NUMBER: builtins.int
+    RENORMALIZE_LOGITS_FIELD_NUMBER: builtins.int
+    begin_suppress_index: builtins.int
+    """The step that begin_suppress_token_ids are for: 0, or 1 after a forced
+    first token.
+    """
+    forced_bos_token_id: builtins.int
+    """The first token, whatever the model says of it; for prompts of one token."""
+    top_h: builtins.float
+    """Keeps the likeliest tokens up to this share of the distribution's entropy;
+    0 is off. For sampling.
+    """
+    renormalize_logits: builtins.bool
+    """Whether logits become logprobs after all other processors."""
+    @property
+    def sequence_biases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SequenceBias]:
+        """Amounts added to a token's logit where certain tokens come before it.
+        Decoding.logit_bias takes their place where a request sets it.
+        """
+
+    @property
+    def bad_words(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenInput]:
+        """Token sequences that are never completed. Decoding.bad_words take their
+        place where a request sets them.
+        """
+
+    @property
+    def suppress_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids that are never chosen."""
+
+    @property
+    def begin_suppress_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids that are not chosen at the step begin_suppress_index."""
+
+    @property
+    def forced_eos_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The token at index max_new_tokens - 1 is one of these."""
+
+    def __init__(
+        self,
+        *,
+        sequence_biases: collections.abc.Iterable[global___SequenceBias] | None = ...,
+        bad_words: collections.abc.Iterable[global___TokenInput] | None = ...,
+        suppress_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        begin_suppress_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        begin_suppress_index: builtins.int = ...,
+        forced_bos_token_id: builtins.int | None = ...,
+        forced_eos_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        top_h: builtins.float = ...,
+        renormalize_logits: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_forced_bos_token_id", b"_forced_bos_token_id", "forced_bos_token_id", b"forced_bos_token_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_forced_bos_token_id", b"_forced_bos_token_id", "bad_words", b"bad_words", "begin_suppress_index", b"begin_suppress_index", "begin_suppress_token_ids", b"begin_suppress_token_ids", "forced_bos_token_id", b"forced_bos_token_id", "forced_eos_token_ids", b"forced_eos_token_ids", "renormalize_logits", b"renormalize_logits", "sequence_biases", b"sequence_biases", "suppress_token_ids", b"suppress_token_ids", "top_h", b"top_h"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_forced_bos_token_id", b"_forced_bos_token_id"]) -> typing.Literal["forced_bos_token_id"] | None: ...
+
+global___ConfiguredDecoding = ConfiguredDecoding
+
+@typing.final
+class SequenceBias(google.protobuf.message.Message):
+    """A bias of one token sequence."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    BIAS_FIELD_NUMBER: builtins.int
+    bias: builtins.float
+    """Added to its logit; -inf forbids it."""
+    @property
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The last of them is biased where the others are the newest tokens."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        bias: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bias", b"bias", "token_ids", b"token_ids"]) -> None: ...
+
+global___SequenceBias = SequenceBias
 
 @typing.final
 class TrainingRunRef(google.protobuf.message.Message):

@@ -24,6 +24,30 @@ class EarlyStopping(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Configured:
+    """Processing that only a model's generation config can ask for.
+
+    Names and meaning are those of transformers' `GenerationConfig`; neutral values are off.
+    """
+
+    sequence_biases: tuple[tuple[tuple[int, ...], float], ...] = ()
+    """(token ids, amount added to the last one's logit where the others come before it)."""
+    suppress_token_ids: tuple[int, ...] = ()
+    """Never chosen."""
+    begin_suppress_token_ids: tuple[int, ...] = ()
+    """Not chosen at step `begin_suppress_index`."""
+    begin_suppress_index: int = 0
+    forced_bos_token_id: int | None = None
+    """The first token; for prompts of one token."""
+    forced_eos_token_ids: tuple[int, ...] = ()
+    """The last token that the length allows is one of these."""
+    top_h: float = 0.0
+    """Keeps the likeliest tokens up to this share of the entropy; 0 is off."""
+    renormalize_logits: bool = False
+    """Logits become logprobs after all other processors."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """A request's decoding settings as really applied: nothing is left to a default.
 
@@ -65,6 +89,7 @@ class Decoding:
     early_stopping: EarlyStopping = EarlyStopping.WHEN_ENOUGH
     forced_token_ids: tuple[int, ...] = ()
     """The continuation to trace; only for `Strategy.FORCED`."""
+    configured: Configured = Configured()
 
     @property
     def num_rows(self) -> int:

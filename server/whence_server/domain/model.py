@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from whence_server.domain.decoding import Configured
+
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
@@ -17,16 +19,23 @@ class FileDigest:
 class GenerationDefaults:
     """The model's own generation config: what unset decoding fields take.
 
-    Neutral values stand for what the model's config leaves out.
+    Where the config says nothing, values are those that transformers' `generate` then takes.
     """
 
     do_sample: bool = False
     max_new_tokens: int | None = None
-    min_new_tokens: int = 0
+    max_length: int | None = None
+    """The prompt's and the new tokens together; counts where `max_new_tokens` is unset."""
+    min_new_tokens: int | None = None
+    min_length: int = 0
+    """The prompt's and the new tokens together; counts where `min_new_tokens` is unset."""
+    stop: tuple[str, ...] = ()
+    num_return_sequences: int = 1
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
     temperature: float = 1.0
-    top_k: int = 0
+    top_k: int = 50
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
@@ -36,6 +45,7 @@ class GenerationDefaults:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     eos_token_ids: tuple[int, ...] = ()
+    configured: Configured = field(default_factory=Configured)
 
 
 @dataclass(frozen=True, slots=True)

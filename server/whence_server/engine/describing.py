@@ -10,13 +10,13 @@ import transformers
 from whence_server.domain.model import (
     Environment,
     FileDigest,
-    GenerationDefaults,
     InternalsInfo,
     ModelInfo,
     TextFiles,
 )
 from whence_server.engine.context import max_context_length
 from whence_server.engine.digests import model_signing_digest
+from whence_server.engine.generation_config import read_defaults
 from whence_server.engine.internals.attention import original_implementation
 
 
@@ -52,7 +52,7 @@ def describe(
         loaded_files=tuple(loaded_files),
         batched=batched,
         environment=_environment(model),
-        defaults=generation_defaults(model.generation_config, vocabulary_size),
+        defaults=read_defaults(model.generation_config, vocabulary_size, directory),
         text=text,
         internals=internals,
         directory=directory,
@@ -73,21 +73,6 @@ def text_files(tokenizer: Any) -> TextFiles:
             if not isinstance(token, list | tuple)
         },
     )
-
-
-def generation_defaults(config: Any, vocabulary_size: int) -> GenerationDefaults:
-    """The model's generation config, neutral where it leaves something open."""
-    neutral = GenerationDefaults()
-    given = {
-        name: value
-        for name in neutral.__dataclass_fields__
-        if name != "eos_token_ids" and (value := getattr(config, name, None)) is not None
-    }
-    eos = config.eos_token_id
-    ids = [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]
-    # An id beyond the head's rows, as some configs have, can never come.
-    eos_token_ids = tuple(int(i) for i in ids if 0 <= i < vocabulary_size)
-    return GenerationDefaults(**given, eos_token_ids=eos_token_ids)
 
 
 def _vocabulary_size(model: Any, config: Any) -> int:

@@ -21,6 +21,7 @@ from whence_server.engine import digests, frequencies, probe, recording, weights
 from whence_server.engine.describing import describe, text_files
 from whence_server.engine.digest_cache import DigestCache, Identity, identity
 from whence_server.engine.frequencies import Frequencies
+from whence_server.engine.generation_config import check_file
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
@@ -69,6 +70,7 @@ def load(options: EngineOptions) -> LoadedModel:
     transformers.utils.logging.disable_progress_bar()
     directory = weights.model_directory(options.model, trust_remote_code=options.trust_remote_code)
     config = _config(directory, options)
+    check_file(directory)
     loaded_files = weights.weight_files(directory)
     names = weights.model_files(directory, loaded_files, with_code=options.trust_remote_code)
     paths = {name: directory / name for name in names}

@@ -7,6 +7,7 @@ import secrets
 from typing import TypeVar
 
 from whence_server.domain.decoding import (
+    Configured,
     Decoding,
     EarlyStopping,
     Strategy,
@@ -26,6 +27,13 @@ from whence_server.generation.checks import (
     check_sequences,
     check_stops,
     expect_in_vocabulary,
+)
+from whence_server.generation.defaults import (
+    check_default_length,
+    configured_for,
+    default_max_new_tokens,
+    default_min_new_tokens,
+    say_where_from,
 )
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -98,9 +106,9 @@ def resolve_decoding(
     forced = (
         _forced_ids(faults, request, room, model, tokenizer) if strategy is Strategy.FORCED else ()
     )
-    max_new_tokens = _or(
-        request.max_new_tokens, _or(defaults.max_new_tokens, limits.default_max_new_tokens)
-    )
+    max_new_tokens = request.max_new_tokens
+    if max_new_tokens is None:
+        max_new_tokens = default_max_new_tokens(defaults, num_prompt_tokens, limits)
     choosing = strategy is not Strategy.FORCED
     if not choosing:
         max_new_tokens = len(forced)
@@ -110,13 +118,19 @@ def resolve_decoding(
         strategy=strategy,
         max_new_tokens=min(max_new_tokens, room),
         min_new_tokens=_or(
-            request.min_new_tokens, min(defaults.min_new_tokens, max_new_tokens) if choosing else 0
+            request.min_new_tokens,
+            min(default_min_new_tokens(defaults, num_prompt_tokens), max_new_tokens)
+            if choosing
+            else 0,
         ),
-        stop=request.stop,
+        stop=request.stop or (defaults.stop if choosing else ()),
         stop_token_ids=request.stop_token_ids,
         eos_token_ids=defaults.eos_token_ids,
         ignore_eos=_or(request.ignore_eos, not choosing),
-        num_return_sequences=_or(request.num_return_sequences, 1),
+        num_return_sequences=_or(
+            request.num_return_sequences,
+            defaults.num_return_sequences if sampling or searching else 1,
+        ),
         add_special_tokens=_or(request.add_special_tokens, True),
         repetition_penalty=_or(
             request.repetition_penalty, defaults.repetition_penalty if choosing else 1.0
@@ -126,7 +140,8 @@ def resolve_decoding(
         ),
         logit_bias=tuple(sorted(request.logit_bias)),
         bad_words=request.bad_words,
-        bad_word_ids=_bad_word_ids(faults, request, limits, tokenizer),
+        bad_word_ids=_bad_word_ids(faults, request, limits, tokenizer)
+        or (defaults.bad_word_ids if choosing and not request.bad_words else ()),
         temperature=_or(request.temperature, defaults.temperature) if sampling else 1.0,
         top_k=_or(request.top_k, defaults.top_k) if sampling else 0,
         top_p=_or(request.top_p, defaults.top_p) if sampling else 1.0,
@@ -139,8 +154,12 @@ def resolve_decoding(
         length_penalty=_or(request.length_penalty, defaults.length_penalty) if searching else 1.0,
         early_stopping=_or(request.early_stopping, _EARLY_STOPPING[defaults.early_stopping]),
         forced_token_ids=forced,
+        configured=configured_for(request, defaults, num_prompt_tokens, sampling=sampling)
+        if choosing
+        else Configured(),
     )
     if choosing:
+        check_default_length(faults, request, defaults, num_prompt_tokens)
         check_lengths(faults, request, decoding, max_new_tokens)
     else:
         check_forced(faults, request)
@@ -150,6 +169,7 @@ def resolve_decoding(
     if searching:
         check_beams(faults, request, decoding, limits)
     check_sequences(faults, decoding, num_prompt_tokens, limits)
+    say_where_from(faults, request)
     faults.raise_if_any()
     return decoding
 

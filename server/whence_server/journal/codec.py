@@ -107,6 +107,7 @@ def encode_started(started: Started) -> bytes:
         unavailable=started.unavailable,
         operation=started.operation,
         training_run=training_run_to_proto(model),
+        configured_decoding=configured_to_proto(started.decoding),
     ).SerializeToString()
 
 
@@ -171,6 +172,29 @@ def decoding_to_proto(decoding: Decoding) -> generation_pb2.Decoding:
         # Present even where the continuation is empty.
         proto.forced.tokens.SetInParent()
     return proto
+
+
+def configured_to_proto(decoding: Decoding) -> generation_pb2.ConfiguredDecoding | None:
+    """Return what the model's generation config alone asks for; None where it is nothing."""
+    configured = decoding.configured
+    proto = generation_pb2.ConfiguredDecoding(
+        sequence_biases=[
+            generation_pb2.SequenceBias(token_ids=token_ids, bias=bias)
+            for token_ids, bias in configured.sequence_biases
+        ],
+        # A request's own are on record as text.
+        bad_words=[]
+        if decoding.bad_words
+        else [generation_pb2.TokenInput(token_ids=word) for word in decoding.bad_word_ids],
+        suppress_token_ids=configured.suppress_token_ids,
+        begin_suppress_token_ids=configured.begin_suppress_token_ids,
+        begin_suppress_index=configured.begin_suppress_index,
+        forced_bos_token_id=configured.forced_bos_token_id,
+        forced_eos_token_ids=configured.forced_eos_token_ids,
+        top_h=configured.top_h,
+        renormalize_logits=configured.renormalize_logits,
+    )
+    return proto if proto.ByteSize() else None
 
 
 def trace_to_proto(trace: TraceOptions) -> generation_pb2.TraceOptions:

@@ -26,6 +26,8 @@ class Setting(NamedTuple):
     value: Hashable
     until: int | None = None
     """The step index from which on it no longer applies."""
+    since: int = 0
+    """The first step index at which it applies."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,16 +39,22 @@ class Stage:
         processor: what it does.
         reads_history: whether it looks at the tokens before.
         until: the step index from which on it no longer applies.
+        since: the first step index at which it applies.
     """
 
     order: int
     processor: Processor
     reads_history: bool
     until: int | None
+    since: int
 
     def applies(self, index: int) -> bool:
         """Whether it changes anything at that step."""
-        return self.processor is not _unchanged and (self.until is None or index < self.until)
+        return (
+            self.processor is not _unchanged
+            and index >= self.since
+            and (self.until is None or index < self.until)
+        )
 
 
 def settings(decoding: Decoding) -> tuple[Setting, ...]:
@@ -67,8 +75,26 @@ def _setting(name: str, decoding: Decoding) -> Setting:
             # transformers suppresses the end of sequence alone; a stop id would end it as well.
             ends_sequence = sorted({*eos_token_ids, *decoding.stop_token_ids})
             return Setting(name, tuple(ends_sequence), decoding.min_new_tokens)
+        case _ if name in _CONFIGURED:
+            return _configured(name, decoding)
         case _:
             return Setting(name, getattr(decoding, name))
+
+
+def _configured(name: str, decoding: Decoding) -> Setting:
+    """Return the setting of a processor that the model's generation config alone asks for."""
+    configured = decoding.configured
+    match name:
+        case "begin_suppress_tokens":
+            index = configured.begin_suppress_index
+            return Setting(name, configured.begin_suppress_token_ids, index + 1, index)
+        case "forced_bos_token":
+            return Setting(name, (configured.forced_bos_token_id,), 1)
+        case "forced_eos_token":
+            last = decoding.max_new_tokens - 1
+            return Setting(name, configured.forced_eos_token_ids, last + 1, last)
+        case _:
+            return Setting(name, getattr(configured, _CONFIGURED[name]))
 
 
 class Stages:
@@ -90,22 +116,17 @@ class Stages:
             processor=self._processor(setting.name, setting.value),
             reads_history=setting.name in _READS_HISTORY,
             until=setting.until,
+            since=setting.since,
         )
 
     def _processor(self, name: str, value: Any) -> Processor:
-        match name:
-            case "logit_bias":
-                return self._bias({(token_id,): float(bias) for token_id, bias in value})
-            case "bad_words":
-                return self._bias(dict.fromkeys(value, -torch.inf))
-            case "min_new_tokens":
-                return self._bias({(token_id,): -torch.inf for token_id in value})
-            case "top_p":
-                return lambda _, scores: self._kernels.nucleus(scores, value)
-            case "eta_cutoff":
-                return _eta_cutoff(value, self._device)
-            case _:
-                return _PLAIN[name](value)
+        if name in _BIASES:
+            return self._bias(_BIASES[name](value))
+        if name == "top_p":
+            return lambda _, scores: self._kernels.nucleus(scores, value)
+        if name in _ON_DEVICE:
+            return _ON_DEVICE[name](value, str(self._device))
+        return _PLAIN[name](value)
 
     def _bias(self, biases: dict[tuple[int, ...], float]) -> Processor:
         possible = {
@@ -120,11 +141,10 @@ def _unchanged(_token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-def _eta_cutoff(epsilon: float, device: torch.device) -> Processor:
-    warper = logits_process.EtaLogitsWarper(epsilon, device=str(device))
+def _guarded(warper: Processor) -> Processor:
+    """Return a warper that leaves rows without a token alone: it refuses a batch for one."""
 
     def process(token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        # It refuses the whole batch for one row that earlier stages left without a token.
         has_choice = scores.amax(-1, keepdim=True).isfinite()
         processed = warper(token_ids, torch.where(has_choice, scores, 0.0))
         return torch.where(has_choice, processed, scores)
@@ -138,30 +158,74 @@ _PLAIN: dict[str, Callable[[Any], Processor]] = {
     ),
     "no_repeat_ngram": logits_process.NoRepeatNGramLogitsProcessor,
     "temperature": lambda value: logits_process.TemperatureLogitsWarper(float(value)),
+    "top_h": lambda value: _guarded(logits_process.TopHLogitsWarper(float(value))),
     "top_k": logits_process.TopKLogitsWarper,
     "min_p": logits_process.MinPLogitsWarper,
     "typical_p": logits_process.TypicalLogitsWarper,
     "epsilon_cutoff": logits_process.EpsilonLogitsWarper,
+    "renormalize_logits": lambda _: logits_process.LogitNormalization(),
 }
 
-_READS_HISTORY = frozenset({"repetition_penalty", "no_repeat_ngram", "bad_words"})
+_BIASES: dict[str, Callable[[Any], dict[tuple[int, ...], float]]] = {
+    "sequence_bias": dict,
+    "logit_bias": lambda value: {(token_id,): float(bias) for token_id, bias in value},
+    "bad_words": lambda value: dict.fromkeys(value, -torch.inf),
+    "min_new_tokens": lambda value: {(token_id,): -torch.inf for token_id in value},
+}
+"""Those that add to logits: amounts by token ids, the last of which gets its amount."""
+
+_ON_DEVICE: dict[str, Callable[[Any, str], Processor]] = {
+    "eta_cutoff": lambda value, device: _guarded(
+        logits_process.EtaLogitsWarper(value, device=device)
+    ),
+    "suppress_tokens": logits_process.SuppressTokensLogitsProcessor,
+    "begin_suppress_tokens": logits_process.SuppressTokensLogitsProcessor,
+    # They are applied at their step alone, where no history is asked for: the length is 0.
+    "forced_bos_token": lambda value, device: logits_process.ForcedEOSTokenLogitsProcessor(
+        1, list(value), device
+    ),
+    "forced_eos_token": lambda value, device: logits_process.ForcedEOSTokenLogitsProcessor(
+        1, list(value), device
+    ),
+}
+"""Those that hold tensors of their own."""
+
+_CONFIGURED = {
+    "sequence_bias": "sequence_biases",
+    "forced_bos_token": "forced_bos_token_id",
+    "forced_eos_token": "forced_eos_token_ids",
+    "suppress_tokens": "suppress_token_ids",
+    "begin_suppress_tokens": "begin_suppress_token_ids",
+    "top_h": "top_h",
+    "renormalize_logits": "renormalize_logits",
+}
+"""Fields of `Configured`, by the processors that they ask for."""
+
+_READS_HISTORY = frozenset({"repetition_penalty", "no_repeat_ngram", "bad_words", "sequence_bias"})
 
 _ORDER = {
     name: order
     for order, name in enumerate(
         (
+            "sequence_bias",
             "logit_bias",
             "repetition_penalty",
             "no_repeat_ngram",
             "bad_words",
             "min_new_tokens",
+            "forced_bos_token",
+            "forced_eos_token",
+            "suppress_tokens",
+            "begin_suppress_tokens",
             "temperature",
+            "top_h",
             "top_k",
             "top_p",
             "min_p",
             "typical_p",
             "epsilon_cutoff",
             "eta_cutoff",
+            "renormalize_logits",
         )
     )
 }

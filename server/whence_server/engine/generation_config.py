@@ -1,0 +1,195 @@
+"""Reads a model's generation config: every field is applied, harmless, or ends the start.
+
+transformers reads these fields in `generate`, where a wrong one fails each call. Here each is
+checked before the weights are loaded.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from whence_server.domain.decoding import Configured
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.model import GenerationDefaults
+from whence_server.engine.generation_fields import APPLIED, HARMLESS, IN_SAMPLING, REFUSED
+
+FILE = "generation_config.json"
+SHOWN_CHARACTERS = 60
+
+_log = logging.getLogger(__name__)
+
+
+def check_file(directory: Path) -> None:
+    """Refuse a generation config that cannot be applied, before the weights are loaded.
+
+    Raises:
+        ConfigurationError: naming the file, the fields and what would be right.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        return
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} is not JSON that can be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path} must hold a JSON object, not {_shown(values)}")
+    _check(values, path)
+    unknown = sorted(values.keys() - APPLIED.keys() - REFUSED.keys() - HARMLESS.keys())
+    unknown = [name for name in unknown if name != "_commit_hash"]
+    if unknown:
+        _log.warning(
+            "%s: ignored, as transformers' generate ignores it: %s", path, ", ".join(unknown)
+        )
+
+
+def read_defaults(
+    config: GenerationConfig, vocabulary_size: int, directory: Path | str = ""
+) -> GenerationDefaults:
+    """Return what a generation config comes to.
+
+    Args:
+        config: the model's, as transformers loaded it.
+        vocabulary_size: rows of the model's output head.
+        directory: where the model lies, for messages.
+
+    Raises:
+        ConfigurationError: a field cannot be applied.
+    """
+    source = Path(directory) / FILE
+    if not source.is_file():
+        source = Path(directory) / "config.json"
+    values = {name: value for name, value in vars(config).items() if value is not None}
+    _check(values, source)
+    _check_ids(values, vocabulary_size, source)
+    stops = values.get("stop_strings", ())
+    defaults = GenerationDefaults(
+        **{name: values[name] for name in _AS_THEY_ARE if name in values},
+        **_switched_off_beyond(values),
+        stop=(stops,) if isinstance(stops, str) else tuple(stops),
+        min_new_tokens=max(values["min_new_tokens"], 0) if "min_new_tokens" in values else None,
+        min_length=max(values.get("min_length", 0), 0),
+        no_repeat_ngram_size=max(values.get("no_repeat_ngram_size", 0), 0),
+        bad_word_ids=tuple(tuple(word) for word in values.get("bad_words_ids", ())),
+        # An id beyond the head's rows, as some configs have, can never come.
+        eos_token_ids=_known(values.get("eos_token_id"), vocabulary_size),
+        configured=_configured(values, vocabulary_size),
+    )
+    _check_together(defaults, source)
+    return defaults
+
+
+_AS_THEY_ARE = (
+    "do_sample",
+    "max_new_tokens",
+    "max_length",
+    "num_return_sequences",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "min_p",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+)
+
+
+def _switched_off_beyond(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that `generate` does not apply outside a range."""
+    settings = {}
+    for name in ("top_p", "typical_p"):
+        settings[name] = min(float(values.get(name, 1.0)), 1.0)
+    for name in ("epsilon_cutoff", "eta_cutoff"):
+        value = float(values.get(name, 0.0))
+        settings[name] = value if 0 < value < 1 else 0.0
+    return settings
+
+
+def _configured(values: Mapping[str, Any], vocabulary_size: int) -> Configured:
+    # As in a dict, the last of several biases of one sequence counts.
+    biases = {tuple(ids): float(bias) for ids, bias in values.get("sequence_bias", ())}
+    return Configured(
+        sequence_biases=tuple(biases.items()),
+        suppress_token_ids=_known(values.get("suppress_tokens"), vocabulary_size),
+        begin_suppress_token_ids=_known(values.get("begin_suppress_tokens"), vocabulary_size),
+        forced_bos_token_id=values.get("forced_bos_token_id"),
+        forced_eos_token_ids=_known(values.get("forced_eos_token_id"), vocabulary_size),
+        top_h=float(values.get("top_h", 0.0)),
+        renormalize_logits=values.get("renormalize_logits", False),
+    )
+
+
+def _known(ids: Any, vocabulary_size: int) -> tuple[int, ...]:
+    """Return those of one id, of several or of none that the model's head has."""
+    return tuple(token_id for token_id in _listed(ids) if 0 <= token_id < vocabulary_size)
+
+
+def _listed(ids: Any) -> list[int]:
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+
+
+def _check(values: Mapping[str, Any], source: Path) -> None:
+    faults = {}
+    rules = [*APPLIED.items(), *(IN_SAMPLING.items() if values.get("do_sample") is True else ())]
+    for name, rule in rules:
+        value = values.get(name)
+        if value is not None and name not in faults and not rule.allows(value):
+            faults[name] = f"{name} is {_shown(value)}; it must be {rule.text}"
+    for name, refusal in REFUSED.items():
+        value = values.get(name)
+        if refusal.is_set(value):
+            faults[name] = f"{name} is {_shown(value)}, which is not applied; {refusal.instead}"
+    _raise(list(faults.values()), source)
+
+
+def _check_ids(values: Mapping[str, Any], vocabulary_size: int, source: Path) -> None:
+    """Refuse ids beyond the vocabulary in fields where transformers fails at them."""
+    used = {
+        "bad_words_ids": [i for word in values.get("bad_words_ids", ()) for i in word],
+        "sequence_bias": [i for ids, _ in values.get("sequence_bias", ()) for i in ids],
+        "forced_bos_token_id": _listed(values.get("forced_bos_token_id")),
+        "forced_eos_token_id": _listed(values.get("forced_eos_token_id")),
+    }
+    faults = []
+    for name, ids in used.items():
+        beyond = next((i for i in ids if i >= vocabulary_size), None)
+        if beyond is not None:
+            faults.append(f"{name} has the id {beyond}; ids go up to {vocabulary_size - 1}")
+    _raise(faults, source)
+
+
+def _check_together(defaults: GenerationDefaults, source: Path) -> None:
+    """Refuse settings that exclude each other."""
+    faults = []
+    if defaults.num_beams > 1 and defaults.do_sample:
+        faults.append(
+            f"do_sample is true and num_beams is {defaults.num_beams}; beams are not sampled: set "
+            "do_sample to false or num_beams to 1"
+        )
+    if defaults.num_beams > 1 and defaults.stop:
+        faults.append(
+            "stop_strings do not go with num_beams, as beam search does not look at text: remove "
+            "them, or set num_beams to 1"
+        )
+    most = defaults.num_beams if defaults.num_beams > 1 or not defaults.do_sample else math.inf
+    if defaults.num_return_sequences > most:
+        faults.append(
+            f"num_return_sequences is {defaults.num_return_sequences}; it must be at most "
+            f"{most}, num_beams, or do_sample must be true"
+        )
+    _raise(faults, source)
+
+
+def _raise(faults: list[str], source: Path) -> None:
+    if faults:
+        raise ConfigurationError(f"{source} cannot be applied: {'; '.join(faults)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, float) else json.dumps(value, default=repr)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

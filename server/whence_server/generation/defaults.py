@@ -1,0 +1,91 @@
+"""Values of unset decoding fields, from the model's generation config."""
+
+import dataclasses
+
+from whence_server.domain.decoding import Configured
+from whence_server.domain.errors import FieldViolation
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import GenerationDefaults
+from whence_server.domain.requests import DecodingRequest
+from whence_server.generation.checks import Faults
+
+
+def default_max_new_tokens(
+    defaults: GenerationDefaults, num_prompt_tokens: int, limits: Limits
+) -> int:
+    """Return the most new tokens where a request does not say; at least 1."""
+    if defaults.max_new_tokens is not None:
+        return defaults.max_new_tokens
+    if defaults.max_length is not None:
+        return max(defaults.max_length - num_prompt_tokens, 1)
+    return limits.default_max_new_tokens
+
+
+def default_min_new_tokens(defaults: GenerationDefaults, num_prompt_tokens: int) -> int:
+    """Return the fewest new tokens where a request does not say."""
+    if defaults.min_new_tokens is not None:
+        return defaults.min_new_tokens
+    return max(defaults.min_length - num_prompt_tokens, 0)
+
+
+def check_default_length(
+    faults: Faults, request: DecodingRequest, defaults: GenerationDefaults, num_prompt_tokens: int
+) -> None:
+    """Note a prompt that fills the generation config's max_length, as `generate` refuses it."""
+    longest = defaults.max_length
+    counts = request.max_new_tokens is None and defaults.max_new_tokens is None
+    if counts and longest is not None:
+        faults.expect(
+            num_prompt_tokens < longest,
+            "decoding.max_new_tokens",
+            f"must be set: the prompt has {num_prompt_tokens} tokens, and the model's generation "
+            f"config sets max_length to {longest}, which counts the prompt",
+        )
+
+
+def configured_for(
+    request: DecodingRequest,
+    defaults: GenerationDefaults,
+    num_prompt_tokens: int,
+    *,
+    sampling: bool,
+) -> Configured:
+    """Return what the model's generation config alone asks for, as far as it applies.
+
+    `generate` forces the first token where the prompt has one token only, and then suppresses
+    tokens at the step after. Its `sequence_bias` is what `logit_bias` sets.
+    """
+    configured = defaults.configured
+    forces_first = num_prompt_tokens == 1 and configured.forced_bos_token_id is not None
+    return dataclasses.replace(
+        configured,
+        sequence_biases=() if request.logit_bias else configured.sequence_biases,
+        forced_bos_token_id=configured.forced_bos_token_id if forces_first else None,
+        begin_suppress_index=int(forces_first and bool(configured.begin_suppress_token_ids)),
+        top_h=configured.top_h if sampling else 0.0,
+    )
+
+
+def say_where_from(faults: Faults, request: DecodingRequest) -> None:
+    """Add to faults of fields that the request leaves unset where their values are from."""
+    for i, violation in enumerate(faults.violations):
+        name = violation.field.rpartition(".")[2].partition("[")[0]
+        if name in _FROM_CONFIG and getattr(request, name) in {None, ()}:
+            faults.violations[i] = FieldViolation(
+                violation.field,
+                f"{violation.description} (unset in the request: the model's generation config)",
+            )
+
+
+_FROM_CONFIG = frozenset(
+    {
+        "stop",
+        "num_return_sequences",
+        "repetition_penalty",
+        "temperature",
+        "top_p",
+        "min_p",
+        "typical_p",
+    }
+)
+"""Fields that a generation config may set to what this server or this strategy does not take."""
