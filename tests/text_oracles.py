@@ -1,5 +1,9 @@
 """Tokenizers of every decoding family, and what their text should be by the plainest rules."""
 
+import json
+import re
+from itertools import groupby
+
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -84,6 +88,27 @@ def byte_fallback(decoder: decoders.Decoder | None = None) -> Tokenizer:
     return tokenizer
 
 
+def byte_fallback_bpe() -> Tokenizer:
+    """Gemma's family: a BPE with byte tokens, whose decoder strips nothing."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        # Nothing of other scripts: they come as bytes.
+        limit_alphabet=60,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    # Trained as special tokens, to have their ids; byte tokens are ordinary ones.
+    added = json.loads(tokenizer.to_str())
+    added["added_tokens"] = added["added_tokens"][:3]
+    return Tokenizer.from_str(json.dumps(added))
+
+
 def strip_three() -> Tokenizer:
     """Llama 2's family, with more spaces to strip than the first token may have."""
     return byte_fallback(
@@ -151,6 +176,7 @@ FAMILIES = {
         byte_level_normalized,
         byte_level_and_replace,
         byte_fallback,
+        byte_fallback_bpe,
         strip_three,
         metaspace,
         word_piece,
@@ -164,6 +190,30 @@ def _begin_with(tokenizer: Tokenizer, token: str) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
     )
+
+
+def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The tokenizer's own decode, but characters of a malformed run of byte tokens stay.
+
+    The run's other bytes are one U+FFFD each, as `tokenizers` has it for all of them.
+    """
+    whole: str = tokenizer.decode(ids, skip_special_tokens=True)
+    if "ByteFallback" not in str(tokenizer.decoder):
+        return whole
+    special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    tokens = [t for i in ids if i not in special and (t := tokenizer.id_to_token(i)) is not None]
+    repaired: list[str] = []
+    for are_bytes, run in groupby(tokens, lambda t: re.fullmatch("<0x..>", t) is not None):
+        if are_bytes:
+            text = bytes(int(t[3:5], 16) for t in run).decode(errors="surrogateescape")
+            for character in text:
+                malformed = "\udc80" <= character <= "\udcff"
+                repaired += (
+                    ["\ufffd"] if malformed else [f"<0x{byte:02X}>" for byte in character.encode()]
+                )
+        else:
+            repaired += run
+    return tokenizer.decoder.decode(repaired)
 
 
 def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:

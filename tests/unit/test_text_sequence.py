@@ -1,4 +1,7 @@
-"""Incremental text against the tokenizer's own decode of all ids at once."""
+"""Incremental text against the tokenizer's own decode of all ids at once.
+
+Byte tokens that are not valid UTF-8 are the exception: see `text_oracles.decoded`.
+"""
 
 from functools import cache
 from itertools import accumulate
@@ -6,7 +9,7 @@ from itertools import accumulate
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from text_oracles import FAMILIES, PADDING, cut
+from text_oracles import FAMILIES, PADDING, cut, decoded
 from tokenizers import Tokenizer
 
 from whence_server.domain.model import TextFiles
@@ -14,6 +17,9 @@ from whence_server.text.sequence import Piece
 from whence_server.text.tokenizer import TextTokenizer
 
 families = pytest.mark.parametrize("family", FAMILIES)
+byte_fallbacks = pytest.mark.parametrize(
+    "family", ["byte_fallback", "byte_fallback_bpe", "strip_three"]
+)
 STOPS = st.lists(st.text(min_size=1, max_size=5), max_size=4).map(tuple)
 
 
@@ -64,7 +70,52 @@ def push_all(family: str, ids: list[int], stops: tuple[str, ...] = ()) -> list[P
 def test_pieces_join_to_the_tokenizers_own_decode(family: str, data: st.DataObject) -> None:
     ids = data.draw(token_ids(family))
     pieces = push_all(family, ids)
+    assert "".join(p.text for p in pieces) == decoded(oracle(family), ids)
+
+
+@byte_fallbacks
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_valid_runs_of_byte_tokens_are_the_tokenizers_own_decode(
+    family: str, data: st.DataObject
+) -> None:
+    characters = st.text(max_size=6).map(lambda text: [3 + byte for byte in text.encode()])
+    anything = st.integers(259, oracle(family).get_vocab_size() - 1).map(lambda i: [i])
+    parts = data.draw(st.lists(characters | anything, max_size=8))
+    ids = [token_id for part in parts for token_id in part]
+    pieces = push_all(family, ids)
     assert "".join(p.text for p in pieces) == oracle(family).decode(ids, skip_special_tokens=True)
+
+
+@byte_fallbacks
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_character_leaves_with_its_last_byte(family: str, data: st.DataObject) -> None:
+    before = data.draw(token_ids(family))
+    character = data.draw(st.characters(exclude_categories=["Cs"]))
+    tokens = [oracle(family).token_to_id("a"), *(3 + byte for byte in character.encode())]
+    texts = [p.text for p in push_all(family, [*before, *tokens, tokens[0]])]
+    assert texts[-len(tokens) :] == [""] * (len(tokens) - 2) + [character, "a"]
+
+
+@byte_fallbacks
+def test_a_stop_string_of_three_emojis_stops_at_its_last_byte(family: str) -> None:
+    stop = "😀😃👩"
+    ids = [3 + byte for byte in f"é{stop}é".encode()]
+    pieces = push_all(family, ids, (stop,))
+    assert "".join(p.text for p in pieces) == "é"
+    assert len(pieces) == len(f"é{stop}".encode())
+    assert pieces[-1].stop == stop
+
+
+@byte_fallbacks
+def test_what_was_sent_stays_when_the_run_turns_out_malformed(family: str) -> None:
+    ids = [3 + byte for byte in "é😀".encode() + b"\xf0\x9f" + "é".encode() + b"\xff"]
+    pieces = push_all(family, ids)
+    assert "".join(p.text for p in pieces) == "é😀\ufffd\ufffdé\ufffd"
+    assert text_tokenizer(family).decode(ids) == "é😀\ufffd\ufffdé\ufffd"
+    # The tokenizer's own, which is known only at the run's end.
+    assert oracle(family).decode(ids) == "\ufffd" * len(ids)
 
 
 @families
@@ -72,7 +123,7 @@ def test_pieces_join_to_the_tokenizers_own_decode(family: str, data: st.DataObje
 @given(data=st.data())
 def test_the_text_ends_before_the_first_completed_stop(family: str, data: st.DataObject) -> None:
     ids = data.draw(token_ids(family))
-    whole = oracle(family).decode(ids, skip_special_tokens=True)
+    whole = decoded(oracle(family), ids)
     stops = data.draw(STOPS)
     if whole:
         begin = data.draw(st.integers(0, len(whole) - 1))
@@ -137,15 +188,15 @@ def test_a_padded_id_does_not_break_a_character_apart() -> None:
     family = "byte_fallback"
     first, *rest = (3 + byte for byte in "語".encode())
     ids = [first, oracle(family).get_vocab_size(), 2, *rest, 2]
-    assert [p.text for p in push_all(family, ids)] == ["", "", "", "", "", "語"]
+    assert [p.text for p in push_all(family, ids)] == ["", "", "", "", "語", ""]
 
 
-def test_a_stripped_byte_does_not_turn_the_ranges_back() -> None:
+def test_a_stripped_byte_is_in_no_range() -> None:
     space, letter = 3 + 0x20, oracle("byte_fallback").token_to_id("a")
     pieces = push_all("byte_fallback", [space, letter, letter])
-    assert pieces == [Piece("", 0, 1, None), Piece("a", 1, 1, None), Piece("a", 1, 2, None)]
+    assert pieces == [Piece("", 0, 0, None), Piece("a", 0, 1, None), Piece("a", 1, 2, None)]
     end_of_sequence = 2
-    assert push_all("byte_fallback", [space, end_of_sequence])[-1] == Piece("", 1, 1, None)
+    assert push_all("byte_fallback", [space, end_of_sequence])[-1] == Piece("", 0, 0, None)
 
 
 def test_a_space_is_kept_where_only_a_texts_first_ones_are_stripped() -> None:
@@ -189,4 +240,4 @@ def test_a_stop_may_end_inside_a_token() -> None:
 def test_a_long_run_of_byte_tokens_takes_linear_time() -> None:
     tokenizer = text_tokenizer("byte_fallback")
     ids = [3 + 0xFF] * 50_000
-    assert tokenizer.prompt_pieces(ids)[-1].text == "\ufffd" * 50_000
+    assert {piece.text for piece in tokenizer.prompt_pieces(ids)} == {"\ufffd"}

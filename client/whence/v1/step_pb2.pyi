@@ -51,7 +51,11 @@ class Step(google.protobuf.message.Message):
     text: builtins.str
     """Text that became certain with this token. Empty while a character's bytes
     are incomplete or a stop string might be beginning; the concatenation over
-    a sequence's steps is exactly its output. Special tokens add no text.
+    a sequence's steps is exactly its output. Special tokens add no text. A
+    character leaves with its last byte. Bytes that are not valid UTF-8 become
+    U+FFFD: of a run of byte tokens (such as <0xE2>) only those that belong to
+    no character, although the tokenizer's own decode of the whole run gives up
+    its valid characters too.
     """
     text_begin_byte: builtins.int
     """The bytes of the output that this token itself made: [begin, end) in the

@@ -1,13 +1,14 @@
 """Turns token ids into text one by one; the pieces join to the tokenizer's own decode of all.
 
 Two strategies. Byte-level tokenizers decode to bytes, whose text Python's incremental decoder
-gives exactly. For every other decoder a short window of ids is decoded with the new id and
-without it, and the difference is what the new id adds.
+gives exactly. For every other decoder a short window of tokens is decoded with the new one and
+without it, and the difference is what the new one adds. The one exception are byte tokens that
+are not valid UTF-8: see `WindowedDetokenizer`.
 """
 
 import codecs
-from collections.abc import Callable, Sequence
-from enum import IntEnum
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from typing import Protocol, TypeAlias
 
 REPLACEMENT = "\ufffd"
@@ -16,7 +17,7 @@ REPLACEMENT = "\ufffd"
 # bytes at its end, is through with that.
 _MAX_CONTEXT = 16
 
-Decode: TypeAlias = Callable[[list[int]], str]
+Decode: TypeAlias = Callable[[list[str]], str]
 
 
 class Detokenizer(Protocol):
@@ -25,6 +26,10 @@ class Detokenizer(Protocol):
     @property
     def num_held_bytes(self) -> int:
         """Raw bytes taken in that are not text yet."""
+
+    @property
+    def held_text(self) -> str:
+        """Return what `flush` would return."""
 
     def push(self, token_id: int) -> str:
         """Takes the next token; returns the text that became certain with it."""
@@ -50,6 +55,11 @@ class ByteLevelDetokenizer:
         """At most three: a character's beginning."""
         return len(self._utf8.getstate()[0])
 
+    @property
+    def held_text(self) -> str:
+        """Return what `flush` would return."""
+        return self._utf8.getstate()[0].decode(errors="replace")
+
     def push(self, token_id: int) -> str:
         """Takes the next token; ids beyond the vocabulary add nothing."""
         if token_id >= len(self._token_bytes):
@@ -61,90 +71,135 @@ class ByteLevelDetokenizer:
         return self._utf8.decode(b"", final=True)
 
 
-class TokenKind(IntEnum):
-    """What a decoder makes of a token."""
-
-    SILENT = 0
-    """No text: a special token, or an id that has no token."""
-    TEXT = 1
-    BYTE = 2
-    """One raw byte, such as <0xE2>, where the decoder has a ByteFallback."""
-
-
 class WindowedDetokenizer:
     """For any other decoder.
 
     It has to be local: text may depend on a token's neighbours and on being the first, as it
-    does in Metaspace, WordPiece, Strip and ByteFallback, but a token must not change text
-    that earlier ones made (Replace after Fuse with a pattern that spans tokens).
+    does in Metaspace, WordPiece and Strip, but a token must not change text that earlier ones
+    made (Replace after Fuse with a pattern that spans tokens).
 
-    ByteFallback decodes a run of byte tokens as a whole: one malformed byte turns every byte
-    of the run into U+FFFD. So a run is held back until it ends.
+    Byte tokens, such as <0xE2> where the decoder has a ByteFallback, become text with the byte
+    that completes a character. A byte that belongs to no character becomes one U+FFFD, and the
+    characters beside it stay. `tokenizers` decodes a run of byte tokens only as a whole, and
+    turns every byte of a run with a single malformed one into U+FFFD: text that has been sent
+    could not be taken back then.
     """
 
     def __init__(
         self,
         decode: Decode,
+        tokens: Sequence[str | None],
+        byte_values: Mapping[int, int],
         *,
-        kinds: Sequence[TokenKind],
         holds_replacement: bool = False,
     ) -> None:
         """Begins a sequence.
 
         Args:
-            decode: the tokenizer's own.
-            kinds: by token id.
+            decode: the tokenizer's decoder.
+            tokens: by id; None for an id that adds no text.
+            byte_values: the byte of each byte token, by id.
             holds_replacement: U+FFFD at the end of a text may be a character's first bytes,
                 as it is where ByteLevel is one part of the decoder among others.
         """
         self._decode = decode
-        self._kinds = kinds
+        self._tokens = tokens
+        self._byte_values = byte_values
         self._holds_replacement = holds_replacement
-        self._context: list[int] = []
+        # The last tokens; those of one character, which may be several bytes, stay together.
+        self._context: list[list[str]] = []
         self._context_text = ""
-        self._run: list[int] = []
+        # A character's first bytes, and their tokens.
+        self._bytes = b""
+        self._byte_tokens: list[str] = []
 
     @property
     def num_held_bytes(self) -> int:
-        """The byte tokens of a run that has not ended; held U+FFFD are not counted."""
-        return len(self._run)
+        """At most three: a character's beginning; held U+FFFD are not counted."""
+        return len(self._bytes)
+
+    @property
+    def held_text(self) -> str:
+        """Return what `flush` would return."""
+        decoded = self._decode([token for unit in self._context for token in unit])
+        return REPLACEMENT * len(self._bytes) + decoded[len(self._context_text) :]
 
     def push(self, token_id: int) -> str:
         """Takes the next token; ids beyond the vocabulary add nothing."""
-        kind = self._kinds[token_id] if token_id < len(self._kinds) else TokenKind.SILENT
-        if kind == TokenKind.SILENT:
+        token = self._tokens[token_id] if token_id < len(self._tokens) else None
+        if token is None:
             # Left out here: it neither begins a text nor ends a run of bytes.
             return ""
-        if kind == TokenKind.BYTE:
-            self._run.append(token_id)
-            return ""
-        token_ids = [*self._context, *self._run, token_id]
-        text = self._certain(token_ids)
-        added = text[len(self._context_text) :]
-        self._run = []
-        self._keep_context(token_ids)
-        return added
+        byte = self._byte_values.get(token_id)
+        if byte is None:
+            return self._give_up() + self._add([token])
+        return self._push_byte(token, bytes([byte]))
 
     def flush(self) -> str:
         """Returns what was held back."""
-        text = self._decode(self._context + self._run)
-        added = text[len(self._context_text) :]
+        added = self._give_up()
+        text = self._decode([token for unit in self._context for token in unit])
+        added += text[len(self._context_text) :]
         self._context_text = text
-        self._run = []
         return added
 
-    def _certain(self, token_ids: list[int]) -> str:
-        text = self._decode(token_ids)
+    def _push_byte(self, token: str, byte: bytes) -> str:
+        state = _utf8_state(self._bytes + byte)
+        if state is _Utf8State.MALFORMED and self._bytes:
+            return self._give_up() + self._push_byte(token, byte)
+        self._bytes += byte
+        self._byte_tokens.append(token)
+        if state is _Utf8State.MALFORMED:
+            return self._give_up()
+        if state is _Utf8State.BEGUN:
+            return ""
+        character, self._bytes, self._byte_tokens = self._byte_tokens, b"", []
+        return self._add(character)
+
+    def _give_up(self) -> str:
+        """Return U+FFFD for each byte of a character that will not be completed."""
+        count, self._bytes, self._byte_tokens = len(self._bytes), b"", []
+        # As a token of its own, which ends the decoder's run of byte tokens.
+        return "".join(self._add([REPLACEMENT]) for _ in range(count))
+
+    def _add(self, unit: list[str]) -> str:
+        """Return what a token, or a character's bytes, add to the text."""
+        units = [*self._context, unit]
+        text = self._certain(units)
+        added = text[len(self._context_text) :]
+        self._keep_context(units)
+        return added
+
+    def _certain(self, units: Sequence[Sequence[str]]) -> str:
+        text = self._decode([token for unit in units for token in unit])
         if self._holds_replacement and text.endswith(REPLACEMENT):
             return text[:-1]
         return text
 
-    def _keep_context(self, token_ids: list[int]) -> None:
-        """Keeps the fewest last ids that have text: the next one is not the first then."""
+    def _keep_context(self, units: list[list[str]]) -> None:
+        """Keeps the fewest last ones that have text: the next one is not the first then."""
         # A character has up to four bytes, and they may be spread over as many tokens.
         shortest = 4 if self._holds_replacement else 1
         for length in range(shortest, _MAX_CONTEXT + 1):
-            self._context = token_ids[-length:]
+            self._context = units[-length:]
             self._context_text = self._certain(self._context)
-            if self._context_text or length >= len(token_ids):
+            if self._context_text or length >= len(units):
                 return
+
+
+class _Utf8State(Enum):
+    """The bytes since the last character."""
+
+    BEGUN = auto()
+    """A character's first bytes."""
+    COMPLETE = auto()
+    """Exactly one character."""
+    MALFORMED = auto()
+
+
+def _utf8_state(data: bytes) -> _Utf8State:
+    try:
+        character = codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return _Utf8State.MALFORMED
+    return _Utf8State.COMPLETE if character else _Utf8State.BEGUN

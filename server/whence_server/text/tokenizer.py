@@ -9,6 +9,7 @@ from whence_server.domain.model import TextFiles
 from whence_server.domain.requests import ChatMessage
 from whence_server.text.chat import ChatTemplate
 from whence_server.text.detokenizer import (
+    REPLACEMENT,
     ByteLevelDetokenizer,
     Detokenizer,
     WindowedDetokenizer,
@@ -16,10 +17,11 @@ from whence_server.text.detokenizer import (
 from whence_server.text.sequence import Piece, SequenceText
 from whence_server.text.unicode import check_unicode
 from whence_server.text.vocabulary import (
+    byte_values,
     decoder_types,
     is_byte_level,
     special_tokens,
-    token_kinds,
+    visible_tokens,
     vocabulary_bytes,
 )
 
@@ -45,6 +47,7 @@ class TextTokenizer:
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
         self._special_ids = frozenset(special_tokens(self._tokenizer))
         self._vocabulary = vocabulary_bytes(self._tokenizer, vocabulary_size)
+        self._byte_values = byte_values(self._tokenizer)
         self._new_detokenizer = self._detokenizing()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -60,8 +63,14 @@ class TextTokenizer:
         return token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a sequence; special tokens and ids without a token add none."""
+        """The text of a sequence; special tokens and ids without a token add none.
+
+        It is the text that its tokens make one by one. Only where byte tokens are not valid
+        UTF-8 does it differ from the tokenizer's own; see `WindowedDetokenizer`.
+        """
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        if self._byte_values and REPLACEMENT in text:
+            return "".join(piece.text for piece in self.prompt_pieces(token_ids))
         return text
 
     def render_chat(
@@ -103,15 +112,18 @@ class TextTokenizer:
         return token_id in self._special_ids
 
     def _detokenizing(self) -> Callable[[], Detokenizer]:
-        if not is_byte_level(self._tokenizer):
-            return partial(
-                WindowedDetokenizer,
-                self.decode,
-                kinds=token_kinds(self._tokenizer),
-                holds_replacement="ByteLevel" in decoder_types(self._tokenizer),
-            )
-        token_bytes = [
-            b"" if self.is_special(token_id) else token
-            for token_id, token in enumerate(self._vocabulary)
-        ]
-        return partial(ByteLevelDetokenizer, token_bytes)
+        if is_byte_level(self._tokenizer):
+            token_bytes = [
+                b"" if self.is_special(token_id) else token
+                for token_id, token in enumerate(self._vocabulary)
+            ]
+            return partial(ByteLevelDetokenizer, token_bytes)
+        decoder = self._tokenizer.decoder
+        return partial(
+            WindowedDetokenizer,
+            # As `tokenizers` does where there is no decoder.
+            " ".join if decoder is None else decoder.decode,
+            visible_tokens(self._tokenizer),
+            self._byte_values,
+            holds_replacement="ByteLevel" in decoder_types(self._tokenizer),
+        )

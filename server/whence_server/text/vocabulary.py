@@ -8,8 +8,6 @@ from itertools import chain
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from whence_server.text.detokenizer import TokenKind
-
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -46,15 +44,22 @@ def special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
     }
 
 
-def token_kinds(tokenizer: Tokenizer) -> list[TokenKind]:
-    """What the decoder makes of each id up to the tokenizer's highest."""
-    vocabulary = tokenizer.get_vocab()
-    kinds = [TokenKind.SILENT] * (max(vocabulary.values(), default=-1) + 1)
-    special, raw = special_tokens(tokenizer), _byte_tokens(tokenizer)
-    for token_id in vocabulary.values():
+def visible_tokens(tokenizer: Tokenizer) -> list[str | None]:
+    """Return the tokens by id, as the decoder gets them; None for one that adds no text."""
+    ids = tokenizer.get_vocab().values()
+    tokens: list[str | None] = [None] * (max(ids, default=-1) + 1)
+    special = special_tokens(tokenizer)
+    for token_id in ids:
         if token_id not in special:
-            kinds[token_id] = TokenKind.BYTE if token_id in raw else TokenKind.TEXT
-    return kinds
+            tokens[token_id] = tokenizer.id_to_token(token_id)
+    return tokens
+
+
+def byte_values(tokenizer: Tokenizer) -> dict[int, int]:
+    """Return the byte of each token such as <0xE2>; empty without a ByteFallback decoder."""
+    special = special_tokens(tokenizer)
+    raw = _byte_tokens(tokenizer)
+    return {token_id: byte[0] for token_id, byte in raw.items() if token_id not in special}
 
 
 def vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
