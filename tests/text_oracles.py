@@ -224,3 +224,67 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
             stop = max(completed, key=len)
             return text[: end - len(stop)], stop
     return text, None
+
+
+def stopped(
+    tokenizer: Tokenizer, ids: list[int], pieces: list[str], stops: tuple[str, ...]
+) -> tuple[int, str, str | None]:
+    """The tokens, the output and the stop string of a sequence, by searching all text each time.
+
+    Args:
+        tokenizer: the sequence's.
+        ids: its tokens.
+        pieces: what each of them adds to the output where nothing stops it.
+        stops: stop strings, found in the text with special tokens.
+    """
+    special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    special -= {i for i in special if not _is_silent(tokenizer, i)}
+    parts: list[tuple[str, bool]] = []
+    held_at = 0
+    for n, (token_id, piece) in enumerate(zip(ids, pieces, strict=True)):
+        if token_id in special:
+            # What is held back, which is output where the sequence ends here.
+            held = decoded(tokenizer, ids[:n])[len("".join(pieces[:n])) :]
+            name = (_inside(tokenizer, token_id), False)
+            after_special = n > 0 and ids[n - 1] in special
+            if not after_special:
+                held_at = len(parts)
+                parts.append((held, False))
+            parts.append(name)
+            ended = [*parts]
+            ended[held_at] = (held, True)
+            found = _cut(ended, stops)
+        else:
+            inside = _inside(tokenizer, token_id)
+            stripped = not any(pieces[:n]) and "\ufffd" not in inside and inside.endswith(piece)
+            before = inside.removesuffix(piece) if stripped else ""
+            held = parts[held_at][0] if n > 0 and ids[n - 1] in special else ""
+            if held and piece.startswith(held):
+                # It has been searched before the special token.
+                parts[held_at] = (held, True)
+            else:
+                held = ""
+            parts += [(before, False), (piece.removeprefix(held), True)]
+            found = _cut(parts, stops)
+        if found is not None:
+            return n + 1, *found
+    return len(ids), "".join(pieces), None
+
+
+def _cut(parts: list[tuple[str, bool]], stops: tuple[str, ...]) -> tuple[str, str] | None:
+    before, stop = cut("".join(text for text, _ in parts), stops)
+    if stop is None:
+        return None
+    flags = [output for text, output in parts for _ in text]
+    return "".join(c for c, output in zip(before, flags, strict=False) if output), stop
+
+
+def _inside(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token's text after another one, which is no byte token."""
+    before = tokenizer.encode("a", add_special_tokens=False).ids
+    text: str = tokenizer.decode([*before, token_id], skip_special_tokens=False)
+    return text[len(tokenizer.decode(before, skip_special_tokens=False)) :]
+
+
+def _is_silent(tokenizer: Tokenizer, token_id: int) -> bool:
+    return tokenizer.decode([token_id], skip_special_tokens=True) == ""

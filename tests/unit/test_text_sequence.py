@@ -4,13 +4,15 @@ Byte tokens that are not valid UTF-8 are the exception: see `text_oracles.decode
 """
 
 from functools import cache
-from itertools import accumulate
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from text_oracles import FAMILIES, PADDING, cut, decoded
+from text_oracles import FAMILIES, PADDING, decoded, stopped
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from whence_server.domain.model import TextFiles
 from whence_server.text.sequence import Piece
@@ -33,6 +35,11 @@ def text_tokenizer(family: str) -> TextTokenizer:
     tokenizer = oracle(family)
     files = TextFiles(tokenizer.to_str(), None, {})
     return TextTokenizer(files, tokenizer.get_vocab_size() + PADDING)
+
+
+@cache
+def both(family: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=oracle(family))
 
 
 @st.composite
@@ -123,18 +130,95 @@ def test_what_was_sent_stays_when_the_run_turns_out_malformed(family: str) -> No
 @given(data=st.data())
 def test_the_text_ends_before_the_first_completed_stop(family: str, data: st.DataObject) -> None:
     ids = data.draw(token_ids(family))
-    whole = decoded(oracle(family), ids)
+    whole = oracle(family).decode(ids, skip_special_tokens=data.draw(st.booleans()))
     stops = data.draw(STOPS)
     if whole:
         begin = data.draw(st.integers(0, len(whole) - 1))
         stops += (whole[begin : begin + data.draw(st.integers(1, 6))],)
-    expected, stop = cut(whole, stops)
+    unstopped = [p.text for p in push_all(family, ids)]
+    num_tokens, expected, stop = stopped(oracle(family), ids, unstopped, stops)
     pieces = push_all(family, ids, stops)
     assert "".join(p.text for p in pieces) == expected
     assert [p.stop for p in pieces if p.stop is not None] == ([stop] if stop else [])
-    # It ends with the first token that makes the stop certain, not later.
-    certain = accumulate(p.text for p in push_all(family, ids))
-    assert [cut(text, stops)[1] for text in certain][: len(pieces)] == [p.stop for p in pieces]
+    # It ends with the token that completes the stop, not later.
+    assert len(pieces) == num_tokens
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["byte_level", "byte_fallback", "byte_fallback_bpe", "strip_three", "metaspace"],
+)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_stops_with_the_token_that_transformers_stops_with(
+    family: str, data: st.DataObject
+) -> None:
+    # Ids without a token end a match there, and add nothing to the text here.
+    size = oracle(family).get_vocab_size()
+    ids = [token_id for token_id in data.draw(token_ids(family)) if token_id < size]
+    whole = oracle(family).decode(ids, skip_special_tokens=False)
+    if not whole:
+        return
+    begin = data.draw(st.integers(0, len(whole) - 1))
+    stop = whole[begin : begin + data.draw(st.integers(1, 8))]
+    # U+FFFD is text here, and only bytes there.
+    if "\ufffd" in stop:
+        return
+    criteria = StopStringCriteria(both(family), [stop])
+    lengths = range(1, len(ids) + 1)
+    stopping = (n for n in lengths if criteria(torch.tensor([ids[:n]]), None))
+    assert len(push_all(family, ids, (stop,))) == next(stopping, len(ids))
+
+
+@pytest.mark.parametrize(
+    ("stop", "output", "num_tokens"),
+    [
+        ("<|end|>", "ac", 3),
+        ("c<|end|>", "a", 3),
+        ("<|end|>b", "ac", 4),
+        ("ac<|end|>b", "", 4),
+        ("d|>b", "ac", 4),
+        ("<|end|></s>", "acbd", 7),
+        # Not beside each other where the special token is seen.
+        ("cb", "acbd", 7),
+    ],
+)
+def test_a_stop_string_may_hold_special_tokens(stop: str, output: str, num_tokens: int) -> None:
+    tokens = ["a", "c", "<|end|>", "b", "d", "<|end|>", "</s>"]
+    pieces = push_all("byte_level", [oracle("byte_level").token_to_id(t) for t in tokens], (stop,))
+    assert "".join(p.text for p in pieces) == output
+    assert len(pieces) == num_tokens
+    assert pieces[-1].stop == (None if stop == "cb" else stop)
+
+
+def test_text_is_withheld_only_while_a_special_token_may_complete_a_stop() -> None:
+    token_id = oracle("byte_level").token_to_id
+    ids = [token_id(token) for token in ("a", "c", "<|end|>", "d", "c", "b", "c", "<|end|>", "b")]
+    texts = [p.text for p in push_all("byte_level", ids, ("c<|end|>b",))]
+    assert texts == ["a", "", "", "cd", "", "cb", "", "", ""]
+
+
+def test_an_incomplete_character_before_a_special_stop_is_output() -> None:
+    end = oracle("byte_level").token_to_id("<|end|>")
+    first = text_tokenizer("byte_level").vocabulary().index(b"\xf0")
+    letter = oracle("byte_level").token_to_id("c")
+    assert push_all("byte_level", [letter, first, end], ("<|end|>",)) == [
+        Piece("c", 0, 1, None),
+        Piece("", 1, 2, None),
+        Piece("\ufffd", 2, 4, "<|end|>"),
+    ]
+    # It stands between the letter and the special token.
+    assert push_all("byte_level", [letter, first, end], ("c<|end|>",))[-1].stop is None
+
+
+@pytest.mark.parametrize("stop", [" the", "</s> the"])
+def test_a_stop_string_finds_the_space_that_an_output_begins_without(stop: str) -> None:
+    ids = [oracle("byte_fallback").token_to_id(t) for t in ("</s>", "▁the", "ing")]
+    assert [p.text for p in push_all("byte_fallback", ids)] == ["", "the", "ing"]
+    assert push_all("byte_fallback", ids, (stop,)) == [
+        Piece("", 0, 0, None),
+        Piece("", 0, 3, stop),
+    ]
 
 
 @families

@@ -66,3 +66,26 @@ def test_many_long_stops_look_at_each_character_a_bounded_number_of_times() -> N
     pieces = [search.feed("a" * 10).text for _ in range(1000)]
     assert "".join(pieces) + search.flush() == "a" * 10_000
     assert search.feed("a" * 2000 + "b").stop == stops[0]
+
+
+@given(
+    parts=st.lists(st.tuples(st.text(alphabet="ab", max_size=6), st.booleans()), max_size=8),
+    stops=STOPS,
+)
+@example(parts=[("a", True), ("b", False), ("a", True)], stops=["aba"])
+@example(parts=[("aa", True), ("b", False)], stops=["ab"])
+def test_what_is_no_output_is_searched_and_left_out(
+    parts: list[tuple[str, bool]], stops: list[str]
+) -> None:
+    search = StopSearch(stops)
+    released, found = "", None
+    for text, output in parts:
+        piece, found = search.feed(text, output=output)
+        released += piece
+        if found is not None:
+            break
+    released += search.flush()
+    before, stop = cut("".join(text for text, _ in parts), tuple(stops))
+    flags = [output for text, output in parts for _ in text]
+    assert found == stop
+    assert released == "".join(c for c, output in zip(before, flags, strict=False) if output)

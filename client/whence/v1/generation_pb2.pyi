@@ -382,9 +382,14 @@ class Decoding(google.protobuf.message.Message):
 
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Generation ends before any of these; they are not part of the output. Must
-        be empty for `beam_search`, which does not look at text. Empty: the
-        generation config's stop_strings.
+        """Generation ends before any of these; they are not part of the output. They
+        are found in the generated text with its special tokens, which the output
+        leaves out: "<|im_end|>" stops before that token, and "ab" is not found
+        where a special token stands between the letters. None begins in the
+        prompt. A sequence's finish reason is then STOP, even if the token that
+        completed it is an end-of-sequence token too. Must be empty for
+        `beam_search`, which does not look at text. Empty: the generation
+        config's stop_strings.
         """
 
     @property

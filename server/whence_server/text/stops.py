@@ -1,10 +1,14 @@
 """Finds where a stop string ends a text that arrives in pieces.
 
+The text may hold parts that are no output, such as the names of special tokens: they are
+searched like the rest, and left out of what is released.
+
 Knuth, Morris and Pratt's matching ("Fast pattern matching in strings", 1977), one automaton
 for each stop string: it never looks at a character twice, and its state is exactly what has
 to be known here, the length of the longest suffix that might still begin the stop.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +17,7 @@ class Searched(NamedTuple):
     """What became certain with one more piece of text."""
 
     text: str
-    """Text that no stop string can claim any more; together with what came before."""
+    """Output that no stop string can claim any more; together with what came before."""
     stop: str | None
     """The stop string that was completed: the text ends before it."""
 
@@ -32,32 +36,73 @@ class StopSearch:
             ValueError: a stop string is empty.
         """
         self._automata = [_Automaton(stop) for stop in stops]
-        self._held = ""
+        # What has not been released: text, and whether it is output (None: not known yet).
+        self._kept: deque[tuple[str, bool | None]] = deque()
+        self._num_kept = 0
+        # As many of the last characters kept may belong to a stop string.
+        self._num_claimed = 0
 
-    def feed(self, text: str) -> Searched:
-        """Takes the next piece; to be called until a stop is found."""
+    def feed(self, text: str, *, output: bool | None = True) -> Searched:
+        """Takes the next piece; to be called until a stop is found.
+
+        Args:
+            text: the piece.
+            output: whether it is released once no stop string can claim it; None where
+                `settle` will say so. Nothing behind it is released before.
+        """
         stop: str | None = None
-        stop_end = held_length = 0
+        stop_end = 0
+        self._num_claimed = 0
         for automaton in self._automata:
             end = automaton.feed(text)
             if end is not None:
                 if stop is None or (end, -len(automaton.stop)) < (stop_end, -len(stop)):
                     stop, stop_end = automaton.stop, end
-            elif automaton.num_matched > held_length:
-                held_length = automaton.num_matched
-        text = self._held + text
+            else:
+                self._num_claimed = max(self._num_claimed, automaton.num_matched)
+        self._kept.append((text, output))
+        self._num_kept += len(text)
         if stop is not None:
-            cut = len(self._held) + stop_end - len(stop)
-            self._held = ""
-            return Searched(text[:cut], stop)
-        cut = len(text) - held_length
-        self._held = text[cut:]
-        return Searched(text[:cut], None)
+            self._num_claimed = 0
+            self._drop(len(text) - stop_end + len(stop))
+        return Searched(self._release(), stop)
+
+    def settle(self, *, output: bool) -> str:
+        """Decide on the piece that was fed without being known to be output or not.
+
+        Returns:
+            The output that is released with it.
+        """
+        self._kept = deque((text, output if known is None else known) for text, known in self._kept)
+        return self._release()
 
     def flush(self) -> str:
         """What was held back, now that no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        self._num_claimed = 0
+        return self._release()
+
+    def _drop(self, num_characters: int) -> None:
+        """Remove the last of the kept characters."""
+        self._num_kept -= num_characters
+        while num_characters:
+            text, output = self._kept.pop()
+            if num_characters < len(text):
+                self._kept.append((text[:-num_characters], output))
+            num_characters -= min(num_characters, len(text))
+
+    def _release(self) -> str:
+        """Remove the first characters that no stop string claims; return the output in them."""
+        released: list[str] = []
+        while self._kept and (output := self._kept[0][1]) is not None:
+            text, _ = self._kept.popleft()
+            length = min(len(text), self._num_kept - self._num_claimed)
+            self._num_kept -= length
+            if output:
+                released.append(text[:length])
+            if length < len(text):
+                self._kept.appendleft((text[length:], output))
+                break
+        return "".join(released)
 
 
 class _Automaton:

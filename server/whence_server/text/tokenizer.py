@@ -14,12 +14,13 @@ from whence_server.text.detokenizer import (
     Detokenizer,
     WindowedDetokenizer,
 )
-from whence_server.text.sequence import Piece, SequenceText
+from whence_server.text.sequence import Piece, SequenceText, UnseenText
 from whence_server.text.unicode import check_unicode
 from whence_server.text.vocabulary import (
     byte_values,
     decoder_types,
     is_byte_level,
+    special_texts,
     special_tokens,
     visible_tokens,
     vocabulary_bytes,
@@ -48,6 +49,10 @@ class TextTokenizer:
         self._special_ids = frozenset(special_tokens(self._tokenizer))
         self._vocabulary = vocabulary_bytes(self._tokenizer, vocabulary_size)
         self._byte_values = byte_values(self._tokenizer)
+        self._unseen = UnseenText(
+            special_texts(self._tokenizer),
+            () if is_byte_level(self._tokenizer) else self._vocabulary,
+        )
         self._new_detokenizer = self._detokenizing()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -83,8 +88,11 @@ class TextTokenizer:
         return self._chat.render(messages, template_arguments)
 
     def sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
-        """A new sequence's text, empty, to end before the first of the stop strings."""
-        return SequenceText(self._new_detokenizer(), stop)
+        """A new sequence's text, empty, to end before the first of the stop strings.
+
+        They are found in the text with special tokens, as by transformers' `stop_strings`.
+        """
+        return SequenceText(self._new_detokenizer(), stop, self._unseen)
 
     def prompt_pieces(self, token_ids: Sequence[int]) -> list[Piece]:
         """What each token of a prompt adds to its text; joined, they are its decode."""

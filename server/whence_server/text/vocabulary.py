@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from tokenizers import AddedToken, Tokenizer
@@ -62,13 +62,26 @@ def byte_values(tokenizer: Tokenizer) -> dict[int, int]:
     return {token_id: byte[0] for token_id, byte in raw.items() if token_id not in special}
 
 
+def special_texts(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the text of each special token inside a text that shows them.
+
+    Where the decoder makes no text of the token's name (a byte-level one takes "é" for a single
+    byte), it is the name.
+    """
+    special = special_tokens(tokenizer)
+    in_text = _byte_level if is_byte_level(tokenizer) else _in_context
+    texts = {i: raw.decode(errors="replace") for i, raw in in_text(tokenizer, special)}
+    return {i: token.content if "\ufffd" in texts[i] else texts[i] for i, token in special.items()}
+
+
 def vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """The raw bytes of the ids below `size`, as they would stand inside a text.
 
     Special tokens are their own name; ids without a token are b"".
     """
     vocabulary = [b""] * size
-    as_bytes = _byte_level(tokenizer) if is_byte_level(tokenizer) else _in_context(tokenizer)
+    in_text = _byte_level if is_byte_level(tokenizer) else _in_context
+    as_bytes = in_text(tokenizer, tokenizer.get_vocab().values())
     names = ((i, t.content.encode()) for i, t in special_tokens(tokenizer).items())
     for token_id, raw in chain(as_bytes, names):
         if token_id < size:
@@ -84,7 +97,7 @@ def _byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
     return {token_id: bytes.fromhex(match[1]) for match, token_id in matches if match}
 
 
-def _byte_level(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+def _byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """GPT-2's mapping of bytes to characters, reversed.
 
     Printable Latin-1 characters stand for themselves; the alphabet's others stand, in
@@ -95,7 +108,7 @@ def _byte_level(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
     left = (byte for byte in range(256) if byte not in byte_of)
     byte_of |= {ord(c): next(left) for c in alphabet if ord(c) >= 256}
     to_latin1 = {code: chr(byte) for code, byte in byte_of.items()}
-    for token_id in tokenizer.get_vocab().values():
+    for token_id in token_ids:
         # Not the name that `get_vocab` gives: a normalizer may have changed an added token.
         token = tokenizer.id_to_token(token_id) or ""
         if all(ord(c) in byte_of for c in token):
@@ -105,12 +118,12 @@ def _byte_level(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
             yield token_id, token.encode()
 
 
-def _in_context(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+def _in_context(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """Decodes each token after another one, for the first of a text may look different."""
     raw = _byte_tokens(tokenizer)
     before = tokenizer.encode("a", add_special_tokens=False).ids
     skip = len(tokenizer.decode(before, skip_special_tokens=False))
-    for token_id in tokenizer.get_vocab().values():
+    for token_id in token_ids:
         if token_id in raw:
             yield token_id, raw[token_id]
         else:
