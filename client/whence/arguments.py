@@ -1,6 +1,8 @@
 """Single arguments on their way into a message: what the wire cannot carry is refused by name."""
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +58,28 @@ def mapping(option: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{option} must be a mapping, not {type(value).__name__}")
     return value
+
+
+def json_object(option: str, value: Mapping[str, Any]) -> str:
+    """The mapping as JSON text, its keys in their order."""
+    return json.dumps(_plain(option, value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(where: str, value: object) -> Any:
+    """The value in JSON's own types; `json` would make text of keys that are none, for instance."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which is no number in JSON")
+        return value
+    if isinstance(value, str):
+        return text(where, value)
+    if isinstance(value, Mapping):
+        return {text(f"{where}: a key", k): _plain(f"{where}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    raise TypeError(f"{where} is of type {type(value).__name__}, which JSON does not have")
 
 
 def choice(option: str, value: Any, choices: Mapping[str, int]) -> int:

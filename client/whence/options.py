@@ -27,7 +27,9 @@ class GenerateOptions(TypedDict, total=False):
     messages: Sequence[ChatMessage] | None
     """A conversation for the model's chat template, instead of a prompt."""
     template_arguments: Mapping[str, object] | None
-    """Passed to the chat template; values as in JSON."""
+    """Variables for the chat template, such as `tools`; values as in JSON, in their order."""
+    template_name: str | None
+    """One of the model's chat templates, where it has several: see `Model.chat_templates`."""
     model: str | None
     add_special_tokens: bool | None
     """Whether the tokenizer adds its special tokens to a text prompt."""

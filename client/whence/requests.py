@@ -12,7 +12,16 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
-from whence.arguments import choice, duration, mapping, naming, text, texts, token_input
+from whence.arguments import (
+    choice,
+    duration,
+    json_object,
+    mapping,
+    naming,
+    text,
+    texts,
+    token_input,
+)
 from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.v1 import generation_pb2 as pb
 from whence.v1 import trace_pb2
@@ -55,7 +64,6 @@ _DETAIL = {
     "decisions": pb.TRACE_DETAIL_DECISIONS,
     "internals": pb.TRACE_DETAIL_INTERNALS,
 }
-_LARGEST_EXACT_DOUBLE = 2**53
 
 
 def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.GenerateRequest:
@@ -130,10 +138,11 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[s
     messages = given.get("messages")
     if prompt is not None and messages is not None:
         raise TypeError("`prompt` and `messages` contradict: give one of them")
-    if "template_arguments" in given and messages is None:
-        raise ValueError("`template_arguments` are for a chat template: give `messages` with them")
+    for option in ("template_arguments", "template_name"):
+        if option in given and messages is None:
+            raise ValueError(f"`{option}` is for a chat template: give `messages` with it")
     if messages is not None:
-        _set_chat(request.chat, messages, given.get("template_arguments", {}))
+        _set_chat(request.chat, messages, given)
     elif isinstance(prompt, str):
         request.prompt = text("prompt", prompt)
     elif prompt is not None:
@@ -142,7 +151,7 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[s
         raise TypeError("there is nothing to continue: give `prompt` or `messages`")
 
 
-def _set_chat(chat: pb.ChatInput, messages: Sequence[Any], arguments: Any) -> None:
+def _set_chat(chat: pb.ChatInput, messages: Sequence[Any], given: dict[str, Any]) -> None:
     chat.SetInParent()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -152,24 +161,10 @@ def _set_chat(chat: pb.ChatInput, messages: Sequence[Any], arguments: Any) -> No
             role=text(f"{where}.role", message["role"]),
             content=text(f"{where}.content", message["content"]),
         )
-    _refuse_inexact("template_arguments", arguments)
-    with naming("template_arguments"):
-        if arguments:
-            chat.template_arguments.update(dict(arguments))
-
-
-def _refuse_inexact(where: str, value: object) -> None:
-    """A protobuf Struct has doubles only: a larger integer would arrive as another one."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_inexact(f"{where}[{key!r}]", item)
-    elif isinstance(value, str):
-        text(where, value)
-    elif isinstance(value, Sequence):
-        for index, item in enumerate(value):
-            _refuse_inexact(f"{where}[{index}]", item)
-    elif isinstance(value, int) and abs(value) > _LARGEST_EXACT_DOUBLE:
-        raise ValueError(f"{where}: {value} is beyond 2**53; pass it as a string")
+    chat.template_name = text("template_name", given.get("template_name", ""))
+    arguments = mapping("template_arguments", given.get("template_arguments", {}))
+    if arguments:
+        chat.template_arguments_json = json_object("template_arguments", arguments)
 
 
 def _decoding(given: dict[str, Any]) -> pb.Decoding:

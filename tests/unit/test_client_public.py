@@ -66,7 +66,7 @@ def test_importing_pulls_in_little(imported, unwanted):
 
 def test_the_command_offers_every_option_of_generate():
     arguments = parser().parse_args(["generate", "x"])
-    by_other_means = {"messages", "template_arguments", "metadata"}
+    by_other_means = {"messages", "metadata"}
     assert set(GenerateOptions.__annotations__) - set(vars(arguments)) == by_other_means
 
 

@@ -56,6 +56,7 @@ def test_every_field_of_the_contract_can_be_set():
         {
             "messages": [{"role": "user", "content": "hi"}],
             "template_arguments": {"tools": [], "depth": 2, "on": True, "none": None},
+            "template_name": "rag",
             "greedy": True,
         },
     )
@@ -69,13 +70,29 @@ def test_every_field_of_the_contract_can_be_set():
     assert given(sampled.decoding.sample) == names(pb.Sample)
     assert given(beams.decoding.beam_search) == names(pb.BeamSearch)
     assert given(sampled.trace) == names(pb.TraceOptions)
-    assert given(chat.chat) == names(pb.ChatInput)
+    # The Struct is for clients that have no JSON text.
+    assert given(chat.chat) == names(pb.ChatInput) - {"template_arguments"}
 
 
 def test_every_option_is_used():
     elsewhere = {"timeout_s", "metadata"}  # of the calls, not of the request
     used = {*SAMPLING, *BEAMS, *REST, "greedy", "sample", "forced", "messages"}
-    assert used | elsewhere | {"template_arguments"} == set(GenerateOptions.__annotations__)
+    for_chat = {"template_arguments", "template_name"}
+    assert used | elsewhere | for_chat == set(GenerateOptions.__annotations__)
+
+
+def test_template_arguments_are_json_in_their_own_order():
+    arguments = {
+        "z": 1,
+        "a": [2**60, -0.5, 1.0, None, True, "ü\n", ()],
+        "m": {"y": {}, "b": 2, "a": "</s>"},
+    }
+    chat = generate_request(None, {"messages": [], "template_arguments": arguments}).chat
+    assert chat.template_arguments_json == (
+        '{"z":1,"a":[1152921504606846976,-0.5,1.0,null,true,"ü\\n",[]],'
+        '"m":{"y":{},"b":2,"a":"</s>"}}'
+    )
+    assert not chat.HasField("template_arguments")
 
 
 def test_values_arrive_as_given():
@@ -113,6 +130,7 @@ def test_an_empty_prompt_is_the_servers_to_refuse():
         ({"seed": 0, "forced": ""}, ("`seed`", "`forced`")),
         ({"early_stopping": "never", "forced": "x"}, ("`early_stopping`", "`forced`")),
         ({"template_arguments": {}}, ("`template_arguments`", "`messages`")),
+        ({"template_name": "rag"}, ("`template_name`", "`messages`")),
     ],
 )
 def test_contradictions_name_both_options(options, named):
@@ -149,11 +167,24 @@ def test_contradictions_name_both_options(options, named):
         (None, {"messages": [{"role": "user", "content": 1}]}, TypeError, r"\[0\].content"),
         (
             None,
-            {"messages": [], "template_arguments": {"a": [2**53 + 1]}},
+            {"messages": [], "template_arguments": {"a": [1, float("nan")]}},
             ValueError,
-            r"template_arguments\['a'\]\[0\]: .* is beyond",
+            r"template_arguments\['a'\]\[1\] is nan, which is no number in JSON",
         ),
-        (None, {"messages": [], "template_arguments": {"a": object()}}, ValueError, "Unexpected"),
+        (
+            None,
+            {"messages": [], "template_arguments": {"a": object()}},
+            TypeError,
+            r"template_arguments\['a'\] is of type object",
+        ),
+        (None, {"messages": [], "template_arguments": {"a": b"x"}}, TypeError, "of type bytes"),
+        (
+            None,
+            {"messages": [], "template_arguments": {"a": {1: 2}}},
+            TypeError,
+            r"template_arguments\['a'\]: a key must be text",
+        ),
+        (None, {"messages": [], "template_arguments": []}, TypeError, "must be a mapping"),
     ],
 )
 def test_what_the_wire_cannot_carry_is_refused_by_name(prompt, options, kind, message):

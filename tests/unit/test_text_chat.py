@@ -204,11 +204,6 @@ def test_a_conversation_needs_a_message() -> None:
     assert refusal(CHATML) == ("chat.messages", "must hold at least one message")
 
 
-def test_messages_are_not_an_argument() -> None:
-    field, _ = refusal(CHATML, *TALK, messages=[])
-    assert field == "chat.template_arguments"
-
-
 def test_a_lone_surrogate_is_found_in_its_message() -> None:
     field, description = refusal(CHATML, TALK[0], ChatMessage("user", "ab\ud800"))
     assert field == "chat.messages[1].content"

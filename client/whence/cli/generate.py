@@ -1,6 +1,7 @@
 """`whence generate`: tokens as they come."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,17 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help='the prompt; "-" reads standard input')
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
     parser.add_argument("--system", metavar="TEXT", help="a system message before it")
+    parser.add_argument(
+        "--template-arguments",
+        type=_json_object,
+        metavar="JSON",
+        help="variables for the chat template, as a JSON object; for --chat",
+    )
+    parser.add_argument(
+        "--template-name",
+        metavar="NAME",
+        help="the model's chat template of this name, where it has several; for --chat",
+    )
     parser.set_defaults(run=run)
     _add_decoding(parser)
     _add_output(parser)
@@ -255,6 +267,16 @@ def _summary(generation: Generation, elapsed_s: float) -> str:
 
 def _message(role: str, content: str | None) -> dict[str, str | None]:
     return {"role": role, "content": content}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text[:64]!r} is no JSON object")
+    return value
 
 
 def _bias(text: str) -> tuple[int, float]:

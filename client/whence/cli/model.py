@@ -44,6 +44,7 @@ def _details(model: Model) -> str:
         "vocabulary": f"{model.vocabulary_size:,}",
         "context": f"{model.max_context_length:,}",
         "arithmetic": f"{model.dtype} on {model.device}",
+        "chat templates": ", ".join(model.chat_templates) or "none",
         "batched": "yes" if model.batched else "no",
         "model digest": model.model_digest or "unknown",
         "weights digest": model.weights_digest or "unknown",

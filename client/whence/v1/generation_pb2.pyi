@@ -234,22 +234,44 @@ class ChatInput(google.protobuf.message.Message):
 
     MESSAGES_FIELD_NUMBER: builtins.int
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: builtins.int
+    TEMPLATE_ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
+    TEMPLATE_NAME_FIELD_NUMBER: builtins.int
+    template_arguments_json: builtins.str
+    """Variables for the chat template, as the text of one JSON object. They reach
+    it as they stand there: integers, the order of keys, nesting. No key twice
+    in one object, only finite numbers, at most 64 levels deep and 1 MiB long.
+
+    `tools`, `documents`, `add_generation_prompt` (true where it is left out)
+    and `continue_final_message` mean what they mean to `apply_chat_template` of
+    transformers. Its other parameters are refused by name: they are about
+    tokenizing. Everything else is a variable of that name.
+    """
+    template_name: builtins.str
+    """One of Model.chat_templates, where a model has several. Empty: "tool_use"
+    for a request with `tools`, if there is one, else "default".
+    """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]:
         """In the order in which they were said; at least one."""
 
     @property
     def template_arguments(self) -> google.protobuf.struct_pb2.Struct:
-        """Passed to the model's chat template."""
+        """Variables for the chat template, for clients that have no JSON text. A
+        Struct has neither integers nor an order: numbers without a fraction (below
+        2**53) reach the template as integers, and keys in ascending order. Set this
+        or template_arguments_json, not both.
+        """
 
     def __init__(
         self,
         *,
         messages: collections.abc.Iterable[global___ChatMessage] | None = ...,
         template_arguments: google.protobuf.struct_pb2.Struct | None = ...,
+        template_arguments_json: builtins.str = ...,
+        template_name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["template_arguments", b"template_arguments"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages", "template_arguments", b"template_arguments"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["messages", b"messages", "template_arguments", b"template_arguments", "template_arguments_json", b"template_arguments_json", "template_name", b"template_name"]) -> None: ...
 
 global___ChatInput = ChatInput
 
@@ -800,8 +822,10 @@ class GenerationStarted(google.protobuf.message.Message):
     prompt: builtins.str
     """As given, or as the chat template made it; by the content policy."""
     request_digest: builtins.str
-    """SHA-256 of the request's deterministic serialisation: what makes two
-    requests equal.
+    """What makes two requests equal: SHA-256 of the request's serialisation, with
+    fields in the order of their numbers. Maps have no order on the wire: where
+    there are entries in `labels`, `logit_bias` or `template_arguments`, these
+    are left out of it, and follow as JSON with sorted keys.
     """
     source_method: builtins.str
     """The method behind Internals' sources, with its version:

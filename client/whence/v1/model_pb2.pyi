@@ -74,6 +74,7 @@ class Model(google.protobuf.message.Message):
     LOADED_FILES_FIELD_NUMBER: builtins.int
     BATCHED_FIELD_NUMBER: builtins.int
     TRAINING_STEP_FIELD_NUMBER: builtins.int
+    CHAT_TEMPLATES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The name to give as GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -120,6 +121,12 @@ class Model(google.protobuf.message.Message):
     def loaded_files(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The weight files that were read, where several lie side by side."""
 
+    @property
+    def chat_templates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the model's chat templates, for ChatInput.template_name; "default"
+        where it has one only. Empty where it has none.
+        """
+
     def __init__(
         self,
         *,
@@ -140,9 +147,10 @@ class Model(google.protobuf.message.Message):
         loaded_files: collections.abc.Iterable[builtins.str] | None = ...,
         batched: builtins.bool = ...,
         training_step: builtins.int | None = ...,
+        chat_templates: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "architecture", b"architecture", "batched", b"batched", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model

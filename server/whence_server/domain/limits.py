@@ -22,6 +22,15 @@ class Limits:
     max_stop_token_ids: int = 64
     max_logit_biases: int = 1024
     max_bad_words: int = 1024
+    max_bad_word_characters: int = 1024
+    max_messages: int = 16_384
+    max_template_arguments_bytes: int = 1 << 20
+    max_template_s: float = 2.0
+    """Processor time for a chat template to make a prompt."""
+    max_template_memory_bytes: int = 256 << 20
+    """Memory beyond what the text process has when it is idle."""
+    max_waiting_text_bytes: int = 64 << 20
+    """Requests that wait for the text process; the next is RESOURCE_EXHAUSTED."""
     default_candidates: int = 8
     max_candidates: int = 128
     max_labels: int = 32

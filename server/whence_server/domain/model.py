@@ -54,12 +54,12 @@ class TextFiles:
 
     Attributes:
         tokenizer_json: the serialised `tokenizers.Tokenizer`.
-        chat_template: Jinja source, or None where the model has none.
+        chat_template: Jinja source; several by their names; or None where the model has none.
         special_tokens: the template's variables, such as {"bos_token": "<s>"}.
     """
 
     tokenizer_json: str
-    chat_template: str | None
+    chat_template: str | Mapping[str, str] | None
     special_tokens: dict[str, str]
 
 

@@ -20,7 +20,10 @@ class ChatInput:
     """A conversation for the model's chat template."""
 
     messages: tuple[ChatMessage, ...]
-    template_arguments: Mapping[str, object] = field(default_factory=dict)
+    template_arguments_json: str = ""
+    """The template's variables as a JSON object, not read yet; empty for none."""
+    template_name: str = ""
+    """Which of the model's chat templates; empty for the one that transformers takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ class GenerationRequest:
 
     input: GenerationInput
     digest: str
-    """SHA-256 of the request's deterministic serialisation, in hex."""
+    """What equal requests have in common: see GenerationStarted.request_digest."""
+    former_digest: str = ""
+    """The digest that older versions had on record for it, where that is another one."""
     model: str = ""
     decoding: DecodingRequest = field(default_factory=DecodingRequest)
     trace: TraceRequest = field(default_factory=TraceRequest)

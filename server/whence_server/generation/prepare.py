@@ -12,6 +12,7 @@ from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest, TokenInput
 from whence_server.generation.checks import check_prompt
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
+from whence_server.text.template_arguments import read_arguments
 from whence_server.text.tokenizer import TextTokenizer
 from whence_server.text.unicode import LoneSurrogateError
 
@@ -70,7 +71,8 @@ def _encoded(
             text, adding = given, add_special_tokens is not False
         else:
             _refuse_special_tokens(add_special_tokens)
-            text = tokenizer.render_chat(given.messages, given.template_arguments)
+            arguments = read_arguments(given.template_arguments_json)
+            text = tokenizer.render_chat(given.messages, arguments, given.template_name)
             adding = False
         ids = tokenizer.encode(text, add_special_tokens=adding)
     except LoneSurrogateError as error:

@@ -135,7 +135,8 @@ class Generations:
         record = await self._journal.lookup(request.generation_id)
         if record is None:
             return False
-        if record.deleted or record.request_digest != request.digest:
+        equal = record.request_digest in {request.digest, request.former_digest}
+        if record.deleted or not equal:
             raise GenerationExistsError(request.generation_id, deleted=record.deleted)
         return True
 

@@ -1,9 +1,11 @@
 """Requests from the wire to the domain: well-formed or refused, every fault by its field."""
 
-import hashlib
 import uuid
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TypeVar
 
-from google.protobuf import duration_pb2, json_format
+from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from whence.v1 import generation_pb2
@@ -19,6 +21,12 @@ from whence_server.domain.requests import (
     TokenInput,
     TraceRequest,
 )
+from whence_server.rpc.request_digest import request_digests, struct_json
+
+T = TypeVar("T")
+
+_FAULTS_SHOWN = 8
+"""Of one kind: a request can have as many as it has bytes."""
 
 _STRATEGIES = {
     "greedy": Strategy.GREEDY,
@@ -40,24 +48,22 @@ _EARLY_STOPPING = {
 }
 
 
-def request_digest(request: generation_pb2.GenerateRequest) -> str:
-    """SHA-256 of the deterministic serialisation: equal requests have equal digests."""
-    return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
-
-
 def generation_request(
     request: generation_pb2.GenerateRequest, limits: Limits
 ) -> GenerationRequest:
     """The request in the domain's words.
 
+    What a request may hold only so much of is counted before it is copied: a message of a few
+    megabytes has room for millions of entries.
+
     Raises:
         InvalidRequestError: with every field at fault.
     """
     violations: list[FieldViolation] = []
-    given = _input(request, violations)
+    struct = _struct_arguments(request.chat, limits, violations)
     converted = GenerationRequest(
-        input=given,
-        digest=request_digest(request),
+        input=_input(request, struct, limits, violations),
+        digest="",
         model=request.model,
         decoding=_decoding(request.decoding, limits, violations),
         size_bytes=request.ByteSize(),
@@ -69,7 +75,8 @@ def generation_request(
     )
     if violations:
         raise InvalidRequestError(*violations)
-    return converted
+    digests = request_digests(request, struct)
+    return replace(converted, digest=digests.digest, former_digest=digests.former)
 
 
 def require_generation_id(generation_id: str) -> str:
@@ -88,7 +95,10 @@ def require_generation_id(generation_id: str) -> str:
 
 
 def _input(
-    request: generation_pb2.GenerateRequest, violations: list[FieldViolation]
+    request: generation_pb2.GenerateRequest,
+    struct: str,
+    limits: Limits,
+    violations: list[FieldViolation],
 ) -> GenerationInput:
     kind = request.WhichOneof("input")
     if kind == "prompt":
@@ -96,28 +106,80 @@ def _input(
             violations.append(FieldViolation("prompt", "must not be empty"))
         return request.prompt
     if kind == "tokens":
-        return TokenInput(tuple(request.tokens.token_ids))
+        return _token_input(request.tokens, "tokens.token_ids", limits, violations)
     if kind == "chat":
-        messages = tuple(ChatMessage(m.role, m.content) for m in request.chat.messages)
-        if not messages:
-            violations.append(FieldViolation("chat.messages", "must hold at least one message"))
-        for i, message in enumerate(messages):
-            if not message.role:
-                violations.append(FieldViolation(f"chat.messages[{i}].role", "must not be empty"))
-        return ChatInput(messages, _template_arguments(request.chat, violations))
+        return _chat_input(request.chat, struct, limits, violations)
     violations.append(FieldViolation("input", "one of `prompt`, `chat` or `tokens` must be set"))
     return ""
 
 
-def _template_arguments(
-    chat: generation_pb2.ChatInput, violations: list[FieldViolation]
-) -> dict[str, object]:
+def _token_input(
+    tokens: generation_pb2.TokenInput,
+    field: str,
+    limits: Limits,
+    violations: list[FieldViolation],
+) -> TokenInput:
+    # No prompt is longer than the cache, whatever the model's context.
+    most = limits.max_cache_tokens
+    return TokenInput(_bounded(tokens.token_ids, most, field, "tokens", violations))
+
+
+def _chat_input(
+    chat: generation_pb2.ChatInput, struct: str, limits: Limits, violations: list[FieldViolation]
+) -> ChatInput:
+    given = _bounded(chat.messages, limits.max_messages, "chat.messages", "messages", violations)
+    messages = tuple(ChatMessage(m.role, m.content) for m in given)
+    if not chat.messages:
+        violations.append(FieldViolation("chat.messages", "must hold at least one message"))
+    nameless = [i for i, message in enumerate(messages) if not message.role]
+    violations += [
+        FieldViolation(f"chat.messages[{i}].role", "must not be empty")
+        for i in nameless[:_FAULTS_SHOWN]
+    ]
+    text, most = chat.template_arguments_json, limits.max_template_arguments_bytes
+    if text and chat.HasField("template_arguments"):
+        violations.append(
+            FieldViolation(
+                "chat.template_arguments_json",
+                "is set, and so is `template_arguments`: set one of them",
+            )
+        )
+    if len(text) > most:
+        violations.append(
+            FieldViolation(
+                "chat.template_arguments_json",
+                f"has {len(text)} characters; at most {most} are taken",
+            )
+        )
+    return ChatInput(messages, text or struct, chat.template_name)
+
+
+def _struct_arguments(
+    chat: generation_pb2.ChatInput, limits: Limits, violations: list[FieldViolation]
+) -> str:
+    """The template arguments of a Struct, as JSON."""
+    field, most = "chat.template_arguments", limits.max_template_arguments_bytes
+    if chat.template_arguments.ByteSize() > most:
+        num_bytes = chat.template_arguments.ByteSize()
+        violations.append(FieldViolation(field, f"has {num_bytes} bytes; at most {most} are taken"))
+        return ""
     try:
-        arguments: dict[str, object] = json_format.MessageToDict(chat.template_arguments)
-    except ValueError as error:  # NaN and infinities are no JSON
-        violations.append(FieldViolation("chat.template_arguments", f"is no JSON: {error}"))
-        return {}
-    return arguments
+        return struct_json(chat.template_arguments)
+    except ValueError as error:
+        violations.append(FieldViolation(field, f"is no JSON: {error}"))
+        return ""
+
+
+def _bounded(
+    given: Collection[T], most: int, field: str, what: str, violations: list[FieldViolation]
+) -> tuple[T, ...]:
+    """The entries, or none of them and a fault where there are too many."""
+    if len(given) > most:
+        violations.append(
+            FieldViolation(field, f"has {len(given)} {what}; this server takes at most {most}")
+        )
+        return ()
+    return tuple(given)
 
 
 def _decoding(
@@ -142,15 +204,31 @@ def _decoding(
         strategy=_STRATEGIES[chosen] if chosen else None,
         max_new_tokens=_optional(decoding, "max_new_tokens"),
         min_new_tokens=_optional(decoding, "min_new_tokens"),
-        stop=tuple(decoding.stop),
-        stop_token_ids=tuple(decoding.stop_token_ids),
+        stop=_bounded(
+            decoding.stop, limits.max_stop_strings, "decoding.stop", "strings", violations
+        ),
+        stop_token_ids=_bounded(
+            decoding.stop_token_ids,
+            limits.max_stop_token_ids,
+            "decoding.stop_token_ids",
+            "ids",
+            violations,
+        ),
         ignore_eos=_optional(decoding, "ignore_eos"),
         num_return_sequences=_optional(decoding, "num_return_sequences"),
         add_special_tokens=_optional(decoding, "add_special_tokens"),
         repetition_penalty=_optional(decoding, "repetition_penalty"),
         no_repeat_ngram_size=_optional(decoding, "no_repeat_ngram_size"),
-        logit_bias=tuple(decoding.logit_bias.items()),
-        bad_words=tuple(decoding.bad_words),
+        logit_bias=_bounded(
+            decoding.logit_bias.items(),
+            limits.max_logit_biases,
+            "decoding.logit_bias",
+            "entries",
+            violations,
+        ),
+        bad_words=_bounded(
+            decoding.bad_words, limits.max_bad_words, "decoding.bad_words", "words", violations
+        ),
         temperature=_optional(sample, "temperature"),
         top_k=_optional(sample, "top_k"),
         top_p=_optional(sample, "top_p"),
@@ -162,12 +240,12 @@ def _decoding(
         num_beams=_optional(beam, "num_beams"),
         length_penalty=_optional(beam, "length_penalty"),
         early_stopping=early_stopping,
-        forced=_forced(decoding, violations),
+        forced=_forced(decoding, limits, violations),
     )
 
 
 def _forced(
-    decoding: generation_pb2.Decoding, violations: list[FieldViolation]
+    decoding: generation_pb2.Decoding, limits: Limits, violations: list[FieldViolation]
 ) -> str | TokenInput | None:
     if decoding.WhichOneof("strategy") != "forced":
         return None
@@ -175,7 +253,9 @@ def _forced(
     if kind == "text":
         return decoding.forced.text
     if kind == "tokens":
-        return TokenInput(tuple(decoding.forced.tokens.token_ids))
+        return _token_input(
+            decoding.forced.tokens, "decoding.forced.tokens.token_ids", limits, violations
+        )
     violations.append(
         FieldViolation("decoding.forced.continuation", "one of `text` or `tokens` must be set")
     )
@@ -213,11 +293,13 @@ def _generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
 def _labels(
     request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> dict[str, str]:
-    labels = dict(request.labels)
-    if len(labels) > limits.max_labels:
+    num_labels = len(request.labels)
+    if num_labels > limits.max_labels:
         violations.append(
-            FieldViolation("labels", f"has {len(labels)}; at most {limits.max_labels} are taken")
+            FieldViolation("labels", f"has {num_labels}; at most {limits.max_labels} are taken")
         )
+        return {}
+    labels = dict(request.labels)
     for key, value in labels.items():
         if not key:
             violations.append(FieldViolation("labels", "a label's key must not be empty"))

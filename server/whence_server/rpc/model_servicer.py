@@ -8,6 +8,7 @@ from whence_server.domain.errors import ModelNotReadyError
 from whence_server.domain.model import ModelInfo
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.serving import Serving
+from whence_server.text.chat import template_names
 
 SERVICE = "whence.v1.ModelService"
 
@@ -87,4 +88,5 @@ def model_message(info: ModelInfo) -> model_pb2.Model:
         batched=info.batched,
         training_run_id="" if run is None else run.training_run_id,
         training_step=None if run is None else run.step,
+        chat_templates=sorted(template_names(info.text.chat_template)),
     )

@@ -1,48 +1,54 @@
 """Renders a model's chat template as transformers' `apply_chat_template` does.
 
-Templates are the model's, messages and arguments are the caller's: they only ever see plain
-data, in jinja2's immutable sandbox. Bounded are the length of the output and of every
-`range`. Not bounded are the time of nested loops that print nothing, and the size of a
-single value that the template builds ("x" * 10**9, a `set` or `macro` block with loops in
-it): a model's template is trusted that far.
+A template's time and memory are not bounded here: the text process is killed where one goes on
+and on (`generation.text_process`).
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import cache
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jinja2 import Environment, Template, TemplateSyntaxError, nodes
-from jinja2.exceptions import SecurityError, TemplateRuntimeError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import Template, TemplateSyntaxError
+from jinja2.exceptions import TemplateRuntimeError
 
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.requests import ChatMessage
+from whence_server.text.chat_environment import RefusedError, compiled
+from whence_server.text.template_arguments import check_names
 from whence_server.text.unicode import LoneSurrogateError, check_unicode
 
 MAX_CHARACTERS = 4_000_000
 """Longest prompt that a template may make; a million tokens are about as much."""
 
+MAX_REASON = 500
+"""Characters of what a template says is wrong."""
+
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names that transformers chooses by itself, the second where a request brings tools."""
+
+_CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+"""transformers' mark for the end of a message that is to be continued."""
+
 
 class ChatTemplate:
-    """One model's chat template, compiled at its first use."""
+    """A model's chat templates, each compiled at its first use."""
 
-    def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
-        """Keeps the template.
+    def __init__(
+        self, source: str | Mapping[str, str] | None, special_tokens: Mapping[str, str]
+    ) -> None:
+        """Keeps the templates.
 
         Args:
-            source: Jinja, or None where the model has no chat template.
+            source: Jinja; several by their names; or None where the model has no chat template.
             special_tokens: variables for it, such as {"bos_token": "<s>"}.
         """
-        self._source = source
+        self._sources = template_names(source)
         self._special_tokens = dict(special_tokens)
 
     def render(
-        self, messages: Sequence[ChatMessage], arguments: Mapping[str, object] | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        arguments: Mapping[str, Any] | None = None,
+        name: str = "",
     ) -> str:
         """Makes the prompt of a conversation.
 
@@ -50,54 +56,81 @@ class ChatTemplate:
             messages: the conversation, oldest first.
             arguments: further variables, of JSON's types; they go before those that the
                 template has by default (special tokens, `add_generation_prompt`, which is
-                true, and `tools` and `documents`, which are None).
+                true, and `tools` and `documents`, which are None). `continue_final_message`
+                leaves the last message open, and then `add_generation_prompt` is false.
+            name: the template's; empty chooses as transformers does.
 
         Raises:
-            InvalidRequestError: there is no template, or it cannot or will not render this.
+            InvalidRequestError: there is no such template, or it cannot or will not render this.
         """
-        arguments = arguments or {}
-        template = self._compiled()
+        arguments = dict(arguments or {})
+        source = self._source(name, has_tools=arguments.get("tools") is not None)
+        template = _compiled(source)
         _check(messages, arguments)
+        continued = _continued_field(arguments)
+        conversation = [{"role": m.role, "content": m.content} for m in messages]
+        final = _open_final_message(conversation, continued, source) if continued else ""
         variables = {
             **self._special_tokens,
             "tools": None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": not continued,
             **arguments,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "messages": conversation,
         }
-        try:
-            text = _bounded(template, variables)
-            check_unicode(text)
-        except _RefusedError as refusal:
-            raise _invalid("chat.messages", f"refused by the chat template: {refusal}") from None
-        except Exception as error:
-            # A template can fail with any exception that Python has.
-            raise _invalid(
-                "chat", f"the chat template fails on it: {type(error).__name__}: {error}"
-            ) from error
-        return text
+        text = _rendered(template, variables)
+        return _cut_at_tag(text, final) if continued else text
 
-    def _compiled(self) -> Template:
-        if self._source is None:
+    def _source(self, name: str, *, has_tools: bool) -> str:
+        sources = self._sources
+        if not sources:
             raise _invalid(
                 "chat", "the model has no chat template; send `prompt` or `tokens` instead"
             )
-        try:
-            return _compile(self._source)
-        except TemplateSyntaxError as error:
+        if name:
+            if name in sources:
+                return sources[name]
             raise _invalid(
-                "chat",
-                f"the model's chat template is broken (line {error.lineno}: {error.message}); "
-                "send `prompt` or `tokens` instead",
-            ) from error
+                "chat.template_name",
+                f"is {name[:64]!r}; the model's chat templates are {_listed(sources)}",
+            )
+        for chosen in (TOOL_USE, DEFAULT) if has_tools else (DEFAULT,):
+            # A model's only template is the default, whatever it is called with.
+            if chosen in sources:
+                return sources[chosen]
+        raise _invalid(
+            "chat.template_name",
+            "must be set: the model has several chat templates and none is the default; "
+            f"they are {_listed(sources)}",
+        )
 
 
-def _check(messages: Sequence[ChatMessage], arguments: Mapping[str, object]) -> None:
+def template_names(source: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Return a model's chat templates by name; a single one is the default."""
+    if source is None:
+        return {}
+    return {DEFAULT: source} if isinstance(source, str) else dict(source)
+
+
+def _listed(sources: Mapping[str, str]) -> str:
+    return ", ".join(repr(name) for name in sorted(sources))
+
+
+def _compiled(source: str) -> Template:
+    try:
+        return compiled(source)
+    except TemplateSyntaxError as error:
+        raise _invalid(
+            "chat",
+            f"the model's chat template is broken (line {error.lineno}: {error.message}); "
+            "send `prompt` or `tokens` instead",
+        ) from error
+
+
+def _check(messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> None:
     if not messages:
         raise _invalid("chat.messages", "must hold at least one message")
-    if "messages" in arguments:
-        raise _invalid("chat.template_arguments", "has `messages`, which is `chat.messages`")
+    check_names(arguments)
     for i, message in enumerate(messages):
         for name in ("role", "content"):
             try:
@@ -106,11 +139,76 @@ def _check(messages: Sequence[ChatMessage], arguments: Mapping[str, object]) -> 
                 raise _invalid(f"chat.messages[{i}].{name}", str(error)) from None
 
 
+def _continued_field(arguments: dict[str, Any]) -> str:
+    """Take `continue_final_message` out; return the field that it means, or "" for none."""
+    wanted = arguments.pop("continue_final_message", None)
+    if not wanted:
+        return ""
+    if arguments.get("add_generation_prompt"):
+        raise _invalid(
+            "chat.template_arguments",
+            "`continue_final_message` and `add_generation_prompt` contradict: the one goes on "
+            "with the last message, the other begins a new one",
+        )
+    return wanted if isinstance(wanted, str) else "content"
+
+
+def _open_final_message(conversation: list[dict[str, str]], field: str, source: str) -> str:
+    """Mark where the last message ends; return what it says."""
+    final = conversation[-1].get(field)
+    if final is None:
+        raise _not_continued(f"the last message has no {field[:64]!r} to continue")
+    if field not in source:
+        raise _not_continued(f"the chat template does not use {field!r}")
+    conversation[-1][field] = final + _CONTINUE_TAG
+    return final
+
+
+def _cut_at_tag(text: str, final: str) -> str:
+    """The prompt up to the end of the last message, exactly where transformers cuts it."""
+    tag = _CONTINUE_TAG.strip()
+    if final.strip() not in text or tag not in text:
+        raise _not_continued(
+            "the chat template leaves out the last message, or part of it, so that it cannot be "
+            "continued"
+        )
+    end = text.rindex(tag)
+    if text[end : end + len(_CONTINUE_TAG)] == _CONTINUE_TAG:
+        return text[:end]
+    # The template trims messages: what it trimmed is not to come back before the cut.
+    return text[:end].rstrip()
+
+
+def _not_continued(description: str) -> InvalidRequestError:
+    return _invalid("chat.template_arguments.continue_final_message", description)
+
+
 def _invalid(field: str, description: str) -> InvalidRequestError:
     return InvalidRequestError(FieldViolation(field, description))
 
 
-def _bounded(template: Template, variables: dict[str, object]) -> str:
+def _rendered(template: Template, variables: dict[str, Any]) -> str:
+    try:
+        text = _bounded(template, variables)
+        check_unicode(text)
+    except RefusedError as refusal:
+        reason = _shortened(str(refusal))
+        raise _invalid("chat.messages", f"refused by the chat template: {reason}") from None
+    except MemoryError:
+        raise _invalid("chat", "the chat template needs more memory than it may have") from None
+    except Exception as error:
+        # A template can fail with any exception that Python has.
+        reason = _shortened(f"{type(error).__name__}: {error}")
+        raise _invalid("chat", f"the chat template fails on it: {reason}") from error
+    return text
+
+
+def _shortened(reason: str) -> str:
+    """A reason short enough for an error's details: a template may put a whole message in it."""
+    return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
+
+
+def _bounded(template: Template, variables: dict[str, Any]) -> str:
     """The template's output, unless it goes on and on."""
     parts: list[str] = []
     num_characters = 0
@@ -120,89 +218,3 @@ def _bounded(template: Template, variables: dict[str, object]) -> str:
             raise TemplateRuntimeError(f"its output is longer than {MAX_CHARACTERS} characters")
         parts.append(part)
     return "".join(parts)
-
-
-@cache
-def _compile(source: str) -> Template:
-    return _environment().from_string(source)
-
-
-@cache
-def _environment() -> Environment:
-    """Everything that chat templates may count on, by transformers' conventions."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["dict"] = _dict
-    environment.globals["namespace"] = _namespace
-    return environment
-
-
-class _GenerationTag(Extension):
-    """Accepts `{% generation %}`, which marks what an assistant said; here it marks nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # As a call block, so that it has a scope of its own, like in transformers.
-        return nodes.CallBlock(self.call_method("_passed_on"), [], [], body).set_lineno(lineno)
-
-    def _passed_on(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _RefusedError(TemplateRuntimeError):
-    """The template called `raise_exception`."""
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusedError(message)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes of jinja2's own filter."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as templates expect
-
-
-def _dict(*args: Mapping[str, object], **kwargs: object) -> dict[str, object]:
-    # The type itself would give templates its attributes as well.
-    return dict(*args, **kwargs)
-
-
-def _namespace(*args: Mapping[str, object], **kwargs: object) -> Namespace:
-    namespace = _PublicNamespace()
-    for name, value in _dict(*args, **kwargs).items():
-        namespace[name] = value
-    return namespace
-
-
-class _PublicNamespace(Namespace):
-    """Takes no names with a leading underscore: those are Python's, not the template's."""
-
-    def __setitem__(self, name: str, value: object) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace has no attributes such as {name!r}")
-        super().__setitem__(name, value)

@@ -79,13 +79,16 @@ class TextTokenizer:
         return text
 
     def render_chat(
-        self, messages: Sequence[ChatMessage], template_arguments: Mapping[str, object]
+        self,
+        messages: Sequence[ChatMessage],
+        template_arguments: Mapping[str, object],
+        template_name: str = "",
     ) -> str:
         """The prompt that the model's chat template makes; see `ChatTemplate.render`.
 
         It has its special tokens already: encode it without adding any.
         """
-        return self._chat.render(messages, template_arguments)
+        return self._chat.render(messages, template_arguments, template_name)
 
     def sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
         """A new sequence's text, empty, to end before the first of the stop strings.

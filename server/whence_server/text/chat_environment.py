@@ -1,0 +1,113 @@
+"""The jinja2 environment of chat templates: all that a template may count on in transformers.
+
+Templates are the model's, messages and arguments are the caller's: they see plain data only, in
+jinja2's immutable sandbox. Time and memory are bounded by the process that renders them.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from functools import cache
+from typing import NoReturn
+
+from jinja2 import Environment, Template, nodes
+from jinja2.exceptions import SecurityError, TemplateRuntimeError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+
+class RefusedError(TemplateRuntimeError):
+    """The template called `raise_exception`."""
+
+
+@cache
+def compiled(source: str) -> Template:
+    """Compile a chat template, once.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is no template.
+    """
+    return _environment().from_string(source)
+
+
+@cache
+def _environment() -> Environment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _namespace
+    return environment
+
+
+class _GenerationTag(Extension):
+    """Accepts `{% generation %}`, which marks what an assistant said; here it marks nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # As a call block, so that it has a scope of its own, like in transformers.
+        return nodes.CallBlock(self.call_method("_passed_on"), [], [], body).set_lineno(lineno)
+
+    def _passed_on(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise RefusedError(message)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the HTML escapes of jinja2's own filter."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as templates expect
+
+
+class _Dict:
+    """`dict` for templates: the type itself would give them its attributes as well."""
+
+    def __call__(self, *args: Mapping[str, object], **kwargs: object) -> dict[str, object]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[str], value: object = None) -> dict[str, object]:
+        return dict.fromkeys(keys, value)
+
+
+def _namespace(*args: Mapping[str, object], **kwargs: object) -> Namespace:
+    namespace = _PublicNamespace()
+    for name, value in dict(*args, **kwargs).items():
+        namespace[name] = value
+    return namespace
+
+
+class _PublicNamespace(Namespace):
+    """Takes no names with a leading underscore: those are Python's, not the template's."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a namespace has no attributes such as {name!r}")
+        super().__setitem__(name, value)

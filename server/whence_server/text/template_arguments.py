@@ -1,0 +1,166 @@
+"""The arguments of a chat template: a JSON object, read strictly.
+
+They reach the template as `json.loads` gives them: integers stay integers, and an object's keys
+keep their order. Refused is JSON that could be read in two ways, or that no template needs.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.text.unicode import LoneSurrogateError, check_unicode
+
+FIELD = "chat.template_arguments_json"
+MAX_DEPTH = 64
+"""Objects and arrays within each other, the outermost included."""
+
+# A string that never ends is matched to the text's end, so that no part is looked at twice.
+MAX_DIGITS = 1_000
+"""Of an integer; reading one takes time that grows with their square."""
+
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]|NaN|-?Infinity', re.DOTALL)
+
+_TOKENIZING = "is about tokenizing, which the server does itself"
+REFUSED: Mapping[str, str] = {
+    "self": "is no variable of a chat template",
+    "conversation": "is `chat.messages`",
+    "conversations": "is `chat.messages`",
+    "messages": "is `chat.messages`",
+    "chat_template": "is the model's own; `chat.template_name` chooses one of several",
+    "tokenize": _TOKENIZING,
+    "sanitize_control_tokens": _TOKENIZING,
+    "padding": _TOKENIZING,
+    "truncation": f"{_TOKENIZING}: a prompt that is too long is refused, never cut",
+    "max_length": f"{_TOKENIZING}: a prompt that is too long is refused, never cut",
+    "return_tensors": _TOKENIZING,
+    "return_dict": _TOKENIZING,
+    "return_assistant_tokens_mask": "asks for a mask, which a generation has no use for",
+    "tokenizer_kwargs": _TOKENIZING,
+}
+"""Parameters of transformers' `apply_chat_template` that mean nothing here, and why not."""
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """Read the arguments from JSON; an empty text has none.
+
+    Raises:
+        InvalidRequestError: it is no JSON object, nests too deeply, has a key twice or a number
+            that is not finite, or names a parameter that is not a template's.
+    """
+    if not text:
+        return {}
+    _check_nesting(text)
+    try:
+        arguments = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_int,
+            parse_float=_float,
+            parse_constant=_no_constant,
+        )
+    except json.JSONDecodeError as error:
+        reason = error.msg.removesuffix(" at")
+        raise _invalid(f"is no JSON: {reason} at character {error.pos}") from None
+    except ValueError as error:
+        raise _invalid(str(error)) from None
+    if not isinstance(arguments, dict):
+        raise _invalid(f"must be a JSON object, not {_kind(arguments)}")
+    _check_text(arguments)
+    check_names(arguments)
+    return arguments
+
+
+def check_names(arguments: Mapping[str, Any]) -> None:
+    """Refuse what is no variable of a template, and `tools` and `documents` of another form.
+
+    Raises:
+        InvalidRequestError: with every argument at fault.
+    """
+    faults = [
+        FieldViolation("chat.template_arguments", f"has `{name}`, which {REFUSED[name]}")
+        for name in arguments
+        if name in REFUSED
+    ]
+    for name in ("tools", "documents"):
+        value = arguments.get(name)
+        is_list = isinstance(value, list | tuple) and all(isinstance(v, dict) for v in value)
+        if value is not None and not is_list:
+            description = f"`{name}` must be an array of objects, or null"
+            faults.append(FieldViolation(f"chat.template_arguments.{name}", description))
+    if faults:
+        raise InvalidRequestError(*faults)
+
+
+def _check_nesting(text: str) -> None:
+    """Raise where brackets nest too deeply for a recursive reader, or a number is none."""
+    depth = 0
+    for mark in _MARKS.finditer(text):
+        match mark[0][0]:
+            case "[" | "{":
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise _invalid(
+                        f"nests deeper than {MAX_DEPTH} levels at character {mark.start()}"
+                    )
+            case "]" | "}":
+                depth -= 1
+            case "N" | "I" | "-":
+                raise _invalid(
+                    f"has {mark[0]} at character {mark.start()}, which is no number in JSON"
+                )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"has the key {key[:64]!r} twice in one object")
+            seen.add(key)
+    return made
+
+
+def _int(literal: str) -> int:
+    if len(literal) > MAX_DIGITS:
+        raise ValueError(f"has an integer of {len(literal)} digits; at most {MAX_DIGITS} are taken")
+    return int(literal)
+
+
+def _float(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(f"has the number {literal[:32]}, which is beyond a double's range")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"has {name}, which is no number in JSON")
+
+
+def _check_text(value: Any) -> None:
+    """Raise where an escape spells half of a surrogate pair: a prompt cannot hold it."""
+    if isinstance(value, str):
+        try:
+            check_unicode(value)
+        except LoneSurrogateError as error:
+            raise _invalid(f"{value[:64]!r} {error}") from None
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key)
+            _check_text(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item)
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _invalid(description: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation(FIELD, description))
