@@ -94,6 +94,30 @@ def test_a_model_as_it_is_described(tiny_model: TinyModel) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
+NAMED = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}", "rag": "{{ 3 }}"}
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_named_chat_templates_are_exported_and_digested(copy: TinyModel, as_files: bool) -> None:
+    directory = copy("gpt2")
+    plain = load(options(directory)).info
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = NAMED
+    (directory / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(directory, save_jinja_files=as_files)
+    assert (directory / "additional_chat_templates" / "rag.jinja").is_file() == as_files
+    info = load(options(directory)).info
+    assert (
+        info.text.chat_template == NAMED == AutoTokenizer.from_pretrained(directory).chat_template
+    )
+    paths = {file.path for file in info.files}
+    assert ("additional_chat_templates/rag.jinja" in paths) == as_files
+    assert len({plain.tokenizer_digest, info.tokenizer_digest}) == 2
+    if as_files:
+        (directory / "additional_chat_templates" / "rag.jinja").write_text("{{ 4 }}")
+        assert load(options(directory)).info.tokenizer_digest != info.tokenizer_digest
+
+
 def test_the_digest_of_weights_follows_the_cast(tiny_model: TinyModel) -> None:
     directory = tiny_model("gpt2")
     full, again = load(options(directory)), load(options(directory, dtype="float32"))

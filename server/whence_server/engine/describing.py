@@ -61,12 +61,9 @@ def describe(
 
 def text_files(tokenizer: Any) -> TextFiles:
     """The fast tokenizer as text, for a process without transformers."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
     return TextFiles(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
-        chat_template=template,
+        chat_template=tokenizer.chat_template,
         special_tokens={
             name: str(token)
             for name, token in tokenizer.special_tokens_map.items()

@@ -29,6 +29,9 @@ TOKENIZER_FILES = (
 )
 CONFIGURATION_FILES = ("config.json", "generation_config.json")
 
+CHAT_TEMPLATES = "additional_chat_templates"
+"""transformers' folder for a model's chat templates besides the default: NAME.jinja."""
+
 _VOCABULARIES = {
     "sentencepiece.bpe.model",
     "spiece.model",
@@ -93,7 +96,18 @@ def tokenizer_files(directory: Path) -> list[str]:
     present = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
     if not _VOCABULARIES & set(present):
         raise ConfigurationError(f"{directory} has no tokenizer: tokenizer.json is missing")
-    return present
+    return sorted([*present, *chat_template_files(directory)])
+
+
+def chat_template_files(directory: Path) -> list[str]:
+    """List the chat templates besides the default, by their paths in the model's directory."""
+    templates = (directory / CHAT_TEMPLATES).glob("*.jinja")
+    return sorted(f"{CHAT_TEMPLATES}/{path.name}" for path in templates)
+
+
+def is_tokenizer_file(path: str) -> bool:
+    """Tell whether a file of a model, by its path in the directory, is the tokenizer's."""
+    return path in TOKENIZER_FILES or path.startswith(f"{CHAT_TEMPLATES}/")
 
 
 def model_files(directory: Path, weights: list[str], *, with_code: bool) -> list[str]:
@@ -130,6 +144,8 @@ def _snapshot(hub_id: str, *, trust_remote_code: bool) -> Path:
         except OSError:  # offline: what has been fetched before will do
             patterns += ["*.safetensors", "*.bin"]
         snapshot = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*"])
+        # The only folder of a model that is read; nothing is fetched where there is none.
+        snapshot_download(hub_id, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"])
     except (OSError, ValueError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigurationError(

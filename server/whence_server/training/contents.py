@@ -40,15 +40,16 @@ class Tensors:
 
 
 def present_files(directory: Path) -> list[str]:
-    """Every file that can have to do with the model: its own, and in no directory below.
+    """Every file that can have to do with the model: its own, and the chat templates' folder.
 
     Checkpoints may lie below a run's final model; the record and what belongs to it is left out.
     """
-    return sorted(
+    own = [
         path.name
         for path in directory.iterdir()
         if path.is_file() and not path.name.startswith(RECORD_NAME)
-    )
+    ]
+    return sorted([*own, *weights.chat_template_files(directory)])
 
 
 def has_weights(directory: Path) -> bool:
@@ -58,8 +59,9 @@ def has_weights(directory: Path) -> bool:
 
 def decides_what_is_computed(name: str) -> bool:
     """Whether a file of this name changes the model by being there."""
-    known = (*weights.TOKENIZER_FILES, *weights.CONFIGURATION_FILES)
-    return name in known or (name.endswith(_WEIGHTS_LIKE) and name != "training_args.bin")
+    if weights.is_tokenizer_file(name) or name in weights.CONFIGURATION_FILES:
+        return True
+    return name.endswith(_WEIGHTS_LIKE) and name != "training_args.bin"
 
 
 def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:

@@ -88,4 +88,5 @@ def _model_files(directory: Path) -> list[str]:
     """Those of the model alone: beside the record lie other things too."""
     names = {*weights.weight_files(directory), *weights.CONFIGURATION_FILES}
     names |= {*weights.WEIGHT_FILES, *weights.TOKENIZER_FILES, "training_args.bin"}
+    names |= {*weights.chat_template_files(directory)}
     return [name for name in names if (directory / name).is_file()]

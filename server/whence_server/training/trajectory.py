@@ -98,7 +98,7 @@ def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
         recorded = {
             file.path: file.sha256
             for file in one.checkpoint.files
-            if file.path in weights.TOKENIZER_FILES
+            if weights.is_tokenizer_file(file.path)
         }
         if not recorded or not set(weights.TOKENIZER_FILES) & set(_names_in(one.directory)):
             continue

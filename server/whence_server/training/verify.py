@@ -217,7 +217,7 @@ def _compare(
 def _compare_tokenizer(report: Report, run: TrainingRun, checkpoint: Checkpoint) -> None:
     """Held to what was saved with the weights; where nothing was, to the run's own."""
     of_run = run.started.tokenizer_digest
-    saved = [file for file in checkpoint.files if file.path in weights.TOKENIZER_FILES]
+    saved = [file for file in checkpoint.files if weights.is_tokenizer_file(file.path)]
     expected = of_run
     if saved:
         expected = model_signing_digest(
