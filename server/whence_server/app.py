@@ -18,6 +18,7 @@ from whence_server.engine.messages import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
+from whence_server.generation.texts import TextProcesses
 from whence_server.journal.chain import ChainReport
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
@@ -125,6 +126,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
 
     engine = EngineSupervisor(_engine_options(settings), set_serving)
     observability.watch_start(engine, lambda: rpc.is_serving, stop.is_set)
+    texts: TextProcesses | None = None
     try:
         with _signals(stop):
             model = await _or_stop(engine.start(), stop)
@@ -132,11 +134,14 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
                 return EXIT_DRAINED
             model = dataclasses.replace(model, training_run=await library.link(model))
             tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
+            texts = TextProcesses(model, limits)
+            texts.start()
             generations = Generations(
                 engine=engine,
                 journal=journal,
                 model=model,
                 tokenizer=tokenizer,
+                texts=texts,
                 limits=limits,
             )
             observability.watch(engine, generations)
@@ -145,6 +150,8 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     finally:
         closing.set()
         await rpc.server.stop(_CLOSING_CALLS_S)
+        if texts is not None:
+            await texts.close()
         library.close()
         await engine.stop()
         await tracer.close()

@@ -26,6 +26,7 @@ from whence_server.engine.messages import (
     Turn,
 )
 from whence_server.generation.service import Generations, now
+from whence_server.generation.texts import TextProcesses
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -136,7 +137,12 @@ class Service:
         self.journal = journal
         tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
         self.generations = Generations(
-            engine=engine, journal=journal, model=MODEL, tokenizer=tokenizer, limits=limits
+            engine=engine,
+            journal=journal,
+            model=MODEL,
+            tokenizer=tokenizer,
+            texts=TextProcesses(MODEL, limits),
+            limits=limits,
         )
         self.running = asyncio.create_task(self.generations.run())
 

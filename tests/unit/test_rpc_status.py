@@ -33,6 +33,8 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.LineageError("broken"), grpc.StatusCode.INTERNAL),
         (errors.GenerationExistsError("g"), grpc.StatusCode.ALREADY_EXISTS),
         (errors.QueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.TextQueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.TextProcessError("it ended"), grpc.StatusCode.INTERNAL),
         (errors.ModelNotReadyError(), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationRunningError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotOfferedError("later"), grpc.StatusCode.UNIMPLEMENTED),

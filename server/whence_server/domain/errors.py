@@ -12,6 +12,8 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
+├── TextQueueFullError          RESOURCE_EXHAUSTED, says when to come again
+├── TextProcessError            INTERNAL: the text process broke down
 ├── ModelNotReadyError          FAILED_PRECONDITION
 ├── NotOfferedError             UNIMPLEMENTED
 ├── DrainingError               UNAVAILABLE
@@ -80,6 +82,10 @@ class InvalidRequestError(WhenceError):
     def __init__(self, *violations: FieldViolation) -> None:
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
         self.violations = violations
+
+    def __reduce__(self) -> tuple[type["InvalidRequestError"], tuple[FieldViolation, ...]]:
+        # It crosses from the text process to the front.
+        return type(self), self.violations
 
 
 class GenerationNotFoundError(WhenceError):
@@ -209,6 +215,27 @@ class QueueFullError(WhenceError):
             max_queue=str(max_queue),
         )
         self.retry_after_s = retry_after_s
+
+
+class TextQueueFullError(WhenceError):
+    """More bytes of requests wait for the text process than the server holds in memory."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "TEXT_QUEUE_FULL"
+
+    def __init__(self, max_bytes: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"long requests are waiting already, {max_bytes} bytes at the most; "
+            f"try again in {retry_after_s:g} s",
+            max_bytes=str(max_bytes),
+        )
+        self.retry_after_s = retry_after_s
+
+
+class TextProcessError(WhenceError):
+    """The process that renders chat templates and tokenizes does not work."""
+
+    reason = "TEXT_PROCESS_FAILED"
 
 
 class ModelNotReadyError(WhenceError):

@@ -27,6 +27,8 @@ class Limits:
     max_template_arguments_bytes: int = 1 << 20
     max_template_s: float = 2.0
     """Processor time for a chat template to make a prompt."""
+    max_text_s: float = 60.0
+    """Processor time for all of a request's text; more in proportion beyond 4 MiB."""
     max_template_memory_bytes: int = 256 << 20
     """Memory beyond what the text process has when it is idle."""
     max_waiting_text_bytes: int = 64 << 20

@@ -1,6 +1,7 @@
 """What a request's settings must hold to, rule by rule, each fault under its field's path."""
 
 import math
+from collections.abc import Sequence
 
 from whence_server.domain.decoding import Decoding, Strategy
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
@@ -29,7 +30,47 @@ class Faults:
             raise InvalidRequestError(*self.violations)
 
 
-def check_prompt(token_ids: list[int], field: str, model: ModelInfo, limits: Limits) -> None:
+def longest_prompt(model: ModelInfo, limits: Limits) -> int:
+    """Return the most tokens that a prompt may have."""
+    longest = model.max_context_length - 1
+    if limits.max_prompt_tokens:
+        longest = min(longest, limits.max_prompt_tokens)
+    return longest
+
+
+def check_text_size(
+    text: str, field: str, max_tokens: int, max_token_bytes: int | None, *, what: str
+) -> None:
+    """Refuse a text that has more bytes than its tokens can stand for, before it is tokenized.
+
+    Args:
+        text: to be tokenized.
+        field: where it came from.
+        max_tokens: most tokens that it may make.
+        max_token_bytes: see `TextEncoder`; None refuses nothing.
+        what: takes the tokens, in words.
+
+    Raises:
+        InvalidRequestError: it is longer than that.
+    """
+    if max_token_bytes is None:
+        return
+    most = max_tokens * max_token_bytes
+    # A character has one to four bytes: most texts need not be written out to be measured.
+    if len(text) * 4 <= most:
+        return
+    num_bytes = len(text.encode(errors="surrogatepass"))
+    if num_bytes > most:
+        raise InvalidRequestError(
+            FieldViolation(
+                field,
+                f"has {num_bytes} bytes; {what} at most {max_tokens} tokens, and a "
+                f"token stands for at most {max_token_bytes} bytes: {most} in all",
+            )
+        )
+
+
+def check_prompt(token_ids: Sequence[int], field: str, model: ModelInfo, limits: Limits) -> None:
     """Refuses a prompt that the model cannot take.
 
     Raises:
@@ -37,16 +78,14 @@ def check_prompt(token_ids: list[int], field: str, model: ModelInfo, limits: Lim
     """
     faults = Faults()
     faults.expect(bool(token_ids), field, "must hold at least one token")
-    longest = model.max_context_length - 1
-    if limits.max_prompt_tokens:
-        longest = min(longest, limits.max_prompt_tokens)
+    longest = longest_prompt(model, limits)
     faults.expect(
         len(token_ids) <= longest,
         field,
         f"has {len(token_ids)} tokens; this server takes at most {longest}",
     )
-    if token_ids:
-        expect_in_vocabulary(faults, field, token_ids, model)
+    faults.raise_if_any()
+    expect_in_vocabulary(faults, field, token_ids, model)
     faults.raise_if_any()
 
 
@@ -218,7 +257,7 @@ def check_sequences(
 
 
 def expect_in_vocabulary(
-    faults: Faults, field: str, token_ids: tuple[int, ...] | list[int], model: ModelInfo
+    faults: Faults, field: str, token_ids: Sequence[int], model: ModelInfo
 ) -> None:
     """Notes the first id that is no token of the model."""
     outside = next(

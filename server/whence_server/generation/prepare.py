@@ -1,6 +1,6 @@
 """Everything about a request that has to be known before it can start: text, ids, settings.
 
-Pure and without I/O, so that large requests can be prepared in a thread.
+Pure and without I/O: short requests are prepared in the front, all others in the text process.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from whence_server.domain.decoding import Decoding, TraceOptions
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.requests import GenerationRequest, TokenInput
-from whence_server.generation.checks import check_prompt
+from whence_server.domain.requests import ChatInput, GenerationRequest, TokenInput
+from whence_server.generation.checks import check_prompt, check_text_size, longest_prompt
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.text.template_arguments import read_arguments
-from whence_server.text.tokenizer import TextTokenizer
+from whence_server.text.tokenizer import TextEncoder
 from whence_server.text.unicode import LoneSurrogateError
 
 
@@ -35,8 +35,47 @@ class Prepared(NamedTuple):
     unavailable: dict[str, str]
 
 
+INLINE_BYTES = 4_000
+"""Of a request: tokenizing so much takes about a millisecond."""
+
+
+def is_quick(request: GenerationRequest) -> bool:
+    """Tell whether a request is prepared in no time, whatever it says.
+
+    A chat template is the model's code, and may do anything with the shortest of messages.
+    """
+    return request.size_bytes <= INLINE_BYTES and not isinstance(request.input, ChatInput)
+
+
+def input_field(request: GenerationRequest) -> str:
+    """Return the field of the request that holds its input."""
+    if isinstance(request.input, str):
+        return "prompt"
+    return "chat" if isinstance(request.input, ChatInput) else "tokens"
+
+
+def check_size(
+    request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
+) -> None:
+    """Refuse at once what is too long, however it is tokenized.
+
+    Raises:
+        InvalidRequestError: the prompt, or the text to be forced, cannot fit.
+    """
+    longest = longest_prompt(model, limits)
+    most = tokenizer.max_token_bytes
+    if isinstance(request.input, str):
+        check_text_size(request.input, "prompt", longest, most, what="this server takes")
+    elif isinstance(request.input, TokenInput) and len(request.input.token_ids) > longest:
+        check_prompt(request.input.token_ids, "tokens.token_ids", model, limits)
+    if isinstance(request.decoding.forced, str):
+        room = model.max_context_length
+        field, what = "decoding.forced.text", "the context holds"
+        check_text_size(request.decoding.forced, field, room, most, what=what)
+
+
 def prepared(
-    request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextTokenizer
+    request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> Prepared:
     """Holds a request against the model.
 
@@ -44,6 +83,7 @@ def prepared(
         InvalidRequestError: it can never be served as it is.
         NotOfferedError: it asks for what this server does not do.
     """
+    check_size(request, model=model, limits=limits, tokenizer=tokenizer)
     trace, unavailable = resolve_trace(request.trace, model, limits)
     prompt, token_ids = _encoded(request, model, limits, tokenizer)
     decoding = resolve_decoding(
@@ -57,7 +97,7 @@ def prepared(
 
 
 def _encoded(
-    request: GenerationRequest, model: ModelInfo, limits: Limits, tokenizer: TextTokenizer
+    request: GenerationRequest, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> tuple[str, list[int]]:
     given = request.input
     if isinstance(given, TokenInput):
@@ -65,7 +105,7 @@ def _encoded(
         check_prompt(ids, "tokens.token_ids", model, limits)
         return tokenizer.decode(ids), ids
     add_special_tokens = request.decoding.add_special_tokens
-    field = "prompt" if isinstance(given, str) else "chat"
+    field = input_field(request)
     try:
         if isinstance(given, str):
             text, adding = given, add_special_tokens is not False
@@ -74,6 +114,8 @@ def _encoded(
             arguments = read_arguments(given.template_arguments_json)
             text = tokenizer.render_chat(given.messages, arguments, given.template_name)
             adding = False
+            longest, most = longest_prompt(model, limits), tokenizer.max_token_bytes
+            check_text_size(text, field, longest, most, what="this server takes")
         ids = tokenizer.encode(text, add_special_tokens=adding)
     except LoneSurrogateError as error:
         raise InvalidRequestError(FieldViolation(field, str(error))) from error

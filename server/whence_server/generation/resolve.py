@@ -35,7 +35,7 @@ from whence_server.generation.defaults import (
     default_min_new_tokens,
     say_where_from,
 )
-from whence_server.text.tokenizer import TextTokenizer
+from whence_server.text.tokenizer import TextEncoder
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def resolve_decoding(
     num_prompt_tokens: int,
     model: ModelInfo,
     limits: Limits,
-    tokenizer: TextTokenizer,
+    tokenizer: TextEncoder,
 ) -> Decoding:
     """The settings as they will really be applied.
 
@@ -185,7 +185,7 @@ def _forced_ids(
     request: DecodingRequest,
     room: int,
     model: ModelInfo,
-    tokenizer: TextTokenizer,
+    tokenizer: TextEncoder,
 ) -> tuple[int, ...]:
     forced = request.forced
     if isinstance(forced, TokenInput):
@@ -205,7 +205,7 @@ def _forced_ids(
 
 
 def _bad_word_ids(
-    faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextTokenizer
+    faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextEncoder
 ) -> tuple[tuple[int, ...], ...]:
     faults.expect(
         len(request.bad_words) <= limits.max_bad_words,
@@ -213,9 +213,15 @@ def _bad_word_ids(
         f"has {len(request.bad_words)} words; at most {limits.max_bad_words} are taken",
     )
     words = request.bad_words[: limits.max_bad_words]
+    most = limits.max_bad_word_characters
     for i, word in enumerate(words):
-        faults.expect(bool(word), f"decoding.bad_words[{i}]", "must not be empty")
-    encoded = (tuple(tokenizer.encode(word, add_special_tokens=False)) for word in words if word)
+        field = f"decoding.bad_words[{i}]"
+        faults.expect(bool(word), field, "must not be empty")
+        faults.expect(
+            len(word) <= most, field, f"has {len(word)} characters; at most {most} are taken"
+        )
+    taken = (word for word in words if 0 < len(word) <= most)
+    encoded = (tuple(tokenizer.encode(word, add_special_tokens=False)) for word in taken)
     return tuple(ids for ids in encoded if ids)
 
 

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
 from whence_server.domain.entries import Entry
@@ -28,9 +27,10 @@ from whence_server.domain.tracing import TraceContext
 from whence_server.engine.messages import StopGeneration, StopSequence, Turn
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.ports import Engine
-from whence_server.generation.prepare import prepared
+from whence_server.generation.prepare import Prepared, check_size, is_quick, prepared
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import PREVIEW_CHARACTERS, RunningGeneration
+from whence_server.generation.texts import Texts
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationIndex
@@ -38,9 +38,6 @@ from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
-# Tokenizing so much takes about a millisecond: larger requests go to a thread, so that no
-# stream waits for them.
-_INLINE_BYTES = 4_000
 _RETRY_AFTER_S = 1.0
 # Recording so many takes about a millisecond and a half.
 _STEPS_IN_A_SLICE = 16
@@ -74,12 +71,14 @@ class Generations:
         journal: Journal,
         model: ModelInfo,
         tokenizer: TextTokenizer,
+        texts: Texts,
         limits: Limits,
     ) -> None:
         self._engine = engine
         self._journal = journal
         self._model = model
         self._tokenizer = tokenizer
+        self._texts = texts
         self._limits = limits
         self.activity = EngineActivity()
         self._readmission = Readmission(engine.send)
@@ -155,16 +154,7 @@ class Generations:
     async def _start_new(
         self, generation_id: str, request: GenerationRequest, arrival: Arrival
     ) -> None:
-        prepare = partial(
-            prepared,
-            request,
-            model=self._model,
-            limits=self._limits,
-            tokenizer=self._tokenizer,
-        )
-        ready = (
-            prepare() if request.size_bytes <= _INLINE_BYTES else await asyncio.to_thread(prepare)
-        )
+        ready = await self._prepared(request)
         started = Started(
             generation_id=generation_id,
             trace_context=arrival.trace_context,
@@ -186,6 +176,14 @@ class Generations:
         if self._lost is not None:
             raise self._lost
         self._admit(started, request, arrival)
+
+    async def _prepared(self, request: GenerationRequest) -> Prepared:
+        """The request held against the model: elsewhere, unless that takes no time at all."""
+        model, limits, tokenizer = self._model, self._limits, self._tokenizer
+        if is_quick(request):
+            return prepared(request, model=model, limits=limits, tokenizer=tokenizer)
+        check_size(request, model=model, limits=limits, tokenizer=tokenizer)
+        return await self._texts.prepare(request)
 
     def _admit(self, started: Started, request: GenerationRequest, arrival: Arrival) -> None:
         index = GenerationIndex(
@@ -376,6 +374,7 @@ class Generations:
     async def drain(self, grace_s: float) -> None:
         """Admits nothing more, lets what runs finish within the grace, interrupts the rest."""
         self._draining = True
+        await self._texts.close()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()

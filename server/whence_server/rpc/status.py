@@ -12,6 +12,7 @@ from whence_server.domain.errors import (
     EmergenceBusyError,
     InvalidRequestError,
     QueueFullError,
+    TextQueueFullError,
     WhenceError,
 )
 
@@ -46,7 +47,7 @@ def error_status(error: WhenceError) -> status_pb2.Status:
             for v in error.violations
         ]
         details.append(error_details_pb2.BadRequest(field_violations=violations))
-    if isinstance(error, QueueFullError | EmergenceBusyError):
+    if isinstance(error, QueueFullError | TextQueueFullError | EmergenceBusyError):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))

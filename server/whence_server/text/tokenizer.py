@@ -1,12 +1,13 @@
 """A model's tokenizer as the front uses it: text to ids, ids to text, one piece at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 from tokenizers import Tokenizer
 
 from whence_server.domain.model import TextFiles
 from whence_server.domain.requests import ChatMessage
+from whence_server.text.bounds import max_token_bytes
 from whence_server.text.chat import ChatTemplate
 from whence_server.text.detokenizer import (
     REPLACEMENT,
@@ -27,33 +28,25 @@ from whence_server.text.vocabulary import (
 )
 
 
-class TextTokenizer:
+class TextEncoder:
     """Encodes, decodes and renders chats exactly as transformers does with the same files.
 
     Immutable once made, and safe to use from several threads.
+
+    Attributes:
+        max_token_bytes: most bytes of a text that one token can stand for; None where a token
+            can stand for any number of them.
     """
 
-    def __init__(self, files: TextFiles, vocabulary_size: int) -> None:
-        """Loads the tokenizer.
-
-        Args:
-            files: as the engine exported them.
-            vocabulary_size: rows of the model's output head; what it has beyond the
-                tokenizer's vocabulary stands for no text.
-        """
+    def __init__(self, files: TextFiles) -> None:
+        """Loads the tokenizer from its files, as the engine exported them."""
         self._tokenizer = Tokenizer.from_str(files.tokenizer_json)
         # Settings of the tokenizer's training that transformers leaves out of a call as well.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
-        self._special_ids = frozenset(special_tokens(self._tokenizer))
-        self._vocabulary = vocabulary_bytes(self._tokenizer, vocabulary_size)
         self._byte_values = byte_values(self._tokenizer)
-        self._unseen = UnseenText(
-            special_texts(self._tokenizer),
-            () if is_byte_level(self._tokenizer) else self._vocabulary,
-        )
-        self._new_detokenizer = self._detokenizing()
+        self.max_token_bytes = max_token_bytes(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells out are taken as such.
@@ -75,7 +68,8 @@ class TextTokenizer:
         """
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         if self._byte_values and REPLACEMENT in text:
-            return "".join(piece.text for piece in self.prompt_pieces(token_ids))
+            detokenizer = self._new_windowed()
+            return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
         return text
 
     def render_chat(
@@ -89,6 +83,39 @@ class TextTokenizer:
         It has its special tokens already: encode it without adding any.
         """
         return self._chat.render(messages, template_arguments, template_name)
+
+    @cached_property
+    def _new_windowed(self) -> Callable[[], Detokenizer]:
+        decoder = self._tokenizer.decoder
+        return partial(
+            WindowedDetokenizer,
+            # As `tokenizers` does where there is no decoder.
+            " ".join if decoder is None else decoder.decode,
+            visible_tokens(self._tokenizer),
+            self._byte_values,
+            holds_replacement="ByteLevel" in decoder_types(self._tokenizer),
+        )
+
+
+class TextTokenizer(TextEncoder):
+    """A tokenizer that also knows each token by itself, for texts that grow token by token."""
+
+    def __init__(self, files: TextFiles, vocabulary_size: int) -> None:
+        """Loads the tokenizer.
+
+        Args:
+            files: as the engine exported them.
+            vocabulary_size: rows of the model's output head; what it has beyond the
+                tokenizer's vocabulary stands for no text.
+        """
+        super().__init__(files)
+        self._special_ids = frozenset(special_tokens(self._tokenizer))
+        self._vocabulary = vocabulary_bytes(self._tokenizer, vocabulary_size)
+        self._unseen = UnseenText(
+            special_texts(self._tokenizer),
+            () if is_byte_level(self._tokenizer) else self._vocabulary,
+        )
+        self._new_detokenizer = self._detokenizing()
 
     def sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
         """A new sequence's text, empty, to end before the first of the stop strings.
@@ -129,12 +156,4 @@ class TextTokenizer:
                 for token_id, token in enumerate(self._vocabulary)
             ]
             return partial(ByteLevelDetokenizer, token_bytes)
-        decoder = self._tokenizer.decoder
-        return partial(
-            WindowedDetokenizer,
-            # As `tokenizers` does where there is no decoder.
-            " ".join if decoder is None else decoder.decode,
-            visible_tokens(self._tokenizer),
-            self._byte_values,
-            holds_replacement="ByteLevel" in decoder_types(self._tokenizer),
-        )
+        return self._new_windowed

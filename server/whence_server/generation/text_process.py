@@ -1,0 +1,171 @@
+"""The front's handle on one text process."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from typing import Any
+
+from whence_server.domain.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    TextProcessError,
+    WhenceError,
+)
+from whence_server.domain.requests import GenerationRequest
+from whence_server.engine import channel
+from whence_server.generation.prepare import Prepared, input_field
+from whence_server.generation.text_worker import (
+    READY,
+    TEMPLATE_OVERTIME,
+    TEXT_OVERTIME,
+    Setup,
+    text_seconds,
+)
+
+COMMAND = (sys.executable, "-m", "whence_server.generation.text_worker")
+_WALL_FACTOR = 5.0
+"""How much longer than its processor time a request may take on a busy machine."""
+
+
+class ProcessEndedError(Exception):
+    """The process ended, and not because of a limit: another one may do better."""
+
+
+class TextProcess:
+    """One text process, from its start to its end; it takes one request at a time."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._process: Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, once it has been started."""
+        return self._process.pid if self._process else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it takes no more requests."""
+        if self._process is None or self._reader is None:
+            return True
+        return self._process.returncode is not None or self._reader.at_eof()
+
+    async def start(self) -> None:
+        """Starts the process and waits until it has loaded the tokenizer.
+
+        Raises:
+            TextProcessError: it does not start.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *COMMAND,
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+                # A Ctrl-C in the terminal is for the front.
+                start_new_session=True,
+            )
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        except OSError as error:
+            ours.close()
+            raise TextProcessError(f"the text process cannot be started: {error}") from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._writer.write(channel.encode(self._setup))
+        if await self._receive() != READY:
+            status = await self.stop()
+            raise TextProcessError(
+                f"the text process ended with status {status} before it was ready; its own "
+                "messages are on standard error"
+            )
+
+    async def prepare(self, request: GenerationRequest) -> Prepared:
+        """Prepares a request; see `prepare.prepared`.
+
+        Raises:
+            InvalidRequestError: the request's fault, a limit that was passed among others.
+            ProcessEndedError: the process ended, for another reason.
+        """
+        assert self._writer is not None  # noqa: S101 - it was started
+        self._writer.write(channel.encode(request))
+        limit_s = text_seconds(request, self._setup.limits) * _WALL_FACTOR
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await self._receive()
+        except TimeoutError:
+            await self.stop()
+            raise self._overtime(request, TEXT_OVERTIME) from None
+        if answer is None:
+            raise self._ending(request, await self.stop())
+        if isinstance(answer, WhenceError):
+            raise answer
+        prepared: Prepared = answer
+        return prepared
+
+    def kill(self) -> None:
+        """Ends the process at once, whatever it does; `prepare` then raises."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def stop(self) -> int:
+        """Ends the process; returns its exit status, negative for a signal."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is None:
+            return 0
+        if self._reader is not None and not self._reader.at_eof():
+            self.kill()
+        return await self._process.wait()
+
+    async def _receive(self) -> Any:
+        """The next message, or None where the process's end has closed."""
+        assert self._reader is not None  # noqa: S101 - it was started
+        try:
+            header = await self._reader.readexactly(channel.HEADER.size)
+            (length,) = channel.HEADER.unpack(header)
+            return channel.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def _ending(self, request: GenerationRequest, status: int) -> Exception:
+        if -status in {TEMPLATE_OVERTIME, TEXT_OVERTIME}:
+            return self._overtime(request, -status)
+        if -status == signal.SIGABRT:
+            # Compiled code that gets no memory has no other way out.
+            return InvalidRequestError(
+                FieldViolation(
+                    input_field(request), "needs more memory than the text process may have"
+                )
+            )
+        ended = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return ProcessEndedError(ended)
+
+    def _overtime(self, request: GenerationRequest, passed: int) -> InvalidRequestError:
+        limits = self._setup.limits
+        if passed == TEMPLATE_OVERTIME:
+            return InvalidRequestError(
+                FieldViolation(
+                    "chat",
+                    "the model's chat template does not come to an end on it: it was stopped "
+                    f"after {limits.max_template_s:g} s of processor time",
+                )
+            )
+        seconds = text_seconds(request, limits)
+        return InvalidRequestError(
+            FieldViolation(
+                input_field(request),
+                f"takes too long to be made into tokens: stopped after {seconds:g} s of "
+                "processor time",
+            )
+        )

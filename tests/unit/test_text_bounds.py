@@ -1,0 +1,153 @@
+"""The bound on what one token stands for never refuses a text whose tokens would fit."""
+
+import unicodedata
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_oracles import FAMILIES, byte_fallback, byte_level
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from whence_server.domain.errors import InvalidRequestError
+from whence_server.generation.checks import check_text_size
+from whence_server.text.bounds import NORMALIZERS, max_token_bytes
+
+
+def with_normalizer(normalizer: normalizers.Normalizer) -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+def llama() -> Tokenizer:
+    """Llama 2's real form: BPE, with a token for every byte."""
+    tokens = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", "▁▁", "a", "▁a"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(tokens)},
+            [("▁", "▁"), ("▁", "a")],
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    return tokenizer
+
+
+BOUNDED = {
+    "byte_level": byte_level,
+    "normalized": FAMILIES["byte_level_normalized"],
+    "llama": llama,
+    "nfc": lambda: with_normalizer(normalizers.NFC()),
+    "nfd_lower": lambda: with_normalizer(
+        normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
+    ),
+    "replace": lambda: with_normalizer(normalizers.Replace("aaaaaaaa", "b")),
+}
+
+
+@cache
+def bounded(name: str) -> tuple[Tokenizer, int]:
+    tokenizer = BOUNDED[name]()
+    most = max_token_bytes(tokenizer)
+    assert most is not None
+    return tokenizer, most
+
+
+TEXTS = st.text(max_size=60) | st.text("a \t\n\u212a\u1fbe\u0308\u0301\u2126e한ᄀ ", max_size=60)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS, times=st.integers(1, 30))
+def test_no_text_has_more_bytes_than_its_tokens_can_stand_for(
+    name: str, text: str, times: int
+) -> None:
+    tokenizer, most = bounded(name)
+    for spelled in (text * times, f"{text}<|end|><tool call>{text}" * times):
+        num_tokens = len(tokenizer.encode(spelled, add_special_tokens=False).ids)
+        assert len(spelled.encode()) <= num_tokens * most
+        check_text_size(spelled, "prompt", num_tokens, most, what="it takes")
+
+
+def split(behavior: str) -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\s+"), behavior), pre_tokenizers.ByteLevel(use_regex=False)]
+    )
+    return tokenizer
+
+
+def stripping() -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True)])
+    return tokenizer
+
+
+def without_a_byte() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+UNBOUNDED = {
+    "nfkc": (lambda: with_normalizer(normalizers.NFKC()), None),
+    "strip": (lambda: with_normalizer(normalizers.Strip()), " " * 10_000),
+    "collapse": (
+        lambda: with_normalizer(normalizers.Replace(Regex(r"\s+"), " ")),
+        "a" + " " * 10_000,
+    ),
+    "delete": (lambda: with_normalizer(normalizers.Replace("a", "")), "a" * 10_000),
+    "removed": (lambda: split("removed"), " " * 10_000),
+    "stripping": (stripping, "<|user|>" + " " * 10_000),
+    "without_a_byte": (without_a_byte, "x" * 10_000),
+    "unigram": (byte_fallback, None),
+    "word_piece": (FAMILIES["word_piece"], "x" * 10_000),
+    "end_of_word": (FAMILIES["end_of_word"], " " * 10_000),
+    "words": (FAMILIES["without_decoder"], "x" * 10_000),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_there_is_no_bound_where_text_may_vanish(name: str) -> None:
+    make, text = UNBOUNDED[name]
+    tokenizer = make()
+    assert max_token_bytes(tokenizer) is None
+    if text is not None:  # and so it does
+        assert len(tokenizer.encode(text, add_special_tokens=False).ids) <= 2
+
+
+def test_a_split_that_keeps_what_it_splits_is_bounded() -> None:
+    for behavior in ("isolated", "merged_with_previous", "contiguous"):
+        assert max_token_bytes(split(behavior)) == max_token_bytes(byte_level())
+
+
+def test_normalizers_shorten_no_further_than_is_said() -> None:
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    size = {c: len(c.encode()) for c in characters}
+    apart = {c: unicodedata.normalize("NFD", c) for c in characters}
+    longest: dict[str, int] = {}
+    """The longest character that decomposes to this single one."""
+    for c, parts in apart.items():
+        if len(parts) == 1:
+            longest[parts] = max(longest.get(parts, 0), size[c])
+    composed = (c for c in characters if unicodedata.normalize("NFC", c) == c)
+    nfc = max(sum(longest[part] for part in apart[c]) / size[c] for c in composed)
+    assert nfc <= NORMALIZERS["NFC"]
+    assert max(size[c] / len(apart[c].encode()) for c in characters) <= NORMALIZERS["NFD"]
+    assert max(size[c] / len(c.lower().encode()) for c in characters) <= NORMALIZERS["Lowercase"]
+
+
+def test_the_refusal_says_what_would_fit() -> None:
+    check_text_size("é" * 50, "prompt", 10, 10, what="this server takes")
+    check_text_size("x" * 10**6, "prompt", 10, None, what="this server takes")
+    with pytest.raises(InvalidRequestError) as caught:
+        check_text_size("é" * 51, "prompt", 10, 10, what="this server takes")
+    assert str(caught.value) == (
+        "prompt: has 102 bytes; this server takes at most 10 tokens, and a token stands for at "
+        "most 10 bytes: 100 in all"
+    )
