@@ -88,6 +88,25 @@ TOO_LARGE = Answer(
     413,
     message="Received message larger than max (2 vs. 1)",
 )
+EXHAUSTED = Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, 429)
+"""Without a time to come again: OTLP takes it for final over gRPC."""
+ALL_REJECTED = Partial(1_000_000, "no such tenant")
+REFUSALS: dict[str, Fault] = {
+    "refused": REFUSED,
+    "unprocessable": Answer(grpc.StatusCode.FAILED_PRECONDITION, 422),
+    "not found": Answer(grpc.StatusCode.NOT_FOUND, 404),
+    "unimplemented": Answer(grpc.StatusCode.UNIMPLEMENTED, 405),
+    "unauthenticated": Answer(grpc.StatusCode.UNAUTHENTICATED, 401),
+    "forbidden": FORBIDDEN,
+    "moved": Answer(grpc.StatusCode.OUT_OF_RANGE, 302),
+    "internal": INTERNAL,
+    "unknown": Answer(grpc.StatusCode.UNKNOWN, 599),
+    "exhausted": EXHAUSTED,
+    "too large": TOO_LARGE,
+    "all rejected": ALL_REJECTED,
+    "a page": Garbage("text/html", b"<html>Please log in</html>"),
+}
+"""Answers to everything by a destination that is not what it was taken for."""
 
 
 def exhausted(seconds: float, *, as_date: bool = False) -> Answer:
@@ -147,6 +166,7 @@ class FaultyCollector:
 
     Attributes:
         faults: what the next requests meet, one each; then all is taken.
+        always: what every request meets that meets nothing else.
         poison: ids of spans over which each request meets `poison_fault`.
         max_spans: requests with more meet `TOO_LARGE`.
         spans: what was taken, in order, duplicates included.
@@ -156,6 +176,7 @@ class FaultyCollector:
 
     protocol: OtlpProtocol
     faults: deque[Fault] = field(default_factory=deque)
+    always: Fault | None = None
     poison: set[bytes] = field(default_factory=set)
     poison_fault: Fault = REFUSED
     max_spans: int = 1_000_000
@@ -233,7 +254,7 @@ class FaultyCollector:
         elif any(span.span_id in self.poison for span in spans):
             fault = self.poison_fault
         else:
-            fault = self.faults.popleft() if self.faults else None
+            fault = self.faults.popleft() if self.faults else self.always
         match fault:
             case Slow(delay_s=delay_s, stored=stored):
                 await asyncio.sleep(delay_s)

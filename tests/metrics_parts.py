@@ -12,7 +12,7 @@ from telemetry_journal import MemoryJournal, call, finished, started, step
 
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.delivery import ExportStats
+from whence_server.telemetry.courier import ExportStats
 from whence_server.telemetry.lag import Behind
 from whence_server.telemetry.metrics.cursor import CursorOptions
 from whence_server.telemetry.metrics.metrics import Metrics

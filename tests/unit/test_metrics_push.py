@@ -38,11 +38,15 @@ class Collecting(MetricExporter):
         super().__init__()
         self.given: list[MetricsData] = []
         self.troubles: list[Exception] = []
+        self.refuses = 0
         self.is_shut_down = False
 
     def export(self, metrics_data: MetricsData, *_: Any, **__: Any) -> MetricExportResult:
         if self.troubles:
             raise self.troubles.pop()
+        if self.refuses:
+            self.refuses -= 1
+            return MetricExportResult.FAILURE
         self.given.append(metrics_data)
         return MetricExportResult.SUCCESS
 
@@ -167,6 +171,18 @@ async def test_the_last_push_happens_at_the_end_and_failures_do_not_end_the_push
     assert len(exporter.given) == 1
     assert counts_of(exporter.given[0], catalogue.REQUEST_DURATION.name)[0] == 1
     del metrics
+
+
+async def test_the_first_push_that_is_refused_and_the_first_that_is_taken_are_logged(
+    journal: MemoryJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = Collecting()
+    exporter.refuses = 5
+    async with measuring(journal, push=PushOptions(NOWHERE, SOON_S), exporter=exporter):
+        await until(lambda: len(exporter.given) > 1)
+    assert exporter.refuses == 0
+    assert caplog.text.count("the points until then are missing") == 1
+    assert caplog.text.count("metrics are pushed again") == 1
 
 
 @pytest.mark.parametrize("preference", Preference)

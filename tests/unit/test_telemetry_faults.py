@@ -8,10 +8,12 @@ import pytest
 from faulty_collector import (
     FORBIDDEN,
     INTERNAL,
+    REFUSALS,
     REFUSED,
     UNAVAILABLE,
     Answer,
     Cut,
+    Fault,
     FaultyCollector,
     Garbage,
     Noise,
@@ -188,6 +190,53 @@ async def test_a_date_to_come_back(journal):
     assert 590 < delay <= 600
 
 
+@pytest.mark.parametrize("fault", REFUSALS.values(), ids=REFUSALS)
+async def test_a_collector_that_takes_nothing_until_it_is_mended_costs_nothing(
+    journal, collector, fault, caplog
+):
+    """A wrong port, path, key or protocol looks so: everything is held, and the alarm is raised."""
+    collector.always = fault
+    async with exporting(journal, collector, patience=4, long_patience=6) as exporter:
+        async with asyncio.timeout(30):
+            while exporter.stats.num_requests < 60:  # noqa: ASYNC110 - a counter
+                await asyncio.sleep(0.001)
+        health = exporter.health()
+        collector.always = None
+        collector.spans.clear()
+        journal.append_generation("g3", num_steps=4)
+        assert await exporter.flush(30)
+        assert not exporter.health().refusing
+        assert exporter.stats.num_set_aside == exporter.stats.num_rejected == 0
+    assert health.retrying
+    assert health.num_entries_behind > 0
+    assert health.refusing is not is_of_the_moment(fault, collector.protocol)
+    assert caplog.text.count("takes nothing that it is sent") == health.refusing
+    assert {span.span_id for span in collector.spans} == (await expected_spans(journal)).keys()
+
+
+def is_of_the_moment(fault: Fault, protocol: OtlpProtocol) -> bool:
+    """Says whether the answer asks to come again, as OTLP's tables have it."""
+    if protocol is OtlpProtocol.GRPC:
+        return fault == REFUSALS["moved"]  # OUT_OF_RANGE
+    return fault == REFUSALS["exhausted"]  # 429
+
+
+async def test_a_generation_whose_every_span_is_bad_is_set_aside_and_no_other(
+    journal, collector, caplog
+):
+    expected = await expected_spans(journal)
+    poison = set(list(expected)[:18])
+    collector.poison = poison
+    async with exporting(journal, collector) as exporter:
+        assert await exporter.flush(60)
+        health = exporter.health()
+    assert {span.span_id for span in collector.spans} == expected.keys() - poison
+    assert health.num_set_aside == len(poison)
+    assert len(health.newest_set_aside) == 8
+    for span_id in poison:
+        assert f"span {span_id.hex()} (" in caplog.text
+
+
 async def test_a_partial_success_is_counted_and_not_repeated(journal, collector, caplog):
     collector.faults.append(Partial(3))
     async with exporting(journal, collector) as exporter:
@@ -201,12 +250,13 @@ async def test_a_partial_success_is_counted_and_not_repeated(journal, collector,
 
 
 async def test_a_partial_success_beyond_reason(journal, collector):
+    """One that rejects all has taken nothing, so that the spans are sent again."""
     collector.faults.append(Partial(1_000))
     async with exporting(journal, collector) as exporter:
         assert await exporter.flush(30)
         health = exporter.health()
-    assert health.num_rejected == 15
-    assert health.num_exported == len(collector.spans)
+    await assert_none_lost(journal, collector)
+    assert (health.num_rejected, health.num_set_aside) == (0, 0)
 
 
 POISON_FAULTS = {

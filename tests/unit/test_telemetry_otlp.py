@@ -233,9 +233,14 @@ async def test_success(status, content_type, body, outcome):
 async def test_a_page_is_no_success(content_type):
     async with answering(200, b"<html>Log in</html>", content_type=content_type) as sink:
         outcome = await sink.export(REQUEST)
-    assert isinstance(outcome, TryAgain)
+    assert isinstance(outcome, Failed)
     assert "<html>Log in</html>" in outcome.reason
     assert "/v1/traces" in outcome.reason
+
+
+async def test_an_empty_page_is_no_success():
+    async with answering(200, b"", content_type="text/html") as sink:
+        assert isinstance(await sink.export(REQUEST), Failed)
 
 
 @pytest.fixture(scope="module")

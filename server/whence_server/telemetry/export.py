@@ -2,23 +2,24 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.entries import Entry
+from whence_server.telemetry.backoff import Backoff
 from whence_server.telemetry.content import ContentCapture
+from whence_server.telemetry.courier import ExportStats, Sleep
 from whence_server.telemetry.delivery import (
     DEFAULT_LONG_PATIENCE,
     DEFAULT_PATIENCE,
-    Backoff,
     Delivery,
     Describe,
-    ExportStats,
-    Sleep,
     describe_span,
 )
 from whence_server.telemetry.encoder import DEFAULT_STEP_SPANS, SpanEncoder, UnreadableEntryError
@@ -27,6 +28,9 @@ from whence_server.telemetry.resource import Envelope
 from whence_server.telemetry.seams import SpanJournal, SpanSink
 
 logger = logging.getLogger(__name__)
+
+_NUM_TRIES = 16
+"""Entries that are looked at for a span: many have none."""
 
 Encode: TypeAlias = Callable[[Entry], Awaitable[list[bytes]]]
 """An entry's spans, each as a ScopeSpans message that holds it alone."""
@@ -83,17 +87,24 @@ class ExportHealth:
     num_rejected: int
     """Spans that the destination said it did not take."""
     num_set_aside: int
-    """Spans that the destination will never take, given up one by one."""
+    """Spans that the destination refuses while it takes others, given up one by one."""
     num_unreadable: int
     """Entries whose bytes made no span."""
     retrying: bool
-    """The newest answer was none that moves on."""
+    """The last attempt failed and will be repeated."""
     last_error: str
     """The newest, over or not; "" where there was none."""
+    refusing: bool = False
+    """The destination answers and takes nothing of what waits: all of it is held."""
+    newest_set_aside: tuple[str, ...] = ()
+    """Names and ids of the spans that were given up last."""
 
 
 class SpanExporter:
-    """Sends the spans of everything that the journal commits, in order, each at least once.
+    """Sends the spans of everything that the journal commits, each at least once.
+
+    They go in order, but for those that are sent early to find out whether a destination that
+    refuses one takes others (`telemetry.trial`).
 
     Nothing is held in memory but the batch under way: with the collector away, or after a
     restart, it goes on from the cursor, and what arrives twice is the same to the byte.
@@ -157,6 +168,7 @@ class SpanExporter:
         )
         self._lag = Lag(clock)
         self._position: int | None = None
+        self._batch_end = 0
         self._moved = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -188,6 +200,8 @@ class SpanExporter:
             num_unreadable=stats.num_unreadable,
             retrying=stats.retrying,
             last_error=stats.last_error,
+            refusing=stats.refusing,
+            newest_set_aside=tuple(stats.newest_set_aside),
         )
 
     async def flush(self, timeout_s: float) -> bool:
@@ -235,21 +249,37 @@ class SpanExporter:
         batch: list[bytes] = []
         num_bytes = 0
         slice_end = time.perf_counter() + self._options.max_slice_s
+        self._batch_end = position
         for entry in entries:
             spans = await self._spans_of(entry)
             more_bytes = sum(map(len, spans))
             if batch and not self._fits(len(batch) + len(spans), num_bytes + more_bytes):
-                await self._delivery.deliver(batch)
+                await self._delivery.deliver(batch, self._span_behind)
                 self._advance(entry.position - 1)
                 batch, num_bytes = [], 0
+            self._batch_end = entry.position
             batch += spans
             num_bytes += more_bytes
             if time.perf_counter() > slice_end:
                 await asyncio.sleep(0)
                 slice_end = time.perf_counter() + self._options.max_slice_s
         if batch:
-            await self._delivery.deliver(batch)
+            await self._delivery.deliver(batch, self._span_behind)
         self._advance(entries[-1].position)
+
+    async def _span_behind(self) -> bytes | None:
+        """Gives a span of what waits behind the batch, by chance; None where none was found."""
+        first = self._batch_end
+        for _ in range(_NUM_TRIES):
+            last = self._journal.committed_position
+            if last <= first:
+                break
+            place = random.randrange(first, last)  # noqa: S311 - no secret
+            for entry in await self._journal.read_committed(place, 1):
+                with suppress(UnreadableEntryError):
+                    if spans := await self._encode(entry):
+                        return random.choice(spans)  # noqa: S311 - no secret
+        return None
 
     async def _spans_of(self, entry: Entry) -> list[bytes]:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from whence_server.telemetry.delivery import kind_of
+from whence_server.telemetry.courier import kind_of
 from whence_server.telemetry.export import ExportHealth
 from whence_server.telemetry.lag import Behind
 
@@ -112,12 +112,14 @@ class Health:
             export = self.exports[name]()
             found |= {
                 "retrying": export.retrying,
+                "refusing": export.refusing,
                 "last_error": self._shown(export.last_error),
                 "exported": export.num_exported,
                 "requests": export.num_requests,
                 "retries": export.num_retries,
                 "rejected": export.num_rejected,
                 "set_aside": export.num_set_aside,
+                "newest_set_aside": list(export.newest_set_aside),
                 "unreadable": export.num_unreadable,
             }
         return found

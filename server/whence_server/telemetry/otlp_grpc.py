@@ -98,7 +98,7 @@ class OtlpGrpcSink:
         try:
             partial = ExportTraceServiceResponse.FromString(answer).partial_success
         except DecodeError as error:
-            return TryAgain(f"OK, with {len(answer)} bytes that are no OTLP answer: {error}")
+            return Failed(f"OK, with {len(answer)} bytes that are no OTLP answer: {error}")
         return Accepted(partial.rejected_spans, partial.error_message)
 
     async def close(self) -> None:

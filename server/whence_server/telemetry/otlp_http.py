@@ -28,7 +28,7 @@ from whence_server.telemetry.seams import (
 )
 from whence_server.telemetry.tls import ssl_context
 
-PROTOBUF, JSON = "application/x-protobuf", "application/json"
+PROTOBUF, JSON, HTML = "application/x-protobuf", "application/json", "text/html"
 
 RETRYABLE = frozenset(
     {
@@ -158,13 +158,16 @@ async def _body_of(response: aiohttp.ClientResponse) -> bytes:
 def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
     """Reads an answer that says the spans were taken, and believes no other page."""
     answer = ExportTraceServiceResponse()
+    is_page = response.content_type == HTML
     try:
         if response.content_type == JSON and body.strip():
             json_format.Parse(body, answer, ignore_unknown_fields=True)
         else:
             answer.ParseFromString(body)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
-        return TryAgain(
+        is_page = True
+    if is_page:
+        return Failed(
             f"{_named(response.status)}, with something that is no OTLP answer: "
             f"{response.content_type}, {_shortened(body)}; is {response.url.path} where OTLP goes?"
         )

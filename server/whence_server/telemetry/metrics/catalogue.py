@@ -299,6 +299,13 @@ EXPORT_RETRIES: Final = Definition(
     "How often spans were held back to be sent again.",
     (CONSUMER,),
 )
+EXPORT_REFUSING: Final = Definition(
+    "whence.export.refusing",
+    Kind.GAUGE,
+    "{destination}",
+    "1 while a destination answers and takes nothing: all that waits is held. Else 0.",
+    (CONSUMER,),
+)
 EXPORT_UNREADABLE: Final = Definition(
     "whence.export.unreadable",
     Kind.COUNTER,
@@ -339,6 +346,7 @@ OBSERVED: Final = (
     EXPORT_SPANS,
     EXPORT_REQUESTS,
     EXPORT_RETRIES,
+    EXPORT_REFUSING,
     EXPORT_UNREADABLE,
 )
 """Asked for whenever somebody looks."""

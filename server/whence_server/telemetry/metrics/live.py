@@ -106,6 +106,11 @@ def _export_retries(parts: LiveParts) -> Iterator[Observation]:
         yield Observation(counts.num_retries, {catalogue.CONSUMER: name})
 
 
+def _export_refusing(parts: LiveParts) -> Iterator[Observation]:
+    for name, counts in parts.exports.items():
+        yield Observation(int(counts.refusing), {catalogue.CONSUMER: name})
+
+
 def _export_unreadable(parts: LiveParts) -> Iterator[Observation]:
     for name, counts in parts.exports.items():
         yield Observation(counts.num_unreadable, {catalogue.CONSUMER: name})
@@ -125,5 +130,6 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.EXPORT_SPANS: _export_spans,
     catalogue.EXPORT_REQUESTS: _export_requests,
     catalogue.EXPORT_RETRIES: _export_retries,
+    catalogue.EXPORT_REFUSING: _export_refusing,
     catalogue.EXPORT_UNREADABLE: _export_unreadable,
 }

@@ -97,6 +97,7 @@ class MetricsPush:
         # What counts from the start is in the next push again; what counts from the last is not.
         self._unsent: deque[MetricsData] = deque()
         self._max_unsent = _MAX_UNSENT if delta else 1
+        self._failing = False
         self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -133,11 +134,26 @@ class MetricsPush:
                     logger.warning("%d pushes failed: the oldest is dropped", self._max_unsent)
             while self._unsent:
                 oldest = self._unsent[0]
-                if not await asyncio.to_thread(self._send, oldest):
+                taken = await asyncio.to_thread(self._send, oldest)
+                self._tell(taken=taken)
+                if not taken:
                     break
                 self._unsent.popleft()
         except Exception:  # a broken exporter must not end the pushing
             logger.exception("metrics were not pushed; what they count comes with the next push")
+
+    def _tell(self, *, taken: bool) -> None:
+        """Logs the first push that fails, and the first that gets through again."""
+        if taken and self._failing:
+            logger.warning("metrics are pushed again")
+        elif not taken and not self._failing:
+            logger.error(
+                "metrics were not pushed: the destination did not take them; %s",
+                "up to 60 pushes are kept and sent before the next"
+                if self._max_unsent > 1
+                else "the next push has the same counts, and the points until then are missing",
+            )
+        self._failing = not taken
 
     def _send(self, data: MetricsData) -> bool:
         return self._exporter.export(data) is MetricExportResult.SUCCESS

@@ -68,6 +68,11 @@ class ExportCounts(Protocol):
     """What became of spans so far; every number only grows."""
 
     @property
+    def refusing(self) -> bool:
+        """Whether the destination answers and takes nothing of what waits."""
+        ...
+
+    @property
     def num_exported(self) -> int:
         """Spans that the destination has."""
         ...
