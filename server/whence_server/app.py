@@ -124,7 +124,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     async def set_serving(up: bool) -> None:
         await rpc.set_serving(up and not stop.is_set())
 
-    engine = EngineSupervisor(_engine_options(settings), set_serving)
+    engine = EngineSupervisor(_engine_options(settings), set_serving, settings.engine_stall_timeout)
     observability.watch_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:

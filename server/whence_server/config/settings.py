@@ -24,6 +24,7 @@ from whence_server.config.spelling import (
     path_of,
     seconds,
     step_spans,
+    stall_seconds,
     switch,
     text_of,
     variable_of,
@@ -150,6 +151,13 @@ class ServeConfig:
         "",
         host_and_port,
         "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
+    engine_stall_timeout: float = _setting(
+        30.0,
+        stall_seconds,
+        "seconds after which an engine process that shows no sign of work (stopped, deadlocked) is "
+        "restarted; a long forward pass is work; 0 is never",
+        "S",
+    )
         "ADDRESS",
     )
     log_level: str = _setting(

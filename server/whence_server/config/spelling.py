@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+LEAST_STALL_S = 5.0
+
 
 def flag_of(field: str) -> str:
     """The command-line flag of a setting."""
@@ -50,6 +52,14 @@ def choice(*values: str) -> Callable[[str], str]:
         if text not in values:
             raise ValueError(f"expected one of {', '.join(values)}")
         return text
+def stall_seconds(text: str) -> float:
+    """Read seconds, from 5 on: a heart beats once a second; or 0 for never."""
+    value = seconds(text)
+    if 0 < value < LEAST_STALL_S:
+        raise ValueError(f"expected seconds, from {LEAST_STALL_S:g} on, or 0")
+    return value
+
+
 
     return parse
 

@@ -2,16 +2,19 @@
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.domain.model import ModelInfo
 from whence_server.engine import channel
+from whence_server.engine.heartbeat import INTERVAL_S, Pulse
 from whence_server.engine.messages import (
     Admit,
     EngineOptions,
@@ -20,6 +23,7 @@ from whence_server.engine.messages import (
     StopSequence,
     Turn,
 )
+from whence_server.engine.watchdog import Watchdog, processor_time
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +47,18 @@ class EngineProcess:
 
     The engine writes only as fast as `turns` is consumed: when nobody takes them, the socket
     fills up and decoding waits. It ends when this process does, however that ends.
+
+    Args:
+        options: of the process.
+        stall_timeout_s: after so long without a sign of work it is killed, as its death is
+            noticed and its hanging is not; 0 is never. See `watchdog`.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, stall_timeout_s: float = 0.0) -> None:
         self._options = options
+        self._stall_timeout_s = stall_timeout_s
+        self._pulse: Pulse | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._process: Process | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -62,28 +74,11 @@ class EngineProcess:
 
         Raises:
             ConfigurationError: it could not load it, or ended before it had.
+            OSError: the system gives no process, or no descriptors for it, at the moment.
         """
-        ours, theirs = socket.socketpair()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "whence_server.engine.worker",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=DEVNULL,
-                env=BRIEF_SPINNING | os.environ | KEEP_MEMORY,
-                # A Ctrl-C in the terminal is for the front, which lets the engine finish.
-                start_new_session=True,
-            )
-            self._reader, self._writer = await asyncio.open_connection(
-                sock=ours, limit=READ_AHEAD_BYTES
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+        await self._spawn()
+        if self._reader is None or self._writer is None:
+            raise EngineLostError("it has not been started")
         self._writer.write(channel.encode(self._options))
         answer = await self._receive()
         if answer is None:
@@ -95,6 +90,49 @@ class EngineProcess:
             await self._ending()
             raise ConfigurationError(answer.message)
         return answer.model
+
+    async def _spawn(self) -> None:
+        with ExitStack() as theirs_to_close, ExitStack() as ours_to_close:
+            ours, theirs = socket.socketpair()
+            theirs_to_close.callback(theirs.close)
+            ours_to_close.callback(ours.close)
+            pulse, heart = os.pipe()
+            theirs_to_close.callback(os.close, heart)
+            self._pulse = Pulse(pulse)
+            ours_to_close.callback(self._pulse.close)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "whence_server.engine.worker",
+                str(theirs.fileno()),
+                str(heart),
+                pass_fds=(theirs.fileno(), heart),
+                stdin=DEVNULL,
+                env=BRIEF_SPINNING | os.environ | KEEP_MEMORY,
+                # A Ctrl-C in the terminal is for the front, which lets the engine finish.
+                start_new_session=True,
+            )
+            if self._stall_timeout_s:
+                self._watching = asyncio.create_task(self._watch(), name="engine-watchdog")
+            self._reader, self._writer = await asyncio.open_connection(
+                sock=ours, limit=READ_AHEAD_BYTES
+            )
+            ours_to_close.pop_all()
+
+    async def _watch(self) -> None:
+        """Kill the process once it hangs."""
+        process, pulse = self._process, self._pulse
+        if process is None or pulse is None:
+            raise EngineLostError("it has not been started")
+        interval_s = min(INTERVAL_S, self._stall_timeout_s / 4)
+        watchdog = Watchdog(math.ceil(self._stall_timeout_s / interval_s))
+        while process.returncode is None:
+            await asyncio.sleep(interval_s)
+            why = watchdog.look(pulse.newest(), processor_time(process.pid))
+            if why and process.returncode is None:
+                logger.critical("the engine process %d hangs and is killed: %s", process.pid, why)
+                process.kill()
+                return
 
     def send(self, message: Admit | StopSequence | StopGeneration) -> None:
         """Hands a message over; never blocks. To an engine that is gone it goes nowhere."""
@@ -133,6 +171,12 @@ class EngineProcess:
             logger.warning("the engine process does not end; killing it")
             self._process.kill()
             await self._process.wait()
+        finally:
+            if self._watching is not None:
+                self._watching.cancel()
+                await asyncio.gather(self._watching, return_exceptions=True)
+            if self._pulse is not None:
+                self._pulse.close()
 
     async def _receive(self) -> Any:
         """The next message, or None where the engine's end has closed."""

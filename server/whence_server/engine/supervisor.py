@@ -16,6 +16,8 @@ MAX_START_FAILURES = 3
 """In a row; then the engine is lost for good."""
 FIRST_BACKOFF_S = 0.1
 """Doubles with every failure to start."""
+LONGEST_BACKOFF_S = 5.0
+"""Where the system has no room for a process, which is no fault of the engine's and will pass."""
 
 
 class EngineState(StrEnum):
@@ -37,17 +39,22 @@ class EngineSupervisor:
     Args:
         options: of every process.
         on_change: told False when the engine has died, True once it is back.
+        stall_timeout_s: after so long without a sign of work a process is restarted; 0 is never.
 
     Attributes:
         state: what it is doing.
     """
 
     def __init__(
-        self, options: EngineOptions, on_change: Callable[[bool], Awaitable[None]]
+        self,
+        options: EngineOptions,
+        on_change: Callable[[bool], Awaitable[None]],
+        stall_timeout_s: float = 0.0,
     ) -> None:
         self._options = options
         self._on_change = on_change
-        self._process = EngineProcess(options)
+        self._stall_timeout_s = stall_timeout_s
+        self._process = EngineProcess(options, stall_timeout_s)
         self._model: ModelInfo | None = None
         self.state = EngineState.STARTING
 
@@ -62,7 +69,10 @@ class EngineSupervisor:
         Raises:
             ConfigurationError: the model cannot be served.
         """
-        self._model = await self._process.start()
+        try:
+            self._model = await self._process.start()
+        except OSError as error:
+            raise ConfigurationError(f"the engine process cannot be started: {error}") from error
         self.state = EngineState.RUNNING
         return self._model
 
@@ -89,9 +99,8 @@ class EngineSupervisor:
         await self._process.stop()
         for attempt in range(MAX_START_FAILURES):
             await asyncio.sleep(FIRST_BACKOFF_S * 2**attempt)
-            self._process = EngineProcess(self._options)
             try:
-                model = await self._process.start()
+                model = await self._start_another()
             except ConfigurationError as error:
                 logger.critical("the engine does not start again: %s", error)
                 continue
@@ -102,6 +111,24 @@ class EngineSupervisor:
             return
         self.state = EngineState.LOST
         raise EngineLostError(f"it failed to start {MAX_START_FAILURES} times in a row")
+
+    async def _start_another(self) -> ModelInfo:
+        """Start a process, as soon as the system has room for one.
+
+        Raises:
+            ConfigurationError: it could not load the model, or ended before it had.
+        """
+        delay_s = FIRST_BACKOFF_S
+        while True:
+            self._process = EngineProcess(self._options, self._stall_timeout_s)
+            try:
+                return await self._process.start()
+            except OSError as error:
+                logger.critical("no engine process can be started: %s", error)
+                # It may have come into being before something else failed.
+                await self._process.stop()
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, LONGEST_BACKOFF_S)
 
     def _check_same(self, model: ModelInfo) -> None:
         before = self._model

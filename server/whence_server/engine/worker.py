@@ -1,6 +1,7 @@
-"""The engine process: `python -m whence_server.engine.worker FD`.
+"""The engine process: `python -m whence_server.engine.worker FD HEART`.
 
-FD is the engine's end of a socket pair, inherited from the front. The first message is the
+FD is the engine's end of a socket pair, inherited from the front, and HEART the end of a pipe for
+its heartbeat. The first message is the
 `EngineOptions`; `Ready` or `LoadFailed` answers it, and then the loop runs until the front's end
 closes, however that came about: the process ends at once, also in the middle of a forward pass.
 """
@@ -17,18 +18,21 @@ from typing import Any
 from whence_server import logs
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import channel, weights
-from whence_server.engine.messages import EngineOptions, LoadFailed, Ready
+from whence_server.engine.heartbeat import Heart, Phase
+from whence_server.engine.messages import EngineOptions, LoadFailed, Ready, Turn
 
 logger = logging.getLogger(__name__)
 
 EXIT_LOAD_FAILED = 3
 
 
-def main(descriptor: int) -> int:
+def main(descriptor: int, heart_descriptor: int) -> int:
     """Serves the front at the other end of the socket; returns if there is nothing to serve."""
     # The front decides when to end: a Ctrl-C in its terminal is for it alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=descriptor)
+    heart = Heart(heart_descriptor)
+    heart.start()
     try:
         options: EngineOptions = channel.receive(connection)
     except (EOFError, OSError):
@@ -37,14 +41,17 @@ def main(descriptor: int) -> int:
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), name="inbox", daemon=True).start()
     try:
-        _serve(options, connection, inbox)
+        _serve(options, connection, inbox, heart)
     except ConfigurationError as error:
         connection.sendall(channel.encode(LoadFailed(error.message)))
     return EXIT_LOAD_FAILED
 
 
 def _serve(
-    options: EngineOptions, connection: socket.socket, inbox: queue.SimpleQueue[Any]
+    options: EngineOptions,
+    connection: socket.socket,
+    inbox: queue.SimpleQueue[Any],
+    heart: Heart,
 ) -> None:
     # Loading torch takes seconds: not before the front's end is being watched, nor for a model that
     # is not there.
@@ -54,6 +61,12 @@ def _serve(
     from whence_server.engine.loading import load
     from whence_server.engine.loop import EngineLoop
     from whence_server.engine.scheduler import Scheduler
+
+    def send(turn: Turn) -> None:
+        frame = channel.encode(turn)
+        heart.phase = Phase.SENDING
+        connection.sendall(frame)
+        heart.phase = Phase.WORKING
 
     loaded = load(options._replace(model=str(directory)))
     info = loaded.info
@@ -67,15 +80,19 @@ def _serve(
             whole_prompts=not info.batched,
         ),
         info.max_context_length,
-        lambda turn: connection.sendall(channel.encode(turn)),
+        send,
     )
     connection.sendall(channel.encode(Ready(info)))
     logger.info("%s is ready: %s, %s", info.name, info.architecture, info.environment)
     while True:
         if loop.is_idle:
-            loop.handle(inbox.get())
+            heart.phase = Phase.IDLE
+            message = inbox.get()
+            heart.phase = Phase.WORKING
+            loop.handle(message)
         while not inbox.empty():
             loop.handle(inbox.get())
+        heart.num_turns += 1
         loop.turn()
 
 
@@ -94,4 +111,4 @@ if __name__ == "__main__":
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

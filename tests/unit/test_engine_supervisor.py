@@ -1,0 +1,77 @@
+"""An engine that has to be started again while the system has no room for it."""
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from whence_server.domain.errors import ConfigurationError, EngineLostError
+from whence_server.engine import supervisor
+from whence_server.engine.supervisor import MAX_START_FAILURES, EngineState, EngineSupervisor
+
+NO_DESCRIPTORS = OSError(errno.EMFILE, "Too many open files")
+
+
+class Model:
+    weights_digest = "same"
+
+
+class Process:
+    """An engine process whose starts come out as told."""
+
+    outcomes: Iterator[Exception | None]
+    stopped: int
+    pid = 1
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    async def start(self) -> Model:
+        if (error := next(type(self).outcomes)) is not None:
+            raise error
+        return Model()
+
+    async def stop(self) -> None:
+        type(self).stopped += 1
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What health is told; no time passes between attempts."""
+    Process.stopped = 0
+    monkeypatch.setattr(supervisor, "EngineProcess", Process)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.0)
+    return []
+
+
+def supervised(told: list[bool], *outcomes: Exception | None) -> EngineSupervisor:
+    Process.outcomes = iter(outcomes)
+
+    async def on_change(up: bool) -> None:
+        told.append(up)
+
+    return EngineSupervisor(None, on_change)  # type: ignore[arg-type]  # not looked at
+
+
+async def test_no_room_for_a_process_is_no_failure_of_the_engine(told: list[bool]) -> None:
+    engine = supervised(told, None, *[NO_DESCRIPTORS] * (MAX_START_FAILURES * 3), None)
+    await engine.start()
+    await engine.restart()
+    assert engine.state is EngineState.RUNNING
+    assert told == [False, True]
+    # Each attempt leaves nothing behind.
+    assert Process.stopped == 1 + MAX_START_FAILURES * 3
+
+
+async def test_an_engine_that_fails_by_itself_is_given_up(told: list[bool]) -> None:
+    failures = [ConfigurationError("gone")] * MAX_START_FAILURES
+    engine = supervised(told, None, NO_DESCRIPTORS, *failures)
+    await engine.start()
+    with pytest.raises(EngineLostError, match="failed to start 3 times"):
+        await engine.restart()
+    assert told == [False]
+
+
+async def test_no_room_at_the_first_start_is_said(told: list[bool]) -> None:
+    with pytest.raises(ConfigurationError, match="Too many open files"):
+        await supervised(told, NO_DESCRIPTORS).start()

@@ -1,0 +1,103 @@
+"""What counts as a sign of an engine's work, and what as its hanging."""
+
+import os
+import threading
+
+import pytest
+
+from whence_server.engine.heartbeat import Beat, Heart, Phase, Pulse
+from whence_server.engine.watchdog import STUCK_FACTOR, Watchdog, processor_time
+
+PATIENCE = 5
+LONG = PATIENCE * STUCK_FACTOR * 2
+SECOND_NS = 1_000_000_000
+
+
+def looks(watchdog: Watchdog, seen: list[tuple[Beat | None, int | None]]) -> list[str]:
+    return [watchdog.look(beat, spent) for beat, spent in seen]
+
+
+def beating(phase: Phase, turns: int = 0, busy_ns: int = 0) -> list[tuple[Beat, int]]:
+    """A beat at every look, each with so many more turns and so much more processor time."""
+    return [(Beat(i, phase, i * turns, i * busy_ns), 0) for i in range(LONG)]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        beating(Phase.IDLE),
+        beating(Phase.LOADING),
+        # The front is slow to read: the engine has to wait for it.
+        beating(Phase.SENDING),
+        beating(Phase.WORKING, turns=1),
+        # One forward pass over all these looks.
+        beating(Phase.WORKING, busy_ns=SECOND_NS),
+        # A pass in code that keeps the interpreter's lock: no beat, but processor time.
+        [(Beat(0, Phase.WORKING, 1, 0), i) for i in range(LONG)],
+        # Not yet alive enough to beat.
+        [(None, i) for i in range(LONG)],
+    ],
+    ids=["idle", "loading", "held back", "turns", "a long pass", "no beat", "starting"],
+)
+def test_work_however_long_is_no_hanging(seen: list[tuple[Beat | None, int | None]]) -> None:
+    assert set(looks(Watchdog(PATIENCE), seen)) == {""}
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("spent", [7, None])
+def test_a_process_that_does_not_run_hangs(phase: Phase, spent: int | None) -> None:
+    stopped = [(Beat(3, phase, 4, 5), spent)] * (PATIENCE + 1)
+    *before, last = looks(Watchdog(PATIENCE), stopped)
+    assert set(before) == {""}
+    assert "does not run" in last
+
+
+def test_a_process_that_never_came_to_life_hangs() -> None:
+    assert looks(Watchdog(PATIENCE), [(None, None)] * PATIENCE)[-1]
+
+
+def test_a_turn_that_waits_for_ever_hangs_after_longer() -> None:
+    verdicts = looks(Watchdog(PATIENCE), beating(Phase.WORKING, busy_ns=10))
+    hung = next(i for i, why in enumerate(verdicts) if why)
+    assert hung == PATIENCE * STUCK_FACTOR
+    assert "neither ends nor spends" in verdicts[hung]
+
+
+def test_a_beat_after_silence_begins_anew() -> None:
+    watchdog = Watchdog(PATIENCE)
+    for number in range(10):
+        beat = Beat(number, Phase.WORKING, number, 0)
+        assert set(looks(watchdog, [(beat, 0)] * (PATIENCE - 1))) == {""}
+
+
+def test_a_heart_tells_the_phase_and_the_time_that_others_spend() -> None:
+    reading, writing = os.pipe()
+    pulse, heart = Pulse(reading), Heart(writing)
+    assert pulse.newest() is None
+    heart.phase, heart.num_turns = Phase.WORKING, 7
+    heart.start()
+    first = None
+    while first is None:
+        first = pulse.newest()
+    assert (first.phase, first.num_turns) == (Phase.WORKING, 7)
+    # This thread is busy looking, and says so in the next beat.
+    while (second := pulse.newest()) == first:
+        pass
+    assert second is not None
+    assert second.busy_ns > first.busy_ns
+    # It ends with the reader.
+    pulse.close()
+    pulse.close()
+    (beating_thread,) = [t for t in threading.enumerate() if t.name == "heartbeat"]
+    beating_thread.join(10)
+    assert not beating_thread.is_alive()
+    os.close(writing)
+
+
+def test_processor_time_grows_by_work() -> None:
+    if processor_time(os.getpid()) is None:
+        pytest.skip("no /proc on this system")
+    before = processor_time(os.getpid())
+    while processor_time(os.getpid()) == before:
+        sum(range(10_000))
+    assert processor_time(2**22 + 1) is None
