@@ -1,6 +1,6 @@
 """Reads what a failed call says: its status, its reason, the fields at fault."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -14,18 +14,19 @@ class Failure:
     message: str
     reason: str
     fields: dict[str, str]
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def failure_of(error: grpc.RpcError) -> Failure:
     """The parts of an error that clients see."""
-    reason, fields = "", {}
+    reason, fields, metadata = "", {}, {}
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin":
             continue
         for detail in status_pb2.Status.FromString(value).details:
             info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
             if detail.Unpack(info):
-                reason = info.reason
+                reason, metadata = info.reason, dict(info.metadata)
             elif detail.Unpack(bad):
                 fields = {v.field: v.description for v in bad.field_violations}
-    return Failure(error.code(), error.details(), reason, fields)
+    return Failure(error.code(), error.details(), reason, fields, metadata)

@@ -1,13 +1,20 @@
 """The status table: every error that the server raises on purpose has its row."""
 
+import base64
 import inspect
+import urllib.parse
+from typing import TypeAlias
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from whence_server.domain import errors
-from whence_server.rpc.status import DOMAIN, GRPC_CODES, error_status
+from whence_server.rpc.status import DETAILS_KEY, DOMAIN, GRPC_CODES, abort, error_status
+
+Trailing: TypeAlias = tuple[tuple[str, bytes], ...]
 
 EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCode]] = {
     type(error): (error, code)
@@ -91,3 +98,52 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     retry = error_details_pb2.RetryInfo()
     assert error_status(error).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500
+
+
+class Context:
+    """Takes what a call is aborted with."""
+
+    async def abort(self, code: grpc.StatusCode, message: str, trailing: Trailing) -> None:
+        self.aborted = (code, message, trailing)
+
+
+TEXT = st.text(max_size=50) | st.sampled_from(["x" * 100_000, "ü" * 5_000, "%" * 5_000, "\ud800"])
+VIOLATIONS = st.lists(st.builds(errors.FieldViolation, TEXT, TEXT), max_size=2_000)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    error=VIOLATIONS.map(lambda found: errors.InvalidRequestError(*found))
+    | st.builds(errors.GenerationNotFoundError, TEXT)
+    | st.builds(errors.ModelNotFoundError, TEXT, TEXT)
+    | st.builds(errors.JournalError, TEXT)
+)
+async def test_every_error_fits_into_a_clients_headers(error: errors.WhenceError) -> None:
+    """Of 8 KiB, as gRPC's clients have it, and as it counts them (RFC 9113, section 6.5.2)."""
+    context = Context()
+    with pytest.raises(AssertionError, match="abort returned"):
+        await abort(context, error)  # type: ignore[arg-type]  # what abort uses of one
+    code, message, ((_, details),) = context.aborted
+    assert code is GRPC_CODES[error.code]
+    assert status_pb2.Status.FromString(details).code == code.value[0]
+    headers = {
+        ":status": "200",
+        "content-type": "application/grpc",
+        "grpc-status": str(code.value[0]),
+        "grpc-message": urllib.parse.quote(message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}"),
+        DETAILS_KEY: base64.b64encode(details).decode(),
+    }
+    assert sum(len(name) + len(value) + 32 for name, value in headers.items()) < 8_192
+
+
+def test_of_many_faults_the_first_are_named_and_all_counted() -> None:
+    violations = [errors.FieldViolation(f"labels[{i}]", "is too long") for i in range(600)]
+    status = error_status(errors.InvalidRequestError(*violations))
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(bad_request)
+    named = [violation.field for violation in bad_request.field_violations]
+    assert named == [violation.field for violation in violations[: len(named)]]
+    assert len(named) >= 20
+    assert info.metadata["num_violations"] == "600"
+    assert status.message.startswith(f"{600 - len(named)} more fields at fault")

@@ -85,7 +85,7 @@ class CallLog:
         return Endpoint("", None)
 
 
-class _Malformed:
+class Malformed:
     """Bytes that are no message of the method's type."""
 
     def __init__(self, reason: str) -> None:
@@ -120,14 +120,14 @@ class _Guarded:
         self._method = method
         self._calls = calls
 
-    def parse(self, raw: bytes) -> "Message | _Malformed":
+    def parse(self, raw: bytes) -> "Message | Malformed":
         # Never raises: gRPC would answer INTERNAL, and it is the caller's fault.
         try:
             return cast("Message", self._method.request_type.FromString(raw))
         except DecodeError as error:
-            return _Malformed(str(error))
+            return Malformed(str(error))
 
-    async def unary(self, request: "Message | _Malformed", context: Context) -> bytes:
+    async def unary(self, request: "Message | Malformed", context: Context) -> bytes:
         response = b""
 
         async def run(parsed: Message, call: Call) -> None:
@@ -138,7 +138,7 @@ class _Guarded:
         await self._run(request, context, run)
         return response
 
-    async def stream(self, request: "Message | _Malformed", context: Context) -> None:
+    async def stream(self, request: "Message | Malformed", context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
             assert self._method.stream is not None  # noqa: S101 - chosen by service_handler
             async with aclosing(self._method.stream(parsed, call)) as messages:
@@ -149,7 +149,7 @@ class _Guarded:
 
     async def _run(
         self,
-        request: "Message | _Malformed",
+        request: "Message | Malformed",
         context: Context,
         run: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
@@ -165,7 +165,7 @@ class _Guarded:
 
     async def _run_call(
         self,
-        request: "Message | _Malformed",
+        request: "Message | Malformed",
         context: Context,
         call: Call,
         run: Callable[[Message, Call], Awaitable[None]],
@@ -191,11 +191,11 @@ class _Guarded:
             if self._method.recorded:
                 self._record(call, code)
 
-    def _checked(self, request: "Message | _Malformed", context: Context) -> Message:
+    def _checked(self, request: "Message | Malformed", context: Context) -> Message:
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassedError
-        if isinstance(request, _Malformed):
+        if isinstance(request, Malformed):
             expected = self._method.request_type.DESCRIPTOR.full_name
             raise InvalidRequestError(
                 FieldViolation(

@@ -10,11 +10,13 @@ from google.rpc import error_details_pb2, status_pb2
 from whence_server.domain.errors import (
     Code,
     EmergenceBusyError,
+    FieldViolation,
     InvalidRequestError,
     QueueFullError,
     TextQueueFullError,
     WhenceError,
 )
+from whence_server.rpc.fitting import fitting, named, short
 
 DOMAIN = "whence.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -37,16 +39,33 @@ GRPC_CODES: dict[Code, grpc.StatusCode] = {
 
 
 def error_status(error: WhenceError) -> status_pb2.Status:
-    """The error as a google.rpc.Status: a code, a message, and details for programs."""
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    ]
+    """Return the error as a google.rpc.Status: a code, a message, and details for programs.
+
+    It fits into the headers that clients take: of many fields at fault the first ones are named,
+    and `num_violations` of the ErrorInfo says how many there are.
+    """
+    metadata = {key: short(value) for key, value in error.metadata.items()}
+    message = error.message
+    violations: list[FieldViolation] = []
     if isinstance(error, InvalidRequestError):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in error.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
+        violations = named(error.violations)
+        num_left_out = len(error.violations) - len(violations)
+        if num_left_out:
+            metadata["num_violations"] = str(len(error.violations))
+            # The number comes first: what follows may be cut.
+            message = f"{num_left_out} more fields at fault, besides {_joined(violations)}"
+        else:
+            message = _joined(violations)
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    ]
+    if violations:
+        bad_request = error_details_pb2.BadRequest()
+        for violation in violations:
+            bad_request.field_violations.add(
+                field=violation.field, description=violation.description
+            )
+        details.append(bad_request)
     if isinstance(error, QueueFullError | TextQueueFullError | EmergenceBusyError):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
@@ -55,7 +74,11 @@ def error_status(error: WhenceError) -> status_pb2.Status:
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    return status_pb2.Status(code=error.code.value, message=error.message, details=packed)
+    return status_pb2.Status(code=error.code.value, message=fitting(message), details=packed)
+
+
+def _joined(violations: list[FieldViolation]) -> str:
+    return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
 
 
 async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: WhenceError) -> NoReturn:
@@ -63,7 +86,7 @@ async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: Whence
     status = error_status(error)
     await context.abort(
         GRPC_CODES[error.code],
-        error.message,
+        status.message,
         ((DETAILS_KEY, status.SerializeToString()),),
     )
     raise AssertionError("abort returned")  # it always raises

@@ -1,0 +1,108 @@
+"""gRPC's own services, health and reflection, guarded as whence's own methods are.
+
+Their generated registration lets bytes that are no message, and methods that the packages do not
+implement, end in a traceback in the log and a status UNKNOWN.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from whence_server.rpc.calls import Context, Malformed
+from whence_server.rpc.fitting import short
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+
+
+class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
+    """The standard servicer, with `List` and with errors that say what is wrong."""
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
+        """Return one service's state.
+
+        A service that is not known ends the call with NOT_FOUND.
+        """
+        await _refuse_malformed(request, context)
+        if request.service not in self._server_status:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no service {short(request.service)!r} here"
+            )
+        return await super().Check(request, context)
+
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
+        """Return the state of every service."""
+        await _refuse_malformed(request, context)
+        answer = health_pb2.HealthListResponse()
+        for service, state in self._server_status.items():
+            answer.statuses[service].status = state
+        return answer
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the contract's name
+        """Stream one service's state, now and whenever it changes."""
+        await _refuse_malformed(request, context)
+        await super().Watch(request, context)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the service as gRPC wants it."""
+        parse_check = _parser(health_pb2.HealthCheckRequest)
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.Check, parse_check, _serialized),
+            "List": grpc.unary_unary_rpc_method_handler(
+                self.List, _parser(health_pb2.HealthListRequest), _serialized
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.Watch, parse_check, _serialized),
+        }
+        return grpc.method_handlers_generic_handler(HEALTH, methods)
+
+
+def reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
+    """Return reflection over these services, itself and health."""
+    servicer = ReflectionServicer((*services, HEALTH, REFLECTION))
+
+    async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async def sound() -> AsyncIterator[Any]:
+            async for request in requests:
+                await _refuse_malformed(request, context)
+                yield request
+
+        async for answer in servicer.ServerReflectionInfo(sound(), context):
+            yield answer
+
+    return grpc.method_handlers_generic_handler(
+        REFLECTION,
+        {
+            "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                info,
+                _parser(reflection_pb2.ServerReflectionRequest),
+                _serialized,
+            )
+        },
+    )
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _parser(request_type: type[Message]) -> Any:
+    def parse(raw: bytes) -> "Message | Malformed":
+        try:
+            return request_type.FromString(raw)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return parse
+
+
+async def _refuse_malformed(request: Any, context: Any) -> None:
+    if isinstance(request, Malformed):
+        await context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT, f"the bytes are no request: {request.reason}"
+        )
