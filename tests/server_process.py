@@ -24,6 +24,8 @@ def socket_target(directory: Path) -> str:
 class ServerProcess:
     """Starts the server on a Unix socket (and wherever else `flags` say).
 
+    `prefix` is a command that executes the server in its own place.
+
     Attributes:
         target: what a client connects to.
         log: everything that it has written to standard error so far.
@@ -35,6 +37,7 @@ class ServerProcess:
         data_dir: Path,
         *flags: str,
         environment: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         self.target = socket_target(data_dir)
@@ -42,6 +45,7 @@ class ServerProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "WHENCE_"))}
         self.process = subprocess.Popen(
             [
+                *prefix,
                 sys.executable,
                 "-m",
                 "whence_server",

@@ -33,6 +33,7 @@ from whence_server.rpc import (
     training_servicer,
 )
 from whence_server.rpc.calls import CallLog
+from whence_server.rpc.descriptors import max_connections, raise_descriptor_limit
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
 from whence_server.rpc.server import RpcServer, ServerOptions, build_server
@@ -106,6 +107,8 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
             insecure_listen_anywhere=settings.insecure_listen_anywhere,
             max_message_bytes=settings.max_message_bytes,
             max_concurrent_streams=settings.max_concurrent_streams,
+            socket_mode=settings.socket_mode,
+            max_connections=max_connections(raise_descriptor_limit()),
         ),
         {
             generation_servicer.SERVICE: GenerationServicer(serving, limits).methods(),
@@ -149,7 +152,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
             return await _until_stopped(settings, rpc, generations, stop)
     finally:
         closing.set()
-        await rpc.server.stop(_CLOSING_CALLS_S)
+        await rpc.stop(_CLOSING_CALLS_S)
         if texts is not None:
             await texts.close()
         library.close()

@@ -22,9 +22,10 @@ from whence_server.config.spelling import (
     flag_of,
     host_and_port,
     path_of,
+    permissions,
     seconds,
-    step_spans,
     stall_seconds,
+    step_spans,
     switch,
     text_of,
     variable_of,
@@ -77,6 +78,12 @@ class ServeConfig:
     )
     insecure_listen_anywhere: bool = _setting(
         False, switch, "allow addresses beyond loopback, without authentication"
+    )
+    socket_mode: int = _setting(
+        0o600,
+        permissions,
+        "permissions of Unix sockets, in octal: who may write to one may connect",
+        "MODE",
     )
     data_dir: Path = _setting(Path("whence-data"), path_of, "where the journal is kept", "DIR")
     durability: str = _setting(
@@ -144,13 +151,6 @@ class ServeConfig:
     drain_grace: float = _setting(
         30.0, seconds, "seconds for running generations to finish after SIGTERM", "S"
     )
-    no_step_candidates: bool = _setting(
-        False, switch, "leave the candidates out of step spans; they make up a third of their bytes"
-    )
-    metrics_listen: str = _setting(
-        "",
-        host_and_port,
-        "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
     engine_stall_timeout: float = _setting(
         30.0,
         stall_seconds,
@@ -158,6 +158,13 @@ class ServeConfig:
         "restarted; a long forward pass is work; 0 is never",
         "S",
     )
+    no_step_candidates: bool = _setting(
+        False, switch, "leave the candidates out of step spans; they make up a third of their bytes"
+    )
+    metrics_listen: str = _setting(
+        "",
+        host_and_port,
+        "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
         "ADDRESS",
     )
     log_level: str = _setting(

@@ -34,6 +34,13 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def permissions(text: str) -> int:
+    """Read a file's mode in octal, which lets its owner read and write."""
+    if not re.fullmatch(r"0?[67][0-7][0-7]", text):
+        raise ValueError("expected permissions in octal, from 600 to 777")
+    return int(text, 8)
+
+
 def seconds(text: str) -> float:
     """Seconds, from 0 on."""
     try:
@@ -45,13 +52,6 @@ def seconds(text: str) -> float:
     return value
 
 
-def choice(*values: str) -> Callable[[str], str]:
-    """A parser that takes one of the values."""
-
-    def parse(text: str) -> str:
-        if text not in values:
-            raise ValueError(f"expected one of {', '.join(values)}")
-        return text
 def stall_seconds(text: str) -> float:
     """Read seconds, from 5 on: a heart beats once a second; or 0 for never."""
     value = seconds(text)
@@ -60,6 +60,13 @@ def stall_seconds(text: str) -> float:
     return value
 
 
+def choice(*values: str) -> Callable[[str], str]:
+    """A parser that takes one of the values."""
+
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"expected one of {', '.join(values)}")
+        return text
 
     return parse
 

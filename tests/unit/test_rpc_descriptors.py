@@ -1,0 +1,33 @@
+"""Connections take most of the descriptors that the system allows, and never all of them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from whence_server.rpc.descriptors import MAX_CONNECTIONS, max_connections
+
+SHOW = """
+import resource
+from whence_server.rpc.descriptors import raise_descriptor_limit
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], raise_descriptor_limit(),
+      *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(64, 1), (256, 192), (1_024, 768), (4_096, 3_584), (1 << 20, MAX_CONNECTIONS)],
+)
+def test_some_are_left_for_everything_else(limit: int, expected: int) -> None:
+    assert max_connections(limit) == expected
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    shown = subprocess.run(
+        ["sh", "-c", 'ulimit -Sn 100; ulimit -Hn 512; exec "$@"', "sh", sys.executable, "-c", SHOW],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == ["100", "512", "512", "512"]
