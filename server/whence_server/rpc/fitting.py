@@ -20,7 +20,8 @@ _MAX_WORD_BYTES = 400
 def fitting(text: str, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
     """Return the text, cut where it would take more than that many bytes in a header.
 
-    What has no UTF-8, a lone surrogate, becomes a question mark. gRPC percent-encodes whatever is not printable ASCII, and "%": three bytes for each byte.
+    What has no UTF-8, a lone surrogate, becomes a question mark. gRPC percent-encodes whatever is
+    not printable ASCII, and "%": three bytes for each byte.
     """
     num_bytes = 0
     for position, character in enumerate(text):
