@@ -3,7 +3,9 @@
 import pytest
 from lineage_records import training_step
 
-from whence.cli.training_show import Course, round_stride
+from whence.cli.runs import event_row, state_name
+from whence.cli.training_show import Course, details, round_stride
+from whence.v1 import training_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,12 @@ def test_a_group_that_was_not_measured_has_no_row() -> None:
 def test_weights_of_zero_have_no_relative_update() -> None:
     step = training_step(1, 1, 1, weight_norms=[0.0])
     assert Course([step], 1).relative_updates(0) == [0.0]
+
+
+def test_what_is_not_on_record_is_said() -> None:
+    gap = pb.RecordingGap(step=3, attempt=1, subject="example_ids", reason="a list\x1b[31m")
+    run = pb.GetTrainingRunResponse(gaps=[gap])
+    shown = list(details(run))
+    assert shown[-2:] == ["\nnot on record", "  example_ids after step 3: a list\\x1b[31m"]
+    assert event_row(pb.TrainingEvent(gap=gap)).split()[:2] == ["gap", "example_ids"]
+    assert state_name(pb.TRAINING_STATE_UNRECORDED) == "unrecorded"

@@ -129,20 +129,29 @@ def test_a_training_that_is_tried_again_with_a_smaller_batch_is_another_attempt(
     assert {len(s.ranks[0].example_ids) for s in steps_in(tmp_path)[:-1]} == {3}
 
 
-def test_what_would_keep_the_effect_of_superseded_steps_is_refused(tmp_path: Path) -> None:
+def test_what_keeps_the_effect_of_superseded_steps_is_not_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unrecorded = tried_again(tmp_path / "unrecorded", num_steps=2)
+    unrecorded.train()
     trainer = tried_again(tmp_path, num_steps=2)
     record(trainer)
-    with pytest.raises(LineageError, match=r"after 2 steps, whose effect would stay .* now, 3$"):
-        trainer.train()
+    trainer.train()
+    # The training went on, on the weights that it had.
+    assert same_bits(weights_of(unrecorded), weights_of(trainer))
+    assert "recording has stopped, and the training goes on without: the trainer" in caplog.text
     again = trainer_of(tmp_path, model=trainer.model)
     record(again, restart=True)
     with pytest.raises(LineageError, match="not at the weights that the run began at"):
         again.train()
     events = events_in(tmp_path)
     kinds = [event.WhichOneof("event") for event in events]
-    assert kinds[2:] == ["attempt_started", "step", "step", "attempt_finished"]
-    assert events[-1].attempt_finished.step == 2
-    assert events[-1].attempt_finished.state == TrainingState.TRAINING_STATE_FAILED
+    assert kinds[2:] == ["attempt_started", "step", "step", "gap", "attempt_finished"]
+    finished = events[-1].attempt_finished
+    assert finished.step == 2
+    assert finished.state == TrainingState.TRAINING_STATE_UNRECORDED
+    assert "after 2 steps, whose effect stays in the weights" in finished.error
+    assert finished.error.endswith("now, 3")
     # From the weights that it began at it is the same run.
     fresh = trainer_of(tmp_path)
     record(fresh, restart=True)

@@ -21,7 +21,6 @@ from tiny_training import (
 from torch.utils.data import Dataset
 from transformers import Trainer
 
-from whence_server.domain.errors import LineageError
 from whence_server.training import Document, DocumentedExamples, Piece, record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,14 +119,6 @@ def test_items_that_are_no_dictionaries_are_recorded_too(tmp_path: Path) -> None
     assert trainer.train_dataset.source == "nowhere"
     trainer.is_in_train = False
     assert set(next(iter(trainer.get_train_dataloader()))) == {"input_ids", "labels"}
-
-
-def test_batches_that_are_no_dictionaries_are_refused(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path)
-    trainer.data_collator = tuple
-    record(trainer)
-    with pytest.raises(LineageError, match="gives a tuple: only batches that are dictionaries"):
-        trainer.train()
 
 
 def test_padding_does_not_count(tmp_path: Path) -> None:

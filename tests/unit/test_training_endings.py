@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import Rows, Stop, events_in, steps_in, trainer_of
+from tiny_training import (
+    Rows,
+    Stop,
+    events_in,
+    same_bits,
+    steps_in,
+    trainer_of,
+    weights_of,
+)
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.domain.errors import LineageError
@@ -51,11 +59,17 @@ def test_an_error_of_the_training_is_not_replaced_by_one_of_the_record(
     RecordWriter.resume(tmp_path / RECORD_NAME).close()
 
 
-def test_a_record_that_cannot_be_written_ends_the_training_and_stays_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("required", [False, True])
+def test_a_record_that_cannot_be_written_stays_whole_and_ends_what_is_worth_nothing_without(
+    required: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    unrecorded = trainer_of(tmp_path / "unrecorded")
+    unrecorded.train()
     trainer = trainer_of(tmp_path)
-    record(trainer)
+    record(trainer, required=required)
     pwrite = os.pwrite
 
     def half(descriptor: int, octets: bytes, offset: int) -> int:
@@ -66,9 +80,73 @@ def test_a_record_that_cannot_be_written_ends_the_training_and_stays_whole(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", half)
-    with pytest.raises(LineageError, match="No space left on device; make room"):
+    if required:
+        with pytest.raises(LineageError, match="No space left on device; make room"):
+            trainer.train()
+    else:
         trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        assert same_bits(weights_of(unrecorded), weights_of(trainer))
+        assert "recording has stopped, and the training goes on without" in caplog.text
     assert [step.step for step in steps_in(tmp_path)] == [1, 2]
+    monkeypatch.undo()
+    RecordWriter.resume(tmp_path / RECORD_NAME).close()
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("of our own making")
+
+
+@pytest.mark.parametrize(
+    ("what", "subject"),
+    [
+        ("whence_server.training.norms.NormMeter.after_step", "norms"),
+        ("whence_server.training.norms.NormMeter.before_step", "norms"),
+        ("whence_server.training.recorder.NormMeter", "norms"),
+        ("whence_server.training.run.RecordedRun.evaluated", "evaluation"),
+        ("whence_server.training.snapshots.file_digests", "checkpoint"),
+        ("whence_server.training.run.TrainingStep", "everything"),
+        ("whence_server.training.run.RecordedRun.trained", "everything"),
+        ("whence_server.training.loader._obstacle", "example_ids"),
+        ("whence_server.training.setup.surroundings.versions", ""),
+        ("whence_server.training.opening.setup.described", ""),
+    ],
+)
+def test_a_fault_of_the_record_s_own_costs_what_it_concerns_and_no_bit_of_the_training(
+    what: str, subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {
+        "eval_dataset": Rows(5),
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 4,
+    }
+    unrecorded = trainer_of(tmp_path / "unrecorded", **arguments)
+    unrecorded.train()
+    trainer = trainer_of(tmp_path / "run", **arguments)
+    monkeypatch.setattr(what, broken)
+    with record(trainer):
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+    assert same_bits(weights_of(unrecorded), weights_of(trainer))
+    monkeypatch.undo()
+    if not subject:
+        assert not (tmp_path / "run" / RECORD_NAME).exists()
+        return
+    events = events_in(tmp_path / "run")
+    gaps = {e.gap.subject: e.gap.reason for e in events if e.HasField("gap")}
+    assert set(gaps) == {subject}
+    assert "of our own making" in gaps[subject]
+    state = events[-1].attempt_finished.state
+    stopped = subject == "everything"
+    assert state == (
+        TrainingState.TRAINING_STATE_UNRECORDED
+        if stopped
+        else TrainingState.TRAINING_STATE_COMPLETED
+    )
+    num_steps = 0 if what.endswith("TrainingStep") else 12
+    assert len(steps_in(tmp_path / "run")) == num_steps
 
 
 def test_workers_that_outlive_the_training_leave_the_record_free(tmp_path: Path) -> None:

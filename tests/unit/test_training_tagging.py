@@ -8,8 +8,14 @@ import torch
 from tiny_training import Rows, RowStream
 from torch.utils.data import DataLoader, IterableDataset
 
-from whence_server.domain.errors import LineageError
-from whence_server.training.tagging import IDS_KEY, Tagged, TaggedCollator, tagged, untagged
+from whence_server.training.tagging import (
+    IDS_KEY,
+    Tagged,
+    TaggedCollator,
+    TaggedTogether,
+    tagged,
+    untagged,
+)
 
 
 def test_attributes_are_read_and_written_through() -> None:
@@ -47,15 +53,18 @@ def test_items_are_taken_together_where_the_dataset_can() -> None:
         def __getitems__(self, indices: list[int]) -> list[str]:
             return [f"item {index}" for index in indices]
 
-    assert tagged(Together(5)).__getitems__([3, 1]) == [Tagged(3, "item 3"), Tagged(1, "item 1")]
+    together = tagged(Together(5)).__getitems__([3, 1])
+    assert together == TaggedTogether([3, 1], ["item 3", "item 1"])
     assert not tagged(Rows(5)).__getitems__
 
 
-def test_items_that_are_taken_by_no_number_are_refused() -> None:
-    for index in ("one", 1.5):
-        with pytest.raises(LineageError, match=f"the sampler gives {index!r}, a "):
-            tagged(Rows(5))[index]
+def test_items_that_are_taken_by_no_number_have_no_id() -> None:
+    letters = {"one": "a", 1.5: "b", -1: "c"}
+    for index, letter in letters.items():
+        assert tagged(letters)[index] == Tagged(None, letter)
     assert tagged(["a", "b"])[torch.tensor(1)] == Tagged(1, "b")
+    batch = TaggedCollator(lambda items: {"letters": items})([Tagged(None, "a"), Tagged(3, "b")])
+    assert batch == {"letters": ["a", "b"]}
 
 
 def test_ids_of_a_stream_read_by_workers_are_unique_and_the_same_again() -> None:

@@ -85,6 +85,8 @@ def event_row(event: pb.TrainingEvent) -> str:
             text = f"at step {told.step}  {metrics_text(told)}"
         case "checkpoint":
             text = f"at step {told.step}  {safe(told.path)}"
+        case "gap":
+            text = gap_text(told)
         case "attempt_finished":
             text = f"{told.attempt}, {ending_text(told)}"
         case _:
@@ -107,6 +109,11 @@ def ending_text(ending: pb.AttemptFinished) -> str:
     """How an attempt ended, in words."""
     error = f": {safe(ending.error)}" if ending.error else ""
     return f"{state_name(ending.state)} at step {ending.step:,}{error}"
+
+
+def gap_text(gap: pb.RecordingGap) -> str:
+    """What is not on record, and why, in words."""
+    return f"{safe(gap.subject)} after step {gap.step:,}: {safe(gap.reason)}"
 
 
 def metrics_text(evaluation: pb.Evaluation) -> str:

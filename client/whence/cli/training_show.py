@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 from whence.cli.plots import HeatScale, axis, binned, column_chart
 from whence.cli.render import fitted, safe
-from whence.cli.runs import dataset_text, ending_text, metrics_text, progress, state_name, time_of
+from whence.cli.runs import (
+    dataset_text,
+    ending_text,
+    gap_text,
+    metrics_text,
+    progress,
+    state_name,
+    time_of,
+)
 from whence.client import Client
 from whence.v1 import training_pb2 as pb
 
@@ -79,6 +87,7 @@ def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
     yield from _section(
         "evaluations", [f"step {e.step:<8,}  {metrics_text(e)}" for e in run.evaluations]
     )
+    yield from _section("not on record", [gap_text(gap) for gap in run.gaps])
 
 
 def pictures(
@@ -129,6 +138,7 @@ def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
         "began": f"{time_of(summary.start_time)}; last on record {time_of(summary.last_time)}",
         "model": f"{started.architecture}, {started.num_parameters:,} parameters",
         "went on from": _parent(started),
+        "adapter on": _base(started),
         "training set": dataset_text(run.dataset) if run.HasField("dataset") else "",
         "described as": run.dataset.description,
         "merkle root": run.dataset.merkle_root,
@@ -153,6 +163,12 @@ def _parent(started: pb.TrainingRunStarted) -> str:
     parent = started.parent
     run = f", run {parent.training_run_id}" if parent.training_run_id else ""
     return f"{parent.source}{run}"
+
+
+def _base(started: pb.TrainingRunStarted) -> str:
+    """The frozen model below an adapter; "" where none is trained."""
+    base = started.adapter_base
+    return f"{base.source}, weights digest {base.weights_digest}" if base.ByteSize() else ""
 
 
 def _result(run: pb.GetTrainingRunResponse) -> dict[str, str]:

@@ -47,6 +47,10 @@ class _TrainingStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """It was stopped before its end."""
     TRAINING_STATE_FAILED: _TrainingState.ValueType  # 4
     """An error ended it."""
+    TRAINING_STATE_UNRECORDED: _TrainingState.ValueType  # 5
+    """Recording stopped before the training did: what became of it is not on
+    record.
+    """
 
 class TrainingState(_TrainingState, metaclass=_TrainingStateEnumTypeWrapper):
     """Where a run stands."""
@@ -63,6 +67,10 @@ TRAINING_STATE_INTERRUPTED: TrainingState.ValueType  # 3
 """It was stopped before its end."""
 TRAINING_STATE_FAILED: TrainingState.ValueType  # 4
 """An error ended it."""
+TRAINING_STATE_UNRECORDED: TrainingState.ValueType  # 5
+"""Recording stopped before the training did: what became of it is not on
+record.
+"""
 global___TrainingState = TrainingState
 
 @typing.final
@@ -114,6 +122,7 @@ class TrainingEvent(google.protobuf.message.Message):
     EVALUATION_FIELD_NUMBER: builtins.int
     CHECKPOINT_FIELD_NUMBER: builtins.int
     ATTEMPT_FINISHED_FIELD_NUMBER: builtins.int
+    GAP_FIELD_NUMBER: builtins.int
     @property
     def started(self) -> global___TrainingRunStarted:
         """The run was set up."""
@@ -152,6 +161,10 @@ class TrainingEvent(google.protobuf.message.Message):
         that are saved, and measurements that are made, after the end follow it.
         """
 
+    @property
+    def gap(self) -> global___RecordingGap:
+        """Something that the record does not hold, and why. The training went on."""
+
     def __init__(
         self,
         *,
@@ -164,10 +177,11 @@ class TrainingEvent(google.protobuf.message.Message):
         evaluation: global___Evaluation | None = ...,
         checkpoint: global___Checkpoint | None = ...,
         attempt_finished: global___AttemptFinished | None = ...,
+        gap: global___RecordingGap | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt_finished", b"attempt_finished", "attempt_started", b"attempt_started", "checkpoint", b"checkpoint", "dataset", b"dataset", "documents", b"documents", "evaluation", b"evaluation", "event", b"event", "examples", b"examples", "started", b"started", "step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt_finished", b"attempt_finished", "attempt_started", b"attempt_started", "checkpoint", b"checkpoint", "dataset", b"dataset", "documents", b"documents", "evaluation", b"evaluation", "event", b"event", "examples", b"examples", "started", b"started", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "dataset", "documents", "examples", "attempt_started", "step", "evaluation", "checkpoint", "attempt_finished"] | None: ...
+    def HasField(self, field_name: typing.Literal["attempt_finished", b"attempt_finished", "attempt_started", b"attempt_started", "checkpoint", b"checkpoint", "dataset", b"dataset", "documents", b"documents", "evaluation", b"evaluation", "event", b"event", "examples", b"examples", "gap", b"gap", "started", b"started", "step", b"step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt_finished", b"attempt_finished", "attempt_started", b"attempt_started", "checkpoint", b"checkpoint", "dataset", b"dataset", "documents", b"documents", "evaluation", b"evaluation", "event", b"event", "examples", b"examples", "gap", b"gap", "started", b"started", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "dataset", "documents", "examples", "attempt_started", "step", "evaluation", "checkpoint", "attempt_finished", "gap"] | None: ...
 
 global___TrainingEvent = TrainingEvent
 
@@ -193,6 +207,8 @@ class TrainingRunStarted(google.protobuf.message.Message):
     GROUPS_FIELD_NUMBER: builtins.int
     NUM_PLANNED_STEPS_FIELD_NUMBER: builtins.int
     WHENCE_VERSION_FIELD_NUMBER: builtins.int
+    ADAPTER_BASE_FIELD_NUMBER: builtins.int
+    ADAPTER_CONFIG_JSON_FIELD_NUMBER: builtins.int
     training_run_id: builtins.str
     """A lower-case UUID."""
     name: builtins.str
@@ -221,6 +237,10 @@ class TrainingRunStarted(google.protobuf.message.Message):
     """Optimizer steps that are planned; 0 where that is not known."""
     whence_version: builtins.str
     """"0.1.0": the version of whence that began the record."""
+    adapter_config_json: builtins.str
+    """The adapters' adapter_config.json, by their names, as one JSON object; empty
+    where the model itself is trained.
+    """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was set up."""
@@ -235,6 +255,16 @@ class TrainingRunStarted(google.protobuf.message.Message):
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ParameterGroup]:
         """What update_norms and weight_norms are measured over: every parameter is in
         exactly one group.
+        """
+
+    @property
+    def adapter_base(self) -> global___ParentModel:
+        """Where an adapter is trained (LoRA and its kin): the frozen model below it.
+        Absent where the model itself is trained.
+
+        A run that trains an adapter has the adapter's tensors alone in
+        `initial_weights_digest`, in attempts and in checkpoints, named as PEFT
+        saves them; `architecture` and `config_json` are those of the model below.
         """
 
     def __init__(
@@ -256,9 +286,14 @@ class TrainingRunStarted(google.protobuf.message.Message):
         groups: collections.abc.Iterable[global___ParameterGroup] | None = ...,
         num_planned_steps: builtins.int = ...,
         whence_version: builtins.str = ...,
+        adapter_base: global___ParentModel | None = ...,
+        adapter_config_json: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_parent", b"_parent", "parent", b"parent", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_parent", b"_parent", "architecture", b"architecture", "arguments_json", b"arguments_json", "config_json", b"config_json", "groups", b"groups", "initial_weights_digest", b"initial_weights_digest", "name", b"name", "num_parameters", b"num_parameters", "num_planned_steps", b"num_planned_steps", "parent", b"parent", "recipe_json", b"recipe_json", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_id", b"trace_id", "training_run_id", b"training_run_id", "whence_version", b"whence_version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter_base", b"_adapter_base", "_parent", b"_parent", "adapter_base", b"adapter_base", "parent", b"parent", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter_base", b"_adapter_base", "_parent", b"_parent", "adapter_base", b"adapter_base", "adapter_config_json", b"adapter_config_json", "architecture", b"architecture", "arguments_json", b"arguments_json", "config_json", b"config_json", "groups", b"groups", "initial_weights_digest", b"initial_weights_digest", "name", b"name", "num_parameters", b"num_parameters", "num_planned_steps", b"num_planned_steps", "parent", b"parent", "recipe_json", b"recipe_json", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_id", b"trace_id", "training_run_id", b"training_run_id", "whence_version", b"whence_version"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adapter_base", b"_adapter_base"]) -> typing.Literal["adapter_base"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_parent", b"_parent"]) -> typing.Literal["parent"] | None: ...
 
 global___TrainingRunStarted = TrainingRunStarted
@@ -273,6 +308,7 @@ class ParentModel(google.protobuf.message.Message):
     MODEL_DIGEST_FIELD_NUMBER: builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
     TRAINING_RUN_ID_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     source: builtins.str
     """Where it was read from, as given."""
     model_digest: builtins.str
@@ -281,6 +317,12 @@ class ParentModel(google.protobuf.message.Message):
     """Its weights as the training found them; see Model.weights_digest."""
     training_run_id: builtins.str
     """The run that made it, where that is on record."""
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.model_pb2.FileDigest]:
+        """Of the model below an adapter: its weight and configuration files, where it
+        lies in a directory.
+        """
+
     def __init__(
         self,
         *,
@@ -288,15 +330,17 @@ class ParentModel(google.protobuf.message.Message):
         model_digest: builtins.str = ...,
         weights_digest: builtins.str = ...,
         training_run_id: builtins.str = ...,
+        files: collections.abc.Iterable[whence.v1.model_pb2.FileDigest] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model_digest", b"model_digest", "source", b"source", "training_run_id", b"training_run_id", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["files", b"files", "model_digest", b"model_digest", "source", b"source", "training_run_id", b"training_run_id", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___ParentModel = ParentModel
 
 @typing.final
 class ParameterGroup(google.protobuf.message.Message):
     """Parameters that are measured together: "embedding", "layer.0.attention",
-    "layer.0.mlp", ..., "final_norm", "head", and "other".
+    "layer.0.mlp", ..., "final_norm", "head", and "other"; where an adapter is
+    trained, these are of its parameters, and "frozen" is all that stays as it is.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -754,6 +798,8 @@ class Checkpoint(google.protobuf.message.Message):
     FILES_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
     ELAPSED_NS_FIELD_NUMBER: builtins.int
+    BASE_WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
+    MERGED_ADAPTER_DIGEST_FIELD_NUMBER: builtins.int
     step: builtins.int
     """After this step: an earlier one where the best checkpoint was loaded again
     at the training's end.
@@ -774,6 +820,14 @@ class Checkpoint(google.protobuf.message.Message):
     """See Model.weights_digest: over the tensors as they were trained."""
     elapsed_ns: builtins.int
     """From the attempt's start until it was on disk."""
+    base_weights_digest: builtins.str
+    """Where the tensors are an adapter's: digest of the weights that it is on, as
+    TrainingRunStarted.adapter_base has them. Empty for whole models.
+    """
+    merged_adapter_digest: builtins.str
+    """Where an adapter was merged into the model below it: the weights digest of
+    the adapter, by which a checkpoint of it is found. Empty for others.
+    """
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.model_pb2.FileDigest]:
         """Every file of the directory, sorted by path; the record itself is left out.
@@ -796,10 +850,50 @@ class Checkpoint(google.protobuf.message.Message):
         files: collections.abc.Iterable[whence.v1.model_pb2.FileDigest] | None = ...,
         tensors: collections.abc.Iterable[global___TensorDigest] | None = ...,
         elapsed_ns: builtins.int = ...,
+        base_weights_digest: builtins.str = ...,
+        merged_adapter_digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "elapsed_ns", b"elapsed_ns", "files", b"files", "model_digest", b"model_digest", "path", b"path", "resumable", b"resumable", "step", b"step", "tensors", b"tensors", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "base_weights_digest", b"base_weights_digest", "elapsed_ns", b"elapsed_ns", "files", b"files", "merged_adapter_digest", b"merged_adapter_digest", "model_digest", b"model_digest", "path", b"path", "resumable", b"resumable", "step", b"step", "tensors", b"tensors", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Checkpoint = Checkpoint
+
+@typing.final
+class RecordingGap(google.protobuf.message.Message):
+    """Something that a record does not hold from a step on, and why; each is said
+    once in an attempt.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ELAPSED_NS_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """The last step before it."""
+    attempt: builtins.int
+    """The attempt."""
+    subject: builtins.str
+    """"example_ids", "norms", "numbers", "evaluation", "checkpoint", or
+    "everything": recording stopped, and the training went on.
+    """
+    reason: builtins.str
+    """For people."""
+    elapsed_ns: builtins.int
+    """From the attempt's start until it was found."""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        attempt: builtins.int = ...,
+        subject: builtins.str = ...,
+        reason: builtins.str = ...,
+        elapsed_ns: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "elapsed_ns", b"elapsed_ns", "reason", b"reason", "step", b"step", "subject", b"subject"]) -> None: ...
+
+global___RecordingGap = RecordingGap
 
 @typing.final
 class TensorDigest(google.protobuf.message.Message):
@@ -852,9 +946,9 @@ class AttemptFinished(google.protobuf.message.Message):
     step: builtins.int
     """The last step that it made."""
     state: global___TrainingState.ValueType
-    """COMPLETED, INTERRUPTED or FAILED."""
+    """COMPLETED, INTERRUPTED, FAILED or UNRECORDED."""
     error: builtins.str
-    """For people, where it failed."""
+    """For people, where it failed, or recording did."""
     weights_digest: builtins.str
     """The weights at its end; see Model.weights_digest."""
     @property
@@ -1063,6 +1157,7 @@ class GetTrainingRunResponse(google.protobuf.message.Message):
     ENDINGS_FIELD_NUMBER: builtins.int
     CHECKPOINTS_FIELD_NUMBER: builtins.int
     EVALUATIONS_FIELD_NUMBER: builtins.int
+    GAPS_FIELD_NUMBER: builtins.int
     @property
     def summary(self) -> global___TrainingRunSummary:
         """Always set."""
@@ -1091,6 +1186,10 @@ class GetTrainingRunResponse(google.protobuf.message.Message):
     def evaluations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Evaluation]:
         """By ascending position."""
 
+    @property
+    def gaps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RecordingGap]:
+        """What is not on record, by ascending position."""
+
     def __init__(
         self,
         *,
@@ -1101,9 +1200,10 @@ class GetTrainingRunResponse(google.protobuf.message.Message):
         endings: collections.abc.Iterable[global___AttemptFinished] | None = ...,
         checkpoints: collections.abc.Iterable[global___Checkpoint] | None = ...,
         evaluations: collections.abc.Iterable[global___Evaluation] | None = ...,
+        gaps: collections.abc.Iterable[global___RecordingGap] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_dataset", b"_dataset", "dataset", b"dataset", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "attempts", b"attempts", "checkpoints", b"checkpoints", "dataset", b"dataset", "endings", b"endings", "evaluations", b"evaluations", "started", b"started", "summary", b"summary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "attempts", b"attempts", "checkpoints", b"checkpoints", "dataset", b"dataset", "endings", b"endings", "evaluations", b"evaluations", "gaps", b"gaps", "started", b"started", "summary", b"summary"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_dataset", b"_dataset"]) -> typing.Literal["dataset"] | None: ...
 
 global___GetTrainingRunResponse = GetTrainingRunResponse
@@ -1298,8 +1398,8 @@ class GetDocumentResponse(google.protobuf.message.Message):
     """Its index in the training set."""
     text: builtins.bytes
     """Its bytes. Given only where they still have the recorded digest:
-    FAILED_PRECONDITION else. INVALID_ARGUMENT where they are more than the
-    server sends in a message, unless `omit_text` is set.
+    FAILED_PRECONDITION else. INVALID_ARGUMENT where they are more than 2 MiB,
+    unless `omit_text` is set: ReadDocument gives those.
     """
     @property
     def document(self) -> global___TrainingDocument:
@@ -1330,6 +1430,85 @@ class GetDocumentResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["document", b"document", "example_pieces", b"example_pieces", "index", b"index", "pieces", b"pieces", "text", b"text"]) -> None: ...
 
 global___GetDocumentResponse = GetDocumentResponse
+
+@typing.final
+class ReadDocumentRequest(google.protobuf.message.Message):
+    """Which bytes of which document to read."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRAINING_RUN_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    EXAMPLE_ID_FIELD_NUMBER: builtins.int
+    BEGIN_BYTE_FIELD_NUMBER: builtins.int
+    END_BYTE_FIELD_NUMBER: builtins.int
+    training_run_id: builtins.str
+    """NOT_FOUND where this server knows no such run. Empty for the run that made
+    the default model.
+    """
+    index: builtins.int
+    """Its index in the training set."""
+    sha256: builtins.str
+    """Its SHA-256, as 64 hex digits."""
+    example_id: builtins.int
+    """An example's id: reads the document that its first piece was cut from."""
+    begin_byte: builtins.int
+    """The first byte, counted from the document's beginning. INVALID_ARGUMENT
+    beyond its end.
+    """
+    end_byte: builtins.int
+    """The first byte after the range; 0 is the document's end, and so is what lies
+    beyond it.
+    """
+    def __init__(
+        self,
+        *,
+        training_run_id: builtins.str = ...,
+        index: builtins.int = ...,
+        sha256: builtins.str = ...,
+        example_id: builtins.int = ...,
+        begin_byte: builtins.int = ...,
+        end_byte: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["document", b"document", "example_id", b"example_id", "index", b"index", "sha256", b"sha256"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["begin_byte", b"begin_byte", "document", b"document", "end_byte", b"end_byte", "example_id", b"example_id", "index", b"index", "sha256", b"sha256", "training_run_id", b"training_run_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["document", b"document"]) -> typing.Literal["index", "sha256", "example_id"] | None: ...
+
+global___ReadDocumentRequest = ReadDocumentRequest
+
+@typing.final
+class ReadDocumentResponse(google.protobuf.message.Message):
+    """A piece of what was asked for. The whole document is held to its recorded
+    digest before the first piece is sent: FAILED_PRECONDITION where it has
+    another one, also where it is found to change while it is read.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: builtins.int
+    BEGIN_BYTE_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    begin_byte: builtins.int
+    """Where this piece begins, counted from the document's beginning."""
+    text: builtins.bytes
+    """The bytes from there on. The pieces follow each other without gaps."""
+    @property
+    def found(self) -> global___GetDocumentResponse:
+        """In the first message: the document, without its text."""
+
+    def __init__(
+        self,
+        *,
+        found: global___GetDocumentResponse | None = ...,
+        begin_byte: builtins.int = ...,
+        text: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_found", b"_found", "found", b"found"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_found", b"_found", "begin_byte", b"begin_byte", "found", b"found", "text", b"text"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_found", b"_found"]) -> typing.Literal["found"] | None: ...
+
+global___ReadDocumentResponse = ReadDocumentResponse
 
 @typing.final
 class ExamplePiece(google.protobuf.message.Message):

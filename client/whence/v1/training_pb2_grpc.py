@@ -41,6 +41,11 @@ class TrainingServiceStub(object):
                 request_serializer=whence_dot_v1_dot_training__pb2.GetDocumentRequest.SerializeToString,
                 response_deserializer=whence_dot_v1_dot_training__pb2.GetDocumentResponse.FromString,
                 )
+        self.ReadDocument = channel.unary_stream(
+                '/whence.v1.TrainingService/ReadDocument',
+                request_serializer=whence_dot_v1_dot_training__pb2.ReadDocumentRequest.SerializeToString,
+                response_deserializer=whence_dot_v1_dot_training__pb2.ReadDocumentResponse.FromString,
+                )
         self.GetInclusionProof = channel.unary_unary(
                 '/whence.v1.TrainingService/GetInclusionProof',
                 request_serializer=whence_dot_v1_dot_training__pb2.GetInclusionProofRequest.SerializeToString,
@@ -94,6 +99,13 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadDocument(self, request, context):
+        """A range of a document's bytes, in pieces; for documents of any size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetInclusionProof(self, request, context):
         """Proves that a document was in the training set, against its Merkle root.
         """
@@ -136,6 +148,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.GetDocument,
                     request_deserializer=whence_dot_v1_dot_training__pb2.GetDocumentRequest.FromString,
                     response_serializer=whence_dot_v1_dot_training__pb2.GetDocumentResponse.SerializeToString,
+            ),
+            'ReadDocument': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadDocument,
+                    request_deserializer=whence_dot_v1_dot_training__pb2.ReadDocumentRequest.FromString,
+                    response_serializer=whence_dot_v1_dot_training__pb2.ReadDocumentResponse.SerializeToString,
             ),
             'GetInclusionProof': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInclusionProof,
@@ -241,6 +258,23 @@ class TrainingService(object):
         return grpc.experimental.unary_unary(request, target, '/whence.v1.TrainingService/GetDocument',
             whence_dot_v1_dot_training__pb2.GetDocumentRequest.SerializeToString,
             whence_dot_v1_dot_training__pb2.GetDocumentResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReadDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/whence.v1.TrainingService/ReadDocument',
+            whence_dot_v1_dot_training__pb2.ReadDocumentRequest.SerializeToString,
+            whence_dot_v1_dot_training__pb2.ReadDocumentResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

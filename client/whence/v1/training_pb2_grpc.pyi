@@ -63,6 +63,12 @@ class TrainingServiceStub:
     has the recorded digest.
     """
 
+    ReadDocument: grpc.UnaryStreamMultiCallable[
+        whence.v1.training_pb2.ReadDocumentRequest,
+        whence.v1.training_pb2.ReadDocumentResponse,
+    ]
+    """A range of a document's bytes, in pieces; for documents of any size."""
+
     GetInclusionProof: grpc.UnaryUnaryMultiCallable[
         whence.v1.training_pb2.GetInclusionProofRequest,
         whence.v1.training_pb2.GetInclusionProofResponse,
@@ -113,6 +119,12 @@ class TrainingServiceAsyncStub:
     """A document of the training set and its text, as long as its source still
     has the recorded digest.
     """
+
+    ReadDocument: grpc.aio.UnaryStreamMultiCallable[
+        whence.v1.training_pb2.ReadDocumentRequest,
+        whence.v1.training_pb2.ReadDocumentResponse,
+    ]
+    """A range of a document's bytes, in pieces; for documents of any size."""
 
     GetInclusionProof: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.training_pb2.GetInclusionProofRequest,
@@ -174,6 +186,14 @@ class TrainingServiceServicer(metaclass=abc.ABCMeta):
         """A document of the training set and its text, as long as its source still
         has the recorded digest.
         """
+
+    @abc.abstractmethod
+    def ReadDocument(
+        self,
+        request: whence.v1.training_pb2.ReadDocumentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[whence.v1.training_pb2.ReadDocumentResponse], collections.abc.AsyncIterator[whence.v1.training_pb2.ReadDocumentResponse]]:
+        """A range of a document's bytes, in pieces; for documents of any size."""
 
     @abc.abstractmethod
     def GetInclusionProof(

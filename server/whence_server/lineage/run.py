@@ -36,6 +36,7 @@ class TrainingRun:
         endings: of those that ended in an orderly way.
         checkpoints: by ascending position, those of superseded steps included.
         evaluations: by ascending position.
+        gaps: what is not on record, by ascending position.
         steps: where each lies, and which count.
         state: a TrainingState.
         last_time_ns: when the newest thing on record happened, in Unix nanoseconds.
@@ -51,6 +52,7 @@ class TrainingRun:
         self.endings: list[pb.AttemptFinished] = []
         self.checkpoints: list[pb.Checkpoint] = []
         self.evaluations: list[pb.Evaluation] = []
+        self.gaps: list[pb.RecordingGap] = []
         self.steps = StepIndex()
         self.state = pb.TRAINING_STATE_RUNNING
         self.last_time_ns = self.started.start_time.ToNanoseconds()
@@ -196,6 +198,9 @@ class TrainingRun:
                     event.checkpoint.ClearField("tensors")
                 self.checkpoints.append(event.checkpoint)
                 self._happened(event.checkpoint.elapsed_ns)
+            case "gap":
+                self.gaps.append(event.gap)
+                self._happened(event.gap.elapsed_ns)
             case "attempt_finished":
                 self._end(event.attempt_finished)
 

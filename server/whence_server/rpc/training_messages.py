@@ -57,6 +57,7 @@ def run_message(
         endings=run.endings,
         checkpoints=run.checkpoints,
         evaluations=run.evaluations,
+        gaps=run.gaps,
     )
 
 

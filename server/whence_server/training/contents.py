@@ -22,6 +22,7 @@ from whence_server.engine.digests import (
 )
 from whence_server.lineage.reader import RECORD_NAME
 
+_OF_TRAINERS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
 _WEIGHTS_LIKE = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 
 
@@ -55,6 +56,11 @@ def present_files(directory: Path) -> list[str]:
 def has_weights(directory: Path) -> bool:
     """Whether transformers would find weights there."""
     return any((directory / name).is_file() for name in weights.WEIGHT_FILES)
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, or says which files do, for transformers."""
+    return name.endswith(_WEIGHTS_LIKE) and Path(name).name not in _OF_TRAINERS
 
 
 def decides_what_is_computed(name: str) -> bool:

@@ -9,13 +9,17 @@ from google.protobuf.message import Message
 
 from whence.v1.training_pb2 import ParentModel, TrainingEvent
 from whence_server.domain.errors import LineageError
+from whence_server.engine.digests import tensor_digests, weights_digest
 from whence_server.lineage.reader import is_begun
 from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.whole import read_run
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training import setup, telemetry
+from whence_server.training.adapters import adapted, architecture_of, base_state, own_state
+from whence_server.training.comparison import tensor_record
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
-from whence_server.training.parents import parent_of
+from whence_server.training.parents import base_of, parent_of
 from whence_server.training.run import RecordedRun
 
 
@@ -29,6 +33,10 @@ class Options:
     parent: ParentModel | None
     recipe_json: str
     restart: bool
+    dataset: Any = None
+    """What the trainer's data loader reads."""
+    required: bool = False
+    """Whether a training that cannot be recorded has to end."""
     writer: RecordWriter | None = None
     """The record, where it was opened before to keep others from it."""
     resumed_from: Path | None = None
@@ -73,7 +81,7 @@ def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRu
         else:
             attempt = setup.attempt_started(trainer, len(recorded.attempts) + 1, step)
             _require_same(trainer, groups, options, recorded)
-            _require_own_weights(recorded, step, attempt.weights_digest)
+            _require_own_weights(recorded, step, trainer.model, attempt.weights_digest)
             run = RecordedRun(
                 writer,
                 attempt,
@@ -97,13 +105,15 @@ def _begun(
 ) -> RecordWriter:
     """A record with the run's start and its dataset: a new one, or the one that is open."""
     options.path.parent.mkdir(parents=True, exist_ok=True)
+    base = base_of(trainer.model)
     started = TrainingEvent(
         started=setup.run_started(
             trainer,
             groups,
             name=options.name,
             recipe_json=options.recipe_json,
-            parent=options.parent or parent_of(trainer, options.resumed_from),
+            parent=options.parent or parent_of(trainer, options.resumed_from) or base,
+            adapter_base=base,
         )
     )
     if writer is None:
@@ -111,7 +121,7 @@ def _begun(
     else:
         writer.begin(started)
     try:
-        for event in setup.dataset_events(trainer.train_dataset, options.documents):
+        for event in setup.dataset_events(options.dataset, options.documents):
             writer.append(event)
         writer.sync()
     except BaseException:
@@ -133,14 +143,15 @@ def _require_same(
     started = recorded.started
     before = [(g.name, list(g.parameter_names), g.num_parameters) for g in started.groups]
     now = [(g.name, g.parameter_names, g.num_parameters) for g in groups]
-    architecture = type(trainer.model).__name__
+    architecture = architecture_of(trainer.model)
     if architecture != started.architecture or before != now:
         raise LineageError(
             f"{options.path} is the record of a {started.architecture} of "
             f"{started.num_parameters} parameters; the trainer has another model "
             f"({architecture})"
         )
-    dataset = next(iter(setup.dataset_events(trainer.train_dataset, options.documents))).dataset
+    _require_same_base(trainer.model, options, recorded)
+    dataset = next(iter(setup.dataset_events(options.dataset, options.documents))).dataset
     known = recorded.training_set.dataset
     if known is not None and dataset != known:
         raise LineageError(
@@ -149,7 +160,21 @@ def _require_same(
         )
 
 
-def _require_own_weights(recorded: TrainingRun, step: int, digest: str) -> None:
+def _require_same_base(model: Any, options: Options, recorded: TrainingRun) -> None:
+    """Refuses an adapter that is on another model than the run's was."""
+    if not recorded.started.HasField("adapter_base"):
+        return
+    inner = adapted(model)
+    known = recorded.started.adapter_base.weights_digest
+    found = "" if inner is None else weights_digest(base_state(inner))
+    if known and found != known:
+        raise LineageError(
+            f"{options.path} is the record of an adapter on a model whose weights' digest is "
+            f"{known}; the trainer's adapter is on one with {found}"
+        )
+
+
+def _require_own_weights(recorded: TrainingRun, step: int, model: Any, digest: str) -> None:
     known = {c.weights_digest for c in recorded.checkpoints if c.step == step}
     if step == 0:
         known = {recorded.started.initial_weights_digest}
@@ -159,12 +184,21 @@ def _require_own_weights(recorded: TrainingRun, step: int, digest: str) -> None:
             f"their digest is {digest}, and {min(known)} is on record there. Record it as a run of "
             "its own, in another directory"
         )
-    if digest not in known:
+    if digest not in known and not _has_more_saved(recorded, step, model):
         what = "none is on record there" if not known else f"{min(known)} is on record there"
         raise LineageError(
             f"the checkpoint of step {step} is not this run's: its weights' digest is {digest}, "
             f"and {what}"
         )
+
+
+def _has_more_saved(recorded: TrainingRun, step: int, model: Any) -> bool:
+    """Whether an adapter's tensors were saved with others, as embeddings that were resized are."""
+    if not recorded.started.HasField("adapter_base"):
+        return False
+    ours = set(tensor_digests(own_state(model)))
+    saved = [c for c in read_run(recorded.path, with_tensors=True).checkpoints if c.step == step]
+    return any(ours <= set(map(tensor_record, checkpoint.tensors)) for checkpoint in saved)
 
 
 def _difference(recorded: Message, now: Message) -> str:

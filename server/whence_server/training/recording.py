@@ -39,6 +39,7 @@ def record(
     parent: ParentModel | None = None,
     recipe_json: str = "",
     restart: bool = False,
+    required: bool = False,
     writer: RecordWriter | None = None,
 ) -> Recorder:
     """Records a trainer's training from its beginning on; call it before `trainer.train()`.
@@ -61,6 +62,8 @@ def record(
         restart: goes on with the record that is there although the training begins at step 0
             again, as one that was killed before its first checkpoint has to. The weights have to
             be those that it began at.
+        required: ends the training where it cannot be recorded any further. Without it recording
+            stops there, which the log and the record say, and the training goes on.
         writer: the record to go on with, where it was opened before to keep others from it.
 
     Raises:
@@ -85,6 +88,8 @@ def record(
             parent=parent,
             recipe_json=recipe_json,
             restart=restart,
+            dataset=trainer.train_dataset,
+            required=required,
             writer=writer,
         ),
         norm_stride,

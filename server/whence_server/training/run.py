@@ -13,6 +13,7 @@ from whence.v1.training_pb2 import (
     Checkpoint,
     Evaluation,
     RankExamples,
+    RecordingGap,
     TrainingEvent,
     TrainingState,
     TrainingStep,
@@ -21,7 +22,8 @@ from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import weights_digest
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import snapshots
+from whence_server.training import saves, snapshots
+from whence_server.training.adapters import own_state
 from whence_server.training.norms import Norms
 from whence_server.training.ranks import RankStep
 from whence_server.training.setup import now
@@ -53,7 +55,12 @@ class RecordedRun:
         self._tokens_seen = tokens_seen
         self._checkpoints = dict(checkpoints)
         self._is_trained = False
+        self._trained_digest = ""
         self._copies: list[Path] = []
+        self._saved: dict[Path, Checkpoint] = {}
+        self._gaps: set[tuple[str, str]] = set()
+        self.is_broken = False
+        """Whether an event could not be written."""
         self._began_ns = self._step_ended_ns = time.monotonic_ns()
         self._append(TrainingEvent(attempt_started=attempt))
 
@@ -114,25 +121,47 @@ class RecordedRun:
         # Neither this nor what follows is the next step's.
         self._step_ended_ns = time.monotonic_ns()
 
-    def saved(self, directory: Path, model: Any) -> Checkpoint:
-        """The model was saved to a directory, and all of that is on disk."""
-        event = snapshots.checkpoint(directory, self.path, model)
+    def gap(self, subject: str, reason: str) -> None:
+        """Something is not on record; each is said once, in the log too."""
+        if (subject, reason) in self._gaps:
+            return
+        self._gaps.add((subject, reason))
+        _log.warning("not on record: %s: %s", subject, reason)
+        event = RecordingGap(
+            step=self._step,
+            attempt=self._attempt,
+            subject=subject,
+            reason=reason,
+            elapsed_ns=self._elapsed_ns(),
+        )
+        self._append(TrainingEvent(gap=event))
+
+    def saved(self, directory: Path, model: Any, written: Sequence[str] | None = None) -> None:
+        """The model was saved to a directory, and all of that is on disk.
+
+        Args:
+            directory: where.
+            model: the same weights in memory; or others, that came of merging an adapter.
+            written: the files that this wrote, where that is known.
+
+        Raises:
+            LineageError: nothing was saved, it cannot be read, or the record cannot be written.
+        """
+        event = snapshots.checkpoint(directory, self.path, model, written)
         if self._is_trained:
-            self._weights_are(event.weights_digest)
+            self._weights_are(event.merged_adapter_digest or event.weights_digest)
         self._checkpoints[event.weights_digest] = self._step
         event.step, event.attempt = self._step, self._attempt
         event.elapsed_ns = self._elapsed_ns()
         self._append(TrainingEvent(checkpoint=event))
+        self._saved[directory] = event
         self._step_ended_ns = time.monotonic_ns()
-        return event
 
-    def saved_model(self, directory: Path, model: Any) -> None:
-        """The model was saved, to be used elsewhere: the record goes with it.
-
-        Raises:
-            LineageError: it cannot be read, or the record cannot be written.
-        """
-        self.saved(directory, model)
+    def saved_model(
+        self, directory: Path, model: Any, written: Sequence[str] | None = None
+    ) -> None:
+        """The model was saved, to be used elsewhere: the record goes with it. As `saved`."""
+        self.saved(directory, model, written)
         snapshots.copy_record(self.path, directory)
         if self.is_open:
             self._copies.append(directory)
@@ -140,7 +169,8 @@ class RecordedRun:
     def trained(self, model: Any) -> None:
         """The last step was made; what follows is of the weights that the model has now."""
         self._is_trained = True
-        self._weights_are(weights_digest(model.state_dict()))
+        self._trained_digest = weights_digest(own_state(model))
+        self._weights_are(self._trained_digest)
 
     def completed(self, model: Any) -> None:
         """The attempt went to its end; nothing more where it has ended already.
@@ -150,6 +180,7 @@ class RecordedRun:
         """
         if not self.is_open:
             return
+        self._record_additions()
         self.finish(TrainingState.TRAINING_STATE_COMPLETED, model)
         for directory in self._copies:
             # One that is there no more has been moved or thrown away since.
@@ -182,11 +213,48 @@ class RecordedRun:
         """The attempt has ended; later evaluations and saved models are recorded all the same."""
         self._is_trained = True
         try:
-            self._finish(state, weights_digest(model.state_dict()), error)
+            self._finish(state, self._digest_at_end(model), error)
         finally:
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                writer.close()
+            self._let_go()
+
+    def unrecorded(self, reason: str) -> None:
+        """Recording ends, and the training does not; the record says so where it can."""
+        if not self.is_open:
+            return
+        try:
+            self.gap("everything", reason)
+            self._finish(TrainingState.TRAINING_STATE_UNRECORDED, "", reason)
+        except Exception as unwritten:  # noqa: BLE001 - the log has the reason
+            _log.warning("that recording stopped is not on record: %s", unwritten)
+        finally:
+            try:
+                self._let_go()
+            except LineageError as error:
+                _log.warning("%s", error)
+
+    def _let_go(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _digest_at_end(self, model: Any) -> str:
+        """The weights' digest; an adapter that was merged since has none of its own any more."""
+        if self._trained_digest and not saves.holds_its_adapters(model):
+            return self._trained_digest
+        return weights_digest(own_state(model))
+
+    def _record_additions(self) -> None:
+        """Records files that were put beside saved models since, as a tokenizer's often are."""
+        for directory in dict.fromkeys(self._copies):
+            event = self._saved.get(directory)
+            try:
+                more = event and snapshots.with_additions(event, directory, self.path)
+            except LineageError as error:
+                _log.warning("what was added to %s is not on record: %s", directory, error)
+                continue
+            if more:
+                more.elapsed_ns = self._elapsed_ns()
+                self._append(TrainingEvent(checkpoint=more))
 
     def _finish(self, state: TrainingState.ValueType, digest: str, error: str) -> None:
         event = AttemptFinished(
@@ -208,11 +276,13 @@ class RecordedRun:
         return time.monotonic_ns() - self._began_ns
 
     def _append(self, event: TrainingEvent) -> None:
+        self.is_broken = True
         if self._writer is not None:
             self._writer.append(event)
-            return
-        writer = RecordWriter.resume(self.path)
-        try:
-            writer.append(event)
-        finally:
-            writer.close()
+        else:
+            writer = RecordWriter.resume(self.path)
+            try:
+                writer.append(event)
+            finally:
+                writer.close()
+        self.is_broken = False

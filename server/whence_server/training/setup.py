@@ -25,6 +25,7 @@ from whence_server.engine.digests import weights_digest
 from whence_server.lineage.places import records_near
 from whence_server.lineage.whole import read_run
 from whence_server.training import contents, surroundings
+from whence_server.training.adapters import adapted, architecture_of, config_json, own_state
 from whence_server.training.documented import DocumentedExamples
 from whence_server.training.groups import Group
 
@@ -36,25 +37,29 @@ def run_started(
     name: str,
     recipe_json: str,
     parent: ParentModel | None,
+    adapter_base: ParentModel | None,
 ) -> TrainingRunStarted:
     """A new run, as the trainer stands at the beginning of its training."""
     model = trainer.model
     config: Any = getattr(model, "config", None)
     found = surroundings.versions()
+    inner = adapted(model)
     return TrainingRunStarted(
         training_run_id=str(uuid.uuid4()),
         name=name,
         start_time=now(),
         trace_id=os.urandom(16).hex(),
         span_id=os.urandom(8).hex(),
-        architecture=type(model).__name__,
+        architecture=architecture_of(model),
         num_parameters=sum(group.num_parameters for group in groups),
         config_json=config.to_json_string() if hasattr(config, "to_json_string") else "",
         arguments_json=_arguments_json(trainer.args),
         recipe_json=recipe_json,
         tokenizer_digest=tokenizer_digest(trainer.processing_class),
-        initial_weights_digest=weights_digest(model.state_dict()),
+        initial_weights_digest=weights_digest(own_state(model)),
         parent=parent,
+        adapter_base=adapter_base,
+        adapter_config_json="" if inner is None else config_json(inner),
         groups=[
             ParameterGroup(
                 name=g.name, num_parameters=g.num_parameters, parameter_names=g.parameter_names
@@ -95,7 +100,7 @@ def attempt_started(trainer: Any, attempt: int, resumed_step: int) -> AttemptSta
         attempt=attempt,
         start_time=now(),
         resumed_step=resumed_step,
-        weights_digest=weights_digest(trainer.model.state_dict()),
+        weights_digest=weights_digest(own_state(trainer.model)),
         num_processes=trainer.args.world_size,
         versions=surroundings.versions(),
         hardware=surroundings.hardware(trainer.args.device),

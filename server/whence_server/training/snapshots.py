@@ -2,49 +2,83 @@
 
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import Checkpoint, TensorDigest
+from whence_server.domain import model as domain
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
-from whence_server.engine.digests import file_digests, state_digests
+from whence_server.engine.digests import (
+    TensorRecord,
+    file_digests,
+    state_digests,
+    weights_digest,
+)
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.training import contents
+from whence_server.training import adapter_files, contents, saves
+from whence_server.training.adapters import adapted, architecture_of, base_state, own_state
 
 _NEEDED_TO_GO_ON = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
-def checkpoint(directory: Path, record: Path, model: Any) -> Checkpoint:
-    """Digests a directory that the model has just been saved to.
+def checkpoint(
+    directory: Path, record: Path, model: Any, written: Sequence[str] | None = None
+) -> Checkpoint:
+    """Digests a directory that the model has just been saved to, whatever lies there now.
 
     Args:
-        directory: where the weights lie.
+        directory: where it was saved.
         record: the run's record, to which the path is relative.
         model: the same weights in memory.
+        written: the files that this wrote, where that is known.
+
+    Raises:
+        LineageError: nothing was saved there, or a file cannot be read.
+    """
+    beside_record = directory.absolute() == record.parent.absolute()
+    if written is not None and not written:
+        raise LineageError(f"no file was written to {directory} when the model was saved")
+    try:
+        files = _digested(directory, beside_record, written or ())
+        event = _of_tensors(directory, model)
+    except (OSError, ConfigurationError) as error:
+        raise LineageError(f"what was saved to {directory} cannot be digested: {error}") from error
+    if not files:
+        raise LineageError(f"nothing was saved to {directory}")
+    event.path = relative_path(directory, record)
+    event.resumable = not beside_record and all(
+        (directory / name).is_file() for name in _NEEDED_TO_GO_ON
+    )
+    _set_files(event, directory, files)
+    return event
+
+
+def with_additions(event: Checkpoint, directory: Path, record: Path) -> Checkpoint | None:
+    """A checkpoint with the files that were put beside it since; None where that cannot be.
+
+    Nor is there one where nothing was added, or something was changed or taken away.
 
     Raises:
         LineageError: a file cannot be read.
     """
     beside_record = directory.absolute() == record.parent.absolute()
+    before = {file.path: file.sha256 for file in event.files}
     try:
-        names = _model_files(directory) if beside_record else _all_files(directory)
-        files = file_digests(directory, names)
+        found = _digested(directory, beside_record, list(before)) if directory.is_dir() else []
     except (OSError, ConfigurationError) as error:
-        raise LineageError(f"what was saved to {directory} cannot be digested: {error}") from error
-    digests = state_digests(model.state_dict())
-    return Checkpoint(
-        path=relative_path(directory, record),
-        resumable=not beside_record and all((directory / n).is_file() for n in _NEEDED_TO_GO_ON),
-        model_digest=contents.model_digest_of(directory, {f.path: f for f in files}),
-        weights_digest=digests.weights_digest,
-        files=[FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files],
-        tensors=[
-            TensorDigest(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256)
-            for t in digests.tensors
-        ],
-    )
+        raise LineageError(f"{error}") from error
+    now = {file.path: file.sha256 for file in found}
+    if len(now) == len(before) or any(now.get(path) != it for path, it in before.items()):
+        return None
+    if any(contents.holds_weights(path) for path in now.keys() - before.keys()):
+        return None
+    more = Checkpoint()
+    more.CopyFrom(event)
+    _set_files(more, directory, found)
+    return more
 
 
 def relative_path(directory: Path, record: Path) -> str:
@@ -76,6 +110,62 @@ def copy_record(record: Path, directory: Path) -> None:
         ) from error
 
 
+def _of_tensors(directory: Path, model: Any) -> Checkpoint:
+    """The digests of what was saved: of a model in memory, of an adapter as it is on disk."""
+    inner = adapted(model)
+    if inner is None or not saves.holds_its_adapters(model):
+        return _checkpoint(own_state(model), merged_adapter_digest=saves.merged_adapter(model))
+    if adapter_files.names_in(directory):
+        base = base_state(inner)
+        return _checkpoint(
+            adapter_files.tensors_in(directory),
+            base_weights_digest=weights_digest(base) if base else "",
+        )
+    adapter = own_state(model)
+    if contents.has_weights(directory):
+        # Saved as a whole model, by a method that merges its adapter into a copy.
+        whole = contents.tensors_of(directory, architecture_of(model), None)
+        return Checkpoint(
+            weights_digest=whole.weights_digest,
+            tensors=_tensor_digests(whole.records),
+            merged_adapter_digest=weights_digest(adapter),
+        )
+    return _checkpoint(adapter)
+
+
+def _checkpoint(
+    state: dict[str, Any], base_weights_digest: str = "", merged_adapter_digest: str = ""
+) -> Checkpoint:
+    digests = state_digests(state)
+    return Checkpoint(
+        weights_digest=digests.weights_digest,
+        tensors=_tensor_digests(digests.tensors),
+        base_weights_digest=base_weights_digest,
+        merged_adapter_digest=merged_adapter_digest,
+    )
+
+
+def _tensor_digests(tensors: Iterable[TensorRecord]) -> list[TensorDigest]:
+    return [
+        TensorDigest(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256) for t in tensors
+    ]
+
+
+def _digested(
+    directory: Path, beside_record: bool, written: Sequence[str]
+) -> list[domain.FileDigest]:
+    names = _model_files(directory, written) if beside_record else _all_files(directory)
+    return file_digests(directory, names)
+
+
+def _set_files(event: Checkpoint, directory: Path, files: Sequence[domain.FileDigest]) -> None:
+    del event.files[:]
+    event.files.extend(
+        FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files
+    )
+    event.model_digest = contents.model_digest_of(directory, {f.path: f for f in files})
+
+
 def _all_files(directory: Path) -> list[str]:
     return [
         path.relative_to(directory).as_posix()
@@ -84,9 +174,11 @@ def _all_files(directory: Path) -> list[str]:
     ]
 
 
-def _model_files(directory: Path) -> list[str]:
-    """Those of the model alone: beside the record lie other things too."""
-    names = {*weights.weight_files(directory), *weights.CONFIGURATION_FILES}
-    names |= {*weights.WEIGHT_FILES, *weights.TOKENIZER_FILES, "training_args.bin"}
+def _model_files(directory: Path, written: Sequence[str]) -> list[str]:
+    """Those of the model alone, and what was written with it: beside the record lies more."""
+    names = {*written, *weights.CONFIGURATION_FILES, *weights.WEIGHT_FILES, "training_args.bin"}
+    names |= {*weights.TOKENIZER_FILES, *adapter_files.names_in(directory)}
     names |= {*weights.chat_template_files(directory)}
+    if contents.has_weights(directory):
+        names |= set(weights.weight_files(directory))
     return [name for name in names if (directory / name).is_file()]

@@ -1,4 +1,4 @@
-"""Carries each example's id through dataset, collator and batch, up to the training step.
+"""Carries each example's id through dataset and collator into the batch.
 
 The sampler and the order of everything stay as they are: a wrapped sampler would change the
 training, and runs ahead of it.
@@ -11,17 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from whence_server.domain.errors import LineageError
-
 IDS_KEY = "whence_example_ids"
-"""Where a batch carries its examples' ids until the training step takes them out."""
+"""Where a batch carries its examples' ids until they are taken out of it."""
 
 
 class Tagged(NamedTuple):
     """A dataset's item, whatever it is, with its id."""
 
-    example_id: int
+    example_id: int | None
+    """None where the sampler takes items by something else than a number."""
     feature: Any
+
+
+class TaggedTogether(NamedTuple):
+    """Several items that their dataset gave at once, in whatever form, with their ids."""
+
+    example_ids: list[int | None]
+    features: Any
 
 
 def tagged(dataset: Any) -> Any:
@@ -38,29 +44,49 @@ def tagged(dataset: Any) -> Any:
 
 def untagged(dataset: Any) -> Any:
     """What `tagged` was given."""
-    return dataset.whence_dataset if isinstance(dataset, _TaggedMap | _TaggedStream) else dataset
+    return dataset.whence_dataset if is_tagged(dataset) else dataset
+
+
+def is_tagged(dataset: Any) -> bool:
+    """Whether a dataset came from `tagged`."""
+    return isinstance(dataset, _TaggedMap | _TaggedStream)
 
 
 class TaggedCollator:
-    """A collator for tagged items: its own makes the batch, and the ids are put in beside it."""
+    """A collator for tagged items: its own makes the batch, and the ids are put in beside it.
 
-    def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
+    A batch that is no dictionary, or of items without numbers, is left as it is.
+    """
+
+    def __init__(self, collator: Callable[[Any], Any]) -> None:
         self.collator = collator
 
-    def __call__(self, items: Sequence[Tagged]) -> Any:
-        """The batch of the items, with their ids under `IDS_KEY`, shape (B,).
-
-        Raises:
-            LineageError: the collator's batch is no dictionary.
-        """
+    def __call__(self, items: Any) -> Any:
+        """The batch of the items, with their ids under `IDS_KEY`, shape (B,), where it can be."""
+        if isinstance(items, TaggedTogether):
+            return _with_ids(self.collator(items.features), items.example_ids)
         batch = self.collator([item.feature for item in items])
-        if not isinstance(batch, MutableMapping):
-            raise LineageError(
-                f"the data collator gives a {type(batch).__name__}: only batches that are "
-                "dictionaries can be recorded"
-            )
-        batch[IDS_KEY] = torch.tensor([item.example_id for item in items], dtype=torch.int64)
+        return _with_ids(batch, [item.example_id for item in items])
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy in the making has no collator yet.
+        if name == "collator" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        return getattr(self.collator, name)
+
+
+def _with_ids(batch: Any, example_ids: Sequence[int | None]) -> Any:
+    if not isinstance(batch, MutableMapping) or None in example_ids:
         return batch
+    ids = torch.tensor(example_ids, dtype=torch.int64)
+    if type(batch) is dict:
+        # Not into the collator's own dictionary, which it may keep.
+        return {**batch, IDS_KEY: ids}
+    try:
+        batch[IDS_KEY] = ids
+    except Exception:  # noqa: BLE001 - a mapping that takes no keys but its own
+        return batch
+    return batch
 
 
 class _Wrapper:
@@ -92,25 +118,20 @@ class _TaggedMap(_Wrapper, Dataset[Tagged]):
         return Tagged(_id_of(index), self.whence_dataset[index])
 
     @property
-    def __getitems__(self) -> Callable[[list[Any]], list[Tagged]] | None:
+    def __getitems__(self) -> Callable[[list[Any]], TaggedTogether] | None:
         # The data loader asks whether there is one, and calls it with the batch's indices.
         inner = getattr(self.whence_dataset, "__getitems__", None)
         if not inner:
             return None
-        return lambda indices: [
-            Tagged(_id_of(index), feature)
-            for index, feature in zip(indices, inner(indices), strict=True)
-        ]
+        return lambda indices: TaggedTogether(list(map(_id_of, indices)), inner(indices))
 
 
-def _id_of(index: Any) -> int:
+def _id_of(index: Any) -> int | None:
     try:
-        return operator.index(index)
+        number = operator.index(index)
     except TypeError:
-        raise LineageError(
-            f"the sampler gives {index!r}, a {type(index).__name__}: only examples that are "
-            "taken by a number can be recorded"
-        ) from None
+        return None
+    return number if 0 <= number < 1 << 63 else None
 
 
 class _TaggedStream(_Wrapper, IterableDataset[Tagged]):

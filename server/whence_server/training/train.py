@@ -141,6 +141,7 @@ def _train(
         parent=parent,
         recipe_json=settings.recipe_json(),
         restart=settings.resume,
+        required=True,
         writer=writer,
     ) as recorder:
         try:

@@ -1,0 +1,88 @@
+"""Adapters on disk, as PEFT and transformers save them: one in a directory, others below it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from whence_server.domain.errors import ConfigurationError
+
+CONFIGURATION = "adapter_config.json"
+_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
+"""The first kind that is there is read."""
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether an adapter lies in a directory."""
+    return (directory / CONFIGURATION).is_file() and bool(_weight_files(directory))
+
+
+def names_in(directory: Path) -> list[str]:
+    """Configurations and weights of the adapter in a directory, and of others right below it."""
+    return sorted(
+        path.relative_to(directory).as_posix()
+        for place in _places(directory)
+        for path in (place / CONFIGURATION, *_weight_files(place))
+        if path.is_file()
+    )
+
+
+def tensors_in(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the adapter in a directory and of others right below it.
+
+    The names of those below begin with their directory's: see `adapters.own_state`.
+
+    Raises:
+        ConfigurationError: they cannot be read.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for place in _places(directory):
+        prefix = "" if place == directory else f"{place.name}/"
+        for path in _weight_files(place):
+            tensors |= {prefix + name: tensor for name, tensor in _read(path).items()}
+    return tensors
+
+
+def base_named_in(directory: Path) -> str:
+    """The model that an adapter's configuration says that it is on; "" where it says nothing."""
+    try:
+        found = json.loads((directory / CONFIGURATION).read_text())
+        return str(found.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _places(directory: Path) -> list[Path]:
+    below = sorted(path for path in directory.iterdir() if is_adapter(path))
+    return [directory, *below] if is_adapter(directory) else below
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    for pattern in _WEIGHTS:
+        if found := sorted(path for path in directory.glob(pattern) if path.is_file()):
+            return found
+    return []
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        read: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except MemoryError:
+        raise
+    except SafetensorError as error:
+        raise ConfigurationError(
+            f"the adapter in {path.parent} cannot be loaded: damaged safetensors file ({error})"
+        ) from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ConfigurationError(
+            f"the adapter in {path.parent} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
+    return {name: value for name, value in read.items() if isinstance(value, torch.Tensor)}
