@@ -56,11 +56,15 @@ class TextFiles:
         tokenizer_json: the serialised `tokenizers.Tokenizer`.
         chat_template: Jinja source; several by their names; or None where the model has none.
         special_tokens: the template's variables, such as {"bos_token": "<s>"}.
+        split_special_tokens: special tokens that a text spells out are encoded as plain text.
+        cleans_up_spaces: spaces before punctuation are removed from decoded text.
     """
 
     tokenizer_json: str
     chat_template: str | Mapping[str, str] | None
     special_tokens: dict[str, str]
+    split_special_tokens: bool = False
+    cleans_up_spaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from whence_server.engine.context import max_context_length
 from whence_server.engine.digests import model_signing_digest
 from whence_server.engine.generation_config import read_defaults
 from whence_server.engine.internals.attention import original_implementation
+from whence_server.engine.tokenizer_check import cleans_up_spaces
 
 
 def describe(
@@ -69,6 +70,8 @@ def text_files(tokenizer: Any) -> TextFiles:
             for name, token in tokenizer.special_tokens_map.items()
             if not isinstance(token, list | tuple)
         },
+        split_special_tokens=bool(tokenizer.split_special_tokens),
+        cleans_up_spaces=cleans_up_spaces(tokenizer),
     )
 
 

@@ -31,6 +31,7 @@ from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
+from whence_server.engine.tokenizer_check import check_tokenizer
 
 ONE_THREAD_BELOW_PARAMETERS = 40_000_000
 """Smaller models decode faster on one thread while the front computes on another core."""
@@ -233,6 +234,7 @@ def _tokenizer(directory: Path, options: EngineOptions) -> Any:
             f"{directory} has only a slow tokenizer ({type(tokenizer).__name__}); "
             "a tokenizer.json, as a fast one saves it, is needed"
         )
+    check_tokenizer(tokenizer)
     return tokenizer
 
 

@@ -94,6 +94,8 @@ def tokenizer_files(directory: Path) -> list[str]:
             tokenizer of the architecture's default class.
     """
     present = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    # What tokenizer_config.json's `fast_tokenizer_files` chooses by the version of transformers.
+    present += sorted(path.name for path in directory.glob("tokenizer.*.json"))
     if not _VOCABULARIES & set(present):
         raise ConfigurationError(f"{directory} has no tokenizer: tokenizer.json is missing")
     return sorted([*present, *chat_template_files(directory)])

@@ -9,6 +9,7 @@ from whence_server.domain.model import TextFiles
 from whence_server.domain.requests import ChatMessage
 from whence_server.text.bounds import max_token_bytes
 from whence_server.text.chat import ChatTemplate
+from whence_server.text.cleanup import CleaningDetokenizer, clean_up
 from whence_server.text.detokenizer import (
     REPLACEMENT,
     ByteLevelDetokenizer,
@@ -44,12 +45,16 @@ class TextEncoder:
         # Settings of the tokenizer's training that transformers leaves out of a call as well.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = files.split_special_tokens
+        self._cleans_up = files.cleans_up_spaces
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
         self._byte_values = byte_values(self._tokenizer)
         self.max_token_bytes = max_token_bytes(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells out are taken as such.
+
+        Where the tokenizer's configuration has `split_special_tokens`, they are plain text.
 
         Raises:
             LoneSurrogateError: the text is not valid Unicode.
@@ -69,8 +74,8 @@ class TextEncoder:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         if self._byte_values and REPLACEMENT in text:
             detokenizer = self._new_windowed()
-            return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
-        return text
+            text = "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
+        return clean_up(text) if self._cleans_up else text
 
     def render_chat(
         self,
@@ -122,7 +127,10 @@ class TextTokenizer(TextEncoder):
 
         They are found in the text with special tokens, as by transformers' `stop_strings`.
         """
-        return SequenceText(self._new_detokenizer(), stop, self._unseen)
+        detokenizer = self._new_detokenizer()
+        if self._cleans_up:
+            detokenizer = CleaningDetokenizer(detokenizer)
+        return SequenceText(detokenizer, stop, self._unseen)
 
     def prompt_pieces(self, token_ids: Sequence[int]) -> list[Piece]:
         """What each token of a prompt adds to its text; joined, they are its decode."""
