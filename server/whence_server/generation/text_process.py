@@ -16,7 +16,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.requests import GenerationRequest
 from whence_server.engine import channel
-from whence_server.generation.prepare import Prepared, input_field
+from whence_server.generation.prepare import SHORT_BYTES, Prepared, input_field
 from whence_server.generation.text_worker import (
     READY,
     TEMPLATE_OVERTIME,
@@ -98,7 +98,11 @@ class TextProcess:
             ProcessEndedError: the process ended, for another reason.
         """
         assert self._writer is not None  # noqa: S101 - it was started
-        self._writer.write(channel.encode(request))
+        if request.size_bytes <= SHORT_BYTES:
+            self._writer.write(channel.encode(request))
+        else:
+            # Thousands of messages take a while to write out.
+            self._writer.write(await asyncio.to_thread(channel.encode, request))
         limit_s = text_seconds(request, self._setup.limits) * _WALL_FACTOR
         try:
             async with asyncio.timeout(limit_s):

@@ -16,14 +16,12 @@ from whence_server.domain.errors import DrainingError, TextProcessError, TextQue
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest
-from whence_server.generation.prepare import Prepared
+from whence_server.generation.prepare import SHORT_BYTES, Prepared
 from whence_server.generation.text_process import ProcessEndedError, TextProcess
 from whence_server.generation.text_worker import Setup
 
 _log = logging.getLogger(__name__)
 
-SHORT_BYTES = 64 << 10
-"""Size of a request up to which it is short: tokenizing so much takes some 50 ms."""
 ABANDONED_GRACE_S = 0.25
 """How long a request may go on that nobody waits for any more: a new process takes longer."""
 _MAX_ATTEMPTS = 2

@@ -1,5 +1,6 @@
 """GenerationService: starts, follows and stops generations."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from whence.v1 import generation_pb2
 from whence_server.domain.entries import Entry
 from whence_server.domain.limits import Limits
+from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import generation_request, require_generation_id
@@ -15,6 +17,9 @@ from whence_server.rpc.splice import responses
 
 SERVICE = "whence.v1.GenerationService"
 
+# Converting so much takes a few milliseconds at the most.
+_INLINE_BYTES = 32 << 10
+
 
 class GenerationServicer:
     """Streams generations out of the journal."""
@@ -22,6 +27,7 @@ class GenerationServicer:
     def __init__(self, serving: Serving, limits: Limits) -> None:
         self._serving = serving
         self._limits = limits
+        self._converting = asyncio.Lock()
 
     def methods(self) -> list[Method[Any]]:
         """The service's table."""
@@ -41,11 +47,21 @@ class GenerationServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Starts a generation, or joins the one that an equal request began."""
         generations = self._serving.generations()
-        wanted = generation_request(request, self._limits)
+        wanted = await self._converted(request)
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
         call.generation_id = await generations.start(wanted, arrival)
         async for message in _messages(generations.follow(call.generation_id, 0)):
             yield message
+
+    async def _converted(self, request: generation_pb2.GenerateRequest) -> GenerationRequest:
+        """The request in the domain's words: a large one's in a thread, one at a time.
+
+        Thousands of messages or template arguments take a while, and streams go on meanwhile.
+        """
+        if request.ByteSize() <= _INLINE_BYTES:
+            return generation_request(request, self._limits)
+        async with self._converting:
+            return await asyncio.to_thread(generation_request, request, self._limits)
 
     async def resume(
         self, request: generation_pb2.ResumeGenerationRequest, call: Call
