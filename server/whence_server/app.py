@@ -6,11 +6,12 @@ import logging
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from whence_server.config import ServeConfig
-from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
+from whence_server.domain.errors import EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
@@ -19,10 +20,12 @@ from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
-from whence_server.journal.chain import ChainReport
 from whence_server.journal.codec import encode_call
+from whence_server.journal.findings import VerifyReport
 from whence_server.journal.journal import Journal
+from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import Durability
+from whence_server.journal.verify import verify_journal
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -36,6 +39,7 @@ from whence_server.rpc.calls import CallLog
 from whence_server.rpc.descriptors import max_connections, raise_descriptor_limit
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
+from whence_server.rpc.readiness import Readiness
 from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
@@ -72,19 +76,23 @@ async def serve(settings: ServeConfig) -> int:
         await journal.close()
 
 
-async def verify(data_dir: Path) -> ChainReport:
-    """Walks the hash chain of a journal that no server uses; see `journal.chain`.
+def verify(data_dir: Path) -> VerifyReport:
+    """Verifies a journal that no server uses; see `journal.verify`.
 
     Raises:
-        ConfigurationError: there is no journal, or a server uses it.
+        ConfigurationError: there is no journal, a server uses it, or it cannot be read.
     """
-    if not await asyncio.to_thread((data_dir / "journal.db").is_file):
-        raise ConfigurationError(f"{data_dir} holds no journal")
-    journal = await Journal.open(data_dir)
-    try:
-        return await journal.verify()
-    finally:
-        await journal.close()
+    return verify_journal(data_dir)
+
+
+def rebuild(data_dir: Path) -> int:
+    """Writes the columns beside a journal's entries anew; see `journal.rebuild`.
+
+    Raises:
+        ConfigurationError: a server uses the journal, or it cannot be opened.
+        JournalUnwritableError: the disk is full or out of order; nothing was changed.
+    """
+    return rebuild_journal(data_dir)
 
 
 async def _serve(settings: ServeConfig, journal: Journal, observability: Observability) -> int:
@@ -124,10 +132,12 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     library.start()
     stop = asyncio.Event()
 
-    async def set_serving(up: bool) -> None:
-        await rpc.set_serving(up and not stop.is_set())
-
-    engine = EngineSupervisor(_engine_options(settings), set_serving, settings.engine_stall_timeout)
+    readiness = Readiness(lambda up: rpc.set_serving(up and not stop.is_set()))
+    engine = EngineSupervisor(
+        _engine_options(settings),
+        partial(readiness.set, "engine"),
+        settings.engine_stall_timeout,
+    )
     observability.watch_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:
@@ -149,7 +159,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
             )
             observability.watch(engine, generations)
             serving.ready(model, tokenizer, generations)
-            return await _until_stopped(settings, rpc, generations, stop)
+            return await _until_stopped(settings, rpc, generations, stop, Watch(journal, readiness))
     finally:
         closing.set()
         await rpc.stop(_CLOSING_CALLS_S)
@@ -160,29 +170,57 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         await tracer.close()
 
 
+class Watch(NamedTuple):
+    """The journal, and whom to tell whether it can be written."""
+
+    journal: Journal
+    readiness: Readiness
+
+
 async def _until_stopped(
-    settings: ServeConfig, rpc: RpcServer, generations: Generations, stop: asyncio.Event
+    settings: ServeConfig,
+    rpc: RpcServer,
+    generations: Generations,
+    stop: asyncio.Event,
+    watch: Watch,
 ) -> int:
+    journal, readiness = watch
     running = asyncio.create_task(generations.run(), name="generations")
-    await rpc.set_serving(True)
+    writable = asyncio.create_task(_watch_journal(journal, readiness), name="journal-watch")
+    await readiness.set("engine", True)
     # The one line on standard output: what started the server may wait for it.
     print(f"serving {settings.served_name} on {', '.join(rpc.targets)}", flush=True)
     stopped = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, stopped, writable}, return_when=asyncio.FIRST_COMPLETED)
         await rpc.set_serving(False)
-        if running.done():
-            running.result()
+        for ended in (running, writable):
+            if ended.done():
+                ended.result()
         _log.info("draining %d generations", generations.num_running)
         await generations.drain(settings.drain_grace)
     except (EngineLostError, JournalError) as error:
         _log.critical("%s", error)
         return EXIT_LOST
     finally:
-        for task in (running, stopped):
+        for task in (running, stopped, writable):
             task.cancel()
-        await asyncio.gather(running, stopped, return_exceptions=True)
+        await asyncio.gather(running, stopped, writable, return_exceptions=True)
     return EXIT_DRAINED
+
+
+async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
+    """Takes the server out of service for as long as the journal cannot be written.
+
+    Raises:
+        JournalError: it never will be again.
+    """
+    while journal.lost is None:
+        trouble = journal.trouble
+        await readiness.set("journal", trouble is None)
+        if journal.trouble is trouble:
+            await journal.trouble_changed.wait()
+    raise journal.lost
 
 
 def _engine_options(settings: ServeConfig) -> EngineOptions:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 from whence_server import config, logs
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
+from whence_server.journal.findings import VerifyReport
 from whence_server.training import verify_command, weigh_heads
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
 model or a data directory that the server cannot start with"""
+
+_VERIFY_EPILOG = """exit status: 0 intact; 1 not, and each difference is named; 2 no journal, one
+that is in use, of a newer version or that cannot be read; 3 nothing to verify: it has no entries"""
 
 _TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could not be written, or is
 of something else; 2 a setting or a text that cannot be trained with; 130 interrupted"""
@@ -38,11 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config.add_arguments(serve)
     verify = commands.add_parser(
         "verify",
-        help="walk a journal's hash chain, while no server uses it",
-        epilog="exit status: 0 intact; 1 not; 2 no journal, or one in use",
+        help="hold a journal to its hash chain, and every column to the entries",
+        description="Verifies a journal that no server uses, and changes nothing: not one file in "
+        "its directory is written, made or removed, so that it may be read-only.",
+        epilog=_VERIFY_EPILOG,
         allow_abbrev=False,
     )
     verify.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    verify.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="where the chain is intact, write the columns that differ anew, out of the entries "
+        "(which stay as they are), and verify again",
+    )
     verify_model = commands.add_parser(
         "verify-model",
         help="hold a model to the record of its training",
@@ -96,14 +108,38 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from whence_server.app import verify
+    from whence_server.app import rebuild, verify
 
-    report = asyncio.run(verify(parsed.data_dir))
-    if report.intact:
-        print(f"{report.num_entries} entries, intact; the chain's head is {report.head}")
-        return 0
-    print(f"broken at entry {report.broken_position}: {report.detail}", file=sys.stderr)
-    return 1
+    report = verify(parsed.data_dir)
+    if parsed.rebuild and not report.intact and report.chain_intact:
+        _print_report(report)
+        print(f"{rebuild(parsed.data_dir)} rows written anew")
+        report = verify(parsed.data_dir)
+    _print_report(report)
+    if report.nothing:
+        return 3
+    return 0 if report.intact else 1
+
+
+def _print_report(report: VerifyReport) -> None:
+    for note in report.notes:
+        print(f"note: {note}")
+    for finding in report.findings:
+        print(finding, file=sys.stderr)
+    if report.nothing:
+        print("nothing to verify: the journal has no entries")
+    elif report.intact:
+        print(
+            f"{report.num_entries} entries of {report.num_generations} generations, intact; "
+            f"the chain's head is {report.head}"
+        )
+    else:
+        chain = "the chain is intact" if report.chain_intact else "the chain is broken"
+        print(
+            f"not intact: {report.num_findings} findings; {chain}, "
+            f"{report.num_entries} entries were found in order",
+            file=sys.stderr,
+        )
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

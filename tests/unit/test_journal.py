@@ -20,7 +20,7 @@ from whence_server.domain.errors import (
     JournalError,
 )
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import Durability, FinishIndex, ListFilter
+from whence_server.journal.rows import Durability, FinishIndex
 from whence_server.journal.schema import MIGRATIONS, migrate
 from whence_server.journal.sqlite_store import check_sqlite_version
 
@@ -248,35 +248,6 @@ async def test_back_pressure_holds_until_the_disk_has_caught_up(tmp_path, monkey
 
 
 # ---- failures ----
-
-
-async def test_a_full_disk_is_told_and_tears_nothing(journal):
-    whole(journal, "before")
-    await journal.flush()
-    committed = journal.committed_position
-    connection = journal._store._connection
-    connection.pragma("max_page_count", connection.pragma("page_count"))
-    create(journal, "after")
-    append_steps(journal, "after", *(b"x" * 10_000 for _ in range(20)))
-    follower = asyncio.ensure_future(collect(journal.follow("after", 2**60)))
-    watcher = asyncio.ensure_future(collect(journal.follow_all()))
-    with pytest.raises(JournalError, match="full"):
-        await journal.flush()
-    for waiting in (follower, watcher, journal.writable(), journal.flush()):
-        with pytest.raises(JournalError, match="full"):
-            await waiting
-    with pytest.raises(JournalError, match="full"):
-        append_steps(journal, "after", b"1")
-    with pytest.raises(JournalError, match="full"):
-        create(journal, "another")
-    with pytest.raises(JournalError, match="full"):
-        journal.record_call("", b"")
-    assert len(await journal.read("before")) == 5
-    assert len(await collect(journal.follow("before"))) == 5
-    rows, _ = await journal.list(ListFilter(), 10)
-    assert [row.generation_id for row in rows] == ["before"]
-    report = await journal.verify()
-    assert (report.num_entries, report.intact) == (committed, True)
 
 
 async def test_a_closed_journal_lets_go_of_those_who_wait(tmp_path):

@@ -51,6 +51,11 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.GenerationFailedError("BROKEN", "it broke"), grpc.StatusCode.INTERNAL),
         (errors.ConfigurationError("wrong"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.JournalError("full"), grpc.StatusCode.INTERNAL),
+        (errors.JournalUnwritableError("disk I/O error"), grpc.StatusCode.UNAVAILABLE),
+        (errors.JournalFullError("the disk is full"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.JournalLostError("a bug"), grpc.StatusCode.UNAVAILABLE),
+        (errors.DeletionPendingError("g"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.RecordDamagedError("g", "no start"), grpc.StatusCode.DATA_LOSS),
     ]
 }
 ALL = [
@@ -98,6 +103,13 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     retry = error_details_pb2.RetryInfo()
     assert error_status(error).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500
+
+
+def test_a_journal_that_cannot_be_written_says_when_to_come_again() -> None:
+    error, _ = EXAMPLES[errors.JournalFullError]
+    retry = error_details_pb2.RetryInfo()
+    assert error_status(error).details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 5000
 
 
 class Context:

@@ -47,6 +47,7 @@ class GenerationSummary(google.protobuf.message.Message):
     PROMPT_PREVIEW_FIELD_NUMBER: builtins.int
     TEXT_PREVIEW_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    DAMAGE_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """See GenerationStarted.generation_id."""
     trace_id: builtins.str
@@ -63,6 +64,11 @@ class GenerationSummary(google.protobuf.message.Message):
     """The first 200 characters, where the content policy keeps any."""
     text_preview: builtins.str
     """The same of the first sequence's output; empty while it runs."""
+    damage: builtins.str
+    """What is wrong with this generation's row in the journal, in words; empty
+    where nothing is known to be. Fields that cannot be read are then taken
+    from the generation's entries, or unset.
+    """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the request arrived."""
@@ -84,9 +90,10 @@ class GenerationSummary(google.protobuf.message.Message):
         prompt_preview: builtins.str = ...,
         text_preview: builtins.str = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        damage: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_finish_reason", b"_finish_reason", "finish_reason", b"finish_reason", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_finish_reason", b"_finish_reason", "finish_reason", b"finish_reason", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "prompt_preview", b"prompt_preview", "start_time", b"start_time", "text_preview", b"text_preview", "trace_id", b"trace_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_finish_reason", b"_finish_reason", "damage", b"damage", "finish_reason", b"finish_reason", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "prompt_preview", b"prompt_preview", "start_time", b"start_time", "text_preview", b"text_preview", "trace_id", b"trace_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_finish_reason", b"_finish_reason"]) -> typing.Literal["finish_reason"] | None: ...
 
 global___GenerationSummary = GenerationSummary
@@ -145,7 +152,7 @@ global___GetGenerationResponse = GetGenerationResponse
 
 @typing.final
 class GenerationFilter(google.protobuf.message.Message):
-    """Unset fields match anything."""
+    """Unset fields match anything. A filter that breaks a bound is INVALID_ARGUMENT."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -171,9 +178,9 @@ class GenerationFilter(google.protobuf.message.Message):
     TRACE_ID_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """Only this model's, by its exact name."""
+    """Only this model's, by its exact name; at most 1,024 characters."""
     trace_id: builtins.str
-    """Only those of this trace: 32 hex digits."""
+    """Only those of this trace: 32 hex digits, and no more characters than that."""
     @property
     def start_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Only those that arrived later than this."""
@@ -184,7 +191,10 @@ class GenerationFilter(google.protobuf.message.Message):
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Only those that carry all of these, with these values."""
+        """Only those that carry all of these, with these values. At most 32; no key
+        is empty, and no key or value has more than 256 characters: the bounds of
+        a request's own labels.
+        """
 
     def __init__(
         self,
@@ -210,8 +220,9 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """Most generations to return. 0 takes the server's default, and a larger
-    number than it gives is cut; a negative one is refused.
+    """Most generations to return; a page may hold fewer, or none, and not be the
+    last. 0 takes the server's default, and a larger number than it gives is
+    cut; a negative one is refused.
     """
     page_token: builtins.str
     """ListGenerationsResponse.next_page_token of the page before, with the same
@@ -235,14 +246,16 @@ global___ListGenerationsRequest = ListGenerationsRequest
 
 @typing.final
 class ListGenerationsResponse(google.protobuf.message.Message):
-    """A page of generations, newest first."""
+    """A page of generations, newest first. The server bounds a page in bytes, and in
+    the generations that it looks through for it.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATIONS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Opaque; empty on the last page."""
+    """Opaque; empty on the last page, and on no other, however few it holds."""
     @property
     def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenerationSummary]:
         """By descending start."""
@@ -384,7 +397,10 @@ class DeleteGenerationRequest(google.protobuf.message.Message):
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """NOT_FOUND where it is not known, or was deleted already;
-    FAILED_PRECONDITION while it runs.
+    FAILED_PRECONDITION while it runs, and, with the reason
+    CONTENT_STILL_IN_LOG, where it was deleted and another process that reads
+    the server's database keeps the content from being removed from its
+    write-ahead log: the server does that as soon as it can.
     """
     def __init__(
         self,

@@ -7,6 +7,8 @@ from typing import NamedTuple
 class EntryKind(IntEnum):
     """What an entry's payload is. The numbers are on disk: never reuse one."""
 
+    UNREADABLE = 0
+    """Never on disk: stands for an entry whose row makes no sense, without a payload."""
     STARTED = 1
     """whence.v1.GenerationStarted"""
     PROMPT_STEP = 2
@@ -20,7 +22,8 @@ class EntryKind(IntEnum):
     CALL = 6
     """whence.v1.Call: outside the generation's own offsets"""
     DELETED = 7
-    """Empty: the generation's content was destroyed; outside its offsets"""
+    """whence.v1.Deletion: the generation's content was destroyed; outside its offsets. Empty in
+    journals of earlier versions."""
 
 
 OUTSIDE_OFFSETS = frozenset({EntryKind.CALL, EntryKind.DELETED})

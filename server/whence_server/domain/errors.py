@@ -21,7 +21,12 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
 ├── GenerationFailedError       INTERNAL: one generation could not go on
 ├── ConfigurationError          ends the start
+├── DeletionPendingError        FAILED_PRECONDITION: deleted, and not gone from disk yet
+├── RecordDamagedError          DATA_LOSS: a generation's rows are not as they were written
 ├── JournalError                INTERNAL
+│   ├── JournalUnwritableError  UNAVAILABLE, says when to come again
+│   │   └── JournalFullError    RESOURCE_EXHAUSTED: the disk has no room
+│   └── JournalLostError        UNAVAILABLE: the server ends
 └── LineageError                INTERNAL: a training run's record
 """
 
@@ -44,6 +49,7 @@ class Code(Enum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
 
@@ -307,6 +313,70 @@ class JournalError(WhenceError):
 
     code = Code.INTERNAL
     reason = "JOURNAL"
+
+
+class JournalUnwritableError(JournalError):
+    """The journal cannot be written at present; the server goes on trying.
+
+    Attributes:
+        retry_after_s: seconds after which a caller may try again.
+    """
+
+    code = Code.UNAVAILABLE
+    reason = "JOURNAL_UNWRITABLE"
+
+    def __init__(self, detail: str, retry_after_s: float = 5.0, **metadata: str) -> None:
+        super().__init__(
+            f"the journal cannot be written at present ({detail}), so nothing new can be put on "
+            "record; the server tries again by itself",
+            **metadata,
+        )
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class JournalFullError(JournalUnwritableError):
+    """The disk with the journal has no room left."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "JOURNAL_FULL"
+
+
+class JournalLostError(JournalError):
+    """The journal cannot be written, and trying again would not help: the server ends."""
+
+    code = Code.UNAVAILABLE
+    reason = "JOURNAL_LOST"
+
+
+class DeletionPendingError(WhenceError):
+    """A generation is deleted, and its content still lies in the write-ahead log."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "CONTENT_STILL_IN_LOG"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} was deleted, but its content stays in the write-ahead "
+            "log as long as another process reads the journal's database; the server removes it "
+            "when that process lets go, or at the next start",
+            generation_id=generation_id,
+        )
+
+
+class RecordDamagedError(WhenceError):
+    """A generation's rows in the journal are not as they were written."""
+
+    code = Code.DATA_LOSS
+    reason = "RECORD_DAMAGED"
+
+    def __init__(self, generation_id: str, detail: str) -> None:
+        super().__init__(
+            (f"the record of generation {generation_id!r}" if generation_id else "the journal")
+            + f" is damaged: {detail}; `whence-server verify` names all differences",
+            generation_id=generation_id,
+        )
+        self.detail = detail
 
 
 class LineageError(WhenceError):

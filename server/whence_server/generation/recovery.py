@@ -1,22 +1,26 @@
 """Closes what a crash left open: nothing stays running in the record for ever."""
 
 import logging
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import DecodeError
 
 from whence.v1 import call_pb2, generation_pb2, step_pb2
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
 from whence_server.domain.generation import CallRecord, Finished, SequenceResult
 from whence_server.domain.tracing import TraceContext
-from whence_server.generation.running import PREVIEW_CHARACTERS
 from whence_server.journal.codec import encode_call, encode_finished
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import FinishIndex
+from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
 
 _log = logging.getLogger(__name__)
 
 _GENERATE = "whence.v1.GenerationService/Generate"
 _UNAVAILABLE = 14
 _PAGE = 1_000
+_DAMAGE = (RecordDamagedError, GenerationNotFoundError, DecodeError, ValueError, IndexError)
 
 
 async def close_interrupted(journal: Journal) -> int:
@@ -24,20 +28,36 @@ async def close_interrupted(journal: Journal) -> int:
 
     What was committed of it stands: the results are rebuilt from its steps, and it ends at
     the time of its last one. A call that was cut off goes on record as UNAVAILABLE, also
-    where its generation had finished: without it, the spans would lack their root.
+    where its generation had finished: without it, the spans would lack their root. A generation
+    whose record is damaged is named in the log, and left as it is.
 
     Returns:
-        How many generations were unfinished.
+        How many generations were closed.
     """
     unfinished = journal.unfinished()
-    for generation_id in unfinished:
-        await _finish(journal, generation_id)
-    for generation_id in dict.fromkeys([*unfinished, *journal.uncalled()]):
-        await _end_call(journal, generation_id)
-    if unfinished:
-        _log.warning("closed %d generations that a crash had interrupted", len(unfinished))
+    closed = [i for i in unfinished if await _sound(_finish, journal, i)]
+    for generation_id in dict.fromkeys([*closed, *journal.uncalled()]):
+        await _sound(_end_call, journal, generation_id)
+    if closed:
+        _log.warning("closed %d generations that a crash had interrupted", len(closed))
     await journal.flush()
-    return len(unfinished)
+    return len(closed)
+
+
+async def _sound(
+    close: Callable[[Journal, str], Awaitable[None]], journal: Journal, generation_id: str
+) -> bool:
+    """Closes one generation; False where its record is damaged: the others are closed anyhow."""
+    try:
+        await close(journal, generation_id)
+    except _DAMAGE as error:
+        _log.error(
+            "generation %s was interrupted and cannot be closed, as its record is damaged: %s",
+            generation_id,
+            error,
+        )
+        return False
+    return True
 
 
 async def _finish(journal: Journal, generation_id: str) -> None:

@@ -24,13 +24,12 @@ from whence_server.engine.messages import (
 )
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import FinishIndex
+from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
 from whence_server.text.sequence import SequenceText
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
-PREVIEW_CHARACTERS = 200
 # What the engine gives as a reason, where it is not the server's own fault.
 _FAILURE_CODES = {
     "NO_TOKEN_LEFT": Code.INVALID_ARGUMENT,

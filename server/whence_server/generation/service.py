@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
@@ -15,6 +15,7 @@ from whence_server.domain.errors import (
     EngineLostError,
     GenerationExistsError,
     GenerationFailedError,
+    JournalError,
     ModelNotFoundError,
     QueueFullError,
 )
@@ -29,11 +30,11 @@ from whence_server.generation.activity import EngineActivity
 from whence_server.generation.ports import Engine
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepared
 from whence_server.generation.readmission import Readmission
-from whence_server.generation.running import PREVIEW_CHARACTERS, RunningGeneration
+from whence_server.generation.running import RunningGeneration
 from whence_server.generation.texts import Texts
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import GenerationIndex
+from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Generations:
         Raises:
             InvalidRequestError, ModelNotFoundError, NotOfferedError: never possible.
             GenerationExistsError: its id belongs to another request.
-            QueueFullError, DrainingError, EngineLostError: not now.
+            QueueFullError, DrainingError, EngineLostError, JournalUnwritableError: not now.
         """
         generation_id = request.generation_id or str(uuid.uuid4())
         while (other := self._starting.get(generation_id)) is not None:
@@ -144,6 +145,7 @@ class Generations:
             raise DrainingError
         if self._lost is not None:
             raise self._lost
+        self._journal.check_writable()
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + self.num_waiting_sequences
@@ -289,6 +291,7 @@ class Generations:
 
         Raises:
             EngineLostError: it could not be had back; what was running is INTERRUPTED.
+            JournalError: nothing can be written any more; what was running ends unrecorded.
         """
         try:
             while True:
@@ -308,7 +311,9 @@ class Generations:
             raise
         finally:
             for running in list(self._running.values()):
-                running.finish(FinishReason.INTERRUPTED)
+                # Where the journal is lost, the next start closes it.
+                with suppress(JournalError):
+                    running.finish(FinishReason.INTERRUPTED)
                 self._forget(running)
 
     async def _revive(self, error: EngineLostError) -> None:

@@ -13,8 +13,12 @@ removed, inserted or moved, and content that was taken out without a DELETED ent
 
 What it cannot find without an outside witness that remembers a position and its hash
 (`ChainReport.head`): that the newest entries were cut off while the server was down, and that
-somebody with write access computed the whole chain anew. It says nothing of the index columns
-beside the entries (previews, labels): those are copies.
+somebody with write access computed the whole chain anew. The columns beside the entries (ids,
+times, previews, labels) are copies: `audit` holds them to the entries.
+
+A generation's entries are bound to each other by its secret, and to its id by the bytes of its
+start. Both go when it is deleted: the DELETED entry, which is hashed like any other, then says
+which generation it was, and has a digest over what is left of its entries (deletion.proto).
 """
 
 import hashlib
@@ -118,7 +122,7 @@ class ChainWalk:
         if row.position != self.position + 1:
             return f"the entry is missing; the next one is at {row.position}"
         try:
-            kind = EntryKind(row.kind)
+            kind = EntryKind(row.kind or -1)
         except ValueError:
             return f"there is no entry of kind {row.kind}"
         if row.payload is not None:

@@ -1,8 +1,10 @@
 """The journal as the event loop sees it: append, follow, read, delete, verify."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -10,15 +12,19 @@ from typing import ParamSpec, TypeVar
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     ConfigurationError,
+    DeletionPendingError,
     GenerationNotFoundError,
     GenerationRunningError,
     JournalError,
+    RecordDamagedError,
 )
 from whence_server.journal import listing
 from whence_server.journal.chain import ChainReport, ChainWalk
+from whence_server.journal.derive import encode_deletion
 from whence_server.journal.follow import follow
 from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.log import Log
+from whence_server.journal.privacy import make_directory, make_private
 from whence_server.journal.rows import (
     Durability,
     FinishIndex,
@@ -26,8 +32,11 @@ from whence_server.journal.rows import (
     GenerationRow,
     ListFilter,
 )
+from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
+from whence_server.journal.tail import LiveGeneration
+from whence_server.journal.writer import DEFAULT_PATIENCE_S
 
 __all__ = ["FinishIndex", "GenerationIndex", "Journal"]
 
@@ -35,6 +44,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NUM_READERS = 3
+# Lists and walks have threads of their own: a look-up or a stream never waits behind them.
+_NUM_HEAVY_READERS = 2
+_CLEAR_AGAIN_S = 1.0
+_PAGE_BYTES = 1 << 20
 _BATCH_BYTES = 64 << 10
 _BATCH_ENTRIES = 1_024
 _CHAIN_CHUNK = 1_024
@@ -55,6 +68,7 @@ class Journal(Log):
         commit_interval_s: float,
         max_pending_bytes: int,
         tail_entries: int,
+        patience_s: float,
         release: Callable[[], None],
     ) -> None:
         """Joins a store and its state; `release` is called once it is closed."""
@@ -65,10 +79,13 @@ class Journal(Log):
             commit_interval_s=commit_interval_s,
             max_pending_bytes=max_pending_bytes,
             tail_entries=tail_entries,
+            patience_s=patience_s,
         )
         self._writer_id = state.writer_id
         self._cursors = dict(state.cursors)
         self._readers = ThreadPoolExecutor(_NUM_READERS, "journal-reader")
+        self._heavy_readers = ThreadPoolExecutor(_NUM_HEAVY_READERS, "journal-heavy-reader")
+        self._clearing: asyncio.Task[None] | None = None
         self._release = release
 
     @classmethod
@@ -80,6 +97,7 @@ class Journal(Log):
         commit_interval_s: float = 0.02,
         max_pending_bytes: int = 16 << 20,
         tail_entries: int = 64,
+        patience_s: float = DEFAULT_PATIENCE_S,
     ) -> "Journal":
         """Opens the log in a directory, or makes both.
 
@@ -89,6 +107,8 @@ class Journal(Log):
             commit_interval_s: how long GROUP gathers before it commits.
             max_pending_bytes: of entries not on disk yet, before `writable` waits.
             tail_entries: committed entries kept in memory of each running generation.
+            patience_s: how long the journal may be unwritable before those who follow a
+                generation are told.
 
         Raises:
             ConfigurationError: another server uses it, it is no journal or a newer version's,
@@ -102,6 +122,7 @@ class Journal(Log):
             commit_interval_s=commit_interval_s,
             max_pending_bytes=max_pending_bytes,
             tail_entries=tail_entries,
+            patience_s=patience_s,
             release=lock.release,
         )
 
@@ -109,6 +130,30 @@ class Journal(Log):
     def size_bytes(self) -> int:
         """What the journal takes on disk."""
         return self._store.size_bytes
+
+    @property
+    def trouble(self) -> JournalError | None:
+        """Why nothing new can be put on record, at present or for good; None if it can."""
+        return self._writer.error or self._writer.stall
+
+    @property
+    def lost(self) -> JournalError | None:
+        """Why nothing can be written any more; None as long as that may change."""
+        return self._writer.error
+
+    @property
+    def trouble_changed(self) -> Signal:
+        """Notified when `trouble` changes."""
+        return self._writer.standing
+
+    def check_writable(self) -> None:
+        """Returns as long as new work can be put on record.
+
+        Raises:
+            JournalUnwritableError: not at present.
+            JournalError: nothing more can be written.
+        """
+        self._writer.check_writable()
 
     def time_commits(self, on_time: Callable[[float], None]) -> None:
         """Lets the given function know how long every transaction takes, in seconds."""
@@ -126,15 +171,28 @@ class Journal(Log):
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            JournalUnwritableError: the disk is full or out of order, for longer than the
+                patience; what can be read has been yielded.
             JournalError: the writer has failed; what there was has been yielded.
         """
+        live = self._live.get(generation_id)
         return follow(
-            self._live.get(generation_id),
+            live,
             partial(self._next, generation_id, max_batch_bytes),
-            self._writer.check,
+            partial(self._check_following, live),
             after_offset=min(after_offset, _MAX_OFFSET),
             max_batch_bytes=max_batch_bytes,
         )
+
+    def _check_following(self, live: LiveGeneration | None) -> None:
+        """Returns as long as something new may come soon."""
+        self._writer.check()
+        stall = self._writer.stall
+        if stall is not None and self._writer.told:
+            recorded = live.offset_up_to(self.committed_position) if live else 0
+            raise type(stall)(
+                stall.detail, stall.retry_after_s, recorded_offset=str(recorded)
+            ) from stall
 
     def follow_all(
         self, after_position: int | None = None, max_batch_bytes: int = _BATCH_BYTES
@@ -229,10 +287,13 @@ class Journal(Log):
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its row leads to another generation's entries.
         """
         row = await self.lookup(generation_id)
         if row is None or row.deleted:
             raise GenerationNotFoundError(generation_id, deleted=row is not None)
+        if row.foreign:
+            raise RecordDamagedError(generation_id, row.damage)
         return row
 
     async def lookup(self, generation_id: str) -> GenerationRow | None:
@@ -244,12 +305,20 @@ class Journal(Log):
 
     async def _settle(self) -> None:
         """Lets a read see all that was appended before it, as long as anything can be written."""
-        if self._writer.error is None:
-            await self._writer.flush()
+        if self.trouble is None:
+            with suppress(JournalError):
+                await self._writer.flush()
 
     async def _in_reader(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, partial(function, *args, **kwargs))
+
+    async def _in_heavy_reader(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `_in_reader`, for what may take longer than a few milliseconds."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._heavy_readers, partial(function, *args, **kwargs))
 
     # ---- the rest ----
 
@@ -259,24 +328,55 @@ class Journal(Log):
         Raises:
             GenerationNotFoundError: it is not known, or was deleted before.
             GenerationRunningError: it has not finished.
-            JournalError: nothing more can be written; or a foreign reader of the database
-                keeps its write-ahead log from being cleared.
+            RecordDamagedError: its row leads to another generation's entries.
+            DeletionPendingError: it is deleted, and a foreign reader of the database keeps the
+                content in the write-ahead log: it is cleared as soon as that can be done.
+            JournalUnwritableError: the disk is full or out of order at present.
+            JournalError: nothing more can be written.
         """
+        self.check_writable()
         row = await self.get(generation_id)
         if row.finish is None:
             raise GenerationRunningError(generation_id)
         if generation_id in self._deleting:
             raise GenerationNotFoundError(generation_id, deleted=True)
-        self._bury(generation_id)
+        self._deleting[generation_id] = []
+        try:
+            self._bury(generation_id, await self._deletion(generation_id))
+        except BaseException:
+            del self._deleting[generation_id]
+            raise
         await self.flush()
+        if not await self._clear_log():
+            self._clear_log_later()
+            raise DeletionPendingError(generation_id)
+
+    async def _deletion(self, generation_id: str) -> bytes:
+        """The payload of a generation's DELETED entry, over all its entries until now."""
+        await self._writer.flush()
+        position, entries = await self._in_heavy_reader(self._store.spine, generation_id)
+        known = {entry.position for entry in entries}
+        late = [e for e in self._deleting[generation_id] if e.position not in known]
+        return encode_deletion(generation_id, position, time.time_ns(), [*entries, *late])
+
+    async def _clear_log(self) -> bool:
+        """Clears deleted content out of the write-ahead log; False while a reader holds it."""
         for _ in range(_TRUNCATE_ATTEMPTS):
             if await self._writer.run(self._store.truncate_log):
-                return
-        raise JournalError(
-            f"generation {generation_id!r} was deleted, but its content stays in the write-ahead "
-            "log as long as another process reads the database; it goes with the next deletion "
-            "or restart"
-        )
+                return True
+        return False
+
+    def _clear_log_later(self) -> None:
+        """Goes on trying to clear the log, until it can be cleared or the journal is closed."""
+        if self._clearing is None or self._clearing.done():
+            self._clearing = asyncio.create_task(self._keep_clearing(), name="journal-clearing")
+
+    async def _keep_clearing(self) -> None:
+        cleared = False
+        while not cleared:
+            await asyncio.sleep(_CLEAR_AGAIN_S)
+            with suppress(JournalError):
+                cleared = await self._writer.run(self._store.truncate_log)
 
     async def cursor(self, name: str) -> int:
         """Where a reader of all entries has come to; 0 for a new one."""
@@ -301,10 +401,10 @@ class Journal(Log):
         await self._settle()
         walk, committed = ChainWalk(self._writer_id), self._writer.committed_position
         while not walk.broken:
-            rows = await self._in_reader(self._store.chain, walk.position, _CHAIN_CHUNK)
+            rows = await self._in_heavy_reader(self._store.chain, walk.position, _CHAIN_CHUNK)
             if not rows:
                 break
-            await self._in_reader(walk.take, rows)
+            await self._in_heavy_reader(walk.take, rows)
         return walk.report(committed)
 
     async def close(self) -> None:
@@ -313,10 +413,14 @@ class Journal(Log):
         Raises:
             JournalError: the last of it could not be written.
         """
+        if self._clearing is not None:
+            self._clearing.cancel()
+            await asyncio.gather(self._clearing, return_exceptions=True)
         try:
             await self._writer.close()
         finally:
-            await asyncio.to_thread(self._readers.shutdown)
+            for readers in (self._readers, self._heavy_readers):
+                await asyncio.to_thread(readers.shutdown)
             await asyncio.to_thread(self._store.close)
             self._release()
 
@@ -326,26 +430,37 @@ class Journal(Log):
     ) -> tuple[list[GenerationRow], str]:
         """A page of generations, newest first, and the next page's token, "" at the end.
 
+        A page is bounded in bytes and in what is looked through for it: it may hold fewer than
+        `page_size`, or none, and not be the last.
+
         Raises:
             InvalidRequestError: `page_token` is not one, or belongs to another filter.
         """
         beyond = listing.decode_page_token(page_token, list_filter) if page_token else None
         await self._settle()
-        rows = await self._in_reader(self._store.page, list_filter, beyond, page_size + 1)
-        if len(rows) <= page_size:
-            return rows, ""
-        last = rows[page_size - 1].index
-        key = listing.PageKey(last.start_time_ns, last.generation_id)
-        return rows[:page_size], listing.encode_page_token(key, list_filter)
+        page = await self._in_heavy_reader(
+            self._store.page, list_filter, beyond, page_size, _PAGE_BYTES
+        )
+        if page.end is None:
+            return page.rows, ""
+        return page.rows, listing.encode_page_token(page.end, list_filter)
+
+
+def _make_private(data_dir: Path) -> None:
+    try:
+        make_private(data_dir)
+    except OSError as error:
+        raise ConfigurationError(f"the data directory cannot be used: {error}") from error
 
 
 def _open(data_dir: Path, durability: Durability) -> tuple[DirectoryLock, SqliteStore, State]:
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(data_dir)
         lock = DirectoryLock(data_dir)
     except OSError as error:
         raise ConfigurationError(f"the data directory cannot be used: {error}") from error
     try:
+        _make_private(data_dir)
         store = SqliteStore(data_dir / "journal.db", durability)
         return lock, store, store.state()
     except BaseException:

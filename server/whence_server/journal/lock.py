@@ -31,5 +31,7 @@ class DirectoryLock:
         os.write(self._descriptor, str(os.getpid()).encode())
 
     def release(self) -> None:
-        """Lets the next server in."""
-        os.close(self._descriptor)
+        """Lets the next server in; may be called twice."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

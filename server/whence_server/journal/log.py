@@ -1,11 +1,13 @@
 """The appending half of the journal: positions, offsets and hashes are given out here."""
 
 import asyncio
+import logging
 import secrets
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError
 from whence_server.journal.chain import SECRET_BYTES, inner_digest, next_hash
+from whence_server.journal.derive import SpineEntry
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
 from whence_server.journal.store import (
     Batch,
@@ -18,6 +20,8 @@ from whence_server.journal.store import (
 from whence_server.journal.tail import LiveGeneration
 from whence_server.journal.writer import Writer
 
+_log = logging.getLogger(__name__)
+
 # What an entry costs beside its payload while it waits: tuples, hash, bookkeeping.
 _ENTRY_BYTES = 256
 _OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
@@ -26,8 +30,9 @@ _OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
 class Log:
     """One writer's log. Every method is called from one event loop's thread.
 
-    Appending is synchronous and touches no disk. A failure to write is kept, and raised by
-    whatever writes or waits afterwards; what was committed stays readable.
+    Appending is synchronous and touches no disk. While the disk is full or out of order (see
+    `writer`), running generations may append and no new one begins. A failure for good is kept,
+    and raised by whatever writes or waits afterwards; what was committed stays readable.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Log:
         commit_interval_s: float,
         max_pending_bytes: int,
         tail_entries: int,
+        patience_s: float,
     ) -> None:
         self._store = store
         self._position = state.position
@@ -46,7 +52,9 @@ class Log:
         self._strict = durability is Durability.STRICT
         self._tail_entries = tail_entries
         self._uncalled = state.uncalled
-        self._deleting: set[str] = set()
+        self._deleting: dict[str, list[SpineEntry]] = {}
+        """Calls on generations that are being deleted, since that began."""
+        self._num_left_out = 0
         self._live = {
             u.index.generation_id: LiveGeneration(
                 u.index, u.secret, u.started_position, offset=u.last_offset, recovered=True
@@ -61,6 +69,7 @@ class Log:
             max_pending_bytes=max_pending_bytes,
             on_commit=self._on_commit,
             on_failure=self._on_failure,
+            patience_s=patience_s,
         )
 
     @property
@@ -86,8 +95,10 @@ class Log:
 
         Raises:
             GenerationExistsError: the id was used before.
+            JournalUnwritableError: the disk is full or out of order at present.
             JournalError: nothing more can be written.
         """
+        self._writer.check_writable()
         generation_id = index.generation_id
         if generation_id in self._live:
             raise GenerationExistsError(generation_id)
@@ -135,12 +146,19 @@ class Log:
     def record_call(self, generation_id: str, payload: bytes) -> None:
         """Appends CALL, outside any generation's offsets.
 
-        The entry is read back with `generation_id` if that is known here, else with "".
+        The entry is read back with `generation_id` if that is known here, else with "". While
+        the disk is full or out of order, calls go on record as far as the bound on memory
+        allows; the rest is counted and logged.
 
         Raises:
             JournalError: nothing more can be written.
         """
-        self._append_outside(EntryKind.CALL, generation_id, payload)
+        if self._writer.stall is not None and self._writer.overfull:
+            self._num_left_out += 1
+            return
+        position = self._append_outside(EntryKind.CALL, generation_id, payload)
+        if (late := self._deleting.get(generation_id)) is not None:
+            late.append(SpineEntry(position, 0, EntryKind.CALL, inner_digest(b"", payload)))
         self._writer.submit()
 
     async def writable(self) -> None:
@@ -159,11 +177,10 @@ class Log:
         """
         await self._writer.flush()
 
-    def _bury(self, generation_id: str) -> None:
+    def _bury(self, generation_id: str, deletion: bytes) -> None:
         """Appends DELETED and has the content destroyed in the same transaction."""
-        self._append_outside(EntryKind.DELETED, generation_id, b"")
-        self._deleting.add(generation_id)
-        self._writer.pending.deleted.append(generation_id)
+        position = self._append_outside(EntryKind.DELETED, generation_id, deletion)
+        self._writer.pending.deleted.append((generation_id, position))
         self._writer.submit()
 
     def _running(self, generation_id: str) -> LiveGeneration:
@@ -187,11 +204,12 @@ class Log:
             live.show(offset)
         return offset
 
-    def _append_outside(self, kind: EntryKind, generation_id: str, payload: bytes) -> None:
+    def _append_outside(self, kind: EntryKind, generation_id: str, payload: bytes) -> int:
         position = self._chain(kind, b"", payload)
         self._writer.pending.outside.append(
             NewOutsideEntry(position, generation_id, kind, payload, self._hash)
         )
+        return position
 
     def _chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
         """Gives out the next position, and moves the chain's hash on to it."""
@@ -204,6 +222,12 @@ class Log:
         return self._position
 
     def _on_commit(self, batch: Batch) -> None:
+        if self._num_left_out:
+            _log.error(
+                "%d calls are not on record: they ended while the journal could not be written",
+                self._num_left_out,
+            )
+            self._num_left_out = 0
         if self._strict:
             newest = {new.generation: new.offset for new in batch.entries}
             for live in self._live.values():
@@ -213,7 +237,8 @@ class Log:
             live = self._live.pop(generation_id)
             # After those whom FINISHED has just woken: they take it from memory.
             asyncio.get_running_loop().call_soon(live.close)
-        self._deleting.difference_update(batch.deleted)
+        for generation_id, _ in batch.deleted:
+            self._deleting.pop(generation_id, None)
 
     def _on_failure(self) -> None:
         for live in self._live.values():

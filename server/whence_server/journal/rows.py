@@ -6,6 +6,9 @@ from enum import Enum
 
 from whence_server.domain.decoding import FinishReason
 
+PREVIEW_CHARACTERS = 200
+"""Of a prompt, and of a text, that are kept beside the entries for lists."""
+
 
 class Durability(Enum):
     """When an entry becomes visible to those who follow its generation."""
@@ -50,6 +53,10 @@ class GenerationRow:
     finish: FinishIndex | None = None
     """None while it runs."""
     deleted: bool = False
+    damage: str = ""
+    """What is wrong with the row, in words; the rest then comes from the entries, or is blank."""
+    foreign: bool = False
+    """Whether the row leads to another generation's entries: nothing may be read through it."""
 
     @property
     def generation_id(self) -> str:

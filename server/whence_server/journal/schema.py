@@ -3,6 +3,8 @@
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.journal import label_index
+from whence_server.journal.cursors import seal_cursors
 
 _INITIAL = """
 CREATE TABLE writers (
@@ -51,7 +53,20 @@ CREATE TABLE cursors (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_INITIAL,)
+# The index over labels is filled before, in slices: see `label_index`. A cursor's seal is NULL
+# only where there is no such entry. Tombstones keep nothing of how their generations ended.
+_BOUND_COLUMNS = """
+CREATE INDEX generations_by_model ON generations (model, start_time_ns, generation_id)
+    WHERE deleted = 0;
+ALTER TABLE cursors ADD COLUMN seal BLOB; -- binds it to the entry that it stands at
+UPDATE generations SET finish_reason = 0 WHERE deleted = 1;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS)
+_PREPARATIONS = {2: label_index.prepare}
+"""Done before the step of that number, in transactions of its own; may be done again."""
+_COMPLETIONS = {2: seal_cursors}
+"""Done in the transaction of the step of that number."""
 
 
 def migrate(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> None:
@@ -67,6 +82,10 @@ def migrate(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> None:
             f"{len(migrations)}: start the newer server that wrote it, or choose another --data-dir"
         )
     for number, statements in enumerate(migrations[version:], start=version + 1):
+        if number in _PREPARATIONS:
+            _PREPARATIONS[number](connection)
         with connection:
             connection.execute(statements)
+            if number in _COMPLETIONS:
+                _COMPLETIONS[number](connection)
             connection.pragma("user_version", number)

@@ -1,11 +1,14 @@
-"""Between the journal's types and SQLite's rows."""
+"""Between the journal's types and SQLite's rows. Of rows, nothing is taken on trust."""
 
 import json
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
+from whence_server.domain.errors import RecordDamagedError
+from whence_server.journal.derive import PEEK_BYTES, peek_generation_id
+from whence_server.journal.label_index import labels_of
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
 from whence_server.journal.store import NewGeneration
 
@@ -13,8 +16,20 @@ INDEX_COLUMNS = (
     "generation_id, trace_id, model, start_time_ns, request_digest, labels, prompt_preview, "
     "num_prompt_tokens"
 )
-_KINDS = {kind.value: kind for kind in EntryKind}  # a tenth of the time of EntryKind(kind)
-ROW_COLUMNS = f"{INDEX_COLUMNS}, finish_reason, num_generated_tokens, text_preview, deleted"
+KINDS = {kind.value: kind for kind in EntryKind}  # a tenth of the time of EntryKind(kind)
+# Texts come as bytes: one that is no UTF-8 must cost its own row alone.
+ROW_COLUMNS = f"""
+    CAST(g.generation_id AS BLOB), CAST(g.trace_id AS BLOB), CAST(g.model AS BLOB),
+    g.start_time_ns, CAST(g.request_digest AS BLOB), CAST(g.labels AS BLOB),
+    CAST(g.prompt_preview AS BLOB), g.num_prompt_tokens, g.finish_reason, g.num_generated_tokens,
+    CAST(g.text_preview AS BLOB), g.deleted, g.started_position,
+    (SELECT substr(e.payload, 1, {PEEK_BYTES}) FROM entries e
+     WHERE e.writer = g.writer AND e.position = g.started_position),
+    (SELECT e.kind FROM entries e
+     WHERE e.writer = g.writer AND e.generation = g.started_position
+     ORDER BY e."offset" DESC LIMIT 1)
+"""  # noqa: S608  # constants only
+"""Of `generations g`: what `parsed_row` takes."""
 
 
 def offset_condition(kinds: Collection[EntryKind] | None) -> str:
@@ -28,7 +43,10 @@ def offset_condition(kinds: Collection[EntryKind] | None) -> str:
 
 
 def read_entries(cursor: Any, max_bytes: int) -> list[Entry]:
-    """Reads (position, generation id, offset, kind, payload) until there are bytes enough."""
+    """Reads (position, generation id, offset, kind, payload) until there are bytes enough.
+
+    An entry whose row makes no sense comes as UNREADABLE.
+    """
     entries: list[Entry] = []
     num_bytes = 0
     try:
@@ -36,19 +54,46 @@ def read_entries(cursor: Any, max_bytes: int) -> list[Entry]:
             num_bytes += len(payload)
             if entries and num_bytes > max_bytes:
                 break
-            entries.append(Entry(position, generation_id, offset, _KINDS[kind], payload))
+            known = KINDS.get(kind, EntryKind.UNREADABLE)
+            shown = b"" if known is EntryKind.UNREADABLE else payload
+            name = generation_id.decode(errors="replace")
+            entries.append(Entry(position, name, offset, known, shown))
     finally:
         # A statement left half-read would keep a checkpoint waiting.
         cursor.close()
     return entries
 
 
+def own_entries(generation_id: str, cursor: Any, max_bytes: int) -> list[Entry]:
+    """Reads a generation's own entries, (position, offset, kind, payload), as `read_entries`.
+
+    Raises:
+        RecordDamagedError: one of them makes no sense.
+    """
+    entries: list[Entry] = []
+    num_bytes = 0
+    try:
+        for position, offset, kind, payload in cursor:
+            if payload is None or kind not in KINDS or kind == EntryKind.UNREADABLE:
+                what = "content" if payload is None else "kind"
+                raise RecordDamagedError(generation_id, f"its entry {offset} has no {what}")
+            num_bytes += len(payload)
+            if entries and num_bytes > max_bytes:
+                break
+            entries.append(Entry(position, generation_id, offset, KINDS[kind], payload))
+    finally:
+        cursor.close()
+    return entries
+
+
 def generation_bindings(new: NewGeneration) -> tuple[Any, ...]:
     """(started_position, secret, *INDEX_COLUMNS)."""
-    index = new.index
+    return (new.started_position, new.secret, *index_bindings(new.index))
+
+
+def index_bindings(index: GenerationIndex) -> tuple[Any, ...]:
+    """INDEX_COLUMNS."""
     return (
-        new.started_position,
-        new.secret,
         index.generation_id,
         index.trace_id,
         index.model,
@@ -76,25 +121,58 @@ def _text(preview: str) -> str:
     return preview.encode(errors="replace").decode()
 
 
-def index_of(row: Iterable[Any]) -> GenerationIndex:
-    """From INDEX_COLUMNS."""
-    generation_id, trace_id, model, start_time_ns, digest, labels, preview, num_tokens = row
+class ParsedRow(NamedTuple):
+    """One row of `generations`, as far as it makes sense."""
+
+    row: GenerationRow
+    started_position: int
+
+
+def parsed_row(stored: Iterable[Any]) -> ParsedRow:
+    """Reads ROW_COLUMNS; what is wrong with them is said in `GenerationRow.damage`."""
+    *columns, finish_reason, num_tokens, preview, deleted, started_position, first, last = stored
+    generation_id = columns[0].decode(errors="replace")
+    begun = peek_generation_id(first)
+    if begun not in (None, generation_id):
+        row = _blank(generation_id, "its row leads to another generation's entries", foreign=True)
+        return ParsedRow(row, started_position)
+    if bool(deleted) != (first is None):
+        damage = (
+            "it is marked as deleted, and its content is there"
+            if deleted
+            else "its content is gone, and it is not marked as deleted"
+        )
+        return ParsedRow(_blank(generation_id, damage, deleted=True), started_position)
+    try:
+        index = _index(columns)
+        finish = None
+        if finish_reason is not None and not deleted:
+            finish = FinishIndex(FinishReason(finish_reason), num_tokens, preview.decode())
+    except (ValueError, TypeError, AttributeError) as error:
+        damage = f"its row cannot be read: {error}"
+        return ParsedRow(_blank(generation_id, damage), started_position)
+    damage = ""
+    if not deleted and (finish is None) == (last == EntryKind.FINISHED):
+        damage = "its row and its entries disagree on whether it has finished"
+    return ParsedRow(GenerationRow(index, finish, bool(deleted), damage), started_position)
+
+
+def _index(columns: list[Any]) -> GenerationIndex:
+    generation_id, trace_id, model, start_time_ns, digest, labels, preview, num_tokens = columns
     return GenerationIndex(
-        generation_id,
-        trace_id,
-        model,
-        start_time_ns,
-        digest,
-        json.loads(labels),
-        preview,
-        num_tokens,
+        generation_id.decode(),
+        trace_id.decode(),
+        model.decode(),
+        start_time_ns + 0,
+        digest.decode(),
+        labels_of(labels),
+        preview.decode(),
+        num_tokens + 0,
     )
 
 
-def row_of(row: list[Any]) -> GenerationRow:
-    """From ROW_COLUMNS."""
-    *index, finish_reason, num_generated_tokens, text_preview, deleted = row
-    finish = None
-    if finish_reason is not None and not deleted:
-        finish = FinishIndex(FinishReason(finish_reason), num_generated_tokens, text_preview)
-    return GenerationRow(index_of(index), finish, bool(deleted))
+def _blank(
+    generation_id: str, damage: str, *, deleted: bool = False, foreign: bool = False
+) -> GenerationRow:
+    index = GenerationIndex(generation_id, "", "", 0, "", {}, "", 0)
+    return GenerationRow(index, None, deleted, damage, foreign)

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,25 @@ from typing import Any
 import apsw
 
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import ConfigurationError, GenerationNotFoundError
-from whence_server.journal import listing
-from whence_server.journal.chain import ChainRow, genesis, inner_digest
+from whence_server.domain.errors import ConfigurationError, JournalError
+from whence_server.journal import cursors, label_index, sqlite_list, sqlite_lookup
+from whence_server.journal.chain import ChainRow, inner_digest
+from whence_server.journal.derive import SpineEntry
+from whence_server.journal.label_index import label_rows
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import Durability, GenerationRow, ListFilter
 from whence_server.journal.schema import migrate
+from whence_server.journal.sqlite_errors import passing_faults, readable
 from whence_server.journal.sqlite_rows import (
     INDEX_COLUMNS,
-    ROW_COLUMNS,
     finish_bindings,
     generation_bindings,
-    index_of,
     offset_condition,
+    own_entries,
     read_entries,
-    row_of,
 )
-from whence_server.journal.store import Batch, State, Unfinished
+from whence_server.journal.sqlite_state import state_of
+from whence_server.journal.store import Batch, Page, State
 
 _OLDEST_SQLITE = (3, 51, 3)
 # The only thing to wait for is a checkpoint's wait for a reader.
@@ -54,22 +56,12 @@ _FINISH = """
 _BURY = """
     UPDATE generations SET secret = NULL, trace_id = '', model = '', start_time_ns = 0,
         request_digest = '', labels = '{}', prompt_preview = '', num_prompt_tokens = 0,
-        num_generated_tokens = 0, text_preview = '', deleted = 1
+        finish_reason = 0, num_generated_tokens = 0, text_preview = '', deleted = 1
     WHERE generation_id = ?
 """
-_ADVANCE = """
-    INSERT INTO cursors VALUES (?, ?) ON CONFLICT DO UPDATE SET position = excluded.position
-"""
-_UNFINISHED = f"""
-    SELECT started_position, secret,
-        (SELECT max("offset") FROM entries e
-         WHERE e.writer = g.writer AND e.generation = g.started_position),
-        {INDEX_COLUMNS}
-    FROM generations g WHERE writer = {_WRITER} AND finish_reason IS NULL
-    ORDER BY started_position
-"""  # noqa: S608  # constants only
 _READ_ALL = f"""
-    SELECT position, coalesce(generation_id, ''), "offset", kind, coalesce(payload, x'')
+    SELECT position, CAST(coalesce(generation_id, '') AS BLOB), "offset", kind,
+        coalesce(payload, x'')
     FROM entries e LEFT JOIN generations g
         ON g.writer = e.writer AND g.started_position = e.generation
     WHERE e.writer = {_WRITER} AND position > ? ORDER BY position LIMIT ?
@@ -93,16 +85,6 @@ def check_sqlite_version(version: str) -> None:
             f"SQLite {version} can corrupt a database that several connections use; "
             "install apsw 3.51.3 or newer"
         )
-
-
-_UNCALLED = """
-SELECT generation_id FROM generations AS g
-WHERE g.writer = ? AND g.deleted = 0 AND NOT EXISTS (
-    SELECT 1 FROM entries AS e
-    WHERE e.writer = g.writer AND e.generation = g.started_position
-        AND e."offset" = 0 AND e.kind = ?
-)
-"""
 
 
 class SqliteStore:
@@ -129,7 +111,7 @@ class SqliteStore:
             self.writer_id = _writer_id(self._connection)
             # A crash between a deletion and its checkpoint leaves the content in the log.
             self.truncate_log()
-        except apsw.Error as error:
+        except (apsw.Error, JournalError) as error:
             raise ConfigurationError(f"{path} cannot be opened as a journal: {error}") from error
 
     @property
@@ -144,33 +126,46 @@ class SqliteStore:
     # ---- the writer's thread ----
 
     def write(self, batch: Batch) -> None:
-        """Commits a batch, durably as the store was opened for."""
+        """Commits a batch, durably as the store was opened for.
+
+        Raises:
+            JournalUnwritableError: the disk is full or out of order; the batch may be tried again.
+        """
+        with passing_faults():
+            self._write(batch)
+
+    def _write(self, batch: Batch) -> None:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
             connection.executemany(_INSERT_GENERATION, map(generation_bindings, batch.generations))
+            for new in batch.generations:
+                index = new.index
+                rows = label_rows(index.generation_id, index.start_time_ns, index.labels)
+                connection.executemany(label_index.INSERT, rows)
             connection.executemany(_INSERT_ENTRY, batch.entries)
             connection.executemany(_INSERT_OUTSIDE, batch.outside)
             connection.executemany(_FINISH, map(finish_bindings, batch.finished))
-            for generation_id in batch.deleted:
-                self._destroy(generation_id)
-            connection.executemany(_ADVANCE, batch.cursors.items())
+            for generation_id, before in batch.deleted:
+                self._destroy(generation_id, before)
+            cursors.advance(connection, batch.cursors)
             connection.execute("COMMIT")
         except BaseException:
             # A full disk has rolled back already.
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with suppress(apsw.Error):
+                    connection.execute("ROLLBACK")
             raise
 
-    def _destroy(self, generation_id: str) -> None:
+    def _destroy(self, generation_id: str, before: int) -> None:
         ((generation, secret),) = self._connection.execute(
             "SELECT started_position, secret FROM generations WHERE generation_id = ?",
             (generation_id,),
         )
         rows = self._connection.execute(
             "SELECT position, kind, payload FROM entries "
-            "WHERE writer = ? AND generation = ? AND payload IS NOT NULL AND kind <> ?",
-            (_WRITER, generation, EntryKind.DELETED),
+            "WHERE writer = ? AND generation = ? AND payload IS NOT NULL AND position < ?",
+            (_WRITER, generation, before),
         ).fetchall()
         self._connection.executemany(
             "UPDATE entries SET payload = NULL, inner_digest = ? WHERE writer = ? AND position = ?",
@@ -184,48 +179,50 @@ class SqliteStore:
             ),
         )
         self._connection.execute(_BURY, (generation_id,))
+        self._connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
 
     def truncate_log(self) -> bool:
-        """Clears deleted content out of the write-ahead log; False while a reader holds it."""
-        ((busy, _, _),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Clears deleted content out of the write-ahead log; False while a reader holds it.
+
+        Raises:
+            JournalUnwritableError: the disk is full or out of order.
+        """
+        with passing_faults():
+            ((busy, _, _),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return not busy
+
+    def rebuild(self, rebuild: Callable[[Any], int]) -> int:
+        """Calls a function with the write connection, in one transaction.
+
+        Raises:
+            JournalUnwritableError: the disk is full or out of order; nothing is changed.
+        """
+        with passing_faults(), self._connection:
+            return rebuild(self._connection)
 
     # ---- any thread ----
 
     def state(self) -> State:
         """Where the log stands."""
-        last = self._rows(
-            "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1",
-            (_WRITER,),
-        )
-        position, last_hash = last[0] if last else (0, genesis(self.writer_id))
-        unfinished = [
-            Unfinished(started, secret, last_offset, index_of(row))
-            for started, secret, last_offset, *row in self._rows(_UNFINISHED)
-        ]
-        cursors = dict(self._rows("SELECT name, position FROM cursors"))
-        uncalled = [row[0] for row in self._rows(_UNCALLED, (_WRITER, EntryKind.CALL))]
-        return State(self.writer_id, position, last_hash, unfinished, uncalled, cursors)
+        with self._snapshot() as connection:
+            return state_of(connection, self.writer_id)
 
     def generation(self, generation_id: str) -> GenerationRow | None:
         """One generation's row, or a deleted one's tombstone. A probe of one index."""
-        rows = self._rows(
-            f"SELECT {ROW_COLUMNS} FROM generations WHERE generation_id = ?",  # noqa: S608
-            (generation_id,),
-        )
-        return row_of(rows[0]) if rows else None
+        with self._snapshot() as connection:
+            return sqlite_lookup.generation(connection, generation_id)
 
     def page(
-        self, list_filter: ListFilter, beyond: PageKey | None, limit: int
-    ) -> list[GenerationRow]:
+        self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
+    ) -> Page:
         """Generations newest first, deleted ones left out."""
-        condition, bindings = listing.where(list_filter, beyond)
-        rows = self._rows(
-            f"SELECT {ROW_COLUMNS} FROM generations WHERE {condition} "  # noqa: S608
-            "ORDER BY start_time_ns DESC, generation_id DESC LIMIT ?",
-            (*bindings, limit),
-        )
-        return [row_of(row) for row in rows]
+        with self._snapshot() as connection:
+            return sqlite_list.page(connection, list_filter, beyond, limit, max_bytes)
+
+    def spine(self, generation_id: str) -> tuple[int, list[SpineEntry]]:
+        """Position of a generation's STARTED, and what deletion leaves of its entries."""
+        with self._snapshot() as connection:
+            return sqlite_lookup.spine(connection, generation_id)
 
     def read(
         self,
@@ -240,31 +237,27 @@ class SqliteStore:
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its rows are not as they were written.
         """
         with self._snapshot() as connection:
-            generation = _started_position(connection, generation_id)
+            generation = sqlite_lookup.started_position(connection, generation_id)
             rows = connection.execute(
-                f'SELECT position, ?, "offset", kind, payload FROM entries '  # noqa: S608
+                'SELECT position, "offset", kind, payload FROM entries '  # noqa: S608
                 f"WHERE writer = ? AND generation = ? AND {offset_condition(kinds)} "
                 'ORDER BY "offset", position LIMIT ?',
-                (generation_id, _WRITER, generation, after_offset, limit),
+                (_WRITER, generation, after_offset, limit),
             )
-            return read_entries(rows, max_bytes)
+            return own_entries(generation_id, rows, max_bytes)
 
     def last(self, generation_id: str) -> Entry:
         """A generation's newest own entry.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its rows are not as they were written.
         """
         with self._snapshot() as connection:
-            generation = _started_position(connection, generation_id)
-            ((position, offset, kind, payload),) = connection.execute(
-                'SELECT position, "offset", kind, payload FROM entries '
-                'WHERE writer = ? AND generation = ? ORDER BY "offset" DESC LIMIT 1',
-                (_WRITER, generation),
-            )
-            return Entry(position, generation_id, offset, EntryKind(kind), payload)
+            return sqlite_lookup.last_entry(connection, generation_id)
 
     def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
         """Entries of all kinds in order of position; bounded as `read` is."""
@@ -282,14 +275,15 @@ class SqliteStore:
         self._connection.close()
 
     def _rows(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
-        rows: list[Any] = self._reader().execute(sql, bindings).fetchall()
+        with readable():
+            rows: list[Any] = self._reader().execute(sql, bindings).fetchall()
         return rows
 
     @contextmanager
     def _snapshot(self) -> Iterator[Any]:
         """Several statements that see one state of the database."""
         connection = self._reader()
-        with connection:
+        with readable(), connection:
             yield connection
 
     def _reader(self) -> Any:
@@ -320,14 +314,3 @@ def _writer_id(connection: Any) -> bytes:
         "SELECT writer_id FROM writers WHERE writer = ?", (_WRITER,)
     ).get
     return writer_id
-
-
-def _started_position(connection: Any, generation_id: str) -> int:
-    found = connection.execute(
-        "SELECT started_position, deleted FROM generations WHERE generation_id = ?",
-        (generation_id,),
-    ).fetchall()
-    if not found or found[0][1]:
-        raise GenerationNotFoundError(generation_id, deleted=bool(found))
-    started_position: int = found[0][0]
-    return started_position

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.journal.chain import ChainRow
+from whence_server.journal.derive import SpineEntry
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow, ListFilter
 
@@ -49,7 +50,8 @@ class Batch:
     entries: list[NewEntry] = field(default_factory=list)
     outside: list[NewOutsideEntry] = field(default_factory=list)
     finished: list[tuple[str, FinishIndex]] = field(default_factory=list)
-    deleted: list[str] = field(default_factory=list)
+    deleted: list[tuple[str, int]] = field(default_factory=list)
+    """Ids, and each one's DELETED entry's position: the content before it goes."""
     cursors: dict[str, int] = field(default_factory=dict)
     last_position: int = 0
     """Of the entries in it; 0 where there are none."""
@@ -67,6 +69,14 @@ class Unfinished:
     secret: bytes
     last_offset: int
     index: GenerationIndex
+
+
+class Page(NamedTuple):
+    """Generations of a list, newest first."""
+
+    rows: list[GenerationRow]
+    end: PageKey | None
+    """Where the next page goes on; None at the list's end."""
 
 
 class State(NamedTuple):
@@ -104,9 +114,21 @@ class Store(Protocol):
         """One generation's row, or a deleted one's tombstone. A probe of one index."""
 
     def page(
-        self, list_filter: ListFilter, beyond: PageKey | None, limit: int
-    ) -> list[GenerationRow]:
-        """Generations newest first, deleted ones left out."""
+        self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
+    ) -> Page:
+        """Generations newest first, deleted ones left out.
+
+        Stops at either bound (one generation may exceed `max_bytes`), or after a bounded number
+        of generations that were looked at and did not match.
+        """
+
+    def spine(self, generation_id: str) -> tuple[int, list[SpineEntry]]:
+        """Position of a generation's STARTED, and what deletion leaves of its entries.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its row leads to another generation's entries.
+        """
 
     def read(
         self,
@@ -124,6 +146,7 @@ class Store(Protocol):
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its rows are not as they were written.
         """
 
     def last(self, generation_id: str) -> Entry:

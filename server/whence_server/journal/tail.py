@@ -83,6 +83,14 @@ class LiveGeneration:
             return [tail[-1]]
         return batch
 
+    def offset_up_to(self, position: int) -> int:
+        """Offset of its newest entry that lies at a position or before it; 0 for none."""
+        offset = self.tail[0].offset - 1 if self.tail else self.offset
+        for entry in self.tail:
+            if entry.position <= position:
+                offset = entry.offset
+        return offset
+
     def show(self, offset: int) -> None:
         """Lets readers see up to `offset`, and wakes them."""
         self.visible_offset = offset

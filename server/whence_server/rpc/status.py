@@ -12,6 +12,7 @@ from whence_server.domain.errors import (
     EmergenceBusyError,
     FieldViolation,
     InvalidRequestError,
+    JournalUnwritableError,
     QueueFullError,
     TextQueueFullError,
     WhenceError,
@@ -34,8 +35,12 @@ GRPC_CODES: dict[Code, grpc.StatusCode] = {
     Code.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Code.INTERNAL: grpc.StatusCode.INTERNAL,
     Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
     Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
+
+_COME_AGAIN = (QueueFullError, TextQueueFullError, EmergenceBusyError, JournalUnwritableError)
+"""Errors that say when a caller may try again."""
 
 
 def error_status(error: WhenceError) -> status_pb2.Status:
@@ -66,7 +71,7 @@ def error_status(error: WhenceError) -> status_pb2.Status:
                 field=violation.field, description=violation.description
             )
         details.append(bad_request)
-    if isinstance(error, QueueFullError | TextQueueFullError | EmergenceBusyError):
+    if isinstance(error, _COME_AGAIN):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))

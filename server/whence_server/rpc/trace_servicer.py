@@ -6,13 +6,16 @@ from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.message import DecodeError
 
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
+    RecordDamagedError,
 )
+from whence_server.domain.limits import Limits
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
@@ -26,6 +29,9 @@ _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
 _DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
 # Well below the 4 MiB that a gRPC client takes by default.
 _MAX_STEPS_BYTES = 2 << 20
+# What a request may carry, a filter may ask for.
+_LIMITS = Limits()
+_MAX_MODEL, _TRACE_ID = 1_024, 32
 
 
 class TraceServicer:
@@ -63,11 +69,18 @@ class TraceServicer:
             call.generation_id, kinds=(EntryKind.STARTED, EntryKind.FINISHED)
         )
         response = trace_pb2.GetGenerationResponse(summary=summary_message(row))
-        for entry in entries:
-            if entry.kind is EntryKind.STARTED:
-                response.started.MergeFromString(entry.payload)
-            else:
-                response.finished.MergeFromString(entry.payload)
+        try:
+            for entry in entries:
+                if entry.kind is EntryKind.STARTED:
+                    response.started.MergeFromString(entry.payload)
+                else:
+                    response.finished.MergeFromString(entry.payload)
+        except DecodeError as error:
+            raise RecordDamagedError(
+                call.generation_id, f"an entry is no message: {error}"
+            ) from error
+        if response.started.generation_id != call.generation_id:
+            raise RecordDamagedError(call.generation_id, "its start says another id")
         return response.SerializeToString()
 
     async def list_generations(
@@ -99,8 +112,14 @@ class TraceServicer:
         )
         page = _within_bytes(entries[:limit])
         more = len(entries) > len(page)
+        try:
+            steps = [step_pb2.Step.FromString(entry.payload) for entry in page]
+        except DecodeError as error:
+            raise RecordDamagedError(
+                call.generation_id, f"a step is no message: {error}"
+            ) from error
         return trace_pb2.ListStepsResponse(
-            steps=[step_pb2.Step.FromString(entry.payload) for entry in page],
+            steps=steps,
             next_page_token=f"after:{page[-1].offset}" if more else "",
         ).SerializeToString()
 
@@ -139,6 +158,7 @@ def summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
         num_prompt_tokens=index.num_prompt_tokens,
         prompt_preview=index.prompt_preview,
         labels=index.labels,
+        damage=row.damage,
     )
     if finish is not None:
         summary.finish_reason = generation_pb2.FinishReason.ValueType(finish.finish_reason.value)
@@ -148,7 +168,13 @@ def summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
 
 
 def list_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
-    """The filter in the journal's words; unset fields match anything."""
+    """The filter in the journal's words; unset fields match anything.
+
+    Raises:
+        InvalidRequestError: it breaks a bound.
+    """
+    if violations := _filter_violations(given):
+        raise InvalidRequestError(*violations)
     return ListFilter(
         start_after_ns=_time_ns(given, "start_after"),
         start_before_ns=_time_ns(given, "start_before"),
@@ -156,6 +182,34 @@ def list_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
         trace_id=given.trace_id,
         labels=dict(given.labels),
     )
+
+
+def _filter_violations(given: trace_pb2.GenerationFilter) -> list[FieldViolation]:
+    found = []
+    bounds = (("model", given.model, _MAX_MODEL), ("trace_id", given.trace_id, _TRACE_ID))
+    for field, value, most in bounds:
+        if len(value) > most:
+            found.append(FieldViolation(f"filter.{field}", f"may have at most {most} characters"))
+    if len(given.labels) > _LIMITS.max_labels:
+        found.append(
+            FieldViolation(
+                "filter.labels",
+                f"has {len(given.labels)}; at most {_LIMITS.max_labels} are taken",
+            )
+        )
+        return found
+    most = _LIMITS.max_label_characters
+    for key, value in given.labels.items():
+        if not key:
+            found.append(FieldViolation("filter.labels", "a label's key must not be empty"))
+        elif max(len(key), len(value)) > most:
+            found.append(
+                FieldViolation(
+                    f"filter.labels[{key[:64]}]",
+                    f"key and value may have at most {most} characters",
+                )
+            )
+    return found
 
 
 def _time_ns(given: trace_pb2.GenerationFilter, field: str) -> int | None:

@@ -1,0 +1,119 @@
+"""What the columns beside the entries have to be: everything follows from the entries' bytes."""
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from whence.v1 import deletion_pb2, generation_pb2
+from whence_server.domain.decoding import FinishReason
+from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex, GenerationIndex
+
+PEEK_BYTES = 64
+"""So many first bytes of a STARTED entry hold its generation's id."""
+_ID_TAG = 0x0A
+_LONGEST_SHORT_ID = 0x7F
+_PLACE = struct.Struct(">QQB")
+
+
+class SpineEntry(NamedTuple):
+    """What deletion leaves of an entry."""
+
+    position: int
+    offset: int
+    kind: int
+    inner_digest: bytes
+
+
+def peek_generation_id(first_bytes: bytes | None) -> str | None:
+    """The id that a STARTED entry begins with; None where the bytes show none.
+
+    The id is the first field of GenerationStarted, and protobuf writes fields in their order:
+    reading it so costs nothing, however long the prompt behind it is.
+    """
+    if not first_bytes or len(first_bytes) < 2 or first_bytes[0] != _ID_TAG:
+        return None
+    length = first_bytes[1]
+    raw = first_bytes[2 : 2 + length]
+    if not length or length > _LONGEST_SHORT_ID or len(raw) < length:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def index_of_started(payload: bytes) -> GenerationIndex:
+    """The columns that follow from a STARTED entry.
+
+    Raises:
+        ValueError: the bytes are no GenerationStarted.
+    """
+    try:
+        started = generation_pb2.GenerationStarted.FromString(payload)
+    except DecodeError as error:
+        raise ValueError("the bytes are no GenerationStarted") from error
+    return GenerationIndex(
+        generation_id=started.generation_id,
+        trace_id=started.trace_id,
+        model=started.model,
+        start_time_ns=started.start_time.ToNanoseconds(),
+        request_digest=started.request_digest,
+        labels=dict(started.labels),
+        prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
+        num_prompt_tokens=len(started.prompt_token_ids),
+    )
+
+
+def index_of_finished(payload: bytes) -> FinishIndex:
+    """The columns that follow from a FINISHED entry.
+
+    Raises:
+        ValueError: the bytes are no GenerationFinished.
+    """
+    try:
+        finished = generation_pb2.GenerationFinished.FromString(payload)
+    except DecodeError as error:
+        raise ValueError("the bytes are no GenerationFinished") from error
+    text = finished.sequences[0].text if finished.sequences else ""
+    return FinishIndex(
+        FinishReason(finished.finish_reason),
+        finished.num_generated_tokens,
+        text[:PREVIEW_CHARACTERS],
+    )
+
+
+def encode_deletion(
+    generation_id: str, started_position: int, time_ns: int, entries: Iterable[SpineEntry]
+) -> bytes:
+    """whence.v1.Deletion, over a generation's entries by ascending position."""
+    num_entries, digest = spine_digest(entries)
+    deletion = deletion_pb2.Deletion(
+        generation_id=generation_id,
+        started_position=started_position,
+        num_entries=num_entries,
+        entries_digest=digest,
+    )
+    deletion.time.FromNanoseconds(time_ns)
+    return deletion.SerializeToString()
+
+
+def spine_digest(entries: Iterable[SpineEntry]) -> tuple[int, bytes]:
+    """The number of entries, and `Deletion.entries_digest` over them."""
+    whole, number = hashlib.sha256(), 0
+    for entry in entries:
+        whole.update(_PLACE.pack(entry.position, entry.offset, entry.kind) + entry.inner_digest)
+        number += 1
+    return number, whole.digest()
+
+
+def cursor_seal(name: str, position: int, entry_hash: bytes) -> bytes:
+    """Binds a cursor to its name and to the entry that it stands at.
+
+    SHA-256 over "whence cursor", the name, NUL, the position (8 bytes, big-endian) and the
+    entry's hash; the chain's first hash for position 0.
+    """
+    head = b"whence cursor" + name.encode(errors="replace") + b"\0"
+    return hashlib.sha256(head + position.to_bytes(8, "big", signed=True) + entry_hash).digest()

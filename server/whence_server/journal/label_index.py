@@ -1,0 +1,69 @@
+"""The index over labels: a row for each label of each generation, newest last."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS labels (
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    start_time_ns INTEGER NOT NULL, -- its generation's
+    generation_id TEXT NOT NULL,
+    PRIMARY KEY (name, value, start_time_ns, generation_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS labels_by_generation ON labels (generation_id);
+"""
+INSERT = "INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?)"
+_SLICE = 2_000
+
+
+def label_rows(
+    generation_id: str, start_time_ns: int, labels: Mapping[str, str]
+) -> Iterator[tuple[str, str, int, str]]:
+    """A generation's rows in the index."""
+    for name, value in labels.items():
+        yield _text(name), _text(value), start_time_ns, generation_id
+
+
+def labels_of(stored: str | bytes) -> dict[str, str]:
+    """The labels in a row's JSON.
+
+    Raises:
+        ValueError: it is not an object of strings.
+    """
+    labels = json.loads(stored)
+    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+        raise ValueError("the labels are no JSON object of strings")
+    return labels
+
+
+def prepare(connection: Any) -> None:
+    """Makes the index and fills it from the generations, a bounded slice a transaction.
+
+    Labels that cannot be read are left out: `verify` names them, and a rebuild brings them back.
+    """
+    connection.execute(_SCHEMA)
+    last = ""
+    while rows := connection.execute(
+        "SELECT generation_id, start_time_ns, CAST(labels AS BLOB) FROM generations "
+        "WHERE generation_id > ? AND deleted = 0 ORDER BY generation_id LIMIT ?",
+        (last, _SLICE),
+    ).fetchall():
+        with connection:
+            connection.executemany(INSERT, _readable(rows))
+        last = rows[-1][0]
+
+
+def _readable(rows: Iterable[tuple[str, int, bytes]]) -> Iterator[tuple[str, str, int, str]]:
+    for generation_id, start_time_ns, stored in rows:
+        try:
+            labels = labels_of(stored)
+        except ValueError:
+            continue
+        yield from label_rows(generation_id, start_time_ns, labels)
+
+
+def _text(label: str) -> str:
+    # A lone surrogate has no UTF-8: one label must not cost a whole batch.
+    return label.encode(errors="replace").decode()

@@ -1,0 +1,57 @@
+"""The journal's files for their owner alone: they hold every prompt and every answer."""
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_FILE, _DIRECTORY = 0o600, 0o700
+_OTHERS = 0o077
+_NAMES = ("journal.db", "journal.db-wal", "journal.db-shm", "journal.lock", "digests.json")
+
+
+def make_directory(data_dir: Path) -> None:
+    """Makes the data directory with mode 0700, whatever the umask; warns where it is more open.
+
+    The mode of one that is there is its owner's business: it may be a mount of its own.
+
+    Raises:
+        OSError: it cannot be made, or is none.
+    """
+    if not data_dir.is_dir():
+        data_dir.mkdir(mode=_DIRECTORY, parents=True, exist_ok=True)
+        data_dir.chmod(_DIRECTORY)
+    mode = stat.S_IMODE(data_dir.stat().st_mode)
+    if mode & _OTHERS:
+        _log.warning(
+            "the data directory %s has mode %04o: others than its owner can enter it, and see or "
+            "replace files in it; chmod 700 makes it private",
+            data_dir,
+            mode,
+        )
+
+
+def make_private(data_dir: Path) -> None:
+    """Gives the journal's files mode 0600; SQLite gives its own the database's mode.
+
+    Raises:
+        OSError: the database's file cannot be made.
+    """
+    descriptor = os.open(data_dir / "journal.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE)
+    os.close(descriptor)
+    for name in _NAMES:
+        path = data_dir / name
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode != _FILE:
+                path.chmod(_FILE)
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            _log.warning(
+                "%s has mode %04o, and belongs to somebody else: others may read or write it",
+                path,
+                mode,
+            )

@@ -1,0 +1,170 @@
+"""Pages of generations out of SQLite, each by the index that leaves least to look through.
+
+A page costs a bounded number of index steps, whatever the filter is: the narrowest index is
+walked in slices, the rest of the filter is asked of each row, and after `MAX_EXAMINED` rows the
+page ends where it has come to.
+"""
+
+from typing import Any, NamedTuple
+
+from whence_server.journal.listing import PageKey
+from whence_server.journal.rows import GenerationRow, ListFilter
+from whence_server.journal.sqlite_lookup import rows_of
+from whence_server.journal.sqlite_rows import ROW_COLUMNS
+from whence_server.journal.store import Page
+
+MAX_EXAMINED = 8_000
+"""Generations that are looked at for a page: some 20 ms."""
+_SLICE = 1_000
+# A label on more generations than this is no narrower than another one.
+_MANY = 200
+_INT64 = 2**63 - 1
+
+
+class _Index(NamedTuple):
+    """One way through the generations, in the order of their start."""
+
+    source: str
+    conditions: tuple[str, ...]
+    bindings: tuple[str, ...]
+
+
+class _Condition(NamedTuple):
+    """A condition on the index walked, `d`, or on a generation, `g`."""
+
+    sql: str
+    bindings: tuple[int | str, ...]
+
+
+def page(
+    connection: Any, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
+) -> Page:
+    """See `Store.page`."""
+    index = _narrowest(connection, list_filter)
+    if index is None:
+        return Page([], None)
+    found: list[GenerationRow] = []
+    num_bytes = 0
+    for _ in range(MAX_EXAMINED // _SLICE):
+        last = _slice_end(connection, index, list_filter, beyond)
+        for row, key, size in _matching(connection, index, list_filter, beyond, last):
+            num_bytes += size
+            if len(found) == limit or (found and num_bytes > max_bytes):
+                return Page(found, beyond)
+            found.append(row)
+            beyond = key
+        if last is None:
+            return Page(found, None)
+        beyond = last
+    return Page(found, beyond)
+
+
+def _narrowest(connection: Any, list_filter: ListFilter) -> _Index | None:
+    """The index to walk; None where a label shows that nothing can match."""
+    indexes = []
+    for name, value in list_filter.labels.items():
+        ((number,),) = connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM labels WHERE name = ? AND value = ? LIMIT ?)",
+            (name, value, _MANY),
+        )
+        if not number:
+            return None
+        by_label = _Index("labels d", ("d.name = ?", "d.value = ?"), (name, value))
+        indexes.append((number, by_label))
+    if indexes and min(indexes)[0] < _MANY:
+        return min(indexes, key=lambda pair: pair[0])[1]
+    live = "d.deleted = 0"
+    if list_filter.trace_id:
+        by_trace = "generations d INDEXED BY generations_by_trace"
+        return _Index(by_trace, (live, "d.trace_id = ?"), (list_filter.trace_id,))
+    if indexes:
+        return indexes[0][1]
+    if list_filter.model:
+        by_model = "generations d INDEXED BY generations_by_model"
+        return _Index(by_model, (live, "d.model = ?"), (list_filter.model,))
+    return _Index("generations d INDEXED BY generations_by_start", (live,), ())
+
+
+def _slice_end(
+    connection: Any, index: _Index, list_filter: ListFilter, beyond: PageKey | None
+) -> PageKey | None:
+    """The last key of the next slice of the index; None where the rest is no longer than one."""
+    conditions = _walk(index, list_filter, beyond, None)
+    found = connection.execute(
+        f"SELECT d.start_time_ns, d.generation_id FROM {index.source} "  # noqa: S608
+        f"WHERE {_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC "
+        "LIMIT 1 OFFSET ?",
+        (*_bindings(conditions), _SLICE - 1),
+    ).fetchall()
+    return PageKey(*found[0]) if found else None
+
+
+def _matching(
+    connection: Any,
+    index: _Index,
+    list_filter: ListFilter,
+    beyond: PageKey | None,
+    last: PageKey | None,
+) -> Any:
+    """Yields (row, key, bytes) of the generations of one slice that the filter lets through."""
+    conditions = [*_walk(index, list_filter, beyond, last), *_rest(list_filter)]
+    cursor = connection.execute(
+        f"SELECT d.start_time_ns, d.generation_id, {ROW_COLUMNS} "  # noqa: S608
+        f"FROM {index.source} CROSS JOIN generations g ON g.generation_id = d.generation_id "
+        f"WHERE {_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC",
+        _bindings(conditions),
+    )
+    try:
+        for start_time_ns, generation_id, *stored in cursor:
+            size = sum(len(value) for value in stored if isinstance(value, bytes))
+            yield rows_of(connection, stored), PageKey(start_time_ns, generation_id), size
+    finally:
+        cursor.close()
+
+
+def _walk(
+    index: _Index, list_filter: ListFilter, beyond: PageKey | None, last: PageKey | None
+) -> list[_Condition]:
+    """What bounds the walk over the index."""
+    conditions = [_Condition(" AND ".join(index.conditions), index.bindings)]
+    key = "(d.start_time_ns, d.generation_id)"
+    if beyond is not None:
+        conditions.append(_Condition(f"{key} < (?, ?)", beyond))
+    if last is not None:
+        conditions.append(_Condition(f"{key} >= (?, ?)", last))
+    if list_filter.start_after_ns is not None:
+        after = _Condition("d.start_time_ns > ?", (_int64(list_filter.start_after_ns),))
+        conditions.append(after)
+    if list_filter.start_before_ns is not None:
+        before = _Condition("d.start_time_ns < ?", (_int64(list_filter.start_before_ns),))
+        conditions.append(before)
+    return conditions
+
+
+def _rest(list_filter: ListFilter) -> list[_Condition]:
+    """What is asked of each generation on the way."""
+    conditions = [_Condition("g.deleted = 0", ())]
+    if list_filter.model:
+        conditions.append(_Condition("g.model = ?", (list_filter.model,)))
+    if list_filter.trace_id:
+        conditions.append(_Condition("g.trace_id = ?", (list_filter.trace_id,)))
+    for label in list_filter.labels.items():
+        probe = (
+            "EXISTS (SELECT 1 FROM labels l WHERE l.name = ? AND l.value = ? "
+            "AND l.start_time_ns = d.start_time_ns AND l.generation_id = d.generation_id)"
+        )
+        conditions.append(_Condition(probe, label))
+    return conditions
+
+
+def _sql(conditions: list[_Condition]) -> str:
+    return " AND ".join(condition.sql for condition in conditions)
+
+
+def _bindings(conditions: list[_Condition]) -> tuple[int | str, ...]:
+    return tuple(binding for condition in conditions for binding in condition.bindings)
+
+
+def _int64(value: int) -> int:
+    # A Timestamp reaches from the year 1 to 9999, nanoseconds in 64 bits from 1677 to 2262.
+    return max(-_INT64, min(value, _INT64))

@@ -1,0 +1,89 @@
+"""Where a log stands when it is opened: told by its entries, not by the columns beside them."""
+
+import logging
+from typing import Any
+
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.chain import SECRET_BYTES, genesis
+from whence_server.journal.cursors import sound_cursors
+from whence_server.journal.sqlite_lookup import generation
+from whence_server.journal.store import State, Unfinished
+
+_log = logging.getLogger(__name__)
+
+_WRITER = 1
+_OPEN = f"""
+    SELECT CAST(g.generation_id AS BLOB), g.started_position, g.secret, l."offset"
+    FROM generations g
+    JOIN entries s ON s.writer = g.writer AND s.position = g.started_position
+    JOIN entries l ON l.writer = g.writer AND l.position = (
+        SELECT e.position FROM entries e
+        WHERE e.writer = g.writer AND e.generation = g.started_position
+        ORDER BY e."offset" DESC LIMIT 1)
+    WHERE g.writer = {_WRITER} AND s.kind = {EntryKind.STARTED:d} AND s.payload IS NOT NULL
+        AND l.kind <> {EntryKind.FINISHED:d}
+    ORDER BY g.started_position
+"""  # noqa: S608  # constants only
+_UNCALLED = f"""
+    SELECT CAST(g.generation_id AS BLOB) FROM generations g
+    WHERE g.writer = {_WRITER} AND g.deleted = 0 AND NOT EXISTS (
+        SELECT 1 FROM entries e
+        WHERE e.writer = g.writer AND e.generation = g.started_position
+            AND e."offset" = 0 AND e.kind = {EntryKind.CALL:d})
+"""  # noqa: S608  # constants only
+
+
+def state_of(connection: Any, writer_id: bytes) -> State:
+    """Reads where the log stands.
+
+    Raises:
+        ConfigurationError: a row claims a place beyond the log's end.
+    """
+    last = connection.execute(
+        "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1",
+        (_WRITER,),
+    ).fetchall()
+    position, last_hash = last[0] if last else (0, genesis(writer_id))
+    _check_places(connection, position)
+    uncalled = [row[0].decode(errors="replace") for row in connection.execute(_UNCALLED)]
+    return State(
+        writer_id, position, last_hash, _unfinished(connection), uncalled, sound_cursors(connection)
+    )
+
+
+def _unfinished(connection: Any) -> list[Unfinished]:
+    """Generations whose newest entry is no FINISHED."""
+    unfinished = []
+    for raw_id, started_position, secret, last_offset in connection.execute(_OPEN).fetchall():
+        generation_id = raw_id.decode(errors="replace")
+        row = generation(connection, generation_id)
+        if row is None or row.foreign or row.deleted or secret is None:
+            _cannot_close(generation_id, row.damage if row else "its id is no UTF-8")
+        elif len(secret) != SECRET_BYTES:
+            _cannot_close(generation_id, "its secret is damaged")
+        else:
+            unfinished.append(Unfinished(started_position, secret, last_offset, row.index))
+    return unfinished
+
+
+def _cannot_close(generation_id: str, damage: str) -> None:
+    _log.error(
+        "generation %s was interrupted and cannot be closed in the record: %s; "
+        "`whence-server verify` tells more",
+        generation_id,
+        damage or "its row is damaged",
+    )
+
+
+def _check_places(connection: Any, position: int) -> None:
+    beyond = connection.execute(
+        "SELECT generation_id FROM generations WHERE writer = ? AND started_position > ? LIMIT 1",
+        (_WRITER, position),
+    ).fetchall()
+    if beyond:
+        raise ConfigurationError(
+            f"the journal is damaged: generation {beyond[0][0]!r} claims a place beyond its "
+            f"newest entry, {position}; `whence-server verify` tells more, and with --rebuild it "
+            "mends what follows from the entries"
+        )

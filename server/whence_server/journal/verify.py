@@ -1,0 +1,106 @@
+"""Verifies a journal that no server uses: its files, its chain, and every column beside it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.audit import Audit, guarded
+from whence_server.journal.chain import ChainReport, ChainRow, ChainWalk
+from whence_server.journal.evidence import Evidence, open_evidence
+from whence_server.journal.findings import Finding, VerifyReport
+from whence_server.journal.schema import MIGRATIONS
+
+_CHUNK = 1_024
+_MAX_MESSAGES = 100
+_CHAIN = """
+    SELECT position, generation, "offset", kind, payload, inner_digest, hash, secret
+    FROM entries e LEFT JOIN generations g
+        ON g.writer = e.writer AND g.started_position = e.generation
+    WHERE e.writer = 1 AND position > ? ORDER BY position LIMIT ?
+"""
+
+
+def verify_journal(data_dir: Path) -> VerifyReport:
+    """Verifies a journal as it lies on disk, its write-ahead log included; changes nothing.
+
+    Raises:
+        ConfigurationError: there is no journal, a server uses it, it cannot be read, or a newer
+            version wrote it.
+    """
+    with open_evidence(data_dir) as evidence:
+        return verify_evidence(evidence)
+
+
+def verify_evidence(evidence: Evidence) -> VerifyReport:
+    """Verifies an opened journal; raises as `verify_journal`."""
+    report = VerifyReport(notes=list(evidence.log.notes))
+    for fault in evidence.log.faults:
+        report.add(Finding("journal", "write-ahead log", detail=fault))
+    connection = evidence.connection
+    version = [0, 0]
+
+    def look() -> None:
+        version[0] = connection.pragma("user_version")
+        version[1] = connection.execute("SELECT count(*) FROM sqlite_schema").get
+
+    if not guarded(report, "header", look):
+        return report
+    number, num_objects = version
+    if number > len(MIGRATIONS):
+        raise ConfigurationError(
+            f"the journal has schema version {number}, and this one knows up to {len(MIGRATIONS)}: "
+            "verify it with the newer version that wrote it"
+        )
+    if not num_objects:
+        return report
+    guarded(report, "pages", lambda: _integrity(connection, report))
+    audit = Audit(connection, report, number)
+    guarded(report, "entries", lambda: _chain(connection, report, audit))
+    audit.compare()
+    return report
+
+
+def _integrity(connection: Any, report: VerifyReport) -> None:
+    """Has SQLite hold its own structures, and its indexes to their tables."""
+    for (message,) in connection.execute(f"PRAGMA integrity_check({_MAX_MESSAGES})"):
+        if message != "ok":
+            for line in message.splitlines():
+                report.add(Finding("database", "", detail=line))
+
+
+def chain_report(
+    connection: Any, also: Callable[[list[ChainRow]], None] = lambda _: None
+) -> Iterator[ChainReport]:
+    """Walks the chain, and gives every entry to `also`, those beyond a break as well.
+
+    Yields:
+        What was found so far, after each thousand entries and at the end.
+    """
+    ((writer_id,),) = connection.execute("SELECT writer_id FROM writers WHERE writer = 1")
+    walk = ChainWalk(writer_id)
+    last = 0
+    while rows := connection.execute(_CHAIN, (last, _CHUNK)).fetchall():
+        entries = [ChainRow(*row) for row in rows]
+        last = entries[-1].position
+        if not walk.broken:
+            walk.take(entries)
+        yield walk.report()
+        also(entries)
+    yield walk.report()
+
+
+def _chain(connection: Any, report: VerifyReport, audit: Audit) -> None:
+    found = ChainReport(0, "")
+    try:
+        for so_far in chain_report(connection, audit.take):
+            found = so_far
+    except BaseException:
+        report.chain_intact = False
+        raise
+    finally:
+        report.num_entries, report.head = found.num_entries, found.head
+        report.chain_intact = report.chain_intact and found.intact
+        if found.broken_position is not None:
+            where = f"broken at entry {found.broken_position}"
+            report.add(Finding("entries", where, detail=found.detail))

@@ -1,0 +1,249 @@
+"""Verifying changes nothing, reads the write-ahead log too, and ends in words."""
+
+import asyncio
+import fcntl
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import apsw
+import pytest
+from journal_records import DELETED, FIRST, begin, end, fill
+
+from whence_server.cli import main
+from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.journal import Journal
+from whence_server.journal.verify import verify_journal
+from whence_server.journal.wal import read_log
+
+PAGE, FRAME = 4096, 4096 + 24
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Filled once: each test gets a copy."""
+    directory = tmp_path_factory.mktemp("template")
+    asyncio.run(fill(directory))
+    return directory
+
+
+@pytest.fixture
+def data_dir(template, tmp_path):
+    return shutil.copytree(template, tmp_path / "data")
+
+
+@pytest.fixture
+async def live(tmp_path):
+    """A copy of a journal as a killed server leaves it: most of it in the write-ahead log."""
+    journal = await Journal.open(tmp_path / "source")
+    for number in range(1, 6):
+        begin(journal, f"00000000-0000-4000-8000-{number:012d}", number)
+        await journal.flush()
+        end(journal, f"00000000-0000-4000-8000-{number:012d}", number)
+        await journal.flush()
+    shutil.copytree(tmp_path / "source", tmp_path / "copy")
+    await journal.close()
+    return tmp_path / "copy"
+
+
+def state_of(directory):
+    return {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in sorted(directory.iterdir())
+    } | {".": directory.stat().st_mtime_ns}
+
+
+def contents(directory):
+    """All that any reader can see, by SQLite itself, on a copy; None where SQLite reads nothing."""
+    copy = directory.parent / "read"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(directory, copy)
+    (copy / "journal.db-shm").unlink(missing_ok=True)
+    try:
+        connection = apsw.Connection(str(copy / "journal.db"))
+        rows = [
+            connection.execute(f"SELECT * FROM {table}").fetchall()
+            for table in ("writers", "generations", "entries", "labels", "cursors")
+        ]
+        rows.append(connection.execute("SELECT * FROM sqlite_schema").fetchall())
+        indexed = connection.execute(
+            "SELECT generation, offset, kind FROM entries ORDER BY generation, offset, kind"
+        ).fetchall()
+    except (apsw.Error, UnicodeDecodeError):
+        return None
+    else:
+        return [*rows, indexed]
+    finally:
+        connection.close()
+
+
+async def test_a_killed_servers_log_is_read_and_nothing_is_touched(live):
+    before = state_of(live)
+    assert (live / "journal.db-wal").stat().st_size > 5 * FRAME
+    report = verify_journal(live)
+    assert [str(finding) for finding in report.findings] == []
+    assert (report.num_entries, report.num_generations) == (30, 5)
+    assert state_of(live) == before
+    # SQLite's own reading of a copy is the oracle.
+    assert len(contents(live)[2]) == 30
+
+
+def test_it_runs_on_a_directory_that_cannot_be_written(live):
+    for path in [*live.iterdir(), live]:
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    command = [sys.executable, "-m", "whence_server", "verify", "--data-dir", str(live)]
+    if os.geteuid() == 0:
+        # Root may write everywhere: it gives that up first.
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+        if shutil.which("setpriv") is None:
+            pytest.skip("root can write to every directory, and setpriv is not installed")
+    before = state_of(live)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "30 entries of 5 generations, intact" in done.stdout
+    assert state_of(live) == before
+
+
+@pytest.mark.parametrize("place", [0, 9, 17, 25, 31])
+async def test_a_flipped_byte_in_the_logs_header_is_found(live, place):
+    flip(live / "journal.db-wal", place)
+    text = "\n".join(map(str, verify_journal(live).findings))
+    assert "header is damaged" in text
+
+
+@pytest.mark.parametrize("within", [0, 4, 5, 8, 15, 16, 23, 24, 2000, FRAME - 1])
+async def test_a_flipped_byte_in_any_frame_is_found(live, within):
+    log = live / "journal.db-wal"
+    whole = log.read_bytes()
+    num_frames = (len(whole) - 32) // FRAME
+    for number in (0, 1, num_frames // 2, num_frames - 1):
+        flip(log, 32 + number * FRAME + within)
+        report = verify_journal(live)
+        words = "\n".join(map(str, report.findings))
+        assert f"frame {number + 1} of the write-ahead log is damaged" in words
+        assert f"{num_frames - number} frames" in words
+        log.write_bytes(whole)
+
+
+async def test_a_log_that_was_cut_off_is_found_by_its_index(live):
+    os.truncate(live / "journal.db-wal", 32 + 5 * FRAME)
+    text = "\n".join(map(str, verify_journal(live).findings))
+    assert "its newest transactions are gone" in text
+
+
+async def test_a_transaction_that_was_never_committed_is_no_damage(live):
+    log = live / "journal.db-wal"
+    with log.open("ab") as file:
+        file.write(b"\x00" * 100)
+    report = verify_journal(live)
+    assert report.intact
+    assert "never written whole" in report.notes[0]
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_no_flipped_byte_of_the_database_changes_what_is_read_in_silence(data_dir, seed):
+    database = data_dir / "journal.db"
+    choose = random.Random(seed)
+    before = contents(data_dir)
+    for _ in range(6):
+        whole = database.read_bytes()
+        place = choose.randrange(len(whole))
+        flip(database, place, 1 << choose.randrange(8))
+        report = verify_journal(data_dir)
+        if report.intact:
+            assert contents(data_dir) == before, f"byte {place}"
+        database.write_bytes(whole)
+
+
+@pytest.mark.parametrize("page", range(1, 12))
+def test_a_page_of_garbage_is_a_finding_and_no_traceback(data_dir, page, capsys):
+    with (data_dir / "journal.db").open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(random.Random(page).randbytes(PAGE))
+    assert main(["verify", "--data-dir", str(data_dir)]) == 1
+    assert "not intact" in capsys.readouterr().err
+
+
+def test_an_empty_journal_is_nothing_to_verify(tmp_path, capsys):
+    (tmp_path / "journal.db").write_bytes(b"")
+    assert main(["verify", "--data-dir", str(tmp_path)]) == 3
+    assert "nothing to verify" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.db"]
+
+
+async def test_a_journal_without_entries_is_nothing_to_verify(tmp_path):
+    await (await Journal.open(tmp_path)).close()
+    assert main(["verify", "--data-dir", str(tmp_path)]) == 3
+
+
+@pytest.mark.parametrize("what", ["nothing", "missing", "in use", "newer"])
+async def test_what_cannot_be_verified_has_its_own_exit_status(tmp_path, what, capsys):
+    if what == "missing":
+        (tmp_path / "journal.db-wal").write_bytes(b"left behind")
+    if what in {"in use", "newer"}:
+        await (await Journal.open(tmp_path)).close()
+    if what == "newer":
+        database = apsw.Connection(str(tmp_path / "journal.db"))
+        database.pragma("user_version", 99)
+        database.close()
+    lock = os.open(tmp_path / "journal.lock", os.O_CREAT | os.O_RDWR)
+    if what == "in use":
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert main(["verify", "--data-dir", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    os.close(lock)
+
+
+def test_differences_are_named_and_mended_on_request(data_dir, capsys):
+    database = apsw.Connection(str(data_dir / "journal.db"))
+    database.execute("UPDATE generations SET model = 'other' WHERE generation_id = ?", (FIRST,))
+    database.close()
+    arguments = ["verify", "--data-dir", str(data_dir)]
+    assert main(arguments) == 1
+    assert f"generations {FIRST} model: stored 'other', expected 'tiny'" in capsys.readouterr().err
+    assert main([*arguments, "--rebuild"]) == 0
+    assert "1 rows written anew" in capsys.readouterr().out
+    assert main(arguments) == 0
+
+
+def test_nothing_is_rebuilt_from_a_broken_chain(data_dir, capsys):
+    database = apsw.Connection(str(data_dir / "journal.db"))
+    database.execute("UPDATE generations SET model = 'other' WHERE generation_id = ?", (FIRST,))
+    database.execute("UPDATE entries SET payload = x'00' WHERE position = 3")
+    database.close()
+    assert main(["verify", "--data-dir", str(data_dir), "--rebuild"]) == 1
+    assert "the chain is broken" in capsys.readouterr().err
+    database = apsw.Connection(str(data_dir / "journal.db"))
+    query = "SELECT count(*) FROM generations WHERE model = 'other'"
+    assert database.execute(query).get == 1
+
+
+def test_a_secret_is_never_printed(data_dir, capsys):
+    database = apsw.Connection(str(data_dir / "journal.db"))
+    query = "SELECT secret FROM generations WHERE generation_id = ?"
+    secret = database.execute(query, (FIRST,)).get
+    database.execute("UPDATE generations SET secret = ? WHERE deleted = 1", (secret,))
+    database.close()
+    assert main(["verify", "--data-dir", str(data_dir)]) == 1
+    said = capsys.readouterr().err
+    assert DELETED in said
+    assert secret.hex()[:16] not in said
+
+
+def flip(path, place, mask=0x40):
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ mask]))
+
+
+def test_no_log_is_no_fault(tmp_path):
+    assert read_log(tmp_path / "none", tmp_path / "none").faults == []
+
+
+def test_a_directory_without_a_journal_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="no journal"):
+        verify_journal(tmp_path)

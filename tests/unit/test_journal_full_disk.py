@@ -1,0 +1,277 @@
+"""A disk that is full or out of order: nothing is lost, nothing new begins, and it passes."""
+
+import asyncio
+import os
+import subprocess
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import apsw
+import pytest
+from journal_cases import append_steps, collect, create, finish, settle, whole
+
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import (
+    JournalError,
+    JournalFullError,
+    JournalLostError,
+    JournalUnwritableError,
+)
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import Durability, ListFilter
+
+LARGE = b"x" * 20_000
+
+
+@pytest.fixture(params=Durability)
+async def journal(request, tmp_path):
+    journal = await Journal.open(tmp_path / "data", durability=request.param, patience_s=0.0)
+    yield journal
+    with suppress(JournalError):
+        await journal.close()
+
+
+def fill(journal):
+    """Gives the database no page more than it has."""
+    connection = journal._store._connection
+    connection.pragma("max_page_count", connection.pragma("page_count"))
+
+
+def empty(journal):
+    journal._store._connection.pragma("max_page_count", 2**30)
+
+
+async def stalled(journal, generation_id="running"):
+    """A running generation that no longer fits on the disk."""
+    create(journal, generation_id)
+    await journal.flush()
+    fill(journal)
+    append_steps(journal, generation_id, *(LARGE for _ in range(20)))
+    while journal.trouble is None:
+        await journal.trouble_changed.wait()
+
+
+async def test_a_full_disk_refuses_what_is_new_and_keeps_what_is_there(journal):
+    whole(journal, "before")
+    await stalled(journal)
+    assert isinstance(journal.trouble, JournalFullError)
+    assert journal.lost is None
+    for new in (
+        lambda: create(journal, "another"),
+        journal.check_writable,
+    ):
+        with pytest.raises(JournalFullError, match="disk is full"):
+            new()
+    for waiting in (journal.flush(), journal.delete("before")):
+        with pytest.raises(JournalFullError):
+            await waiting
+    assert len(await journal.read("before")) == 5
+    assert len(await collect(journal.follow("before"))) == 5
+    rows, _ = await journal.list(ListFilter(), 10)
+    assert {row.generation_id for row in rows} == {"before", "running"}
+    assert (await journal.verify()).intact
+
+
+async def test_it_goes_on_by_itself_once_there_is_room(journal):
+    await stalled(journal)
+    waiting = asyncio.ensure_future(journal.writable())
+    watcher = journal.follow_all(0)
+    await anext(watcher)
+    append_steps(journal, "running", b"meanwhile")
+    journal.record_call("", b"a call")
+    finish(journal, "running")
+    await settle()
+    assert not waiting.done()
+    empty(journal)
+    await waiting
+    await journal.flush()
+    assert journal.trouble is None
+    whole(journal, "after")
+    await journal.flush()
+    entries = await journal.read("running")
+    assert [e.offset for e in entries] == list(range(1, 24))
+    assert [e.payload for e in entries[-2:]] == [b"meanwhile", b"finished"]
+    report = await journal.verify()
+    assert (report.intact, report.num_entries) == (True, journal.position)
+
+
+async def test_readers_are_told_which_offset_is_on_disk(journal):
+    await stalled(journal)
+    follower = journal.follow("running")
+    seen = []
+
+    async def read():
+        async for batch in follower:
+            seen.extend(batch)
+
+    with pytest.raises(JournalFullError) as caught:
+        await read()
+    assert caught.value.metadata["recorded_offset"] == "1"
+    strict = journal._strict
+    assert [e.offset for e in seen] == ([1] if strict else list(range(1, 22)))
+    empty(journal)
+    await journal.writable()
+    rest = journal.follow("running", seen[-1].offset)
+    finish(journal, "running")
+    assert (await collect(rest))[-1].kind is EntryKind.FINISHED
+
+
+async def test_a_short_stall_is_told_to_nobody(tmp_path):
+    journal = await Journal.open(tmp_path, patience_s=3600.0)
+    await stalled(journal)
+    following = asyncio.ensure_future(collect(journal.follow("running")))
+    await settle()
+    assert not following.done()
+    empty(journal)
+    finish(journal, "running")
+    assert (await following)[-1].kind is EntryKind.FINISHED
+    await journal.close()
+
+
+async def test_calls_on_record_take_bounded_memory_while_nothing_can_be_written(tmp_path, caplog):
+    journal = await Journal.open(tmp_path, max_pending_bytes=100_000, patience_s=0.0)
+    await stalled(journal)
+    num_bytes = journal._writer.pending.num_bytes
+    for _ in range(50):
+        journal.record_call("", b"y" * 10_000)
+    assert journal._writer.pending.num_bytes == num_bytes
+    empty(journal)
+    await journal.writable()
+    await journal.flush()
+    assert "50 calls are not on record" in caplog.text
+    await journal.close()
+
+
+async def test_a_cursor_moved_on_a_full_disk_is_kept_for_later(journal):
+    whole(journal, "before")
+    await journal.flush()
+    fill(journal)
+    await stalled(journal)
+    journal.advance("otlp", 3)
+    empty(journal)
+    await journal.writable()
+    await journal.flush()
+    database = apsw.Connection(journal._store._path, flags=apsw.SQLITE_OPEN_READONLY)
+    assert database.execute("SELECT position FROM cursors").get == 3
+    database.close()
+
+
+async def test_closing_on_a_full_disk_tries_once_more_and_says_what_is_lost(journal, caplog):
+    await stalled(journal)
+    with pytest.raises(JournalLostError, match="full"):
+        await journal.close()
+    assert "are not on disk" in caplog.text
+
+
+async def test_closing_once_there_is_room_loses_nothing(tmp_path):
+    journal = await Journal.open(tmp_path)
+    await stalled(journal)
+    empty(journal)
+    await journal.close()
+    journal = await Journal.open(tmp_path)
+    assert len(await journal.read("running")) == 21
+    await journal.close()
+
+
+async def test_a_failure_that_no_waiting_mends_is_final(journal):
+    create(journal, "g")
+    await journal.flush()
+    journal._store._connection.execute("DROP TABLE cursors; DROP TABLE entries")
+    append_steps(journal, "g", b"1")
+    following = asyncio.ensure_future(collect(journal.follow("g")))
+    with pytest.raises(JournalLostError, match="no such table"):
+        await journal.flush()
+    for waiting in (following, journal.writable(), collect(journal.follow_all())):
+        with pytest.raises(JournalLostError):
+            await waiting
+    with pytest.raises(JournalLostError):
+        append_steps(journal, "g", b"2")
+    assert journal.lost is journal.trouble
+
+
+class FailingFile(apsw.VFSFile):
+    def xWrite(self, data, offset):  # noqa: N802 - SQLite's name
+        if self.faults and (fault := self.faults.pop(0)):
+            raise fault
+        super().xWrite(data, offset)
+
+    def xSync(self, flags):  # noqa: N802 - SQLite's name
+        if self.faults and (fault := self.faults.pop(0)):
+            raise fault
+        super().xSync(flags)
+
+
+class FailingVFS(apsw.VFS):
+    """Fails single writes and syncs, in the order of `faults`; None lets one pass."""
+
+    def __init__(self):
+        self.faults = []
+        super().__init__("failing", "")
+
+    def xOpen(self, name, flags):  # noqa: N802 - SQLite's name
+        file = FailingFile("", name, flags)
+        file.faults = self.faults
+        return file
+
+
+@pytest.mark.parametrize("durability", Durability)
+@pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError, apsw.ReadOnlyError])
+async def test_a_fault_at_any_single_write_loses_nothing(tmp_path, monkeypatch, durability, error):
+    vfs = FailingVFS()
+    connect = apsw.Connection
+    monkeypatch.setattr(
+        apsw, "Connection", lambda path, **more: connect(path, vfs="failing", **more)
+    )
+    journal = await Journal.open(tmp_path, durability=durability)
+    for number in range(8):
+        vfs.faults[:] = [*[None] * number, error("injected")]
+        whole(journal, f"g{number}")
+        await journal.writable()
+        while journal.committed_position != journal.position:
+            await journal.wait_committed(journal.committed_position)
+    vfs.faults.clear()
+    report = await journal.verify()
+    assert (report.intact, report.num_entries) == (True, 40)
+    await journal.close()
+    journal = await Journal.open(tmp_path, durability=durability)
+    assert (await journal.verify()).num_entries == 40
+    await journal.close()
+
+
+@asynccontextmanager
+async def small_disk(directory: Path):
+    """A file system of 1 MiB of its own."""
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(directory)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mounting a small file system is not allowed here: needs CAP_SYS_ADMIN")
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(directory)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_real_full_file_system_passes_as_well(tmp_path):
+    async with small_disk(tmp_path / "disk"):
+        ballast = tmp_path / "disk" / "ballast"
+        ballast.write_bytes(b"0" * (500 << 10))
+        journal = await Journal.open(tmp_path / "disk" / "data", patience_s=0.0)
+        create(journal, "g")
+        for _ in range(40):
+            append_steps(journal, "g", LARGE)
+        while journal.trouble is None:
+            await journal.trouble_changed.wait()
+        assert isinstance(journal.trouble, JournalUnwritableError)
+        with pytest.raises(JournalUnwritableError):
+            create(journal, "h")
+        ballast.unlink()
+        finish(journal, "g")
+        # 800 kB in the log and once more in the database do not fit: the log is enough.
+        journal._store._connection.pragma("wal_autocheckpoint", 0)
+        await journal.writable()
+        assert len(await journal.read("g")) == 42
+        assert (await journal.verify()).intact
+        with suppress(JournalError):
+            await journal.close()

@@ -1,0 +1,172 @@
+"""A page costs a bounded amount of work and memory, whatever is asked for."""
+
+import asyncio
+import threading
+
+import apsw
+import pytest
+from large_journal import START_NS, large_journal
+
+from whence_server.journal import sqlite_list
+from whence_server.journal.journal import Journal
+from whence_server.journal.listing import PageKey
+from whence_server.journal.rows import ListFilter
+
+NUM_GENERATIONS = 20_000
+NOTHING = {f"label {i}": "none" for i in range(32)}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    path = large_journal(tmp_path_factory.mktemp("large"), NUM_GENERATIONS)
+    connection = apsw.Connection(str(path))
+    yield connection
+    connection.close()
+
+
+def page_and_steps(connection, list_filter, beyond=None, limit=50):
+    """A page, and the steps of SQLite's virtual machine that it took, in thousands."""
+    ticks = []
+    connection.set_progress_handler(lambda: bool(ticks.append(1)), 1_000)
+    try:
+        page = sqlite_list.page(connection, list_filter, beyond, limit, 1 << 20)
+    finally:
+        connection.set_progress_handler(None)
+    return page, len(ticks)
+
+
+@pytest.mark.parametrize(
+    ("list_filter", "thousands"),
+    [
+        (ListFilter(), 20),
+        (ListFilter(labels=NOTHING), 2),
+        (ListFilter(labels={"team": "blue"} | {f"l{i}": "none" for i in range(31)}), 3),
+        (ListFilter(labels={"rare": "yes", "parity": "1"}), 30),
+        (ListFilter(labels={"rare": "yes"}), 30),
+        (ListFilter(trace_id="0" * 31 + "7"), 5),
+        (ListFilter(model="unknown"), 2),
+        (ListFilter(start_after_ns=START_NS + 2 * NUM_GENERATIONS), 2),
+        (ListFilter(start_before_ns=START_NS), 2),
+        # No index serves these alone: the walk ends after a bounded number.
+        (ListFilter(labels={"team": "blue", "parity": "1"}, model="unknown"), 500),
+        (ListFilter(labels={"team": "blue", "parity": "2"}), 3),
+    ],
+)
+def test_steps_are_bounded(database, list_filter, thousands):
+    _, steps = page_and_steps(database, list_filter)
+    assert steps <= thousands
+
+
+@pytest.mark.parametrize(
+    ("list_filter", "number"),
+    [
+        (ListFilter(), NUM_GENERATIONS),
+        (ListFilter(labels={"rare": "yes"}), 200),
+        (ListFilter(labels={"rare": "yes", "parity": "1"}), 0),
+        (ListFilter(labels={"team": "blue", "parity": "1"}), 10_000),
+        (ListFilter(labels={"team": "blue"}, model="other"), 0),
+        (ListFilter(labels={"team": "blue"}, start_after_ns=START_NS + 19_990), 10),
+        (ListFilter(labels={"rare": "yes"}, start_before_ns=START_NS + 301), 3),
+    ],
+)
+def test_all_pages_together_hold_what_a_plain_query_finds(database, list_filter, number):
+    seen, beyond, num_pages = [], None, 0
+    while True:
+        page, _ = page_and_steps(database, list_filter, beyond, limit=999)
+        seen += [row.generation_id for row in page.rows]
+        num_pages += 1
+        assert num_pages < 60
+        if page.end is None:
+            break
+        assert page.end != beyond
+        beyond = page.end
+    assert len(seen) == number
+    assert seen == sorted(set(seen), reverse=True)
+
+
+def test_a_page_ends_where_it_has_looked_through_enough(database, monkeypatch):
+    monkeypatch.setattr(sqlite_list, "MAX_EXAMINED", 2_000)
+    wanted = ListFilter(labels={"team": "blue"}, model="other")
+    page, _ = page_and_steps(database, wanted)
+    assert (page.rows, page.end) == (
+        [],
+        PageKey(START_NS + 18_001, "00000000-0000-4000-8000-000000018001"),
+    )
+
+
+def test_the_indexes_are_what_the_planner_takes(database):
+    plans = []
+    database.exec_trace = None
+    for wanted, index in (
+        (ListFilter(labels={"rare": "yes"}), "d USING PRIMARY KEY (name=? AND value=?"),
+        (ListFilter(model="tiny"), "generations_by_model (model=?"),
+        (ListFilter(trace_id="7"), "generations_by_trace (trace_id=?"),
+        (ListFilter(start_after_ns=5), "generations_by_start (start_time_ns>?"),
+    ):
+        chosen = sqlite_list._narrowest(database, wanted)
+        conditions = sqlite_list._walk(chosen, wanted, None, None)
+        sql = f"SELECT 1 FROM {chosen.source} WHERE {sqlite_list._sql(conditions)}"
+        bindings = sqlite_list._bindings(conditions)
+        plan = database.execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+        plans.append(plan)
+        assert index in plan[0][3]
+
+
+async def test_a_page_is_bounded_in_bytes(tmp_path):
+    large_journal(tmp_path, 300, num_labels=32)
+    journal = await Journal.open(tmp_path)
+    seen, token = [], ""
+    while True:
+        rows, token = await journal.list(ListFilter(), 1_000, token)
+        assert 0 < sum(len(str(row.index.labels)) for row in rows) < 2 << 20
+        seen += [row.generation_id for row in rows]
+        if not token:
+            break
+    assert len(seen) == len(set(seen)) == 300
+    await journal.close()
+
+
+async def test_lists_wait_for_lists_and_look_ups_for_none_of_them(tmp_path):
+
+    large_journal(tmp_path, 10)
+    journal = await Journal.open(tmp_path)
+    go_on, page = threading.Event(), journal._store.page
+
+    def held(*arguments):
+        go_on.wait(30)
+        return page(*arguments)
+
+    journal._store.page = held
+    lists = [journal.list(ListFilter(), 10) for _ in range(12)]
+
+    listing = asyncio.gather(*lists)
+    for _ in range(20):
+        assert (await journal.get("00000000-0000-4000-8000-000000000007")).damage == ""
+    assert not listing.done()
+    go_on.set()
+    assert {len(rows) for rows, _ in await listing} == {10}
+    await journal.close()
+
+
+async def test_the_index_is_filled_for_journals_of_earlier_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr("whence_server.journal.label_index._SLICE", 7)
+    path = large_journal(tmp_path, 50)
+    database = apsw.Connection(str(path))
+    whole = database.execute("SELECT * FROM labels").fetchall()
+    # As the first schema had it.
+    database.execute(
+        "DROP TABLE labels; DROP INDEX generations_by_model; "
+        "ALTER TABLE cursors DROP COLUMN seal; INSERT INTO cursors VALUES ('otlp-spans', 3);"
+        "UPDATE generations SET labels = 'none' WHERE started_position = 1"
+    )
+    database.pragma("user_version", 1)
+    database.close()
+    journal = await Journal.open(tmp_path)
+    rows, _ = await journal.list(ListFilter(labels={"parity": "1"}), 100)
+    assert len(rows) == 24
+    assert await journal.cursor("otlp-spans") == 3
+    await journal.close()
+    database = apsw.Connection(str(path))
+    left = database.execute("SELECT * FROM labels").fetchall()
+    assert len(whole) - len(left) == 2
+    database.close()
