@@ -19,6 +19,7 @@ from whence_server.telemetry.metrics import catalogue, words
 from whence_server.telemetry.metrics.catalogue import Kind
 from whence_server.telemetry.metrics.prometheus import family_name, label_name
 from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.training import metrics as training
 
 RULE_TESTS = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yml").read_text(encoding="utf-8"))
 
@@ -29,9 +30,9 @@ RESOURCE_LABELS = frozenset({"service_name", "telemetry_sdk_name"})
 
 
 def known_metrics() -> dict[str, frozenset[str]]:
-    """Every series on the server's page, and what the rules record of them; with labels."""
+    """Every series of servers and trainings, and what the rules record of them; with labels."""
     known: dict[str, frozenset[str]] = {}
-    for definition in catalogue.ALL:
+    for definition in (*catalogue.ALL, training.NON_FINITE):
         name = family_name(definition.name, definition.unit)
         labels = frozenset(map(label_name, definition.attributes)) | TARGET_LABELS
         if definition.kind is Kind.COUNTER:

@@ -101,6 +101,11 @@ async def test_what_a_step_does_not_have_or_cannot_be_summed_is_left_out(
     assert value_of(page, "whence_step_entropy_count") == 1
     assert value_of(page, "whence_step_surprise_sum") == 1.5
     assert value_of(page, "whence_draw_margin_count") == 1
+    counted = {
+        sample.labels["whence_step_quantity"]: sample.value
+        for sample in page["whence_step_non_finite"].samples
+    }
+    assert counted == {"entropy": 1, "surprise": 1, "margin": 0}
     assert value_of(page, "whence_tokens_generated_total") == 3
 
 
@@ -239,6 +244,7 @@ ALLOWED = {
     },
     "whence_consumer": {"metrics", "otlp-spans"},
     "whence_export_outcome": {"exported", "rejected", "set_aside"},
+    "whence_step_quantity": {"entropy", "surprise", "margin"},
 }
 
 

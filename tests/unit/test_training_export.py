@@ -2,24 +2,28 @@
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import training_records as records
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
+from whence.v1.training_pb2 import TrainingEvent
 from whence_server.demo.model import demo_model
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.lineage.writer import RecordWriter
+from whence_server.telemetry.metrics.push import PushOptions
 from whence_server.telemetry.receiver import Fail, Receiver, Reject
 from whence_server.telemetry.resource import service_resource
 from whence_server.telemetry.sinks import sink_for
@@ -300,13 +304,37 @@ async def test_bad_variables_and_bad_records_are_refused(
         assert message in result.stderr
 
 
-def test_metrics_are_what_the_steps_say() -> None:
-    reader = InMemoryMetricReader()
-    metrics = TrainingMetrics(service_resource("0"), "0", reader)
-    for event in records.whole_run():
+class Collecting(MetricExporter):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[MetricsData] = []
+
+    def export(self, metrics_data: MetricsData, *_: Any, **__: Any) -> MetricExportResult:
+        self.given.append(metrics_data)
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        pass
+
+
+def pushed(events: Iterable[TrainingEvent]) -> MetricsData:
+    """The metrics of a run, as the first push at its end has them."""
+    exporter = Collecting()
+    options = PushOptions(OtlpSettings(endpoint="http://127.0.0.1:1"), 3600.0)
+    metrics = TrainingMetrics(service_resource("0"), "0", exporter, options)
+    for event in events:
         metrics.record(event)
-    data = reader.get_metrics_data()
-    assert data is not None
+    assert metrics.close(5.0)
+    return exporter.given[0]
+
+
+def test_metrics_are_what_the_steps_say() -> None:
+    data = pushed(records.whole_run())
     (scope,) = data.resource_metrics[0].scope_metrics
     points = {metric.name: metric.data.data_points[0] for metric in scope.metrics}
     assert {metric.name: metric.unit for metric in scope.metrics} == {
@@ -318,10 +346,35 @@ def test_metrics_are_what_the_steps_say() -> None:
     assert points["whence.training.throughput"].value == pytest.approx(32 / 0.02)
     duration = points["whence.training.step.duration"]
     assert (duration.count, duration.sum) == (8, pytest.approx(8 * 0.02))
+    non_finite = points.pop("whence.training.non_finite")
+    assert (non_finite.value, len(non_finite.attributes)) == (0, 2)
     assert {str(dict(point.attributes)) for point in points.values()} == {
         "{'whence.training.run_name': 'tiny'}"
     }
-    assert metrics.close(5.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_what_is_not_finite_is_so_on_its_gauge_and_counted(value: float) -> None:
+    """A gauge that went on showing the last good loss would keep every alert quiet."""
+    bad_step, bad_evaluation = records.step(2), records.evaluation(2)
+    bad_step.step.loss = bad_step.step.grad_norm = bad_step.step.learning_rate = value
+    bad_evaluation.evaluation.metrics["eval_loss"] = value
+    bad_evaluation.evaluation.metrics["eval_wiki_loss"] = value
+    good = [records.started(), records.attempt(), records.step(1), records.evaluation(1)]
+    data = pushed([*good, bad_step, bad_evaluation])
+    # As it travels: what a backend is sent.
+    (resource,) = encode_metrics(data).resource_metrics
+    sent = {metric.name: metric for metric in resource.scope_metrics[0].metrics}
+    for name in ("loss", "grad_norm", "learning_rate", "evaluation.loss"):
+        (point,) = sent[f"whence.training.{name}"].gauge.data_points
+        assert str(point.as_double) == str(value)
+    counts = {
+        pair.value.string_value: point.as_int
+        for point in sent["whence.training.non_finite"].sum.data_points
+        for pair in point.attributes
+        if pair.key == "whence.training.quantity"
+    }
+    assert counts == {"loss": 1, "grad_norm": 1, "learning_rate": 1, "evaluation_loss": 2}
 
 
 def test_every_metric_is_documented_and_no_other() -> None:

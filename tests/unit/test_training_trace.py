@@ -102,17 +102,31 @@ def test_the_root_and_the_epochs_sum_up() -> None:
     assert attributes(named(spans, "checkpoint")[1])["whence.weights.digest"] == "ef" * 32
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_what_is_not_finite_is_left_out_and_named() -> None:
     events = [records.started(), records.attempt(), records.step(1)]
     events[-1].step.loss = math.nan
     events[-1].step.grad_norm = math.inf
     events[-1].step.update_norms[0] = math.nan
-    (span,) = spans_of(events)
+    events += [records.evaluation(1), records.finished(1)]
+    spans = spans_of(events)
+    (span,) = named(spans, "optimizer_step")
     there = attributes(span)
     assert "whence.training.loss" not in there
     assert "whence.training.grad_norm" not in there
     assert "whence.training.step.update_norms" not in there
     assert there["whence.training.step.weight_norms"] == [2.0, 3.0]
+    assert there["whence.training.non_finite"] == [
+        "whence.training.loss",
+        "whence.training.grad_norm",
+        "whence.training.step.update_norms",
+    ]
+    (evaluation,) = named(spans, "evaluation")
+    assert attributes(evaluation)["whence.training.non_finite"] == [
+        "whence.training.evaluation.eval_runtime"
+    ]
+    (epoch,) = named(spans, "epoch")
+    assert attributes(epoch)["whence.training.epoch.num_non_finite"] == 1
+    assert "whence.training.epoch.mean_loss" not in attributes(epoch)
 
 
 def test_an_attempt_that_was_killed_is_closed_by_the_next_one() -> None:

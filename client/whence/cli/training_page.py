@@ -79,6 +79,20 @@ def _figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
     rates = _finite(step.learning_rate for step in course.steps)
     for name, values, row in (("loss", losses, 1), ("learning rate", rates, 2)):
         figure.add_trace(graph_objects.Scatter(x=steps, y=values, name=name, mode="lines"), row, 1)
+    broken = [step.step for step in course.steps if not math.isfinite(step.loss)]
+    if broken:
+        lowest = min((loss for loss in losses if loss is not None), default=0.0)
+        figure.add_trace(
+            graph_objects.Scatter(
+                x=broken,
+                y=[lowest] * len(broken),
+                name="loss not finite",
+                mode="markers",
+                marker={"symbol": "x", "color": "crimson"},
+            ),
+            1,
+            1,
+        )
     for name, (at, measured) in _evaluations(run).items():
         figure.add_trace(
             graph_objects.Scatter(x=at, y=measured, name=name, mode="lines+markers"), 1, 1
@@ -113,15 +127,17 @@ def _checkpoints(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
     return [{**everywhere, "x0": step, "x1": step, "layer": "below"} for step in sorted(steps)]
 
 
-def _evaluations(run: pb.GetTrainingRunResponse) -> dict[str, tuple[list[int], list[float]]]:
-    """Losses on other text: steps and values by the metric's name."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
+def _evaluations(
+    run: pb.GetTrainingRunResponse,
+) -> dict[str, tuple[list[int], list[float | None]]]:
+    """Losses on other text: steps and values by the metric's name, gaps included."""
+    found: dict[str, tuple[list[int], list[float | None]]] = {}
     for evaluation in run.evaluations:
         for name, value in evaluation.metrics.items():
-            if name.endswith("loss") and math.isfinite(value):
+            if name.endswith("loss"):
                 steps, values = found.setdefault(name, ([], []))
                 steps.append(evaluation.step)
-                values.append(value)
+                values.append(value if math.isfinite(value) else None)
     return found
 
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
 from whence_server import logs
@@ -132,8 +131,7 @@ def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetr
         return None
     options = PushOptions.from_environment(destination, environment)
     exporter = otlp_exporter(destination, options.preference.temporality())
-    reader = PeriodicExportingMetricReader(exporter, options.interval_s * 1e3)
-    return TrainingMetrics(resource, version("whence"), reader)
+    return TrainingMetrics(resource, version("whence"), exporter, options)
 
 
 def _run_id(record: Path) -> str:

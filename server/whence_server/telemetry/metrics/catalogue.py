@@ -47,6 +47,8 @@ TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - an attribute's name
 """input or output."""
 CONSUMER: Final = "whence.consumer"
 """A cursor on the journal, by its name."""
+QUANTITY: Final = "whence.step.quantity"
+"""entropy, surprise or margin."""
 EXPORT_OUTCOME: Final = "whence.export.outcome"
 """exported, rejected or set_aside."""
 
@@ -258,6 +260,13 @@ JOURNAL_COMMIT: Final = Definition(
     (),
     COMMIT_SECONDS,
 )
+STEP_NON_FINITE: Final = Definition(
+    "whence.step.non_finite",
+    Kind.COUNTER,
+    "{value}",
+    "Values of steps that are NaN or infinite, and in no bucket of the histogram beside.",
+    (*_MODEL, QUANTITY),
+)
 JOURNAL_SIZE: Final = Definition(
     "whence.journal.size",
     Kind.GAUGE,
@@ -333,6 +342,7 @@ RECORDED: Final = (
 STEPS: Final = (STEP_ENTROPY, STEP_SURPRISE, DRAW_MARGIN)
 """Kept by `StepHistograms`, because the SDK would take too long over each step."""
 OBSERVED: Final = (
+    STEP_NON_FINITE,
     GENERATIONS_RUNNING,
     SEQUENCES_WAITING,
     BATCH_SIZE,

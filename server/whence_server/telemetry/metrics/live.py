@@ -8,6 +8,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.metrics.seams import LiveParts
+from whence_server.telemetry.names import GEN_AI_REQUEST_MODEL
 
 _Look: TypeAlias = Callable[[LiveParts], Iterator[Observation]]
 
@@ -70,6 +71,11 @@ def _engine_restarts(parts: LiveParts) -> Iterator[Observation]:
         yield Observation(parts.engine.num_restarts)
 
 
+def _step_non_finite(parts: LiveParts) -> Iterator[Observation]:
+    for model, quantity, number in parts.non_finite():
+        yield Observation(number, {GEN_AI_REQUEST_MODEL: model, catalogue.QUANTITY: quantity})
+
+
 def _journal_size(parts: LiveParts) -> Iterator[Observation]:
     if parts.journal is not None:
         yield Observation(parts.journal.size_bytes)
@@ -124,6 +130,7 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.CACHE_FREE: _cache_free,
     catalogue.PREFILL_CHUNKS: _prefill_chunks,
     catalogue.ENGINE_RESTARTS: _engine_restarts,
+    catalogue.STEP_NON_FINITE: _step_non_finite,
     catalogue.JOURNAL_SIZE: _journal_size,
     catalogue.CURSOR_LAG: _cursor_lag,
     catalogue.CURSOR_DELAY: _cursor_delay,

@@ -60,7 +60,7 @@ class Metrics:
             )
         self._provider = meter_provider(resource, readers)
         self._instruments = Instruments(self._provider, version)
-        self.parts = LiveParts()
+        self.parts = LiveParts(non_finite=steps.non_finite)
         self.page = PrometheusPage(page_reader, resource, self.parts)
         observe(self._instruments.meter, self.parts)
         generations = GenerationMetrics(self._instruments, steps)

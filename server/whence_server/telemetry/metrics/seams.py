@@ -1,6 +1,6 @@
 """The live parts that the metrics look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -112,6 +112,7 @@ class LiveParts:
         engine: the handle on the engine process.
         journal: its files.
         exports: by the consumer's name.
+        non_finite: counts values of steps that no histogram can hold, by model and quantity.
         lags: how far a consumer of the journal is behind, by its name. The metrics' own cursor
             is among them by itself.
     """
@@ -120,4 +121,5 @@ class LiveParts:
     engine: LiveEngine | None = None
     journal: LiveJournal | None = None
     exports: dict[str, ExportCounts] = field(default_factory=dict)
+    non_finite: Callable[[], Iterable[tuple[str, str, int]]] = list
     lags: dict[str, Callable[[], Behind]] = field(default_factory=dict)

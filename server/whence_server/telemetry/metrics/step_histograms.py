@@ -25,6 +25,9 @@ from whence_server.telemetry.metrics.catalogue import Definition
 from whence_server.telemetry.names import GEN_AI_REQUEST_MODEL
 from whence_server.telemetry.origin import Origin
 
+_QUANTITIES = ("entropy", "surprise", "margin")
+"""In the order of `catalogue.STEPS`."""
+
 
 class StepHistograms:
     """One histogram a model for each of `catalogue.STEPS`.
@@ -64,6 +67,14 @@ class StepHistograms:
                     Metric(definition.name, definition.description, definition.unit, data)
                 )
         return metrics
+
+    def non_finite(self) -> list[tuple[str, str, int]]:
+        """Gives counts of values that are in no bucket: model, quantity, number."""
+        return [
+            (model, quantity, buckets.num_non_finite)
+            for model, steps in self._models.items()
+            for quantity, buckets in zip(_QUANTITIES, steps.histograms, strict=True)
+        ]
 
 
 class ModelSteps:
@@ -110,13 +121,14 @@ class _Seen(NamedTuple):
 class _Buckets:
     """Counts of one histogram."""
 
-    __slots__ = ("_boundaries", "_counts", "_seen", "_sum")
+    __slots__ = ("_boundaries", "_counts", "_seen", "_sum", "num_non_finite")
 
     def __init__(self, definition: Definition) -> None:
         self._boundaries: Sequence[float] = definition.boundaries
         self._counts = [0] * (len(definition.boundaries) + 1)
         self._seen: list[_Seen | None] = [None] * len(self._counts)
         self._sum = 0.0
+        self.num_non_finite = 0
 
     @property
     def sum_of_counts(self) -> int:
@@ -124,6 +136,7 @@ class _Buckets:
 
     def take(self, value: float, step: Step, origin: Origin) -> None:
         if not isfinite(value):  # the SDK leaves those out too: no sum would survive them
+            self.num_non_finite += 1
             return
         index = bisect_left(self._boundaries, value)
         self._counts[index] += 1

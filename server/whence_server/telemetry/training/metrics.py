@@ -4,14 +4,20 @@ import math
 from typing import Final
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricReader,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 
 from whence.v1.training_pb2 import Evaluation, TrainingEvent, TrainingStep
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
+from whence_server.telemetry.metrics.push import PushOptions
 from whence_server.telemetry.names import SCOPE
 from whence_server.telemetry.training import names
+from whence_server.telemetry.training.gauges import Gauges, NotFiniteToo
 
 _RUN = (names.TRAINING_RUN_NAME,)
 _STEP_SECONDS: Final = tuple(0.001 * 2**i for i in range(18))
@@ -50,6 +56,14 @@ EVALUATION_LOSS: Final = Definition(
     "eval_loss of the newest evaluation.",
     _RUN,
 )
+NON_FINITE: Final = Definition(
+    "whence.training.non_finite",
+    Kind.COUNTER,
+    "{value}",
+    "Values of steps and evaluations that are NaN or infinite; `whence.training.quantity` says of "
+    "which: loss, grad_norm, learning_rate or evaluation_loss.",
+    (*_RUN, names.TRAINING_QUANTITY),
+)
 ALL: Final = (
     LOSS,
     GRAD_NORM,
@@ -58,7 +72,14 @@ ALL: Final = (
     TOKENS,
     STEP_DURATION,
     EVALUATION_LOSS,
+    NON_FINITE,
 )
+_QUANTITIES: Final = {
+    LOSS: "loss",
+    GRAD_NORM: "grad_norm",
+    LEARNING_RATE: "learning_rate",
+    EVALUATION_LOSS: "evaluation_loss",
+}
 
 
 class TrainingMetrics:
@@ -67,10 +88,18 @@ class TrainingMetrics:
     Args:
         resource: whose metrics these are.
         version: whence's own, for the instrumentation scope.
-        reader: what reads them; shut down with `close`.
+        exporter: gets them, at the options' interval and at the end; shut down with `close`.
+        options: of the push.
     """
 
-    def __init__(self, resource: Resource, version: str, reader: MetricReader) -> None:
+    def __init__(
+        self, resource: Resource, version: str, exporter: MetricExporter, options: PushOptions
+    ) -> None:
+        self._gauges = Gauges(it for it in ALL if it.kind is Kind.GAUGE)
+        reader: MetricReader = PeriodicExportingMetricReader(
+            NotFiniteToo(exporter, self._gauges, options.preference.temporality()),
+            options.interval_s * 1e3,
+        )
         self._provider = MeterProvider(
             metric_readers=[reader],
             resource=resource,
@@ -83,12 +112,11 @@ class TrainingMetrics:
             shutdown_on_exit=False,
         )
         meter = self._provider.get_meter(SCOPE, version)
-        self._gauges = {
-            it.name: meter.create_gauge(it.name, it.unit, it.description)
-            for it in ALL
-            if it.kind is Kind.GAUGE
-        }
+        self._gauges.observe(meter)
         self._tokens = meter.create_counter(TOKENS.name, TOKENS.unit, TOKENS.description)
+        self._non_finite = meter.create_counter(
+            NON_FINITE.name, NON_FINITE.unit, NON_FINITE.description
+        )
         self._duration = meter.create_histogram(
             STEP_DURATION.name, STEP_DURATION.unit, STEP_DURATION.description
         )
@@ -99,6 +127,10 @@ class TrainingMetrics:
         match event.WhichOneof("event"):
             case "started":
                 self._attributes = {names.TRAINING_RUN_NAME: event.started.name}
+                self._gauges.attributes = self._attributes
+                for quantity in _QUANTITIES.values():
+                    # An increase is seen only from a value that was there before.
+                    self._count_non_finite(quantity, 0)
             case "step":
                 self._step(event.step)
             case "evaluation":
@@ -122,9 +154,18 @@ class TrainingMetrics:
             self._duration.record(seconds, self._attributes)
 
     def _evaluation(self, evaluation: Evaluation) -> None:
-        if "eval_loss" in evaluation.metrics:
-            self._set(EVALUATION_LOSS, evaluation.metrics["eval_loss"])
+        for name, value in evaluation.metrics.items():
+            if name == "eval_loss":
+                self._set(EVALUATION_LOSS, value)
+            elif name.endswith("loss") and not math.isfinite(value):
+                self._count_non_finite(_QUANTITIES[EVALUATION_LOSS], 1)
 
     def _set(self, gauge: Definition, value: float) -> None:
-        if math.isfinite(value):
-            self._gauges[gauge.name].set(value, self._attributes)
+        """Sets a gauge, to NaN too: one that kept its last good value would hide a failure."""
+        self._gauges.set(gauge, value)
+        if gauge in _QUANTITIES and not math.isfinite(value):
+            self._count_non_finite(_QUANTITIES[gauge], 1)
+
+    def _count_non_finite(self, quantity: str, number: int) -> None:
+        attributes = {**self._attributes, names.TRAINING_QUANTITY: quantity}
+        self._non_finite.add(number, attributes)

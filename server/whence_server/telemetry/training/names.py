@@ -72,8 +72,20 @@ EPOCH_NUM_STEPS: Final = "whence.training.epoch.num_steps"
 """Steps that the attempt made in it, with and without a span."""
 EPOCH_NUM_TOKENS: Final = "whence.training.epoch.num_tokens"
 """The sum of their TrainingStep.num_tokens."""
+EPOCH_NUM_NON_FINITE: Final = "whence.training.epoch.num_non_finite"
+"""Steps whose TrainingStep.loss is NaN or infinite; absent where there are none."""
 EPOCH_MEAN_LOSS: Final = "whence.training.epoch.mean_loss"
 """Of TrainingStep.loss, steps whose loss is not finite left out; absent where none is left."""
+
+# ---- on `optimizer_step` and `evaluation`: many backends cannot hold NaN ----
+
+TRAINING_NON_FINITE: Final = "whence.training.non_finite"
+"""Names of the attributes that are left out here because their values are NaN or infinite."""
+
+# ---- on metrics alone ----
+
+TRAINING_QUANTITY: Final = "whence.training.quantity"
+"""The value that is not finite: loss, grad_norm, learning_rate or evaluation_loss."""
 
 # ---- on `optimizer_step`: from TrainingStep; the first two also on what follows a step ----
 
@@ -84,9 +96,9 @@ TRAINING_EPOCH: Final = "whence.training.epoch"
 TRAINING_STEP_STRIDE: Final = "whence.training.step.stride"
 """One step in so many has a span, around here."""
 TRAINING_LOSS: Final = "whence.training.loss"
-"""TrainingStep.loss; absent where it is not finite, which many backends cannot hold."""
+"""TrainingStep.loss; absent where it is not finite: `whence.training.non_finite` says so."""
 TRAINING_LEARNING_RATE: Final = "whence.training.learning_rate"
-"""TrainingStep.learning_rate."""
+"""TrainingStep.learning_rate; absent where it is not finite."""
 TRAINING_GRAD_NORM: Final = "whence.training.grad_norm"
 """TrainingStep.grad_norm; absent where it is not finite."""
 TRAINING_NUM_TOKENS: Final = "whence.training.step.num_tokens"

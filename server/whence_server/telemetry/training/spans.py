@@ -58,13 +58,21 @@ def step_attributes(step: TrainingStep, stride: int) -> Attributes:
     """Of an optimizer step."""
     example_ids = [example for rank in step.ranks for example in rank.example_ids]
     shown = example_ids if len(example_ids) <= MAX_EXAMPLE_IDS else []
+    measured = {
+        names.TRAINING_LOSS: [step.loss],
+        names.TRAINING_LEARNING_RATE: [step.learning_rate],
+        names.TRAINING_GRAD_NORM: [step.grad_norm] if step.HasField("grad_norm") else [],
+        names.TRAINING_UPDATE_NORMS: step.update_norms,
+        names.TRAINING_WEIGHT_NORMS: step.weight_norms,
+    }
     return {
         names.TRAINING_STEP: step.step,
         names.TRAINING_EPOCH: step.epoch,
         names.TRAINING_STEP_STRIDE: stride,
         names.TRAINING_LOSS: finite(step.loss),
-        names.TRAINING_LEARNING_RATE: step.learning_rate,
+        names.TRAINING_LEARNING_RATE: finite(step.learning_rate),
         names.TRAINING_GRAD_NORM: finite(step.grad_norm) if step.HasField("grad_norm") else None,
+        names.TRAINING_NON_FINITE: _not_finite(measured),
         names.TRAINING_NUM_TOKENS: step.num_tokens,
         names.TRAINING_NUM_TOKENS_SEEN: step.num_tokens_seen,
         names.TRAINING_STEP_NUM_EXAMPLES: len(example_ids),
@@ -81,7 +89,15 @@ def evaluation_attributes(evaluation: Evaluation) -> Attributes:
         f"{names.EVALUATION_METRIC_PREFIX}{name}": finite(value)
         for name, value in sorted(evaluation.metrics.items())
     }
-    return {names.TRAINING_STEP: evaluation.step, **metrics}
+    measured = {
+        f"{names.EVALUATION_METRIC_PREFIX}{name}": [value]
+        for name, value in sorted(evaluation.metrics.items())
+    }
+    return {
+        names.TRAINING_STEP: evaluation.step,
+        **metrics,
+        names.TRAINING_NON_FINITE: _not_finite(measured),
+    }
 
 
 def checkpoint_attributes(checkpoint: Checkpoint) -> Attributes:
@@ -106,6 +122,15 @@ def state_name(state: TrainingState.ValueType) -> str:
 def finite(number: float) -> float | None:
     """The number, or None for what is none: many backends cannot hold it."""
     return number if math.isfinite(number) else None
+
+
+def _not_finite(measured: Mapping[str, Iterable[float]]) -> list[str] | None:
+    """Names of the attributes with a value that is not finite; None where there are none."""
+    return [name for name, values in measured.items() if _has_non_finite(values)] or None
+
+
+def _has_non_finite(values: Iterable[float]) -> bool:
+    return not all(map(math.isfinite, values))
 
 
 def _all_finite(numbers: Iterable[float]) -> list[float] | None:

@@ -55,6 +55,7 @@ class _Epoch:
     first_step: int = 0
     num_steps: int = 0
     num_tokens: int = 0
+    num_non_finite: int = 0
     losses: list[float] = field(default_factory=list)
 
     def add(self, step: TrainingStep) -> None:
@@ -63,6 +64,8 @@ class _Epoch:
         self.num_tokens += step.num_tokens
         if math.isfinite(step.loss):
             self.losses.append(step.loss)
+        else:
+            self.num_non_finite += 1
 
     def attributes(self) -> Attributes:
         losses = self.losses
@@ -71,6 +74,7 @@ class _Epoch:
             names.EPOCH_FIRST_STEP: self.first_step or None,
             names.EPOCH_NUM_STEPS: self.num_steps,
             names.EPOCH_NUM_TOKENS: self.num_tokens,
+            names.EPOCH_NUM_NON_FINITE: self.num_non_finite or None,
             names.EPOCH_MEAN_LOSS: math.fsum(losses) / len(losses) if losses else None,
         }
 
