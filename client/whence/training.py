@@ -4,11 +4,14 @@ from collections.abc import Iterator
 
 from whence.backoff import Backoff, RetryPolicy
 from whence.calls import Calls, Following
+from whence.errors import InvalidRequestError
 from whence.resume import TrainingRunStream
 from whence.training_requests import (
     document_request,
     emergence_request,
     inclusion_proof_request,
+    is_too_large,
+    read_document_request,
     steps_request,
     watch_request,
 )
@@ -38,7 +41,12 @@ class TrainingRuns:
             NotFoundError: there is none.
         """
         request = pb.GetTrainingRunRequest(training_run_id=training_run_id)
-        return self._calls.unary(self._calls.training.GetTrainingRun, request)
+        pages = self._calls.pages(self._calls.training.GetTrainingRun, request)
+        run = pb.GetTrainingRunResponse()
+        for page in pages:
+            run.MergeFrom(page)
+        run.next_page_token = ""
+        return run
 
     def steps(
         self,
@@ -124,7 +132,67 @@ class TrainingRuns:
             example_id=example_id,
             omit_text=omit_text,
         )
-        return self._calls.unary(self._calls.training.GetDocument, request)
+        try:
+            return self._calls.unary(self._calls.training.GetDocument, request)
+        except InvalidRequestError as error:
+            if not is_too_large(error):
+                raise
+        found = pb.GetDocumentResponse()
+        pieces: list[bytes] = []
+        whole = read_document_request(
+            training_run_id,
+            index=index,
+            sha256=sha256,
+            example_id=example_id,
+            begin_byte=0,
+            end_byte=0,
+        )
+        reading = self._calls.stream(self._calls.training.ReadDocument, whole, is_timed=False)
+        for response in reading:
+            if response.HasField("found"):
+                found = response.found
+            pieces.append(response.text)
+        found.text = b"".join(pieces)
+        return found
+
+    def read_document(
+        self,
+        training_run_id: str = "",
+        *,
+        index: int | None = None,
+        sha256: str | None = None,
+        example_id: int | None = None,
+        begin_byte: int = 0,
+        end_byte: int = 0,
+    ) -> Iterator[bytes]:
+        """A range of a document's bytes, in pieces as they arrive; for documents of any size.
+
+        Args:
+            training_run_id: whose.
+            index: which, by its place in the training set; or one of the next two.
+            sha256: by the digest of its text.
+            example_id: the document that this example's first piece was cut from.
+            begin_byte: the first byte, counted from the document's beginning.
+            end_byte: the first byte after the range; 0 is the document's end.
+
+        Raises:
+            TypeError: not exactly one document was named.
+            InvalidRequestError: the document has no such range.
+            NotFoundError: there is no such run or document.
+            FailedPreconditionError: its source no longer has the text that was trained on.
+        """
+        request = read_document_request(
+            training_run_id,
+            index=index,
+            sha256=sha256,
+            example_id=example_id,
+            begin_byte=begin_byte,
+            end_byte=end_byte,
+        )
+        reading = self._calls.stream(self._calls.training.ReadDocument, request, is_timed=False)
+        for response in reading:
+            if response.text:
+                yield response.text
 
     def inclusion_proof(
         self, training_run_id: str = "", *, index: int | None = None, sha256: str | None = None

@@ -3,7 +3,10 @@
 Only what the wire cannot carry is refused here; everything else is the server's to judge.
 """
 
+from typing import Any
+
 from whence.arguments import naming, text
+from whence.errors import InvalidRequestError
 from whence.v1 import training_pb2 as pb
 
 
@@ -78,6 +81,38 @@ def document_request(
         with naming("example_id"):
             request.example_id = example_id
     return request
+
+
+def read_document_request(
+    training_run_id: str,
+    *,
+    index: int | None,
+    sha256: str | None,
+    example_id: int | None,
+    begin_byte: int,
+    end_byte: int,
+) -> pb.ReadDocumentRequest:
+    """The request behind `read_document`.
+
+    Raises:
+        TypeError: not exactly one document was named.
+        ValueError: a number that the wire cannot carry.
+    """
+    named = document_request(
+        training_run_id, index=index, sha256=sha256, example_id=example_id, omit_text=True
+    )
+    request = pb.ReadDocumentRequest(training_run_id=named.training_run_id)
+    kind: Any = named.WhichOneof("document")
+    setattr(request, kind, getattr(named, kind))
+    for name, value in (("begin_byte", begin_byte), ("end_byte", end_byte)):
+        with naming(name):
+            setattr(request, name, value)
+    return request
+
+
+def is_too_large(error: InvalidRequestError) -> bool:
+    """Whether a document was refused because its text is more than comes in one message."""
+    return any(violation.field == "omit_text" for violation in error.violations)
 
 
 def inclusion_proof_request(

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import random
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -25,7 +26,10 @@ from whence import (
     verify_inclusion,
 )
 from whence.v1 import training_pb2 as pb
+from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2_grpc import TrainingServiceStub
+from whence_server.domain.errors import DocumentChangedError
+from whence_server.lineage.documents import DocumentFile
 
 TEXTS = [b"one", b"two two", b"three\xff", b"four\n", b"five"]
 
@@ -277,6 +281,101 @@ async def test_a_changed_document_is_refused_and_its_place_still_told(
     assert (await client.training_runs.document(builder.id, index=4)).text == b"five"
 
 
+@pytest.fixture
+def large(tmp_path: Path) -> bytes:
+    """A document that no message holds, beside small ones; it is document 1."""
+    text = random.Random(5).randbytes((4 << 20) + 12_345)
+    with RecordBuilder(tmp_path / "runs" / "large", 9) as made:
+        made.documents(tmp_path / "large.bin", [b"small", text, b""])
+        made.examples([[(1, 4_000_000, 4_000_500), (0, 0, 5)]])
+    return text
+
+
+async def test_a_document_of_any_size_is_read_by_clients_with_grpc_s_own_limits(
+    server: TrainingServer, client: AsyncClient, large: bytes
+) -> None:
+    wanted = run_id(9)
+    # The contract alone, on a channel that takes messages of 4 MiB.
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        stub: Any = TrainingServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetDocument(pb.GetDocumentRequest(training_run_id=wanted, index=1))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "read it with ReadDocument" in str(refused.value.details())
+        request = pb.ReadDocumentRequest(training_run_id=wanted, example_id=0)
+        responses = [response async for response in stub.ReadDocument(request)]
+    assert responses[0].found.document.sha256 == hashlib.sha256(large).hexdigest()
+    assert [p.begin_byte for p in responses[0].found.pieces] == [4_000_000]
+    begin = 0
+    for response in responses[1:]:
+        assert response.begin_byte == begin
+        begin += len(response.text)
+    assert b"".join(response.text for response in responses) == large
+    assert (await client.training_runs.document(wanted, example_id=0)).text == large
+    for first, last in ((0, 1), (1 << 20, (1 << 20) + 1), (1_000_000, 3_500_000), (7, 0)):
+        read = client.training_runs.read_document(wanted, index=1, begin_byte=first, end_byte=last)
+        assert b"".join([piece async for piece in read]) == large[first : last or None]
+    for index, first in ((2, 0), (1, len(large))):
+        read = client.training_runs.read_document(wanted, index=index, begin_byte=first)
+        assert [piece async for piece in read] == []
+    with Client(server.target) as blocking:
+        pieces = await asyncio.to_thread(
+            lambda: list(blocking.training_runs.read_document(wanted, index=1))
+        )
+    assert b"".join(pieces) == large
+
+
+@pytest.mark.usefixtures("large")
+async def test_no_byte_of_a_changed_document_is_read(client: AsyncClient, tmp_path: Path) -> None:
+    with (tmp_path / "large.bin").open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"xyz")
+    # Not even of its beginning, which is as it was.
+    with pytest.raises(FailedPreconditionError, match="no longer has the text"):
+        await anext(client.training_runs.read_document(run_id(9), index=1, end_byte=10))
+
+
+def test_a_document_that_changes_while_it_is_read_is_refused_from_there_on(
+    large: bytes, tmp_path: Path
+) -> None:
+    document = pb.TrainingDocument(
+        source=str(tmp_path / "large.bin"),
+        begin_byte=5,
+        end_byte=5 + len(large),
+        sha256=hashlib.sha256(large).hexdigest(),
+    )
+    with DocumentFile(document) as file:
+        while file.digest_next(1):
+            pass
+        slices = file.slices(100, len(large))
+        assert next(slices) == large[100 : 1 << 20]
+        with (tmp_path / "large.bin").open("r+b") as source:
+            source.seek(3 << 20)
+            source.write(b"xyz")
+        assert next(slices) == large[1 << 20 : 2 << 20]
+        with pytest.raises(DocumentChangedError, match="it changed while it was read"):
+            next(slices)
+
+
+async def test_a_run_of_many_checkpoints_is_given_in_pages_that_fit(
+    server: TrainingServer, client: AsyncClient, builder: RecordBuilder
+) -> None:
+    files = [FileDigest(path=f"shard-{n}", sha256="ab" * 32) for n in range(400)]
+    for step in range(200):
+        builder.checkpoint(step, f"checkpoint-{step}", files=files)
+    builder.evaluation(7)
+    run = await client.training_runs.get(builder.id)
+    assert run.ByteSize() > 5 << 20
+    assert [c.step for c in run.checkpoints] == [5, *range(200)]
+    assert [len(c.files) for c in run.checkpoints[1:]] == [400] * 200
+    assert (len(run.attempts), len(run.evaluations)) == (1, 2)
+    assert run.started.name
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        stub: Any = TrainingServiceStub(channel)
+        page = await stub.GetTrainingRun(pb.GetTrainingRunRequest(training_run_id=builder.id))
+        assert page.next_page_token
+
+
 @pytest.mark.parametrize("num_documents", [1, 2, 3, 7, 8, 33])
 async def test_inclusion_is_proven(tmp_path: Path, num_documents: int) -> None:
     texts = [f"document {i}".encode() for i in range(num_documents)]
@@ -350,6 +449,21 @@ BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("GetDocument", {"index": 5}, grpc.StatusCode.NOT_FOUND, ""),
     ("GetDocument", {"index": 2**64 - 1}, grpc.StatusCode.NOT_FOUND, ""),
     ("GetDocument", {"example_id": 2}, grpc.StatusCode.NOT_FOUND, ""),
+    ("GetTrainingRun", {"page_token": "x"}, grpc.StatusCode.INVALID_ARGUMENT, "page_token"),
+    ("ReadDocument", {}, grpc.StatusCode.INVALID_ARGUMENT, "document"),
+    ("ReadDocument", {"index": 5}, grpc.StatusCode.NOT_FOUND, ""),
+    (
+        "ReadDocument",
+        {"index": 0, "begin_byte": 4},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "begin_byte",
+    ),
+    (
+        "ReadDocument",
+        {"index": 0, "begin_byte": 2, "end_byte": 1},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "end_byte",
+    ),
     ("GetInclusionProof", {}, grpc.StatusCode.INVALID_ARGUMENT, "document"),
     ("GetInclusionProof", {"index": 5}, grpc.StatusCode.NOT_FOUND, ""),
     ("TraceEmergence", {"prompt": "x"}, grpc.StatusCode.INVALID_ARGUMENT, "continuation"),

@@ -80,6 +80,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     reading.add_argument("--example", action="store_true", help="WHICH is an example's id")
     reading.add_argument("--no-text", action="store_true", help="where it is, without its text")
     reading.add_argument("--raw", action="store_true", help="its bytes alone, as they are")
+    reading.add_argument(
+        "--begin", type=_whole, default=0, metavar="BYTE", help="with --raw: from this byte on"
+    )
+    reading.add_argument(
+        "--end", type=_whole, default=0, metavar="BYTE", help="with --raw: up to this byte"
+    )
     proving = add("proof", run_proof, "proves that a document was in the training set")
     proving.add_argument(
         "--root", type=_digest, metavar="HEX", help="a Merkle root that was noted elsewhere"
@@ -167,6 +173,8 @@ def run_document(arguments: argparse.Namespace) -> int:
     """Prints where a document is, and its text."""
     if arguments.raw and (arguments.json or arguments.no_text):
         raise UsageError("--raw prints the text alone: leave out --json and --no-text")
+    if (arguments.begin or arguments.end) and not arguments.raw:
+        raise UsageError("--begin and --end are for --raw")
     which: dict[str, Any] = _which(arguments.which)
     if arguments.example:
         if "index" not in which:
@@ -175,13 +183,17 @@ def run_document(arguments: argparse.Namespace) -> int:
             )
         which = {"example_id": which["index"]}
     with connect(arguments) as client:
-        found = client.training_runs.document(
-            run_id(client, arguments.training_run), omit_text=arguments.no_text, **which
-        )
-    if arguments.raw:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(found.text)
-    elif arguments.json:
+        wanted = run_id(client, arguments.training_run)
+        if arguments.raw:
+            sys.stdout.flush()
+            pieces = client.training_runs.read_document(
+                wanted, begin_byte=arguments.begin, end_byte=arguments.end, **which
+            )
+            for piece in pieces:
+                sys.stdout.buffer.write(piece)
+            return OK
+        found = client.training_runs.document(wanted, omit_text=arguments.no_text, **which)
+    if arguments.json:
         print(line(complete_object(found)))
     else:
         document = found.document

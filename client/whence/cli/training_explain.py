@@ -9,7 +9,7 @@ from whence.cli.exits import UsageError
 from whence.cli.plots import bar
 from whence.cli.render import fitted, quoted, safe
 from whence.client import Client
-from whence.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
+from whence.errors import FailedPreconditionError, NotFoundError
 from whence.v1 import training_pb2 as pb
 
 _BAR_COLUMNS = 30
@@ -169,8 +169,6 @@ class _Document(NamedTuple):
 
     index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
     place: pb.TrainingDocument
-    text: bytes
-    """Empty where its source no longer has it."""
     examples: list[int]
     having: list[int]
     """Those whose piece of it has the text that is explained."""
@@ -189,31 +187,53 @@ def _documents(
     client: Client, training_run_id: str, example_ids: Sequence[int], text: bytes
 ) -> dict[int, _Document]:
     """The documents of these examples, by index."""
-    found: dict[int, _Document] = {}
+    pieces: dict[int, list[tuple[int, pb.ExamplePiece]]] = {}
     for example_id in example_ids:
         answer = client.training_runs.document(
             training_run_id, example_id=example_id, omit_text=True
         )
         for piece in answer.example_pieces:
-            index = piece.document_index
-            if index not in found:
-                found[index] = _document(client, training_run_id, index)
-            document = found[index]
-            if example_id not in document.examples[-1:]:
-                document.examples.append(example_id)
-            shown = document.text[piece.begin_byte : piece.end_byte]
-            if text and text in shown and example_id not in document.having[-1:]:
-                document.having.append(example_id)
-    return found
+            pieces.setdefault(piece.document_index, []).append((example_id, piece))
+    return {
+        index: _document(client, training_run_id, index, of_it, text)
+        for index, of_it in pieces.items()
+    }
 
 
-def _document(client: Client, training_run_id: str, index: int) -> _Document:
-    runs = client.training_runs
-    try:
-        answer = runs.document(training_run_id, index=index)
-    except (FailedPreconditionError, InvalidRequestError):  # it was changed, or is too large
-        answer = runs.document(training_run_id, index=index, omit_text=True)
-    return _Document(index, answer.document, answer.text, [], [])
+def _document(
+    client: Client,
+    training_run_id: str,
+    index: int,
+    pieces: Sequence[tuple[int, pb.ExamplePiece]],
+    text: bytes,
+) -> _Document:
+    place = client.training_runs.document(training_run_id, index=index, omit_text=True).document
+    examples = list(dict.fromkeys(example_id for example_id, _ in pieces))
+    having: list[int] = []
+    if text:
+        try:
+            cut = _cut_out(client, training_run_id, index, [piece for _, piece in pieces])
+        except FailedPreconditionError:  # it was changed since
+            cut = []
+        found = (it for (it, _), octets in zip(pieces, cut, strict=False) if text in octets)
+        having = list(dict.fromkeys(found))
+    return _Document(index, place, examples, having)
+
+
+def _cut_out(
+    client: Client, training_run_id: str, index: int, pieces: Sequence[pb.ExamplePiece]
+) -> list[bytes]:
+    """The bytes of pieces of one document, which goes by and is not kept."""
+    first, last = min(p.begin_byte for p in pieces), max(p.end_byte for p in pieces)
+    cut = [bytearray() for _ in pieces]
+    at = first
+    for octets in client.training_runs.read_document(
+        training_run_id, index=index, begin_byte=first, end_byte=last
+    ):
+        for piece, kept in zip(pieces, cut, strict=True):
+            kept.extend(octets[max(piece.begin_byte - at, 0) : max(piece.end_byte - at, 0)])
+        at += len(octets)
+    return list(map(bytes, cut))
 
 
 def _listed(example_ids: Sequence[int]) -> str:

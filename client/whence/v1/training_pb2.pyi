@@ -448,6 +448,7 @@ class TrainingDocument(google.protobuf.message.Message):
     BEGIN_BYTE_FIELD_NUMBER: builtins.int
     END_BYTE_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    SOURCE_BYTES_FIELD_NUMBER: builtins.int
     source: builtins.str
     """Where its text was read: an absolute path."""
     begin_byte: builtins.int
@@ -456,6 +457,10 @@ class TrainingDocument(google.protobuf.message.Message):
     """The first byte after it."""
     sha256: builtins.str
     """SHA-256 of those bytes, as 64 hex digits."""
+    source_bytes: builtins.bytes
+    """Where the path is not UTF-8: its own bytes. `source` then has `\\\\xNN` for
+    each byte that is none. Empty for all other paths.
+    """
     def __init__(
         self,
         *,
@@ -463,8 +468,9 @@ class TrainingDocument(google.protobuf.message.Message):
         begin_byte: builtins.int = ...,
         end_byte: builtins.int = ...,
         sha256: builtins.str = ...,
+        source_bytes: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["begin_byte", b"begin_byte", "end_byte", b"end_byte", "sha256", b"sha256", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begin_byte", b"begin_byte", "end_byte", b"end_byte", "sha256", b"sha256", "source", b"source", "source_bytes", b"source_bytes"]) -> None: ...
 
 global___TrainingDocument = TrainingDocument
 
@@ -800,6 +806,7 @@ class Checkpoint(google.protobuf.message.Message):
     ELAPSED_NS_FIELD_NUMBER: builtins.int
     BASE_WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
     MERGED_ADAPTER_DIGEST_FIELD_NUMBER: builtins.int
+    PATH_BYTES_FIELD_NUMBER: builtins.int
     step: builtins.int
     """After this step: an earlier one where the best checkpoint was loaded again
     at the training's end.
@@ -828,6 +835,10 @@ class Checkpoint(google.protobuf.message.Message):
     """Where an adapter was merged into the model below it: the weights digest of
     the adapter, by which a checkpoint of it is found. Empty for others.
     """
+    path_bytes: builtins.bytes
+    """Where the directory's path is not UTF-8: its own bytes, as in
+    TrainingDocument. `path` and the paths of files are written in the same way.
+    """
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.model_pb2.FileDigest]:
         """Every file of the directory, sorted by path; the record itself is left out.
@@ -852,8 +863,9 @@ class Checkpoint(google.protobuf.message.Message):
         elapsed_ns: builtins.int = ...,
         base_weights_digest: builtins.str = ...,
         merged_adapter_digest: builtins.str = ...,
+        path_bytes: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "base_weights_digest", b"base_weights_digest", "elapsed_ns", b"elapsed_ns", "files", b"files", "merged_adapter_digest", b"merged_adapter_digest", "model_digest", b"model_digest", "path", b"path", "resumable", b"resumable", "step", b"step", "tensors", b"tensors", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "base_weights_digest", b"base_weights_digest", "elapsed_ns", b"elapsed_ns", "files", b"files", "merged_adapter_digest", b"merged_adapter_digest", "model_digest", b"model_digest", "path", b"path", "path_bytes", b"path_bytes", "resumable", b"resumable", "step", b"step", "tensors", b"tensors", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Checkpoint = Checkpoint
 
@@ -1131,16 +1143,22 @@ class GetTrainingRunRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TRAINING_RUN_ID_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
     training_run_id: builtins.str
     """NOT_FOUND where this server knows no such run. Empty for the run that made
     the default model; FAILED_PRECONDITION then while that is loading.
+    """
+    page_token: builtins.str
+    """GetTrainingRunResponse.next_page_token of the page before; empty for the
+    first page.
     """
     def __init__(
         self,
         *,
         training_run_id: builtins.str = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["training_run_id", b"training_run_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_token", b"page_token", "training_run_id", b"training_run_id"]) -> None: ...
 
 global___GetTrainingRunRequest = GetTrainingRunRequest
 
@@ -1158,6 +1176,12 @@ class GetTrainingRunResponse(google.protobuf.message.Message):
     CHECKPOINTS_FIELD_NUMBER: builtins.int
     EVALUATIONS_FIELD_NUMBER: builtins.int
     GAPS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Opaque; empty on the last page. Where attempts, checkpoints, evaluations and
+    gaps are more than 2 MiB together, the next page goes on with them, and has
+    the summary alone beside.
+    """
     @property
     def summary(self) -> global___TrainingRunSummary:
         """Always set."""
@@ -1201,9 +1225,10 @@ class GetTrainingRunResponse(google.protobuf.message.Message):
         checkpoints: collections.abc.Iterable[global___Checkpoint] | None = ...,
         evaluations: collections.abc.Iterable[global___Evaluation] | None = ...,
         gaps: collections.abc.Iterable[global___RecordingGap] | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_dataset", b"_dataset", "dataset", b"dataset", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "attempts", b"attempts", "checkpoints", b"checkpoints", "dataset", b"dataset", "endings", b"endings", "evaluations", b"evaluations", "gaps", b"gaps", "started", b"started", "summary", b"summary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "attempts", b"attempts", "checkpoints", b"checkpoints", "dataset", b"dataset", "endings", b"endings", "evaluations", b"evaluations", "gaps", b"gaps", "next_page_token", b"next_page_token", "started", b"started", "summary", b"summary"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_dataset", b"_dataset"]) -> typing.Literal["dataset"] | None: ...
 
 global___GetTrainingRunResponse = GetTrainingRunResponse

@@ -8,10 +8,10 @@ from whence.v1 import training_pb2
 from whence_server.lineage.lookup import events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
-from whence_server.rpc.training_requests import document_index, step_token
+from whence_server.rpc.training_requests import document_index, item_token, step_token
 
 # Well below the 4 MiB that a gRPC client takes by default.
-_MAX_STEPS_BYTES = 2 << 20
+_MAX_PAGE_BYTES = 2 << 20
 
 
 def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
@@ -45,20 +45,28 @@ def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
     return summary
 
 
+_LISTED = ("attempts", "endings", "checkpoints", "evaluations", "gaps")
+"""What a run has any number of, besides its steps: both its attributes and the message's fields."""
+
+
 def run_message(
-    run: TrainingRun, summary: training_pb2.TrainingRunSummary
+    run: TrainingRun, summary: training_pb2.TrainingRunSummary, after: int
 ) -> training_pb2.GetTrainingRunResponse:
-    """A run without its steps."""
-    return training_pb2.GetTrainingRunResponse(
-        summary=summary,
-        started=run.started,
-        dataset=run.training_set.dataset,
-        attempts=run.attempts,
-        endings=run.endings,
-        checkpoints=run.checkpoints,
-        evaluations=run.evaluations,
-        gaps=run.gaps,
-    )
+    """A run without its steps: as much as fits a message, after what pages before have given."""
+    response = training_pb2.GetTrainingRunResponse(summary=summary)
+    if not after:
+        response.started.CopyFrom(run.started)
+        if run.training_set.dataset is not None:
+            response.dataset.CopyFrom(run.training_set.dataset)
+    items = [(name, item) for name in _LISTED for item in getattr(run, name)]
+    num_bytes = response.ByteSize()
+    for number, (name, item) in enumerate(items[after:], after):
+        num_bytes += item.ByteSize()
+        if num_bytes > _MAX_PAGE_BYTES and number > after:
+            response.next_page_token = item_token(number)
+            break
+        getattr(response, name).append(item)
+    return response
 
 
 def steps_page(
@@ -78,7 +86,7 @@ def steps_page(
             for rank in event.step.ranks:
                 rank.ClearField("example_ids")
         num_bytes += event.step.ByteSize()
-        if num_bytes > _MAX_STEPS_BYTES and response.steps:
+        if num_bytes > _MAX_PAGE_BYTES and response.steps:
             break
         response.steps.append(event.step)
     if len(response.steps) < len(refs):
@@ -87,7 +95,8 @@ def steps_page(
 
 
 def document_message(
-    run: TrainingRun, request: training_pb2.GetDocumentRequest
+    run: TrainingRun,
+    request: training_pb2.GetDocumentRequest | training_pb2.ReadDocumentRequest,
 ) -> training_pb2.GetDocumentResponse:
     """A document without its text; with an example's pieces of it where one was asked for."""
     training_set = run.training_set

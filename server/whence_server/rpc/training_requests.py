@@ -1,7 +1,7 @@
 """What requests about training runs ask for: well-formed or refused, every fault by its field."""
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from whence.v1 import training_pb2
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
@@ -10,8 +10,16 @@ from whence_server.lineage.training_set import TrainingSet
 
 _STEP_TOKEN = re.compile(r"after:([0-9]{1,18}):([0-9]{1,9})")
 _RUN_TOKEN = re.compile(r"after:([0-9]{1,19}):(.+)", re.DOTALL)
+_ITEM_TOKEN = re.compile(r"after:([0-9]{1,18})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST_STEP = (1 << 63) - 1
+
+
+DocumentRequest: TypeAlias = (
+    training_pb2.GetDocumentRequest
+    | training_pb2.ReadDocumentRequest
+    | training_pb2.GetInclusionProofRequest
+)
 
 
 class RunToken(NamedTuple):
@@ -84,7 +92,7 @@ def step_range(request: training_pb2.ListTrainingStepsRequest) -> StepRange:
 
 
 def check_document(
-    request: training_pb2.GetDocumentRequest | training_pb2.GetInclusionProofRequest,
+    request: DocumentRequest,
 ) -> None:
     """Refuses a request that names no document, or none that there can be.
 
@@ -106,7 +114,7 @@ def check_document(
 
 
 def document_index(
-    request: training_pb2.GetDocumentRequest | training_pb2.GetInclusionProofRequest,
+    request: DocumentRequest,
     training_set: TrainingSet,
 ) -> int:
     """Index of the document that is asked for by `index` or `sha256`.
@@ -117,6 +125,44 @@ def document_index(
     if request.WhichOneof("document") == "sha256":
         return training_set.find(request.sha256)
     return request.index
+
+
+def byte_range(
+    request: training_pb2.ReadDocumentRequest, document: training_pb2.TrainingDocument
+) -> tuple[int, int]:
+    """The bytes of a document that are asked for, counted from its beginning.
+
+    Raises:
+        InvalidRequestError: with the field at fault.
+    """
+    size = document.end_byte - document.begin_byte
+    begin, end = request.begin_byte, request.end_byte or size
+    if begin > size:
+        problem = f"is {begin}; the document has {size} bytes"
+        raise InvalidRequestError(FieldViolation("begin_byte", problem))
+    if end < begin:
+        problem = f"must not be below begin_byte, which is {begin}; it is {end}"
+        raise InvalidRequestError(FieldViolation("end_byte", problem))
+    return begin, min(end, size)
+
+
+def read_item_token(token: str) -> int:
+    """How much of a run was given by the pages before; 0 for the first page.
+
+    Raises:
+        InvalidRequestError: GetTrainingRun returned no such token.
+    """
+    if not token:
+        return 0
+    match = _ITEM_TOKEN.fullmatch(token)
+    if match is None:
+        raise _not_returned("GetTrainingRun")
+    return int(match[1])
+
+
+def item_token(num_given: int) -> str:
+    """The page that goes on after so much of a run."""
+    return f"after:{num_given}"
 
 
 def _not_returned(method: str) -> InvalidRequestError:

@@ -15,7 +15,7 @@ from whence_server.domain.errors import (
     ModelNotReadyError,
     TrainingRunNotFoundError,
 )
-from whence_server.lineage.documents import document_text
+from whence_server.lineage.documents import DocumentFile, document_text
 from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.lineage.run import TrainingRun
@@ -31,7 +31,9 @@ from whence_server.rpc.training_messages import (
 )
 from whence_server.rpc.training_requests import (
     RunToken,
+    byte_range,
     check_document,
+    read_item_token,
     read_run_token,
     read_step_token,
     step_range,
@@ -43,8 +45,8 @@ SERVICE = "whence.v1.TrainingService"
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
 _DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
-# A document's text comes in one message.
-_MAX_TEXT_BYTES = 32 << 20
+# In one message, well below the 4 MiB that a gRPC client takes by default.
+_MAX_TEXT_BYTES = 2 << 20
 
 
 class TrainingServicer:
@@ -83,6 +85,7 @@ class TrainingServicer:
             Method(
                 "GetInclusionProof", pb.GetInclusionProofRequest, unary=self.get_inclusion_proof
             ),
+            Method("ReadDocument", pb.ReadDocumentRequest, stream=self.read_document),
             Method("TraceEmergence", pb.TraceEmergenceRequest, stream=self.trace_emergence),
         ]
 
@@ -112,9 +115,10 @@ class TrainingServicer:
     ) -> bytes:
         """One run without its steps."""
         del call
+        after = read_item_token(request.page_token)
 
         def whole(run: TrainingRun) -> training_pb2.GetTrainingRunResponse:
-            return run_message(run, self._summary(run))
+            return run_message(run, self._summary(run), after)
 
         run_id = self._run_id(request.training_run_id)
         return (await self._library.run(run_id, whole)).SerializeToString()
@@ -164,11 +168,27 @@ class TrainingServicer:
                     FieldViolation(
                         "omit_text",
                         f"the document has {size} bytes, more than the {_MAX_TEXT_BYTES} that are "
-                        "sent in a message: leave its text out",
+                        "sent in a message: leave its text out, and read it with ReadDocument",
                     )
                 )
             response.text = await asyncio.to_thread(document_text, document)
         return response.SerializeToString()
+
+    async def read_document(
+        self, request: training_pb2.ReadDocumentRequest, call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """A range of a document's bytes, in pieces, once all of it has its recorded digest."""
+        del call
+        check_document(request)
+        found = await self._library.run(
+            self._run_id(request.training_run_id), lambda run: document_message(run, request)
+        )
+        begin, end = byte_range(request, found.document)
+        async with aclosing(until(_pieces(found, begin, end), self._closing)) as messages:
+            async for message in messages:
+                yield message
+        if self._closing.is_set():
+            raise DrainingError
 
     async def get_inclusion_proof(
         self, request: training_pb2.GetInclusionProofRequest, call: Call
@@ -220,6 +240,24 @@ class TrainingServicer:
         if model is not None and made_it:
             summary.served_models.append(model.name)
         return summary
+
+
+async def _pieces(
+    found: training_pb2.GetDocumentResponse, begin: int, end: int
+) -> AsyncGenerator[bytes, None]:
+    """Serialised ReadDocumentResponse messages; the disk is waited for in a thread."""
+    file = await asyncio.to_thread(DocumentFile, found.document)
+    try:
+        while await asyncio.to_thread(file.digest_next):
+            pass
+        yield training_pb2.ReadDocumentResponse(found=found, begin_byte=begin).SerializeToString()
+        slices = file.slices(begin, end)
+        while piece := await asyncio.to_thread(next, slices, b""):
+            response = training_pb2.ReadDocumentResponse(begin_byte=begin, text=piece)
+            yield response.SerializeToString()
+            begin += len(piece)
+    finally:
+        file.close()
 
 
 def _token(run: TrainingRun) -> RunToken:
