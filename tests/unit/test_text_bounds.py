@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from whence_server.domain.errors import InvalidRequestError
 from whence_server.generation.checks import check_text_size
-from whence_server.text.bounds import NORMALIZERS, max_token_bytes
+from whence_server.text.bounds import NORMALIZERS, TextBound, text_bound
 
 
 def with_normalizer(normalizer: normalizers.Normalizer) -> Tokenizer:
@@ -38,6 +38,27 @@ def llama() -> Tokenizer:
     return tokenizer
 
 
+def stripping() -> Tokenizer:
+    """Phi-3's family: an added token swallows the white space beside it."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True, lstrip=True)])
+    return tokenizer
+
+
+def without_bytes(
+    unknown: str | None = None, normalizer: normalizers.Normalizer | None = None
+) -> Tokenizer:
+    """SmolLM2's family: bytes that no text of its training had have no token, and vanish."""
+    letters = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"Ă", "x"})
+    tokens = [*letters, *([unknown] if unknown else [])]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown, fuse_unk=bool(unknown)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    return tokenizer
+
+
 BOUNDED = {
     "byte_level": byte_level,
     "normalized": FAMILIES["byte_level_normalized"],
@@ -46,32 +67,38 @@ BOUNDED = {
     "nfd_lower": lambda: with_normalizer(
         normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
     ),
+    "stripping": stripping,
+    "without_bytes": without_bytes,
     "replace": lambda: with_normalizer(normalizers.Replace("aaaaaaaa", "b")),
 }
 
 
 @cache
-def bounded(name: str) -> tuple[Tokenizer, int]:
+def bounded(name: str) -> tuple[Tokenizer, TextBound]:
     tokenizer = BOUNDED[name]()
-    most = max_token_bytes(tokenizer)
-    assert most is not None
-    return tokenizer, most
+    bound = text_bound(tokenizer)
+    assert bound is not None
+    return tokenizer, bound
 
 
-TEXTS = st.text(max_size=60) | st.text("a \t\n\u212a\u1fbe\u0308\u0301\u2126e한ᄀ ", max_size=60)
+TEXTS = st.text(max_size=60) | st.text(
+    "ax \t\n\x02\u3000\u2003\u212a\u1fbe\u0308\u0301\u2126e한ᄀ ", max_size=60
+)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=TEXTS, times=st.integers(1, 30))
 def test_no_text_has_more_bytes_than_its_tokens_can_stand_for(
     name: str, text: str, times: int
 ) -> None:
-    tokenizer, most = bounded(name)
-    for spelled in (text * times, f"{text}<|end|><tool call>{text}" * times):
+    tokenizer, bound = bounded(name)
+    for spelled in (text * times, f"{text} <|user|> {text}<|end|><tool call>{text}" * times):
         num_tokens = len(tokenizer.encode(spelled, add_special_tokens=False).ids)
-        assert len(spelled.encode()) <= num_tokens * most
-        check_text_size(spelled, "prompt", num_tokens, most, what="it takes")
+        assert bound.num_bytes(spelled) <= num_tokens * bound.max_token_bytes
+        if not bound.uncounted:
+            assert bound.num_bytes(spelled) == len(spelled.encode())
+        check_text_size(spelled, "prompt", num_tokens, bound, what="it takes")
 
 
 def split(behavior: str) -> Tokenizer:
@@ -79,18 +106,6 @@ def split(behavior: str) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"\s+"), behavior), pre_tokenizers.ByteLevel(use_regex=False)]
     )
-    return tokenizer
-
-
-def stripping() -> Tokenizer:
-    tokenizer = byte_level()
-    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True)])
-    return tokenizer
-
-
-def without_a_byte() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 
 
@@ -103,8 +118,8 @@ UNBOUNDED = {
     ),
     "delete": (lambda: with_normalizer(normalizers.Replace("a", "")), "a" * 10_000),
     "removed": (lambda: split("removed"), " " * 10_000),
-    "stripping": (stripping, "<|user|>" + " " * 10_000),
-    "without_a_byte": (without_a_byte, "x" * 10_000),
+    "unknown": (lambda: without_bytes("<unk>"), None),
+    "normalized_away": (lambda: without_bytes(None, normalizers.NFC()), "x" * 10_000),
     "unigram": (byte_fallback, None),
     "word_piece": (FAMILIES["word_piece"], "x" * 10_000),
     "end_of_word": (FAMILIES["end_of_word"], " " * 10_000),
@@ -116,14 +131,14 @@ UNBOUNDED = {
 def test_there_is_no_bound_where_text_may_vanish(name: str) -> None:
     make, text = UNBOUNDED[name]
     tokenizer = make()
-    assert max_token_bytes(tokenizer) is None
+    assert text_bound(tokenizer) is None
     if text is not None:  # and so it does
         assert len(tokenizer.encode(text, add_special_tokens=False).ids) <= 2
 
 
 def test_a_split_that_keeps_what_it_splits_is_bounded() -> None:
     for behavior in ("isolated", "merged_with_previous", "contiguous"):
-        assert max_token_bytes(split(behavior)) == max_token_bytes(byte_level())
+        assert text_bound(split(behavior)) == text_bound(byte_level())
 
 
 def test_normalizers_shorten_no_further_than_is_said() -> None:
@@ -142,11 +157,17 @@ def test_normalizers_shorten_no_further_than_is_said() -> None:
     assert max(size[c] / len(c.lower().encode()) for c in characters) <= NORMALIZERS["Lowercase"]
 
 
+def test_what_may_vanish_is_not_counted() -> None:
+    assert text_bound(stripping()).num_bytes("<|user|>" + " \t\u3000" * 100 + "a") == 9
+    assert text_bound(without_bytes()).num_bytes("x\x02a" * 10) == 10
+    assert without_bytes().encode("x\x02" * 10).ids == []
+
+
 def test_the_refusal_says_what_would_fit() -> None:
-    check_text_size("é" * 50, "prompt", 10, 10, what="this server takes")
+    check_text_size("é" * 50, "prompt", 10, TextBound(10), what="this server takes")
     check_text_size("x" * 10**6, "prompt", 10, None, what="this server takes")
     with pytest.raises(InvalidRequestError) as caught:
-        check_text_size("é" * 51, "prompt", 10, 10, what="this server takes")
+        check_text_size("é" * 51, "prompt", 10, TextBound(10), what="this server takes")
     assert str(caught.value) == (
         "prompt: has 102 bytes; this server takes at most 10 tokens, and a token stands for at "
         "most 10 bytes: 100 in all"

@@ -8,6 +8,7 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import DecodingRequest
+from whence_server.text.bounds import TextBound
 
 MAX_LENGTH_PENALTY = 100
 """Beyond, lengths to that power are too large for a score in float32."""
@@ -39,7 +40,7 @@ def longest_prompt(model: ModelInfo, limits: Limits) -> int:
 
 
 def check_text_size(
-    text: str, field: str, max_tokens: int, max_token_bytes: int | None, *, what: str
+    text: str, field: str, max_tokens: int, bound: TextBound | None, *, what: str
 ) -> None:
     """Refuse a text that has more bytes than its tokens can stand for, before it is tokenized.
 
@@ -47,25 +48,25 @@ def check_text_size(
         text: to be tokenized.
         field: where it came from.
         max_tokens: most tokens that it may make.
-        max_token_bytes: see `TextEncoder`; None refuses nothing.
+        bound: of the tokenizer; None refuses nothing.
         what: takes the tokens, in words.
 
     Raises:
         InvalidRequestError: it is longer than that.
     """
-    if max_token_bytes is None:
+    if bound is None:
         return
-    most = max_tokens * max_token_bytes
+    most = max_tokens * bound.max_token_bytes
     # A character has one to four bytes: most texts need not be written out to be measured.
     if len(text) * 4 <= most:
         return
-    num_bytes = len(text.encode(errors="surrogatepass"))
+    num_bytes = bound.num_bytes(text)
     if num_bytes > most:
         raise InvalidRequestError(
             FieldViolation(
                 field,
                 f"has {num_bytes} bytes; {what} at most {max_tokens} tokens, and a "
-                f"token stands for at most {max_token_bytes} bytes: {most} in all",
+                f"token stands for at most {bound.max_token_bytes} bytes: {most} in all",
             )
         )
 

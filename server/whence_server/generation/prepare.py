@@ -66,15 +66,15 @@ def check_size(
         InvalidRequestError: the prompt, or the text to be forced, cannot fit.
     """
     longest = longest_prompt(model, limits)
-    most = tokenizer.max_token_bytes
+    bound = tokenizer.bound
     if isinstance(request.input, str):
-        check_text_size(request.input, "prompt", longest, most, what="this server takes")
+        check_text_size(request.input, "prompt", longest, bound, what="this server takes")
     elif isinstance(request.input, TokenInput) and len(request.input.token_ids) > longest:
         check_prompt(request.input.token_ids, "tokens.token_ids", model, limits)
     if isinstance(request.decoding.forced, str):
         room = model.max_context_length
         field, what = "decoding.forced.text", "the context holds"
-        check_text_size(request.decoding.forced, field, room, most, what=what)
+        check_text_size(request.decoding.forced, field, room, bound, what=what)
 
 
 def prepared(
@@ -117,8 +117,8 @@ def _encoded(
             arguments = read_arguments(given.template_arguments_json)
             text = tokenizer.render_chat(given.messages, arguments, given.template_name)
             adding = False
-            longest, most = longest_prompt(model, limits), tokenizer.max_token_bytes
-            check_text_size(text, field, longest, most, what="this server takes")
+            longest = longest_prompt(model, limits)
+            check_text_size(text, field, longest, tokenizer.bound, what="this server takes")
         ids = tokenizer.encode(text, add_special_tokens=adding)
     except LoneSurrogateError as error:
         raise InvalidRequestError(FieldViolation(field, str(error))) from error

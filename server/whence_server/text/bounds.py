@@ -1,12 +1,13 @@
 """The most bytes of a text that one token can stand for, where there is a most.
 
 A text with more bytes than all tokens of a prompt can stand for is too long before it is
-tokenized. Many tokenizers leave out part of a text (white space, say) or make one token of any
-unknown word: there is no bound for them. `max_token_bytes` gives one only where every part of the
-tokenizer is known to keep what it reads.
+tokenized. Many tokenizers leave out any part of a text, or make one token of any unknown word:
+there is no bound for them. `text_bound` gives one only where every part of the tokenizer is known
+to keep what it reads, but for single bytes that are not counted.
 """
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -18,21 +19,44 @@ NORMALIZERS = {"NFC": 4, "NFD": 3, "Lowercase": 3, "Prepend": 1}
 KEEPING = {"ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "UnicodeScripts", "Sequence"}
 """Pre-tokenizers that drop nothing, unless a behavior of "Removed" says otherwise."""
 
+_WHITE_SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 
-def max_token_bytes(tokenizer: Tokenizer) -> int | None:
-    """Return how many bytes of a text, in UTF-8, one token stands for at the most, or None."""
-    shrinking = _shrinking(_state(tokenizer.normalizer))
+
+@dataclass(frozen=True, slots=True)
+class TextBound:
+    """What is known of a tokenizer before it has read a text.
+
+    Attributes:
+        max_token_bytes: most bytes of a text, in UTF-8, that one token stands for.
+        uncounted: bytes that may come to stand for nothing: those without a token, and white
+            space where an added token swallows it.
+    """
+
+    max_token_bytes: int
+    uncounted: bytes = b""
+
+    def num_bytes(self, text: str) -> int:
+        """Return how many bytes of a text its tokens have to stand for, at the least."""
+        return len(text.encode(errors="surrogatepass").translate(None, self.uncounted))
+
+
+def text_bound(tokenizer: Tokenizer) -> TextBound | None:
+    """Return the tokenizer's bound, or None where a token can stand for any number of bytes."""
+    normalizer = _state(tokenizer.normalizer)
+    shrinking = _shrinking(normalizer)
     if shrinking is None or not _keeps(_state(tokenizer.pre_tokenizer)):
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    uncounted = _bytes_without_token(tokenizer, vocabulary)
+    # A normalizer may make bytes without a token of others.
+    if uncounted is None or (uncounted and normalizer is not None):
         return None
     added = tokenizer.get_added_tokens_decoder().values()
     if any(token.lstrip or token.rstrip for token in added):
-        return None
-    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-    if not _knows_every_byte(tokenizer, vocabulary):
-        return None
+        uncounted = bytes({*uncounted, *_WHITE_SPACE.encode()})
     names = [_normalized(tokenizer, token) for token in added]
     longest = max((len(name.encode()) for name in (*vocabulary, *names)), default=0)
-    return longest * shrinking or None
+    return TextBound(longest * shrinking, uncounted) if longest else None
 
 
 def _state(part: Any) -> dict[str, Any] | None:
@@ -70,20 +94,31 @@ def _keeps(pre_tokenizer: dict[str, Any] | None) -> bool:
     return kind in KEEPING and pre_tokenizer.get("behavior", "") != "Removed"
 
 
-def _knows_every_byte(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> bool:
-    """Tell whether there is no text that has to become an unknown token."""
-    if type(tokenizer.model).__name__ != "BPE":
-        return False
-    if tokenizer.model.byte_fallback:
-        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
-    by_bytes = "ByteLevel" in json.dumps(_state(tokenizer.pre_tokenizer))
-    return by_bytes and vocabulary.keys() >= set(ByteLevel.alphabet())
+def _bytes_without_token(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> bytes | None:
+    """The bytes that vanish; None where unknown text may become a single unknown token."""
+    model = tokenizer.model
+    if type(model).__name__ != "BPE":
+        return None
+    if model.byte_fallback:
+        return b"" if all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)) else None
+    if "ByteLevel" not in json.dumps(_state(tokenizer.pre_tokenizer)):
+        return None
+    missing = bytes(byte for byte, letter in _alphabet().items() if letter not in vocabulary)
+    return missing if model.unk_token is None or not missing else None
+
+
+def _alphabet() -> dict[int, str]:
+    """The letter that stands for each byte in a byte-level vocabulary."""
+    letters = sorted(ByteLevel.alphabet())
+    own = {ord(letter): letter for letter in letters if ord(letter) < 256}
+    others = (letter for letter in letters if ord(letter) >= 256)
+    return own | {byte: next(others) for byte in range(256) if byte not in own}
 
 
 def _normalized(tokenizer: Tokenizer, token: Any) -> str:
     """An added token as it is looked for: in the text, or in what the normalizer makes of it."""
-    if token.normalized and tokenizer.normalizer is not None:
-        made: str = tokenizer.normalizer.normalize_str(token.content)
-        return max(str(token.content), made, key=len)
     content: str = token.content
+    if token.normalized and tokenizer.normalizer is not None:
+        made: str = tokenizer.normalizer.normalize_str(content)
+        return max(content, made, key=len)
     return content

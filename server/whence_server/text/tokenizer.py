@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from whence_server.domain.model import TextFiles
 from whence_server.domain.requests import ChatMessage
-from whence_server.text.bounds import max_token_bytes
+from whence_server.text.bounds import text_bound
 from whence_server.text.chat import ChatTemplate
 from whence_server.text.cleanup import CleaningDetokenizer, clean_up
 from whence_server.text.detokenizer import (
@@ -35,8 +35,7 @@ class TextEncoder:
     Immutable once made, and safe to use from several threads.
 
     Attributes:
-        max_token_bytes: most bytes of a text that one token can stand for; None where a token
-            can stand for any number of them.
+        bound: what a text's length says of its tokens; None where it says nothing.
     """
 
     def __init__(self, files: TextFiles) -> None:
@@ -49,7 +48,7 @@ class TextEncoder:
         self._cleans_up = files.cleans_up_spaces
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
         self._byte_values = byte_values(self._tokenizer)
-        self.max_token_bytes = max_token_bytes(self._tokenizer)
+        self.bound = text_bound(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells out are taken as such.
