@@ -251,3 +251,9 @@ def test_a_long_complaint_is_cut() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         ours("{{ raise_exception(messages[0].content) }}", "", (ChatMessage("user", "x" * 10**5),))
     assert len(str(caught.value)) < 1_000
+
+
+def test_a_complaint_is_valid_text() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        ours("{{ raise_exception('bad \\ud800 half') }}", "")
+    assert str(caught.value) == "chat.messages: refused by the chat template: bad \\ud800 half"

@@ -54,8 +54,10 @@ def text_bound(tokenizer: Tokenizer) -> TextBound | None:
     added = tokenizer.get_added_tokens_decoder().values()
     if any(token.lstrip or token.rstrip for token in added):
         uncounted = bytes({*uncounted, *_WHITE_SPACE.encode()})
-    names = [_normalized(tokenizer, token) for token in added]
-    longest = max((len(name.encode()) for name in (*vocabulary, *names)), default=0)
+    # A byte-level token has one letter for each byte.
+    sizes = [len(name.encode() if tokenizer.model.byte_fallback else name) for name in vocabulary]
+    sizes += [len(_normalized(tokenizer, token).encode()) for token in added]
+    longest = max(sizes, default=0)
     return TextBound(longest * shrinking, uncounted) if longest else None
 
 

@@ -204,7 +204,8 @@ def _rendered(template: Template, variables: dict[str, Any]) -> str:
 
 
 def _shortened(reason: str) -> str:
-    """A reason short enough for an error's details: a template may put a whole message in it."""
+    """A reason fit for an error's details: a template may put anything in it, of any length."""
+    reason = reason.encode(errors="backslashreplace").decode()
     return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
 
 
