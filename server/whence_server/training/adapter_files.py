@@ -1,6 +1,7 @@
 """Adapters on disk, as PEFT and transformers save them: one in a directory, others below it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
 
 CONFIGURATION = "adapter_config.json"
@@ -20,18 +22,18 @@ def is_adapter(directory: Path) -> bool:
     return (directory / CONFIGURATION).is_file() and bool(_weight_files(directory))
 
 
-def names_in(directory: Path) -> list[str]:
-    """Configurations and weights of the adapter in a directory, and of others right below it."""
+def names_in(directory: Path, below: Iterable[str] = ()) -> list[str]:
+    """Configurations and weights of the adapter in a directory, and of named ones below it."""
     return sorted(
         path.relative_to(directory).as_posix()
-        for place in _places(directory)
+        for place in _places(directory, below)
         for path in (place / CONFIGURATION, *_weight_files(place))
         if path.is_file()
     )
 
 
-def tensors_in(directory: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the adapter in a directory and of others right below it.
+def tensors_in(directory: Path, below: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """The tensors of the adapter in a directory, and of named ones below it.
 
     The names of those below begin with their directory's: see `adapters.own_state`.
 
@@ -39,11 +41,19 @@ def tensors_in(directory: Path) -> dict[str, torch.Tensor]:
         ConfigurationError: they cannot be read.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for place in _places(directory):
+    for place in _places(directory, below):
         prefix = "" if place == directory else f"{place.name}/"
         for path in _weight_files(place):
             tensors |= {prefix + name: tensor for name, tensor in _read(path).items()}
     return tensors
+
+
+def below_of(checkpoint: Checkpoint) -> list[str]:
+    """The adapters of a checkpoint on record that lie below its directory, by their names."""
+    paths = [Path(file.path) for file in checkpoint.files]
+    return sorted(
+        path.parts[0] for path in paths if len(path.parts) == 2 and path.name == CONFIGURATION
+    )
 
 
 def base_named_in(directory: Path) -> str:
@@ -55,9 +65,9 @@ def base_named_in(directory: Path) -> str:
         return ""
 
 
-def _places(directory: Path) -> list[Path]:
-    below = sorted(path for path in directory.iterdir() if is_adapter(path))
-    return [directory, *below] if is_adapter(directory) else below
+def _places(directory: Path, below: Iterable[str]) -> list[Path]:
+    # Others that lie below, as the checkpoints of a training may, are adapters of their own.
+    return [place for place in (directory, *map(directory.joinpath, below)) if is_adapter(place)]
 
 
 def _weight_files(directory: Path) -> list[Path]:

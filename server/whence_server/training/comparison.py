@@ -1,26 +1,51 @@
 """Holds files and tensors to a checkpoint's record, one by one."""
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from whence.v1.training_pb2 import Checkpoint, TensorDigest
 from whence_server.domain.model import FileDigest
 from whence_server.engine.digests import TensorRecord
-from whence_server.training.contents import Tensors, decides_what_is_computed
+from whence_server.training.contents import Tensors, decides_what_is_computed, prepares_text
 from whence_server.training.findings import Finding
 
 
 def file_findings(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Iterable[Finding]:
     """Names every file that is not as the checkpoint has it, or would be read and is not in it."""
-    known = {file.path for file in checkpoint.files}
     for file in checkpoint.files:
         found = files.get(file.path)
         if found is None:
             yield Finding("file", file.path, "missing", file.sha256)
         elif found.sha256 != file.sha256:
             yield Finding("file", file.path, "changed", file.sha256, found.sha256)
+    for name in additions(checkpoint, files).deciding:
+        yield Finding("file", name, "not on record", "", files[name].sha256)
+
+
+class Additions(NamedTuple):
+    """Files that lie beside those on record, by what they do."""
+
+    deciding: list[str]
+    """They change what the model computes by being there."""
+    preparing: list[str]
+    """A tokenizer, say, where none was saved with the weights: the weights stay what they are."""
+    others: list[str]
+    """Nothing that computes reads them."""
+
+
+def additions(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Additions:
+    """What was put beside a checkpoint's files."""
+    known = {file.path for file in checkpoint.files}
+    has_its_own = any(prepares_text(name) for name in known)
+    added = Additions([], [], [])
     for name in sorted(files.keys() - known):
-        if decides_what_is_computed(name):
-            yield Finding("file", name, "not on record", "", files[name].sha256)
+        if prepares_text(name) and not has_its_own:
+            added.preparing.append(name)
+        elif decides_what_is_computed(name):
+            added.deciding.append(name)
+        else:
+            added.others.append(name)
+    return added
 
 
 def loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:

@@ -1,6 +1,7 @@
 """What a model's directory holds now: every digest computed anew, none taken from a cache."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,19 @@ from whence_server.engine.digests import (
     state_digests,
 )
 from whence_server.lineage.reader import RECORD_NAME
+from whence_server.training import adapter_files
 
+_MODULES = "modules.json"
+"""What a SentenceTransformer is made of."""
+_PROCESSORS = (
+    "image_processor_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+_CODE = re.compile(
+    r"(modeling|configuration|tokenization|processing|image_processing|feature_extraction)\w*\.py"
+)
 _OF_TRAINERS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
 _WEIGHTS_LIKE = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 
@@ -41,16 +54,17 @@ class Tensors:
 
 
 def present_files(directory: Path) -> list[str]:
-    """Every file that can have to do with the model: its own, and the chat templates' folder.
+    """Every file that can have to do with the model: its own, and its templates and adapters below.
 
     Checkpoints may lie below a run's final model; the record and what belongs to it is left out.
     """
-    own = [
+    own = {
         path.name
         for path in directory.iterdir()
         if path.is_file() and not path.name.startswith(RECORD_NAME)
-    ]
-    return sorted([*own, *weights.chat_template_files(directory)])
+    }
+    templates = set(weights.chat_template_files(directory))
+    return sorted(own | templates | set(adapter_files.names_in(directory)))
 
 
 def has_weights(directory: Path) -> bool:
@@ -63,11 +77,20 @@ def holds_weights(name: str) -> bool:
     return name.endswith(_WEIGHTS_LIKE) and Path(name).name not in _OF_TRAINERS
 
 
+def prepares_text(name: str) -> bool:
+    """Whether a file of this name says how text, or anything else, becomes the model's input."""
+    return weights.is_tokenizer_file(name) or name in _PROCESSORS
+
+
 def decides_what_is_computed(name: str) -> bool:
-    """Whether a file of this name changes the model by being there."""
-    if weights.is_tokenizer_file(name) or name in weights.CONFIGURATION_FILES:
-        return True
-    return name.endswith(_WEIGHTS_LIKE) and name != "training_args.bin"
+    """Whether a file of this name changes the model by being there.
+
+    Of Python files that is so where code of the model's own is trusted.
+    """
+    file = Path(name).name
+    configures = name in (*weights.CONFIGURATION_FILES, _MODULES)
+    configures = configures or file == adapter_files.CONFIGURATION
+    return configures or prepares_text(name) or holds_weights(name) or bool(_CODE.match(file))
 
 
 def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:
@@ -144,6 +167,20 @@ def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) ->
             for name, stored, expected in sorted(loading["mismatched_keys"])
         ),
     )
+
+
+def adapter_of(directory: Path, below: Sequence[str] = ()) -> Tensors:
+    """Digests the tensors of the adapters in a directory, as they are in their files.
+
+    Args:
+        directory: where the adapter lies.
+        below: names of others that lie below it.
+
+    Raises:
+        ConfigurationError: they cannot be loaded; one line says why.
+    """
+    digests = state_digests(adapter_files.tensors_in(directory, below))
+    return Tensors(records=tuple(digests.tensors), weights_digest=digests.weights_digest)
 
 
 def load(

@@ -18,7 +18,7 @@ class Finding:
     """One thing that is not as the record has it.
 
     Attributes:
-        subject: "record", "file", "tensor", "tokenizer", "weights", "model", or "replay".
+        subject: "record", "file", "tensor", "tokenizer", "weights", "model", "base", or "replay".
         name: which: a file's path, a tensor's name.
         problem: "changed", "missing", "not on record", ...
         expected: what the record has; "" where that has no place.
@@ -68,6 +68,8 @@ class Report:
     num_documents: int = 0
     parent: str = ""
     """What the run went on from; "" where that is not on record."""
+    base: str = ""
+    """The model below an adapter, and how it compares; "" where the model is whole."""
     replay: str = ""
     """What a replay came to; "" where there was none."""
     findings: list[Finding] = field(default_factory=list)

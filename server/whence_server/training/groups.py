@@ -12,6 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from whence_server.training.adapters import adapted
+
+FROZEN = "frozen"
+"""The group of all that an adapter's training leaves as it is."""
+
 _MIXES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal|conv|retention")
 _WORKS_ALONE = re.compile(r"mlp|ffn|feed_forward|ff$|moe|expert|fc\d*$|dense|router|gate")
 
@@ -27,12 +32,16 @@ class Group(NamedTuple):
 def parameter_groups(model: nn.Module) -> list[Group]:
     """Each of the model's parameters in exactly one group: from the embedding to the head.
 
-    A head that is tied to the embedding belongs to the embedding.
+    A head that is tied to the embedding belongs to the embedding. Where an adapter is trained, the
+    groups are of its parameters, and what is frozen is a group of its own.
     """
     parts = _Parts(model)
+    is_adapter = adapted(model) is not None
     members: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
-        members.setdefault(parts.group_of(name, parameter), []).append((name, parameter))
+        is_frozen = is_adapter and not parameter.requires_grad
+        group = FROZEN if is_frozen else parts.group_of(name, parameter)
+        members.setdefault(group, []).append((name, parameter))
     return [
         Group(name, sum(p.numel() for _, p in members[name]), [n for n, _ in members[name]])
         for name in sorted(members, key=_order)
@@ -41,7 +50,7 @@ def parameter_groups(model: nn.Module) -> list[Group]:
 
 def _order(group: str) -> tuple[int, int, str]:
     first, _, rest = group.partition(".")
-    place = ["embedding", "layer", "final_norm", "head", "other"].index(first)
+    place = ["embedding", "layer", "final_norm", "head", "other", FROZEN].index(first)
     number, _, half = rest.partition(".")
     return place, int(number or 0), half
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from whence_server.training.groups import Group
+from whence_server.training.groups import FROZEN, Group
 from whence_server.training.norm_kernels import sums_of_squares
 
 _CHUNK = 1 << 16
@@ -46,8 +46,16 @@ class NormMeter:
     def __init__(self, model: nn.Module, groups: Sequence[Group], stride: int) -> None:
         by_name = dict(model.named_parameters())
         self._groups = [
-            [_Followed(by_name[name]) for name in group.parameter_names] for group in groups
+            [_Followed(by_name[name]) for name in group.parameter_names]
+            for group in groups
+            if group.name != FROZEN
         ]
+        self._frozen = {
+            place: _size([by_name[name] for name in group.parameter_names])
+            for place, group in enumerate(groups)
+            if group.name == FROZEN
+        }
+        """Norms of what no step moves, by its place among the groups; no copy is taken of it."""
         self._stride = stride
         self._has_copies = False
 
@@ -68,7 +76,9 @@ class NormMeter:
             return None
         plain = self._plain_squares()
         squares = [_squares(group, plain) for group in self._groups]
-        roots = torch.stack(squares).sqrt().tolist()
+        roots = torch.stack(squares).sqrt().tolist() if squares else []
+        for place, size in self._frozen.items():
+            roots.insert(place, [0.0, size])
         return Norms([update for update, _ in roots], [weight for _, weight in roots])
 
     def _plain_squares(self) -> Squares:
@@ -88,6 +98,15 @@ class NormMeter:
 
     def _measures(self, step: int) -> bool:
         return step % self._stride == 0
+
+
+@torch.no_grad()
+def _size(parameters: Sequence[nn.Parameter]) -> float:
+    """The Euclidean norm of parameters, of those that are numbers and not packed bits."""
+    squares = (
+        p.float().square().sum(dtype=torch.float64) for p in parameters if p.is_floating_point()
+    )
+    return float(sum(map(float, squares)) ** 0.5)
 
 
 class _Piece(NamedTuple):

@@ -19,7 +19,13 @@ from whence_server.engine.digests import (
 )
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training import adapter_files, contents, saves
-from whence_server.training.adapters import adapted, architecture_of, base_state, own_state
+from whence_server.training.adapters import (
+    DEFAULT,
+    adapted,
+    architecture_of,
+    base_state,
+    own_state,
+)
 
 _NEEDED_TO_GO_ON = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
@@ -115,10 +121,11 @@ def _of_tensors(directory: Path, model: Any) -> Checkpoint:
     inner = adapted(model)
     if inner is None or not saves.holds_its_adapters(model):
         return _checkpoint(own_state(model), merged_adapter_digest=saves.merged_adapter(model))
-    if adapter_files.names_in(directory):
+    named = [name for name in inner.peft_config if name != DEFAULT]
+    if adapter_files.names_in(directory, named):
         base = base_state(inner)
         return _checkpoint(
-            adapter_files.tensors_in(directory),
+            adapter_files.tensors_in(directory, named),
             base_weights_digest=weights_digest(base) if base else "",
         )
     adapter = own_state(model)

@@ -49,8 +49,15 @@ def kept_weights(run: TrainingRun) -> list[Kept]:
     same step the newest is taken.
 
     Raises:
-        RefusedError: none is there.
+        RefusedError: none is there, or they are adapters.
     """
+    if run.started.HasField("adapter_base"):
+        raise RefusedError(
+            "ADAPTER_RUN",
+            f"run {run.started.training_run_id} trained an adapter on "
+            f"{run.started.adapter_base.source or 'a model that it does not name'}: a text's "
+            "probability is traced over whole models alone",
+        )
     kept: dict[int, Kept] = {}
     for checkpoint in run.counting_checkpoints():
         directory = run.directory_of(checkpoint)

@@ -5,6 +5,7 @@ rewrite files and record together.
 """
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from whence.v1.training_pb2 import Checkpoint, TrainingDataset
 from whence_server.domain.errors import ConfigurationError, LineageError
@@ -14,20 +15,26 @@ from whence_server.engine.digests import model_signing_digest
 from whence_server.lineage.places import record_near
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import torn_end, verified_run
-from whence_server.training import contents
-from whence_server.training.comparison import file_findings, loading_findings, tensor_record
+from whence_server.training import adapter_files, bases, contents, merging
+from whence_server.training.comparison import (
+    additions,
+    file_findings,
+    loading_findings,
+    tensor_record,
+)
 from whence_server.training.contents import Tensors
 from whence_server.training.findings import Finding, Report, Verdict
 
-_ORDER = ("record", "file", "tokenizer", "tensor", "weights", "model")
+_ORDER = ("record", "file", "tokenizer", "tensor", "weights", "base", "model")
 
 
-def verify(directory: Path, record: Path | None = None) -> Report:
-    """Verifies a final model, a checkpoint, or any copy of one.
+def verify(directory: Path, record: Path | None = None, base: Path | None = None) -> Report:
+    """Verifies a final model, an adapter, a checkpoint, or any copy of one.
 
     Args:
         directory: where the model lies.
         record: its run's record; None looks for it beside the model and up to two levels above.
+        base: the model below an adapter; None looks where the record and the adapter name it.
 
     Raises:
         ConfigurationError: the directory cannot be read, or holds no model and never did as far as
@@ -55,21 +62,38 @@ def verify(directory: Path, record: Path | None = None) -> Report:
     checkpoint = _of_these_files(run, directory, files)
     if checkpoint is None:
         _require_weights(directory)
-    tensors = _load(report, run, checkpoint)
-    checkpoint = checkpoint or _of_these_weights(run, tensors)
-    if checkpoint is None:
+    loaded = _load(report, run, checkpoint)
+    checkpoint = checkpoint or _of_these_weights(run, loaded.tensors)
+    if checkpoint is not None:
+        _describe_checkpoint(report, run, checkpoint)
+        _compare(report, run, checkpoint, files, loaded)
+        if checkpoint.base_weights_digest:
+            bases.verify_base(report, run, directory, base)
+    elif not _is_base_or_merged(report, run, loaded.tensors, base):
+        if loaded.problem:
+            report.findings.append(Finding("weights", str(directory), loaded.problem))
         problem = f"not on record: no checkpoint of run {report.training_run_id} has its weights"
         report.findings.append(Finding("model", str(directory), problem))
-    else:
-        _describe_checkpoint(report, run, checkpoint)
-        _compare(report, run, checkpoint, files, tensors)
     report.findings.sort(key=lambda finding: _ORDER.index(finding.subject))
     report.verdict = Verdict.NOT_VERIFIED if report.findings else Verdict.VERIFIED
     return report
 
 
+def _is_base_or_merged(
+    report: Report, run: TrainingRun, tensors: Tensors | None, base: Path | None
+) -> bool:
+    """Describes weights of an adapter's run that no checkpoint has: its base, or a merged model."""
+    if tensors is None or not run.started.HasField("adapter_base"):
+        return False
+    if tensors.weights_digest == run.started.adapter_base.weights_digest:
+        report.num_tensors = len(tensors.records)
+        report.base = "this is the model that the run trained an adapter on, as recorded"
+        return True
+    return merging.verify_merged(report, run, tensors, base)
+
+
 def _require_weights(directory: Path) -> None:
-    if not contents.has_weights(directory):
+    if not contents.has_weights(directory) and not adapter_files.names_in(directory):
         raise ConfigurationError(f"{directory} holds no weights; give a model or a checkpoint")
 
 
@@ -81,7 +105,7 @@ def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
     )
     report.num_files = len(files)
     try:
-        tensors = contents.tensors_of(report.directory, "", None)
+        tensors = _tensors_in(report.directory, None, "", None)
     except ConfigurationError as error:
         report.notes.append(str(error))
         return report
@@ -99,18 +123,17 @@ def _of_these_files(
 ) -> Checkpoint | None:
     """The checkpoint that these files are, or were: the best match, among equal ones the newest.
 
-    Files that are all as recorded say more than a place, and a place more than some files.
+    Files that are all as recorded say more than a place, and a place more than some files. Where
+    no file is of a kind that is known to decide, as with weights in a form of their own, all do.
     """
     best: tuple[tuple[bool, bool, int], Checkpoint] | None = None
     for checkpoint in run.checkpoints:
+        deciding = [f for f in checkpoint.files if contents.decides_what_is_computed(f.path)]
+        deciding = deciding or list(checkpoint.files)
         same = sum(
-            file.path in files and files[file.path].sha256 == file.sha256
-            for file in checkpoint.files
-            if contents.decides_what_is_computed(file.path)
+            file.path in files and files[file.path].sha256 == file.sha256 for file in deciding
         )
-        whole = same == sum(
-            contents.decides_what_is_computed(file.path) for file in checkpoint.files
-        )
+        whole = same == len(deciding)
         here = run.directory_of(checkpoint).resolve() == directory.resolve()
         rank = (whole and same > 0, here, same if whole or here else 0)
         if any(rank) and (best is None or rank >= best[0]):
@@ -131,17 +154,39 @@ def _of_these_weights(run: TrainingRun, tensors: Tensors | None) -> Checkpoint |
     return best if best is not None and shared(best) else None
 
 
-def _load(report: Report, run: TrainingRun, checkpoint: Checkpoint | None) -> Tensors | None:
+class _Loaded(NamedTuple):
+    """A directory's tensors, or the reason why there are none."""
+
+    tensors: Tensors | None
+    problem: str
+
+
+def _load(report: Report, run: TrainingRun, checkpoint: Checkpoint | None) -> _Loaded:
     """The tensors as they were recorded: of the same class, in the same dtype."""
     like = checkpoint or (run.checkpoints[-1] if run.checkpoints else Checkpoint())
-    dtype = contents.dtype_of(like)
+    of_adapters = not checkpoint and run.started.HasField("adapter_base")
+    dtype = None if of_adapters else contents.dtype_of(like)
     try:
-        tensors = contents.tensors_of(report.directory, run.started.architecture, dtype)
+        tensors = _tensors_in(report.directory, checkpoint, run.started.architecture, dtype)
     except ConfigurationError as error:
-        report.findings.append(Finding("weights", str(report.directory), str(error)))
-        return None
+        return _Loaded(None, str(error))
     report.weights_digest = tensors.weights_digest
-    return tensors
+    return _Loaded(tensors, "")
+
+
+def _tensors_in(
+    directory: Path, checkpoint: Checkpoint | None, architecture: str, dtype: Any
+) -> Tensors:
+    """Those of an adapter in its own files, or of a model as transformers loads it."""
+    below = adapter_files.below_of(checkpoint) if checkpoint is not None else []
+    is_adapter = bool(adapter_files.names_in(directory, below))
+    if checkpoint is not None:
+        is_adapter = is_adapter and bool(checkpoint.base_weights_digest)
+    elif contents.has_weights(directory):
+        is_adapter = False
+    if is_adapter:
+        return contents.adapter_of(directory, below)
+    return contents.tensors_of(directory, architecture, dtype)
 
 
 def _describe_run(report: Report, run: TrainingRun) -> None:
@@ -180,7 +225,7 @@ def _compare(
     run: TrainingRun,
     checkpoint: Checkpoint,
     files: dict[str, FileDigest],
-    tensors: Tensors | None,
+    loaded: _Loaded,
 ) -> None:
     faults = report.findings
     of_files = list(file_findings(checkpoint, files))
@@ -188,30 +233,65 @@ def _compare(
     report.num_files = sum(
         file.path in files and files[file.path].sha256 == file.sha256 for file in checkpoint.files
     )
+    _tell_additions(report, run, checkpoint, files)
     _compare_tokenizer(report, run, checkpoint)
-    if tensors is not None:
-        faults += loading_findings(checkpoint, tensors)
-        expected = set(map(tensor_record, checkpoint.tensors))
-        report.num_tensors = len(expected & set(tensors.records))
-        if tensors.weights_digest != checkpoint.weights_digest:
-            faults.append(
-                Finding(
-                    "weights",
-                    "digest",
-                    "changed",
-                    checkpoint.weights_digest,
-                    tensors.weights_digest,
-                )
-            )
-        elif of_files:
-            report.notes.append(
-                f"the tensors are to the bit those of step {checkpoint.step}: files around them, "
-                "or their form, have changed"
-            )
+    _compare_tensors(report, checkpoint, loaded, files_differ=bool(of_files))
     if checkpoint.model_digest and checkpoint.model_digest != report.model_digest:
         faults.append(
             Finding("model", "digest", "changed", checkpoint.model_digest, report.model_digest)
         )
+
+
+def _tell_additions(
+    report: Report, run: TrainingRun, checkpoint: Checkpoint, files: dict[str, FileDigest]
+) -> None:
+    added = additions(checkpoint, files)
+    if added.preparing:
+        known = (
+            "to the byte the one that the run began with"
+            if run.started.tokenizer_digest == report.tokenizer_digest != ""
+            else "not on record: which one goes with these weights cannot be told"
+        )
+        report.notes.append(
+            f"added to what was saved: {', '.join(added.preparing)}; this tokenizer is {known}"
+        )
+    if added.others and checkpoint.path != ".":
+        # Beside the record lies what a training leaves, and is no part of the model.
+        report.notes.append(
+            f"added to what was saved, and no part of the model: {', '.join(added.others)}"
+        )
+
+
+def _compare_tensors(
+    report: Report, checkpoint: Checkpoint, loaded: _Loaded, *, files_differ: bool
+) -> None:
+    """Where every file is to the bit as it was saved, tensors can only have been saved so."""
+    is_untouched = bool(checkpoint.files) and not files_differ
+    tensors = loaded.tensors
+    if tensors is None:
+        if is_untouched:
+            report.notes.append(f"every file is as it was saved; {loaded.problem}")
+        else:
+            report.findings.append(Finding("weights", str(report.directory), loaded.problem))
+        return
+    expected = set(map(tensor_record, checkpoint.tensors))
+    report.num_tensors = len(expected & set(tensors.records))
+    faults = list(loading_findings(checkpoint, tensors))
+    if tensors.weights_digest != checkpoint.weights_digest:
+        digests = checkpoint.weights_digest, tensors.weights_digest
+        faults.append(Finding("weights", "digest", "changed", *digests))
+    elif files_differ:
+        report.notes.append(
+            f"the tensors are to the bit those of step {checkpoint.step}: files around them, "
+            "or their form, have changed"
+        )
+    if faults and is_untouched:
+        report.notes.append(
+            f"every file is as it was saved, and {len(faults)} things are not as the model had "
+            f"them in memory then: {'; '.join(map(str, faults[:3]))}"
+        )
+    else:
+        report.findings += faults
 
 
 def _compare_tokenizer(report: Report, run: TrainingRun, checkpoint: Checkpoint) -> None:

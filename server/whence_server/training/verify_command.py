@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the run's lineage.binpb, where it lies neither in DIR nor up to two levels above",
     )
     parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="the model below an adapter, where it is not where the record has it",
+    )
+    parser.add_argument(
         "--replay",
         type=_steps,
         metavar="A:B",
@@ -49,7 +55,7 @@ def run(parsed: argparse.Namespace) -> int:
     from whence_server.training.verify import verify
 
     try:
-        report = verify(parsed.directory, parsed.record)
+        report = verify(parsed.directory, parsed.record, parsed.base)
         is_broken = report.verdict is Verdict.NOT_VERIFIED and not report.head
         if parsed.replay is not None and is_broken:
             report.notes.append("nothing is trained again by a record that is not intact")
@@ -98,6 +104,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     weights_digest = report.weights_digest or "none"
     yield "tensors", f"{report.num_tensors}{as_recorded}; weights digest {weights_digest}"
     yield "tokenizer", f"digest {report.tokenizer_digest or 'none'}"
+    if report.base:
+        yield "base", report.base
     if report.record is None or not report.head:
         return
     yield "record", f"{report.record}: {report.num_entries} entries, intact; head {report.head}"
