@@ -31,12 +31,21 @@ def resolve_target(target: str | None) -> str:
         ValueError: the address has neither a port nor one of gRPC's schemes.
     """
     chosen = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
-    if chosen.startswith(_SCHEMES) or _HOST_AND_PORT.fullmatch(chosen):
+    if _is_text(chosen) and (chosen.startswith(_SCHEMES) or _HOST_AND_PORT.fullmatch(chosen)):
         return chosen
     raise ValueError(
         f"target {chosen!r} is not an address: write HOST:PORT, as in {DEFAULT_TARGET!r}, "
         "or unix:PATH"
     )
+
+
+def _is_text(target: str) -> bool:
+    """Says whether it is UTF-8: Python keeps other bytes of the environment as lone surrogates."""
+    try:
+        target.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def channel_options(target: str) -> list[tuple[str, int]]:

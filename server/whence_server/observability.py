@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
-from whence_server.config import ServeConfig, otlp_settings
+from whence_server.config import ServeConfig, otlp_settings, unused_variables
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
@@ -52,12 +52,13 @@ class Observability:
         self.sampler: Sampler = sampler_from(environment)
         self._journal = journal
         self._settings = settings
-        self._resource = service_resource(version("whence"))
+        self._resource = service_resource(version("whence"), environment=environment)
+        unused = unused_variables(environment)
+        if unused:
+            _log.warning("set and not used by whence: %s", ", ".join(unused))
         self._content = capture_from(environment)
         destination = otlp_settings(environment, "metrics")
-        push = None
-        if destination is not None:
-            push = PushOptions.from_environment(destination, environment)
+        push = PushOptions.from_environment(destination, environment)
         self._metrics = Metrics(
             journal,
             self._resource,

@@ -36,6 +36,7 @@ def test_no_template_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
+        ("http://caf\udce9/{trace_id}", "is not http://HOST"),
         ("http://localhost:16686", "does not say where the trace id goes: {trace_id}"),
         ("http://localhost/{traceid}", "does not say where the trace id goes: {trace_id}"),
         ("localhost:16686/trace/{trace_id}", "is not http://HOST/... or https://HOST/..."),

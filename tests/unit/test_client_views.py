@@ -92,7 +92,9 @@ def test_targets(target):
     assert resolve_target(target) == target
 
 
-@pytest.mark.parametrize("target", ["localhost", "http://localhost:1", "::1", "a b:1", "x:y"])
+@pytest.mark.parametrize(
+    "target", ["localhost", "http://localhost:1", "::1", "a b:1", "x:y", "caf\udce9:1"]
+)
 def test_targets_that_are_no_addresses(target):
     with pytest.raises(ValueError, match="HOST:PORT"):
         resolve_target(target)

@@ -1,28 +1,13 @@
 """OpenTelemetry's variables: read as its specification says, and never silently wrong."""
 
-import argparse
 from pathlib import Path
 
 import pytest
+from config_parts import ENDPOINT, HTTP, destination, otlp
 
-from whence_server.config import add_arguments, otlp_settings, serve_config
+from whence_server.config import otlp_settings
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, Signal, grpc_target
-
-HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
-
-
-def destination(*flags: str, **environment: str) -> OtlpSettings | str | None:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_arguments(parser)
-    arguments = parser.parse_args(["--model", "m", *flags])
-    return serve_config(arguments, environment).span_destination
-
-
-def otlp(*flags: str, **environment: str) -> OtlpSettings:
-    found = destination(*flags, **environment)
-    assert isinstance(found, OtlpSettings)
-    return found
 
 
 def test_nothing_set_is_no_export() -> None:
@@ -162,9 +147,6 @@ def test_an_exporter_that_would_only_turn_the_push_off(
     with pytest.raises(ConfigurationError) as caught:
         otlp_settings(ENDPOINT | {variable: names}, signal)
     assert str(caught.value) == f"{variable} '{name}': expected otlp or none{advice}"
-
-
-ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}
 
 
 @pytest.mark.parametrize(

@@ -66,22 +66,21 @@ def test_a_sampler_may_decide():
     assert not trace_context([], sampler=ALWAYS_OFF).sampled
 
 
-def test_the_resource_is_whence_unless_the_environment_says_otherwise(monkeypatch):
-    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,x=y%20z")
-    resource = service_resource("1.2", {"x": "own", "service.instance.id": "i"})
+def test_the_resource_is_whence_unless_the_environment_says_otherwise():
+    environment = {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test,x=y%20z"}
+    resource = service_resource("1.2", {"x": "own", "service.instance.id": "i"}, environment)
     assert resource.attributes["service.name"] == "whence"
     assert resource.attributes["service.version"] == "1.2"
     assert resource.attributes["service.instance.id"] == "i"
     assert resource.attributes["x"] == "y z"
     assert resource.attributes["deployment.environment.name"] == "test"
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
-    assert service_resource("1.2").attributes["service.name"] == "mine"
+    environment["OTEL_SERVICE_NAME"] = "mine"
+    named = service_resource("1.2", environment=environment)
+    assert named.attributes["service.name"] == "mine"
 
 
 @pytest.mark.parametrize("num_spans", [0, 1, 3, 200])
-def test_the_envelope_is_what_protobuf_itself_would_write(num_spans, monkeypatch):
-    monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES", raising=False)
+def test_the_envelope_is_what_protobuf_itself_would_write(num_spans):
     spans = [Span(name="x" * index, span_id=bytes(8)) for index in range(num_spans)]
     pieces = [ScopeSpans(spans=[span]).SerializeToString() for span in spans]
     request = Envelope(service_resource("1.2"), "1.2").request(pieces)

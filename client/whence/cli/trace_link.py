@@ -43,6 +43,7 @@ def trace_link(template: str, generation: GenerationState) -> str:
 
 def _is_page(text: str) -> bool:
     try:
+        text.encode()  # other bytes than UTF-8 in the environment are lone surrogates
         url = urlsplit(text)
         return url.scheme in {"http", "https"} and bool(url.hostname) and not set(text) & set(" \n")
     except ValueError:  # brackets that hold no address

@@ -1,6 +1,6 @@
 """The only reader of flags, environment and the files that they name."""
 
-from whence_server.config.otlp import otlp_settings
+from whence_server.config.otlp import otlp_settings, unused_variables
 from whence_server.config.settings import ServeConfig, add_arguments, serve_config, setting_fields
 from whence_server.config.spelling import flag_of, variable_of
 from whence_server.config.training import (
@@ -27,5 +27,6 @@ __all__ = [
     "train_fields",
     "train_flag",
     "train_settings",
+    "unused_variables",
     "variable_of",
 ]

@@ -8,6 +8,7 @@ from whence_server.config.spelling import (
     choice,
     flag_of,
     readable_file,
+    require_utf8,
     standard_boolean,
 )
 from whence_server.config.spelling import (
@@ -21,13 +22,22 @@ from whence_server.domain.otlp import (
     default_endpoint,
     grpc_target,
     http_url,
-    parse_headers,
     parse_timeout_s,
     signal_url,
 )
+from whence_server.domain.otlp_text import parse_headers, parse_resource_attributes
 
 T = TypeVar("T")
 _OTLP_TIMEOUT_S: float | None = 10.0
+_ATTRIBUTES = "OTEL_RESOURCE_ATTRIBUTES"
+_USED = re.compile(
+    r"OTEL_EXPORTER_OTLP_((TRACES|METRICS|LOGS)_)?(ENDPOINT|PROTOCOL|HEADERS|TIMEOUT|COMPRESSION"
+    r"|CERTIFICATE|CLIENT_KEY|CLIENT_CERTIFICATE|INSECURE)"
+    r"|OTEL_(TRACES|METRICS|LOGS)_EXPORTER|OTEL_SDK_DISABLED|OTEL_SERVICE_NAME"
+    r"|OTEL_RESOURCE_ATTRIBUTES|OTEL_TRACES_SAMPLER(_ARG)?|OTEL_METRIC_EXPORT_INTERVAL"
+    r"|OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+    r"|OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+)
 
 
 def otlp_settings(
@@ -53,6 +63,7 @@ def otlp_settings(
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
+    check_text(environment)
     exporters = _exporters(environment, signal, exporter)
     if signal != "traces":
         _check_others(signal, exporters)
@@ -71,12 +82,14 @@ def otlp_settings(
     )
     insecure = standard("INSECURE", standard_boolean, default=False)
     address = _endpoint(environment, signal, chosen, endpoint, insecure=insecure)
-    if not address and not exporters:
-        return None
+
+    def headers(text: str) -> dict[str, str]:
+        return parse_headers(text, grpc=chosen is OtlpProtocol.GRPC)
+
     settings = OtlpSettings(
         endpoint=address or default_endpoint(chosen, signal),
         protocol=chosen,
-        headers=standard("HEADERS", parse_headers, {}, secret=True),
+        headers=standard("HEADERS", headers, {}, secret=True),
         timeout_s=standard("TIMEOUT", parse_timeout_s, _OTLP_TIMEOUT_S),
         gzip=standard("COMPRESSION", choice("gzip", "none"), "none") == "gzip",
         insecure=insecure,
@@ -89,13 +102,37 @@ def otlp_settings(
         if settings.client_key is None:
             given, missing = missing, given
         raise ConfigurationError(f"{_of_all(given)}: it needs {_of_all(missing)} beside it")
-    return settings
+    # What is malformed is an error even where nothing is sent yet.
+    return settings if address or exporters else None
+
+
+def check_text(environment: Mapping[str, str]) -> None:
+    """Checks what cannot travel as text in OpenTelemetry's variables, and the resource's list.
+
+    Raises:
+        ConfigurationError: one holds other bytes than UTF-8, or is malformed; the message names
+            it.
+    """
+    for name, value in sorted(environment.items()):
+        if name.startswith("OTEL_"):
+            require_utf8(name, value)
+    _parsed(_ATTRIBUTES, environment.get(_ATTRIBUTES, ""), parse_resource_attributes, secret=True)
+
+
+def unused_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names the OpenTelemetry variables that are set and that nothing here reads."""
+    return [
+        name
+        for name, value in sorted(environment.items())
+        if name.startswith("OTEL_") and value.strip() and not _USED.fullmatch(name)
+    ]
 
 
 def span_destination(
     environment: Mapping[str, str], exporter: str, endpoint: str, protocol: str
 ) -> OtlpSettings | str | None:
     """An OTLP destination, the name of an exporter that is not ours, or None for no export."""
+    check_text(environment)
     names = _exporters(environment, "traces", exporter)
     if len(names) > 1:
         raise ConfigurationError(

@@ -23,6 +23,7 @@ from whence_server.config.spelling import (
     host_and_port,
     path_of,
     permissions,
+    require_utf8,
     seconds,
     stall_seconds,
     step_spans,
@@ -36,6 +37,8 @@ from whence_server.domain.otlp import OtlpSettings
 
 # Read by the client, which may share the server's environment.
 CLIENT_VARIABLES = frozenset({"WHENCE_TARGET", "WHENCE_TRACE_URL"})
+# Paths are bytes; everything else is text, and is said again on spans and in answers.
+_PATHS = frozenset({"model", "data_dir", "training_runs", "head_weights"})
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
@@ -227,6 +230,8 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
             text, source = environment.get(variable_of(name)), variable_of(name)
         if text is None:
             continue
+        if name not in _PATHS:
+            require_utf8(source, text)
         try:
             values[name] = field.metadata["parse"](text)
         except ValueError as error:
@@ -239,4 +244,6 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
     values["opentelemetry"] = {
         name: value for name, value in environment.items() if name.startswith("OTEL_")
     }
-    return ServeConfig(**values)
+    config = ServeConfig(**values)
+    require_utf8("--model-name (default: the name of --model)", config.served_name)
+    return config

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from whence_server.domain.errors import ConfigurationError
+
 LEAST_STALL_S = 5.0
 
 
@@ -19,6 +21,21 @@ def flag_of(field: str) -> str:
 def variable_of(field: str) -> str:
     """The environment variable of a setting."""
     return "WHENCE_" + field.upper()
+
+
+def require_utf8(source: str, text: str) -> None:
+    """Refuses a text with bytes that are not UTF-8, which Python keeps as lone surrogates.
+
+    Raises:
+        ConfigurationError: it has some.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise ConfigurationError(
+            f"{source}: byte {error.start + 1} (0x{byte:02X}) is not UTF-8; expected UTF-8"
+        ) from None
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 Signal: TypeAlias = Literal["traces", "metrics", "logs"]
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: a field name
-_VISIBLE = re.compile(r"[\t\x20-\x7e]*")
 _DEFAULT_GRPC_PORT = 4317
 
 
@@ -94,27 +92,6 @@ def signal_url(base: str, signal: Signal) -> str:
     if path.endswith(f"/v1/{signal}"):
         raise ValueError(f"/v1/{signal} is appended here; give the URL without it")
     return url._replace(path=f"{path}/v1/{signal}").geturl()
-
-
-def parse_headers(text: str) -> dict[str, str]:
-    """Reads "name=value,name=value", where values are percent-encoded.
-
-    What is wrong is told by its place: the text holds keys, and errors are logged.
-    """
-    headers: dict[str, str] = {}
-    for place, pair in enumerate(text.split(","), 1):
-        if not pair.strip():
-            continue
-        name, equals, value = pair.partition("=")
-        name, value = unquote(name.strip()).lower(), unquote(value.strip(), errors="strict")
-        if not equals or not _TOKEN.fullmatch(name):
-            raise ValueError(f"header {place} is no NAME=VALUE; expected NAME=VALUE,NAME=VALUE")
-        if not _VISIBLE.fullmatch(value):
-            raise ValueError(
-                f"header {place} ({name}): its value has characters that no header can hold"
-            )
-        headers[name] = value
-    return headers
 
 
 def parse_timeout_s(text: str) -> float | None:

@@ -1,5 +1,7 @@
 """OTLP over gRPC: sends a request, and says what its answer means."""
 
+from collections.abc import Mapping
+
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
@@ -8,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings, grpc_target
+from whence_server.domain.otlp_text import BINARY_SUFFIX, binary_value
 from whence_server.telemetry.seams import (
     Accepted,
     Failed,
@@ -69,7 +72,7 @@ class OtlpGrpcSink:
             target, secure = grpc_target(settings.endpoint, insecure=settings.insecure)
         except ValueError as error:
             raise ConfigurationError(f"OTLP endpoint {settings.endpoint!r}: {error}") from None
-        self._metadata = tuple((key.lower(), value) for key, value in settings.headers.items())
+        self._metadata = tuple(grpc_metadata(settings.headers).items())
         self._timeout_s = settings.timeout_s
         compression = grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression
         if secure:
@@ -104,6 +107,14 @@ class OtlpGrpcSink:
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
+
+
+def grpc_metadata(headers: Mapping[str, str]) -> dict[str, str | bytes]:
+    """Gives headers as gRPC takes them: those whose names end in "-bin" as bytes."""
+    return {
+        name: binary_value(value) if name.endswith(BINARY_SUFFIX) else value
+        for name, value in headers.items()
+    }
 
 
 def _outcome_of(error: grpc.aio.AioRpcError) -> Outcome:

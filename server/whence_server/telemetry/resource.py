@@ -7,19 +7,31 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.resources import Resource
 
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp_text import parse_resource_attributes
 from whence_server.telemetry.attributes import AttributeValue, key_values
 from whence_server.telemetry.names import SCOPE
 from whence_server.telemetry.wire import head
 
+_ATTRIBUTES, _NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
 
-def service_resource(version: str, attributes: Mapping[str, AttributeValue] = {}) -> Resource:
+
+def service_resource(
+    version: str,
+    attributes: Mapping[str, AttributeValue] = {},
+    environment: Mapping[str, str] = {},
+) -> Resource:
     """Describes this server: "whence", unless OTEL_SERVICE_NAME says otherwise.
 
     Args:
         version: whence's own.
         attributes: further ones; OTEL_RESOURCE_ATTRIBUTES goes before them.
+        environment: where OpenTelemetry's variables are; an empty one counts as unset.
+
+    Raises:
+        ConfigurationError: OTEL_RESOURCE_ATTRIBUTES is malformed.
     """
     own: dict[str, AttributeValue] = {
         "service.name": "whence",
@@ -29,7 +41,12 @@ def service_resource(version: str, attributes: Mapping[str, AttributeValue] = {}
         "telemetry.sdk.version": version,
         **attributes,
     }
-    return Resource(own).merge(OTELResourceDetector().detect())
+    try:
+        own |= parse_resource_attributes(environment.get(_ATTRIBUTES, ""))
+    except ValueError as error:
+        raise ConfigurationError(f"{_ATTRIBUTES}: {error}") from None
+    name = environment.get(_NAME, "").strip()
+    return Resource(own | ({"service.name": name} if name else {}))
 
 
 class Envelope:

@@ -68,7 +68,7 @@ def main() -> int:
 async def _export(record: Path, environment: Mapping[str, str], *, follow: bool) -> int:
     destination = span_destination(environment, "", "", "")
     about = {"service.name": SERVICE, "service.instance.id": _run_id(record)}
-    resource = service_resource(version("whence"), about)
+    resource = service_resource(version("whence"), about, environment)
     metrics = _metrics(environment, resource) if follow else None
     if destination is None and metrics is None:
         raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -127,9 +127,9 @@ async def _follow(cursor: TraceCursor, ended: asyncio.Event) -> None:
 
 def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetrics | None:
     destination = otlp_settings(environment, "metrics")
-    if destination is None:
-        return None
     options = PushOptions.from_environment(destination, environment)
+    if destination is None or options is None:
+        return None
     exporter = otlp_exporter(destination, options.preference.temporality())
     return TrainingMetrics(resource, version("whence"), exporter, options)
 

@@ -5,11 +5,13 @@ What is not set they look up in OpenTelemetry's variables, from which the settin
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import grpc
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, grpc_target
+from whence_server.telemetry.otlp_grpc import grpc_metadata
 from whence_server.telemetry.tls import channel_credentials, ssl_context
 
 _NO_LIMIT_S = 3_600.0
@@ -42,7 +44,8 @@ def _over_grpc(
         endpoint=target,
         insecure=not secure,
         credentials=channel_credentials(settings) if secure else None,
-        headers=dict(settings.headers),
+        # Its annotation forgets the binary ones.
+        headers=cast("dict[str, str]", grpc_metadata(settings.headers)),
         timeout=settings.timeout_s or _NO_LIMIT_S,
         compression=grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression,
         preferred_temporality=temporality,

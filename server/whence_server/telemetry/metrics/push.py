@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,18 +62,20 @@ class PushOptions:
 
     @classmethod
     def from_environment(
-        cls, destination: OtlpSettings, environment: Mapping[str, str]
-    ) -> "PushOptions":
+        cls, destination: OtlpSettings | None, environment: Mapping[str, str]
+    ) -> "PushOptions | None":
         """Reads the standard variables that only metrics have; an empty one counts as unset.
+
+        Args:
+            destination: where to; None checks the variables alone, and gives None.
+            environment: where they are.
 
         Raises:
             ConfigurationError: a variable has a value that means nothing.
         """
-        return cls(
-            destination,
-            _interval_s(environment.get(_INTERVAL) or "60000"),
-            _preference((environment.get(_PREFERENCE) or "cumulative").strip().lower()),
-        )
+        interval_s = _interval_s(environment.get(_INTERVAL, "").strip() or "60000")
+        preference = _preference(environment.get(_PREFERENCE, "").strip().lower() or "cumulative")
+        return None if destination is None else cls(destination, interval_s, preference)
 
 
 class MetricsPush:
@@ -168,6 +171,6 @@ def _preference(text: str) -> Preference:
 
 
 def _interval_s(text: str) -> float:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
         raise ConfigurationError(f"{_INTERVAL} {text!r}: expected whole milliseconds above 0")
     return int(text) / 1e3
