@@ -254,7 +254,8 @@ class FakeTrace(TraceServiceServicer):
     def ListSteps(self, request: Any, context: Any) -> trace_pb2.ListStepsResponse:
         self._script.unary(request, context)
         page = int(request.page_token or 0)
-        made = [e.steps.steps[0] for e in self._script.events[1:-1]]
+        kind = "prompt_steps" if request.prompt else "steps"
+        made = [step for e in self._script.events for step in getattr(e, kind).steps]
         return trace_pb2.ListStepsResponse(
             steps=made[page : page + 2],
             next_page_token=str(page + 2) if page + 2 < len(made) else "",

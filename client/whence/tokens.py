@@ -63,6 +63,7 @@ class Candidate:
     def text(self) -> str:
         """The token's own text, from the model's vocabulary.
 
+        Bytes that are no character by themselves are named: "<0xF0 0x9F>".
         Asked for the first time, `Client` fetches the vocabulary; `AsyncClient` cannot in
         a property, and needs `await client.vocabulary()` first.
 

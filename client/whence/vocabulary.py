@@ -1,9 +1,13 @@
 """What token ids mean, so that candidates can travel as bare ids."""
 
+import re
 from collections.abc import Iterator
 from typing import overload
 
 from whence.v1.model_pb2 import GetVocabularyResponse
+
+_FRAGMENT = re.compile("[\udc80-\udcff]+")
+"""Bytes that are no UTF-8, as the `surrogateescape` of PEP 383 has them."""
 
 
 class Vocabulary:
@@ -33,8 +37,14 @@ class Vocabulary:
         return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else b""
 
     def text_of(self, token_id: int) -> str:
-        """The token for people to read: U+FFFD stands for bytes that are no UTF-8."""
-        return self.bytes_of(token_id).decode("utf-8", "replace")
+        """The token for people to read: bytes that are no UTF-8 are named, as in "<0xF0 0x9F>"."""
+        escaped = self.bytes_of(token_id).decode("utf-8", "surrogateescape")
+        return _FRAGMENT.sub(_named_bytes, escaped)
+
+
+def _named_bytes(fragment: re.Match[str]) -> str:
+    raw = fragment[0].encode("utf-8", "surrogateescape")
+    return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
 
 
 class VocabularyBuilder:

@@ -267,7 +267,7 @@ async def test_errors_of_the_asynchronous_client(server):
 def test_candidates_get_their_text_from_one_vocabulary(server, client):
     tokens = [*client.generate("The"), *client.generate("The")]
     assert not server.script.requests(model_pb2.GetVocabularyRequest), "fetched only when needed"
-    assert [candidate.text for candidate in tokens[0].candidates] == ["Hello", "�"]
+    assert [candidate.text for candidate in tokens[0].candidates] == ["Hello", "<0xC3>"]
     assert tokens[-1].token_text == " 中"
     assert client.vocabulary().bytes_of(5) == b"\xc3"
     assert len(server.script.requests(model_pb2.GetVocabularyRequest)) == 1
@@ -395,7 +395,7 @@ def test_the_command_prints_json(server):
                 "logprob": -0.693147182,
                 "sampling_logprob": -0.287682086,
             },
-            {"token_id": 5, "text": "�", "logprob": -1.38629436, "sampling_logprob": None},
+            {"token_id": 5, "text": "<0xC3>", "logprob": -1.38629436, "sampling_logprob": None},
         ],
         "processors": [
             {"name": "temperature", "num_kept": 4, "removed_mass": 0.25, "token_logprob": -0.5}
@@ -431,7 +431,7 @@ def test_candidates_are_a_table(server):
     done = command(server, "generate", "The", "--candidates")
     heading, first, *_ = done.stdout.splitlines()
     assert heading.split() == ["token", "p", "rank", "runners-up"]
-    assert first.split() == ["0/0", '"Hello"', "50.0%", "0", '"�"', "25.0%"]
+    assert first.split() == ["0/0", '"Hello"', "50.0%", "0", '"<0xC3>"', "25.0%"]
 
 
 def test_exit_statuses(server):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from client_fake_server import TOKEN_IDS, VOCABULARY, FakeServer, journal
-from inside_steps import inside_journal
+from inside_steps import inside_journal, inside_step
 
 from whence.cli.main import main
 from whence.v1 import generation_pb2 as pb
+from whence.v1.step_pb2 import Step
 
 TEXT = b"".join(VOCABULARY[token_id] for token_id in TOKEN_IDS).decode()
 
@@ -78,6 +79,66 @@ def test_one_step_of_a_recorded_generation(server, command):
         (["--sequence", "1"], "--step"),
         (["--step", "-1"], "--step"),
         (["--step", "1", "--steps"], "--step"),
+    ):
+        refused = command("generations", "show", "g", *wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True), wrong
+
+
+def test_bytes_that_are_no_character_are_told_apart(server, command):
+    server.script.events = inside_journal()
+    rows = command("generate", "The", "--candidates").stdout.splitlines()
+    assert '"<0xC3>"' in rows[1]
+    assert "\ufffd" not in command("generations", "show", "g", "--step", "0").stdout
+
+
+def with_traced_prompt() -> list[pb.GenerationEvent]:
+    """Its first token has no probability; of the others the candidates are traced."""
+    started, *rest = inside_journal()
+    started.started.effective_trace.prompt = True
+    steps = [Step(index=0, token_id=0)]
+    for index, token_id in enumerate((1, 2), 1):
+        made = inside_step(index, token_id, VOCABULARY[token_id].decode())
+        made.ClearField("internals")
+        steps.append(made)
+    # In two messages, as a long prompt comes.
+    parts = [pb.StepBatch(steps=steps[:2]), pb.StepBatch(steps=steps[2:])]
+    events = [started, *(pb.GenerationEvent(prompt_steps=part) for part in parts), *rest]
+    for offset, event in enumerate(events, 1):
+        event.first_offset = event.last_offset = offset
+    return events
+
+
+def test_the_prompts_tokens_have_their_table(server, command):
+    server.script.events = with_traced_prompt()
+    for form in ("--candidates", "--internals"):
+        done = command("generate", "The", "--trace-prompt", form)
+        rows = done.stdout.splitlines()
+        assert rows[0].split() == ["prompt", "token", "p", "rank", "runners-up"]
+        assert [row.split()[:2] for row in rows[1:3]] == [["0", '"<s>"'], ["1", '"Hello"']]
+        assert rows[2].split()[-2] == '"<0xC3>"', "with its runner-up"
+        assert rows[4].split()[0] == "token"
+        assert rows[5].split()[:2] == ["0/0", '"Hello"']
+        assert ("drew on" in done.stdout) is (form == "--internals")
+        assert "no internals" not in done.stdout
+
+
+def test_a_recorded_prompts_tokens_are_shown_with_the_steps(server, command):
+    server.script.events = with_traced_prompt()
+    shown = command("generations", "show", "g", "--steps").stdout
+    assert [line.split()[0] for line in shown.splitlines() if "runners-up" in line] == [
+        "prompt",
+        "token",
+    ]
+    objects = command("generations", "show", "g", "--steps", "--json").stdout.splitlines()
+    events = [json.loads(each).get("event") for each in objects[1:]]
+    assert events == ["prompt_token"] * 3 + ["token"] * len(TOKEN_IDS)
+    one = command("generations", "show", "g", "--step", "1", "--prompt").stdout
+    assert '"Hello"' in one
+    assert "no internals" not in one
+    for wrong, said in (
+        (["--step", "3", "--prompt"], "the prompt has no step 3: 3 are on record"),
+        (["--prompt"], "--prompt goes with --step"),
+        (["--step", "0", "--sequence", "0", "--prompt"], "without --sequence"),
     ):
         refused = command("generations", "show", "g", *wrong)
         assert (refused.returncode, said in refused.stderr) == (2, True), wrong

@@ -107,7 +107,7 @@ def test_the_json_form_has_every_field():
         ],
         "self_share": 0.25,
         "layers": [
-            {"index": 0, "share": 0.25, "leader_token_id": 5, "leader_text": "\ufffd"},
+            {"index": 0, "share": 0.25, "leader_token_id": 5, "leader_text": "<0xC3>"},
             {"index": 1, "share": 0.5, "leader_token_id": 1, "leader_text": "Hello"},
             {"index": 2, "share": 0.75, "leader_token_id": 1, "leader_text": "Hello"},
         ],
@@ -131,11 +131,37 @@ def test_the_terminal_shows_sources_beside_layers():
     token = reader().read(recorded())[0]
     assert [line.split() for line in inside_lines(token, color=False)] == [
         ["position", "drew", "on", "share", "layer", "leading", "itself"],
-        ["1", '"Hello"', "50.0%", "0", '"\ufffd"', "25.0%"],
+        ["1", '"Hello"', "50.0%", "0", '"<0xC3>"', "25.0%"],
         ["0", '"<s>"', "12.5%", "1", '"Hello"', "50.0%", "<"],
         ["the", "newest", "25.0%", "2", '"Hello"', "75.0%", "<"],
         ["all", "others", "12.5%"],
     ]
+
+
+def layer_lines(leaders: list[int]) -> list[list[str]]:
+    """The table of layers alone, where each of them leads with an index into the candidates."""
+    step = recorded()[0]
+    step.internals.ClearField("self_share")
+    step.internals.layer_leaders[:] = leaders
+    step.internals.layer_shares[:] = [(layer + 1) / 100 for layer in range(len(leaders))]
+    (token,) = reader().read([step])
+    return [line.split() for line in inside_lines(token, color=False)]
+
+
+def test_many_layers_are_shown_by_where_the_leader_changes():
+    leaders = [1] * 12 + [0] + [1] * 2 + [0] * 15
+    assert layer_lines(leaders) == [
+        ["layer", "leading", "itself"],
+        ["0-11", '"<0xC3>"', "12.0%"],
+        ["12", '"Hello"', "13.0%", "<"],
+        ["13-14", '"<0xC3>"', "15.0%"],
+        ["15-29", '"Hello"', "30.0%", "<"],
+    ]
+    assert layer_lines([0] * 30)[1:] == [["0-29", '"Hello"', "30.0%", "<"]]
+
+
+def test_few_layers_have_a_row_each():
+    assert [line[0] for line in layer_lines([0] * 12)[1:]] == [str(layer) for layer in range(12)]
 
 
 def test_colour_shows_the_context_by_share():

@@ -13,7 +13,7 @@ from whence.generation import TokenReader
 from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.model_pb2 import GetVocabularyResponse
 from whence.v1.step_pb2 import Step
-from whence.vocabulary import VocabularyBuilder
+from whence.vocabulary import Vocabulary, VocabularyBuilder
 
 
 def read(recorded: Step):
@@ -80,7 +80,7 @@ def test_a_vocabulary_has_text_for_people_and_bytes_for_programs():
     builder = VocabularyBuilder()
     builder.add(GetVocabularyResponse(first_token_id=0, tokens=VOCABULARY))
     vocabulary = builder.build()
-    assert vocabulary.text_of(5) == "�"
+    assert vocabulary.text_of(5) == "<0xC3>"
     assert vocabulary[5] == b"\xc3"
     assert vocabulary.text_of(len(vocabulary)) == "", "padding beyond the tokenizer's own"
 
@@ -158,3 +158,26 @@ def test_when_to_colour(monkeypatch, mode, tty, no_color, expected):
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("TERM", "xterm")
     assert render.wants_color(mode, Stream()) is expected
+
+
+@pytest.mark.parametrize(
+    ("token", "text"),
+    [
+        (b"\xf0", "<0xF0>"),
+        (b"\xf0\x9f", "<0xF0 0x9F>"),
+        (b" \xf0\x9f\x98", " <0xF0 0x9F 0x98>"),
+        (b"\x98\x80", "<0x98 0x80>"),
+        (b"a\xc3\xa9\xffb\xfe", "a\u00e9<0xFF>b<0xFE>"),
+        ("\ufffd".encode(), "\ufffd"),
+        (b"", ""),
+    ],
+)
+def test_bytes_that_are_no_character_are_named(token, text):
+    assert Vocabulary((token,)).text_of(0) == text
+
+
+def test_named_bytes_are_never_cut():
+    first, second = render.named("<0xF0 0x9F 0x98>", 12), render.named("<0xF0 0x9F 0x99>", 12)
+    assert (first, second) == ('"<0xF0 0x9F 0x98>"', '"<0xF0 0x9F 0x99>"')
+    assert render.named("<0xF0>", 12) == '"<0xF0>"    '
+    assert render.named("a long token", 8) == '"a long\u2026'

@@ -159,7 +159,7 @@ def test_the_data_is_complete():
         "layers": {"shares": [0.25, 0.5, 0.75], "leaders": [5, 3, 3]},
     }
     assert content["prompt"]["texts"] == ["<s>", "Hello", " world"]
-    assert content["vocabulary"]["5"] == "\ufffd"
+    assert content["vocabulary"]["5"] == "<0xC3>"
     assert content["generation"]["decoding"]["sample"]["seed"] == "7"
 
 

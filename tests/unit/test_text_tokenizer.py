@@ -101,7 +101,7 @@ def test_tokens_are_as_they_appear_inside_a_text(family: str, token: str, raw: b
     ours, theirs = both(family)
     token_id = theirs.convert_tokens_to_ids(token)
     assert ours.vocabulary()[token_id] == raw
-    assert ours.token_text(token_id) == raw.decode(errors="replace")
+    assert ours.token_text(token_id) == ("<0xE2>" if raw == b"\xe2" else raw.decode())
 
 
 def test_special_tokens_are_told_apart() -> None:

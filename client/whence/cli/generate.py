@@ -110,7 +110,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     form = group.add_mutually_exclusive_group()
     form.add_argument(
-        "--candidates", action="store_true", help="each token on a line, with its runners-up"
+        "--candidates",
+        action="store_true",
+        help="each token on a line, with its runners-up; the prompt's too, with --trace-prompt",
     )
     form.add_argument("--json", action="store_true", help="one object a line; see below")
     group.add_argument(
@@ -163,13 +165,12 @@ def _show(
     arguments: argparse.Namespace,
 ) -> None:
     color = wants_color(arguments.color, sys.stdout)
-    tokens = (token for _, tokens in events for token in tokens)
     if arguments.json:
         _show_json((event for event, _ in events), generation)
     elif arguments.candidates or arguments.internals:
-        _show_table(tokens, generation, color=color, internals=arguments.internals)
+        _show_table(events, generation, color=color, internals=arguments.internals)
     else:
-        _show_text(tokens, color=color)
+        _show_text((token for _, tokens in events for token in tokens), color=color)
 
 
 def _keeping(
@@ -233,16 +234,32 @@ def _shown(token: Token, *, color: bool) -> str:
 
 
 def _show_table(
-    tokens: Iterable[Token], generation: Generation, *, color: bool, internals: bool
+    events: Iterable[tuple[GenerationEvent, list[Token]]],
+    generation: Generation,
+    *,
+    color: bool,
+    internals: bool,
 ) -> None:
-    print(table_heading())
-    for count, token in enumerate(tokens):
-        if internals and count == 0 and generation.started is not None:
-            for told in missing_lines(generation.started.unavailable):
-                print(told)
-        print(table_row(token, color=color), flush=True)
-        for told in inside_lines(token, color=color) if internals else ():
-            print(told, flush=True)
+    """The prompt's tokens, where they are traced, and then the generated ones."""
+    num_prompt_tokens = 0
+    begun = False
+    for event, tokens in events:
+        if event.WhichOneof("event") == "prompt_steps":
+            if not num_prompt_tokens:
+                print(table_heading(prompt=True))
+            for token in generation.prompt_tokens[num_prompt_tokens:]:
+                print(table_row(token, color=color, prompt=True), flush=True)
+            num_prompt_tokens = len(generation.prompt_tokens)
+        if tokens and not begun:
+            begun = True
+            print(table_heading())
+            if internals and generation.started is not None:
+                for told in missing_lines(generation.started.unavailable):
+                    print(told)
+        for token in tokens:
+            print(table_row(token, color=color), flush=True)
+            for told in inside_lines(token, color=color) if internals else ():
+                print(told, flush=True)
 
 
 def _show_json(events: Iterable[GenerationEvent], generation: Generation) -> None:

@@ -55,6 +55,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     which = showing.add_mutually_exclusive_group()
     which.add_argument("--steps", action="store_true", help="each token on a line as well")
     which.add_argument("--step", type=_index, metavar="N", help="one step whole, from 0 on")
+    showing.add_argument(
+        "--prompt", action="store_true", help="--step is one of the prompt's, where it is traced"
+    )
     showing.add_argument("--sequence", type=_index, metavar="N", help="of --step; default: 0")
     add_html(showing)
     showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
@@ -104,12 +107,14 @@ def run_show(arguments: argparse.Namespace) -> int:
     """
     if arguments.sequence is not None and arguments.step is None:
         raise UsageError("--sequence says whose --step is meant: give that too")
+    if arguments.prompt and (arguments.step is None or arguments.sequence is not None):
+        raise UsageError("--prompt goes with --step, and without --sequence")
     path = page_path(arguments)
     with connect(arguments) as client:
         generation = client.generations.get(arguments.generation_id)
         print(line(message_object(generation)) if arguments.json else _details(generation))
         if arguments.steps:
-            _show_steps(client, arguments)
+            _show_steps(client, arguments, with_prompt=generation.started.effective_trace.prompt)
         elif arguments.step is not None:
             _show_step(client, arguments)
         if path is not None:
@@ -117,34 +122,40 @@ def run_show(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _show_steps(client: Client, arguments: argparse.Namespace) -> None:
+def _show_steps(client: Client, arguments: argparse.Namespace, *, with_prompt: bool) -> None:
     color = wants_color(arguments.color, sys.stdout)
-    if not arguments.json:
-        print(f"\n{table_heading()}")
-    for token in client.generations.steps(arguments.generation_id):
-        print(_token_line(token) if arguments.json else table_row(token, color=color))
+    for prompt in (True, False) if with_prompt else (False,):
+        if not arguments.json:
+            print(f"\n{table_heading(prompt=prompt)}")
+        for token in client.generations.steps(arguments.generation_id, prompt=prompt):
+            if arguments.json:
+                print(_token_line(token, prompt=prompt))
+            else:
+                print(table_row(token, color=color, prompt=prompt))
 
 
 def _show_step(client: Client, arguments: argparse.Namespace) -> None:
-    sequence_index = arguments.sequence or 0
-    num_steps = 0
-    for token in client.generations.steps(arguments.generation_id):
-        if token.sequence_index != sequence_index:
-            continue
-        if token.index == arguments.step:
-            break
-        num_steps += 1
-    else:
-        raise UsageError(
-            f"sequence {sequence_index} has no step {arguments.step}: {num_steps} are on record"
-        )
+    token = _step(client, arguments)
     if arguments.json:
-        print(_token_line(token))
+        print(_token_line(token, prompt=arguments.prompt))
         return
     print()
     color = wants_color(arguments.color, sys.stdout)
-    for told in step_lines(token, color=color):
+    for told in step_lines(token, color=color, prompt=arguments.prompt):
         print(told)
+
+
+def _step(client: Client, arguments: argparse.Namespace) -> Token:
+    sequence_index = arguments.sequence or 0
+    num_steps = 0
+    for token in client.generations.steps(arguments.generation_id, prompt=arguments.prompt):
+        if token.sequence_index != sequence_index:
+            continue
+        if token.index == arguments.step:
+            return token
+        num_steps += 1
+    whose = "the prompt" if arguments.prompt else f"sequence {sequence_index}"
+    raise UsageError(f"{whose} has no step {arguments.step}: {num_steps} are on record")
 
 
 def _save(path: Path, client: Client, generation: GetGenerationResponse) -> None:
@@ -156,8 +167,8 @@ def _save(path: Path, client: Client, generation: GetGenerationResponse) -> None
     save_page(path, client, started, finished, steps, prompt_steps=prompt_steps)
 
 
-def _token_line(token: Token) -> str:
-    return line({"event": "token", **token_object(token)})
+def _token_line(token: Token, *, prompt: bool) -> str:
+    return line({"event": "prompt_token" if prompt else "token", **token_object(token)})
 
 
 def run_watch(arguments: argparse.Namespace) -> int:

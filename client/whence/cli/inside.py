@@ -1,14 +1,17 @@
 """What reaches the terminal of a token's internals: its context by shares, its layers."""
 
-from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, zip_longest
 
-from whence.cli.render import CANDIDATE_COLUMNS, fitted, percent, quoted, safe
-from whence.internals import Internals
+from whence.cli.render import CANDIDATE_COLUMNS, columns, named, padded, percent, quoted, safe
+from whence.internals import Internals, Layer
 from whence.tokens import Token
 
 LISTED = 8
 """Sources in the list, strongest first; `--json` has all."""
+
+MOST_LAYERS = 12
+"""More layers than these are shown by where the leader changes; `--json` has all."""
 
 _INDENT = " " * 9
 _GAP = " " * 3
@@ -35,8 +38,9 @@ def inside_lines(token: Token, *, color: bool, whole: bool = False) -> Iterator[
     if color and token.context_token_ids and internals.self_share is not None:
         yield f"{_INDENT}{'context':>8}  " + "".join(_context(token, internals, whole=whole))
     blocks = [block for block in (_sources(internals), _layers(token, internals)) if block]
+    widths = [max(_BLOCK_COLUMNS, *map(columns, block)) for block in blocks]
     for row in zip_longest(*blocks, fillvalue=""):
-        yield (_INDENT + _GAP.join(fitted(part, _BLOCK_COLUMNS) for part in row)).rstrip()
+        yield (_INDENT + _GAP.join(map(padded, row, widths))).rstrip()
     if not internals.layers and not token.candidates:
         yield f"{_INDENT}no layers: they are shares among candidates, and there are none"
 
@@ -56,7 +60,7 @@ def _sources(internals: Internals) -> list[str]:
     return [
         _row("position", "drew on", "share"),
         *(
-            _row(source.position, _quoted(source.token_id, source.text), percent(source.share))
+            _row(source.position, _named(source.token_id, source.text), percent(source.share))
             for source in listed
         ),
         _row("", "the newest", percent(internals.self_share)),
@@ -65,23 +69,34 @@ def _sources(internals: Internals) -> list[str]:
 
 
 def _layers(token: Token, internals: Internals) -> list[str]:
-    """A table of the layers; a mark where the chosen token leads."""
+    """A table of the layers, each run with its last one's share; a mark where the token leads."""
     if not internals.layers:
         return []
     rows = [_row("layer", "leading", "itself")]
-    for layer in internals.layers:
-        leads = layer.leader_token_id is not None and layer.leader_token_id == token.token_id
-        text = _quoted(layer.leader_token_id, layer.leader_text)
-        rows.append(_row(layer.index, text, percent(layer.share)) + (" <" if leads else ""))
+    for run in _runs(internals.layers):
+        first, last = run[0], run[-1]
+        leads = last.leader_token_id is not None and last.leader_token_id == token.token_id
+        text = _named(last.leader_token_id, last.leader_text)
+        place = f"{first.index}" if len(run) == 1 else f"{first.index}-{last.index}"
+        rows.append(_row(place, text, percent(last.share)) + (" <" if leads else ""))
     return rows
 
 
+def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Yield each layer; of many, those in a row that have the same leader, together."""
+    if len(layers) <= MOST_LAYERS:
+        yield from ([layer] for layer in layers)
+    else:
+        for _, run in groupby(layers, key=lambda layer: layer.leader_token_id):
+            yield list(run)
+
+
 def _row(first: int | str, text: str, share: str) -> str:
-    return f"{first:>8}  {fitted(text, CANDIDATE_COLUMNS)}  {share:>6}"
+    return f"{first:>8}  {padded(text, CANDIDATE_COLUMNS)}  {share:>6}"
 
 
-def _quoted(token_id: int | None, text: str) -> str:
-    return "" if token_id is None else quoted(text)
+def _named(token_id: int | None, text: str) -> str:
+    return "" if token_id is None else named(text, CANDIDATE_COLUMNS)
 
 
 def _context(token: Token, internals: Internals, *, whole: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ from whence.cli.inside import inside_lines
 from whence.cli.render import (
     CANDIDATE_COLUMNS,
     fitted,
+    named,
     percent,
     quoted,
     safe,
@@ -19,19 +20,21 @@ _INDENT = " " * 9
 _NAME_COLUMNS = CANDIDATE_COLUMNS + 10
 
 
-def step_lines(token: Token, *, color: bool) -> Iterator[str]:
+def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[str]:
     """The step's record, for people to read.
 
     Args:
         token: the step's.
         color: whether probabilities and shares are shown as colours too.
+        prompt: whether it is of the prompt, which has no internals.
     """
-    yield table_heading()
-    yield table_row(token, color=color)
+    yield table_heading(prompt=prompt)
+    yield table_row(token, color=color, prompt=prompt)
     yield from _candidates(token)
     yield from _processors(token)
     yield from _choice(token)
-    yield from inside_lines(token, color=color, whole=True)
+    if not prompt:
+        yield from inside_lines(token, color=color, whole=True)
     yield from _timing(token)
 
 
@@ -40,7 +43,7 @@ def _candidates(token: Token) -> Iterator[str]:
         return
     yield f"{_INDENT}{fitted('candidate', _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
     for candidate in token.candidates:
-        text = fitted(quoted(candidate.text), _NAME_COLUMNS)
+        text = named(candidate.text, _NAME_COLUMNS)
         removed = candidate.sampling_logprob == -math.inf
         chosen_from = "removed" if removed else percent(candidate.sampling_probability)
         row = f"{_INDENT}{text}  {percent(candidate.probability):>7}  {chosen_from:>11}"

@@ -1,6 +1,7 @@
 """What reaches the terminal: escaped text, colours by probability, aligned columns."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Literal, TextIO
@@ -14,6 +15,8 @@ _RAMP = (196, 202, 208, 214, 220, 226, 190, 154, 118, 82, 46)
 
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that make a line read otherwise than it was written."""
+
+_NAMED_BYTES = re.compile("<0x[0-9A-F]{2}[^>]*>")
 
 TOKEN_COLUMNS = 16
 CANDIDATE_COLUMNS = 12
@@ -58,15 +61,22 @@ def painted(text: str, probability: float | None) -> str:
     return f"\x1b[38;5;{color}m{text}\x1b[39m"
 
 
-def table_heading() -> str:
+def table_heading(*, prompt: bool = False) -> str:
     """The column names of `table_row`."""
-    return f"{'':>7}  {fitted('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
+    place = "prompt" if prompt else ""
+    return f"{place:>7}  {fitted('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
 
 
-def table_row(token: Token, *, color: bool) -> str:
-    """A token on a line: its place, its text, its probability and rank, its runners-up."""
-    place = f"{token.sequence_index}/{token.index}"
-    text = fitted(quoted(token.token_text or token.text), TOKEN_COLUMNS)
+def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
+    """A token on a line: its place, its text, its probability and rank, its runners-up.
+
+    Args:
+        token: the token.
+        color: whether its probability is shown as a colour too.
+        prompt: whether it is the prompt's, whose place is its index alone.
+    """
+    place = f"{token.index}" if prompt else f"{token.sequence_index}/{token.index}"
+    text = named(token.token_text or token.text, TOKEN_COLUMNS)
     rank = "" if token.rank is None else str(token.rank)
     row = (
         f"{place:>7}  {painted(text, token.probability) if color else text}  "
@@ -82,7 +92,7 @@ def _runners_up(token: Token) -> Iterator[str]:
 
 
 def _candidate(candidate: Candidate) -> str:
-    text = fitted(quoted(candidate.text), CANDIDATE_COLUMNS)
+    text = named(candidate.text, CANDIDATE_COLUMNS)
     return f"{text} {percent(candidate.probability):>6}"
 
 
@@ -91,17 +101,36 @@ def percent(probability: float | None) -> str:
     return "" if probability is None else f"{probability:.1%}"
 
 
+def named(text: str, num_columns: int) -> str:
+    """A token's text in quotes, cut or padded to so many columns of a terminal.
+
+    Named bytes are never cut: tokens that begin a character often differ in the last one alone.
+    """
+    shown = quoted(text)
+    return (padded if _NAMED_BYTES.search(text) else fitted)(shown, num_columns)
+
+
+def padded(text: str, num_columns: int) -> str:
+    """The text padded to so many columns of a terminal, and never cut."""
+    return text + " " * (num_columns - columns(text))
+
+
 def fitted(text: str, num_columns: int) -> str:
     """The text cut or padded to so many columns of a terminal."""
     shown = ""
     used = 0
-    total = sum(map(_columns, text))
+    total = columns(text)
     for character in text:
         if total > num_columns and used + _columns(character) >= num_columns:
             shown, used = shown + "…", used + 1
             break
         shown, used = shown + character, used + _columns(character)
     return shown + " " * (num_columns - used)
+
+
+def columns(text: str) -> int:
+    """Count the columns that the text takes on a terminal."""
+    return sum(map(_columns, text))
 
 
 def _columns(character: str) -> int:

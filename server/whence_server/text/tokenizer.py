@@ -22,6 +22,7 @@ from whence_server.text.vocabulary import (
     byte_values,
     decoder_types,
     is_byte_level,
+    named_bytes,
     special_texts,
     special_tokens,
     visible_tokens,
@@ -147,10 +148,13 @@ class TextTokenizer(TextEncoder):
         return self._vocabulary
 
     def token_text(self, token_id: int) -> str:
-        """One token's own text, a special token's name included; U+FFFD for partial bytes."""
+        """One token's own text, a special token's name included.
+
+        Bytes that are no character by themselves are named, as in "<0xF0 0x9F>".
+        """
         if token_id >= len(self._vocabulary):
             return ""
-        return self._vocabulary[token_id].decode(errors="replace")
+        return named_bytes(self._vocabulary[token_id])
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token adds no text to an output."""

@@ -8,6 +8,8 @@ from itertools import chain
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+_FRAGMENT = re.compile("[\udc80-\udcff]+")
+"""Bytes that are no UTF-8, as the `surrogateescape` of PEP 383 has them."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -87,6 +89,14 @@ def vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
         if token_id < size:
             vocabulary[token_id] = raw
     return vocabulary
+
+
+def named_bytes(token: bytes) -> str:
+    """Return a token for people to read: what is no UTF-8 is named, as in "<0xF0 0x9F>"."""
+    escaped = token.decode("utf-8", "surrogateescape")
+    return _FRAGMENT.sub(
+        lambda found: f"<{' '.join(f'0x{ord(c) - 0xDC00:02X}' for c in found[0])}>", escaped
+    )
 
 
 def _byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
