@@ -15,7 +15,7 @@ PEEK_BYTES = 64
 """So many first bytes of a STARTED entry hold its generation's id."""
 _ID_TAG = 0x0A
 _LONGEST_SHORT_ID = 0x7F
-_PLACE = struct.Struct(">QQB")
+_PLACE = struct.Struct(">qqB")
 
 
 class SpineEntry(NamedTuple):
@@ -104,7 +104,9 @@ def spine_digest(entries: Iterable[SpineEntry]) -> tuple[int, bytes]:
     """The number of entries, and `Deletion.entries_digest` over them."""
     whole, number = hashlib.sha256(), 0
     for entry in entries:
-        whole.update(_PLACE.pack(entry.position, entry.offset, entry.kind) + entry.inner_digest)
+        whole.update(
+            _PLACE.pack(entry.position, entry.offset, entry.kind & 0xFF) + entry.inner_digest
+        )
         number += 1
     return number, whole.digest()
 

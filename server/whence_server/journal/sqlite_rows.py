@@ -17,6 +17,7 @@ INDEX_COLUMNS = (
     "num_prompt_tokens"
 )
 KINDS = {kind.value: kind for kind in EntryKind}  # a tenth of the time of EntryKind(kind)
+_MAX_TOKENS = 2**32
 # Texts come as bytes: one that is no UTF-8 must cost its own row alone.
 ROW_COLUMNS = f"""
     CAST(g.generation_id AS BLOB), CAST(g.trace_id AS BLOB), CAST(g.model AS BLOB),
@@ -147,7 +148,7 @@ def parsed_row(stored: Iterable[Any]) -> ParsedRow:
         index = _index(columns)
         finish = None
         if finish_reason is not None and not deleted:
-            finish = FinishIndex(FinishReason(finish_reason), num_tokens, preview.decode())
+            finish = FinishIndex(FinishReason(finish_reason), _number(num_tokens), preview.decode())
     except (ValueError, TypeError, AttributeError) as error:
         damage = f"its row cannot be read: {error}"
         return ParsedRow(_blank(generation_id, damage), started_position)
@@ -167,8 +168,15 @@ def _index(columns: list[Any]) -> GenerationIndex:
         digest.decode(),
         labels_of(labels),
         preview.decode(),
-        num_tokens + 0,
+        _number(num_tokens),
     )
+
+
+def _number(stored: Any) -> int:
+    """A number of tokens."""
+    if not 0 <= stored < _MAX_TOKENS:
+        raise ValueError(f"{stored} is no number of tokens")
+    return int(stored)
 
 
 def _blank(

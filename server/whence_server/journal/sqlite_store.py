@@ -158,10 +158,13 @@ class SqliteStore:
             raise
 
     def _destroy(self, generation_id: str, before: int) -> None:
-        ((generation, secret),) = self._connection.execute(
+        found = self._connection.execute(
             "SELECT started_position, secret FROM generations WHERE generation_id = ?",
             (generation_id,),
-        )
+        ).fetchall()
+        if not found:
+            return  # A damaged row must not cost the whole batch.
+        ((generation, secret),) = found
         rows = self._connection.execute(
             "SELECT position, kind, payload FROM entries "
             "WHERE writer = ? AND generation = ? AND payload IS NOT NULL AND position < ?",
@@ -171,7 +174,7 @@ class SqliteStore:
             "UPDATE entries SET payload = NULL, inner_digest = ? WHERE writer = ? AND position = ?",
             (
                 (
-                    inner_digest(b"" if kind == EntryKind.CALL else secret, payload),
+                    inner_digest(b"" if kind == EntryKind.CALL else secret or b"", payload),
                     _WRITER,
                     position,
                 )

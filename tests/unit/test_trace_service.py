@@ -1,0 +1,178 @@
+"""TraceService over a journal, on a socket: bounds of a filter, and answers beside damaged rows."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from journal_records import DELETED, FIRST, RUNNING, SECOND, change, fill
+from rpc_errors import failure_of
+
+from whence.v1 import trace_pb2 as t
+from whence.v1 import trace_pb2_grpc
+from whence_server.journal.journal import Journal
+from whence_server.rpc import trace_servicer
+from whence_server.rpc.calls import CallLog, service_handler
+from whence_server.rpc.trace_servicer import TraceServicer
+
+SWAP_IDS = (
+    f"UPDATE generations SET generation_id = 'x' WHERE generation_id = '{FIRST}'",
+    f"UPDATE generations SET generation_id = '{FIRST}' WHERE generation_id = '{SECOND}'",
+    f"UPDATE generations SET generation_id = '{SECOND}' WHERE generation_id = 'x'",
+)
+
+
+@asynccontextmanager
+async def serving(directory):
+    journal = await Journal.open(directory)
+    server = grpc.aio.server()
+    methods = TraceServicer(journal, asyncio.Event()).methods()
+    handler = service_handler(trace_servicer.SERVICE, methods, CallLog(lambda _: None))
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield trace_pb2_grpc.TraceServiceStub(channel)
+    await server.stop(None)
+    await journal.close()
+
+
+ANSWERS = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+async def code_of(call):
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def failed(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return failure_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        (t.GenerationFilter(labels={f"k{i}": "v" for i in range(33)}), "filter.labels"),
+        (t.GenerationFilter(labels={f"k{i}": "v" for i in range(998)}), "filter.labels"),
+        (t.GenerationFilter(labels={f"k{i}": "v" for i in range(20_000)}), "filter.labels"),
+        (t.GenerationFilter(labels={"": "v"}), "filter.labels"),
+        (t.GenerationFilter(labels={"k": "v" * 257}), "filter.labels[k]"),
+        (t.GenerationFilter(labels={"k" * 257: "v"}), f"filter.labels[{'k' * 64}]"),
+        (t.GenerationFilter(model="m" * 1_025), "filter.model"),
+        (t.GenerationFilter(trace_id="1" * 33), "filter.trace_id"),
+    ],
+)
+async def test_a_filter_beyond_its_bounds_is_refused_by_field(tmp_path, wanted, field):
+    async with serving(tmp_path) as stub:
+        refused = await failed(stub.ListGenerations(t.ListGenerationsRequest(filter=wanted)))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert list(refused.fields) == [field]
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(filter=wanted))
+        refused = await failed(watch.read())
+        assert (refused.code, list(refused.fields)) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
+
+
+async def test_a_filter_at_its_bounds_is_served(tmp_path):
+    await fill(tmp_path)
+    labels = {f"{i:03}" + "k" * 253: "v" * 256 for i in range(31)} | {"team": "blue"}
+    wanted = t.GenerationFilter(labels=labels, model="m" * 1_024, trace_id="1" * 32)
+    async with serving(tmp_path) as stub:
+        page = await stub.ListGenerations(t.ListGenerationsRequest(filter=wanted))
+        assert (len(page.generations), page.next_page_token) == (0, "")
+        wanted = t.GenerationFilter(labels={"team": "blue"})
+        page = await stub.ListGenerations(t.ListGenerationsRequest(filter=wanted))
+        assert [s.generation_id for s in page.generations] == [RUNNING, SECOND, FIRST]
+
+
+async def test_a_page_token_of_megabytes_is_refused(tmp_path):
+    async with serving(tmp_path) as stub:
+        request = t.ListGenerationsRequest(page_token="A" * (3 << 20))
+        refused = await failed(stub.ListGenerations(request))
+        assert list(refused.fields) == ["page_token"]
+
+
+async def test_swapped_ids_give_nobody_the_others_record(tmp_path):
+    await fill(tmp_path)
+    change(tmp_path, *SWAP_IDS)
+    async with serving(tmp_path) as stub:
+        for generation_id in (FIRST, SECOND):
+            for call in (
+                stub.GetGeneration(t.GetGenerationRequest(generation_id=generation_id)),
+                stub.ListSteps(t.ListStepsRequest(generation_id=generation_id)),
+                stub.DeleteGeneration(t.DeleteGenerationRequest(generation_id=generation_id)),
+            ):
+                failure = await failed(call)
+                assert failure.code is grpc.StatusCode.DATA_LOSS
+                assert failure.reason == "RECORD_DAMAGED"
+        page = await stub.ListGenerations(t.ListGenerationsRequest())
+        damaged = {s.generation_id: s for s in page.generations if s.damage}
+        assert set(damaged) == {FIRST, SECOND}
+        assert {s.prompt_preview for s in damaged.values()} == {""}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE {table} SET {column} = {value}",
+        "UPDATE {table} SET {column} = {value} WHERE rowid_of_first",
+    ],
+)
+@pytest.mark.parametrize(
+    ("table", "column", "values"),
+    [
+        ("generations", column, values)
+        for column, values in (
+            ("writer", ("2", "-1")),
+            ("secret", ("NULL", "x''", "zeroblob(32)")),
+            ("trace_id", ("''", "CAST(x'ff' AS TEXT)")),
+            ("model", ("''", "CAST(x'ff' AS TEXT)")),
+            ("start_time_ns", ("0", "-9223372036854775808", "9223372036854775807")),
+            ("request_digest", ("''", "CAST(x'ff' AS TEXT)")),
+            ("labels", ("''", "'{'", "'null'", "CAST(x'ff' AS TEXT)", "'{\"a\": {}}'")),
+            ("prompt_preview", ("CAST(x'ff' AS TEXT)", "CAST(zeroblob(9) AS TEXT)")),
+            ("num_prompt_tokens", ("-1", "9223372036854775807")),
+            ("finish_reason", ("NULL", "-1", "99", "9223372036854775807")),
+            ("num_generated_tokens", ("-1", "9223372036854775807")),
+            ("text_preview", ("CAST(x'ff' AS TEXT)",)),
+            ("deleted", ("0", "1", "2", "-1")),
+        )
+    ]
+    + [
+        ("entries", column, values)
+        for column, values in (
+            ("payload", ("NULL", "x''", "x'ff'", "zeroblob(100)")),
+            ("inner_digest", ("x''",)),
+            ("kind", ("0", "99", "-1")),
+            ("hash", ("x''",)),
+        )
+    ],
+)
+async def test_no_value_of_any_column_is_internal(tmp_path, statement, table, column, values):
+    """Each answer is a record, or says what is wrong with it; none is a bug."""
+    await fill(tmp_path / "whole")
+    for number, value in enumerate(values):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "journal.db").write_bytes((tmp_path / "whole" / "journal.db").read_bytes())
+        one = f"generation_id = '{FIRST}'" if table == "generations" else "position = 3"
+        text = statement.format(table=table, column=column, value=value)
+        change(directory, text.replace("rowid_of_first", one))
+        async with serving(directory) as stub:
+            await stub.ListGenerations(t.ListGenerationsRequest())
+            for generation_id in (FIRST, SECOND, DELETED, RUNNING):
+                for call in (
+                    stub.GetGeneration(t.GetGenerationRequest(generation_id=generation_id)),
+                    stub.ListSteps(t.ListStepsRequest(generation_id=generation_id)),
+                    stub.DeleteGeneration(t.DeleteGenerationRequest(generation_id=generation_id)),
+                ):
+                    assert await code_of(call) in ANSWERS, value
