@@ -76,6 +76,7 @@ class Observability:
             exports={name: exporter.health for name, exporter in self._exporters.items()},
             hide_words=self._content is not ContentCapture.NO_CONTENT,
         )
+        self._health.journal_trouble = lambda: journal.trouble.reason if journal.trouble else ""
         self._page: MetricsServer | None = None
 
     async def start(self) -> None:

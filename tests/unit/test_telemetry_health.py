@@ -101,6 +101,13 @@ def test_what_is_behind_and_by_how_much():
     }
 
 
+def test_a_journal_that_cannot_be_written_says_why():
+    health = Health("0.1.0")
+    assert "journal" not in document(health)
+    health.journal_trouble = lambda: "JOURNAL_FULL"
+    assert document(health)["journal"] == {"writable": False, "reason": "JOURNAL_FULL"}
+
+
 def test_a_server_that_drains_says_so():
     health = Health("9.8.7", is_draining=lambda: True)
     assert not health.answer().serving

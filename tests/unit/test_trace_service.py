@@ -14,6 +14,7 @@ from whence_server.journal.journal import Journal
 from whence_server.rpc import trace_servicer
 from whence_server.rpc.calls import CallLog, service_handler
 from whence_server.rpc.trace_servicer import TraceServicer
+from whence_server.telemetry.encoder import SpanEncoder, UnreadableEntryError
 
 SWAP_IDS = (
     f"UPDATE generations SET generation_id = 'x' WHERE generation_id = '{FIRST}'",
@@ -118,6 +119,31 @@ async def test_swapped_ids_give_nobody_the_others_record(tmp_path):
         damaged = {s.generation_id: s for s in page.generations if s.damage}
         assert set(damaged) == {FIRST, SECOND}
         assert {s.prompt_preview for s in damaged.values()} == {""}
+
+
+async def test_a_watcher_is_spared_what_is_damaged_and_sees_the_rest(tmp_path):
+    await fill(tmp_path)
+    change(tmp_path, *SWAP_IDS)
+    async with serving(tmp_path) as stub:
+        # "p1:0", the beginning.
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position="cDE6MA=="))
+        first = await watch.read()
+        assert first.generation_id == first.event.started.generation_id == RUNNING
+        watch.cancel()
+
+
+async def test_exporters_leave_out_what_is_damaged_and_go_on(tmp_path):
+    await fill(tmp_path)
+    change(tmp_path, *SWAP_IDS)
+    journal = await Journal.open(tmp_path)
+    encoder, unreadable = SpanEncoder(journal), 0
+    for entry in reversed(await journal.read_committed(0)):
+        try:
+            await encoder.spans_of(entry)
+        except UnreadableEntryError:
+            unreadable += 1
+    assert unreadable > 0
+    await journal.close()
 
 
 @pytest.mark.parametrize(

@@ -35,15 +35,16 @@ def rebuild_journal(data_dir: Path) -> int:
     Raises:
         ConfigurationError: a server uses the journal, or it cannot be opened.
     """
-    lock = DirectoryLock(data_dir)
+    try:
+        lock = DirectoryLock(data_dir)
+    except OSError as error:
+        raise ConfigurationError(f"the journal in {data_dir} cannot be used: {error}") from error
     try:
         store = SqliteStore(data_dir / "journal.db", Durability.STRICT)
         try:
             return store.rebuild(_rebuild)
         finally:
             store.close()
-    except OSError as error:
-        raise ConfigurationError(f"the journal in {data_dir} cannot be used: {error}") from error
     finally:
         lock.release()
 

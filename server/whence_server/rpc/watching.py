@@ -12,6 +12,7 @@ from whence_server.domain.errors import (
     FieldViolation,
     GenerationNotFoundError,
     InvalidRequestError,
+    RecordDamagedError,
 )
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import ListFilter
@@ -100,7 +101,7 @@ class WatchFilter:
     async def _matching(self, generation_id: str) -> bool:
         try:
             index = (await self._journal.get(generation_id)).index
-        except GenerationNotFoundError:
+        except (GenerationNotFoundError, RecordDamagedError):
             return False
         wanted = self._wanted
         return (

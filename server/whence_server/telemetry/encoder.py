@@ -8,7 +8,11 @@ from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import BeamRound, GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import GenerationNotFoundError, JournalError
+from whence_server.domain.errors import (
+    GenerationNotFoundError,
+    JournalError,
+    RecordDamagedError,
+)
 from whence_server.telemetry.beams import beam_round_span
 from whence_server.telemetry.blocks import BlockSpans
 from whence_server.telemetry.bounds import sequence_bounds
@@ -80,7 +84,7 @@ class SpanEncoder:
                 self._remember(entry.generation_id, origin_of(started))
         except GenerationNotFoundError:  # deleted since the entry was read
             return []
-        except (DecodeError, ValueError) as error:
+        except (DecodeError, ValueError, RecordDamagedError) as error:
             raise UnreadableEntryError(
                 f"entry {entry.position} (generation {entry.generation_id!r}, "
                 f"{entry.kind.name}) makes no span: {error}"

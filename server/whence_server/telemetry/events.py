@@ -9,7 +9,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_DEBUG, LogRecor
 
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import GenerationNotFoundError
+from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
 from whence_server.telemetry import names
 from whence_server.telemetry.attributes import key_values
 from whence_server.telemetry.bounds import sequence_bounds
@@ -62,7 +62,7 @@ class EventEncoder:
             record = await self._record(entry, started)
         except GenerationNotFoundError:  # deleted since the entry was read
             return []
-        except (DecodeError, ValueError) as error:
+        except (DecodeError, ValueError, RecordDamagedError) as error:
             raise UnreadableEntryError(
                 f"entry {entry.position} (generation {entry.generation_id!r}, "
                 f"{entry.kind.name}) makes no event: {error}"

@@ -65,6 +65,7 @@ class Health:
         generations: set once the model is loaded.
         consumers: how far each of the journal's is behind, by its name.
         exports: those of them that send something away, by the same name.
+        journal_trouble: why the journal cannot be written, as a reason for programs; "" if it can.
         hide_words: leave out what destinations say in their own words: where they get content,
             it may be in these.
     """
@@ -76,6 +77,7 @@ class Health:
     generations: GenerationsHealth | None = None
     consumers: dict[str, Callable[[], Behind]] = field(default_factory=dict)
     exports: dict[str, Callable[[], ExportHealth]] = field(default_factory=dict)
+    journal_trouble: Callable[[], str] = lambda: ""
     hide_words: bool = False
 
     def answer(self) -> HealthAnswer:
@@ -99,6 +101,8 @@ class Health:
                 "running": self.generations.num_running,
                 "sequences_waiting": self.generations.num_waiting_sequences,
             }
+        if trouble := self.journal_trouble():
+            document["journal"] = {"writable": False, "reason": trouble}
         document["consumers"] = {name: self._consumer(name) for name in self.consumers}
         return document
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import GenerationNotFoundError
+from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
 from whence_server.telemetry.lag import Behind, Lag
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.generations import UNREADABLE, GenerationMetrics
@@ -146,7 +146,7 @@ class MetricsCursor:
         """Finds out how a generation started that ends here and began in an earlier process."""
         try:
             found = await self._journal.read(generation_id, 0, 1, _STARTED)
-        except GenerationNotFoundError:  # deleted since
+        except (GenerationNotFoundError, RecordDamagedError):  # deleted since, or damaged
             return
         if found and found[0].payload:
             self._generations.begun_before(generation_id, found[0].payload)
