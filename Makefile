@@ -37,6 +37,14 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? c
 test: setup ## Run every test
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
+# Campaigns against a server and its engine, whose short forms `make test` runs. CHAOS_ROUNDS is how
+# long each is; CHAOS_SEED, which a failure names, begins with another round.
+CHAOS_ROUNDS ?= 200
+
+.PHONY: chaos
+chaos: setup ## Attack servers and engines with extreme requests for a quarter of an hour
+	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest tests/chaos
+
 .PHONY: test-cuda
 test-cuda: setup ## Run the engine's tests on a GPU, where torch has CUDA
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA device here')"

@@ -104,7 +104,7 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
             decoding=D(sample=S(temperature=-1, top_p=0, min_p=2), max_new_tokens=0),
         ),
         {
-            "decoding.sample.temperature": "above 0",
+            "decoding.sample.temperature": "from 1e-09 to 1e+09",
             "decoding.sample.top_p": "(0, 1]",
             "decoding.sample.min_p": "[0, 1]",
             "decoding.max_new_tokens": "at least 1",
@@ -119,11 +119,11 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
             ),
         ),
         {
-            "decoding.sample.temperature": "above 0",
+            "decoding.sample.temperature": "from 1e-09 to 1e+09",
             "decoding.sample.typical_p": "(0, 1]",
             "decoding.sample.epsilon_cutoff": "[0, 1)",
             "decoding.sample.eta_cutoff": "[0, 1)",
-            "decoding.repetition_penalty": "above 0",
+            "decoding.repetition_penalty": "from 0.01 to 100",
         },
     ),
     "nan and infinite bias": (
@@ -206,6 +206,33 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
             prompt="x", decoding=D(beam_search=g.BeamSearch(num_beams=2), num_return_sequences=3)
         ),
         {"decoding.num_return_sequences": "more than num_beams, 2"},
+    ),
+    "numbers by which scores would leave float32": (
+        g.GenerateRequest(
+            prompt="x",
+            decoding=D(
+                sample=S(temperature=1e-10),
+                repetition_penalty=3.4e38,
+                logit_bias={5: -3.4e38, 6: 1.1e9},
+                no_repeat_ngram_size=129,
+            ),
+        ),
+        {
+            "decoding.sample.temperature": "from 1e-09 to 1e+09",
+            "decoding.repetition_penalty": "from 0.01 to 100",
+            "decoding.logit_bias[5]": "from -1e+09 to 1e+09",
+            "decoding.logit_bias[6]": "from -1e+09 to 1e+09",
+            "decoding.no_repeat_ngram_size": "at most 128",
+        },
+    ),
+    "a length to a power that float32 cannot hold": (
+        g.GenerateRequest(
+            prompt="x",
+            decoding=D(
+                beam_search=g.BeamSearch(num_beams=2, length_penalty=-100), max_new_tokens=20
+            ),
+        ),
+        {"decoding.beam_search.length_penalty": "from 1e-20 to 1e+20"},
     ),
     "an endless length penalty": (
         g.GenerateRequest(

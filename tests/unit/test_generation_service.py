@@ -25,6 +25,7 @@ from whence_server.engine.messages import (
     StopSequence,
     Turn,
 )
+from whence_server.generation.running import RunningGeneration
 from whence_server.generation.service import Generations, now
 from whence_server.generation.texts import TextProcesses
 from whence_server.journal.journal import Journal
@@ -191,6 +192,29 @@ async def test_the_one_that_kills_it_fails_alone(tmp_path: Path) -> None:
     assert results[2].failure.reason == "ENGINE_CRASHED"
     # Killed by it once unsuspected, once on trial beside those cleared, and once alone.
     assert engine.num_restarts == 3
+    await run.close()
+
+
+async def test_one_that_cannot_be_recorded_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunningGeneration.record_step
+
+    def stumble(running: RunningGeneration, made: StepMade, turn: Turn) -> bool:
+        if running.started.prompt_token_ids[0] == 7 and made.index == 5:
+            raise ValueError("no such field")
+        return record(running, made, turn)
+
+    monkeypatch.setattr(RunningGeneration, "record_step", stumble)
+    run = await service(tmp_path, DyingEngine(deaths=[]))
+    ids = [await run.start(request(first)) for first in (1, 7, 2)]
+    before, culprit, after = await asyncio.gather(*map(run.finished, ids))
+    assert culprit.failure.reason == "RECORDING_FAILED"
+    assert len(culprit.sequences[0].token_ids) == 5
+    for first, finished in ((1, before), (2, after)):
+        assert finished.finish_reason == g.FINISH_REASON_LENGTH
+        expected = [token_of([first], i) for i in range(20)]
+        assert list(finished.sequences[0].token_ids) == expected
     await run.close()
 
 

@@ -375,12 +375,12 @@ class Decoding(google.protobuf.message.Message):
     """Samples, or the best beams. More than one needs sampling or beam search."""
     repetition_penalty: builtins.float
     """Logits of tokens that already occur, in the prompt or the output, are
-    divided by it where positive and multiplied where negative. Above 0; 1 is
-    neutral. Must be unset for `forced`.
+    divided by it where positive and multiplied where negative. From 0.01 to
+    100; 1 is neutral. Must be unset for `forced`.
     """
     no_repeat_ngram_size: builtins.int
-    """No sequence of this many tokens occurs twice; 0 is off. Must be unset for
-    `forced`.
+    """No sequence of this many tokens occurs twice; 0 is off. At most 128. Must
+    be unset for `forced`.
     """
     add_special_tokens: builtins.bool
     """Whether the tokenizer adds its special tokens to a `prompt`."""
@@ -422,8 +422,9 @@ class Decoding(google.protobuf.message.Message):
 
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
-        """Token id to the finite amount added to its logit. Empty: the generation
-        config's sequence_bias. Must be empty for `forced`.
+        """Token id to the amount added to its logit, from -1e9 to 1e9: with the other
+        settings' bounds, no score leaves the range of float32. Empty: the
+        generation config's sequence_bias. Must be empty for `forced`.
         """
 
     @property
@@ -505,7 +506,7 @@ class Sample(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     temperature: builtins.float
     """Divides the logits: below 1 sharpens the distribution, above 1 flattens it.
-    Above 0; 1 is neutral.
+    From 1e-9 to 1e9; 1 is neutral.
     """
     top_k: builtins.int
     """Keeps the k most likely tokens; 0 is off. Where the generation config says
@@ -582,7 +583,8 @@ class BeamSearch(google.protobuf.message.Message):
     length_penalty: builtins.float
     """A finished hypothesis' score is the sum of its logprobs divided by its
     length to this power: above 0 favours longer ones, below 0 shorter ones.
-    From -100 to 100.
+    From -100 to 100, and max_new_tokens to that power from 1e-20 to 1e20, so
+    that scores stay within the range of float32.
     """
     early_stopping: global___EarlyStopping.ValueType
     """When the search ends; unset as EARLY_STOPPING_UNSPECIFIED."""

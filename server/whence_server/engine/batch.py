@@ -3,15 +3,15 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.domain.decoding import TraceOptions
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.beams import Beams
-from whence_server.engine.decoding import BeamSearch, NoChoice, Round, Row
+from whence_server.engine.choosing import Choosing, FailingAlone, not_chosen
+from whence_server.engine.decoding import NoChoice, Round
 from whence_server.engine.internals.explaining import explain_round, explained
 from whence_server.engine.internals.observing import Observation
 from whence_server.engine.internals.watching import recordable
@@ -28,23 +28,6 @@ from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 
 logger = logging.getLogger(__name__)
-
-
-class Choosing(Protocol):
-    """Chooses tokens and says why; see `decoding.Chooser`."""
-
-    def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sequence[Decision | NoChoice]:
-        """One decision for each row of [rows, V]; appends nothing."""
-
-    def extend_beams(
-        self, logits: torch.Tensor, rows: Sequence[Row], search: BeamSearch
-    ) -> Round | NoChoice:
-        """One round of a search, of [beams, V]; appends nothing."""
-
-    def score_prompt(
-        self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
-    ) -> list[Decision]:
-        """What [tokens, V] said of the tokens that really came next."""
 
 
 class BatchLostError(Exception):
@@ -72,7 +55,7 @@ class Batch:
         self, runner: Runner | SoloRunner, choosing: Choosing, left: Callable[[str], None]
     ) -> None:
         self._runner = runner
-        self._choosing = choosing
+        self._choosing = FailingAlone(choosing, runner.synchronize)
         self._left = left
         self._running: list[Running] = []
         self._beams: dict[str, Beams] = {}
@@ -194,6 +177,7 @@ class Batch:
         rounds: list[BeamRoundMade] = []
         searches: list[BeamSearchDone] = []
         leaving: list[Running] = []
+        broken: list[tuple[Beams, NoChoice]] = []
         for running, decision in zip(chosen.sequences, chosen.decisions, strict=True):
             if isinstance(decision, NoChoice):
                 continue
@@ -204,14 +188,22 @@ class Batch:
         for beams, made in chosen.rounds:
             if isinstance(made, NoChoice):
                 continue
-            rounds.append(beams.take(made, cost))
-            if made.is_last:
-                searches.append(beams.done())
+            try:
+                taken = beams.take(made, cost)
+                done = beams.done() if made.is_last else None
+                copies = [] if made.is_last else beams.arrange()
+            except Exception as error:
+                logger.exception("a round of a beam search cannot be taken")
+                broken.append((beams, not_chosen(error)))
+                continue
+            rounds.append(taken)
+            if done is not None:
+                searches.append(done)
                 leaving += beams.rows
             else:
-                self._copy(beams.arrange())
+                self._copy(copies)
         self._leave(leaving)
-        failed = chosen.failed()
+        failed = chosen.failed(broken)
         lost = {failed_one.generation_id for failed_one in failed}
         for generation_id in lost:
             self.leave_generation(generation_id)
@@ -286,15 +278,19 @@ class _Chosen(NamedTuple):
         ]
         return self._replace(decisions=decisions, rounds=rounds)
 
-    def failed(self) -> list[GenerationFailed]:
-        """Generations for which there was nothing to choose, each once."""
+    def failed(self, broken: Iterable[tuple[Beams, NoChoice]] = ()) -> list[GenerationFailed]:
+        """Generations for which there was nothing to choose, each once.
+
+        Args:
+            broken: searches whose round could not be taken.
+        """
         failed: dict[str, GenerationFailed] = {}
         for running, decision in zip(self.sequences, self.decisions, strict=True):
             if isinstance(decision, NoChoice):
                 row = running.row
                 where = f"step {row.index} of sequence {row.sequence_index}"
                 failed[running.generation_id] = _failed(running.generation_id, where, decision)
-        for beams, made in self.rounds:
+        for beams, made in [*self.rounds, *broken]:
             if isinstance(made, NoChoice):
                 where = f"round {beams.num_rounds} of the beam search"
                 failed[beams.generation_id] = _failed(beams.generation_id, where, made)

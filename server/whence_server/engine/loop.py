@@ -12,7 +12,8 @@ from whence_server import logs
 from whence_server.domain.decoding import TraceDetail
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
-from whence_server.engine.batch import Batch, BatchLostError, Choosing, cost_since
+from whence_server.engine.batch import Batch, BatchLostError, cost_since
+from whence_server.engine.choosing import Choosing
 from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
 from whence_server.engine.messages import (
     Admit,

@@ -8,10 +8,8 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import DecodingRequest
+from whence_server.generation import bounds
 from whence_server.text.bounds import TextBound
-
-MAX_LENGTH_PENALTY = 100
-"""Beyond, lengths to that power are too large for a score in float32."""
 
 
 class Faults:
@@ -154,12 +152,18 @@ def check_processors(
     model: ModelInfo,
     limits: Limits,
 ) -> None:
-    """Penalties and biases: finite, on tokens that exist."""
+    """Penalties and biases: within bounds, on tokens that exist."""
     penalty = decoding.repetition_penalty
+    low, high = bounds.MIN_REPETITION_PENALTY, bounds.MAX_REPETITION_PENALTY
     faults.expect(
-        math.isfinite(penalty) and penalty > 0,
+        bounds.is_within(penalty, low, high),
         "decoding.repetition_penalty",
-        f"must be a number above 0, not {penalty:g}; 1 is neutral",
+        f"must be a number from {low:g} to {high:g}, not {penalty:g}; 1 is neutral",
+    )
+    faults.expect(
+        decoding.no_repeat_ngram_size <= bounds.MAX_NO_REPEAT_NGRAM_SIZE,
+        "decoding.no_repeat_ngram_size",
+        f"must be at most {bounds.MAX_NO_REPEAT_NGRAM_SIZE}, not {decoding.no_repeat_ngram_size}",
     )
     faults.expect(
         len(request.logit_bias) <= limits.max_logit_biases,
@@ -169,7 +173,10 @@ def check_processors(
     for token_id, bias in decoding.logit_bias[: limits.max_logit_biases]:
         field = f"decoding.logit_bias[{token_id}]"
         faults.expect(
-            math.isfinite(bias), field, f"must be finite, not {bias:g}; -100 all but forbids"
+            bounds.is_within(bias, -bounds.MAX_LOGIT_BIAS, bounds.MAX_LOGIT_BIAS),
+            field,
+            f"must be finite and from -{bounds.MAX_LOGIT_BIAS:g} to {bounds.MAX_LOGIT_BIAS:g}, "
+            f"not {bias:g}; -100 all but forbids",
         )
         faults.expect(
             token_id < model.vocabulary_size,
@@ -189,8 +196,9 @@ def check_sampling(faults: Faults, decoding: Decoding) -> None:
 
     within(
         "temperature",
-        decoding.temperature > 0,
-        "must be a number above 0 (for no randomness ask for `greedy`)",
+        bounds.is_within(decoding.temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
+        f"must be a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
+        "(for no randomness ask for `greedy`)",
     )
     within("top_p", 0 < decoding.top_p <= 1, "must be in (0, 1]")
     within("min_p", 0 <= decoding.min_p <= 1, "must be in [0, 1]")
@@ -218,12 +226,18 @@ def check_beams(
         "decoding.num_return_sequences",
         f"is {decoding.num_return_sequences}, more than num_beams, {num_beams}",
     )
-    penalty = decoding.length_penalty
-    faults.expect(
-        -MAX_LENGTH_PENALTY <= penalty <= MAX_LENGTH_PENALTY,
-        "decoding.beam_search.length_penalty",
-        f"must be from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}, not {penalty:g}",
-    )
+    penalty, highest = decoding.length_penalty, bounds.MAX_LENGTH_PENALTY
+    field = "decoding.beam_search.length_penalty"
+    if not bounds.is_within(penalty, -highest, highest):
+        faults.expect(False, field, f"must be from -{highest:g} to {highest:g}, not {penalty:g}")
+    else:
+        faults.expect(
+            bounds.length_power_is_held(decoding.max_new_tokens, penalty),
+            field,
+            f"is {penalty:g}: max_new_tokens, {decoding.max_new_tokens}, to that power must be "
+            f"from {1 / bounds.MAX_LENGTH_POWER:g} to {bounds.MAX_LENGTH_POWER:g}, so that scores "
+            "stay within float32",
+        )
     faults.expect(
         not decoding.stop,
         "decoding.stop",

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from whence_server import logs
 from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
@@ -18,6 +19,7 @@ from whence_server.domain.errors import (
     JournalError,
     ModelNotFoundError,
     QueueFullError,
+    WhenceError,
 )
 from whence_server.domain.generation import Started
 from whence_server.domain.limits import Limits
@@ -331,17 +333,19 @@ class Generations:
         for prefilled in turn.prefilled:
             running = self._running.get(prefilled.generation_id)
             if running is not None:
-                running.record_prefill(prefilled)
+                with self._failing_alone(running):
+                    running.record_prefill(prefilled)
         for made in turn.steps:
             running = self._running.get(made.generation_id)
             if running is None:
                 continue
-            if running.record_step(made, turn):
-                self._engine.send(StopSequence(made.generation_id, made.sequence_index))
-            self._readmission.stepped(running)
-            if running.complete:
-                running.finish()
-                self._forget(running)
+            with self._failing_alone(running):
+                if running.record_step(made, turn):
+                    self._engine.send(StopSequence(made.generation_id, made.sequence_index))
+                self._readmission.stepped(running)
+                if running.complete:
+                    running.finish()
+                    self._forget(running)
         for failed in turn.failed:
             running = self._running.get(failed.generation_id)
             if running is not None:
@@ -354,13 +358,9 @@ class Generations:
             running = self._running.get(made.generation_id)
             if running is None:
                 continue
-            try:
+            with self._failing_alone(running):
                 if running.record_round(made, turn.cost):
                     self._readmission.stepped(running)
-            except GenerationFailedError as error:
-                self._engine.send(StopGeneration(running.id))
-                running.fail(error.reason, error.message)
-                self._forget(running)
 
     async def _record_searches(self, turn: Turn) -> None:
         """Records what won the beam searches that are over: many steps, a slice at a time."""
@@ -368,13 +368,40 @@ class Generations:
             running = self._running.get(search.generation_id)
             if running is None:
                 continue
-            for number, _ in enumerate(running.record_search(search), 1):
-                if number % _STEPS_IN_A_SLICE == 0:
-                    await asyncio.sleep(0)
-                    if running.done.is_set():
-                        break
-            running.finish()
-            self._forget(running)
+            with self._failing_alone(running):
+                for number, _ in enumerate(running.record_search(search), 1):
+                    if number % _STEPS_IN_A_SLICE == 0:
+                        await asyncio.sleep(0)
+                        if running.done.is_set():
+                            break
+                running.finish()
+                self._forget(running)
+
+    @contextmanager
+    def _failing_alone(self, running: RunningGeneration) -> Iterator[None]:
+        """Close a generation that cannot be recorded as failed, and let the others go on.
+
+        Raises:
+            WhenceError: not this generation but the journal cannot go on.
+        """
+        try:
+            yield
+        except GenerationFailedError as error:
+            self._fail(running, error.reason, error.message)
+        except WhenceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this generation's alone
+            _log.exception(
+                "a generation cannot be recorded", extra={logs.GENERATION_ID: running.id}
+            )
+            self._fail(
+                running, "RECORDING_FAILED", f"it cannot be recorded: {type(error).__name__}"
+            )
+
+    def _fail(self, running: RunningGeneration, reason: str, message: str) -> None:
+        self._engine.send(StopGeneration(running.id))
+        running.fail(reason, message)
+        self._forget(running)
 
     async def drain(self, grace_s: float) -> None:
         """Admits nothing more, lets what runs finish within the grace, interrupts the rest."""

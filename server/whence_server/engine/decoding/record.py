@@ -199,8 +199,7 @@ def _effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEff
     for after in after_stages:
         mass = 0.0
         if numbers.num_kept[after] != numbers.num_kept[before]:
-            ratio = numbers.token_logprobs[before] - numbers.token_logprobs[after]
-            mass = min(max(-math.expm1(ratio), 0.0), 1.0)
+            mass = _removed_mass(numbers.token_logprobs[before], numbers.token_logprobs[after])
         removed_mass.append(mass)
         before = after
     return ProcessorEffects(
@@ -208,6 +207,17 @@ def _effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEff
         removed_mass=removed_mass,
         token_logprobs=[numbers.token_logprobs[after] for after in after_stages],
     )
+
+
+def _removed_mass(before: float, after: float) -> float:
+    """The mass that a stage removed, by one token's logprobs before and after it.
+
+    A stage cannot make a token less likely by removing others, but rounding can: by any amount
+    where the logprobs themselves are huge.
+    """
+    if not before < after:
+        return 0.0
+    return -math.expm1(before - after)
 
 
 def _draw(numbers: _Numbers, draw: int) -> Draw:

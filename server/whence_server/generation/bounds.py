@@ -1,0 +1,37 @@
+"""Bounds of the numeric settings, by which scores stay within float32 at every stage.
+
+The largest score that they allow is a bias of 1e9, times a penalty of 100, divided by a temperature
+of 1e-9: 1e20. In beam search it is 1e11 for each token, at most 1e16 for as many as a cache holds,
+times a length to the power of the length penalty, at most 1e20: 1e36. float32 ends at 3.4e38.
+"""
+
+import math
+
+MAX_LOGIT_BIAS = 1e9
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100.0
+MIN_TEMPERATURE = 1e-9
+MAX_TEMPERATURE = 1e9
+MAX_NO_REPEAT_NGRAM_SIZE = 128
+"""Each step compares all runs of that many tokens with each other: longer ones hold others up."""
+MAX_LENGTH_PENALTY = 100.0
+MAX_LENGTH_POWER = 1e20
+"""Of max_new_tokens to the power of the length penalty."""
+
+_ROUNDING = 1e-6
+"""The contract's numbers are float32: 0.01 arrives as 0.0099999998."""
+
+
+def is_within(value: float, lowest: float, highest: float) -> bool:
+    """Return whether a number lies between two bounds, or on one of them but for its rounding."""
+    return _below(lowest, value) and _below(value, highest)
+
+
+def length_power_is_held(num_tokens: int, length_penalty: float) -> bool:
+    """Return whether so long a sequence's length, to that power, leaves float32 room for scores."""
+    power = math.log10(max(num_tokens, 1)) * abs(length_penalty)
+    return _below(power, math.log10(MAX_LENGTH_POWER))
+
+
+def _below(low: float, high: float) -> bool:
+    return low <= high or math.isclose(low, high, rel_tol=_ROUNDING)
