@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from whence_server import config, logs
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
+from whence_server.domain.paths import shown, undecodable
 from whence_server.journal.findings import VerifyReport
 from whence_server.training import verify_command, weigh_heads
 
@@ -21,6 +23,10 @@ that is in use, of a newer version or that cannot be read; 3 nothing to verify: 
 
 _TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could not be written, or is
 of something else; 2 a setting or a text that cannot be trained with; 130 interrupted"""
+
+
+_MAY_BE_ANY_BYTES = ("texts", "eval")
+"""Arguments that name text files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,8 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     config.add_train_arguments(train)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal cannot show must not end what has been done.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parsed = parser.parse_args(arguments)
     try:
+        _require_utf8(parsed)
         return _COMMANDS[parsed.command](parsed)
     except ConfigurationError as error:
         print(f"whence-server: {error}", file=sys.stderr)
@@ -85,6 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (JournalError, LineageError) as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return 1
+
+
+def _require_utf8(parsed: argparse.Namespace) -> None:
+    """Refuses names that are not UTF-8, but for text files: what loads models takes no others."""
+    given = {name: value for name, value in vars(parsed).items() if name not in _MAY_BE_ANY_BYTES}
+    if parsed.command == "serve":
+        given |= {name: it for name, it in os.environ.items() if name.startswith("WHENCE_")}
+    for name, value in given.items():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, str | Path) and undecodable(one):
+                raise ConfigurationError(
+                    f"{name} {shown(one)}: it is not UTF-8; give another name, or a link to it"
+                )
 
 
 def _serve(parsed: argparse.Namespace) -> int:

@@ -231,6 +231,22 @@ def test_a_merged_model_that_is_saved_in_the_block_is_on_record(
     assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
 
 
+def test_a_model_on_its_way_into_the_record_s_directory_takes_no_record_along(
+    tmp_path: Path,
+) -> None:
+    """A copy of the record that is moved over the record would end it there."""
+    trainer = trainer_of(tmp_path / "run", max_steps=2)
+    with record(trainer):
+        trainer.train()
+        trainer.model.save_pretrained(tmp_path / "partial")
+        for path in (tmp_path / "partial").iterdir():
+            path.replace(tmp_path / "run" / path.name)
+        trainer.save_model()
+    events = events_in(tmp_path / "run")
+    assert events[-1].attempt_finished.state == TrainingState.TRAINING_STATE_COMPLETED
+    assert [c.path for c in checkpoints_in(tmp_path / "run")][-1] == "."
+
+
 def test_a_merged_model_that_is_not_on_record_is_merged_again_and_compared(
     base: Path, tmp_path: Path
 ) -> None:

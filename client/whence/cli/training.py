@@ -189,8 +189,8 @@ def run_document(arguments: argparse.Namespace) -> int:
             pieces = client.training_runs.read_document(
                 wanted, begin_byte=arguments.begin, end_byte=arguments.end, **which
             )
-            for piece in pieces:
-                sys.stdout.buffer.write(piece)
+            for octets in pieces:
+                sys.stdout.buffer.write(octets)
             return OK
         found = client.training_runs.document(wanted, omit_text=arguments.no_text, **which)
     if arguments.json:

@@ -1,5 +1,6 @@
 """A training run folded from its record, as far as that is written."""
 
+import os
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
@@ -142,7 +143,7 @@ class TrainingRun:
 
     def directory_of(self, checkpoint: pb.Checkpoint) -> Path:
         """Where a checkpoint was written, seen from where the record lies now."""
-        return self.path.parent / checkpoint.path
+        return self.path.parent / os.fsdecode(checkpoint.path_bytes or checkpoint.path)
 
     def num_bytes_beyond(self) -> int:
         """Bytes of the file beyond what was folded: what is torn, or newer.

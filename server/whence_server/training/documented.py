@@ -11,6 +11,7 @@ from whence.v1.training_pb2 import (
     TrainingEvent,
     TrainingExamples,
 )
+from whence_server.domain.paths import shown, undecodable
 from whence_server.lineage.merkle import MerkleTree
 from whence_server.lineage.training_set import Piece
 
@@ -63,7 +64,16 @@ class DocumentedExamples:
         yield TrainingEvent(dataset=self.dataset())
         for first in range(0, len(self.documents), _PER_EVENT):
             some = self.documents[first : first + _PER_EVENT]
-            documents = [TrainingDocument(**document._asdict()) for document in some]
+            documents = [
+                TrainingDocument(
+                    source=shown(document.source),
+                    begin_byte=document.begin_byte,
+                    end_byte=document.end_byte,
+                    sha256=document.sha256,
+                    source_bytes=undecodable(document.source),
+                )
+                for document in some
+            ]
             yield TrainingEvent(documents=TrainingDocuments(first_index=first, documents=documents))
         for first in range(0, len(self.pieces), _PER_EVENT):
             examples = self.pieces[first : first + _PER_EVENT]

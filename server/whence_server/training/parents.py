@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import ParentModel
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.paths import shown
 from whence_server.engine import weights
 from whence_server.engine.digests import weights_digest
 from whence_server.training import adapter_files, contents
@@ -53,7 +54,7 @@ def base_of(model: Any) -> ParentModel | None:
     directory = _directory_of(base)
     if directory is None or not _has_some_of(directory, base, state):
         name = getattr(getattr(base, "config", None), "_name_or_path", "")
-        return ParentModel(source=str(name), weights_digest=digest)
+        return ParentModel(source=shown(str(name)), weights_digest=digest)
     parent = parent_model(directory.absolute(), digest)
     for file in contents.digests_of(directory, base_files(directory)).values():
         parent.files.append(

@@ -143,19 +143,19 @@ class Recorder(TrainerCallback):
         directory = Path(to)
         before = saves.listing(directory)
         is_whole = not is_part and not self._is_saving
-        with self._saving():
+        with self.saving():
             save(*args, **kwargs)
         # A checkpoint is not whole yet: see on_save.
         if is_whole:
             self._put_on_record(self._trainer.model, directory, before)
 
     def _save_checkpoint(self, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self._saving():
+        with self.saving():
             return save(*args, **kwargs)
 
     @contextmanager
-    def _saving(self) -> Iterator[None]:
-        """While the trainer saves, what its model is asked to save is a part of that."""
+    def saving(self) -> Iterator[None]:
+        """Leaves what the model saves meanwhile to who saves it, and says so once it is whole."""
         before, self._is_saving = self._is_saving, True
         try:
             yield
@@ -166,7 +166,8 @@ class Recorder(TrainerCallback):
         """Puts a model on record that was saved by its own method, where it is the training's."""
         if self._is_saving or not saves.comes_of(model, self._trainer.model):
             return
-        self._put_on_record(model, directory, before)
+        written = saves.listing(directory).since(before)
+        self._keeping.part("checkpoint", lambda run: run.saved_by_itself(directory, model, written))
 
     def _clip_grad_norm(self, clip: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._step.grad_norm = clip(*args, **kwargs)

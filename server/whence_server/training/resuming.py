@@ -9,6 +9,7 @@ from pathlib import Path
 
 from whence.v1.training_pb2 import Checkpoint, TrainingState
 from whence_server.domain.errors import LineageError
+from whence_server.domain.paths import shown, undecodable
 from whence_server.engine.digests import file_digests
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import TextDocument
@@ -75,18 +76,19 @@ def require_same_documents(recorded: TrainingRun, documents: Sequence[TextDocume
     """
     known = list(recorded.training_set.all_documents())
     for before, now in zip(known, documents, strict=False):
-        if before.source != now.source:
-            missing = before.source not in {d.source for d in documents}
-            what = f"{before.source} is gone" if missing else f"{now.source} is new"
+        source = shown(now.source)
+        if (before.source, before.source_bytes) != (source, undecodable(now.source)):
+            missing = before.source not in {shown(d.source) for d in documents}
+            what = f"{before.source} is gone" if missing else f"{source} is new"
             raise _changed(what)
         if before.sha256 != now.sha256:
             raise _changed(
-                f"{now.source} has SHA-256 {now.sha256}, and had {before.sha256} when it was read"
+                f"{source} has SHA-256 {now.sha256}, and had {before.sha256} when it was read"
             )
     if len(known) > len(documents):
         raise _changed(f"{known[len(documents)].source} is gone")
     if len(documents) > len(known):
-        raise _changed(f"{documents[len(known)].source} is new")
+        raise _changed(f"{shown(documents[len(known)].source)} is new")
 
 
 def _changed(what: str) -> LineageError:

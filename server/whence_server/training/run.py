@@ -57,6 +57,7 @@ class RecordedRun:
         self._is_trained = False
         self._trained_digest = ""
         self._copies: list[Path] = []
+        self._later_copies: list[Path] = []
         self._saved: dict[Path, Checkpoint] = {}
         self._gaps: set[tuple[str, str]] = set()
         self.is_broken = False
@@ -166,6 +167,15 @@ class RecordedRun:
         if self.is_open:
             self._copies.append(directory)
 
+    def saved_by_itself(self, directory: Path, model: Any, written: Sequence[str]) -> None:
+        """The model was saved by its own method, and the record follows at the attempt's end.
+
+        Until then the files may be on their way elsewhere, where a copy of the record is no help.
+        """
+        self.saved(directory, model, written)
+        if self.is_open:
+            self._later_copies.append(directory)
+
     def trained(self, model: Any) -> None:
         """The last step was made; what follows is of the weights that the model has now."""
         self._is_trained = True
@@ -182,10 +192,9 @@ class RecordedRun:
             return
         self._record_additions()
         self.finish(TrainingState.TRAINING_STATE_COMPLETED, model)
-        for directory in self._copies:
-            # One that is there no more has been moved or thrown away since.
-            if not (directory / RECORD_NAME).is_file():
-                continue
+        # One that is there no more has been moved or thrown away since.
+        kept = [it for it in self._copies if (it / RECORD_NAME).is_file()]
+        for directory in kept + [it for it in self._later_copies if it.is_dir()]:
             try:
                 snapshots.copy_record(self.path, directory)
             except LineageError as error:
@@ -245,7 +254,7 @@ class RecordedRun:
 
     def _record_additions(self) -> None:
         """Records files that were put beside saved models since, as a tokenizer's often are."""
-        for directory in dict.fromkeys(self._copies):
+        for directory in dict.fromkeys(self._copies + self._later_copies):
             event = self._saved.get(directory)
             try:
                 more = event and snapshots.with_additions(event, directory, self.path)

@@ -21,6 +21,7 @@ from whence.v1.training_pb2 import (
     TrainingRunStarted,
 )
 from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.domain.paths import shown
 from whence_server.engine.digests import weights_digest
 from whence_server.lineage.places import records_near
 from whence_server.lineage.whole import read_run
@@ -46,7 +47,7 @@ def run_started(
     inner = adapted(model)
     return TrainingRunStarted(
         training_run_id=str(uuid.uuid4()),
-        name=name,
+        name=shown(name),
         start_time=now(),
         trace_id=os.urandom(16).hex(),
         span_id=os.urandom(8).hex(),
@@ -119,7 +120,7 @@ def parent_model(directory: Path, digest: str) -> ParentModel:
     with suppress(ConfigurationError, OSError):
         model_digest = contents.model_digest_of(directory)
     return ParentModel(
-        source=str(directory),
+        source=shown(directory),
         model_digest=model_digest,
         weights_digest=digest,
         training_run_id=_run_that_made(directory, digest),

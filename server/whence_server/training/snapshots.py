@@ -10,6 +10,7 @@ from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import Checkpoint, TensorDigest
 from whence_server.domain import model as domain
 from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.domain.paths import shown, undecodable
 from whence_server.engine import weights
 from whence_server.engine.digests import (
     TensorRecord,
@@ -54,7 +55,8 @@ def checkpoint(
         raise LineageError(f"what was saved to {directory} cannot be digested: {error}") from error
     if not files:
         raise LineageError(f"nothing was saved to {directory}")
-    event.path = relative_path(directory, record)
+    path = relative_path(directory, record)
+    event.path, event.path_bytes = shown(path), undecodable(path)
     event.resumable = not beside_record and all(
         (directory / name).is_file() for name in _NEEDED_TO_GO_ON
     )
@@ -76,7 +78,7 @@ def with_additions(event: Checkpoint, directory: Path, record: Path) -> Checkpoi
         found = _digested(directory, beside_record, list(before)) if directory.is_dir() else []
     except (OSError, ConfigurationError) as error:
         raise LineageError(f"{error}") from error
-    now = {file.path: file.sha256 for file in found}
+    now = {shown(file.path): file.sha256 for file in found}
     if len(now) == len(before) or any(now.get(path) != it for path, it in before.items()):
         return None
     if any(contents.holds_weights(path) for path in now.keys() - before.keys()):
@@ -168,7 +170,7 @@ def _digested(
 def _set_files(event: Checkpoint, directory: Path, files: Sequence[domain.FileDigest]) -> None:
     del event.files[:]
     event.files.extend(
-        FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files
+        FileDigest(path=shown(f.path), size_bytes=f.size_bytes, sha256=f.sha256) for f in files
     )
     event.model_digest = contents.model_digest_of(directory, {f.path: f for f in files})
 

@@ -149,7 +149,8 @@ def _train(
         finally:
             bar.close()
         # The attempt ends, and who watches it leaves, once the model is on record.
-        save_model(trainer.model, prepared.tokenizer, output)
+        with recorder.saving():
+            save_model(trainer.model, prepared.tokenizer, output)
         recorder.saved_model(output)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Trained(output, float(losses[-1]) if losses else None)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from whence.v1.training_pb2 import Checkpoint, TrainingDataset
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.model import FileDigest
+from whence_server.domain.paths import shown
 from whence_server.engine import weights
 from whence_server.engine.digests import model_signing_digest
 from whence_server.lineage.places import record_near
@@ -46,6 +47,7 @@ def verify(directory: Path, record: Path | None = None, base: Path | None = None
     if record is not None and not record.is_file():
         raise ConfigurationError(f"{record} is not there; give a run's lineage.binpb")
     files = contents.digests_of(directory, contents.present_files(directory))
+    files = {shown(name): file for name, file in files.items()}
     report.model_digest = contents.model_digest_of(directory, files)
     report.tokenizer_digest = contents.tokenizer_digest_of(directory, files)
     report.record = record or record_near(directory)
