@@ -17,7 +17,7 @@ from text_oracles import FAMILIES
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import ConfigurationError, InvalidRequestError
 from whence_server.engine.describing import text_files
 from whence_server.engine.tokenizer_check import check_tokenizer
 from whence_server.engine.weights import tokenizer_files
@@ -217,6 +217,7 @@ def test_the_front_does_as_transformers_does(key: str, family: str, tmp_path: Pa
         ("CohereTokenizer", "byte_level"),
         ("LlamaTokenizer", "byte_fallback_bpe"),
         ("GemmaTokenizer", "byte_fallback_bpe"),
+        ("CodeLlamaTokenizer", "byte_fallback_bpe"),
         ("BertTokenizer", "word_piece"),
     ],
 )
@@ -271,6 +272,26 @@ def test_a_class_with_code_of_its_own_is_refused_by_name(tmp_path: Path) -> None
         )
         with pytest.raises(ConfigurationError, match=f"{kind.__name__} has code of its own"):
             check_tokenizer(made)
+
+
+def test_a_class_that_fails_on_a_sample_is_refused_by_name(tmp_path: Path) -> None:
+    class Failing(PreTrainedTokenizerFast):
+        def _encode_plus(self, text: str, **kwargs: object) -> Any:
+            raise ValueError("no text today")
+
+    made = Failing.from_pretrained(saved(tmp_path, "byte_level"))
+    with pytest.raises(ConfigurationError, match=r"Failing .* fails on .* no text today"):
+        check_tokenizer(made)
+
+
+def test_a_place_to_fill_in_is_refused(tmp_path: Path) -> None:
+    """CodeLlama's class makes a prefix and a suffix of such a text."""
+    directory = saved(tmp_path, "byte_fallback_bpe", tokenizer_class="CodeLlamaTokenizer")
+    tokenizer = TextTokenizer(text_files(AutoTokenizer.from_pretrained(directory)), 400)
+    with pytest.raises(InvalidRequestError, match="<FILL_ME>"):
+        tokenizer.encode("def f():<FILL_ME>")
+    plain = saved(tmp_path, "byte_fallback_bpe", fill_token="<FILL_ME>")
+    assert text_files(AutoTokenizer.from_pretrained(plain)).fill_token == ""
 
 
 PUNCTUATION = st.text(alphabet=" .?!,'ntmsverx", max_size=30)

@@ -58,6 +58,8 @@ class TextFiles:
         special_tokens: the template's variables, such as {"bos_token": "<s>"}.
         split_special_tokens: special tokens that a text spells out are encoded as plain text.
         cleans_up_spaces: spaces before punctuation are removed from decoded text.
+        fill_token: a place to fill in, which the tokenizer's class encodes in its own way; empty
+            where there is none.
     """
 
     tokenizer_json: str
@@ -65,6 +67,7 @@ class TextFiles:
     special_tokens: dict[str, str]
     split_special_tokens: bool = False
     cleans_up_spaces: bool = False
+    fill_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from whence_server.engine.context import max_context_length
 from whence_server.engine.digests import model_signing_digest
 from whence_server.engine.generation_config import read_defaults
 from whence_server.engine.internals.attention import original_implementation
-from whence_server.engine.tokenizer_check import cleans_up_spaces
+from whence_server.engine.tokenizer_check import cleans_up_spaces, fill_token
 
 
 def describe(
@@ -72,6 +72,7 @@ def text_files(tokenizer: Any) -> TextFiles:
         },
         split_special_tokens=bool(tokenizer.split_special_tokens),
         cleans_up_spaces=cleans_up_spaces(tokenizer),
+        fill_token=fill_token(tokenizer),
     )
 
 

@@ -5,6 +5,7 @@ from functools import cached_property, partial
 
 from tokenizers import Tokenizer
 
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
 from whence_server.domain.requests import ChatMessage
 from whence_server.text.bounds import text_bound
@@ -47,6 +48,7 @@ class TextEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = files.split_special_tokens
         self._cleans_up = files.cleans_up_spaces
+        self._fill_token = files.fill_token
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
         self._byte_values = byte_values(self._tokenizer)
         self.bound = text_bound(self._tokenizer)
@@ -58,8 +60,17 @@ class TextEncoder:
 
         Raises:
             LoneSurrogateError: the text is not valid Unicode.
+            InvalidRequestError: it has a place to fill in.
         """
         check_unicode(text)
+        if self._fill_token and self._fill_token in text:
+            raise InvalidRequestError(
+                FieldViolation(
+                    "prompt",
+                    f"holds {self._fill_token}, a place to fill in, and infilling is not offered: "
+                    "spell the prefix, suffix and middle tokens out",
+                )
+            )
         token_ids: list[int] = self._tokenizer.encode(
             text, add_special_tokens=add_special_tokens
         ).ids
