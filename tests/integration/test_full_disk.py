@@ -45,9 +45,10 @@ def generate(channel: grpc.Channel, request: g.GenerateRequest) -> list[g.Genera
     return list(generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=60))
 
 
-def verified(data_dir: Path) -> int:
+def verified(data_dir: Path) -> tuple[int, str]:
     command = [sys.executable, "-m", "whence_server", "verify", "--data-dir", str(data_dir)]
-    return subprocess.run(command, capture_output=True, check=False).returncode
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("durability", ["group", "strict"])
@@ -89,7 +90,7 @@ def test_a_full_disk_is_told_and_passes(
         assert finished.finished.finish_reason == g.FINISH_REASON_CANCELLED
         assert finished.finished.num_generated_tokens >= len(seen)
         assert server.terminate() == 0
-    assert verified(tmp_path) == 0
+    assert verified(tmp_path) == (0, "")
 
 
 def test_a_disk_that_stays_full_ends_in_an_exit_status(
@@ -108,4 +109,4 @@ def test_a_disk_that_stays_full_ends_in_an_exit_status(
         await_health(channel, NOT_SERVING)
         assert server.terminate() == 1
         assert "Traceback" not in "".join(server.log[-3:])
-    assert verified(tmp_path) == 0
+    assert verified(tmp_path) == (0, "")

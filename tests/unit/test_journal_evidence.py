@@ -129,6 +129,27 @@ async def test_a_flipped_byte_in_any_frame_is_found(live, within):
         log.write_bytes(whole)
 
 
+async def test_frames_of_a_transaction_that_failed_are_no_damage(live):
+    """What a full disk leaves: frames of the log's own salts that no commit ends."""
+    log = live / "journal.db-wal"
+    whole = log.read_bytes()
+    salts = whole[16:24]
+    frame = b"\x00\x00\x00\x02" + bytes(4) + salts + bytes(8) + bytes(PAGE)
+    log.write_bytes(whole + 3 * frame)
+    report = verify_journal(live)
+    assert (report.intact, report.num_entries) == (True, 30)
+    assert "3 frames that were never committed" in report.notes[0]
+
+
+@pytest.mark.parametrize("bit", range(32))
+async def test_no_flipped_bit_makes_a_commit_look_like_none(live, bit):
+    """The four bytes that say how large the database is after a commit are zero where none is."""
+    log = live / "journal.db-wal"
+    last = 32 + ((log.stat().st_size - 32) // FRAME - 1) * FRAME
+    flip(log, last + 4 + bit // 8, 1 << bit % 8)
+    assert "damaged" in str(verify_journal(live).findings[0])
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_damaged_log_is_read_as_far_as_sqlite_reads_it(live, seed):
     """SQLite itself, on a copy, is the oracle of what can still be read."""

@@ -98,6 +98,7 @@ def _walk(
     for frame in frames:
         follows = _checksum(frame.head[:8] + frame.body, checksum, order) == frame.checksum
         if frame.salts != salts or not follows:
+            follows = follows or _follows_but_for_a_bit(frame, checksum, order)
             _look_behind(report, frame, follows, frames, salts)
             return
         checksum = frame.checksum
@@ -123,13 +124,26 @@ def _look_behind(
     num_commits = sum(1 for frame in lost if frame.commit)
     if not lost:
         return
-    if len(lost) == 1 and not num_commits and not follows:
-        report.notes.append("the write-ahead log ends in a frame that was never written whole")
+    if not num_commits and not follows:
+        # A transaction that failed, or was cut off, was never committed.
+        report.notes.append(
+            f"the write-ahead log ends in {len(lost)} frames that were never committed"
+        )
         return
     report.faults.append(
         f"frame {first.number} of the write-ahead log is damaged: {len(lost)} frames from there "
         f"on, which end {num_commits} transactions, cannot be read; what they hold is lost to "
         "every reader"
+    )
+
+
+def _follows_but_for_a_bit(frame: _Frame, checksum: tuple[int, int], order: str) -> bool:
+    """Whether one flipped bit in its head is all that is wrong: the frame may end a commit."""
+    head = int.from_bytes(frame.head[:8], "big")
+    return any(
+        _checksum((head ^ (1 << bit)).to_bytes(8, "big") + frame.body, checksum, order)
+        == frame.checksum
+        for bit in range(64)
     )
 
 
