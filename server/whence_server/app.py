@@ -7,7 +7,6 @@ import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from whence_server.config import ServeConfig
@@ -21,11 +20,8 @@ from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
 from whence_server.journal.codec import encode_call
-from whence_server.journal.findings import VerifyReport
 from whence_server.journal.journal import Journal
-from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import Durability
-from whence_server.journal.verify import verify_journal
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -74,25 +70,6 @@ async def serve(settings: ServeConfig) -> int:
             await observability.close()
     finally:
         await journal.close()
-
-
-def verify(data_dir: Path) -> VerifyReport:
-    """Verifies a journal that no server uses; see `journal.verify`.
-
-    Raises:
-        ConfigurationError: there is no journal, a server uses it, or it cannot be read.
-    """
-    return verify_journal(data_dir)
-
-
-def rebuild(data_dir: Path) -> int:
-    """Writes the columns beside a journal's entries anew; see `journal.rebuild`.
-
-    Raises:
-        ConfigurationError: a server uses the journal, or it cannot be opened.
-        JournalUnwritableError: the disk is full or out of order; nothing was changed.
-    """
-    return rebuild_journal(data_dir)
 
 
 async def _serve(settings: ServeConfig, journal: Journal, observability: Observability) -> int:

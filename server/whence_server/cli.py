@@ -13,6 +13,8 @@ from whence_server import config, logs
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import shown, undecodable
 from whence_server.journal.findings import VerifyReport
+from whence_server.journal.rebuild import rebuild_journal
+from whence_server.journal.verify import verify_journal
 from whence_server.training import verify_command, weigh_heads
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
@@ -132,13 +134,11 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from whence_server.app import rebuild, verify
-
-    report = verify(parsed.data_dir)
+    report = verify_journal(parsed.data_dir)
     if parsed.rebuild and not report.intact and report.chain_intact:
         _print_report(report)
-        print(f"{rebuild(parsed.data_dir)} rows written anew")
-        report = verify(parsed.data_dir)
+        print(f"{rebuild_journal(parsed.data_dir)} rows written anew")
+        report = verify_journal(parsed.data_dir)
     _print_report(report)
     if report.nothing:
         return 3
