@@ -33,6 +33,41 @@ def test_several_addresses() -> None:
     assert settings.listen == ("127.0.0.1:1", "unix:/tmp/s")
 
 
+METRICS_ALLOWED = [
+    ("127.0.0.1:1", ()),
+    ("127.9.9.9:0", ()),
+    ("[::1]:1", ()),
+    ("::1:1", ()),
+    ("localhost:1", ()),
+    ("0.0.0.0:1", ("--insecure-metrics-anywhere",)),
+    ("[::]:1", ("--insecure-listen-anywhere",)),
+]
+
+
+@pytest.mark.parametrize(("address", "flags"), METRICS_ALLOWED)
+def test_where_the_metrics_page_may_listen(address: str, flags: tuple[str, ...]) -> None:
+    settings = read("--model", "a", "--metrics-listen", address, *flags)
+    assert settings.metrics_listen == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0:9464", "[::]:1", "::1", "192.0.2.1:1", "example.org:1", "[::ffff:1.2.3.4]:1"],
+)
+def test_the_metrics_page_is_not_open_to_others_by_itself(address: str) -> None:
+    """As with gRPC, whose words these are."""
+    for settings in (
+        {"WHENCE_METRICS_LISTEN": address},
+        {"WHENCE_METRICS_LISTEN": address, "WHENCE_INSECURE_METRICS_ANYWHERE": "false"},
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            read("--model", "a", **settings)
+        assert str(caught.value) == (
+            f"--metrics-listen {address}: only loopback addresses are allowed, as callers are not "
+            "authenticated; --insecure-metrics-anywhere lifts this"
+        )
+
+
 def test_a_directory_serves_under_its_name(tmp_path: Path) -> None:
     (tmp_path / "my-model").mkdir()
     assert read("--model", f"{tmp_path}/my-model/").served_name == "my-model"

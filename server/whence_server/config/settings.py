@@ -32,6 +32,7 @@ from whence_server.config.spelling import (
     variable_of,
     whole,
 )
+from whence_server.domain.addresses import is_loopback
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 
@@ -170,6 +171,12 @@ class ServeConfig:
         "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
         "ADDRESS",
     )
+    insecure_metrics_anywhere: bool = _setting(
+        False,
+        switch,
+        "allow --metrics-listen beyond loopback, without authentication; "
+        "--insecure-listen-anywhere does so too",
+    )
     log_level: str = _setting(
         "info", choice("debug", "info", "warning", "error"), "what is logged", "LEVEL"
     )
@@ -189,6 +196,16 @@ class ServeConfig:
             return self.model_name
         path = Path(self.model)
         return path.resolve().name if path.is_dir() else self.model
+
+
+def _check_metrics_listen(config: ServeConfig) -> None:
+    address = config.metrics_listen
+    allowed = config.insecure_metrics_anywhere or config.insecure_listen_anywhere
+    if address and not allowed and not is_loopback(address.rpartition(":")[0]):
+        raise ConfigurationError(
+            f"--metrics-listen {address}: only loopback addresses are allowed, as callers are not "
+            "authenticated; --insecure-metrics-anywhere lifts this"
+        )
 
 
 def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
@@ -245,5 +262,6 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
         name: value for name, value in environment.items() if name.startswith("OTEL_")
     }
     config = ServeConfig(**values)
+    _check_metrics_listen(config)
     require_utf8("--model-name (default: the name of --model)", config.served_name)
     return config
