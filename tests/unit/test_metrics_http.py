@@ -1,7 +1,8 @@
 """The pages' web server: two paths, clear errors."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -101,3 +102,74 @@ async def test_a_port_that_is_taken_is_said(server: MetricsServer) -> None:
 async def test_an_address_that_is_not_ours_is_said() -> None:
     with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1:0: "):
         await MetricsServer(render, health, "192.0.2.1", 0).start()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - a number, which nobody announces
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def bounded(max_connections: int, exchange_s: float) -> AsyncIterator[MetricsServer]:
+    body = bytes(16 << 20)  # beyond what the sockets hold
+
+    def large(accept: str) -> Page:
+        del accept
+        return Page(body, "text/plain")
+
+    server = MetricsServer(
+        large, health, "127.0.0.1", 0, max_connections=max_connections, exchange_s=exchange_s
+    )
+    await server.start()
+    yield server
+    await server.close()
+
+
+STALLS = {
+    "silent": b"",
+    "half a request": b"GET /metrics HTTP/1.1\r\nHost: x\r\n",
+    "no end of a body": b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx",
+    "a slow reader": b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", STALLS.values(), ids=STALLS)
+async def test_connections_that_stall_keep_nobody_out(
+    session: aiohttp.ClientSession, sent: bytes
+) -> None:
+    async with bounded(8, 3600.0) as server:
+        stalled = []
+        for _ in range(40):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+            writer.write(sent)
+            stalled.append((reader, writer))
+            assert server.num_connections <= 8
+        HEALTHY.set()
+        async with session.get(f"http://127.0.0.1:{server.port}/healthz") as answer:
+            assert answer.status == 200
+            assert answer.headers["Connection"] == "close"
+        assert server.num_connections <= 8
+        for _, writer in stalled:
+            writer.transport.abort()
+        await until(lambda: server.num_connections == 0)
+
+
+@pytest.mark.parametrize("sent", STALLS.values(), ids=STALLS)
+async def test_a_connection_that_stalls_is_ended_in_time(sent: bytes) -> None:
+    async with bounded(8, 0.05) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+        writer.write(sent)
+        await until(lambda: server.num_connections == 1)
+        await until(lambda: server.num_connections == 0)
+        writer.transport.abort()
+
+
+async def test_no_connection_stays_idle(server: MetricsServer) -> None:
+    for request in (b"GET /metrics", b"GET /nothing", b"POST /metrics"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(request + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.read()  # to the end
+        assert b"Connection: close" in answer
+        writer.close()
+    await until(lambda: server.num_connections == 0)
