@@ -26,6 +26,7 @@ from whence_server.engine.messages import (
     Admit,
     BeamRoundMade,
     BeamSearchDone,
+    BeamSequence,
     EngineOptions,
     GenerationFailed,
     StepMade,
@@ -71,8 +72,12 @@ class Harness:
 
     def _take(self, turn: Turn) -> None:
         self.turns.append(turn)
+        for scored in turn.prompt_scored:
+            decisions = self.prompts.setdefault(scored.generation_id, [])
+            assert scored.first_index == len(decisions)
+            decisions += scored.decisions
         for prefilled in turn.prefilled:
-            self.prompts[prefilled.generation_id] = prefilled.prompt_decisions
+            self.prompts.setdefault(prefilled.generation_id, [])
         for step in turn.steps:
             made = self.steps[step.generation_id, step.sequence_index]
             assert step.index == len(made)
@@ -113,6 +118,7 @@ class BeamHarness(Harness):
         super().__init__(loaded, **options)
         self.rounds: dict[str, list[BeamRoundMade]] = defaultdict(list)
         self.done: dict[str, BeamSearchDone] = {}
+        self.told: dict[str, dict[int, BeamSequence]] = defaultdict(dict)
 
     def _take(self, turn: Turn) -> None:
         super()._take(turn)
@@ -121,8 +127,16 @@ class BeamHarness(Harness):
             assert made.index == len(rounds)
             assert made.generation_id not in self.done
             rounds.append(made)
+        for won in turn.beam_steps:
+            told = self.told[won.generation_id]
+            before = told[won.sequence_index].steps if won.first_index else []
+            assert won.first_index == len(before)
+            finish = won.finish or FinishReason.FAILED
+            told[won.sequence_index] = BeamSequence(won.score, finish, before + won.steps)
         for done in turn.beam_searches:
-            self.done[done.generation_id] = done
+            told = self.told[done.generation_id]
+            sequences = [told[index] for index in range(len(told))]
+            self.done[done.generation_id] = BeamSearchDone(done.generation_id, sequences)
 
     def winners(self, generation_id: str) -> list[list[int]]:
         sequences = self.done[generation_id].sequences

@@ -18,8 +18,12 @@ from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.engine.messages import (
     Admit,
+    BeamSearchDone,
+    BeamStep,
+    BeamSteps,
     Cost,
     Prefilled,
+    PromptScored,
     StepMade,
     StopGeneration,
     StopSequence,
@@ -100,7 +104,7 @@ class DyingEngine:
                 if admit.prompt_token_ids[0] == POISON and index >= 3:
                     raise EngineLostError("signal 11")
                 if index == 0:
-                    prefilled.append(Prefilled(generation_id, 0, 0, [], 1))
+                    prefilled.append(Prefilled(generation_id, 0, 0, 1))
                 last = index + 1 == admit.decoding.max_new_tokens
                 steps.append(
                     StepMade(
@@ -262,4 +266,74 @@ async def test_the_queue_counts_those_whose_prompt_is_unread(tmp_path: Path) -> 
         await run.start(request(first))
     with pytest.raises(QueueFullError):
         await run.start(request(3))
+    await run.close()
+
+
+class TellingEngine(DyingEngine):
+    """Has everything ready to be read at once: a prompt's record, and the end of a search."""
+
+    NUM_STEPS = 400
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.num_times = 0
+
+    async def turns(self) -> AsyncIterator[Turn]:
+        while not self._jobs:
+            self._changed.clear()
+            await self._changed.wait()
+        ((name, (admit, _)),) = self._jobs.items()
+        self.num_times += 1
+        cost = Cost(0, 0, 0, 1)
+        scored = [Decision(token_id, -1.0) for token_id in admit.prompt_token_ids]
+        yield Turn(cost, prompt_scored=[PromptScored(name, 0, scored)])
+        yield Turn(cost, prefilled=[Prefilled(name, 0, 0, 1)])
+        decisions = [Decision(40 + i % 50, -1.0) for i in range(self.NUM_STEPS)]
+        steps = [BeamStep(decision, i, cost) for i, decision in enumerate(decisions)]
+        half = self.NUM_STEPS // 2
+        yield Turn(cost, beam_steps=[BeamSteps(name, 0, 0, steps[:half], -1.0, None)])
+        if self.num_times == 1:
+            raise EngineLostError("signal 9")
+        yield Turn(
+            cost, beam_steps=[BeamSteps(name, 0, half, steps[half:], -1.0, FinishReason.LENGTH)]
+        )
+        yield Turn(cost, beam_searches=[BeamSearchDone(name, [])])
+        await asyncio.Event().wait()
+
+
+async def test_others_get_their_turns_while_much_is_recorded(tmp_path: Path) -> None:
+    """Over a death in its middle, after which the engine tells everything once more."""
+    engine = TellingEngine()
+    run = await service(tmp_path, engine)
+    prompt = tuple(1 + i % 300 for i in range(500))
+    wanted = GenerationRequest(
+        input=TokenInput(prompt),
+        digest="d",
+        decoding=DecodingRequest(Strategy.BEAM_SEARCH, num_beams=2, max_new_tokens=400),
+    )
+    most_between_turns = 0
+
+    async def witness() -> None:
+        nonlocal most_between_turns
+        before = run.journal.position
+        while True:
+            await asyncio.sleep(0)
+            most_between_turns = max(most_between_turns, run.journal.position - before)
+            before = run.journal.position
+
+    witnessing = asyncio.create_task(witness())
+    generation_id = await run.start(wanted)
+    finished = await run.finished(generation_id)
+    witnessing.cancel()
+    assert engine.num_times == 2
+    assert list(finished.sequences[0].token_ids) == [40 + i % 50 for i in range(400)]
+    entries = await run.journal.read(generation_id, limit=2_000)
+    kinds = [entry.kind for entry in entries]
+    assert kinds == [
+        EntryKind.STARTED,
+        *[EntryKind.PROMPT_STEP] * 500,
+        *[EntryKind.STEP] * 400,
+        EntryKind.FINISHED,
+    ]
+    assert most_between_turns <= 20
     await run.close()

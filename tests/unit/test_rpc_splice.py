@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.rpc.splice import events, responses, varint, watch_response
+from whence_server.rpc.splice import (
+    events,
+    list_steps_response,
+    responses,
+    varint,
+    watch_response,
+)
 
 
 def step(index: int, text: str = "x") -> bytes:
@@ -81,3 +87,13 @@ def test_watch_responses_carry_id_and_position() -> None:
 def test_varints_are_protobufs(value: int) -> None:
     event = generation_pb2.GenerationEvent(first_offset=value).SerializeToString()
     assert event == (b"\x08" + varint(value) if value else b"")
+
+
+@given(st.lists(st.text(max_size=300), max_size=20), st.sampled_from(["", "after:7"]))
+def test_a_page_of_steps(texts: list[str], token: str) -> None:
+    payloads = [step(index, text) for index, text in enumerate(texts)]
+    entries = [Entry(i, "g", i, EntryKind.STEP, payload) for i, payload in enumerate(payloads)]
+    expected = trace_pb2.ListStepsResponse(
+        steps=[step_pb2.Step.FromString(payload) for payload in payloads], next_page_token=token
+    )
+    assert list_steps_response(entries, token) == expected.SerializeToString()

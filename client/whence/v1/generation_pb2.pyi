@@ -190,7 +190,9 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Stored, and put on the request's span as `whence.label.*`."""
+        """Stored, and put on the request's span as `whence.label.*`. At most 32, with
+        keys and values of at most 256 characters.
+        """
 
     @property
     def disconnect_grace(self) -> google.protobuf.duration_pb2.Duration:
@@ -252,7 +254,7 @@ class ChatInput(google.protobuf.message.Message):
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]:
-        """In the order in which they were said; at least one."""
+        """In the order in which they were said; at least one, at most 4,096."""
 
     @property
     def template_arguments(self) -> google.protobuf.struct_pb2.Struct:
@@ -411,27 +413,27 @@ class Decoding(google.protobuf.message.Message):
         prompt. A sequence's finish reason is then STOP, even if the token that
         completed it is an end-of-sequence token too. Must be empty for
         `beam_search`, which does not look at text. Empty: the generation
-        config's stop_strings.
+        config's stop_strings. At most 64, of at most 1,024 characters.
         """
 
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids that end a sequence, besides the model's end-of-sequence. The id that
-        did is the sequence's last token.
+        did is the sequence's last token. At most 64.
         """
 
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
         """Token id to the amount added to its logit, from -1e9 to 1e9: with the other
         settings' bounds, no score leaves the range of float32. Empty: the
-        generation config's sequence_bias. Must be empty for `forced`.
+        generation config's sequence_bias. Must be empty for `forced`. At most 1,024.
         """
 
     @property
     def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts, none empty, that are tokenized without special tokens; no token may
         complete one of them. Empty: the generation config's bad_words_ids. Must be
-        empty for `forced`.
+        empty for `forced`. At most 1,024.
         """
 
     def __init__(

@@ -17,13 +17,14 @@ class Limits:
     """Positions of all running sequences: no request can need more."""
     default_max_new_tokens: int = 256
     max_return_sequences: int = 64
+    max_messages: int = 4096
+    """Of a conversation."""
     max_stop_strings: int = 64
     max_stop_characters: int = 1024
     max_stop_token_ids: int = 64
     max_logit_biases: int = 1024
     max_bad_words: int = 1024
     max_bad_word_characters: int = 1024
-    max_messages: int = 16_384
     max_template_arguments_bytes: int = 1 << 20
     max_template_s: float = 2.0
     """Processor time for a chat template to make a prompt."""

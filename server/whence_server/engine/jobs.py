@@ -1,6 +1,6 @@
 """What the engine's loop works on: prompts being read, and the sequences that go on from them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ class Reading:
     """The runner's, once reading has begun."""
     started_ns: int = 0
     num_chunks: int = 0
-    prompt_decisions: list[Decision] = field(default_factory=list)
 
     def rows(self, job_id: str, max_context_length: int) -> list["Running"]:
         """The rows that go on from it, before their first step."""

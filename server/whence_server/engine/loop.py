@@ -17,18 +17,24 @@ from whence_server.engine.choosing import Choosing
 from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
 from whence_server.engine.messages import (
     Admit,
+    Cost,
     GenerationFailed,
     Load,
     Prefilled,
+    PromptScored,
     StopGeneration,
     StopSequence,
     Turn,
 )
+from whence_server.engine.outbox import Outbox
 from whence_server.engine.runner import Runner
 from whence_server.engine.scheduler import Chunk, Scheduler
 from whence_server.engine.solo import SoloRunner
 
 logger = logging.getLogger(__name__)
+
+CANDIDATES_A_TOKEN = 16
+"""So many candidates of a prompt's token take about as long as reading a token."""
 
 
 class EngineLoop:
@@ -64,12 +70,13 @@ class EngineLoop:
         self._send = send
         self._reading: dict[str, Reading] = {}
         self._num_prefill_chunks = 0
+        self._outbox = Outbox()
         self._batch = Batch(runner, choosing, scheduler.leave_sequence)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do until a message comes."""
-        return self._scheduler.is_idle
+        return self._scheduler.is_idle and self._outbox.is_empty
 
     def handle(self, message: Admit | StopSequence | StopGeneration) -> None:
         """Takes a message from the front; between steps only."""
@@ -92,6 +99,8 @@ class EngineLoop:
                 continue  # its generation failed with an earlier chunk of this turn
             with self._failing_alone(reading.admit.generation_id):
                 self._read(chunk, reading)
+        if not self._outbox.is_empty:
+            self._report(self._outbox.next(self._no_cost()))
 
     def _admit(self, admit: Admit) -> None:
         num_prompt_tokens = len(admit.prompt_token_ids)
@@ -116,6 +125,7 @@ class EngineLoop:
                     min(num_left, self._max_context_length - num_tokens),
                     len(reading.sequence_indices),
                     num_whole,
+                    token_cost=_token_cost(admit) if not reading.num_recorded else 1,
                 )
 
     def _step(self) -> None:
@@ -134,15 +144,12 @@ class EngineLoop:
     def _read(self, chunk: Chunk, reading: Reading) -> None:
         """Reads a piece of a prompt; after the last, its sequences take their first step."""
         started_ns = time.monotonic_ns()
-        token_ids = reading.token_ids
         trace = reading.admit.trace
         traces_prompt = trace.prompt and not reading.num_recorded
         if reading.prompt is None:
             observed = trace.detail is TraceDetail.INTERNALS
             reading.prompt = self._start_reading(reading, observed=observed)
             reading.started_ns = started_ns
-            if traces_prompt:
-                reading.prompt_decisions.append(Decision(token_ids[0], None))
         prompt = reading.prompt
         logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=traces_prompt)
         self._runner.synchronize()
@@ -150,10 +157,8 @@ class EngineLoop:
         reading.num_chunks += 1
         self._num_prefill_chunks += 1
         if traces_prompt:
-            following = token_ids[prompt.num_done - chunk.num_tokens + 1 : prompt.num_done + 1]
-            reading.prompt_decisions += self._choosing.score_prompt(
-                logits[: len(following)], torch.tensor(following, dtype=torch.int64), trace
-            )
+            first = prompt.num_done - chunk.num_tokens
+            self._score_prompt(reading, first, prompt.num_done, logits, forward_ns)
         if chunk.is_last:
             self._start(chunk.job_id, reading, logits[-1:], forward_ns)
 
@@ -162,6 +167,22 @@ class EngineLoop:
         if isinstance(self._runner, SoloRunner):
             return self._runner.start(reading.token_ids, reading.num_recorded, observed=observed)
         return self._runner.start(reading.token_ids, observed=observed)
+
+    def _score_prompt(
+        self, reading: Reading, first: int, end: int, logits: torch.Tensor, forward_ns: int
+    ) -> None:
+        """Sends what the model said of the tokens after those from `first` to `end`, by logits."""
+        scored_ns = time.monotonic_ns()
+        token_ids, admit = reading.token_ids, reading.admit
+        following = token_ids[first + 1 : end + 1]
+        decisions = self._choosing.score_prompt(
+            logits[: len(following)], torch.tensor(following, dtype=torch.int64), admit.trace
+        )
+        if first == 0:
+            decisions.insert(0, Decision(token_ids[0], None))
+        scored = PromptScored(admit.generation_id, first + 1 if first else 0, decisions)
+        cost = cost_since(scored_ns, forward_ns, self._batch.num_rows)
+        self._report(Turn(cost, prompt_scored=[scored]))
 
     def _start(self, job_id: str, reading: Reading, logits: torch.Tensor, forward_ns: int) -> None:
         """Lets a prompt's sequences into the batch with their next tokens.
@@ -185,7 +206,6 @@ class EngineLoop:
             reading.admit.generation_id,
             reading.started_ns,
             finished_ns,
-            reading.prompt_decisions,
             reading.num_chunks,
         )
         self._report(turn._replace(prefilled=[prefilled]))
@@ -193,6 +213,7 @@ class EngineLoop:
     def _drop(self, generation_id: str) -> None:
         """Takes a generation out, wherever it is."""
         self._batch.leave_generation(generation_id)
+        self._outbox.drop(generation_id)
         for job_id, reading in list(self._reading.items()):
             if reading.admit.generation_id == generation_id:
                 del self._reading[job_id]
@@ -235,6 +256,19 @@ class EngineLoop:
     def _send_failures(self, failed: list[GenerationFailed]) -> None:
         self._report(Turn(cost_since(time.monotonic_ns(), 0, 0), failed=failed))
 
+    def _no_cost(self) -> Cost:
+        return cost_since(time.monotonic_ns(), 0, self._batch.num_rows)
+
     def _report(self, turn: Turn) -> None:
+        for done in turn.beam_searches:
+            if done.sequences:
+                self._outbox.put(done)
+                turn = turn._replace(beam_searches=())
         load = Load(self._scheduler.num_cache_tokens, self._num_prefill_chunks)
         self._send(turn._replace(load=load))
+
+
+def _token_cost(admit: Admit) -> int:
+    """How many tokens' time one of the prompt takes, where its own tokens are recorded."""
+    trace = admit.trace
+    return 1 + trace.num_candidates // CANDIDATES_A_TOKEN if trace.prompt else 1

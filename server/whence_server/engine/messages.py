@@ -141,12 +141,25 @@ class BeamSequence(NamedTuple):
     steps: list[BeamStep]
 
 
+class BeamSteps(NamedTuple):
+    """Some steps in a row of a sequence that won: all at once would hold up everybody."""
+
+    generation_id: str
+    sequence_index: int
+    first_index: int
+    """Of the first of `steps`."""
+    steps: list[BeamStep]
+    score: float
+    finish: FinishReason | None
+    """With the sequence's last steps."""
+
+
 class BeamSearchDone(NamedTuple):
     """A generation's beam search is over."""
 
     generation_id: str
     sequences: list[BeamSequence]
-    """Those that are returned, best first."""
+    """Those that are returned, best first; over the wire none, as `BeamSteps` came before."""
 
 
 class Prefilled(NamedTuple):
@@ -156,10 +169,17 @@ class Prefilled(NamedTuple):
     started_ns: int
     """CLOCK_MONOTONIC when its prefill began: what came before was the queue."""
     finished_ns: int
-    prompt_decisions: list[Decision]
-    """One for each prompt token where asked for, else empty."""
     num_chunks: int
     """Forward passes that read it."""
+
+
+class PromptScored(NamedTuple):
+    """What the model said of a prompt's own tokens, of one piece that was read."""
+
+    generation_id: str
+    first_index: int
+    """Of the first token in the prompt."""
+    decisions: list[Decision]
 
 
 class GenerationFailed(NamedTuple):
@@ -184,14 +204,18 @@ class Turn(NamedTuple):
     """One forward pass and all that came of it.
 
     It served either the running sequences, together, or a prompt, whose sequences' first steps
-    it brings; a prompt's earlier chunks bring nothing and are not sent. Failures may come alone.
+    it brings; a prompt's earlier chunks bring nothing but its own tokens' record where that is
+    asked for. Failures, and slices of a beam search's end, may come alone.
     """
 
     cost: Cost
     load: Load = Load()
+    prompt_scored: Sequence[PromptScored] = ()
+    """Come before the prompts' `prefilled`, or with it."""
     prefilled: Sequence[Prefilled] = ()
     steps: Sequence[StepMade] = ()
     failed: Sequence[GenerationFailed] = ()
     beam_rounds: Sequence[BeamRoundMade] = ()
     """Come before the searches that they end."""
+    beam_steps: Sequence[BeamSteps] = ()
     beam_searches: Sequence[BeamSearchDone] = ()

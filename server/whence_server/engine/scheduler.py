@@ -32,6 +32,8 @@ class _Job:
     num_sequences: int
     num_whole: int
     """Prompt tokens that are read in one pass, where prompts are not read in pieces."""
+    token_cost: int = 1
+    """How many of a turn's tokens one of the prompt's counts for."""
     num_read: int = 0
     """Prompt tokens that earlier turns' chunks hold."""
 
@@ -101,6 +103,8 @@ class Scheduler:
         num_new_tokens: int,
         num_sequences: int,
         num_whole: int | None = None,
+        *,
+        token_cost: int = 1,
     ) -> None:
         """Puts a job at the end of the queue.
 
@@ -111,6 +115,8 @@ class Scheduler:
             num_sequences: that go on from the prompt.
             num_whole: how many of the prompt's tokens are read in one pass where prompts are
                 read whole; the rest is read token by token. None for all.
+            token_cost: how many of the tokens that are read in one turn one of the prompt's
+                counts for.
 
         Raises:
             GenerationFailedError: it would not fit even if it were alone.
@@ -130,7 +136,9 @@ class Scheduler:
                 "(--max-cache-tokens)",
             )
         whole = num_prompt_tokens if num_whole is None else num_whole
-        self._waiting.append(_Job(job_id, num_prompt_tokens, length, num_sequences, whole))
+        self._waiting.append(
+            _Job(job_id, num_prompt_tokens, length, num_sequences, whole, token_cost)
+        )
 
     def next_chunks(self) -> list[Chunk]:
         """Which prompts to read in this turn; whoever decodes does so in every turn.
@@ -153,13 +161,13 @@ class Scheduler:
             return []
         budget = self._prefill_chunk_tokens
         first = self._reading[0]
-        shares = {first.job_id: min(first.num_left, max(budget // 2, 1))}
-        budget -= shares[first.job_id]
+        shares = {first.job_id: min(first.num_left, max(budget // 2 // first.token_cost, 1))}
+        budget -= shares[first.job_id] * first.token_cost
         for job in sorted(self._reading, key=lambda job: job.num_left):
             share = shares.setdefault(job.job_id, 0)
-            more = min(job.num_left - share, budget)
+            more = min(job.num_left - share, max(budget, 0) // job.token_cost)
             shares[job.job_id] += more
-            budget -= more
+            budget -= more * job.token_cost
         chunks = [self._chunk(job, shares[job.job_id]) for job in self._reading]
         self._reading = [job for job in self._reading if job.num_left]
         # Whoever can start does so before the others are read.

@@ -15,9 +15,10 @@ from whence_server.domain.steps import BeamRound, Decision, Step, Timing
 from whence_server.engine.messages import (
     Admit,
     BeamRoundMade,
-    BeamSearchDone,
+    BeamSteps,
     Cost,
     Prefilled,
+    PromptScored,
     Recorded,
     StepMade,
     Turn,
@@ -83,6 +84,8 @@ class RunningGeneration:
             _Sequence(tokenizer.sequence_text(started.decoding.stop))
             for _ in range(started.decoding.num_return_sequences)
         ]
+        self._prompt_text = tokenizer.sequence_text()
+        self._num_prompt_steps = 0
         self._rounds: list[int] = []
         """What became of each recorded round of a beam search, hashed."""
         self._num_prefill_chunks: int | None = None
@@ -117,21 +120,28 @@ class RunningGeneration:
             recorded,
         )
 
+    def record_prompt(self, scored: PromptScored) -> Iterator[None]:
+        """Records steps of the prompt itself, one at every `next`.
+
+        After an engine's death the prompt is read again: what is on record is left out.
+        """
+        last = len(self.started.prompt_token_ids) - 1
+        for index, decision in enumerate(scored.decisions, scored.first_index):
+            if index < self._num_prompt_steps:
+                continue
+            piece = self._prompt_text.push(decision.token_id, last=index == last)
+            step = Step(0, index, decision, piece.text, piece.begin_byte, piece.end_byte, None)
+            self._journal.append(self.id, EntryKind.PROMPT_STEP, encode_step(step))
+            self._num_prompt_steps += 1
+            yield
+
     def record_prefill(self, prefilled: Prefilled) -> None:
-        """Notes when the prompt was read, and records its own steps where asked for."""
+        """Notes when the prompt was read."""
         if self._prefill_finished_ns is not None:
             return
         self._prefill_started_ns = prefilled.started_ns
         self._prefill_finished_ns = prefilled.finished_ns
         self._num_prefill_chunks = prefilled.num_chunks
-        if not prefilled.prompt_decisions:
-            return
-        pieces = self._tokenizer.prompt_pieces(list(self.started.prompt_token_ids))
-        for index, (decision, piece) in enumerate(
-            zip(prefilled.prompt_decisions, pieces, strict=True)
-        ):
-            step = Step(0, index, decision, piece.text, piece.begin_byte, piece.end_byte, None)
-            self._journal.append(self.id, EntryKind.PROMPT_STEP, encode_step(step))
 
     def record_step(self, made: StepMade, turn: Turn) -> bool:
         """Records one step; returns whether the sequence ended with it by a stop string.
@@ -170,16 +180,21 @@ class RunningGeneration:
         self._journal.append(self.id, EntryKind.BEAM_ROUND, encode_beam_round(beam_round))
         return True
 
-    def record_search(self, done: BeamSearchDone) -> Iterator[None]:
-        """Records the sequences that won a beam search, step by step, one at every `next`."""
-        for sequence_index, won in enumerate(done.sequences):
-            self._sequences[sequence_index].score = won.score
-            last = len(won.steps) - 1
-            for index, step in enumerate(won.steps):
-                timing = self._timing(step.cost, step.context_length)
-                finish = won.finish if index == last else None
-                self._record(sequence_index, index, step.decision, timing, finish)
-                yield
+    def record_search(self, won: BeamSteps) -> Iterator[None]:
+        """Records steps of a sequence that won a beam search, one at every `next`.
+
+        After an engine's death the search begins again: what is on record is left out.
+        """
+        sequence = self._sequences[won.sequence_index]
+        sequence.score = won.score
+        last = won.first_index + len(won.steps) - 1
+        for index, step in enumerate(won.steps, won.first_index):
+            if index < len(sequence.token_ids):
+                continue
+            timing = self._timing(step.cost, step.context_length)
+            finish = won.finish if index == last else None
+            self._record(won.sequence_index, index, step.decision, timing, finish)
+            yield
 
     def _timing(self, cost: Cost, context_length: int) -> Timing:
         return Timing(

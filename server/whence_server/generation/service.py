@@ -300,8 +300,11 @@ class Generations:
                 try:
                     async for turn in self._engine.turns():
                         self.activity.took_turn(turn)
+                        await self._record_prompts(turn)
                         self._record(turn)
                         await self._record_searches(turn)
+                        # What has come already is read without waiting: others get their turn.
+                        await asyncio.sleep(0)
                         # A full disk or a slow one holds the engine back, not the memory.
                         await self._journal.writable()
                 except EngineLostError as error:
@@ -362,20 +365,27 @@ class Generations:
                 if running.record_round(made, turn.cost):
                     self._readmission.stepped(running)
 
+    async def _record_prompts(self, turn: Turn) -> None:
+        """Records the prompts' own steps, a slice at a time."""
+        for scored in turn.prompt_scored:
+            running = self._running.get(scored.generation_id)
+            if running is not None:
+                with self._failing_alone(running):
+                    await _in_slices(running, running.record_prompt(scored))
+
     async def _record_searches(self, turn: Turn) -> None:
-        """Records what won the beam searches that are over: many steps, a slice at a time."""
+        """Records what won the beam searches that are over, a slice at a time."""
+        for won in turn.beam_steps:
+            running = self._running.get(won.generation_id)
+            if running is not None:
+                with self._failing_alone(running):
+                    await _in_slices(running, running.record_search(won))
         for search in turn.beam_searches:
             running = self._running.get(search.generation_id)
-            if running is None:
-                continue
-            with self._failing_alone(running):
-                for number, _ in enumerate(running.record_search(search), 1):
-                    if number % _STEPS_IN_A_SLICE == 0:
-                        await asyncio.sleep(0)
-                        if running.done.is_set():
-                            break
-                running.finish()
-                self._forget(running)
+            if running is not None:
+                with self._failing_alone(running):
+                    running.finish()
+                    self._forget(running)
 
     @contextmanager
     def _failing_alone(self, running: RunningGeneration) -> Iterator[None]:
@@ -414,6 +424,15 @@ class Generations:
             _log.warning("interrupting %d generations after the grace", len(self._running))
         for running in list(self._running.values()):
             self._stop(running, FinishReason.INTERRUPTED)
+
+
+async def _in_slices(running: RunningGeneration, recording: Iterator[None]) -> None:
+    """Records step after step, unless the generation ends meanwhile, and lets others have turns."""
+    for number, _ in enumerate(recording, 1):
+        if number % _STEPS_IN_A_SLICE == 0:
+            await asyncio.sleep(0)
+            if running.done.is_set():
+                return
 
 
 def _num_rows(request: GenerationRequest) -> int:

@@ -1,7 +1,6 @@
 """Requests from the wire to the domain: well-formed or refused, every fault by its field."""
 
 import uuid
-from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from whence_server.domain.requests import (
     TokenInput,
     TraceRequest,
 )
+from whence_server.rpc.counts import check_counts
 from whence_server.rpc.request_digest import request_digests, struct_json
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ def generation_request(
     Raises:
         InvalidRequestError: with every field at fault.
     """
+    check_counts(request, limits)
     violations: list[FieldViolation] = []
     struct = _struct_arguments(request.chat, limits, violations)
     converted = GenerationRequest(
@@ -106,29 +107,17 @@ def _input(
             violations.append(FieldViolation("prompt", "must not be empty"))
         return request.prompt
     if kind == "tokens":
-        return _token_input(request.tokens, "tokens.token_ids", limits, violations)
+        return TokenInput(tuple(request.tokens.token_ids))
     if kind == "chat":
         return _chat_input(request.chat, struct, limits, violations)
     violations.append(FieldViolation("input", "one of `prompt`, `chat` or `tokens` must be set"))
     return ""
 
 
-def _token_input(
-    tokens: generation_pb2.TokenInput,
-    field: str,
-    limits: Limits,
-    violations: list[FieldViolation],
-) -> TokenInput:
-    # No prompt is longer than the cache, whatever the model's context.
-    most = limits.max_cache_tokens
-    return TokenInput(_bounded(tokens.token_ids, most, field, "tokens", violations))
-
-
 def _chat_input(
     chat: generation_pb2.ChatInput, struct: str, limits: Limits, violations: list[FieldViolation]
 ) -> ChatInput:
-    given = _bounded(chat.messages, limits.max_messages, "chat.messages", "messages", violations)
-    messages = tuple(ChatMessage(m.role, m.content) for m in given)
+    messages = tuple(ChatMessage(m.role, m.content) for m in chat.messages)
     if not chat.messages:
         violations.append(FieldViolation("chat.messages", "must hold at least one message"))
     nameless = [i for i, message in enumerate(messages) if not message.role]
@@ -170,18 +159,6 @@ def _struct_arguments(
         return ""
 
 
-def _bounded(
-    given: Collection[T], most: int, field: str, what: str, violations: list[FieldViolation]
-) -> tuple[T, ...]:
-    """The entries, or none of them and a fault where there are too many."""
-    if len(given) > most:
-        violations.append(
-            FieldViolation(field, f"has {len(given)} {what}; this server takes at most {most}")
-        )
-        return ()
-    return tuple(given)
-
-
 def _decoding(
     decoding: generation_pb2.Decoding, limits: Limits, violations: list[FieldViolation]
 ) -> DecodingRequest:
@@ -204,31 +181,15 @@ def _decoding(
         strategy=_STRATEGIES[chosen] if chosen else None,
         max_new_tokens=_optional(decoding, "max_new_tokens"),
         min_new_tokens=_optional(decoding, "min_new_tokens"),
-        stop=_bounded(
-            decoding.stop, limits.max_stop_strings, "decoding.stop", "strings", violations
-        ),
-        stop_token_ids=_bounded(
-            decoding.stop_token_ids,
-            limits.max_stop_token_ids,
-            "decoding.stop_token_ids",
-            "ids",
-            violations,
-        ),
+        stop=tuple(decoding.stop),
+        stop_token_ids=tuple(decoding.stop_token_ids),
         ignore_eos=_optional(decoding, "ignore_eos"),
         num_return_sequences=_optional(decoding, "num_return_sequences"),
         add_special_tokens=_optional(decoding, "add_special_tokens"),
         repetition_penalty=_optional(decoding, "repetition_penalty"),
         no_repeat_ngram_size=_optional(decoding, "no_repeat_ngram_size"),
-        logit_bias=_bounded(
-            decoding.logit_bias.items(),
-            limits.max_logit_biases,
-            "decoding.logit_bias",
-            "entries",
-            violations,
-        ),
-        bad_words=_bounded(
-            decoding.bad_words, limits.max_bad_words, "decoding.bad_words", "words", violations
-        ),
+        logit_bias=tuple(decoding.logit_bias.items()),
+        bad_words=tuple(decoding.bad_words),
         temperature=_optional(sample, "temperature"),
         top_k=_optional(sample, "top_k"),
         top_p=_optional(sample, "top_p"),
@@ -240,12 +201,12 @@ def _decoding(
         num_beams=_optional(beam, "num_beams"),
         length_penalty=_optional(beam, "length_penalty"),
         early_stopping=early_stopping,
-        forced=_forced(decoding, limits, violations),
+        forced=_forced(decoding, violations),
     )
 
 
 def _forced(
-    decoding: generation_pb2.Decoding, limits: Limits, violations: list[FieldViolation]
+    decoding: generation_pb2.Decoding, violations: list[FieldViolation]
 ) -> str | TokenInput | None:
     if decoding.WhichOneof("strategy") != "forced":
         return None
@@ -253,9 +214,7 @@ def _forced(
     if kind == "text":
         return decoding.forced.text
     if kind == "tokens":
-        return _token_input(
-            decoding.forced.tokens, "decoding.forced.tokens.token_ids", limits, violations
-        )
+        return TokenInput(tuple(decoding.forced.tokens.token_ids))
     violations.append(
         FieldViolation("decoding.forced.continuation", "one of `text` or `tokens` must be set")
     )
@@ -293,12 +252,6 @@ def _generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
 def _labels(
     request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> dict[str, str]:
-    num_labels = len(request.labels)
-    if num_labels > limits.max_labels:
-        violations.append(
-            FieldViolation("labels", f"has {num_labels}; at most {limits.max_labels} are taken")
-        )
-        return {}
     labels = dict(request.labels)
     for key, value in labels.items():
         if not key:

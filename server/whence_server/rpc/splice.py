@@ -96,6 +96,17 @@ def responses(entries: Sequence[Entry]) -> Iterator[bytes]:
         yield _record(_RESPONSE, event.content)
 
 
+_LIST_STEPS = trace_pb2.ListStepsResponse.DESCRIPTOR.fields_by_name
+_LISTED = _tag(_LIST_STEPS["steps"].number, _LEN)
+_NEXT_PAGE = _tag(_LIST_STEPS["next_page_token"].number, _LEN)
+
+
+def list_steps_response(entries: Sequence[Entry], next_page_token: str) -> bytes:
+    """Return one serialised ListStepsResponse around stored steps."""
+    steps = b"".join(_record(_LISTED, entry.payload) for entry in entries)
+    return steps + (_record(_NEXT_PAGE, next_page_token.encode()) if next_page_token else b"")
+
+
 def watch_response(event: Event, position: str) -> bytes:
     """One serialised WatchGenerationsResponse."""
     return (

@@ -20,7 +20,7 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import page_size, require_generation_id
-from whence_server.rpc.splice import events, watch_response
+from whence_server.rpc.splice import events, list_steps_response, watch_response
 from whence_server.rpc.watching import WatchFilter, position_token, read_position, until
 
 SERVICE = "whence.v1.TraceService"
@@ -113,15 +113,13 @@ class TraceServicer:
         page = _within_bytes(entries[:limit])
         more = len(entries) > len(page)
         try:
-            steps = [step_pb2.Step.FromString(entry.payload) for entry in page]
+            for entry in page:
+                step_pb2.Step.FromString(entry.payload)
         except DecodeError as error:
             raise RecordDamagedError(
                 call.generation_id, f"a step is no message: {error}"
             ) from error
-        return trace_pb2.ListStepsResponse(
-            steps=steps,
-            next_page_token=f"after:{page[-1].offset}" if more else "",
-        ).SerializeToString()
+        return list_steps_response(page, f"after:{page[-1].offset}" if more else "")
 
     async def watch_generations(
         self, request: trace_pb2.WatchGenerationsRequest, call: Call

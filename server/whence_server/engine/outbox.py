@@ -1,0 +1,61 @@
+"""What a beam search's end has to tell, a slice a turn.
+
+64 beams of 500 steps with their candidates are some 50 MB. Sent at once, they would hold up every
+other stream for seconds: here while they are serialised, and in the front while they are read.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from whence_server.engine.messages import BeamSearchDone, BeamSteps, Cost, Turn
+
+CANDIDATES_IN_A_SLICE = 512
+"""Candidates in one slice, each step counted as 8 at least: some 2 ms of work for either side."""
+
+
+class Outbox:
+    """Searches that are over and not yet told."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, Iterator[BeamSteps]]] = deque()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything has been told."""
+        return not self._waiting
+
+    def put(self, done: BeamSearchDone) -> None:
+        """Add a search that is over."""
+        self._waiting.append((done.generation_id, _slices(done)))
+
+    def drop(self, generation_id: str) -> None:
+        """Forget a generation that nobody wants any more."""
+        self._waiting = deque(item for item in self._waiting if item[0] != generation_id)
+
+    def next(self, cost: Cost) -> Turn:
+        """Return the next slice, or that a search was told to its end."""
+        generation_id, slices = self._waiting[0]
+        steps = next(slices, None)
+        if steps is not None:
+            # Searches take turns: a short one does not wait for a long one.
+            self._waiting.rotate(-1)
+            return Turn(cost, beam_steps=[steps])
+        self._waiting.popleft()
+        return Turn(cost, beam_searches=[BeamSearchDone(generation_id, [])])
+
+
+def _slices(done: BeamSearchDone) -> Iterator[BeamSteps]:
+    for sequence_index, sequence in enumerate(done.sequences):
+        candidates = sequence.steps[0].decision.candidates
+        num_candidates = len(candidates.token_ids) if candidates is not None else 0
+        size = max(CANDIDATES_IN_A_SLICE // max(num_candidates, 8), 1)
+        for first in range(0, len(sequence.steps), size):
+            is_last = first + size >= len(sequence.steps)
+            yield BeamSteps(
+                done.generation_id,
+                sequence_index,
+                first,
+                sequence.steps[first : first + size],
+                sequence.score,
+                sequence.finish if is_last else None,
+            )

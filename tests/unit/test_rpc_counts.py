@@ -1,0 +1,49 @@
+"""Requests that hold too much of something are refused by its number alone."""
+
+import pytest
+
+from whence.v1 import generation_pb2 as g
+from whence_server.domain.errors import InvalidRequestError
+from whence_server.domain.limits import Limits
+from whence_server.rpc.counts import check_counts
+
+LIMITS = Limits(max_cache_tokens=1_000)
+D = g.Decoding
+MUCH = 200_000
+REQUESTS = {
+    "chat.messages": g.GenerateRequest(
+        chat=g.ChatInput(messages=[g.ChatMessage(role="user")] * 4_097)
+    ),
+    "labels": g.GenerateRequest(labels={str(i): "v" for i in range(33)}),
+    "decoding.stop": g.GenerateRequest(decoding=D(stop=["s"] * MUCH)),
+    "decoding.stop_token_ids": g.GenerateRequest(decoding=D(stop_token_ids=[1] * MUCH)),
+    "decoding.logit_bias": g.GenerateRequest(decoding=D(logit_bias=dict.fromkeys(range(1_025), 1))),
+    "decoding.bad_words": g.GenerateRequest(decoding=D(bad_words=["w"] * MUCH)),
+    "tokens.token_ids": g.GenerateRequest(tokens=g.TokenInput(token_ids=[1] * 1_001)),
+    "decoding.forced.tokens.token_ids": g.GenerateRequest(
+        decoding=D(forced=g.Forced(tokens=g.TokenInput(token_ids=[1] * 1_001)))
+    ),
+}
+
+
+@pytest.mark.parametrize("field", REQUESTS)
+def test_too_many_are_refused_in_one_sentence(field: str) -> None:
+    with pytest.raises(InvalidRequestError, match="this server takes at most") as caught:
+        check_counts(REQUESTS[field], LIMITS)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_as_many_as_are_allowed_pass() -> None:
+    check_counts(
+        g.GenerateRequest(
+            chat=g.ChatInput(messages=[g.ChatMessage(role="user")] * 4_096),
+            labels={str(i): "v" for i in range(32)},
+            decoding=D(
+                stop=["s"] * 64,
+                stop_token_ids=[1] * 64,
+                bad_words=["w"] * 1_024,
+                logit_bias=dict.fromkeys(range(1_024), 1),
+            ),
+        ),
+        LIMITS,
+    )
