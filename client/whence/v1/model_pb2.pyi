@@ -75,6 +75,7 @@ class Model(google.protobuf.message.Message):
     BATCHED_FIELD_NUMBER: builtins.int
     TRAINING_STEP_FIELD_NUMBER: builtins.int
     CHAT_TEMPLATES_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The name to give as GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -97,8 +98,8 @@ class Model(google.protobuf.message.Message):
     """See Environment.device."""
     model_digest: builtins.str
     """OpenSSF model signing's digest over `files`: weights, configuration,
-    generation configuration and tokenizer; never the lineage record, which
-    names this digest.
+    generation configuration and tokenizer, code that is run, and an adapter
+    with its base; never the lineage record, which names this digest.
     """
     tokenizer_digest: builtins.str
     """The same over the tokenizer's files alone."""
@@ -127,6 +128,10 @@ class Model(google.protobuf.message.Message):
         where it has one only. Empty where it has none.
         """
 
+    @property
+    def adapter(self) -> global___Adapter:
+        """The adapter that changes what the base computes, where there is one."""
+
     def __init__(
         self,
         *,
@@ -148,12 +153,49 @@ class Model(google.protobuf.message.Message):
         batched: builtins.bool = ...,
         training_step: builtins.int | None = ...,
         chat_templates: collections.abc.Iterable[builtins.str] | None = ...,
+        adapter: global___Adapter | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "training_step", b"training_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model
+
+@typing.final
+class Adapter(google.protobuf.message.Message):
+    """An adapter of PEFT, which changes layers of a base model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEFT_TYPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    BASE_FIELD_NUMBER: builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: builtins.int
+    peft_type: builtins.str
+    """PEFT's type, e.g. "LORA"."""
+    digest: builtins.str
+    """OpenSSF model signing's digest over adapter_config.json and the adapter's
+    weights.
+    """
+    base: builtins.str
+    """The base as adapter_config.json names it; empty where it lies in the
+    adapter's own directory.
+    """
+    base_model_digest: builtins.str
+    """See Model.model_digest: that of the base where it is served alone; empty
+    where it has no tokenizer.
+    """
+    def __init__(
+        self,
+        *,
+        peft_type: builtins.str = ...,
+        digest: builtins.str = ...,
+        base: builtins.str = ...,
+        base_model_digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "base_model_digest", b"base_model_digest", "digest", b"digest", "peft_type", b"peft_type"]) -> None: ...
+
+global___Adapter = Adapter
 
 @typing.final
 class FileDigest(google.protobuf.message.Message):
@@ -165,7 +207,9 @@ class FileDigest(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     path: builtins.str
-    """Relative to the model's directory, with "/" between its parts."""
+    """Relative to the model's directory, with "/" between its parts. Files of an
+    adapter's base that lies elsewhere are relative to that, after "base/".
+    """
     size_bytes: builtins.int
     """Length of the file's content."""
     sha256: builtins.str

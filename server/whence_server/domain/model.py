@@ -112,6 +112,20 @@ class TrainingRunRef:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """An adapter that is part of a loaded model."""
+
+    peft_type: str
+    """"LORA", ..."""
+    digest: str
+    """Model signing's digest over the adapter's configuration and weights."""
+    base: str
+    """The base's name in the adapter's configuration; "" where it lies beside the adapter."""
+    base_model_digest: str
+    """See `ModelInfo.model_digest`: that of the base alone; "" where it has no tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A loaded model, as the engine reports it once it is ready."""
 
@@ -138,3 +152,4 @@ class ModelInfo:
     """Where its files lie on this machine."""
     training_run: TrainingRunRef | None = None
     """Filled in by the front, which knows the records."""
+    adapter: AdapterInfo | None = None

@@ -1,5 +1,6 @@
 """What the front needs to know of a loaded model, read off the transformers objects."""
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import transformers
 
 from whence_server.domain.model import (
+    AdapterInfo,
     Environment,
     FileDigest,
     InternalsInfo,
@@ -15,10 +17,11 @@ from whence_server.domain.model import (
     TextFiles,
 )
 from whence_server.engine.context import max_context_length
-from whence_server.engine.digests import model_signing_digest
+from whence_server.engine.digests import file_digest, model_signing_digest
 from whence_server.engine.generation_config import read_defaults
 from whence_server.engine.internals.attention import original_implementation
 from whence_server.engine.tokenizer_check import cleans_up_spaces, fill_token
+from whence_server.engine.weights import ModelPlaces, adapter_files
 
 
 def describe(
@@ -32,7 +35,8 @@ def describe(
     weights_digest: str,
     batched: bool,
     internals: InternalsInfo,
-    directory: str,
+    places: ModelPlaces,
+    adapter: AdapterInfo | None,
 ) -> ModelInfo:
     """Puts together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
@@ -53,10 +57,37 @@ def describe(
         loaded_files=tuple(loaded_files),
         batched=batched,
         environment=_environment(model),
-        defaults=read_defaults(model.generation_config, vocabulary_size, directory),
+        defaults=read_defaults(model.generation_config, vocabulary_size, places.base),
         text=text,
         internals=internals,
-        directory=directory,
+        directory=str(places.directory.resolve()),
+        adapter=adapter,
+    )
+
+
+def adapter_info(
+    peft_type: str, places: ModelPlaces, files: Sequence[FileDigest], base_files: Collection[str]
+) -> AdapterInfo:
+    """Puts together what is said of an adapter.
+
+    Args:
+        peft_type: as PEFT calls it.
+        places: where the adapter and its base lie.
+        files: of both, as on record.
+        base_files: those of the base where it is served alone; none where it cannot be.
+    """
+    known = {file.path: file for file in files}
+    alone = [
+        dataclasses.replace(known[recorded], path=name)
+        if (recorded := places.name_of(places.base, name)) in known
+        else file_digest(name, places.base / name)
+        for name in base_files
+    ]
+    return AdapterInfo(
+        peft_type=peft_type,
+        digest=model_signing_digest([known[name] for name in adapter_files(places.directory)]),
+        base=places.base_name,
+        base_model_digest=model_signing_digest(alone) if alone else "",
     )
 
 

@@ -4,7 +4,9 @@ transformers fills in whatever a checkpoint lacks with random numbers, and leave
 it has too much, with no more than a log line. Here both end the start.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import ModelInfo
-from whence_server.engine import digests, frequencies, probe, recording, weights
-from whence_server.engine.describing import describe, text_files
+from whence_server.engine import adapters, digests, frequencies, probe, recording, weights
+from whence_server.engine.describing import adapter_info, describe, text_files
 from whence_server.engine.digest_cache import DigestCache, Identity, identity
 from whence_server.engine.frequencies import Frequencies
-from whence_server.engine.generation_config import check_file
+from whence_server.engine.generation_config import FILE, check_file
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
@@ -32,10 +34,15 @@ from whence_server.engine.solo import SoloRunner
 from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
 from whence_server.engine.tokenizer_check import check_tokenizer
+from whence_server.engine.weights import ModelPlaces
+
+logger = logging.getLogger(__name__)
 
 ONE_THREAD_BELOW_PARAMETERS = 40_000_000
 """Smaller models decode faster on one thread while the front computes on another core."""
 NAMES_SHOWN = 10
+_NO_ADAPTER = ".no-adapter"
+"""A directory without one: transformers applies what it finds, and does not say so."""
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensors whose storage is what they hold; those of quantized models have types of their own."""
 
@@ -69,19 +76,19 @@ def load(options: EngineOptions) -> LoadedModel:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    directory = weights.model_directory(options.model, trust_remote_code=options.trust_remote_code)
-    config = _config(directory, options)
-    check_file(directory)
-    loaded_files = weights.weight_files(directory)
-    names = weights.model_files(directory, loaded_files, with_code=options.trust_remote_code)
-    paths = {name: directory / name for name in names}
+    places = weights.model_places(options.model, trust_remote_code=options.trust_remote_code)
+    config = _config(places.base, options)
+    check_file(places.base)
+    base_weights = weights.weight_files(places.base)
+    paths = weights.model_paths(places, base_weights, with_code=options.trust_remote_code)
     before = _identities(paths)
     cache = DigestCache(options.digest_cache)
     with ThreadPoolExecutor(2, "digests") as pool:
         # The files are digested while transformers reads them.
         digested = pool.submit(cache.digests, paths)
-        text = text_files(_tokenizer(directory, options))
-        model = _model(directory, config, loaded_files, options)
+        text = text_files(_tokenizer(places.tokenizer, options))
+        model = _model(places.base, config, base_weights, options)
+        adapted = _adapted(model, places, options) if places.has_adapter else None
         in_memory = pool.submit(digests.weights_digest, model.state_dict())
         _set_num_threads(options.num_threads, model)
         # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
@@ -89,6 +96,8 @@ def load(options: EngineOptions) -> LoadedModel:
         weights_digest = in_memory.result()
         files = cache.confirmed(paths, digested.result(), weights_digest, _conditions(model))
         _check_unchanged(before, _identities(paths))
+        if adapted is not None:
+            adapters.check_alone(adapted)
         rotary = frequencies.find(model)
         style, obstacle = _style(model, rotary)
         inside, internals = look_inside(
@@ -100,14 +109,55 @@ def load(options: EngineOptions) -> LoadedModel:
             model,
             text,
             files=files,
-            tokenizer_files=weights.tokenizer_files(directory),
-            loaded_files=loaded_files,
+            tokenizer_files=_recorded(places, places.tokenizer, weights.tokenizer_files),
+            loaded_files=[
+                *(places.name_of(places.base, name) for name in base_weights),
+                *(weights.adapter_files(places.directory)[1:] if places.has_adapter else ()),
+            ],
             weights_digest=weights_digest,
             batched=style is not None,
             internals=internals,
-            directory=str(directory.resolve()),
+            places=places,
+            adapter=None
+            if adapted is None
+            else adapter_info(
+                adapted.peft_config["default"].peft_type.value,
+                places,
+                files,
+                _files_alone(places, base_weights, options),
+            ),
         )
     return LoadedModel(model, style, graph, info, inside, rotary)
+
+
+def _recorded(
+    places: ModelPlaces, directory: Path, names: Callable[[Path], list[str]]
+) -> list[str]:
+    """Return the names on record of some of a directory's files."""
+    return [places.name_of(directory, name) for name in names(directory)]
+
+
+def _files_alone(places: ModelPlaces, base_weights: list[str], options: EngineOptions) -> list[str]:
+    """Return the files of a base that is served alone; none where it has no tokenizer."""
+    try:
+        return weights.model_files(places.base, base_weights, with_code=options.trust_remote_code)
+    except ConfigurationError:
+        return []
+
+
+def _adapted(model: Any, places: ModelPlaces, options: EngineOptions) -> Any:
+    """Return PEFT's model around the base, into which it puts the adapter's layers."""
+    if (places.directory / FILE).is_file() and places.directory != places.base:
+        logger.warning(
+            "%s is not read: an adapter goes by its base's, as in transformers and PEFT",
+            places.directory / FILE,
+        )
+    with _translated(f"the adapter in {places.directory} cannot be put on {places.base}"):
+        adapted = adapters.apply_adapter(model, places.directory, options.device)
+        model.to(options.device)
+        _take_into_memory(model)
+    model.eval().requires_grad_(False)
+    return adapted
 
 
 def _identities(paths: Mapping[str, Path]) -> dict[Path, Identity]:
@@ -207,6 +257,7 @@ def _config(directory: Path, options: EngineOptions) -> Any:
         raise ConfigurationError(f"{directory} is not a model's directory: it has no config.json")
     with _translated(f"{directory / 'config.json'} cannot be used"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=options.trust_remote_code)
+    _check_sources(directory, config, options)
     kind = f"{directory} holds a {config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigurationError(f"{kind}, which maps a text to a text; a decoder is needed")
@@ -221,6 +272,35 @@ def _config(directory: Path, options: EngineOptions) -> Any:
             f"{transformers.__version__} has no class"
         )
     return config
+
+
+def _check_sources(directory: Path, config: Any, options: EngineOptions) -> None:
+    """Refuse what would be read from elsewhere, where no digest covers it.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    if getattr(config, "transformers_weights", None):
+        raise ConfigurationError(
+            f"{directory / 'config.json'} names its weights, {config.transformers_weights}, in "
+            "transformers_weights: call them model.safetensors, and remove that field"
+        )
+    if not options.trust_remote_code:
+        return
+    for name in ("config.json", "tokenizer_config.json"):
+        path = directory / name
+        with _translated(f"{path} cannot be used"):
+            code = json.loads(path.read_bytes()).get("auto_map") if path.is_file() else None
+        if "--" in json.dumps(code):
+            raise ConfigurationError(
+                f"{path} takes its code from another repository ({json.dumps(code)}): put the code "
+                "beside the model, where its digest covers it, and name it without '--'"
+            )
+    if (directory / "custom_generate").is_dir():
+        raise ConfigurationError(
+            f"{directory / 'custom_generate'} holds a way of decoding of its own, which is not "
+            "run: remove it"
+        )
 
 
 def _tokenizer(directory: Path, options: EngineOptions) -> Any:
@@ -250,6 +330,8 @@ def _model(directory: Path, config: Any, files: Collection[str], options: Engine
             output_loading_info=True,
             # Mismatches then come back by name, with the others, and end the start below.
             ignore_mismatched_sizes=True,
+            # An adapter beside the model is looked for here, and put on afterwards.
+            adapter_kwargs={"subfolder": _NO_ADAPTER},
         )
     _check_tensors(directory, type(model).__name__, loading)
     with _translated(f"the model cannot be moved to {options.device}"):
@@ -314,6 +396,8 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ConfigurationError(f"{what}: not enough memory") from error
+    except ConfigurationError:
+        raise
     except SafetensorError as error:
         raise ConfigurationError(f"{what}: damaged safetensors file ({error})") from error
     except Exception as error:

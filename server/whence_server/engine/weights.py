@@ -1,7 +1,10 @@
 """The files that make up a model: where they lie, and which of them are read."""
 
+import importlib.util
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
 
@@ -27,6 +30,11 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+ADAPTER_CONFIGURATION = "adapter_config.json"
+ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""In PEFT's order: the first that is there is read."""
+BASE_PREFIX = "base/"
+"""Goes before the names of a base's files where its adapter lies in another directory."""
 CONFIGURATION_FILES = ("config.json", "generation_config.json")
 
 CHAT_TEMPLATES = "additional_chat_templates"
@@ -42,7 +50,83 @@ _VOCABULARIES = {
 }
 
 
-def model_directory(model: str, *, trust_remote_code: bool) -> Path:
+@dataclass(frozen=True, slots=True)
+class ModelPlaces:
+    """Where the parts of a model lie.
+
+    Attributes:
+        directory: as asked for.
+        base: with config.json and the weights of the whole model.
+        base_name: the base as its adapter names it; "" where the base lies beside the adapter.
+        has_adapter: whether `directory` has an adapter, which changes what the base computes.
+        tokenizer: with the tokenizer's files.
+    """
+
+    directory: Path
+    base: Path
+    base_name: str
+    has_adapter: bool
+    tokenizer: Path
+
+    def name_of(self, directory: Path, name: str) -> str:
+        """Return the name under which a file of one of the directories is on record."""
+        return name if directory == self.directory else BASE_PREFIX + name
+
+
+def model_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
+    """Find a model, and its base where it is an adapter.
+
+    As in transformers, an adapter beside a whole model is one of that model, whatever it names.
+
+    Raises:
+        ConfigurationError: there is no such model, its base cannot be found, or PEFT is missing.
+    """
+    directory = model_directory(model, trust_remote_code=trust_remote_code)
+    if not (directory / ADAPTER_CONFIGURATION).is_file():
+        return ModelPlaces(directory, directory, "", has_adapter=False, tokenizer=directory)
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigurationError(
+            f"{directory} has an adapter ({ADAPTER_CONFIGURATION}), for which PEFT is needed: "
+            "pip install 'whence[adapters]'"
+        )
+    base, base_name = directory, ""
+    if not (directory / "config.json").is_file():
+        base_name, base = _base(directory, trust_remote_code=trust_remote_code)
+    own = any((directory / name).is_file() for name in TOKENIZER_FILES)
+    return ModelPlaces(
+        directory, base, base_name, has_adapter=True, tokenizer=directory if own else base
+    )
+
+
+def _base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
+    """Return what an adapter calls its base, and where that lies."""
+    path = directory / ADAPTER_CONFIGURATION
+    try:
+        configuration: Any = json.loads(path.read_bytes())
+        name, revision = configuration["base_model_name_or_path"], configuration.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is no adapter's configuration: {error!r}") from error
+    if not name or not isinstance(name, str):
+        raise ConfigurationError(
+            f"{directory} is an adapter, and {path.name} names no base: set "
+            "base_model_name_or_path to a directory or a hub id"
+        )
+    try:
+        base = model_directory(name, trust_remote_code=trust_remote_code, revision=revision)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{directory} is an adapter of {name}, which cannot be found: {error.message}; set "
+            f"base_model_name_or_path in {path.name} to where it lies"
+        ) from error
+    if base.resolve() == directory.resolve() or (base / ADAPTER_CONFIGURATION).is_file():
+        raise ConfigurationError(
+            f"{directory} is an adapter of {name}, which has an adapter itself; merge that one "
+            "into its base with merge_and_unload, and name the result"
+        )
+    return name, base
+
+
+def model_directory(model: str, *, trust_remote_code: bool, revision: str | None = None) -> Path:
     """The directory of a local model, or the snapshot of a hub id, fetched if need be.
 
     Raises:
@@ -55,7 +139,7 @@ def model_directory(model: str, *, trust_remote_code: bool) -> Path:
         raise ConfigurationError(
             f"{model} is not a directory; give one with config.json and the weights, or a hub id"
         )
-    return _snapshot(model, trust_remote_code=trust_remote_code)
+    return _snapshot(model, trust_remote_code=trust_remote_code, revision=revision)
 
 
 def weight_files(directory: Path) -> list[str]:
@@ -65,7 +149,18 @@ def weight_files(directory: Path) -> list[str]:
         ConfigurationError: there are none, or an index that names missing ones.
     """
     first = _first(directory)
+    if first is None and (directory / ADAPTER_CONFIGURATION).is_file():
+        raise ConfigurationError(
+            f"{directory} has no weights of a whole model: it is an adapter, as "
+            f"{ADAPTER_CONFIGURATION} says"
+        )
     if first is None:
+        adapters = sorted(path.parent.name for path in directory.glob(f"*/{ADAPTER_CONFIGURATION}"))
+        if adapters:
+            raise ConfigurationError(
+                f"{directory} has no weights, but directories with adapters: name one of them "
+                f"({', '.join(adapters[:10])})"
+            )
         raise ConfigurationError(
             f"{directory} has no weights: one of {', '.join(WEIGHT_FILES)} has to be there"
         )
@@ -109,22 +204,66 @@ def chat_template_files(directory: Path) -> list[str]:
 
 def is_tokenizer_file(path: str) -> bool:
     """Tell whether a file of a model, by its path in the directory, is the tokenizer's."""
-    return path in TOKENIZER_FILES or path.startswith(f"{CHAT_TEMPLATES}/")
+    by_release = path.startswith("tokenizer.") and path.endswith(".json")
+    return path in TOKENIZER_FILES or by_release or path.startswith(f"{CHAT_TEMPLATES}/")
 
 
 def model_files(directory: Path, weights: list[str], *, with_code: bool) -> list[str]:
-    """Everything that decides what the model computes: what its digest covers.
+    """Everything that decides what a whole model computes: what its digest covers.
 
     Args:
         directory: where the model lies.
         weights: the weight files read.
         with_code: whether Python files count, because they are run.
     """
-    names = {*weights, *tokenizer_files(directory)}
+    return sorted({*_base_files(directory, weights, with_code), *tokenizer_files(directory)})
+
+
+def model_paths(places: ModelPlaces, weights: list[str], *, with_code: bool) -> dict[str, Path]:
+    """Return where everything lies that decides what a model computes, by its name on record.
+
+    Args:
+        places: where the model's parts lie.
+        weights: the base's weight files.
+        with_code: whether Python files count, because they are run.
+
+    Raises:
+        ConfigurationError: the tokenizer or the adapter's weights are missing.
+    """
+    parts = [
+        (places.base, _base_files(places.base, weights, with_code)),
+        (places.tokenizer, tokenizer_files(places.tokenizer)),
+    ]
+    if places.has_adapter:
+        parts.append((places.directory, adapter_files(places.directory)))
+    return {
+        places.name_of(directory, name): directory / name
+        for directory, names in parts
+        for name in names
+    }
+
+
+def adapter_files(directory: Path) -> list[str]:
+    """The files of an adapter: its configuration and its weights.
+
+    Raises:
+        ConfigurationError: there are no weights.
+    """
+    weights = [name for name in ADAPTER_WEIGHT_FILES if (directory / name).is_file()]
+    if not weights:
+        raise ConfigurationError(
+            f"{directory} is an adapter without weights: one of {', '.join(ADAPTER_WEIGHT_FILES)} "
+            "has to be there"
+        )
+    return [ADAPTER_CONFIGURATION, weights[0]]
+
+
+def _base_files(directory: Path, weights: list[str], with_code: bool) -> list[str]:
+    names = {*weights}
     names |= {name for name in CONFIGURATION_FILES if (directory / name).is_file()}
     names |= {name for name in [_first(directory)] if name}
     if with_code:
-        names |= {path.name for path in directory.glob("*.py")}
+        names |= {path.relative_to(directory).as_posix() for path in directory.rglob("*.py")}
     return sorted(names)
 
 
@@ -133,21 +272,23 @@ def _first(directory: Path) -> str | None:
     return next((name for name in WEIGHT_FILES if (directory / name).is_file()), None)
 
 
-def _snapshot(hub_id: str, *, trust_remote_code: bool) -> Path:
+def _snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.py"] * trust_remote_code
     try:
         try:
-            names = HfApi().list_repo_files(hub_id)
+            names = HfApi().list_repo_files(hub_id, revision=revision)
             kind = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
             patterns.append(kind)
         except OSError:  # offline: what has been fetched before will do
             patterns += ["*.safetensors", "*.bin"]
-        snapshot = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*"])
+        snapshot = snapshot_download(
+            hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
         # The only folder of a model that is read; nothing is fetched where there is none.
-        snapshot_download(hub_id, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"])
+        snapshot_download(hub_id, revision=revision, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"])
     except (OSError, ValueError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigurationError(

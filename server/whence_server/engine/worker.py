@@ -55,8 +55,8 @@ def _serve(
 ) -> None:
     # Loading torch takes seconds: not before the front's end is being watched, nor for a model that
     # is not there.
-    directory = weights.model_directory(options.model, trust_remote_code=options.trust_remote_code)
-    weights.weight_files(directory)
+    places = weights.model_places(options.model, trust_remote_code=options.trust_remote_code)
+    weights.weight_files(places.base)
     from whence_server.engine.decoding import Chooser
     from whence_server.engine.loading import load
     from whence_server.engine.loop import EngineLoop
@@ -68,7 +68,7 @@ def _serve(
         connection.sendall(frame)
         heart.phase = Phase.WORKING
 
-    loaded = load(options._replace(model=str(directory)))
+    loaded = load(options._replace(model=str(places.directory)))
     info = loaded.info
     loop = EngineLoop(
         loaded.runner(),

@@ -89,4 +89,12 @@ def model_message(info: ModelInfo) -> model_pb2.Model:
         training_run_id="" if run is None else run.training_run_id,
         training_step=None if run is None else run.step,
         chat_templates=sorted(template_names(info.text.chat_template)),
+        adapter=None
+        if info.adapter is None
+        else model_pb2.Adapter(
+            peft_type=info.adapter.peft_type,
+            digest=info.adapter.digest,
+            base=info.adapter.base,
+            base_model_digest=info.adapter.base_model_digest,
+        ),
     )

@@ -1,0 +1,121 @@
+"""Adapters: what PEFT adds to a base model, loaded as PEFT does it, or refused by name.
+
+PEFT fills in whatever an adapter's file lacks with fresh values, and leaves out whatever it has too
+much, with no more than a warning. Here both end the start, as for a model's own weights.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whence_server.domain.errors import ConfigurationError
+
+SERVED_TYPES = frozenset(
+    {"ADALORA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "TRAINABLE_TOKENS", "VERA"}
+)
+"""PEFT types that change layers of the base and nothing else; each is held to PEFT in a test."""
+_PER_INPUT = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+"""Settings of LoRA under which a layer's work depends on more than its input, or layers repeat."""
+NAMES_SHOWN = 10
+
+
+def apply_adapter(model: Any, directory: Path, device: str) -> Any:
+    """Put an adapter's layers into its base model.
+
+    Args:
+        model: the base, changed in place.
+        directory: where the adapter lies.
+        device: where the weights are to be.
+
+    Returns:
+        PEFT's model around the base.
+
+    Raises:
+        ConfigurationError: it cannot be loaded exactly as it is.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return _applied(model, directory, device, caught).eval()
+
+
+def _applied(
+    model: Any, directory: Path, device: str, caught: list[warnings.WarningMessage]
+) -> Any:
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(directory))
+    # PEFT's own word for a field that this release does not know, and would leave out.
+    unknown = [str(w.message) for w in caught if "Unexpected keyword arguments" in str(w.message)]
+    if unknown:
+        raise ConfigurationError(
+            f"the adapter in {directory} needs another release of PEFT than {peft.__version__}: "
+            f"{unknown[0].splitlines()[0]}"
+        )
+    _check_type(config, directory)
+    config.inference_mode = True
+    adapted = peft.PeftModelForCausalLM(model, config, "default")
+    try:
+        loading = adapted.load_adapter(str(directory), "default", torch_device=device)
+    except RuntimeError as error:
+        wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not wrong:
+            raise
+        raise ConfigurationError(
+            f"the adapter in {directory} is one of another base: {len(wrong)} of its tensors have "
+            f"another shape than this one's, such as: {wrong[0]}"
+        ) from error
+    _check_tensors(loading, directory)
+    return adapted
+
+
+def check_alone(adapted: Any) -> None:
+    """Check that the base with the adapter's layers computes what PEFT's model does.
+
+    Raises:
+        ConfigurationError: it does not, so that the adapter is more than layers of its base.
+    """
+    base = adapted.get_base_model()
+    ids = torch.arange(1, 8, device=base.device)[None] % base.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        same = torch.equal(
+            adapted(input_ids=ids, use_cache=False).logits,
+            base(input_ids=ids, use_cache=False).logits,
+        )
+    if not same:
+        kind = adapted.peft_config["default"].peft_type.value
+        raise _not_served(f"this adapter of PEFT type {kind} does more than change layers")
+
+
+def _check_type(config: Any, directory: Path) -> None:
+    kind = config.peft_type.value if hasattr(config.peft_type, "value") else str(config.peft_type)
+    if kind not in SERVED_TYPES:
+        raise _not_served(f"{directory} is an adapter of PEFT type {kind}, which is not served")
+    for name in _PER_INPUT:
+        if getattr(config, name, None):
+            raise _not_served(f"{directory} is an adapter with {name}, which is not served")
+
+
+def _not_served(what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what}; if PEFT can, merge it into its base with merge_and_unload and serve the result"
+    )
+
+
+def _check_tensors(loading: Any, directory: Path) -> None:
+    """Refuse an adapter whose file does not hold exactly its tensors."""
+    faults = [
+        f"{len(names)} {kind}: {', '.join(sorted(names)[:NAMES_SHOWN])}"
+        + (", ..." if len(names) > NAMES_SHOWN else "")
+        for kind, names in (
+            ("missing", loading.missing_keys),
+            ("unexpected", loading.unexpected_keys),
+        )
+        if names
+    ]
+    if faults:
+        raise ConfigurationError(
+            f"the tensors of the adapter in {directory} are not those of its configuration: "
+            f"{'; '.join(faults)}"
+        )
