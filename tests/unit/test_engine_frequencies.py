@@ -14,7 +14,9 @@ from whence_server.engine.context import max_context_length
 
 def model_of(config: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+    config = copy.deepcopy(config)
+    config.pad_token_id = None  # the default lies beyond the tiny vocabulary
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def rotary(model: Any) -> Any:

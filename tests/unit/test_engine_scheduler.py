@@ -41,6 +41,17 @@ def test_short_prompts_share_a_turn() -> None:
     assert s.next_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
 
 
+def test_tokens_that_are_read_one_by_one_take_turns_with_other_prompts() -> None:
+    s = scheduler(chunk=10, whole_prompts=True)
+    s.admit("again", 45, 5, 1, num_whole=12)
+    s.admit("new", 3, 5, 1)
+    assert s.next_chunks() == [Chunk("again", 12, False)]
+    assert s.next_chunks() == [Chunk("again", 16, False), Chunk("new", 3, True)]
+    assert s.next_chunks() == [Chunk("again", 16, False)]
+    assert s.next_chunks() == [Chunk("again", 1, True)]
+    assert s.next_chunks() == []
+
+
 def test_whole_prompts_share_a_turn_that_can_read_all_of_them() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     for name, length in zip("abcd", (4, 6, 4, 7), strict=True):

@@ -100,7 +100,10 @@ def find(model: Any) -> Frequencies:
 
 def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bool:
     """Say whether a module gives other positions 0 to 7 beside `position` than without it."""
-    parameters = inspect.signature(module.forward).parameters
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except ValueError:  # compiled code
+        return False
     by_position = "position_ids" in parameters
     is_leaf = not any(True for _ in module.children()) and not any(
         True for _ in module.parameters(recurse=False)
