@@ -100,7 +100,11 @@ def test_a_disk_that_stays_full_ends_in_an_exit_status(
         ServerProcess(tiny_model("gpt2-long"), tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
-        generate(channel, SHORT)
+        before = generate(channel, SHORT)[0].event.started.generation_id
+        # Reading has everything committed before it.
+        trace_pb2_grpc.TraceServiceStub(channel).GetGeneration(
+            trace_pb2.GetGenerationRequest(generation_id=before)
+        )
         limit_files(server, (tmp_path / "journal.db-wal").stat().st_size)
         # Idle until now: the first failure is that of this one's own entries.
         with pytest.raises(grpc.RpcError) as caught:
