@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
+from contextlib import suppress
 from typing import Any
 
 from whence_server.domain.errors import (
@@ -28,6 +29,8 @@ from whence_server.generation.text_worker import (
 COMMAND = (sys.executable, "-m", "whence_server.generation.text_worker")
 _WALL_FACTOR = 5.0
 """How much longer than its processor time a request may take on a busy machine."""
+_ENDING_S = 5.0
+"""How long a process that has closed its end may take to be gone."""
 
 
 class ProcessEndedError(Exception):
@@ -84,7 +87,7 @@ class TextProcess:
             theirs.close()
         self._writer.write(channel.encode(self._setup))
         if await self._receive() != READY:
-            status = await self.stop()
+            status = await self._exit_status()
             raise TextProcessError(
                 f"the text process ended with status {status} before it was ready; its own "
                 "messages are on standard error"
@@ -111,7 +114,7 @@ class TextProcess:
             await self.stop()
             raise self._overtime(request, TEXT_OVERTIME) from None
         if answer is None:
-            raise self._ending(request, await self.stop())
+            raise self._ending(request, await self._exit_status())
         if isinstance(answer, WhenceError):
             raise answer
         prepared: Prepared = answer
@@ -123,14 +126,23 @@ class TextProcess:
             self._process.kill()
 
     async def stop(self) -> int:
-        """Ends the process; returns its exit status, negative for a signal."""
+        """Ends the process at once; returns its exit status, negative for a signal."""
         if self._writer is not None:
             self._writer.close()
         if self._process is None:
             return 0
-        if self._reader is not None and not self._reader.at_eof():
-            self.kill()
+        self.kill()
         return await self._process.wait()
+
+    async def _exit_status(self) -> int:
+        """Waits for a process that has closed its end; returns its exit status, as `stop`.
+
+        It is not killed: a signal to a process that has just ended loses its exit status.
+        """
+        if self._process is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _ENDING_S)
+        return await self.stop()
 
     async def _receive(self) -> Any:
         """The next message, or None where the process's end has closed."""
