@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
+from whence_server.domain.addresses import is_loopback
 from whence_server.domain.errors import ConfigurationError
 from whence_server.rpc.calls import CallLog, Endpoint, Method, service_handler
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
@@ -171,7 +172,7 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
         rpc_server.sockets.append(unix_socket)
         unix_socket.bind(lambda path: listen(f"unix:{path}"))
         return endpoint
-    if not options.insecure_listen_anywhere and not _is_loopback(endpoint.address):
+    if not options.insecure_listen_anywhere and not is_loopback(endpoint.address):
         raise ConfigurationError(
             f"--listen {address}: only loopback addresses and Unix sockets are allowed, as "
             "callers are not authenticated; --insecure-listen-anywhere lifts this"
@@ -201,10 +202,6 @@ def parse_address(address: str) -> Endpoint:
         if colon and host and port.isascii() and port.isdecimal() and int(port) < 65_536:
             return Endpoint(host, int(port))
     raise ConfigurationError(f"--listen {address!r}: expected HOST:PORT, [IPV6]:PORT or unix:PATH")
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_ip_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_ip_address(host: str) -> bool:
