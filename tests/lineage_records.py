@@ -39,7 +39,14 @@ class RecordBuilder:
         id: the run's.
     """
 
-    def __init__(self, directory: Path, number: int = 1, *, groups: Sequence[str] = GROUPS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        number: int = 1,
+        *,
+        groups: Sequence[str] = GROUPS,
+        base_files: Sequence[model_pb2.FileDigest] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "lineage.binpb"
         self.id = run_id(number)
@@ -63,6 +70,7 @@ class RecordBuilder:
             ],
             num_planned_steps=40,
             whence_version="0.1.0",
+            adapter_base=pb.ParentModel(files=base_files) if base_files else None,
         )
         self._closed = False
         self._writer = RecordWriter.create(self.path, pb.TrainingEvent(started=started))

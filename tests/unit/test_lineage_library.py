@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from lineage_records import (
     run_id,
 )
 
+from whence.v1 import model_pb2 as pb
 from whence.v1.training_pb2 import RankExamples
 from whence_server.domain.errors import TrainingRunNotFoundError
+from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo
 from whence_server.lineage.library import RunLibrary
 from whence_server.lineage.reader import RecordedEvent, RecordReader
 from whence_server.lineage.run import TrainingRun
@@ -189,3 +192,52 @@ async def test_a_model_without_digests_is_not_linked_to_a_checkpoint_without(
         builder.attempt().checkpoint(4, model_digest="", weights_digest="")
     model = loaded_model(tmp_path / "model", model_digest="", weights_digest="")
     assert await RunLibrary().link(model) is None
+
+
+BASE = {"config.json": "0a" * 32, "model.safetensors": "0b" * 32}
+ADAPTER = {"adapter_config.json": "0c" * 32, "adapter_model.safetensors": "0d" * 32}
+SERVED_ADAPTER = ADAPTER | {f"base/{name}": digest for name, digest in BASE.items()}
+
+
+def digests(files: Mapping[str, str]) -> list[pb.FileDigest]:
+    return [pb.FileDigest(path=name, sha256=digest) for name, digest in files.items()]
+
+
+def model_with_adapter(directory: Path, files: Mapping[str, str]) -> ModelInfo:
+    """A model as the engine reports it, whose own digests cover its base too."""
+    return loaded_model(
+        directory,
+        model_digest="99" * 32,
+        weights_digest="88" * 32,
+        files=[FileDigest(name, 1, digest) for name, digest in files.items()],
+        adapter=AdapterInfo("LORA", "77" * 32, "base", ""),
+    )
+
+
+@pytest.mark.parametrize("place", ["", "mine/"])
+@pytest.mark.parametrize("served", [SERVED_ADAPTER, ADAPTER | BASE], ids=["apart", "beside"])
+async def test_an_adapter_is_linked_by_its_files_on_the_base_on_record(
+    tmp_path: Path, served: Mapping[str, str], place: str
+) -> None:
+    saved = digests({place + name: digest for name, digest in ADAPTER.items()})
+    with RecordBuilder(tmp_path, base_files=digests(BASE)) as builder:
+        builder.attempt().checkpoint(4).checkpoint(8, ".", files=saved)
+    ref = await RunLibrary().link(model_with_adapter(tmp_path, served))
+    assert ref is not None
+    assert (ref.training_run_id, ref.step) == (run_id(1), 8)
+
+
+@pytest.mark.parametrize("changed", SERVED_ADAPTER)
+async def test_a_changed_adapter_or_another_base_is_not_linked(
+    tmp_path: Path, changed: str
+) -> None:
+    with RecordBuilder(tmp_path, base_files=digests(BASE)) as builder:
+        builder.attempt().checkpoint(4, files=digests(ADAPTER))
+    model = model_with_adapter(tmp_path, SERVED_ADAPTER | {changed: "ee" * 32})
+    assert await RunLibrary().link(model) is None
+
+
+async def test_an_adapter_is_not_linked_where_its_base_is_not_on_record(tmp_path: Path) -> None:
+    with RecordBuilder(tmp_path) as builder:
+        builder.attempt().checkpoint(4, files=digests(ADAPTER))
+    assert await RunLibrary().link(model_with_adapter(tmp_path, SERVED_ADAPTER)) is None

@@ -2,12 +2,23 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
+from whence.v1 import model_pb2 as pb
 from whence.v1.training_pb2 import Checkpoint
-from whence_server.domain.model import ModelInfo, TrainingRunRef
+from whence_server.domain.model import FileDigest, ModelInfo, TrainingRunRef
 from whence_server.lineage.run import TrainingRun
 
 _log = logging.getLogger(__name__)
+
+_CONFIGURATION = "adapter_config.json"
+_ADAPTER = ("adapter_config.", "adapter_model.")
+_BASE = "base/"
+"""Goes before the names of the files of an adapter's base: see `FileDigest.path`."""
+_BY = {
+    "model_digest": "files",
+    "weights_digest": "weights alone (files on record are others)",
+}
 
 
 def link(
@@ -15,7 +26,8 @@ def link(
 ) -> TrainingRunRef | None:
     """The run that has a checkpoint with the model's digests on record.
 
-    Its files' digest goes before its weights' alone, which other files may hold as well.
+    Its files' digest goes before its weights' alone, which other files may hold as well. An
+    adapter is known by its files, on the base that it was trained on.
 
     Args:
         model: as it was loaded.
@@ -31,7 +43,12 @@ def link(
         for run in runs:
             checkpoint = _saved_as(run, name, wanted)
             if checkpoint is not None:
-                return _linked(model, run, checkpoint, name)
+                return _linked(model, run, checkpoint, _BY[name])
+    if model.adapter is not None:
+        for run in runs:
+            checkpoint = _trained_adapter(run, model)
+            if checkpoint is not None:
+                return _linked(model, run, checkpoint, "adapter's files, on the base on record")
     for run in beside:
         _log.warning(
             "%s is not linked to the training run %s, whose record lies at %s: none of the %d "
@@ -58,10 +75,38 @@ def _saved_as(run: TrainingRun, name: str, digest: str) -> Checkpoint | None:
     return None
 
 
-def _linked(
-    model: ModelInfo, run: TrainingRun, checkpoint: Checkpoint, name: str
-) -> TrainingRunRef:
-    by = "files" if name == "model_digest" else "weights alone (files on record are others)"
+def _trained_adapter(run: TrainingRun, model: ModelInfo) -> Checkpoint | None:
+    """The newest checkpoint of a run that has the model's adapter, trained on the model's base.
+
+    The base is the same where its files are: a run that does not know them is not taken.
+    """
+    served = _digests(model.files)
+    base = _digests(run.started.adapter_base.files)
+    if not base or any(
+        digest not in (served.get(name), served.get(_BASE + name)) for name, digest in base.items()
+    ):
+        return None
+    adapter = {name: served[name] for name in served if name.startswith(_ADAPTER)}
+    for checkpoint in reversed(run.checkpoints):
+        saved = _digests(checkpoint.files)
+        # One that was saved under a name lies in a directory of that name.
+        places = [name.removesuffix(_CONFIGURATION) for name in saved if _is_configuration(name)]
+        if any(
+            all(saved.get(place + name) == adapter[name] for name in adapter) for place in places
+        ):
+            return checkpoint
+    return None
+
+
+def _digests(files: Iterable[FileDigest | pb.FileDigest]) -> dict[str, str]:
+    return {file.path: file.sha256 for file in files}
+
+
+def _is_configuration(path: str) -> bool:
+    return PurePosixPath(path).name == _CONFIGURATION
+
+
+def _linked(model: ModelInfo, run: TrainingRun, checkpoint: Checkpoint, by: str) -> TrainingRunRef:
     _log.info(
         "%s was made by the training run %s at step %d, by its %s",
         model.name,
