@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from whence.v1 import generation_pb2 as g
-from whence_server.generation import bounds
+from whence_server.domain import bounds
 
 LARGEST_FLOAT32 = 3.4028234e38
 SMALLEST_FLOAT32 = 1e-45

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from whence_server.generation import bounds
+from whence_server.domain import bounds
 
 LARGEST_FLOAT32 = 3.4028234e38
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from whence_server.domain.decoding import Configured
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import GenerationDefaults
-from whence_server.engine.generation_config import check_file, read_defaults
+from whence_server.engine.generation_config import check_batch, check_file, read_defaults
 from whence_server.engine.generation_fields import APPLIED, HARMLESS, REFUSED
 from whence_server.engine.loading import load
 
@@ -181,10 +181,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("typical_p", {}, "a number"),
     ("epsilon_cutoff", "x", "a number"),
     ("eta_cutoff", True, "a number"),
-    ("repetition_penalty", 0, "above 0"),
-    ("repetition_penalty", "1.1", "above 0"),
+    ("repetition_penalty", 0, "a number from 0.01 to 100"),
+    ("repetition_penalty", "1.1", "a number from 0.01 to 100"),
+    ("repetition_penalty", 0.001, "a number from 0.01 to 100"),
+    ("repetition_penalty", 3.4e38, "a number from 0.01 to 100"),
     ("length_penalty", 101, "from -100 to 100"),
     ("no_repeat_ngram_size", 1.5, "a whole number"),
+    ("no_repeat_ngram_size", 129, "at most 128"),
     ("bad_words_ids", [], "not empty"),
     ("bad_words_ids", [3], "lists of token ids"),
     ("bad_words_ids", [[]], "none empty"),
@@ -193,6 +196,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sequence_bias", [[[3], "much"]], "pairs"),
     ("sequence_bias", [[3, 1.0]], "pairs"),
     ("sequence_bias", [[[3], math.inf]], "pairs"),
+    ("sequence_bias", [[[3], 3.4e38]], "from -1e+09 to 1e+09 or -Infinity"),
     ("sequence_bias", [], "not empty"),
     ("renormalize_logits", 1, "true or false"),
     ("forced_bos_token_id", [3], "a token id"),
@@ -223,13 +227,24 @@ def test_a_wrong_value_is_refused_with_its_rule(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", 0.0), ("top_p", 0), ("min_p", 1.5), ("typical_p", -0.1)]
+    ("name", "value"),
+    [
+        ("temperature", 0.0),
+        ("temperature", 1e-12),
+        ("temperature", 1e20),
+        ("top_p", 0),
+        ("min_p", 1.5),
+        ("typical_p", -0.1),
+    ],
 )
 def test_a_range_that_generate_checks_in_sampling_counts_where_the_model_samples(
-    tmp_path: Path, name: str, value: float
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: float
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
     check_file(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        defaults(**{name: value})
+    assert f"requests for samples must set their own: {name} ({value!r})" in caplog.text
     assert f"{name} is {value!r}" in refusal(tmp_path, do_sample=True, **{name: value})
 
 
@@ -247,11 +262,27 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ({"sequence_bias": [[[1, 100], 1.0]]}, "sequence_bias has the id 100"),
         ({"forced_bos_token_id": 100}, "forced_bos_token_id has the id 100"),
         ({"forced_eos_token_id": [3, 100]}, "forced_eos_token_id has the id 100"),
+        (
+            {"num_beams": 2, "length_penalty": -100.0, "max_new_tokens": 8},
+            "length_penalty is -100; 8 new tokens to that power must be from 1e-20 to 1e+20",
+        ),
+        ({"num_beams": 2, "length_penalty": 50.0}, "length_penalty is 50; 256 new tokens"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         defaults(**fields)
+
+
+def test_defaults_that_need_more_rows_than_decode_together_are_refused(tmp_path: Path) -> None:
+    beams = defaults(num_beams=17)
+    samples = defaults(do_sample=True, num_return_sequences=17)
+    for taken in (beams, samples):
+        check_batch(taken, 17, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"num_beams is 17, .*--max-batch-size 16"):
+        check_batch(beams, 16, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"num_return_sequences is 17, "):
+        check_batch(samples, 16, tmp_path)
 
 
 def test_more_sequences_than_beams_are_refused() -> None:

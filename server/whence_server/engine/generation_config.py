@@ -13,8 +13,10 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from whence_server.domain import bounds
 from whence_server.domain.decoding import Configured
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.limits import Limits
 from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.generation_fields import APPLIED, HARMLESS, IN_SAMPLING, REFUSED
 
@@ -61,12 +63,11 @@ def read_defaults(
     Raises:
         ConfigurationError: a field cannot be applied.
     """
-    source = Path(directory) / FILE
-    if not source.is_file():
-        source = Path(directory) / "config.json"
+    source = _source(directory)
     values = {name: value for name, value in vars(config).items() if value is not None}
     _check(values, source)
     _check_ids(values, vocabulary_size, source)
+    _say_what_samples_must_set(values, source)
     stops = values.get("stop_strings", ())
     defaults = GenerationDefaults(
         **{name: values[name] for name in _AS_THEY_ARE if name in values},
@@ -82,6 +83,25 @@ def read_defaults(
     )
     _check_together(defaults, source)
     return defaults
+
+
+def check_batch(defaults: GenerationDefaults, max_batch_size: int, directory: Path | str) -> None:
+    """Refuse defaults by which every request would have more rows than decode together.
+
+    Args:
+        defaults: the model's.
+        max_batch_size: of the server.
+        directory: where the model lies, for the message.
+
+    Raises:
+        ConfigurationError: naming the fields.
+    """
+    faults = [
+        f"{name} is {value}, more than are decoded together (--max-batch-size {max_batch_size})"
+        for name in ("num_beams", "num_return_sequences")
+        if (value := getattr(defaults, name)) > max_batch_size
+    ]
+    _raise(faults, _source(directory))
 
 
 _AS_THEY_ARE = (
@@ -147,6 +167,22 @@ def _check(values: Mapping[str, Any], source: Path) -> None:
     _raise(list(faults.values()), source)
 
 
+def _say_what_samples_must_set(values: Mapping[str, Any], source: Path) -> None:
+    """Log what is outside the ranges of sampling where the model does not sample by itself."""
+    outside = [
+        f"{name} ({_shown(value)})"
+        for name, rule in IN_SAMPLING.items()
+        if (value := values.get(name)) is not None and not rule.allows(value)
+    ]
+    if outside:
+        _log.warning(
+            "%s has values that no sample can be drawn with; requests for samples must set "
+            "their own: %s",
+            source,
+            ", ".join(outside),
+        )
+
+
 def _check_ids(values: Mapping[str, Any], vocabulary_size: int, source: Path) -> None:
     """Refuse ids beyond the vocabulary in fields where transformers fails at them."""
     used = {
@@ -176,6 +212,14 @@ def _check_together(defaults: GenerationDefaults, source: Path) -> None:
             "stop_strings do not go with num_beams, as beam search does not look at text: remove "
             "them, or set num_beams to 1"
         )
+    max_new_tokens = defaults.max_new_tokens or Limits().default_max_new_tokens
+    if defaults.num_beams > 1 and not bounds.length_power_is_held(
+        max_new_tokens, defaults.length_penalty
+    ):
+        faults.append(
+            f"length_penalty is {defaults.length_penalty:g}; {max_new_tokens} new tokens to that "
+            f"power must be from {1 / bounds.MAX_LENGTH_POWER:g} to {bounds.MAX_LENGTH_POWER:g}"
+        )
     most = defaults.num_beams if defaults.num_beams > 1 or not defaults.do_sample else math.inf
     if defaults.num_return_sequences > most:
         faults.append(
@@ -183,6 +227,12 @@ def _check_together(defaults: GenerationDefaults, source: Path) -> None:
             f"{most}, num_beams, or do_sample must be true"
         )
     _raise(faults, source)
+
+
+def _source(directory: Path | str) -> Path:
+    """Return the file that transformers read the generation config from."""
+    path = Path(directory) / FILE
+    return path if path.is_file() else Path(directory) / "config.json"
 
 
 def _raise(faults: list[str], source: Path) -> None:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from whence_server.domain import bounds
 from whence_server.domain.limits import Limits
 
-MAX_LENGTH_PENALTY = 100
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 3.4e38
 """What the record's 32 bits can hold."""
@@ -57,7 +57,10 @@ def _is_sequence(value: Any) -> bool:
 def _is_bias(value: Any) -> bool:
     if not isinstance(value, list | tuple) or len(value) != len(("token ids", "bias")):
         return False
-    return _is_sequence(value[0]) and (_is_number(value[1]) or value[1] == -math.inf)
+    ids, bias = value
+    return _is_sequence(ids) and (
+        (_is_number(bias) and abs(bias) <= bounds.MAX_LOGIT_BIAS) or bias == -math.inf
+    )
 
 
 def _are_stops(value: Any) -> bool:
@@ -103,17 +106,28 @@ APPLIED: dict[str, Rule] = {
     "typical_p": _NUMBER,
     "epsilon_cutoff": _NUMBER,
     "eta_cutoff": _NUMBER,
-    "repetition_penalty": Rule(lambda v: _is_number(v) and v > 0, "a number above 0"),
-    "length_penalty": Rule(
-        lambda v: _is_number(v) and abs(v) <= MAX_LENGTH_PENALTY,
-        f"a number from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
+    "repetition_penalty": Rule(
+        lambda v: (
+            _is_number(v)
+            and bounds.is_within(v, bounds.MIN_REPETITION_PENALTY, bounds.MAX_REPETITION_PENALTY)
+        ),
+        f"a number from {bounds.MIN_REPETITION_PENALTY:g} to {bounds.MAX_REPETITION_PENALTY:g}",
     ),
-    "no_repeat_ngram_size": _INTEGER,
+    "length_penalty": Rule(
+        lambda v: _is_number(v) and abs(v) <= bounds.MAX_LENGTH_PENALTY,
+        f"a number from -{bounds.MAX_LENGTH_PENALTY:g} to {bounds.MAX_LENGTH_PENALTY:g}",
+    ),
+    "no_repeat_ngram_size": Rule(
+        lambda v: _is_int(v) and v <= bounds.MAX_NO_REPEAT_NGRAM_SIZE,
+        f"a whole number, at most {bounds.MAX_NO_REPEAT_NGRAM_SIZE}",
+    ),
     "bad_words_ids": Rule(
         lambda v: _all(v, _is_sequence), "a list, not empty, of lists of token ids, none empty"
     ),
     "sequence_bias": Rule(
-        lambda v: _all(v, _is_bias), "a list, not empty, of pairs: a list of token ids and a number"
+        lambda v: _all(v, _is_bias),
+        "a list, not empty, of pairs: a list of token ids, and a number from "
+        f"-{bounds.MAX_LOGIT_BIAS:g} to {bounds.MAX_LOGIT_BIAS:g} or -Infinity",
     ),
     "renormalize_logits": _SWITCH,
     "forced_bos_token_id": Rule(_is_id, "a token id"),
@@ -132,7 +146,10 @@ APPLIED: dict[str, Rule] = {
 """Fields that decide on tokens, with transformers' meaning."""
 
 IN_SAMPLING: dict[str, Rule] = {
-    "temperature": Rule(lambda v: v > 0, "above 0 where do_sample is true"),
+    "temperature": Rule(
+        lambda v: bounds.is_within(v, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
+        f"from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} where do_sample is true",
+    ),
     "top_p": Rule(lambda v: v > 0, "above 0 where do_sample is true"),
     "min_p": Rule(lambda v: 0 <= v <= 1, "in [0, 1] where do_sample is true"),
     "typical_p": Rule(lambda v: v > 0, "above 0 where do_sample is true"),

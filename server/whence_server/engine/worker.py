@@ -58,6 +58,7 @@ def _serve(
     places = weights.model_places(options.model, trust_remote_code=options.trust_remote_code)
     weights.weight_files(places.base)
     from whence_server.engine.decoding import Chooser
+    from whence_server.engine.generation_config import check_batch
     from whence_server.engine.loading import load
     from whence_server.engine.loop import EngineLoop
     from whence_server.engine.scheduler import Scheduler
@@ -70,6 +71,7 @@ def _serve(
 
     loaded = load(options._replace(model=str(places.directory)))
     info = loaded.info
+    check_batch(info.defaults, options.max_batch_size, places.base)
     loop = EngineLoop(
         loaded.runner(),
         Chooser(info.vocabulary_size, loaded.model.device),

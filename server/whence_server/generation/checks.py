@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from whence_server.domain import bounds
 from whence_server.domain.decoding import Decoding, Strategy
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import DecodingRequest
-from whence_server.generation import bounds
 from whence_server.text.bounds import TextBound
 
 

@@ -80,6 +80,7 @@ def say_where_from(faults: Faults, request: DecodingRequest) -> None:
 _FROM_CONFIG = frozenset(
     {
         "stop",
+        "length_penalty",
         "num_return_sequences",
         "repetition_penalty",
         "temperature",
