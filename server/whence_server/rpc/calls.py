@@ -22,6 +22,7 @@ from whence_server.domain.errors import (
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.tracing import TraceContext
 from whence_server.rpc.status import GRPC_CODES, abort
+from whence_server.rpc.wire_counts import check_wire
 from whence_server.telemetry.context import trace_context
 
 _log = logging.getLogger(__name__)
@@ -92,6 +93,10 @@ class Malformed:
         self.reason = reason
 
 
+Parsed: TypeAlias = Message | Malformed | InvalidRequestError
+"""A request, or why it is none."""
+
+
 def service_handler(
     service: str, methods: list[Method[Any]], calls: CallLog
 ) -> grpc.GenericRpcHandler:
@@ -120,14 +125,17 @@ class _Guarded:
         self._method = method
         self._calls = calls
 
-    def parse(self, raw: bytes) -> "Message | Malformed":
+    def parse(self, raw: bytes) -> "Parsed":
         # Never raises: gRPC would answer INTERNAL, and it is the caller's fault.
         try:
+            check_wire(raw, self._method.request_type.DESCRIPTOR)
             return cast("Message", self._method.request_type.FromString(raw))
+        except InvalidRequestError as error:
+            return error
         except DecodeError as error:
             return Malformed(str(error))
 
-    async def unary(self, request: "Message | Malformed", context: Context) -> bytes:
+    async def unary(self, request: Parsed, context: Context) -> bytes:
         response = b""
 
         async def run(parsed: Message, call: Call) -> None:
@@ -138,7 +146,7 @@ class _Guarded:
         await self._run(request, context, run)
         return response
 
-    async def stream(self, request: "Message | Malformed", context: Context) -> None:
+    async def stream(self, request: Parsed, context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
             assert self._method.stream is not None  # noqa: S101 - chosen by service_handler
             async with aclosing(self._method.stream(parsed, call)) as messages:
@@ -149,7 +157,7 @@ class _Guarded:
 
     async def _run(
         self,
-        request: "Message | Malformed",
+        request: Parsed,
         context: Context,
         run: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
@@ -165,7 +173,7 @@ class _Guarded:
 
     async def _run_call(
         self,
-        request: "Message | Malformed",
+        request: Parsed,
         context: Context,
         call: Call,
         run: Callable[[Message, Call], Awaitable[None]],
@@ -191,10 +199,12 @@ class _Guarded:
             if self._method.recorded:
                 self._record(call, code)
 
-    def _checked(self, request: "Message | Malformed", context: Context) -> Message:
+    def _checked(self, request: Parsed, context: Context) -> Message:
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassedError
+        if isinstance(request, InvalidRequestError):
+            raise request
         if isinstance(request, Malformed):
             expected = self._method.request_type.DESCRIPTOR.full_name
             raise InvalidRequestError(
