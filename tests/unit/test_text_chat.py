@@ -163,6 +163,9 @@ def test_a_templates_own_refusal_is_told() -> None:
     ("source", "part"),
     [
         ("{% for %}", "broken (line 1"),
+        ("{{ " + "(" * 150 + "1" + ")" * 150 + " }}", "cannot be compiled (RecursionError"),
+        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "cannot be compiled (IndentationError"),
+        ("{{ 10 ** 9000 }}", "cannot be compiled (ValueError"),
         ("{{ messages[0].content + 1 }}", "TypeError"),
         ("{{ nothing.at.all }}", "'nothing' is undefined"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),

@@ -125,6 +125,16 @@ def _compiled(source: str) -> Template:
             f"the model's chat template is broken (line {error.lineno}: {error.message}); "
             "send `prompt` or `tokens` instead",
         ) from error
+    except MemoryError:
+        raise _invalid("chat", "the chat template needs more memory than it may have") from None
+    except Exception as error:
+        # Python's compiler has limits of its own, and an error for each: on nesting, for one.
+        reason = _shortened(f"{type(error).__name__}: {error}")
+        raise _invalid(
+            "chat",
+            f"the model's chat template cannot be compiled ({reason}); send `prompt` or `tokens` "
+            "instead",
+        ) from error
 
 
 def _check(messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> None:
