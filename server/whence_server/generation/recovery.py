@@ -35,7 +35,12 @@ async def close_interrupted(journal: Journal) -> int:
         How many generations were closed.
     """
     unfinished = journal.unfinished()
-    closed = [i for i in unfinished if await _sound(_finish, journal, i)]
+    closed = []
+    for generation_id in unfinished:
+        if await _sound(_finish, journal, generation_id):
+            closed.append(generation_id)
+        else:
+            journal.give_up(generation_id)
     for generation_id in dict.fromkeys([*closed, *journal.uncalled()]):
         await _sound(_end_call, journal, generation_id)
     if closed:

@@ -171,6 +171,7 @@ class Journal(Log):
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its entries are not as they were written, or some are missing.
             JournalUnwritableError: the disk is full or out of order, for longer than the
                 patience; what can be read has been yielded.
             JournalError: the writer has failed; what there was has been yielded.
@@ -336,7 +337,8 @@ class Journal(Log):
         """
         self.check_writable()
         row = await self.get(generation_id)
-        if row.finish is None:
+        # One that does not run has no finish where its record is damaged: it can be deleted.
+        if row.finish is None and generation_id in self._live:
             raise GenerationRunningError(generation_id)
         if generation_id in self._deleting:
             raise GenerationNotFoundError(generation_id, deleted=True)

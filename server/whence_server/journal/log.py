@@ -143,6 +143,16 @@ class Log:
         self._writer.submit()
         return offset
 
+    def give_up(self, generation_id: str) -> None:
+        """Lets go of a generation that an earlier run left open and that cannot be finished.
+
+        Nothing is written. Whoever follows it learns that its end is missing.
+        """
+        live = self._live.get(generation_id)
+        if live is not None and live.recovered and live.finish is None:
+            del self._live[generation_id]
+            live.close()
+
     def record_call(self, generation_id: str, payload: bytes) -> None:
         """Appends CALL, outside any generation's offsets.
 

@@ -1,7 +1,7 @@
 """GenerationService: starts, follows and stops generations."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -13,7 +13,7 @@ from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import generation_request, require_generation_id
 from whence_server.rpc.serving import Serving
-from whence_server.rpc.splice import responses
+from whence_server.rpc.splice import require_readable, responses
 
 SERVICE = "whence.v1.GenerationService"
 
@@ -69,7 +69,7 @@ class GenerationServicer:
         """Follows a generation from an offset on, live or recorded; needs no model for it."""
         call.generation_id = require_generation_id(request.generation_id)
         following = self._serving.follow(call.generation_id, request.after_offset)
-        async for message in _messages(following):
+        async for message in _messages(following, require_readable):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
@@ -81,8 +81,10 @@ class GenerationServicer:
 
 async def _messages(
     following: AsyncGenerator[list[Entry], None],
+    check: Callable[[list[Entry]], None] = lambda _: None,
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(following) as batches:
         async for entries in batches:
+            check(entries)
             for message in responses(entries):
                 yield message

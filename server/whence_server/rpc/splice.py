@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from whence.v1 import generation_pb2, trace_pb2
+from google.protobuf.message import DecodeError, Message
+
+from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import RecordDamagedError
 
 _EVENT_FIELDS = generation_pb2.GenerationEvent.DESCRIPTOR.fields_by_name
 _KINDS: dict[EntryKind, str] = {
@@ -21,6 +24,28 @@ _KINDS: dict[EntryKind, str] = {
     EntryKind.FINISHED: "finished",
 }
 _BATCHED = frozenset({EntryKind.PROMPT_STEP, EntryKind.STEP})
+_MESSAGES: dict[EntryKind, type[Message]] = {
+    EntryKind.STARTED: generation_pb2.GenerationStarted,
+    EntryKind.PROMPT_STEP: step_pb2.Step,
+    EntryKind.STEP: step_pb2.Step,
+    EntryKind.BEAM_ROUND: generation_pb2.BeamRound,
+    EntryKind.FINISHED: generation_pb2.GenerationFinished,
+}
+
+
+def require_readable(entries: Sequence[Entry]) -> None:
+    """Parse what was on disk: no client could read a message around damaged bytes.
+
+    Raises:
+        RecordDamagedError: an entry is no message of its kind.
+    """
+    for entry in entries:
+        try:
+            _MESSAGES[entry.kind].FromString(entry.payload)
+        except (DecodeError, KeyError) as error:
+            raise RecordDamagedError(
+                entry.generation_id, f"its entry {entry.offset} is no message: {error}"
+            ) from error
 
 
 def varint(value: int) -> bytes:

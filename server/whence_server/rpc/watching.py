@@ -16,6 +16,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import ListFilter
+from whence_server.rpc.splice import require_readable
 
 T = TypeVar("T")
 
@@ -92,6 +93,8 @@ class WatchFilter:
         if self._lifecycle_only and entry.kind not in _LIFECYCLE:
             return False
         generation_id = entry.generation_id
+        if not _readable(entry):
+            self._matches[generation_id] = False
         if generation_id not in self._matches:
             if len(self._matches) >= _MAX_REMEMBERED:
                 self._matches.clear()
@@ -111,3 +114,12 @@ class WatchFilter:
             and wanted.trace_id in ("", index.trace_id)
             and wanted.labels.items() <= index.labels.items()
         )
+
+
+def _readable(entry: Entry) -> bool:
+    """Whether a watcher could read it: one damaged entry must not end the watch of all others."""
+    try:
+        require_readable([entry])
+    except RecordDamagedError:
+        return False
+    return True
