@@ -1,6 +1,5 @@
 """The gRPC server itself: its sockets, its options, health and reflection."""
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from whence_server.domain.addresses import is_loopback
+from whence_server.domain.addresses import is_ip_address, is_loopback
 from whence_server.domain.errors import ConfigurationError
 from whence_server.rpc.calls import CallLog, Endpoint, Method, service_handler
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
+from whence_server.rpc.listening import listening_addresses
 from whence_server.rpc.standard import Health, reflection_handler
 from whence_server.rpc.unix_socket import UnixSocket
 
@@ -154,7 +154,7 @@ def _connections_a_port(options: ServerOptions) -> int:
     num_ports = 0
     for address in options.listen:
         endpoint = parse_address(address)
-        num_ports += 1 if endpoint.port is None or _is_ip_address(endpoint.address) else 2
+        num_ports += 1 if endpoint.port is None or is_ip_address(endpoint.address) else 2
     return max(options.max_connections // max(num_ports, 1), 1)
 
 
@@ -177,7 +177,10 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
             f"--listen {address}: only loopback addresses and Unix sockets are allowed, as "
             "callers are not authenticated; --insecure-listen-anywhere lifts this"
         )
-    return Endpoint(endpoint.address, listen(f"{_bracketed(endpoint.address)}:{endpoint.port}"))
+    port = endpoint.port
+    for host in listening_addresses(endpoint.address):
+        port = listen(f"{_bracketed(host)}:{port}")
+    return Endpoint(endpoint.address, port)
 
 
 def parse_address(address: str) -> Endpoint:
@@ -202,14 +205,6 @@ def parse_address(address: str) -> Endpoint:
         if colon and host and port.isascii() and port.isdecimal() and int(port) < 65_536:
             return Endpoint(host, int(port))
     raise ConfigurationError(f"--listen {address!r}: expected HOST:PORT, [IPV6]:PORT or unix:PATH")
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _bracketed(host: str) -> str:
