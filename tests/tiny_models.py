@@ -14,6 +14,7 @@ from transformers import (
     BambaConfig,
     BloomConfig,
     CohereConfig,
+    DogeConfig,
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
@@ -316,6 +317,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
             "full_attention": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 5.0},
         },
     ),
+    # Attention to eight tokens, which it picks: as new, it counts all of them alike.
+    "doge": DogeConfig(**SHAPE, num_key_value_heads=2, sliding_window=16, keep_window_size=8),
     "cohere": CohereConfig(**SHAPE, num_key_value_heads=2, logit_scale=0.25),
     "opt_post_norm": OPTConfig(
         vocab_size=PADDED_VOCABULARY,

@@ -204,3 +204,17 @@ def test_several_samples_of_one_prompt_are_those_that_it_has_alone(loaded: Loade
     alone.run()
     crowded.run()
     assert [alone.ids("it", i) for i in range(2)] == [crowded.ids("it", i) for i in range(2)]
+
+
+def test_attention_that_picks_tokens_picks_those_that_generate_does(
+    tiny_model: Callable[..., Path],
+) -> None:
+    directory = tiny_model("doge")
+    harness = Harness(loaded_model(directory), chunk=9)
+    for name in SEQUENCES:
+        admit(harness, name)
+    harness.run()
+    for name, (_, num_new) in SEQUENCES.items():
+        assert harness.ids(name) == reference_greedy(
+            fresh(directory), PROMPTS[name], max_new_tokens=num_new, eos_token_id=None
+        )

@@ -19,6 +19,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import frequencies
+from whence_server.engine.context import max_context_length
 from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.internals.watching import NOTHING
 from whence_server.engine.runner import Runner
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 SLIDING = {"sliding_attention"}
 ATTENTION = {"full_attention"} | SLIDING
+PICKED = ("keep_window_size", "index_topk")
+"""Config fields of attention that picks so many tokens by topk (Doge, DeepSeek's indexer)."""
 
 
 def examine(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
@@ -70,8 +73,18 @@ def _obstacle(model: Any, rotary: Frequencies) -> str | None:
         return "it keeps a recurrent state"
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return "its forward pass takes no past_key_values"
+    if _picks_tokens(model):
+        # Of tokens that count alike, topk takes those that lie well: in the columns of a batch
+        # other ones than alone. The short prompts below would not show it.
+        return "its attention picks tokens, fewer than its context holds"
     other = sorted(set(_layer_types(model)) - ATTENTION)
     return f"it has {', '.join(other)} layers" if other else None
+
+
+def _picks_tokens(model: Any) -> bool:
+    config = model.config.get_text_config(decoder=True)
+    picked = [getattr(config, name, None) for name in PICKED]
+    return any(isinstance(n, int) and n < max_context_length(config) for n in picked)
 
 
 def _layer_types(model: Any) -> list[str]:
