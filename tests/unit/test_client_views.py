@@ -181,3 +181,21 @@ def test_named_bytes_are_never_cut():
     assert (first, second) == ('"<0xF0 0x9F 0x98>"', '"<0xF0 0x9F 0x99>"')
     assert render.named("<0xF0>", 12) == '"<0xF0>"    '
     assert render.named("a long token", 8) == '"a long\u2026'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\ufe0f", '"\\ufe0f"'),
+        ("\u200d", '"\\u200d"'),
+        (" \u200d", '" \\u200d"'),
+        ("a\u200b", '"a\\u200b"'),
+        ("\u00a0", '"\\u00a0"'),
+        ("\u3164", '"\\u3164"'),
+        ("\U000e0020", '"\\U000e0020"'),
+        ("\U0001f3f3\ufe0f\u200d\U0001f308", '"\U0001f3f3\ufe0f\u200d\U0001f308"'),
+        ("caf\u00e9 \u6f22", '"caf\u00e9 \u6f22"'),
+    ],
+)
+def test_tokens_that_show_nothing_are_told_apart_by_their_codes(text: str, shown: str) -> None:
+    assert render.quoted(text) == shown

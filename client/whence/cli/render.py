@@ -16,6 +16,12 @@ _RAMP = (196, 202, 208, 214, 220, 226, 190, 154, 118, 82, 46)
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that make a line read otherwise than it was written."""
 
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
+"""Letters of Hangul that show nothing."""
+
+_JOINING = frozenset("\u200c\u200d\ufe0e\ufe0f")
+"""Characters that show nothing themselves, and change what is before them."""
+
 _NAMED_BYTES = re.compile("<0x[0-9A-F]{2}[^>]*>")
 
 TOKEN_COLUMNS = 16
@@ -40,9 +46,33 @@ def _visible(character: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text on one line, in quotes, so that its blanks can be seen."""
-    escaped = safe(text.replace("\\", "\\\\"))
+    """The text on one line, in quotes, so that its blanks can be seen, and told apart."""
+    escaped = safe(_unhidden(text.replace("\\", "\\\\")))
     return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+def _unhidden(text: str) -> str:
+    """The text with the code of each character that shows nothing, or no more than a space."""
+    if text.isascii():
+        return text
+    return "".join(
+        _code(character) if _is_hidden(character, before) else character
+        for before, character in zip(f" {text}", text, strict=False)
+    )
+
+
+def _code(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _is_hidden(character: str, before: str) -> bool:
+    if character in _JOINING:
+        return before.isspace()
+    kind = unicodedata.category(character)
+    return (
+        kind in {"Cf", "Zl", "Zp"} or (kind == "Zs" and character != " ") or character in _FILLERS
+    )
 
 
 def wants_color(mode: ColorMode, stream: TextIO) -> bool:
