@@ -289,3 +289,48 @@ def test_no_log_is_no_fault(tmp_path):
 def test_a_directory_without_a_journal_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no journal"):
         verify_journal(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+async def test_a_log_that_was_taken_away_is_missed_by_its_index(live, how):
+    if how == "gone":
+        (live / "journal.db-wal").unlink()
+    else:
+        (live / "journal.db-wal").write_bytes(b"")
+    (fault,) = verify_journal(live).findings[:1]
+    assert "the write-ahead log is gone" in str(fault)
+
+
+async def test_a_log_whose_frames_are_all_in_the_database_is_not_missed(tmp_path):
+    journal = await Journal.open(tmp_path / "source")
+    begin(journal, FIRST, 1)
+    end(journal, FIRST, 1)
+    await journal.flush()
+    database = apsw.Connection(str(tmp_path / "source" / "journal.db"))
+    database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    shutil.copytree(tmp_path / "source", tmp_path / "copy")
+    database.close()
+    await journal.close()
+    (tmp_path / "copy" / "journal.db-wal").unlink()
+    report = verify_journal(tmp_path / "copy")
+    assert (report.findings, report.num_generations) == ([], 1)
+
+
+async def test_a_link_leads_to_the_database_and_to_the_log_beside_it(live):
+    whole = verify_journal(live)
+    real = live.parent / "elsewhere"
+    real.mkdir()
+    for suffix in ("", "-wal", "-shm"):
+        (live / f"journal.db{suffix}").rename(real / f"journal.db{suffix}")
+    (live / "journal.db").symlink_to(real / "journal.db")
+    assert verify_journal(live) == whole
+
+
+@pytest.mark.parametrize("version", [1, 0, -3])
+async def test_a_version_set_back_hides_nothing(data_dir, version):
+    database = apsw.Connection(str(data_dir / "journal.db"))
+    database.pragma("user_version", version)
+    database.close()
+    findings = verify_journal(data_dir).findings
+    assert findings
+    assert {finding.table for finding in findings} == {"schema"}

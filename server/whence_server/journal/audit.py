@@ -21,11 +21,19 @@ from whence_server.journal.expected import (
 )
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.label_index import label_rows
-from whence_server.journal.schema import migrate
+from whence_server.journal.schema import MIGRATIONS, migrate
 from whence_server.journal.sqlite_lookup import spine_of
 
 _WRITER = 1
 _FIRST_BOUND_VERSION = 2
+_PREPARED = frozenset(
+    {
+        "table labels",
+        "index labels_by_generation",
+        "index sqlite_autoindex_labels_1",
+    }
+)
+"""Made before the step to version 2, which may then be cut off."""
 
 
 class Audit:
@@ -41,6 +49,7 @@ class Audit:
         self.deletions: dict[int, Deletion] = {}
         self._connection = connection
         self._report = report
+        self._version = version
         self._bound = version >= _FIRST_BOUND_VERSION
         self._last_position = 0
         self._num_unsaid = 0
@@ -214,13 +223,12 @@ class Audit:
 
     def _schema(self) -> None:
         fresh = apsw.Connection(":memory:")
-        migrate(fresh)
+        migrate(fresh, MIGRATIONS[: max(self._version, 0)])
         expected, stored = dict(_schema_of(fresh)), dict(_schema_of(self._connection))
         fresh.close()
         if not self._bound:
-            # A journal of an earlier version, or one whose migration was cut off.
-            stored = {key: sql for key, sql in stored.items() if key not in expected}
-            expected = {}
+            # The next version's index over labels is filled before the version changes.
+            stored = {key: sql for key, sql in stored.items() if key not in _PREPARED}
         for key in sorted(expected.keys() | stored.keys()):
             if stored.get(key) != expected.get(key):
                 self._word("schema", key, "is not what this journal's version has")

@@ -46,8 +46,9 @@ def open_evidence(data_dir: Path) -> Iterator[Evidence]:
     Raises:
         ConfigurationError: there is no journal, a server uses it, or it cannot be read.
     """
-    path = data_dir / "journal.db"
     try:
+        # SQLite follows a link too, and its write-ahead log lies beside the file itself.
+        path = (data_dir / "journal.db").resolve()
         if not path.is_file():
             raise ConfigurationError(f"{data_dir} holds no journal")
         with _unused(data_dir):

@@ -20,6 +20,8 @@ _MASK = 0xFFFFFFFF
 # The index beside the log (-shm) begins with: version, unused, change, flags, page size (2),
 # frames, pages, the last frame's checksum (2 words), the log's salts (8 bytes as in the log).
 _INDEX_HEAD = struct.Struct("=3I2BH2I2I8s")
+# After two copies of its head, 48 bytes each: frames that were copied into the database.
+_COPIED_PLACE = 96
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ def read_log(path: Path, index_path: Path) -> LogReport:
     report = LogReport()
     size = path.stat().st_size if path.exists() else 0
     if not size:
+        _ask_index_of_nothing(report, index_path)
         return report
     with path.open("rb") as log:
         head = log.read(_HEADER.size)
@@ -161,19 +164,36 @@ def _frames(log: BinaryIO, page_size: int) -> Iterator[_Frame]:
 
 def _ask_index(report: LogReport, index_path: Path, raw_salts: bytes) -> None:
     """The index beside the log knows how many frames there were, if it belongs to it."""
-    try:
-        with index_path.open("rb") as index:
-            head = index.read(_INDEX_HEAD.size)
-    except FileNotFoundError:
-        return
-    if len(head) < _INDEX_HEAD.size:
-        return
-    _, _, _, is_set, _, _, num_frames, _, _, _, salts = _INDEX_HEAD.unpack(head)
-    if is_set and salts == raw_salts and num_frames > report.num_frames and not report.faults:
+    num_frames, _, salts = _index(index_path)
+    if salts == raw_salts and num_frames > report.num_frames and not report.faults:
         report.faults.append(
             f"the write-ahead log had {num_frames} frames, and {report.num_frames} are left: its "
             "newest transactions are gone"
         )
+
+
+def _ask_index_of_nothing(report: LogReport, index_path: Path) -> None:
+    """Where the log is absent or empty, the index knows of frames that only the log had."""
+    num_frames, num_copied, _ = _index(index_path)
+    if num_frames > num_copied:
+        report.faults.append(
+            f"the write-ahead log is gone: it had {num_frames} frames, and {num_copied} of them "
+            "are in the database; its newest transactions are lost to every reader"
+        )
+
+
+def _index(path: Path) -> tuple[int, int, bytes]:
+    """Frames of the log, how many of them were copied into the database, and the log's salts."""
+    try:
+        with path.open("rb") as index:
+            head = index.read(_COPIED_PLACE + 4)
+    except FileNotFoundError:
+        return 0, 0, b""
+    if len(head) < _COPIED_PLACE + 4:
+        return 0, 0, b""
+    _, _, _, is_set, _, _, num_frames, _, _, _, salts = _INDEX_HEAD.unpack_from(head)
+    (num_copied,) = struct.unpack_from("=I", head, _COPIED_PLACE)
+    return (num_frames, num_copied, salts) if is_set else (0, 0, b"")
 
 
 def _checksum(data: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:
