@@ -272,6 +272,51 @@ def test_a_merged_model_that_is_not_on_record_is_merged_again_and_compared(
         assert "not what the adapter of step 4 merged into" in report.findings[-1].problem
 
 
+def test_a_merge_of_an_earlier_step_is_not_held_to_a_later_one_on_record(
+    base: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(tmp_path / "run", model=adapter_on(base), **SAVING)
+    with record(trainer):
+        trainer.train()
+        merged_by_itself(trainer, tmp_path / "run" / "merged")
+    earlier = tmp_path / "run" / "checkpoint-2"
+    below = GPT2LMHeadModel.from_pretrained(base)
+    whole = PeftModel.from_pretrained(below, str(earlier)).merge_and_unload()
+    whole.save_pretrained(tmp_path / "run" / "earlier")
+    report = verify(tmp_path / "run" / "earlier")
+    assert (report.verdict, report.findings, report.step) == (Verdict.VERIFIED, [], 2)
+    report = verify(base, tmp_path / "run" / RECORD_NAME)
+    assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
+    whole.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 0.01
+    whole.save_pretrained(tmp_path / "run" / "earlier")
+    assert verify(tmp_path / "run" / "earlier").verdict is Verdict.NOT_VERIFIED
+
+
+@pytest.mark.parametrize("beside_another", [True, False])
+def test_an_adapter_that_was_saved_under_its_name_verifies_in_its_own_directory(
+    beside_another: bool, base: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    below = GPT2LMHeadModel.from_pretrained(base)
+    if beside_another:
+        model = get_peft_model(below, LORA)
+        model.add_adapter("mine", LORA)
+    else:
+        model = get_peft_model(below, LORA, adapter_name="mine")
+    trainer = trainer_of(tmp_path / "run", model=model, **SAVING)
+    with record(trainer):
+        trainer.train()
+        trainer.save_model()
+    for where in ("mine", "checkpoint-2/mine"):
+        report = verify(tmp_path / "run" / where)
+        assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
+        assert report.num_tensors == len(load_file(report.directory / "adapter_model.safetensors"))
+    flip(tmp_path / "run" / "mine", base)
+    report = verify(tmp_path / "run" / "mine")
+    assert report.verdict is Verdict.NOT_VERIFIED
+    assert {"file", "tensor"} <= {finding.subject for finding in report.findings}
+
+
 def test_an_adapter_that_was_added_to_a_model_of_transformers_is_one(
     base: Path, tmp_path: Path
 ) -> None:

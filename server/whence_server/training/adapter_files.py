@@ -1,7 +1,7 @@
 """Adapters on disk, as PEFT and transformers save them: one in a directory, others below it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,30 @@ def below_of(checkpoint: Checkpoint) -> list[str]:
     return sorted(
         path.parts[0] for path in paths if len(path.parts) == 2 and path.name == CONFIGURATION
     )
+
+
+def parts_of(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """Give each adapter that lies below a checkpoint's directory, as a checkpoint of its own.
+
+    Its weights digest is not on record: its tensors' digests are.
+    """
+    for name in below_of(checkpoint):
+        part = Checkpoint()
+        part.CopyFrom(checkpoint)
+        prefix = f"{name}/"
+        part.path = name if checkpoint.path == "." else f"{checkpoint.path}/{name}"
+        part.path_bytes = checkpoint.path_bytes and checkpoint.path_bytes + f"/{name}".encode()
+        part.model_digest = part.weights_digest = ""
+        del part.files[:], part.tensors[:]
+        for file in checkpoint.files:
+            if file.path.startswith(prefix):
+                part.files.add().CopyFrom(file)
+                part.files[-1].path = file.path.removeprefix(prefix)
+        for tensor in checkpoint.tensors:
+            if tensor.name.startswith(prefix):
+                part.tensors.add().CopyFrom(tensor)
+                part.tensors[-1].name = tensor.name.removeprefix(prefix)
+        yield part
 
 
 def base_named_in(directory: Path) -> str:

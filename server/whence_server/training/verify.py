@@ -65,17 +65,24 @@ def verify(directory: Path, record: Path | None = None, base: Path | None = None
     if checkpoint is None:
         _require_weights(directory)
     loaded = _load(report, run, checkpoint)
-    checkpoint = checkpoint or _of_these_weights(run, loaded.tensors)
+    checkpoint = checkpoint or _with_these_weights(run, loaded.tensors)
+    if checkpoint is None and _is_base_or_merged(report, run, loaded.tensors, base):
+        return _concluded(report)
+    checkpoint = checkpoint or _with_most_of(run, loaded.tensors)
     if checkpoint is not None:
         _describe_checkpoint(report, run, checkpoint)
         _compare(report, run, checkpoint, files, loaded)
         if checkpoint.base_weights_digest:
             bases.verify_base(report, run, directory, base)
-    elif not _is_base_or_merged(report, run, loaded.tensors, base):
+    else:
         if loaded.problem:
             report.findings.append(Finding("weights", str(directory), loaded.problem))
         problem = f"not on record: no checkpoint of run {report.training_run_id} has its weights"
         report.findings.append(Finding("model", str(directory), problem))
+    return _concluded(report)
+
+
+def _concluded(report: Report) -> Report:
     report.findings.sort(key=lambda finding: _ORDER.index(finding.subject))
     report.verdict = Verdict.NOT_VERIFIED if report.findings else Verdict.VERIFIED
     return report
@@ -87,6 +94,8 @@ def _is_base_or_merged(
     """Describes weights of an adapter's run that no checkpoint has: its base, or a merged model."""
     if tensors is None or not run.started.HasField("adapter_base"):
         return False
+    if not contents.has_weights(report.directory):
+        return False  # an adapter
     if tensors.weights_digest == run.started.adapter_base.weights_digest:
         report.num_tensors = len(tensors.records)
         report.base = "this is the model that the run trained an adapter on, as recorded"
@@ -129,7 +138,10 @@ def _of_these_files(
     no file is of a kind that is known to decide, as with weights in a form of their own, all do.
     """
     best: tuple[tuple[bool, bool, int], Checkpoint] | None = None
-    for checkpoint in run.checkpoints:
+    saved: list[Checkpoint] = list(run.checkpoints)
+    if adapter_files.is_adapter(directory) and not contents.has_weights(directory):
+        saved += [part for whole in saved for part in adapter_files.parts_of(whole)]
+    for checkpoint in saved:
         deciding = [f for f in checkpoint.files if contents.decides_what_is_computed(f.path)]
         deciding = deciding or list(checkpoint.files)
         same = sum(
@@ -143,8 +155,15 @@ def _of_these_files(
     return best[1] if best else None
 
 
-def _of_these_weights(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
-    """The newest checkpoint with these tensors, or else with most of them, if with any."""
+def _with_these_weights(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
+    """The newest checkpoint with these tensors."""
+    found = "" if tensors is None else tensors.weights_digest
+    same = (it for it in reversed(run.checkpoints) if found and it.weights_digest == found)
+    return next(same, None)
+
+
+def _with_most_of(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
+    """The newest checkpoint with most of these tensors, if with any."""
     if tensors is None:
         return None
     found = set(tensors.records)
@@ -279,7 +298,7 @@ def _compare_tensors(
     expected = set(map(tensor_record, checkpoint.tensors))
     report.num_tensors = len(expected & set(tensors.records))
     faults = list(loading_findings(checkpoint, tensors))
-    if tensors.weights_digest != checkpoint.weights_digest:
+    if checkpoint.weights_digest not in ("", tensors.weights_digest):
         digests = checkpoint.weights_digest, tensors.weights_digest
         faults.append(Finding("weights", "digest", "changed", *digests))
     elif files_differ:
