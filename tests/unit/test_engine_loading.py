@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -253,6 +254,19 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert "'nobody/nothing' is neither a directory nor a model" in refusal("nobody/nothing")
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(*_args: object, **_kwargs: object) -> None:
+        # What the hub's client lets through: neither an OSError nor an error of its own.
+        raise HTTPError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert "'nobody/nothing' is neither a directory nor a model" in refusal("nobody/nothing")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    assert "Name or service not known" in refusal("nobody/nothing")
 
 
 def test_a_model_too_large_for_the_memory(

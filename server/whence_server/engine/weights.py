@@ -274,7 +274,9 @@ def _first(directory: Path) -> str | None:
 
 def _snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError
+
+    # HTTPError is that of the httpx which the hub's client is built on, and lets through.
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.py"] * trust_remote_code
     try:
@@ -282,14 +284,14 @@ def _snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | None) -> 
             names = HfApi().list_repo_files(hub_id, revision=revision)
             kind = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
             patterns.append(kind)
-        except OSError:  # offline: what has been fetched before will do
+        except (OSError, HTTPError):  # offline: what has been fetched before will do
             patterns += ["*.safetensors", "*.bin"]
         snapshot = snapshot_download(
             hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
         # The only folder of a model that is read; nothing is fetched where there is none.
         snapshot_download(hub_id, revision=revision, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"])
-    except (OSError, ValueError, HFValidationError) as error:
+    except (OSError, ValueError, HTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigurationError(
             f"{hub_id!r} is neither a directory nor a model that the hub gives out: {first}"
