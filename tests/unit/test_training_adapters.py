@@ -257,6 +257,11 @@ def test_a_merged_model_that_is_not_on_record_is_merged_again_and_compared(
     report = verify(tmp_path / "run" / "merged")
     assert (report.verdict, report.findings, report.step) == (Verdict.VERIFIED, [], 4)
     assert "computed again: the same to the bit" in report.base
+    config = tmp_path / "run" / "merged" / "config.json"
+    config.write_text(config.read_text().replace("1e-05", "0.5"))
+    (finding,) = verify(tmp_path / "run" / "merged").findings
+    assert (finding.subject, finding.name) == ("file", "config.json")
+    assert "layer_norm_epsilon" in finding.problem
     weight = whole.transformer.h[0].mlp.c_fc.weight.data
     original = weight.clone()
     weight[0, 0] = torch.nextafter(weight[0, 0], weight[0, 0] + 1)

@@ -1,11 +1,13 @@
 """Models that an adapter was merged into: computed again with PEFT, and compared."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
@@ -15,6 +17,15 @@ from whence_server.training import adapter_files, bases, contents
 from whence_server.training.contents import Tensors
 from whence_server.training.findings import Finding, Report
 
+_COMPUTE_NOTHING = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Fields that a merge, or saving its outcome, may leave otherwise."""
 _ROUNDING = 2.0
 """The largest difference that counts as rounding, in units of it."""
 
@@ -49,7 +60,32 @@ def verify_merged(report: Report, run: TrainingRun, tensors: Tensors, given: Pat
     if closest is None:
         return False
     _tell(report, closest, tensors, place)
+    _hold_configuration(report, run, place)
     return True
+
+
+def _hold_configuration(report: Report, run: TrainingRun, base: Path) -> None:
+    """Holds a merged model's configuration to its base's, or to the one that was trained with."""
+    of_base = _configuration((base / "config.json").read_bytes())
+    of_run = _configuration(run.started.config_json or "{}")
+    found = _configuration((report.directory / "config.json").read_bytes())
+    changed = sorted(
+        name
+        for name in (found.keys() | of_base.keys()) - _COMPUTE_NOTHING
+        if found.get(name) not in (of_base.get(name), of_run.get(name, of_base.get(name)))
+    )
+    if changed:
+        problem = f"not as the model below the adapter has it: {', '.join(changed)}"
+        report.findings.append(Finding("file", "config.json", problem))
+
+
+def _configuration(text: str | bytes) -> dict[str, Any]:
+    """A configuration with all that its class fills in."""
+    fields: dict[str, Any] = json.loads(text)
+    if "model_type" in fields:
+        kind = str(fields.pop("model_type"))
+        fields = transformers.AutoConfig.for_model(kind, **fields).to_dict()
+    return fields
 
 
 class _Merged(NamedTuple):
