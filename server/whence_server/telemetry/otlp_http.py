@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 import aiohttp
@@ -162,6 +162,7 @@ def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
     try:
         if response.content_type == JSON and body.strip():
             json_format.Parse(body, answer, ignore_unknown_fields=True)
+            is_page = is_page or _is_of_another_program(json.loads(body))
         else:
             answer.ParseFromString(body)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
@@ -173,6 +174,11 @@ def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
         )
     partial = answer.partial_success
     return Accepted(partial.rejected_spans, partial.error_message)
+
+
+def _is_of_another_program(answer: Mapping[str, object]) -> bool:
+    """Return whether an answer in JSON has fields, and not the only one that OTLP's answer has."""
+    return bool(answer) and not answer.keys() & {"partialSuccess", "partial_success"}
 
 
 def _named(status: int) -> str:
