@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from text_oracles import cut
 
+from whence_server.text import stops as text_stops
 from whence_server.text.stops import StopSearch
 
 # Few letters, so that stop strings overlap with the text, each other and themselves.
@@ -89,3 +90,24 @@ def test_what_is_no_output_is_searched_and_left_out(
     flags = [output for text, output in parts for _ in text]
     assert found == stop
     assert released == "".join(c for c, output in zip(before, flags, strict=False) if output)
+
+
+@pytest.mark.parametrize("stop", ["a" * 1000 + "b", "ab" * 500 + "c", "aab" * 300 + "aac"])
+def test_one_character_never_undoes_a_long_match_step_by_step(
+    stop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a logarithm of its length, in the golden ratio (Knuth, Morris and Pratt)."""
+    num_falls = 0
+    fall = text_stops._Pattern.fall
+
+    def counted(pattern: text_stops._Pattern, length: int) -> int:
+        nonlocal num_falls
+        num_falls += 1
+        return fall(pattern, length)
+
+    monkeypatch.setattr(text_stops._Pattern, "fall", counted)
+    search = StopSearch([stop])
+    search.feed(stop[:-1])
+    num_falls = 0
+    search.feed("x")
+    assert 1 <= num_falls <= 15

@@ -4,12 +4,14 @@ The text may hold parts that are no output, such as the names of special tokens:
 searched like the rest, and left out of what is released.
 
 Knuth, Morris and Pratt's matching ("Fast pattern matching in strings", 1977), one automaton
-for each stop string: it never looks at a character twice, and its state is exactly what has
-to be known here, the length of the longest suffix that might still begin the stop.
+for each stop string: its state is exactly what has to be known here, the length of the longest
+suffix that might still begin the stop. One character costs it at most a logarithm of the stop's
+length (section 5), so that no text makes a single token expensive.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -113,16 +115,14 @@ class _Automaton:
         num_matched: length of the longest proper prefix of `stop` that the text ends with.
     """
 
-    __slots__ = ("_borders", "num_matched", "stop")
+    __slots__ = ("_pattern", "num_matched", "stop")
 
     def __init__(self, stop: str) -> None:
         if not stop:
             raise ValueError("a stop string must not be empty")
         self.stop = stop
         self.num_matched = 0
-        # _borders[i]: length of the longest proper prefix of stop[: i + 1] that is also its
-        # suffix. Only ever as long as what was matched: long stops cost nothing up front.
-        self._borders = [0]
+        self._pattern = _pattern(stop)
 
     def feed(self, text: str) -> int | None:
         """Returns the offset in `text` just past the first match, or None."""
@@ -135,7 +135,10 @@ class _Automaton:
                 if offset < 0:
                     break
             elif stop[matched] != text[offset]:
-                matched = self._border(matched)
+                matched = self._pattern.fall(matched)
+                if matched < 0:
+                    matched = 0
+                    offset += 1
                 continue
             matched += 1
             offset += 1
@@ -144,13 +147,44 @@ class _Automaton:
         self.num_matched = matched
         return None
 
-    def _border(self, length: int) -> int:
-        """The longest proper border of the stop's first `length` characters."""
-        borders, stop = self._borders, self.stop
-        while len(borders) < length:
-            character = stop[len(borders)]
+
+class _Pattern:
+    """Where matching of one stop string goes on after a mismatch.
+
+    The tables grow with what has been matched: a long stop costs nothing up front.
+    """
+
+    __slots__ = ("_borders", "_falls", "_stop")
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        # By length of the matched prefix: the longest shorter one that is also its suffix ...
+        self._borders = [0]
+        # ... and the longest of those that the mismatched character may follow, or -1.
+        self._falls = [-1]
+
+    def fall(self, length: int) -> int:
+        """Return how much stays matched where another character than stop[length] follows.
+
+        It is to be compared with that character again; -1 where the character begins nothing.
+        """
+        while len(self._falls) <= length:
+            self._extend()
+        return self._falls[length]
+
+    def _extend(self) -> None:
+        stop, borders, length = self._stop, self._borders, len(self._borders)
+        border = 0
+        if length > 1:
             border = borders[-1]
-            while border and stop[border] != character:
-                border = borders[border - 1]
-            borders.append(border + (stop[border] == character))
-        return borders[length - 1]
+            while border and stop[border] != stop[length - 1]:
+                border = borders[border]
+            border += stop[border] == stop[length - 1]
+        borders.append(border)
+        self._falls.append(self._falls[border] if stop[border] == stop[length] else border)
+
+
+@lru_cache(maxsize=1024)
+def _pattern(stop: str) -> _Pattern:
+    """Return the tables of a stop string, which the sequences that have it share."""
+    return _Pattern(stop)
