@@ -1,6 +1,6 @@
 """A journal that has seen a bit of everything, live parts, and what the metrics make of both."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +44,13 @@ class Files:
 
 
 @asynccontextmanager
-async def measuring(journal: MemoryJournal, **options: Any) -> AsyncIterator[Metrics]:
+async def measuring(
+    journal: MemoryJournal, environment: Mapping[str, str] = {}, **options: Any
+) -> AsyncIterator[Metrics]:
     """Metrics that follow the journal from its present end."""
     options = {"options": AT_ONCE, **options}
-    metrics = Metrics(journal, service_resource("9.8.7"), "9.8.7", **options)
+    resource = service_resource("9.8.7", environment=environment)
+    metrics = Metrics(journal, resource, "9.8.7", **options)
     metrics.start()
     try:
         yield metrics

@@ -102,11 +102,9 @@ async def test_two_scrapers_in_turn_see_the_same_exemplars(journal: MemoryJourna
         assert list(exemplars_in(families_of(metrics))) == first
 
 
-async def test_the_resource_is_target_info(
-    journal: MemoryJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-    async with measuring(journal) as metrics:
+async def test_the_resource_is_target_info(journal: MemoryJournal) -> None:
+    environment = {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
+    async with measuring(journal, environment) as metrics:
         page = families_of(metrics)
     labels = {"service_name": "whence", "service_version": "9.8.7"}
     labels["deployment_environment_name"] = "test"
