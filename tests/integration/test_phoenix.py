@@ -217,7 +217,7 @@ def test_phoenix_understands_the_model_call(seen: Seen) -> None:
     assert json.loads(understood["llm.invocation_parameters"]) == {
         "temperature": 0.8,
         "top_p": 0.9,
-        "top_k": 0,
+        "top_k": 50,  # transformers' default
         "max_tokens": NUM_TOKENS,
         "seed": 1,
         "n": 2,
