@@ -111,7 +111,7 @@ def read_document_request(
 
 
 def is_too_large(error: InvalidRequestError) -> bool:
-    """Whether a document was refused because its text is more than comes in one message."""
+    """Return whether a document was refused because its text is too large for one message."""
     return any(violation.field == "omit_text" for violation in error.violations)
 
 

@@ -132,7 +132,7 @@ def percent(probability: float | None) -> str:
 
 
 def named(text: str, num_columns: int) -> str:
-    """A token's text in quotes, cut or padded to so many columns of a terminal.
+    """Return a token's text in quotes, cut or padded to a number of terminal columns.
 
     Named bytes are never cut: tokens that begin a character often differ in the last one alone.
     """
@@ -141,7 +141,7 @@ def named(text: str, num_columns: int) -> str:
 
 
 def padded(text: str, num_columns: int) -> str:
-    """The text padded to so many columns of a terminal, and never cut."""
+    """Return the text padded to a number of terminal columns, and never cut."""
     return text + " " * (num_columns - columns(text))
 
 

@@ -112,7 +112,7 @@ def ending_text(ending: pb.AttemptFinished) -> str:
 
 
 def gap_text(gap: pb.RecordingGap) -> str:
-    """What is not on record, and why, in words."""
+    """Return a sentence that says what is not on record, and why."""
     return f"{safe(gap.subject)} after step {gap.step:,}: {safe(gap.reason)}"
 
 
