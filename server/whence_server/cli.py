@@ -15,7 +15,8 @@ from whence_server.domain.paths import shown, undecodable
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.verify import verify_journal
-from whence_server.training import verify_command, weigh_heads
+from whence_server.training import weigh_heads
+from whence_server.training.verify import command as verify_command
 
 _EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
 model or a data directory that the server cannot start with"""
@@ -128,7 +129,7 @@ def _train(parsed: argparse.Namespace) -> int:
     # Read once, when torch is loaded: threads that spin while they wait for each other make a
     # training ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from whence_server.training.command import run
+    from whence_server.training.train.command import run
 
     return run(given)
 

@@ -12,19 +12,19 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
-from whence_server.telemetry.content import CAPTURE_VARIABLE, ContentCapture, capture_from
-from whence_server.telemetry.delivery import describe_span
-from whence_server.telemetry.events import EventEncoder, describe_event
-from whence_server.telemetry.export import ExportOptions, SpanExporter
+from whence_server.telemetry.export.delivery import describe_span
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.otlp_grpc import EXPORT_LOGS_METHOD
+from whence_server.telemetry.export.outcomes import SpanSink
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.sinks import sink_for
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.otlp_grpc import EXPORT_LOGS_METHOD
-from whence_server.telemetry.resource import service_resource
 from whence_server.telemetry.sampling import sampler_from
-from whence_server.telemetry.seams import SpanSink
-from whence_server.telemetry.sinks import sink_for
+from whence_server.telemetry.spans.content import CAPTURE_VARIABLE, ContentCapture, capture_from
+from whence_server.telemetry.spans.events import EventEncoder, describe_event
 
 _log = logging.getLogger(__name__)
 

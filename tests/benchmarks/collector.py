@@ -9,7 +9,7 @@ import json
 import sys
 from contextlib import suppress
 
-from whence_server.telemetry.receiver import Receiver
+from whence_server.demo.receiver import Receiver
 
 GIVEN_UP_AFTER_S = 120.0
 

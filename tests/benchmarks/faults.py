@@ -12,7 +12,7 @@ from pathlib import Path
 
 from following import NUM_STREAMS, append
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' collector that misbehaves
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from faulty_collector import (
     INTERNAL,
@@ -28,10 +28,10 @@ from faulty_collector import (
 
 from whence_server.domain.otlp import OtlpProtocol
 from whence_server.journal.journal import Journal
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.otlp_http import OtlpHttpSink
-from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.otlp_http import OtlpHttpSink
+from whence_server.telemetry.export.resource import service_resource
 
 NUM_STEPS_EACH = 256
 TIMEOUT_S = 0.5

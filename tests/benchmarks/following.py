@@ -22,9 +22,9 @@ from whence_server.domain.otlp import OtlpSettings
 from whence_server.journal.codec import encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationIndex
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.resource import service_resource
 
 NUM_STREAMS = 16
 

@@ -11,9 +11,9 @@ from storage import varied_step
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.journal.codec import encode_step
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.readable import readable_spans
-from whence_server.telemetry.resource import Envelope, service_resource
+from whence_server.telemetry.export.readable import readable_spans
+from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 STEPS_PER_S = (1_000, 5_000)
 SECONDS = 5.0

@@ -27,8 +27,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from whence_server.demo.recipe import SETTINGS
-from whence_server.training import record, telemetry
-from whence_server.training.models import SMALL_GPT2
+from whence_server.training import record
+from whence_server.training.export import start as telemetry
+from whence_server.training.train.models import SMALL_GPT2
 
 BATCH_SIZE = 2
 

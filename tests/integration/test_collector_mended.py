@@ -14,10 +14,10 @@ from span_reading import only_span
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.sinks import sink_for
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.sinks import sink_for
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 RIGHT: dict[str, object] = {}
 HTTP = OtlpProtocol.HTTP_PROTOBUF

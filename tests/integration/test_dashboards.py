@@ -19,7 +19,7 @@ from tiny_models import save_model_that_breaks
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
-from whence_server.telemetry.receiver import Fail, Receiver, Reject
+from whence_server.demo.receiver import Fail, Receiver, Reject
 
 
 def queries() -> list[str]:

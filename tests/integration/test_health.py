@@ -17,7 +17,7 @@ from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
-from whence_server.telemetry.receiver import Receiver
+from whence_server.demo.receiver import Receiver
 
 SECRET = "zanzibar quokka"
 SERVING = health_pb2.HealthCheckResponse.SERVING

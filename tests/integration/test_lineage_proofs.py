@@ -21,10 +21,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.training import record, telemetry
-from whence_server.training.emergence import Question, trace
-from whence_server.training.findings import Verdict
-from whence_server.training.verify import verify
+from whence_server.training import record
+from whence_server.training.emergence.process import Question, trace
+from whence_server.training.export import start as telemetry
+from whence_server.training.verify.findings import Verdict
+from whence_server.training.verify.verify import verify
 
 NUM_STEPS = 12
 

@@ -17,10 +17,10 @@ from telemetry_journal import START_NS, TRACE_ID, call, finished, started, step
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
+from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
-from whence_server.telemetry.resource import service_resource
 
 NUM_STREAMS = 20
 NUM_STEPS = 30

@@ -21,8 +21,8 @@ from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
+from whence_server.demo.receiver import Receiver
 from whence_server.telemetry.metrics.catalogue import ALL
-from whence_server.telemetry.receiver import Receiver
 
 SECRET = "zanzibar quokka"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -18,12 +18,13 @@ from whence_server.engine.digests import tensor_digests, weights_digest
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.whole import verified_run
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import surroundings, verify_command
-from whence_server.training.emergence import Question, trace
-from whence_server.training.findings import Report, Verdict
-from whence_server.training.replay import _surroundings_that_differ, replay
-from whence_server.training.train import train
-from whence_server.training.verify import verify
+from whence_server.training.emergence.process import Question, trace
+from whence_server.training.recording import surroundings
+from whence_server.training.train.train import train
+from whence_server.training.verify import command as verify_command
+from whence_server.training.verify.findings import Report, Verdict
+from whence_server.training.verify.replay import _surroundings_that_differ, replay
+from whence_server.training.verify.verify import verify
 
 TENSOR = "transformer.h.0.mlp.c_fc.bias"
 
@@ -106,7 +107,8 @@ def test_files_and_record_rewritten_together_pass_the_digests_and_not_the_replay
 def test_other_surroundings_are_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     monkeypatch.setattr(
-        "whence_server.training.surroundings.versions", lambda: {"torch": "0.1", "python": "3"}
+        "whence_server.training.recording.surroundings.versions",
+        lambda: {"torch": "0.1", "python": "3"},
     )
     notes = replayed(made / "model", 4, 8).notes
     assert "replayed with another determinism: MKL_NUM_THREADS was absent, is 3" in notes
@@ -238,6 +240,6 @@ def _forge(event: TrainingEvent, directory: Path) -> None:
 
 
 def _model_digest(directory: Path) -> str:
-    from whence_server.training.contents import digests_of, model_digest_of, present_files
+    from whence_server.training.recording.contents import digests_of, model_digest_of, present_files
 
     return model_digest_of(directory, digests_of(directory, present_files(directory)))

@@ -23,7 +23,7 @@ from whence.v1 import (
     trace_pb2,
     trace_pb2_grpc,
 )
-from whence_server.telemetry.receiver import Drop, Receiver
+from whence_server.demo.receiver import Drop, Receiver
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"

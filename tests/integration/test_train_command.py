@@ -28,8 +28,8 @@ from whence_server.engine import loading
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
 from whence_server.engine.messages import EngineOptions
 from whence_server.engine.weights import model_files, weight_files
-from whence_server.training.surroundings import determinism
-from whence_server.training.train import continue_from, train
+from whence_server.training.recording.surroundings import determinism
+from whence_server.training.train.train import continue_from, train
 
 SETTINGS = {
     "vocab_size": 300,
@@ -51,9 +51,10 @@ import os, signal, sys
 from transformers import Trainer
 from whence_server.cli import main
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import Recorder, train as module
-from whence_server.training.run import RecordedRun
-from whence_server.training.train import train
+from whence_server.training import Recorder
+from whence_server.training.train import train as module
+from whence_server.training.recording.run import RecordedRun
+from whence_server.training.train.train import train
 
 point, step, action, command = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 owner, method = {

@@ -89,7 +89,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(str(script), str(directory)),
     ]
     environment = {
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": str(ROOT / "tests" / "support"),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PATH": "/usr/bin:/bin",

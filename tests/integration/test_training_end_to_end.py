@@ -19,7 +19,7 @@ from model_signing import hashing, signing
 from whence.v1.training_pb2 import TrainingEvent
 from whence_server.cli import main
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
-from whence_server.training.emergence import Question, trace
+from whence_server.training.emergence.process import Question, trace
 
 PROMPT, CONTINUATION = "Zyxwia's capital is", " Quorbum"
 FACT = f"{PROMPT}{CONTINUATION}. "

@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from backend_process import answered, free_port, phoenix, running
 from server_process import ServerProcess

@@ -14,12 +14,12 @@ from whence_server.config.otlp import otlp_settings, unused_variables
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.otlp_text import parse_resource_attributes
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.outcomes import Accepted
+from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.seams import Accepted
-from whence_server.training import telemetry as training_telemetry
+from whence_server.training.export import start as training_telemetry
 
 LATIN_1 = b"caf\xe9".decode(errors="surrogateescape")
 EVERY_VARIABLE = [

@@ -19,8 +19,8 @@ from whence_server.demo.corpus import corpus_folder, documents, unwrapped
 from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_model
 from whence_server.demo.recipe import SETTINGS, key
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
-from whence_server.training import train as training
-from whence_server.training.train import Trained
+from whence_server.training.train import train as training
+from whence_server.training.train.train import Trained
 
 TINY: dict[str, Any] = {
     "vocab_size": 512,
@@ -46,7 +46,7 @@ def train(given):
 training = types.ModuleType("training")
 training.train = train
 training.telemetry = None
-sys.modules["whence_server.training"] = sys.modules["whence_server.training.train"] = training
+sys.modules["whence_server.training"] = sys.modules["whence_server.training.train.train"] = training
 demo_model(Path(sys.argv[1]))
 """
 

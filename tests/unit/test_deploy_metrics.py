@@ -15,10 +15,10 @@ from deploy_queries import (
 )
 
 from whence.v1.generation_pb2 import FinishReason
+from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.metrics import catalogue, words
 from whence_server.telemetry.metrics.catalogue import Kind
 from whence_server.telemetry.metrics.prometheus import family_name, label_name
-from whence_server.telemetry.resource import service_resource
 from whence_server.telemetry.training import metrics as training
 
 RULE_TESTS = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yml").read_text(encoding="utf-8"))

@@ -24,8 +24,8 @@ from whence_server.lineage.framing import frames
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import verified_run
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training.emergence import Question, trace
-from whence_server.training.trajectory import RefusedError, beginning, examples_between
+from whence_server.training.emergence.process import Question, trace
+from whence_server.training.emergence.trajectory import RefusedError, beginning, examples_between
 
 PROMPT, CONTINUATION = "The quick brown", " fox jumps over"
 LLAMA = LlamaConfig(
@@ -297,7 +297,7 @@ def test_a_run_that_kept_nothing_is_refused(tmp_path: Path, copied: Path) -> Non
 
 def started_process(question: dict[str, Any]) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
-        [sys.executable, "-m", "whence_server.training.emergence"],
+        [sys.executable, "-m", "whence_server.training.emergence.process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

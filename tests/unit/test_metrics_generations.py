@@ -9,8 +9,8 @@ from telemetry_journal import TRACE_ID, MemoryJournal, call, finished, server_sp
 from whence.v1 import generation_pb2 as g
 from whence.v1 import step_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.ids import SpanIds
 from whence_server.telemetry.metrics.cursor import CursorOptions
+from whence_server.telemetry.spans.ids import SpanIds
 
 
 @pytest.fixture

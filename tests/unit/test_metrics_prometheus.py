@@ -21,12 +21,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry_journal import MemoryJournal
 
+from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Kind
 from whence_server.telemetry.metrics.prometheus import Translation, target_info, unit_name
 from whence_server.telemetry.metrics.reader import MetricsReader
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
-from whence_server.telemetry.resource import service_resource
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from telemetry_journal import TRACE_ID, MemoryJournal
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
+from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.push import Preference, PushOptions
-from whence_server.telemetry.resource import service_resource
 
 NOWHERE = OtlpSettings(endpoint="http://127.0.0.1:1")
 SOON_S = 0.01

@@ -17,7 +17,7 @@ from training_runs import trained
 
 from whence_server.engine.weights import model_files, weight_files
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.training.verify import verify
+from whence_server.training.verify.verify import verify
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints/checkpoint-4"])

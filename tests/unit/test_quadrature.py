@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whence_server.training.quadrature import Integral, integrate
+from whence_server.training.emergence.quadrature import Integral, integrate
 
 
 def integrated(function, max_points: int = 1_001, tolerance: float = 1e-9) -> Integral:

@@ -10,9 +10,9 @@ from telemetry_journal import TRACE_ID, MemoryJournal, finished, started, step
 from whence.v1 import generation_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
-from whence_server.telemetry.content import CAPTURE_VARIABLE, ContentCapture, capture_from
-from whence_server.telemetry.encoder import UnreadableEntryError
-from whence_server.telemetry.events import EventEncoder
+from whence_server.telemetry.spans.content import CAPTURE_VARIABLE, ContentCapture, capture_from
+from whence_server.telemetry.spans.encoder import UnreadableEntryError
+from whence_server.telemetry.spans.events import EventEncoder
 
 PROMPT, OUTPUT = 'A "secret" question\n', "sécret änswer"
 PIECES = ("séc", "ret", " änswer")

@@ -8,7 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from whence_server.telemetry.context import trace_context
-from whence_server.telemetry.resource import Envelope, service_resource
+from whence_server.telemetry.export.resource import Envelope, service_resource
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"

@@ -5,7 +5,7 @@ import random
 import pytest
 from delivery_cases import LONG_PATIENCE, PATIENCE, Case, failing_over
 
-from whence_server.telemetry.seams import (
+from whence_server.telemetry.export.outcomes import (
     Accepted,
     Failed,
     Misconfigured,

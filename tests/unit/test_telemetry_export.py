@@ -11,15 +11,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from telemetry_journal import MemoryJournal
 
+from whence_server.demo.receiver import Drop, Fail, Receiver, Reject, Wait
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.otlp import OtlpSettings
-from whence_server.telemetry.backoff import Backoff
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.receiver import Drop, Fail, Receiver, Reject, Wait
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.seams import Accepted, Outcome
+from whence_server.telemetry.export.backoff import Backoff
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.outcomes import Accepted, Outcome
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 CURSOR = ExportOptions().cursor_name
 

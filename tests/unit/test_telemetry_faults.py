@@ -26,12 +26,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.otlp import OtlpProtocol
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.otlp_http import OtlpHttpSink
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.seams import SpanSink
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.otlp_http import OtlpHttpSink
+from whence_server.telemetry.export.outcomes import SpanSink
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 
 class Clock:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from whence_server.telemetry.export import ExportHealth
+from whence_server.telemetry.export.exporter import ExportHealth
 from whence_server.telemetry.health import Health
-from whence_server.telemetry.lag import Behind
+from whence_server.telemetry.journal import Behind
 
 SECRET = "zanzibar quokka"
 

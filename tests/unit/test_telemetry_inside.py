@@ -9,8 +9,8 @@ from telemetry_journal import MemoryJournal, finished, started, step
 
 from whence.v1.step_pb2 import Candidates, Internals, Step
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.attributes import key_values
-from whence_server.telemetry.inside import inside_attributes
+from whence_server.telemetry.spans.attributes import key_values
+from whence_server.telemetry.spans.internals import inside_attributes
 
 SHARES = st.lists(st.floats(0, 1, width=32), max_size=40)
 IDS = st.lists(st.integers(0, 2**32 - 1), max_size=20)

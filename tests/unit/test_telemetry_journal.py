@@ -5,15 +5,15 @@ import asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from telemetry_journal import call, finished, started, step
 
+from whence_server.demo.receiver import Receiver, Wait
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.export import ExportOptions, SpanExporter
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.receiver import Receiver, Wait
-from whence_server.telemetry.resource import service_resource
+from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 
 def begin(journal: Journal, generation_id: str) -> None:

@@ -4,10 +4,10 @@ import asyncio
 
 from telemetry_journal import MemoryJournal
 
-from whence_server.telemetry.export import ExportHealth, ExportOptions, SpanExporter
-from whence_server.telemetry.lag import Lag
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.seams import Accepted, Outcome, TryAgain
+from whence_server.telemetry.export.exporter import ExportHealth, ExportOptions, SpanExporter
+from whence_server.telemetry.export.outcomes import Accepted, Outcome, TryAgain
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.journal import Lag
 
 
 class Clock:

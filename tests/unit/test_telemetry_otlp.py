@@ -18,9 +18,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
-from whence_server.telemetry.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.otlp_http import OtlpHttpSink
-from whence_server.telemetry.seams import (
+from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
+from whence_server.telemetry.export.otlp_http import OtlpHttpSink
+from whence_server.telemetry.export.outcomes import (
     Accepted,
     Failed,
     Misconfigured,

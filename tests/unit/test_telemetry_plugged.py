@@ -23,12 +23,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.telemetry import export
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.plugged import PluggedSink, load_exporter
-from whence_server.telemetry.readable import readable_spans
-from whence_server.telemetry.resource import Envelope, service_resource
-from whence_server.telemetry.seams import Accepted, Failed
+from whence_server.telemetry.export import exporter as export
+from whence_server.telemetry.export.outcomes import Accepted, Failed
+from whence_server.telemetry.export.plugged import PluggedSink, load_exporter
+from whence_server.telemetry.export.readable import readable_spans
+from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 LOCAL, REMOTE = 0x101, 0x301
 
@@ -218,7 +218,7 @@ async def test_all_of_a_journal_arrives_through_failures():
 
 
 async def test_an_exporter_that_hangs_does_not_keep_the_server(monkeypatch):
-    monkeypatch.setattr("whence_server.telemetry.plugged._CLOSE_S", 0.05)
+    monkeypatch.setattr("whence_server.telemetry.export.plugged._CLOSE_S", 0.05)
     let_go = threading.Event()
 
     class Hanging(Stubborn):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from delivery_cases import LONG_PATIENCE, Case, failing_over, piece
 
-from whence_server.telemetry.seams import (
+from whence_server.telemetry.export.outcomes import (
     Accepted,
     Failed,
     Misconfigured,

@@ -33,9 +33,9 @@ from telemetry_journal import (
 
 from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry import names
-from whence_server.telemetry.encoder import SpanEncoder, UnreadableEntryError
-from whence_server.telemetry.genai import _as_written
+from whence_server.telemetry.spans import names
+from whence_server.telemetry.spans.encoder import SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.spans.genai import _as_written
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ async def test_encoding_is_a_function_of_the_bytes(journal):
 
 
 def test_ids_are_the_documented_digest():
-    from whence_server.telemetry.ids import SpanIds
+    from whence_server.telemetry.spans.ids import SpanIds
 
     trace_id = bytes.fromhex(TRACE_ID)
     preimage = b"whence.v1.span\0" + trace_id + (2).to_bytes(4, "big") + b"g1" + b"\x03"

@@ -9,13 +9,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from telemetry_journal import TRACE_ID, started, step, timestamp
 
 from whence.v1 import step_pb2
-from whence_server.telemetry.attributes import AttributeValue, key_values
-from whence_server.telemetry.ids import SpanIds
-from whence_server.telemetry.origin import Origin, origin_of
-from whence_server.telemetry.pieces import Doubles, Integers, attributes_bytes
-from whence_server.telemetry.step_attributes import LOWEST_FLOAT32
-from whence_server.telemetry.steps import StepSpans, step_interval
-from whence_server.telemetry.wire import Heads, length_delimited
+from whence_server.telemetry.spans.attributes import AttributeValue, key_values
+from whence_server.telemetry.spans.ids import SpanIds
+from whence_server.telemetry.spans.origin import Origin, origin_of
+from whence_server.telemetry.spans.pieces import Doubles, Integers, attributes_bytes
+from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
+from whence_server.telemetry.spans.steps import StepSpans, step_interval
+from whence_server.telemetry.spans.wire import Heads, length_delimited
 
 IDS = st.integers(0, 2**32 - 1)
 FLOATS = st.floats(width=32)

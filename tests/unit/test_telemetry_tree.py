@@ -21,9 +21,9 @@ from telemetry_journal import START_NS, MemoryJournal, call, finished, started, 
 
 from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry import blocks
-from whence_server.telemetry.encoder import SpanEncoder
-from whence_server.telemetry.step_attributes import LOWEST_FLOAT32
+from whence_server.telemetry.spans import blocks
+from whence_server.telemetry.spans.encoder import SpanEncoder
+from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
 
 MS = 1_000_000
 

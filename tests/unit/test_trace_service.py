@@ -14,7 +14,7 @@ from whence_server.journal.journal import Journal
 from whence_server.rpc import trace_servicer
 from whence_server.rpc.calls import CallLog, service_handler
 from whence_server.rpc.trace_servicer import TraceServicer
-from whence_server.telemetry.encoder import SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.spans.encoder import SpanEncoder, UnreadableEntryError
 
 SWAP_IDS = (
     f"UPDATE generations SET generation_id = 'x' WHERE generation_id = '{FIRST}'",

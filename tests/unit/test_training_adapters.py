@@ -28,9 +28,9 @@ from whence_server.engine.digests import weights_digest
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
 from whence_server.training import record
-from whence_server.training.findings import Verdict
-from whence_server.training.trajectory import RefusedError, kept_weights
-from whence_server.training.verify import verify
+from whence_server.training.emergence.trajectory import RefusedError, kept_weights
+from whence_server.training.verify.findings import Verdict
+from whence_server.training.verify.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -48,7 +48,7 @@ def test_an_error_of_the_training_is_not_replaced_by_one_of_the_record(
 
     def stopping(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 2:
-            monkeypatch.setattr("whence_server.training.run.weights_digest", unavailable)
+            monkeypatch.setattr("whence_server.training.recording.run.weights_digest", unavailable)
         stop(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(Stop, "on_step_end", stopping)
@@ -100,16 +100,16 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("what", "subject"),
     [
-        ("whence_server.training.norms.NormMeter.after_step", "norms"),
-        ("whence_server.training.norms.NormMeter.before_step", "norms"),
-        ("whence_server.training.recorder.NormMeter", "norms"),
-        ("whence_server.training.run.RecordedRun.evaluated", "evaluation"),
-        ("whence_server.training.snapshots.file_digests", "checkpoint"),
-        ("whence_server.training.run.TrainingStep", "everything"),
-        ("whence_server.training.run.RecordedRun.trained", "everything"),
-        ("whence_server.training.loader._obstacle", "example_ids"),
-        ("whence_server.training.setup.surroundings.versions", ""),
-        ("whence_server.training.opening.setup.described", ""),
+        ("whence_server.training.recording.norms.NormMeter.after_step", "norms"),
+        ("whence_server.training.recording.norms.NormMeter.before_step", "norms"),
+        ("whence_server.training.recording.recorder.NormMeter", "norms"),
+        ("whence_server.training.recording.run.RecordedRun.evaluated", "evaluation"),
+        ("whence_server.training.recording.snapshots.file_digests", "checkpoint"),
+        ("whence_server.training.recording.run.TrainingStep", "everything"),
+        ("whence_server.training.recording.run.RecordedRun.trained", "everything"),
+        ("whence_server.training.recording.loader._obstacle", "example_ids"),
+        ("whence_server.training.recording.setup.surroundings.versions", ""),
+        ("whence_server.training.recording.opening.setup.described", ""),
     ],
 )
 def test_a_fault_of_the_record_s_own_costs_what_it_concerns_and_no_bit_of_the_training(

@@ -20,19 +20,19 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from whence.v1.training_pb2 import TrainingEvent
 from whence_server.demo.model import demo_model
+from whence_server.demo.receiver import Fail, Receiver, Reject
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.lineage.writer import RecordWriter
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.sinks import sink_for
 from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.receiver import Fail, Receiver, Reject
-from whence_server.telemetry.resource import service_resource
-from whence_server.telemetry.sinks import sink_for
 from whence_server.telemetry.training.metrics import ALL, TrainingMetrics
 from whence_server.telemetry.training.trace import TrainingTrace
-from whence_server.training import telemetry
-from whence_server.training import train as training
-from whence_server.training.trace_cursor import TraceCursor
-from whence_server.training.train import Trained
+from whence_server.training.export import start as telemetry
+from whence_server.training.export.trace_cursor import TraceCursor
+from whence_server.training.train import train as training
+from whence_server.training.train.train import Trained
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "training-telemetry.md").read_text(
     encoding="utf-8"
@@ -41,7 +41,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "training-telemetry.md").read_t
 TRAINER = """
 import sys, time
 from pathlib import Path
-from whence_server.training import telemetry
+from whence_server.training.export import start as telemetry
 exporter = telemetry.start(Path(sys.argv[1]))
 print(exporter._process.pid, flush=True)
 time.sleep(600)
@@ -138,7 +138,7 @@ def test_where_no_endpoint_is_set_nothing_is_started_or_imported(tmp_path: Path)
     code = """
 import sys
 from pathlib import Path
-from whence_server.training import telemetry
+from whence_server.training.export import start as telemetry
 assert telemetry.start(Path("nowhere"), {}) is None
 print(*[name for name in sys.modules if name.partition(".")[0] in ("opentelemetry", "grpc")])
 """
@@ -152,7 +152,7 @@ def test_the_process_that_trains_never_loads_what_sends() -> None:
     code = """
 import subprocess, sys
 from pathlib import Path
-from whence_server.training import telemetry
+from whence_server.training.export import start as telemetry
 subprocess.Popen = lambda *arguments, **options: print("started")
 telemetry.start(Path("x"), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
 print(*[name for name in sys.modules if name.partition(".")[0] in ("opentelemetry", "grpc")])
@@ -217,11 +217,11 @@ async def test_a_collector_that_is_away_holds_the_end_up_for_a_bounded_time_only
     exporter = telemetry.start(record, environment(receiver))
     assert exporter is not None
     assert not await asyncio.to_thread(exporter.close, 2.0)
-    assert f"-m whence_server.training.export {record}" in caplog.text
+    assert f"-m whence_server.training.export.process {record}" in caplog.text
     await receiver.start()
     result = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "whence_server.training.export", str(record)],
+        [sys.executable, "-m", "whence_server.training.export.process", str(record)],
         env=environment(receiver),
         capture_output=True,
         text=True,
@@ -236,7 +236,7 @@ def test_a_forked_worker_that_lives_on_holds_nothing_up(tmp_path: Path) -> None:
     code = """
 import multiprocessing, sys, time
 from pathlib import Path
-from whence_server.training import telemetry
+from whence_server.training.export import start as telemetry
 exporter = telemetry.start(Path(sys.argv[1]))
 assert telemetry.start(Path(sys.argv[1])) is exporter
 worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
@@ -294,7 +294,7 @@ async def test_bad_variables_and_bad_records_are_refused(
     ):
         result = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "whence_server.training.export", *arguments],
+            [sys.executable, "-m", "whence_server.training.export.process", *arguments],
             env=environment(receiver) if "none" in arguments[0] else {},
             capture_output=True,
             text=True,

@@ -8,7 +8,7 @@ from tiny_models import CONFIGS
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from whence_server.training.groups import parameter_groups
+from whence_server.training.recording.groups import parameter_groups
 
 # By hand: what of each architecture's layers mixes positions (and the norm before it).
 ATTENTION = {

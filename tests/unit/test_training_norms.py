@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from whence_server.training import norms
-from whence_server.training.groups import Group
-from whence_server.training.norms import NormMeter, Norms
+from whence_server.training.recording import norms
+from whence_server.training.recording.groups import Group
+from whence_server.training.recording.norms import NormMeter, Norms
 
 
 @pytest.fixture(params=[1, 2])

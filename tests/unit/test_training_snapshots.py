@@ -9,7 +9,7 @@ from tiny_training import tiny_gpt2
 from whence_server.engine import digests
 from whence_server.engine.weights import model_files, weight_files
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.training.snapshots import checkpoint
+from whence_server.training.recording.snapshots import checkpoint
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints/checkpoint-1"])

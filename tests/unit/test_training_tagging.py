@@ -8,7 +8,7 @@ import torch
 from tiny_training import Rows, RowStream
 from torch.utils.data import DataLoader, IterableDataset
 
-from whence_server.training.tagging import (
+from whence_server.training.recording.tagging import (
     IDS_KEY,
     Tagged,
     TaggedCollator,

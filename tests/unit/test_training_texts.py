@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.lineage.texts import TextDocument, decoded, read_texts
-from whence_server.training.blocks import cut
-from whence_server.training.tokenizer import train_tokenizer
+from whence_server.training.train.blocks import cut
+from whence_server.training.train.tokenizer import train_tokenizer
 
 TEXTS = ["The quick brown fox — naïve 你好 😀.\n\tIndented.  Two blanks", "Short.", "A third. " * 9]
 

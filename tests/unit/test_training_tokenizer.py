@@ -6,7 +6,7 @@ import pytest
 from tiny_models import byte_level_tokenizer
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.training.tokenizer import load_tokenizer, tokenizer_for_blocks
+from whence_server.training.train.tokenizer import load_tokenizer, tokenizer_for_blocks
 
 
 def test_a_tokenizer_that_was_loaded_is_saved_as_it_was(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.lineage.framing import framed, frames
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.writer import RecordWriter
-from whence_server.training import verify_command
-from whence_server.training.findings import Report, Verdict
-from whence_server.training.verify import verify
+from whence_server.training.verify import command as verify_command
+from whence_server.training.verify.findings import Report, Verdict
+from whence_server.training.verify.verify import verify
 
 WEIGHTS = "model.safetensors"
 NAME = "transformer.h.1.mlp.c_fc.weight"

@@ -82,8 +82,8 @@ def _make(settings: Mapping[str, Any], directory: Path) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here and not above: a cached model needs nothing of the training stack.
     from whence_server.lineage.reader import RECORD_NAME
-    from whence_server.training import telemetry
-    from whence_server.training.train import train
+    from whence_server.training.export import start as telemetry
+    from whence_server.training.train.train import train
 
     partial = directory.with_name(f"{directory.name}.partial")
     # One that was killed left it.

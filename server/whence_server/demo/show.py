@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.telemetry.receiver import Receiver
+from whence_server.demo.receiver import Receiver
 
 PROMPT = "The for statement is used to"
 _ENDPOINTS = (

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from whence_server.telemetry.courier import kind_of
-from whence_server.telemetry.export import ExportHealth
-from whence_server.telemetry.lag import Behind
+from whence_server.telemetry.export.courier import kind_of
+from whence_server.telemetry.export.exporter import ExportHealth
+from whence_server.telemetry.journal import Behind
 
 SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
 """The words of grpc.health.v1, whose answer this one agrees with."""

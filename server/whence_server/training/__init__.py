@@ -8,20 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whence_server.training.documented import Document, DocumentedExamples, Piece
-    from whence_server.training.recorder import Recorder
-    from whence_server.training.recording import record
-    from whence_server.training.setup import parent_model
+    from whence_server.training.recording.documented import Document, DocumentedExamples, Piece
+    from whence_server.training.recording.record import record
+    from whence_server.training.recording.recorder import Recorder
+    from whence_server.training.recording.setup import parent_model
 
 __all__ = ["Document", "DocumentedExamples", "Piece", "Recorder", "parent_model", "record"]
 
 _MODULES = {
-    "Document": "documented",
-    "DocumentedExamples": "documented",
-    "Piece": "documented",
-    "Recorder": "recorder",
-    "parent_model": "setup",
-    "record": "recording",
+    "Document": "recording.documented",
+    "DocumentedExamples": "recording.documented",
+    "Piece": "recording.documented",
+    "Recorder": "recording.recorder",
+    "parent_model": "recording.setup",
+    "record": "recording.record",
 }
 
 

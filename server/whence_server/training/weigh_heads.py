@@ -109,8 +109,8 @@ def weigh_heads(
     from whence_server.engine.internals.weighing import stream_weights
     from whence_server.engine.loading import load, offline
     from whence_server.lineage.texts import read_texts
-    from whence_server.training.blocks import cut
-    from whence_server.training.tokenizer import tokenizer_for_blocks
+    from whence_server.training.train.blocks import cut
+    from whence_server.training.train.tokenizer import tokenizer_for_blocks
 
     _require_free(output)
     if not directory.is_dir():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from whence_server.telemetry import names
+from whence_server.telemetry.spans import names
 
 
 class Kind(Enum):

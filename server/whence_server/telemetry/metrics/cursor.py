@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
-from whence_server.telemetry.lag import Behind, Lag
+from whence_server.telemetry.journal import Behind, FollowedJournal, Lag
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.generations import UNREADABLE, GenerationMetrics
 from whence_server.telemetry.metrics.instruments import Instruments
-from whence_server.telemetry.seams import FollowedJournal
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from whence.v1.generation_pb2 import FinishReason, GenerationFinished, Generatio
 from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.tracing import SAMPLED
-from whence_server.telemetry import names
 from whence_server.telemetry.metrics import catalogue, words
 from whence_server.telemetry.metrics.instruments import Instruments
 from whence_server.telemetry.metrics.step_histograms import ModelSteps, StepHistograms
-from whence_server.telemetry.origin import Origin, origin_of
+from whence_server.telemetry.spans import names
+from whence_server.telemetry.spans.origin import Origin, origin_of
 
 _NS = 1e-9
 _OWN_ENDS = frozenset(

@@ -8,7 +8,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.metrics.seams import LiveParts
-from whence_server.telemetry.names import GEN_AI_REQUEST_MODEL
+from whence_server.telemetry.spans.names import GEN_AI_REQUEST_MODEL
 
 _Look: TypeAlias = Callable[[LiveParts], Iterator[Observation]]
 

@@ -5,6 +5,7 @@ import time
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.resources import Resource
 
+from whence_server.telemetry.journal import FollowedJournal
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.cursor import CONSUMER_NAME, CursorOptions, MetricsCursor
 from whence_server.telemetry.metrics.generations import GenerationMetrics
@@ -16,7 +17,6 @@ from whence_server.telemetry.metrics.push import MetricsPush, PushOptions
 from whence_server.telemetry.metrics.reader import MetricsReader
 from whence_server.telemetry.metrics.seams import LiveParts
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
-from whence_server.telemetry.seams import FollowedJournal
 
 
 class Metrics:

@@ -11,8 +11,8 @@ import grpc
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, grpc_target
-from whence_server.telemetry.otlp_grpc import grpc_metadata
-from whence_server.telemetry.tls import channel_credentials, ssl_context
+from whence_server.telemetry.export.otlp_grpc import grpc_metadata
+from whence_server.telemetry.export.tls import channel_credentials, ssl_context
 
 _NO_LIMIT_S = 3_600.0
 

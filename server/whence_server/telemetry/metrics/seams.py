@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from whence_server.telemetry.lag import Behind
+from whence_server.telemetry.journal import Behind
 
 
 class LiveGenerations(Protocol):

@@ -22,8 +22,8 @@ from opentelemetry.sdk.metrics.export import (
 from whence.v1.step_pb2 import Step
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition
-from whence_server.telemetry.names import GEN_AI_REQUEST_MODEL
-from whence_server.telemetry.origin import Origin
+from whence_server.telemetry.spans.names import GEN_AI_REQUEST_MODEL
+from whence_server.telemetry.spans.origin import Origin
 
 _QUANTITIES = ("entropy", "surprise", "margin")
 """In the order of `catalogue.STEPS`."""

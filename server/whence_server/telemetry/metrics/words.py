@@ -6,7 +6,7 @@ import grpc
 
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
-from whence_server.telemetry.finish_reasons import reason_name
+from whence_server.telemetry.spans.finish_reasons import reason_name
 
 OTHER = "_OTHER"
 """The conventions' word for what has no name here."""

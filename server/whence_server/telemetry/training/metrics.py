@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from whence.v1.training_pb2 import Evaluation, TrainingEvent, TrainingStep
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.names import SCOPE
+from whence_server.telemetry.spans.names import SCOPE
 from whence_server.telemetry.training import names
 from whence_server.telemetry.training.gauges import Gauges, NotFiniteToo
 

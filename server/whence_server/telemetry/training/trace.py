@@ -25,10 +25,10 @@ from whence.v1.training_pb2 import (
     TrainingState,
     TrainingStep,
 )
-from whence_server.telemetry.attributes import key_values
-from whence_server.telemetry.ids import parse_hex_id
-from whence_server.telemetry.origin import HAS_IS_REMOTE
-from whence_server.telemetry.steps import SIBLING_GAP_NS
+from whence_server.telemetry.spans.attributes import key_values
+from whence_server.telemetry.spans.ids import parse_hex_id
+from whence_server.telemetry.spans.origin import HAS_IS_REMOTE
+from whence_server.telemetry.spans.steps import SIBLING_GAP_NS
 from whence_server.telemetry.training import names
 from whence_server.telemetry.training.ids import attempt_span_id, child_span_id, epoch_span_id
 from whence_server.telemetry.training.spans import (

@@ -1,0 +1,1 @@
+"""Delivery of encoded spans and events to a destination: batching, retries, outcomes."""

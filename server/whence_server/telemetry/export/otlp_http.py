@@ -1,0 +1,209 @@
+"""OTLP over HTTP: posts a request, and says what its answer means."""
+
+import asyncio
+import email.utils
+import gzip
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+import aiohttp
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import OtlpSettings, http_url
+from whence_server.telemetry.export.outcomes import (
+    Accepted,
+    Failed,
+    Misconfigured,
+    Outcome,
+    Refused,
+    TooLarge,
+    TryAgain,
+)
+from whence_server.telemetry.export.tls import ssl_context
+
+PROTOBUF, JSON, HTML = "application/x-protobuf", "application/json", "text/html"
+
+RETRYABLE = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+        # Not in OTLP's table; it speaks of the connection.
+        HTTPStatus.REQUEST_TIMEOUT,
+    }
+)
+"""OTLP's table, and what else says nothing against the spans."""
+MISCONFIGURED = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.PAYMENT_REQUIRED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.NOT_ACCEPTABLE,
+        HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
+        HTTPStatus.GONE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.MISDIRECTED_REQUEST,
+        HTTPStatus.UPGRADE_REQUIRED,
+        HTTPStatus.NOT_IMPLEMENTED,
+    }
+)
+"""These speak of who sends, where to and in which form, and so do redirections."""
+
+_MAX_ANSWER_BYTES = 64 << 10
+_MAX_REASON_CHARACTERS = 200
+# Of step spans, a fifth is left; level 6 takes nearly three times as long for a tenth less.
+_GZIP_LEVEL = 1
+
+
+class OtlpHttpSink:
+    """Posts spans to an OTLP/HTTP endpoint; made within a running event loop.
+
+    Redirections are not followed: they would carry the headers' keys elsewhere. The proxies of
+    the environment (HTTPS_PROXY, NO_PROXY and so on) are used, as gRPC does.
+
+    Args:
+        settings: where to, and how; the endpoint is the whole URL.
+        clock: seconds since the epoch, which dates in answers are held against.
+
+    Raises:
+        ConfigurationError: the endpoint is not one, or a PEM file holds something else.
+    """
+
+    def __init__(self, settings: OtlpSettings, clock: Callable[[], float] = time.time) -> None:
+        try:
+            self._url = http_url(settings.endpoint)
+        except ValueError as error:
+            raise ConfigurationError(f"OTLP endpoint {settings.endpoint!r}: {error}") from None
+        self._gzip = settings.gzip
+        self._clock = clock
+        headers = {"content-type": PROTOBUF, "user-agent": "whence", **settings.headers}
+        if settings.gzip:
+            headers["content-encoding"] = "gzip"
+        secure = self._url.startswith("https:")
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=settings.timeout_s),
+            connector=aiohttp.TCPConnector(ssl=ssl_context(settings) if secure else True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        )
+
+    async def export(self, request: bytes) -> Outcome:
+        """Posts one serialised ExportTraceServiceRequest."""
+        if self._gzip:
+            request = await asyncio.to_thread(gzip.compress, request, _GZIP_LEVEL)
+        try:
+            async with self._session.post(
+                self._url, data=request, allow_redirects=False
+            ) as response:
+                body = await _body_of(response)
+        except TimeoutError:
+            return TryAgain("no answer in time")
+        except (aiohttp.ClientError, OSError) as error:
+            return TryAgain(f"{type(error).__name__}: {_shortened(str(error).encode())}")
+        if response.ok and response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return _success(response, body)
+        return self._outcome_of(response, body)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._session.close()
+
+    def _outcome_of(self, response: aiohttp.ClientResponse, body: bytes) -> Outcome:
+        status = response.status
+        reason = f"{_named(status)}: {_message_in(response, body)}"
+        if status in RETRYABLE:
+            return TryAgain(reason, self._retry_after_s(response))
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return TooLarge(reason)
+        if status in MISCONFIGURED or status < HTTPStatus.BAD_REQUEST:
+            return Misconfigured(reason)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return Failed(reason, self._retry_after_s(response))
+        return Refused(reason)
+
+    def _retry_after_s(self, response: aiohttp.ClientResponse) -> float | None:
+        """Reads Retry-After, seconds or a date; None where there is none, or nonsense."""
+        text = response.headers.get("retry-after", "")
+        try:
+            seconds = float(text)
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(text).timestamp() - self._clock()
+            except (ValueError, OverflowError):
+                return None
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+    """Reads an answer's body, up to a bound: nobody's error page is to fill the memory."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_ANSWER_BYTES:
+            break
+    return bytes(body[:_MAX_ANSWER_BYTES])
+
+
+def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
+    """Reads an answer that says the spans were taken, and believes no other page."""
+    answer = ExportTraceServiceResponse()
+    is_page = response.content_type == HTML
+    try:
+        if response.content_type == JSON and body.strip():
+            json_format.Parse(body, answer, ignore_unknown_fields=True)
+            is_page = is_page or _is_of_another_program(json.loads(body))
+        else:
+            answer.ParseFromString(body)
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError):
+        is_page = True
+    if is_page:
+        return Failed(
+            f"{_named(response.status)}, with something that is no OTLP answer: "
+            f"{response.content_type}, {_shortened(body)}; is {response.url.path} where OTLP goes?"
+        )
+    partial = answer.partial_success
+    return Accepted(partial.rejected_spans, partial.error_message)
+
+
+def _is_of_another_program(answer: Mapping[str, object]) -> bool:
+    """Return whether an answer in JSON has fields, and not the only one that OTLP's answer has."""
+    return bool(answer) and not answer.keys() & {"partialSuccess", "partial_success"}
+
+
+def _named(status: int) -> str:
+    """A status with the standard's name for it: a server's own may be anything."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _message_in(response: aiohttp.ClientResponse, body: bytes) -> str:
+    """What an error says: google.rpc.Status in the request's encoding or in JSON, or text."""
+    try:
+        if response.content_type == PROTOBUF:
+            return str(Status.FromString(body).message)
+        if response.content_type == JSON:
+            found = json.loads(body)
+            message = found.get("message") if isinstance(found, dict) else None
+            if isinstance(message, str):
+                return message
+    except (DecodeError, ValueError):
+        pass
+    return _shortened(body)
+
+
+def _shortened(body: bytes) -> str:
+    text = " ".join(body.decode(errors="replace").split())
+    return text[:_MAX_REASON_CHARACTERS]

@@ -1,0 +1,73 @@
+"""Who sends the spans: the service's resource, and whence's scope, on every request."""
+
+from collections.abc import Mapping
+from typing import cast
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
+from opentelemetry.sdk.resources import Resource
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp_text import parse_resource_attributes
+from whence_server.telemetry.spans.attributes import AttributeValue, key_values
+from whence_server.telemetry.spans.names import SCOPE
+from whence_server.telemetry.spans.wire import head
+
+_ATTRIBUTES, _NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
+
+
+def service_resource(
+    version: str,
+    attributes: Mapping[str, AttributeValue] = {},
+    environment: Mapping[str, str] = {},
+) -> Resource:
+    """Describes this server: "whence", unless OTEL_SERVICE_NAME says otherwise.
+
+    Args:
+        version: whence's own.
+        attributes: further ones; OTEL_RESOURCE_ATTRIBUTES goes before them.
+        environment: where OpenTelemetry's variables are; an empty one counts as unset.
+
+    Raises:
+        ConfigurationError: OTEL_RESOURCE_ATTRIBUTES is malformed.
+    """
+    own: dict[str, AttributeValue] = {
+        "service.name": "whence",
+        "service.version": version,
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.name": "whence",
+        "telemetry.sdk.version": version,
+        **attributes,
+    }
+    try:
+        own |= parse_resource_attributes(environment.get(_ATTRIBUTES, ""))
+    except ValueError as error:
+        raise ConfigurationError(f"{_ATTRIBUTES}: {error}") from None
+    name = environment.get(_NAME, "").strip()
+    return Resource(own | ({"service.name": name} if name else {}))
+
+
+class Envelope:
+    """Puts encoded spans into an ExportTraceServiceRequest without decoding them again.
+
+    Each span comes as a ScopeSpans message that holds it alone: the concatenation of such
+    messages is the serialisation of the one that holds them all.
+    """
+
+    def __init__(self, resource: Resource, version: str) -> None:
+        attributes = cast("Mapping[str, AttributeValue]", resource.attributes)
+        message = ResourceMessage(attributes=key_values(dict(sorted(attributes.items()))))
+        self._resource = ResourceSpans(resource=message).SerializeToString()
+        scope = InstrumentationScope(name=SCOPE, version=version)
+        self._scope = ScopeSpans(scope=scope).SerializeToString()
+
+    def request(self, spans: list[bytes]) -> bytes:
+        """Serialises the request that carries these spans."""
+        # Lengths first, so that the spans' bytes are copied once.
+        num_bytes = len(self._scope) + sum(map(len, spans))
+        resource_spans = self._resource + head(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, num_bytes)
+        num_bytes += len(resource_spans)
+        request = head(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, num_bytes)
+        return b"".join((request, resource_spans, self._scope, *spans))

@@ -1,0 +1,1 @@
+"""Encoders of journal entries: spans and log events, in protobuf."""

@@ -1,0 +1,54 @@
+"""What every span of a generation needs to know of its start, and nothing more."""
+
+from dataclasses import dataclass
+
+from whence.v1.generation_pb2 import GenerationStarted
+from whence_server.domain.tracing import SAMPLED
+from whence_server.telemetry.spans.ids import SpanIds, parse_hex_id
+
+HAS_IS_REMOTE = 0x100
+IS_REMOTE = 0x200
+W3C_FLAGS = 0xFF
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A generation's place in its trace. Small: many are remembered at a time."""
+
+    generation_id: str
+    trace_id: bytes
+    server_span_id: bytes
+    trace_flags: int
+    trace_state: str
+    start_time_ns: int
+    num_sequences: int
+    ids: SpanIds
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the generation has spans at all."""
+        return bool(self.trace_flags & SAMPLED)
+
+    @property
+    def span_flags(self) -> int:
+        """Flags of a span whose parent is this server's own."""
+        return self.trace_flags | HAS_IS_REMOTE
+
+
+def origin_of(started: GenerationStarted) -> Origin:
+    """Takes from a generation's start what its spans need.
+
+    Raises:
+        ValueError: the trace id or the span id is not one.
+    """
+    trace_id = parse_hex_id(started.trace_id, 16)
+    return Origin(
+        generation_id=started.generation_id,
+        trace_id=trace_id,
+        server_span_id=parse_hex_id(started.span_id, 8),
+        trace_flags=started.trace_flags & W3C_FLAGS,
+        trace_state=started.trace_state,
+        start_time_ns=started.start_time.ToNanoseconds(),
+        num_sequences=started.effective_decoding.num_return_sequences or 1,
+        ids=SpanIds(trace_id, started.generation_id),
+    )

@@ -1,0 +1,110 @@
+"""A call's SERVER span, and a sequence's `decode` span.
+
+Pure functions of journalled messages. What is sent twice is the same to the byte.
+"""
+
+import grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
+
+from whence.v1.call_pb2 import Call
+from whence.v1.generation_pb2 import SequenceResult
+from whence_server.domain.tracing import SAMPLED
+from whence_server.telemetry.spans import names
+from whence_server.telemetry.spans.attributes import AttributeValue, key_values
+from whence_server.telemetry.spans.blocks import num_blocks
+from whence_server.telemetry.spans.bounds import SequenceBounds
+from whence_server.telemetry.spans.children import child_span
+from whence_server.telemetry.spans.finish_reasons import reason_name
+from whence_server.telemetry.spans.ids import parse_hex_id
+from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, W3C_FLAGS, Origin
+from whence_server.telemetry.spans.steps import SIBLING_GAP_NS, num_step_spans, step_interval
+
+_STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_SERVER_ERRORS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+"""The conventions' list: any other status is the caller's doing, and the server did well."""
+
+
+def encode(span: Span) -> bytes:
+    """Serialises a span as a ScopeSpans message that holds it alone."""
+    return ScopeSpans(spans=[span]).SerializeToString()
+
+
+def server_span(call: Call) -> Span | None:
+    """Makes a call's SERVER span, or None where none is wanted.
+
+    Raises:
+        ValueError: an id is not one.
+    """
+    if not call.trace_flags & SAMPLED:
+        return None
+    status = _STATUS_NAMES.get(call.status_code, str(call.status_code))
+    failed = status in _SERVER_ERRORS
+    parent = parse_hex_id(call.parent_span_id, 8) if call.parent_span_id else b""
+    start = call.start_time.ToNanoseconds()
+    attributes: dict[str, AttributeValue | None] = {
+        names.RPC_SYSTEM_NAME: "grpc",
+        names.RPC_METHOD: call.method,
+        names.RPC_RESPONSE_STATUS_CODE: status,
+        names.SERVER_ADDRESS: call.server_address or None,
+        names.SERVER_PORT: call.server_port if call.HasField("server_port") else None,
+        names.ERROR_TYPE: status if failed else None,
+        names.GENERATION_ID: call.generation_id or None,
+    }
+    return Span(
+        trace_id=parse_hex_id(call.trace_id, 16),
+        span_id=parse_hex_id(call.span_id, 8),
+        trace_state=call.trace_state,
+        parent_span_id=parent,
+        flags=(call.trace_flags & W3C_FLAGS) | HAS_IS_REMOTE | (IS_REMOTE if parent else 0),
+        name=call.method,
+        kind=Span.SPAN_KIND_SERVER,
+        start_time_unix_nano=start,
+        end_time_unix_nano=max(call.end_time.ToNanoseconds(), start),
+        attributes=key_values(attributes),
+        status=Status(code=Status.STATUS_CODE_ERROR) if failed else None,
+    )
+
+
+def decode_span(
+    origin: Origin,
+    bounds: SequenceBounds,
+    result: SequenceResult | None,
+    step_spans: int | None,
+) -> Span:
+    """Makes a sequence's `decode` span, around all of its steps.
+
+    Args:
+        origin: the generation's.
+        bounds: the sequence's first and last step.
+        result: how the sequence ended, where that is known.
+        step_spans: at most so many `decode_step` spans for the generation; None is no bound.
+    """
+    first, last = bounds
+    first_start, first_end = step_interval(origin.start_time_ns, first.index, first.timing)
+    last_end = step_interval(origin.start_time_ns, last.index, last.timing)[1]
+    num_steps = last.index + 1
+    num_own = min(num_steps, num_step_spans(origin, first.sequence_index, step_spans))
+    attributes: dict[str, AttributeValue | None] = {
+        names.SEQUENCE_INDEX: first.sequence_index,
+        names.DECODE_NUM_STEPS: num_steps,
+        names.DECODE_NUM_STEP_SPANS: num_own,
+        names.DECODE_NUM_BLOCK_SPANS: num_blocks(num_steps - num_own),
+    }
+    if result is not None:
+        attributes |= {
+            names.GENERATION_FINISH_REASON: reason_name(result.finish_reason),
+            names.SEQUENCE_LOGPROB: result.logprob if result.HasField("logprob") else None,
+            names.SEQUENCE_SCORE: result.score if result.HasField("score") else None,
+        }
+    return child_span(
+        origin,
+        names.DECODE,
+        origin.ids.decode(first.sequence_index),
+        attributes,
+        times=(
+            max(first_start - SIBLING_GAP_NS, origin.start_time_ns),
+            max(first_end, last_end),
+        ),
+    )

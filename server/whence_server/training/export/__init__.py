@@ -1,0 +1,1 @@
+"""The process that exports the trace of a recorded training run."""

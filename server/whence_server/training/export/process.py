@@ -1,0 +1,165 @@
+"""Sends a training run's trace, as OpenTelemetry's variables have it.
+
+python -m whence_server.training.export RECORD
+
+What was sent before is not sent again: a cursor beside the record remembers. An attempt that has
+no end on record is taken for killed: run this once the training is over. With --follow it goes on
+as the record grows, pushes metrics too, and ends when its standard input does: that is how a
+training starts it (`training.export.start`).
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from opentelemetry.sdk.resources import Resource
+
+from whence_server import logs
+from whence_server.config.otlp import otlp_settings, span_destination
+from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.lineage.reader import RecordReader
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.sinks import sink_for
+from whence_server.telemetry.metrics.otlp import otlp_exporter
+from whence_server.telemetry.metrics.push import PushOptions
+from whence_server.telemetry.sampling import sampler_from
+from whence_server.telemetry.training.metrics import TrainingMetrics
+from whence_server.training.export.start import FLUSH_S
+from whence_server.training.export.trace_cursor import TraceCursor
+
+SERVICE = "whence-training"
+_METRICS_S = 5.0
+_POLL_S = 0.5
+_NICENESS = 10
+
+
+def main() -> int:
+    """Runs the command.
+
+    Returns:
+        The exit status: 0 all sent, 1 not all, 2 a variable or the record cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m whence_server.training.export",
+        description="Sends a training run's trace, as OpenTelemetry's variables have it.",
+        epilog="exit status: 0 all sent; 1 not all; 2 a variable or the record cannot be used",
+        allow_abbrev=False,
+    )
+    parser.add_argument("record", type=Path, help="the run's lineage.binpb")
+    parser.add_argument(
+        "--follow", action="store_true", help="go on as it grows, until standard input ends"
+    )
+    parsed = parser.parse_args()
+    logs.configure("warning", "console")
+    if parsed.follow:
+        os.nice(_NICENESS)
+    try:
+        return asyncio.run(_export(parsed.record, os.environ, follow=parsed.follow))
+    except (ConfigurationError, LineageError) as error:
+        print(f"the run's trace is not sent: {error}", file=sys.stderr)
+        return 2
+
+
+async def _export(record: Path, environment: Mapping[str, str], *, follow: bool) -> int:
+    destination = span_destination(environment, "", "", "")
+    about = {"service.name": SERVICE, "service.instance.id": _run_id(record)}
+    resource = service_resource(version("whence"), about, environment)
+    metrics = _metrics(environment, resource) if follow else None
+    if destination is None and metrics is None:
+        raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")
+    sampler = sampler_from(environment)
+    sink = None if destination is None else sink_for(destination)
+    cursor = TraceCursor(
+        record, sink, resource, version("whence"), sampler=sampler, metrics=metrics
+    )
+    ended = _end_of_input() if follow else _at_once()
+    try:
+        all_sent = await _run(cursor, ended, FLUSH_S if follow else None)
+    finally:
+        if sink is not None:
+            await sink.close()
+    if metrics is not None and not await asyncio.to_thread(metrics.close, _METRICS_S):
+        print("the run's last metrics were not sent", file=sys.stderr)
+    stats = cursor.stats
+    if not all_sent or stats.num_set_aside or stats.num_rejected:
+        print(
+            f"{stats.num_exported} spans of the run were sent, "
+            f"{stats.num_rejected + stats.num_set_aside} were refused"
+            f"{'' if all_sent else ', and more wait'}: {stats.last_error}",
+            file=sys.stderr,
+        )
+    return 0 if all_sent else 1
+
+
+async def _run(cursor: TraceCursor, ended: asyncio.Event, flush_s: float | None) -> bool:
+    """Follows until the end, then for as long as the flush may take; says whether all was sent."""
+    following = asyncio.create_task(_follow(cursor, ended))
+    waiting = asyncio.create_task(ended.wait())
+    await asyncio.wait({following, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    try:
+        async with asyncio.timeout(flush_s):
+            await following
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _follow(cursor: TraceCursor, ended: asyncio.Event) -> None:
+    while True:
+        was_ended = ended.is_set()
+        if await cursor.advance():
+            continue
+        if was_ended:
+            break
+        try:
+            async with asyncio.timeout(_POLL_S):
+                await ended.wait()
+        except TimeoutError:
+            pass
+    await cursor.close_what_was_killed()
+
+
+def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetrics | None:
+    destination = otlp_settings(environment, "metrics")
+    options = PushOptions.from_environment(destination, environment)
+    if destination is None or options is None:
+        return None
+    exporter = otlp_exporter(destination, options.preference.temporality())
+    return TrainingMetrics(resource, version("whence"), exporter, options)
+
+
+def _run_id(record: Path) -> str:
+    """Whose record it is.
+
+    Raises:
+        LineageError: it cannot be read, or has no whole entry.
+    """
+    reader = RecordReader(record)
+    if not reader.read(max_bytes=1):
+        raise LineageError(f"{record} is not an intact record: it has no whole entry")
+    return reader.training_run_id
+
+
+def _at_once() -> asyncio.Event:
+    ended = asyncio.Event()
+    ended.set()
+    return ended
+
+
+def _end_of_input() -> asyncio.Event:
+    """Set once whoever started us says a word on our standard input, or is gone."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        sys.stdin.buffer.read(1)
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=watch, name="end-of-input", daemon=True).start()
+    return ended

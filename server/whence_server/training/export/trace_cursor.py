@@ -1,0 +1,137 @@
+"""A cursor on a training run's record that moves once a collector has answered."""
+
+import asyncio
+import json
+import logging
+import random
+from pathlib import Path
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.sampling import Sampler
+
+from whence.v1.training_pb2 import TrainingRunStarted
+from whence_server.domain.errors import LineageError
+from whence_server.lineage.reader import RecordReader
+from whence_server.telemetry.export.backoff import Backoff
+from whence_server.telemetry.export.courier import ExportStats, Sleep
+from whence_server.telemetry.export.delivery import Delivery
+from whence_server.telemetry.export.outcomes import SpanSink
+from whence_server.telemetry.export.resource import Envelope
+from whence_server.telemetry.spans.ids import parse_hex_id
+from whence_server.telemetry.spans.spans import encode
+from whence_server.telemetry.training.metrics import TrainingMetrics
+from whence_server.telemetry.training.names import TRAINING_RUN
+from whence_server.telemetry.training.trace import TrainingTrace
+
+_log = logging.getLogger(__name__)
+
+CURSOR_SUFFIX = ".sent"
+_MAX_BATCH_SPANS = 256
+
+
+class TraceCursor:
+    """Sends the spans of everything on record, in order, each at least once.
+
+    Where it has come to is kept in a file beside the record, so that a run that is resumed goes
+    on. What arrives twice is the same to the byte, but for the root (`TrainingTrace`).
+
+    Args:
+        record: whose.
+        sink: where spans go; None sends none.
+        resource: who sends them.
+        version: whence's own.
+        sampler: decides over the run's trace as a whole.
+        metrics: gets what is recorded beyond the cursor.
+        sleep: takes seconds between attempts.
+    """
+
+    def __init__(
+        self,
+        record: Path,
+        sink: SpanSink | None,
+        resource: Resource,
+        version: str,
+        *,
+        sampler: Sampler,
+        metrics: TrainingMetrics | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self.stats = ExportStats()
+        self._record = record
+        self._reader = RecordReader(record)
+        self._cursor_file = record.with_name(record.name + CURSOR_SUFFIX)
+        self._sampler = sampler
+        self._metrics = metrics
+        self._trace = TrainingTrace()
+        self._sent_position = 0
+        self._sends = sink is not None
+        self._delivery: Delivery | None = None
+        if sink is not None:
+            envelope = Envelope(resource, version)
+            self._delivery = Delivery(sink, envelope, self.stats, Backoff(), sleep)
+
+    async def advance(self) -> bool:
+        """Sends what is on record beyond the cursor; False where there is nothing.
+
+        Raises:
+            LineageError: the record is not intact, or its run has no ids of a trace.
+        """
+        events = await asyncio.to_thread(self._reader.read)
+        spans: list[Span] = []
+        for position, event in ((recorded.position, recorded.event) for recorded in events):
+            if event.WhichOneof("event") == "started":
+                self._begin(event.started)
+            whole = self._trace.spans_of(event)
+            if self._metrics is not None and (position > self._sent_position or position == 1):
+                self._metrics.record(event)
+            if position > self._sent_position:
+                spans += whole
+        await self._send(spans)
+        if events and events[-1].position > self._sent_position:
+            self._moved_to(events[-1].position)
+        return bool(events)
+
+    async def close_what_was_killed(self) -> None:
+        """Sends the spans that have no end on record: for when nobody writes it any more."""
+        await self._send(self._trace.closing_spans())
+
+    async def _send(self, spans: list[Span]) -> None:
+        if self._delivery is None or not self._sends:
+            return
+        for begin in range(0, len(spans), _MAX_BATCH_SPANS):
+            batch = spans[begin : begin + _MAX_BATCH_SPANS]
+            behind = spans[begin + _MAX_BATCH_SPANS :]
+
+            async def other(behind: list[Span] = behind) -> bytes | None:
+                return encode(random.choice(behind)) if behind else None  # noqa: S311 - no secret
+
+            await self._delivery.deliver([encode(span) for span in batch], other)
+
+    def _begin(self, started: TrainingRunStarted) -> None:
+        try:
+            trace_id = parse_hex_id(started.trace_id, 16)
+            parse_hex_id(started.span_id, 8)
+        except ValueError as error:
+            raise LineageError(f"{self._record}: its run has no trace: {error}") from None
+        sampled = self._sampler.should_sample(None, int.from_bytes(trace_id), TRAINING_RUN)
+        self._sends = sampled.decision.is_sampled()
+        self._sent_position = self._read_cursor(started.training_run_id)
+
+    def _read_cursor(self, training_run_id: str) -> int:
+        try:
+            cursor = json.loads(self._cursor_file.read_text())
+            known = cursor["training_run_id"] == training_run_id
+            return int(cursor["position"]) if known else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0  # sending again is harmless
+
+    def _moved_to(self, position: int) -> None:
+        self._sent_position = position
+        cursor = {"training_run_id": self._reader.training_run_id, "position": position}
+        written = self._cursor_file.with_name(f"{self._cursor_file.name}.new")
+        try:
+            written.write_text(json.dumps(cursor))
+            written.replace(self._cursor_file)
+        except OSError as error:
+            _log.debug("%s cannot be written: %s", self._cursor_file, error)

@@ -1,0 +1,1 @@
+"""The recorder that watches a Trainer and writes its training record."""

@@ -1,0 +1,108 @@
+"""From a training's settings to all that its trainer needs: texts in blocks, tokenizer, model."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from whence.v1.training_pb2 import TrainingRunStarted
+from whence_server.config.training import TrainConfig, refuse_variables
+from whence_server.domain.errors import LineageError
+from whence_server.engine.digests import weights_digest
+from whence_server.lineage.run import TrainingRun
+from whence_server.lineage.texts import read_texts
+from whence_server.training.recording.setup import tokenizer_digest
+from whence_server.training.train import resuming
+from whence_server.training.train.blocks import Cut, cut
+from whence_server.training.train.models import initial_model
+from whence_server.training.train.tokenizer import tokenizer_for_blocks, train_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """All that a trainer needs."""
+
+    model: Any
+    tokenizer: Any
+    training_set: Cut
+    evaluation_set: Cut | None
+
+
+def prepare(
+    settings: TrainConfig, recorded: TrainingRun | None, checkpoint: Path | None
+) -> Prepared:
+    """Reads the texts, and makes or loads tokenizer and model, with the settings' seed and threads.
+
+    Args:
+        settings: the training's.
+        recorded: the run that it goes on with, which has begun to train; None begins a new one.
+        checkpoint: where in that run; None is its beginning.
+
+    Raises:
+        ConfigurationError: a setting, a text or a variable of the environment is wrong.
+        LineageError: a text, the tokenizer or the first weights are not those on record.
+    """
+    refuse_variables(os.environ)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.resume and recorded is not None:
+        _tell_other_threads(recorded)
+    reading = read_texts([Path(text) for text in settings.texts], settings.unusable)
+    for line in reading.skipped:
+        _log.warning("left out: %s", line)
+    if recorded is not None:
+        resuming.require_same_documents(recorded, reading.documents)
+    existing = checkpoint or settings.from_model or settings.tokenizer
+    tokenizer = (
+        tokenizer_for_blocks(Path(existing))
+        if existing
+        else train_tokenizer(reading.documents, settings.vocab_size)
+    )
+    training_set = cut(reading.documents, tokenizer, settings.block_size)
+    evaluation_set = None
+    if settings.eval:
+        texts = read_texts([Path(text) for text in settings.eval], settings.unusable)
+        evaluation_set = cut(texts.documents, tokenizer, settings.block_size)
+    set_seed(settings.seed)
+    model = initial_model(settings, tokenizer)
+    if recorded is not None and checkpoint is None:
+        _require_same_beginning(settings, recorded.started, tokenizer, model)
+    return Prepared(model, tokenizer, training_set, evaluation_set)
+
+
+def _tell_other_threads(recorded: TrainingRun) -> None:
+    before = recorded.attempts[-1].determinism.get("num_threads", "")
+    if before not in {"", str(torch.get_num_threads())}:
+        _log.warning(
+            "resumed with %d torch threads instead of %s: the weights may differ in their last "
+            "bits from those of an uninterrupted run",
+            torch.get_num_threads(),
+            before,
+        )
+
+
+def _require_same_beginning(
+    settings: TrainConfig, recorded: TrainingRunStarted, tokenizer: Any, model: Any
+) -> None:
+    """Refuses to begin a run again with another tokenizer or other weights than it began with."""
+    found = tokenizer_digest(tokenizer)
+    if recorded.tokenizer_digest and found != recorded.tokenizer_digest:
+        where = settings.from_model or settings.tokenizer or "the one that is trained on the texts"
+        raise LineageError(
+            f"the tokenizer has changed since the run began: {where} has the digest {found}, and "
+            f"{recorded.tokenizer_digest} is on record"
+        )
+    found = weights_digest(model.state_dict())
+    if recorded.initial_weights_digest and found != recorded.initial_weights_digest:
+        where = settings.from_model or f"what seed {settings.seed} gives"
+        raise LineageError(
+            f"the weights that the run began with cannot be had again: {where} has the digest "
+            f"{found}, and {recorded.initial_weights_digest} is on record"
+        )

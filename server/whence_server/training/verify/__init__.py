@@ -1,0 +1,1 @@
+"""The `verify-model` command: a model compared with its training record."""

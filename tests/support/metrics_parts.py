@@ -1,0 +1,122 @@
+"""A journal that has seen a bit of everything, live parts, and what the metrics make of both."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import Metric, MetricsData
+from prometheus_client.core import Metric as Family
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from telemetry_journal import MemoryJournal, call, finished, started, step
+
+from whence.v1 import generation_pb2 as g
+from whence_server.domain.entries import EntryKind
+from whence_server.telemetry.export.courier import ExportStats
+from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.journal import Behind
+from whence_server.telemetry.metrics.cursor import CursorOptions
+from whence_server.telemetry.metrics.metrics import Metrics
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+AT_ONCE = CursorOptions(linger_s=0.0)
+
+
+@dataclass
+class Generations:
+    num_running: int = 3
+    num_waiting_sequences: int = 2
+
+
+@dataclass
+class Engine:
+    pid: int | None = None
+    batch_size: int = 4
+    num_cache_tokens: int = 100
+    max_cache_tokens: int = 4096
+    num_prefill_chunks: int = 7
+    num_restarts: int = 1
+
+
+@dataclass
+class Files:
+    size_bytes: int = 12345
+
+
+@asynccontextmanager
+async def measuring(
+    journal: MemoryJournal, environment: Mapping[str, str] = {}, **options: Any
+) -> AsyncIterator[Metrics]:
+    """Metrics that follow the journal from its present end."""
+    options = {"options": AT_ONCE, **options}
+    resource = service_resource("9.8.7", environment=environment)
+    metrics = Metrics(journal, resource, "9.8.7", **options)
+    metrics.start()
+    try:
+        yield metrics
+    finally:
+        await metrics.close()
+
+
+def bring_to_life(metrics: Metrics) -> None:
+    metrics.parts.generations = Generations()
+    metrics.parts.engine = Engine()
+    metrics.parts.journal = Files()
+    metrics.parts.exports["otlp-spans"] = ExportStats(
+        num_exported=10, num_requests=5, num_retries=4, num_rejected=3, num_set_aside=2
+    )
+    metrics.parts.lags["otlp-spans"] = lambda: Behind(42, 1.5)
+    metrics.committed(0.004)
+
+
+def busy(journal: MemoryJournal) -> None:
+    """Generations that end in every way, calls that do, and one entry that is no message."""
+    for reason in g.FinishReason.values()[1:]:
+        name = f"ends-{reason}"
+        failed = {}
+        if reason == g.FINISH_REASON_FAILED:
+            failed = {"failure": g.Failure(code=13, reason="NON_FINITE_LOGITS", message="text")}
+        operation = "chat" if reason % 2 else "text_completion"
+        journal.append(name, EntryKind.STARTED, started(name, operation=operation))
+        for index in range(4):
+            journal.append(name, EntryKind.STEP, step(index))
+        end = finished(4, finish_reason=reason, queue_ns=2_000_000, prefill_ns=8_000_000, **failed)
+        journal.append(name, EntryKind.FINISHED, end)
+        journal.append(name, EntryKind.CALL, call(name, 4, status_code=reason))
+    for code in (0, 13, 99):
+        journal.append("", EntryKind.CALL, call("x", status_code=code, method=f"/odd/{code}"))
+    journal.append("", EntryKind.CALL, call("x", trace_id="not hex"))
+
+
+def metrics_in(data: MetricsData) -> dict[str, Metric]:
+    return {
+        metric.name: metric
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+def families_of(metrics: Metrics) -> dict[str, Family]:
+    """The page, read as a scraper that knows OpenMetrics reads it."""
+    text = metrics.page.render(OPENMETRICS).body.decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value_of(families: dict[str, Family], sample: str, **labels: str) -> float:
+    """The one sample of that name with these labels, among others."""
+    (value,) = (
+        it.value
+        for family in families.values()
+        for it in family.samples
+        if it.name == sample and labels.items() <= it.labels.items()
+    )
+    return value
+
+
+def exemplars_in(families: dict[str, Family]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Every exemplar: its sample's name, its labels and its value."""
+    for family in families.values():
+        for sample in family.samples:
+            if sample.exemplar is not None:
+                yield sample.name, sample.exemplar.labels, sample.exemplar.value
