@@ -4,12 +4,12 @@ import argparse
 import asyncio
 import importlib.util
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whence_server import config, logs
+from whence_server.config.environment import process_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import shown, undecodable
 from whence_server.journal.findings import VerifyReport
@@ -105,7 +105,9 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
     """Refuses names that are not UTF-8, but for text files: what loads models takes no others."""
     given = {name: value for name, value in vars(parsed).items() if name not in _MAY_BE_ANY_BYTES}
     if parsed.command == "serve":
-        given |= {name: it for name, it in os.environ.items() if name.startswith("WHENCE_")}
+        given |= {
+            name: it for name, it in process_environment().items() if name.startswith("WHENCE_")
+        }
     for name, value in given.items():
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, str | Path) and undecodable(one):
@@ -117,7 +119,7 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
 def _serve(parsed: argparse.Namespace) -> int:
     from whence_server.app import serve
 
-    settings = config.serve_config(parsed, os.environ)
+    settings = config.serve_config(parsed, process_environment())
     logs.configure(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
 
@@ -126,9 +128,7 @@ def _train(parsed: argparse.Namespace) -> int:
     given = config.train_settings(parsed)
     if importlib.util.find_spec("accelerate") is None:
         raise ConfigurationError("accelerate is not installed: pip install 'whence[server,train]'")
-    # Read once, when torch is loaded: threads that spin while they wait for each other make a
-    # training ten times slower beside any other busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    use_passive_waiting()
     from whence_server.training.train.command import run
 
     return run(given)

@@ -8,7 +8,15 @@ from importlib.metadata import version
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from whence_server.config import ServeConfig, otlp_settings, unused_variables
+from whence_server.config.telemetry import (
+    CAPTURE_VARIABLE,
+    read_content_capture,
+    read_push_options,
+    read_sampling,
+)
+from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
@@ -21,9 +29,7 @@ from whence_server.telemetry.export.sinks import sink_for
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
-from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.sampling import sampler_from
-from whence_server.telemetry.spans.content import CAPTURE_VARIABLE, ContentCapture, capture_from
+from whence_server.telemetry.sampling import make_sampler
 from whence_server.telemetry.spans.events import EventEncoder, describe_event
 
 _log = logging.getLogger(__name__)
@@ -49,16 +55,16 @@ class Observability:
 
     def __init__(self, settings: ServeConfig, journal: Journal) -> None:
         environment = settings.opentelemetry
-        self.sampler: Sampler = sampler_from(environment)
+        self.sampler: Sampler = make_sampler(read_sampling(environment))
         self._journal = journal
         self._settings = settings
         self._resource = service_resource(version("whence"), environment=environment)
         unused = unused_variables(environment)
         if unused:
             _log.warning("set and not used by whence: %s", ", ".join(unused))
-        self._content = capture_from(environment)
+        self._content = read_content_capture(environment)
         destination = otlp_settings(environment, "metrics")
-        push = PushOptions.from_environment(destination, environment)
+        push = read_push_options(destination, environment)
         self._metrics = Metrics(
             journal,
             self._resource,
@@ -90,9 +96,8 @@ class Observability:
         for exporter in self._exporters.values():
             exporter.start()
         if self._settings.metrics_listen:
-            host, _, port = self._settings.metrics_listen.rpartition(":")
-            host = host.removeprefix("[").removesuffix("]")
-            page = MetricsServer(self._metrics.page.render, self._health.answer, host, int(port))
+            host, port = parse_host_port(self._settings.metrics_listen)
+            page = MetricsServer(self._metrics.page.render, self._health.answer, host, port)
             await page.start()
             self._page = page
             _log.info("metrics are on %s", page.url)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.resources import OTELResourceDetector
 
 from whence_server.config.otlp import otlp_settings, unused_variables
+from whence_server.config.telemetry import read_push_options
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.otlp_text import parse_resource_attributes
@@ -18,7 +19,6 @@ from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.export.outcomes import Accepted
 from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.metrics.otlp import otlp_exporter
-from whence_server.telemetry.metrics.push import PushOptions
 from whence_server.training.export import start as training_telemetry
 
 LATIN_1 = b"caf\xe9".decode(errors="surrogateescape")
@@ -178,10 +178,10 @@ def test_what_is_malformed_is_an_error_where_nothing_is_sent_too(name: str, valu
 
 
 def test_so_it_is_for_metrics_own_variables() -> None:
-    assert PushOptions.from_environment(None, {}) is None
+    assert read_push_options(None, {}) is None
     for value in ("0", "9" * 5_000, "1e3", "²"):
         with pytest.raises(ConfigurationError, match="OTEL_METRIC_EXPORT_INTERVAL"):
-            PushOptions.from_environment(None, {"OTEL_METRIC_EXPORT_INTERVAL": value})
+            read_push_options(None, {"OTEL_METRIC_EXPORT_INTERVAL": value})
 
 
 def test_variables_that_nothing_reads_are_named() -> None:

@@ -188,7 +188,7 @@ async def test_calls_that_end_while_their_generation_is_deleted_are_bound(tmp_pa
 
     def read_slowly(generation_id):
         entries = reading(generation_id)
-        journal._writer._loop.call_soon_threadsafe(call, journal, FIRST)
+        journal._log.writer._loop.call_soon_threadsafe(call, journal, FIRST)
         return entries
 
     journal._store.spine = read_slowly

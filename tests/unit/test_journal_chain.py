@@ -266,6 +266,6 @@ async def test_a_foreign_reader_does_not_keep_deleted_content_for_good(tmp_path,
     foreign.close()
     # Nothing more is asked of it: the server goes on by itself.
     async with asyncio.timeout(30):
-        await journal._clearing
+        await journal.wait_cleared()
     assert files_with(tmp_path, PROMPT) == []
     await journal.close()

@@ -94,7 +94,7 @@ async def test_a_reader_that_leaves_leaves_nothing_behind(journal):
     readers = [asyncio.ensure_future(collect(journal.follow("g"))) for _ in range(5)]
     await journal.flush()
     await settle()
-    changed = journal._live["g"].changed
+    changed = journal._log.live("g").changed
     assert len(changed._waiters) == 5
     for reader in readers[:4]:
         reader.cancel()

@@ -107,7 +107,7 @@ async def test_readers_are_told_which_offset_is_on_disk(journal):
     with pytest.raises(JournalFullError) as caught:
         await read()
     assert caught.value.metadata["recorded_offset"] == "1"
-    strict = journal._strict
+    strict = journal._log._strict
     assert [e.offset for e in seen] == ([1] if strict else list(range(1, 22)))
     empty(journal)
     await journal.writable()
@@ -131,10 +131,10 @@ async def test_a_short_stall_is_told_to_nobody(tmp_path):
 async def test_calls_on_record_take_bounded_memory_while_nothing_can_be_written(tmp_path, caplog):
     journal = await Journal.open(tmp_path, max_pending_bytes=100_000, patience_s=0.0)
     await stalled(journal)
-    num_bytes = journal._writer.pending.num_bytes
+    num_bytes = journal._log.writer.pending.num_bytes
     for _ in range(50):
         journal.record_call("", b"y" * 10_000)
-    assert journal._writer.pending.num_bytes == num_bytes
+    assert journal._log.writer.pending.num_bytes == num_bytes
     empty(journal)
     await journal.writable()
     await journal.flush()

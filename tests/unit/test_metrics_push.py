@@ -18,13 +18,14 @@ from opentelemetry.sdk.metrics.export import (
 )
 from telemetry_journal import TRACE_ID, MemoryJournal
 
+from whence_server.config.telemetry import read_push_options
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
+from whence_server.domain.telemetry import PushOptions, TemporalityPreference
 from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.otlp import otlp_exporter
-from whence_server.telemetry.metrics.push import Preference, PushOptions
 
 NOWHERE = OtlpSettings(endpoint="http://127.0.0.1:1")
 SOON_S = 0.01
@@ -69,13 +70,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_variables_that_only_metrics_have() -> None:
-    assert PushOptions.from_environment(NOWHERE, {}) == PushOptions(NOWHERE, 60.0)
+    assert read_push_options(NOWHERE, {}) == PushOptions(NOWHERE, 60.0)
     variables = {
         "OTEL_METRIC_EXPORT_INTERVAL": "1500",
         "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "Delta",
     }
-    options = PushOptions.from_environment(NOWHERE, variables)
-    assert options == PushOptions(NOWHERE, 1.5, Preference.DELTA)
+    options = read_push_options(NOWHERE, variables)
+    assert options == PushOptions(NOWHERE, 1.5, TemporalityPreference.DELTA)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_variables_that_only_metrics_have() -> None:
 )
 def test_what_means_nothing_is_an_error(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} '{value}': expected"):
-        PushOptions.from_environment(NOWHERE, {name: value})
+        read_push_options(NOWHERE, {name: value})
 
 
 def counts_of(data: MetricsData, name: str) -> tuple[int, AggregationTemporality]:
@@ -99,9 +100,9 @@ def counts_of(data: MetricsData, name: str) -> tuple[int, AggregationTemporality
     ), metric.data.aggregation_temporality
 
 
-@pytest.mark.parametrize("preference", Preference)
+@pytest.mark.parametrize("preference", TemporalityPreference)
 async def test_numbers_count_from_where_they_should(
-    journal: MemoryJournal, preference: Preference
+    journal: MemoryJournal, preference: TemporalityPreference
 ) -> None:
     exporter = Collecting()
     push = PushOptions(NOWHERE, SOON_S, preference)
@@ -119,20 +120,23 @@ async def test_numbers_count_from_where_they_should(
     ):
         with_it = [data for data in exporter.given if name in metrics_in(data)]
         counts = [counts_of(data, name) for data in with_it]
-        if preference is Preference.CUMULATIVE:
+        if preference is TemporalityPreference.CUMULATIVE:
             assert {count for count, _ in counts} == {each, 2 * each}
             assert {kind for _, kind in counts} == {AggregationTemporality.CUMULATIVE}
         else:
             assert [count for count, _ in counts] == [each, each]
             assert {kind for _, kind in counts} == {AggregationTemporality.DELTA}
-        if name == catalogue.STEP_ENTROPY.name and preference is not Preference.CUMULATIVE:
+        if (
+            name == catalogue.STEP_ENTROPY.name
+            and preference is not TemporalityPreference.CUMULATIVE
+        ):
             first, second = (metrics_in(data)[name].data.data_points[0] for data in with_it)
             assert first.time_unix_nano < second.start_time_unix_nano < second.time_unix_nano
             assert second.sum == first.sum
             assert second.bucket_counts == first.bucket_counts
     observed = metrics_in(exporter.given[-1])[catalogue.PREFILL_CHUNKS.name].data
     assert (observed.aggregation_temporality is AggregationTemporality.DELTA) == (
-        preference is Preference.DELTA
+        preference is TemporalityPreference.DELTA
     )
 
 
@@ -185,9 +189,9 @@ async def test_the_first_push_that_is_refused_and_the_first_that_is_taken_are_lo
     assert caplog.text.count("metrics are pushed again") == 1
 
 
-@pytest.mark.parametrize("preference", Preference)
+@pytest.mark.parametrize("preference", TemporalityPreference)
 async def test_what_a_failed_push_held_comes_with_a_later_one(
-    journal: MemoryJournal, preference: Preference
+    journal: MemoryJournal, preference: TemporalityPreference
 ) -> None:
     exporter = Collecting()
     exporter.troubles = [OSError("no way out") for _ in range(10)]
@@ -203,7 +207,7 @@ async def test_what_a_failed_push_held_comes_with_a_later_one(
         (catalogue.REQUEST_DURATION.name, 1),
     ):
         counts = [counts_of(data, name)[0] for data in exporter.given if name in metrics_in(data)]
-        told = max(counts) if preference is Preference.CUMULATIVE else sum(counts)
+        told = max(counts) if preference is TemporalityPreference.CUMULATIVE else sum(counts)
         assert told == 2 * each
 
 

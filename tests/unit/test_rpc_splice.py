@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.varint import encode_varint
 from whence_server.rpc.splice import (
     events,
     list_steps_response,
     responses,
-    varint,
     watch_response,
 )
 
@@ -86,7 +86,7 @@ def test_watch_responses_carry_id_and_position() -> None:
 @given(st.integers(0, 2**64 - 1))
 def test_varints_are_protobufs(value: int) -> None:
     event = generation_pb2.GenerationEvent(first_offset=value).SerializeToString()
-    assert event == (b"\x08" + varint(value) if value else b"")
+    assert event == (b"\x08" + encode_varint(value) if value else b"")
 
 
 @given(st.lists(st.text(max_size=300), max_size=20), st.sampled_from(["", "after:7"]))

@@ -8,9 +8,10 @@ from span_reading import attributes, encoded, mapping, named, spans_of
 from telemetry_journal import TRACE_ID, MemoryJournal, finished, started, step
 
 from whence.v1 import generation_pb2
+from whence_server.config.telemetry import CAPTURE_VARIABLE, read_content_capture
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
-from whence_server.telemetry.spans.content import CAPTURE_VARIABLE, ContentCapture, capture_from
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.spans.encoder import UnreadableEntryError
 from whence_server.telemetry.spans.events import EventEncoder
 
@@ -141,10 +142,10 @@ async def test_bytes_that_are_no_message_are_named():
     ],
 )
 def test_the_setting(text, expected):
-    assert capture_from({} if text is None else {CAPTURE_VARIABLE: text}) is expected
+    assert read_content_capture({} if text is None else {CAPTURE_VARIABLE: text}) is expected
 
 
 @pytest.mark.parametrize("text", ["true", "1", "SPANS"])
 def test_a_setting_that_is_none_is_named(text):
     with pytest.raises(ConfigurationError, match=f"'{text}'; it must be one of NO_CONTENT, "):
-        capture_from({CAPTURE_VARIABLE: text})
+        read_content_capture({CAPTURE_VARIABLE: text})

@@ -11,7 +11,7 @@ from telemetry_journal import MemoryJournal, call, finished, started, step
 
 from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.spans.content import ContentCapture
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.spans.encoder import SpanEncoder, UnreadableEntryError
 from whence_server.telemetry.spans.events import EventEncoder
 

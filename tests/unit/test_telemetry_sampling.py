@@ -5,9 +5,10 @@ import re
 import pytest
 from opentelemetry.sdk.trace import sampling as sdk
 
+from whence_server.config.telemetry import read_sampling
 from whence_server.domain.errors import ConfigurationError
 from whence_server.telemetry.context import trace_context
-from whence_server.telemetry.sampling import sampler_from
+from whence_server.telemetry.sampling import make_sampler
 
 SPAN = "b7ad6b7169203331"
 NAME, ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
@@ -15,7 +16,7 @@ NAME, ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 
 def sampled(environment: dict[str, str], trace_id: str = "f" * 32, flags: str | None = None):
     metadata = [] if flags is None else [("traceparent", f"00-{trace_id}-{SPAN}-{flags}")]
-    return trace_context(metadata, "s/M", sampler_from(environment)).sampled
+    return trace_context(metadata, "s/M", make_sampler(read_sampling(environment))).sampled
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_ratios_look_at_the_trace_id_or_at_the_parent(name, argument, low, high)
 
 def test_new_traces_are_sampled_by_their_share():
     environment = {NAME: "parentbased_traceidratio", ARGUMENT: "0.25"}
-    sampler = sampler_from(environment)
+    sampler = make_sampler(read_sampling(environment))
     num_sampled = sum(trace_context([], "s/M", sampler).sampled for _ in range(2_000))
     assert 350 < num_sampled < 650  # seven standard deviations
     assert not any(sampled({**environment, ARGUMENT: "0"}) for _ in range(100))
@@ -86,7 +87,7 @@ def test_the_flags_say_what_was_decided_and_keep_what_else_the_caller_said():
 )
 def test_what_is_no_sampler_is_named(environment, message):
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        sampler_from(environment)
+        make_sampler(read_sampling(environment))
 
 
 def test_baggage_is_left_alone():

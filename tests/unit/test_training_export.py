@@ -23,10 +23,10 @@ from whence_server.demo.model import demo_model
 from whence_server.demo.receiver import Fail, Receiver, Reject
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.otlp import OtlpSettings
+from whence_server.domain.telemetry import PushOptions
 from whence_server.lineage.writer import RecordWriter
 from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.export.sinks import sink_for
-from whence_server.telemetry.metrics.push import PushOptions
 from whence_server.telemetry.training.metrics import ALL, TrainingMetrics
 from whence_server.telemetry.training.trace import TrainingTrace
 from whence_server.training.export import start as telemetry

@@ -22,7 +22,7 @@ from whence.cli.runs import (
     summary_row,
 )
 from whence.cli.training_explain import explanation, gathered
-from whence.cli.training_page import write_page
+from whence.cli.training_page import write_run_page
 from whence.cli.training_show import course_of, details, pictures
 from whence.merkle import verify_inclusion
 from whence.v1 import training_pb2 as pb
@@ -123,7 +123,7 @@ def run_show(arguments: argparse.Namespace) -> int:
         if arguments.html or not arguments.json:
             course = course_of(client, run)
     if arguments.html and course is not None:
-        write_page(arguments.html, run, course)
+        write_run_page(arguments.html, run, course)
     if arguments.json or course is None:
         print(line(complete_object(run)))
         return OK

@@ -2,14 +2,13 @@
 
 import html
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from whence.cli.exits import UsageError
 from whence.cli.training_show import Course, details
+from whence.page.file import write_page
 from whence.v1 import training_pb2 as pb
 
 MAX_COLUMNS = 2_000
@@ -36,7 +35,7 @@ pre {{ overflow-x: auto }}
 """
 
 
-def write_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -> None:
+def write_run_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -> None:
     """Writes the page, whole or not at all.
 
     Raises:
@@ -51,9 +50,9 @@ def write_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -> No
         details=html.escape("\n".join(details(run))),
     )
     try:
-        _replace(path, page)
+        write_page(path, page)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
@@ -144,18 +143,3 @@ def _evaluations(
 def _finite(values: Iterable[float]) -> list[float | None]:
     """What is no number is a gap."""
     return [value if math.isfinite(value) else None for value in values]
-
-
-def _replace(path: Path, page: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(page)
-        # As if `open` had made it: mkstemp lets nobody else read it.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

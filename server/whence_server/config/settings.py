@@ -7,11 +7,12 @@ variables are errors, so that a misspelt setting never goes unnoticed.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whence_server.config.fields import REQUIRED, setting
 from whence_server.config.otlp import span_destination
 from whence_server.config.spelling import (
     addresses,
@@ -32,7 +33,7 @@ from whence_server.config.spelling import (
     variable_of,
     whole,
 )
-from whence_server.domain.addresses import is_loopback
+from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 
@@ -43,91 +44,79 @@ _PATHS = frozenset({"model", "data_dir", "training_runs", "head_weights"})
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
-def _setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
-    metadata = {"parse": parse, "help": text, "metavar": metavar}
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-_REQUIRED = dataclasses.MISSING
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """The settings of `whence-server serve`, validated."""
 
-    model: str = _setting(
-        _REQUIRED, text_of, "the model: a local directory or a Hugging Face hub id", "PATH_OR_ID"
+    model: str = setting(
+        REQUIRED, text_of, "the model: a local directory or a Hugging Face hub id", "PATH_OR_ID"
     )
-    model_name: str = _setting(
+    model_name: str = setting(
         "", str, "name to serve it under (default: the directory's name or the hub id)", "NAME"
     )
-    dtype: str = _setting(
+    dtype: str = setting(
         "auto",
         choice("auto", "float32", "bfloat16", "float16"),
         "type of weights and arithmetic; auto takes the checkpoint's own",
         "TYPE",
     )
-    device: str = _setting("cpu", device_of, "cpu, cuda, cuda:N or mps", "DEVICE")
-    threads: int = _setting(0, whole(0, 1024), "torch threads; 0 chooses by the model's size", "N")
-    trust_remote_code: bool = _setting(
-        False, switch, "run modelling code that comes with the model"
-    )
-    listen: tuple[str, ...] = _setting(
+    device: str = setting("cpu", device_of, "cpu, cuda, cuda:N or mps", "DEVICE")
+    threads: int = setting(0, whole(0, 1024), "torch threads; 0 chooses by the model's size", "N")
+    trust_remote_code: bool = setting(False, switch, "run modelling code that comes with the model")
+    listen: tuple[str, ...] = setting(
         ("127.0.0.1:50051",),
         addresses,
         "HOST:PORT or unix:PATH; several by comma; port 0 takes a free one",
         "ADDRESS",
     )
-    insecure_listen_anywhere: bool = _setting(
+    insecure_listen_anywhere: bool = setting(
         False, switch, "allow addresses beyond loopback, without authentication"
     )
-    socket_mode: int = _setting(
+    socket_mode: int = setting(
         0o600,
         permissions,
         "permissions of Unix sockets, in octal: who may write to one may connect",
         "MODE",
     )
-    data_dir: Path = _setting(Path("whence-data"), path_of, "where the journal is kept", "DIR")
-    durability: str = _setting(
+    data_dir: Path = setting(Path("whence-data"), path_of, "where the journal is kept", "DIR")
+    durability: str = setting(
         "group",
         choice("group", "strict"),
         "group streams at once and commits within 20 ms; strict sends a token only once its "
         "record is on disk",
         "MODE",
     )
-    training_runs: tuple[Path, ...] = _setting(
+    training_runs: tuple[Path, ...] = setting(
         (),
         directories,
         "where records of training runs are looked for, two levels down, besides the model's own "
         "directory; several by comma",
         "DIR",
     )
-    max_queue: int = _setting(1024, whole(1), "sequences that may wait", "N")
-    max_batch_size: int = _setting(64, whole(1, 4096), "sequences decoded together", "N")
-    max_cache_tokens: int = _setting(
+    max_queue: int = setting(1024, whole(1), "sequences that may wait", "N")
+    max_batch_size: int = setting(64, whole(1, 4096), "sequences decoded together", "N")
+    max_cache_tokens: int = setting(
         131_072, whole(16), "positions of all running sequences' key-value caches", "N"
     )
-    max_prompt_tokens: int = _setting(
+    max_prompt_tokens: int = setting(
         0, whole(0), "longest prompt; 0 is what the model's context holds", "N"
     )
-    prefill_chunk_tokens: int = _setting(
+    prefill_chunk_tokens: int = setting(
         512, whole(16), "prompt tokens read between two steps of the running streams", "N"
     )
-    default_candidates: int = _setting(
+    default_candidates: int = setting(
         8, whole(0, 128), "candidates a step where a request does not say", "N"
     )
-    head_weights: str = _setting(
+    head_weights: str = setting(
         "",
         text_of,
         "JSON file with a weight for each attention head, tied to the model's weights digest: "
         "what sources count it for (default: all alike)",
         "FILE",
     )
-    max_message_bytes: int = _setting(4 << 20, whole(1024), "largest request", "BYTES")
-    max_concurrent_streams: int = _setting(1024, whole(1), "calls at once on one connection", "N")
-    otlp_endpoint: str = _setting(
+    max_message_bytes: int = setting(4 << 20, whole(1024), "largest request", "BYTES")
+    max_concurrent_streams: int = setting(1024, whole(1), "calls at once on one connection", "N")
+    otlp_endpoint: str = setting(
         "",
         str,
         "OTLP collector for spans; http/protobuf appends /v1/traces (default: "
@@ -135,52 +124,52 @@ class ServeConfig:
         "export)",
         "URL",
     )
-    otlp_protocol: str = _setting(
+    otlp_protocol: str = setting(
         "",
         choice("grpc", "http/protobuf"),
         "grpc or http/protobuf (default: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, then "
         "OTEL_EXPORTER_OTLP_PROTOCOL, then grpc)",
         "PROTOCOL",
     )
-    span_exporter: str = _setting(
+    span_exporter: str = setting(
         "",
         exporter,
         "where spans go: otlp, none, an installed opentelemetry_traces_exporter, or "
         "MODULE:CALLABLE (default: OTEL_TRACES_EXPORTER, then otlp once an endpoint is set)",
         "EXPORTER",
     )
-    step_spans: int | None = _setting(
+    step_spans: int | None = setting(
         1000, step_spans, "step spans a generation: all, off or a number", "N"
     )
-    drain_grace: float = _setting(
+    drain_grace: float = setting(
         30.0, seconds, "seconds for running generations to finish after SIGTERM", "S"
     )
-    engine_stall_timeout: float = _setting(
+    engine_stall_timeout: float = setting(
         30.0,
         stall_seconds,
         "seconds after which an engine process that shows no sign of work (stopped, deadlocked) is "
         "restarted; a long forward pass is work; 0 is never",
         "S",
     )
-    no_step_candidates: bool = _setting(
+    no_step_candidates: bool = setting(
         False, switch, "leave the candidates out of step spans; they make up a third of their bytes"
     )
-    metrics_listen: str = _setting(
+    metrics_listen: str = setting(
         "",
         host_and_port,
         "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
         "ADDRESS",
     )
-    insecure_metrics_anywhere: bool = _setting(
+    insecure_metrics_anywhere: bool = setting(
         False,
         switch,
         "allow --metrics-listen beyond loopback, without authentication; "
         "--insecure-listen-anywhere does so too",
     )
-    log_level: str = _setting(
+    log_level: str = setting(
         "info", choice("debug", "info", "warning", "error"), "what is logged", "LEVEL"
     )
-    log_format: str = _setting(
+    log_format: str = setting(
         "console", choice("console", "json"), "lines for people, or JSON objects", "FORMAT"
     )
     opentelemetry: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -201,7 +190,7 @@ class ServeConfig:
 def _check_metrics_listen(config: ServeConfig) -> None:
     address = config.metrics_listen
     allowed = config.insecure_metrics_anywhere or config.insecure_listen_anywhere
-    if address and not allowed and not is_loopback(address.rpartition(":")[0]):
+    if address and not allowed and not is_loopback(parse_host_port(address)[0]):
         raise ConfigurationError(
             f"--metrics-listen {address}: only loopback addresses are allowed, as callers are not "
             "authenticated; --insecure-metrics-anywhere lifts this"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
 
 LEAST_STALL_S = 5.0
@@ -136,10 +137,9 @@ def device_of(text: str) -> str:
 
 
 def host_and_port(text: str) -> str:
-    """An address, or nothing."""
-    host, colon, port = text.rpartition(":")
-    if text and not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65_536):
-        raise ValueError("expected HOST:PORT or [IPV6]:PORT; port 0 takes a free one")
+    """Return the text if it is an address, or empty."""
+    if text:
+        parse_host_port(text)
     return text
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whence_server.config.fields import setting
 from whence_server.config.spelling import choice, flag_of, switch, text_of, whole
 from whence_server.domain.errors import ConfigurationError
 
@@ -22,12 +23,6 @@ ACCELERATE = "ACCELERATE_"
 """How the variables begin by which accelerate, and through it `Trainer`, is set up."""
 _UNRECORDED = ("output", "resume")
 """Where a run lies and whether it goes on is not how it is made."""
-
-
-def _setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
-    return dataclasses.field(
-        default=default, metadata={"parse": parse, "help": text, "metavar": metavar}
-    )
 
 
 def _number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
@@ -61,83 +56,83 @@ def _override(text: str) -> str:
 class TrainConfig:
     """The settings of a training, validated."""
 
-    output: str = _setting("", _path, "where model, record and checkpoints are written", "DIR")
-    name: str = _setting(
+    output: str = setting("", _path, "where model, record and checkpoints are written", "DIR")
+    name: str = setting(
         "", text_of, "what the run is called on record (default: the output's name)", "NAME"
     )
     texts: tuple[str, ...] = ()
     """The positional arguments: files and folders."""
-    unusable: str = _setting(
+    unusable: str = setting(
         "refuse",
         choice("refuse", "skip", "replace"),
         "files that are empty, binary or not UTF-8: refuse ends with the file and the offset, skip "
         "leaves them out, replace reads undecodable bytes as U+FFFD and refuses the rest",
         "WHAT",
     )
-    tokenizer: str = _setting(
+    tokenizer: str = setting(
         "", _path, "an existing tokenizer (default: one is trained on the texts)", "DIR"
     )
-    vocab_size: int = _setting(
+    vocab_size: int = setting(
         2048, whole(257, 1 << 20), "entries of the tokenizer that is trained", "N"
     )
-    from_model: str = _setting(
+    from_model: str = setting(
         "", _path, "a model or checkpoint to go on from, with its tokenizer", "DIR"
     )
-    config: str = _setting(
+    config: str = setting(
         "", _path, "a config.json, or the directory of one, for a new model", "PATH"
     )
-    model_type: str = _setting(
+    model_type: str = setting(
         "gpt2",
         text_of,
         "transformers' name for the kind of a new model; gpt2 has 4 layers of 192 with 6 heads "
         "and no dropout, others their own defaults",
         "TYPE",
     )
-    config_override: tuple[str, ...] = _setting(
+    config_override: tuple[str, ...] = setting(
         (),
         _override,
         "changes one field of a new model's configuration; may be repeated",
         "NAME=VALUE",
     )
-    block_size: int = _setting(512, whole(2, 1 << 20), "tokens of an example", "N")
-    epochs: float = _setting(
+    block_size: int = setting(512, whole(2, 1 << 20), "tokens of an example", "N")
+    epochs: float = setting(
         0.0, _number(0, 1e6, above=True), "passes over the texts (default: 1)", "N"
     )
-    max_steps: int = _setting(0, whole(1), "optimizer steps, in place of --epochs", "N")
-    batch_size: int = _setting(4, whole(1, 1 << 16), "examples in a pass forward and backward", "N")
-    gradient_accumulation: int = _setting(1, whole(1, 1 << 16), "such passes in a step", "N")
-    learning_rate: float = _setting(1e-3, _number(0, 10, above=True), "at its peak", "X")
-    scheduler: str = _setting(
+    max_steps: int = setting(0, whole(1), "optimizer steps, in place of --epochs", "N")
+    batch_size: int = setting(4, whole(1, 1 << 16), "examples in a pass forward and backward", "N")
+    gradient_accumulation: int = setting(1, whole(1, 1 << 16), "such passes in a step", "N")
+    learning_rate: float = setting(1e-3, _number(0, 10, above=True), "at its peak", "X")
+    scheduler: str = setting(
         "cosine",
         choice("linear", "cosine", "constant", "constant_with_warmup"),
         "how the learning rate goes on after its peak",
         "NAME",
     )
-    warmup_steps: int = _setting(0, whole(0), "steps in which the learning rate rises", "N")
-    weight_decay: float = _setting(0.0, _number(0, 10), "AdamW's", "X")
-    adam_beta2: float = _setting(0.999, _number(0, 0.999999), "AdamW's second moment's", "X")
-    max_grad_norm: float = _setting(1.0, _number(0, 1e6), "clips the gradient; 0 does not", "X")
-    seed: int = _setting(0, whole(0, (1 << 32) - 1), "of weights, order and dropout", "N")
-    dtype: str = _setting(
+    warmup_steps: int = setting(0, whole(0), "steps in which the learning rate rises", "N")
+    weight_decay: float = setting(0.0, _number(0, 10), "AdamW's", "X")
+    adam_beta2: float = setting(0.999, _number(0, 0.999999), "AdamW's second moment's", "X")
+    max_grad_norm: float = setting(1.0, _number(0, 1e6), "clips the gradient; 0 does not", "X")
+    seed: int = setting(0, whole(0, (1 << 32) - 1), "of weights, order and dropout", "N")
+    dtype: str = setting(
         "float32", choice("float32", "bfloat16"), "of weights and arithmetic", "TYPE"
     )
-    device: str = _setting(
+    device: str = setting(
         "cpu", choice("cpu", "auto"), "cpu, or auto for an accelerator where there is one", "DEVICE"
     )
-    threads: int = _setting(0, whole(0, 1024), "torch threads; 0 is torch's own choice", "N")
-    save_steps: int = _setting(
+    threads: int = setting(0, whole(0, 1024), "torch threads; 0 is torch's own choice", "N")
+    save_steps: int = setting(
         200, whole(1), "steps from one checkpoint to the next; the last step has one too", "N"
     )
-    norm_stride: int = _setting(
+    norm_stride: int = setting(
         1, whole(0), "steps from one measurement of update norms to the next; 0 is never", "N"
     )
-    eval: tuple[str, ...] = _setting(
+    eval: tuple[str, ...] = setting(
         (), _path, "a file or folder that the model is measured on; may be repeated", "PATH"
     )
-    eval_steps: int = _setting(
+    eval_steps: int = setting(
         0, whole(1), "steps from one such to the next (default: --save-steps)", "N"
     )
-    resume: bool = _setting(
+    resume: bool = setting(
         False,
         switch,
         "go on with the run in the output directory, from its last whole checkpoint; settings that "

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from whence.cli.trace_link import MEANING, trace_url_template
+from whence_server.config.environment import process_environment
 from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_model
 
 
@@ -27,7 +28,7 @@ def main() -> int:
         trace_url = trace_url_template(arguments.trace_url)
     except ValueError as error:
         parser.error(str(error))
-    if trace_url and not collector_of(os.environ):
+    if trace_url and not collector_of(process_environment()):
         parser.error(
             "a trace URL opens nothing while the demo collects its spans itself: say where they "
             "go, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"

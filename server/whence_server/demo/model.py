@@ -1,7 +1,6 @@
 """The demo's model: trained once, then kept in the user's cache."""
 
 import fcntl
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from whence_server.config.environment import process_environment, use_passive_waiting
 from whence_server.demo.corpus import corpus_folder
 from whence_server.demo.recipe import SETTINGS, key
 from whence_server.domain.errors import ConfigurationError
@@ -68,7 +68,7 @@ def _head_weights_path(directory: Path) -> Path:
 
 def default_cache_dir() -> Path:
     """`whence` under $XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    given = process_environment().get("XDG_CACHE_HOME", "")
     # The specification has relative paths ignored.
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
     return base / "whence"
@@ -77,9 +77,7 @@ def default_cache_dir() -> Path:
 def _make(settings: Mapping[str, Any], directory: Path) -> None:
     """Trains beside `directory`, and renames when all is there. The lock has to be held."""
     _say("training the demo's model on the Python reference (once, a few minutes) ...")
-    # Read once, when torch is loaded: threads that spin while they wait for each other make the
-    # training ten times slower beside any other busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    use_passive_waiting()
     # Here and not above: a cached model needs nothing of the training stack.
     from whence_server.lineage.reader import RECORD_NAME
     from whence_server.training.export import start as telemetry

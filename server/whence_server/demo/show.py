@@ -1,7 +1,6 @@
 """The show: a server on the demo's model, two generations through the client, their spans."""
 
 import asyncio
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
@@ -11,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from whence_server.config.environment import process_environment
 from whence_server.demo.receiver import Receiver
 
 PROMPT = "The for statement is used to"
@@ -60,7 +60,7 @@ async def show(model: Path, trace_url: str = "", head_weights: Path | None = Non
     Returns:
         0, or the status of the command that failed.
     """
-    own_endpoint = collector_of(os.environ)
+    own_endpoint = collector_of(process_environment())
     receiver = Receiver()
     try:
         await receiver.start()
@@ -110,7 +110,7 @@ async def _server_on(
     model: Path, head_weights: Path | None, data_dir: str, endpoint: str | None
 ) -> AsyncIterator[str]:
     # It is spans that are shown here, and most of their backends take no metrics.
-    environment = {"OTEL_METRICS_EXPORTER": "none", **os.environ}
+    environment = {"OTEL_METRICS_EXPORTER": "none", **process_environment()}
     if endpoint is not None:
         environment = _without_settings_of_others(environment)
     # Without an endpoint of ours, the environment's variables say all.

@@ -3,6 +3,19 @@
 import ipaddress
 
 
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Return host and port of "HOST:PORT" or "[IPV6]:PORT", the host without brackets.
+
+    Raises:
+        ValueError: the text is neither, or the port is above 65,535.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65_536):
+        raise ValueError("expected HOST:PORT or [IPV6]:PORT; port 0 takes a free one")
+    return host, int(port)
+
+
 def is_loopback(host: str) -> bool:
     """Says whether only this machine reaches what listens there; names but "localhost" do not."""
     if host == "localhost":

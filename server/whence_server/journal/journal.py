@@ -1,9 +1,7 @@
 """The journal as the event loop sees it: append, follow, read, delete, verify."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,11 +18,12 @@ from whence_server.domain.errors import (
 )
 from whence_server.journal import listing
 from whence_server.journal.chain import ChainReport, ChainWalk
-from whence_server.journal.derive import encode_deletion
+from whence_server.journal.deletion import Deletion
 from whence_server.journal.follow import follow
 from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.log import Log
 from whence_server.journal.privacy import make_directory, make_private
+from whence_server.journal.readers import Readers
 from whence_server.journal.rows import (
     Durability,
     FinishIndex,
@@ -56,8 +55,8 @@ _MAX_OFFSET = _ALL_BYTES = 2**62
 _TRUNCATE_ATTEMPTS = 5
 
 
-class Journal(Log):
-    """One server's log, with its readers: what was appended can be followed, read and deleted."""
+class Journal:
+    """One server's log and its readers: entries are appended, followed, read and deleted."""
 
     def __init__(
         self,
@@ -72,7 +71,8 @@ class Journal(Log):
         release: Callable[[], None],
     ) -> None:
         """Joins a store and its state; `release` is called once it is closed."""
-        super().__init__(
+        self._store = store
+        self._log = Log(
             store,
             state,
             durability=durability,
@@ -83,9 +83,8 @@ class Journal(Log):
         )
         self._writer_id = state.writer_id
         self._cursors = dict(state.cursors)
-        self._readers = ThreadPoolExecutor(_NUM_READERS, "journal-reader")
-        self._heavy_readers = ThreadPoolExecutor(_NUM_HEAVY_READERS, "journal-heavy-reader")
-        self._clearing: asyncio.Task[None] | None = None
+        self._readers = Readers()
+        self._deletion = Deletion(self._log, store, self._readers)
         self._release = release
 
     @classmethod
@@ -134,17 +133,17 @@ class Journal(Log):
     @property
     def trouble(self) -> JournalError | None:
         """Why nothing new can be put on record, at present or for good; None if it can."""
-        return self._writer.error or self._writer.stall
+        return self._log.writer.error or self._log.writer.stall
 
     @property
     def lost(self) -> JournalError | None:
         """Why nothing can be written any more; None as long as that may change."""
-        return self._writer.error
+        return self._log.writer.error
 
     @property
     def trouble_changed(self) -> Signal:
         """Notified when `trouble` changes."""
-        return self._writer.standing
+        return self._log.writer.standing
 
     def check_writable(self) -> None:
         """Returns as long as new work can be put on record.
@@ -153,11 +152,59 @@ class Journal(Log):
             JournalUnwritableError: not at present.
             JournalError: nothing more can be written.
         """
-        self._writer.check_writable()
+        self._log.writer.check_writable()
 
     def time_commits(self, on_time: Callable[[float], None]) -> None:
         """Lets the given function know how long every transaction takes, in seconds."""
-        self._writer.on_time = on_time
+        self._log.writer.on_time = on_time
+
+    # ---- appending ----
+
+    @property
+    def position(self) -> int:
+        """Position of the newest entry, committed or not; 0 in an empty log."""
+        return self._log.position
+
+    @property
+    def committed_position(self) -> int:
+        """Position of the newest entry on disk; 0 in an empty log."""
+        return self._log.committed_position
+
+    def unfinished(self) -> list[str]:
+        """Return the ids of generations that an earlier run left open, oldest first."""
+        return self._log.unfinished()
+
+    def uncalled(self) -> list[str]:
+        """Return the ids of generations of an earlier run that have no call on record."""
+        return self._log.uncalled()
+
+    def create(self, index: GenerationIndex, payload: bytes) -> int:
+        """Append STARTED; return its offset, 1. Errors: see `Log.create`."""
+        return self._log.create(index, payload)
+
+    def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
+        """Append one of a running generation's entries; return its offset. See `Log.append`."""
+        return self._log.append(generation_id, kind, payload)
+
+    def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
+        """Append FINISHED; return its offset. Errors: see `Log.finish`."""
+        return self._log.finish(generation_id, payload, index)
+
+    def give_up(self, generation_id: str) -> None:
+        """Drop a generation of an earlier run that cannot be finished. See `Log.give_up`."""
+        self._log.give_up(generation_id)
+
+    def record_call(self, generation_id: str, payload: bytes) -> None:
+        """Append CALL, outside any generation's offsets. Errors: see `Log.record_call`."""
+        self._log.record_call(generation_id, payload)
+
+    async def writable(self) -> None:
+        """Wait while too much is not on disk yet: back-pressure towards the engine."""
+        await self._log.writable()
+
+    async def flush(self) -> None:
+        """Wait until all that was appended so far is committed. Errors: see `Log.flush`."""
+        await self._log.flush()
 
     # ---- following ----
 
@@ -176,7 +223,7 @@ class Journal(Log):
                 patience; what can be read has been yielded.
             JournalError: the writer has failed; what there was has been yielded.
         """
-        live = self._live.get(generation_id)
+        live = self._log.live(generation_id)
         return follow(
             live,
             partial(self._next, generation_id, max_batch_bytes),
@@ -187,9 +234,9 @@ class Journal(Log):
 
     def _check_following(self, live: LiveGeneration | None) -> None:
         """Returns as long as something new may come soon."""
-        self._writer.check()
-        stall = self._writer.stall
-        if stall is not None and self._writer.told:
+        self._log.writer.check()
+        stall = self._log.writer.stall
+        if stall is not None and self._log.writer.told:
             recorded = live.offset_up_to(self.committed_position) if live else 0
             raise type(stall)(
                 stall.detail, stall.retry_after_s, recorded_offset=str(recorded)
@@ -210,7 +257,7 @@ class Journal(Log):
         Raises:
             JournalError: the writer has failed; what was committed has been yielded.
         """
-        cursor = self._position if after_position is None else after_position
+        cursor = self._log.position if after_position is None else after_position
         return self._follow_all(cursor, max_batch_bytes)
 
     async def _follow_all(
@@ -231,10 +278,10 @@ class Journal(Log):
         the writer's thread may have committed more than the event loop has heard of.
         """
         after = min(after_position, _MAX_OFFSET)
-        entries = await self._in_reader(
+        entries = await self._readers.run(
             self._store.read_all, after, limit=limit, max_bytes=max_bytes
         )
-        last = self._writer.committed_position
+        last = self._log.writer.committed_position
         while entries and entries[-1].position > last:
             entries.pop()
         return entries
@@ -245,20 +292,20 @@ class Journal(Log):
         Raises:
             JournalError: the writer has failed before that.
         """
-        while self._writer.committed_position <= after_position:
-            self._writer.check()
-            await self._writer.committed.wait()
+        while self._log.writer.committed_position <= after_position:
+            self._log.writer.check()
+            await self._log.writer.committed.wait()
 
     async def _next(self, generation_id: str, max_bytes: int, after_offset: int) -> list[Entry]:
         """What is on disk beyond an offset; the last entry where there is nothing."""
-        batch = await self._in_reader(
+        batch = await self._readers.run(
             self._store.read,
             generation_id,
             after_offset,
             limit=_BATCH_ENTRIES,
             max_bytes=max_bytes,
         )
-        return batch or [await self._in_reader(self._store.last, generation_id)]
+        return batch or [await self._readers.run(self._store.last, generation_id)]
 
     # ---- looking up ----
 
@@ -279,7 +326,7 @@ class Journal(Log):
         """
         await self._settle()
         after = min(after_offset, _MAX_OFFSET)
-        return await self._in_reader(
+        return await self._readers.run(
             self._store.read, generation_id, after, limit=limit, max_bytes=_ALL_BYTES, kinds=kinds
         )
 
@@ -299,27 +346,16 @@ class Journal(Log):
 
     async def lookup(self, generation_id: str) -> GenerationRow | None:
         """What is known of an id: a generation, a tombstone, or nothing."""
-        live = self._live.get(generation_id)
+        live = self._log.live(generation_id)
         if live is not None:
             return live.row
-        return await self._in_reader(self._store.generation, generation_id)
+        return await self._readers.run(self._store.generation, generation_id)
 
     async def _settle(self) -> None:
         """Lets a read see all that was appended before it, as long as anything can be written."""
         if self.trouble is None:
             with suppress(JournalError):
-                await self._writer.flush()
-
-    async def _in_reader(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, partial(function, *args, **kwargs))
-
-    async def _in_heavy_reader(
-        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """As `_in_reader`, for what may take longer than a few milliseconds."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._heavy_readers, partial(function, *args, **kwargs))
+                await self._log.writer.flush()
 
     # ---- the rest ----
 
@@ -338,47 +374,14 @@ class Journal(Log):
         self.check_writable()
         row = await self.get(generation_id)
         # One that does not run has no finish where its record is damaged: it can be deleted.
-        if row.finish is None and generation_id in self._live:
+        if row.finish is None and self._log.live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
-        if generation_id in self._deleting:
-            raise GenerationNotFoundError(generation_id, deleted=True)
-        self._deleting[generation_id] = []
-        try:
-            self._bury(generation_id, await self._deletion(generation_id))
-        except BaseException:
-            del self._deleting[generation_id]
-            raise
-        await self.flush()
-        if not await self._clear_log():
-            self._clear_log_later()
+        if not await self._deletion.delete(generation_id):
             raise DeletionPendingError(generation_id)
 
-    async def _deletion(self, generation_id: str) -> bytes:
-        """The payload of a generation's DELETED entry, over all its entries until now."""
-        await self._writer.flush()
-        position, entries = await self._in_heavy_reader(self._store.spine, generation_id)
-        known = {entry.position for entry in entries}
-        late = [e for e in self._deleting[generation_id] if e.position not in known]
-        return encode_deletion(generation_id, position, time.time_ns(), [*entries, *late])
-
-    async def _clear_log(self) -> bool:
-        """Clears deleted content out of the write-ahead log; False while a reader holds it."""
-        for _ in range(_TRUNCATE_ATTEMPTS):
-            if await self._writer.run(self._store.truncate_log):
-                return True
-        return False
-
-    def _clear_log_later(self) -> None:
-        """Goes on trying to clear the log, until it can be cleared or the journal is closed."""
-        if self._clearing is None or self._clearing.done():
-            self._clearing = asyncio.create_task(self._keep_clearing(), name="journal-clearing")
-
-    async def _keep_clearing(self) -> None:
-        cleared = False
-        while not cleared:
-            await asyncio.sleep(_CLEAR_AGAIN_S)
-            with suppress(JournalError):
-                cleared = await self._writer.run(self._store.truncate_log)
+    async def wait_cleared(self) -> None:
+        """Wait until deleted content has left the write-ahead log."""
+        await self._deletion.wait_cleared()
 
     async def cursor(self, name: str) -> int:
         """Where a reader of all entries has come to; 0 for a new one."""
@@ -391,22 +394,22 @@ class Journal(Log):
             JournalError: nothing more can be written.
             ValueError: the position lies before the cursor, or beyond what is committed.
         """
-        self._writer.check()
-        here, last = self._cursors.get(name, 0), self._writer.committed_position
+        self._log.writer.check()
+        here, last = self._cursors.get(name, 0), self._log.writer.committed_position
         if not here <= position <= last:
             raise ValueError(f"cursor {name!r} can move from {here} to {last}, not {position}")
-        self._cursors[name] = self._writer.pending.cursors[name] = position
-        self._writer.submit()
+        self._cursors[name] = self._log.writer.pending.cursors[name] = position
+        self._log.writer.submit()
 
     async def verify(self) -> ChainReport:
         """Walks the whole chain; see `chain` for what it can find and what it cannot."""
         await self._settle()
-        walk, committed = ChainWalk(self._writer_id), self._writer.committed_position
+        walk, committed = ChainWalk(self._writer_id), self._log.writer.committed_position
         while not walk.broken:
-            rows = await self._in_heavy_reader(self._store.chain, walk.position, _CHAIN_CHUNK)
+            rows = await self._readers.run_heavy(self._store.chain, walk.position, _CHAIN_CHUNK)
             if not rows:
                 break
-            await self._in_heavy_reader(walk.take, rows)
+            await self._readers.run_heavy(walk.take, rows)
         return walk.report(committed)
 
     async def close(self) -> None:
@@ -415,14 +418,11 @@ class Journal(Log):
         Raises:
             JournalError: the last of it could not be written.
         """
-        if self._clearing is not None:
-            self._clearing.cancel()
-            await asyncio.gather(self._clearing, return_exceptions=True)
+        await self._deletion.close()
         try:
-            await self._writer.close()
+            await self._log.writer.close()
         finally:
-            for readers in (self._readers, self._heavy_readers):
-                await asyncio.to_thread(readers.shutdown)
+            await self._readers.close()
             await asyncio.to_thread(self._store.close)
             self._release()
 
@@ -440,7 +440,7 @@ class Journal(Log):
         """
         beyond = listing.decode_page_token(page_token, list_filter) if page_token else None
         await self._settle()
-        page = await self._in_heavy_reader(
+        page = await self._readers.run_heavy(
             self._store.page, list_filter, beyond, page_size, _PAGE_BYTES
         )
         if page.end is None:

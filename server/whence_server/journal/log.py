@@ -30,6 +30,9 @@ _OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
 class Log:
     """One writer's log. Every method is called from one event loop's thread.
 
+    Attributes:
+        writer: commits what is appended.
+
     Appending is synchronous and touches no disk. While the disk is full or out of order (see
     `writer`), running generations may append and no new one begins. A failure for good is kept,
     and raised by whatever writes or waits afterwards; what was committed stays readable.
@@ -53,7 +56,7 @@ class Log:
         self._tail_entries = tail_entries
         self._uncalled = state.uncalled
         self._deleting: dict[str, list[SpineEntry]] = {}
-        """Calls on generations that are being deleted, since that began."""
+        """Calls on generations that are being deleted, appended since the deletion began."""
         self._num_left_out = 0
         self._live = {
             u.index.generation_id: LiveGeneration(
@@ -61,7 +64,7 @@ class Log:
             )
             for u in state.unfinished
         }
-        self._writer = Writer(
+        self.writer = Writer(
             store,
             committed_position=state.position,
             durability=durability,
@@ -80,7 +83,7 @@ class Log:
     @property
     def committed_position(self) -> int:
         """Everything up to it is on disk."""
-        return self._writer.committed_position
+        return self.writer.committed_position
 
     def unfinished(self) -> list[str]:
         """Ids of generations that an earlier run left open, oldest first: finish them."""
@@ -98,7 +101,7 @@ class Log:
             JournalUnwritableError: the disk is full or out of order at present.
             JournalError: nothing more can be written.
         """
-        self._writer.check_writable()
+        self.writer.check_writable()
         generation_id = index.generation_id
         if generation_id in self._live:
             raise GenerationExistsError(generation_id)
@@ -109,10 +112,10 @@ class Log:
         live = LiveGeneration(index, secrets.token_bytes(SECRET_BYTES), self._position + 1)
         offset = self._append(live, EntryKind.STARTED, payload)
         self._live[generation_id] = live
-        self._writer.pending.generations.append(
+        self.writer.pending.generations.append(
             NewGeneration(live.started_position, live.secret, index)
         )
-        self._writer.submit()
+        self.writer.submit()
         return offset
 
     def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
@@ -126,7 +129,7 @@ class Log:
         if kind in _OWN_METHODS:
             raise ValueError(f"{kind.name} entries have a method of their own")
         offset = self._append(self._running(generation_id), kind, payload)
-        self._writer.submit()
+        self.writer.submit()
         return offset
 
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
@@ -139,8 +142,8 @@ class Log:
         live = self._running(generation_id)
         offset = self._append(live, EntryKind.FINISHED, payload)
         live.finish = index
-        self._writer.pending.finished.append((generation_id, index))
-        self._writer.submit()
+        self.writer.pending.finished.append((generation_id, index))
+        self.writer.submit()
         return offset
 
     def give_up(self, generation_id: str) -> None:
@@ -163,13 +166,13 @@ class Log:
         Raises:
             JournalError: nothing more can be written.
         """
-        if self._writer.stall is not None and self._writer.overfull:
+        if self.writer.stall is not None and self.writer.overfull:
             self._num_left_out += 1
             return
         position = self._append_outside(EntryKind.CALL, generation_id, payload)
         if (late := self._deleting.get(generation_id)) is not None:
             late.append(SpineEntry(position, 0, EntryKind.CALL, inner_digest(b"", payload)))
-        self._writer.submit()
+        self.writer.submit()
 
     async def writable(self) -> None:
         """Waits while too much is not on disk yet: back-pressure towards the engine.
@@ -177,7 +180,7 @@ class Log:
         Raises:
             JournalError: nothing more can be written.
         """
-        await self._writer.writable()
+        await self.writer.writable()
 
     async def flush(self) -> None:
         """Returns once all that was appended so far is committed.
@@ -185,13 +188,43 @@ class Log:
         Raises:
             JournalError: it could not be.
         """
-        await self._writer.flush()
+        await self.writer.flush()
 
-    def _bury(self, generation_id: str, deletion: bytes) -> None:
-        """Appends DELETED and has the content destroyed in the same transaction."""
+    def live(self, generation_id: str) -> LiveGeneration | None:
+        """Return a generation that has no committed end yet; None for any other."""
+        return self._live.get(generation_id)
+
+    def begin_deletion(self, generation_id: str) -> None:
+        """Remember the calls that are appended on a generation from now on.
+
+        Raises:
+            GenerationNotFoundError: its deletion is under way.
+        """
+        if generation_id in self._deleting:
+            raise GenerationNotFoundError(generation_id, deleted=True)
+        self._deleting[generation_id] = []
+
+    def calls_since_deletion(self, generation_id: str) -> list[SpineEntry]:
+        """Return the calls that were appended since `begin_deletion`."""
+        return self._deleting[generation_id]
+
+    def cancel_deletion(self, generation_id: str) -> None:
+        """Take `begin_deletion` back: the generation stays."""
+        del self._deleting[generation_id]
+
+    def append_deletion(self, generation_id: str, deletion: bytes) -> None:
+        """Append DELETED; the same transaction destroys the generation's content.
+
+        Args:
+            generation_id: one whose deletion has begun.
+            deletion: the entry's payload.
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
         position = self._append_outside(EntryKind.DELETED, generation_id, deletion)
-        self._writer.pending.deleted.append((generation_id, position))
-        self._writer.submit()
+        self.writer.pending.deleted.append((generation_id, position))
+        self.writer.submit()
 
     def _running(self, generation_id: str) -> LiveGeneration:
         live = self._live.get(generation_id)
@@ -202,12 +235,12 @@ class Log:
     def _append(self, live: LiveGeneration, kind: EntryKind, payload: bytes) -> int:
         position = self._chain(kind, live.secret, payload)
         live.offset = offset = live.offset + 1
-        self._writer.pending.entries.append(
+        self.writer.pending.entries.append(
             NewEntry(position, live.started_position, offset, kind, payload, self._hash)
         )
         live.push(
             Entry(position, live.index.generation_id, offset, kind, payload),
-            self._writer.committed_position,
+            self.writer.committed_position,
             self._tail_entries,
         )
         if not self._strict:
@@ -216,17 +249,17 @@ class Log:
 
     def _append_outside(self, kind: EntryKind, generation_id: str, payload: bytes) -> int:
         position = self._chain(kind, b"", payload)
-        self._writer.pending.outside.append(
+        self.writer.pending.outside.append(
             NewOutsideEntry(position, generation_id, kind, payload, self._hash)
         )
         return position
 
     def _chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
         """Gives out the next position, and moves the chain's hash on to it."""
-        self._writer.check()
+        self.writer.check()
         self._hash = next_hash(self._hash, kind, inner_digest(secret, payload))
         self._position += 1
-        pending = self._writer.pending
+        pending = self.writer.pending
         pending.last_position = self._position
         pending.num_bytes += len(payload) + _ENTRY_BYTES
         return self._position

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from whence_server.domain.varint import decode_varint, encode_varint
+
 MAX_MESSAGE_BYTES = 1 << 30
 """A longer one is not whence's: its length is garbage."""
-_MAX_VARINT_BYTES = 10
 
 
 class FramingError(ValueError):
@@ -22,17 +23,7 @@ class Frame(NamedTuple):
 
 def framed(message: bytes) -> bytes:
     """A message with its length before it."""
-    return varint(len(message)) + message
-
-
-def varint(number: int) -> bytes:
-    """A number at least 0, seven bits a byte, lowest first."""
-    octets = bytearray()
-    while number > 0x7F:
-        octets.append(number & 0x7F | 0x80)
-        number >>= 7
-    octets.append(number)
-    return bytes(octets)
+    return encode_varint(len(message)) + message
 
 
 def frames(buffer: bytes) -> Iterator[Frame]:
@@ -42,7 +33,7 @@ def frames(buffer: bytes) -> Iterator[Frame]:
         FramingError: a length is malformed, or larger than any message.
     """
     begin = 0
-    while (header := _read_varint(buffer, begin)) is not None:
+    while (header := _length(buffer, begin)) is not None:
         length, begin = header
         if length > MAX_MESSAGE_BYTES:
             raise FramingError(f"a message of {length} bytes is announced")
@@ -53,13 +44,8 @@ def frames(buffer: bytes) -> Iterator[Frame]:
         begin = end
 
 
-def _read_varint(buffer: bytes, begin: int) -> tuple[int, int] | None:
-    number = 0
-    for index in range(_MAX_VARINT_BYTES):
-        if begin + index >= len(buffer):
-            return None
-        octet = buffer[begin + index]
-        number |= (octet & 0x7F) << 7 * index
-        if octet < 0x80:
-            return number, begin + index + 1
-    raise FramingError("a length is longer than ten bytes")
+def _length(buffer: bytes, begin: int) -> tuple[int, int] | None:
+    try:
+        return decode_varint(buffer, begin)
+    except ValueError as error:
+        raise FramingError("a length is longer than ten bytes") from error

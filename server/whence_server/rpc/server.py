@@ -1,13 +1,14 @@
 """The gRPC server itself: its sockets, its options, health and reflection."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
 
-from whence_server.domain.addresses import is_ip_address, is_loopback
+from whence_server.domain.addresses import is_ip_address, is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError
 from whence_server.rpc.calls import CallLog, Endpoint, Method, service_handler
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
@@ -200,10 +201,8 @@ def parse_address(address: str) -> Endpoint:
             "the machine could connect; use unix:PATH"
         )
     else:
-        host, colon, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if colon and host and port.isascii() and port.isdecimal() and int(port) < 65_536:
-            return Endpoint(host, int(port))
+        with suppress(ValueError):
+            return Endpoint(*parse_host_port(address))
     raise ConfigurationError(f"--listen {address!r}: expected HOST:PORT, [IPV6]:PORT or unix:PATH")
 
 

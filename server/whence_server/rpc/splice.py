@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import RecordDamagedError
+from whence_server.domain.varint import encode_varint
 
 _EVENT_FIELDS = generation_pb2.GenerationEvent.DESCRIPTOR.fields_by_name
 _KINDS: dict[EntryKind, str] = {
@@ -48,18 +49,8 @@ def require_readable(entries: Sequence[Entry]) -> None:
             ) from error
 
 
-def varint(value: int) -> bytes:
-    """An unsigned integer as protobuf writes it."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _tag(field_number: int, wire_type: int) -> bytes:
-    return varint(field_number << 3 | wire_type)
+    return encode_varint(field_number << 3 | wire_type)
 
 
 _VARINT, _LEN = 0, 2
@@ -74,8 +65,8 @@ _WATCH_POSITION = _tag(_WATCH["position"].number, _LEN)
 _WATCH_EVENT = _tag(_WATCH["event"].number, _LEN)
 
 
-def _record(tag: bytes, content: bytes) -> bytes:
-    return tag + varint(len(content)) + content
+def _delimited(tag: bytes, content: bytes) -> bytes:
+    return tag + encode_varint(len(content)) + content
 
 
 class Event(NamedTuple):
@@ -99,17 +90,17 @@ def events(entries: Sequence[Entry]) -> Iterator[Event]:
 def _event(run: list[Entry]) -> bytes:
     kind = run[0].kind
     if kind in _BATCHED:
-        content = b"".join(_record(_STEP, entry.payload) for entry in run)
+        content = b"".join(_delimited(_STEP, entry.payload) for entry in run)
     else:
         content = run[0].payload
     return b"".join(
         (
             _FIRST,
-            varint(run[0].offset),
+            encode_varint(run[0].offset),
             _LAST,
-            varint(run[-1].offset),
+            encode_varint(run[-1].offset),
             _CONTENT[kind],
-            varint(len(content)),
+            encode_varint(len(content)),
             content,
         )
     )
@@ -118,7 +109,7 @@ def _event(run: list[Entry]) -> bytes:
 def responses(entries: Sequence[Entry]) -> Iterator[bytes]:
     """Entries as serialised GenerateResponses; ResumeGenerationResponse has the same form."""
     for event in events(entries):
-        yield _record(_RESPONSE, event.content)
+        yield _delimited(_RESPONSE, event.content)
 
 
 _LIST_STEPS = trace_pb2.ListStepsResponse.DESCRIPTOR.fields_by_name
@@ -128,14 +119,14 @@ _NEXT_PAGE = _tag(_LIST_STEPS["next_page_token"].number, _LEN)
 
 def list_steps_response(entries: Sequence[Entry], next_page_token: str) -> bytes:
     """Return one serialised ListStepsResponse around stored steps."""
-    steps = b"".join(_record(_LISTED, entry.payload) for entry in entries)
-    return steps + (_record(_NEXT_PAGE, next_page_token.encode()) if next_page_token else b"")
+    steps = b"".join(_delimited(_LISTED, entry.payload) for entry in entries)
+    return steps + (_delimited(_NEXT_PAGE, next_page_token.encode()) if next_page_token else b"")
 
 
 def watch_response(event: Event, position: str) -> bytes:
     """One serialised WatchGenerationsResponse."""
     return (
-        _record(_WATCH_ID, event.last.generation_id.encode())
-        + _record(_WATCH_POSITION, position.encode())
-        + _record(_WATCH_EVENT, event.content)
+        _delimited(_WATCH_ID, event.last.generation_id.encode())
+        + _delimited(_WATCH_POSITION, position.encode())
+        + _delimited(_WATCH_EVENT, event.content)
     )

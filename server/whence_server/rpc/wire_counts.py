@@ -12,6 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
+from whence_server.domain.varint import decode_varint
 
 SMALL_BYTES = 64 << 10
 """Of a message that is parsed as it is."""
@@ -95,20 +96,20 @@ def _fields(raw: memoryview) -> Iterator[tuple[int, memoryview]]:
             else:
                 return
             yield tag >> 3, raw[begin:offset]
-    except IndexError:
+    except ValueError:
         return
 
 
 def _varint(raw: memoryview, offset: int) -> tuple[int, int]:
-    """Read a number of seven bits a byte; return it, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte: int = raw[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, offset
-    raise IndexError("a varint has at most ten bytes")
+    """Read an integer; return it, and the offset after it.
+
+    Raises:
+        ValueError: the message ends within it, or it is too long.
+    """
+    found = decode_varint(raw, offset)
+    if found is None:
+        raise ValueError("the message ends within a varint")
+    return found
 
 
 def _refused(field: str, description: str) -> InvalidRequestError:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.entries import Entry
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.export.backoff import Backoff
 from whence_server.telemetry.export.courier import ExportStats, Sleep
 from whence_server.telemetry.export.delivery import (
@@ -24,7 +25,6 @@ from whence_server.telemetry.export.delivery import (
 from whence_server.telemetry.export.outcomes import SpanSink
 from whence_server.telemetry.export.resource import Envelope
 from whence_server.telemetry.journal import Behind, Lag, SpanJournal
-from whence_server.telemetry.spans.content import ContentCapture
 from whence_server.telemetry.spans.encoder import (
     DEFAULT_STEP_SPANS,
     SpanEncoder,

@@ -11,6 +11,7 @@ from whence.v1.generation_pb2 import FinishReason, GenerationFinished, Generatio
 from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.tracing import SAMPLED
+from whence_server.telemetry.grpc_status import is_server_error
 from whence_server.telemetry.metrics import catalogue, words
 from whence_server.telemetry.metrics.instruments import Instruments
 from whence_server.telemetry.metrics.step_histograms import ModelSteps, StepHistograms
@@ -177,7 +178,7 @@ class GenerationMetrics:
             names.RPC_METHOD: words.method(call.method),
             names.RPC_RESPONSE_STATUS_CODE: status,
         }
-        if words.is_server_error(status):
+        if is_server_error(call.status_code):
             attributes[names.ERROR_TYPE] = status
         context = _context(
             bytes.fromhex(call.trace_id), bytes.fromhex(call.span_id), call.trace_flags

@@ -5,6 +5,7 @@ import time
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.resources import Resource
 
+from whence_server.domain.telemetry import PushOptions
 from whence_server.telemetry.journal import FollowedJournal
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.cursor import CONSUMER_NAME, CursorOptions, MetricsCursor
@@ -13,7 +14,7 @@ from whence_server.telemetry.metrics.instruments import Instruments, meter_provi
 from whence_server.telemetry.metrics.live import observe
 from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.page import PrometheusPage
-from whence_server.telemetry.metrics.push import MetricsPush, PushOptions
+from whence_server.telemetry.metrics.push import MetricsPush, temporality_of
 from whence_server.telemetry.metrics.reader import MetricsReader
 from whence_server.telemetry.metrics.seams import LiveParts
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
@@ -52,7 +53,7 @@ class Metrics:
         readers = [page_reader]
         self._push: MetricsPush | None = None
         if push is not None:
-            temporality = push.preference.temporality()
+            temporality = temporality_of(push.preference)
             reader = MetricsReader(steps, resource, version, temporality)
             readers.append(reader)
             self._push = MetricsPush(

@@ -2,11 +2,7 @@
 
 import asyncio
 import logging
-import re
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
 
 from opentelemetry.sdk.metrics import Counter, Histogram, ObservableCounter
 from opentelemetry.sdk.metrics.export import (
@@ -16,66 +12,24 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
 )
 
-from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp import OtlpSettings
+from whence_server.domain.telemetry import PushOptions, TemporalityPreference
 from whence_server.telemetry.metrics.reader import MetricsReader
 from whence_server.telemetry.metrics.window import Window
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 _MAX_UNSENT = 60
 """Pushes that are kept while none gets through: an hour's."""
-_PREFERENCE = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
-class Preference(Enum):
-    """Which numbers count from the start of the process, and which since the last push."""
-
-    CUMULATIVE = "cumulative"
-    DELTA = "delta"
-    LOW_MEMORY = "lowmemory"
-
-    def temporality(self) -> dict[type, AggregationTemporality]:
-        """Gives the temporality of the instruments that do not count from the start."""
-        delta: tuple[type, ...] = ()
-        if self is not Preference.CUMULATIVE:
-            delta = (Counter, Histogram)
-        if self is Preference.DELTA:
-            delta = (*delta, ObservableCounter)
-        return dict.fromkeys(delta, AggregationTemporality.DELTA)
-
-
-@dataclass(frozen=True, slots=True)
-class PushOptions:
-    """How metrics are pushed.
-
-    Attributes:
-        destination: where to.
-        interval_s: from one push to the next.
-        preference: what numbers count from.
-    """
-
-    destination: OtlpSettings
-    interval_s: float = 60.0
-    preference: Preference = Preference.CUMULATIVE
-
-    @classmethod
-    def from_environment(
-        cls, destination: OtlpSettings | None, environment: Mapping[str, str]
-    ) -> "PushOptions | None":
-        """Reads the standard variables that only metrics have; an empty one counts as unset.
-
-        Args:
-            destination: where to; None checks the variables alone, and gives None.
-            environment: where they are.
-
-        Raises:
-            ConfigurationError: a variable has a value that means nothing.
-        """
-        interval_s = _interval_s(environment.get(_INTERVAL, "").strip() or "60000")
-        preference = _preference(environment.get(_PREFERENCE, "").strip().lower() or "cumulative")
-        return None if destination is None else cls(destination, interval_s, preference)
+def temporality_of(preference: TemporalityPreference) -> dict[type, AggregationTemporality]:
+    """Return the temporality of the instruments that do not count from the process's start."""
+    delta: tuple[type, ...] = ()
+    if preference is not TemporalityPreference.CUMULATIVE:
+        delta = (Counter, Histogram)
+    if preference is TemporalityPreference.DELTA:
+        delta = (*delta, ObservableCounter)
+    return dict.fromkeys(delta, AggregationTemporality.DELTA)
 
 
 class MetricsPush:
@@ -93,7 +47,7 @@ class MetricsPush:
         self._reader = reader
         self._exporter = exporter
         self._interval_s = options.interval_s
-        delta = Histogram in options.preference.temporality()
+        delta = Histogram in temporality_of(options.preference)
         self._window = Window(
             AggregationTemporality.DELTA if delta else AggregationTemporality.CUMULATIVE
         )
@@ -160,17 +114,3 @@ class MetricsPush:
 
     def _send(self, data: MetricsData) -> bool:
         return self._exporter.export(data) is MetricExportResult.SUCCESS
-
-
-def _preference(text: str) -> Preference:
-    try:
-        return Preference(text)
-    except ValueError:
-        known = ", ".join(choice.value for choice in Preference)
-        raise ConfigurationError(f"{_PREFERENCE} {text!r}: expected one of {known}") from None
-
-
-def _interval_s(text: str) -> float:
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
-        raise ConfigurationError(f"{_INTERVAL} {text!r}: expected whole milliseconds above 0")
-    return int(text) / 1e3

@@ -2,19 +2,14 @@
 
 import re
 
-import grpc
-
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+from whence_server.telemetry.grpc_status import status_name
 from whence_server.telemetry.spans.finish_reasons import reason_name
 
 OTHER = "_OTHER"
 """The conventions' word for what has no name here."""
 
-_STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-_SERVER_ERRORS = frozenset(
-    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-)
 _METHODS = frozenset(
     f"{service.full_name}/{method.name}"
     for module in (generation_pb2, model_pb2, trace_pb2)
@@ -36,12 +31,7 @@ def method(name: str) -> str:
 
 def status(code: int) -> str:
     """A gRPC status code's name, or OTHER."""
-    return _STATUS_NAMES.get(code, OTHER)
-
-
-def is_server_error(status_name: str) -> bool:
-    """Whether the conventions hold the server, and not the caller, to be at fault."""
-    return status_name in _SERVER_ERRORS or status_name == OTHER
+    return status_name(code) or OTHER
 
 
 def finish_reason(reason: FinishReason.ValueType) -> str:

@@ -13,11 +13,11 @@ from whence_server.domain.errors import (
     JournalError,
     RecordDamagedError,
 )
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.journal import SpanJournal
 from whence_server.telemetry.spans.beams import beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import sequence_bounds
-from whence_server.telemetry.spans.content import ContentCapture
 from whence_server.telemetry.spans.genai import generation_span
 from whence_server.telemetry.spans.origin import Origin, origin_of
 from whence_server.telemetry.spans.phases import phase_spans

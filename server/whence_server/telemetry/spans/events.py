@@ -10,16 +10,12 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_DEBUG, LogRecor
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.journal import SpanJournal
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.attributes import key_values
 from whence_server.telemetry.spans.bounds import sequence_bounds
-from whence_server.telemetry.spans.content import (
-    ContentCapture,
-    Message,
-    input_messages,
-    output_messages,
-)
+from whence_server.telemetry.spans.content import Message, input_messages, output_messages
 from whence_server.telemetry.spans.encoder import UnreadableEntryError, read_started
 from whence_server.telemetry.spans.genai import generation_attributes
 from whence_server.telemetry.spans.origin import origin_of

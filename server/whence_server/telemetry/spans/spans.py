@@ -3,12 +3,12 @@
 Pure functions of journalled messages. What is sent twice is the same to the byte.
 """
 
-import grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import SequenceResult
 from whence_server.domain.tracing import SAMPLED
+from whence_server.telemetry.grpc_status import is_server_error, status_name
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans.blocks import num_blocks
@@ -18,12 +18,6 @@ from whence_server.telemetry.spans.finish_reasons import reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, W3C_FLAGS, Origin
 from whence_server.telemetry.spans.steps import SIBLING_GAP_NS, num_step_spans, step_interval
-
-_STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-_SERVER_ERRORS = frozenset(
-    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-)
-"""The conventions' list: any other status is the caller's doing, and the server did well."""
 
 
 def encode(span: Span) -> bytes:
@@ -39,8 +33,8 @@ def server_span(call: Call) -> Span | None:
     """
     if not call.trace_flags & SAMPLED:
         return None
-    status = _STATUS_NAMES.get(call.status_code, str(call.status_code))
-    failed = status in _SERVER_ERRORS
+    status = status_name(call.status_code) or str(call.status_code)
+    failed = is_server_error(call.status_code)
     parent = parse_hex_id(call.parent_span_id, 8) if call.parent_span_id else b""
     start = call.start_time.ToNanoseconds()
     attributes: dict[str, AttributeValue | None] = {

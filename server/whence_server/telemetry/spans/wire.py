@@ -1,5 +1,7 @@
 """Protobuf's wire format, where whole messages are put together of serialised parts."""
 
+from whence_server.domain.varint import encode_varint
+
 FIXED64 = 1
 LENGTH_DELIMITED = 2
 
@@ -33,7 +35,7 @@ def head(number: int, num_bytes: int) -> bytes:
         number: the field's.
         num_bytes: the payload's.
     """
-    return varint(tag(number, LENGTH_DELIMITED)) + varint(num_bytes)
+    return encode_varint(tag(number, LENGTH_DELIMITED)) + encode_varint(num_bytes)
 
 
 class Heads(dict[int, bytes]):
@@ -53,23 +55,3 @@ class Heads(dict[int, bytes]):
             self.clear()
         made = self[num_bytes] = head(self._number, num_bytes)
         return made
-
-
-def varint(value: int) -> bytes:
-    """Serialises an integer of at least 0."""
-    # Most are short, and are made in half the time without the loop.
-    if value < 1 << 7:
-        return bytes((value,))
-    if value < 1 << 14:
-        return bytes((value & 0x7F | 0x80, value >> 7))
-    if value < 1 << 21:
-        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
-    if value < 1 << 28:
-        low, middle, high = value | 0x80, value >> 7 | 0x80, value >> 14 | 0x80
-        return bytes((low & 0xFF, middle & 0xFF, high & 0xFF, value >> 21))
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

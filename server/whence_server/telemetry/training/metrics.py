@@ -13,8 +13,9 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.resources import Resource
 
 from whence.v1.training_pb2 import Evaluation, TrainingEvent, TrainingStep
+from whence_server.domain.telemetry import PushOptions
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
-from whence_server.telemetry.metrics.push import PushOptions
+from whence_server.telemetry.metrics.push import temporality_of
 from whence_server.telemetry.spans.names import SCOPE
 from whence_server.telemetry.training import names
 from whence_server.telemetry.training.gauges import Gauges, NotFiniteToo
@@ -97,7 +98,7 @@ class TrainingMetrics:
     ) -> None:
         self._gauges = Gauges(it for it in ALL if it.kind is Kind.GAUGE)
         reader: MetricReader = PeriodicExportingMetricReader(
-            NotFiniteToo(exporter, self._gauges, options.preference.temporality()),
+            NotFiniteToo(exporter, self._gauges, temporality_of(options.preference)),
             options.interval_s * 1e3,
         )
         self._provider = MeterProvider(

@@ -20,14 +20,16 @@ from pathlib import Path
 from opentelemetry.sdk.resources import Resource
 
 from whence_server import logs
+from whence_server.config.environment import process_environment
 from whence_server.config.otlp import otlp_settings, span_destination
+from whence_server.config.telemetry import read_push_options, read_sampling
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.lineage.reader import RecordReader
 from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.export.sinks import sink_for
 from whence_server.telemetry.metrics.otlp import otlp_exporter
-from whence_server.telemetry.metrics.push import PushOptions
-from whence_server.telemetry.sampling import sampler_from
+from whence_server.telemetry.metrics.push import temporality_of
+from whence_server.telemetry.sampling import make_sampler
 from whence_server.telemetry.training.metrics import TrainingMetrics
 from whence_server.training.export.start import FLUSH_S
 from whence_server.training.export.trace_cursor import TraceCursor
@@ -59,7 +61,7 @@ def main() -> int:
     if parsed.follow:
         os.nice(_NICENESS)
     try:
-        return asyncio.run(_export(parsed.record, os.environ, follow=parsed.follow))
+        return asyncio.run(_export(parsed.record, process_environment(), follow=parsed.follow))
     except (ConfigurationError, LineageError) as error:
         print(f"the run's trace is not sent: {error}", file=sys.stderr)
         return 2
@@ -72,7 +74,7 @@ async def _export(record: Path, environment: Mapping[str, str], *, follow: bool)
     metrics = _metrics(environment, resource) if follow else None
     if destination is None and metrics is None:
         raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")
-    sampler = sampler_from(environment)
+    sampler = make_sampler(read_sampling(environment))
     sink = None if destination is None else sink_for(destination)
     cursor = TraceCursor(
         record, sink, resource, version("whence"), sampler=sampler, metrics=metrics
@@ -127,10 +129,10 @@ async def _follow(cursor: TraceCursor, ended: asyncio.Event) -> None:
 
 def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetrics | None:
     destination = otlp_settings(environment, "metrics")
-    options = PushOptions.from_environment(destination, environment)
+    options = read_push_options(destination, environment)
     if destination is None or options is None:
         return None
-    exporter = otlp_exporter(destination, options.preference.temporality())
+    exporter = otlp_exporter(destination, temporality_of(options.preference))
     return TrainingMetrics(resource, version("whence"), exporter, options)
 
 

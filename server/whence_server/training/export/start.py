@@ -7,13 +7,13 @@ endpoint is set there is none.
 
 import atexit
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from whence_server.config.environment import process_environment
 from whence_server.config.otlp import otlp_settings, span_destination
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ MODULE = "whence_server.training.export"
 _running: dict[Path, "TrainingExport"] = {}
 
 
-def start(record: Path, environment: Mapping[str, str] = os.environ) -> "TrainingExport | None":
+def start(record: Path, environment: Mapping[str, str] | None = None) -> "TrainingExport | None":
     """Begins to export, as OpenTelemetry's variables have it; None where they name no destination.
 
     It goes on until this process ends, and so has what is recorded after the training, too. Asked
@@ -33,11 +33,12 @@ def start(record: Path, environment: Mapping[str, str] = os.environ) -> "Trainin
 
     Args:
         record: the run's, which is there already.
-        environment: where the variables are; the process gets it whole.
+        environment: the variables, passed to the process whole; None for this process's own.
 
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
+    environment = process_environment() if environment is None else environment
     running = _running.get(record.resolve())
     if running is not None and running.is_running:
         return running
@@ -60,12 +61,13 @@ def finish(record: Path) -> None:
         running.close()
 
 
-def is_wanted(environment: Mapping[str, str] = os.environ) -> bool:
+def is_wanted(environment: Mapping[str, str] | None = None) -> bool:
     """Whether OpenTelemetry's variables name a destination for a trace or for metrics.
 
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
+    environment = process_environment() if environment is None else environment
     spans = span_destination(environment, "", "", "")
     return spans is not None or otlp_settings(environment, "metrics") is not None
 

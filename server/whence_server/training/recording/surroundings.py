@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from whence_server.config.training import ACCELERATE
+from whence_server.config.environment import determinism_variables
 
 _PACKAGES = (
     "accelerate",
@@ -20,13 +20,6 @@ _PACKAGES = (
     "torch",
     "transformers",
     "whence",
-)
-_VARIABLES = (
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "PYTHONHASHSEED",
 )
 
 
@@ -78,11 +71,7 @@ def determinism(arguments: Any) -> dict[str, str]:
         "num_interop_threads": torch.get_num_interop_threads(),
         "dataloader_num_workers": arguments.dataloader_num_workers,
     }
-    found |= {
-        name: value
-        for name, value in os.environ.items()
-        if name in _VARIABLES or name.startswith(ACCELERATE)
-    }
+    found |= determinism_variables()
     return {name: str(value) for name, value in found.items()}
 
 

@@ -1,7 +1,6 @@
 """From a training's settings to all that its trainer needs: texts in blocks, tokenizer, model."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from whence.v1.training_pb2 import TrainingRunStarted
+from whence_server.config.environment import process_environment
 from whence_server.config.training import TrainConfig, refuse_variables
 from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import weights_digest
@@ -47,7 +47,7 @@ def prepare(
         ConfigurationError: a setting, a text or a variable of the environment is wrong.
         LineageError: a text, the tokenizer or the first weights are not those on record.
     """
-    refuse_variables(os.environ)
+    refuse_variables(process_environment())
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if settings.threads:

@@ -4,10 +4,10 @@ It is transformers' `Trainer` over blocks of text, with `record` on it.
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from whence_server.config.environment import world_size
 from whence_server.config.training import TrainConfig, recorded_config, train_config
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.digests import weights_digest
@@ -157,7 +157,7 @@ def _train(
 
 
 def _require_one_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise ConfigurationError(
             "whence-server train runs in one process; for several, record a Trainer script of "
             "your own (whence_server.training.record) under torchrun"

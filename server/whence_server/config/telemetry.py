@@ -1,0 +1,115 @@
+"""Sampling, content capture and the metrics push, from OpenTelemetry's environment variables."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import OtlpSettings
+from whence_server.domain.telemetry import (
+    ContentCapture,
+    PushOptions,
+    SamplerKind,
+    Sampling,
+    TemporalityPreference,
+)
+
+SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
+ARGUMENT_VARIABLE: Final = "OTEL_TRACES_SAMPLER_ARG"
+CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_PREFERENCE = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+
+
+def read_sampling(environment: Mapping[str, str]) -> Sampling:
+    """Read OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG.
+
+    Raises:
+        ConfigurationError: there is no sampler of that name, or its argument is wrong.
+    """
+    name = environment.get(SAMPLER_VARIABLE, "").strip().lower()
+    argument = environment.get(ARGUMENT_VARIABLE, "").strip()
+    try:
+        kind = SamplerKind(name) if name else Sampling().kind
+    except ValueError:
+        known = ", ".join(SamplerKind)
+        raise ConfigurationError(
+            f"{SAMPLER_VARIABLE} is {name!r}; it must be one of {known}"
+        ) from None
+    if kind.takes_ratio:
+        return Sampling(kind, _ratio(argument))
+    if argument:
+        with_ratio = " or ".join(one for one in SamplerKind if one.takes_ratio)
+        raise ConfigurationError(
+            f"{ARGUMENT_VARIABLE} is {argument!r}, but {SAMPLER_VARIABLE} {kind.value!r} takes no "
+            f"argument: unset it, or choose {with_ratio}"
+        )
+    return Sampling(kind)
+
+
+def read_content_capture(environment: Mapping[str, str]) -> ContentCapture:
+    """Read OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT; without it nothing is captured.
+
+    "false" means NO_CONTENT, as it did before the variable had four values. "true" is refused:
+    it does not say where content should go.
+
+    Raises:
+        ConfigurationError: the variable has another value.
+    """
+    text = environment.get(CAPTURE_VARIABLE, "").strip()
+    if not text or text.lower() == "false":
+        return ContentCapture.NO_CONTENT
+    try:
+        return ContentCapture(text.upper())
+    except ValueError:
+        known = ", ".join(one.value for one in ContentCapture)
+        raise ConfigurationError(
+            f"{CAPTURE_VARIABLE} is {text!r}; it must be one of {known}"
+        ) from None
+
+
+def read_push_options(
+    destination: OtlpSettings | None, environment: Mapping[str, str]
+) -> PushOptions | None:
+    """Read the standard variables that only metrics have; an empty one counts as unset.
+
+    Args:
+        destination: where metrics are sent; with None the variables are checked all the same, and
+            None is returned.
+        environment: the environment variables.
+
+    Raises:
+        ConfigurationError: a variable is malformed; the message names it.
+    """
+    interval_s = _interval_s(environment.get(_INTERVAL, "").strip() or "60000")
+    preference = _preference(environment.get(_PREFERENCE, "").strip().lower() or "cumulative")
+    return None if destination is None else PushOptions(destination, interval_s, preference)
+
+
+def _ratio(text: str) -> float:
+    if not text:
+        return 1.0
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = math.nan
+    if not 0.0 <= ratio <= 1.0:  # false for NaN, too
+        raise ConfigurationError(
+            f"{ARGUMENT_VARIABLE} is {text!r}; it must be a number from 0 to 1"
+        )
+    return ratio
+
+
+def _preference(text: str) -> TemporalityPreference:
+    try:
+        return TemporalityPreference(text)
+    except ValueError:
+        known = ", ".join(TemporalityPreference)
+        raise ConfigurationError(f"{_PREFERENCE} {text!r}: expected one of {known}") from None
+
+
+def _interval_s(text: str) -> float:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
+        raise ConfigurationError(f"{_INTERVAL} {text!r}: expected whole milliseconds above 0")
+    return int(text) / 1e3

@@ -1,0 +1,83 @@
+"""Settings of spans, events and metrics that OpenTelemetry's environment variables give.
+
+`config.telemetry` reads them; the telemetry packages act on them.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from whence_server.domain.otlp import OtlpSettings
+
+
+class SamplerKind(StrEnum):
+    """The samplers of the OpenTelemetry specification, by their names in OTEL_TRACES_SAMPLER."""
+
+    ALWAYS_ON = "always_on"
+    ALWAYS_OFF = "always_off"
+    PARENT_BASED_ALWAYS_ON = "parentbased_always_on"
+    PARENT_BASED_ALWAYS_OFF = "parentbased_always_off"
+    TRACE_ID_RATIO = "traceidratio"
+    PARENT_BASED_TRACE_ID_RATIO = "parentbased_traceidratio"
+
+    @property
+    def takes_ratio(self) -> bool:
+        """Whether OTEL_TRACES_SAMPLER_ARG means anything for it."""
+        return self in {SamplerKind.TRACE_ID_RATIO, SamplerKind.PARENT_BASED_TRACE_ID_RATIO}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The sampler of request traces.
+
+    Attributes:
+        kind: requests follow their callers' decision by default; those without a trace are sampled.
+        ratio: the share of traces to sample, from 0 to 1, for the kinds that take a ratio.
+    """
+
+    kind: SamplerKind = SamplerKind.PARENT_BASED_ALWAYS_ON
+    ratio: float = 1.0
+
+
+class ContentCapture(Enum):
+    """Where prompts, outputs and tokens' texts go."""
+
+    NO_CONTENT = "NO_CONTENT"
+    SPAN_ONLY = "SPAN_ONLY"
+    EVENT_ONLY = "EVENT_ONLY"
+    SPAN_AND_EVENT = "SPAN_AND_EVENT"
+
+    @property
+    def on_spans(self) -> bool:
+        """Whether spans carry content."""
+        return self in {ContentCapture.SPAN_ONLY, ContentCapture.SPAN_AND_EVENT}
+
+    @property
+    def on_events(self) -> bool:
+        """Whether there are events, and they carry content."""
+        return self in {ContentCapture.EVENT_ONLY, ContentCapture.SPAN_AND_EVENT}
+
+
+class TemporalityPreference(StrEnum):
+    """Metrics that count from the start of the process, and metrics that count from the last push.
+
+    The values are those of OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.
+    """
+
+    CUMULATIVE = "cumulative"
+    DELTA = "delta"
+    LOW_MEMORY = "lowmemory"
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """Settings of the metrics push.
+
+    Attributes:
+        destination: where metrics are sent.
+        interval_s: seconds between two pushes.
+        preference: the temporality of counters and histograms.
+    """
+
+    destination: OtlpSettings
+    interval_s: float = 60.0
+    preference: TemporalityPreference = TemporalityPreference.CUMULATIVE

@@ -1,0 +1,85 @@
+"""Deletion of one generation: its content is destroyed on disk, and a tombstone stays."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from whence_server.domain.errors import JournalError
+from whence_server.journal.derive import encode_deletion
+from whence_server.journal.log import Log
+from whence_server.journal.readers import Readers
+from whence_server.journal.store import Store
+
+_CLEAR_AGAIN_S = 1.0
+_TRUNCATE_ATTEMPTS = 5
+
+
+class Deletion:
+    """Deletes generations of one log."""
+
+    def __init__(self, log: Log, store: Store, readers: Readers) -> None:
+        self._log = log
+        self._store = store
+        self._readers = readers
+        self._clearing: asyncio.Task[None] | None = None
+
+    async def delete(self, generation_id: str) -> bool:
+        """Append DELETED, destroy the content, and clear it out of the write-ahead log.
+
+        Returns:
+            False where a foreign reader of the database keeps the content in the write-ahead log;
+            clearing is repeated until it succeeds or the journal is closed.
+
+        Raises:
+            GenerationNotFoundError: its deletion is under way.
+            JournalError: nothing more can be written.
+        """
+        self._log.begin_deletion(generation_id)
+        try:
+            self._log.append_deletion(generation_id, await self._payload(generation_id))
+        except BaseException:
+            self._log.cancel_deletion(generation_id)
+            raise
+        await self._log.flush()
+        if await self._clear():
+            return True
+        self._clear_later()
+        return False
+
+    async def _payload(self, generation_id: str) -> bytes:
+        """Return the payload of the DELETED entry, over all the generation's entries until now."""
+        await self._log.flush()
+        position, entries = await self._readers.run_heavy(self._store.spine, generation_id)
+        known = {entry.position for entry in entries}
+        calls = self._log.calls_since_deletion(generation_id)
+        late = [entry for entry in calls if entry.position not in known]
+        return encode_deletion(generation_id, position, time.time_ns(), [*entries, *late])
+
+    async def _clear(self) -> bool:
+        """Clear deleted content out of the write-ahead log; False while a reader holds it."""
+        for _ in range(_TRUNCATE_ATTEMPTS):
+            if await self._log.writer.run(self._store.truncate_log):
+                return True
+        return False
+
+    def _clear_later(self) -> None:
+        if self._clearing is None or self._clearing.done():
+            self._clearing = asyncio.create_task(self._keep_clearing(), name="journal-clearing")
+
+    async def _keep_clearing(self) -> None:
+        cleared = False
+        while not cleared:
+            await asyncio.sleep(_CLEAR_AGAIN_S)
+            with suppress(JournalError):
+                cleared = await self._log.writer.run(self._store.truncate_log)
+
+    async def wait_cleared(self) -> None:
+        """Wait until the write-ahead log is clear of deleted content."""
+        if self._clearing is not None:
+            await self._clearing
+
+    async def close(self) -> None:
+        """Stop clearing."""
+        if self._clearing is not None:
+            self._clearing.cancel()
+            await asyncio.gather(self._clearing, return_exceptions=True)
