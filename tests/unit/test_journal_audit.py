@@ -129,6 +129,12 @@ async def test_a_changed_secret_is_found(data_dir, row, value):
             ],
             "sealed",
         ),
+        (["UPDATE generations SET labels = labels || ' '"], "labels: stored"),
+        (["UPDATE generations SET labels = replace(labels, ': ', ':')"], "labels: stored"),
+        (
+            ["UPDATE generations SET labels = replace(hex(zeroblob(20000)), '0', '[')"],
+            "labels: stored",
+        ),
         (["DELETE FROM labels WHERE name = 'team'"], "a missing row"),
         (["UPDATE labels SET value = 'red' WHERE name = 'team'"], "an extra row"),
         (["UPDATE labels SET start_time_ns = 1"], "an extra row"),
@@ -211,6 +217,10 @@ async def test_calls_that_end_while_their_generation_is_deleted_are_bound(tmp_pa
         ["DELETE FROM labels WHERE name = 'team'"],
         ["INSERT INTO labels VALUES ('a', 'b', 1, 'nobody')"],
         ["UPDATE cursors SET position = 999"],
+        ["UPDATE cursors SET name = CAST(x'ff41' AS TEXT) WHERE name = 'otlp-spans'"],
+        ["UPDATE labels SET value = CAST(x'ff41' AS TEXT)"],
+        ["UPDATE labels SET generation_id = CAST(x'ff41' AS TEXT)"],
+        ["UPDATE generations SET labels = replace(hex(zeroblob(20000)), '0', '[')"],
     ],
 )
 async def test_a_rebuild_mends_the_columns_and_leaves_the_entries(data_dir, statements):

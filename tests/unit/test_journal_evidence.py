@@ -334,3 +334,67 @@ async def test_a_version_set_back_hides_nothing(data_dir, version):
     findings = verify_journal(data_dir).findings
     assert findings
     assert {finding.table for finding in findings} == {"schema"}
+
+
+def test_every_field_of_the_header_that_is_fixed_is_held_to_its_value(data_dir):
+    path = data_dir / "journal.db"
+    whole = path.read_bytes()
+    for place in [*range(18, 28), *range(44, 56), 59, *range(64, 96)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        assert not verify_journal(data_dir).intact, place
+
+
+@pytest.mark.parametrize("extra", [bytes(PAGE), b"x" * PAGE, b"x" * 100, b"x" * 5 * PAGE])
+def test_bytes_behind_the_last_page_are_named(data_dir, extra):
+    with (data_dir / "journal.db").open("ab") as file:
+        file.write(extra)
+    findings = [str(finding) for finding in verify_journal(data_dir).findings]
+    assert any(f"{len(extra)} bytes behind its last page" in finding for finding in findings)
+
+
+@pytest.mark.parametrize("missing", [1, 100, PAGE - 1])
+def test_a_file_that_ends_within_a_page_is_named(data_dir, missing):
+    path = data_dir / "journal.db"
+    os.truncate(path, path.stat().st_size - missing)
+    assert "ends within a page" in str(verify_journal(data_dir).findings[0])
+
+
+def test_a_rollback_journal_that_sqlite_would_apply_is_named(data_dir):
+    beside = data_dir / "journal.db-journal"
+    beside.write_bytes(bytes(512))
+    assert verify_journal(data_dir).intact
+    beside.write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(504))
+    assert "journal.db-journal" in str(verify_journal(data_dir).findings[0])
+
+
+@pytest.mark.parametrize("name", ["journal.db-wal", "journal.db-shm", "journal.db-journal"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_named_and_not_waited_for(data_dir, name, make):
+    (data_dir / name).unlink(missing_ok=True)
+    make(data_dir / name)
+    assert f"{name} is no regular file" in str(verify_journal(data_dir).findings[0])
+
+
+def test_a_pipe_in_the_locks_place_is_not_waited_for(data_dir):
+    (data_dir / "journal.lock").unlink()
+    os.mkfifo(data_dir / "journal.lock")
+    assert verify_journal(data_dir).intact
+
+
+def test_links_that_lead_in_a_circle_are_refused_in_words(data_dir):
+    (data_dir / "journal.db").unlink()
+    (data_dir / "journal.db").symlink_to("journal.db")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        verify_journal(data_dir)
+
+
+@pytest.mark.parametrize("filling", ["zeros", "noise"])
+async def test_frames_that_were_overwritten_whole_are_missed_without_an_index(live, filling):
+    (live / "journal.db-shm").unlink()
+    path = live / "journal.db-wal"
+    log = path.read_bytes()
+    length = len(log) - 32 - 3 * FRAME
+    noise = bytes(length) if filling == "zeros" else random.Random(0).randbytes(length)
+    path.write_bytes(log[: 32 + 3 * FRAME] + noise)
+    findings = [str(finding) for finding in verify_journal(live).findings]
+    assert any("write-ahead log" in finding for finding in findings)

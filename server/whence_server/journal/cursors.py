@@ -44,7 +44,14 @@ def sound_cursors(connection: Any) -> dict[str, int]:
     loses nothing.
     """
     cursors = {}
-    for name, position, seal in connection.execute("SELECT name, position, seal FROM cursors"):
+    for raw_name, position, seal in connection.execute(
+        "SELECT CAST(name AS BLOB), position, seal FROM cursors"
+    ):
+        try:
+            name = raw_name.decode()
+        except UnicodeDecodeError:
+            _log.error("a cursor's name, %r, is no UTF-8: it is left out", raw_name)
+            continue
         cursors[name] = position
         if seal is None or seal != expected_seal(connection, name, position):
             _log.error(

@@ -17,6 +17,7 @@ from typing import Any, Self
 import apsw
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.file_faults import beside_faults, file_faults
 from whence_server.journal.wal import LogReport, read_log
 
 _FRAME_HEADER_BYTES = 24
@@ -33,10 +34,12 @@ class Evidence:
     Attributes:
         connection: reads the database with the committed pages of the log.
         log: as far as the log can be read.
+        faults: of the files themselves, in words.
     """
 
     connection: Any
     log: LogReport
+    faults: list[str]
 
 
 @contextmanager
@@ -48,18 +51,19 @@ def open_evidence(data_dir: Path) -> Iterator[Evidence]:
     """
     try:
         # SQLite follows a link too, and its write-ahead log lies beside the file itself.
-        path = (data_dir / "journal.db").resolve()
+        path = _resolved(data_dir / "journal.db")
         if not path.is_file():
             raise ConfigurationError(f"{data_dir} holds no journal")
         with _unused(data_dir):
             log = read_log(_beside(path, "-wal"), _beside(path, "-shm"))
+            faults = [*beside_faults(path), *file_faults(path, log)]
             with _Files(path, log) as files:
                 name = f"whence-evidence-{next(_numbers)}"
                 vfs = _ReadingVFS(name, files)
                 connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=name)
                 try:
                     connection.pragma("temp_store", "MEMORY")
-                    yield Evidence(connection, log)
+                    yield Evidence(connection, log, faults)
                 finally:
                     connection.close()
                     del vfs
@@ -71,7 +75,8 @@ def open_evidence(data_dir: Path) -> Iterator[Evidence]:
 def _unused(data_dir: Path) -> Iterator[None]:
     """Keeps servers out; where there is no lock file, no server has ever been in."""
     try:
-        descriptor = os.open(data_dir / "journal.lock", os.O_RDONLY)
+        # A pipe of that name would be waited for, until somebody writes to it.
+        descriptor = os.open(data_dir / "journal.lock", os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         yield
         return
@@ -205,6 +210,13 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_NOATIME)
     except PermissionError:
         return os.open(path, os.O_RDONLY)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # links that lead in a circle
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -32,7 +32,10 @@ def labels_of(stored: str | bytes) -> dict[str, str]:
     Raises:
         ValueError: it is not an object of strings.
     """
-    labels = json.loads(stored)
+    try:
+        labels = json.loads(stored)
+    except RecursionError:
+        raise ValueError("the labels are no JSON object, but brackets nested too deep") from None
     if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
         raise ValueError("the labels are no JSON object of strings")
     return labels

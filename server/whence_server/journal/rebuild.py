@@ -61,6 +61,7 @@ def _rebuild(connection: Any) -> int:
         labels = labels_text(expected.labels)
         _set(connection, row, {"labels": labels})
     changed = len(differing) + _rebuild_labels(connection)
+    changed += _drop_nameless_cursors(connection)
     for name, position in cursors.sound_cursors(connection).items():
         cursors.advance(connection, {name: position})
     return changed
@@ -97,14 +98,33 @@ def _set(connection: Any, row: StoredRow, columns: dict[str, Any]) -> None:
     )
 
 
+def _drop_nameless_cursors(connection: Any) -> int:
+    """Removes cursors whose names are no UTF-8, which nothing asks for; returns their number."""
+    nameless = []
+    for (raw_name,) in connection.execute("SELECT CAST(name AS BLOB) FROM cursors").fetchall():
+        try:
+            raw_name.decode()
+        except UnicodeDecodeError:
+            nameless.append((raw_name,))
+    connection.executemany("DELETE FROM cursors WHERE CAST(name AS BLOB) = ?", nameless)
+    return len(nameless)
+
+
+_LABELS = """
+    SELECT CAST(name AS BLOB), CAST(value AS BLOB), start_time_ns, CAST(generation_id AS BLOB)
+    FROM labels
+"""
+"""As bytes: texts that somebody else wrote may be no UTF-8."""
+
+
 def _rebuild_labels(connection: Any) -> int:
     """Fills the index over labels anew, out of the rows; returns the number that differed."""
-    before = set(connection.execute("SELECT * FROM labels"))
+    before = set(connection.execute(_LABELS))
     connection.execute("DELETE FROM labels")
     for generation_id, start_time_ns, labels in connection.execute(
         "SELECT generation_id, start_time_ns, labels FROM generations WHERE deleted = 0"
     ).fetchall():
         rows = label_index.label_rows(generation_id, start_time_ns, label_index.labels_of(labels))
         connection.executemany(label_index.INSERT, rows)
-    after = set(connection.execute("SELECT * FROM labels"))
+    after = set(connection.execute(_LABELS))
     return len(before ^ after)

@@ -78,12 +78,14 @@ def _cannot_close(generation_id: str, damage: str) -> None:
 
 def _check_places(connection: Any, position: int) -> None:
     beyond = connection.execute(
-        "SELECT generation_id FROM generations WHERE writer = ? AND started_position > ? LIMIT 1",
+        "SELECT CAST(generation_id AS BLOB) FROM generations "
+        "WHERE writer = ? AND started_position > ? LIMIT 1",
         (_WRITER, position),
     ).fetchall()
     if beyond:
+        generation_id = beyond[0][0].decode(errors="replace")
         raise ConfigurationError(
-            f"the journal is damaged: generation {beyond[0][0]!r} claims a place beyond its "
+            f"the journal is damaged: generation {generation_id!r} claims a place beyond its "
             f"newest entry, {position}; `whence-server verify` tells more, and with --rebuild it "
             "mends what follows from the entries"
         )

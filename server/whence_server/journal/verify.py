@@ -37,6 +37,8 @@ def verify_evidence(evidence: Evidence) -> VerifyReport:
     report = VerifyReport(notes=list(evidence.log.notes))
     for fault in evidence.log.faults:
         report.add(Finding("journal", "write-ahead log", detail=fault))
+    for fault in evidence.faults:
+        report.add(Finding("journal", "files", detail=fault))
     connection = evidence.connection
     version = [0, 0]
 

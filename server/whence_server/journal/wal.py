@@ -17,6 +17,8 @@ _LITTLE_ENDIAN, _BIG_ENDIAN = 0x377F0682, 0x377F0683
 _VERSION = 3_007_000
 _PAGE_SIZES = frozenset(2**n for n in range(9, 17))
 _MASK = 0xFFFFFFFF
+# A log that was overwritten so often left no frame: it would have been of terabytes.
+_MOST_LOGS = 1 << 24
 # The index beside the log (-shm) begins with: version, unused, change, flags, page size (2),
 # frames, pages, the last frame's checksum (2 words), the log's salts (8 bytes as in the log).
 _INDEX_HEAD = struct.Struct("=3I2BH2I2I8s")
@@ -60,6 +62,11 @@ def read_log(path: Path, index_path: Path) -> LogReport:
     """
     report = LogReport()
     size = path.stat().st_size if path.exists() else 0
+    for file in (path, index_path):
+        if file.exists() and not file.is_file():
+            report.faults.append(f"{file.name} is no regular file, and cannot be read")
+    if report.faults:
+        return report
     if not size:
         _ask_index_of_nothing(report, index_path)
         return report
@@ -123,7 +130,17 @@ def _look_behind(
 ) -> None:
     # A frame of other salts is left over from before the log began anew, unless it follows.
     lost = [first] if follows or first.salts == salts else []
-    lost += [frame for frame in frames if frame.salts == salts]
+    num_foreign = 0
+    for frame in (first, *frames) if not lost else frames:
+        if frame.salts == salts:
+            lost.append(frame)
+        elif not _is_left_over(frame, salts):
+            num_foreign += 1
+    if num_foreign:
+        report.faults.append(
+            f"{num_foreign} frames of the write-ahead log, behind frame {first.number - 1}, belong "
+            "neither to this log nor to an earlier one: what was written there cannot be read"
+        )
     num_commits = sum(1 for frame in lost if frame.commit)
     if not lost:
         return
@@ -138,6 +155,11 @@ def _look_behind(
         f"on, which end {num_commits} transactions, cannot be read; what they hold is lost to "
         "every reader"
     )
+
+
+def _is_left_over(frame: _Frame, salts: tuple[int, int]) -> bool:
+    """Whether a frame is of a log that was before this one: each adds one to the first salt."""
+    return 0 < (salts[0] - frame.salts[0]) & _MASK < _MOST_LOGS
 
 
 def _follows_but_for_a_bit(frame: _Frame, checksum: tuple[int, int], order: str) -> bool:
