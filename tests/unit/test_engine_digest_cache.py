@@ -280,3 +280,18 @@ def test_weights_that_change_while_they_are_loaded_are_refused(
     monkeypatch.setattr(loading, "_model", slow)
     with pytest.raises(ConfigurationError, match=r"model\.safetensors changed while"):
         loading.load(engine_options(directory))
+
+
+@pytest.mark.parametrize(
+    "identity", ["[" * 100_000, "[1e999]"], ids=["nested too deep", "a number without end"]
+)
+def test_a_damaged_memory_of_numbers_is_ignored(tmp_path, identity):
+    file = tmp_path / "digests.json"
+    entry = f'{{"sha256": "{"0" * 64}", "identity": {identity}, "begun_ns": 1, "sample": ""}}'
+    file.write_text(f'{{"version": 2, "files": {{"a": {entry}}}, "weights": {{}}}}')
+    assert DigestCache(str(file)).digests({}) == []
+
+
+def test_a_pipe_in_the_memorys_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "digests.json")
+    assert DigestCache(str(tmp_path / "digests.json")).digests({}) == []

@@ -147,14 +147,22 @@ class DigestCache:
         if self._file is None:
             return
         try:
-            stored = json.loads(self._file.read_bytes())
+            stored = json.loads(_content(self._file))
             # Without `version` it is of a release that went by path, size and mtime alone.
             if stored.get("version") == 2:
                 self._files = {str(k): _entry(v) for k, v in stored["files"].items()}
                 self._weights = {str(k): str(v) for k, v in stored["weights"].items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             self._files, self._weights = {}, {}
             _log.warning("%s is ignored, and all files are read: %r", self._file, error)
 
@@ -180,6 +188,18 @@ class DigestCache:
                 self._file,
                 error.strerror,
             )
+
+
+def _content(file: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file: a pipe would be waited for.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no regular file")
+    return file.read_bytes()
 
 
 def _entry(value: dict[str, Any]) -> dict[str, Any]:
