@@ -1,5 +1,6 @@
 """OpenTelemetry's variables: read as its specification says, and never silently wrong."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,12 @@ def test_grpc_targets(endpoint: str, insecure: bool, target: str, secure: bool) 
 def test_what_is_no_grpc_target(endpoint: str) -> None:
     with pytest.raises(ValueError, match="give http://HOST:PORT"):
         grpc_target(endpoint)
+
+
+def test_a_pipe_for_a_certificate_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "ca.pem"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        destination(
+            OTEL_EXPORTER_OTLP_ENDPOINT="http://a:1", OTEL_EXPORTER_OTLP_CERTIFICATE=str(pipe)
+        )

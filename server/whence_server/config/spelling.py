@@ -172,8 +172,10 @@ def standard_boolean(text: str) -> bool:
 
 
 def readable_file(text: str) -> Path:
-    """A file that can be read now."""
+    """A file that can be read now, and again later: no pipe, which would be waited for."""
     try:
+        if Path(text).exists() and not Path(text).is_file():
+            raise ValueError("it is no regular file; expected the path of a PEM file")
         with Path(text).open("rb"):
             return Path(text)
     except OSError as error:
