@@ -88,10 +88,10 @@ def stored_row(values: Any) -> StoredRow:
     }
     named |= zip(NUMBERS, numbers, strict=True)
     try:
-        parsed: dict[str, str] | str = labels_of(labels)
-        if labels_text(parsed).encode() != labels:
-            # Other spaces, or a name twice: the same labels, and not as they were written.
-            parsed = labels.decode(errors="replace")
+        found = labels_of(labels)
+        # Other spaces, or a name twice: the same labels, and not as they were written.
+        same = labels_text(found).encode() == labels
+        parsed: dict[str, str] | str = found if same else labels.decode(errors="replace")
     except (ValueError, TypeError):
         parsed = "nothing" if labels is None else labels.decode(errors="replace")
     return StoredRow(named, parsed, secret)
