@@ -206,10 +206,11 @@ def test_several_samples_of_one_prompt_are_those_that_it_has_alone(loaded: Loade
     assert [alone.ids("it", i) for i in range(2)] == [crowded.ids("it", i) for i in range(2)]
 
 
+@pytest.mark.parametrize("architecture", ["doge", "deepseek_v32", "minimax_m3"])
 def test_attention_that_picks_tokens_picks_those_that_generate_does(
-    tiny_model: Callable[..., Path],
+    tiny_model: Callable[..., Path], architecture: str
 ) -> None:
-    directory = tiny_model("doge")
+    directory = tiny_model(architecture)
     harness = Harness(loaded_model(directory), chunk=9)
     for name in SEQUENCES:
         admit(harness, name)

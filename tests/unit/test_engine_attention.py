@@ -60,3 +60,13 @@ def test_attention_that_takes_more_than_ours_does_is_left_as_it_was(
     assert reason is not None
     assert "it takes scaling" in reason
     assert attention.implementation(model) == "sdpa"
+
+
+def test_layers_that_pick_tokens_only_by_their_attentions_name_keep_it(
+    load: Callable[[str], Any],
+) -> None:
+    model = load("minimax_m3")
+    reason = attention.adopt(model)
+    assert reason is not None
+    assert "not called 'sdpa'" in reason
+    assert attention.implementation(model) == "sdpa"

@@ -7,14 +7,18 @@ spelling it out would round the scores, the original computes there too, and the
 computed beside it when somebody asks. Either way, asking changes no bit of what the model says.
 """
 
+import ast
+import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch.jit._trace import is_tracing
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -88,9 +92,37 @@ def adopt(model: Any) -> str | None:
         obstacle = None if attended else NONE_ATTENDS
     except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
         obstacle = f"its attention cannot be served: {error}"
+    if obstacle is None and any(_asks_for(type(module), original) for module in model.modules()):
+        obstacle = f"its layers do something else where their attention is not called {original!r}"
     if obstacle is not None:
         restore(model)
     return obstacle
+
+
+@cache
+def _asks_for(kind: type[torch.nn.Module], name: str) -> bool:
+    """Tell whether a layer's code compares the name of its attention with this one.
+
+    Layers that pick tokens (DeepSeek's indexer, MiniMax-M3's blocks) hide the others only where the
+    name is one of transformers' own, and see all of them without a word where it is not. Prompts as
+    short as those that a model is tried with do not show it.
+    """
+    if kind.__module__.startswith("torch.") or issubclass(kind, PreTrainedModel):
+        return False
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):  # code without a file
+        return False
+    return any(
+        any(
+            isinstance(part, ast.Attribute) and part.attr == "_attn_implementation"
+            for part in parts
+        )
+        and any(isinstance(part, ast.Constant) and part.value == name for part in parts)
+        for parts in (
+            list(ast.walk(node)) for node in ast.walk(tree) if isinstance(node, ast.Compare)
+        )
+    )
 
 
 def put(model: Any) -> None:
