@@ -13,7 +13,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -92,14 +91,14 @@ def adopt(model: Any) -> str | None:
         obstacle = None if attended else NONE_ATTENDS
     except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
         obstacle = f"its attention cannot be served: {error}"
-    if obstacle is None and any(_asks_for(type(module), original) for module in model.modules()):
+    kinds = {type(module) for module in model.modules()}
+    if obstacle is None and any(_asks_for(kind, original) for kind in kinds):
         obstacle = f"its layers do something else where their attention is not called {original!r}"
     if obstacle is not None:
         restore(model)
     return obstacle
 
 
-@cache
 def _asks_for(kind: type[torch.nn.Module], name: str) -> bool:
     """Tell whether a layer's code compares the name of its attention with this one.
 
