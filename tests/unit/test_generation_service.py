@@ -29,6 +29,7 @@ from whence_server.engine.messages import (
     StopSequence,
     Turn,
 )
+from whence_server.generation.prepare import Prepared
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.service import Generations, now
 from whence_server.generation.texts import TextProcesses
@@ -266,6 +267,28 @@ async def test_the_queue_counts_those_whose_prompt_is_unread(tmp_path: Path) -> 
         await run.start(request(first))
     with pytest.raises(QueueFullError):
         await run.start(request(3))
+    await run.close()
+
+
+async def test_one_that_asks_for_more_rows_than_there_are_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await service(tmp_path, DyingEngine(deaths=[]))
+    asked = asyncio.Event()
+
+    async def prepare(texts: TextProcesses, request: GenerationRequest) -> Prepared:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError(texts, request)
+
+    monkeypatch.setattr(TextProcesses, "prepare", prepare)
+    wanted = DecodingRequest(Strategy.SAMPLE, num_return_sequences=2**32 - 1)
+    long = GenerationRequest(input="a " * 40, digest="d", decoding=wanted, size_bytes=5_000)
+    greedy = asyncio.create_task(run.start(long))
+    await asked.wait()
+    assert await run.start(request(1))
+    greedy.cancel()
+    await asyncio.gather(greedy, return_exceptions=True)
     await run.close()
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -264,6 +265,35 @@ async def test_a_process_that_was_stopped_is_given_up(
     assert "takes too long" in description
     monkeypatch.undo()
     assert (await processes.prepare(chat("hello"))).prompt == "hello "
+
+
+async def test_a_process_that_does_not_run_is_replaced_and_its_request_tried_again(
+    processes: TextProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_process, "_LOOK_S", 0.05)
+    await processes.prepare(chat("hello"))
+    (pid,) = processes.pids
+    os.kill(pid, signal.SIGSTOP)
+    assert (await processes.prepare(chat("hello"))).prompt == "hello "
+    assert pid not in processes.pids
+
+
+async def test_a_process_that_stops_before_it_is_ready_is_replaced(
+    processes: TextProcesses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(text_process, "_LOOK_S", 0.1)
+    first = tmp_path / "first"
+    code = (
+        "import os, pathlib, runpy, signal, sys\n"
+        f"first = pathlib.Path({str(first)!r})\n"
+        "if not first.exists():\n"
+        "    first.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "runpy.run_module('whence_server.generation.text_worker', run_name='__main__')\n"
+    )
+    monkeypatch.setattr(text_process, "COMMAND", (sys.executable, "-c", code))
+    assert (await processes.prepare(plain(LONG))).prompt == LONG
+    assert first.exists()
 
 
 async def test_memory_that_a_process_keeps_ends_it(processes: TextProcesses) -> None:

@@ -120,7 +120,7 @@ class Generations:
         while (other := self._starting.get(generation_id)) is not None:
             await other.wait()
         started = self._starting[generation_id] = asyncio.Event()
-        num_sequences = _num_rows(request)
+        num_sequences = self._num_rows(request)
         self._num_starting += num_sequences
         try:
             if not (request.generation_id and await self._joins(request)):
@@ -152,8 +152,17 @@ class Generations:
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + self.num_waiting_sequences
         # One that finds nobody before it is never too many.
-        if waiting > max(self._limits.max_queue, _num_rows(request)):
+        if waiting > max(self._limits.max_queue, self._num_rows(request)):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
+
+    def _num_rows(self, request: GenerationRequest) -> int:
+        """Rows of the batch that a request wants, as far as it says so itself.
+
+        One that wants more than there are will be refused: until then it must not fill the queue.
+        """
+        decoding = request.decoding
+        wanted = max(decoding.num_beams or 1, decoding.num_return_sequences or 1)
+        return min(wanted, self._limits.max_batch_size)
 
     async def _start_new(
         self, generation_id: str, request: GenerationRequest, arrival: Arrival
@@ -433,11 +442,6 @@ async def _in_slices(running: RunningGeneration, recording: Iterator[None]) -> N
             await asyncio.sleep(0)
             if running.done.is_set():
                 return
-
-
-def _num_rows(request: GenerationRequest) -> int:
-    """Rows of the batch that a request wants, as far as it says so itself."""
-    return max(request.decoding.num_beams or 1, request.decoding.num_return_sequences or 1)
 
 
 def now(trace_context: TraceContext) -> Arrival:

@@ -1,6 +1,7 @@
 """The front's handle on one text process."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.requests import GenerationRequest
 from whence_server.engine import channel
+from whence_server.engine.watchdog import Watchdog, processor_time
 from whence_server.generation.prepare import SHORT_BYTES, Prepared, input_field
 from whence_server.generation.text_worker import (
     READY,
@@ -26,9 +28,15 @@ from whence_server.generation.text_worker import (
     text_seconds,
 )
 
+_log = logging.getLogger(__name__)
+
 COMMAND = (sys.executable, "-m", "whence_server.generation.text_worker")
 _WALL_FACTOR = 5.0
 """How much longer than its processor time a request may take on a busy machine."""
+_LOOK_S = 1.0
+_PATIENCE = 10
+"""Looks in a row at a process that spends no processor time, after which it does not run: it was
+stopped, and would hold up its requests until their longest time has passed."""
 _ENDING_S = 5.0
 """How long a process that has closed its end may take to be gone."""
 
@@ -86,7 +94,7 @@ class TextProcess:
         finally:
             theirs.close()
         self._writer.write(channel.encode(self._setup))
-        if await self._receive() != READY:
+        if await self._awaited() != READY:
             status = await self._exit_status()
             raise TextProcessError(
                 f"the text process ended with status {status} before it was ready; its own "
@@ -109,7 +117,7 @@ class TextProcess:
         limit_s = text_seconds(request, self._setup.limits) * _WALL_FACTOR
         try:
             async with asyncio.timeout(limit_s):
-                answer = await self._receive()
+                answer = await self._awaited()
         except TimeoutError:
             await self.stop()
             raise self._overtime(request, TEXT_OVERTIME) from None
@@ -143,6 +151,24 @@ class TextProcess:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), _ENDING_S)
         return await self.stop()
+
+    async def _awaited(self) -> Any:
+        """The next message of a process that has work to do: one that does not run is killed."""
+        watching = asyncio.create_task(self._watch(), name="text-process-watchdog")
+        try:
+            return await self._receive()
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        assert self._process is not None  # noqa: S101 - it was started
+        watchdog = Watchdog(_PATIENCE)
+        while (spent := processor_time(self._process.pid)) is not None:
+            if watchdog.look(None, spent):
+                _log.critical("the text process %d does not run and is killed", self._process.pid)
+                self.kill()
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _receive(self) -> Any:
         """The next message, or None where the process's end has closed."""

@@ -165,19 +165,36 @@ class TextProcesses:
         task.add_done_callback(self._tasks.discard)
 
     async def _start(self, lane: _Lane) -> None:
-        process = TextProcess(Setup(self.model, self.limits))
         try:
-            await process.start()
-            lane.process = process
+            lane.process = await self._started()
         except TextProcessError as error:
             _log.exception("no text process can be started")
             for queue in (self._short, self._long) if lane.takes_long else (self._short,):
                 _fail(queue, error)
         finally:
             lane.starting = False
-            if lane.process is None:
-                await process.stop()
         self._dispatch()
+
+    async def _started(self) -> TextProcess:
+        """Start a process, and another one where the first ends before it is ready.
+
+        Raises:
+            TextProcessError: neither starts.
+        """
+        try:
+            return await self._one_started()
+        except TextProcessError as error:
+            _log.warning("a text process did not start, and another is tried: %s", error)
+            return await self._one_started()
+
+    async def _one_started(self) -> TextProcess:
+        process = TextProcess(Setup(self.model, self.limits))
+        try:
+            await process.start()
+        except BaseException:
+            await process.stop()
+            raise
+        return process
 
     async def _work(self, lane: _Lane, process: TextProcess, job: _Job) -> None:
         job.num_attempts += 1
