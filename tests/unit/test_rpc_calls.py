@@ -20,6 +20,7 @@ class Context:
     def __init__(self, time_remaining_s: float | None = None, peer: str = "ipv4:127.0.0.1:9"):
         self._time_remaining_s = time_remaining_s
         self._peer = peer
+        self.message: object = None
         self.aborted: tuple[grpc.StatusCode, str] | None = None
 
     def time_remaining(self) -> float | None:
@@ -27,6 +28,9 @@ class Context:
 
     def peer(self) -> str:
         return self._peer
+
+    async def read(self) -> object:
+        return self.message
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
@@ -51,7 +55,7 @@ class Wrapped:
         log = CallLog(self.records.append, endpoints, sampler)
         method = Method("Get", trace_pb2.GetGenerationRequest, unary=self.get, recorded=True)
         handler = service_handler("s", [method], log).service(CallDetails)
-        self._call, self._parse = handler.unary_unary, handler.request_deserializer
+        self._call, self._parse = handler.stream_unary, handler.request_deserializer
 
     async def get(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
         if self._error is not None:
@@ -60,7 +64,8 @@ class Wrapped:
         return b"answer"
 
     async def call(self, context: Context, raw: bytes = b"") -> bytes:
-        return await self._call(self._parse(raw), context)
+        context.message = self._parse(raw)
+        return await self._call(None, context)
 
 
 async def test_a_call_is_put_on_record() -> None:

@@ -21,6 +21,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.tracing import TraceContext
+from whence_server.rpc.one_message import one_message
 from whence_server.rpc.status import GRPC_CODES, abort
 from whence_server.rpc.wire_counts import check_wire
 from whence_server.telemetry.context import trace_context
@@ -105,9 +106,9 @@ def service_handler(
     for method in methods:
         guarded = _Guarded(service, method, calls)
         make = (
-            grpc.unary_unary_rpc_method_handler
+            grpc.stream_unary_rpc_method_handler
             if method.unary
-            else grpc.unary_stream_rpc_method_handler
+            else grpc.stream_stream_rpc_method_handler
         )
         handlers[method.name] = make(
             guarded.unary if method.unary else guarded.stream,
@@ -135,7 +136,7 @@ class _Guarded:
         except DecodeError as error:
             return Malformed(str(error))
 
-    async def unary(self, request: Parsed, context: Context) -> bytes:
+    async def unary(self, _messages: object, context: Context) -> bytes:
         response = b""
 
         async def run(parsed: Message, call: Call) -> None:
@@ -143,21 +144,20 @@ class _Guarded:
             assert self._method.unary is not None  # noqa: S101 - chosen by service_handler
             response = await self._method.unary(parsed, call)
 
-        await self._run(request, context, run)
+        await self._run(context, run)
         return response
 
-    async def stream(self, request: Parsed, context: Context) -> None:
+    async def stream(self, _messages: object, context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
             assert self._method.stream is not None  # noqa: S101 - chosen by service_handler
             async with aclosing(self._method.stream(parsed, call)) as messages:
                 async for message in messages:
                     await context.write(message)
 
-        await self._run(request, context, run)
+        await self._run(context, run)
 
     async def _run(
         self,
-        request: Parsed,
         context: Context,
         run: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
@@ -169,6 +169,8 @@ class _Guarded:
         )
         context_of_trace = call.trace_context
         with logs.about(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
+            # A call without a message is not put on record: it has cost its caller nothing.
+            request: Parsed = await one_message(context)
             await self._run_call(request, context, call, run)
 
     async def _run_call(

@@ -4,7 +4,7 @@ Their generated registration lets bytes that are no message, and methods that th
 implement, end in a traceback in the log and a status UNKNOWN.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from whence_server.rpc.calls import Context, Malformed
 from whence_server.rpc.fitting import short
+from whence_server.rpc.one_message import one_message
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
@@ -53,11 +54,15 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
         """Return the service as gRPC wants it."""
         parse_check = _parser(health_pb2.HealthCheckRequest)
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Check": grpc.unary_unary_rpc_method_handler(self.Check, parse_check, _serialized),
-            "List": grpc.unary_unary_rpc_method_handler(
-                self.List, _parser(health_pb2.HealthListRequest), _serialized
+            "Check": grpc.stream_unary_rpc_method_handler(
+                _of_one_message(self.Check), parse_check, _serialized
             ),
-            "Watch": grpc.unary_stream_rpc_method_handler(self.Watch, parse_check, _serialized),
+            "List": grpc.stream_unary_rpc_method_handler(
+                _of_one_message(self.List), _parser(health_pb2.HealthListRequest), _serialized
+            ),
+            "Watch": grpc.stream_stream_rpc_method_handler(
+                _of_one_message(self.Watch), parse_check, _serialized
+            ),
         }
         return grpc.method_handlers_generic_handler(HEALTH, methods)
 
@@ -85,6 +90,13 @@ def reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
             )
         },
     )
+
+
+def _of_one_message(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    async def run(_messages: object, context: Context) -> Any:
+        return await method(await one_message(context), context)
+
+    return run
 
 
 def _serialized(message: Message) -> bytes:
