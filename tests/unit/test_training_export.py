@@ -217,11 +217,11 @@ async def test_a_collector_that_is_away_holds_the_end_up_for_a_bounded_time_only
     exporter = telemetry.start(record, environment(receiver))
     assert exporter is not None
     assert not await asyncio.to_thread(exporter.close, 2.0)
-    assert f"-m whence_server.training.export.process {record}" in caplog.text
+    assert f"-m whence_server.training.export {record}" in caplog.text
     await receiver.start()
     result = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "whence_server.training.export.process", str(record)],
+        [sys.executable, "-m", "whence_server.training.export", str(record)],
         env=environment(receiver),
         capture_output=True,
         text=True,
@@ -294,7 +294,7 @@ async def test_bad_variables_and_bad_records_are_refused(
     ):
         result = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "whence_server.training.export.process", *arguments],
+            [sys.executable, "-m", "whence_server.training.export", *arguments],
             env=environment(receiver) if "none" in arguments[0] else {},
             capture_output=True,
             text=True,

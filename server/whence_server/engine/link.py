@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 """Lets glibc keep what a step frees: a step's temporaries would be paged in anew each time."""
+COMMAND = (sys.executable, "-P", "-m", "whence_server.engine.worker")
+"""-P: modules that lie in the working directory are not imported."""
 BRIEF_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 """How torch's threads wait for each other, unless our environment says otherwise: they spin for
 some microseconds, and then sleep.
@@ -101,9 +103,7 @@ class EngineProcess:
             self._pulse = Pulse(pulse)
             ours_to_close.callback(self._pulse.close)
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "whence_server.engine.worker",
+                *COMMAND,
                 str(theirs.fileno()),
                 str(heart),
                 pass_fds=(theirs.fileno(), heart),

@@ -30,7 +30,8 @@ from whence_server.generation.text_worker import (
 
 _log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "whence_server.generation.text_worker")
+# -P: modules that lie in the working directory are not imported.
+COMMAND = (sys.executable, "-P", "-m", "whence_server.generation.text_worker")
 _WALL_FACTOR = 5.0
 """How much longer than its processor time a request may take on a busy machine."""
 _LOOK_S = 1.0

@@ -27,7 +27,7 @@ from whence_server.lineage.framing import frames
 
 _log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "whence_server.training.emergence.process")
+COMMAND = (sys.executable, "-P", "-m", "whence_server.training.emergence.process")
 REFUSED = 2
 RETRY_AFTER_S = 5.0
 _GRACE_S = 2.0
