@@ -4,6 +4,7 @@ The oracle is the same training without a record.
 """
 
 import random
+from collections import UserDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tiny_training import (
     weights_of,
 )
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, default_data_collator
 
 from whence_server.training import Document, DocumentedExamples, Piece, record
 
@@ -115,6 +116,57 @@ class OwnLoader(Trainer):
         return DataLoader(self.train_dataset, batch_size=4)
 
 
+def only_columns(batch: Any) -> Any:
+    if set(batch) != {"input_ids", "labels"}:
+        raise ValueError(f"unexpected columns {sorted(batch)}")
+    return batch
+
+
+class Strict(DataLoader[Any]):
+    """Looks at every batch, and names its base by its own type."""
+
+    def __iter__(self) -> Any:
+        for batch in super(type(self), self).__iter__():
+            yield only_columns(batch)
+
+
+class ByItself(DataLoader[Any]):
+    """Makes its batches from its dataset, and not by what torch makes of it."""
+
+    def __iter__(self) -> Any:
+        if not isinstance(self.dataset, Plain):
+            raise TypeError(f"a dataset of Plain is needed, not a {type(self.dataset).__name__}")
+        for first in range(0, len(self.dataset), 4):
+            yield self.collate_fn([self.dataset[first + n] for n in range(4)])
+
+
+class StrictLoader(Trainer):
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return Strict(self.train_dataset, batch_size=4)
+
+
+class LoaderByItself(Trainer):
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return ByItself(self.train_dataset, batch_size=4)
+
+
+class StrictBatch(UserDict[str, torch.Tensor]):
+    """A batch that is made of these columns alone, by Accelerate as well."""
+
+    def __init__(self, columns: Any) -> None:
+        super().__init__(only_columns(columns))
+
+
+def as_strict_batch(items: list[Any]) -> StrictBatch:
+    return StrictBatch(default_data_collator(items))
+
+
+def as_one_buffer(items: list[Any]) -> dict[str, torch.Tensor]:
+    """A tensor that is part of every batch says nothing of which batch it is."""
+    ids = torch.stack([it["input_ids"] for it in items])
+    return {"input_ids": ids, "labels": ids.clone(), "attention_mask": ALL_ONES[: len(ids)]}
+
+
 class Shuffled(Trainer):
     def get_train_dataloader(self) -> Any:
         loader: Any = DataLoader(
@@ -166,6 +218,7 @@ def mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
 
 
+ALL_ONES = torch.ones(4, len(row(0)), dtype=torch.int64)
 AS_IT_IS = {"remove_unused_columns": False}
 SETTINGS: dict[str, tuple[type[Trainer], Any, dict[str, Any], str]] = {
     "own loader": (OwnLoader, Plain(), {}, ""),
@@ -174,6 +227,10 @@ SETTINGS: dict[str, tuple[type[Trainer], Any, dict[str, Any], str]] = {
     "samples": (Trainer, Samples(), {"data_collator": of_samples}, ""),
     "texts": (Trainer, Texts(), {"data_collator": of_texts}, ""),
     "own loss": (Trainer, Plain(), {"compute_loss_func": mean_loss}, ""),
+    "strict loader": (StrictLoader, Plain(), {}, ""),
+    "strict batches": (Trainer, Plain(), {"data_collator": as_strict_batch}, ""),
+    "a tensor of every batch": (OwnLoader, Plain(), {"data_collator": as_one_buffer}, ""),
+    "loader by itself": (LoaderByItself, Plain(), {}, "made anew on its way"),
     "taken by name": (Named, ByName(), {}, "its sampler takes examples by something else"),
     "whole batches": (WholeBatches, Batches(), {"max_steps": 5}, "gives whole batches"),
     "a list": (AList, Plain(), {}, "the data loader is a list, and no torch DataLoader"),
@@ -222,6 +279,7 @@ class LooksAtTheData(TrainerCallback):
         for batch in kwargs["train_dataloader"]:
             self.keys |= set(batch)
             kwargs["model"](**batch)
+        self.keys |= set(kwargs["train_dataloader"].dataset[0])
 
 
 @pytest.mark.parametrize("kind", [Trainer, OwnLoader])

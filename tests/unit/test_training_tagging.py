@@ -9,12 +9,11 @@ from tiny_training import Rows, RowStream
 from torch.utils.data import DataLoader, IterableDataset
 
 from whence_server.training.recording.tagging import (
-    IDS_KEY,
     Tagged,
+    TaggedBatch,
     TaggedCollator,
     TaggedTogether,
     tagged,
-    untagged,
 )
 
 
@@ -24,8 +23,6 @@ def test_attributes_are_read_and_written_through() -> None:
     assert dataset.num_rows == len(dataset) == 5
     dataset.num_rows = 3
     assert rows.num_rows == len(dataset) == 3
-    assert untagged(dataset) is rows
-    assert untagged(rows) is rows
     with pytest.raises(AttributeError):
         dataset.nothing  # noqa: B018
 
@@ -64,14 +61,14 @@ def test_items_that_are_taken_by_no_number_have_no_id() -> None:
         assert tagged(letters)[index] == Tagged(None, letter)
     assert tagged(["a", "b"])[torch.tensor(1)] == Tagged(1, "b")
     batch = TaggedCollator(lambda items: {"letters": items})([Tagged(None, "a"), Tagged(3, "b")])
-    assert batch == {"letters": ["a", "b"]}
+    assert batch == TaggedBatch({"letters": ["a", "b"]}, [None, 3])
 
 
 def test_ids_of_a_stream_read_by_workers_are_unique_and_the_same_again() -> None:
     def ids() -> list[int]:
         collate = TaggedCollator(lambda items: {"n": torch.tensor([i["comment"] for i in items])})
         loader = DataLoader(tagged(RowStream(10)), 2, num_workers=2, collate_fn=collate)
-        batches = [(batch[IDS_KEY].tolist(), batch["n"].tolist()) for batch in loader]
+        batches = [(ids, batch["n"].tolist()) for batch, ids in loader]
         # The stream deals rows out in turns, so here the id is the row's number.
         assert all(tagged_ids == numbers for tagged_ids, numbers in batches)
         return [number for tagged_ids, _ in batches for number in tagged_ids]

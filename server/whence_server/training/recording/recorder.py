@@ -1,8 +1,8 @@
 """What `record` leaves on a trainer: it sees what the trainer does, and puts that on record.
 
-The training's own bits stay as they are. Examples' ids travel inside the batch (`tagging`), and
-are taken out of it before anything else sees it (`loader`); all else is read, never written. What
-cannot be recorded is said, and the training goes on (`keeping`).
+The training's own bits stay as they are. Examples' ids travel beside the batch (`tagging`,
+`loader`), where nothing else sees them; all else is read, never written. What cannot be recorded
+is said, and the training goes on (`keeping`).
 """
 
 from collections.abc import Callable, Iterator
@@ -98,12 +98,11 @@ class Recorder(TrainerCallback):
             self._options, resumed_from=Path(resumed_from) if resumed_from else None
         )
         try:
-            return train(*args, **kwargs)
+            with self._ids.following():
+                return train(*args, **kwargs)
         except BaseException as error:
             self._fail(error)
             raise
-        finally:
-            self._ids.release()
 
     def _get_train_dataloader(self, get: Callable[[], Any]) -> Any:
         loader = get()
@@ -126,7 +125,7 @@ class Recorder(TrainerCallback):
                 f"examples of the trainer's {type(dataset).__name__}"
             )
             return
-        self._ids.tag(loader)
+        self._ids.follow(loader)
 
     def _training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inputs = kwargs["inputs"] if "inputs" in kwargs else args[1]

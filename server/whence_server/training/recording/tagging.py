@@ -1,18 +1,14 @@
-"""Carries each example's id through dataset and collator into the batch.
+"""Carries each example's id through dataset and collator to the batch.
 
 The sampler and the order of everything stay as they are: a wrapped sampler would change the
 training, and runs ahead of it.
 """
 
 import operator
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
-
-IDS_KEY = "whence_example_ids"
-"""Where a batch carries its examples' ids until they are taken out of it."""
 
 
 class Tagged(NamedTuple):
@@ -42,51 +38,31 @@ def tagged(dataset: Any) -> Any:
     return _SizedTaggedStream(dataset) if hasattr(dataset, "__len__") else _TaggedStream(dataset)
 
 
-def untagged(dataset: Any) -> Any:
-    """What `tagged` was given."""
-    return dataset.whence_dataset if is_tagged(dataset) else dataset
+class TaggedBatch(NamedTuple):
+    """A batch, whatever it is, with the ids of its examples."""
 
-
-def is_tagged(dataset: Any) -> bool:
-    """Whether a dataset came from `tagged`."""
-    return isinstance(dataset, _TaggedMap | _TaggedStream)
+    batch: Any
+    example_ids: list[int | None]
 
 
 class TaggedCollator:
-    """A collator for tagged items: its own makes the batch, and the ids are put in beside it.
-
-    A batch that is no dictionary, or of items without numbers, is left as it is.
-    """
+    """A collator for tagged items: its own makes the batch, and the ids go beside it."""
 
     def __init__(self, collator: Callable[[Any], Any]) -> None:
         self.collator = collator
 
-    def __call__(self, items: Any) -> Any:
-        """The batch of the items, with their ids under `IDS_KEY`, shape (B,), where it can be."""
+    def __call__(self, items: Any) -> TaggedBatch:
+        """The batch of the items, with their ids."""
         if isinstance(items, TaggedTogether):
-            return _with_ids(self.collator(items.features), items.example_ids)
+            return TaggedBatch(self.collator(items.features), items.example_ids)
         batch = self.collator([item.feature for item in items])
-        return _with_ids(batch, [item.example_id for item in items])
+        return TaggedBatch(batch, [item.example_id for item in items])
 
     def __getattr__(self, name: str) -> Any:
         # A copy in the making has no collator yet.
         if name == "collator" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         return getattr(self.collator, name)
-
-
-def _with_ids(batch: Any, example_ids: Sequence[int | None]) -> Any:
-    if not isinstance(batch, MutableMapping) or None in example_ids:
-        return batch
-    ids = torch.tensor(example_ids, dtype=torch.int64)
-    if type(batch) is dict:
-        # Not into the collator's own dictionary, which it may keep.
-        return {**batch, IDS_KEY: ids}
-    try:
-        batch[IDS_KEY] = ids
-    except Exception:  # noqa: BLE001 - a mapping that takes no keys but its own
-        return batch
-    return batch
 
 
 class _Wrapper:
