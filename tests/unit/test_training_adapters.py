@@ -433,3 +433,25 @@ def test_a_text_s_emergence_over_adapters_is_refused_by_name(base: Path, tmp_pat
     with pytest.raises(RefusedError, match="trained an adapter on") as refused:
         kept_weights(read_run(tmp_path / "run" / RECORD_NAME))
     assert refused.value.reason == "ADAPTER_RUN"
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_model_that_was_saved_twice_in_other_company_verifies_in_both_places(
+    tmp_path: Path, own_first: bool
+) -> None:
+    trainer = trainer_of(tmp_path / "run", Rows(8), num_train_epochs=1)
+
+    def own() -> None:
+        trainer.model.save_pretrained(tmp_path / "run" / "own")
+
+    with record(trainer):
+        trainer.train()
+        if own_first:
+            own()
+        trainer.save_model(str(tmp_path / "run" / "trainer's"))
+        if not own_first:
+            own()
+    assert not (tmp_path / "run" / "own" / "training_args.bin").exists()
+    for name in ("own", "trainer's"):
+        report = verify(tmp_path / "run" / name)
+        assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])

@@ -4,9 +4,11 @@ Everything is computed anew. An unsigned record protects against accident, not a
 rewrite files and record together.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from whence.v1 import model_pb2 as pb
 from whence.v1.training_pb2 import Checkpoint, TrainingDataset
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.model import FileDigest
@@ -137,23 +139,27 @@ def _of_these_files(
 
     Files that are all as recorded say more than a place, and a place more than some files. Where
     no file is of a kind that is known to decide, as with weights in a form of their own, all do.
+    Of two that match alike, one that has no further files on record comes first.
     """
-    best: tuple[tuple[bool, bool, int], Checkpoint] | None = None
+    best: tuple[tuple[bool, bool, int, bool], Checkpoint] | None = None
     saved: list[Checkpoint] = list(run.checkpoints)
     if adapter_files.is_adapter(directory) and not contents.has_weights(directory):
         saved += [part for whole in saved for part in adapter_files.parts_of(whole)]
     for checkpoint in saved:
         deciding = [f for f in checkpoint.files if contents.decides_what_is_computed(f.path)]
         deciding = deciding or list(checkpoint.files)
-        same = sum(
-            file.path in files and files[file.path].sha256 == file.sha256 for file in deciding
-        )
+        same = _num_same(deciding, files)
         whole = same == len(deciding)
+        complete = _num_same(checkpoint.files, files) == len(checkpoint.files)
         here = run.directory_of(checkpoint).resolve() == directory.resolve()
-        rank = (whole and same > 0, here, same if whole or here else 0)
+        rank = (whole and same > 0, here, same if whole or here else 0, complete and same > 0)
         if any(rank) and (best is None or rank >= best[0]):
             best = rank, checkpoint
     return best[1] if best else None
+
+
+def _num_same(recorded: Iterable[pb.FileDigest], files: dict[str, FileDigest]) -> int:
+    return sum(it.path in files and files[it.path].sha256 == it.sha256 for it in recorded)
 
 
 def _with_these_weights(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
