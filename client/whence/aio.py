@@ -64,13 +64,13 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls under way end."""
+        """Close the connection; calls under way end."""
         await self._calls.close()
 
     def generate(
         self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
     ) -> "AsyncGeneration":
-        """Starts a generation; iterate over it for its tokens.
+        """Start a generation; iterate over it for its tokens.
 
         Args:
             prompt: text, or token ids; or give `messages`.
@@ -85,7 +85,7 @@ class AsyncClient:
         return AsyncGeneration(stream.generation_id, following, self._calls, self._text_of)
 
     async def cancel(self, generation_id: str) -> None:
-        """Stops a running generation at once.
+        """Stop a running generation at once.
 
         Raises:
             NotFoundError: there is no such generation.
@@ -194,13 +194,13 @@ class AsyncGeneration(GenerationState):
             yield event
 
     async def result(self) -> Self:
-        """Reads to the end, and gives this generation back."""
+        """Read to the end, and gives this generation back."""
         async for _ in self.events():
             pass
         return self
 
     async def close(self) -> None:
-        """Reads no more, and cancels the generation on the server unless it has finished."""
+        """Read no more, and cancels the generation on the server unless it has finished."""
         if self.finished is None and self._may_run:
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
             # It may be over or out of reach, and its grace bounds what it can still cost.
@@ -302,7 +302,7 @@ class AsyncGenerations:
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
 
     async def delete(self, generation_id: str) -> None:
-        """Destroys a generation's content for good; its id stays taken.
+        """Destroy a generation's content for good; its id stays taken.
 
         Raises:
             NotFoundError: there is none, or it was deleted before.

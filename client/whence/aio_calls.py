@@ -72,7 +72,7 @@ class AsyncCalls:
         }
 
     async def close(self) -> None:
-        """Closes the channel, and with it every call."""
+        """Close the channel, and with it every call."""
         await self._channel.close()
 
     async def unary(
@@ -128,7 +128,7 @@ class AsyncCalls:
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> "AsyncFollowing[Item]":
-        """Begins a stream that resumes by itself."""
+        """Begin a stream that resumes by itself."""
         # Once: calls that resume it later have the same parent, wherever it is read.
         both = with_trace_context({**self._metadata, **(metadata or {})})
 
@@ -191,6 +191,6 @@ class AsyncFollowing(Generic[Item]):
         return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:
-        """Reads no more."""
+        """Read no more."""
         self._closed.set()
         self._call.cancel()

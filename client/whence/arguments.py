@@ -13,7 +13,7 @@ from whence.v1 import generation_pb2 as pb
 
 @contextmanager
 def naming(option: str) -> Iterator[None]:
-    """Says which option it was that protobuf, or arithmetic, refused."""
+    """Say which option it was that protobuf, or arithmetic, refused."""
     try:
         yield
     except TypeError as error:

@@ -64,7 +64,7 @@ class Calls:
         }
 
     def close(self) -> None:
-        """Closes the channel, and with it every call."""
+        """Close the channel, and with it every call."""
         self._channel.close()
 
     def unary(
@@ -119,7 +119,7 @@ class Calls:
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> "Following[Item]":
-        """Begins a stream that resumes by itself."""
+        """Begin a stream that resumes by itself."""
         # Once: calls that resume it later have the same parent, wherever it is read.
         both = with_trace_context({**self._metadata, **(metadata or {})})
 
@@ -180,6 +180,6 @@ class Following(Generic[Item]):
         return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:
-        """Reads no more."""
+        """Read no more."""
         self._closed.set()
         self._call.cancel()

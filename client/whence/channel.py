@@ -40,7 +40,7 @@ def resolve_target(target: str | None) -> str:
 
 
 def _is_text(target: str) -> bool:
-    """Says whether it is UTF-8: Python keeps other bytes of the environment as lone surrogates."""
+    """Return whether it is UTF-8: other bytes are lone surrogates in Python's environment."""
     try:
         target.encode()
     except UnicodeEncodeError:

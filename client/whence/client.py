@@ -64,13 +64,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls under way end."""
+        """Close the connection; calls under way end."""
         self._calls.close()
 
     def generate(
         self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
     ) -> "Generation":
-        """Starts a generation; iterate over it for its tokens.
+        """Start a generation; iterate over it for its tokens.
 
         Args:
             prompt: text, or token ids; or give `messages`.
@@ -85,7 +85,7 @@ class Client:
         return Generation(stream.generation_id, following, self._calls, self._text_of)
 
     def cancel(self, generation_id: str) -> None:
-        """Stops a running generation at once.
+        """Stop a running generation at once.
 
         Raises:
             NotFoundError: there is no such generation.
@@ -184,13 +184,13 @@ class Generation(GenerationState):
             yield event
 
     def result(self) -> Self:
-        """Reads to the end, and gives this generation back."""
+        """Read to the end, and gives this generation back."""
         for _ in self.events():
             pass
         return self
 
     def close(self) -> None:
-        """Reads no more, and cancels the generation on the server unless it has finished."""
+        """Read no more, and cancels the generation on the server unless it has finished."""
         if self.finished is None and self._may_run:
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
             # It may be over or out of reach, and its grace bounds what it can still cost.
@@ -289,7 +289,7 @@ class Generations:
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
 
     def delete(self, generation_id: str) -> None:
-        """Destroys a generation's content for good; its id stays taken.
+        """Destroy a generation's content for good; its id stays taken.
 
         Raises:
             NotFoundError: there is none, or it was deleted before.

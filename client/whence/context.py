@@ -16,7 +16,7 @@ class Context:
         self._generated: dict[int, dict[int, int]] = {}
 
     def add(self, step: Step) -> None:
-        """Takes in a generated step; one that is known already changes nothing."""
+        """Take in a generated step; one that is known already changes nothing."""
         if step.HasField("token_id"):
             self._generated.setdefault(step.sequence_index, {})[step.index] = step.token_id
 

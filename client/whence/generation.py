@@ -165,7 +165,7 @@ class GenerationState:
         return self._reader.read(event.steps.steps)
 
     def _observe(self, event: pb.GenerationEvent) -> None:
-        """Takes in the next event."""
+        """Take in the next event."""
         match event.WhichOneof("event"):
             case "started":
                 self._started = event.started

@@ -13,7 +13,7 @@ _CONTEXT_MODULE = "opentelemetry.context"
 
 
 def with_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Gives a call's metadata, with the current span's context (W3C, as the program has it set).
+    """Return a call's metadata, with the current span's context (W3C, as the program has it set).
 
     What the metadata has already stays: a `traceparent` of its own comes with its own
     `tracestate`, or with none.

@@ -116,7 +116,7 @@ class GenerationStream:
         return fresh
 
     def broke_off(self, error: WhenceError | None) -> float:
-        """Waits for the connection, though never beyond the deadline."""
+        """Wait for the connection, though never beyond the deadline."""
         delay_s = self._backoff.delay_s(error)
         left_s = self._left_s()
         return delay_s if left_s is None else min(delay_s, left_s)
@@ -151,7 +151,7 @@ class WatchStream:
         return response
 
     def broke_off(self, error: WhenceError | None) -> float:
-        """Waits for the connection."""
+        """Wait for the connection."""
         return self._backoff.delay_s(error)
 
 
@@ -184,7 +184,7 @@ class TrainingRunStream:
         return response
 
     def broke_off(self, error: WhenceError | None) -> float:
-        """Waits for the connection, unless that was the run's end."""
+        """Wait for the connection, unless that was the run's end."""
         self._complete = error is None
         return 0.0 if error is None else self._backoff.delay_s(error)
 

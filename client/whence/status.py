@@ -15,7 +15,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns a gRPC error raised inside into the WhenceError that it stands for."""
+    """Turn a gRPC error raised inside into the WhenceError that it stands for."""
     try:
         yield
     except grpc.RpcError as error:

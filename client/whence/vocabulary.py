@@ -54,7 +54,7 @@ class VocabularyBuilder:
         self._tokens: list[bytes] = []
 
     def add(self, part: GetVocabularyResponse) -> None:
-        """Takes in the next part; ids that no part names have no bytes."""
+        """Take in the next part; ids that no part names have no bytes."""
         missing = part.first_token_id + len(part.tokens) - len(self._tokens)
         self._tokens.extend([b""] * missing)
         self._tokens[part.first_token_id : part.first_token_id + len(part.tokens)] = part.tokens

@@ -47,7 +47,7 @@ _SECONDS = frozenset({"--max-duration", "--disconnect-grace", "--timeout"})
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `generate` to the command line."""
+    """Add `generate` to the command line."""
     parser = commands.add_parser(
         "generate",
         parents=[common],
@@ -128,7 +128,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Generates, shows it, and sums it up.
+    """Generate, shows it, and sums it up.
 
     Raises:
         UsageError: options that contradict, or values that no request can carry.

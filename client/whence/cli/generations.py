@@ -34,7 +34,7 @@ and `--step` are the token objects of `whence generate`:
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `generations` and its own commands to the command line."""
+    """Add `generations` and its own commands to the command line."""
     parser = commands.add_parser("generations", help="list, show, watch and delete generations")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -91,7 +91,7 @@ def _index(text: str) -> int:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    """Prints summaries, newest first."""
+    """Print summaries, newest first."""
     with connect(arguments) as client:
         found = client.generations.list(page_size=min(arguments.limit, 100), **_filter(arguments))
         for summary in islice(found, arguments.limit):
@@ -100,7 +100,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Prints one generation, and its steps or one of them if asked for; writes its page.
+    """Print one generation, and its steps or one of them if asked for; writes its page.
 
     Raises:
         UsageError: there is no such step, or its page cannot be written.
@@ -172,7 +172,7 @@ def _token_line(token: Token, *, prompt: bool) -> str:
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
-    """Prints events as they happen, until interrupted."""
+    """Print events as they happen, until interrupted."""
     with (
         connect(arguments) as client,
         client.generations.watch(
@@ -187,7 +187,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
 
 def run_delete(arguments: argparse.Namespace) -> int:
-    """Deletes a generation, once that is confirmed."""
+    """Delete a generation, once that is confirmed."""
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise UsageError("nobody is there to confirm: give --yes to delete without asking")

@@ -15,7 +15,7 @@ from whence.vocabulary import Vocabulary
 
 
 def add_html(group: Any) -> None:
-    """Adds the option to a command."""
+    """Add the option to a command."""
     group.add_argument(
         "--html",
         metavar="FILE",
@@ -48,7 +48,7 @@ def save_page(
     *,
     prompt_steps: Sequence[Step],
 ) -> None:
-    """Writes the generation's page.
+    """Write the generation's page.
 
     Raises:
         UsageError: it could not be written.

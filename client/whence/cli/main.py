@@ -12,7 +12,7 @@ from whence.errors import WhenceError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status (see `whence --help`)."""
+    """Run the command; gives its exit status (see `whence --help`)."""
     arguments = parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character should not end the generation.

@@ -11,7 +11,7 @@ from whence.v1.model_pb2 import Model, ModelState
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `model` to the command line."""
+    """Add `model` to the command line."""
     parser = commands.add_parser(
         "model",
         parents=[common],
@@ -24,7 +24,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints every model that is served."""
+    """Print every model that is served."""
     with connect(arguments) as client:
         models = client.models()
     if arguments.json:

@@ -42,7 +42,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `training` and its own commands to the command line."""
+    """Add `training` and its own commands to the command line."""
     parser = commands.add_parser("training", help="training runs: what the weights came from")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -107,7 +107,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    """Prints summaries, newest first."""
+    """Print summaries, newest first."""
     with connect(arguments) as client:
         runs = client.training_runs.list(page_size=min(arguments.limit, 100))
         for run in islice(runs, arguments.limit):
@@ -116,7 +116,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Prints one run and its plots; writes its page where asked for."""
+    """Print one run and its plots; writes its page where asked for."""
     with connect(arguments) as client:
         run = client.training_runs.get(run_id(client, arguments.training_run))
         course = None
@@ -137,7 +137,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
-    """Prints events as they are recorded, until the run ends."""
+    """Print events as they are recorded, until the run ends."""
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)
         with client.training_runs.watch(wanted, after_position=arguments.after) as watching:
@@ -153,7 +153,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
 
 def run_steps(arguments: argparse.Namespace) -> int:
-    """Prints steps, one a line."""
+    """Print steps, one a line."""
     if not arguments.json:
         print(STEP_HEADING)
     with connect(arguments) as client:
@@ -170,7 +170,7 @@ def run_steps(arguments: argparse.Namespace) -> int:
 
 
 def run_document(arguments: argparse.Namespace) -> int:
-    """Prints where a document is, and its text."""
+    """Print where a document is, and its text."""
     if arguments.raw and (arguments.json or arguments.no_text):
         raise UsageError("--raw prints the text alone: leave out --json and --no-text")
     if (arguments.begin or arguments.end) and not arguments.raw:
@@ -212,7 +212,7 @@ def run_document(arguments: argparse.Namespace) -> int:
 
 
 def run_proof(arguments: argparse.Namespace) -> int:
-    """Fetches a proof and checks it here; exits with 1 where it proves nothing."""
+    """Fetch a proof and checks it here; exits with 1 where it proves nothing."""
     which = _which(arguments.which)
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)

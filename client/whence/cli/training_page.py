@@ -36,7 +36,7 @@ pre {{ overflow-x: auto }}
 
 
 def write_run_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -> None:
-    """Writes the page, whole or not at all.
+    """Write the page, whole or not at all.
 
     Raises:
         UsageError: plotly is not installed, or the file cannot be written.

@@ -58,7 +58,7 @@ def page(
 
 
 def _policy(program: str, style: str) -> str:
-    """Lets run what is on the page, by its digest, and nothing be fetched."""
+    """Let run what is on the page, by its digest, and nothing be fetched."""
     return (
         f"default-src 'none'; script-src '{_digest(program)}'; style-src '{_digest(style)}'; "
         "base-uri 'none'; form-action 'none'"

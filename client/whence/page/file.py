@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def check_writable(path: Path) -> None:
-    """Makes sure, before anything is spent, that a page can be written there.
+    """Make sure, before anything is spent, that a page can be written there.
 
     Raises:
         OSError: it cannot; the message says why.
@@ -23,7 +23,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_page(path: Path, content: str) -> None:
-    """Writes a page beside its place, and then moves it there: nobody ever sees half of one.
+    """Write a page beside its place, and then moves it there: nobody ever sees half of one.
 
     Raises:
         OSError: it cannot be written; what was there stays.

@@ -107,7 +107,7 @@ def otlp_settings(
 
 
 def check_text(environment: Mapping[str, str]) -> None:
-    """Checks what cannot travel as text in OpenTelemetry's variables, and the resource's list.
+    """Check what cannot travel as text in OpenTelemetry's variables, and the resource's list.
 
     Raises:
         ConfigurationError: one holds other bytes than UTF-8, or is malformed; the message names
@@ -172,7 +172,7 @@ def _exporters(environment: Mapping[str, str], signal: Signal, wanted: str) -> t
 
 
 def _check_others(signal: Signal, names: tuple[str, ...]) -> None:
-    """Refuses what would only turn a signal's OTLP off: metrics and logs go nowhere else."""
+    """Refuse what would only turn a signal's OTLP off: metrics and logs go nowhere else."""
     for name in names:
         if name not in ("otlp", "none"):
             advice = ""

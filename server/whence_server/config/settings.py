@@ -203,7 +203,7 @@ def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Puts every setting on a parser; `serve_config` reads what it parsed."""
+    """Put every setting on a parser; `serve_config` reads what it parsed."""
     for field in setting_fields():
         text = f"{field.metadata['help']} [{variable_of(field.name)}]".replace("%", "%%")
         if field.metadata["parse"] is switch:

@@ -25,7 +25,7 @@ def variable_of(field: str) -> str:
 
 
 def require_utf8(source: str, text: str) -> None:
-    """Refuses a text with bytes that are not UTF-8, which Python keeps as lone surrogates.
+    """Refuse a text with bytes that are not UTF-8, which Python keeps as lone surrogates.
 
     Raises:
         ConfigurationError: it has some.

@@ -156,7 +156,7 @@ def train_flag(name: str) -> str:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Puts every setting on a parser; `train_settings` reads what it parsed."""
+    """Put every setting on a parser; `train_settings` reads what it parsed."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files, or folders of them")
     for field in train_fields():
         how: dict[str, Any] = {"metavar": field.metadata["metavar"]}
@@ -221,7 +221,7 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def refuse_variables(environment: Mapping[str, str]) -> None:
-    """Refuses what would have a say in a training that its recipe does not tell of.
+    """Refuse what would have a say in a training that its recipe does not tell of.
 
     Raises:
         ConfigurationError: naming the variables.

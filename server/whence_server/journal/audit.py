@@ -55,7 +55,7 @@ class Audit:
         self._num_unsaid = 0
 
     def take(self, rows: list[ChainRow]) -> None:
-        """Looks at the columns of entries that no hash covers."""
+        """Look at the columns of entries that no hash covers."""
         for row in rows:
             self._last_position = row.position
             name = f"position {row.position}"
@@ -67,7 +67,7 @@ class Audit:
                 self._take_call(row, row.payload, name)
 
     def compare(self) -> None:
-        """Compares all other tables, each by itself: one that cannot be read hides no other."""
+        """Compare all other tables, each by itself: one that cannot be read hides no other."""
         for stage in (
             self._schema,
             self._writers,
@@ -243,7 +243,7 @@ class Audit:
 
 
 def guarded(report: VerifyReport, what: str, stage: Callable[[], None]) -> bool:
-    """Runs one stage; what it cannot read becomes a finding, and False."""
+    """Run one stage; what it cannot read becomes a finding, and False."""
     try:
         stage()
     except (apsw.Error, UnicodeDecodeError, ValueError, TypeError, OverflowError) as error:

@@ -99,7 +99,7 @@ class ChainWalk:
         return self._broken is not None
 
     def take(self, rows: list[ChainRow]) -> None:
-        """Verifies the next entries."""
+        """Verify the next entries."""
         for row in rows:
             fault = self._fault(row)
             if fault:

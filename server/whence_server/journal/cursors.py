@@ -17,13 +17,13 @@ _HASH = "SELECT hash FROM entries WHERE writer = 1 AND position = ?"
 
 
 def advance(connection: Any, cursors: Mapping[str, int]) -> None:
-    """Stores where cursors have come to, each with its seal."""
+    """Store where cursors have come to, each with its seal."""
     for name, position in cursors.items():
         connection.execute(_ADVANCE, (name, position, expected_seal(connection, name, position)))
 
 
 def seal_cursors(connection: Any) -> None:
-    """Seals the cursors of a journal that was written before there were seals."""
+    """Seal the cursors of a journal that was written before there were seals."""
     rows = connection.execute("SELECT name, position FROM cursors").fetchall()
     advance(connection, dict(rows))
 

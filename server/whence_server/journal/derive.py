@@ -112,7 +112,7 @@ def spine_digest(entries: Iterable[SpineEntry]) -> tuple[int, bytes]:
 
 
 def cursor_seal(name: str, position: int, entry_hash: bytes) -> bytes:
-    """Binds a cursor to its name and to the entry that it stands at.
+    """Bind a cursor to its name and to the entry that it stands at.
 
     SHA-256 over "whence cursor", the name, NUL, the position (8 bytes, big-endian) and the
     entry's hash; the chain's first hash for position 0.

@@ -44,7 +44,7 @@ class Evidence:
 
 @contextmanager
 def open_evidence(data_dir: Path) -> Iterator[Evidence]:
-    """Opens a journal that no server uses; nothing in the directory is written, made or removed.
+    """Open a journal that no server uses; nothing in the directory is written, made or removed.
 
     Raises:
         ConfigurationError: there is no journal, a server uses it, or it cannot be read.
@@ -73,7 +73,7 @@ def open_evidence(data_dir: Path) -> Iterator[Evidence]:
 
 @contextmanager
 def _unused(data_dir: Path) -> Iterator[None]:
-    """Keeps servers out; where there is no lock file, no server has ever been in."""
+    """Keep servers out; where there is no lock file, no server has ever been in."""
     try:
         # A pipe of that name would be waited for, until somebody writes to it.
         descriptor = os.open(data_dir / "journal.lock", os.O_RDONLY | os.O_NONBLOCK)
@@ -123,7 +123,7 @@ class _Files:
         return data
 
     def _piece(self, amount: int, offset: int) -> bytes:
-        """Reads up to the end of a page."""
+        """Read up to the end of a page."""
         page_size = self._log.page_size
         if not self._log.pages:
             return os.pread(self._database, amount, offset)

@@ -79,7 +79,7 @@ class ExpectedRow:
 
 
 def stored_row(values: Any) -> StoredRow:
-    """Reads one row of SELECT_STORED."""
+    """Read one row of SELECT_STORED."""
     *columns, labels, secret = values
     texts, numbers = columns[: len(TEXTS)], columns[len(TEXTS) :]
     named: dict[str, Any] = {

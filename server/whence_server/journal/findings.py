@@ -54,7 +54,7 @@ class VerifyReport:
         return self.intact and not self.num_entries
 
     def add(self, finding: Finding) -> None:
-        """Takes note of one finding."""
+        """Take note of one finding."""
         self.num_findings += 1
         if len(self.findings) < _MAX_KEPT:
             self.findings.append(finding)

@@ -70,7 +70,7 @@ class Journal:
         patience_s: float,
         release: Callable[[], None],
     ) -> None:
-        """Joins a store and its state; `release` is called once it is closed."""
+        """Join a store and its state; `release` is called once it is closed."""
         self._store = store
         self._log = Log(
             store,
@@ -98,7 +98,7 @@ class Journal:
         tail_entries: int = 64,
         patience_s: float = DEFAULT_PATIENCE_S,
     ) -> "Journal":
-        """Opens the log in a directory, or makes both.
+        """Open the log in a directory, or makes both.
 
         Args:
             data_dir: made with mode 0700 if it is not there.
@@ -146,7 +146,7 @@ class Journal:
         return self._log.writer.standing
 
     def check_writable(self) -> None:
-        """Returns as long as new work can be put on record.
+        """Return as long as new work can be put on record.
 
         Raises:
             JournalUnwritableError: not at present.
@@ -155,7 +155,7 @@ class Journal:
         self._log.writer.check_writable()
 
     def time_commits(self, on_time: Callable[[float], None]) -> None:
-        """Lets the given function know how long every transaction takes, in seconds."""
+        """Let the given function know how long every transaction takes, in seconds."""
         self._log.writer.on_time = on_time
 
     # ---- appending ----
@@ -233,7 +233,7 @@ class Journal:
         )
 
     def _check_following(self, live: LiveGeneration | None) -> None:
-        """Returns as long as something new may come soon."""
+        """Return as long as something new may come soon."""
         self._log.writer.check()
         stall = self._log.writer.stall
         if stall is not None and self._log.writer.told:
@@ -287,7 +287,7 @@ class Journal:
         return entries
 
     async def wait_committed(self, after_position: int) -> None:
-        """Returns once something is committed beyond a position.
+        """Return once something is committed beyond a position.
 
         Raises:
             JournalError: the writer has failed before that.
@@ -352,7 +352,7 @@ class Journal:
         return await self._readers.run(self._store.generation, generation_id)
 
     async def _settle(self) -> None:
-        """Lets a read see all that was appended before it, as long as anything can be written."""
+        """Let a read see all that was appended before it, as long as anything can be written."""
         if self.trouble is None:
             with suppress(JournalError):
                 await self._log.writer.flush()
@@ -360,7 +360,7 @@ class Journal:
     # ---- the rest ----
 
     async def delete(self, generation_id: str) -> None:
-        """Destroys a generation's content on disk; a tombstone keeps its id from being reused.
+        """Destroy a generation's content on disk; a tombstone keeps its id from being reused.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted before.
@@ -388,7 +388,7 @@ class Journal:
         return self._cursors.get(name, 0)
 
     def advance(self, name: str, position: int) -> None:
-        """Moves a cursor; durable with the next commit.
+        """Move a cursor; durable with the next commit.
 
         Raises:
             JournalError: nothing more can be written.
@@ -402,7 +402,7 @@ class Journal:
         self._log.writer.submit()
 
     async def verify(self) -> ChainReport:
-        """Walks the whole chain; see `chain` for what it can find and what it cannot."""
+        """Walk the whole chain; see `chain` for what it can find and what it cannot."""
         await self._settle()
         walk, committed = ChainWalk(self._writer_id), self._log.writer.committed_position
         while not walk.broken:
@@ -413,7 +413,7 @@ class Journal:
         return walk.report(committed)
 
     async def close(self) -> None:
-        """Commits what is pending, if that is possible, and lets go of everything.
+        """Commit what is pending, if that is possible, and lets go of everything.
 
         Raises:
             JournalError: the last of it could not be written.

@@ -42,7 +42,7 @@ def labels_of(stored: str | bytes) -> dict[str, str]:
 
 
 def prepare(connection: Any) -> None:
-    """Makes the index and fills it from the generations, a bounded slice a transaction.
+    """Make the index and fills it from the generations, a bounded slice a transaction.
 
     Labels that cannot be read are left out: `verify` names them, and a rebuild brings them back.
     """

@@ -11,7 +11,7 @@ class DirectoryLock:
     """An flock on a file in the directory: the kernel drops it with the process."""
 
     def __init__(self, directory: Path) -> None:
-        """Takes the lock.
+        """Take the lock.
 
         Raises:
             ConfigurationError: another server holds it.
@@ -31,7 +31,7 @@ class DirectoryLock:
         os.write(self._descriptor, str(os.getpid()).encode())
 
     def release(self) -> None:
-        """Lets the next server in; may be called twice."""
+        """Let the next server in; may be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -94,7 +94,7 @@ class Log:
         return list(self._uncalled)
 
     def create(self, index: GenerationIndex, payload: bytes) -> int:
-        """Appends STARTED; returns its offset, 1.
+        """Append STARTED; returns its offset, 1.
 
         Raises:
             GenerationExistsError: the id was used before.
@@ -119,7 +119,7 @@ class Log:
         return offset
 
     def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
-        """Appends one of a running generation's own entries; returns its offset.
+        """Append one of a running generation's own entries; returns its offset.
 
         Raises:
             GenerationNotFoundError: the generation is not running.
@@ -133,7 +133,7 @@ class Log:
         return offset
 
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
-        """Appends FINISHED; returns its offset.
+        """Append FINISHED; returns its offset.
 
         Raises:
             GenerationNotFoundError: the generation is not running.
@@ -147,7 +147,7 @@ class Log:
         return offset
 
     def give_up(self, generation_id: str) -> None:
-        """Lets go of a generation that an earlier run left open and that cannot be finished.
+        """Let go of a generation that an earlier run left open and that cannot be finished.
 
         Nothing is written. Whoever follows it learns that its end is missing.
         """
@@ -157,7 +157,7 @@ class Log:
             live.close()
 
     def record_call(self, generation_id: str, payload: bytes) -> None:
-        """Appends CALL, outside any generation's offsets.
+        """Append CALL, outside any generation's offsets.
 
         The entry is read back with `generation_id` if that is known here, else with "". While
         the disk is full or out of order, calls go on record as far as the bound on memory
@@ -175,7 +175,7 @@ class Log:
         self.writer.submit()
 
     async def writable(self) -> None:
-        """Waits while too much is not on disk yet: back-pressure towards the engine.
+        """Wait while too much is not on disk yet: back-pressure towards the engine.
 
         Raises:
             JournalError: nothing more can be written.
@@ -183,7 +183,7 @@ class Log:
         await self.writer.writable()
 
     async def flush(self) -> None:
-        """Returns once all that was appended so far is committed.
+        """Return once all that was appended so far is committed.
 
         Raises:
             JournalError: it could not be.
@@ -255,7 +255,7 @@ class Log:
         return position
 
     def _chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
-        """Gives out the next position, and moves the chain's hash on to it."""
+        """Return out the next position, and moves the chain's hash on to it."""
         self.writer.check()
         self._hash = next_hash(self._hash, kind, inner_digest(secret, payload))
         self._position += 1

@@ -13,7 +13,7 @@ _NAMES = ("journal.db", "journal.db-wal", "journal.db-shm", "journal.lock", "dig
 
 
 def make_directory(data_dir: Path) -> None:
-    """Makes the data directory with mode 0700, whatever the umask; warns where it is more open.
+    """Make the data directory with mode 0700, whatever the umask; warns where it is more open.
 
     The mode of one that is there is its owner's business: it may be a mount of its own.
 
@@ -34,7 +34,7 @@ def make_directory(data_dir: Path) -> None:
 
 
 def make_private(data_dir: Path) -> None:
-    """Gives the journal's files mode 0600; SQLite gives its own the database's mode.
+    """Return the journal's files mode 0600; SQLite gives its own the database's mode.
 
     Raises:
         OSError: the database's file cannot be made.

@@ -24,7 +24,7 @@ from whence_server.journal.sqlite_store import SqliteStore
 
 
 def rebuild_journal(data_dir: Path) -> int:
-    """Rebuilds the rows that do not follow from their entries, in one transaction.
+    """Rebuild the rows that do not follow from their entries, in one transaction.
 
     The chain has to be intact: only then do entries prove anything. An id of a generation that
     an earlier version deleted follows from nothing, and stays.
@@ -99,7 +99,7 @@ def _set(connection: Any, row: StoredRow, columns: dict[str, Any]) -> None:
 
 
 def _drop_nameless_cursors(connection: Any) -> int:
-    """Removes cursors whose names are no UTF-8, which nothing asks for; returns their number."""
+    """Remove cursors whose names are no UTF-8, which nothing asks for; returns their number."""
     nameless = []
     for (raw_name,) in connection.execute("SELECT CAST(name AS BLOB) FROM cursors").fetchall():
         try:
@@ -118,7 +118,7 @@ _LABELS = """
 
 
 def _rebuild_labels(connection: Any) -> int:
-    """Fills the index over labels anew, out of the rows; returns the number that differed."""
+    """Fill the index over labels anew, out of the rows; returns the number that differed."""
     before = set(connection.execute(_LABELS))
     connection.execute("DELETE FROM labels")
     for generation_id, start_time_ns, labels in connection.execute(

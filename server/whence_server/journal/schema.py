@@ -70,7 +70,7 @@ _COMPLETIONS = {2: seal_cursors}
 
 
 def migrate(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> None:
-    """Brings a database up to date, each step in its own transaction.
+    """Bring a database up to date, each step in its own transaction.
 
     Raises:
         ConfigurationError: a newer version wrote it; nothing is changed.

@@ -10,7 +10,7 @@ class Signal:
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def wait(self) -> None:
-        """Returns at the next `notify`."""
+        """Return at the next `notify`."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -19,7 +19,7 @@ class Signal:
             self._waiters.discard(waiter)
 
     def notify(self) -> None:
-        """Wakes all who wait, in the loop's next turn."""
+        """Wake all who wait, in the loop's next turn."""
         if self._waiters:
             for waiter in self._waiters:
                 if not waiter.done():

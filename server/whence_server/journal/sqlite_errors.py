@@ -28,7 +28,7 @@ _PASSING = (
 
 @contextmanager
 def passing_faults() -> Iterator[None]:
-    """Raises JournalUnwritableError for what may go away by itself; the rest as it is."""
+    """Raise JournalUnwritableError for what may go away by itself; the rest as it is."""
     try:
         yield
     except apsw.FullError as error:
@@ -39,7 +39,7 @@ def passing_faults() -> Iterator[None]:
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Raises RecordDamagedError where the database itself is malformed; the rest as it is."""
+    """Raise RecordDamagedError where the database itself is malformed; the rest as it is."""
     try:
         yield
     except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError) as error:

@@ -106,7 +106,7 @@ def _matching(
     beyond: PageKey | None,
     last: PageKey | None,
 ) -> Any:
-    """Yields (row, key, bytes) of the generations of one slice that the filter lets through."""
+    """Yield (row, key, bytes) of the generations of one slice that the filter lets through."""
     conditions = [*_walk(index, list_filter, beyond, last), *_rest(list_filter)]
     cursor = connection.execute(
         f"SELECT d.start_time_ns, d.generation_id, {ROW_COLUMNS} "  # noqa: S608

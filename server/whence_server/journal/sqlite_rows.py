@@ -44,7 +44,7 @@ def offset_condition(kinds: Collection[EntryKind] | None) -> str:
 
 
 def read_entries(cursor: Any, max_bytes: int) -> list[Entry]:
-    """Reads (position, generation id, offset, kind, payload) until there are bytes enough.
+    """Read (position, generation id, offset, kind, payload) until there are bytes enough.
 
     An entry whose row makes no sense comes as UNREADABLE.
     """
@@ -66,7 +66,7 @@ def read_entries(cursor: Any, max_bytes: int) -> list[Entry]:
 
 
 def own_entries(generation_id: str, cursor: Any, max_bytes: int) -> list[Entry]:
-    """Reads a generation's own entries, (position, offset, kind, payload), as `read_entries`.
+    """Read a generation's own entries, (position, offset, kind, payload), as `read_entries`.
 
     Raises:
         RecordDamagedError: one of them makes no sense.
@@ -130,7 +130,7 @@ class ParsedRow(NamedTuple):
 
 
 def parsed_row(stored: Iterable[Any]) -> ParsedRow:
-    """Reads ROW_COLUMNS; what is wrong with them is said in `GenerationRow.damage`."""
+    """Read ROW_COLUMNS; what is wrong with them is said in `GenerationRow.damage`."""
     *columns, finish_reason, num_tokens, preview, deleted, started_position, first, last = stored
     generation_id = columns[0].decode(errors="replace")
     begun = peek_generation_id(first)

@@ -35,7 +35,7 @@ _UNCALLED = f"""
 
 
 def state_of(connection: Any, writer_id: bytes) -> State:
-    """Reads where the log stands.
+    """Read where the log stands.
 
     Raises:
         ConfigurationError: a row claims a place beyond the log's end.

@@ -75,7 +75,7 @@ _CHAIN = f"""
 
 
 def check_sqlite_version(version: str) -> None:
-    """Refuses a library with the WAL-reset bug, which can corrupt a database.
+    """Refuse a library with the WAL-reset bug, which can corrupt a database.
 
     Raises:
         ConfigurationError: it is older than 3.51.3.
@@ -95,7 +95,7 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, durability: Durability) -> None:
-        """Opens or creates the database, and brings its schema up to date.
+        """Open or creates the database, and brings its schema up to date.
 
         Raises:
             ConfigurationError: the file is no journal, or a newer version's; or SQLite is too old.
@@ -126,7 +126,7 @@ class SqliteStore:
     # ---- the writer's thread ----
 
     def write(self, batch: Batch) -> None:
-        """Commits a batch, durably as the store was opened for.
+        """Commit a batch, durably as the store was opened for.
 
         Raises:
             JournalUnwritableError: the disk is full or out of order; the batch may be tried again.
@@ -185,7 +185,7 @@ class SqliteStore:
         self._connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
 
     def truncate_log(self) -> bool:
-        """Clears deleted content out of the write-ahead log; False while a reader holds it.
+        """Clear deleted content out of the write-ahead log; False while a reader holds it.
 
         Raises:
             JournalUnwritableError: the disk is full or out of order.
@@ -195,7 +195,7 @@ class SqliteStore:
         return not busy
 
     def rebuild(self, rebuild: Callable[[Any], int]) -> int:
-        """Calls a function with the write connection, in one transaction.
+        """Call a function with the write connection, in one transaction.
 
         Raises:
             JournalUnwritableError: the disk is full or out of order; nothing is changed.
@@ -272,7 +272,7 @@ class SqliteStore:
         return [ChainRow(*row) for row in self._rows(_CHAIN, (after_position, limit))]
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         for connection in self._readers:
             connection.close()
         self._connection.close()

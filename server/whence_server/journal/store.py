@@ -105,10 +105,10 @@ class Store(Protocol):
         """Where the log stands."""
 
     def write(self, batch: Batch) -> None:
-        """Commits a batch, durably as the store was opened for."""
+        """Commit a batch, durably as the store was opened for."""
 
     def truncate_log(self) -> bool:
-        """Clears deleted content out of the write-ahead log; False while a reader holds it."""
+        """Clear deleted content out of the write-ahead log; False while a reader holds it."""
 
     def generation(self, generation_id: str) -> GenerationRow | None:
         """One generation's row, or a deleted one's tombstone. A probe of one index."""
@@ -163,4 +163,4 @@ class Store(Protocol):
         """Entries with all that their hashes are made from."""
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""

@@ -60,7 +60,7 @@ class LiveGeneration:
         return GenerationRow(self.index, self.finish)
 
     def push(self, entry: Entry, committed_position: int, max_entries: int) -> None:
-        """Adds the newest entry; the oldest leave once they are on disk."""
+        """Add the newest entry; the oldest leave once they are on disk."""
         tail = self.tail
         tail.append(entry)
         while len(tail) > max_entries and tail[0].position <= committed_position:
@@ -92,12 +92,12 @@ class LiveGeneration:
         return offset
 
     def show(self, offset: int) -> None:
-        """Lets readers see up to `offset`, and wakes them."""
+        """Let readers see up to `offset`, and wakes them."""
         self.visible_offset = offset
         self.changed.notify()
 
     def close(self) -> None:
-        """Lets go of the tail: whoever still reads goes on from disk."""
+        """Let go of the tail: whoever still reads goes on from disk."""
         self.closed = True
         self.tail.clear()
         self.changed.notify()

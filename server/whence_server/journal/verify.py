@@ -22,7 +22,7 @@ _CHAIN = """
 
 
 def verify_journal(data_dir: Path) -> VerifyReport:
-    """Verifies a journal as it lies on disk, its write-ahead log included; changes nothing.
+    """Verify a journal as it lies on disk, its write-ahead log included; changes nothing.
 
     Raises:
         ConfigurationError: there is no journal, a server uses it, it cannot be read, or a newer
@@ -33,7 +33,7 @@ def verify_journal(data_dir: Path) -> VerifyReport:
 
 
 def verify_evidence(evidence: Evidence) -> VerifyReport:
-    """Verifies an opened journal; raises as `verify_journal`."""
+    """Verify an opened journal; raises as `verify_journal`."""
     report = VerifyReport(notes=list(evidence.log.notes))
     for fault in evidence.log.faults:
         report.add(Finding("journal", "write-ahead log", detail=fault))
@@ -64,7 +64,7 @@ def verify_evidence(evidence: Evidence) -> VerifyReport:
 
 
 def _integrity(connection: Any, report: VerifyReport) -> None:
-    """Has SQLite hold its own structures, and its indexes to their tables."""
+    """Have SQLite hold its own structures, and its indexes to their tables."""
     for (message,) in connection.execute(f"PRAGMA integrity_check({_MAX_MESSAGES})"):
         if message != "ok":
             for line in message.splitlines():
@@ -74,7 +74,7 @@ def _integrity(connection: Any, report: VerifyReport) -> None:
 def chain_report(
     connection: Any, also: Callable[[list[ChainRow]], None] = lambda _: None
 ) -> Iterator[ChainReport]:
-    """Walks the chain, and gives every entry to `also`, those beyond a break as well.
+    """Walk the chain, and gives every entry to `also`, those beyond a break as well.
 
     Yields:
         What was found so far, after each thousand entries and at the end.

@@ -55,7 +55,7 @@ class _Frame(NamedTuple):
 
 
 def read_log(path: Path, index_path: Path) -> LogReport:
-    """Reads a write-ahead log; an absent or an empty one has nothing in it.
+    """Read a write-ahead log; an absent or an empty one has nothing in it.
 
     Raises:
         OSError: a file that is there cannot be read.
@@ -103,7 +103,7 @@ def _walk(
     checksum: tuple[int, int],
     order: str,
 ) -> None:
-    """Takes frames up to the first that is not in order, then looks for what lies behind it."""
+    """Take frames up to the first that is not in order, then looks for what lies behind it."""
     uncommitted: dict[int, int] = {}
     for frame in frames:
         follows = _checksum(frame.head[:8] + frame.body, checksum, order) == frame.checksum

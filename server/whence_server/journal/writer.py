@@ -88,7 +88,7 @@ class Writer:
         self._closing = False
 
     def check(self) -> None:
-        """Returns as long as the journal takes what running generations append.
+        """Return as long as the journal takes what running generations append.
 
         Raises:
             JournalError: nothing more can be written.
@@ -98,7 +98,7 @@ class Writer:
             raise type(self.error)(self.error.message) from self.error
 
     def check_writable(self) -> None:
-        """Returns as long as new work can be put on record.
+        """Return as long as new work can be put on record.
 
         Raises:
             JournalUnwritableError: not at present.
@@ -115,7 +115,7 @@ class Writer:
         return self.pending.num_bytes + in_flight > self._max_pending_bytes
 
     def submit(self) -> None:
-        """Sees to it that what is pending will be committed."""
+        """See to it that what is pending will be committed."""
         if self._in_flight is None:
             if self._timer is None:
                 self._timer = self._loop.call_later(self._delay_s, self._send)
@@ -123,7 +123,7 @@ class Writer:
                 self._send()
 
     async def flush(self) -> None:
-        """Returns once all that was submitted so far is committed.
+        """Return once all that was submitted so far is committed.
 
         Raises:
             JournalUnwritableError: it could not be, so far.
@@ -136,7 +136,7 @@ class Writer:
             self.check_writable()
 
     async def writable(self) -> None:
-        """Waits while the writer is stalled, or more bytes than the bound are not on disk yet.
+        """Wait while the writer is stalled, or more bytes than the bound are not on disk yet.
 
         Raises:
             JournalError: nothing more can be written.
@@ -147,11 +147,11 @@ class Writer:
             self.check()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Calls a function on the writer's thread, between two transactions."""
+        """Call a function on the writer's thread, between two transactions."""
         return await self._loop.run_in_executor(self._executor, function)
 
     async def close(self) -> None:
-        """Commits what is pending, if it can, and ends the thread.
+        """Commit what is pending, if it can, and ends the thread.
 
         Raises:
             JournalError: something could not be committed.
@@ -168,7 +168,7 @@ class Writer:
             await asyncio.to_thread(self._executor.shutdown)
 
     async def _commit_last(self) -> None:
-        """Tries everything that is not on disk once more: a failure is final now."""
+        """Try everything that is not on disk once more: a failure is final now."""
         if self.stall is not None:
             self._resend()
         last = self._hasten()
@@ -177,7 +177,7 @@ class Writer:
             self.check()
 
     def _hasten(self) -> int:
-        """Has everything submitted committed without delay; returns the number of its batch."""
+        """Have everything submitted committed without delay; returns the number of its batch."""
         if not self.pending:
             return self._num_sent
         if self._in_flight is None:
@@ -195,7 +195,7 @@ class Writer:
         self._write(batch)
 
     def _resend(self) -> None:
-        """Tries the transaction that failed once more."""
+        """Try the transaction that failed once more."""
         if self._timer is None:
             return  # It is under way.
         self._cancel_timer()
@@ -245,7 +245,7 @@ class Writer:
             self.standing.notify()
 
     def _tell(self) -> None:
-        """Lets those who follow a generation know that its journal is stalled."""
+        """Let those who follow a generation know that its journal is stalled."""
         self.told = True
         self._on_failure()
 

@@ -21,7 +21,7 @@ class Chunks:
         self._checks = array("Q")
 
     def add(self, first: int, num_items: int, place: Place) -> int:
-        """Takes in an entry; tells how many of its items were known before.
+        """Take in an entry; tells how many of its items were known before.
 
         Raises:
             LineageError: items are missing between it and those before.
@@ -61,7 +61,7 @@ class DocumentIndex:
         return self.chunks.num_items
 
     def add(self, documents: TrainingDocuments, place: Place) -> None:
-        """Takes in an entry.
+        """Take in an entry.
 
         Raises:
             LineageError: it does not go on where the documents before it ended.
@@ -95,7 +95,7 @@ class ExampleIndex:
         return self.chunks.num_items
 
     def add(self, examples: TrainingExamples, place: Place) -> None:
-        """Takes in an entry.
+        """Take in an entry.
 
         Raises:
             LineageError: it does not go on where the examples before it ended.

@@ -59,13 +59,13 @@ class DocumentFile:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the source."""
+        """Let go of the source."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def digest_next(self, num_slices: int = 16) -> bool:
-        """Digests some more slices; False once that was all of them.
+        """Digest some more slices; False once that was all of them.
 
         Raises:
             DocumentChangedError: it cannot be read, or does not have the recorded digest.

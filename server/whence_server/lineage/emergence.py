@@ -56,7 +56,7 @@ class EmergenceTracer:
         self._running = asyncio.Lock()
 
     async def close(self) -> None:
-        """Returns once no process is left; whoever waits for its answers has to be gone."""
+        """Return once no process is left; whoever waits for its answers has to be gone."""
         async with self._running:
             pass
 
@@ -119,7 +119,7 @@ async def _messages(process: Process) -> AsyncGenerator[bytes, None]:
 
 
 async def _last_of_stderr(process: Process) -> bytes:
-    """Reads it all, so that the process never waits for us; keeps its end."""
+    """Read it all, so that the process never waits for us; keeps its end."""
     assert process.stderr is not None  # noqa: S101 - a pipe was asked for
     kept = b""
     while chunk := await process.stderr.read(_CHUNK_BYTES):
@@ -142,7 +142,7 @@ def _failure(status: int, stderr: bytes) -> WhenceError:
 
 
 async def _end(process: Process) -> None:
-    """Closes the process's input, which ends it; by force where it does not.
+    """Close the process's input, which ends it; by force where it does not.
 
     Returns, or is cancelled, once it has ended. A client that goes and a server that closes may
     both cancel a call: what was begun for it is not left to the loop.
@@ -160,7 +160,7 @@ async def _end(process: Process) -> None:
 
 
 async def _ended(process: Process) -> None:
-    """Waits for a killed process, which takes no time, whoever cancels it meanwhile."""
+    """Wait for a killed process, which takes no time, whoever cancels it meanwhile."""
     ending = asyncio.ensure_future(process.wait())
     cancelled: asyncio.CancelledError | None = None
     while not ending.done():

@@ -69,7 +69,7 @@ class RunLibrary:
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Begins to read the records, ahead of the first question."""
+        """Begin to read the records, ahead of the first question."""
         self._thread.submit(self._scan)
 
     async def runs(self, ask: Callable[[list[TrainingRun]], T]) -> T:
@@ -89,7 +89,7 @@ class RunLibrary:
         return await self._in_thread(partial(self._link, model))
 
     def close(self) -> None:
-        """Lets go of the thread; what it is at is left unfinished."""
+        """Let go of the thread; what it is at is left unfinished."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 

@@ -14,7 +14,7 @@ class Marks:
         self._marks: list[tuple[int, bytes, int]] = []
 
     def pass_by(self, recorded: RecordedEvent) -> None:
-        """Takes in the record's next entry."""
+        """Take in the record's next entry."""
         if recorded.position % ENTRIES_A_MARK == 0:
             self._marks.append((recorded.position, recorded.hash, recorded.end_byte))
 

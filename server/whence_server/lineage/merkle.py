@@ -41,7 +41,7 @@ class MerkleTree:
         return self._levels[-1] if len(self) else hashlib.sha256().digest()
 
     def audit_path(self, index: int) -> list[bytes]:
-        """Hashes of the siblings from a leaf up to the root (section 2.1.3.1).
+        """Hash of the siblings from a leaf up to the root (section 2.1.3.1).
 
         Raises:
             IndexError: there is no such leaf.

@@ -68,7 +68,7 @@ class TrainingRun:
     def open(
         cls, path: Path, stopped: Callable[[], bool] = _never, *, with_tensors: bool = False
     ) -> "TrainingRun | None":
-        """Folds a record; None where not even its first entry is whole yet.
+        """Fold a record; None where not even its first entry is whole yet.
 
         Args:
             path: the record's file.
@@ -87,7 +87,7 @@ class TrainingRun:
         return run
 
     def refresh(self, stopped: Callable[[], bool] = _never) -> None:
-        """Folds what has been recorded since.
+        """Fold what has been recorded since.
 
         Raises:
             LineageError: as `open`.

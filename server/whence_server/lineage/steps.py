@@ -70,7 +70,7 @@ class StepIndex:
         return self._ref(self._counting[where]) if found else None
 
     def add(self, number: int, attempt: int, place: Place) -> None:
-        """Takes in the record's next step."""
+        """Take in the record's next step."""
         self.supersede_beyond(number - 1)
         self._counting.append(len(self._numbers))
         self._numbers.append(number)

@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
 
 
 def read_texts(paths: Sequence[Path], unusable: str = "refuse") -> Reading:
-    """Reads files, and those in folders below, by path; names that begin with a dot are left out.
+    """Read files, and those in folders below, by path; names that begin with a dot are left out.
 
     Args:
         paths: files and folders, in order.

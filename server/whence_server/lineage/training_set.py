@@ -107,7 +107,7 @@ class TrainingSet:
         return self._checked_tree().audit_path(index)
 
     def require_merkle_root(self) -> None:
-        """Holds the documents to the Merkle root, where one is on record.
+        """Hold the documents to the Merkle root, where one is on record.
 
         Raises:
             LineageError: the documents on record do not have the recorded root.

@@ -17,7 +17,7 @@ class TornEnd(NamedTuple):
 
 
 def read_run(path: Path, *, with_tensors: bool = False) -> TrainingRun:
-    """Reads a record to its end.
+    """Read a record to its end.
 
     Args:
         path: the record's file.
@@ -33,7 +33,7 @@ def read_run(path: Path, *, with_tensors: bool = False) -> TrainingRun:
 
 
 def verified_run(path: Path) -> TrainingRun:
-    """Reads a record, tensors' digests included, and holds its documents to their Merkle root.
+    """Read a record, tensors' digests included, and holds its documents to their Merkle root.
 
     Raises:
         LineageError: as `read_run`; or its documents do not make the root.

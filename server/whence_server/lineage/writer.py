@@ -37,7 +37,7 @@ class RecordWriter:
     """
 
     def __init__(self, path: Path, descriptor: int, reader: RecordReader) -> None:
-        """Goes on where the reader has come to; see `create` and `resume`."""
+        """Go on where the reader has come to; see `create` and `resume`."""
         self.path = path
         self.training_run_id = reader.training_run_id
         self._descriptor = descriptor
@@ -58,7 +58,7 @@ class RecordWriter:
 
     @classmethod
     def create(cls, path: Path, started: TrainingEvent) -> "RecordWriter":
-        """Begins a new record with its `started` event.
+        """Begin a new record with its `started` event.
 
         A file that is there already is taken where it has no whole entry: a process that was killed
         before it had begun left it.
@@ -86,7 +86,7 @@ class RecordWriter:
 
     @classmethod
     def resume(cls, path: Path) -> "RecordWriter":
-        """Opens a record to go on with it; there may be nothing in it yet.
+        """Open a record to go on with it; there may be nothing in it yet.
 
         What follows the last whole entry, as a power failure may leave it, is moved to a file of
         its own beside the record, whose name ends in ".torn".
@@ -106,7 +106,7 @@ class RecordWriter:
         return cls(path, descriptor, reader)
 
     def begin(self, started: TrainingEvent) -> None:
-        """Empties the record, and begins it with a `started` event.
+        """Empty the record, and begins it with a `started` event.
 
         Raises:
             LineageError: it could not be written.
@@ -118,7 +118,7 @@ class RecordWriter:
         self.sync()
 
     def append(self, event: TrainingEvent) -> int:
-        """Appends an event; it survives the process from here on.
+        """Append an event; it survives the process from here on.
 
         Returns:
             Its position.
@@ -138,7 +138,7 @@ class RecordWriter:
         return position
 
     def sync(self) -> None:
-        """Returns once everything appended is on disk.
+        """Return once everything appended is on disk.
 
         Raises:
             LineageError: that failed.
@@ -150,7 +150,7 @@ class RecordWriter:
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Lets go of the file, everything on disk; may be called again."""
+        """Let go of the file, everything on disk; may be called again."""
         if self._descriptor < 0:
             return
         try:
@@ -163,7 +163,7 @@ class RecordWriter:
             os.close(descriptor)
 
     def abandon(self) -> None:
-        """Lets go of the file in a forked process; the parent keeps it, and its lock."""
+        """Let go of the file in a forked process; the parent keeps it, and its lock."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -194,7 +194,7 @@ class RecordWriter:
             pass  # Before anything else is written this is tried again.
 
     def _clean(self) -> None:
-        """Removes what follows the last whole entry.
+        """Remove what follows the last whole entry.
 
         Raises:
             LineageError: that failed.
@@ -240,7 +240,7 @@ def _require_not_begun(path: Path, reader: RecordReader) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Returns once a new file's name is on disk too."""
+    """Return once a new file's name is on disk too."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -251,7 +251,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _set_aside(path: Path, descriptor: int, end_byte: int) -> None:
-    """Moves the bytes beyond the last whole entry out of the record."""
+    """Move the bytes beyond the last whole entry out of the record."""
     try:
         torn = path.read_bytes()[end_byte:]
         if torn:

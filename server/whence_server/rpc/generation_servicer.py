@@ -45,7 +45,7 @@ class GenerationServicer:
     async def generate(
         self, request: generation_pb2.GenerateRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
-        """Starts a generation, or joins the one that an equal request began."""
+        """Start a generation, or joins the one that an equal request began."""
         generations = self._serving.generations()
         wanted = await self._converted(request)
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
@@ -66,14 +66,14 @@ class GenerationServicer:
     async def resume(
         self, request: generation_pb2.ResumeGenerationRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
-        """Follows a generation from an offset on, live or recorded; needs no model for it."""
+        """Follow a generation from an offset on, live or recorded; needs no model for it."""
         call.generation_id = require_generation_id(request.generation_id)
         following = self._serving.follow(call.generation_id, request.after_offset)
         async for message in _messages(following, require_readable):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
-        """Stops a generation at once."""
+        """Stop a generation at once."""
         call.generation_id = require_generation_id(request.generation_id)
         await self._serving.generations().cancel(call.generation_id)
         return generation_pb2.CancelGenerationResponse().SerializeToString()

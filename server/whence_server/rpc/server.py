@@ -80,7 +80,7 @@ class RpcServer:
             self.sockets.pop().remove()
 
     async def set_serving(self, serving: bool) -> None:
-        """Tells health's callers, for the server as a whole and for each service."""
+        """Tell health's callers, for the server as a whole and for each service."""
         state = (
             health_pb2.HealthCheckResponse.SERVING
             if serving
@@ -96,7 +96,7 @@ async def build_server(
     services: dict[str, list[Method[Any]]],
     calls: CallLog,
 ) -> RpcServer:
-    """Makes the server and binds its sockets; nothing is served before `start`.
+    """Make the server and binds its sockets; nothing is served before `start`.
 
     Raises:
         ConfigurationError: an address that is malformed, taken, or not loopback.
@@ -185,7 +185,7 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
 
 
 def parse_address(address: str) -> Endpoint:
-    """Reads "HOST:PORT", "[IPV6]:PORT" or "unix:PATH".
+    """Read "HOST:PORT", "[IPV6]:PORT" or "unix:PATH".
 
     Raises:
         ConfigurationError: it is none of these.

@@ -50,7 +50,7 @@ class Serving:
         return followed.follow(generation_id, after_offset)
 
     def check_model(self, name: str) -> None:
-        """Refuses a model's name that is not served; empty is the one that is.
+        """Refuse a model's name that is not served; empty is the one that is.
 
         Raises:
             ModelNotFoundError: another model is served.

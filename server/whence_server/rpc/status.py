@@ -87,7 +87,7 @@ def _joined(violations: list[FieldViolation]) -> str:
 
 
 async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: WhenceError) -> NoReturn:
-    """Ends the call with the error's status and details."""
+    """End the call with the error's status and details."""
     status = error_status(error)
     await context.abort(
         GRPC_CODES[error.code],

@@ -137,7 +137,7 @@ class TraceServicer:
     async def delete_generation(
         self, request: trace_pb2.DeleteGenerationRequest, call: Call
     ) -> bytes:
-        """Destroys a generation's content; its id stays taken."""
+        """Destroy a generation's content; its id stays taken."""
         call.generation_id = require_generation_id(request.generation_id)
         await self._journal.delete(call.generation_id)
         return trace_pb2.DeleteGenerationResponse().SerializeToString()

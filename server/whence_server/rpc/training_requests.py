@@ -94,7 +94,7 @@ def step_range(request: training_pb2.ListTrainingStepsRequest) -> StepRange:
 def check_document(
     request: DocumentRequest,
 ) -> None:
-    """Refuses a request that names no document, or none that there can be.
+    """Refuse a request that names no document, or none that there can be.
 
     Raises:
         InvalidRequestError: with the field at fault.

@@ -17,7 +17,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
+    """Declare what the command takes."""
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="the model; not with code of its own"
     )
@@ -62,7 +62,7 @@ def _num_tokens(text: str) -> int:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Runs the command.
+    """Run the command.
 
     Returns:
         The exit status, 0.
@@ -91,7 +91,7 @@ def weigh_heads(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     dtype: str = "auto",
 ) -> None:
-    """Writes a file of head weights: see `engine.internals.weighing`.
+    """Write a file of head weights: see `engine.internals.weighing`.
 
     Args:
         directory: the model.
@@ -138,7 +138,7 @@ def weigh_heads(
 
 
 def _require_free(output: Path) -> None:
-    """Refuses, before anything is computed, what cannot be written in the end."""
+    """Refuse, before anything is computed, what cannot be written in the end."""
     folder = output.parent
     if not os.path.isdir(folder):  # noqa: PTH112 - False where it may not be looked at
         raise ConfigurationError(f"--output {output}: {folder} is no directory")

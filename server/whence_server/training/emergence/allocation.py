@@ -50,7 +50,7 @@ def allocate(
     groups: Sequence[Sequence[str]],
     text: tuple[Sequence[int], Sequence[int]],
 ) -> Allocation:
-    """Allocates the change of a continuation's logprob to groups of parameters.
+    """Allocate the change of a continuation's logprob to groups of parameters.
 
     Args:
         model: gives the architecture; its parameters hold anything afterwards.

@@ -71,7 +71,7 @@ class _Point(NamedTuple):
 
 
 def main() -> int:
-    """Runs the process; see the module."""
+    """Run the process; see the module."""
     os.nice(_NICENESS)
     # The other half is for those whom the server serves meanwhile.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
@@ -177,7 +177,7 @@ def _allocate(
     model: Any,
     text: _Text,
 ) -> None:
-    """Says which groups the interval's change came from."""
+    """Say which groups the interval's change came from."""
     before, after = ends
     groups = [list(group.parameter_names) for group in run.started.groups]
     ids = (text.prompt_ids, text.continuation_ids)
@@ -240,7 +240,7 @@ def _require_context(model: Any, text: _Text) -> None:
 
 
 def _asked(stdin: BinaryIO) -> Question:
-    """Reads the question; its end is where its JSON is whole, as the input stays open."""
+    """Read the question; its end is where its JSON is whole, as the input stays open."""
     read = b""
     while chunk := os.read(stdin.fileno(), 1 << 16):
         read += chunk

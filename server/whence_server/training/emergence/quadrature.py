@@ -63,7 +63,7 @@ def integrate(
     absolute_tolerance: float,
     max_points: int,
 ) -> Integral:
-    """Integrates from 0 to 1, halving the panel with the largest estimated error.
+    """Integrate from 0 to 1, halving the panel with the largest estimated error.
 
     It ends once the estimated errors, summed over panels and numbers, are within a tolerance, or
     the next halving would take the function at too many points.

@@ -41,7 +41,7 @@ _NICENESS = 10
 
 
 def main() -> int:
-    """Runs the command.
+    """Run the command.
 
     Returns:
         The exit status: 0 all sent, 1 not all, 2 a variable or the record cannot be used.
@@ -99,7 +99,7 @@ async def _export(record: Path, environment: Mapping[str, str], *, follow: bool)
 
 
 async def _run(cursor: TraceCursor, ended: asyncio.Event, flush_s: float | None) -> bool:
-    """Follows until the end, then for as long as the flush may take; says whether all was sent."""
+    """Follow until the end, then for as long as the flush may take; says whether all was sent."""
     following = asyncio.create_task(_follow(cursor, ended))
     waiting = asyncio.create_task(ended.wait())
     await asyncio.wait({following, waiting}, return_when=asyncio.FIRST_COMPLETED)

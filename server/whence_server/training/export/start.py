@@ -26,7 +26,7 @@ _running: dict[Path, "TrainingExport"] = {}
 
 
 def start(record: Path, environment: Mapping[str, str] | None = None) -> "TrainingExport | None":
-    """Begins to export, as OpenTelemetry's variables have it; None where they name no destination.
+    """Begin to export, as OpenTelemetry's variables have it; None where they name no destination.
 
     It goes on until this process ends, and so has what is recorded after the training, too. Asked
     again for the same record, it gives what runs already.
@@ -50,7 +50,7 @@ def start(record: Path, environment: Mapping[str, str] | None = None) -> "Traini
 
 
 def finish(record: Path) -> None:
-    """Ends the export of a run, if there is one: what follows its record by name lets go of it.
+    """End the export of a run, if there is one: what follows its record by name lets go of it.
 
     To be called once the training is over and before the record is moved. Takes as long as
     `TrainingExport.close`.
@@ -76,7 +76,7 @@ class TrainingExport:
     """The process that exports a run. It ends when this one does, however that ends."""
 
     def __init__(self, record: Path, environment: Mapping[str, str]) -> None:
-        """Starts it; see `start`."""
+        """Start it; see `start`."""
         self._record = record
         self._closed = False
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
@@ -93,7 +93,7 @@ class TrainingExport:
         return not self._closed and self._process.poll() is None
 
     def close(self, timeout_s: float = FLUSH_S + _GRACE_S) -> bool:
-        """Lets it send what is recorded by now, and ends it.
+        """Let it send what is recorded by now, and ends it.
 
         Returns:
             Whether all was sent; where it was not, a warning says how to send the rest.

@@ -72,7 +72,7 @@ class TraceCursor:
             self._delivery = Delivery(sink, envelope, self.stats, Backoff(), sleep)
 
     async def advance(self) -> bool:
-        """Sends what is on record beyond the cursor; False where there is nothing.
+        """Send what is on record beyond the cursor; False where there is nothing.
 
         Raises:
             LineageError: the record is not intact, or its run has no ids of a trace.
@@ -93,7 +93,7 @@ class TraceCursor:
         return bool(events)
 
     async def close_what_was_killed(self) -> None:
-        """Sends the spans that have no end on record: for when nobody writes it any more."""
+        """Send the spans that have no end on record: for when nobody writes it any more."""
         await self._send(self._trace.closing_spans())
 
     async def _send(self, spans: list[Span]) -> None:

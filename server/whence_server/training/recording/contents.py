@@ -144,7 +144,7 @@ def dtype_of(checkpoint: Checkpoint) -> Any:
 
 
 def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) -> Tensors:
-    """Loads the weights as transformers does, and digests them.
+    """Load the weights as transformers does, and digests them.
 
     Args:
         directory: where they lie.
@@ -170,7 +170,7 @@ def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) ->
 
 
 def adapter_of(directory: Path, below: Sequence[str] = ()) -> Tensors:
-    """Digests the tensors of the adapters in a directory, as they are in their files.
+    """Digest the tensors of the adapters in a directory, as they are in their files.
 
     Args:
         directory: where the adapter lies.

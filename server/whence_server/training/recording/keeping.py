@@ -34,7 +34,7 @@ class Keeping:
         self._required = required
 
     def begin(self, open_run: Callable[[], RecordedRun]) -> None:
-        """Begins a run's record, or goes on with one.
+        """Begin a run's record, or goes on with one.
 
         Raises:
             LineageError: the run cannot be put on record there; no step has been made yet.
@@ -51,7 +51,7 @@ class Keeping:
             _log.exception("the training is not recorded; it goes on without")
 
     def everything(self, act: Callable[[RecordedRun], T]) -> T | None:
-        """Records something without which all that follows would be false."""
+        """Record something without which all that follows would be false."""
         if self.run is None or not self.is_on:
             return None
         try:
@@ -62,7 +62,7 @@ class Keeping:
             return None
 
     def part(self, subject: str, act: Callable[[RecordedRun], T]) -> T | None:
-        """Records something that may be missing; see `RecordingGap.subject`."""
+        """Record something that may be missing; see `RecordingGap.subject`."""
         if self.run is None or not self.is_on:
             return None
         try:
@@ -72,7 +72,7 @@ class Keeping:
             return None
 
     def failed(self, subject: str, error: Exception) -> None:
-        """Goes on without a part; recording stops where that cannot be said either."""
+        """Go on without a part; recording stops where that cannot be said either."""
         self._raise_if_required(error)
         if self.run is not None and self.run.is_broken:
             self.stop(_told(error))
@@ -80,11 +80,11 @@ class Keeping:
             self.gap(subject, _told(error))
 
     def gap(self, subject: str, reason: str) -> None:
-        """Says once what is not on record, and why."""
+        """Say once what is not on record, and why."""
         self.everything(lambda run: run.gap(subject, reason))
 
     def stop(self, reason: str) -> None:
-        """Records nothing more; the record says so if it can.
+        """Record nothing more; the record says so if it can.
 
         Raises:
             LineageError: the training is worth nothing without its record.

@@ -51,7 +51,7 @@ class ExampleIds:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Follows the passes that are begun meanwhile over the dataset of a loader (`follow`)."""
+        """Follow the passes that are begun meanwhile over the dataset of a loader (`follow`)."""
         restore = wrap(DataLoader, "_get_iterator", self._begun)
         try:
             yield
@@ -61,7 +61,7 @@ class ExampleIds:
             self._dataset = None
 
     def follow(self, loader: Any) -> None:
-        """Begins to follow a loader, and any other that reads its dataset, as after resuming."""
+        """Begin to follow a loader, and any other that reads its dataset, as after resuming."""
         base = getattr(loader, "base_dataloader", loader)
         self.obstacle = _obstacle(base)
         self._dataset = None if self.obstacle else _dataset_of(base)
@@ -69,7 +69,7 @@ class ExampleIds:
         self._is_carried = by_accelerate and type(base) is DataLoader
 
     def fetch(self, get: Callable[..., Any], batches: Iterator[Any], *args: Any, **kw: Any) -> Any:
-        """Fetches a step's batches by the trainer's own `get_batch_samples`, without their ids."""
+        """Fetch a step's batches by the trainer's own `get_batch_samples`, without their ids."""
         self._fetched.clear()
         return get(_Fetching(batches, self), *args, **kw)
 
@@ -154,7 +154,7 @@ class _Fetching:
 
 @contextmanager
 def _tagged(loader: Any) -> Iterator[None]:
-    """Gives a loader a tagged dataset and collator, while torch begins a pass with them."""
+    """Return a loader a tagged dataset and collator, while torch begins a pass with them."""
     dataset, collate = loader.dataset, loader.collate_fn
     if isinstance(dataset, IterableDatasetShard):
         share = copy(dataset)

@@ -19,7 +19,7 @@ _BLOCK = 4_096
     fastmath={"reassoc", "contract"},
 )
 def sums_of_squares(weights, copied):  # type: ignore[no-untyped-def]
-    """Sums of squares of `weights - copied` and of `weights`; then makes the copy anew.
+    """Sum of squares of `weights - copied` and of `weights`; then makes the copy anew.
 
     Args:
         weights: float32 [n].

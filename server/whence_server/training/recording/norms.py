@@ -61,7 +61,7 @@ class NormMeter:
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
-        """Has to be called with the weights as they are before a step."""
+        """Have to be called with the weights as they are before a step."""
         if not self._measures(step) or (self._has_copies and self._stride == 1):
             return
         for group in self._groups:
@@ -135,7 +135,7 @@ class _Followed:
         return self._parameter.numel()
 
     def copy(self) -> None:
-        """Makes the copy anew."""
+        """Make the copy anew."""
         if not self._copy.numel():
             self._copy = torch.empty(
                 self._parameter.shape, dtype=self._parameter.dtype, device=self._parameter.device
@@ -150,7 +150,7 @@ class _Followed:
         return is_here and parameter.is_contiguous()
 
     def plain_squares(self) -> tuple[float, float]:
-        """Sums of squares of the change and of the weights; makes the copy anew."""
+        """Sum of squares of the change and of the weights; makes the copy anew."""
         place = self._parameter.data_ptr(), self._copy.data_ptr()
         if place != self._place:
             self._place = place
@@ -183,7 +183,7 @@ def _all_plain_squares(every: Sequence[_Followed]) -> Squares:
 
 
 def _squares(group: Sequence[_Followed], plain: Squares) -> torch.Tensor:
-    """Sums of squares of the change since the copies and of the weights; makes the copies anew.
+    """Sum of squares of the change since the copies and of the weights; makes the copies anew.
 
     Shape (2,), in float64 where the device has it.
 

@@ -54,7 +54,7 @@ class Options:
 
 
 def require_place(options: Options, *, resumes: bool) -> None:
-    """Refuses, before anything is computed, to record a new run over another.
+    """Refuse, before anything is computed, to record a new run over another.
 
     Raises:
         LineageError: there is a record already.
@@ -67,7 +67,7 @@ def require_place(options: Options, *, resumes: bool) -> None:
 
 
 def begin(trainer: Any, groups: Sequence[Group], options: Options) -> RecordedRun:
-    """Begins an attempt, of a new run or of the one that is on record.
+    """Begin an attempt, of a new run or of the one that is on record.
 
     Raises:
         LineageError: the record cannot be written, or is of another run.
@@ -141,7 +141,7 @@ def _begun(
 def _require_same(
     trainer: Any, groups: Sequence[Group], options: Options, recorded: TrainingRun
 ) -> None:
-    """Refuses to go on with another model, or on other data.
+    """Refuse to go on with another model, or on other data.
 
     Raises:
         LineageError: naming what is different.
@@ -167,7 +167,7 @@ def _require_same(
 
 
 def _require_same_base(model: Any, options: Options, recorded: TrainingRun) -> None:
-    """Refuses an adapter that is on another model than the run's was."""
+    """Refuse an adapter that is on another model than the run's was."""
     if not recorded.started.HasField("adapter_base"):
         return
     inner = adapted(model)

@@ -42,7 +42,7 @@ def record(
     required: bool = False,
     writer: RecordWriter | None = None,
 ) -> Recorder:
-    """Records a trainer's training from its beginning on; call it before `trainer.train()`.
+    """Record a trainer's training from its beginning on; call it before `trainer.train()`.
 
     Where the training goes on from a checkpoint (`resume_from_checkpoint`), its record goes on
     too. Several processes each have to call this, as they each call everything; rank 0 writes.
@@ -118,7 +118,7 @@ def _require_examples(documents: DocumentedExamples, dataset: Any) -> None:
 
 
 def _require_whole_weights(trainer: Any) -> None:
-    """Refuses what keeps only a part of the weights in each process."""
+    """Refuse what keeps only a part of the weights in each process."""
     for flag, what in (
         ("is_fsdp_enabled", "FSDP"),
         ("is_deepspeed_enabled", "DeepSpeed"),

@@ -66,13 +66,13 @@ class Recorder(TrainerCallback):
         return self._keeping.run
 
     def __enter__(self) -> Self:
-        """Keeps the attempt from ending with the training."""
+        """Keep the attempt from ending with the training."""
         self._is_held = True
         self._block.enter_context(saves.watched(self._saved_by_itself))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Records how the attempt ended.
+        """Record how the attempt ended.
 
         Raises:
             LineageError: the record cannot be written, and has to be.
@@ -154,7 +154,7 @@ class Recorder(TrainerCallback):
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Leaves what the model saves meanwhile to who saves it, and says so once it is whole."""
+        """Leave what the model saves meanwhile to who saves it, and says so once it is whole."""
         before, self._is_saving = self._is_saving, True
         try:
             yield
@@ -162,7 +162,7 @@ class Recorder(TrainerCallback):
             self._is_saving = before
 
     def _saved_by_itself(self, model: Any, directory: Path, before: saves.Listing) -> None:
-        """Puts a model on record that was saved by its own method, where it is the training's."""
+        """Put a model on record that was saved by its own method, where it is the training's."""
         if self._is_saving or not saves.comes_of(model, self._trainer.model):
             return
         written = saves.listing(directory).since(before)
@@ -173,7 +173,7 @@ class Recorder(TrainerCallback):
         return self._step.grad_norm
 
     def saved_model(self, directory: Path) -> None:
-        """Puts a model on record that was saved to a directory, and the record beside it.
+        """Put a model on record that was saved to a directory, and the record beside it.
 
         Raises:
             LineageError: it cannot be read, or the record cannot be written, and has to be.
@@ -255,7 +255,7 @@ class Recorder(TrainerCallback):
         )
 
     def _measured(self, measure: Callable[[], Norms | None]) -> Norms | None:
-        """Measures norms, and no more of them once that has failed."""
+        """Measure norms, and no more of them once that has failed."""
         try:
             return measure()
         except Exception as error:  # noqa: BLE001 - see the module

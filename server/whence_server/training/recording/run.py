@@ -253,7 +253,7 @@ class RecordedRun:
         return weights_digest(own_state(model))
 
     def _record_additions(self) -> None:
-        """Records files that were put beside saved models since, as a tokenizer's often are."""
+        """Record files that were put beside saved models since, as a tokenizer's often are."""
         for directory in dict.fromkeys(self._copies + self._later_copies):
             event = self._saved.get(directory)
             try:

@@ -31,7 +31,7 @@ class Listing:
 
 
 def listing(directory: Path) -> Listing:
-    """Looks at a directory; one that is not there has no files. Checkpoints below are left out."""
+    """Look at a directory; one that is not there has no files. Checkpoints below are left out."""
     files = {}
     for path in directory.rglob("*") if directory.is_dir() else ():
         name = path.relative_to(directory)
@@ -53,7 +53,7 @@ Saved = Callable[[Any, Path, Listing], None]
 
 @contextmanager
 def watched(saved: Saved) -> Iterator[None]:
-    """Tells of every model that is saved by its own `save_pretrained` meanwhile.
+    """Tell of every model that is saved by its own `save_pretrained` meanwhile.
 
     It remembers also which models came of merging an adapter: see `merged_adapter`.
     """
@@ -107,7 +107,7 @@ def _attribute(module: str, name: str) -> Any:
 
 @contextmanager
 def _around(kind: type, method: str, around: Callable[..., Any]) -> Iterator[None]:
-    """Puts something around a method of a class for a while."""
+    """Put something around a method of a class for a while."""
     original, is_own = getattr(kind, method), method in vars(kind)
 
     @functools.wraps(original)

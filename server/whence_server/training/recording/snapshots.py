@@ -34,7 +34,7 @@ _NEEDED_TO_GO_ON = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 def checkpoint(
     directory: Path, record: Path, model: Any, written: Sequence[str] | None = None
 ) -> Checkpoint:
-    """Digests a directory that the model has just been saved to, whatever lies there now.
+    """Digest a directory that the model has just been saved to, whatever lies there now.
 
     Args:
         directory: where it was saved.
@@ -98,7 +98,7 @@ def relative_path(directory: Path, record: Path) -> str:
 
 
 def copy_record(record: Path, directory: Path) -> None:
-    """Puts the record so far beside a model that was saved elsewhere, whole or not at all.
+    """Put the record so far beside a model that was saved elsewhere, whole or not at all.
 
     Raises:
         LineageError: it cannot be written.

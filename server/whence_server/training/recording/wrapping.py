@@ -5,7 +5,7 @@ from typing import Any
 
 
 def wrap(owner: Any, method: str, around: Callable[..., Any]) -> Callable[[], None]:
-    """Puts `around` in a method's place on this one object, and gives what undoes it."""
+    """Put `around` in a method's place on this one object, and gives what undoes it."""
     original = getattr(owner, method)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:

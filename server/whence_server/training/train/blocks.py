@@ -48,7 +48,7 @@ class Cut(NamedTuple):
 
 
 def cut(documents: Sequence[TextDocument], tokenizer: Any, block_size: int) -> Cut:
-    """Makes the blocks.
+    """Make the blocks.
 
     Text that looks like a special token is text: it is encoded as any other.
 

@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 
 def run(given: dict[str, Any]) -> int:
-    """Trains.
+    """Train.
 
     Returns:
         The exit status: 0, or 130 where a signal ended it.

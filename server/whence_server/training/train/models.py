@@ -88,7 +88,7 @@ def _configuration(settings: TrainConfig, tokenizer: Any) -> Any:
 
 
 def _tell_changes(path: str, given: Mapping[str, Any], made: Any) -> None:
-    """Says which fields of a given configuration are not used as they are there."""
+    """Say which fields of a given configuration are not used as they are there."""
     changes = [
         f"{name} is {getattr(made, name)} instead of {given[name]}"
         for name in TOKENIZERS_FIELDS

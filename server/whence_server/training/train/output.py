@@ -14,7 +14,7 @@ _PARTIAL = "model.partial"
 
 
 def save_model(model: Any, tokenizer: Any, output: Path) -> None:
-    """Saves beside, then moves file by file: `config.json` last.
+    """Save beside, then moves file by file: `config.json` last.
 
     Raises:
         LineageError: it cannot be written.
@@ -37,7 +37,7 @@ def save_model(model: Any, tokenizer: Any, output: Path) -> None:
 
 
 def require_empty(output: Path) -> None:
-    """Refuses to begin a run where there is another, or something else.
+    """Refuse to begin a run where there is another, or something else.
 
     Raises:
         ConfigurationError: naming the directory.

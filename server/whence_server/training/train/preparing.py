@@ -36,7 +36,7 @@ class Prepared(NamedTuple):
 def prepare(
     settings: TrainConfig, recorded: TrainingRun | None, checkpoint: Path | None
 ) -> Prepared:
-    """Reads the texts, and makes or loads tokenizer and model, with the settings' seed and threads.
+    """Read the texts, and makes or loads tokenizer and model, with the settings' seed and threads.
 
     Args:
         settings: the training's.
@@ -91,7 +91,7 @@ def _tell_other_threads(recorded: TrainingRun) -> None:
 def _require_same_beginning(
     settings: TrainConfig, recorded: TrainingRunStarted, tokenizer: Any, model: Any
 ) -> None:
-    """Refuses to begin a run again with another tokenizer or other weights than it began with."""
+    """Refuse to begin a run again with another tokenizer or other weights than it began with."""
     found = tokenizer_digest(tokenizer)
     if recorded.tokenizer_digest and found != recorded.tokenizer_digest:
         where = settings.from_model or settings.tokenizer or "the one that is trained on the texts"

@@ -43,7 +43,7 @@ def last_whole_checkpoint(output: Path, recorded: TrainingRun) -> Path | None:
 
 
 def clear_beyond(output: Path, checkpoint: Path | None, recorded: TrainingRun | None) -> None:
-    """Makes room for the checkpoints after the one to go on from; call it under the record's lock.
+    """Make room for the checkpoints after the one to go on from; call it under the record's lock.
 
     What is on record there, and is to be made again, is moved to a folder `discarded-N`. What is
     not on record was being saved when its process was killed, and is removed.
@@ -69,7 +69,7 @@ def is_complete(output: Path, recorded: TrainingRun) -> bool:
 
 
 def require_same_documents(recorded: TrainingRun, documents: Sequence[TextDocument]) -> None:
-    """Refuses texts that are not those on record.
+    """Refuse texts that are not those on record.
 
     Raises:
         LineageError: naming the first document that is different.

@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 
 
 def train(given: dict[str, Any]) -> Trained:
-    """Trains, or goes on with a training, and leaves the model in the output directory.
+    """Train, or goes on with a training, and leaves the model in the output directory.
 
     The model appears there whole or not at all: `config.json`, without which no model is loaded,
     comes last.
@@ -60,7 +60,7 @@ def train(given: dict[str, Any]) -> Trained:
 def continue_from(
     record_path: Path, checkpoint: Path | None, until_step: int, working_directory: Path
 ) -> Any:
-    """Does a part of a recorded training once more, and records nothing.
+    """Do a part of a recorded training once more, and records nothing.
 
     Args:
         record_path: the record of a `whence-server train`.

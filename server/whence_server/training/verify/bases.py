@@ -10,7 +10,7 @@ from whence_server.training.verify.findings import Finding, Report
 
 
 def verify_base(report: Report, run: TrainingRun, directory: Path, given: Path | None) -> None:
-    """Holds the model below an adapter to the record, where it can be found.
+    """Hold the model below an adapter to the record, where it can be found.
 
     Args:
         report: gets what is found out.

@@ -22,7 +22,7 @@ _SHORT = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
+    """Declare what the command takes."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="a model or a checkpoint")
     parser.add_argument(
         "--record",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Runs the command.
+    """Run the command.
 
     Returns:
         The exit status: see `Verdict`.

@@ -32,7 +32,7 @@ _ROUNDING = 2.0
 
 
 def verify_merged(report: Report, run: TrainingRun, tensors: Tensors, given: Path | None) -> bool:
-    """Says which adapter on record, merged into the model below it, gives a model's tensors.
+    """Say which adapter on record, merged into the model below it, gives a model's tensors.
 
     Args:
         report: of a model that no checkpoint has; gets what is found out.
@@ -66,7 +66,7 @@ def verify_merged(report: Report, run: TrainingRun, tensors: Tensors, given: Pat
 
 
 def _hold_configuration(report: Report, run: TrainingRun, base: Path) -> None:
-    """Holds a merged model's configuration to its base's, or to the one that was trained with."""
+    """Hold a merged model's configuration to its base's, or to the one that was trained with."""
     of_base = _configuration((base / "config.json").read_bytes())
     of_run = _configuration(run.started.config_json or "{}")
     found = _configuration((report.directory / "config.json").read_bytes())

@@ -34,7 +34,7 @@ _OF_ARGUMENTS = (
 
 
 def replay(report: Report, first_step: int, last_step: int) -> None:
-    """Trains again from one checkpoint's step to another's, and adds to the report what differs.
+    """Train again from one checkpoint's step to another's, and adds to the report what differs.
 
     Nothing is written but in a temporary directory. Where versions, hardware or settings are not
     those on record, notes say so: other bits are then no proof of a false record.

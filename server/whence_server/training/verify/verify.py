@@ -33,7 +33,7 @@ _ORDER = ("record", "file", "tokenizer", "tensor", "weights", "base", "model")
 
 
 def verify(directory: Path, record: Path | None = None, base: Path | None = None) -> Report:
-    """Verifies a final model, an adapter, a checkpoint, or any copy of one.
+    """Verify a final model, an adapter, a checkpoint, or any copy of one.
 
     Args:
         directory: where the model lies.
@@ -94,7 +94,7 @@ def _concluded(report: Report) -> Report:
 def _is_base_or_merged(
     report: Report, run: TrainingRun, tensors: Tensors | None, base: Path | None
 ) -> bool:
-    """Describes weights of an adapter's run that no checkpoint has: its base, or a merged model."""
+    """Describe weights of an adapter's run that no checkpoint has: its base, or a merged model."""
     if tensors is None or not run.started.HasField("adapter_base"):
         return False
     if not contents.has_weights(report.directory):
