@@ -81,7 +81,7 @@ $(BACKENDS)/%/.ready: tests/backends/%.txt
 	@touch $@
 
 .PHONY: bench
-bench: setup ## Measure the figures of the README, as ratios
+bench: setup ## Measure the figures of docs/performance.md, as ratios
 	$(BIN)/python tests/benchmarks/run.py
 
 .PHONY: picture
