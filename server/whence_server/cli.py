@@ -18,14 +18,14 @@ from whence_server.journal.verify import verify_journal
 from whence_server.training import weigh_heads
 from whence_server.training.verify import command as verify_command
 
-_EPILOG = """exit status: 0 drained and closed; 1 the engine or the journal was lost; 2 a setting, a
-model or a data directory that the server cannot start with"""
+_EPILOG = """exit status: 0 shut down in order; 1 the engine or the journal was lost; 2 the server
+cannot start with this setting, model or data directory"""
 
-_VERIFY_EPILOG = """exit status: 0 intact; 1 not, and each difference is named; 2 no journal, one
-that is in use, of a newer version or that cannot be read; 3 nothing to verify: it has no entries"""
+_VERIFY_EPILOG = """exit status: 0 intact; 1 not intact, each difference is named; 2 the journal is
+missing, in use, of a newer version or unreadable; 3 nothing to verify: it has no entries"""
 
-_TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could not be written, or is
-of something else; 2 a setting or a text that cannot be trained with; 130 interrupted"""
+_TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could not be written, or
+belongs to another run; 2 a setting or a text cannot be used; 130 interrupted"""
 
 
 _MAY_BE_ANY_BYTES = ("texts", "eval")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="whence-server",
-        description="Serves a language model's tokens with the reason for each.",
+        description="Serve a language model's tokens with a record of how each was chosen.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config.add_arguments(serve)
     verify = commands.add_parser(
         "verify",
-        help="hold a journal to its hash chain, and every column to the entries",
-        description="Verifies a journal that no server uses, and changes nothing: not one file in "
-        "its directory is written, made or removed, so that it may be read-only.",
+        help="check the hash chain of a journal, and every column against the entries",
+        description="Verify a journal that no server uses. The command changes nothing: it writes, "
+        "creates and removes no file, so the directory may be read-only.",
         epilog=_VERIFY_EPILOG,
         allow_abbrev=False,
     )
@@ -61,26 +61,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify.add_argument(
         "--rebuild",
         action="store_true",
-        help="where the chain is intact, write the columns that differ anew, out of the entries "
-        "(which stay as they are), and verify again",
+        help="if the chain is intact, write the columns that differ anew from the entries (which "
+        "do not change), and verify again",
     )
     verify_model = commands.add_parser(
         "verify-model",
-        help="hold a model to the record of its training",
+        help="compare a model with the record of its training",
         epilog=verify_command.EPILOG,
         allow_abbrev=False,
     )
     verify_command.add_arguments(verify_model)
     weigh = commands.add_parser(
         "weigh-heads",
-        help="make a file of head weights, for sources",
-        epilog="exit status: 0 written; 2 a model, a text or a file that cannot be used",
+        help="compute the weights of attention heads in the recorded sources",
+        epilog="exit status: 0 written; 2 a model, a text or a file cannot be used",
         allow_abbrev=False,
     )
     weigh_heads.add_arguments(weigh)
     train = commands.add_parser(
         "train",
-        help="train a model on text files, every update on record",
+        help="train a model on text files, and record every update",
         epilog=_TRAIN_EPILOG,
         allow_abbrev=False,
     )

@@ -24,6 +24,11 @@ def test_every_setting_is_documented() -> None:
         assert row in SETTINGS, row
 
 
+def test_the_documented_meaning_of_a_setting_is_its_help_text() -> None:
+    rows = re.findall(r"^\| `(--[a-z-]+)` \| `.+?` \| [^|]*\| (.+) \|$", SETTINGS, re.MULTILINE)
+    assert dict(rows) == {flag_of(field.name): field.metadata["help"] for field in setting_fields()}
+
+
 def test_no_other_setting_is_documented() -> None:
     flags = {flag_of(field.name) for field in setting_fields()}
     assert set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE)) == flags

@@ -18,11 +18,11 @@ BROKEN_PIPE = 141
 EXITS = """\
 exit status:
   0    done
-  1    the generation failed or was ended by somebody else, or the server had an error
-  2    the command line or the request is at fault: a bad value, an unknown generation
+  1    the generation failed, another caller ended it, or the server had an error
+  2    the command line or the request is wrong: a bad value, an unknown generation
   3    no server could be reached
   130  interrupted (Ctrl-C); a running generation is cancelled on the server
-  141  the reader of standard output went away
+  141  the reader of standard output closed it
 """
 
 

@@ -24,24 +24,24 @@ from whence.v1.generation_pb2 import GenerationEvent
 _ENDED_BY_OTHERS = {FinishReason.CANCELLED, FinishReason.INTERRUPTED, FinishReason.FAILED}
 
 _NUMBERS: tuple[tuple[str, type, str], ...] = (
-    ("--temperature", float, "sample, with the logits divided by this"),
-    ("--top-k", int, "sample from the so many most likely tokens"),
-    ("--top-p", float, "sample from the most likely tokens of this total probability"),
-    ("--min-p", float, "sample tokens of at least this share of the likeliest one's probability"),
-    ("--typical-p", float, "sample from the locally typical tokens of this total probability"),
-    ("--epsilon-cutoff", float, "sample tokens of at least this probability"),
-    ("--eta-cutoff", float, "as --epsilon-cutoff, lowered where the entropy is high"),
-    ("--seed", int, "sample with this seed: the same draws again"),
-    ("--num-beams", int, "beam search with so many beams"),
-    ("--length-penalty", float, "beam search: exponent of the length in a beam's score"),
-    ("--max-new-tokens", int, "tokens to generate at most"),
-    ("--min-new-tokens", int, "tokens to generate at least"),
-    ("--repetition-penalty", float, "makes tokens that occurred already less likely, above 1"),
-    ("--no-repeat-ngram-size", int, "n-grams of this size occur once only"),
-    ("--num-candidates", int, "candidates to trace for each token"),
-    ("--max-duration", float, "seconds after which the server ends the generation"),
-    ("--disconnect-grace", float, "seconds that the generation goes on without a reader"),
-    ("--timeout", float, "seconds after which this command ends"),
+    ("--temperature", float, "sample; divide the logits by this number"),
+    ("--top-k", int, "sample from this number of most likely tokens"),
+    ("--top-p", float, "sample from the most likely tokens with this total probability"),
+    ("--min-p", float, "sample tokens with at least this share of the top token's probability"),
+    ("--typical-p", float, "sample from the locally typical tokens with this total probability"),
+    ("--epsilon-cutoff", float, "sample tokens with at least this probability"),
+    ("--eta-cutoff", float, "like --epsilon-cutoff, but lower at high entropy"),
+    ("--seed", int, "sample; the same seed repeats the same draws"),
+    ("--num-beams", int, "beam search; number of beams"),
+    ("--length-penalty", float, "beam search; exponent of the length in a beam's score"),
+    ("--max-new-tokens", int, "maximum number of tokens to generate"),
+    ("--min-new-tokens", int, "minimum number of tokens to generate"),
+    ("--repetition-penalty", float, "above 1: make tokens that occurred before less likely"),
+    ("--no-repeat-ngram-size", int, "size of n-grams that may occur only once"),
+    ("--num-candidates", int, "number of candidates to record for each token"),
+    ("--max-duration", float, "seconds until the server ends the generation"),
+    ("--disconnect-grace", float, "seconds that the generation continues without a reader"),
+    ("--timeout", float, "seconds until this command ends"),
 )
 _SECONDS = frozenset({"--max-duration", "--disconnect-grace", "--timeout"})
 
@@ -52,13 +52,15 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
         "generate",
         parents=[common],
         help="continue a prompt",
-        description="Continues a prompt, and shows the tokens as they come.",
+        description="Continue a prompt, and show the tokens as they arrive.",
         epilog=f"{FIELDS}\n{EXITS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prompt", help='the prompt; "-" reads standard input')
-    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
-    parser.add_argument("--system", metavar="TEXT", help="a system message before it")
+    parser.add_argument("--chat", action="store_true", help="treat the prompt as a user's message")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system message before the user's message; for --chat"
+    )
     parser.add_argument(
         "--template-arguments",
         type=_json_object,
@@ -68,7 +70,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template-name",
         metavar="NAME",
-        help="the model's chat template of this name, where it has several; for --chat",
+        help="name of the chat template, if the model has several; for --chat",
     )
     parser.set_defaults(run=run)
     _add_decoding(parser)
@@ -77,33 +79,89 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("choosing tokens")
-    group.add_argument("--model", metavar="NAME", help="default: the server's")
-    group.add_argument("--greedy", action="store_true", default=None, help="take the likeliest")
-    group.add_argument("--sample", action="store_true", default=None, help="sample")
+    group.add_argument(
+        "--model", metavar="NAME", help="name of the model (default: the model of the server)"
+    )
+    group.add_argument(
+        "--greedy", action="store_true", default=None, help="take the most likely token"
+    )
+    group.add_argument("--sample", action="store_true", default=None, help="draw at random")
     for flag, kind, meaning in _NUMBERS:
         name = flag[2:].replace("-", "_") + ("_s" if flag in _SECONDS else "")
         group.add_argument(
             flag, dest=name, type=kind, metavar=kind.__name__[0].upper(), help=meaning
         )
-    group.add_argument("-n", type=int, metavar="N", help="sequences to return")
-    group.add_argument("--early-stopping", choices=["when_enough", "never", "heuristic"])
-    group.add_argument("--forced", metavar="TEXT", help="choose nothing: trace this continuation")
+    group.add_argument("-n", type=int, metavar="N", help="number of sequences to return")
     group.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end before this; repeatable"
+        "--early-stopping",
+        choices=["when_enough", "never", "heuristic"],
+        help="beam search; when to end",
     )
     group.add_argument(
-        "--stop-token-id", dest="stop_token_ids", action="append", type=int, metavar="ID"
+        "--forced", metavar="TEXT", help="choose no tokens: record this continuation"
     )
-    group.add_argument("--bad-word", dest="bad_words", action="append", metavar="TEXT")
-    group.add_argument("--logit-bias", action="append", type=_bias, metavar="ID=BIAS")
-    group.add_argument("--ignore-eos", action="store_true", default=None)
     group.add_argument(
-        "--no-special-tokens", dest="add_special_tokens", action="store_false", default=None
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
     )
-    group.add_argument("--detail", choices=["tokens", "decisions", "internals"])
-    group.add_argument("--trace-prompt", action="store_true", default=None)
-    group.add_argument("--generation-id", metavar="UUID", help="makes the call idempotent")
-    group.add_argument("--label", dest="labels", action="append", type=key_value, metavar="K=V")
+    group.add_argument(
+        "--stop-token-id",
+        dest="stop_token_ids",
+        action="append",
+        type=int,
+        metavar="ID",
+        help="end after this token; may be repeated",
+    )
+    group.add_argument(
+        "--bad-word",
+        dest="bad_words",
+        action="append",
+        metavar="TEXT",
+        help="text that is never completed; may be repeated",
+    )
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        metavar="ID=BIAS",
+        help="number to add to the logit of a token; may be repeated",
+    )
+    group.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        default=None,
+        help="continue after the end of the sequence",
+    )
+    group.add_argument(
+        "--no-special-tokens",
+        dest="add_special_tokens",
+        action="store_false",
+        default=None,
+        help="add no special tokens to the prompt",
+    )
+    group.add_argument(
+        "--detail",
+        choices=["tokens", "decisions", "internals"],
+        help="how much to record of each step",
+    )
+    group.add_argument(
+        "--trace-prompt",
+        action="store_true",
+        default=None,
+        help="record the tokens of the prompt too",
+    )
+    group.add_argument(
+        "--generation-id",
+        metavar="UUID",
+        help="id of the generation; the same request with the same id joins it",
+    )
+    group.add_argument(
+        "--label",
+        dest="labels",
+        action="append",
+        type=key_value,
+        metavar="K=V",
+        help="label of the generation; may be repeated",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -112,18 +170,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--candidates",
         action="store_true",
-        help="each token on a line, with its runners-up; the prompt's too, with --trace-prompt",
+        help="print each token and its runners-up on a line; with --trace-prompt, the prompt's too",
     )
-    form.add_argument("--json", action="store_true", help="one object a line; see below")
+    form.add_argument(
+        "--json", action="store_true", help="print one JSON object on each line; see below"
+    )
     group.add_argument(
         "--internals",
         action="store_true",
-        help="as --candidates, and what each token drew on, and how it formed through the layers: "
-        "asks for --detail internals, and is in --json too",
+        help="like --candidates, with the sources and layers of each token; sets --detail "
+        "internals; works with --json too",
     )
     add_html(group)
     group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
-    group.add_argument("--quiet", action="store_true", help="no summary on standard error")
+    group.add_argument("--quiet", action="store_true", help="print no summary on standard error")
     group.add_argument("--trace-url", metavar="TEMPLATE", help=MEANING)
 
 

@@ -25,9 +25,9 @@ from whence.v1.trace_pb2 import (
 )
 
 _EPILOG = f"""\
---json prints the contract's messages, one a line, by protobuf's JSON mapping: GenerationSummary
-(list), GetGenerationResponse (show), WatchGenerationsResponse (watch). The steps of `show --steps`
-and `--step` are the token objects of `whence generate`:
+--json prints the contract's messages, one on each line, in protobuf's JSON mapping:
+GenerationSummary (list), GetGenerationResponse (show), WatchGenerationsResponse (watch). The steps
+of `show --steps` and `--step` are the token objects of `whence generate`:
 
 {FIELDS}
 {EXITS}"""
@@ -50,32 +50,55 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         return action
 
     listing = add("list", run_list, "recorded generations, newest first")
-    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="default: 20")
-    showing = add("show", run_show, "one generation, whole")
-    which = showing.add_mutually_exclusive_group()
-    which.add_argument("--steps", action="store_true", help="each token on a line as well")
-    which.add_argument("--step", type=_index, metavar="N", help="one step whole, from 0 on")
-    showing.add_argument(
-        "--prompt", action="store_true", help="--step is one of the prompt's, where it is traced"
+    listing.add_argument(
+        "--limit",
+        type=_count,
+        default=20,
+        metavar="N",
+        help="maximum number of generations (default: 20)",
     )
-    showing.add_argument("--sequence", type=_index, metavar="N", help="of --step; default: 0")
+    showing = add("show", run_show, "one generation with all its details")
+    which = showing.add_mutually_exclusive_group()
+    which.add_argument("--steps", action="store_true", help="also print each token on a line")
+    which.add_argument(
+        "--step", type=_index, metavar="N", help="print everything about this step; the first is 0"
+    )
+    showing.add_argument(
+        "--prompt",
+        action="store_true",
+        help="--step is a token of the prompt, if the prompt was recorded",
+    )
+    showing.add_argument(
+        "--sequence", type=_index, metavar="N", help="sequence of --step (default: 0)"
+    )
     add_html(showing)
     showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     watching = add("watch", run_watch, "generations as they start and finish")
-    watching.add_argument("--steps", action="store_true", help="and every event between")
-    watching.add_argument("--after", default="", metavar="POSITION", help="go on after this one")
-    deleting = add("delete", run_delete, "destroy a generation's content for good")
-    deleting.add_argument("--yes", action="store_true", help="do not ask")
+    watching.add_argument(
+        "--steps", action="store_true", help="also print every event of each generation"
+    )
+    watching.add_argument(
+        "--after", default="", metavar="POSITION", help="continue after this position"
+    )
+    deleting = add("delete", run_delete, "destroy the content of a generation irrecoverably")
+    deleting.add_argument("--yes", action="store_true", help="delete without asking")
     for action in (listing, watching):
-        action.add_argument("--model", metavar="NAME")
-        action.add_argument("--trace-id", metavar="ID")
+        action.add_argument("--model", metavar="NAME", help="only generations of this model")
+        action.add_argument("--trace-id", metavar="ID", help="only generations of this trace")
         action.add_argument(
-            "--label", dest="labels", action="append", type=key_value, metavar="K=V"
+            "--label",
+            dest="labels",
+            action="append",
+            type=key_value,
+            metavar="K=V",
+            help="only generations with this label; may be repeated",
         )
     for action in (showing, deleting):
         action.add_argument("generation_id", metavar="ID")
     for action in (listing, showing, watching):
-        action.add_argument("--json", action="store_true", help="one object a line")
+        action.add_argument(
+            "--json", action="store_true", help="print one JSON object on each line"
+        )
 
 
 def _count(text: str) -> int:

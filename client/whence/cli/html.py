@@ -19,7 +19,7 @@ def add_html(group: Any) -> None:
     group.add_argument(
         "--html",
         metavar="FILE",
-        help="write the generation as one self-contained page as well",
+        help="also write the generation to this file, as one self-contained page",
     )
 
 

@@ -14,7 +14,7 @@ from whence.tokens import Candidate, Token
 from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
 
 FIELDS = """\
---json prints one object a line; "event" says which. Absent values are left out, logprobs
+--json prints one object on each line; "event" names its kind. Absent values are left out, logprobs
 are in nats, null is minus infinity (a processor removed the token). A candidate's, source's
 or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,

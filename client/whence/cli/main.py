@@ -47,11 +47,11 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=5.0,
         metavar="SECONDS",
-        help="how long to try to reach the server (default: %(default)g)",
+        help="seconds to try to reach the server (default: %(default)g)",
     )
     whole = argparse.ArgumentParser(
         prog="whence",
-        description="Streams a language model's tokens, and says where each came from.",
+        description="Stream a language model's tokens, and show where each came from.",
         epilog=exits.EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

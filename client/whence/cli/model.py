@@ -15,11 +15,11 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "model",
         parents=[common],
-        help="what is served",
-        epilog=f"--json prints the contract's Model messages, one a line.\n\n{EXITS}",
+        help="show the models that the server has",
+        epilog=f"--json prints the contract's Model messages, one on each line.\n\n{EXITS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on each line")
     parser.set_defaults(run=run)
 
 

@@ -8,8 +8,9 @@ from whence.generation import GenerationState
 TRACE_URL_VARIABLE = "WHENCE_TRACE_URL"
 PLACE = "{trace_id}"
 MEANING = (
-    f"a URL with {PLACE} in it, as in http://localhost:16686/trace/{PLACE} (Jaeger): the summary "
-    f"ends with the link to this generation's trace (default: ${TRACE_URL_VARIABLE}, else none)"
+    f"URL of a trace with {PLACE} in it, for example http://localhost:16686/trace/{PLACE} "
+    f"(Jaeger); the summary ends with the link to the trace "
+    f"(default: ${TRACE_URL_VARIABLE}, else no link)"
 )
 
 _SAMPLED = 1

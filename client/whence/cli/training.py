@@ -28,10 +28,10 @@ from whence.merkle import verify_inclusion
 from whence.v1 import training_pb2 as pb
 
 _EPILOG = f"""\
-RUN is a training run's id, or the beginning of one that no other has; left out, the run that made
-the served model.
+RUN is the id of a training run, or an unambiguous beginning of one (default: the run that made the
+served model).
 
---json prints the contract's messages by protobuf's JSON mapping, one a line, with every field:
+--json prints the contract's messages in protobuf's JSON mapping, one on each line with every field:
 TrainingRunSummary (list), GetTrainingRunResponse (show), WatchTrainingRunResponse (watch),
 TrainingStep (steps), GetDocumentResponse (document), TraceEmergenceResponse (explain), and
 GetInclusionProofResponse with "verified" and "verified_root" (proof).
@@ -42,8 +42,8 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add `training` and its own commands to the command line."""
-    parser = commands.add_parser("training", help="training runs: what the weights came from")
+    """Adds `training` and its own commands to the command line."""
+    parser = commands.add_parser("training", help="show the training runs that made the weights")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Any, meaning: str) -> argparse.ArgumentParser:
@@ -55,54 +55,86 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         action.set_defaults(run=run)
-        action.add_argument("--json", action="store_true", help="one object a line")
+        action.add_argument(
+            "--json", action="store_true", help="print one JSON object on each line"
+        )
         if name != "list":
             action.add_argument("training_run", metavar="RUN", nargs="?", help="see below")
         return action
 
     listing = add("list", run_list, "training runs on record, newest first")
-    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="default: 20")
-    showing = add("show", run_show, "one run: its set-up, checkpoints, loss, and updates by layer")
-    showing.add_argument("--html", type=Path, metavar="FILE", help="write it as a page as well")
-    showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
-    watching = add("watch", run_watch, "a run as it is trained, until it ends")
-    watching.add_argument(
-        "--after", type=_whole, metavar="POSITION", help="go on after this entry; 0 shows all"
+    listing.add_argument(
+        "--limit", type=_count, default=20, metavar="N", help="maximum number of runs (default: 20)"
     )
-    stepping = add("steps", run_steps, "optimizer steps, one a line")
-    stepping.add_argument("--first", type=_whole, default=0, metavar="STEP")
-    stepping.add_argument("--last", type=_whole, default=0, metavar="STEP")
-    stepping.add_argument("--stride", type=_count, default=1, metavar="N", help="one step in N")
+    showing = add("show", run_show, "one run: settings, checkpoints, loss, and updates by layer")
+    showing.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the run to this file, as a page"
+    )
+    showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    watching = add("watch", run_watch, "follow a run until it ends")
+    watching.add_argument(
+        "--after",
+        type=_whole,
+        metavar="POSITION",
+        help="continue after this entry; 0 shows all entries",
+    )
+    stepping = add("steps", run_steps, "optimizer steps, one on each line")
     stepping.add_argument(
-        "--superseded", action="store_true", help="also those that a resume discarded"
+        "--first", type=_whole, default=0, metavar="STEP", help="first step to print"
+    )
+    stepping.add_argument(
+        "--last", type=_whole, default=0, metavar="STEP", help="last step to print"
+    )
+    stepping.add_argument(
+        "--stride", type=_count, default=1, metavar="N", help="print one step in N"
+    )
+    stepping.add_argument(
+        "--superseded", action="store_true", help="include steps that a resumed run discarded"
     )
     reading = add("document", run_document, "a document of the training set, and its text")
-    reading.add_argument("--example", action="store_true", help="WHICH is an example's id")
-    reading.add_argument("--no-text", action="store_true", help="where it is, without its text")
-    reading.add_argument("--raw", action="store_true", help="its bytes alone, as they are")
+    reading.add_argument("--example", action="store_true", help="WHICH is the id of an example")
     reading.add_argument(
-        "--begin", type=_whole, default=0, metavar="BYTE", help="with --raw: from this byte on"
+        "--no-text", action="store_true", help="print the document's location and no text"
     )
     reading.add_argument(
-        "--end", type=_whole, default=0, metavar="BYTE", help="with --raw: up to this byte"
+        "--raw", action="store_true", help="print the document's bytes and nothing else"
     )
-    proving = add("proof", run_proof, "proves that a document was in the training set")
+    reading.add_argument(
+        "--begin", type=_whole, default=0, metavar="BYTE", help="with --raw: first byte to print"
+    )
+    reading.add_argument(
+        "--end", type=_whole, default=0, metavar="BYTE", help="with --raw: first byte not to print"
+    )
+    proving = add("proof", run_proof, "prove that a document is in the training set")
     proving.add_argument(
-        "--root", type=_digest, metavar="HEX", help="a Merkle root that was noted elsewhere"
+        "--root", type=_digest, metavar="HEX", help="Merkle root to check against, noted elsewhere"
     )
     for action in (reading, proving):
-        action.add_argument("which", metavar="WHICH", help="a document's index, or its SHA-256")
-    explaining = add("explain", run_explain, "how a text's probability grew, and what did it")
-    explaining.add_argument("prompt", metavar="PROMPT", help="what the text follows; may be empty")
-    explaining.add_argument("continuation", metavar="TEXT", help="the text that is explained")
-    explaining.add_argument(
-        "--no-groups", action="store_true", help="not what each group of parameters did: faster"
+        action.add_argument("which", metavar="WHICH", help="index or SHA-256 of a document")
+    explaining = add(
+        "explain", run_explain, "how the probability of a text changed during training, and why"
     )
     explaining.add_argument(
-        "--step", type=_count, metavar="STEP", help="the change around this one, not the largest"
+        "prompt", metavar="PROMPT", help="text before the explained text; may be empty"
+    )
+    explaining.add_argument("continuation", metavar="TEXT", help="text to explain")
+    explaining.add_argument(
+        "--no-groups",
+        action="store_true",
+        help="leave out the contributions of parameter groups (faster)",
     )
     explaining.add_argument(
-        "--examples", type=_whole, default=200, metavar="N", help="to look up; default: 200"
+        "--step",
+        type=_count,
+        metavar="STEP",
+        help="explain the change around this step (default: the largest)",
+    )
+    explaining.add_argument(
+        "--examples",
+        type=_whole,
+        default=200,
+        metavar="N",
+        help="maximum number of examples to look up (default: 200)",
     )
 
 

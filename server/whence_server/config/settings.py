@@ -49,24 +49,35 @@ class ServeConfig:
     """The settings of `whence-server serve`, validated."""
 
     model: str = setting(
-        REQUIRED, text_of, "the model: a local directory or a Hugging Face hub id", "PATH_OR_ID"
+        REQUIRED,
+        text_of,
+        "model to serve: a local directory or a Hugging Face hub id",
+        "PATH_OR_ID",
     )
     model_name: str = setting(
-        "", str, "name to serve it under (default: the directory's name or the hub id)", "NAME"
+        "",
+        str,
+        "name that clients use for the model (default: the directory's name or the hub id)",
+        "NAME",
     )
     dtype: str = setting(
         "auto",
         choice("auto", "float32", "bfloat16", "float16"),
-        "type of weights and arithmetic; auto takes the checkpoint's own",
+        "type of weights and arithmetic; auto uses the type of the checkpoint",
         "TYPE",
     )
-    device: str = setting("cpu", device_of, "cpu, cuda, cuda:N or mps", "DEVICE")
-    threads: int = setting(0, whole(0, 1024), "torch threads; 0 chooses by the model's size", "N")
+    device: str = setting(
+        "cpu", device_of, "device of the model: cpu, cuda, cuda:N or mps", "DEVICE"
+    )
+    threads: int = setting(
+        0, whole(0, 1024), "number of torch threads; 0 chooses it by the size of the model", "N"
+    )
     trust_remote_code: bool = setting(False, switch, "run modelling code that comes with the model")
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:50051",),
         addresses,
-        "HOST:PORT or unix:PATH; several by comma; port 0 takes a free one",
+        "addresses to listen on, separated by commas: HOST:PORT or unix:PATH; port 0 chooses a "
+        "free port",
         "ADDRESS",
     )
     insecure_listen_anywhere: bool = setting(
@@ -75,102 +86,131 @@ class ServeConfig:
     socket_mode: int = setting(
         0o600,
         permissions,
-        "permissions of Unix sockets, in octal: who may write to one may connect",
+        "permissions of Unix sockets, in octal; anyone with write permission can connect",
         "MODE",
     )
-    data_dir: Path = setting(Path("whence-data"), path_of, "where the journal is kept", "DIR")
+    data_dir: Path = setting(Path("whence-data"), path_of, "directory of the journal", "DIR")
     durability: str = setting(
         "group",
         choice("group", "strict"),
-        "group streams at once and commits within 20 ms; strict sends a token only once its "
-        "record is on disk",
+        "group sends tokens at once and commits within 20 ms; strict sends a token only after "
+        "its record is on disk",
         "MODE",
     )
     training_runs: tuple[Path, ...] = setting(
         (),
         directories,
-        "where records of training runs are looked for, two levels down, besides the model's own "
-        "directory; several by comma",
+        "directories to search for records of training runs, two levels deep, besides the "
+        "model's own directory; separated by commas",
         "DIR",
     )
-    max_queue: int = setting(1024, whole(1), "sequences that may wait", "N")
-    max_batch_size: int = setting(64, whole(1, 4096), "sequences decoded together", "N")
+    max_queue: int = setting(
+        1024, whole(1), "maximum number of waiting sequences; further requests are refused", "N"
+    )
+    max_batch_size: int = setting(
+        64, whole(1, 4096), "maximum number of sequences that are decoded together", "N"
+    )
     max_cache_tokens: int = setting(
-        131_072, whole(16), "positions of all running sequences' key-value caches", "N"
+        131_072,
+        whole(16),
+        "maximum number of positions in the key-value caches of all running sequences",
+        "N",
     )
     max_prompt_tokens: int = setting(
-        0, whole(0), "longest prompt; 0 is what the model's context holds", "N"
+        0,
+        whole(0),
+        "maximum number of tokens of a prompt; 0 is the length of the model's context",
+        "N",
     )
     prefill_chunk_tokens: int = setting(
-        512, whole(16), "prompt tokens read between two steps of the running streams", "N"
+        512,
+        whole(16),
+        "number of prompt tokens to read between two decoding steps of the running streams",
+        "N",
     )
     default_candidates: int = setting(
-        8, whole(0, 128), "candidates a step where a request does not say", "N"
+        8,
+        whole(0, 128),
+        "number of candidates on record for each step, for requests that set none",
+        "N",
     )
     head_weights: str = setting(
         "",
         text_of,
-        "JSON file with a weight for each attention head, tied to the model's weights digest: "
-        "what sources count it for (default: all alike)",
+        "JSON file with the weight of each attention head in the recorded sources; it names "
+        "the model's weights digest (default: all heads have the same weight)",
         "FILE",
     )
-    max_message_bytes: int = setting(4 << 20, whole(1024), "largest request", "BYTES")
-    max_concurrent_streams: int = setting(1024, whole(1), "calls at once on one connection", "N")
+    max_message_bytes: int = setting(
+        4 << 20, whole(1024), "maximum size of a request, in bytes", "BYTES"
+    )
+    max_concurrent_streams: int = setting(
+        1024, whole(1), "maximum number of concurrent calls on one connection", "N"
+    )
     otlp_endpoint: str = setting(
         "",
         str,
         "OTLP collector for spans; http/protobuf appends /v1/traces (default: "
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, then OTEL_EXPORTER_OTLP_ENDPOINT; none set: no "
-        "export)",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, then OTEL_EXPORTER_OTLP_ENDPOINT; without an "
+        "endpoint there is no export)",
         "URL",
     )
     otlp_protocol: str = setting(
         "",
         choice("grpc", "http/protobuf"),
-        "grpc or http/protobuf (default: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, then "
-        "OTEL_EXPORTER_OTLP_PROTOCOL, then grpc)",
+        "protocol of the collector: grpc or http/protobuf (default: "
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, then OTEL_EXPORTER_OTLP_PROTOCOL, then grpc)",
         "PROTOCOL",
     )
     span_exporter: str = setting(
         "",
         exporter,
-        "where spans go: otlp, none, an installed opentelemetry_traces_exporter, or "
-        "MODULE:CALLABLE (default: OTEL_TRACES_EXPORTER, then otlp once an endpoint is set)",
+        "exporter of spans: otlp, none, an installed opentelemetry_traces_exporter, or "
+        "MODULE:CALLABLE (default: OTEL_TRACES_EXPORTER, then otlp if an endpoint is set)",
         "EXPORTER",
     )
     step_spans: int | None = setting(
-        1000, step_spans, "step spans a generation: all, off or a number", "N"
+        1000,
+        step_spans,
+        "maximum number of step spans for each generation: a number, all or off",
+        "N",
     )
     drain_grace: float = setting(
-        30.0, seconds, "seconds for running generations to finish after SIGTERM", "S"
+        30.0, seconds, "seconds that running generations have to finish after SIGTERM", "S"
     )
     engine_stall_timeout: float = setting(
         30.0,
         stall_seconds,
-        "seconds after which an engine process that shows no sign of work (stopped, deadlocked) is "
-        "restarted; a long forward pass is work; 0 is never",
+        "seconds after which an engine process without a sign of work (stopped, deadlocked) is "
+        "restarted; a long forward pass is work; 0 disables the restart",
         "S",
     )
     no_step_candidates: bool = setting(
-        False, switch, "leave the candidates out of step spans; they make up a third of their bytes"
+        False, switch, "leave the candidates out of step spans; they are a third of a span's bytes"
     )
     metrics_listen: str = setting(
         "",
         host_and_port,
-        "HOST:PORT of the Prometheus page /metrics, and of /healthz (default: none)",
+        "HOST:PORT of the Prometheus page /metrics and of /healthz (default: none)",
         "ADDRESS",
     )
     insecure_metrics_anywhere: bool = setting(
         False,
         switch,
         "allow --metrics-listen beyond loopback, without authentication; "
-        "--insecure-listen-anywhere does so too",
+        "--insecure-listen-anywhere allows it too",
     )
     log_level: str = setting(
-        "info", choice("debug", "info", "warning", "error"), "what is logged", "LEVEL"
+        "info",
+        choice("debug", "info", "warning", "error"),
+        "lowest level of messages to log",
+        "LEVEL",
     )
     log_format: str = setting(
-        "console", choice("console", "json"), "lines for people, or JSON objects", "FORMAT"
+        "console",
+        choice("console", "json"),
+        "format of log messages: lines for people, or JSON objects",
+        "FORMAT",
     )
     opentelemetry: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """No setting of its own: OpenTelemetry's variables, for the parts that read more of them."""

@@ -56,87 +56,110 @@ def _override(text: str) -> str:
 class TrainConfig:
     """The settings of a training, validated."""
 
-    output: str = setting("", _path, "where model, record and checkpoints are written", "DIR")
+    output: str = setting(
+        "", _path, "directory for the model, its record and its checkpoints", "DIR"
+    )
     name: str = setting(
-        "", text_of, "what the run is called on record (default: the output's name)", "NAME"
+        "",
+        text_of,
+        "name of the run in the record (default: the name of the output directory)",
+        "NAME",
     )
     texts: tuple[str, ...] = ()
     """The positional arguments: files and folders."""
     unusable: str = setting(
         "refuse",
         choice("refuse", "skip", "replace"),
-        "files that are empty, binary or not UTF-8: refuse ends with the file and the offset, skip "
-        "leaves them out, replace reads undecodable bytes as U+FFFD and refuses the rest",
+        "treatment of files that are empty, binary or not UTF-8: refuse ends with the file and "
+        "the offset, skip leaves them out, replace reads undecodable bytes as U+FFFD and "
+        "refuses the rest",
         "WHAT",
     )
     tokenizer: str = setting(
-        "", _path, "an existing tokenizer (default: one is trained on the texts)", "DIR"
+        "", _path, "directory of an existing tokenizer (default: train one on the texts)", "DIR"
     )
     vocab_size: int = setting(
-        2048, whole(257, 1 << 20), "entries of the tokenizer that is trained", "N"
+        2048, whole(257, 1 << 20), "number of entries of the tokenizer to train", "N"
     )
     from_model: str = setting(
-        "", _path, "a model or checkpoint to go on from, with its tokenizer", "DIR"
+        "", _path, "directory of a model or checkpoint to continue from, with its tokenizer", "DIR"
     )
-    config: str = setting(
-        "", _path, "a config.json, or the directory of one, for a new model", "PATH"
-    )
+    config: str = setting("", _path, "config.json, or its directory, of a new model", "PATH")
     model_type: str = setting(
         "gpt2",
         text_of,
-        "transformers' name for the kind of a new model; gpt2 has 4 layers of 192 with 6 heads "
-        "and no dropout, others their own defaults",
+        "transformers' model type of a new model; gpt2 has 4 layers of width 192 with 6 heads "
+        "and no dropout, other types their own defaults",
         "TYPE",
     )
     config_override: tuple[str, ...] = setting(
         (),
         _override,
-        "changes one field of a new model's configuration; may be repeated",
+        "field of a new model's configuration to change; may be repeated",
         "NAME=VALUE",
     )
-    block_size: int = setting(512, whole(2, 1 << 20), "tokens of an example", "N")
+    block_size: int = setting(512, whole(2, 1 << 20), "number of tokens in an example", "N")
     epochs: float = setting(
-        0.0, _number(0, 1e6, above=True), "passes over the texts (default: 1)", "N"
+        0.0, _number(0, 1e6, above=True), "number of passes over the texts (default: 1)", "N"
     )
-    max_steps: int = setting(0, whole(1), "optimizer steps, in place of --epochs", "N")
-    batch_size: int = setting(4, whole(1, 1 << 16), "examples in a pass forward and backward", "N")
-    gradient_accumulation: int = setting(1, whole(1, 1 << 16), "such passes in a step", "N")
-    learning_rate: float = setting(1e-3, _number(0, 10, above=True), "at its peak", "X")
+    max_steps: int = setting(0, whole(1), "number of optimizer steps, instead of --epochs", "N")
+    batch_size: int = setting(
+        4, whole(1, 1 << 16), "number of examples in one forward and backward pass", "N"
+    )
+    gradient_accumulation: int = setting(
+        1, whole(1, 1 << 16), "number of forward and backward passes in one optimizer step", "N"
+    )
+    learning_rate: float = setting(
+        1e-3, _number(0, 10, above=True), "peak of the learning rate", "X"
+    )
     scheduler: str = setting(
         "cosine",
         choice("linear", "cosine", "constant", "constant_with_warmup"),
-        "how the learning rate goes on after its peak",
+        "schedule of the learning rate after its peak",
         "NAME",
     )
-    warmup_steps: int = setting(0, whole(0), "steps in which the learning rate rises", "N")
-    weight_decay: float = setting(0.0, _number(0, 10), "AdamW's", "X")
-    adam_beta2: float = setting(0.999, _number(0, 0.999999), "AdamW's second moment's", "X")
-    max_grad_norm: float = setting(1.0, _number(0, 1e6), "clips the gradient; 0 does not", "X")
-    seed: int = setting(0, whole(0, (1 << 32) - 1), "of weights, order and dropout", "N")
+    warmup_steps: int = setting(
+        0, whole(0), "number of steps in which the learning rate rises to its peak", "N"
+    )
+    weight_decay: float = setting(0.0, _number(0, 10), "weight decay of AdamW", "X")
+    adam_beta2: float = setting(
+        0.999, _number(0, 0.999999), "decay rate of AdamW's second moment", "X"
+    )
+    max_grad_norm: float = setting(
+        1.0, _number(0, 1e6), "norm to which the gradient is clipped; 0 disables clipping", "X"
+    )
+    seed: int = setting(
+        0, whole(0, (1 << 32) - 1), "seed of the weights, the order of examples and dropout", "N"
+    )
     dtype: str = setting(
-        "float32", choice("float32", "bfloat16"), "of weights and arithmetic", "TYPE"
+        "float32", choice("float32", "bfloat16"), "type of weights and arithmetic", "TYPE"
     )
     device: str = setting(
-        "cpu", choice("cpu", "auto"), "cpu, or auto for an accelerator where there is one", "DEVICE"
+        "cpu",
+        choice("cpu", "auto"),
+        "device of the training: cpu, or auto for an accelerator if there is one",
+        "DEVICE",
     )
-    threads: int = setting(0, whole(0, 1024), "torch threads; 0 is torch's own choice", "N")
+    threads: int = setting(
+        0, whole(0, 1024), "number of torch threads; 0 leaves the choice to torch", "N"
+    )
     save_steps: int = setting(
-        200, whole(1), "steps from one checkpoint to the next; the last step has one too", "N"
+        200, whole(1), "number of steps between checkpoints; the last step always has one", "N"
     )
     norm_stride: int = setting(
-        1, whole(0), "steps from one measurement of update norms to the next; 0 is never", "N"
+        1, whole(0), "number of steps between measurements of update norms; 0 disables them", "N"
     )
     eval: tuple[str, ...] = setting(
-        (), _path, "a file or folder that the model is measured on; may be repeated", "PATH"
+        (), _path, "file or folder to evaluate the model on; may be repeated", "PATH"
     )
     eval_steps: int = setting(
-        0, whole(1), "steps from one such to the next (default: --save-steps)", "N"
+        0, whole(1), "number of steps between evaluations (default: --save-steps)", "N"
     )
     resume: bool = setting(
         False,
         switch,
-        "go on with the run in the output directory, from its last whole checkpoint; settings that "
-        "are not given are the record's",
+        "continue the run in the output directory from its last whole checkpoint; settings "
+        "that are not given are those of the record",
     )
 
     def recipe_json(self) -> str:
@@ -156,8 +179,8 @@ def train_flag(name: str) -> str:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put every setting on a parser; `train_settings` reads what it parsed."""
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files, or folders of them")
+    """Puts every setting on a parser; `train_settings` reads what it parsed."""
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files or folders")
     for field in train_fields():
         how: dict[str, Any] = {"metavar": field.metadata["metavar"]}
         if field.metadata["parse"] is switch:

@@ -19,37 +19,39 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
-        "directory", type=Path, metavar="DIR", help="the model; not with code of its own"
+        "directory",
+        type=Path,
+        metavar="DIR",
+        help="directory of the model; a model with code of its own is refused",
     )
-    parser.add_argument(
-        "texts", type=Path, nargs="+", metavar="TEXT", help="text files, or folders of them"
-    )
+    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="text files or folders")
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="FILE",
-        help="the file to write, for `serve --head-weights`",
+        help="file to write, for `serve --head-weights`",
     )
     parser.add_argument(
         "--unusable",
         choices=UNUSABLE,
         default="refuse",
-        help="files that are empty, binary or not UTF-8, as for `train` (default refuse)",
+        help="treatment of files that are empty, binary or not UTF-8, as for `train` "
+        "(default: refuse)",
     )
     parser.add_argument(
         "--max-tokens",
         type=_num_tokens,
         default=DEFAULT_MAX_TOKENS,
         metavar="N",
-        help="how many tokens are read, evenly spread over the texts (default "
+        help="number of tokens to read, evenly spread over the texts (default: "
         f"{DEFAULT_MAX_TOKENS})",
     )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="type of the weights, the one that they are served in: the file is tied to it",
+        help="type of the weights; it must be the type that the server uses (default: auto)",
     )
 
 

@@ -87,7 +87,7 @@ REQUEST_DURATION: Final = Definition(
     "gen_ai.server.request.duration",
     Kind.HISTOGRAM,
     "s",
-    "From a request's arrival to the end of its last sequence.",
+    "Time from the arrival of a request to the end of its last sequence.",
     (*_GEN_AI, names.ERROR_TYPE),
     REQUEST_SECONDS,
 )
@@ -95,8 +95,8 @@ TIME_TO_FIRST_TOKEN: Final = Definition(
     "gen_ai.server.time_to_first_token",
     Kind.HISTOGRAM,
     "s",
-    "From a request's arrival to its first token, for generations that came to their own end; "
-    "not for beam search, whose tokens come last.",
+    "Time from the arrival of a request to its first token, for generations that ended by "
+    "themselves; not for beam search, which sends its tokens at the end.",
     _GEN_AI,
     FIRST_TOKEN_SECONDS,
 )
@@ -104,8 +104,8 @@ TIME_PER_OUTPUT_TOKEN: Final = Definition(
     "gen_ai.server.time_per_output_token",
     Kind.HISTOGRAM,
     "s",
-    "Mean time between the tokens after the first, along the longest sequence, for generations "
-    "that came to their own end; not for beam search.",
+    "Mean time between the tokens after the first in the longest sequence, for generations "
+    "that ended by themselves; not for beam search.",
     _GEN_AI,
     PER_TOKEN_SECONDS,
 )
@@ -113,7 +113,7 @@ TOKEN_USAGE: Final = Definition(
     "gen_ai.client.token.usage",
     Kind.HISTOGRAM,
     "{token}",
-    "Tokens of a generation: its prompt's (input), and those of all its sequences (output).",
+    "Tokens of a generation: of its prompt (input), and of all its sequences (output).",
     (*_GEN_AI, TOKEN_TYPE),
     TOKENS,
 )
@@ -121,7 +121,7 @@ QUEUE_DURATION: Final = Definition(
     "whence.generation.queue.duration",
     Kind.HISTOGRAM,
     "s",
-    "From a request's arrival until the engine began to read its prompt.",
+    "Time from the arrival of a request until the engine began to read its prompt.",
     _MODEL,
     WAIT_SECONDS,
 )
@@ -129,7 +129,7 @@ PREFILL_DURATION: Final = Definition(
     "whence.generation.prefill.duration",
     Kind.HISTOGRAM,
     "s",
-    "From there until the whole prompt had been read.",
+    "Time in which the engine read the whole prompt.",
     _MODEL,
     WAIT_SECONDS,
 )
@@ -144,7 +144,8 @@ GENERATIONS_FINISHED: Final = Definition(
     "whence.generations.finished",
     Kind.COUNTER,
     "{generation}",
-    "Generations that ended, by why; those too that the server interrupted when it last ended.",
+    "Generations that ended, by finish reason; includes generations that the end of the "
+    "previous server process interrupted.",
     (*_STARTED, names.GENERATION_FINISH_REASON),
 )
 PROMPT_TOKENS: Final = Definition(
@@ -158,14 +159,14 @@ GENERATED_TOKENS: Final = Definition(
     "whence.tokens.generated",
     Kind.COUNTER,
     "{token}",
-    "Tokens that were generated and recorded, as they come.",
+    "Tokens that were generated and recorded, counted at every step.",
     _MODEL,
 )
 CALL_DURATION: Final = Definition(
     "rpc.server.call.duration",
     Kind.HISTOGRAM,
     "s",
-    "Length of the calls that go on record: those that start or follow a generation.",
+    "Duration of recorded calls: those that start or follow a generation.",
     (
         names.RPC_SYSTEM_NAME,
         names.RPC_METHOD,
@@ -178,7 +179,7 @@ UNREADABLE_ENTRIES: Final = Definition(
     "whence.metrics.unreadable",
     Kind.COUNTER,
     "{entry}",
-    "Entries of the journal that could not be understood, and are in no metric.",
+    "Journal entries that could not be read, and are in no metric.",
 )
 
 # ---- from the journal: every step ----
@@ -195,7 +196,7 @@ STEP_SURPRISE: Final = Definition(
     "whence.step.surprise",
     Kind.HISTOGRAM,
     "{nat}",
-    "Minus the log probability of a generated token under the model's own distribution.",
+    "Negative log probability of a generated token under the model's own distribution.",
     _MODEL,
     SURPRISE_NATS,
 )
@@ -203,7 +204,7 @@ DRAW_MARGIN: Final = Definition(
     "whence.draw.margin",
     Kind.HISTOGRAM,
     "{nat}",
-    "How much less likely a sampled token would have had to be to lose its draw.",
+    "Decrease of a sampled token's log probability that would have made it lose its draw.",
     _MODEL,
     MARGIN_NATS,
 )
@@ -220,43 +221,43 @@ SEQUENCES_WAITING: Final = Definition(
     "whence.sequences.waiting",
     Kind.GAUGE,
     "{sequence}",
-    "Sequences whose prompt the engine has yet to read to its end.",
+    "Sequences with prompts that the engine has not read completely.",
 )
 BATCH_SIZE: Final = Definition(
     "whence.batch.size",
     Kind.GAUGE,
     "{sequence}",
-    "Sequences that took a step in the engine's latest turn.",
+    "Sequences that took a step in the latest turn of the engine.",
 )
 CACHE_USED: Final = Definition(
     "whence.cache.tokens.used",
     Kind.GAUGE,
     "{token}",
-    "Positions of the key-value cache that are spoken for, padding included.",
+    "Positions of the key-value cache that are reserved, including padding.",
 )
 CACHE_FREE: Final = Definition(
     "whence.cache.tokens.free",
     Kind.GAUGE,
     "{token}",
-    "Positions of the key-value cache that are left.",
+    "Positions of the key-value cache that are free.",
 )
 PREFILL_CHUNKS: Final = Definition(
     "whence.prefill.chunks",
     Kind.COUNTER,
     "{chunk}",
-    "Pieces of prompts that the engine has read.",
+    "Chunks of prompts that the engine has read.",
 )
 ENGINE_RESTARTS: Final = Definition(
     "whence.engine.restarts",
     Kind.COUNTER,
     "{restart}",
-    "How often the engine process was started again.",
+    "Restarts of the engine process.",
 )
 JOURNAL_COMMIT: Final = Definition(
     "whence.journal.commit.duration",
     Kind.HISTOGRAM,
     "s",
-    "How long the journal's transactions took.",
+    "Duration of the journal's transactions.",
     (),
     COMMIT_SECONDS,
 )
@@ -264,62 +265,64 @@ STEP_NON_FINITE: Final = Definition(
     "whence.step.non_finite",
     Kind.COUNTER,
     "{value}",
-    "Values of steps that are NaN or infinite, and in no bucket of the histogram beside.",
+    "Values of steps that are NaN or infinite, and therefore in no bucket of the step histograms.",
     (*_MODEL, QUANTITY),
 )
 JOURNAL_SIZE: Final = Definition(
     "whence.journal.size",
     Kind.GAUGE,
     "By",
-    "What the journal takes on disk, its write-ahead log included.",
+    "Size of the journal on disk, including its write-ahead log.",
 )
 CURSOR_LAG: Final = Definition(
     "whence.cursor.lag",
     Kind.GAUGE,
     "{entry}",
-    "Committed entries of the journal that a consumer has yet to deal with.",
+    "Committed journal entries that a consumer has not processed.",
     (CONSUMER,),
 )
 CURSOR_DELAY: Final = Definition(
     "whence.cursor.delay",
     Kind.GAUGE,
     "s",
-    "For how long, at least, the oldest of these has been on disk; 0 where there is none.",
+    "Minimum time that the oldest entry that a consumer has not processed has been on disk; 0 "
+    "if there is none.",
     (CONSUMER,),
 )
 EXPORT_SPANS: Final = Definition(
     "whence.export.spans",
     Kind.COUNTER,
     "{span}",
-    "Spans by what became of them: exported, rejected by the destination, or set aside.",
+    "Spans by outcome: exported, rejected by the destination, or set aside.",
     (CONSUMER, EXPORT_OUTCOME),
 )
 EXPORT_REQUESTS: Final = Definition(
     "whence.export.requests",
     Kind.COUNTER,
     "{request}",
-    "Requests that were made of a destination of spans.",
+    "Requests that were sent to a destination of spans.",
     (CONSUMER,),
 )
 EXPORT_RETRIES: Final = Definition(
     "whence.export.retries",
     Kind.COUNTER,
     "{retry}",
-    "How often spans were held back to be sent again.",
+    "Times that spans were held back to be sent again.",
     (CONSUMER,),
 )
 EXPORT_REFUSING: Final = Definition(
     "whence.export.refusing",
     Kind.GAUGE,
     "{destination}",
-    "1 while a destination answers and takes nothing: all that waits is held. Else 0.",
+    "1 while a destination answers but accepts nothing, so that all waiting spans are held; "
+    "else 0.",
     (CONSUMER,),
 )
 EXPORT_UNREADABLE: Final = Definition(
     "whence.export.unreadable",
     Kind.COUNTER,
     "{entry}",
-    "Entries of the journal that could not be made into spans.",
+    "Journal entries that could not be made into spans.",
     (CONSUMER,),
 )
 

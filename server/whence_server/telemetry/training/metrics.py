@@ -24,19 +24,23 @@ _RUN = (names.TRAINING_RUN_NAME,)
 _STEP_SECONDS: Final = tuple(0.001 * 2**i for i in range(18))
 
 LOSS: Final = Definition(
-    "whence.training.loss", Kind.GAUGE, "{nat}", "Mean loss of the newest step, a token.", _RUN
+    "whence.training.loss", Kind.GAUGE, "{nat}", "Mean loss per token of the newest step.", _RUN
 )
 GRAD_NORM: Final = Definition(
-    "whence.training.grad_norm", Kind.GAUGE, "1", "Norm of its gradient before clipping.", _RUN
+    "whence.training.grad_norm",
+    Kind.GAUGE,
+    "1",
+    "Norm of the gradient of the newest step, before clipping.",
+    _RUN,
 )
 LEARNING_RATE: Final = Definition(
-    "whence.training.learning_rate", Kind.GAUGE, "1", "As the newest step used it.", _RUN
+    "whence.training.learning_rate", Kind.GAUGE, "1", "Learning rate of the newest step.", _RUN
 )
 THROUGHPUT: Final = Definition(
     "whence.training.throughput",
     Kind.GAUGE,
     "{token}/s",
-    "Tokens of the newest step by its duration, waiting for data included.",
+    "Tokens of the newest step divided by its duration, which includes waiting for data.",
     _RUN,
 )
 TOKENS: Final = Definition(
@@ -46,7 +50,7 @@ STEP_DURATION: Final = Definition(
     "whence.training.step.duration",
     Kind.HISTOGRAM,
     "s",
-    "From the end of one optimizer step to that of the next.",
+    "Time from the end of one optimizer step to the end of the next.",
     _RUN,
     _STEP_SECONDS,
 )
@@ -54,15 +58,15 @@ EVALUATION_LOSS: Final = Definition(
     "whence.training.evaluation.loss",
     Kind.GAUGE,
     "{nat}",
-    "eval_loss of the newest evaluation.",
+    "`eval_loss` of the newest evaluation.",
     _RUN,
 )
 NON_FINITE: Final = Definition(
     "whence.training.non_finite",
     Kind.COUNTER,
     "{value}",
-    "Values of steps and evaluations that are NaN or infinite; `whence.training.quantity` says of "
-    "which: loss, grad_norm, learning_rate or evaluation_loss.",
+    "Values of steps and evaluations that are NaN or infinite; `whence.training.quantity` "
+    "names the quantity: loss, grad_norm, learning_rate or evaluation_loss.",
     (*_RUN, names.TRAINING_QUANTITY),
 )
 ALL: Final = (

@@ -48,13 +48,15 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m whence_server.training.export",
-        description="Sends a training run's trace, as OpenTelemetry's variables have it.",
+        description="Send the trace of a training run, as configured by OpenTelemetry's variables.",
         epilog="exit status: 0 all sent; 1 not all; 2 a variable or the record cannot be used",
         allow_abbrev=False,
     )
-    parser.add_argument("record", type=Path, help="the run's lineage.binpb")
+    parser.add_argument("record", type=Path, help="lineage.binpb of the run")
     parser.add_argument(
-        "--follow", action="store_true", help="go on as it grows, until standard input ends"
+        "--follow",
+        action="store_true",
+        help="follow the record as it grows, until standard input ends",
     )
     parsed = parser.parse_args()
     logs.configure("warning", "console")

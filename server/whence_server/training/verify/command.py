@@ -22,26 +22,28 @@ _SHORT = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a model or a checkpoint")
+    """Declares what the command takes."""
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="directory of a model or a checkpoint"
+    )
     parser.add_argument(
         "--record",
         type=Path,
         metavar="FILE",
-        help="the run's lineage.binpb, where it lies neither in DIR nor up to two levels above",
+        help="lineage.binpb of the run (default: in DIR or up to two levels above)",
     )
     parser.add_argument(
         "--base",
         type=Path,
         metavar="DIR",
-        help="the model below an adapter, where it is not where the record has it",
+        help="base model of an adapter (default: the location on record)",
     )
     parser.add_argument(
         "--replay",
         type=_steps,
         metavar="A:B",
-        help="also train again from the checkpoint after step A (0: the beginning) to step B, and "
-        "compare every tensor",
+        help="also train again from the checkpoint after step A (0 is the beginning) to step B, "
+        "and compare every tensor",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
