@@ -1,7 +1,7 @@
 """Which optimizer steps have a span: one in so many, so that a trace stays within bounds."""
 
 DEFAULT_STEP_SPANS = 1_000
-"""Backends fail on traces with some thousand flat children; see docs/design.md, Spans."""
+"""Backends fail on traces with some thousand flat children; see docs/spans.md."""
 
 
 def stride_at(step: int, num_planned_steps: int, step_spans: int = DEFAULT_STEP_SPANS) -> int:
