@@ -47,3 +47,27 @@ def test_every_page_is_in_the_index() -> None:
 @pytest.mark.parametrize(("name", "words"), [("README.md", 900), ("docs/design.md", 1500)])
 def test_short_pages_stay_short(name: str, words: int) -> None:
     assert len((ROOT / name).read_text(encoding="utf-8").split()) <= words
+
+
+BUILT = [
+    "CONTRIBUTING.md",
+    *(name for name in NAMES if name == "docs/design.md" or name.startswith("docs/decisions/")),
+]
+"""Pages that say where things are in the code."""
+PACKAGES = (ROOT, ROOT / "server" / "whence_server", ROOT / "server" / "whence_server" / "engine")
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_named_source_files_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/.*-])[\w/]+\.(?:py|proto)\b", text))
+    known = {
+        path.name
+        for folder in ("client", "proto", "server", "tests")
+        for path in (ROOT / folder).rglob("*.*")
+    }
+    for file in sorted(named - {"tests/unit/test_x.py", "test_x.py"}):
+        if "/" in file:
+            assert any((package / file).is_file() for package in PACKAGES), file
+        else:
+            assert file in known, file
