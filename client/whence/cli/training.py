@@ -42,7 +42,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `training` and its own commands to the command line."""
+    """Add `training` and its own commands to the command line."""
     parser = commands.add_parser("training", help="show the training runs that made the weights")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -179,7 +179,7 @@ def train_flag(name: str) -> str:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Puts every setting on a parser; `train_settings` reads what it parsed."""
+    """Put every setting on a parser; `train_settings` reads what it parsed."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files or folders")
     for field in train_fields():
         how: dict[str, Any] = {"metavar": field.metadata["metavar"]}

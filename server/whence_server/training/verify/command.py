@@ -22,7 +22,7 @@ _SHORT = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
+    """Declare what the command takes."""
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="directory of a model or a checkpoint"
     )
