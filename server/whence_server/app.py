@@ -14,7 +14,7 @@ from whence_server.domain.errors import EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.engine.messages import EngineOptions
+from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations

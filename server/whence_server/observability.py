@@ -15,9 +15,9 @@ from whence_server.config.telemetry import (
     read_sampling,
 )
 from whence_server.domain.addresses import parse_host_port
+from whence_server.domain.engine import Engine
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.telemetry import ContentCapture
-from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
 from whence_server.telemetry.export.delivery import describe_span
@@ -104,7 +104,7 @@ class Observability:
 
     def watch_start(
         self,
-        engine: EngineSupervisor,
+        engine: Engine,
         is_serving: Callable[[], bool],
         is_draining: Callable[[], bool],
     ) -> None:
@@ -112,7 +112,7 @@ class Observability:
         self._health.is_serving, self._health.is_draining = is_serving, is_draining
         self._health.engine = _EngineHealth(engine)
 
-    def watch(self, engine: EngineSupervisor, generations: Generations) -> None:
+    def watch(self, engine: Engine, generations: Generations) -> None:
         """Lets the metrics, and the health, look at what runs."""
         self._metrics.parts.generations = self._health.generations = generations
         self._metrics.parts.engine = _Engine(engine, generations, self._settings.max_cache_tokens)
@@ -178,7 +178,7 @@ class Observability:
 class _Engine:
     """The engine as the metrics look at it."""
 
-    supervisor: EngineSupervisor
+    supervisor: Engine
     generations: Generations
     max_cache_tokens: int
 
@@ -207,7 +207,7 @@ class _Engine:
 class _EngineHealth:
     """The engine as the health looks at it, from the start on."""
 
-    supervisor: EngineSupervisor
+    supervisor: Engine
     generations: Generations | None = None
 
     @property

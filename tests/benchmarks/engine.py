@@ -17,11 +17,12 @@ from workloads import (
 )
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.domain.engine import Admit
 from whence_server.engine.decoding import Chooser
+from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.internals import attention
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
-from whence_server.engine.messages import Admit, EngineOptions
 from whence_server.engine.scheduler import Scheduler
 
 

@@ -17,11 +17,11 @@ from scaling import keys_and_values_bytes
 from workloads import DEVICE, TEMPERATURE, TOP_P, WORKLOADS, Workload, model_directory, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.engine import Admit, Turn
 from whence_server.domain.steps import Step, Timing
 from whence_server.engine.decoding import Chooser
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
-from whence_server.engine.messages import Admit, Turn
 from whence_server.engine.scheduler import Scheduler
 from whence_server.journal.codec import encode_step
 

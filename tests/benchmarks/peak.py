@@ -14,10 +14,10 @@ from engine import options
 from workloads import TEMPERATURE, TOP_P, WORKLOADS, Workload, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.engine import Admit
 from whence_server.engine.decoding import Chooser
 from whence_server.engine.loading import LoadedModel, load
 from whence_server.engine.loop import EngineLoop
-from whence_server.engine.messages import Admit
 from whence_server.engine.scheduler import Scheduler
 
 NUM_NEW_TOKENS = 4

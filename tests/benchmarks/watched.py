@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from whence_server.engine.batching_check import examine
 from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.examine import look_inside
+from whence_server.engine.internals.probe import watching
+from whence_server.engine.internals.probe_building import look_inside
 from whence_server.engine.internals.sources import drawn
-from whence_server.engine.internals.watching import watching
 from whence_server.engine.internals.weighing import stream_weights
-from whence_server.engine.probe import examine
 
 NOTHING = torch.tensor([], dtype=torch.int64)
 

@@ -18,8 +18,8 @@ from engine_harness import (
 from tiny_models import CONFIGS
 
 from whence_server.domain.decoding import Decoding, EarlyStopping, FinishReason
+from whence_server.domain.engine import StopGeneration
 from whence_server.engine.loading import LoadedModel
-from whence_server.engine.messages import StopGeneration
 
 MODES = {
     EarlyStopping.WHEN_ENOUGH: True,

@@ -8,7 +8,7 @@ import torch
 from engine_harness import Harness, greedy, loaded_model, prompt_of, reference_greedy, sampled
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
-from whence_server.engine.internals.observing import ObservedPrompt
+from whence_server.engine.internals.probed_rows import ObservedPrompt
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.runner import Runner
 

@@ -25,10 +25,12 @@ from tiny_models import ARCHITECTURES, CONFIGS, HYBRIDS, LAST_STAGES, NO_SOURCES
 from torch.nn.functional import pad
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.engine import Admit, Replay
 from whence_server.domain.steps import Decision, Internals
-from whence_server.engine.internals import observing, single, sources
+from whence_server.engine.internals import probed_rows as observing
+from whence_server.engine.internals import probed_sequence as single
+from whence_server.engine.internals import sources
 from whence_server.engine.loading import LoadedModel
-from whence_server.engine.messages import Admit, Recorded
 
 INTERNALS = TraceOptions(TraceDetail.INTERNALS)
 EVERY = ARCHITECTURES + LAST_STAGES + HYBRIDS
@@ -277,7 +279,7 @@ def test_who_goes_on_after_an_engine_s_death_has_the_same_inside(
     recorded = []
     for index, count in enumerate((9, 3)):
         again.steps["it", index] = undisturbed.steps["it", index][:count]
-        recorded.append(Recorded(index, undisturbed.ids("it", index)[:count]))
+        recorded.append(Replay(index, undisturbed.ids("it", index)[:count]))
     again.loop.handle(Admit("it", prompt, decoding, INTERNALS, recorded))
     again.run()
     for index, count in enumerate((9, 3)):

@@ -23,8 +23,8 @@ from tiny_models import LENGTH_DEPENDENT, LONGROPE_BOUNDARY
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.engine import Admit, Replay
 from whence_server.engine.loading import LoadedModel
-from whence_server.engine.messages import Admit, Recorded
 
 Generate = Callable[..., list[int]]
 
@@ -138,10 +138,10 @@ def test_it_goes_on_as_it_would_have_after_an_engines_death(
     admit(harness, "short")
     harness.loop.turn()
     decoding = greedy(len(expected), ignore_eos=True)
-    recorded = [Recorded(0, expected[:num_recorded])]
+    replays = [Replay(0, expected[:num_recorded])]
     prompt = PROMPTS["crosses it"]
     harness.steps["on", 0] = list(harness.steps["short", 0][:1]) * num_recorded
-    harness.loop.handle(Admit("on", prompt, decoding, TraceOptions(), recorded=recorded))
+    harness.loop.handle(Admit("on", prompt, decoding, TraceOptions(), replays=replays))
     harness.run()
     assert harness.ids("on")[num_recorded:] == expected[num_recorded:]
     assert harness.ids("short") == generate("short")

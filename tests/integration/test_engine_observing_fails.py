@@ -9,12 +9,13 @@ import torch
 from engine_harness import BeamHarness, beams, greedy, loaded_model, prompt_of, sampled
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
-from whence_server.engine.internals import attention, layers, watching
+from whence_server.domain.engine import StopGeneration
+from whence_server.engine.internals import attention, layers
+from whence_server.engine.internals import probe as watching
 from whence_server.engine.internals.lens import Lens
-from whence_server.engine.internals.observing import Observed, ObservedPrompt
-from whence_server.engine.internals.single import ObservedSequence
+from whence_server.engine.internals.probed_rows import Observed, ObservedPrompt
+from whence_server.engine.internals.probed_sequence import ObservedSequence
 from whence_server.engine.loading import LoadedModel
-from whence_server.engine.messages import StopGeneration
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.step_graph import StepGraph

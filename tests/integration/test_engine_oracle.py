@@ -16,8 +16,8 @@ from whence_server.domain.decoding import (
     TraceDetail,
     TraceOptions,
 )
+from whence_server.domain.engine import StopGeneration, StopSequence
 from whence_server.engine.loading import LoadedModel
-from whence_server.engine.messages import StopGeneration, StopSequence
 
 Greedy = Callable[..., list[int]]
 

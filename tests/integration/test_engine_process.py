@@ -14,9 +14,9 @@ import pytest
 from engine_harness import Harness, engine_options, greedy, loaded_model
 
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
+from whence_server.domain.engine import Admit, StopGeneration, StopSequence, Turn
 from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.engine.link import EngineProcess
-from whence_server.engine.messages import Admit, StopGeneration, StopSequence, Turn
 
 TinyModel = Callable[..., Path]
 
@@ -165,7 +165,7 @@ FRONT = """
 import asyncio, pickle, sys
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.engine.link import EngineProcess
-from whence_server.engine.messages import Admit
+from whence_server.domain.engine import Admit
 
 async def main():
     engine = EngineProcess(pickle.loads(bytes.fromhex(sys.argv[1])))

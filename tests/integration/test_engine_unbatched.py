@@ -10,8 +10,8 @@ from server_process import ServerProcess
 
 from whence.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.domain.engine import Admit, Replay, StepMade
 from whence_server.engine.link import EngineProcess
-from whence_server.engine.messages import Admit, Recorded, StepMade
 
 TinyModel = Callable[..., Path]
 
@@ -59,7 +59,7 @@ async def test_side_by_side_as_alone_and_on_from_what_was_recorded(
         assert ids(steps[name]) == expected
     # The prompt and what was recorded are read in one pass, and lead to the same state.
     before = ids(steps["drawn"])[:8]
-    on = Admit("on", PROMPTS["one"], drawn, trace, recorded=[Recorded(0, before)])
+    on = Admit("on", PROMPTS["one"], drawn, trace, replays=[Replay(0, before)])
     rest = (await run(engine, on))["on"]
     assert before + ids(rest) == ids(steps["drawn"])
     assert [step.index for step in rest] == list(range(8, 20))

@@ -26,7 +26,7 @@ from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import loading
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
-from whence_server.engine.messages import EngineOptions
+from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.weights import model_files, weight_files
 from whence_server.training.recording.surroundings import determinism
 from whence_server.training.train.train import continue_from, train

@@ -17,21 +17,21 @@ from whence_server.domain.decoding import (
     Strategy,
     TraceOptions,
 )
-from whence_server.domain.steps import Decision
-from whence_server.engine.decoding import Chooser
-from whence_server.engine.internals import attention
-from whence_server.engine.loading import LoadedModel, load
-from whence_server.engine.loop import EngineLoop
-from whence_server.engine.messages import (
+from whence_server.domain.engine import (
     Admit,
     BeamRoundMade,
     BeamSearchDone,
     BeamSequence,
-    EngineOptions,
     GenerationFailed,
     StepMade,
     Turn,
 )
+from whence_server.domain.steps import Decision
+from whence_server.engine.decoding import Chooser
+from whence_server.engine.handshake import EngineOptions
+from whence_server.engine.internals import attention
+from whence_server.engine.loading import LoadedModel, load
+from whence_server.engine.loop import EngineLoop
 from whence_server.engine.scheduler import Scheduler
 
 

@@ -15,8 +15,8 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.context import UNLIMITED_CONTEXT
 from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.loading import load
-from whence_server.engine.messages import EngineOptions
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 

@@ -1,8 +1,8 @@
 """A beam search's end, told in slices: whole, in order, and none for nobody."""
 
 from whence_server.domain.decoding import FinishReason
+from whence_server.domain.engine import BeamSearchDone, BeamSequence, BeamStep, Cost
 from whence_server.domain.steps import Candidates, Decision
-from whence_server.engine.messages import BeamSearchDone, BeamSequence, BeamStep, Cost
 from whence_server.engine.outbox import CANDIDATES_IN_A_SLICE, Outbox
 
 COST = Cost(0, 0, 0, 1)

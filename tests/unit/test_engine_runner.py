@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.probe import examine
+from whence_server.engine.batching_check import examine
 from whence_server.engine.runner import Runner
 from whence_server.engine.style import ForwardStyle
 
@@ -170,7 +170,7 @@ def test_a_model_that_cannot_be_batched_decodes_each_sequence_by_itself(
     tiny_model: TinyModel, caplog: pytest.LogCaptureFixture, architecture: str, why: str
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
-    with caplog.at_level("INFO", "whence_server.engine.probe"):
+    with caplog.at_level("INFO", "whence_server.engine.batching_check"):
         assert examine(model) is None
     assert f"{type(model).__name__} decodes each sequence by itself: {why}" in caplog.text
 
@@ -188,7 +188,7 @@ def test_so_does_one_that_cannot_tell_its_rows_positions(
         )
 
     monkeypatch.setattr(model, "forward", without_positions)
-    with caplog.at_level("INFO", "whence_server.engine.probe"):
+    with caplog.at_level("INFO", "whence_server.engine.batching_check"):
         assert examine(model) is None
     assert "other logits for a batch of two prompts than for each alone" in caplog.text
 

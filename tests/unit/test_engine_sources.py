@@ -9,17 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.steps import Candidates, Decision
+from whence_server.engine.batching_check import examine
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.lens import Lens, lens_of
+from whence_server.engine.internals.probe import watching
+from whence_server.engine.internals.probe_building import look_inside
 from whence_server.engine.internals.sources import (
     COLUMNS_TOGETHER,
     OutputNorms,
     Sources,
     listed,
 )
-from whence_server.engine.internals.watching import watching
-from whence_server.engine.probe import examine
 from whence_server.engine.runner import Runner
 
 LAYERS, HEADS, SIZE, WIDTH = 3, 4, 6, 24

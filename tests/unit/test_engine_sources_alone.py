@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import InternalsInfo
-from whence_server.engine.internals import attention, examine, single
-from whence_server.engine.internals.examine import look_inside
+from whence_server.engine.internals import attention
+from whence_server.engine.internals import probe_building as examine
+from whence_server.engine.internals import probed_sequence as single
+from whence_server.engine.internals.probe import Inside
+from whence_server.engine.internals.probe_building import look_inside
 from whence_server.engine.internals.sources import OutputNorms, UnavailableError, drawn
-from whence_server.engine.internals.watching import Inside
 from whence_server.engine.loading import load
 from whence_server.engine.solo import SoloRunner
 

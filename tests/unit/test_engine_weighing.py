@@ -10,8 +10,8 @@ from engine_harness import loaded_model, prompt_of
 from internals_oracle import eager_model
 from tiny_models import ARCHITECTURES, HYBRIDS, LAST_STAGES, NO_SOURCES
 
-from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.head_weights import HeadWeights
+from whence_server.engine.internals.probe_building import look_inside
 from whence_server.engine.internals.sources import UnavailableError
 from whence_server.engine.internals.weighing import stream_weights
 

@@ -9,14 +9,7 @@ from tiny_models import byte_level_tokenizer
 
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.decoding import FinishReason, Strategy
-from whence_server.domain.entries import EntryKind
-from whence_server.domain.errors import DrainingError, EngineLostError, QueueFullError
-from whence_server.domain.limits import Limits
-from whence_server.domain.model import Environment, GenerationDefaults, ModelInfo, TextFiles
-from whence_server.domain.requests import DecodingRequest, GenerationRequest, TokenInput
-from whence_server.domain.steps import Decision
-from whence_server.domain.tracing import TraceContext
-from whence_server.engine.messages import (
+from whence_server.domain.engine import (
     Admit,
     BeamSearchDone,
     BeamStep,
@@ -29,6 +22,13 @@ from whence_server.engine.messages import (
     StopSequence,
     Turn,
 )
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import DrainingError, EngineLostError, QueueFullError
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import Environment, GenerationDefaults, ModelInfo, TextFiles
+from whence_server.domain.requests import DecodingRequest, GenerationRequest, TokenInput
+from whence_server.domain.steps import Decision
+from whence_server.domain.tracing import TraceContext
 from whence_server.generation.prepare import Prepared
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.service import Generations, now

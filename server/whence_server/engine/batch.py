@@ -7,16 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.domain.errors import GenerationFailedError
-from whence_server.domain.steps import Decision
-from whence_server.engine.beams import Beams
-from whence_server.engine.choosing import Choosing, FailingAlone, not_chosen
-from whence_server.engine.decoding import NoChoice, Round
-from whence_server.engine.internals.explaining import explain_round, explained
-from whence_server.engine.internals.observing import Observation
-from whence_server.engine.internals.watching import recordable
-from whence_server.engine.jobs import Running, not_observed
-from whence_server.engine.messages import (
+from whence_server.domain.engine import (
     BeamRoundMade,
     BeamSearchDone,
     Cost,
@@ -24,6 +15,15 @@ from whence_server.engine.messages import (
     StepMade,
     Turn,
 )
+from whence_server.domain.errors import GenerationFailedError
+from whence_server.domain.steps import Decision
+from whence_server.engine.beams import Beams
+from whence_server.engine.choosing import Choosing, FailingAlone, not_chosen
+from whence_server.engine.decoding import NoChoice, Round
+from whence_server.engine.internals.attaching import explain_round, explained
+from whence_server.engine.internals.probe import recordable
+from whence_server.engine.internals.probed_rows import Observation
+from whence_server.engine.jobs import Running, not_observed
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 

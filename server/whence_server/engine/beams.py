@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from whence_server.engine.decoding import BeamSearch, Hypothesis, Round
-from whence_server.engine.jobs import Running
-from whence_server.engine.messages import (
+from whence_server.domain.engine import (
     BeamRoundMade,
     BeamSearchDone,
     BeamSequence,
     BeamStep,
     Cost,
 )
+from whence_server.engine.decoding import BeamSearch, Hypothesis, Round
+from whence_server.engine.jobs import Running
 
 
 class Beams:

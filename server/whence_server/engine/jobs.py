@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy
+from whence_server.domain.engine import Admit, GenerationFailed, StepMade
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Row
-from whence_server.engine.internals.watching import ObservingError
-from whence_server.engine.messages import Admit, GenerationFailed, StepMade
+from whence_server.engine.internals.probe import ObservingError
 
 
 @dataclass(slots=True)
@@ -104,17 +104,17 @@ class Running:
 def readings(admit: Admit) -> dict[str, Reading]:
     """What has to be read for a generation, by the names that the scheduler knows it under."""
     prompt = admit.prompt_token_ids
-    if not admit.recorded:
+    if not admit.replays:
         rows = list(range(admit.decoding.num_rows))
         return {admit.generation_id: Reading(admit, prompt, rows)}
     return {
-        f"{admit.generation_id}/{recorded.sequence_index}": Reading(
+        f"{admit.generation_id}/{replay.sequence_index}": Reading(
             admit,
-            [*prompt, *recorded.token_ids],
-            [recorded.sequence_index],
-            len(recorded.token_ids),
+            [*prompt, *replay.token_ids],
+            [replay.sequence_index],
+            len(replay.token_ids),
         )
-        for recorded in admit.recorded
+        for replay in admit.replays
     }
 
 

@@ -11,18 +11,12 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
 
+from whence_server import channel
+from whence_server.domain.engine import FrontMessage, Turn
 from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.domain.model import ModelInfo
-from whence_server.engine import channel
+from whence_server.engine.handshake import EngineOptions, LoadFailed
 from whence_server.engine.heartbeat import INTERVAL_S, Pulse
-from whence_server.engine.messages import (
-    Admit,
-    EngineOptions,
-    LoadFailed,
-    StopGeneration,
-    StopSequence,
-    Turn,
-)
 from whence_server.engine.watchdog import Watchdog, processor_time
 
 logger = logging.getLogger(__name__)
@@ -134,7 +128,7 @@ class EngineProcess:
                 process.kill()
                 return
 
-    def send(self, message: Admit | StopSequence | StopGeneration) -> None:
+    def send(self, message: FrontMessage) -> None:
         """Hands a message over; never blocks. To an engine that is gone it goes nowhere."""
         if self._writer is None:
             raise EngineLostError("it has not been started")

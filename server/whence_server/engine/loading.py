@@ -19,16 +19,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import ModelInfo
-from whence_server.engine import adapters, digests, frequencies, probe, recording, weights
+from whence_server.engine import adapters, digests, frequencies, weights
+from whence_server.engine import batching_check as probe
+from whence_server.engine import step_capture as recording
 from whence_server.engine.describing import adapter_info, describe, text_files
 from whence_server.engine.digest_cache import DigestCache, Identity, identity
 from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.generation_config import FILE, check_file
+from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.examine import look_inside
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
-from whence_server.engine.internals.watching import Inside
-from whence_server.engine.messages import EngineOptions
+from whence_server.engine.internals.probe import Inside
+from whence_server.engine.internals.probe_building import look_inside
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.step_graph import StepGraph

@@ -10,22 +10,23 @@ import torch
 
 from whence_server import logs
 from whence_server.domain.decoding import TraceDetail
-from whence_server.domain.errors import GenerationFailedError
-from whence_server.domain.steps import Decision
-from whence_server.engine.batch import Batch, BatchLostError, cost_since
-from whence_server.engine.choosing import Choosing
-from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
-from whence_server.engine.messages import (
+from whence_server.domain.engine import (
     Admit,
     Cost,
+    FrontMessage,
     GenerationFailed,
-    Load,
     Prefilled,
     PromptScored,
     StopGeneration,
     StopSequence,
     Turn,
+    Utilisation,
 )
+from whence_server.domain.errors import GenerationFailedError
+from whence_server.domain.steps import Decision
+from whence_server.engine.batch import Batch, BatchLostError, cost_since
+from whence_server.engine.choosing import Choosing
+from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
 from whence_server.engine.outbox import Outbox
 from whence_server.engine.runner import Runner
 from whence_server.engine.scheduler import Chunk, Scheduler
@@ -78,7 +79,7 @@ class EngineLoop:
         """Whether there is nothing to do until a message comes."""
         return self._scheduler.is_idle and self._outbox.is_empty
 
-    def handle(self, message: Admit | StopSequence | StopGeneration) -> None:
+    def handle(self, message: FrontMessage) -> None:
         """Takes a message from the front; between steps only."""
         match message:
             case Admit():
@@ -264,8 +265,8 @@ class EngineLoop:
             if done.sequences:
                 self._outbox.put(done)
                 turn = turn._replace(beam_searches=())
-        load = Load(self._scheduler.num_cache_tokens, self._num_prefill_chunks)
-        self._send(turn._replace(load=load))
+        utilisation = Utilisation(self._scheduler.num_cache_tokens, self._num_prefill_chunks)
+        self._send(turn._replace(utilisation=utilisation))
 
 
 def _token_cost(admit: Admit) -> int:

@@ -7,7 +7,7 @@ other stream for seconds: here while they are serialised, and in the front while
 from collections import deque
 from collections.abc import Iterator
 
-from whence_server.engine.messages import BeamSearchDone, BeamSteps, Cost, Turn
+from whence_server.domain.engine import BeamSearchDone, BeamSteps, Cost, Turn
 
 CANDIDATES_IN_A_SLICE = 512
 """Candidates in one slice, each step counted as 8 at least: some 2 ms of work for either side."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from whence_server.engine.cache import BatchedCache
-from whence_server.engine.internals.observing import Observation, Observed, ObservedPrompt
-from whence_server.engine.internals.watching import NOTHING, Inside, Seen, recordable, watching
+from whence_server.engine.internals.probe import NOTHING, Inside, Seen, recordable, watching
+from whence_server.engine.internals.probed_rows import Observation, Observed, ObservedPrompt
 from whence_server.engine.masks import SPARE_COLUMNS, StepLayout, StepMasks
 from whence_server.engine.step_graph import NotRecordableError, StepGraph, StepInputs, mask_argument
 from whence_server.engine.style import ForwardStyle

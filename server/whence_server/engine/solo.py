@@ -18,9 +18,9 @@ from transformers import GenerationConfig
 
 from whence_server.engine import frequencies
 from whence_server.engine.frequencies import Frequencies, SequenceState
-from whence_server.engine.internals.observing import Observation
-from whence_server.engine.internals.single import ObservedSequence
-from whence_server.engine.internals.watching import NOTHING, Inside, recordable, watching
+from whence_server.engine.internals.probe import NOTHING, Inside, recordable, watching
+from whence_server.engine.internals.probed_rows import Observation
+from whence_server.engine.internals.probed_sequence import ObservedSequence
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from whence_server.engine.internals.watching import NOTHING, Inside, Seen, watching
+from whence_server.engine.internals.probe import NOTHING, Inside, Seen, watching
 from whence_server.engine.style import ForwardStyle
 
 KNOWN_BRANCHES = "sdpa_attention.py"

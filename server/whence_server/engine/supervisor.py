@@ -3,12 +3,16 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from enum import StrEnum
 
+from whence_server.domain.engine import (
+    EngineState,
+    FrontMessage,
+    Turn,
+)
 from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.domain.model import ModelInfo
+from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.link import EngineProcess
-from whence_server.engine.messages import Admit, EngineOptions, StopGeneration, StopSequence, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -18,19 +22,6 @@ FIRST_BACKOFF_S = 0.1
 """Doubles with every failure to start."""
 LONGEST_BACKOFF_S = 5.0
 """Where the system has no room for a process, which is no fault of the engine's and will pass."""
-
-
-class EngineState(StrEnum):
-    """What an engine is doing."""
-
-    STARTING = "starting"
-    """The model is being loaded for the first time."""
-    RUNNING = "running"
-    RESTARTING = "restarting"
-    """The process has died, and another takes its place."""
-    LOST = "lost"
-    """It does not start any more: the server ends."""
-    STOPPED = "stopped"
 
 
 class EngineSupervisor:
@@ -76,7 +67,7 @@ class EngineSupervisor:
         self.state = EngineState.RUNNING
         return self._model
 
-    def send(self, message: Admit | StopSequence | StopGeneration) -> None:
+    def send(self, message: FrontMessage) -> None:
         """Hands a message to the process that runs now; never blocks."""
         self._process.send(message)
 

@@ -15,11 +15,12 @@ import sys
 import threading
 from typing import Any
 
-from whence_server import logs
+from whence_server import channel, logs
+from whence_server.domain.engine import Turn
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine import channel, weights
+from whence_server.engine import weights
+from whence_server.engine.handshake import EngineOptions, LoadFailed, Ready
 from whence_server.engine.heartbeat import Heart, Phase
-from whence_server.engine.messages import EngineOptions, LoadFailed, Ready, Turn
 
 logger = logging.getLogger(__name__)
 

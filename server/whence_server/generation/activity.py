@@ -1,6 +1,6 @@
 """How busy the engine is, over all its processes."""
 
-from whence_server.engine.messages import Load, Turn
+from whence_server.domain.engine import Turn, Utilisation
 
 
 class EngineActivity:
@@ -17,18 +17,18 @@ class EngineActivity:
         self.num_cache_tokens = 0
         self.num_restarts = 0
         self._num_chunks_before = 0
-        self._load = Load()
+        self._utilisation = Utilisation()
 
     @property
     def num_prefill_chunks(self) -> int:
         """Forward passes over prompts since the server's start."""
-        return self._num_chunks_before + self._load.num_prefill_chunks
+        return self._num_chunks_before + self._utilisation.num_prefill_chunks
 
     def took_turn(self, turn: Turn) -> None:
         """Takes note of a turn."""
-        self._load = turn.load
+        self._utilisation = turn.utilisation
         self.batch_size = turn.cost.batch_size
-        self.num_cache_tokens = turn.load.num_cache_tokens
+        self.num_cache_tokens = turn.utilisation.num_cache_tokens
 
     def idle(self) -> None:
         """Takes note that nothing runs any more."""
@@ -39,5 +39,5 @@ class EngineActivity:
         """Takes note that another process has taken over."""
         self.num_restarts += 1
         self._num_chunks_before = self.num_prefill_chunks
-        self._load = Load()
+        self._utilisation = Utilisation()
         self.idle()

@@ -9,7 +9,7 @@ blame beyond doubt, and fails.
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from whence_server.engine.messages import Admit
+from whence_server.domain.engine import Admit
 from whence_server.generation.running import RunningGeneration
 
 STEPS_TO_CLEAR = 2

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 
 from whence_server import logs
 from whence_server.domain.decoding import FinishReason, Strategy
-from whence_server.domain.entries import EntryKind
-from whence_server.domain.errors import Code, GenerationFailedError
-from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
-from whence_server.domain.steps import BeamRound, Decision, Step, Timing
-from whence_server.engine.messages import (
+from whence_server.domain.engine import (
     Admit,
     BeamRoundMade,
     BeamSteps,
     Cost,
     Prefilled,
     PromptScored,
-    Recorded,
+    Replay,
     StepMade,
     Turn,
 )
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import Code, GenerationFailedError
+from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
+from whence_server.domain.steps import BeamRound, Decision, Step, Timing
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
@@ -107,8 +107,8 @@ class RunningGeneration:
         # A beam search has no sequences before its end: it begins again.
         is_search = self.started.decoding.strategy is Strategy.BEAM_SEARCH
         begun = not is_search and any(sequence.token_ids for sequence in self._sequences)
-        recorded = [
-            Recorded(index, sequence.token_ids)
+        replays = [
+            Replay(index, sequence.token_ids)
             for index, sequence in enumerate(self._sequences)
             if begun and sequence.finish_reason is None
         ]
@@ -117,7 +117,7 @@ class RunningGeneration:
             list(self.started.prompt_token_ids),
             self.started.decoding,
             self.started.trace,
-            recorded,
+            replays,
         )
 
     def record_prompt(self, scored: PromptScored) -> Iterator[None]:

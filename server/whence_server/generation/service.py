@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from whence_server import logs
 from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
+from whence_server.domain.engine import Engine, StopGeneration, StopSequence, Turn
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     DrainingError,
@@ -27,9 +28,7 @@ from whence_server.domain.model import ModelInfo
 from whence_server.domain.processors import processor_names
 from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.domain.tracing import TraceContext
-from whence_server.engine.messages import StopGeneration, StopSequence, Turn
 from whence_server.generation.activity import EngineActivity
-from whence_server.generation.ports import Engine
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepared
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration

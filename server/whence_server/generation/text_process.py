@@ -10,6 +10,7 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import Any
 
+from whence_server import channel
 from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
@@ -17,7 +18,6 @@ from whence_server.domain.errors import (
     WhenceError,
 )
 from whence_server.domain.requests import GenerationRequest
-from whence_server.engine import channel
 from whence_server.engine.watchdog import Watchdog, processor_time
 from whence_server.generation.prepare import SHORT_BYTES, Prepared, input_field
 from whence_server.generation.text_worker import (

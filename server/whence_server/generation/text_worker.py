@@ -24,11 +24,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from whence_server import channel
 from whence_server.domain.errors import FieldViolation, InvalidRequestError, WhenceError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import ChatMessage, GenerationRequest
-from whence_server.engine import channel
 from whence_server.generation.prepare import Prepared, input_field, prepared
 from whence_server.text.tokenizer import TextEncoder
 

@@ -5,7 +5,7 @@ logits -> pipeline (processors, stage by stage) -> choose, or beam -> record -> 
 
 from whence_server.engine.decoding.beam import BeamSearch, Hypothesis, Round
 from whence_server.engine.decoding.choose import Chooser
-from whence_server.engine.decoding.record import NoChoice, NonFiniteLogits, NothingLeft
+from whence_server.engine.decoding.decisions import NoChoice, NonFiniteLogits, NothingLeft
 from whence_server.engine.decoding.rows import Row
 
 __all__ = [

@@ -8,17 +8,17 @@ import torch
 from whence_server.domain.decoding import Strategy, TraceOptions
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding.beam import BeamSearch, Round
-from whence_server.engine.decoding.devices import kernels_for
-from whence_server.engine.decoding.kernels import DrawKey
-from whence_server.engine.decoding.pipeline import Distributions, Pipeline
-from whence_server.engine.decoding.prompt import score_prompt
-from whence_server.engine.decoding.record import (
+from whence_server.engine.decoding.decisions import (
     Choice,
     NoChoice,
     NonFiniteLogits,
     NothingLeft,
     Recorder,
 )
+from whence_server.engine.decoding.devices import kernels_for
+from whence_server.engine.decoding.kernels import DrawKey
+from whence_server.engine.decoding.pipeline import Distributions, Pipeline
+from whence_server.engine.decoding.prompt import score_prompt
 from whence_server.engine.decoding.rows import Row
 from whence_server.engine.decoding.scratch import Scratch
 

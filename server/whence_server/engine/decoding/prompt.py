@@ -9,8 +9,8 @@ from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Candidates, Decision
 from whence_server.engine.decoding import statistics
+from whence_server.engine.decoding.decisions import NonFiniteLogits
 from whence_server.engine.decoding.kernels import Kernels
-from whence_server.engine.decoding.record import NonFiniteLogits
 
 MAX_TEMPORARY_BYTES = 16 * 2**20
 _NUM_TEMPORARIES = 4

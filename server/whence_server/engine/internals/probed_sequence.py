@@ -6,8 +6,8 @@ with each pass, and weights by where they stand from the newest position backwar
 
 import torch
 
+from whence_server.engine.internals.probe import Inside, Watch
 from whence_server.engine.internals.sources import Sources, drawn, listed
-from whence_server.engine.internals.watching import Inside, Watch
 
 
 class ObservedSequence:

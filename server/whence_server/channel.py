@@ -1,4 +1,4 @@
-"""How messages cross between the front and the engine process: length-prefixed pickles.
+"""Messages between the front and a process that it started: length-prefixed pickles.
 
 Pickle, because both ends are one program that started the other over an anonymous socket pair:
 nobody else can write to it, and nothing is faster for the trees of named tuples that a step is.

@@ -14,6 +14,7 @@ from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals.attention import Attended, watched_attention
 from whence_server.engine.internals.head_weights import HeadWeights
 from whence_server.engine.internals.lens import Lens, lens_of
+from whence_server.engine.internals.probe import Inside
 from whence_server.engine.internals.sources import (
     METHOD,
     ModuleInput,
@@ -22,7 +23,6 @@ from whence_server.engine.internals.sources import (
     drawn,
     projections,
 )
-from whence_server.engine.internals.watching import Inside
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle
 

@@ -1,11 +1,13 @@
-"""What the front and the engine process say to each other.
+"""The contract between the front and an engine, whichever it is: messages, and `Engine` itself.
 
 Named tuples of plain values: one `Turn` crosses the process boundary for every step of the
-whole batch, so it has to be cheap to pickle.
+whole batch, so it has to be cheap to pickle. An engine imports this module, and the front imports
+no engine but where the server is put together.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
 
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.model import ModelInfo
@@ -14,33 +16,7 @@ from whence_server.domain.steps import BeamContinuation, Decision
 # ---- front to engine ----
 
 
-class EngineOptions(NamedTuple):
-    """The first message: which model to load, and the bounds to keep."""
-
-    model: str
-    """A local directory or a hub id."""
-    model_name: str
-    """The name under which it is served."""
-    dtype: str
-    """"auto", "float32", "bfloat16" or "float16"."""
-    device: str
-    num_threads: int
-    """0 lets the engine choose."""
-    max_batch_size: int
-    max_cache_tokens: int
-    prefill_chunk_tokens: int
-    trust_remote_code: bool
-    log_level: str
-    """"debug", "info", "warning" or "error"."""
-    digest_cache: str
-    """A JSON file that remembers the digests of large files; "" for none."""
-    log_format: str = "console"
-    """"console" or "json"."""
-    head_weights: str = ""
-    """A file with a weight for each attention head; "" for none."""
-
-
-class Recorded(NamedTuple):
+class Replay(NamedTuple):
     """A sequence that goes on where an earlier engine process left it."""
 
     sequence_index: int
@@ -55,7 +31,7 @@ class Admit(NamedTuple):
     prompt_token_ids: list[int]
     decoding: Decoding
     trace: TraceOptions
-    recorded: Sequence[Recorded] = ()
+    replays: Sequence[Replay] = ()
     """The sequences that are to go on; none for a generation that begins, and none for a beam
     search, which begins again."""
 
@@ -73,19 +49,11 @@ class StopGeneration(NamedTuple):
     generation_id: str
 
 
+FrontMessage = Admit | StopSequence | StopGeneration
+"""A message from the front to a running engine."""
+
+
 # ---- engine to front ----
-
-
-class Ready(NamedTuple):
-    """The model is loaded; generations may be admitted."""
-
-    model: ModelInfo
-
-
-class LoadFailed(NamedTuple):
-    """The model cannot be served; the process ends."""
-
-    message: str
 
 
 class StepMade(NamedTuple):
@@ -191,7 +159,7 @@ class GenerationFailed(NamedTuple):
     message: str
 
 
-class Load(NamedTuple):
+class Utilisation(NamedTuple):
     """How busy the engine is."""
 
     num_cache_tokens: int = 0
@@ -209,7 +177,7 @@ class Turn(NamedTuple):
     """
 
     cost: Cost
-    load: Load = Load()
+    utilisation: Utilisation = Utilisation()
     prompt_scored: Sequence[PromptScored] = ()
     """Come before the prompts' `prefilled`, or with it."""
     prefilled: Sequence[Prefilled] = ()
@@ -219,3 +187,58 @@ class Turn(NamedTuple):
     """Come before the searches that they end."""
     beam_steps: Sequence[BeamSteps] = ()
     beam_searches: Sequence[BeamSearchDone] = ()
+
+
+# ---- the engine itself ----
+
+
+class EngineState(StrEnum):
+    """What an engine is doing."""
+
+    STARTING = "starting"
+    """The model is being loaded for the first time."""
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    """The process has died, and another takes its place."""
+    LOST = "lost"
+    """It does not start any more: the server ends."""
+    STOPPED = "stopped"
+
+
+class Engine(Protocol):
+    """An engine as the front sees it: its messages, and its life from the start to the end."""
+
+    @property
+    def state(self) -> EngineState:
+        """What it is doing."""
+
+    @property
+    def pid(self) -> int | None:
+        """The id of its process, whose memory the metrics report; None where it has none."""
+
+    async def start(self) -> ModelInfo:
+        """Load the model; return its description.
+
+        Raises:
+            ConfigurationError: the model cannot be served.
+        """
+
+    def send(self, message: FrontMessage) -> None:
+        """Hand over a message; never block."""
+
+    def turns(self) -> AsyncIterator[Turn]:
+        """Yield every turn, until the engine is stopped.
+
+        Raises:
+            EngineLostError: it died; `restart` may bring it back.
+        """
+
+    async def restart(self) -> None:
+        """Start it again after its death.
+
+        Raises:
+            EngineLostError: it does not start any more, or its weights are other ones.
+        """
+
+    async def stop(self) -> None:
+        """End it."""

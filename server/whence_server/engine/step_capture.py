@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.engine.internals.observing import Observation
-from whence_server.engine.internals.watching import NOTHING, Inside
+from whence_server.engine.internals.probe import NOTHING, Inside
+from whence_server.engine.internals.probed_rows import Observation
 from whence_server.engine.runner import Runner
 from whence_server.engine.step_graph import NotRecordableError, StepGraph
 from whence_server.engine.style import ForwardStyle

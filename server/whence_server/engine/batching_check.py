@@ -21,7 +21,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import frequencies
 from whence_server.engine.context import max_context_length
 from whence_server.engine.frequencies import Frequencies
-from whence_server.engine.internals.watching import NOTHING
+from whence_server.engine.internals.probe import NOTHING
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle

@@ -12,8 +12,8 @@ import torch
 from whence_server.domain.steps import Decision, Internals
 from whence_server.engine.columns import Columns
 from whence_server.engine.internals.lens import Lens, Reading
+from whence_server.engine.internals.probe import Inside, Seen
 from whence_server.engine.internals.sources import Sources, drawn, listed
-from whence_server.engine.internals.watching import Inside, Seen
 
 
 class Observation(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import NoChoice, Round
-from whence_server.engine.internals.observing import Observation
+from whence_server.engine.internals.probed_rows import Observation
 
 
 def explained(

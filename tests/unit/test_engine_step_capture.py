@@ -11,12 +11,12 @@ import torch
 from tiny_models import BATCHED, LAST_STAGES
 from transformers import AutoModelForCausalLM
 
+from whence_server.engine.batching_check import examine
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.examine import look_inside
-from whence_server.engine.internals.watching import Seen
-from whence_server.engine.probe import examine
-from whence_server.engine.recording import recorded
+from whence_server.engine.internals.probe import Seen
+from whence_server.engine.internals.probe_building import look_inside
 from whence_server.engine.runner import Runner
+from whence_server.engine.step_capture import recorded
 from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
 
@@ -27,7 +27,7 @@ RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
 @pytest.fixture(autouse=True)
 def no_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a step takes beside other work: what is recorded does not depend on it."""
-    monkeypatch.setattr("whence_server.engine.recording.LONG_STEP_S", float("inf"))
+    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", float("inf"))
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_long_step_is_left_to_the_modules(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, style = load("gpt2")
-    monkeypatch.setattr("whence_server.engine.recording.LONG_STEP_S", 0.0)
+    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", 0.0)
     with caplog.at_level(logging.INFO):
         assert recorded(model, style) is None
     assert "next to which" in caplog.text
