@@ -45,7 +45,7 @@ def options(workload: Workload) -> EngineOptions:
 def ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
     """Tokens a second of the loop, full trace, its turns thrown away."""
     loop = EngineLoop(
-        loaded.runner(),
+        loaded.make_runner(),
         Chooser(loaded.info.vocabulary_size, loaded.model.device),
         Scheduler(64, 131_072, 512),
         loaded.info.max_context_length,

@@ -48,8 +48,8 @@ def run(runs: int, names: list[str]) -> None:
             memory(WORKLOADS[name])
 
 
-def row(workload: Workload, measured: str, plain: str, inside: str, compared: str) -> None:
-    print(f"| {workload} | {measured} | {plain} | {inside} | {compared} |", flush=True)
+def row(workload: Workload, measured: str, plain: str, internals: str, compared: str) -> None:
+    print(f"| {workload} | {measured} | {plain} | {internals} | {compared} |", flush=True)
 
 
 def more_time(ratios: list[float]) -> str:
@@ -72,26 +72,26 @@ def engine_steps(workload: Workload, runs: int) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loaded = load(options(workload))
     for num_streams in STREAMS:
-        plain, inside = take_turns(loaded, workload, num_streams, runs * STEPS_A_RUN)
+        plain, internals = take_turns(loaded, workload, num_streams, runs * STEPS_A_RUN)
         # Two steps at a time: in one of them either side came second.
         ratios = [
-            sum(inside.seconds[i : i + 2]) / sum(plain.seconds[i : i + 2])
+            sum(internals.seconds[i : i + 2]) / sum(plain.seconds[i : i + 2])
             for i in range(0, len(plain.seconds), 2)
         ]
         row(
             workload,
             f"the engine's step, sequences: {num_streams}",
             f"{median(plain.seconds) * 1e3:.2f} ms",
-            f"{median(inside.seconds) * 1e3:.2f} ms",
+            f"{median(internals.seconds) * 1e3:.2f} ms",
             more_time(ratios),
         )
-    plain_bytes, inside_bytes = record_bytes(plain), record_bytes(inside)
+    plain_bytes, internals_bytes = record_bytes(plain), record_bytes(internals)
     row(
         workload,
         "a step's record",
         f"{plain_bytes:.0f} bytes",
-        f"{inside_bytes:.0f} bytes",
-        f"{inside_bytes - plain_bytes:+.0f} bytes",
+        f"{internals_bytes:.0f} bytes",
+        f"{internals_bytes - plain_bytes:+.0f} bytes",
     )
 
 
@@ -99,16 +99,18 @@ def take_turns(
     loaded: LoadedModel, workload: Workload, num_streams: int, num_steps: int
 ) -> tuple[Side, Side]:
     """Lets two loops over one model take a step in turns."""
-    plain, inside = (begun(loaded, workload, detail, num_streams, num_steps) for detail in DETAILS)
+    plain, internals = (
+        begun(loaded, workload, detail, num_streams, num_steps) for detail in DETAILS
+    )
     for step in range(WARM_UP_STEPS + num_steps):
         # Whoever comes second finds the weights in the caches.
-        for one in (plain, inside) if step % 2 else (inside, plain):
+        for one in (plain, internals) if step % 2 else (internals, plain):
             started = time.perf_counter()
             one.loop.turn()
             one.seconds.append(time.perf_counter() - started)
-    for one in (plain, inside):
+    for one in (plain, internals):
         del one.seconds[:WARM_UP_STEPS]
-    return plain, inside
+    return plain, internals
 
 
 def begun(
@@ -117,7 +119,7 @@ def begun(
     """A loop whose streams have all begun, with so many steps left to take."""
     turns: list[Turn] = []
     loop = EngineLoop(
-        loaded.runner(),
+        loaded.make_runner(),
         Chooser(workload.vocabulary_size, loaded.model.device),
         Scheduler(64, 131_072, 512),
         loaded.info.max_context_length,
@@ -155,7 +157,7 @@ def memory(workload: Workload) -> None:
     keys_and_values = keys_and_values_bytes(workload)
     with answering("peak.py", workload.name, environment=GIVES_BACK) as engine:
         for num_tokens in MEMORY_CONTEXTS:
-            plain, inside = (
+            plain, internals = (
                 engine.ask(detail=detail.name, num_tokens=num_tokens)["bytes"] / num_tokens
                 for detail in DETAILS
             )
@@ -163,8 +165,8 @@ def memory(workload: Workload) -> None:
                 workload,
                 f"peak memory a token, of {num_tokens:,}",
                 f"{plain:,.0f} bytes ({plain / keys_and_values:.2f} times keys and values)",
-                f"{inside:,.0f} bytes ({inside / keys_and_values:.2f} times)",
-                f"{inside - plain:+,.0f} bytes, norms {norms} of them; keys and values are "
+                f"{internals:,.0f} bytes ({internals / keys_and_values:.2f} times)",
+                f"{internals - plain:+,.0f} bytes, norms {norms} of them; keys and values are "
                 f"{keys_and_values:,}",
             )
 
@@ -184,16 +186,16 @@ def served(workload: Workload, runs: int) -> None:
                 speed(load_process, detail, num_streams, 32)  # whatever is made once, is made
             pairs = []
             for _ in range(runs):
-                plain, inside = (
+                plain, internals = (
                     speed(load_process, detail, num_streams, CONTEXT_TOKENS) for detail in DETAILS
                 )
-                pairs.append((plain, inside))
+                pairs.append((plain, internals))
             row(
                 workload,
                 f"served with spans, streams: {num_streams}",
                 f"{median(plain for plain, _ in pairs):,.0f} tokens/s",
-                f"{median(inside for _, inside in pairs):,.0f} tokens/s",
-                more_time([plain / inside for plain, inside in pairs]),
+                f"{median(internals for _, internals in pairs):,.0f} tokens/s",
+                more_time([plain / internals for plain, internals in pairs]),
             )
 
 

@@ -31,7 +31,7 @@ def lifted_bytes(
     forget_peak()
     before = peak_bytes()
     loop = EngineLoop(
-        loaded.runner(),
+        loaded.make_runner(),
         Chooser(workload.vocabulary_size, loaded.model.device),
         Scheduler(64, 131_072, 512),
         loaded.info.max_context_length,

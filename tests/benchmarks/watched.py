@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.engine.batching_check import examine
+from whence_server.engine.batching_check import check_batching
 from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.probe import watching
-from whence_server.engine.internals.probe_building import look_inside
-from whence_server.engine.internals.sources import drawn
-from whence_server.engine.internals.weighing import stream_weights
+from whence_server.engine.internals.probe import probing
+from whence_server.engine.internals.probe_building import build_probe
+from whence_server.engine.internals.sources import sum_contributions
+from whence_server.engine.internals.weighing import compute_stream_weights
 
 NOTHING = torch.tensor([], dtype=torch.int64)
 
@@ -35,9 +35,9 @@ class Watched:
     def __init__(self, model: Any, pieces: Iterable[Sequence[int]]) -> None:
         self.model = model
         obstacle = attention.adopt(model)
-        self._style = examine(model)
-        self._inside, _ = look_inside(model, self._style, obstacle, None)
-        self._thetas = torch.tensor(stream_weights(model, pieces)).flatten()  # (K,)
+        self._style = check_batching(model)
+        self._probe, _ = build_probe(model, self._style, obstacle, None)
+        self._thetas = torch.tensor(compute_stream_weights(model, pieces)).flatten()  # (K,)
 
     @torch.inference_mode()
     def shares(self, token_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -48,14 +48,14 @@ class Watched:
             its.
         """
         assert self._style is not None
-        assert self._inside.norms is not None
+        assert self._probe.norms is not None
         cache = BatchedCache(self._style.num_layers, len(token_ids))
-        with watching(self._inside) as watch:
+        with probing(self._probe) as buffer:
             self.model(input_ids=torch.tensor([token_ids]), past_key_values=cache, use_cache=True)
-        weights = watch.seen.weights
-        norms = self._inside.norms.of([values[0] for values in cache.values])  # (K, tokens)
+        weights = buffer.activations.weights
+        norms = self._probe.norms.compute([values[0] for values in cache.values])  # (K, tokens)
         weighed, alike = (
-            drawn(weights, of_heads.unsqueeze(0), None)[0]
+            sum_contributions(weights, of_heads.unsqueeze(0), None)[0]
             for of_heads in (norms * self._thetas.unsqueeze(1), norms)
         )
         mean = torch.cat(weights, 1)[0].mean(0)

@@ -8,7 +8,7 @@ import torch
 from engine_harness import Harness, greedy, loaded_model, prompt_of, reference_greedy, sampled
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
-from whence_server.engine.internals.probed_rows import ObservedPrompt
+from whence_server.engine.internals.probed_rows import ProbedPrompt
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.runner import Runner
 
@@ -53,8 +53,8 @@ def test_a_prefill_that_breaks_fails_alone(
         (Runner, "decode"),
         (Runner, "prefill"),
         (Runner, "join"),
-        (Runner, "observe"),
-        (ObservedPrompt, "observe"),
+        (Runner, "read_probe"),
+        (ProbedPrompt, "read_probe"),
     ],
 )
 def test_a_lost_device_ends_the_engine_and_no_generation(
@@ -67,10 +67,10 @@ def test_a_lost_device_ends_the_engine_and_no_generation(
         raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
 
     harness = Harness(gpt2)
-    inside = TraceOptions(TraceDetail.INTERNALS)
-    harness.admit("first", [5, 7], greedy(10), inside)
+    internals = TraceOptions(TraceDetail.INTERNALS)
+    harness.admit("first", [5, 7], greedy(10), internals)
     harness.loop.turn()
-    harness.admit("second", [5, 7], greedy(10), inside)
+    harness.admit("second", [5, 7], greedy(10), internals)
     monkeypatch.setattr(target, name, loses)
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
         harness.run()

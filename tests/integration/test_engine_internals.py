@@ -27,9 +27,7 @@ from torch.nn.functional import pad
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Replay
 from whence_server.domain.steps import Decision, Internals
-from whence_server.engine.internals import probed_rows as observing
-from whence_server.engine.internals import probed_sequence as single
-from whence_server.engine.internals import sources
+from whence_server.engine.internals import probed_rows, probed_sequence, sources
 from whence_server.engine.loading import LoadedModel
 
 INTERNALS = TraceOptions(TraceDetail.INTERNALS)
@@ -120,15 +118,15 @@ def test_newest_weights_are_eager_attention_s_output_attentions_at_every_step(
 ) -> None:
     # From the prompt's end on, read in pieces where it can be, and then together past the window.
     seen: list[list[torch.Tensor]] = []
-    original = sources.drawn
+    original = sources.sum_contributions
 
     def spied(weights: list[torch.Tensor], *others: object) -> torch.Tensor:
         seen.extend([layer.clone() for layer in rows] for rows in zip(*weights, strict=True))
         return original(weights, *others)
 
     harness = Harness(models(architecture), chunk=16)
-    for module in (observing, single):
-        monkeypatch.setattr(module, "drawn", spied)
+    for module in (probed_rows, probed_sequence):
+        monkeypatch.setattr(module, "sum_contributions", spied)
     prompts = {"short": prompt_of(9, seed=1), "long": prompt_of(40, seed=2)}
     for name, prompt in prompts.items():
         harness.admit(name, prompt, greedy(20, ignore_eos=True), INTERNALS)
@@ -214,12 +212,12 @@ def test_asking_changes_no_bit(models: Models, architecture: str) -> None:
         ]
 
     loaded = models(architecture)
-    plain, inside = TraceDetail.DECISIONS, TraceDetail.INTERNALS
+    plain, internals = TraceDetail.DECISIONS, TraceDetail.INTERNALS
     for way in (loaded, loaded._replace(graph=None)):
-        assert run((inside,), way) == run((plain,), way)
+        assert run((internals,), way) == run((plain,), way)
         together = run((plain, plain, plain), way)
-        assert run((plain, inside, plain), way) == together
-        assert run((inside, inside, inside), way) == together
+        assert run((plain, internals, plain), way) == together
+        assert run((internals, internals, internals), way) == together
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -259,10 +257,14 @@ def test_asking_changes_no_bit_of_a_beam_search_and_in_half_precision(
             for continuation in made.continuations
         ]
 
-    plain, inside = TraceDetail.DECISIONS, TraceDetail.INTERNALS
+    plain, internals = TraceDetail.DECISIONS, TraceDetail.INTERNALS
     for way in (loaded, loaded._replace(graph=None)):
         expected = run((plain,) * 4, way)
-        for details in ((inside,) * 4, (plain, inside) * 2, (inside, plain, plain, inside)):
+        for details in (
+            (internals,) * 4,
+            (plain, internals) * 2,
+            (internals, plain, plain, internals),
+        ):
             assert run(details, way) == expected
 
 

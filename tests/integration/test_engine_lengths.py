@@ -131,19 +131,19 @@ def test_sources_of_what_was_read_twice_are_those_of_one_pass(
 
 @pytest.mark.parametrize("num_recorded", [3, 9])
 def test_it_goes_on_as_it_would_have_after_an_engines_death(
-    loaded: LoadedModel, generate: Generate, num_recorded: int
+    loaded: LoadedModel, generate: Generate, num_replayed: int
 ) -> None:
     expected = generate("crosses it")
     harness = Harness(loaded, chunk=16)
     admit(harness, "short")
     harness.loop.turn()
     decoding = greedy(len(expected), ignore_eos=True)
-    replays = [Replay(0, expected[:num_recorded])]
+    replays = [Replay(0, expected[:num_replayed])]
     prompt = PROMPTS["crosses it"]
-    harness.steps["on", 0] = list(harness.steps["short", 0][:1]) * num_recorded
+    harness.steps["on", 0] = list(harness.steps["short", 0][:1]) * num_replayed
     harness.loop.handle(Admit("on", prompt, decoding, TraceOptions(), replays=replays))
     harness.run()
-    assert harness.ids("on")[num_recorded:] == expected[num_recorded:]
+    assert harness.ids("on")[num_replayed:] == expected[num_replayed:]
     assert harness.ids("short") == generate("short")
 
 

@@ -10,11 +10,11 @@ from engine_harness import BeamHarness, beams, greedy, loaded_model, prompt_of, 
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.engine import StopGeneration
-from whence_server.engine.internals import attention, layers
-from whence_server.engine.internals import probe as watching
+from whence_server.engine.internals import probe
 from whence_server.engine.internals.lens import Lens
-from whence_server.engine.internals.probed_rows import Observed, ObservedPrompt
-from whence_server.engine.internals.probed_sequence import ObservedSequence
+from whence_server.engine.internals.probe import ActivationBuffer
+from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows
+from whence_server.engine.internals.probed_sequence import ProbedSequence
 from whence_server.engine.loading import LoadedModel
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
@@ -100,22 +100,30 @@ def half_way(original: Callable[..., Any]) -> Callable[..., Any]:
     return broken
 
 
+def unreadable(
+    name: str, read: Callable[..., Any] = breaks
+) -> tuple[str, Callable[[ActivationBuffer, object], None]]:
+    """Hands the buffer activations that cannot be read."""
+    add = getattr(ActivationBuffer, name)
+    return name, lambda buffer, _read: add(buffer, read)
+
+
 # Where it breaks: in the pass, in its middle; before and after it. "llama" is a recorded step.
 IN_A_STEP = [
-    ("llama", Runner, "observe", breaks),
-    ("llama", Observed, "observe", half_way(Observed.observe)),
+    ("llama", Runner, "read_probe", breaks),
+    ("llama", ProbedRows, "read_probe", half_way(ProbedRows.read_probe)),
     ("llama", Lens, "read", breaks),
-    ("llama", StepGraph, "observed", breaks),
-    ("llama", StepGraph, "observed", half_way(StepGraph.observed)),
-    ("llama modules", attention, "Attended", breaks),
-    ("llama modules", layers, "_newest", breaks),
-    ("llama modules", watching, "Seen", breaks),
-    ("jamba", SoloRunner, "observe", breaks),
-    ("jamba", attention, "Attended", breaks),
-    ("jamba", layers, "_newest", breaks),
-    ("jamba", ObservedSequence, "see", half_way(ObservedSequence.see)),
+    ("llama", StepGraph, "run_probed", breaks),
+    ("llama", StepGraph, "run_probed", half_way(StepGraph.run_probed)),
+    ("llama modules", ActivationBuffer, *unreadable("add_attention")),
+    ("llama modules", ActivationBuffer, *unreadable("add_output")),
+    ("llama modules", probe, "Activations", breaks),
+    ("jamba", SoloRunner, "read_probe", breaks),
+    ("jamba", ActivationBuffer, *unreadable("add_attention")),
+    ("jamba", ActivationBuffer, *unreadable("add_output")),
+    ("jamba", ProbedSequence, "read_probe", half_way(ProbedSequence.read_probe)),
     ("mamba", Lens, "read", breaks),
-    ("mamba", layers, "_newest", breaks),
+    ("mamba", ActivationBuffer, *unreadable("add_output")),
 ]
 
 
@@ -139,14 +147,14 @@ def test_a_step_that_cannot_be_seen_ends_those_who_asked_and_no_other(
 
 EVERYONE = {"asks", "beams", "late"}
 AT_A_PROMPT = [
-    ("llama", ObservedPrompt, "read", breaks, {"late"}),
-    ("llama", ObservedPrompt, "observe", breaks, {"late"}),
+    ("llama", ProbedPrompt, "read", breaks, {"late"}),
+    ("llama", ProbedPrompt, "read_probe", breaks, {"late"}),
     # What has been kept of all rows cannot be trusted any more.
-    ("llama", Observed, "join", breaks, EVERYONE),
-    ("llama", Observed, "join", half_way(Observed.join), EVERYONE),
+    ("llama", ProbedRows, "join", breaks, EVERYONE),
+    ("llama", ProbedRows, "join", half_way(ProbedRows.join), EVERYONE),
     # The step before it meets the same.
     ("llama", Lens, "read", breaks, EVERYONE),
-    ("jamba", ObservedSequence, "see", breaks, EVERYONE),
+    ("jamba", ProbedSequence, "read_probe", breaks, EVERYONE),
 ]
 
 
@@ -179,7 +187,7 @@ def test_norms_that_cannot_be_moved_end_all_who_asked(
 ) -> None:
     got = five(models("llama"))
     with monkeypatch.context() as patched:
-        patched.setattr(Observed, broken, half_way(getattr(Observed, broken)))
+        patched.setattr(ProbedRows, broken, half_way(getattr(ProbedRows, broken)))
         # A row that leaves, and beams that are copied.
         got.loop.handle(StopGeneration("last"))
         for _ in range(3):
@@ -195,7 +203,7 @@ def test_who_comes_after_the_last_has_left_does_not_pay_for_it(
 ) -> None:
     harness = BeamHarness(models("llama"))
     with monkeypatch.context() as patched:
-        patched.setattr(Observed, "leave", breaks)
+        patched.setattr(ProbedRows, "leave", breaks)
         harness.admit("first", prompt_of(9, seed=2), greedy(3, ignore_eos=True), INTERNALS)
         harness.run()
     harness.admit("second", prompt_of(9, seed=2), greedy(3, ignore_eos=True), INTERNALS)
@@ -210,7 +218,7 @@ def test_a_model_that_fails_by_itself_is_another_matter(
 ) -> None:
     got = five(models("llama modules"))
     with monkeypatch.context() as patched:
-        patched.setattr(attention, "_weights", breaks)
+        patched.setattr(got.model.model.layers[0].mlp, "forward", breaks)
         got.loop.turn()
     assert {failure.reason for failure in got.failed.values()} == {"FORWARD_FAILED"}
     assert got.failed.keys() == {"plain", "asks", "beams", "plain beams", "last"}
@@ -224,12 +232,12 @@ def test_too_little_memory_to_look_is_told_as_such(
 
     got = five(models("llama modules"))
     with monkeypatch.context() as patched:
-        patched.setattr(layers, "_newest", exhausted)
+        patched.setattr(ActivationBuffer, *unreadable("add_output", exhausted))
         got.loop.turn()
     assert got.failed.keys() == {"asks", "beams"}
     assert {failure.reason for failure in got.failed.values()} == {"OUT_OF_MEMORY"}
     got.admit("late", prompt_of(6, seed=6), greedy(5, ignore_eos=True), INTERNALS)
     with monkeypatch.context() as patched:
-        patched.setattr(ObservedPrompt, "read", exhausted)
+        patched.setattr(ProbedPrompt, "read", exhausted)
         got.loop.turn()
     assert got.failed["late"].reason == "OUT_OF_MEMORY"

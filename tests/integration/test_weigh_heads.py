@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from whence_server.cli import main
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.internals.weighing import stream_weights
+from whence_server.engine.internals.weighing import compute_stream_weights
 from whence_server.engine.loading import load
 
 TinyModel = Callable[..., Path]
@@ -70,7 +70,9 @@ def test_pieces_are_evenly_spread_over_the_texts(
     count = 1000 // size
     assert len(blocks) > count
     chosen = [blocks[i * len(blocks) // count] for i in range(count)]
-    assert json.loads(path.read_text())["head_weights"] == stream_weights(loaded.model, chosen)
+    assert json.loads(path.read_text())["head_weights"] == compute_stream_weights(
+        loaded.model, chosen
+    )
 
 
 def test_it_is_for_weights_of_one_type(tiny_model: TinyModel, texts: Path, tmp_path: Path) -> None:

@@ -54,13 +54,20 @@ def engine_options(directory: Path | str, **changes: object) -> EngineOptions:
 class Harness:
     """Collects what the loop sends, by generation."""
 
-    def __init__(self, loaded: LoadedModel, *, chunk: int = 512, batch: int = 16) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        chunk: int = 512,
+        batch: int = 16,
+        chooser: type[Chooser] = Chooser,
+    ) -> None:
         info = loaded.info
         self.model = loaded.model
-        self.runner = loaded.runner()
+        self.runner = loaded.make_runner()
         self.loop = EngineLoop(
             self.runner,
-            Chooser(info.vocabulary_size, loaded.model.device),
+            chooser(info.vocabulary_size, loaded.model.device),
             Scheduler(batch, 8192, chunk, whole_prompts=not info.batched),
             info.max_context_length,
             self._take,
@@ -114,7 +121,7 @@ class Harness:
 class BeamHarness(Harness):
     """Collects rounds and winners as well."""
 
-    def __init__(self, loaded: LoadedModel, **options: int) -> None:
+    def __init__(self, loaded: LoadedModel, **options: Any) -> None:
         super().__init__(loaded, **options)
         self.rounds: dict[str, list[BeamRoundMade]] = defaultdict(list)
         self.done: dict[str, BeamSearchDone] = {}
@@ -172,12 +179,12 @@ def beams(max_new_tokens: int, num_beams: int, **changes: object) -> Decoding:
 @contextmanager
 def as_in_transformers(model: Any) -> Iterator[None]:
     """The model with its original attention: what the engine is compared with."""
-    ours = attention.implementation(model)
+    ours = attention.get_implementation(model)
     attention.restore(model)
     try:
         yield
     finally:
-        if attention.implementation(model) != ours:
+        if attention.get_implementation(model) != ours:
             model.set_attn_implementation(ours)
 
 

@@ -31,14 +31,14 @@ def test_many_tokens_go_through_the_original_with_its_masks(
     load: Callable[[str], Any], architecture: str, original: str
 ) -> None:
     model = load(architecture)
-    assert attention.implementation(model) == original
+    assert attention.get_implementation(model) == original
     before = logits(model)
     assert attention.adopt(model) is None
-    assert attention.implementation(model) == f"whence_{original}"
-    assert attention.original_implementation(model) == original
+    assert attention.get_implementation(model) == f"whence_{original}"
+    assert attention.get_original_implementation(model) == original
     assert torch.equal(logits(model), before)
     attention.restore(model)
-    assert attention.implementation(model) == original
+    assert attention.get_implementation(model) == original
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "falcon", "mamba", "rwkv"])
@@ -46,9 +46,9 @@ def test_a_model_that_never_asks_is_left_as_it_was(
     load: Callable[[str], Any], architecture: str
 ) -> None:
     model = load(architecture)
-    original = attention.implementation(model)
+    original = attention.get_implementation(model)
     assert attention.adopt(model) == attention.NONE_ATTENDS
-    assert attention.implementation(model) == original
+    assert attention.get_implementation(model) == original
 
 
 def test_attention_that_takes_more_than_ours_does_is_left_as_it_was(
@@ -59,7 +59,7 @@ def test_attention_that_takes_more_than_ours_does_is_left_as_it_was(
     reason = attention.adopt(model)
     assert reason is not None
     assert "it takes scaling" in reason
-    assert attention.implementation(model) == "sdpa"
+    assert attention.get_implementation(model) == "sdpa"
 
 
 def test_layers_that_pick_tokens_only_by_their_attentions_name_keep_it(
@@ -69,4 +69,4 @@ def test_layers_that_pick_tokens_only_by_their_attentions_name_keep_it(
     reason = attention.adopt(model)
     assert reason is not None
     assert "not called 'sdpa'" in reason
-    assert attention.implementation(model) == "sdpa"
+    assert attention.get_implementation(model) == "sdpa"

@@ -13,7 +13,7 @@ from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.steps import Decision
 from whence_server.engine import batch
 from whence_server.engine.beams import Beams
-from whence_server.engine.choosing import FailingAlone
+from whence_server.engine.choosing import IsolatingChooser
 from whence_server.engine.decoding import BeamSearch, Chooser, NoChoice, Round, Row
 from whence_server.engine.loading import LoadedModel
 
@@ -59,7 +59,7 @@ def test_the_tokens_of_the_others_are_chosen_all_the_same() -> None:
     rows = [row(), row(CULPRIT, repetition_penalty=1.2), row(temperature=0.7), row()]
     rows[1].index = 3
     expected = choosing(Chooser).choose(logits, rows)
-    chosen = FailingAlone(choosing(Stumbling), lambda: None).choose(logits, rows)
+    chosen = IsolatingChooser(choosing(Stumbling), lambda: None).choose(logits, rows)
     assert isinstance(chosen[1], NoChoice)
     assert chosen[1].reason == "CHOOSING_FAILED"
     assert [chosen[i] for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
@@ -72,14 +72,11 @@ def test_nobody_is_blamed_for_a_lost_device() -> None:
     rows = [row(), row(CULPRIT)]
     rows[1].index = 3
     with pytest.raises(RuntimeError, match="is lost"):
-        FailingAlone(choosing(Stumbling), lost).choose(torch.zeros(2, VOCABULARY_SIZE), rows)
+        IsolatingChooser(choosing(Stumbling), lost).choose(torch.zeros(2, VOCABULARY_SIZE), rows)
 
 
 def test_running_streams_go_on_beside_one_that_fails(gpt2: LoadedModel) -> None:
-    alone, crowded = BeamHarness(gpt2), BeamHarness(gpt2)
-    crowded.loop._batch._choosing = FailingAlone(
-        Stumbling(gpt2.info.vocabulary_size, torch.device("cpu")), lambda: None
-    )
+    alone, crowded = BeamHarness(gpt2), BeamHarness(gpt2, chooser=Stumbling)
     for harness in (alone, crowded):
         harness.admit("greedy", prompt_of(10, 1), greedy(20, ignore_eos=True))
         harness.admit("drawn", prompt_of(12, 2), sampled(20, ignore_eos=True, seed=4))

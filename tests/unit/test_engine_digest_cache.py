@@ -270,14 +270,14 @@ def test_weights_that_change_while_they_are_loaded_are_refused(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Path(shutil.copytree(tiny_model("gpt2"), tmp_path / "model"))
-    load_model = loading._model
+    load_model = loading.load_model
 
     def slow(*arguments: object) -> torch.nn.Module:
         model = load_model(*arguments)  # type: ignore[arg-type]
         other_weights(directory)
         return model
 
-    monkeypatch.setattr(loading, "_model", slow)
+    monkeypatch.setattr(loading, "load_model", slow)
     with pytest.raises(ConfigurationError, match=r"model\.safetensors changed while"):
         loading.load(engine_options(directory))
 

@@ -9,7 +9,7 @@ from tiny_models import CONFIGS, LENGTH_DEPENDENT, LONGROPE, SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from whence_server.engine import frequencies
-from whence_server.engine.context import max_context_length
+from whence_server.engine.context import read_max_context_length
 
 
 def model_of(config: Any) -> Any:
@@ -66,16 +66,16 @@ def test_what_one_sequence_makes_of_them_is_its_own() -> None:
     model = model_of(CONFIGS["llama_dynamic"])
     found = frequencies.find(model)
     fresh = turned(model, 45)
-    first, second = found.fresh(), found.fresh()
+    first, second = found.make_state(), found.make_state()
     model = model_of(CONFIGS["llama_dynamic"])
     found = frequencies.find(model)
-    with found.of(first):
+    with found.use_state(first):
         grown = turned(model, 100)
-    with found.of(second):
+    with found.use_state(second):
         torch.testing.assert_close(turned(model, 45), fresh, rtol=0, atol=0)
     kept = first.copy()
     for sequence in (first, kept):
-        with found.of(sequence):
+        with found.use_state(sequence):
             # As in transformers, frequencies that have grown stay for shorter passes.
             assert not torch.equal(turned(model, 45), fresh)
             torch.testing.assert_close(turned(model, 100), grown, rtol=0, atol=0)
@@ -83,6 +83,6 @@ def test_what_one_sequence_makes_of_them_is_its_own() -> None:
 
 
 def test_dynamic_scaling_makes_the_context_as_many_times_as_long() -> None:
-    assert max_context_length(CONFIGS["llama_dynamic"]) == 200
-    assert max_context_length(CONFIGS["gemma3_dynamic"]) == 200
-    assert max_context_length(CONFIGS["llama_longrope"]) == 256
+    assert read_max_context_length(CONFIGS["llama_dynamic"]) == 200
+    assert read_max_context_length(CONFIGS["gemma3_dynamic"]) == 200
+    assert read_max_context_length(CONFIGS["llama_longrope"]) == 256

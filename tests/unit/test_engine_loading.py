@@ -77,7 +77,7 @@ def test_a_model_as_it_is_described(tiny_model: TinyModel) -> None:
     assert (info.num_layers, info.vocabulary_size, info.max_context_length) == (3, 416, 256)
     assert info.batched
     assert loaded.style is not None
-    assert isinstance(loaded.runner(), Runner)
+    assert isinstance(loaded.make_runner(), Runner)
     assert info.loaded_files == ("model.safetensors",)
     assert [file.path for file in info.files] == sorted(p.name for p in directory.iterdir())
     assert info.model_digest == model_signing_digest(info.files)
@@ -226,8 +226,8 @@ def test_a_recurrent_model_loads_and_is_not_batched(tiny_model: TinyModel, dtype
     loaded = load(options(tiny_model("mamba"), dtype=dtype))
     assert loaded.style is None
     assert not loaded.info.batched
-    assert isinstance(loaded.runner(), SoloRunner)
-    assert loaded.runner() is not loaded.runner()
+    assert isinstance(loaded.make_runner(), SoloRunner)
+    assert loaded.make_runner() is not loaded.runner()
     assert loaded.info.environment.dtype == dtype
     assert loaded.info.architecture == "MambaForCausalLM"
     assert loaded.info.num_layers == 2

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.batching_check import examine
+from whence_server.engine.batching_check import check_batching
 from whence_server.engine.runner import Runner
 from whence_server.engine.style import ForwardStyle
 
@@ -80,7 +80,7 @@ def test_every_style_gives_plain_logits(model: Any, ready_mask: bool, logits_to_
 
 def test_the_mask_outgrows_its_spare_columns(tiny_model: TinyModel) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model("gpt2-long")).eval()
-    runner = Runner(model, examine(model))
+    runner = Runner(model, check_batching(model))
     rows = [[5, 6, 7], [8]]
     for row in rows:
         prompt = runner.start(list(row))
@@ -95,7 +95,7 @@ def test_the_mask_outgrows_its_spare_columns(tiny_model: TinyModel) -> None:
 
 
 def test_only_the_last_logits_where_the_rest_is_not_wanted(model: Any) -> None:
-    runner = Runner(model, examine(model))
+    runner = Runner(model, check_batching(model))
     prompt = runner.start([5, 6, 7, 8])
     logits = runner.prefill(prompt, 3, all_logits=False)
     assert logits.shape == (1, 416)
@@ -118,7 +118,7 @@ def test_the_probe_finds_the_style(
     tiny_model: TinyModel, architecture: str, windows: dict[str, int | None]
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
-    assert examine(model) == ForwardStyle(3, windows=tuple(windows.items()))
+    assert check_batching(model) == ForwardStyle(3, windows=tuple(windows.items()))
 
 
 def test_a_model_that_reads_a_mask_of_its_own_kind_is_not_given_ours(
@@ -126,7 +126,7 @@ def test_a_model_that_reads_a_mask_of_its_own_kind_is_not_given_ours(
 ) -> None:
     # Bloom makes its position biases from it.
     model = AutoModelForCausalLM.from_pretrained(tiny_model("bloom")).eval()
-    style = examine(model)
+    style = check_batching(model)
     assert style is not None
     assert not style.ready_mask
 
@@ -151,7 +151,7 @@ def test_a_forward_with_neither_positions_nor_logits_to_keep(
         )
 
     monkeypatch.setattr(model, "forward", narrow)
-    style = examine(model)
+    style = check_batching(model)
     # OPT counts its positions from the two-dimensional mask.
     assert style == ForwardStyle(3, position_ids=False, logits_to_keep=False, ready_mask=False)
     run_three(model, style)
@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_batched_decodes_each_sequence_by_itself(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
     with caplog.at_level("INFO", "whence_server.engine.batching_check"):
-        assert examine(model) is None
+        assert check_batching(model) is None
     assert f"{type(model).__name__} decodes each sequence by itself: {why}" in caplog.text
 
 
@@ -189,7 +189,7 @@ def test_so_does_one_that_cannot_tell_its_rows_positions(
 
     monkeypatch.setattr(model, "forward", without_positions)
     with caplog.at_level("INFO", "whence_server.engine.batching_check"):
-        assert examine(model) is None
+        assert check_batching(model) is None
     assert "other logits for a batch of two prompts than for each alone" in caplog.text
 
 
@@ -199,7 +199,7 @@ def test_a_model_that_looks_ahead_is_refused(tiny_model: TinyModel) -> None:
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
     with pytest.raises(ConfigurationError, match="LlamaForCausalLM cannot be decoded token by"):
-        examine(model)
+        check_batching(model)
 
 
 def test_a_model_that_keeps_its_state_in_itself_is_refused(
@@ -219,7 +219,7 @@ def test_a_model_that_keeps_its_state_in_itself_is_refused(
 
     monkeypatch.setattr(model, "forward", forgetful)
     with pytest.raises(ConfigurationError, match="MambaForCausalLM cannot be decoded token by"):
-        examine(model)
+        check_batching(model)
 
 
 def test_a_model_that_cannot_decode_at_all_is_refused(
@@ -228,12 +228,12 @@ def test_a_model_that_cannot_decode_at_all_is_refused(
     model = AutoModelForCausalLM.from_pretrained(tiny_model("mamba")).eval()
     monkeypatch.setattr(model, "prepare_inputs_for_generation", lambda *_a, **_k: 1 / 0)
     with pytest.raises(ConfigurationError, match="MambaForCausalLM cannot be decoded token by"):
-        examine(model)
+        check_batching(model)
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_step_without_padding_needs_no_mask(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    style = examine(model)
+    style = check_batching(model)
     assert style is not None
     runner = Runner(model, replace(style, ready_mask=False))
     for length in (6, 6):

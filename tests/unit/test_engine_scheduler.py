@@ -25,7 +25,7 @@ def scheduler(
 def test_a_long_prompt_is_read_in_chunks() -> None:
     s = scheduler(chunk=10)
     s.admit("a", 25, 5, 1)
-    assert [s.next_chunks() for _ in range(4)] == [
+    assert [s.take_chunks() for _ in range(4)] == [
         [Chunk("a", 10, False)],
         [Chunk("a", 10, False)],
         [Chunk("a", 5, True)],
@@ -37,37 +37,37 @@ def test_short_prompts_share_a_turn() -> None:
     s = scheduler(chunk=10)
     for name in "abcd":
         s.admit(name, 4, 5, 1)
-    assert s.next_chunks() == [Chunk("a", 4, True), Chunk("b", 4, True), Chunk("c", 2, False)]
-    assert s.next_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
+    assert s.take_chunks() == [Chunk("a", 4, True), Chunk("b", 4, True), Chunk("c", 2, False)]
+    assert s.take_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
 
 
 def test_tokens_that_are_read_one_by_one_take_turns_with_other_prompts() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     s.admit("again", 45, 5, 1, num_whole=12)
     s.admit("new", 3, 5, 1)
-    assert s.next_chunks() == [Chunk("again", 12, False)]
-    assert s.next_chunks() == [Chunk("again", 16, False), Chunk("new", 3, True)]
-    assert s.next_chunks() == [Chunk("again", 16, False)]
-    assert s.next_chunks() == [Chunk("again", 1, True)]
-    assert s.next_chunks() == []
+    assert s.take_chunks() == [Chunk("again", 12, False)]
+    assert s.take_chunks() == [Chunk("again", 16, False), Chunk("new", 3, True)]
+    assert s.take_chunks() == [Chunk("again", 16, False)]
+    assert s.take_chunks() == [Chunk("again", 1, True)]
+    assert s.take_chunks() == []
 
 
 def test_whole_prompts_share_a_turn_that_can_read_all_of_them() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     for name, length in zip("abcd", (4, 6, 4, 7), strict=True):
         s.admit(name, length, 5, 1)
-    assert s.next_chunks() == [Chunk("a", 4, True), Chunk("b", 6, True)]
-    assert s.next_chunks() == [Chunk("c", 4, True)]
+    assert s.take_chunks() == [Chunk("a", 4, True), Chunk("b", 6, True)]
+    assert s.take_chunks() == [Chunk("c", 4, True)]
     assert s.num_sequences == 3, "the next one waits outside"
-    assert s.next_chunks() == [Chunk("d", 7, True)]
-    assert s.next_chunks() == []
+    assert s.take_chunks() == [Chunk("d", 7, True)]
+    assert s.take_chunks() == []
 
 
 def test_a_whole_prompt_beyond_the_chunk_has_a_turn_for_itself() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     for name, length in zip("abc", (1, 25, 1), strict=True):
         s.admit(name, length, 5, 1)
-    assert [s.next_chunks() for _ in range(4)] == [
+    assert [s.take_chunks() for _ in range(4)] == [
         [Chunk("a", 1, True)],
         [Chunk("b", 25, True)],
         [Chunk("c", 1, True)],
@@ -79,28 +79,28 @@ def test_all_sequences_of_a_generation_enter_together() -> None:
     s = scheduler(batch=4)
     s.admit("a", 1, 1, 2)
     s.admit("b", 1, 1, 3)
-    assert s.next_chunks() == [Chunk("a", 1, True)]
+    assert s.take_chunks() == [Chunk("a", 1, True)]
     s.leave_sequence("a")
-    assert s.next_chunks() == [Chunk("b", 1, True)]
+    assert s.take_chunks() == [Chunk("b", 1, True)]
     assert s.num_sequences == 4
 
 
 def test_nobody_overtakes_the_first_in_the_queue() -> None:
     s = scheduler(batch=8, cache=100)
     s.admit("running", 10, 40, 1)
-    s.next_chunks()
+    s.take_chunks()
     s.admit("large", 40, 50, 1)
     s.admit("small", 1, 1, 1)
-    assert s.next_chunks() == []
+    assert s.take_chunks() == []
     s.leave("running")
-    assert s.next_chunks() == [Chunk("large", 10, False)]
+    assert s.take_chunks() == [Chunk("large", 10, False)]
 
 
 def test_padding_counts_against_the_cache() -> None:
     s = scheduler(batch=8, cache=100)
     s.admit("long", 1, 59, 1)
     s.admit("short", 1, 1, 1)
-    s.next_chunks()
+    s.take_chunks()
     # 60 + 2 would fit; two rows of the wider one's 60 columns would not.
     assert s.num_cache_tokens == 60
 
@@ -126,10 +126,10 @@ def test_what_could_never_fit_is_refused(
 def test_a_short_prompt_does_not_wait_for_a_long_one_and_the_long_one_goes_on() -> None:
     s = scheduler(batch=100, chunk=16)
     s.admit("long", 100, 5, 1)
-    assert s.next_chunks() == [Chunk("long", 16, False)]
+    assert s.take_chunks() == [Chunk("long", 16, False)]
     s.admit("short", 3, 5, 1)
     s.admit("middle", 20, 5, 1)
-    assert s.next_chunks() == [
+    assert s.take_chunks() == [
         Chunk("short", 3, True),
         Chunk("long", 8, False),
         Chunk("middle", 5, False),
@@ -138,7 +138,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_and_the_long_one_goes_on() 
     for number in range(8):
         # However many short ones keep coming.
         s.admit(str(number), 16, 5, 1)
-        given += [chunk.num_tokens for chunk in s.next_chunks() if chunk.job_id == "long"]
+        given += [chunk.num_tokens for chunk in s.take_chunks() if chunk.job_id == "long"]
     assert given == [8] * 8
 
 
@@ -146,17 +146,17 @@ def test_equal_prompts_are_read_one_after_the_other() -> None:
     s = scheduler(batch=100, chunk=16)
     for name in "abc":
         s.admit(name, 24, 5, 1)
-    assert s.next_chunks() == [Chunk("a", 16, False)]
-    assert s.next_chunks() == [Chunk("a", 8, True), Chunk("b", 8, False)]
+    assert s.take_chunks() == [Chunk("a", 16, False)]
+    assert s.take_chunks() == [Chunk("a", 8, True), Chunk("b", 8, False)]
 
 
 def test_leaving_in_the_middle_of_the_prompt() -> None:
     s = scheduler(chunk=10)
     s.admit("a", 25, 5, 1)
     s.admit("b", 12, 5, 1)
-    assert s.next_chunks() == [Chunk("a", 5, False), Chunk("b", 5, False)]
+    assert s.take_chunks() == [Chunk("a", 5, False), Chunk("b", 5, False)]
     s.leave("a")
-    assert s.next_chunks() == [Chunk("b", 7, True)]
+    assert s.take_chunks() == [Chunk("b", 7, True)]
 
 
 @dataclass
@@ -231,7 +231,7 @@ class Simulation:
 
     def prefill(self) -> None:
         before = self.reading()
-        chunks = self.scheduler.next_chunks()
+        chunks = self.scheduler.take_chunks()
         self.entered += [name for name in self.scheduler.job_ids if name not in self.entered]
         self.check_first_goes_on(before, chunks)
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
@@ -259,9 +259,9 @@ class Simulation:
             assert given >= min(left, self.chunk_tokens // 2)
 
     def check_bounds(self) -> None:
-        inside = [self.alive[name] for name in self.scheduler.job_ids]
-        num_sequences = sum(generation.num_sequences for generation in inside)
-        widest = max((g.num_prompt_tokens + g.num_new_tokens for g in inside), default=0)
+        admitted = [self.alive[name] for name in self.scheduler.job_ids]
+        num_sequences = sum(generation.num_sequences for generation in admitted)
+        widest = max((g.num_prompt_tokens + g.num_new_tokens for g in admitted), default=0)
         assert self.scheduler.num_sequences == num_sequences <= self.max_batch_size
         assert self.scheduler.num_cache_tokens == widest * num_sequences <= self.max_cache_tokens
 

@@ -9,16 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.steps import Candidates, Decision
-from whence_server.engine.batching_check import examine
+from whence_server.engine.batching_check import check_batching
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.lens import Lens, lens_of
-from whence_server.engine.internals.probe import watching
-from whence_server.engine.internals.probe_building import look_inside
+from whence_server.engine.internals.lens import Lens, build_lens
+from whence_server.engine.internals.probe import probing
+from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.internals.sources import (
     COLUMNS_TOGETHER,
     OutputNorms,
     Sources,
-    listed,
+    list_sources,
 )
 from whence_server.engine.runner import Runner
 
@@ -54,22 +54,22 @@ def test_norms_are_those_of_the_projected_values(num_value_heads: int, count: in
     # Of one scale or another, what heads weigh against each other is the same.
     for scale in (1.0, 1e-38, 6e37):
         scaled = [[theta * scale for theta in layer] for layer in thetas]
-        norms = OutputNorms(projections, num_value_heads, scaled).of(values)
+        norms = OutputNorms(projections, num_value_heads, scaled).compute(values)
         torch.testing.assert_close(norms, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_where_nothing_was_read_there_are_no_sources() -> None:
-    assert listed(torch.zeros(1, 5), [5]) == [Sources([], [], None)]
+    assert list_sources(torch.zeros(1, 5), [5]) == [Sources([], [], None)]
 
 
 def runner_of(directory: Path) -> Runner:
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     attention.adopt(model)
-    style = examine(model)
+    style = check_batching(model)
     assert style is not None
-    inside, info = look_inside(model, style, None, None)
+    probe, info = build_probe(model, style, None, None)
     assert not info.unavailable
-    return Runner(model, style, None, inside)
+    return Runner(model, style, None, probe)
 
 
 @pytest.mark.parametrize("chunk", [7, 30])
@@ -78,21 +78,21 @@ def test_a_position_s_norms_are_computed_once(
 ) -> None:
     runner = runner_of(tiny_model("llama"))
     num_columns: list[int] = []
-    original = OutputNorms.of
+    original = OutputNorms.compute
 
     def counting(self: OutputNorms, values: Sequence[torch.Tensor]) -> torch.Tensor:
         num_columns.append(values[0].shape[1])
         return original(self, values)
 
-    monkeypatch.setattr(OutputNorms, "of", counting)
-    prompt = runner.start(list(range(30)), observed=True)
+    monkeypatch.setattr(OutputNorms, "compute", counting)
+    prompt = runner.start(list(range(30)), probed=True)
     while prompt.num_left:
         runner.prefill(prompt, min(chunk, prompt.num_left), all_logits=False)
     runner.join(prompt, 2)
     assert sum(num_columns) == 30
     assert max(num_columns) == chunk, "with the piece that was read, and not all at the end"
     runner.decode([1, 2])
-    runner.observe()
+    runner.read_probe()
     assert num_columns[-1] == 2
     assert sum(num_columns) == 32
 
@@ -104,13 +104,13 @@ def test_a_watched_pass_keeps_its_newest_token_alone_alive(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype).eval()
     attention.adopt(model)
-    inside, _ = look_inside(model, examine(model), None, None)
-    with torch.inference_mode(), watching(inside) as watch:
+    probe, _ = build_probe(model, check_batching(model), None, None)
+    with torch.inference_mode(), probing(probe) as buffer:
         model(input_ids=torch.arange(30).unsqueeze(0), use_cache=True)
-    assert len(watch.outputs) == len(watch.weights) == 3
-    for output in watch.outputs:
+    assert len(buffer.outputs) == len(buffer.weights) == 3
+    for output in buffer.outputs:
         assert output.untyped_storage().nbytes() == output.nbytes
-    for weights in watch.weights:
+    for weights in buffer.weights:
         assert weights.untyped_storage().nbytes() == weights.nbytes
         # In half precision too: bfloat16 would round each to three digits.
         torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4), rtol=0, atol=1e-6)
@@ -122,7 +122,7 @@ def a_decision(token_id: int, candidates: list[int]) -> Decision:
 
 
 def test_the_lens_reads_only_what_has_candidates(tiny_model: Callable[..., Path]) -> None:
-    lens = lens_of(AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval())
+    lens = build_lens(AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval())
     read: list[int] = []
 
     class Counting(Lens):
@@ -148,15 +148,15 @@ def test_layers_of_different_value_heads_give_no_sources(
 ) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
     attention.adopt(model)
-    style = examine(model)
+    style = check_batching(model)
     # The last layer's two become four, which say the same.
     last = model.model.layers[-1].self_attn
     for projection in (last.k_proj, last.v_proj):
         rows = projection.weight.unflatten(0, (2, -1)).repeat_interleave(2, 0).flatten(0, 1)
         projection.weight = torch.nn.Parameter(rows, requires_grad=False)
     last.num_key_value_groups = 1
-    inside, info = look_inside(model, style, None, None)
-    assert inside.norms is None
+    probe, info = build_probe(model, style, None, None)
+    assert probe.norms is None
     assert info.unavailable == {"sources": "its layers keep different numbers of value heads"}
 
 
@@ -165,8 +165,8 @@ def test_norms_that_no_step_could_use_are_noticed_at_load(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
     attention.adopt(model)
-    style = examine(model)
-    monkeypatch.setattr(OutputNorms, "of", lambda _self, values: torch.zeros(5, len(values)))
-    inside, info = look_inside(model, style, None, None)
-    assert inside.norms is None
+    style = check_batching(model)
+    monkeypatch.setattr(OutputNorms, "compute", lambda _self, values: torch.zeros(5, len(values)))
+    probe, info = build_probe(model, style, None, None)
+    assert probe.norms is None
     assert "cannot be taken apart" in info.unavailable["sources"]

@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 import torch
 from engine_harness import engine_options, loaded_model
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import InternalsInfo
-from whence_server.engine.internals import attention
-from whence_server.engine.internals import probe_building as examine
-from whence_server.engine.internals import probed_sequence as single
-from whence_server.engine.internals.probe import Inside
-from whence_server.engine.internals.probe_building import look_inside
-from whence_server.engine.internals.sources import OutputNorms, UnavailableError, drawn
+from whence_server.engine.internals import attention, probe_building, probed_sequence
+from whence_server.engine.internals.probe import Probe
+from whence_server.engine.internals.probe_building import build_probe
+from whence_server.engine.internals.sources import OutputNorms, UnavailableError, sum_contributions
 from whence_server.engine.loading import load
 from whence_server.engine.solo import SoloRunner
 
@@ -32,10 +30,10 @@ def model_of(directory: Path) -> Any:
     return model
 
 
-def looked_into(model: Any) -> tuple[Inside, InternalsInfo]:
-    inside, info = look_inside(model, None, None, None)
-    assert info.source_method == (METHOD if inside.norms is not None else "")
-    return inside, info
+def probe_of(model: Any) -> tuple[Probe, InternalsInfo]:
+    probe, info = build_probe(model, None, None, None)
+    assert info.source_method == (METHOD if probe.norms is not None else "")
+    return probe, info
 
 
 def test_a_layer_with_few_columns_weighs_nothing_before_them() -> None:
@@ -45,7 +43,7 @@ def test_a_layer_with_few_columns_weighs_nothing_before_them() -> None:
     padded = torch.tensor([[[9.0, 0.1, 0.2, 0.3, 0.4]]])
     expected = torch.tensor([[0.1, 0.4, 0.9 + 0.25, 1.6 + 0.75]])
     for first in (wide, padded):
-        torch.testing.assert_close(drawn([first, narrow], norms, None), expected)
+        torch.testing.assert_close(sum_contributions([first, narrow], norms, None), expected)
 
 
 @pytest.mark.parametrize("architecture", ["jamba", "llama4"])
@@ -53,27 +51,27 @@ def test_a_position_s_norms_are_computed_once_for_all_its_rows(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     model = model_of(tiny_model(architecture))
-    inside, _ = looked_into(model)
+    probe, _ = probe_of(model)
     num_columns: list[int] = []
-    original = OutputNorms.of
+    original = OutputNorms.compute
 
     def counting(self: OutputNorms, values: Sequence[torch.Tensor]) -> torch.Tensor:
         num_columns.append(values[0].shape[1])
         return original(self, values)
 
-    monkeypatch.setattr(OutputNorms, "of", counting)
-    runner = SoloRunner(model, inside)
-    prompt = runner.start(list(range(30)), observed=True)
+    monkeypatch.setattr(OutputNorms, "compute", counting)
+    runner = SoloRunner(model, probe)
+    prompt = runner.start(list(range(30)), probed=True)
     runner.prefill(prompt, 30, all_logits=False)
     runner.join(prompt, 2)
     assert num_columns == [30]
     runner.decode([1, 2])
-    runner.observe()
+    runner.read_probe()
     assert num_columns == [30, 1, 1]
     runner.copy_rows([0], [1])
     runner.leave(0)
     runner.decode([3])
-    runner.observe()
+    runner.read_probe()
     assert num_columns == [30, 1, 1, 1]
 
 
@@ -81,48 +79,50 @@ def test_who_does_not_ask_is_not_watched(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(tiny_model("jamba"))
-    inside, _ = looked_into(model)
-    runner = SoloRunner(model, inside)
-    for observed in (False, True):
-        prompt = runner.start([5, 6, 7], observed=observed)
+    probe, _ = probe_of(model)
+    runner = SoloRunner(model, probe)
+    for probed in (False, True):
+        prompt = runner.start([5, 6, 7], probed=probed)
         runner.prefill(prompt, 3, all_logits=False)
         runner.join(prompt)
     watched: list[object] = []
-    original = attention.Attended
+    original = attention.LayerAttention
 
-    def counting(*args: Any) -> attention.Attended:
+    def counting(*args: Any) -> attention.LayerAttention:
         watched.append(args)
         return original(*args)
 
-    monkeypatch.setattr(attention, "Attended", counting)
+    monkeypatch.setattr(attention, "LayerAttention", counting)
     runner.decode([8, 9])
     assert len(watched) == 2, "the two layers that attend, once"
-    observation = runner.observe()
-    assert observation is not None
-    assert observation.rows == [1]
-    runner.stop_observing()
+    readout = runner.read_probe()
+    assert readout is not None
+    assert readout.rows == [1]
+    runner.stop_probing()
     runner.decode([10, 11])
-    assert runner.observe() is None
+    assert runner.read_probe() is None
     assert len(watched) == 2
 
 
 def test_our_attention_is_in_place(tiny_model: TinyModel) -> None:
     loaded = loaded_model(tiny_model("jamba"))
     assert not loaded.info.batched
-    assert attention.implementation(loaded.model) == "whence_sdpa"
+    assert attention.get_implementation(loaded.model) == "whence_sdpa"
     assert loaded.info.environment.attention_implementation == "sdpa"
 
 
-def test_a_model_that_ours_would_change_keeps_its_own(
-    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return right(*args, **kwargs).flip(-1)
+def test_a_model_that_ours_would_change_keeps_its_own(tiny_model: TinyModel) -> None:
+    def wrong(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        output, weights = ours(module, query, *args, **kwargs)
+        return (output.flip(-1) if query.shape[2] == 1 else output), weights
 
-    right = attention._weights
-    monkeypatch.setattr(attention, "_weights", wrong)
-    loaded = loaded_model(tiny_model("jamba"))
-    assert attention.implementation(loaded.model) == "sdpa"
+    ours = AttentionInterface()["whence_sdpa"]
+    AttentionInterface.register("whence_sdpa", wrong)
+    try:
+        loaded = loaded_model(tiny_model("jamba"))
+    finally:
+        AttentionInterface.register("whence_sdpa", ours)
+    assert attention.get_implementation(loaded.model) == "sdpa"
     assert loaded.info.internals.unavailable == {
         "sources": "with our attention it gives other logits"
     }
@@ -130,8 +130,8 @@ def test_a_model_that_ours_would_change_keeps_its_own(
 
 def test_heads_that_are_gated_give_no_sources(tiny_model: TinyModel) -> None:
     # The gate is the newest token's: what a value adds is another thing at every step.
-    inside, info = looked_into(model_of(tiny_model("qwen3_next")))
-    assert inside.norms is None
+    probe, info = probe_of(model_of(tiny_model("qwen3_next")))
+    assert probe.norms is None
     assert "do not go through one linear projection as they are" in info.unavailable["sources"]
 
 
@@ -140,8 +140,8 @@ def test_one_layer_of_many_that_attends_by_itself_is_noticed(tiny_model: TinyMod
     own = type(model.config)(**model.config.to_dict())
     own._attn_implementation = "sdpa"
     model.model.layers[2].self_attn.config = own
-    inside, info = looked_into(model)
-    assert inside.norms is None
+    probe, info = probe_of(model)
+    assert probe.norms is None
     assert info.unavailable["sources"] == "3 of its 4 layers that attend do so by our function"
 
 
@@ -149,13 +149,13 @@ def test_one_layer_that_attends_by_itself_is_noticed_where_layers_share_what_is_
     tiny_model: TinyModel,
 ) -> None:
     model = model_of(tiny_model("llama4"))
-    with torch.inference_mode(), attention.watched_attention() as attended:
+    with torch.inference_mode(), attention.collect_attention() as attended:
         output = model(input_ids=torch.arange(5)[None], use_cache=True)
-    examine._check_own_cache(model, attended, output)
+    probe_building.check_own_cache(model, attended, output)
     output.past_key_values.layers.pop()
-    examine._check_own_cache(model, attended, output)
+    probe_building.check_own_cache(model, attended, output)
     with pytest.raises(UnavailableError, match="3 of its 4 layers that attend"):
-        examine._check_own_cache(model, attended[:3], output)
+        probe_building.check_own_cache(model, attended[:3], output)
 
 
 def test_columns_in_an_order_that_nobody_knows_are_refused(
@@ -166,9 +166,9 @@ def test_columns_in_an_order_that_nobody_knows_are_refused(
     class Other:
         pass
 
-    monkeypatch.setattr(examine, "DynamicLayer", Other)
-    inside, info = looked_into(model)
-    assert inside.norms is None
+    monkeypatch.setattr(probe_building, "DynamicLayer", Other)
+    probe, info = probe_of(model)
+    assert probe.norms is None
     assert info.unavailable["sources"] == "it keeps its values in a cache of its own kind"
 
 
@@ -178,11 +178,11 @@ def test_other_sources_token_by_token_are_noticed(
     model = model_of(tiny_model("jamba"))
 
     def shifted(*args: Any) -> torch.Tensor:
-        return drawn(*args).roll(1, -1)
+        return sum_contributions(*args).roll(1, -1)
 
-    monkeypatch.setattr(single, "drawn", shifted)
-    inside, info = looked_into(model)
-    assert inside.norms is None
+    monkeypatch.setattr(probed_sequence, "sum_contributions", shifted)
+    probe, info = probe_of(model)
+    assert probe.norms is None
     assert (
         info.unavailable["sources"] == "token by token, it reads other positions than in one pass"
     )

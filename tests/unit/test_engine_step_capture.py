@@ -11,12 +11,12 @@ import torch
 from tiny_models import BATCHED, LAST_STAGES
 from transformers import AutoModelForCausalLM
 
-from whence_server.engine.batching_check import examine
+from whence_server.engine.batching_check import check_batching
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.probe import Seen
-from whence_server.engine.internals.probe_building import look_inside
+from whence_server.engine.internals.probe import Activations
+from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.runner import Runner
-from whence_server.engine.step_capture import recorded
+from whence_server.engine.step_capture import capture_step
 from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
 
@@ -35,7 +35,7 @@ def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[Any, ForwardSty
     def get(architecture: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ForwardStyle]:
         model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype)
         attention.adopt(model.eval().requires_grad_(False))
-        style = examine(model)
+        style = check_batching(model)
         assert style is not None
         return model, style
 
@@ -48,17 +48,17 @@ def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
     load: Callable[..., tuple[Any, ForwardStyle]], architecture: str, dtype: torch.dtype
 ) -> None:
     model, style = load(architecture, dtype)
-    inside, _ = look_inside(model, style, None, None)
-    graph = recorded(model, style, inside)
+    probe, _ = build_probe(model, style, None, None)
+    graph = capture_step(model, style, probe)
     assert graph is not None
-    ours, theirs = Runner(model, style, graph, inside), Runner(model, style, None, inside)
+    ours, theirs = Runner(model, style, graph, probe), Runner(model, style, None, probe)
     choose = random.Random(3)
     for _ in range(60):
         if ours.num_rows < 2 or choose.random() < 0.2:
             prompt = [choose.randrange(400) for _ in range(choose.randint(1, 40))]
             count = choose.randint(1, 3)
             for runner in (ours, theirs):
-                read = runner.start(prompt, observed=len(prompt) % 3 == 0)
+                read = runner.start(prompt, probed=len(prompt) % 3 == 0)
                 runner.prefill(read, len(prompt), all_logits=False)
                 runner.join(read, count)
         elif choose.random() < 0.15:
@@ -67,7 +67,7 @@ def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
             theirs.leave(row)
         token_ids = [choose.randrange(400) for _ in range(ours.num_rows)]
         assert torch.equal(ours.decode(token_ids), theirs.decode(token_ids))
-        seen, expected = ours.observe(), theirs.observe()
+        seen, expected = ours.read_probe(), theirs.read_probe()
         assert (seen is None) == (expected is None)
         if seen is not None and expected is not None:
             assert (seen.rows, seen.sources) == (expected.rows, expected.sources)
@@ -90,7 +90,7 @@ def test_a_model_that_decides_by_its_tokens_is_not_recorded(
 
     monkeypatch.setattr(model.lm_head, "forward", deciding)
     with caplog.at_level(logging.INFO):
-        assert recorded(model, style) is None
+        assert capture_step(model, style) is None
     assert "decodes through its modules" in caplog.text
     assert "test_engine_recording.py" in caplog.text, "it says where the decision is taken"
 
@@ -109,8 +109,8 @@ def test_a_graph_that_says_something_else_is_not_used(
         logits = right(self, inputs)
         return logits if len(calls) < 5 else logits.nextafter(torch.tensor(9.0))
 
-    monkeypatch.setattr(StepGraph, "logits", wrong_at_last)
-    assert recorded(model, style) is None
+    monkeypatch.setattr(StepGraph, "run", wrong_at_last)
+    assert capture_step(model, style) is None
     assert "its steps differ" in caplog.text
 
 
@@ -122,10 +122,10 @@ def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
     fails: bool,
 ) -> None:
     model, style = load("llama")
-    inside, _ = look_inside(model, style, None, None)
-    right = StepGraph.observed
+    probe, _ = build_probe(model, style, None, None)
+    right = StepGraph.run_probed
 
-    def wrong(self: StepGraph, inputs: Any) -> tuple[torch.Tensor, Seen]:
+    def wrong(self: StepGraph, inputs: Any) -> tuple[torch.Tensor, Activations]:
         logits, seen = right(self, inputs)
         assert seen.hidden is not None
         if fails:
@@ -133,21 +133,21 @@ def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
         return logits, seen._replace(hidden=seen.hidden.nextafter(torch.tensor(9.0)))
 
     with monkeypatch.context() as patched:
-        patched.setattr(StepGraph, "observed", wrong)
-        graph = recorded(model, style, inside)
+        patched.setattr(StepGraph, "run_probed", wrong)
+        graph = capture_step(model, style, probe)
     assert "is observed through its modules" in caplog.text
     assert graph is not None
-    assert not graph.observes
-    ours, theirs = Runner(model, style, graph, inside), Runner(model, style, None, inside)
-    for observed in (False, True):
+    assert not graph.has_probe
+    ours, theirs = Runner(model, style, graph, probe), Runner(model, style, None, probe)
+    for probed in (False, True):
         for runner in (ours, theirs):
-            prompt = runner.start([5, 6, 7], observed=observed)
+            prompt = runner.start([5, 6, 7], probed=probed)
             runner.prefill(prompt, 3, all_logits=False)
             runner.join(prompt)
         token_ids = [9] * ours.num_rows
         assert torch.equal(ours.decode(token_ids), theirs.decode(token_ids))
-        seen, expected = ours.observe(), theirs.observe()
-        assert (seen is not None) == (expected is not None) == observed
+        seen, expected = ours.read_probe(), theirs.read_probe()
+        assert (seen is not None) == (expected is not None) == probed
         if seen is not None and expected is not None:
             assert seen.sources == expected.sources
 
@@ -164,9 +164,9 @@ def test_what_shows_nothing_is_recorded_once(
 
     model, style = load("llama")
     monkeypatch.setattr(torch.jit, "trace", counting)
-    graph = recorded(model, style)
+    graph = capture_step(model, style)
     assert graph is not None
-    assert not graph.observes
+    assert not graph.has_probe
     assert len(traced) == 1
 
 
@@ -178,5 +178,5 @@ def test_a_long_step_is_left_to_the_modules(
     model, style = load("gpt2")
     monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", 0.0)
     with caplog.at_level(logging.INFO):
-        assert recorded(model, style) is None
+        assert capture_step(model, style) is None
     assert "next to which" in caplog.text

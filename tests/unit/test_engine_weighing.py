@@ -11,9 +11,9 @@ from internals_oracle import eager_model
 from tiny_models import ARCHITECTURES, HYBRIDS, LAST_STAGES, NO_SOURCES
 
 from whence_server.engine.internals.head_weights import HeadWeights
-from whence_server.engine.internals.probe_building import look_inside
+from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.internals.sources import UnavailableError
-from whence_server.engine.internals.weighing import stream_weights
+from whence_server.engine.internals.weighing import compute_stream_weights
 
 SOME_ATTEND = [name for name in ("jamba", "bamba", *HYBRIDS) if name not in NO_SOURCES]
 ATTENDING = [
@@ -46,7 +46,7 @@ def test_heads_count_by_the_stream_that_their_layer_takes_in(
     means = mean_inverse_lengths(tiny_model(architecture))
     heads = loaded.model.config.get_text_config(decoder=True).num_attention_heads
     torch.testing.assert_close(
-        torch.tensor(stream_weights(loaded.model, PIECES), dtype=torch.float64),
+        torch.tensor(compute_stream_weights(loaded.model, PIECES), dtype=torch.float64),
         (means / means.max()).unsqueeze(1).expand(-1, heads),
         rtol=1e-4,
         atol=0,
@@ -56,9 +56,9 @@ def test_heads_count_by_the_stream_that_their_layer_takes_in(
 @pytest.mark.parametrize("architecture", SOME_ATTEND)
 def test_layers_that_do_not_attend_have_none(tiny_model: TinyModel, architecture: str) -> None:
     loaded = loaded_model(tiny_model(architecture))
-    values = stream_weights(loaded.model, PIECES)
+    values = compute_stream_weights(loaded.model, PIECES)
     # They fit the model, else this would raise.
-    look_inside(loaded.model, loaded.style, None, HeadWeights(values, ""))
+    build_probe(loaded.model, loaded.style, None, HeadWeights(values, ""))
     means = mean_inverse_lengths(tiny_model(architecture)).tolist()
     found = [row[0] for row in values]
     assert max(found) == 1
@@ -70,4 +70,4 @@ def test_a_stream_without_length_has_no_weight(tiny_model: TinyModel) -> None:
     model = loaded_model(tiny_model("llama")).model
     model.get_input_embeddings().weight.zero_()
     with pytest.raises(UnavailableError, match="residual stream"):
-        stream_weights(model, PIECES)
+        compute_stream_weights(model, PIECES)

@@ -81,8 +81,8 @@ class DyingEngine:
 
     def send(self, message: Admit | StopSequence | StopGeneration) -> None:
         if isinstance(message, Admit):
-            recorded = message.recorded[0].token_ids if message.recorded else []
-            self._jobs[message.generation_id] = (message, len(recorded))
+            replayed = message.replays[0].token_ids if message.replays else []
+            self._jobs[message.generation_id] = (message, len(replayed))
         else:
             self._jobs.pop(message.generation_id, None)
         self._changed.set()

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple
 
 import torch
 
@@ -18,14 +18,13 @@ from whence_server.domain.engine import (
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.beams import Beams
-from whence_server.engine.choosing import Choosing, FailingAlone, not_chosen
-from whence_server.engine.decoding import NoChoice, Round
-from whence_server.engine.internals.attaching import explain_round, explained
-from whence_server.engine.internals.probe import recordable
-from whence_server.engine.internals.probed_rows import Observation
-from whence_server.engine.jobs import Running, not_observed
-from whence_server.engine.runner import Runner
-from whence_server.engine.solo import SoloRunner
+from whence_server.engine.choosing import IsolatingChooser, explain_no_choice
+from whence_server.engine.decoding import Chooser, NoChoice, Round
+from whence_server.engine.internals.attaching import attach_internals, attach_internals_to_round
+from whence_server.engine.internals.probe import translate_probe_errors
+from whence_server.engine.internals.probed_rows import ProbeReadout
+from whence_server.engine.jobs import BatchRow, describe_probe_failure
+from whence_server.engine.model_runner import ModelRunner, PromptT
 
 logger = logging.getLogger(__name__)
 
@@ -42,34 +41,34 @@ class BatchLostError(Exception):
         self.reason = reason
 
 
-class Batch:
+class Batch(Generic[PromptT]):
     """Sequences and beams that decode together; the runner's rows, in the same order.
 
     Args:
         runner: runs the forward passes.
-        choosing: chooses the tokens.
+        chooser: chooses the tokens.
         left: told the job of every row that leaves.
     """
 
     def __init__(
-        self, runner: Runner | SoloRunner, choosing: Choosing, left: Callable[[str], None]
+        self, runner: ModelRunner[PromptT], chooser: Chooser, left: Callable[[str], None]
     ) -> None:
         self._runner = runner
-        self._choosing = FailingAlone(choosing, runner.synchronize)
+        self._chooser = IsolatingChooser(chooser, runner.synchronize)
         self._left = left
-        self._running: list[Running] = []
+        self._rows: list[BatchRow] = []
         self._beams: dict[str, Beams] = {}
         """Searches under way, by their generations' ids."""
 
     @property
     def num_rows(self) -> int:
         """Rows that decode."""
-        return len(self._running)
+        return len(self._rows)
 
     @property
     def generation_ids(self) -> set[str]:
         """Whose rows they are."""
-        return {running.generation_id for running in self._running}
+        return {batch_row.generation_id for batch_row in self._rows}
 
     def step(self) -> Turn:
         """Reads each row's newest token and chooses the next.
@@ -78,23 +77,23 @@ class Batch:
         while the model's inside is read ends the generations that asked for it, and no other.
         """
         started_ns = time.monotonic_ns()
-        logits = self._runner.decode([running.token_id for running in self._running])
+        logits = self._runner.decode([batch_row.token_id for batch_row in self._rows])
         self._runner.synchronize()
         forward_end_ns = time.monotonic_ns()
-        num_rows = len(self._running)
-        chosen = self._choose(logits, self._running, self._beams.values())
+        num_rows = len(self._rows)
+        chosen = self._choose(logits, self._rows, self._beams.values())
         try:
-            chosen = chosen.explained(self._running, self._runner.observe())
+            chosen = chosen.attach_internals(self._rows, self._runner.read_probe())
         except Exception as error:
             self._runner.synchronize()  # raises if the device is lost
             logger.exception("what a step showed of the model cannot be recorded")
-            self._runner.stop_observing()
-            chosen = chosen.without_observed(error)
+            self._runner.stop_probing()
+            chosen = chosen.drop_probed(error)
         forward_ns = forward_end_ns - started_ns
-        return self._take(chosen, cost_since(forward_end_ns, forward_ns, num_rows))
+        return self._take(chosen, measure_cost(forward_end_ns, forward_ns, num_rows))
 
     def start(
-        self, rows: list[Running], prompt: Any, logits: torch.Tensor, forward_ns: int
+        self, rows: list[BatchRow], prompt: PromptT, logits: torch.Tensor, forward_ns: int
     ) -> Turn:
         """Lets rows in that go on from one prompt, with their first tokens.
 
@@ -106,68 +105,68 @@ class Batch:
 
         Raises:
             GenerationFailedError: there was nothing to choose; the batch is as it was.
-            ObservingError: the model's inside cannot be recorded; the batch is as it was.
+            ProbeError: the model's inside cannot be recorded; the batch is as it was.
             BatchLostError: all rows are in a state that nobody knows: `clear` them.
         """
         forward_end_ns = time.monotonic_ns()
         beams = [Beams(rows)] if rows[0].is_beam else []
-        observation = prompt.observation
+        readout = prompt.readout
         chosen = self._choose(logits.repeat(len(rows), 1), rows, beams)
-        with recordable():
-            if observation is not None:
-                observation = observation.of([0] * len(rows))
-            chosen = chosen.explained(rows, observation)
-        for failed in chosen.failed():
+        with translate_probe_errors():
+            if readout is not None:
+                readout = readout.select([0] * len(rows))
+            chosen = chosen.attach_internals(rows, readout)
+        for failed in chosen.list_failed():
             raise GenerationFailedError(failed.reason, failed.message)
         try:
             self._runner.join(prompt, len(rows))
         except Exception as error:
             # Half of the layers may have the new rows.
             raise BatchLostError(error) from error
-        self._running += rows
+        self._rows += rows
         self._beams.update({search.generation_id: search for search in beams})
-        return self._take(chosen, cost_since(forward_end_ns, forward_ns, len(rows)))
+        return self._take(chosen, measure_cost(forward_end_ns, forward_ns, len(rows)))
 
     def leave_sequence(self, generation_id: str, sequence_index: int) -> None:
         """Takes out a sequence, if it is there."""
         self._leave(
-            running
-            for running in self._running
-            if running.generation_id == generation_id
-            and running.row.sequence_index == sequence_index
-            and not running.is_beam
+            batch_row
+            for batch_row in self._rows
+            if batch_row.generation_id == generation_id
+            and batch_row.row.sequence_index == sequence_index
+            and not batch_row.is_beam
         )
 
     def leave_generation(self, generation_id: str) -> None:
         """Takes out all rows of a generation."""
-        self._leave(r for r in self._running if r.generation_id == generation_id)
+        self._leave(r for r in self._rows if r.generation_id == generation_id)
 
     def clear(self) -> None:
         """Drops all rows, whatever state they are in."""
-        for running in self._running:
-            self._left(running.job_id)
-        self._running.clear()
+        for batch_row in self._rows:
+            self._left(batch_row.job_id)
+        self._rows.clear()
         self._beams.clear()
         self._runner.clear()
 
     def _choose(
         self,
         logits: torch.Tensor,
-        rows: Sequence[Running],
+        rows: Sequence[BatchRow],
         searches: Collection[Beams],
     ) -> "_Chosen":
         """Chooses for every row of [rows, V]: for each by itself, or for a search's together."""
-        single = [i for i, running in enumerate(rows) if not running.is_beam]
+        single = [i for i, batch_row in enumerate(rows) if not batch_row.is_beam]
         decisions: Sequence[Decision | NoChoice] = ()
         if single:
             own = logits if len(single) == len(rows) else logits[single]
-            decisions = self._choosing.choose(own, [rows[i].row for i in single])
+            decisions = self._chooser.choose(own, [rows[i].row for i in single])
         rounds = []
-        places = {id(running): i for i, running in enumerate(rows)} if searches else {}
+        places = {id(batch_row): i for i, batch_row in enumerate(rows)} if searches else {}
         for beams in searches:
-            members = [places[id(running)] for running in beams.rows]
-            beam_rows = [running.row for running in beams.rows]
-            made = self._choosing.extend_beams(logits[members], beam_rows, beams.search)
+            members = [places[id(batch_row)] for batch_row in beams.rows]
+            beam_rows = [batch_row.row for batch_row in beams.rows]
+            made = self._chooser.extend_beams(logits[members], beam_rows, beams.search)
             rounds.append((beams, made))
         return _Chosen([rows[i] for i in single], decisions, rounds)
 
@@ -176,25 +175,25 @@ class Batch:
         steps: list[StepMade] = []
         rounds: list[BeamRoundMade] = []
         searches: list[BeamSearchDone] = []
-        leaving: list[Running] = []
+        leaving: list[BatchRow] = []
         broken: list[tuple[Beams, NoChoice]] = []
-        for running, decision in zip(chosen.sequences, chosen.decisions, strict=True):
+        for batch_row, decision in zip(chosen.sequences, chosen.decisions, strict=True):
             if isinstance(decision, NoChoice):
                 continue
-            step = running.take(decision)
+            step = batch_row.take(decision)
             steps.append(step)
             if step.finish is not None:
-                leaving.append(running)
+                leaving.append(batch_row)
         for beams, made in chosen.rounds:
             if isinstance(made, NoChoice):
                 continue
             try:
                 taken = beams.take(made, cost)
-                done = beams.done() if made.is_last else None
+                done = beams.finish() if made.is_last else None
                 copies = [] if made.is_last else beams.arrange()
             except Exception as error:
                 logger.exception("a round of a beam search cannot be taken")
-                broken.append((beams, not_chosen(error)))
+                broken.append((beams, explain_no_choice(error)))
                 continue
             rounds.append(taken)
             if done is not None:
@@ -203,7 +202,7 @@ class Batch:
             else:
                 self._copy(copies)
         self._leave(leaving)
-        failed = chosen.failed(broken)
+        failed = chosen.list_failed(broken)
         lost = {failed_one.generation_id for failed_one in failed}
         for generation_id in lost:
             self.leave_generation(generation_id)
@@ -215,27 +214,27 @@ class Batch:
             beam_searches=searches,
         )
 
-    def _copy(self, pairs: Sequence[tuple[Running, Running]]) -> None:
+    def _copy(self, pairs: Sequence[tuple[BatchRow, BatchRow]]) -> None:
         """Copies rows of the cache onto others."""
         if pairs:
-            places = {id(running): i for i, running in enumerate(self._running)}
+            places = {id(batch_row): i for i, batch_row in enumerate(self._rows)}
             self._runner.copy_rows(
                 [places[id(source)] for source, _ in pairs],
                 [places[id(destination)] for _, destination in pairs],
             )
 
-    def _leave(self, leaving: Iterable[Running]) -> None:
+    def _leave(self, leaving: Iterable[BatchRow]) -> None:
         """Takes rows out of the batch; from the back, since the last row fills each gap."""
-        gone = {id(running) for running in leaving}
+        gone = {id(batch_row) for batch_row in leaving}
         if not gone:
             return
-        for row in reversed([i for i, r in enumerate(self._running) if id(r) in gone]):
-            running = self._running[row]
+        for row in reversed([i for i, r in enumerate(self._rows) if id(r) in gone]):
+            batch_row = self._rows[row]
             self._runner.leave(row)
-            self._left(running.job_id)
-            self._beams.pop(running.generation_id, None)
-            self._running[row] = self._running[-1]
-            self._running.pop()
+            self._left(batch_row.job_id)
+            self._beams.pop(batch_row.generation_id, None)
+            self._rows[row] = self._rows[-1]
+            self._rows.pop()
 
 
 class _Chosen(NamedTuple):
@@ -247,61 +246,61 @@ class _Chosen(NamedTuple):
         rounds: one for each search.
     """
 
-    sequences: list[Running]
+    sequences: list[BatchRow]
     decisions: Sequence[Decision | NoChoice]
     rounds: list[tuple[Beams, Round | NoChoice]]
 
-    def explained(self, rows: Sequence[Running], observation: Observation | None) -> "_Chosen":
+    def attach_internals(self, rows: Sequence[BatchRow], readout: ProbeReadout | None) -> "_Chosen":
         """The same with what was seen of the rows, which are those that it was chosen for."""
-        if observation is None:
+        if readout is None:
             return self
-        places = {id(running): i for i, running in enumerate(rows)}
-        single = observation.of([places[id(running)] for running in self.sequences])
+        places = {id(batch_row): i for i, batch_row in enumerate(rows)}
+        single = readout.select([places[id(batch_row)] for batch_row in self.sequences])
         for beams, made in self.rounds:
             if not isinstance(made, NoChoice):
-                members = [places[id(running)] for running in beams.rows]
-                explain_round(made, observation.of(members))
-        return self._replace(decisions=explained(self.decisions, single))
+                members = [places[id(batch_row)] for batch_row in beams.rows]
+                attach_internals_to_round(made, readout.select(members))
+        return self._replace(decisions=attach_internals(self.decisions, single))
 
-    def without_observed(self, error: Exception) -> "_Chosen":
+    def drop_probed(self, error: Exception) -> "_Chosen":
         """The same with no choice for those whose inside should have been recorded.
 
         Their record would lack what it promises; the others' lacks nothing.
         """
-        why = NoChoice(*not_observed(error))
+        why = NoChoice(*describe_probe_failure(error))
         decisions = [
-            why if running.row.observed else decision
-            for running, decision in zip(self.sequences, self.decisions, strict=True)
+            why if batch_row.row.probed else decision
+            for batch_row, decision in zip(self.sequences, self.decisions, strict=True)
         ]
-        rounds = [
-            (beams, why if beams.rows[0].row.observed else made) for beams, made in self.rounds
-        ]
+        rounds = [(beams, why if beams.rows[0].row.probed else made) for beams, made in self.rounds]
         return self._replace(decisions=decisions, rounds=rounds)
 
-    def failed(self, broken: Iterable[tuple[Beams, NoChoice]] = ()) -> list[GenerationFailed]:
+    def list_failed(self, broken: Iterable[tuple[Beams, NoChoice]] = ()) -> list[GenerationFailed]:
         """Generations for which there was nothing to choose, each once.
 
         Args:
             broken: searches whose round could not be taken.
         """
         failed: dict[str, GenerationFailed] = {}
-        for running, decision in zip(self.sequences, self.decisions, strict=True):
+        for batch_row, decision in zip(self.sequences, self.decisions, strict=True):
             if isinstance(decision, NoChoice):
-                row = running.row
+                row = batch_row.row
                 where = f"step {row.index} of sequence {row.sequence_index}"
-                failed[running.generation_id] = _failed(running.generation_id, where, decision)
+                failed[batch_row.generation_id] = _describe_no_choice(
+                    batch_row.generation_id, where, decision
+                )
         for beams, made in [*self.rounds, *broken]:
             if isinstance(made, NoChoice):
                 where = f"round {beams.num_rounds} of the beam search"
-                failed[beams.generation_id] = _failed(beams.generation_id, where, made)
+                failed[beams.generation_id] = _describe_no_choice(beams.generation_id, where, made)
         return list(failed.values())
 
 
-def cost_since(forward_end_ns: int, forward_ns: int, batch_size: int) -> Cost:
+def measure_cost(forward_end_ns: int, forward_ns: int, batch_size: int) -> Cost:
     """Of a forward pass that ended then, and of all that was done since."""
     ready_ns = time.monotonic_ns()
     return Cost(ready_ns, forward_ns, ready_ns - forward_end_ns, batch_size)
 
 
-def _failed(generation_id: str, where: str, why: NoChoice) -> GenerationFailed:
+def _describe_no_choice(generation_id: str, where: str, why: NoChoice) -> GenerationFailed:
     return GenerationFailed(generation_id, why.reason, f"{where}: {why.message}")

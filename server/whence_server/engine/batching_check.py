@@ -19,9 +19,9 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import frequencies
-from whence_server.engine.context import max_context_length
+from whence_server.engine.context import read_max_context_length
 from whence_server.engine.frequencies import Frequencies
-from whence_server.engine.internals.probe import NOTHING
+from whence_server.engine.internals.probe import NO_PROBE
 from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle
@@ -34,7 +34,7 @@ PICKED = ("keep_window_size", "index_topk")
 """Config fields of attention that picks so many tokens by topk (Doge, DeepSeek's indexer)."""
 
 
-def examine(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
+def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
     """Finds the fastest way to call the model that gives the right logits.
 
     Args:
@@ -49,9 +49,9 @@ def examine(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | Non
     """
     name = type(model).__name__
     rotary = frequencies.find(model) if rotary is None else rotary
-    obstacle = _obstacle(model, rotary)
+    obstacle = _find_obstacle(model, rotary)
     if obstacle is None:
-        for style in _styles(model):
+        for style in _list_styles(model):
             if _works_together(model, style):
                 return style
         obstacle = "it gives other logits for a batch of two prompts than for each alone"
@@ -64,7 +64,7 @@ def examine(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | Non
     return None
 
 
-def _obstacle(model: Any, rotary: Frequencies) -> str | None:
+def _find_obstacle(model: Any, rotary: Frequencies) -> str | None:
     """Why a batch need not even be tried."""
     if rotary:
         # The short prompts below would not show it.
@@ -77,22 +77,22 @@ def _obstacle(model: Any, rotary: Frequencies) -> str | None:
         # Of tokens that count alike, topk takes those that lie well: in the columns of a batch
         # other ones than alone. The short prompts below would not show it.
         return "its attention picks tokens, fewer than its context holds"
-    other = sorted(set(_layer_types(model)) - ATTENTION)
+    other = sorted(set(_read_layer_types(model)) - ATTENTION)
     return f"it has {', '.join(other)} layers" if other else None
 
 
 def _picks_tokens(model: Any) -> bool:
     config = model.config.get_text_config(decoder=True)
     picked = [getattr(config, name, None) for name in PICKED]
-    return any(isinstance(n, int) and n < max_context_length(config) for n in picked)
+    return any(isinstance(n, int) and n < read_max_context_length(config) for n in picked)
 
 
-def _layer_types(model: Any) -> list[str]:
+def _read_layer_types(model: Any) -> list[str]:
     layer_types, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
     return layer_types
 
 
-def _windows(model: Any) -> tuple[tuple[str, int | None], ...] | None:
+def _read_windows(model: Any) -> tuple[tuple[str, int | None], ...] | None:
     """How far each kind of layer sees; None where layers of one kind differ in it."""
     windows: dict[str, int | None] = {}
     layers = zip(
@@ -105,23 +105,23 @@ def _windows(model: Any) -> tuple[tuple[str, int | None], ...] | None:
     return tuple(windows.items())
 
 
-def _styles(model: Any) -> Iterator[ForwardStyle]:
+def _list_styles(model: Any) -> Iterator[ForwardStyle]:
     """The ways to call it for a batch, the fastest first."""
     parameters = inspect.signature(model.forward).parameters
     style = ForwardStyle(
-        num_layers=len(_layer_types(model)),
+        num_layers=len(_read_layer_types(model)),
         position_ids="position_ids" in parameters,
         logits_to_keep="logits_to_keep" in parameters,
         ready_mask=False,
     )
-    windows = _windows(model)
+    windows = _read_windows(model)
     if windows is not None:
         yield replace(style, ready_mask=True, windows=windows)
     yield style
 
 
 def _works_together(model: Any, style: ForwardStyle) -> bool:
-    long, short = _prompts(model)
+    long, short = _make_prompts(model)
     try:
         runner = Runner(model, style)
         for token_ids, chunks in ((long, (4, 2)), (short, (2,))):
@@ -134,21 +134,21 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
         logger.debug("%s does not take %s: %s", type(model).__name__, style, error)
         return False
     return all(
-        _alike(model, logits, _plain(model, token_ids)[-1])
+        _are_alike(model, logits, _run_plain(model, token_ids)[-1])
         for logits, token_ids in zip(together, (long, short), strict=True)
     )
 
 
 def _works_singly(model: Any, rotary: Frequencies) -> bool:
     """Two sequences in turns: state that lives in the model itself would be mixed up."""
-    sequences = _prompts(model)
-    plain = [_plain(model, token_ids) for token_ids in sequences]
+    sequences = _make_prompts(model)
+    plain = [_run_plain(model, token_ids) for token_ids in sequences]
     try:
-        runner = SoloRunner(model, NOTHING, rotary)
+        runner = SoloRunner(model, NO_PROBE, rotary)
         for token_ids, expected in zip(sequences, plain, strict=True):
             prompt = runner.start(token_ids[:-2])
             logits = runner.prefill(prompt, len(token_ids) - 2, all_logits=True)
-            if logits.shape != expected[:-2].shape or not _alike(model, logits, expected[:-2]):
+            if logits.shape != expected[:-2].shape or not _are_alike(model, logits, expected[:-2]):
                 return False
             runner.join(prompt)
         steps = [runner.decode([token_ids[i] for token_ids in sequences]) for i in (-2, -1)]
@@ -156,25 +156,25 @@ def _works_singly(model: Any, rotary: Frequencies) -> bool:
         logger.warning("%s does not decode: %r", type(model).__name__, error)
         return False
     return all(
-        _alike(model, logits, expected[-2:])
+        _are_alike(model, logits, expected[-2:])
         for logits, expected in zip(torch.stack(steps, 1), plain, strict=True)
     )
 
 
-def _prompts(model: Any) -> tuple[list[int], list[int]]:
+def _make_prompts(model: Any) -> tuple[list[int], list[int]]:
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     long, short = ([(7 * i + 3) % vocabulary_size for i in range(n)] for n in (7, 3))
     return long, short
 
 
 @torch.inference_mode()
-def _plain(model: Any, token_ids: list[int]) -> torch.Tensor:
+def _run_plain(model: Any, token_ids: list[int]) -> torch.Tensor:
     """[tokens, V], of one pass over all of them."""
     input_ids = torch.tensor([token_ids], device=model.device)
     return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
-def _alike(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def _are_alike(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Equal but for rounding, which is measured against the largest logit; NaN equals NaN."""
     # The model's type, not the logits': some compute in half precision and return float32.
     tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 1e-1

@@ -10,7 +10,7 @@ from whence_server.domain.engine import (
     Cost,
 )
 from whence_server.engine.decoding import BeamSearch, Hypothesis, Round
-from whence_server.engine.jobs import Running
+from whence_server.engine.jobs import BatchRow
 
 
 class Beams:
@@ -24,7 +24,7 @@ class Beams:
         search: the search itself.
     """
 
-    def __init__(self, rows: Sequence[Running]) -> None:
+    def __init__(self, rows: Sequence[BatchRow]) -> None:
         first = rows[0]
         self.rows = list(rows)
         self.search = BeamSearch(first.row.decoding, first.num_steps)
@@ -47,7 +47,7 @@ class Beams:
         self._rounds.append((cost, context_length))
         return BeamRoundMade(self.generation_id, made.index, made.continuations, context_length)
 
-    def arrange(self) -> list[tuple[Running, Running]]:
+    def arrange(self) -> list[tuple[BatchRow, BatchRow]]:
         """Gives each of the search's new beams a row, and the row its new token.
 
         A beam stays in its parent's row where it is the first to want it, so that little of
@@ -73,13 +73,13 @@ class Beams:
             row.append(beam.token_id)
         return copies if len(self._rounds) > 1 else []
 
-    def done(self) -> BeamSearchDone:
+    def finish(self) -> BeamSearchDone:
         """The sequences that won, with all their steps."""
         return BeamSearchDone(
-            self.generation_id, [self._sequence(winner) for winner in self.search.winners]
+            self.generation_id, [self._make_sequence(winner) for winner in self.search.winners]
         )
 
-    def _sequence(self, winner: Hypothesis) -> BeamSequence:
+    def _make_sequence(self, winner: Hypothesis) -> BeamSequence:
         path = winner.path()
         if winner.finish is None or any(step.decision is None for step in path):
             raise RuntimeError("a winner of the search has not finished, or lacks a record")

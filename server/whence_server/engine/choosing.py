@@ -7,54 +7,35 @@ own logits and settings: the others get the tokens that they would have got.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
-from whence_server.domain.decoding import TraceOptions
 from whence_server.domain.steps import Decision
-from whence_server.engine.decoding import BeamSearch, NoChoice, Round, Row
-from whence_server.engine.jobs import out_of_memory
+from whence_server.engine.decoding import BeamSearch, Chooser, NoChoice, Round, Row
+from whence_server.engine.jobs import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 
-class Choosing(Protocol):
-    """Chooses tokens and says why; see `decoding.Chooser`."""
-
-    def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sequence[Decision | NoChoice]:
-        """One decision for each row of [rows, V]; appends nothing."""
-
-    def extend_beams(
-        self, logits: torch.Tensor, rows: Sequence[Row], search: BeamSearch
-    ) -> Round | NoChoice:
-        """One round of a search, of [beams, V]; appends nothing."""
-
-    def score_prompt(
-        self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
-    ) -> list[Decision]:
-        """What [tokens, V] said of the tokens that really came next."""
-
-
-class FailingAlone:
+class IsolatingChooser:
     """Choices of which each that fails becomes a `NoChoice`.
 
     Args:
-        choosing: chooses.
+        chooser: chooses the tokens.
         require_device: raises if the device is lost, for which no row is to blame.
     """
 
-    def __init__(self, choosing: Choosing, require_device: Callable[[], None]) -> None:
-        self._choosing = choosing
+    def __init__(self, chooser: Chooser, require_device: Callable[[], None]) -> None:
+        self._chooser = chooser
         self._require_device = require_device
 
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sequence[Decision | NoChoice]:
         """Choose for each row of [rows, V]."""
         try:
-            return self._choosing.choose(logits, rows)
+            return self._chooser.choose(logits, rows)
         except Exception as error:  # noqa: BLE001 - whatever it is, some of the rows may be fine
             if len(rows) == 1:
-                return [self._no_choice(error)]
+                return [self._explain(error)]
             self._require_device()
         decisions: list[Decision | NoChoice] = []
         for i, row in enumerate(rows):
@@ -66,19 +47,19 @@ class FailingAlone:
     ) -> Round | NoChoice:
         """Make one round of a search, of [beams, V]."""
         try:
-            return self._choosing.extend_beams(logits, rows, search)
+            return self._chooser.extend_beams(logits, rows, search)
         except Exception as error:  # noqa: BLE001 - it is this search's alone
-            return self._no_choice(error)
+            return self._explain(error)
 
-    def _no_choice(self, error: Exception) -> NoChoice:
+    def _explain(self, error: Exception) -> NoChoice:
         self._require_device()
         logger.error("a token cannot be chosen or recorded", exc_info=error)
-        return not_chosen(error)
+        return explain_no_choice(error)
 
 
-def not_chosen(error: Exception) -> NoChoice:
+def explain_no_choice(error: Exception) -> NoChoice:
     """Say why a row has no next token, where choosing or recording it failed."""
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return NoChoice("OUT_OF_MEMORY", "the engine ran out of memory over choosing a token")
     return NoChoice(
         "CHOOSING_FAILED", f"the token cannot be chosen or recorded: {type(error).__name__}"

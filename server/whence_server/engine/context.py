@@ -6,7 +6,7 @@ UNLIMITED_CONTEXT = (1 << 31) - 1
 CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
-def max_context_length(config: Any) -> int:
+def read_max_context_length(config: Any) -> int:
     """Read it from the text part of a model's config.
 
     With dynamic NTK scaling, `max_position_embeddings` is the length that the model was trained
@@ -15,11 +15,11 @@ def max_context_length(config: Any) -> int:
     for field in CONTEXT_LENGTH_FIELDS:
         value = getattr(config, field, None)
         if isinstance(value, int) and value > 0:
-            return int(value * _dynamic_factor(config))
+            return int(value * _read_dynamic_factor(config))
     return UNLIMITED_CONTEXT
 
 
-def _dynamic_factor(config: Any) -> float:
+def _read_dynamic_factor(config: Any) -> float:
     """The factor of dynamic NTK scaling; 1 where a model has none."""
     given = getattr(config, "rope_parameters", None) or {}
     # Some models have one set of parameters for each kind of layer.

@@ -16,10 +16,10 @@ from whence_server.domain.model import (
     ModelInfo,
     TextFiles,
 )
-from whence_server.engine.context import max_context_length
+from whence_server.engine.context import read_max_context_length
 from whence_server.engine.digests import file_digest, model_signing_digest
 from whence_server.engine.generation_config import read_defaults
-from whence_server.engine.internals.attention import original_implementation
+from whence_server.engine.internals.attention import get_original_implementation
 from whence_server.engine.tokenizer_check import cleans_up_spaces, fill_token
 from whence_server.engine.weights import ModelPlaces, adapter_files
 
@@ -47,7 +47,7 @@ def describe(
         num_parameters=model.num_parameters(),
         num_layers=config.num_hidden_layers,
         vocabulary_size=vocabulary_size,
-        max_context_length=max_context_length(config),
+        max_context_length=read_max_context_length(config),
         model_digest=model_signing_digest(files),
         tokenizer_digest=model_signing_digest(
             [file for file in files if file.path in tokenizer_files]
@@ -120,5 +120,5 @@ def _environment(model: Any) -> Environment:
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         num_threads=torch.get_num_threads(),
-        attention_implementation=original_implementation(model),
+        attention_implementation=get_original_implementation(model),
     )

@@ -58,7 +58,7 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-class TensorRecord(NamedTuple):
+class TensorDigest(NamedTuple):
     """One tensor by its content; see `TensorDigest` in training.proto."""
 
     name: str
@@ -68,7 +68,7 @@ class TensorRecord(NamedTuple):
     sha256: str
 
 
-def tensor_digests(state: Mapping[str, torch.Tensor]) -> list[TensorRecord]:
+def tensor_digests(state: Mapping[str, torch.Tensor]) -> list[TensorDigest]:
     """SHA-256 of each tensor's elements in row-major order, little-endian; sorted by name.
 
     Of tied tensors only the first is given, as in `weights_digest`.
@@ -84,7 +84,7 @@ class StateDigests(NamedTuple):
 
     weights_digest: str
     """See `weights_digest`."""
-    tensors: list[TensorRecord]
+    tensors: list[TensorDigest]
     """See `tensor_digests`."""
 
 
@@ -108,8 +108,8 @@ def _heading(name: str, tensor: torch.Tensor) -> bytes:
     return f"{name}\0{_dtype(tensor)}\0{shape}\0".encode()
 
 
-def _record(name: str, tensor: torch.Tensor, elements: "hashlib._Hash") -> TensorRecord:
-    return TensorRecord(name, _dtype(tensor), tuple(tensor.shape), elements.hexdigest())
+def _record(name: str, tensor: torch.Tensor, elements: "hashlib._Hash") -> TensorDigest:
+    return TensorDigest(name, _dtype(tensor), tuple(tensor.shape), elements.hexdigest())
 
 
 def _distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

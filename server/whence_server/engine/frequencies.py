@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from whence_server.engine.context import UNLIMITED_CONTEXT, max_context_length
+from whence_server.engine.context import UNLIMITED_CONTEXT, read_max_context_length
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +45,18 @@ class Frequencies:
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._modules = list(modules)
-        self._fresh = [_taken(module) for module in self._modules]
+        self._fresh = [_copy_state(module) for module in self._modules]
 
     def __bool__(self) -> bool:
         """Whether the model has such modules."""
         return bool(self._modules)
 
-    def fresh(self) -> "SequenceState":
+    def make_state(self) -> "SequenceState":
         """Return the state that a new sequence begins with."""
         return SequenceState(self._fresh)
 
     @contextmanager
-    def of(self, sequence: "SequenceState") -> Iterator[None]:
+    def use_state(self, sequence: "SequenceState") -> Iterator[None]:
         """Let one sequence's passes use its own state, and keep what they make of it.
 
         Afterwards the model is as it was before.
@@ -66,13 +66,13 @@ class Frequencies:
             return
         before = [(vars(m).copy(), dict(m._buffers)) for m in self._modules]  # noqa: SLF001 - register_buffer cannot put back what was there
         for module, state in zip(self._modules, sequence.modules, strict=True):
-            _put(module, _copied(state.attributes), _copied(state.buffers))
+            _put_state(module, _copy_values(state.attributes), _copy_values(state.buffers))
         try:
             yield
-            sequence.modules = [_taken(module) for module in self._modules]
+            sequence.modules = [_copy_state(module) for module in self._modules]
         finally:
             for module, (attributes, buffers) in zip(self._modules, before, strict=True):
-                _put(module, {n: v for n, v in attributes.items() if _is_own(n)}, buffers)
+                _put_state(module, {n: v for n, v in attributes.items() if _is_own(n)}, buffers)
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def find(model: Any) -> Frequencies:
 
     Those whose frequencies never change within the model's context are not among them.
     """
-    longest = max_context_length(model.config.get_text_config(decoder=True))
+    longest = read_max_context_length(model.config.get_text_config(decoder=True))
     position = min(longest, LONGEST_TRIED) - 1
     if position < NUM_SHORT or longest == UNLIMITED_CONTEXT:
         return Frequencies([])
@@ -111,11 +111,11 @@ def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bo
     if not is_leaf or not (by_position or "seq_len" in parameters):
         return False
     state = Frequencies([module])
-    for arguments in _layer_arguments(module, parameters):
+    for arguments in _list_arguments(module, parameters):
         try:
-            with torch.inference_mode(), state.of(state.fresh()):
-                alone = _called(module, model, None, arguments, by_position=by_position)
-                beside = _called(module, model, position, arguments, by_position=by_position)
+            with torch.inference_mode(), state.use_state(state.make_state()):
+                alone = _run_module(module, model, None, arguments, by_position=by_position)
+                beside = _run_module(module, model, position, arguments, by_position=by_position)
         except Exception as error:  # noqa: BLE001 - foreign code, tried out
             logger.debug("%s cannot be tried: %r", type(module).__name__, error)
             return any(kind in str(getattr(module, "rope_type", "")) for kind in DEPENDENT_TYPES)
@@ -124,7 +124,7 @@ def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bo
     return False
 
 
-def _layer_arguments(module: torch.nn.Module, parameters: Any) -> list[dict[str, Any]]:
+def _list_arguments(module: torch.nn.Module, parameters: Any) -> list[dict[str, Any]]:
     """Return the further arguments to try it with: one set, or one for each kind of layer."""
     kinds = getattr(module, "rope_type", None)
     if "layer_type" in parameters and isinstance(kinds, dict):
@@ -132,7 +132,7 @@ def _layer_arguments(module: torch.nn.Module, parameters: Any) -> list[dict[str,
     return [{}]
 
 
-def _called(
+def _run_module(
     module: torch.nn.Module,
     model: Any,
     position: int | None,
@@ -171,12 +171,12 @@ def _is_own(name: str) -> bool:
     return not name.startswith("_")
 
 
-def _taken(module: torch.nn.Module) -> _Module:
+def _copy_state(module: torch.nn.Module) -> _Module:
     own = {name: value for name, value in vars(module).items() if _is_own(name)}
-    return _Module(_copied(own), _copied(module._buffers))  # noqa: SLF001 - see `of`
+    return _Module(_copy_values(own), _copy_values(module._buffers))  # noqa: SLF001 - see `use_state`
 
 
-def _copied(values: dict[str, Any]) -> dict[str, Any]:
+def _copy_values(values: dict[str, Any]) -> dict[str, Any]:
     """Return the same values with tensors that share no memory: some are changed in place."""
     return {
         name: value.clone() if isinstance(value, torch.Tensor) else value
@@ -184,9 +184,11 @@ def _copied(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _put(module: torch.nn.Module, attributes: dict[str, Any], buffers: dict[str, Any]) -> None:
+def _put_state(
+    module: torch.nn.Module, attributes: dict[str, Any], buffers: dict[str, Any]
+) -> None:
     for name in [n for n in vars(module) if _is_own(n) and n not in attributes]:
         delattr(module, name)
     vars(module).update(attributes)
-    module._buffers.clear()  # noqa: SLF001 - see `of`
-    module._buffers.update(buffers)  # noqa: SLF001 - see `of`
+    module._buffers.clear()  # noqa: SLF001 - see `use_state`
+    module._buffers.update(buffers)  # noqa: SLF001 - see `use_state`

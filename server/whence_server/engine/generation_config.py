@@ -40,7 +40,7 @@ def check_file(directory: Path) -> None:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} is not JSON that can be read: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path} must hold a JSON object, not {_shown(values)}")
+        raise ConfigurationError(f"{path} must hold a JSON object, not {_shorten(values)}")
     _check(values, path)
     unknown = sorted(values.keys() - APPLIED.keys() - REFUSED.keys() - HARMLESS.keys())
     unknown = [name for name in unknown if name != "_commit_hash"]
@@ -159,18 +159,18 @@ def _check(values: Mapping[str, Any], source: Path) -> None:
     for name, rule in rules:
         value = values.get(name)
         if value is not None and name not in faults and not rule.allows(value):
-            faults[name] = f"{name} is {_shown(value)}; it must be {rule.text}"
+            faults[name] = f"{name} is {_shorten(value)}; it must be {rule.text}"
     for name, refusal in REFUSED.items():
         value = values.get(name)
         if refusal.is_set(value):
-            faults[name] = f"{name} is {_shown(value)}, which is not applied; {refusal.instead}"
+            faults[name] = f"{name} is {_shorten(value)}, which is not applied; {refusal.instead}"
     _raise(list(faults.values()), source)
 
 
 def _say_what_samples_must_set(values: Mapping[str, Any], source: Path) -> None:
     """Log what is outside the ranges of sampling where the model does not sample by itself."""
     outside = [
-        f"{name} ({_shown(value)})"
+        f"{name} ({_shorten(value)})"
         for name, rule in IN_SAMPLING.items()
         if (value := values.get(name)) is not None and not rule.allows(value)
     ]
@@ -240,6 +240,6 @@ def _raise(faults: list[str], source: Path) -> None:
         raise ConfigurationError(f"{source} cannot be applied: {'; '.join(faults)}")
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value) if isinstance(value, float) else json.dumps(value, default=repr)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

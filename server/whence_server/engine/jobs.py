@@ -1,7 +1,7 @@
 """What the engine's loop works on: prompts being read, and the sequences that go on from them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import torch
 
@@ -10,11 +10,12 @@ from whence_server.domain.engine import Admit, GenerationFailed, StepMade
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Row
-from whence_server.engine.internals.probe import ObservingError
+from whence_server.engine.internals.probe import ProbeError
+from whence_server.engine.model_runner import PromptT
 
 
 @dataclass(slots=True)
-class Reading:
+class PrefillJob(Generic[PromptT]):
     """A prompt that is being read, or waits for it, with what will go on from it.
 
     A generation that begins is one: its sequences share the prompt. Of one that goes on after
@@ -25,24 +26,24 @@ class Reading:
     token_ids: list[int]
     sequence_indices: list[int]
     """Of the rows that go on from it: sequences, or the beams of a search."""
-    num_recorded: int = 0
+    num_replayed: int = 0
     """How many of `token_ids`, at their end, were generated before."""
-    prompt: Any = None
+    prompt: PromptT | None = None
     """The runner's, once reading has begun."""
     started_ns: int = 0
     num_chunks: int = 0
 
-    def rows(self, job_id: str, max_context_length: int) -> list["Running"]:
+    def make_rows(self, job_id: str, max_context_length: int) -> list["BatchRow"]:
         """The rows that go on from it, before their first step."""
         admit = self.admit
         num_tokens = len(self.token_ids)
         room = max(max_context_length - num_tokens, 1)
-        last_step = min(num_new_tokens(admit.decoding), self.num_recorded + room)
+        last_step = min(count_new_tokens(admit.decoding), self.num_replayed + room)
         return [
-            Running(
+            BatchRow(
                 job_id,
                 admit.generation_id,
-                Row(admit.decoding, admit.trace, index, self.token_ids, self.num_recorded),
+                Row(admit.decoding, admit.trace, index, self.token_ids, self.num_replayed),
                 token_id=-1,
                 context_length=num_tokens,
                 num_steps=last_step,
@@ -52,7 +53,7 @@ class Reading:
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class BatchRow:
     """A row of the batch."""
 
     job_id: str
@@ -101,14 +102,14 @@ class Running:
         return FinishReason.LENGTH if self.row.index >= self.num_steps else None
 
 
-def readings(admit: Admit) -> dict[str, Reading]:
+def make_prefill_jobs(admit: Admit) -> dict[str, PrefillJob[PromptT]]:
     """What has to be read for a generation, by the names that the scheduler knows it under."""
     prompt = admit.prompt_token_ids
     if not admit.replays:
         rows = list(range(admit.decoding.num_rows))
-        return {admit.generation_id: Reading(admit, prompt, rows)}
+        return {admit.generation_id: PrefillJob(admit, prompt, rows)}
     return {
-        f"{admit.generation_id}/{replay.sequence_index}": Reading(
+        f"{admit.generation_id}/{replay.sequence_index}": PrefillJob(
             admit,
             [*prompt, *replay.token_ids],
             [replay.sequence_index],
@@ -118,32 +119,32 @@ def readings(admit: Admit) -> dict[str, Reading]:
     }
 
 
-def num_new_tokens(decoding: Decoding) -> int:
+def count_new_tokens(decoding: Decoding) -> int:
     """How many tokens a sequence may have at the most, besides its prompt."""
     if decoding.strategy is Strategy.FORCED:
         return len(decoding.forced_token_ids)
     return decoding.max_new_tokens
 
 
-def out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether that is what it says, be it the device's or the host's."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def not_observed(error: Exception) -> tuple[str, str]:
+def describe_probe_failure(error: Exception) -> tuple[str, str]:
     """Reason and message for whoever asked for the model's inside, where it cannot be recorded."""
-    cause = error.cause if isinstance(error, ObservingError) else error
-    reason = "OUT_OF_MEMORY" if out_of_memory(cause) else "OBSERVING_FAILED"
+    cause = error.cause if isinstance(error, ProbeError) else error
+    reason = "OUT_OF_MEMORY" if is_out_of_memory(cause) else "OBSERVING_FAILED"
     return reason, f"what it showed of the model cannot be recorded: {type(cause).__name__}"
 
 
-def failure(generation_id: str, error: Exception) -> GenerationFailed:
+def describe_failure(generation_id: str, error: Exception) -> GenerationFailed:
     """What the front is told of a generation that cannot go on."""
     if isinstance(error, GenerationFailedError):
         return GenerationFailed(generation_id, error.reason, error.message)
-    if isinstance(error, ObservingError):
-        return GenerationFailed(generation_id, *not_observed(error))
-    if out_of_memory(error):
+    if isinstance(error, ProbeError):
+        return GenerationFailed(generation_id, *describe_probe_failure(error))
+    if is_out_of_memory(error):
         return GenerationFailed(
             generation_id, "OUT_OF_MEMORY", "the engine ran out of memory; lower --max-cache-tokens"
         )

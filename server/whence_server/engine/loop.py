@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Generic
 
 import torch
 
@@ -24,13 +24,17 @@ from whence_server.domain.engine import (
 )
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
-from whence_server.engine.batch import Batch, BatchLostError, cost_since
-from whence_server.engine.choosing import Choosing
-from whence_server.engine.jobs import Reading, failure, num_new_tokens, readings
+from whence_server.engine.batch import Batch, BatchLostError, measure_cost
+from whence_server.engine.decoding import Chooser
+from whence_server.engine.jobs import (
+    PrefillJob,
+    count_new_tokens,
+    describe_failure,
+    make_prefill_jobs,
+)
+from whence_server.engine.model_runner import ModelRunner, PromptT
 from whence_server.engine.outbox import Outbox
-from whence_server.engine.runner import Runner
 from whence_server.engine.scheduler import Chunk, Scheduler
-from whence_server.engine.solo import SoloRunner
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ CANDIDATES_A_TOKEN = 16
 """So many candidates of a prompt's token take about as long as reading a token."""
 
 
-class EngineLoop:
+class EngineLoop(Generic[PromptT]):
     """Turns messages from the front into turns for it.
 
     A turn is one forward pass and what was chosen from it, sent as soon as it is there: a token
@@ -50,7 +54,7 @@ class EngineLoop:
 
     Args:
         runner: its batch's rows are this loop's running sequences, in the same order.
-        choosing: chooses the tokens.
+        chooser: chooses the tokens.
         scheduler: keeps the bounds.
         max_context_length: of the model.
         send: takes every `Turn`.
@@ -58,21 +62,21 @@ class EngineLoop:
 
     def __init__(
         self,
-        runner: Runner | SoloRunner,
-        choosing: Choosing,
+        runner: ModelRunner[PromptT],
+        chooser: Chooser,
         scheduler: Scheduler,
         max_context_length: int,
         send: Callable[[Turn], None],
     ) -> None:
         self._runner = runner
-        self._choosing = choosing
+        self._chooser = chooser
         self._scheduler = scheduler
         self._max_context_length = max_context_length
         self._send = send
-        self._reading: dict[str, Reading] = {}
+        self._prefill_jobs: dict[str, PrefillJob[PromptT]] = {}
         self._num_prefill_chunks = 0
         self._outbox = Outbox()
-        self._batch = Batch(runner, choosing, scheduler.leave_sequence)
+        self._batch = Batch(runner, chooser, scheduler.leave_sequence)
 
     @property
     def is_idle(self) -> bool:
@@ -94,39 +98,37 @@ class EngineLoop:
         """One step for all running sequences, then as much prompt as a turn may read."""
         if self._batch.num_rows:
             self._step()
-        for chunk in self._scheduler.next_chunks():
-            reading = self._reading.get(chunk.job_id)
-            if reading is None:
+        for chunk in self._scheduler.take_chunks():
+            job = self._prefill_jobs.get(chunk.job_id)
+            if job is None:
                 continue  # its generation failed with an earlier chunk of this turn
-            with self._failing_alone(reading.admit.generation_id):
-                self._read(chunk, reading)
+            with self._isolate(job.admit.generation_id):
+                self._read(chunk, job)
         if not self._outbox.is_empty:
-            self._report(self._outbox.next(self._no_cost()))
+            self._report(self._outbox.next(self._measure_no_pass()))
 
     def _admit(self, admit: Admit) -> None:
         num_prompt_tokens = len(admit.prompt_token_ids)
         decoding = admit.decoding
-        with self._failing_alone(admit.generation_id):
+        with self._isolate(admit.generation_id):
             if not 0 < num_prompt_tokens <= self._max_context_length:
                 raise GenerationFailedError(
                     "PROMPT_LENGTH",
                     f"a prompt of {num_prompt_tokens} tokens does not fit the model's context of "
                     f"{self._max_context_length}",
                 )
-            for job_id, reading in readings(admit).items():
-                num_tokens = len(reading.token_ids)
-                num_left = num_new_tokens(decoding) - reading.num_recorded
-                num_whole = num_tokens
-                if isinstance(self._runner, SoloRunner):
-                    num_whole = self._runner.num_whole(num_tokens, reading.num_recorded)
-                self._reading[job_id] = reading
+            jobs: dict[str, PrefillJob[PromptT]] = make_prefill_jobs(admit)
+            for job_id, job in jobs.items():
+                num_tokens = len(job.token_ids)
+                num_left = count_new_tokens(decoding) - job.num_replayed
+                self._prefill_jobs[job_id] = job
                 self._scheduler.admit(
                     job_id,
                     num_tokens,
                     min(num_left, self._max_context_length - num_tokens),
-                    len(reading.sequence_indices),
-                    num_whole,
-                    token_cost=_token_cost(admit) if not reading.num_recorded else 1,
+                    len(job.sequence_indices),
+                    self._runner.count_whole(num_tokens, job.num_replayed),
+                    token_cost=_estimate_token_cost(admit) if not job.num_replayed else 1,
                 )
 
     def _step(self) -> None:
@@ -136,78 +138,80 @@ class EngineLoop:
         except Exception as error:
             self._require_device()
             logger.exception("a step of %d sequences failed", self._batch.num_rows)
-            self._fail_batch(error)
+            self._fail_rows(error)
             return
         for failed in turn.failed:
             self._drop(failed.generation_id)
         self._report(turn)
 
-    def _read(self, chunk: Chunk, reading: Reading) -> None:
+    def _read(self, chunk: Chunk, job: PrefillJob[PromptT]) -> None:
         """Reads a piece of a prompt; after the last, its sequences take their first step."""
         started_ns = time.monotonic_ns()
-        trace = reading.admit.trace
-        traces_prompt = trace.prompt and not reading.num_recorded
-        if reading.prompt is None:
-            observed = trace.detail is TraceDetail.INTERNALS
-            reading.prompt = self._start_reading(reading, observed=observed)
-            reading.started_ns = started_ns
-        prompt = reading.prompt
+        trace = job.admit.trace
+        traces_prompt = trace.prompt and not job.num_replayed
+        if job.prompt is None:
+            probed = trace.detail is TraceDetail.INTERNALS
+            job.prompt = self._runner.start(job.token_ids, job.num_replayed, probed=probed)
+            job.started_ns = started_ns
+        prompt = job.prompt
         logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=traces_prompt)
         self._runner.synchronize()
         forward_ns = time.monotonic_ns() - started_ns
-        reading.num_chunks += 1
+        job.num_chunks += 1
         self._num_prefill_chunks += 1
         if traces_prompt:
             first = prompt.num_done - chunk.num_tokens
-            self._score_prompt(reading, first, prompt.num_done, logits, forward_ns)
+            self._score_prompt(job, first, prompt.num_done, logits, forward_ns)
         if chunk.is_last:
-            self._start(chunk.job_id, reading, logits[-1:], forward_ns)
-
-    def _start_reading(self, reading: Reading, *, observed: bool) -> Any:
-        """Gives the runner's prompt, of which nothing has been read yet."""
-        if isinstance(self._runner, SoloRunner):
-            return self._runner.start(reading.token_ids, reading.num_recorded, observed=observed)
-        return self._runner.start(reading.token_ids, observed=observed)
+            self._start_rows(chunk.job_id, job, prompt, logits[-1:], forward_ns)
 
     def _score_prompt(
-        self, reading: Reading, first: int, end: int, logits: torch.Tensor, forward_ns: int
+        self, job: PrefillJob[PromptT], first: int, end: int, logits: torch.Tensor, forward_ns: int
     ) -> None:
         """Sends what the model said of the tokens after those from `first` to `end`, by logits."""
         scored_ns = time.monotonic_ns()
-        token_ids, admit = reading.token_ids, reading.admit
+        token_ids, admit = job.token_ids, job.admit
         following = token_ids[first + 1 : end + 1]
-        decisions = self._choosing.score_prompt(
+        decisions = self._chooser.score_prompt(
             logits[: len(following)], torch.tensor(following, dtype=torch.int64), admit.trace
         )
         if first == 0:
             decisions.insert(0, Decision(token_ids[0], None))
         scored = PromptScored(admit.generation_id, first + 1 if first else 0, decisions)
-        cost = cost_since(scored_ns, forward_ns, self._batch.num_rows)
+        cost = measure_cost(scored_ns, forward_ns, self._batch.num_rows)
         self._report(Turn(cost, prompt_scored=[scored]))
 
-    def _start(self, job_id: str, reading: Reading, logits: torch.Tensor, forward_ns: int) -> None:
+    def _start_rows(
+        self,
+        job_id: str,
+        job: PrefillJob[PromptT],
+        prompt: PromptT,
+        logits: torch.Tensor,
+        forward_ns: int,
+    ) -> None:
         """Lets a prompt's sequences into the batch with their next tokens.
 
         Args:
             job_id: the scheduler's name for them.
-            reading: whose prompt has been read.
+            job: whose prompt has been read.
+            prompt: that prompt.
             logits: [1, V], after the prompt's last token.
             forward_ns: what they cost.
         """
         finished_ns = time.monotonic_ns()
-        rows = reading.rows(job_id, self._max_context_length)
+        rows = job.make_rows(job_id, self._max_context_length)
         try:
-            turn = self._batch.start(rows, reading.prompt, logits, forward_ns)
+            turn = self._batch.start(rows, prompt, logits, forward_ns)
         except BatchLostError as lost:
             self._require_device()
-            self._fail_batch(lost.reason)
+            self._fail_rows(lost.reason)
             raise lost.reason from None
-        del self._reading[job_id]
+        del self._prefill_jobs[job_id]
         prefilled = Prefilled(
-            reading.admit.generation_id,
-            reading.started_ns,
+            job.admit.generation_id,
+            job.started_ns,
             finished_ns,
-            reading.num_chunks,
+            job.num_chunks,
         )
         self._report(turn._replace(prefilled=[prefilled]))
 
@@ -215,21 +219,23 @@ class EngineLoop:
         """Takes a generation out, wherever it is."""
         self._batch.leave_generation(generation_id)
         self._outbox.drop(generation_id)
-        for job_id, reading in list(self._reading.items()):
-            if reading.admit.generation_id == generation_id:
-                del self._reading[job_id]
+        for job_id, job in list(self._prefill_jobs.items()):
+            if job.admit.generation_id == generation_id:
+                del self._prefill_jobs[job_id]
                 self._scheduler.leave(job_id)
 
-    def _fail_batch(self, error: Exception) -> None:
+    def _fail_rows(self, error: Exception) -> None:
         """Ends whatever is in the batch, whose cache cannot be trusted any more."""
         generation_ids = self._batch.generation_ids
         self._batch.clear()
         for generation_id in generation_ids:
             self._drop(generation_id)
-        self._send_failures([failure(generation_id, error) for generation_id in generation_ids])
+        self._send_failures(
+            [describe_failure(generation_id, error) for generation_id in generation_ids]
+        )
 
     @contextmanager
-    def _failing_alone(self, generation_id: str) -> Iterator[None]:
+    def _isolate(self, generation_id: str) -> Iterator[None]:
         """Whatever goes wrong inside ends this generation and no other."""
         try:
             yield
@@ -240,7 +246,7 @@ class EngineLoop:
                     "reading a prompt failed", extra={logs.GENERATION_ID: generation_id}
                 )
             self._drop(generation_id)
-            self._send_failures([failure(generation_id, error)])
+            self._send_failures([describe_failure(generation_id, error)])
 
     def _require_device(self) -> None:
         """Makes sure, after a failure, that the device still computes for this process.
@@ -255,10 +261,10 @@ class EngineLoop:
             raise
 
     def _send_failures(self, failed: list[GenerationFailed]) -> None:
-        self._report(Turn(cost_since(time.monotonic_ns(), 0, 0), failed=failed))
+        self._report(Turn(measure_cost(time.monotonic_ns(), 0, 0), failed=failed))
 
-    def _no_cost(self) -> Cost:
-        return cost_since(time.monotonic_ns(), 0, self._batch.num_rows)
+    def _measure_no_pass(self) -> Cost:
+        return measure_cost(time.monotonic_ns(), 0, self._batch.num_rows)
 
     def _report(self, turn: Turn) -> None:
         for done in turn.beam_searches:
@@ -269,7 +275,7 @@ class EngineLoop:
         self._send(turn._replace(utilisation=utilisation))
 
 
-def _token_cost(admit: Admit) -> int:
+def _estimate_token_cost(admit: Admit) -> int:
     """How many tokens' time one of the prompt takes, where its own tokens are recorded."""
     trace = admit.trace
     return 1 + trace.num_candidates // CANDIDATES_A_TOKEN if trace.prompt else 1

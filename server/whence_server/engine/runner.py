@@ -8,30 +8,41 @@ from typing import Any
 import torch
 
 from whence_server.engine.cache import BatchedCache
-from whence_server.engine.internals.probe import NOTHING, Inside, Seen, recordable, watching
-from whence_server.engine.internals.probed_rows import Observation, Observed, ObservedPrompt
+from whence_server.engine.internals.probe import (
+    NO_PROBE,
+    Activations,
+    Probe,
+    probing,
+    translate_probe_errors,
+)
+from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows, ProbeReadout
 from whence_server.engine.masks import SPARE_COLUMNS, StepLayout, StepMasks
-from whence_server.engine.step_graph import NotRecordableError, StepGraph, StepInputs, mask_argument
+from whence_server.engine.step_graph import (
+    NotCapturableError,
+    StepGraph,
+    StepInputs,
+    make_mask_argument,
+)
 from whence_server.engine.style import ForwardStyle
 
 
 @dataclass(slots=True)
-class Prompt:
+class BatchedPrompt:
     """A prompt on its way into the batch.
 
     Attributes:
         token_ids: the whole prompt.
         cache: what has been read of it.
         num_done: how many tokens that is.
-        observed: what is kept of it for rows that are observed; None where they are not.
-        observation: then, once it has been read, what its last token drew on, as row 0.
+        probed: what is kept of it for rows that are observed; None where they are not.
+        readout: then, once it has been read, what its last token drew on, as row 0.
     """
 
     token_ids: list[int]
     cache: BatchedCache
     num_done: int = 0
-    observed: ObservedPrompt | None = None
-    observation: Observation | None = None
+    probed: ProbedPrompt | None = None
+    readout: ProbeReadout | None = None
 
     @property
     def num_left(self) -> int:
@@ -48,7 +59,7 @@ class Runner:
         model: in eval mode.
         style: how it is called.
         graph: its decoding step, recorded; None leaves that to the model's modules.
-        inside: what can be seen of the model, and is of rows that are observed.
+        probe: what can be seen of the model, and is of rows that are observed.
     """
 
     def __init__(
@@ -56,15 +67,15 @@ class Runner:
         model: Any,
         style: ForwardStyle,
         graph: StepGraph | None = None,
-        inside: Inside = NOTHING,
+        probe: Probe = NO_PROBE,
     ) -> None:
         self._model = model
         self._style = style
         self._graph = graph
-        self._inside = inside
-        self._observed = Observed(self._inside)
-        self._seen: Seen | None = None
-        self._unseen: Exception | None = None
+        self._probe = probe
+        self._probed = ProbedRows(self._probe)
+        self._activations: Activations | None = None
+        self._probe_error: Exception | None = None
         self._device = model.device
         self._cache = BatchedCache(style.num_layers)
         self._layout: StepLayout | None = None
@@ -74,15 +85,25 @@ class Runner:
         """Rows in the batch."""
         return len(self._cache.padding)
 
-    def start(self, token_ids: list[int], *, observed: bool = False) -> Prompt:
-        """Makes ready to read a prompt, whose rows are to be observed or not."""
+    def count_whole(self, num_tokens: int, num_generated: int) -> int:  # noqa: ARG002 - one pass or several, generated before or not, make no difference here
+        """Return how many tokens have to be read in one pass where prompts are read whole: all."""
+        return num_tokens
+
+    def start(
+        self,
+        token_ids: list[int],
+        num_generated: int = 0,  # noqa: ARG002 - see `count_whole`
+        *,
+        probed: bool = False,
+    ) -> BatchedPrompt:
+        """Make ready to read a prompt; see `ModelRunner.start`."""
         cache = BatchedCache(self._style.num_layers, len(token_ids))
-        shown = observed and self._inside != NOTHING
-        kept = ObservedPrompt(self._inside, len(token_ids)) if shown else None
-        return Prompt(token_ids, cache, observed=kept)
+        shown = probed and self._probe != NO_PROBE
+        kept = ProbedPrompt(self._probe, len(token_ids)) if shown else None
+        return BatchedPrompt(token_ids, cache, probed=kept)
 
     @torch.inference_mode()
-    def prefill(self, prompt: Prompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
+    def prefill(self, prompt: BatchedPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
         """Reads the prompt's next tokens.
 
         Args:
@@ -102,39 +123,39 @@ class Runner:
         if self._style.logits_to_keep and not all_logits:
             arguments["logits_to_keep"] = 1
         input_ids = torch.tensor([chunk], device=self._device)
-        if prompt.observed is None:
+        if prompt.probed is None:
             logits = self._forward(input_ids, prompt.cache, arguments)  # (1, T or 1, V)
         else:
-            logits = self._observed_piece(prompt, prompt.observed, input_ids, arguments)
+            logits = self._prefill_probed(prompt, prompt.probed, input_ids, arguments)
         prompt.num_done += len(chunk)
         return logits[0] if all_logits else logits[0, -1:]
 
     @torch.inference_mode()
-    def join(self, prompt: Prompt, num_rows: int = 1) -> None:
+    def join(self, prompt: BatchedPrompt, num_rows: int = 1) -> None:
         """Appends rows that continue the prompt, all of whose tokens have been read."""
-        if prompt.observed is not None:
+        if prompt.probed is not None:
             rows = range(self.num_rows, self.num_rows + num_rows)
-            with self._beside():
-                self._observed.join(rows, prompt.observed)
+            with self._isolate_probe():
+                self._probed.join(rows, prompt.probed)
         self._cache.insert(prompt.cache, num_rows)
         self._layout = None
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Drops a row; the last row takes its number."""
-        with self._beside():
-            self._observed.leave(row, self.num_rows - 1)
+        with self._isolate_probe():
+            self._probed.leave(row, self.num_rows - 1)
         self._cache.remove(row)
         self._layout = None
         if not self.num_rows:
-            self._unseen = None  # nobody is left to be told
+            self._probe_error = None  # nobody is left to be told
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Makes each destination a copy of what its source was before; all are equally long."""
         self._cache.copy_rows(sources, destinations)
-        with self._beside():
-            self._observed.copy_rows(sources, destinations)
+        with self._isolate_probe():
+            self._probed.copy_rows(sources, destinations)
 
     def synchronize(self) -> None:
         """Waits until what was asked for has been computed, so that times mean something."""
@@ -144,12 +165,12 @@ class Runner:
     def clear(self) -> None:
         """Drops all rows, also after a forward pass that failed half-way."""
         self._cache.clear()
-        self.stop_observing()
+        self.stop_probing()
         self._layout = None
 
     @torch.inference_mode()
     def decode(self, token_ids: list[int]) -> torch.Tensor:
-        """Reads one more token for every row; `observe` then says what was seen.
+        """Reads one more token for every row; `read_probe` then says what was seen.
 
         Args:
             token_ids: one for each row.
@@ -157,56 +178,56 @@ class Runner:
         Returns:
             [rows, V]: what follows each.
         """
-        if self._seen is not None:
+        if self._activations is not None:
             raise RuntimeError("what the last step showed has not been observed")
-        layout = self._current_layout()
-        observed = bool(self._observed.rows)
+        layout = self._update_layout()
+        probed = bool(self._probed.rows)
         graph = self._graph
-        if graph is not None and layout.masks is not None and (graph.observes or not observed):
-            logits = self._step_of(graph, self.step_inputs(token_ids), observed=observed)
+        if graph is not None and layout.masks is not None and (graph.has_probe or not probed):
+            logits = self._run_graph(graph, self.take_step_inputs(token_ids), probed=probed)
         else:
             input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
-            arguments = self._step_arguments(layout)
-            if observed:
-                with watching(self._inside) as watch:
+            arguments = self._make_step_arguments(layout)
+            if probed:
+                with probing(self._probe) as buffer:
                     logits = self._forward(input_ids, self._cache, arguments)[:, -1]
-                with self._beside():
-                    self._seen = watch.seen
+                with self._isolate_probe():
+                    self._activations = buffer.activations
             else:
                 logits = self._forward(input_ids, self._cache, arguments)[:, -1]
         layout.positions.add_(1)
         return logits
 
     @torch.inference_mode()
-    def observe(self) -> Observation | None:
+    def read_probe(self) -> ProbeReadout | None:
         """What the last step's observed rows drew on; None where none is observed.
 
         Raises:
             Exception: whatever went wrong since the last call with what only they need.
         """
-        seen, self._seen = self._seen, None
-        unseen, self._unseen = self._unseen, None
+        activations, self._activations = self._activations, None
+        unseen, self._probe_error = self._probe_error, None
         if unseen is not None:
             raise unseen
-        if seen is None:
+        if activations is None:
             return None
         newest = [layer.select(2, -1) for layer in self._cache.values]
-        return self._observed.observe(seen, newest)
+        return self._probed.read_probe(activations, newest)
 
-    def stop_observing(self) -> None:
-        """Observes none of the rows any more, also after `observe` failed half-way."""
-        self._observed.clear()
-        self._seen = self._unseen = None
+    def stop_probing(self) -> None:
+        """Observes none of the rows any more, also after `read_probe` failed half-way."""
+        self._probed.clear()
+        self._activations = self._probe_error = None
 
-    def step_inputs(self, token_ids: list[int]) -> StepInputs:
+    def take_step_inputs(self, token_ids: list[int]) -> StepInputs:
         """What the next step reads, to record it; the step counts as taken.
 
         Raises:
-            NotRecordableError: the model makes its masks within its forward pass.
+            NotCapturableError: the model makes its masks within its forward pass.
         """
-        layout = self._current_layout()
+        layout = self._update_layout()
         if layout.masks is None:
-            raise NotRecordableError("its masks are made within the forward pass")
+            raise NotCapturableError("its masks are made within the forward pass")
         columns = self._cache.next_columns()
         return StepInputs(
             torch.tensor(token_ids, device=self._device).unsqueeze(1),
@@ -216,58 +237,58 @@ class Runner:
         )
 
     @contextmanager
-    def _beside(self) -> Iterator[None]:
+    def _isolate_probe(self) -> Iterator[None]:
         """Around what only observed rows need: the others go on whether or not it can be done.
 
-        Nobody is observed any more if it cannot, and `observe` says why.
+        Nobody is observed any more if it cannot, and `read_probe` says why.
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - raised by `observe`
-            self.stop_observing()
-            self._unseen = error
+        except Exception as error:  # noqa: BLE001 - raised by `read_probe`
+            self.stop_probing()
+            self._probe_error = error
 
-    def _step_of(self, graph: StepGraph, inputs: StepInputs, *, observed: bool) -> torch.Tensor:
+    def _run_graph(self, graph: StepGraph, inputs: StepInputs, *, probed: bool) -> torch.Tensor:
         """A recorded step; if it fails only with what it shows, it is taken again without."""
-        if observed:
-            with self._beside():
-                logits, self._seen = graph.observed(inputs)
+        if probed:
+            with self._isolate_probe():
+                logits, self._activations = graph.run_probed(inputs)
                 return logits
         # All that a failed one has changed are its own columns, which are written once more.
-        return graph.logits(inputs)
+        return graph.run(inputs)
 
-    def _step_arguments(self, layout: StepLayout) -> dict[str, Any]:
+    def _make_step_arguments(self, layout: StepLayout) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         width = self._cache.width + 1
         if self._style.position_ids:
             arguments["position_ids"] = layout.positions
         if layout.masks is not None:
             masks = layout.masks.at(width)
-            arguments["attention_mask"] = mask_argument(self._style, masks)
+            arguments["attention_mask"] = make_mask_argument(self._style, masks)
         elif layout.visible is not None:
             arguments["attention_mask"] = layout.visible.narrow(-1, 0, width)
         return arguments
 
-    def _observed_piece(
+    def _prefill_probed(
         self,
-        prompt: Prompt,
-        observed: ObservedPrompt,
+        prompt: BatchedPrompt,
+        probed: ProbedPrompt,
         input_ids: torch.Tensor,
         arguments: dict[str, Any],
     ) -> torch.Tensor:
         """Reads the prompt's next tokens; only its last one's inside is watched."""
         num_tokens = input_ids.shape[1]
-        watch = None
+        buffer = None
         if num_tokens < prompt.num_left:
             logits = self._forward(input_ids, prompt.cache, arguments)
         else:
-            with watching(self._inside) as watch:
+            with probing(self._probe) as buffer:
                 logits = self._forward(input_ids, prompt.cache, arguments)
         values = [layer[:, :, -num_tokens:] for layer in prompt.cache.values]
-        with recordable():
-            observed.read(prompt.num_done, values)
-            if watch is not None:
-                prompt.observation = observed.observe(watch.seen)
+        with translate_probe_errors():
+            probed.read(prompt.num_done, values)
+            if buffer is not None:
+                prompt.readout = probed.read_probe(buffer.activations)
         return logits
 
     def _forward(
@@ -278,14 +299,14 @@ class Runner:
         )
         return output.logits
 
-    def _current_layout(self) -> StepLayout:
+    def _update_layout(self) -> StepLayout:
         width = self._cache.width + 1
         layout = self._layout
         if layout is None or not layout.reaches(width):
-            self._layout = layout = self._new_layout(width)
+            self._layout = layout = self._make_layout(width)
         return layout
 
-    def _new_layout(self, width: int) -> StepLayout:
+    def _make_layout(self, width: int) -> StepLayout:
         padding = self._cache.padding
         positions = torch.tensor(self._cache.lengths, device=self._device).unsqueeze(1)
         if self._style.ready_mask:

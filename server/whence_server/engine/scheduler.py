@@ -71,30 +71,30 @@ class Scheduler:
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._whole_prompts = whole_prompts
         self._waiting: deque[_Job] = deque()
-        self._reading: list[_Job] = []
+        self._prefilling: list[_Job] = []
         """Those whose prompts are being read, in the order in which they were let in."""
-        self._inside: dict[str, _Job] = {}
+        self._admitted: dict[str, _Job] = {}
         """Those that hold room: all that are being read, and all that decode."""
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody waits and nobody is inside."""
-        return not self._waiting and not self._inside
+        return not self._waiting and not self._admitted
 
     @property
     def job_ids(self) -> list[str]:
         """Jobs that hold room, in the order in which they were let in."""
-        return list(self._inside)
+        return list(self._admitted)
 
     @property
     def num_sequences(self) -> int:
         """Sequences that hold room."""
-        return sum(job.num_sequences for job in self._inside.values())
+        return sum(job.num_sequences for job in self._admitted.values())
 
     @property
     def num_cache_tokens(self) -> int:
         """Positions that are spoken for, padding included."""
-        return self._cache_tokens(*self._inside.values())
+        return self._count_cache_tokens(*self._admitted.values())
 
     def admit(
         self,
@@ -140,94 +140,96 @@ class Scheduler:
             _Job(job_id, num_prompt_tokens, length, num_sequences, whole, token_cost)
         )
 
-    def next_chunks(self) -> list[Chunk]:
+    def take_chunks(self) -> list[Chunk]:
         """Which prompts to read in this turn; whoever decodes does so in every turn.
 
         The caller reads what it is told to, or calls `leave`.
         """
         if self._whole_prompts:
-            return self._next_prompts()
-        while self._let_in():
+            return self._take_whole_prompts()
+        while self._admit_next():
             pass
-        return self._shared_out()
+        return self._share_out()
 
-    def _shared_out(self) -> list[Chunk]:
+    def _share_out(self) -> list[Chunk]:
         """Half a turn's tokens go to the prompt that was let in first, so that it gets through.
 
         The rest goes to whichever has the fewest left: a short prompt does not wait until a long
         one has been read.
         """
-        if not self._reading:
+        if not self._prefilling:
             return []
         budget = self._prefill_chunk_tokens
-        first = self._reading[0]
+        first = self._prefilling[0]
         shares = {first.job_id: min(first.num_left, max(budget // 2 // first.token_cost, 1))}
         budget -= shares[first.job_id] * first.token_cost
-        for job in sorted(self._reading, key=lambda job: job.num_left):
+        for job in sorted(self._prefilling, key=lambda job: job.num_left):
             share = shares.setdefault(job.job_id, 0)
             more = min(job.num_left - share, max(budget, 0) // job.token_cost)
             shares[job.job_id] += more
             budget -= more * job.token_cost
-        chunks = [self._chunk(job, shares[job.job_id]) for job in self._reading]
-        self._reading = [job for job in self._reading if job.num_left]
+        chunks = [self._take_chunk(job, shares[job.job_id]) for job in self._prefilling]
+        self._prefilling = [job for job in self._prefilling if job.num_left]
         # Whoever can start does so before the others are read.
         return sorted(
             (chunk for chunk in chunks if chunk.num_tokens), key=lambda chunk: not chunk.is_last
         )
 
-    def _next_prompts(self) -> list[Chunk]:
+    def _take_whole_prompts(self) -> list[Chunk]:
         """Whole prompts: as many as a turn's tokens are enough for, or one longer one alone.
 
         Before them a few more of the tokens that are read one by one.
         """
-        repeated = [self._chunk(job, min(job.num_left, STEPS_REPEATED)) for job in self._reading]
+        repeated = [
+            self._take_chunk(job, min(job.num_left, STEPS_REPEATED)) for job in self._prefilling
+        ]
         chunks: list[Chunk] = []
         budget = self._prefill_chunk_tokens
         while self._waiting:
             num_tokens = self._waiting[0].num_whole
             if chunks and num_tokens > budget:
                 break
-            if not self._let_in():
+            if not self._admit_next():
                 break
             budget -= num_tokens
-            chunks.append(self._chunk(self._reading[-1], num_tokens))
-        self._reading = [job for job in self._reading if job.num_left]
+            chunks.append(self._take_chunk(self._prefilling[-1], num_tokens))
+        self._prefilling = [job for job in self._prefilling if job.num_left]
         return [*repeated, *chunks]
 
     @staticmethod
-    def _chunk(job: _Job, num_tokens: int) -> Chunk:
+    def _take_chunk(job: _Job, num_tokens: int) -> Chunk:
         job.num_read += num_tokens
         return Chunk(job.job_id, num_tokens, is_last=job.num_left == 0)
 
     def leave(self, job_id: str) -> None:
         """Takes a job out, wherever it is; one that is not known is ignored."""
-        if self._inside.pop(job_id, None) is None:
+        if self._admitted.pop(job_id, None) is None:
             kept = [job for job in self._waiting if job.job_id != job_id]
             self._waiting = deque(kept)
-        self._reading = [job for job in self._reading if job.job_id != job_id]
+        self._prefilling = [job for job in self._prefilling if job.job_id != job_id]
 
     def leave_sequence(self, job_id: str) -> None:
         """Gives back the room of one of a job's sequences."""
-        job = self._inside[job_id]
+        job = self._admitted[job_id]
         job.num_sequences -= 1
         if job.num_sequences == 0:
             self.leave(job_id)
 
-    def _let_in(self) -> bool:
+    def _admit_next(self) -> bool:
         """Lets in the first in the queue if there is room; nobody overtakes it."""
         if not self._waiting:
             return False
         job = self._waiting[0]
         if self.num_sequences + job.num_sequences > self._max_batch_size:
             return False
-        if self._cache_tokens(job, *self._inside.values()) > self._max_cache_tokens:
+        if self._count_cache_tokens(job, *self._admitted.values()) > self._max_cache_tokens:
             return False
         self._waiting.popleft()
-        self._inside[job.job_id] = job
-        self._reading.append(job)
+        self._admitted[job.job_id] = job
+        self._prefilling.append(job)
         return True
 
     @staticmethod
-    def _cache_tokens(*jobs: _Job) -> int:
+    def _count_cache_tokens(*jobs: _Job) -> int:
         longest = max((job.num_cached_tokens for job in jobs), default=0)
         return longest * sum(job.num_sequences for job in jobs)

@@ -18,9 +18,9 @@ from transformers import GenerationConfig
 
 from whence_server.engine import frequencies
 from whence_server.engine.frequencies import Frequencies, SequenceState
-from whence_server.engine.internals.probe import NOTHING, Inside, recordable, watching
-from whence_server.engine.internals.probed_rows import Observation
-from whence_server.engine.internals.probed_sequence import ObservedSequence
+from whence_server.engine.internals.probe import NO_PROBE, Probe, probing, translate_probe_errors
+from whence_server.engine.internals.probed_rows import ProbeReadout
+from whence_server.engine.internals.probed_sequence import ProbedSequence
 
 
 @dataclass(slots=True)
@@ -32,16 +32,16 @@ class SoloPrompt:
         state: what has been read of it; None before.
         num_whole: how many of them `generate` would have read in one pass.
         num_done: how many tokens that is: none, or `num_whole` and more.
-        observed: whether the rows that go on from it are observed.
-        observation: then, once it has been read, what is seen of its last token, as row 0.
+        probed: whether the rows that go on from it are observed.
+        readout: then, once it has been read, what is seen of its last token, as row 0.
     """
 
     token_ids: list[int]
     num_whole: int
     state: "_State | None" = None
     num_done: int = 0
-    observed: bool = False
-    observation: Observation | None = None
+    probed: bool = False
+    readout: ProbeReadout | None = None
 
     @property
     def num_left(self) -> int:
@@ -57,22 +57,22 @@ class _State:
         input_ids: [1, tokens], all that has been read; replaced, never written to.
         arguments: for the next pass, the cache or recurrent state among them.
         rotary: what its passes have made of the rotary modules.
-        observed: what is kept of it, if its passes are watched.
+        probed: what is kept of it, if its passes are watched.
     """
 
     input_ids: torch.Tensor
     arguments: dict[str, Any]
     rotary: SequenceState
-    observed: ObservedSequence | None
+    probed: ProbedSequence | None
 
     def copy(self) -> "_State":
         """One that shares no memory that a forward pass writes to."""
-        observed = self.observed and self.observed.copy()
+        probed = self.probed and self.probed.copy()
         return replace(
             self,
             arguments=copy.deepcopy(self.arguments),
             rotary=self.rotary.copy(),
-            observed=observed,
+            probed=probed,
         )
 
 
@@ -85,16 +85,16 @@ class SoloRunner:
 
     Args:
         model: in eval mode.
-        inside: what can be seen of it, and is of rows that are observed.
+        probe: what can be seen of it, and is of rows that are observed.
         rotary: its modules that depend on length; found here if None.
     """
 
     def __init__(
-        self, model: Any, inside: Inside = NOTHING, rotary: Frequencies | None = None
+        self, model: Any, probe: Probe = NO_PROBE, rotary: Frequencies | None = None
     ) -> None:
         self._rotary = frequencies.find(model) if rotary is None else rotary
         self._model = model
-        self._inside = inside
+        self._probe = probe
         self._device = model.device
         self._parameters = inspect.signature(model.forward).parameters
         self._rows: list[_State] = []
@@ -104,7 +104,7 @@ class SoloRunner:
         """Sequences that decode."""
         return len(self._rows)
 
-    def num_whole(self, num_tokens: int, num_generated: int) -> int:
+    def count_whole(self, num_tokens: int, num_generated: int) -> int:
         """Return how many of a prompt's tokens have to be read in one pass, from its beginning.
 
         All of them, as a rule, also where the last ones were generated before. But where
@@ -113,17 +113,17 @@ class SoloRunner:
         return num_tokens - num_generated if self._rotary else num_tokens
 
     def start(
-        self, token_ids: list[int], num_generated: int = 0, *, observed: bool = False
+        self, token_ids: list[int], num_generated: int = 0, *, probed: bool = False
     ) -> SoloPrompt:
         """Makes ready to read a prompt.
 
         Args:
             token_ids: the prompt.
             num_generated: how many of them, at their end, were generated before.
-            observed: whether its rows are.
+            probed: whether its rows are.
         """
-        num_whole = self.num_whole(len(token_ids), num_generated)
-        return SoloPrompt(token_ids, num_whole, observed=observed and self._inside != NOTHING)
+        num_whole = self.count_whole(len(token_ids), num_generated)
+        return SoloPrompt(token_ids, num_whole, probed=probed and self._probe != NO_PROBE)
 
     @torch.inference_mode()
     def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -139,7 +139,7 @@ class SoloRunner:
 
         Raises:
             ValueError: it cannot be read in pieces of that size.
-            ObservingError: what it showed cannot be recorded.
+            ProbeError: what it showed cannot be recorded.
         """
         whole = not prompt.num_done and num_tokens == prompt.num_whole
         if not whole and not (prompt.num_done and num_tokens <= prompt.num_left):
@@ -157,17 +157,17 @@ class SoloRunner:
         chunk = prompt.token_ids[begin : begin + num_tokens]
         input_ids = torch.tensor([chunk], device=self._device)
         if state is None:
-            observed = ObservedSequence(self._inside) if prompt.observed else None
-            arguments = self._first_arguments(input_ids)
-            state = _State(input_ids, arguments, self._rotary.fresh(), observed)
+            probed = ProbedSequence(self._probe) if prompt.probed else None
+            arguments = self._make_first_arguments(input_ids)
+            state = _State(input_ids, arguments, self._rotary.make_state(), probed)
         else:
             state.input_ids = torch.cat([state.input_ids, input_ids], 1)
         logits = self._forward(state, num_tokens, is_first=not begin, all_logits=all_logits)
         prompt.state = state
-        if state.observed is not None:
-            with recordable():
-                sources, hidden = state.observed.see()
-            prompt.observation = Observation(self._inside.lens, [0], sources, hidden)
+        if state.probed is not None:
+            with translate_probe_errors():
+                sources, hidden = state.probed.read_probe()
+            prompt.readout = ProbeReadout(self._probe.lens, [0], sources, hidden)
         prompt.num_done += num_tokens
         return logits if all_logits else logits[-1:]
 
@@ -223,28 +223,28 @@ class SoloRunner:
         return torch.cat(logits)
 
     @torch.inference_mode()
-    def observe(self) -> Observation | None:
+    def read_probe(self) -> ProbeReadout | None:
         """What was seen of the last step's observed rows; None where none is observed.
 
         Raises:
             Exception: whatever went wrong while they were watched.
         """
-        observed = {row: state.observed for row, state in enumerate(self._rows) if state.observed}
-        if not observed:
+        probed = {row: state.probed for row, state in enumerate(self._rows) if state.probed}
+        if not probed:
             return None
-        seen = [sequence.see() for sequence in observed.values()]
+        seen = [sequence.read_probe() for sequence in probed.values()]
         sources = [each for of_row, _ in seen for each in of_row]
         hidden = [of_row for _, of_row in seen if of_row is not None]
-        return Observation(
-            self._inside.lens, list(observed), sources, torch.cat(hidden) if hidden else None
+        return ProbeReadout(
+            self._probe.lens, list(probed), sources, torch.cat(hidden) if hidden else None
         )
 
-    def stop_observing(self) -> None:
+    def stop_probing(self) -> None:
         """Observes none of the rows any more."""
         for state in self._rows:
-            state.observed = None
+            state.probed = None
 
-    def _first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
+    def _make_first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """What `generate` begins with, for a prompt without padding and a neutral config."""
         arguments: dict[str, Any] = {"use_cache": True}
         if "attention_mask" in self._parameters:
@@ -273,21 +273,21 @@ class SoloRunner:
         if "logits_to_keep" in self._parameters:
             # After the hook, which in some models (Bamba) puts its own choice here.
             inputs["logits_to_keep"] = 0 if all_logits else 1
-        if state.observed is not None and inputs["input_ids"].shape[1] > num_new:
+        if state.probed is not None and inputs["input_ids"].shape[1] > num_new:
             # All that came before is read once more (Phi-3, where it changes its frequencies).
-            state.observed.restart()
-        with self._rotary.of(state.rotary):
-            output = self._called(state, inputs)
+            state.probed.restart()
+        with self._rotary.use_state(state.rotary):
+            output = self._run_model(state, inputs)
         state.arguments = self._model._update_model_kwargs_for_generation(  # noqa: SLF001 - the hook that generate calls
             output, state.arguments
         )
         return output.logits[0]
 
-    def _called(self, state: _State, inputs: dict[str, Any]) -> Any:
+    def _run_model(self, state: _State, inputs: dict[str, Any]) -> Any:
         """Runs the model; watched where the sequence is observed."""
-        if state.observed is None:
+        if state.probed is None:
             return self._model(**inputs, return_dict=True)
-        with watching(self._inside, values=True) as watch:
+        with probing(self._probe, values=True) as buffer:
             output = self._model(**inputs, return_dict=True)
-        state.observed.watch = watch
+        state.probed.buffer = buffer
         return output

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.engine.internals.probe import NOTHING, Inside
-from whence_server.engine.internals.probed_rows import Observation
+from whence_server.engine.internals.probe import NO_PROBE, Probe
+from whence_server.engine.internals.probed_rows import ProbeReadout
 from whence_server.engine.runner import Runner
-from whence_server.engine.step_graph import NotRecordableError, StepGraph
+from whence_server.engine.step_graph import NotCapturableError, StepGraph
 from whence_server.engine.style import ForwardStyle
 
 logger = logging.getLogger(__name__)
@@ -21,21 +21,21 @@ PROMPT_LENGTHS = (3, 7, 2, 12)
 STEPS_EACH = 2
 
 
-def recorded(model: Any, style: ForwardStyle, inside: Inside = NOTHING) -> StepGraph | None:
+def capture_step(model: Any, style: ForwardStyle, probe: Probe = NO_PROBE) -> StepGraph | None:
     """The model's decoding step as a graph; None where its modules have to do the work."""
     name = type(model).__name__
     try:
-        graph = _record(model, style, inside)
-    except NotRecordableError as obstacle:
+        graph = _capture(model, style, probe)
+    except NotCapturableError as obstacle:
         logger.info("%s decodes through its modules: %s", name, obstacle)
         return None
-    same = _compared(model, style, graph, inside)
+    same = _compare(model, style, graph, probe)
     if not same.logits:
         logger.warning("%s decodes through its modules: recorded, its steps differ", name)
         return None
-    if graph.observes and not same.observed:
+    if graph.has_probe and not same.probed:
         logger.warning("%s is observed through its modules: recorded, it shows other things", name)
-        return graph.unobserved()
+        return graph.drop_probe()
     return graph
 
 
@@ -44,26 +44,26 @@ class _Same(NamedTuple):
 
     Attributes:
         logits: of steps in which nobody is observed.
-        observed: of the others the logits, and what is seen.
+        probed: of the others the logits, and what is seen.
     """
 
     logits: bool
-    observed: bool
+    probed: bool
 
 
 @torch.inference_mode()
-def _record(model: Any, style: ForwardStyle, inside: Inside) -> StepGraph:
+def _capture(model: Any, style: ForwardStyle, probe: Probe) -> StepGraph:
     runner = Runner(model, style)
     for length in PROMPT_LENGTHS[:2]:
-        _join(runner, _tokens(model, length, seed=0))
-    step_s = _step_s(runner, _tokens(model, 2, seed=1))
+        _join(runner, _make_tokens(model, length, seed=0))
+    step_s = _time_step(runner, _make_tokens(model, 2, seed=1))
     if step_s > LONG_STEP_S:
-        raise NotRecordableError(f"a step takes {step_s:.1f} s, next to which they cost nothing")
-    inputs = runner.step_inputs(_tokens(model, 2, seed=2))
-    return StepGraph.record(model, style, inputs, inside)
+        raise NotCapturableError(f"a step takes {step_s:.1f} s, next to which they cost nothing")
+    inputs = runner.take_step_inputs(_make_tokens(model, 2, seed=2))
+    return StepGraph.capture(model, style, inputs, probe)
 
 
-def _step_s(runner: Runner, token_ids: list[int]) -> float:
+def _time_step(runner: Runner, token_ids: list[int]) -> float:
     """The quickest step in seconds: one may have to wait for a core, or for its first use."""
     durations: list[float] = []
     while len(durations) < NUM_TIMED_STEPS and (not durations or min(durations) > LONG_STEP_S):
@@ -74,65 +74,69 @@ def _step_s(runner: Runner, token_ids: list[int]) -> float:
     return min(durations)
 
 
-def _compared(model: Any, style: ForwardStyle, graph: StepGraph, inside: Inside) -> _Same:
+def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) -> _Same:
     """Compares batches that grow and shrink, over contexts of many lengths and other tokens.
 
     The graph's rows are once observed and once not; the modules' always are.
     """
-    same = _Same(logits=True, observed=True)
+    same = _Same(logits=True, probed=True)
     ways = [
-        (Runner(model, style, None, inside), True),
-        (Runner(model, style, graph, inside), True),
-        (Runner(model, style, graph, inside), False),
+        (Runner(model, style, None, probe), True),
+        (Runner(model, style, graph, probe), True),
+        (Runner(model, style, graph, probe), False),
     ]
     try:
         for i, length in enumerate(PROMPT_LENGTHS):
-            for runner, observed in ways:
-                _join(runner, _tokens(model, length, seed=length), observed=observed)
+            for runner, probed in ways:
+                _join(runner, _make_tokens(model, length, seed=length), probed=probed)
                 if i == len(PROMPT_LENGTHS) - 1:
                     runner.leave(0)
             for step in range(STEPS_EACH):
-                token_ids = _tokens(model, ways[0][0].num_rows, seed=10 * length + step)
+                token_ids = _make_tokens(model, ways[0][0].num_rows, seed=10 * length + step)
                 expected, watched, plain = (runner.decode(token_ids) for runner, _ in ways)
-                first, second, _ = (_observation(runner) for runner, _ in ways)
-                if not _equal(plain, expected):
-                    return _Same(logits=False, observed=False)
-                if not (_equal(watched, expected) and _saw_the_same(first, second)):
-                    same = same._replace(observed=False)
+                first, second, _ = (_read_probe(runner) for runner, _ in ways)
+                if not _are_equal(plain, expected):
+                    return _Same(logits=False, probed=False)
+                if not (_are_equal(watched, expected) and _read_the_same(first, second)):
+                    same = same._replace(probed=False)
     except RuntimeError as error:
         logger.debug("the recorded step fails: %s", error)
-        return _Same(logits=False, observed=False)
+        return _Same(logits=False, probed=False)
     return same
 
 
-def _observation(runner: Runner) -> Observation | None:
+def _read_probe(runner: Runner) -> ProbeReadout | None:
     """What a step showed; None also where that failed."""
     try:
-        return runner.observe()
+        return runner.read_probe()
     except Exception as error:  # noqa: BLE001 - recorded code, tried out: any failure means no
         logger.debug("what a step shows cannot be seen: %s", error)
         return None
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def _saw_the_same(one: Observation | None, other: Observation | None) -> bool:
+def _read_the_same(one: ProbeReadout | None, other: ProbeReadout | None) -> bool:
     if one is None or other is None:
         return False
-    if one.hidden is not None and other.hidden is not None and not _equal(one.hidden, other.hidden):
+    if (
+        one.hidden is not None
+        and other.hidden is not None
+        and not _are_equal(one.hidden, other.hidden)
+    ):
         return False
     return one.sources == other.sources
 
 
-def _join(runner: Runner, token_ids: list[int], *, observed: bool = False) -> None:
-    prompt = runner.start(token_ids, observed=observed)
+def _join(runner: Runner, token_ids: list[int], *, probed: bool = False) -> None:
+    prompt = runner.start(token_ids, probed=probed)
     runner.prefill(prompt, len(token_ids), all_logits=False)
     runner.join(prompt)
 
 
-def _tokens(model: Any, count: int, seed: int) -> list[int]:
+def _make_tokens(model: Any, count: int, seed: int) -> list[int]:
     """Ids from all over the vocabulary, always the same."""
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     return [(7919 * (seed * 31 + i) + 3) % vocabulary_size for i in range(count)]

@@ -15,7 +15,7 @@ from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from whence_server.engine.internals.probe import NOTHING, Inside, Seen, watching
+from whence_server.engine.internals.probe import NO_PROBE, Activations, Probe, probing
 from whence_server.engine.style import ForwardStyle
 
 KNOWN_BRANCHES = "sdpa_attention.py"
@@ -23,7 +23,7 @@ KNOWN_BRANCHES = "sdpa_attention.py"
 step always reads one. Whatever else decides while it is recorded might decide otherwise later."""
 
 
-class NotRecordableError(Exception):
+class NotCapturableError(Exception):
     """The model's forward pass takes decisions of its own, or resists being recorded."""
 
 
@@ -49,40 +49,40 @@ class StepGraph:
 
     Args:
         graph: gives the logits.
-        observed: gives what is seen as well; None where there is none.
-        inside: what that is.
+        probed: gives what is seen as well; None where there is none.
+        probe: what that is.
     """
 
-    def __init__(self, graph: Any, observed: Any | None, inside: Inside) -> None:
+    def __init__(self, graph: Any, probed: Any | None, probe: Probe) -> None:
         self._graph = graph
-        self._observed = observed
-        self._inside = inside
+        self._probed_graph = probed
+        self._probe = probe
 
     @classmethod
-    def record(
-        cls, model: Any, style: ForwardStyle, inputs: StepInputs, inside: Inside
+    def capture(
+        cls, model: Any, style: ForwardStyle, inputs: StepInputs, probe: Probe
     ) -> "StepGraph":
         """Records the step that a model in eval mode takes on these inputs.
 
         It is recorded a second time where the model shows something.
 
         Raises:
-            NotRecordableError: it cannot be, or what was recorded might not hold for all steps.
+            NotCapturableError: it cannot be, or what was recorded might not hold for all steps.
         """
-        graph = _traced(_Step(model, style, None), inputs)
-        shows = inside != NOTHING
-        return cls(graph, _traced(_Step(model, style, inside), inputs) if shows else None, inside)
+        graph = _trace(_Step(model, style, None), inputs)
+        shows = probe != NO_PROBE
+        return cls(graph, _trace(_Step(model, style, probe), inputs) if shows else None, probe)
 
     @property
-    def observes(self) -> bool:
+    def has_probe(self) -> bool:
         """Whether it can show what it does."""
-        return self._observed is not None
+        return self._probed_graph is not None
 
-    def unobserved(self) -> "StepGraph":
+    def drop_probe(self) -> "StepGraph":
         """The same without what it shows of itself."""
-        return StepGraph(self._graph, None, self._inside)
+        return StepGraph(self._graph, None, self._probe)
 
-    def logits(self, inputs: StepInputs) -> torch.Tensor:
+    def run(self, inputs: StepInputs) -> torch.Tensor:
         """Reads one token for every row; gives [rows, V]."""
         # Optimised, the graph would round otherwise: a product and the bias that is added to it
         # would be two operations. Nothing is slower for it.
@@ -90,46 +90,46 @@ class StepGraph:
             logits: torch.Tensor = self._graph(*inputs)
         return logits
 
-    def observed(self, inputs: StepInputs) -> tuple[torch.Tensor, Seen]:
+    def run_probed(self, inputs: StepInputs) -> tuple[torch.Tensor, Activations]:
         """The same, and what the step shows: the logits are the same to the bit.
 
         Raises:
             RuntimeError: it does not observe.
         """
-        if self._observed is None:
+        if self._probed_graph is None:
             raise RuntimeError("it has not been recorded with what it shows")
         with optimized_execution(False):
-            logits, *seen = self._observed(*inputs)
-        hidden = seen.pop(0) if self._inside.lens is not None else None
-        return logits, Seen(hidden, seen, [])
+            logits, *activations = self._probed_graph(*inputs)
+        hidden = activations.pop(0) if self._probe.lens is not None else None
+        return logits, Activations(hidden, activations, [])
 
 
-def _traced(step: "_Step", inputs: StepInputs) -> Any:
+def _trace(step: "_Step", inputs: StepInputs) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             graph = torch.jit.trace(step, tuple(inputs), check_trace=False)
         except Exception as error:
-            raise NotRecordableError(f"{type(error).__name__}: {error}") from error
+            raise NotCapturableError(f"{type(error).__name__}: {error}") from error
     for warning in caught:
         decides = issubclass(warning.category, TracerWarning)
         if decides and not warning.filename.endswith(KNOWN_BRANCHES):
-            raise NotRecordableError(f"{warning.filename}:{warning.lineno}: {warning.message}")
+            raise NotCapturableError(f"{warning.filename}:{warning.lineno}: {warning.message}")
     return graph
 
 
 class _Step(torch.nn.Module):
     """The step in a form that can be recorded: everything that changes is an argument.
 
-    Gives the logits, and where `inside` says what can be seen the layers' outputs and their
+    Gives the logits, and where `probe` says what can be seen the layers' outputs and their
     attention weights after them.
     """
 
-    def __init__(self, model: Any, style: ForwardStyle, inside: Inside | None) -> None:
+    def __init__(self, model: Any, style: ForwardStyle, probe: Probe | None) -> None:
         super().__init__()
         self._model = model
         self._style = style
-        self._inside = inside
+        self._probe = probe
 
     def forward(
         self,
@@ -138,15 +138,15 @@ class _Step(torch.nn.Module):
         masks: list[torch.Tensor],
         columns: list[torch.Tensor],
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        if self._inside is None:
-            return self._logits(input_ids, positions, masks, columns)
-        with watching(self._inside) as watch:
-            logits = self._logits(input_ids, positions, masks, columns)
-        seen = watch.seen
-        hidden = () if seen.hidden is None else (seen.hidden,)
-        return (logits, *hidden, *seen.weights)
+        if self._probe is None:
+            return self._run_model(input_ids, positions, masks, columns)
+        with probing(self._probe) as buffer:
+            logits = self._run_model(input_ids, positions, masks, columns)
+        activations = buffer.activations
+        hidden = () if activations.hidden is None else (activations.hidden,)
+        return (logits, *hidden, *activations.weights)
 
-    def _logits(
+    def _run_model(
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
@@ -154,7 +154,7 @@ class _Step(torch.nn.Module):
         columns: list[torch.Tensor],
     ) -> torch.Tensor:
         pairs = zip(columns[::2], columns[1::2], strict=True)
-        arguments: dict[str, Any] = {"attention_mask": mask_argument(self._style, masks)}
+        arguments: dict[str, Any] = {"attention_mask": make_mask_argument(self._style, masks)}
         if self._style.position_ids:
             arguments["position_ids"] = positions
         output = self._model(
@@ -197,7 +197,7 @@ class _Columns(CacheLayerMixin):
         return -1
 
 
-def mask_argument(
+def make_mask_argument(
     style: ForwardStyle, masks: Sequence[torch.Tensor]
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """The masks as a forward pass takes them: one by itself, several by the kind of layer."""

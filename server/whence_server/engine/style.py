@@ -1,11 +1,11 @@
-"""How a model's forward pass is called; found out by `probe.examine`."""
+"""How a model's forward pass is called; found out by `batching_check.check_batching`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardStyle:
-    """What a model's forward pass accepts; see `probe.examine`.
+    """What a model's forward pass accepts; see `batching_check.check_batching`.
 
     Attributes:
         num_layers: how many layers its cache has.

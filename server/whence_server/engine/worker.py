@@ -74,7 +74,7 @@ def _serve(
     info = loaded.info
     check_batch(info.defaults, options.max_batch_size, places.base)
     loop = EngineLoop(
-        loaded.runner(),
+        loaded.make_runner(),
         Chooser(info.vocabulary_size, loaded.model.device),
         Scheduler(
             options.max_batch_size,

@@ -108,8 +108,9 @@ def weigh_heads(
     """
     from whence_server.engine.internals.head_weights import write_head_weights
     from whence_server.engine.internals.sources import UnavailableError
-    from whence_server.engine.internals.weighing import stream_weights
-    from whence_server.engine.loading import load, offline
+    from whence_server.engine.internals.weighing import compute_stream_weights
+    from whence_server.engine.loading import load
+    from whence_server.engine.pretrained import make_offline_options
     from whence_server.lineage.texts import read_texts
     from whence_server.training.train.blocks import cut
     from whence_server.training.train.tokenizer import tokenizer_for_blocks
@@ -120,7 +121,7 @@ def weigh_heads(
     reading = read_texts(texts, unusable)
     for line in reading.skipped:
         print(f"left out: {line}", file=sys.stderr)
-    loaded = load(offline(directory, dtype))
+    loaded = load(make_offline_options(directory, dtype))
     reason = loaded.info.internals.unavailable.get("sources")
     if reason is not None:
         raise ConfigurationError(f"{directory}: the model gives no sources to weigh: {reason}")
@@ -133,7 +134,7 @@ def weigh_heads(
     num_pieces = min(len(blocks), max_tokens // size)
     chosen = (blocks[i * len(blocks) // num_pieces]["input_ids"] for i in range(num_pieces))
     try:
-        values = stream_weights(loaded.model, (ids.tolist() for ids in chosen))
+        values = compute_stream_weights(loaded.model, (ids.tolist() for ids in chosen))
     except UnavailableError as obstacle:
         raise ConfigurationError(f"{directory}: its heads cannot be weighed: {obstacle}") from None
     write_head_weights(output, loaded.info.weights_digest, values)

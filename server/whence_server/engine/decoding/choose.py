@@ -10,10 +10,10 @@ from whence_server.domain.steps import Decision
 from whence_server.engine.decoding.beam import BeamSearch, Round
 from whence_server.engine.decoding.decisions import (
     Choice,
+    DecisionBuilder,
     NoChoice,
     NonFiniteLogits,
     NothingLeft,
-    Recorder,
 )
 from whence_server.engine.decoding.devices import kernels_for
 from whence_server.engine.decoding.kernels import DrawKey
@@ -39,7 +39,7 @@ class Chooser:
         self._kernels = kernels_for(self._device)
         self._pipeline = Pipeline(vocabulary_size, self._device, self._kernels)
         self._probabilities = Scratch(vocabulary_size, self._device)
-        self._recorder = Recorder(vocabulary_size, self._device, self._kernels)
+        self._decision_builder = DecisionBuilder(vocabulary_size, self._device, self._kernels)
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Decision | NoChoice]:
@@ -57,7 +57,7 @@ class Chooser:
         scores = logits.to(device=self._device, dtype=torch.float32)
         distributions = self._pipeline.run(scores, rows)
         choice = self._choose(distributions, rows)
-        return self._recorder.decisions(distributions, rows, choice)
+        return self._decision_builder.build_decisions(distributions, rows, choice)
 
     @torch.inference_mode()
     def extend_beams(
@@ -88,7 +88,7 @@ class Chooser:
         distributions = self._pipeline.run(scores.index_select(0, parents), alive_rows)
         probabilities = self._probabilities_of(distributions, alive_rows)
         choice = Choice(token_ids, probabilities, race=None, sampled=[])
-        decisions = self._recorder.decisions(distributions, alive_rows, choice)
+        decisions = self._decision_builder.build_decisions(distributions, alive_rows, choice)
         for survivor, decision in zip(alive, decisions, strict=True):
             if isinstance(decision, NoChoice):
                 return decision
@@ -146,7 +146,7 @@ class Chooser:
     ) -> torch.Tensor | None:
         """Of what the rows are drawn from: [B, V]; None where nobody needs them."""
         draws = any(row.decoding.strategy is Strategy.SAMPLE for row in rows)
-        if not draws and not any(row.explained for row in rows):
+        if not draws and not any(row.detailed for row in rows):
             return None
         probabilities = self._probabilities.of(len(rows))
         # Not exp, which takes fifteen times as long over tokens that were removed.

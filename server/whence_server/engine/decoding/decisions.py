@@ -83,14 +83,14 @@ class _Numbers(NamedTuple):
     margins: list[float]
 
 
-class Recorder:
+class DecisionBuilder:
     """Measures a step for the whole batch, and cuts the numbers into decisions."""
 
     def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
         self._kernels = kernels
         self._probabilities = Scratch(vocabulary_size, device)
 
-    def decisions(
+    def build_decisions(
         self, distributions: Distributions, rows: Sequence[Row], choice: Choice
     ) -> list[Decision | NoChoice]:
         """What was decided in each row, and why."""
@@ -112,7 +112,7 @@ class Recorder:
         measured = [token_ids, statistics.logprobs_of(logprobs, owned)]
         nothing = token_ids.new_empty(0)
 
-        if choice.probabilities is None or not any(row.explained for row in rows):
+        if choice.probabilities is None or not any(row.detailed for row in rows):
             measured += [nothing] * 7
         else:
             measured += self._explain(distributions, rows, choice.token_ids, choice.probabilities)
@@ -158,7 +158,7 @@ def _decision(
     if math.isnan(sampling_logprob):
         return NothingLeft()
     forced = row.decoding.strategy is Strategy.FORCED
-    if not row.explained:
+    if not row.detailed:
         return Decision(token_id, logprob, None if forced else sampling_logprob)
     after_stages = distributions.after_stages[i]
     return Decision(

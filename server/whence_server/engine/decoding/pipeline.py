@@ -163,7 +163,7 @@ def _plan(stages: list[tuple[Stage, ...]], rows: Sequence[Row]) -> _Plan:
     for stage in sorted(members, key=lambda stage: stage.order):
         of_stage = members[stage]
         begin = None
-        if any(rows[i].explained or last[i] is stage for i in of_stage):
+        if any(rows[i].detailed or last[i] is stage for i in of_stage):
             begin = len(owners)
             owners += of_stage
             for place, i in enumerate(of_stage, begin):
@@ -173,7 +173,7 @@ def _plan(stages: list[tuple[Stage, ...]], rows: Sequence[Row]) -> _Plan:
     after_stages: list[list[int]] = [[] for _ in rows]
     for i, row in enumerate(rows):
         place = i
-        for stage in stages[i] if row.explained else ():
+        for stage in stages[i] if row.detailed else ():
             place = places.get((i, stage), place)
             after_stages[i].append(place)
     return _Plan(applications, owners, after_stages, finals)

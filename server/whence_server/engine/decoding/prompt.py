@@ -38,8 +38,8 @@ def _score(
 ) -> list[Decision]:
     logprobs = torch.log_softmax(scores, -1)
     measured = [token_ids, statistics.logprobs_of(logprobs, token_ids)]
-    explained = trace.detail is not TraceDetail.TOKENS
-    if explained:
+    detailed = trace.detail is not TraceDetail.TOKENS
+    if detailed:
         measured += [
             statistics.ranks_of(scores, token_ids, kernels),
             kernels.entropies(logprobs, logprobs.exp()),

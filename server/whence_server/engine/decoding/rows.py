@@ -24,7 +24,7 @@ class Row:
         settings: the processors that apply to it, in order.
         stages: the same as objects, shared with other rows; a `Chooser` fills them in.
         explained: whether its decisions are recorded beyond the tokens and their logprobs.
-        observed: whether what happened inside the model is recorded of them.
+        probed: whether what happened inside the model is recorded of them.
         num_candidates: how many candidates are recorded of each step.
         seed_words: the seed's low and high 32 bits.
     """
@@ -33,10 +33,10 @@ class Row:
         "_num_tokens",
         "_token_ids",
         "decoding",
-        "explained",
+        "detailed",
         "index",
         "num_candidates",
-        "observed",
+        "probed",
         "seed_words",
         "sequence_index",
         "settings",
@@ -58,9 +58,9 @@ class Row:
         self.index = num_generated
         self.settings: tuple[Setting, ...] = settings(decoding)
         self.stages: tuple[Stage, ...] | None = None
-        self.explained = trace.detail is not TraceDetail.TOKENS
-        self.observed = trace.detail is TraceDetail.INTERNALS
-        self.num_candidates = trace.num_candidates if self.explained else 0
+        self.detailed = trace.detail is not TraceDetail.TOKENS
+        self.probed = trace.detail is TraceDetail.INTERNALS
+        self.num_candidates = trace.num_candidates if self.detailed else 0
         self.seed_words = (decoding.seed & 0xFFFFFFFF, decoding.seed >> 32)
         self._num_tokens = len(prompt_token_ids)
         self._token_ids = np.empty(self._num_tokens + decoding.max_new_tokens, dtype=np.int64)

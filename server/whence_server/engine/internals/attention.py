@@ -32,7 +32,7 @@ class NotHandledError(Exception):
     """The model's attention is something else than softmax(q K) V with a mask and a soft cap."""
 
 
-class Attended(NamedTuple):
+class LayerAttention(NamedTuple):
     """What one layer's attention did in a pass that is watched.
 
     Columns are positions, the newest last; a layer that sees few may be given those alone.
@@ -50,29 +50,29 @@ class Attended(NamedTuple):
     output: torch.Tensor
 
 
-Look = Callable[[], Attended]
+ReadAttention = Callable[[], LayerAttention]
 """Works out what a layer did, for whoever watches."""
 
-_watching: list[Callable[[Look], None]] = []
+_callbacks: list[Callable[[ReadAttention], None]] = []
 """Whoever watches, the innermost last. The engine computes in one thread."""
 
 
 @contextmanager
-def watched_attention() -> Iterator[list[Attended]]:
+def collect_attention() -> Iterator[list[LayerAttention]]:
     """Collects all that the layers' attention does in the passes within."""
-    attended: list[Attended] = []
-    with watched_by(lambda look: attended.append(look())):
+    attended: list[LayerAttention] = []
+    with probe_attention(lambda read: attended.append(read())):
         yield attended
 
 
 @contextmanager
-def watched_by(watch: Callable[[Look], None]) -> Iterator[None]:
-    """Lets `watch` look at each layer's attention in the passes within."""
-    _watching.append(watch)
+def probe_attention(callback: Callable[[ReadAttention], None]) -> Iterator[None]:
+    """Lets `callback` look at each layer's attention in the passes within."""
+    _callbacks.append(callback)
     try:
         yield
     finally:
-        _watching.pop()
+        _callbacks.pop()
 
 
 def adopt(model: Any) -> str | None:
@@ -81,12 +81,12 @@ def adopt(model: Any) -> str | None:
     Returns:
         Why not; then the model is as it was. None where it is in place.
     """
-    original = implementation(model)
+    original = get_implementation(model)
     if original not in NAMES:
         return f"its attention is {original!r}, and neither sdpa nor eager"
-    put(model)
+    install(model)
     try:
-        with torch.inference_mode(), watched_attention() as attended:
+        with torch.inference_mode(), collect_attention() as attended:
             model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device))
         obstacle = None if attended else NONE_ATTENDS
     except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
@@ -124,36 +124,36 @@ def _asks_for(kind: type[torch.nn.Module], name: str) -> bool:
     )
 
 
-def put(model: Any) -> None:
+def install(model: Any) -> None:
     """Puts our function into the place of an original that it has served before."""
-    model.set_attn_implementation(NAMES[implementation(model)])
+    model.set_attn_implementation(NAMES[get_implementation(model)])
 
 
 def restore(model: Any) -> None:
     """Gives the model its original attention back."""
-    original = original_implementation(model)
-    if implementation(model) != original:
+    original = get_original_implementation(model)
+    if get_implementation(model) != original:
         model.set_attn_implementation(original)
 
 
-def implementation(model: Any) -> str:
+def get_implementation(model: Any) -> str:
     """The name of the attention that the model looks up."""
     config = model.config.get_text_config(decoder=True)
     return str(config._attn_implementation)  # noqa: SLF001 - no other way
 
 
-def original_implementation(model: Any) -> str:
+def get_original_implementation(model: Any) -> str:
     """What transformers itself calls it: "sdpa", "eager", ..."""
-    name = implementation(model)
+    name = get_implementation(model)
     return next((original for original, ours in NAMES.items() if ours == name), name)
 
 
-def _original_eager(module: torch.nn.Module) -> Any:
+def _get_original_eager(module: torch.nn.Module) -> Any:
     """Every modelling file has its own, by this name."""
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def _in_place_of(original: Callable[[torch.nn.Module], Any]) -> Any:
+def _wrap(original: Callable[[torch.nn.Module], Any]) -> Any:
     """Our function, with what it stands in for."""
 
     def attend(
@@ -171,33 +171,35 @@ def _in_place_of(original: Callable[[torch.nn.Module], Any]) -> Any:
         weights = None
         # What is recorded as a graph is one token: to ask would be a branch in it.
         if query.dtype == torch.float32 and (is_tracing() or query.shape[2] == 1):
-            weights = _weights(module, query, key, attention_mask, **arguments)
+            weights = _compute_weights(module, query, key, attention_mask, **arguments)
             output = torch.matmul(weights, value).flatten(1, 2).unsqueeze(1)
         else:
             output, _ = original(module)(module, query, key, value, attention_mask, **arguments)
-        if _watching:
+        if _callbacks:
 
-            def look() -> Attended:
-                seen = weights
-                if seen is None:
+            def read() -> LayerAttention:
+                newest_weights = weights
+                if newest_weights is None:
                     newest = None if attention_mask is None else attention_mask[:, :, -1:]
-                    seen = _weights(module, query[:, :, -1:], key, newest, **arguments)
-                return Attended(module, seen.flatten(1, 2), value, output)
+                    newest_weights = _compute_weights(
+                        module, query[:, :, -1:], key, newest, **arguments
+                    )
+                return LayerAttention(module, newest_weights.flatten(1, 2), value, output)
 
-            _watching[-1](look)
+            _callbacks[-1](read)
         return output, None
 
     return attend
 
 
-AttentionInterface.register(NAMES["sdpa"], _in_place_of(lambda _module: sdpa_attention_forward))
-AttentionInterface.register(NAMES["eager"], _in_place_of(_original_eager))
+AttentionInterface.register(NAMES["sdpa"], _wrap(lambda _module: sdpa_attention_forward))
+AttentionInterface.register(NAMES["eager"], _wrap(_get_original_eager))
 # Without its mask function under the same name, transformers makes no masks, and says nothing.
 AttentionMaskInterface.register(NAMES["sdpa"], sdpa_mask)
 AttentionMaskInterface.register(NAMES["eager"], eager_mask)
 
 
-def _weights(
+def _compute_weights(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -66,8 +66,8 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
         for head, value in enumerate(row):
             if not _is_weight(value):
                 raise ConfigurationError(
-                    f"{where}: head_weights[{layer}][{head}] is {_shown(value)}; it must be 0, or "
-                    f"from {SMALLEST:.3g} to {LARGEST:.3g}, which a float32 can hold"
+                    f"{where}: head_weights[{layer}][{head}] is {_shorten(value)}; it must be 0, "
+                    f"or from {SMALLEST:.3g} to {LARGEST:.3g}, which a float32 can hold"
                 )
     if not any(value > 0 for row in rows for value in row):
         raise ConfigurationError(f"{where}: at least one of head_weights must be above 0")
@@ -103,6 +103,6 @@ def _is_weight(value: Any) -> bool:
     )
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -9,11 +9,11 @@ from torch.jit._trace import is_tracing
 
 from whence_server.engine.internals.sources import UnavailableError
 
-Look = Callable[[], torch.Tensor]
+ReadOutput = Callable[[], torch.Tensor]
 """Takes a layer's output for the newest token, [rows, width]."""
 
 
-def layers_of(model: Any) -> torch.nn.ModuleList:
+def find_layers(model: Any) -> torch.nn.ModuleList:
     """The blocks that the residual stream goes through, first to last.
 
     Raises:
@@ -31,20 +31,22 @@ def layers_of(model: Any) -> torch.nn.ModuleList:
 
 
 @contextmanager
-def watched_layers(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
+def collect_layer_outputs(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
     """Collects what each layer gives for the newest token, [rows, width], in the passes within."""
     outputs: list[torch.Tensor] = []
-    with layers_watched_by(layers, lambda look: outputs.append(look())):
+    with probe_layers(layers, lambda read: outputs.append(read())):
         yield outputs
 
 
 @contextmanager
-def layers_watched_by(
-    layers: Sequence[torch.nn.Module], watch: Callable[[Look], None]
+def probe_layers(
+    layers: Sequence[torch.nn.Module], callback: Callable[[ReadOutput], None]
 ) -> Iterator[None]:
-    """Lets `watch` look at each layer's output for the newest token in the passes within."""
+    """Lets `callback` look at each layer's output for the newest token in the passes within."""
     handles = [
-        layer.register_forward_hook(lambda _module, _args, output: watch(lambda: _newest(output)))
+        layer.register_forward_hook(
+            lambda _module, _args, output: callback(lambda: _take_newest(output))
+        )
         for layer in layers
     ]
     try:
@@ -55,7 +57,7 @@ def layers_watched_by(
 
 
 @contextmanager
-def replaced(
+def replace_layers(
     layers: Sequence[torch.nn.Module], instead: Callable[[torch.Tensor], torch.Tensor], like: Any
 ) -> Iterator[None]:
     """Lets `instead` answer for the layers: it takes and gives the residual stream.
@@ -79,7 +81,7 @@ def replaced(
             del layer.forward
 
 
-def output_like(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
+def run_first_layer(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
     """What the first layer gives, in the form that the model wants it."""
     seen: list[Any] = []
     handle = layers[0].register_forward_hook(lambda _module, _args, output: seen.append(output))
@@ -90,7 +92,7 @@ def output_like(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
     return seen[0]
 
 
-def _newest(output: Any) -> torch.Tensor:
+def _take_newest(output: Any) -> torch.Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     newest: torch.Tensor = hidden[:, -1]
     # A view would keep all of a prompt's tokens alive. What is recorded as a graph is one token.

@@ -18,10 +18,10 @@ from torch.nn.functional import embedding
 
 from whence_server.domain.steps import Decision
 from whence_server.engine.internals.layers import (
-    layers_of,
-    output_like,
-    replaced,
-    watched_layers,
+    collect_layer_outputs,
+    find_layers,
+    replace_layers,
+    run_first_layer,
 )
 from whence_server.engine.internals.sources import UnavailableError
 
@@ -30,7 +30,7 @@ NUM_PROBED = 12
 PROMPT = (3, 10, 17, 24, 31)
 
 
-class Reading(NamedTuple):
+class LensReadout(NamedTuple):
     """How one token formed.
 
     Attributes:
@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 
 
 class Lens:
-    """Reads layers' outputs through a model's last stages. Make one with `lens_of`.
+    """Reads layers' outputs through a model's last stages. Make one with `build_lens`.
 
     Attributes:
         layers: whose outputs it reads.
@@ -66,66 +66,68 @@ class Lens:
         logits: torch.Tensor = self._stages(hidden, token_ids)
         return logits.float()
 
-    def read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[Reading | None]:
+    def read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[LensReadout | None]:
         """Reads the layers for each row's chosen token, among its own candidates.
 
         Args:
             hidden: [rows, layers, width]
             decisions: one for each row; one without candidates has no reading.
         """
-        listed = [row for row, decision in enumerate(decisions) if _candidates(decision)]
-        readings: list[Reading | None] = [None] * len(decisions)
-        if listed:
-            some = hidden if len(listed) == len(decisions) else hidden[listed]
-            read = self._read(some, [decisions[row] for row in listed])
-            for row, reading in zip(listed, read, strict=True):
-                readings[row] = reading
-        return readings
+        rows = [row for row, decision in enumerate(decisions) if _list_candidates(decision)]
+        lens_readouts: list[LensReadout | None] = [None] * len(decisions)
+        if rows:
+            some = hidden if len(rows) == len(decisions) else hidden[rows]
+            read = self._read(some, [decisions[row] for row in rows])
+            for row, lens_readout in zip(rows, read, strict=True):
+                lens_readouts[row] = lens_readout
+        return lens_readouts
 
-    def _read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[Reading]:
+    def _read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[LensReadout]:
         """The same for rows all of which have candidates."""
-        tables = [_table(decision) for decision in decisions]
+        tables = [_list_tokens(decision) for decision in decisions]
         widest = max(len(table) for table in tables)
         # Filled up with the chosen token, whose copies are then left out of the running.
         padded = [table[:-1] + table[-1:] * (widest - len(table) + 1) for table in tables]
         token_ids = torch.tensor(padded, device=hidden.device)
         logits = self.logits(hidden, token_ids)
         extra = torch.tensor(
-            [_extra(*each, widest) for each in zip(decisions, tables, strict=True)]
+            [_mark_repeated(*each, widest) for each in zip(decisions, tables, strict=True)]
         )
         logits = logits.masked_fill(extra.to(hidden.device).unsqueeze(1), -torch.inf)
-        places = torch.tensor([_place(decision) for decision in decisions], device=hidden.device)
+        places = torch.tensor(
+            [_find_place(decision) for decision in decisions], device=hidden.device
+        )
         chosen = places[:, None, None].expand(-1, logits.shape[1], 1)
         shares = torch.softmax(logits, -1).gather(-1, chosen).squeeze(-1)
-        readings = zip(shares.tolist(), logits.argmax(-1).tolist(), strict=True)
-        return [Reading(*reading) for reading in readings]
+        lens_readouts = zip(shares.tolist(), logits.argmax(-1).tolist(), strict=True)
+        return [LensReadout(*lens_readout) for lens_readout in lens_readouts]
 
 
-def _candidates(decision: Decision) -> list[int]:
+def _list_candidates(decision: Decision) -> list[int]:
     return decision.candidates.token_ids if decision.candidates else []
 
 
-def _table(decision: Decision) -> list[int]:
+def _list_tokens(decision: Decision) -> list[int]:
     """The step's candidates and, last, the chosen token."""
-    return [*_candidates(decision), decision.token_id]
+    return [*_list_candidates(decision), decision.token_id]
 
 
-def _place(decision: Decision) -> int:
+def _find_place(decision: Decision) -> int:
     """Of the chosen token among the candidates; one beyond the last where it is not there."""
-    candidates = _candidates(decision)
+    candidates = _list_candidates(decision)
     if decision.token_id in candidates:
         return candidates.index(decision.token_id)
     return len(candidates)
 
 
-def _extra(decision: Decision, table: list[int], widest: int) -> list[bool]:
+def _mark_repeated(decision: Decision, table: list[int], widest: int) -> list[bool]:
     """Which of the columns repeat the chosen token."""
     num_real = len(table) - 1 if decision.token_id in table[:-1] else len(table)
     return [column >= num_real for column in range(widest)]
 
 
 @torch.inference_mode()
-def lens_of(model: Any) -> Lens:
+def build_lens(model: Any) -> Lens:
     """Makes a lens, and compares it with the model.
 
     At the last layer it has to give the model's own logits, and further down those of the whole
@@ -134,12 +136,12 @@ def lens_of(model: Any) -> Lens:
     Raises:
         UnavailableError: it does not, or the model cannot be taken apart like that.
     """
-    layers = list(layers_of(model))
+    layers = list(find_layers(model))
     try:
-        like = output_like(model, layers)
+        like = run_first_layer(model, layers)
         stages = _Stages(model, layers, like)
         with suppress(Exception):  # recorded code, tried out: the modules do the work then
-            lens = Lens(layers, _recorded(stages, len(layers), like))
+            lens = Lens(layers, _trace(stages, len(layers), like))
             _compare(model, lens, like)
             return lens
         lens = Lens(layers, stages)
@@ -153,16 +155,18 @@ def lens_of(model: Any) -> Lens:
     return lens
 
 
-def _bypassed(model: Any, layers: Sequence[torch.nn.Module], last: int, like: Any) -> torch.Tensor:
-    with replaced(layers[last + 1 :], lambda hidden: hidden, like):
-        logits: torch.Tensor = model(input_ids=_prompt(model), use_cache=False).logits
+def _compute_without(
+    model: Any, layers: Sequence[torch.nn.Module], last: int, like: Any
+) -> torch.Tensor:
+    with replace_layers(layers[last + 1 :], lambda hidden: hidden, like):
+        logits: torch.Tensor = model(input_ids=_make_prompt(model), use_cache=False).logits
     return logits[0, -1]
 
 
 def _compare(model: Any, lens: Lens, like: Any) -> None:
     layers = lens.layers
-    with watched_layers(layers) as outputs:
-        own = model(input_ids=_prompt(model), use_cache=False).logits[0, -1]
+    with collect_layer_outputs(layers) as outputs:
+        own = model(input_ids=_make_prompt(model), use_cache=False).logits[0, -1]
     if len(outputs) != len(layers):
         raise UnavailableError("its layers run in another order than they are listed")
     hidden = torch.stack(outputs, 1)  # (1, layers, width)
@@ -172,27 +176,29 @@ def _compare(model: Any, lens: Lens, like: Any) -> None:
     twice = lens.logits(hidden.repeat(2, 1, 1), torch.stack((ids.flip(0), ids)))[1]
     probed = sorted({0, len(layers) // 2, len(layers) - 1})
     for layer in probed:
-        expected = _bypassed(model, layers, layer, like) if layer < probed[-1] else own
-        if not (_alike(once[layer], expected[ids[:5]]) and _alike(twice[layer], expected[ids])):
+        expected = _compute_without(model, layers, layer, like) if layer < probed[-1] else own
+        if not (
+            _are_alike(once[layer], expected[ids[:5]]) and _are_alike(twice[layer], expected[ids])
+        ):
             raise UnavailableError(
                 f"after layer {layer}, its last stages give other logits than the model itself "
                 "without its later layers"
             )
 
 
-def _alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def _are_alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     tolerance = 1e-3 if torch.finfo(expected.dtype).bits >= 32 else 1e-1
     expected = expected.float()
     return torch.allclose(logits, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
-def _prompt(model: Any) -> torch.Tensor:
+def _make_prompt(model: Any) -> torch.Tensor:
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [token_id % vocabulary_size for token_id in PROMPT]
     return torch.tensor([ids], device=model.device)
 
 
-def _recorded(stages: "_Stages", num_layers: int, like: Any) -> Any:
+def _trace(stages: "_Stages", num_layers: int, like: Any) -> Any:
     """The stages as a graph: without the Python, and without what the layers alone needed."""
     output = like[0] if isinstance(like, tuple) else like
     hidden = output.new_zeros(2, num_layers, output.shape[-1])
@@ -230,7 +236,7 @@ class _Stages(torch.nn.Module):
             return logits if head.bias is None else logits + head.bias[token_ids].unsqueeze(1)
 
         input_ids = hidden.new_zeros(hidden.shape[:2], dtype=torch.int64)
-        with replaced(self._layers, lambda _hidden: hidden, self._like):
+        with replace_layers(self._layers, lambda _hidden: hidden, self._like):
             head.forward = some_rows
             try:
                 logits: torch.Tensor = self._model(input_ids=input_ids, use_cache=False).logits

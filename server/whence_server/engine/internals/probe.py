@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 
-from whence_server.engine.internals.attention import Attended, watched_by
-from whence_server.engine.internals.layers import layers_watched_by
+from whence_server.engine.internals.attention import LayerAttention, probe_attention
+from whence_server.engine.internals.layers import probe_layers
 from whence_server.engine.internals.lens import Lens
 from whence_server.engine.internals.sources import OutputNorms
 
 
-class Inside(NamedTuple):
+class Probe(NamedTuple):
     """What can be seen of a model.
 
     Attributes:
@@ -28,10 +28,10 @@ class Inside(NamedTuple):
     lens: Lens | None
 
 
-NOTHING = Inside(None, None)
+NO_PROBE = Probe(None, None)
 
 
-class Seen(NamedTuple):
+class Activations(NamedTuple):
     """What a forward pass showed of all its rows.
 
     Attributes:
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     values: list[torch.Tensor]
 
 
-class ObservingError(Exception):
+class ProbeError(Exception):
     """What a pass showed cannot be recorded.
 
     Args:
@@ -59,43 +59,43 @@ class ObservingError(Exception):
 
 
 @contextmanager
-def recordable() -> Iterator[None]:
+def translate_probe_errors() -> Iterator[None]:
     """What goes wrong within is no fault of the model's.
 
     Raises:
-        ObservingError: it did.
+        ProbeError: it did.
     """
     try:
         yield
     except Exception as error:
-        raise ObservingError(error) from error
+        raise ProbeError(error) from error
 
 
 @contextmanager
-def watching(inside: Inside, *, values: bool = False) -> Iterator["Watch"]:
+def probing(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer"]:
     """Sees what the pass within shows.
 
     Args:
-        inside: what can be seen of the model.
+        probe: what can be seen of the model.
         values: whether to keep those of the tokens that are read, where their cache is the model's
             own business.
     """
-    watch = Watch(values=values)
-    with layers_watched_by(inside.lens.layers if inside.lens else (), watch.take_output):
-        if inside.norms is None:
-            yield watch
+    buffer = ActivationBuffer(values=values)
+    with probe_layers(probe.lens.layers if probe.lens else (), buffer.add_output):
+        if probe.norms is None:
+            yield buffer
         else:
-            with watched_by(watch.take_attended):
-                yield watch
+            with probe_attention(buffer.add_attention):
+                yield buffer
 
 
-class Watch:
+class ActivationBuffer:
     """What is collected during a pass; complete after it.
 
     Attributes:
         outputs: each layer's for the newest token, [B, width].
-        weights: as in `Seen`.
-        values: as in `Seen`.
+        weights: as in `Activations`.
+        values: as in `Activations`.
     """
 
     def __init__(self, *, values: bool) -> None:
@@ -106,7 +106,7 @@ class Watch:
         self._error: Exception | None = None
 
     @property
-    def seen(self) -> Seen:
+    def activations(self) -> Activations:
         """All of it.
 
         Raises:
@@ -115,23 +115,23 @@ class Watch:
         if self._error is not None:
             raise self._error
         hidden = torch.stack(self.outputs, 1) if self.outputs else None
-        return Seen(hidden, self.weights, self.values)
+        return Activations(hidden, self.weights, self.values)
 
-    def take_output(self, look: Callable[[], torch.Tensor]) -> None:
+    def add_output(self, read: Callable[[], torch.Tensor]) -> None:
         """Takes a layer's output."""
-        self._unless_broken(lambda: self.outputs.append(look()))
+        self._collect(lambda: self.outputs.append(read()))
 
-    def take_attended(self, look: Callable[[], Attended]) -> None:
+    def add_attention(self, read: Callable[[], LayerAttention]) -> None:
         """Takes what a layer's attention did, and keeps nothing else of it alive."""
-        self._unless_broken(lambda: self._keep(look()))
+        self._collect(lambda: self._keep(read()))
 
-    def _keep(self, attended: Attended) -> None:
+    def _keep(self, attended: LayerAttention) -> None:
         self.weights.append(attended.weights)
         if self._keeps_values:
             num_tokens = attended.output.shape[1]
             self.values.append(attended.values[:, :, -num_tokens:])
 
-    def _unless_broken(self, take: Callable[[], None]) -> None:
+    def _collect(self, take: Callable[[], None]) -> None:
         if self._error is None:
             try:
                 take()

@@ -11,17 +11,17 @@ from transformers.cache_utils import Cache, DynamicLayer
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import InternalsInfo
 from whence_server.engine.cache import BatchedCache
-from whence_server.engine.internals.attention import Attended, watched_attention
+from whence_server.engine.internals.attention import LayerAttention, collect_attention
 from whence_server.engine.internals.head_weights import HeadWeights
-from whence_server.engine.internals.lens import Lens, lens_of
-from whence_server.engine.internals.probe import Inside
+from whence_server.engine.internals.lens import Lens, build_lens
+from whence_server.engine.internals.probe import Probe
 from whence_server.engine.internals.sources import (
     METHOD,
     ModuleInput,
     OutputNorms,
     UnavailableError,
-    drawn,
-    projections,
+    find_projections,
+    sum_contributions,
 )
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 PROMPT_LENGTH = 6
 
 
-def look_inside(
+def build_probe(
     model: Any,
     style: ForwardStyle | None,
     obstacle: str | None,
     head_weights: HeadWeights | None,
-) -> tuple[Inside, InternalsInfo]:
+) -> tuple[Probe, InternalsInfo]:
     """What can be seen of a model, and what is said of it.
 
     Args:
@@ -53,7 +53,7 @@ def look_inside(
     norms: OutputNorms | None = None
     lens: Lens | None = None
     try:
-        norms = _norms_of(model, style, obstacle, head_weights)
+        norms = _build_norms(model, style, obstacle, head_weights)
     except UnavailableError as reason:
         unavailable["sources"] = str(reason)
     except ConfigurationError:
@@ -61,7 +61,7 @@ def look_inside(
     except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
         unavailable["sources"] = f"it cannot be taken apart: {type(error).__name__}: {error}"
     try:
-        lens = lens_of(model)
+        lens = build_lens(model)
     except UnavailableError as reason:
         unavailable["layers"] = str(reason)
     if head_weights is not None and norms is None:
@@ -76,34 +76,37 @@ def look_inside(
         method = METHOD
         if head_weights is not None:
             method += f";head-weights=sha256:{head_weights.digest}"
-    return Inside(norms, lens), InternalsInfo(method, unavailable)
+    return Probe(norms, lens), InternalsInfo(method, unavailable)
 
 
 @torch.inference_mode()
-def _norms_of(
+def _build_norms(
     model: Any, style: ForwardStyle | None, obstacle: str | None, head_weights: HeadWeights | None
 ) -> OutputNorms:
     if obstacle is not None:
         raise UnavailableError(obstacle)
-    ids = _tokens(model)
+    ids = _make_tokens(model)
     ours = None if style is None else BatchedCache(style.num_layers)
     arguments = {} if ours is None else {"past_key_values": ours}
-    with _linear_inputs(_attention_modules(model)) as inputs, watched_attention() as attended:
+    with (
+        _collect_linear_inputs(_find_attention_modules(model)) as inputs,
+        collect_attention() as attended,
+    ):
         input_ids = torch.tensor([ids], device=model.device)
         output = model(input_ids=input_ids, use_cache=True, **arguments)
     if ours is None:
-        _check_own_cache(model, attended, output)
+        check_own_cache(model, attended, output)
     else:
         _check_cached(attended, ours)
     for one in attended:
-        _check(one)
+        _check_weights(one)
     num_value_heads = {one.values.shape[1] for one in attended}
     if len(num_value_heads) > 1:
         raise UnavailableError("its layers keep different numbers of value heads")
-    found = projections(attended, inputs)
+    found = find_projections(attended, inputs)
     norms = OutputNorms(found, num_value_heads.pop(), head_weights.values if head_weights else None)
-    of_each = norms.of([one.values[0] for one in attended]).unsqueeze(0)
-    read = drawn([one.weights for one in attended], of_each, None)
+    of_each = norms.compute([one.values[0] for one in attended]).unsqueeze(0)
+    read = sum_contributions([one.weights for one in attended], of_each, None)
     if not torch.isfinite(read).all():
         raise UnavailableError("what its heads read comes to no number")
     if style is None:
@@ -111,12 +114,12 @@ def _norms_of(
     return norms
 
 
-def _tokens(model: Any) -> list[int]:
+def _make_tokens(model: Any) -> list[int]:
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     return [(11 * i + 5) % vocabulary_size for i in range(PROMPT_LENGTH)]
 
 
-def _check_cached(attended: Sequence[Attended], cache: BatchedCache) -> None:
+def _check_cached(attended: Sequence[LayerAttention], cache: BatchedCache) -> None:
     """Whether every layer attends by our function, to what our cache holds."""
     _check_all_attend(len(attended), len(cache.layers))
     for one, values in zip(attended, cache.values, strict=True):
@@ -124,7 +127,7 @@ def _check_cached(attended: Sequence[Attended], cache: BatchedCache) -> None:
             raise UnavailableError("its attention reads other values than its cache holds")
 
 
-def _check_own_cache(model: Any, attended: Sequence[Attended], output: Any) -> None:
+def check_own_cache(model: Any, attended: Sequence[LayerAttention], output: Any) -> None:
     """Whether all attention is by our function, and over columns whose order is known."""
     cache = output.get("past_key_values")
     kept = [
@@ -161,16 +164,16 @@ def _check_singly(
         ids: tokens.
         expected: [tokens], shares of what the last one reads.
     """
-    runner = SoloRunner(model, Inside(norms, None))
-    prompt = runner.start(list(ids[:-2]), observed=True)
+    runner = SoloRunner(model, Probe(norms, None))
+    prompt = runner.start(list(ids[:-2]), probed=True)
     runner.prefill(prompt, len(ids) - 2, all_logits=False)
     runner.join(prompt)
     for token_id in ids[-2:]:
         runner.decode([token_id])
-        observation = runner.observe()
+        readout = runner.read_probe()
     shares = expected.new_zeros(len(ids))
-    if observation is not None:
-        (sources,) = observation.sources
+    if readout is not None:
+        (sources,) = readout.sources
         shares[sources.positions] = shares.new_tensor(sources.shares)
         shares[-1] = sources.self_share or 0.0
     tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 5e-2
@@ -178,7 +181,7 @@ def _check_singly(
         raise UnavailableError("token by token, it reads other positions than in one pass")
 
 
-def _check(attended: Attended) -> None:
+def _check_weights(attended: LayerAttention) -> None:
     """Whether the weights and the values are what the heads' outputs are made of."""
     weights, values = attended.weights, attended.values  # (1, heads, columns)
     sharing = weights.shape[1] // values.shape[1]
@@ -190,15 +193,15 @@ def _check(attended: Attended) -> None:
         raise UnavailableError("its heads give something else than their weights' mean of values")
 
 
-def _attention_modules(model: Any) -> list[torch.nn.Module]:
+def _find_attention_modules(model: Any) -> list[torch.nn.Module]:
     """The modules that call our function; found by watching a pass."""
-    with watched_attention() as attended:
+    with collect_attention() as attended:
         model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device))
     return [one.module for one in attended]
 
 
 @contextmanager
-def _linear_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[list[ModuleInput]]:
+def _collect_linear_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[list[ModuleInput]]:
     """Collects what the weight matrices within these modules are given."""
     inputs: list[ModuleInput] = []
     handles = []

@@ -11,12 +11,12 @@ import torch
 
 from whence_server.domain.steps import Decision, Internals
 from whence_server.engine.columns import Columns
-from whence_server.engine.internals.lens import Lens, Reading
-from whence_server.engine.internals.probe import Inside, Seen
-from whence_server.engine.internals.sources import Sources, drawn, listed
+from whence_server.engine.internals.lens import Lens, LensReadout
+from whence_server.engine.internals.probe import Activations, Probe
+from whence_server.engine.internals.sources import Sources, list_sources, sum_contributions
 
 
-class Observation(NamedTuple):
+class ProbeReadout(NamedTuple):
     """What is seen of some rows' newest tokens, before what follows them is chosen.
 
     Attributes:
@@ -31,7 +31,7 @@ class Observation(NamedTuple):
     sources: list[Sources]
     hidden: torch.Tensor | None
 
-    def of(self, rows: Sequence[int]) -> "Observation":
+    def select(self, rows: Sequence[int]) -> "ProbeReadout":
         """The entries of these rows of the batch, of each that was observed, as often as named.
 
         Its own `rows` are places in the given ones.
@@ -43,27 +43,27 @@ class Observation(NamedTuple):
         if hidden is not None and index != list(range(len(self.rows))):
             hidden = hidden[index]
         sources = [self.sources[entry] for entry in index] if self.sources else []
-        return Observation(self.lens, places, sources, hidden)
+        return ProbeReadout(self.lens, places, sources, hidden)
 
-    def explain(self, decisions: Sequence[Decision]) -> list[Internals]:
+    def build_internals(self, decisions: Sequence[Decision]) -> list[Internals]:
         """What is recorded of the tokens that were chosen, one for each row."""
         if not decisions:
             return []
-        readings: Sequence[Reading | None] = [None] * len(decisions)
+        lens_readouts: Sequence[LensReadout | None] = [None] * len(decisions)
         if self.lens is not None and self.hidden is not None:
-            readings = self.lens.read(self.hidden, decisions)
+            lens_readouts = self.lens.read(self.hidden, decisions)
         sources: Sequence[Sources | None] = self.sources or [None] * len(decisions)
-        return [_internals(*both) for both in zip(sources, readings, strict=True)]
+        return [_make_internals(*both) for both in zip(sources, lens_readouts, strict=True)]
 
 
-class Observed:
+class ProbedRows:
     """The rows of a batch that asked, with their positions' norms.
 
     Rows go by their numbers in the batch, as in `Runner`.
     """
 
-    def __init__(self, inside: Inside) -> None:
-        self._inside = inside
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
         self._rows: list[int] = []
         """Of the batch, in the order of the norms' own rows."""
         self._lengths: list[int] = []
@@ -74,7 +74,7 @@ class Observed:
         """Those that are observed."""
         return self._rows
 
-    def join(self, rows: Sequence[int], prompt: "ObservedPrompt") -> None:
+    def join(self, rows: Sequence[int], prompt: "ProbedPrompt") -> None:
         """Takes in rows that continue one prompt."""
         self._rows += rows
         self._lengths += [prompt.length] * len(rows)
@@ -85,7 +85,7 @@ class Observed:
         """Drops a row, if it is observed; the batch's last row takes its number."""
         if row in self._rows:
             place = self._rows.index(row)
-            if self._inside.norms is not None:
+            if self._probe.norms is not None:
                 self._norms.remove(place)
             for numbers in (self._rows, self._lengths):
                 numbers[place] = numbers[-1]
@@ -102,7 +102,7 @@ class Observed:
             for source, destination in zip(sources, destinations, strict=True)
             if source in places
         ]
-        if pairs and self._inside.norms is not None:
+        if pairs and self._probe.norms is not None:
             self._norms.copy_rows(*zip(*pairs, strict=True))
 
     def clear(self) -> None:
@@ -111,35 +111,39 @@ class Observed:
         self._lengths.clear()
         self._norms.clear()
 
-    def observe(self, seen: Seen, newest_values: Sequence[torch.Tensor]) -> Observation:
+    def read_probe(
+        self, activations: Activations, newest_values: Sequence[torch.Tensor]
+    ) -> ProbeReadout:
         """Takes in a step's new column, and says what the rows drew on.
 
         Args:
-            seen: of all rows.
+            activations: of all rows.
             newest_values: each layer's, of the step's own column: [B, value heads, head size].
         """
         everyone = self._rows == list(range(len(newest_values[0]) if newest_values else 0))
         index = None if everyone else torch.tensor(self._rows, device=newest_values[0].device)
-        hidden = seen.hidden
+        hidden = activations.hidden
         if hidden is not None and index is not None:
             hidden = hidden.index_select(0, index)
         self._lengths = [length + 1 for length in self._lengths]
         sources: list[Sources] = []
-        if self._inside.norms is not None:
+        if self._probe.norms is not None:
             if index is not None:
                 newest_values = [layer.index_select(0, index) for layer in newest_values]
-            norms = self._inside.norms.of([layer.transpose(0, 1) for layer in newest_values])
+            norms = self._probe.norms.compute([layer.transpose(0, 1) for layer in newest_values])
             visible = self._norms.append(norms.mT)
             rows = None if everyone else self._rows
-            sources = listed(drawn(seen.weights, visible, rows), self._lengths)
-        return Observation(self._inside.lens, list(self._rows), sources, hidden)
+            sources = list_sources(
+                sum_contributions(activations.weights, visible, rows), self._lengths
+            )
+        return ProbeReadout(self._probe.lens, list(self._rows), sources, hidden)
 
 
-class ObservedPrompt:
+class ProbedPrompt:
     """A prompt that is read for rows that ask, with the norms of what has been read of it.
 
     Args:
-        inside: the model's.
+        probe: the model's.
         length: the whole prompt's.
 
     Attributes:
@@ -148,8 +152,8 @@ class ObservedPrompt:
             model gives no sources.
     """
 
-    def __init__(self, inside: Inside, length: int) -> None:
-        self._inside = inside
+    def __init__(self, probe: Probe, length: int) -> None:
+        self._probe = probe
         self.length = length
         self.norms: torch.Tensor | None = None
 
@@ -160,23 +164,25 @@ class ObservedPrompt:
             start: the position that it begins at.
             values: each layer's, of the piece: [1, value heads, tokens, head size].
         """
-        if self._inside.norms is None:
+        if self._probe.norms is None:
             return
-        norms = self._inside.norms.of([layer[0] for layer in values])  # (K, tokens)
+        norms = self._probe.norms.compute([layer[0] for layer in values])  # (K, tokens)
         if self.norms is None:
             self.norms = norms.new_empty(1, len(norms), self.length)
         self.norms[0, :, start : start + norms.shape[1]] = norms
 
-    def observe(self, seen: Seen) -> Observation:
+    def read_probe(self, activations: Activations) -> ProbeReadout:
         """What its newest token drew on, as row 0, once all of it has been read.
 
         Args:
-            seen: of the pass that read its end.
+            activations: of the pass that read its end.
         """
         sources: list[Sources] = []
         if self.norms is not None:
-            sources = listed(drawn(seen.weights, self.norms, None), [self.length])
-        return Observation(self._inside.lens, [0], sources, seen.hidden)
+            sources = list_sources(
+                sum_contributions(activations.weights, self.norms, None), [self.length]
+            )
+        return ProbeReadout(self._probe.lens, [0], sources, activations.hidden)
 
 
 class _Norms(Columns):
@@ -199,7 +205,7 @@ class _Norms(Columns):
             self.start = self.end - longest
 
 
-def _internals(sources: Sources | None, reading: Reading | None) -> Internals:
+def _make_internals(sources: Sources | None, lens_readout: LensReadout | None) -> Internals:
     positions, shares, self_share = sources or ([], [], None)
-    layer_shares, leaders = reading or ([], [])
+    layer_shares, leaders = lens_readout or ([], [])
     return Internals(positions, shares, self_share, layer_shares, leaders)

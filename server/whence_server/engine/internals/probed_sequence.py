@@ -6,30 +6,30 @@ with each pass, and weights by where they stand from the newest position backwar
 
 import torch
 
-from whence_server.engine.internals.probe import Inside, Watch
-from whence_server.engine.internals.sources import Sources, drawn, listed
+from whence_server.engine.internals.probe import ActivationBuffer, Probe
+from whence_server.engine.internals.sources import Sources, list_sources, sum_contributions
 
 
-class ObservedSequence:
+class ProbedSequence:
     """One sequence, from its prompt on. Every pass over it has to be watched, and then seen.
 
     Args:
-        inside: the model's.
+        probe: the model's.
 
     Attributes:
         watch: of its last pass, until it has been seen; None before the first.
     """
 
-    def __init__(self, inside: Inside) -> None:
-        self._inside = inside
-        self.watch: Watch | None = None
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self.buffer: ActivationBuffer | None = None
         self._norms: torch.Tensor | None = None
         """[1, K, positions], see `OutputNorms`; replaced, never written to."""
 
-    def copy(self) -> "ObservedSequence":
+    def copy(self) -> "ProbedSequence":
         """One that goes its own way from here on."""
-        other = ObservedSequence(self._inside)
-        other.watch = self.watch
+        other = ProbedSequence(self._probe)
+        other.buffer = self.buffer
         other._norms = self._norms
         return other
 
@@ -37,7 +37,7 @@ class ObservedSequence:
         """Forgets its positions: its next pass reads all of them once more."""
         self._norms = None
 
-    def see(self) -> tuple[list[Sources], torch.Tensor | None]:
+    def read_probe(self) -> tuple[list[Sources], torch.Tensor | None]:
         """Takes in what its last pass read, and says what the newest position drew on.
 
         Returns:
@@ -47,12 +47,14 @@ class ObservedSequence:
         Raises:
             Exception: whatever went wrong while it was watched.
         """
-        if self.watch is None:
+        if self.buffer is None:
             raise RuntimeError("no pass over it has been watched")
-        seen, self.watch = self.watch.seen, None
-        if self._inside.norms is None:
-            return [], seen.hidden
-        newest = self._inside.norms.of([layer[0] for layer in seen.values]).unsqueeze(0)
+        activations, self.buffer = self.buffer.activations, None
+        if self._probe.norms is None:
+            return [], activations.hidden
+        newest = self._probe.norms.compute([layer[0] for layer in activations.values]).unsqueeze(0)
         norms = newest if self._norms is None else torch.cat([self._norms, newest], -1)
         self._norms = norms
-        return listed(drawn(seen.weights, norms, None), [norms.shape[-1]]), seen.hidden
+        return list_sources(
+            sum_contributions(activations.weights, norms, None), [norms.shape[-1]]
+        ), activations.hidden

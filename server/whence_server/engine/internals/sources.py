@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.internals.attention import Attended
+from whence_server.engine.internals.attention import LayerAttention
 
 METHOD = "value-norm-attention/1"
 MAX_SOURCES = 16
@@ -96,7 +96,7 @@ class OutputNorms:
             thetas = (thetas / thetas.max()).to(self._grams.device, torch.float32)
             self._thetas = thetas.flatten().unsqueeze(1)  # (K, 1)
 
-    def of(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    def compute(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """The norms theta * |v W_O|: float32 [K, n].
 
         Args:
@@ -106,13 +106,13 @@ class OutputNorms:
         together = max(1, COLUMNS_TOGETHER // values[0].shape[1])
         norms = torch.cat(
             [
-                self._of(first, values[first : first + together])
+                self._compute(first, values[first : first + together])
                 for first in range(0, len(values), together)
             ]
         )  # (K, n)
         return norms if self._thetas is None else norms.mul_(self._thetas)
 
-    def _of(self, first: int, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _compute(self, first: int, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """|v W_O| of the heads of these layers, which begin with the `first`: [heads, n]."""
         heads = slice(first * self._num_value_heads, (first + len(values)) * self._num_value_heads)
         stacked = torch.cat(list(values)).float()  # (their value heads, n, d)
@@ -121,7 +121,9 @@ class OutputNorms:
         return squares.clamp_(min=0).sqrt_().mT.flatten(0, 1)
 
 
-def projections(passes: Sequence[Attended], inputs: Sequence["ModuleInput"]) -> list[torch.Tensor]:
+def find_projections(
+    passes: Sequence[LayerAttention], inputs: Sequence["ModuleInput"]
+) -> list[torch.Tensor]:
     """Finds each layer's output projection by what it was given: the heads' outputs as they are.
 
     Args:
@@ -140,16 +142,16 @@ def projections(passes: Sequence[Attended], inputs: Sequence["ModuleInput"]) -> 
         fed = [
             entry
             for entry in inputs
-            if entry.attention is attended.module and _equal(entry.tensor, given)
+            if entry.attention is attended.module and _are_equal(entry.tensor, given)
         ]
         if len(fed) != 1:
             raise UnavailableError(
                 "the heads' outputs do not go through one linear projection as they are"
             )
         _, num_heads, size = attended.output.shape[1:]
-        weight = _weight(fed[0].module)
+        weight = _get_weight(fed[0].module)
         rows = weight.unflatten(0, (num_heads, size))
-        _check(fed[0].module, given, weight)
+        _check_projection(fed[0].module, given, weight)
         found.append(rows)
     return found
 
@@ -168,13 +170,13 @@ class ModuleInput(NamedTuple):
     tensor: torch.Tensor
 
 
-def _weight(module: Any) -> torch.Tensor:
+def _get_weight(module: Any) -> torch.Tensor:
     """As [inputs, outputs]. transformers' Conv1D keeps it so, torch's Linear the other way."""
     weight: torch.Tensor = module.weight
     return weight.mT if isinstance(module, torch.nn.Linear) else weight
 
 
-def _check(module: Any, given: torch.Tensor, weight: torch.Tensor) -> None:
+def _check_projection(module: Any, given: torch.Tensor, weight: torch.Tensor) -> None:
     zero = module(torch.zeros_like(given[:, :1]))
     expected = module(given) - zero
     tolerance = 1e-3 if torch.finfo(given.dtype).bits >= 32 else 5e-2
@@ -183,11 +185,11 @@ def _check(module: Any, given: torch.Tensor, weight: torch.Tensor) -> None:
         raise UnavailableError("its output projection does more than multiply by its weight")
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def drawn(
+def sum_contributions(
     weights: Sequence[torch.Tensor], norms: torch.Tensor, rows: Sequence[int] | None
 ) -> torch.Tensor:
     """What each position gave to the newest: float32 [R, W], shares before they add up to 1.
@@ -195,18 +197,18 @@ def drawn(
     Args:
         weights: each layer's, [B, heads, columns], the newest position last: the last W columns
             count, and a layer that has fewer sees nothing of the positions before them.
-        norms: [R, K, W], see `OutputNorms.of`.
+        norms: [R, K, W], see `OutputNorms.compute`.
         rows: which R of the B rows; None for all of them, in their order.
     """
     if rows is not None:
         index = torch.tensor(rows, device=norms.device)
         weights = [layer.index_select(0, index) for layer in weights]
     width = norms.shape[-1]
-    stacked = torch.cat([_newest(layer, width) for layer in weights], 1)
+    stacked = torch.cat([_take_newest(layer, width) for layer in weights], 1)
     return stacked.float().mul_(norms).sum(1)
 
 
-def _newest(weights: torch.Tensor, width: int) -> torch.Tensor:
+def _take_newest(weights: torch.Tensor, width: int) -> torch.Tensor:
     """The last columns; 0 for those that are not there."""
     missing = width - weights.shape[-1]
     if missing > 0:
@@ -214,26 +216,26 @@ def _newest(weights: torch.Tensor, width: int) -> torch.Tensor:
     return weights[..., -missing:]
 
 
-def listed(drawn_from: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:
+def list_sources(contributions: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:
     """Cuts [R, W] into what is recorded of each row.
 
     Args:
-        drawn_from: right-aligned, the newest position in the last column.
+        contributions: right-aligned, the newest position in the last column.
         lengths: how many positions each row has.
     """
-    width = drawn_from.shape[1]
-    shares = drawn_from / drawn_from.sum(1, keepdim=True)
+    width = contributions.shape[1]
+    shares = contributions / contributions.sum(1, keepdim=True)
     top = shares[:, :-1].topk(min(MAX_SOURCES, width - 1))
     rows = zip(
         top.values.tolist(), top.indices.tolist(), shares[:, -1].tolist(), lengths, strict=True
     )
     return [
-        _sources(values, [column - (width - length) for column in columns], newest)
+        _make_sources(values, [column - (width - length) for column in columns], newest)
         for values, columns, newest, length in rows
     ]
 
 
-def _sources(shares: list[float], positions: list[int], newest: float) -> Sources:
+def _make_sources(shares: list[float], positions: list[int], newest: float) -> Sources:
     if math.isnan(newest):
         return Sources([], [], None)
     num = sum(share > 0 for share in shares)

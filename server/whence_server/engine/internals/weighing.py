@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from whence_server.engine.internals.attention import Attended, watched_by
-from whence_server.engine.internals.layers import layers_of
+from whence_server.engine.internals.attention import LayerAttention, probe_attention
+from whence_server.engine.internals.layers import find_layers
 from whence_server.engine.internals.sources import UnavailableError
 
 
 @torch.inference_mode()
-def stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[list[float]]:
+def compute_stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[list[float]]:
     """One weight for each head, by the residual stream that its layer adds to.
 
     Args:
@@ -36,19 +36,20 @@ def stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[list[flo
     Raises:
         UnavailableError: its layers cannot be found, or a stream is zero, or no number.
     """
-    watch = _Watch()
+    collector = _StreamCollector()
     handles = [
-        layer.register_forward_pre_hook(watch.enter, with_kwargs=True) for layer in layers_of(model)
+        layer.register_forward_pre_hook(collector.take_input, with_kwargs=True)
+        for layer in find_layers(model)
     ]
     num_tokens = 0
     sums: list[float] = []
     try:
         for piece in pieces:
             num_tokens += len(piece)
-            watch.begin()
-            with watched_by(watch.attends):
+            collector.begin()
+            with probe_attention(collector.take_attention):
                 model(input_ids=torch.tensor([piece], device=model.device), use_cache=False)
-            inverses = [_sum_of_inverse_norms(stream) for stream in watch.streams]
+            inverses = [_sum_inverse_norms(stream) for stream in collector.streams]
             sums = [a + b for a, b in zip(sums, inverses, strict=True)] if sums else inverses
     finally:
         for handle in handles:
@@ -57,10 +58,12 @@ def stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[list[flo
     if not means or not all(0 < mean < float("inf") for mean in means):
         raise UnavailableError("the residual stream of a layer that attends has no length")
     largest = max(means)
-    return [[mean / largest] * heads for mean, heads in zip(means, watch.num_heads, strict=True)]
+    return [
+        [mean / largest] * heads for mean, heads in zip(means, collector.num_heads, strict=True)
+    ]
 
 
-class _Watch:
+class _StreamCollector:
     """What the layers of one pass take in.
 
     Attributes:
@@ -77,17 +80,17 @@ class _Watch:
         self.streams: list[torch.Tensor] = []
         self.num_heads: list[int] = []
 
-    def enter(self, _layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def take_input(self, _layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Is told of a layer's input."""
         self._stream = (args[0] if args else kwargs["hidden_states"])[0]
 
-    def attends(self, look: Callable[[], Attended]) -> None:
+    def take_attention(self, read: Callable[[], LayerAttention]) -> None:
         """Is told that the layer attends."""
         if self._stream is None:
             raise UnavailableError("it attends outside its layers")
         self.streams.append(self._stream)
-        self.num_heads.append(look().weights.shape[1])
+        self.num_heads.append(read().weights.shape[1])
 
 
-def _sum_of_inverse_norms(stream: torch.Tensor) -> float:
+def _sum_inverse_norms(stream: torch.Tensor) -> float:
     return float((1 / torch.linalg.vector_norm(stream.double(), dim=-1)).sum())

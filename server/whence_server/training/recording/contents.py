@@ -16,7 +16,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
 from whence_server.engine import weights
 from whence_server.engine.digests import (
-    TensorRecord,
+    TensorDigest,
     file_digests,
     model_signing_digest,
     state_digests,
@@ -43,7 +43,7 @@ _WEIGHTS_LIKE = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.
 class Tensors:
     """A directory's weights, as transformers loads them."""
 
-    records: tuple[TensorRecord, ...]
+    records: tuple[TensorDigest, ...]
     weights_digest: str
     missing: tuple[str, ...] = ()
     """Tensors that the architecture has and the files have not."""

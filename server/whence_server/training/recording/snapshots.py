@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from whence.v1 import training_pb2
 from whence.v1.model_pb2 import FileDigest
-from whence.v1.training_pb2 import Checkpoint, TensorDigest
+from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain import model as domain
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.paths import shown, undecodable
 from whence_server.engine import weights
 from whence_server.engine.digests import (
-    TensorRecord,
+    TensorDigest,
     file_digests,
     state_digests,
     weights_digest,
@@ -154,9 +155,10 @@ def _checkpoint(
     )
 
 
-def _tensor_digests(tensors: Iterable[TensorRecord]) -> list[TensorDigest]:
+def _tensor_digests(tensors: Iterable[TensorDigest]) -> list[training_pb2.TensorDigest]:
     return [
-        TensorDigest(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256) for t in tensors
+        training_pb2.TensorDigest(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256)
+        for t in tensors
     ]
 
 

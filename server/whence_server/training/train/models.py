@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from whence_server.config.training import TrainConfig
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.context import CONTEXT_LENGTH_FIELDS
-from whence_server.engine.loading import trainable
+from whence_server.engine.pretrained import load_trainable
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def initial_model(settings: TrainConfig, tokenizer: Any) -> Any:
             the size of the blocks.
     """
     if settings.from_model:
-        model = trainable(Path(settings.from_model), settings.dtype)
+        model = load_trainable(Path(settings.from_model), settings.dtype)
         _require_room(model.config, tokenizer, settings.block_size, f"--from {settings.from_model}")
         return model
     config = _configuration(settings, tokenizer)

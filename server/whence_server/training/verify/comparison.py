@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from whence.v1.training_pb2 import Checkpoint, TensorDigest
+from whence.v1 import training_pb2
+from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.model import FileDigest
-from whence_server.engine.digests import TensorRecord
+from whence_server.engine.digests import TensorDigest
 from whence_server.training.recording.contents import (
     Tensors,
     decides_what_is_computed,
@@ -68,7 +69,7 @@ def loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Findi
             yield finding
 
 
-def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterable[Finding]:
+def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorDigest]) -> Iterable[Finding]:
     """Names every tensor that is not as the checkpoint has it."""
     expected = {tensor.name: tensor_record(tensor) for tensor in checkpoint.tensors}
     found = {tensor.name: tensor for tensor in tensors}
@@ -83,10 +84,10 @@ def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> 
             yield Finding("tensor", name, "changed", _shown(expected[name]), _shown(found[name]))
 
 
-def tensor_record(tensor: TensorDigest) -> TensorRecord:
+def tensor_record(tensor: training_pb2.TensorDigest) -> TensorDigest:
     """A tensor on record as digests of tensors in memory are told."""
-    return TensorRecord(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.sha256)
+    return TensorDigest(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.sha256)
 
 
-def _shown(tensor: TensorRecord) -> str:
+def _shown(tensor: TensorDigest) -> str:
     return f"{tensor.dtype} {list(tensor.shape)} {tensor.sha256}"
