@@ -11,7 +11,7 @@ from pathlib import Path
 from whence_server import config, logs
 from whence_server.config.environment import process_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
-from whence_server.domain.paths import shown, undecodable
+from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.verify import verify_journal
@@ -110,9 +110,10 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
         }
     for name, value in given.items():
         for one in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(one, str | Path) and undecodable(one):
+            if isinstance(one, str | Path) and get_undecodable_bytes(one):
                 raise ConfigurationError(
-                    f"{name} {shown(one)}: it is not UTF-8; give another name, or a link to it"
+                    f"{name} {format_path(one)}: it is not UTF-8; give another name, or a "
+                    "link to it"
                 )
 
 

@@ -12,7 +12,7 @@ from workloads import (
     TOP_P,
     WORKLOADS,
     Workload,
-    model_directory,
+    find_directory,
     prompt,
 )
 
@@ -28,7 +28,7 @@ from whence_server.engine.scheduler import Scheduler
 
 def options(workload: Workload) -> EngineOptions:
     return EngineOptions(
-        model=str(model_directory(workload)),
+        model=str(find_directory(workload)),
         model_name=workload.name,
         dtype="float32",
         device=DEVICE,

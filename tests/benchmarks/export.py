@@ -3,7 +3,7 @@
 import time
 
 from processes import answering, server
-from workloads import S, model_directory
+from workloads import S, find_directory
 
 BURST_STEPS = 20_000
 STREAMS = 20
@@ -21,7 +21,7 @@ def burst() -> None:
     with (
         answering("collector.py") as collector,
         server(
-            model_directory(S),
+            find_directory(S),
             "--step-spans",
             "all",
             "--otlp-endpoint",
@@ -46,7 +46,7 @@ def outage(seconds: float) -> None:
     with (
         answering("collector.py") as collector,
         server(
-            model_directory(S),
+            find_directory(S),
             "--step-spans",
             "all",
             "--otlp-endpoint",

@@ -14,7 +14,7 @@ import torch
 from engine import options
 from processes import Answering, answering, server
 from scaling import keys_and_values_bytes
-from workloads import DEVICE, TEMPERATURE, TOP_P, WORKLOADS, Workload, model_directory, prompt
+from workloads import DEVICE, TEMPERATURE, TOP_P, WORKLOADS, Workload, find_directory, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Turn
@@ -175,7 +175,7 @@ def served(workload: Workload, runs: int) -> None:
     """Prints tokens a second, with front, journal, export of step spans, and client."""
     with (
         answering("collector.py", "discard") as collector,
-        server(model_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
+        server(find_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
             _,
             target,
         ),

@@ -3,7 +3,7 @@
 from statistics import median
 
 from processes import answering, server
-from workloads import WORKLOADS, model_directory
+from workloads import WORKLOADS, find_directory
 
 NUM_STREAMS = 15
 LONG_PROMPT_TOKENS = 4_000
@@ -14,7 +14,7 @@ def run(names: list[str]) -> None:
     for name in names:
         workload = WORKLOADS[name]
         with (
-            server(model_directory(workload)) as (_, target),
+            server(find_directory(workload)) as (_, target),
             answering("contention.py", target, str(workload.vocabulary_size)) as load,
         ):
             command = {"num_streams": NUM_STREAMS, "long_prompt_tokens": LONG_PROMPT_TOKENS}

@@ -171,10 +171,10 @@ def _digests(directory: Path) -> None:
     import torch
 
     from whence_server.engine.digests import (
-        file_digests,
-        state_digests,
-        tensor_digests,
-        weights_digest,
+        digest_files,
+        digest_state,
+        digest_tensors,
+        digest_weights,
     )
 
     elements = NUM_DIGESTED_BYTES // 4 // 64
@@ -183,11 +183,11 @@ def _digests(directory: Path) -> None:
     (directory / "weights").write_bytes(octets)
     raw, *ours = _fastest(
         lambda: hashlib.sha256(octets).digest(),
-        lambda: weights_digest(state),
-        lambda: tensor_digests(state),
-        lambda: (weights_digest(state), tensor_digests(state)),
-        lambda: state_digests(state),
-        lambda: file_digests(directory, ["weights"]),
+        lambda: digest_weights(state),
+        lambda: digest_tensors(state),
+        lambda: (digest_weights(state), digest_tensors(state)),
+        lambda: digest_state(state),
+        lambda: digest_files(directory, ["weights"]),
     )
     speed = len(octets) / raw / 1e9
     print(f"SHA-256 over {NUM_DIGESTED_BYTES >> 20} MiB, hashlib alone: {speed:.2f} GB/s")

@@ -2,14 +2,14 @@
 
 from processes import answering, server
 from throughput import FULL, alternate, speed
-from workloads import WORKLOADS, Workload, model_directory
+from workloads import WORKLOADS, Workload, find_directory
 
 NUM_STREAMS = (1, 16)
 
 
 def measure(workload: Workload, runs: int) -> None:
     """Two servers as shipped, both journal DECISIONS with eight candidates; one exports."""
-    directory, vocabulary = model_directory(workload), str(workload.vocabulary_size)
+    directory, vocabulary = find_directory(workload), str(workload.vocabulary_size)
     with (
         answering("collector.py", "discard") as collector,
         server(directory, "--otlp-endpoint", collector.ready["endpoint"]) as (_, exporting),

@@ -6,7 +6,7 @@ import urllib.request
 from statistics import median
 
 from processes import answering, free_port, server
-from workloads import S, model_directory
+from workloads import S, find_directory
 
 NUM_STREAMS = 100
 NUM_NEW_TOKENS = 400
@@ -29,7 +29,7 @@ def run() -> None:
     with (
         answering("collector.py", "discard") as collector,
         server(
-            model_directory(S),
+            find_directory(S),
             *("--metrics-listen", address, "--max-batch-size", str(NUM_STREAMS)),
             *("--otlp-endpoint", collector.ready["endpoint"]),
         ) as (_, target),

@@ -5,7 +5,7 @@ from statistics import median
 
 import psutil
 from processes import answering, server
-from workloads import NUM_NEW_TOKENS, WORKLOADS, Workload, model_directory
+from workloads import NUM_NEW_TOKENS, WORKLOADS, Workload, find_directory
 
 NUM_STREAMS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT_TOKENS = 6_000
@@ -36,7 +36,7 @@ def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
     speeds = []
     with (
         answering("collector.py") as collector,
-        server(model_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
+        server(find_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
             process,
             target,
         ),
@@ -49,7 +49,7 @@ def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
                 found.append(answer["tokens"] / answer["seconds"])
             speeds.append(median(found[runs > 1 :]))
     with (
-        server(model_directory(workload)) as (process, target),
+        server(find_directory(workload)) as (process, target),
         answering("load.py", target, str(workload.vocabulary_size)) as load,
     ):
         (engine,) = psutil.Process(process.pid).children()

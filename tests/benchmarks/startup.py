@@ -4,13 +4,13 @@ import time
 
 import psutil
 from processes import answering, server
-from workloads import WORKLOADS, model_directory
+from workloads import WORKLOADS, find_directory
 
 
 def run(names: list[str]) -> None:
     for name in names:
         workload = WORKLOADS[name]
-        directory = model_directory(workload)
+        directory = find_directory(workload)
         started = time.perf_counter()
         with server(directory) as (process, target):
             ready = time.perf_counter() - started

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import median
 
 from processes import Answering, answering, server
-from workloads import NUM_NEW_TOKENS, WORKLOADS, Workload, model_directory
+from workloads import NUM_NEW_TOKENS, WORKLOADS, Workload, find_directory
 
 Speed = Callable[[], float]
 FULL, BARE = "decisions", "tokens"
@@ -29,7 +29,7 @@ def alternate(runs: int, ours: Speed, theirs: Speed) -> tuple[float, float, floa
 
 def measure(workload: Workload, runs: int) -> list[tuple[str, float, float, float]]:
     """Rows of (what, ours, theirs, ratio) in tokens a second."""
-    directory = model_directory(workload)
+    directory = find_directory(workload)
     rows = []
     with (
         answering("collector.py") as collector,

@@ -40,7 +40,7 @@ def prompt(index: int, vocabulary_size: int, num_tokens: int = NUM_PROMPT_TOKENS
     return [rng.randrange(1, vocabulary_size) for _ in range(num_tokens)]
 
 
-def model_directory(workload: Workload, num_positions: int = 8_192) -> Path:
+def find_directory(workload: Workload, num_positions: int = 8_192) -> Path:
     """The workload's model on disk, made once."""
     directory = BUILD / f"model-{workload.name}-{num_positions}"
     if not (directory / "model.safetensors").exists():

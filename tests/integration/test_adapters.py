@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 
 PROMPT = prompt_of(15, seed=3)
 
@@ -96,7 +96,7 @@ def test_an_adapters_digests_cover_both(base: Path, tmp_path: Path) -> None:
     assert alone.adapter is None
     assert info.adapter.base_model_digest == alone.model_digest != info.model_digest
     assert info.tokenizer_digest == alone.tokenizer_digest
-    assert info.weights_digest == weights_digest(loaded.model.state_dict()) != alone.weights_digest
+    assert info.weights_digest == digest_weights(loaded.model.state_dict()) != alone.weights_digest
     assert info.directory == str(adapter.resolve())
 
 

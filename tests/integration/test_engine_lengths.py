@@ -129,7 +129,7 @@ def test_sources_of_what_was_read_twice_are_those_of_one_pass(
         assert internals.source_shares == pytest.approx(expected.source_shares, abs=1e-4)
 
 
-@pytest.mark.parametrize("num_recorded", [3, 9])
+@pytest.mark.parametrize("num_replayed", [3, 9])
 def test_it_goes_on_as_it_would_have_after_an_engines_death(
     loaded: LoadedModel, generate: Generate, num_replayed: int
 ) -> None:

@@ -60,7 +60,7 @@ async def test_from_start_to_stop(
     assert psutil.Process(engine.pid).environ()["OMP_WAIT_POLICY"] == "PASSIVE"
     engine.send(admit("greedy", greedy(20, ignore_eos=True)))
     engine.send(admit("drawn", Decoding(Strategy.SAMPLE, 20, seed=1, num_return_sequences=2)))
-    turns = await until_finished(engine.turns(), "greedy", "drawn")
+    turns = await until_finished(engine.read_turns(), "greedy", "drawn")
     harness = Harness(loaded_model(tiny_model("gpt2-long")))
     harness.admit("greedy", [5, 6, 7], greedy(20, ignore_eos=True))
     harness.run()
@@ -70,7 +70,9 @@ async def test_from_start_to_stop(
     assert all(turn.cost.forward_ns > 0 and turn.cost.select_ns > 0 for turn in turns if turn.steps)
     await engine.stop()
     assert await engine.wait() == 0
-    assert [turn async for turn in engine.turns()] == [], "an end that was asked for is no loss"
+    assert [turn async for turn in engine.read_turns()] == [], (
+        "an end that was asked for is no loss"
+    )
 
 
 async def test_stops_take_effect_between_steps(engine: EngineProcess) -> None:
@@ -78,7 +80,7 @@ async def test_stops_take_effect_between_steps(engine: EngineProcess) -> None:
     engine.send(admit("endless", greedy(8000, ignore_eos=True)))
     two = Decoding(Strategy.SAMPLE, 8000, ignore_eos=True, seed=3, num_return_sequences=2)
     engine.send(admit("two", two))
-    turns = engine.turns()
+    turns = engine.read_turns()
     seen = 0
     async for turn in turns:
         seen += len(turn.steps)
@@ -103,7 +105,7 @@ async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineP
     # Large records, so that the socket is soon full.
     trace = TraceOptions(num_candidates=128)
     engine.send(Admit("long", [5], greedy(1000, ignore_eos=True), trace))
-    turns = engine.turns()
+    turns = engine.read_turns()
     await anext(turns)
     process = psutil.Process(engine.pid)
 
@@ -127,7 +129,7 @@ async def test_its_death_is_noticed(engine: EngineProcess) -> None:
     await engine.start()
     assert engine.pid is not None
     engine.send(admit("endless", greedy(8000, ignore_eos=True)))
-    turns = engine.turns()
+    turns = engine.read_turns()
     await anext(turns)
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EngineLostError, match="signal 9"):

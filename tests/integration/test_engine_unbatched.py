@@ -31,7 +31,7 @@ async def run(engine: EngineProcess, *admits: Admit) -> dict[str, list[StepMade]
     steps: dict[str, list[StepMade]] = {admit.generation_id: [] for admit in admits}
     for admit in admits:
         engine.send(admit)
-    async for turn in engine.turns():
+    async for turn in engine.read_turns():
         assert not turn.failed
         for step in turn.steps:
             steps[step.generation_id].append(step)

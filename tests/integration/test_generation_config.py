@@ -29,7 +29,7 @@ from whence.v1 import generation_pb2_grpc
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.errors import InvalidRequestError
 from whence_server.domain.limits import Limits
-from whence_server.domain.processors import processor_names
+from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import DecodingRequest
 from whence_server.engine.generation_config import check_file, read_defaults
 from whence_server.engine.loading import LoadedModel
@@ -313,7 +313,7 @@ def test_processors_are_named_in_the_order_of_generate(
         "Eta": "eta_cutoff",
         "LogitNormalization": "renormalize_logits",
     }
-    assert list(processor_names(model.decoding(1))) == [alike[name] for name in names]
+    assert list(list_processor_names(model.decoding(1))) == [alike[name] for name in names]
 
 
 def test_what_a_request_sets_takes_the_place_of_the_config(
@@ -348,9 +348,9 @@ def test_what_a_request_sets_takes_the_place_of_the_config(
     assert (5, 6) not in chosen.bad_word_ids
     assert chosen.configured.sequence_biases == ()
     assert chosen.configured.suppress_token_ids == (8,)
-    assert processor_names(chosen) == ("logit_bias", "bad_words", "suppress_tokens")
+    assert list_processor_names(chosen) == ("logit_bias", "bad_words", "suppress_tokens")
     forced = model.decoding(12, strategy=Strategy.FORCED, forced="The fox")
-    assert processor_names(forced) == ()
+    assert list_processor_names(forced) == ()
     assert (forced.stop, forced.bad_word_ids) == ((), ())
 
 

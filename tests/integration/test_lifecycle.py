@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -295,22 +296,34 @@ def test_a_watch_goes_on_from_any_event(server: ServerProcess, channel: grpc.Cha
     assert kinds[0] == "started"
 
 
-def test_streams_of_one_connection_are_bounded(
+def test_a_call_beyond_a_connections_streams_waits_for_one_to_end(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
+    def generation_ids(channel: grpc.Channel) -> set[str]:
+        request = trace_pb2.ListGenerationsRequest()
+        listed = trace_pb2_grpc.TraceServiceStub(channel).ListGenerations(request)
+        return {generation.generation_id for generation in listed.generations}
+
+    ids = [str(uuid.UUID(int=number)) for number in range(3)]
     with ServerProcess(
         tiny_model("gpt2-long"), tmp_path, "--max-concurrent-streams", "1"
     ) as server:
         with grpc.insecure_channel(server.target) as channel:
-            first = generate(channel, endless())
+            first = generate(channel, endless(generation_id=ids[0]))
             first_step(first)
-            second = generate(channel, endless())
+            second = generate(channel, endless(generation_id=ids[1]))
             with grpc.insecure_channel(
                 server.target, options=[("grpc.use_local_subchannel_pool", 1)]
             ) as other:
-                first_step(generate(other, endless()))
+                # It is called last, and its connection has room: by its first step, the second
+                # would have begun if it could.
+                third = generate(other, endless(generation_id=ids[2]))
+                first_step(third)
+                third.cancel()
+                first_step(first)
+                assert generation_ids(other) == {ids[0], ids[2]}
             first.cancel()
-            first_step(second)
+            assert first_step(second) == ids[1]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tiny_models import CORPUS
 
 from whence.v1.training_pb2 import AttemptStarted, TrainingEvent
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.engine.digests import tensor_digests, weights_digest
+from whence_server.engine.digests import digest_tensors, digest_weights
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.whole import verified_run
 from whence_server.lineage.writer import RecordWriter
@@ -233,9 +233,9 @@ def _forge(event: TrainingEvent, directory: Path) -> None:
     forged = event.checkpoint
     for file in forged.files:
         file.sha256 = training_runs.sha256((directory / file.path).read_bytes())
-    for tensor, now in zip(forged.tensors, tensor_digests(state), strict=True):
+    for tensor, now in zip(forged.tensors, digest_tensors(state), strict=True):
         tensor.sha256 = now.sha256
-    forged.weights_digest = weights_digest(state)
+    forged.weights_digest = digest_weights(state)
     forged.model_digest = _model_digest(directory)
 
 

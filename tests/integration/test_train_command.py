@@ -25,9 +25,9 @@ from whence.v1.training_pb2 import TrainingEvent, TrainingState
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import loading
-from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
 from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.weights import model_files, weight_files
+from whence_server.engine.weights import list_model_files, list_weight_files
 from whence_server.training.recording.surroundings import determinism
 from whence_server.training.train.train import continue_from, train
 
@@ -175,12 +175,12 @@ def test_the_model_is_whole_and_on_record(whole: Path, texts: Path) -> None:
         ".",
     ]
     final = checkpoints[-1]
-    names = model_files(whole, weight_files(whole), with_code=False)
-    assert final.model_digest == model_signing_digest(file_digests(whole, names))
-    assert final.weights_digest == weights_digest(model.state_dict())
+    names = list_model_files(whole, list_weight_files(whole), with_code=False)
+    assert final.model_digest == digest_model_files(digest_files(whole, names))
+    assert final.weights_digest == digest_weights(model.state_dict())
     for checkpoint in checkpoints[:3]:
         saved = AutoModelForCausalLM.from_pretrained(whole / checkpoint.path)
-        assert checkpoint.weights_digest == weights_digest(saved.state_dict())
+        assert checkpoint.weights_digest == digest_weights(saved.state_dict())
 
 
 def test_a_server_loads_exactly_what_is_on_record(whole: Path) -> None:
@@ -366,7 +366,7 @@ def test_replay_between_checkpoints_gives_their_digests(whole: Path, tmp_path: P
     for first, last in ((4, 8), (0, 4)):
         start = whole / checkpoints[first].path if first else None
         model = continue_from(whole / "lineage.binpb", start, last, tmp_path)
-        assert weights_digest(model.state_dict()) == checkpoints[last].weights_digest
+        assert digest_weights(model.state_dict()) == checkpoints[last].weights_digest
     assert not list(tmp_path.rglob("lineage.binpb"))
 
 

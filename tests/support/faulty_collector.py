@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, signal_url
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, append_signal_path
 from whence_server.telemetry.export.otlp_grpc import EXPORT_METHOD
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
@@ -208,7 +208,7 @@ class FaultyCollector:
             self._relay = Relay(port)
             self.endpoint = f"{scheme}:{await self._relay.start()}"
             if self.protocol != "grpc":
-                self.endpoint = signal_url(self.endpoint, "traces")
+                self.endpoint = append_signal_path(self.endpoint, "traces")
             try:
                 yield self
             finally:

@@ -94,7 +94,7 @@ class Training:
         event = records.started(len(self.texts))
         run = event.started
         run.architecture = type(self.model).__name__
-        run.initial_weights_digest = weights_digest(self.model)
+        run.initial_weights_digest = digest_weights(self.model)
         del run.groups[:]
         for name, parameters in groups(self.model).items():
             size = sum(self.model.get_parameter(p).numel() for p in parameters)
@@ -129,7 +129,7 @@ class Training:
         )
         raw = b"".join(bytes.fromhex(file.sha256) for file in checkpoint.files)
         checkpoint.model_digest = sha256(raw)
-        checkpoint.weights_digest = weights_digest(self.model)
+        checkpoint.weights_digest = digest_weights(self.model)
         for name, tensor in distinct(self.model):
             checkpoint.tensors.add(
                 name=name,
@@ -171,7 +171,7 @@ def distinct(model: Any) -> list[tuple[str, torch.Tensor]]:
     return [(name, state[name].detach()) for name in sorted(seen.values())]
 
 
-def weights_digest(model: Any) -> str:
+def digest_weights(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in distinct(model):
         dtype = str(tensor.dtype).removeprefix("torch.")

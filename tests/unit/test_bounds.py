@@ -37,7 +37,7 @@ def test_what_is_not_finite_is_within_nothing(value: float) -> None:
     ],
 )
 def test_lengths_to_a_power_are_held(num_tokens: int, length_penalty: float, held: bool) -> None:
-    assert bounds.length_power_is_held(num_tokens, length_penalty) is held
+    assert bounds.is_length_power_held(num_tokens, length_penalty) is held
 
 
 def test_the_largest_scores_are_float32() -> None:

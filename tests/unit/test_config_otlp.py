@@ -8,7 +8,7 @@ from config_parts import ENDPOINT, HTTP, destination, otlp
 
 from whence_server.config import otlp_settings
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, Signal, grpc_target
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, Signal, parse_grpc_target
 
 
 def test_nothing_set_is_no_export() -> None:
@@ -249,13 +249,13 @@ def test_wrong_settings_say_where_and_what_would_be_right(
     ],
 )
 def test_grpc_targets(endpoint: str, insecure: bool, target: str, secure: bool) -> None:
-    assert grpc_target(endpoint, insecure=insecure) == (target, secure)
+    assert parse_grpc_target(endpoint, insecure=insecure) == (target, secure)
 
 
 @pytest.mark.parametrize("endpoint", ["", "unix:", "ftp://x:1", "x:port", "http://:1", "http://["])
 def test_what_is_no_grpc_target(endpoint: str) -> None:
     with pytest.raises(ValueError, match="give http://HOST:PORT"):
-        grpc_target(endpoint)
+        parse_grpc_target(endpoint)
 
 
 def test_a_pipe_for_a_certificate_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_race_is_won_as_the_contract_defines_it(
         DrawKey(seed & MASK, seed >> 32, step_index, sequence_index + row)
         for row in range(num_rows)
     ]
-    race = kernels.race(logprobs, logprobs.exp(), keys)
+    race = kernels.run_race(logprobs, logprobs.exp(), keys)
     for row, key in enumerate(keys):
         ranking = sorted(
             (math.log(noise(token_id, key)) - logprob, token_id)
@@ -116,7 +116,7 @@ def test_draws_follow_the_distribution(kernels: Any) -> None:
     num_draws = 6000
     keys = [DrawKey(i % 50, i % 7, i, i % 3) for i in range(num_draws)]
     table = logprobs.expand(num_draws, -1).contiguous()
-    drawn = kernels.race(table, table.exp(), keys).token_ids
+    drawn = kernels.run_race(table, table.exp(), keys).token_ids
     counts = torch.bincount(drawn, minlength=6).double()
     expected = logprobs.exp().double() * num_draws
     assert counts[4] == 0
@@ -133,7 +133,7 @@ def test_candidates_are_the_most_likely_and_the_lowest_ids_first(
 ) -> None:
     scores = some_scores(1, 3, 1500, levels=levels, removed=0.2)
     expected = np.argsort(-scores.numpy(), axis=-1, kind="stable")[:, :num_candidates]
-    assert kernels.top_candidates(scores, num_candidates).tolist() == expected.tolist()
+    assert kernels.find_top_candidates(scores, num_candidates).tolist() == expected.tolist()
 
 
 @BOTH
@@ -149,7 +149,7 @@ def test_entropies_are_in_nats(kernels: Any) -> None:
     logprobs = torch.cat([some_scores(5, 3, 2000, removed=0.5), torch.zeros(1, 2000)])
     logprobs = logprobs.log_softmax(-1)
     expected = torch.special.entr(logprobs.double().exp()).sum(-1)
-    found = kernels.entropies(logprobs, logprobs.exp())
+    found = kernels.compute_entropies(logprobs, logprobs.exp())
     assert torch.allclose(found.double(), expected, atol=2e-6)
     assert found[3] == pytest.approx(math.log(2000), abs=2e-6)
 
@@ -158,12 +158,12 @@ def test_entropies_are_in_nats(kernels: Any) -> None:
 def test_a_row_without_a_token_does_no_harm(kernels: ModuleType) -> None:
     nothing = torch.full((1, 600), -torch.inf)
     scores = torch.cat([nothing, some_scores(3, 1, 600), torch.full((1, 600), torch.nan)])
-    kept = kernels.nucleus(scores, 0.5)
-    assert torch.equal(kept[1], kernels.nucleus(scores[1:2], 0.5)[0])
+    kept = kernels.keep_nucleus(scores, 0.5)
+    assert torch.equal(kept[1], kernels.keep_nucleus(scores[1:2], 0.5)[0])
     logprobs = scores.log_softmax(-1)
     keys = [DrawKey(1, 2, 3, 4)] * 3
-    race = kernels.race(logprobs, logprobs.exp(), keys)
-    alone = kernels.race(logprobs[1:2], logprobs[1:2].exp(), keys[:1])
+    race = kernels.run_race(logprobs, logprobs.exp(), keys)
+    alone = kernels.run_race(logprobs[1:2], logprobs[1:2].exp(), keys[:1])
     assert race.token_ids[1] == alone.token_ids[0]
     assert 0 <= int(race.token_ids[0]) < 600
     assert 0 <= int(race.token_ids[2]) < 600
@@ -183,7 +183,7 @@ def test_the_nucleus_is_transformers_own_but_for_rounding(
 ) -> None:
     scores = some_scores(seed, 2, num_tokens, levels=levels, removed=removed) * scale
     scores = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # 0 * -inf
-    kept = cpu_kernels.nucleus(scores, top_p)
+    kept = cpu_kernels.keep_nucleus(scores, top_p)
     reference = TopPLogitsWarper(top_p)(torch.empty(0), scores)
     assert torch.equal(kept[kept > -torch.inf], scores[kept > -torch.inf])
     for row in range(2):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whence_server.domain.decoding import Configured, Decoding
-from whence_server.domain.processors import processor_names
+from whence_server.domain.processors import list_processor_names
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Chooser, NothingLeft, Row
 
@@ -54,7 +54,9 @@ EACH: dict[str, dict[str, Any]] = {
         )
     },
 }
-GREEDY_TOO = [name for name in EACH if processor_names(dataclasses.replace(GREEDY, **EACH[name]))]
+GREEDY_TOO = [
+    name for name in EACH if list_processor_names(dataclasses.replace(GREEDY, **EACH[name]))
+]
 
 
 def make_row(
@@ -80,7 +82,7 @@ def check(
         return
     assert isinstance(decision, Decision)
     chosen = decision.token_id
-    assert tuple(wanted.names) == processor_names(decoding)
+    assert tuple(wanted.names) == list_processor_names(decoding)
     assert decision.logprob == pytest.approx(wanted.distributions[0][chosen], abs=2e-5)
     assert decision.sampling_logprob == pytest.approx(final[chosen], abs=2e-5)
     assert decision.candidates is not None

@@ -15,7 +15,7 @@ import training_records as records
 from lineage_records import RecordBuilder
 from safetensors.torch import load_file, save_file
 from tiny_models import CORPUS
-from training_runs import Training, gpt2, groups, trained, weights_digest
+from training_runs import Training, digest_weights, gpt2, groups, trained
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from whence.v1 import training_pb2 as pb
@@ -359,7 +359,7 @@ def test_a_run_that_went_on_from_a_model_begins_at_its_weights_where_they_are(
     parent.source = str(copied.parent)
     run.started.initial_weights_digest = run.checkpoints[-1].weights_digest
     model = beginning(run, tokenizer=None)
-    assert weights_digest(model) == run.checkpoints[-1].weights_digest
+    assert digest_weights(model) == run.checkpoints[-1].weights_digest
     run.started.initial_weights_digest = run.checkpoints[0].weights_digest
     assert beginning(run, tokenizer=None) is None, "other weights"
     parent.source = str(copied.parent / "gone")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.loading import load
-from whence_server.engine.weights import model_places, weight_files
+from whence_server.engine.weights import find_places, list_weight_files
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_without_peft_it_is_said_what_to_install(
     shutil.copy(adapter / "adapter_config.json", beside)
     for directory in (adapter, beside):
         assert refusal(directory).endswith("PEFT is needed: pip install 'whence[adapters]'")
-    assert not model_places(str(base), trust_remote_code=False).has_adapter
+    assert not find_places(str(base), trust_remote_code=False).has_adapter
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "../gone", "./gone"])
@@ -157,7 +157,7 @@ def test_a_setting_that_this_release_of_peft_does_not_know_is_refused(adapter: P
 
 def test_a_directory_of_adapters_asks_for_one(saved: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"directories with adapters: name one .*\(lora\)"):
-        weight_files(saved.parent)
+        list_weight_files(saved.parent)
 
 
 def test_weights_under_another_name_are_refused(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numba as nb
 import pytest
 
-from whence_server.engine.compiled import compiled
+from whence_server.engine.compiled import compile_now
 
 
 def _twice(number: Any) -> Any:
@@ -15,7 +15,7 @@ def _twice(number: Any) -> Any:
 
 
 def _made() -> Any:
-    return compiled(nb.int64(nb.int64))(_twice)
+    return compile_now(nb.int64(nb.int64))(_twice)
 
 
 def _hits(function: Any) -> int:

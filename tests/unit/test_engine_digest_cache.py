@@ -18,7 +18,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
 from whence_server.engine import digest_cache, digests, loading
 from whence_server.engine.digest_cache import DigestCache
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 
 SIZE = 4096
 CONDITIONS = "transformers 5, float32"
@@ -51,12 +51,12 @@ def sha256(data: bytes) -> str:
 def start(cache: Path, path: Path, tensors: str = "t1") -> FileDigest:
     """Digest a file as one start of the server does."""
     remembered, paths = DigestCache(str(cache)), {path.name: path}
-    files = remembered.digests(paths)
-    return remembered.confirmed(paths, files, tensors, CONDITIONS)[0]
+    files = remembered.compute(paths)
+    return remembered.confirm(paths, files, tensors, CONDITIONS)[0]
 
 
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "_sha256_of_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(digests, "hash_file", lambda path: pytest.fail(f"read {path}"))
 
 
 def keep_times(path: Path, before: os.stat_result) -> None:
@@ -123,7 +123,7 @@ def test_other_content_of_equal_size_and_time_has_its_own_digest(
 def pretend_the_file_system_saw_nothing(cache: Path, path: Path) -> None:
     """Make a replaced file's entry look as if the file had always been there."""
     document = json.loads(cache.read_text())
-    now = digest_cache.identity(path)
+    now = digest_cache.read_identity(path)
     document["files"][str(path)] |= {"identity": list(now), "begun_ns": now.ctime_ns}
     cache.write_text(json.dumps(document))
 
@@ -157,11 +157,11 @@ def test_tensors_never_seen_before_vouch_for_nothing(
 ) -> None:
     start(cache, weights)
     remembered, paths = DigestCache(str(cache)), {"weights": weights}
-    files = remembered.digests(paths)
+    files = remembered.compute(paths)
     read: list[Path] = []
-    original = digests._sha256_of_file
-    monkeypatch.setattr(digests, "_sha256_of_file", lambda p: read.append(p) or original(p))
-    assert remembered.confirmed(paths, files, "t1", "transformers 6, float32") == files
+    original = digests.hash_file
+    monkeypatch.setattr(digests, "hash_file", lambda p: read.append(p) or original(p))
+    assert remembered.confirm(paths, files, "t1", "transformers 6, float32") == files
     assert read == [weights]
 
 
@@ -258,7 +258,7 @@ def test_weights_that_are_written_to_later_do_not_change_the_model(
     directory = Path(shutil.copytree(tiny_model("llama"), tmp_path / "model"))
     loaded = loading.load(engine_options(directory))
     other_weights(directory)
-    assert weights_digest(loaded.model.state_dict()) == loaded.info.weights_digest
+    assert digest_weights(loaded.model.state_dict()) == loaded.info.weights_digest
 
 
 def test_tied_weights_stay_tied_in_memory(tiny_model: Callable[..., Path]) -> None:

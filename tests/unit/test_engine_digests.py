@@ -9,11 +9,11 @@ import torch
 
 from whence_server.domain.model import FileDigest
 from whence_server.engine.digests import (
-    file_digests,
-    model_signing_digest,
-    state_digests,
-    tensor_digests,
-    weights_digest,
+    digest_files,
+    digest_model_files,
+    digest_state,
+    digest_tensors,
+    digest_weights,
 )
 
 
@@ -24,7 +24,7 @@ def sha256(data: bytes) -> str:
 def test_files_are_digested_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"x" * 3_000_000)
     (tmp_path / "a").write_bytes(b"")
-    assert file_digests(tmp_path, ["b", "a"]) == [
+    assert digest_files(tmp_path, ["b", "a"]) == [
         FileDigest("a", 0, sha256(b"")),
         FileDigest("b", 3_000_000, sha256(b"x" * 3_000_000)),
     ]
@@ -33,7 +33,7 @@ def test_files_are_digested_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_model_digest_is_over_raw_digests_by_name() -> None:
     files = [FileDigest("b", 1, sha256(b"B")), FileDigest("a", 1, sha256(b"A"))]
     raw = bytes.fromhex(sha256(b"A")) + bytes.fromhex(sha256(b"B"))
-    assert model_signing_digest(files) == sha256(raw)
+    assert digest_model_files(files) == sha256(raw)
 
 
 def test_weights_digest_is_as_defined() -> None:
@@ -49,27 +49,27 @@ def test_weights_digest_is_as_defined() -> None:
             b"z\0float32\x003,2\0" + np.array([0, 3, 1, 4, 2, 5], dtype="<f4").tobytes(),
         ]
     )
-    assert weights_digest(state) == sha256(expected)
+    assert digest_weights(state) == sha256(expected)
 
 
 def test_weights_digest_sees_every_bit() -> None:
     weights = torch.zeros(4)
-    before = weights_digest({"w": weights})
+    before = digest_weights({"w": weights})
     weights[3] = -0.0
-    assert weights_digest({"w": weights}) != before
+    assert digest_weights({"w": weights}) != before
 
 
 def test_both_kinds_of_digest_in_one_pass_are_those_of_one_each() -> None:
     large = torch.arange(1 << 19, dtype=torch.float32).reshape(1 << 9, -1)
     state = {"large": large, "small": large[:2], "turned": large.t(), "tied": large}
     state |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(7)}
-    assert state_digests(state) == (weights_digest(state), tensor_digests(state))
+    assert digest_state(state) == (digest_weights(state), digest_tensors(state))
 
 
 def test_tensor_digests_are_of_the_elements_and_tied_ones_count_once() -> None:
     weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     state = {"b": weight, "a": weight.t(), "head": weight, "half": weight.to(torch.bfloat16)}
-    by_name = {tensor.name: tensor for tensor in tensor_digests(state)}
+    by_name = {tensor.name: tensor for tensor in digest_tensors(state)}
     assert list(by_name) == ["a", "b", "half"]
     assert by_name["b"].sha256 == sha256(struct.pack("<4f", 1, 2, 3, 4))
     assert by_name["a"].sha256 == sha256(struct.pack("<4f", 1, 3, 2, 4))

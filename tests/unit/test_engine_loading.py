@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.context import UNLIMITED_CONTEXT
-from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
 from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.loading import load
 from whence_server.engine.runner import Runner
@@ -80,9 +80,9 @@ def test_a_model_as_it_is_described(tiny_model: TinyModel) -> None:
     assert isinstance(loaded.make_runner(), Runner)
     assert info.loaded_files == ("model.safetensors",)
     assert [file.path for file in info.files] == sorted(p.name for p in directory.iterdir())
-    assert info.model_digest == model_signing_digest(info.files)
-    assert info.tokenizer_digest == model_signing_digest(
-        file_digests(directory, ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+    assert info.model_digest == digest_model_files(info.files)
+    assert info.tokenizer_digest == digest_model_files(
+        digest_files(directory, ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
     )
     assert info.environment.dtype == "float32"
     assert info.environment.device == "cpu"
@@ -227,7 +227,7 @@ def test_a_recurrent_model_loads_and_is_not_batched(tiny_model: TinyModel, dtype
     assert loaded.style is None
     assert not loaded.info.batched
     assert isinstance(loaded.make_runner(), SoloRunner)
-    assert loaded.make_runner() is not loaded.runner()
+    assert loaded.make_runner() is not loaded.make_runner()
     assert loaded.info.environment.dtype == dtype
     assert loaded.info.architecture == "MambaForCausalLM"
     assert loaded.info.num_layers == 2
@@ -243,7 +243,7 @@ def test_the_digest_is_of_the_weights_as_they_were_loaded(tiny_model: TinyModel)
     name = "rwkv.blocks.2.attention.output.weight"
     assert torch.equal(loaded.model.state_dict()[name], stored[name] / 2)
     untouched = AutoModelForCausalLM.from_pretrained(directory).state_dict()
-    assert loaded.info.weights_digest == weights_digest(untouched)
+    assert loaded.info.weights_digest == digest_weights(untouched)
 
 
 def test_no_such_directory(tmp_path: Path) -> None:

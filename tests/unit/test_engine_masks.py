@@ -40,7 +40,7 @@ def test_masks_are_those_of_transformers_step_after_step(width: int, dtype: torc
     masks = StepMasks(padding, width, [None, WINDOW], dtype, torch.device("cpu"))
     for step in range(20):
         for ours, expected in zip(
-            masks.at(width + step), theirs(padding, width + step, dtype), strict=True
+            masks.select(width + step), theirs(padding, width + step, dtype), strict=True
         ):
             torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
@@ -48,5 +48,5 @@ def test_masks_are_those_of_transformers_step_after_step(width: int, dtype: torc
 def test_steps_may_be_skipped_and_room_is_told() -> None:
     masks = StepMasks([0], 3, [WINDOW], torch.float32, torch.device("cpu"))
     assert masks.num_columns == 3 + SPARE_COLUMNS
-    (mask,) = masks.at(20)
+    (mask,) = masks.select(20)
     assert (mask[0, 0, 0] == 0).tolist() == [False] * 14 + [True] * 6

@@ -23,7 +23,7 @@ def test_slices_make_up_the_search_and_are_bounded() -> None:
         done = search("a", 3, 500, num_candidates)
         outbox.put(done)
         told: dict[int, list[BeamStep]] = {0: [], 1: [], 2: []}
-        while not (turn := outbox.next(COST)).beam_searches:
+        while not (turn := outbox.take_next(COST)).beam_searches:
             (won,) = turn.beam_steps
             assert len(won.steps) * max(num_candidates, 8) <= CANDIDATES_IN_A_SLICE
             assert won.first_index == len(told[won.sequence_index])
@@ -40,7 +40,7 @@ def test_a_short_search_does_not_wait_for_a_long_one() -> None:
     outbox = Outbox()
     outbox.put(search("long", 64, 500, 64))
     outbox.put(search("short", 2, 3, 8))
-    turns = [outbox.next(COST) for _ in range(10)]
+    turns = [outbox.take_next(COST) for _ in range(10)]
     assert BeamSearchDone("short", []) in [done for turn in turns for done in turn.beam_searches]
 
 
@@ -48,8 +48,8 @@ def test_what_is_dropped_is_not_told() -> None:
     outbox = Outbox()
     outbox.put(search("a", 2, 50, 8))
     outbox.put(search("b", 1, 1, 8))
-    outbox.next(COST)
+    outbox.take_next(COST)
     outbox.drop("a")
-    assert outbox.next(COST).beam_steps[0].generation_id == "b"
-    assert outbox.next(COST).beam_searches
+    assert outbox.take_next(COST).beam_steps[0].generation_id == "b"
+    assert outbox.take_next(COST).beam_searches
     assert outbox.is_empty

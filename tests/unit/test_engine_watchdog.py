@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from whence_server.engine.heartbeat import Beat, Heart, Phase, Pulse
-from whence_server.engine.watchdog import STUCK_FACTOR, Watchdog, processor_time
+from whence_server.engine.watchdog import STUCK_FACTOR, Watchdog, read_processor_time
 
 PATIENCE = 5
 LONG = PATIENCE * STUCK_FACTOR * 2
@@ -73,15 +73,15 @@ def test_a_beat_after_silence_begins_anew() -> None:
 def test_a_heart_tells_the_phase_and_the_time_that_others_spend() -> None:
     reading, writing = os.pipe()
     pulse, heart = Pulse(reading), Heart(writing)
-    assert pulse.newest() is None
+    assert pulse.read_newest() is None
     heart.phase, heart.num_turns = Phase.WORKING, 7
     heart.start()
     first = None
     while first is None:
-        first = pulse.newest()
+        first = pulse.read_newest()
     assert (first.phase, first.num_turns) == (Phase.WORKING, 7)
     # This thread is busy looking, and says so in the next beat.
-    while (second := pulse.newest()) == first:
+    while (second := pulse.read_newest()) == first:
         pass
     assert second is not None
     assert second.busy_ns > first.busy_ns
@@ -95,9 +95,9 @@ def test_a_heart_tells_the_phase_and_the_time_that_others_spend() -> None:
 
 
 def test_processor_time_grows_by_work() -> None:
-    if processor_time(os.getpid()) is None:
+    if read_processor_time(os.getpid()) is None:
         pytest.skip("no /proc on this system")
-    before = processor_time(os.getpid())
-    while processor_time(os.getpid()) == before:
+    before = read_processor_time(os.getpid())
+    while read_processor_time(os.getpid()) == before:
         sum(range(10_000))
-    assert processor_time(2**22 + 1) is None
+    assert read_processor_time(2**22 + 1) is None

@@ -31,7 +31,7 @@ from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.prepare import Prepared
 from whence_server.generation.running import RunningGeneration
-from whence_server.generation.service import Generations, now
+from whence_server.generation.service import Generations, make_arrival
 from whence_server.generation.texts import TextProcesses
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
@@ -94,7 +94,7 @@ class DyingEngine:
         self.num_restarts += 1
         self.restarted.set()
 
-    async def turns(self) -> AsyncIterator[Turn]:
+    async def read_turns(self) -> AsyncIterator[Turn]:
         while True:
             if not self._jobs:
                 self._changed.clear()
@@ -153,7 +153,7 @@ class Service:
         self.running = asyncio.create_task(self.generations.run())
 
     async def start(self, wanted: GenerationRequest) -> str:
-        return await self.generations.start(wanted, now(TraceContext("0" * 32, "0" * 16)))
+        return await self.generations.start(wanted, make_arrival(TraceContext("0" * 32, "0" * 16)))
 
     async def finished(self, generation_id: str) -> g.GenerationFinished:
         async for entries in self.generations.follow(generation_id, 0):
@@ -301,7 +301,7 @@ class TellingEngine(DyingEngine):
         super().__init__([])
         self.num_times = 0
 
-    async def turns(self) -> AsyncIterator[Turn]:
+    async def read_turns(self) -> AsyncIterator[Turn]:
         while not self._jobs:
             self._changed.clear()
             await self._changed.wait()

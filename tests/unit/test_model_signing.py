@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from model_signing import hashing, signing, verifying
 from training_runs import trained
 
-from whence_server.engine.weights import model_files, weight_files
+from whence_server.engine.weights import list_model_files, list_weight_files
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.verify.verify import verify
 
@@ -37,7 +37,9 @@ def test_what_model_signing_signs_is_the_model_digest(tmp_path: Path, where: str
     report = verify(model)
     assert report.findings == []
     assert subject["digest"]["sha256"] == report.model_digest
-    assert resources.keys() == set(model_files(model, weight_files(model), with_code=False))
+    assert resources.keys() == set(
+        list_model_files(model, list_weight_files(model), with_code=False)
+    )
 
     verifier = verifying.Config().set_hashing_config(hashes)
     verifier.use_elliptic_key_verifier(public_key=public).verify(model, signature)

@@ -8,7 +8,7 @@ import pytest
 from tiny_training import events_in, trainer_of
 
 from whence_server.cli import main
-from whence_server.domain.paths import shown, undecodable
+from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.lineage.documents import document_text
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
@@ -18,9 +18,9 @@ BAD = os.fsdecode(b"caf\xe9")
 
 
 def test_every_name_can_be_shown_and_told_from_others() -> None:
-    assert (shown(BAD), undecodable(BAD)) == ("caf\\xe9", b"caf\xe9")
-    assert (shown("caf\\xe9"), undecodable("caf\\xe9")) == ("caf\\xe9", b"")
-    assert (shown(Path("/é/😀")), undecodable(Path("/é/😀"))) == ("/é/😀", b"")
+    assert (format_path(BAD), get_undecodable_bytes(BAD)) == ("caf\\xe9", b"caf\xe9")
+    assert (format_path("caf\\xe9"), get_undecodable_bytes("caf\\xe9")) == ("caf\\xe9", b"")
+    assert (format_path(Path("/é/😀")), get_undecodable_bytes(Path("/é/😀"))) == ("/é/😀", b"")
 
 
 @pytest.mark.parametrize(

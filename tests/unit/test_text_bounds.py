@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from whence_server.domain.errors import InvalidRequestError
 from whence_server.generation.checks import check_text_size
-from whence_server.text.bounds import NORMALIZERS, TextBound, text_bound
+from whence_server.text.bounds import NORMALIZERS, TextBound, find_text_bound
 
 
 def with_normalizer(normalizer: normalizers.Normalizer) -> Tokenizer:
@@ -76,7 +76,7 @@ BOUNDED = {
 @cache
 def bounded(name: str) -> tuple[Tokenizer, TextBound]:
     tokenizer = BOUNDED[name]()
-    bound = text_bound(tokenizer)
+    bound = find_text_bound(tokenizer)
     assert bound is not None
     return tokenizer, bound
 
@@ -95,9 +95,9 @@ def test_no_text_has_more_bytes_than_its_tokens_can_stand_for(
     tokenizer, bound = bounded(name)
     for spelled in (text * times, f"{text} <|user|> {text}<|end|><tool call>{text}" * times):
         num_tokens = len(tokenizer.encode(spelled, add_special_tokens=False).ids)
-        assert bound.num_bytes(spelled) <= num_tokens * bound.max_token_bytes
+        assert bound.count_bytes(spelled) <= num_tokens * bound.max_token_bytes
         if not bound.uncounted:
-            assert bound.num_bytes(spelled) == len(spelled.encode())
+            assert bound.count_bytes(spelled) == len(spelled.encode())
         check_text_size(spelled, "prompt", num_tokens, bound, what="it takes")
 
 
@@ -131,14 +131,14 @@ UNBOUNDED = {
 def test_there_is_no_bound_where_text_may_vanish(name: str) -> None:
     make, text = UNBOUNDED[name]
     tokenizer = make()
-    assert text_bound(tokenizer) is None
+    assert find_text_bound(tokenizer) is None
     if text is not None:  # and so it does
         assert len(tokenizer.encode(text, add_special_tokens=False).ids) <= 2
 
 
 def test_a_split_that_keeps_what_it_splits_is_bounded() -> None:
     for behavior in ("isolated", "merged_with_previous", "contiguous"):
-        assert text_bound(split(behavior)) == text_bound(byte_level())
+        assert find_text_bound(split(behavior)) == find_text_bound(byte_level())
 
 
 def test_normalizers_shorten_no_further_than_is_said() -> None:
@@ -158,8 +158,8 @@ def test_normalizers_shorten_no_further_than_is_said() -> None:
 
 
 def test_what_may_vanish_is_not_counted() -> None:
-    assert text_bound(stripping()).num_bytes("<|user|>" + " \t\u3000" * 100 + "a") == 9
-    assert text_bound(without_bytes()).num_bytes("x\x02a" * 10) == 10
+    assert find_text_bound(stripping()).count_bytes("<|user|>" + " \t\u3000" * 100 + "a") == 9
+    assert find_text_bound(without_bytes()).count_bytes("x\x02a" * 10) == 10
     assert without_bytes().encode("x\x02" * 10).ids == []
 
 

@@ -57,7 +57,7 @@ def token_ids(draw: st.DrawFn, family: str) -> list[int]:
 
 def push_all(family: str, ids: list[int], stops: tuple[str, ...] = ()) -> list[Piece]:
     """Pushes until the end, and checks what holds at every step."""
-    sequence = text_tokenizer(family).sequence_text(stops)
+    sequence = text_tokenizer(family).make_sequence_text(stops)
     pieces: list[Piece] = []
     for index, token_id in enumerate(ids):
         piece = sequence.push(token_id, last=index == len(ids) - 1)
@@ -245,7 +245,7 @@ def test_each_byte_belongs_to_the_token_that_made_it(text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     vocabulary = tokenizer.vocabulary()
     output = tokenizer.decode(ids).encode()
-    for token_id, piece in zip(ids, tokenizer.prompt_pieces(ids), strict=True):
+    for token_id, piece in zip(ids, tokenizer.split_prompt(ids), strict=True):
         made = b"" if tokenizer.is_special(token_id) else vocabulary[token_id]
         assert output[piece.begin_byte : piece.end_byte] == made
 
@@ -255,7 +255,7 @@ def test_each_byte_belongs_to_the_token_that_made_it(text: str) -> None:
 @given(data=st.data())
 def test_the_prompts_pieces_join_to_its_decode(family: str, data: st.DataObject) -> None:
     ids = data.draw(token_ids(family))
-    pieces = text_tokenizer(family).prompt_pieces(ids)
+    pieces = text_tokenizer(family).split_prompt(ids)
     assert len(pieces) == len(ids)
     assert "".join(p.text for p in pieces) == text_tokenizer(family).decode(ids)
 
@@ -313,7 +313,7 @@ def test_what_is_held_for_a_stop_is_released_at_the_end() -> None:
 def test_a_stop_may_end_inside_a_token() -> None:
     tokenizer = text_tokenizer("byte_fallback")
     ids = [oracle("byte_fallback").token_to_id(t) for t in ("▁I", "▁the", "ing")]
-    sequence = tokenizer.sequence_text((" th",))
+    sequence = tokenizer.make_sequence_text((" th",))
     assert sequence.push(ids[0], last=False) == Piece("I", 0, 1, None)
     assert sequence.push(ids[1], last=False) == Piece("", 1, 5, " th")
     assert sequence.text == "I"
@@ -324,4 +324,4 @@ def test_a_stop_may_end_inside_a_token() -> None:
 def test_a_long_run_of_byte_tokens_takes_linear_time() -> None:
     tokenizer = text_tokenizer("byte_fallback")
     ids = [3 + 0xFF] * 50_000
-    assert {piece.text for piece in tokenizer.prompt_pieces(ids)} == {"\ufffd"}
+    assert {piece.text for piece in tokenizer.split_prompt(ids)} == {"\ufffd"}

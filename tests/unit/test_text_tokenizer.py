@@ -58,7 +58,7 @@ def test_the_vocabulary_is_as_long_as_the_models(family: str) -> None:
     padded = TextTokenizer(files, size + PADDING)
     assert len(padded.vocabulary()) == size + PADDING
     assert padded.vocabulary()[size:] == [b""] * PADDING
-    assert padded.token_text(size) == padded.token_text(size + PADDING) == ""
+    assert padded.get_token_text(size) == padded.get_token_text(size + PADDING) == ""
     assert TextTokenizer(files, size - 1).vocabulary() == padded.vocabulary()[: size - 1]
 
 
@@ -101,7 +101,7 @@ def test_tokens_are_as_they_appear_inside_a_text(family: str, token: str, raw: b
     ours, theirs = both(family)
     token_id = theirs.convert_tokens_to_ids(token)
     assert ours.vocabulary()[token_id] == raw
-    assert ours.token_text(token_id) == ("<0xE2>" if raw == b"\xe2" else raw.decode())
+    assert ours.get_token_text(token_id) == ("<0xE2>" if raw == b"\xe2" else raw.decode())
 
 
 def test_special_tokens_are_told_apart() -> None:
@@ -116,5 +116,5 @@ def test_a_special_token_that_the_normalizer_changes_is_text_as_the_decoder_has_
     token_id = theirs.convert_tokens_to_ids("<odd>")
     expected = theirs.decode([token_id], skip_special_tokens=True)
     assert expected
-    assert ours.prompt_pieces([token_id])[0].text == expected
+    assert ours.split_prompt([token_id])[0].text == expected
     assert not ours.is_special(token_id)

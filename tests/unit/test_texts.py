@@ -29,7 +29,7 @@ from whence_server.domain.requests import (
     TokenInput,
 )
 from whence_server.generation import text_process
-from whence_server.generation.prepare import prepared
+from whence_server.generation.prepare import prepare_request
 from whence_server.generation.texts import TextProcesses
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -104,7 +104,7 @@ async def test_they_give_what_the_front_would(processes: TextProcesses) -> None:
         plain("x", forced="so it goes " * 9_000),
         tokens,
     ):
-        expected = prepared(request, model=MODEL, limits=LIMITS, tokenizer=tokenizer)
+        expected = prepare_request(request, model=MODEL, limits=LIMITS, tokenizer=tokenizer)
         assert await processes.prepare(request) == expected
 
 

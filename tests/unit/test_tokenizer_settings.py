@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from whence_server.domain.errors import ConfigurationError, InvalidRequestError
-from whence_server.engine.describing import text_files
+from whence_server.engine.describing import read_text_files
 from whence_server.engine.tokenizer_check import check_tokenizer
-from whence_server.engine.weights import tokenizer_files
+from whence_server.engine.weights import list_tokenizer_files
 from whence_server.text.cleanup import CleaningDetokenizer, clean_up
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -186,7 +186,7 @@ def saved(directory: Path, family: str, **changes: object) -> Path:
 def compare(directory: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(directory)
     check_tokenizer(theirs)
-    files = text_files(AutoTokenizer.from_pretrained(directory))
+    files = read_text_files(AutoTokenizer.from_pretrained(directory))
     ours = TextTokenizer(files, len(theirs) + 7)
     for text in TEXTS:
         for adding in (True, False):
@@ -195,7 +195,7 @@ def compare(directory: Path) -> None:
         ids = [*theirs(text)["input_ids"], *theirs.all_special_ids]
         expected_text = theirs.decode(ids, skip_special_tokens=True)
         assert ours.decode(ids) == expected_text
-        assert "".join(piece.text for piece in ours.prompt_pieces(ids)) == expected_text
+        assert "".join(piece.text for piece in ours.split_prompt(ids)) == expected_text
 
 
 @pytest.mark.parametrize("family", ["byte_level", "byte_fallback", "word_piece"])
@@ -232,12 +232,12 @@ def test_a_class_is_exported_with_its_own_settings(kind: str, family: str, tmp_p
 def test_settings_that_change_text_do_change_it(tmp_path: Path) -> None:
     """The comparisons above would hold as well if neither side heeded a setting."""
     plain = TextTokenizer(
-        text_files(AutoTokenizer.from_pretrained(saved(tmp_path, "word_piece"))), 300
+        read_text_files(AutoTokenizer.from_pretrained(saved(tmp_path, "word_piece"))), 300
     )
     changed = saved(
         tmp_path, "word_piece", split_special_tokens=True, clean_up_tokenization_spaces=True
     )
-    settings = text_files(AutoTokenizer.from_pretrained(changed))
+    settings = read_text_files(AutoTokenizer.from_pretrained(changed))
     assert settings.split_special_tokens
     assert settings.cleans_up_spaces
     other = TextTokenizer(settings, 300)
@@ -250,7 +250,7 @@ def test_a_chosen_tokenizer_file_is_read(tmp_path: Path) -> None:
     saved(tmp_path, "byte_level", fast_tokenizer_files=["tokenizer.4.0.0.json"])
     FAMILIES["byte_level_normalized"]().save(str(tmp_path / "tokenizer.4.0.0.json"))
     compare(tmp_path)
-    assert "tokenizer.4.0.0.json" in tokenizer_files(tmp_path), "the digest covers it"
+    assert "tokenizer.4.0.0.json" in list_tokenizer_files(tmp_path), "the digest covers it"
 
 
 def test_a_class_with_code_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
@@ -287,11 +287,11 @@ def test_a_class_that_fails_on_a_sample_is_refused_by_name(tmp_path: Path) -> No
 def test_a_place_to_fill_in_is_refused(tmp_path: Path) -> None:
     """CodeLlama's class makes a prefix and a suffix of such a text."""
     directory = saved(tmp_path, "byte_fallback_bpe", tokenizer_class="CodeLlamaTokenizer")
-    tokenizer = TextTokenizer(text_files(AutoTokenizer.from_pretrained(directory)), 400)
+    tokenizer = TextTokenizer(read_text_files(AutoTokenizer.from_pretrained(directory)), 400)
     with pytest.raises(InvalidRequestError, match="<FILL_ME>"):
         tokenizer.encode("def f():<FILL_ME>")
     plain = saved(tmp_path, "byte_fallback_bpe", fill_token="<FILL_ME>")
-    assert text_files(AutoTokenizer.from_pretrained(plain)).fill_token == ""
+    assert read_text_files(AutoTokenizer.from_pretrained(plain)).fill_token == ""
 
 
 PUNCTUATION = st.text(alphabet=" .?!,'ntmsverx", max_size=30)

@@ -24,7 +24,7 @@ from training_runs import sha256
 from transformers import GPT2LMHeadModel, Trainer
 
 from whence.v1.training_pb2 import TrainingState
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
 from whence_server.training import record
@@ -94,13 +94,13 @@ def test_an_adapter_is_trained_as_without_a_record_and_verifies(
     started, saved = events[0].started, checkpoints_in(tmp_path / "run")[-1]
     assert started.architecture == "GPT2LMHeadModel"
     # The oracles: the base as transformers loads it, and the files as they lie there.
-    digest = weights_digest(GPT2LMHeadModel.from_pretrained(base).state_dict())
+    digest = digest_weights(GPT2LMHeadModel.from_pretrained(base).state_dict())
     assert started.adapter_base.source == started.parent.source == str(base)
     assert started.adapter_base.weights_digest == saved.base_weights_digest == digest
     files = {f.path: f.sha256 for f in started.adapter_base.files}
     assert files["model.safetensors"] == sha256((base / "model.safetensors").read_bytes())
     state = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    assert saved.weights_digest == weights_digest(state)
+    assert saved.weights_digest == digest_weights(state)
     assert [t.name for t in saved.tensors] == sorted(state)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.path for f in saved.files}
     assert events[-1].attempt_finished.weights_digest == saved.weights_digest
@@ -226,7 +226,7 @@ def test_a_merged_model_that_is_saved_in_the_block_is_on_record(
     assert merged.step == 4
     assert events[-1].attempt_finished.weights_digest == adapter.weights_digest
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path / "merged")
-    assert merged.weights_digest == weights_digest(loaded.state_dict())
+    assert merged.weights_digest == digest_weights(loaded.state_dict())
     report = verify(tmp_path / "merged")
     assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
 
@@ -333,7 +333,7 @@ def test_an_adapter_that_was_added_to_a_model_of_transformers_is_one(
         trainer.save_model(str(tmp_path / "adapter"))
     saved = checkpoints_in(tmp_path / "run")[-1]
     state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert saved.weights_digest == weights_digest(state)
+    assert saved.weights_digest == digest_weights(state)
     report = verify(tmp_path / "adapter")
     assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_training import Rows, events_in, trainer_of
 from transformers import TrainerCallback
 
-from whence_server.engine.digests import file_digests, model_signing_digest, weights_digest
+from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
 from whence_server.training import record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,14 +41,14 @@ def test_checkpoints_are_digested_and_kept_and_evaluations_are_recorded(
     for checkpoint in checkpoints:
         directory = tmp_path / checkpoint.path
         names = [path.name for path in directory.iterdir() if path.name != "lineage.binpb"]
-        digests = file_digests(directory, names)
+        digests = digest_files(directory, names)
         assert [(f.path, f.sha256) for f in checkpoint.files] == [
             (f.path, f.sha256) for f in digests
         ]
         names = {tensor.name for tensor in checkpoint.tensors}
         assert "lm_head.weight" in names
         assert "transformer.wte.weight" not in names  # tied
-    assert checkpoints[-1].weights_digest == weights_digest(trainer.model.state_dict())
+    assert checkpoints[-1].weights_digest == digest_weights(trainer.model.state_dict())
     evaluations = [e.evaluation for e in events if e.WhichOneof("event") == "evaluation"]
     assert [e.step for e in evaluations] == [6, 12]
     assert evaluations[0].metrics["eval_loss"] > 0
@@ -61,7 +61,7 @@ def test_a_model_with_its_tokenizer_has_the_digest_that_the_server_gives(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from whence_server.engine.weights import model_files, weight_files
+    from whence_server.engine.weights import list_model_files, list_weight_files
 
     source = tiny_model("gpt2")
     trainer = trainer_of(tmp_path, model=AutoModelForCausalLM.from_pretrained(source), max_steps=1)
@@ -71,11 +71,11 @@ def test_a_model_with_its_tokenizer_has_the_digest_that_the_server_gives(
     trainer.save_model()
     assert recorder.run is not None
     checkpoint = events_in(tmp_path)[-1].checkpoint
-    names = model_files(tmp_path, weight_files(tmp_path), with_code=False)
-    digest = model_signing_digest(file_digests(tmp_path, names))
+    names = list_model_files(tmp_path, list_weight_files(tmp_path), with_code=False)
+    digest = digest_model_files(digest_files(tmp_path, names))
     assert (checkpoint.path, checkpoint.model_digest) == (".", digest)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert checkpoint.weights_digest == weights_digest(loaded.state_dict())
+    assert checkpoint.weights_digest == digest_weights(loaded.state_dict())
     assert events_in(tmp_path)[0].started.tokenizer_digest
 
 

@@ -48,7 +48,7 @@ def test_an_error_of_the_training_is_not_replaced_by_one_of_the_record(
 
     def stopping(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 2:
-            monkeypatch.setattr("whence_server.training.recording.run.weights_digest", unavailable)
+            monkeypatch.setattr("whence_server.training.recording.run.digest_weights", unavailable)
         stop(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(Stop, "on_step_end", stopping)
@@ -104,7 +104,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
         ("whence_server.training.recording.norms.NormMeter.before_step", "norms"),
         ("whence_server.training.recording.recorder.NormMeter", "norms"),
         ("whence_server.training.recording.run.RecordedRun.evaluated", "evaluation"),
-        ("whence_server.training.recording.snapshots.file_digests", "checkpoint"),
+        ("whence_server.training.recording.snapshots.digest_files", "checkpoint"),
         ("whence_server.training.recording.run.TrainingStep", "everything"),
         ("whence_server.training.recording.run.RecordedRun.trained", "everything"),
         ("whence_server.training.recording.loader._obstacle", "example_ids"),

@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.training import DocumentedExamples, record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,7 +130,7 @@ def test_norms_can_be_left_out(tmp_path: Path) -> None:
 
 def test_what_is_said_of_the_run(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, hub_token="secret-token")
-    before = weights_digest(trainer.model.state_dict())
+    before = digest_weights(trainer.model.state_dict())
     record(trainer, name="a name")
     trainer.train()
     events = events_in(tmp_path)
@@ -150,7 +150,7 @@ def test_what_is_said_of_the_run(tmp_path: Path) -> None:
     assert attempt.determinism["seed"] == "42"
     finished = events[-1].attempt_finished
     assert finished.state == TrainingState.TRAINING_STATE_COMPLETED
-    assert finished.weights_digest == weights_digest(trainer.model.state_dict()) != before
+    assert finished.weights_digest == digest_weights(trainer.model.state_dict()) != before
 
 
 @pytest.mark.parametrize("how", ["loaded", "changed", "new", "elsewhere"])

@@ -19,11 +19,11 @@ from whence_server.domain.otlp import (
     OtlpProtocol,
     OtlpSettings,
     Signal,
-    default_endpoint,
-    grpc_target,
-    http_url,
+    append_signal_path,
+    check_http_url,
+    get_default_endpoint,
+    parse_grpc_target,
     parse_timeout_s,
-    signal_url,
 )
 from whence_server.domain.otlp_text import parse_headers, parse_resource_attributes
 
@@ -87,7 +87,7 @@ def otlp_settings(
         return parse_headers(text, grpc=chosen is OtlpProtocol.GRPC)
 
     settings = OtlpSettings(
-        endpoint=address or default_endpoint(chosen, signal),
+        endpoint=address or get_default_endpoint(chosen, signal),
         protocol=chosen,
         headers=standard("HEADERS", headers, {}, secret=True),
         timeout_s=standard("TIMEOUT", parse_timeout_s, _OTLP_TIMEOUT_S),
@@ -194,17 +194,17 @@ def _endpoint(
     """A signal's endpoint, checked: HTTP's with its path; "" where none is set."""
 
     def grpc(text: str) -> str:
-        grpc_target(text, insecure=insecure)
+        parse_grpc_target(text, insecure=insecure)
         return text
 
     def of_all(text: str) -> str:
-        return signal_url(text, signal)
+        return append_signal_path(text, signal)
 
     http = protocol is OtlpProtocol.HTTP_PROTOBUF
     own, shared = _of_signal(signal, "ENDPOINT"), _of_all("ENDPOINT")
     for source, text, parse in (
         (flag_of("otlp_endpoint"), wanted, of_all if http else grpc),
-        (own, environment.get(own, ""), http_url if http else grpc),
+        (own, environment.get(own, ""), check_http_url if http else grpc),
         (shared, environment.get(shared, ""), of_all if http else grpc),
     ):
         if text.strip():

@@ -24,14 +24,14 @@ _ROUNDING = 1e-6
 
 def is_within(value: float, lowest: float, highest: float) -> bool:
     """Return whether a number lies between two bounds, or on one of them but for its rounding."""
-    return _below(lowest, value) and _below(value, highest)
+    return _is_below(lowest, value) and _is_below(value, highest)
 
 
-def length_power_is_held(num_tokens: int, length_penalty: float) -> bool:
+def is_length_power_held(num_tokens: int, length_penalty: float) -> bool:
     """Return whether so long a sequence's length, to that power, leaves float32 room for scores."""
     power = math.log10(max(num_tokens, 1)) * abs(length_penalty)
-    return _below(power, math.log10(MAX_LENGTH_POWER))
+    return _is_below(power, math.log10(MAX_LENGTH_POWER))
 
 
-def _below(low: float, high: float) -> bool:
+def _is_below(low: float, high: float) -> bool:
     return low <= high or math.isclose(low, high, rel_tol=_ROUNDING)

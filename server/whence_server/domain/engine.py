@@ -226,7 +226,7 @@ class Engine(Protocol):
     def send(self, message: FrontMessage) -> None:
         """Hand over a message; never block."""
 
-    def turns(self) -> AsyncIterator[Turn]:
+    def read_turns(self) -> AsyncIterator[Turn]:
         """Yield every turn, until the engine is stopped.
 
         Raises:

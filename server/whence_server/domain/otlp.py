@@ -28,7 +28,7 @@ class OtlpSettings:
     """One signal's destination."""
 
     endpoint: str
-    """gRPC: what `grpc_target` reads. HTTP: the whole URL, the signal's path included."""
+    """gRPC: what `parse_grpc_target` reads. HTTP: the whole URL, the signal's path included."""
     protocol: OtlpProtocol = OtlpProtocol.GRPC
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every request; names in lower case. They hold keys: never shown."""
@@ -44,14 +44,14 @@ class OtlpSettings:
     client_certificate: Path | None = None
 
 
-def default_endpoint(protocol: OtlpProtocol, signal: Signal) -> str:
+def get_default_endpoint(protocol: OtlpProtocol, signal: Signal) -> str:
     """Where a collector listens by default."""
     if protocol is OtlpProtocol.GRPC:
         return "http://localhost:4317"
-    return signal_url("http://localhost:4318", signal)
+    return append_signal_path("http://localhost:4318", signal)
 
 
-def grpc_target(endpoint: str, *, insecure: bool = False) -> tuple[str, bool]:
+def parse_grpc_target(endpoint: str, *, insecure: bool = False) -> tuple[str, bool]:
     """Splits an endpoint into gRPC's target and whether to use TLS.
 
     Args:
@@ -72,7 +72,7 @@ def grpc_target(endpoint: str, *, insecure: bool = False) -> tuple[str, bool]:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", url.scheme == "https"
 
 
-def http_url(endpoint: str) -> str:
+def check_http_url(endpoint: str) -> str:
     """Checks a URL to which OTLP over HTTP posts, and gives it back."""
     advice = "give http://HOST:PORT/PATH or https://HOST:PORT/PATH"
     if "://" not in endpoint:
@@ -83,9 +83,9 @@ def http_url(endpoint: str) -> str:
     return endpoint
 
 
-def signal_url(base: str, signal: Signal) -> str:
+def append_signal_path(base: str, signal: Signal) -> str:
     """Appends a signal's path to an endpoint that serves all signals."""
-    url = urlsplit(http_url(base))
+    url = urlsplit(check_http_url(base))
     path = url.path.rstrip("/")
     if url.query:
         raise ValueError("it has a query, after which no path can be appended")

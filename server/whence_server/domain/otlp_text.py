@@ -36,7 +36,7 @@ def parse_headers(text: str, *, grpc: bool) -> dict[str, str]:
             has a binary value there, in base64.
     """
     headers: dict[str, str] = {}
-    for place, pair in _pairs(text, "header"):
+    for place, pair in _split_pairs(text, "header"):
         name, equals, value = pair.partition("=")
         name = unquote(name.strip()).lower()
         if not equals or not _TOKEN.fullmatch(name):
@@ -44,12 +44,12 @@ def parse_headers(text: str, *, grpc: bool) -> dict[str, str]:
         what = f"{place} ({name})"
         if name in headers:
             raise ValueError(f"{what} is there twice; give it once")
-        headers[name] = _decoded(value.strip(), what)
+        headers[name] = _decode(value.strip(), what)
         _check_header(name, headers[name], what, grpc=grpc)
     return headers
 
 
-def binary_value(text: str) -> bytes:
+def decode_binary_value(text: str) -> bytes:
     """Decodes the value of a gRPC header whose name ends in "-bin": base64, padded or not."""
     padded = text.rstrip("=")
     return base64.b64decode(padded + "=" * (-len(padded) % 4), validate=True)
@@ -58,15 +58,15 @@ def binary_value(text: str) -> bytes:
 def parse_resource_attributes(text: str) -> dict[str, str]:
     """Reads "key=value,key=value", where commas and the like are percent-encoded."""
     attributes: dict[str, str] = {}
-    for place, pair in _pairs(text, "attribute"):
+    for place, pair in _split_pairs(text, "attribute"):
         key, equals, value = pair.partition("=")
-        key = _decoded(key.strip(), place)
+        key = _decode(key.strip(), place)
         if not equals or not key:
             raise ValueError(f"{place} is no KEY=VALUE; expected KEY=VALUE,KEY=VALUE")
         what = f"{place} ({key})"
         if key in attributes:
             raise ValueError(f"{what} is there twice; give it once")
-        attributes[key] = _decoded(value.strip(), what)
+        attributes[key] = _decode(value.strip(), what)
         if _CONTROL.search(key + attributes[key]):
             raise ValueError(f"{what} holds a control character; expected text")
     return attributes
@@ -83,7 +83,7 @@ def _check_header(name: str, value: str, what: str, *, grpc: bool) -> None:
         raise ValueError(f"{what}: gRPC takes names of letters, digits, '_', '-' and '.' only")
     if name.endswith(BINARY_SUFFIX):
         try:
-            binary_value(value)
+            decode_binary_value(value)
         except binascii.Error:
             raise ValueError(
                 f"{what}: over gRPC, the value of a name that ends in {BINARY_SUFFIX} is binary; "
@@ -91,14 +91,14 @@ def _check_header(name: str, value: str, what: str, *, grpc: bool) -> None:
             ) from None
 
 
-def _pairs(text: str, noun: str) -> Iterator[tuple[str, str]]:
+def _split_pairs(text: str, noun: str) -> Iterator[tuple[str, str]]:
     """Gives each pair with words for its place; empty ones, as after a last comma, are none."""
     for place, pair in enumerate(text.split(","), 1):
         if pair.strip():
             yield f"{noun} {place}", pair
 
 
-def _decoded(text: str, what: str) -> str:
+def _decode(text: str, what: str) -> str:
     if _ESCAPE.search(text):
         raise ValueError(f"{what} has a % that begins no escape such as %20; write %25 for a %")
     try:

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 
-def shown(path: Path | str) -> str:
+def format_path(path: Path | str) -> str:
     r"""A path as text: each byte that is not UTF-8 as `\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def undecodable(path: Path | str) -> bytes:
+def get_undecodable_bytes(path: Path | str) -> bytes:
     """The path's own bytes where they are not UTF-8; nothing for all other paths."""
     octets = os.fsencode(path)
     try:

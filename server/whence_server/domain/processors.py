@@ -3,7 +3,7 @@
 from whence_server.domain.decoding import Decoding, Strategy
 
 
-def processor_names(decoding: Decoding) -> tuple[str, ...]:
+def list_processor_names(decoding: Decoding) -> tuple[str, ...]:
     """Names the processors that will change a step's distribution, in order of application.
 
     The order is that of transformers' `generate`: what penalises or forbids comes first,

@@ -37,10 +37,10 @@ def apply_adapter(model: Any, directory: Path, device: str) -> Any:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        return _applied(model, directory, device, caught).eval()
+        return _load_adapted(model, directory, device, caught).eval()
 
 
-def _applied(
+def _load_adapted(
     model: Any, directory: Path, device: str, caught: list[warnings.WarningMessage]
 ) -> Any:
     import peft
@@ -85,19 +85,19 @@ def check_alone(adapted: Any) -> None:
         )
     if not same:
         kind = adapted.peft_config["default"].peft_type.value
-        raise _not_served(f"this adapter of PEFT type {kind} does more than change layers")
+        raise _refuse(f"this adapter of PEFT type {kind} does more than change layers")
 
 
 def _check_type(config: Any, directory: Path) -> None:
     kind = config.peft_type.value if hasattr(config.peft_type, "value") else str(config.peft_type)
     if kind not in SERVED_TYPES:
-        raise _not_served(f"{directory} is an adapter of PEFT type {kind}, which is not served")
+        raise _refuse(f"{directory} is an adapter of PEFT type {kind}, which is not served")
     for name in _PER_INPUT:
         if getattr(config, name, None):
-            raise _not_served(f"{directory} is an adapter with {name}, which is not served")
+            raise _refuse(f"{directory} is an adapter with {name}, which is not served")
 
 
-def _not_served(what: str) -> ConfigurationError:
+def _refuse(what: str) -> ConfigurationError:
     return ConfigurationError(
         f"{what}; if PEFT can, merge it into its base with merge_and_unload and serve the result"
     )

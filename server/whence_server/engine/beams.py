@@ -80,7 +80,7 @@ class Beams:
         )
 
     def _make_sequence(self, winner: Hypothesis) -> BeamSequence:
-        path = winner.path()
+        path = winner.list_path()
         if winner.finish is None or any(step.decision is None for step in path):
             raise RuntimeError("a winner of the search has not finished, or lacks a record")
         steps = [

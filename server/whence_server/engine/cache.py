@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from whence_server.engine.columns import Columns, room
+from whence_server.engine.columns import Columns, make_buffer
 
 
 class BatchedCache(Cache):
@@ -67,13 +67,13 @@ class BatchedCache(Cache):
         """Each layer's visible values, [rows, heads, width, head size], as views."""
         return [layer.values[: layer.num_rows, :, layer.start : layer.end] for layer in self.layers]
 
-    def next_columns(self) -> list[torch.Tensor]:
+    def add_columns(self) -> list[torch.Tensor]:
         """Makes room for one more column, which counts as visible and is yet to be written.
 
         Returns:
             Each layer's visible keys and then values, as views.
         """
-        return [buffer for layer in self.layers for buffer in layer.next_column()]
+        return [buffer for layer in self.layers for buffer in layer.add_column()]
 
     def insert(self, prefilled: "BatchedCache", num_rows: int = 1) -> None:
         """Appends `num_rows` copies of a single prompt's cache as new rows."""
@@ -131,8 +131,8 @@ class BatchedLayer(Columns, CacheLayerMixin):
         """Makes the buffers of a prompt's cache, once its first forward pass shows the shapes."""
         self.num_rows = key_states.shape[0]
         num_columns = max(self.num_columns, key_states.shape[2])
-        self.keys = room(key_states, self.num_rows, num_columns)
-        self.values = room(value_states, self.num_rows, num_columns)
+        self.keys = make_buffer(key_states, self.num_rows, num_columns)
+        self.values = make_buffer(value_states, self.num_rows, num_columns)
         self.is_initialized = True
 
     def update(
@@ -156,7 +156,7 @@ class BatchedLayer(Columns, CacheLayerMixin):
         width = self.end - self.start
         return keys.narrow(2, self.start, width), values.narrow(2, self.start, width)
 
-    def next_column(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_column(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Makes room for one more column; all visible keys and values with it, as views."""
         self.make_room(1)
         self.end += 1

@@ -45,16 +45,16 @@ class Columns:
         if not self.is_initialized:
             columns = max(2 * length, MIN_COLUMNS)
             for name, source in zip(self._names, sources, strict=True):
-                setattr(self, name, room(source, total, columns))
+                setattr(self, name, make_buffer(source, total, columns))
             self.is_initialized = True
         if self.num_rows == 0:
-            self.start = self.end = min(length, self._capacity()[1])
+            self.start = self.end = min(length, self._count_capacity()[1])
         widest = max(length, self.width)
-        if total > self._capacity()[0] or self.end < length:
+        if total > self._count_capacity()[0] or self.end < length:
             self._move(total, widest, first=widest - self.width)
         start = self.end - widest
         first = self.end - length
-        for buffer, source in zip(self._buffers(), sources, strict=True):
+        for buffer, source in zip(self._list_buffers(), sources, strict=True):
             # What earlier rows left behind may be NaN, and a masked weight of 0 times NaN is NaN.
             buffer[: self.num_rows, :, start : self.start] = 0
             buffer[self.num_rows : total, :, start:first] = 0
@@ -66,16 +66,16 @@ class Columns:
         """Moves the last row into the given one's place."""
         last = self.num_rows - 1
         if row != last:
-            for buffer in self._buffers():
+            for buffer in self._list_buffers():
                 buffer[row, :, self.start : self.end] = buffer[last, :, self.start : self.end]
         self.num_rows = last
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Makes each destination a copy of what its source was before."""
-        device = self._buffers()[0].device
+        device = self._list_buffers()[0].device
         copied = torch.tensor(sources, device=device)
         replaced = torch.tensor(destinations, device=device)
-        for buffer in self._buffers():
+        for buffer in self._list_buffers():
             visible = buffer[:, :, self.start : self.end]
             visible.index_copy_(0, replaced, visible.index_select(0, copied))
 
@@ -85,15 +85,15 @@ class Columns:
 
     def make_room(self, num_columns: int) -> None:
         """Sees to it that so many more columns can be written."""
-        if self.end + num_columns > self._capacity()[1]:
+        if self.end + num_columns > self._count_capacity()[1]:
             self._move(self.num_rows, self.width + num_columns, first=0)
 
-    def _buffers(self) -> list[torch.Tensor]:
+    def _list_buffers(self) -> list[torch.Tensor]:
         return [getattr(self, name) for name in self._names]
 
-    def _capacity(self) -> tuple[int, int]:
+    def _count_capacity(self) -> tuple[int, int]:
         """How many (rows, columns) there is memory for."""
-        shape = self._buffers()[0].shape
+        shape = self._list_buffers()[0].shape
         return shape[0], shape[2]
 
     def _move(self, num_rows: int, num_columns: int, *, first: int) -> None:
@@ -108,13 +108,13 @@ class Columns:
         end = first + self.width
         for name in self._names:
             old = getattr(self, name)
-            new = room(old, rows, columns)
+            new = make_buffer(old, rows, columns)
             new[: self.num_rows, :, first:end] = old[: self.num_rows, :, self.start : self.end]
             setattr(self, name, new)
         self.start, self.end = first, end
 
 
-def room(like: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
+def make_buffer(like: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
     """An empty buffer for what is like [rows, heads, columns, ...]."""
     _, heads, _, *size = like.shape
     return like.new_empty(num_rows, heads, num_columns, *size)

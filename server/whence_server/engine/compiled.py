@@ -13,7 +13,7 @@ from numba import config, njit
 logger = logging.getLogger(__name__)
 
 
-def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+def compile_now(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compiles a function for one signature, at once, or finds it as it was compiled before.
 
     numba knows what it has kept by the source file's content, by the function's code and by the

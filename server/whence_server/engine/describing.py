@@ -17,11 +17,11 @@ from whence_server.domain.model import (
     TextFiles,
 )
 from whence_server.engine.context import read_max_context_length
-from whence_server.engine.digests import file_digest, model_signing_digest
+from whence_server.engine.digests import digest_file, digest_model_files
 from whence_server.engine.generation_config import read_defaults
 from whence_server.engine.internals.attention import get_original_implementation
-from whence_server.engine.tokenizer_check import cleans_up_spaces, fill_token
-from whence_server.engine.weights import ModelPlaces, adapter_files
+from whence_server.engine.tokenizer_check import cleans_up_spaces, find_fill_token
+from whence_server.engine.weights import ModelPlaces, list_adapter_files
 
 
 def describe(
@@ -40,7 +40,7 @@ def describe(
 ) -> ModelInfo:
     """Puts together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
-    vocabulary_size = _vocabulary_size(model, config)
+    vocabulary_size = _read_vocabulary_size(model, config)
     return ModelInfo(
         name=name,
         architecture=type(model).__name__,
@@ -48,15 +48,15 @@ def describe(
         num_layers=config.num_hidden_layers,
         vocabulary_size=vocabulary_size,
         max_context_length=read_max_context_length(config),
-        model_digest=model_signing_digest(files),
-        tokenizer_digest=model_signing_digest(
+        model_digest=digest_model_files(files),
+        tokenizer_digest=digest_model_files(
             [file for file in files if file.path in tokenizer_files]
         ),
         weights_digest=weights_digest,
         files=tuple(files),
         loaded_files=tuple(loaded_files),
         batched=batched,
-        environment=_environment(model),
+        environment=_describe_environment(model),
         defaults=read_defaults(model.generation_config, vocabulary_size, places.base),
         text=text,
         internals=internals,
@@ -65,7 +65,7 @@ def describe(
     )
 
 
-def adapter_info(
+def describe_adapter(
     peft_type: str, places: ModelPlaces, files: Sequence[FileDigest], base_files: Collection[str]
 ) -> AdapterInfo:
     """Puts together what is said of an adapter.
@@ -79,19 +79,19 @@ def adapter_info(
     known = {file.path: file for file in files}
     alone = [
         dataclasses.replace(known[recorded], path=name)
-        if (recorded := places.name_of(places.base, name)) in known
-        else file_digest(name, places.base / name)
+        if (recorded := places.get_recorded_name(places.base, name)) in known
+        else digest_file(name, places.base / name)
         for name in base_files
     ]
     return AdapterInfo(
         peft_type=peft_type,
-        digest=model_signing_digest([known[name] for name in adapter_files(places.directory)]),
+        digest=digest_model_files([known[name] for name in list_adapter_files(places.directory)]),
         base=places.base_name,
-        base_model_digest=model_signing_digest(alone) if alone else "",
+        base_model_digest=digest_model_files(alone) if alone else "",
     )
 
 
-def text_files(tokenizer: Any) -> TextFiles:
+def read_text_files(tokenizer: Any) -> TextFiles:
     """The fast tokenizer as text, for a process without transformers."""
     return TextFiles(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
@@ -103,16 +103,16 @@ def text_files(tokenizer: Any) -> TextFiles:
         },
         split_special_tokens=bool(tokenizer.split_special_tokens),
         cleans_up_spaces=cleans_up_spaces(tokenizer),
-        fill_token=fill_token(tokenizer),
+        fill_token=find_fill_token(tokenizer),
     )
 
 
-def _vocabulary_size(model: Any, config: Any) -> int:
+def _read_vocabulary_size(model: Any, config: Any) -> int:
     head = model.get_output_embeddings()
     return config.vocab_size if head is None else head.weight.shape[0]
 
 
-def _environment(model: Any) -> Environment:
+def _describe_environment(model: Any) -> Environment:
     return Environment(
         whence_version=importlib.metadata.version("whence"),
         torch_version=str(torch.__version__),

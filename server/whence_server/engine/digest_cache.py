@@ -8,7 +8,7 @@ a JSON file. A digest is taken from there only if nothing says that the file may
   no program can set the time of status change.
 - The time of status change is older than the digest by more than file systems' clocks are coarse.
 - A sample of its content is the same.
-- The tensors that were loaded are those that the same files gave before (`confirmed`). This sees
+- The tensors that were loaded are those that the same files gave before (`confirm`). This sees
   a change that the file system does not report, as a write through a memory mapping may be.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from whence_server.domain.model import FileDigest
-from whence_server.engine.digests import file_digest, model_signing_digest
+from whence_server.engine.digests import digest_file, digest_model_files
 
 ALWAYS_READ_BYTES = 8 << 20
 """Files up to this size are digested at every start: that takes milliseconds."""
@@ -49,7 +49,7 @@ class Identity(NamedTuple):
     ctime_ns: int
 
 
-def identity(path: Path) -> Identity:
+def read_identity(path: Path) -> Identity:
     """Return the state of a file; a link's is that of its target."""
     status = path.stat()
     return Identity(
@@ -72,7 +72,7 @@ class DigestCache:
         """Paths whose digests were not computed at this start."""
         self._load()
 
-    def digests(self, paths: Mapping[str, Path]) -> list[FileDigest]:
+    def compute(self, paths: Mapping[str, Path]) -> list[FileDigest]:
         """Return the SHA-256 of each file, by the names that are to be on record.
 
         Args:
@@ -81,10 +81,10 @@ class DigestCache:
         found = []
         for name in sorted(paths):
             path = paths[name].resolve()
-            found.append(self._known(name, path) or self._computed(name, path))
+            found.append(self._recall(name, path) or self._compute(name, path))
         return found
 
-    def confirmed(
+    def confirm(
         self,
         paths: Mapping[str, Path],
         files: list[FileDigest],
@@ -102,9 +102,9 @@ class DigestCache:
             weights_digest: of the tensors in memory.
             conditions: all else that the tensors depend on: versions, type, device.
         """
-        expected = self._weights.get(_weights_key(files, conditions))
+        expected = self._weights.get(_make_weights_key(files, conditions))
         if self._remembered and expected != weights_digest:
-            anew = [self._computed(file.path, paths[file.path].resolve()) for file in files]
+            anew = [self._compute(file.path, paths[file.path].resolve()) for file in files]
             stale = [new.path for old, new in zip(files, anew, strict=True) if old != new]
             if stale:
                 _log.error(
@@ -114,31 +114,33 @@ class DigestCache:
                     ", ".join(stale),
                 )
             files = anew
-        key = _weights_key(files, conditions)
+        key = _make_weights_key(files, conditions)
         self._weights = {k: v for k, v in self._weights.items() if k != key} | {key: weights_digest}
         self._save()
         return files
 
-    def _known(self, name: str, path: Path) -> FileDigest | None:
+    def _recall(self, name: str, path: Path) -> FileDigest | None:
         """Return the remembered digest, unless there is any doubt about it."""
         entry = self._files.get(str(path))
-        now = identity(path)
+        now = read_identity(path)
         if entry is None or now.size_bytes <= ALWAYS_READ_BYTES or entry["identity"] != list(now):
             return None
-        if entry["begun_ns"] - now.ctime_ns < COARSEST_CLOCK_NS or entry["sample"] != _sample(path):
+        if entry["begun_ns"] - now.ctime_ns < COARSEST_CLOCK_NS or entry["sample"] != _hash_sample(
+            path
+        ):
             return None
         self._remembered.add(str(path))
         return FileDigest(path=name, size_bytes=now.size_bytes, sha256=entry["sha256"])
 
-    def _computed(self, name: str, path: Path) -> FileDigest:
-        begun_ns, before = time.time_ns(), identity(path)
-        digest = file_digest(name, path)
+    def _compute(self, name: str, path: Path) -> FileDigest:
+        begun_ns, before = time.time_ns(), read_identity(path)
+        digest = digest_file(name, path)
         self._files.pop(str(path), None)
-        if before.size_bytes > ALWAYS_READ_BYTES and identity(path) == before:
+        if before.size_bytes > ALWAYS_READ_BYTES and read_identity(path) == before:
             self._files[str(path)] = {
                 "identity": list(before),
                 "begun_ns": begun_ns,
-                "sample": _sample(path),
+                "sample": _hash_sample(path),
                 "sha256": digest.sha256,
             }
         return digest
@@ -150,7 +152,7 @@ class DigestCache:
             stored = json.loads(_content(self._file))
             # Without `version` it is of a release that went by path, size and mtime alone.
             if stored.get("version") == 2:
-                self._files = {str(k): _entry(v) for k, v in stored["files"].items()}
+                self._files = {str(k): _read_entry(v) for k, v in stored["files"].items()}
                 self._weights = {str(k): str(v) for k, v in stored["weights"].items()}
         except FileNotFoundError:
             pass
@@ -202,7 +204,7 @@ def _content(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _entry(value: dict[str, Any]) -> dict[str, Any]:
+def _read_entry(value: dict[str, Any]) -> dict[str, Any]:
     """Return an entry of the file, checked.
 
     Raises:
@@ -218,11 +220,11 @@ def _entry(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weights_key(files: list[FileDigest], conditions: str) -> str:
-    return f"{model_signing_digest(files)} {conditions}"
+def _make_weights_key(files: list[FileDigest], conditions: str) -> str:
+    return f"{digest_model_files(files)} {conditions}"
 
 
-def _sample(path: Path) -> str:
+def _hash_sample(path: Path) -> str:
     """Return the SHA-256 of pieces of a file, evenly spread, its head and its tail among them."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -13,24 +13,22 @@ from whence_server.domain.model import FileDigest
 CHUNK_BYTES = 1 << 20
 
 
-def file_digests(directory: Path, names: Iterable[str]) -> list[FileDigest]:
+def digest_files(directory: Path, names: Iterable[str]) -> list[FileDigest]:
     """Return the SHA-256 of each named file of a directory, sorted by name."""
-    return [file_digest(name, directory / name) for name in sorted(names)]
+    return [digest_file(name, directory / name) for name in sorted(names)]
 
 
-def file_digest(name: str, path: Path) -> FileDigest:
+def digest_file(name: str, path: Path) -> FileDigest:
     """Return the size and SHA-256 of a file's content.
 
     Args:
         name: what the file is called on record.
         path: where it lies.
     """
-    return FileDigest(
-        path=name, size_bytes=path.stat().st_size, sha256=_sha256_of_file(path.resolve())
-    )
+    return FileDigest(path=name, size_bytes=path.stat().st_size, sha256=hash_file(path.resolve()))
 
 
-def model_signing_digest(files: Sequence[FileDigest]) -> str:
+def digest_model_files(files: Sequence[FileDigest]) -> str:
     """The digest of a set of files as OpenSSF model signing defines it.
 
     SHA-256 over the files' raw SHA-256 digests, one after another, in the order of their names:
@@ -43,7 +41,7 @@ def model_signing_digest(files: Sequence[FileDigest]) -> str:
     return whole.hexdigest()
 
 
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+def digest_weights(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over the tensors in memory, after any cast: over what really computes.
 
     Tensors come sorted by name. For each: its name, its dtype ("float32"), its shape as
@@ -52,9 +50,9 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     that is the embedding) only the first name in that order counts.
     """
     digest = hashlib.sha256()
-    for name, tensor in _distinct(state):
-        digest.update(_heading(name, tensor))
-        digest.update(_little_endian(tensor))
+    for name, tensor in _list_distinct(state):
+        digest.update(_make_heading(name, tensor))
+        digest.update(_to_little_endian(tensor))
     return digest.hexdigest()
 
 
@@ -68,14 +66,14 @@ class TensorDigest(NamedTuple):
     sha256: str
 
 
-def tensor_digests(state: Mapping[str, torch.Tensor]) -> list[TensorDigest]:
+def digest_tensors(state: Mapping[str, torch.Tensor]) -> list[TensorDigest]:
     """SHA-256 of each tensor's elements in row-major order, little-endian; sorted by name.
 
-    Of tied tensors only the first is given, as in `weights_digest`.
+    Of tied tensors only the first is given, as in `digest_weights`.
     """
     return [
-        _record(name, tensor, hashlib.sha256(_little_endian(tensor)))
-        for name, tensor in _distinct(state)
+        _make_tensor_digest(name, tensor, hashlib.sha256(_to_little_endian(tensor)))
+        for name, tensor in _list_distinct(state)
     ]
 
 
@@ -83,36 +81,36 @@ class StateDigests(NamedTuple):
     """What is on record of a model's tensors."""
 
     weights_digest: str
-    """See `weights_digest`."""
+    """See `digest_weights`."""
     tensors: list[TensorDigest]
-    """See `tensor_digests`."""
+    """See `digest_tensors`."""
 
 
-def state_digests(state: Mapping[str, torch.Tensor]) -> StateDigests:
+def digest_state(state: Mapping[str, torch.Tensor]) -> StateDigests:
     """Both kinds of digest in one pass: each tensor is brought into the CPU's memory once.
 
     Neither follows from the other, so that every byte goes into two hashes all the same.
     """
     whole, records = hashlib.sha256(), []
-    for name, tensor in _distinct(state):
-        octets = _little_endian(tensor)
-        whole.update(_heading(name, tensor))
+    for name, tensor in _list_distinct(state):
+        octets = _to_little_endian(tensor)
+        whole.update(_make_heading(name, tensor))
         whole.update(octets)
-        records.append(_record(name, tensor, hashlib.sha256(octets)))
+        records.append(_make_tensor_digest(name, tensor, hashlib.sha256(octets)))
     return StateDigests(whole.hexdigest(), records)
 
 
-def _heading(name: str, tensor: torch.Tensor) -> bytes:
+def _make_heading(name: str, tensor: torch.Tensor) -> bytes:
     """What goes before a tensor's elements into the weights digest."""
     shape = ",".join(str(size) for size in tensor.shape)
-    return f"{name}\0{_dtype(tensor)}\0{shape}\0".encode()
+    return f"{name}\0{_name_dtype(tensor)}\0{shape}\0".encode()
 
 
-def _record(name: str, tensor: torch.Tensor, elements: "hashlib._Hash") -> TensorDigest:
-    return TensorDigest(name, _dtype(tensor), tuple(tensor.shape), elements.hexdigest())
+def _make_tensor_digest(name: str, tensor: torch.Tensor, elements: "hashlib._Hash") -> TensorDigest:
+    return TensorDigest(name, _name_dtype(tensor), tuple(tensor.shape), elements.hexdigest())
 
 
-def _distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _list_distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors sorted by name; of those that share their storage the first."""
     seen: set[tuple[object, ...]] = set()
     for name in sorted(state):
@@ -124,11 +122,11 @@ def _distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Te
         yield name, tensor
 
 
-def _dtype(tensor: torch.Tensor) -> str:
+def _name_dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _little_endian(tensor: torch.Tensor) -> memoryview:
+def _to_little_endian(tensor: torch.Tensor) -> memoryview:
     """The elements' bytes, row-major; no copy for a contiguous tensor on the CPU."""
     elements = tensor.cpu().contiguous().reshape(-1)
     octets = elements.view(torch.uint8)
@@ -137,7 +135,8 @@ def _little_endian(tensor: torch.Tensor) -> memoryview:
     return octets.numpy().data
 
 
-def _sha256_of_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK_BYTES):

@@ -63,7 +63,7 @@ def read_defaults(
     Raises:
         ConfigurationError: a field cannot be applied.
     """
-    source = _source(directory)
+    source = _find_source(directory)
     values = {name: value for name, value in vars(config).items() if value is not None}
     _check(values, source)
     _check_ids(values, vocabulary_size, source)
@@ -71,15 +71,15 @@ def read_defaults(
     stops = values.get("stop_strings", ())
     defaults = GenerationDefaults(
         **{name: values[name] for name in _AS_THEY_ARE if name in values},
-        **_switched_off_beyond(values),
+        **_list_switched_off(values),
         stop=(stops,) if isinstance(stops, str) else tuple(stops),
         min_new_tokens=max(values["min_new_tokens"], 0) if "min_new_tokens" in values else None,
         min_length=max(values.get("min_length", 0), 0),
         no_repeat_ngram_size=max(values.get("no_repeat_ngram_size", 0), 0),
         bad_word_ids=tuple(tuple(word) for word in values.get("bad_words_ids", ())),
         # An id beyond the head's rows, as some configs have, can never come.
-        eos_token_ids=_known(values.get("eos_token_id"), vocabulary_size),
-        configured=_configured(values, vocabulary_size),
+        eos_token_ids=_keep_known(values.get("eos_token_id"), vocabulary_size),
+        configured=_read_configured(values, vocabulary_size),
     )
     _check_together(defaults, source)
     return defaults
@@ -101,7 +101,7 @@ def check_batch(defaults: GenerationDefaults, max_batch_size: int, directory: Pa
         for name in ("num_beams", "num_return_sequences")
         if (value := getattr(defaults, name)) > max_batch_size
     ]
-    _raise(faults, _source(directory))
+    _raise_faults(faults, _find_source(directory))
 
 
 _AS_THEY_ARE = (
@@ -119,7 +119,7 @@ _AS_THEY_ARE = (
 )
 
 
-def _switched_off_beyond(values: Mapping[str, Any]) -> dict[str, Any]:
+def _list_switched_off(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that `generate` does not apply outside a range."""
     settings = {}
     for name in ("top_p", "typical_p"):
@@ -130,26 +130,26 @@ def _switched_off_beyond(values: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _configured(values: Mapping[str, Any], vocabulary_size: int) -> Configured:
+def _read_configured(values: Mapping[str, Any], vocabulary_size: int) -> Configured:
     # As in a dict, the last of several biases of one sequence counts.
     biases = {tuple(ids): float(bias) for ids, bias in values.get("sequence_bias", ())}
     return Configured(
         sequence_biases=tuple(biases.items()),
-        suppress_token_ids=_known(values.get("suppress_tokens"), vocabulary_size),
-        begin_suppress_token_ids=_known(values.get("begin_suppress_tokens"), vocabulary_size),
+        suppress_token_ids=_keep_known(values.get("suppress_tokens"), vocabulary_size),
+        begin_suppress_token_ids=_keep_known(values.get("begin_suppress_tokens"), vocabulary_size),
         forced_bos_token_id=values.get("forced_bos_token_id"),
-        forced_eos_token_ids=_known(values.get("forced_eos_token_id"), vocabulary_size),
+        forced_eos_token_ids=_keep_known(values.get("forced_eos_token_id"), vocabulary_size),
         top_h=float(values.get("top_h", 0.0)),
         renormalize_logits=values.get("renormalize_logits", False),
     )
 
 
-def _known(ids: Any, vocabulary_size: int) -> tuple[int, ...]:
+def _keep_known(ids: Any, vocabulary_size: int) -> tuple[int, ...]:
     """Return those of one id, of several or of none that the model's head has."""
-    return tuple(token_id for token_id in _listed(ids) if 0 <= token_id < vocabulary_size)
+    return tuple(token_id for token_id in _list_ids(ids) if 0 <= token_id < vocabulary_size)
 
 
-def _listed(ids: Any) -> list[int]:
+def _list_ids(ids: Any) -> list[int]:
     return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
@@ -164,7 +164,7 @@ def _check(values: Mapping[str, Any], source: Path) -> None:
         value = values.get(name)
         if refusal.is_set(value):
             faults[name] = f"{name} is {_shorten(value)}, which is not applied; {refusal.instead}"
-    _raise(list(faults.values()), source)
+    _raise_faults(list(faults.values()), source)
 
 
 def _say_what_samples_must_set(values: Mapping[str, Any], source: Path) -> None:
@@ -188,15 +188,15 @@ def _check_ids(values: Mapping[str, Any], vocabulary_size: int, source: Path) ->
     used = {
         "bad_words_ids": [i for word in values.get("bad_words_ids", ()) for i in word],
         "sequence_bias": [i for ids, _ in values.get("sequence_bias", ()) for i in ids],
-        "forced_bos_token_id": _listed(values.get("forced_bos_token_id")),
-        "forced_eos_token_id": _listed(values.get("forced_eos_token_id")),
+        "forced_bos_token_id": _list_ids(values.get("forced_bos_token_id")),
+        "forced_eos_token_id": _list_ids(values.get("forced_eos_token_id")),
     }
     faults = []
     for name, ids in used.items():
         beyond = next((i for i in ids if i >= vocabulary_size), None)
         if beyond is not None:
             faults.append(f"{name} has the id {beyond}; ids go up to {vocabulary_size - 1}")
-    _raise(faults, source)
+    _raise_faults(faults, source)
 
 
 def _check_together(defaults: GenerationDefaults, source: Path) -> None:
@@ -213,7 +213,7 @@ def _check_together(defaults: GenerationDefaults, source: Path) -> None:
             "them, or set num_beams to 1"
         )
     max_new_tokens = defaults.max_new_tokens or Limits().default_max_new_tokens
-    if defaults.num_beams > 1 and not bounds.length_power_is_held(
+    if defaults.num_beams > 1 and not bounds.is_length_power_held(
         max_new_tokens, defaults.length_penalty
     ):
         faults.append(
@@ -226,16 +226,16 @@ def _check_together(defaults: GenerationDefaults, source: Path) -> None:
             f"num_return_sequences is {defaults.num_return_sequences}; it must be at most "
             f"{most}, num_beams, or do_sample must be true"
         )
-    _raise(faults, source)
+    _raise_faults(faults, source)
 
 
-def _source(directory: Path | str) -> Path:
+def _find_source(directory: Path | str) -> Path:
     """Return the file that transformers read the generation config from."""
     path = Path(directory) / FILE
     return path if path.is_file() else Path(directory) / "config.json"
 
 
-def _raise(faults: list[str], source: Path) -> None:
+def _raise_faults(faults: list[str], source: Path) -> None:
     if faults:
         raise ConfigurationError(f"{source} cannot be applied: {'; '.join(faults)}")
 

@@ -74,7 +74,7 @@ def _are_stops(value: Any) -> bool:
     )
 
 
-def _all(value: Any, holds: Callable[[Any], bool]) -> bool:
+def _are_all(value: Any, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(map(holds, value))
 
 
@@ -122,10 +122,10 @@ APPLIED: dict[str, Rule] = {
         f"a whole number, at most {bounds.MAX_NO_REPEAT_NGRAM_SIZE}",
     ),
     "bad_words_ids": Rule(
-        lambda v: _all(v, _is_sequence), "a list, not empty, of lists of token ids, none empty"
+        lambda v: _are_all(v, _is_sequence), "a list, not empty, of lists of token ids, none empty"
     ),
     "sequence_bias": Rule(
-        lambda v: _all(v, _is_bias),
+        lambda v: _are_all(v, _is_bias),
         "a list, not empty, of pairs: a list of token ids, and a number from "
         f"-{bounds.MAX_LOGIT_BIAS:g} to {bounds.MAX_LOGIT_BIAS:g} or -Infinity",
     ),
@@ -165,28 +165,28 @@ def _is_true(value: Any) -> bool:
     return value is not None and value is not False
 
 
-def _other_than(neutral: float) -> Callable[[Any], bool]:
+def _make_differs(neutral: float) -> Callable[[Any], bool]:
     return lambda value: value is not None and value != neutral
 
 
 _REMOVE = "remove it"
 REFUSED: dict[str, Refusal] = {
     "max_time": Refusal(_is_given, "remove it, and let requests set max_duration"),
-    "guidance_scale": Refusal(_other_than(1), _REMOVE),
+    "guidance_scale": Refusal(_make_differs(1), _REMOVE),
     "watermarking_config": Refusal(_is_given, _REMOVE),
     "token_healing": Refusal(_is_true, _REMOVE),
-    "encoder_repetition_penalty": Refusal(_other_than(1), "use repetition_penalty"),
-    "encoder_no_repeat_ngram_size": Refusal(_other_than(0), "use no_repeat_ngram_size"),
+    "encoder_repetition_penalty": Refusal(_make_differs(1), "use repetition_penalty"),
+    "encoder_no_repeat_ngram_size": Refusal(_make_differs(0), "use no_repeat_ngram_size"),
     "remove_invalid_values": Refusal(
         _is_true, "remove it: a generation whose logits are no numbers fails, and says so"
     ),
     "exponential_decay_length_penalty": Refusal(_is_given, _REMOVE),
     "is_assistant": Refusal(_is_true, "remove it: this server is nobody's assistant model"),
     "assistant_ensemble_weight": Refusal(_is_given, _REMOVE),
-    "penalty_alpha": Refusal(_other_than(0), "remove it: contrastive search is not offered"),
+    "penalty_alpha": Refusal(_make_differs(0), "remove it: contrastive search is not offered"),
     "dola_layers": Refusal(_is_given, "remove it: DoLa decoding is not offered"),
-    "diversity_penalty": Refusal(_other_than(0), "remove it: group beam search is not offered"),
-    "num_beam_groups": Refusal(_other_than(1), "remove it: group beam search is not offered"),
+    "diversity_penalty": Refusal(_make_differs(0), "remove it: group beam search is not offered"),
+    "num_beam_groups": Refusal(_make_differs(1), "remove it: group beam search is not offered"),
     "constraints": Refusal(_is_given, "remove it: constrained beam search is not offered"),
     "force_words_ids": Refusal(_is_given, "remove it: constrained beam search is not offered"),
     "low_memory": Refusal(_is_true, "remove it: transformers itself refuses beams with it"),

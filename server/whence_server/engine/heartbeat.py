@@ -88,7 +88,7 @@ class Pulse:
         self._rest = b""
         self._newest: Beat | None = None
 
-    def newest(self) -> Beat | None:
+    def read_newest(self) -> Beat | None:
         """Return the newest beat that has come; None before the first."""
         while True:
             try:

@@ -88,10 +88,10 @@ class BatchRow:
             index,
             decision,
             context_length,
-            self._finish_reason(),
+            self._find_finish_reason(),
         )
 
-    def _finish_reason(self) -> FinishReason | None:
+    def _find_finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its newest token, if it does."""
         decoding = self.row.decoding
         if decoding.strategy is not Strategy.FORCED:

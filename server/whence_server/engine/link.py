@@ -17,7 +17,7 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.domain.model import ModelInfo
 from whence_server.engine.handshake import EngineOptions, LoadFailed
 from whence_server.engine.heartbeat import INTERVAL_S, Pulse
-from whence_server.engine.watchdog import Watchdog, processor_time
+from whence_server.engine.watchdog import Watchdog, read_processor_time
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,11 @@ class EngineProcess:
         answer = await self._receive()
         if answer is None:
             raise ConfigurationError(
-                f"the engine process ended while loading the model ({await self._ending()}); "
+                f"the engine process ended while loading the model ({await self._describe_end()}); "
                 "its own messages are on standard error"
             )
         if isinstance(answer, LoadFailed):
-            await self._ending()
+            await self._describe_end()
             raise ConfigurationError(answer.message)
         return answer.model
 
@@ -122,7 +122,7 @@ class EngineProcess:
         watchdog = Watchdog(math.ceil(self._stall_timeout_s / interval_s))
         while process.returncode is None:
             await asyncio.sleep(interval_s)
-            why = watchdog.look(pulse.newest(), processor_time(process.pid))
+            why = watchdog.look(pulse.read_newest(), read_processor_time(process.pid))
             if why and process.returncode is None:
                 logger.critical("the engine process %d hangs and is killed: %s", process.pid, why)
                 process.kill()
@@ -135,7 +135,7 @@ class EngineProcess:
         if not self._writer.is_closing():
             self._writer.write(channel.encode(message))
 
-    async def turns(self) -> AsyncIterator[Turn]:
+    async def read_turns(self) -> AsyncIterator[Turn]:
         """Everything that the engine makes, until `stop`.
 
         Raises:
@@ -144,7 +144,7 @@ class EngineProcess:
         while (turn := await self._receive()) is not None:
             yield turn
         if not self._stopping:
-            raise EngineLostError(await self._ending())
+            raise EngineLostError(await self._describe_end())
 
     async def wait(self) -> int:
         """Waits for the process's end; returns its exit status, negative for a signal."""
@@ -183,6 +183,6 @@ class EngineProcess:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
-    async def _ending(self) -> str:
+    async def _describe_end(self) -> str:
         status = await self.wait()
         return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -22,8 +22,8 @@ from whence_server.engine import (
     step_capture,
     weights,
 )
-from whence_server.engine.describing import adapter_info, describe, text_files
-from whence_server.engine.digest_cache import DigestCache, Identity, identity
+from whence_server.engine.describing import describe, describe_adapter, read_text_files
+from whence_server.engine.digest_cache import DigestCache, Identity, read_identity
 from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.generation_config import FILE, check_file
 from whence_server.engine.handshake import EngineOptions
@@ -81,48 +81,52 @@ def load(options: EngineOptions) -> LoadedModel:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    places = weights.model_places(options.model, trust_remote_code=options.trust_remote_code)
+    places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
     config = read_config(places.base, options)
     check_file(places.base)
-    base_weights = weights.weight_files(places.base)
-    paths = weights.model_paths(places, base_weights, with_code=options.trust_remote_code)
-    before = _identities(paths)
+    base_weights = weights.list_weight_files(places.base)
+    paths = weights.list_model_paths(places, base_weights, with_code=options.trust_remote_code)
+    before = _read_identities(paths)
     cache = DigestCache(options.digest_cache)
     with ThreadPoolExecutor(2, "digests") as pool:
         # The files are digested while transformers reads them.
-        digested = pool.submit(cache.digests, paths)
-        text = text_files(load_tokenizer(places.tokenizer, options))
+        digested = pool.submit(cache.compute, paths)
+        text = read_text_files(load_tokenizer(places.tokenizer, options))
         model = load_model(places.base, config, base_weights, options)
-        adapted = _adapted(model, places, options) if places.has_adapter else None
-        in_memory = pool.submit(digests.weights_digest, model.state_dict())
+        adapted = _apply_adapter(model, places, options) if places.has_adapter else None
+        in_memory = pool.submit(digests.digest_weights, model.state_dict())
         _set_num_threads(options.num_threads, model)
         # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
         wait([in_memory])
         weights_digest = in_memory.result()
-        files = cache.confirmed(paths, digested.result(), weights_digest, _conditions(model))
-        _check_unchanged(before, _identities(paths))
+        files = cache.confirm(paths, digested.result(), weights_digest, _describe_conditions(model))
+        _check_unchanged(before, _read_identities(paths))
     if adapted is not None:
         adapters.check_alone(adapted)
     rotary = frequencies.find(model)
-    style, obstacle = _style(model, rotary)
-    probe, internals = build_probe(model, style, obstacle, _head_weights(options, weights_digest))
+    style, obstacle = _find_style(model, rotary)
+    probe, internals = build_probe(
+        model, style, obstacle, _read_head_weights(options, weights_digest)
+    )
     graph = None if style is None else step_capture.capture_step(model, style, probe)
     info = describe(
         options.model_name,
         model,
         text,
         files=files,
-        tokenizer_files=_recorded(places, places.tokenizer, weights.tokenizer_files),
+        tokenizer_files=_list_recorded_names(
+            places, places.tokenizer, weights.list_tokenizer_files
+        ),
         loaded_files=[
-            *(places.name_of(places.base, name) for name in base_weights),
-            *(weights.adapter_files(places.directory)[1:] if places.has_adapter else ()),
+            *(places.get_recorded_name(places.base, name) for name in base_weights),
+            *(weights.list_adapter_files(places.directory)[1:] if places.has_adapter else ()),
         ],
         weights_digest=weights_digest,
         batched=style is not None,
         internals=internals,
         places=places,
         adapter=_describe_adapter(
-            adapted, places, files, _files_alone(places, base_weights, options)
+            adapted, places, files, _list_files_alone(places, base_weights, options)
         ),
     )
     return LoadedModel(model, style, graph, info, probe, rotary)
@@ -138,25 +142,29 @@ def _describe_adapter(
     if adapted is None:
         return None
     kind = adapted.peft_config["default"].peft_type.value
-    return adapter_info(kind, places, files, files_alone)
+    return describe_adapter(kind, places, files, files_alone)
 
 
-def _recorded(
+def _list_recorded_names(
     places: ModelPlaces, directory: Path, names: Callable[[Path], list[str]]
 ) -> list[str]:
     """Return the names on record of some of a directory's files."""
-    return [places.name_of(directory, name) for name in names(directory)]
+    return [places.get_recorded_name(directory, name) for name in names(directory)]
 
 
-def _files_alone(places: ModelPlaces, base_weights: list[str], options: EngineOptions) -> list[str]:
+def _list_files_alone(
+    places: ModelPlaces, base_weights: list[str], options: EngineOptions
+) -> list[str]:
     """Return the files of a base that is served alone; none where it has no tokenizer."""
     try:
-        return weights.model_files(places.base, base_weights, with_code=options.trust_remote_code)
+        return weights.list_model_files(
+            places.base, base_weights, with_code=options.trust_remote_code
+        )
     except ConfigurationError:
         return []
 
 
-def _adapted(model: Any, places: ModelPlaces, options: EngineOptions) -> Any:
+def _apply_adapter(model: Any, places: ModelPlaces, options: EngineOptions) -> Any:
     """Return PEFT's model around the base, into which it puts the adapter's layers."""
     if (places.directory / FILE).is_file() and places.directory != places.base:
         logger.warning(
@@ -171,8 +179,8 @@ def _adapted(model: Any, places: ModelPlaces, options: EngineOptions) -> Any:
     return adapted
 
 
-def _identities(paths: Mapping[str, Path]) -> dict[Path, Identity]:
-    return {path: identity(path) for path in paths.values()}
+def _read_identities(paths: Mapping[str, Path]) -> dict[Path, Identity]:
+    return {path: read_identity(path) for path in paths.values()}
 
 
 def _check_unchanged(before: dict[Path, Identity], after: dict[Path, Identity]) -> None:
@@ -189,12 +197,12 @@ def _check_unchanged(before: dict[Path, Identity], after: dict[Path, Identity]) 
         )
 
 
-def _conditions(model: Any) -> str:
+def _describe_conditions(model: Any) -> str:
     """Return all that the tensors in memory depend on besides the files."""
     return f"transformers {transformers.__version__}, torch {torch.__version__}, {model.dtype}"
 
 
-def _style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
+def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
     """How the model is called, with our attention in place where it can be, or why it cannot.
 
     Raises:
@@ -219,7 +227,7 @@ def _style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | 
     return style, "with our attention it gives other logits"
 
 
-def _head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | None:
+def _read_head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | None:
     if not options.head_weights:
         return None
     return read_head_weights(options.head_weights, weights_digest)

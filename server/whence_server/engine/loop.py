@@ -105,7 +105,7 @@ class EngineLoop(Generic[PromptT]):
             with self._isolate(job.admit.generation_id):
                 self._read(chunk, job)
         if not self._outbox.is_empty:
-            self._report(self._outbox.next(self._measure_no_pass()))
+            self._report(self._outbox.take_next(self._measure_no_pass()))
 
     def _admit(self, admit: Admit) -> None:
         num_prompt_tokens = len(admit.prompt_token_ids)

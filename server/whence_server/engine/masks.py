@@ -45,7 +45,7 @@ class StepMasks:
         """Columns that there is room for."""
         return self._masks[0].shape[-1]
 
-    def at(self, width: int) -> list[torch.Tensor]:
+    def select(self, width: int) -> list[torch.Tensor]:
         """The masks of a step that sees so many columns, never fewer than the step before.
 
         Returns:

@@ -26,13 +26,13 @@ class Outbox:
 
     def put(self, done: BeamSearchDone) -> None:
         """Add a search that is over."""
-        self._waiting.append((done.generation_id, _slices(done)))
+        self._waiting.append((done.generation_id, _cut_slices(done)))
 
     def drop(self, generation_id: str) -> None:
         """Forget a generation that nobody wants any more."""
         self._waiting = deque(item for item in self._waiting if item[0] != generation_id)
 
-    def next(self, cost: Cost) -> Turn:
+    def take_next(self, cost: Cost) -> Turn:
         """Return the next slice, or that a search was told to its end."""
         generation_id, slices = self._waiting[0]
         steps = next(slices, None)
@@ -44,7 +44,7 @@ class Outbox:
         return Turn(cost, beam_searches=[BeamSearchDone(generation_id, [])])
 
 
-def _slices(done: BeamSearchDone) -> Iterator[BeamSteps]:
+def _cut_slices(done: BeamSearchDone) -> Iterator[BeamSteps]:
     for sequence_index, sequence in enumerate(done.sequences):
         candidates = sequence.steps[0].decision.candidates
         num_candidates = len(candidates.token_ids) if candidates is not None else 0

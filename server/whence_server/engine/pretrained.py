@@ -89,7 +89,7 @@ def load_tokenizer(directory: Path, options: EngineOptions) -> Any:
     Raises:
         ConfigurationError: it cannot be loaded, or there is only a slow one.
     """
-    weights.tokenizer_files(directory)
+    weights.list_tokenizer_files(directory)
     with translate_errors(f"the tokenizer in {directory} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=options.trust_remote_code
@@ -148,7 +148,7 @@ def load_trainable(directory: Path, dtype: str) -> Any:
     """
     options = make_offline_options(directory, dtype)
     config = read_config(directory, options)
-    model = load_model(directory, config, weights.weight_files(directory), options)
+    model = load_model(directory, config, weights.list_weight_files(directory), options)
     return model.train().requires_grad_(True)
 
 

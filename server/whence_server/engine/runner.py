@@ -228,11 +228,11 @@ class Runner:
         layout = self._update_layout()
         if layout.masks is None:
             raise NotCapturableError("its masks are made within the forward pass")
-        columns = self._cache.next_columns()
+        columns = self._cache.add_columns()
         return StepInputs(
             torch.tensor(token_ids, device=self._device).unsqueeze(1),
             layout.positions,
-            layout.masks.at(self._cache.width),
+            layout.masks.select(self._cache.width),
             columns,
         )
 
@@ -263,7 +263,7 @@ class Runner:
         if self._style.position_ids:
             arguments["position_ids"] = layout.positions
         if layout.masks is not None:
-            masks = layout.masks.at(width)
+            masks = layout.masks.select(width)
             arguments["attention_mask"] = make_mask_argument(self._style, masks)
         elif layout.visible is not None:
             arguments["attention_mask"] = layout.visible.narrow(-1, 0, width)

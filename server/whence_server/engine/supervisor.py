@@ -71,13 +71,13 @@ class EngineSupervisor:
         """Hands a message to the process that runs now; never blocks."""
         self._process.send(message)
 
-    def turns(self) -> AsyncIterator[Turn]:
+    def read_turns(self) -> AsyncIterator[Turn]:
         """What the process that runs now makes.
 
         Raises:
             EngineLostError: it ended unasked; `restart` may bring another.
         """
-        return self._process.turns()
+        return self._process.read_turns()
 
     async def restart(self) -> None:
         """Starts another process in the place of one that died.

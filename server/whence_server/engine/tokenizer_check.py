@@ -29,7 +29,7 @@ def cleans_up_spaces(tokenizer: Any) -> bool:
     )
 
 
-def fill_token(tokenizer: Any) -> str:
+def find_fill_token(tokenizer: Any) -> str:
     """Return the place to fill in that CodeLlama's class splits a text at; else nothing."""
     fills_in = hasattr(type(tokenizer), "set_infilling_processor")
     return (tokenizer.fill_token or "") if fills_in else ""
@@ -48,7 +48,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     cleaning = PreTrainedTokenizerBase.clean_up_tokenization
     if cleans_up_spaces(tokenizer) and kind.clean_up_tokenization is not cleaning:
         raise ConfigurationError(f"{unlike}it has its own way to clean up tokenization spaces")
-    for text in _samples(tokenizer):
+    for text in _make_samples(tokenizer):
         try:
             ids = tokenizer(text)["input_ids"]
         except Exception as error:
@@ -64,9 +64,9 @@ def check_tokenizer(tokenizer: Any) -> None:
             raise ConfigurationError(f"{unlike}it decodes {text!r} differently from tokenizer.json")
 
 
-def _samples(tokenizer: Any) -> Iterator[str]:
+def _make_samples(tokenizer: Any) -> Iterator[str]:
     yield from SAMPLES
     added = tokenizer.added_tokens_decoder
     for token in [added[token_id] for token_id in sorted(added)][:NUM_SPECIAL_TOKENS]:
-        if token.content != fill_token(tokenizer):
+        if token.content != find_fill_token(tokenizer):
             yield f"a {token.content} b{token.content}c"

@@ -69,7 +69,7 @@ class Watchdog:
         )
 
 
-def processor_time(pid: int) -> int | None:
+def read_processor_time(pid: int) -> int | None:
     """Return a process's processor time in the kernel's ticks; None where there is no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

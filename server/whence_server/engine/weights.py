@@ -68,12 +68,12 @@ class ModelPlaces:
     has_adapter: bool
     tokenizer: Path
 
-    def name_of(self, directory: Path, name: str) -> str:
+    def get_recorded_name(self, directory: Path, name: str) -> str:
         """Return the name under which a file of one of the directories is on record."""
         return name if directory == self.directory else BASE_PREFIX + name
 
 
-def model_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
+def find_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
     """Find a model, and its base where it is an adapter.
 
     As in transformers, an adapter beside a whole model is one of that model, whatever it names.
@@ -81,7 +81,7 @@ def model_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
     Raises:
         ConfigurationError: there is no such model, its base cannot be found, or PEFT is missing.
     """
-    directory = model_directory(model, trust_remote_code=trust_remote_code)
+    directory = find_directory(model, trust_remote_code=trust_remote_code)
     if not (directory / ADAPTER_CONFIGURATION).is_file():
         return ModelPlaces(directory, directory, "", has_adapter=False, tokenizer=directory)
     if importlib.util.find_spec("peft") is None:
@@ -91,14 +91,14 @@ def model_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
         )
     base, base_name = directory, ""
     if not (directory / "config.json").is_file():
-        base_name, base = _base(directory, trust_remote_code=trust_remote_code)
+        base_name, base = _find_base(directory, trust_remote_code=trust_remote_code)
     own = any((directory / name).is_file() for name in TOKENIZER_FILES)
     return ModelPlaces(
         directory, base, base_name, has_adapter=True, tokenizer=directory if own else base
     )
 
 
-def _base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
+def _find_base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
     """Return what an adapter calls its base, and where that lies."""
     path = directory / ADAPTER_CONFIGURATION
     try:
@@ -112,7 +112,7 @@ def _base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
             "base_model_name_or_path to a directory or a hub id"
         )
     try:
-        base = model_directory(name, trust_remote_code=trust_remote_code, revision=revision)
+        base = find_directory(name, trust_remote_code=trust_remote_code, revision=revision)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"{directory} is an adapter of {name}, which cannot be found: {error.message}; set "
@@ -126,7 +126,7 @@ def _base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
     return name, base
 
 
-def model_directory(model: str, *, trust_remote_code: bool, revision: str | None = None) -> Path:
+def find_directory(model: str, *, trust_remote_code: bool, revision: str | None = None) -> Path:
     """The directory of a local model, or the snapshot of a hub id, fetched if need be.
 
     Raises:
@@ -139,16 +139,16 @@ def model_directory(model: str, *, trust_remote_code: bool, revision: str | None
         raise ConfigurationError(
             f"{model} is not a directory; give one with config.json and the weights, or a hub id"
         )
-    return _snapshot(model, trust_remote_code=trust_remote_code, revision=revision)
+    return _fetch_snapshot(model, trust_remote_code=trust_remote_code, revision=revision)
 
 
-def weight_files(directory: Path) -> list[str]:
+def list_weight_files(directory: Path) -> list[str]:
     """The files that hold the tensors, shards by name.
 
     Raises:
         ConfigurationError: there are none, or an index that names missing ones.
     """
-    first = _first(directory)
+    first = _find_first(directory)
     if first is None and (directory / ADAPTER_CONFIGURATION).is_file():
         raise ConfigurationError(
             f"{directory} has no weights of a whole model: it is an adapter, as "
@@ -181,7 +181,7 @@ def weight_files(directory: Path) -> list[str]:
     return shards
 
 
-def tokenizer_files(directory: Path) -> list[str]:
+def list_tokenizer_files(directory: Path) -> list[str]:
     """The tokenizer's files.
 
     Raises:
@@ -193,10 +193,10 @@ def tokenizer_files(directory: Path) -> list[str]:
     present += sorted(path.name for path in directory.glob("tokenizer.*.json"))
     if not _VOCABULARIES & set(present):
         raise ConfigurationError(f"{directory} has no tokenizer: tokenizer.json is missing")
-    return sorted([*present, *chat_template_files(directory)])
+    return sorted([*present, *list_chat_template_files(directory)])
 
 
-def chat_template_files(directory: Path) -> list[str]:
+def list_chat_template_files(directory: Path) -> list[str]:
     """List the chat templates besides the default, by their paths in the model's directory."""
     templates = (directory / CHAT_TEMPLATES).glob("*.jinja")
     return sorted(f"{CHAT_TEMPLATES}/{path.name}" for path in templates)
@@ -208,7 +208,7 @@ def is_tokenizer_file(path: str) -> bool:
     return path in TOKENIZER_FILES or by_release or path.startswith(f"{CHAT_TEMPLATES}/")
 
 
-def model_files(directory: Path, weights: list[str], *, with_code: bool) -> list[str]:
+def list_model_files(directory: Path, weights: list[str], *, with_code: bool) -> list[str]:
     """Everything that decides what a whole model computes: what its digest covers.
 
     Args:
@@ -216,10 +216,14 @@ def model_files(directory: Path, weights: list[str], *, with_code: bool) -> list
         weights: the weight files read.
         with_code: whether Python files count, because they are run.
     """
-    return sorted({*_base_files(directory, weights, with_code), *tokenizer_files(directory)})
+    return sorted(
+        {*_list_base_files(directory, weights, with_code), *list_tokenizer_files(directory)}
+    )
 
 
-def model_paths(places: ModelPlaces, weights: list[str], *, with_code: bool) -> dict[str, Path]:
+def list_model_paths(
+    places: ModelPlaces, weights: list[str], *, with_code: bool
+) -> dict[str, Path]:
     """Return where everything lies that decides what a model computes, by its name on record.
 
     Args:
@@ -231,19 +235,19 @@ def model_paths(places: ModelPlaces, weights: list[str], *, with_code: bool) -> 
         ConfigurationError: the tokenizer or the adapter's weights are missing.
     """
     parts = [
-        (places.base, _base_files(places.base, weights, with_code)),
-        (places.tokenizer, tokenizer_files(places.tokenizer)),
+        (places.base, _list_base_files(places.base, weights, with_code)),
+        (places.tokenizer, list_tokenizer_files(places.tokenizer)),
     ]
     if places.has_adapter:
-        parts.append((places.directory, adapter_files(places.directory)))
+        parts.append((places.directory, list_adapter_files(places.directory)))
     return {
-        places.name_of(directory, name): directory / name
+        places.get_recorded_name(directory, name): directory / name
         for directory, names in parts
         for name in names
     }
 
 
-def adapter_files(directory: Path) -> list[str]:
+def list_adapter_files(directory: Path) -> list[str]:
     """The files of an adapter: its configuration and its weights.
 
     Raises:
@@ -258,21 +262,21 @@ def adapter_files(directory: Path) -> list[str]:
     return [ADAPTER_CONFIGURATION, weights[0]]
 
 
-def _base_files(directory: Path, weights: list[str], with_code: bool) -> list[str]:
+def _list_base_files(directory: Path, weights: list[str], with_code: bool) -> list[str]:
     names = {*weights}
     names |= {name for name in CONFIGURATION_FILES if (directory / name).is_file()}
-    names |= {name for name in [_first(directory)] if name}
+    names |= {name for name in [_find_first(directory)] if name}
     if with_code:
         names |= {path.relative_to(directory).as_posix() for path in directory.rglob("*.py")}
     return sorted(names)
 
 
-def _first(directory: Path) -> str | None:
+def _find_first(directory: Path) -> str | None:
     """The weight file, or the index of several, that transformers reads."""
     return next((name for name in WEIGHT_FILES if (directory / name).is_file()), None)
 
 
-def _snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | None) -> Path:
+def _fetch_snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     # HTTPError is that of the httpx which the hub's client is built on, and lets through.

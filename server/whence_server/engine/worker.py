@@ -56,8 +56,8 @@ def _serve(
 ) -> None:
     # Loading torch takes seconds: not before the front's end is being watched, nor for a model that
     # is not there.
-    places = weights.model_places(options.model, trust_remote_code=options.trust_remote_code)
-    weights.weight_files(places.base)
+    places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
+    weights.list_weight_files(places.base)
     from whence_server.engine.decoding import Chooser
     from whence_server.engine.generation_config import check_batch
     from whence_server.engine.loading import load

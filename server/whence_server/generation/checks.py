@@ -29,7 +29,7 @@ class Faults:
             raise InvalidRequestError(*self.violations)
 
 
-def longest_prompt(model: ModelInfo, limits: Limits) -> int:
+def compute_longest_prompt(model: ModelInfo, limits: Limits) -> int:
     """Return the most tokens that a prompt may have."""
     longest = model.max_context_length - 1
     if limits.max_prompt_tokens:
@@ -58,7 +58,7 @@ def check_text_size(
     # A character has one to four bytes: most texts need not be written out to be measured.
     if len(text) * 4 <= most:
         return
-    num_bytes = bound.num_bytes(text)
+    num_bytes = bound.count_bytes(text)
     if num_bytes > most:
         raise InvalidRequestError(
             FieldViolation(
@@ -77,7 +77,7 @@ def check_prompt(token_ids: Sequence[int], field: str, model: ModelInfo, limits:
     """
     faults = Faults()
     faults.expect(bool(token_ids), field, "must hold at least one token")
-    longest = longest_prompt(model, limits)
+    longest = compute_longest_prompt(model, limits)
     faults.expect(
         len(token_ids) <= longest,
         field,
@@ -188,23 +188,23 @@ def check_processors(
 def check_sampling(faults: Faults, decoding: Decoding) -> None:
     """The warpers' parameters within transformers' own ranges."""
 
-    def within(name: str, ok: bool, rule: str) -> None:
+    def check(name: str, ok: bool, rule: str) -> None:
         value = getattr(decoding, name)
         faults.expect(
             math.isfinite(value) and ok, f"decoding.sample.{name}", f"{rule}, not {value:g}"
         )
 
-    within(
+    check(
         "temperature",
         bounds.is_within(decoding.temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
         f"must be a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
         "(for no randomness ask for `greedy`)",
     )
-    within("top_p", 0 < decoding.top_p <= 1, "must be in (0, 1]")
-    within("min_p", 0 <= decoding.min_p <= 1, "must be in [0, 1]")
-    within("typical_p", 0 < decoding.typical_p <= 1, "must be in (0, 1]")
-    within("epsilon_cutoff", 0 <= decoding.epsilon_cutoff < 1, "must be in [0, 1)")
-    within("eta_cutoff", 0 <= decoding.eta_cutoff < 1, "must be in [0, 1)")
+    check("top_p", 0 < decoding.top_p <= 1, "must be in (0, 1]")
+    check("min_p", 0 <= decoding.min_p <= 1, "must be in [0, 1]")
+    check("typical_p", 0 < decoding.typical_p <= 1, "must be in (0, 1]")
+    check("epsilon_cutoff", 0 <= decoding.epsilon_cutoff < 1, "must be in [0, 1)")
+    check("eta_cutoff", 0 <= decoding.eta_cutoff < 1, "must be in [0, 1)")
 
 
 def check_beams(
@@ -232,7 +232,7 @@ def check_beams(
         faults.expect(False, field, f"must be from -{highest:g} to {highest:g}, not {penalty:g}")
     else:
         faults.expect(
-            bounds.length_power_is_held(decoding.max_new_tokens, penalty),
+            bounds.is_length_power_held(decoding.max_new_tokens, penalty),
             field,
             f"is {penalty:g}: max_new_tokens, {decoding.max_new_tokens}, to that power must be "
             f"from {1 / bounds.MAX_LENGTH_POWER:g} to {bounds.MAX_LENGTH_POWER:g}, so that scores "

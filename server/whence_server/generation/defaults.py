@@ -10,7 +10,7 @@ from whence_server.domain.requests import DecodingRequest
 from whence_server.generation.checks import Faults
 
 
-def default_max_new_tokens(
+def get_default_max_new_tokens(
     defaults: GenerationDefaults, num_prompt_tokens: int, limits: Limits
 ) -> int:
     """Return the most new tokens where a request does not say; at least 1."""
@@ -21,7 +21,7 @@ def default_max_new_tokens(
     return limits.default_max_new_tokens
 
 
-def default_min_new_tokens(defaults: GenerationDefaults, num_prompt_tokens: int) -> int:
+def get_default_min_new_tokens(defaults: GenerationDefaults, num_prompt_tokens: int) -> int:
     """Return the fewest new tokens where a request does not say."""
     if defaults.min_new_tokens is not None:
         return defaults.min_new_tokens
@@ -43,7 +43,7 @@ def check_default_length(
         )
 
 
-def configured_for(
+def select_configured(
     request: DecodingRequest,
     defaults: GenerationDefaults,
     num_prompt_tokens: int,

@@ -10,7 +10,7 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import ChatInput, GenerationRequest, TokenInput
-from whence_server.generation.checks import check_prompt, check_text_size, longest_prompt
+from whence_server.generation.checks import check_prompt, check_text_size, compute_longest_prompt
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.text.template_arguments import read_arguments
 from whence_server.text.tokenizer import TextEncoder
@@ -50,7 +50,7 @@ def is_quick(request: GenerationRequest) -> bool:
     return request.size_bytes <= INLINE_BYTES and not isinstance(request.input, ChatInput)
 
 
-def input_field(request: GenerationRequest) -> str:
+def name_input_field(request: GenerationRequest) -> str:
     """Return the field of the request that holds its input."""
     if isinstance(request.input, str):
         return "prompt"
@@ -65,7 +65,7 @@ def check_size(
     Raises:
         InvalidRequestError: the prompt, or the text to be forced, cannot fit.
     """
-    longest = longest_prompt(model, limits)
+    longest = compute_longest_prompt(model, limits)
     bound = tokenizer.bound
     if isinstance(request.input, str):
         check_text_size(request.input, "prompt", longest, bound, what="this server takes")
@@ -77,7 +77,7 @@ def check_size(
         check_text_size(request.decoding.forced, field, room, bound, what=what)
 
 
-def prepared(
+def prepare_request(
     request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> Prepared:
     """Holds a request against the model.
@@ -88,7 +88,7 @@ def prepared(
     """
     check_size(request, model=model, limits=limits, tokenizer=tokenizer)
     trace, unavailable = resolve_trace(request.trace, model, limits)
-    prompt, token_ids = _encoded(request, model, limits, tokenizer)
+    prompt, token_ids = _encode(request, model, limits, tokenizer)
     decoding = resolve_decoding(
         request.decoding,
         num_prompt_tokens=len(token_ids),
@@ -99,7 +99,7 @@ def prepared(
     return Prepared(prompt, token_ids, decoding, trace, unavailable)
 
 
-def _encoded(
+def _encode(
     request: GenerationRequest, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> tuple[str, list[int]]:
     given = request.input
@@ -108,7 +108,7 @@ def _encoded(
         check_prompt(ids, "tokens.token_ids", model, limits)
         return tokenizer.decode(ids), ids
     add_special_tokens = request.decoding.add_special_tokens
-    field = input_field(request)
+    field = name_input_field(request)
     try:
         if isinstance(given, str):
             text, adding = given, add_special_tokens is not False
@@ -117,7 +117,7 @@ def _encoded(
             arguments = read_arguments(given.template_arguments_json)
             text = tokenizer.render_chat(given.messages, arguments, given.template_name)
             adding = False
-            longest = longest_prompt(model, limits)
+            longest = compute_longest_prompt(model, limits)
             check_text_size(text, field, longest, tokenizer.bound, what="this server takes")
         ids = tokenizer.encode(text, add_special_tokens=adding)
     except LoneSurrogateError as error:

@@ -41,20 +41,20 @@ class Readmission:
         """Whether the engine knows of it."""
         return running.id in self._sent
 
-    def stepped(self, running: RunningGeneration) -> None:
+    def note_step(self, running: RunningGeneration) -> None:
         """Takes note of a step that was made; the trial of its generation may end with it."""
         if running is self._on_trial:
             self._steps_on_trial += 1
             if self._steps_on_trial >= STEPS_TO_CLEAR:
-                self._next_trial()
+                self._begin_next_trial()
 
     def forget(self, running: RunningGeneration) -> None:
         """Takes note that a generation has ended, whichever way."""
         self._sent.discard(running.id)
         if running is self._on_trial:
-            self._next_trial()
+            self._begin_next_trial()
 
-    def engine_died(self, running: Iterable[RunningGeneration]) -> list[RunningGeneration]:
+    def note_death(self, running: Iterable[RunningGeneration]) -> list[RunningGeneration]:
         """Takes note of a death; returns those that are to blame for it, to be failed."""
         self._down = True
         blamed = []
@@ -73,12 +73,12 @@ class Readmission:
         self._sent.clear()
         return blamed
 
-    def engine_restarted(self) -> None:
+    def note_restart(self) -> None:
         """Begins to send again."""
         self._down = False
-        self._next_trial()
+        self._begin_next_trial()
 
-    def _next_trial(self) -> None:
+    def _begin_next_trial(self) -> None:
         self._on_trial = None
         if self._down:
             return
@@ -95,4 +95,4 @@ class Readmission:
 
     def _dispatch(self, running: RunningGeneration) -> None:
         self._sent.add(running.id)
-        self._send(running.admission())
+        self._send(running.make_admission())

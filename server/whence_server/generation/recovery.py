@@ -37,19 +37,19 @@ async def close_interrupted(journal: Journal) -> int:
     unfinished = journal.unfinished()
     closed = []
     for generation_id in unfinished:
-        if await _sound(_finish, journal, generation_id):
+        if await _try_close(_finish, journal, generation_id):
             closed.append(generation_id)
         else:
             journal.give_up(generation_id)
     for generation_id in dict.fromkeys([*closed, *journal.uncalled()]):
-        await _sound(_end_call, journal, generation_id)
+        await _try_close(_end_call, journal, generation_id)
     if closed:
         _log.warning("closed %d generations that a crash had interrupted", len(closed))
     await journal.flush()
     return len(closed)
 
 
-async def _sound(
+async def _try_close(
     close: Callable[[Journal, str], Awaitable[None]], journal: Journal, generation_id: str
 ) -> bool:
     """Closes one generation; False where its record is damaged: the others are closed anyhow."""
@@ -66,7 +66,7 @@ async def _sound(
 
 
 async def _finish(journal: Journal, generation_id: str) -> None:
-    started = await _started(journal, generation_id)
+    started = await _read_started(journal, generation_id)
     results = _Results(max(started.effective_decoding.num_return_sequences, 1))
     offset = 0
     while entries := await journal.read(
@@ -76,7 +76,7 @@ async def _finish(journal: Journal, generation_id: str) -> None:
             results.add(step_pb2.Step.FromString(entry.payload))
         offset = entries[-1].offset
     finished = Finished(
-        sequences=results.sequences(),
+        sequences=results.make_sequences(),
         finish_reason=FinishReason.INTERRUPTED,
         num_prompt_tokens=len(started.prompt_token_ids),
         num_generated_tokens=results.num_tokens,
@@ -89,13 +89,13 @@ async def _finish(journal: Journal, generation_id: str) -> None:
         generation_id,
         encode_finished(finished),
         FinishIndex(
-            FinishReason.INTERRUPTED, results.num_tokens, results.text(0)[:PREVIEW_CHARACTERS]
+            FinishReason.INTERRUPTED, results.num_tokens, results.get_text(0)[:PREVIEW_CHARACTERS]
         ),
     )
 
 
 async def _end_call(journal: Journal, generation_id: str) -> None:
-    started = await _started(journal, generation_id)
+    started = await _read_started(journal, generation_id)
     for entry in await journal.read(generation_id, kinds=(EntryKind.CALL,)):
         # Other calls, that resumed it, may have ended before.
         if call_pb2.Call.FromString(entry.payload).span_id == started.span_id:
@@ -103,20 +103,20 @@ async def _end_call(journal: Journal, generation_id: str) -> None:
     finished = generation_pb2.GenerationFinished()
     for entry in await journal.read(generation_id, limit=1, kinds=(EntryKind.FINISHED,)):
         finished.MergeFromString(entry.payload)
-    call = _interrupted_call(
+    call = _make_interrupted_call(
         started, started.start_time.ToNanoseconds(), finished.end_time.ToNanoseconds()
     )
     journal.record_call(generation_id, encode_call(call))
 
 
-async def _started(journal: Journal, generation_id: str) -> generation_pb2.GenerationStarted:
+async def _read_started(journal: Journal, generation_id: str) -> generation_pb2.GenerationStarted:
     started = generation_pb2.GenerationStarted()
     for entry in await journal.read(generation_id, limit=1, kinds=(EntryKind.STARTED,)):
         started.MergeFromString(entry.payload)
     return started
 
 
-def _interrupted_call(
+def _make_interrupted_call(
     started: generation_pb2.GenerationStarted, start_time_ns: int, end_time_ns: int
 ) -> CallRecord:
     return CallRecord(
@@ -159,14 +159,14 @@ class _Results:
         self.last_elapsed_ns = step.timing.elapsed_ns
         self.first_elapsed_ns = self.first_elapsed_ns or self.last_elapsed_ns
 
-    def text(self, index: int) -> str:
+    def get_text(self, index: int) -> str:
         return "".join(self._texts[index])
 
-    def sequences(self) -> tuple[SequenceResult, ...]:
+    def make_sequences(self) -> tuple[SequenceResult, ...]:
         return tuple(
             SequenceResult(
                 sequence_index=i,
-                text=self.text(i),
+                text=self.get_text(i),
                 token_ids=tuple(self._token_ids[i]),
                 finish_reason=FinishReason.INTERRUPTED,
                 logprob=self._logprobs[i],

@@ -30,10 +30,10 @@ from whence_server.generation.checks import (
 )
 from whence_server.generation.defaults import (
     check_default_length,
-    configured_for,
-    default_max_new_tokens,
-    default_min_new_tokens,
+    get_default_max_new_tokens,
+    get_default_min_new_tokens,
     say_where_from,
+    select_configured,
 )
 from whence_server.text.tokenizer import TextEncoder
 
@@ -100,15 +100,17 @@ def resolve_decoding(
         InvalidRequestError: settings out of range, or contradicting each other; all of them.
     """
     defaults = model.defaults
-    strategy = request.strategy or _default_strategy(model)
+    strategy = request.strategy or _choose_default_strategy(model)
     room = model.max_context_length - num_prompt_tokens
     faults = Faults()
     forced = (
-        _forced_ids(faults, request, room, model, tokenizer) if strategy is Strategy.FORCED else ()
+        _encode_forced(faults, request, room, model, tokenizer)
+        if strategy is Strategy.FORCED
+        else ()
     )
     max_new_tokens = request.max_new_tokens
     if max_new_tokens is None:
-        max_new_tokens = default_max_new_tokens(defaults, num_prompt_tokens, limits)
+        max_new_tokens = get_default_max_new_tokens(defaults, num_prompt_tokens, limits)
     choosing = strategy is not Strategy.FORCED
     if not choosing:
         max_new_tokens = len(forced)
@@ -117,44 +119,50 @@ def resolve_decoding(
     decoding = Decoding(
         strategy=strategy,
         max_new_tokens=min(max_new_tokens, room),
-        min_new_tokens=_or(
+        min_new_tokens=_use_default(
             request.min_new_tokens,
-            min(default_min_new_tokens(defaults, num_prompt_tokens), max_new_tokens)
+            min(get_default_min_new_tokens(defaults, num_prompt_tokens), max_new_tokens)
             if choosing
             else 0,
         ),
         stop=request.stop or (defaults.stop if choosing else ()),
         stop_token_ids=request.stop_token_ids,
         eos_token_ids=defaults.eos_token_ids,
-        ignore_eos=_or(request.ignore_eos, not choosing),
-        num_return_sequences=_or(
+        ignore_eos=_use_default(request.ignore_eos, not choosing),
+        num_return_sequences=_use_default(
             request.num_return_sequences,
             defaults.num_return_sequences if sampling or searching else 1,
         ),
-        add_special_tokens=_or(request.add_special_tokens, True),
-        repetition_penalty=_or(
+        add_special_tokens=_use_default(request.add_special_tokens, True),
+        repetition_penalty=_use_default(
             request.repetition_penalty, defaults.repetition_penalty if choosing else 1.0
         ),
-        no_repeat_ngram_size=_or(
+        no_repeat_ngram_size=_use_default(
             request.no_repeat_ngram_size, defaults.no_repeat_ngram_size if choosing else 0
         ),
         logit_bias=tuple(sorted(request.logit_bias)),
         bad_words=request.bad_words,
-        bad_word_ids=_bad_word_ids(faults, request, limits, tokenizer)
+        bad_word_ids=_encode_bad_words(faults, request, limits, tokenizer)
         or (defaults.bad_word_ids if choosing and not request.bad_words else ()),
-        temperature=_or(request.temperature, defaults.temperature) if sampling else 1.0,
-        top_k=_or(request.top_k, defaults.top_k) if sampling else 0,
-        top_p=_or(request.top_p, defaults.top_p) if sampling else 1.0,
-        min_p=_or(request.min_p, defaults.min_p) if sampling else 0.0,
-        typical_p=_or(request.typical_p, defaults.typical_p) if sampling else 1.0,
-        epsilon_cutoff=_or(request.epsilon_cutoff, defaults.epsilon_cutoff) if sampling else 0.0,
-        eta_cutoff=_or(request.eta_cutoff, defaults.eta_cutoff) if sampling else 0.0,
-        seed=_or(request.seed, secrets.randbits(64)) if sampling else 0,
-        num_beams=_or(request.num_beams, defaults.num_beams) if searching else 1,
-        length_penalty=_or(request.length_penalty, defaults.length_penalty) if searching else 1.0,
-        early_stopping=_or(request.early_stopping, _EARLY_STOPPING[defaults.early_stopping]),
+        temperature=_use_default(request.temperature, defaults.temperature) if sampling else 1.0,
+        top_k=_use_default(request.top_k, defaults.top_k) if sampling else 0,
+        top_p=_use_default(request.top_p, defaults.top_p) if sampling else 1.0,
+        min_p=_use_default(request.min_p, defaults.min_p) if sampling else 0.0,
+        typical_p=_use_default(request.typical_p, defaults.typical_p) if sampling else 1.0,
+        epsilon_cutoff=_use_default(request.epsilon_cutoff, defaults.epsilon_cutoff)
+        if sampling
+        else 0.0,
+        eta_cutoff=_use_default(request.eta_cutoff, defaults.eta_cutoff) if sampling else 0.0,
+        seed=_use_default(request.seed, secrets.randbits(64)) if sampling else 0,
+        num_beams=_use_default(request.num_beams, defaults.num_beams) if searching else 1,
+        length_penalty=_use_default(request.length_penalty, defaults.length_penalty)
+        if searching
+        else 1.0,
+        early_stopping=_use_default(
+            request.early_stopping, _EARLY_STOPPING[defaults.early_stopping]
+        ),
         forced_token_ids=forced,
-        configured=configured_for(request, defaults, num_prompt_tokens, sampling=sampling)
+        configured=select_configured(request, defaults, num_prompt_tokens, sampling=sampling)
         if choosing
         else Configured(),
     )
@@ -174,13 +182,13 @@ def resolve_decoding(
     return decoding
 
 
-def _default_strategy(model: ModelInfo) -> Strategy:
+def _choose_default_strategy(model: ModelInfo) -> Strategy:
     if model.defaults.num_beams > 1:
         return Strategy.BEAM_SEARCH
     return Strategy.SAMPLE if model.defaults.do_sample else Strategy.GREEDY
 
 
-def _forced_ids(
+def _encode_forced(
     faults: Faults,
     request: DecodingRequest,
     room: int,
@@ -204,7 +212,7 @@ def _forced_ids(
     return ids
 
 
-def _bad_word_ids(
+def _encode_bad_words(
     faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextEncoder
 ) -> tuple[tuple[int, ...], ...]:
     faults.expect(
@@ -225,5 +233,5 @@ def _bad_word_ids(
     return tuple(ids for ids in encoded if ids)
 
 
-def _or(value: T | None, default: T) -> T:
+def _use_default(value: T | None, default: T) -> T:
     return default if value is None else value

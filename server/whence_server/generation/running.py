@@ -81,10 +81,10 @@ class RunningGeneration:
         self._journal = journal
         self._tokenizer = tokenizer
         self._sequences = [
-            _Sequence(tokenizer.sequence_text(started.decoding.stop))
+            _Sequence(tokenizer.make_sequence_text(started.decoding.stop))
             for _ in range(started.decoding.num_return_sequences)
         ]
-        self._prompt_text = tokenizer.sequence_text()
+        self._prompt_text = tokenizer.make_sequence_text()
         self._num_prompt_steps = 0
         self._rounds: list[int] = []
         """What became of each recorded round of a beam search, hashed."""
@@ -102,7 +102,7 @@ class RunningGeneration:
         """Whether the engine has yet to read its prompt."""
         return self._prefill_finished_ns is None
 
-    def admission(self) -> Admit:
+    def make_admission(self) -> Admit:
         """What the engine has to know to begin, or to go on after the recorded steps."""
         # A beam search has no sequences before its end: it begins again.
         is_search = self.started.decoding.strategy is Strategy.BEAM_SEARCH
@@ -152,7 +152,7 @@ class RunningGeneration:
         sequence = self._sequences[made.sequence_index]
         if sequence.finish_reason is not None:
             return False
-        timing = self._timing(turn.cost, made.context_length)
+        timing = self._make_timing(turn.cost, made.context_length)
         self._record(made.sequence_index, made.index, made.decision, timing, made.finish)
         return made.finish is None and sequence.finish_reason is not None
 
@@ -175,7 +175,7 @@ class RunningGeneration:
                 )
             return False
         self._rounds.append(hash(tuple(outcome)))
-        timing = self._timing(cost, made.context_length)
+        timing = self._make_timing(cost, made.context_length)
         beam_round = BeamRound(made.index, made.continuations, timing)
         self._journal.append(self.id, EntryKind.BEAM_ROUND, encode_beam_round(beam_round))
         return True
@@ -191,12 +191,12 @@ class RunningGeneration:
         for index, step in enumerate(won.steps, won.first_index):
             if index < len(sequence.token_ids):
                 continue
-            timing = self._timing(step.cost, step.context_length)
+            timing = self._make_timing(step.cost, step.context_length)
             finish = won.finish if index == last else None
             self._record(won.sequence_index, index, step.decision, timing, finish)
             yield
 
-    def _timing(self, cost: Cost, context_length: int) -> Timing:
+    def _make_timing(self, cost: Cost, context_length: int) -> Timing:
         return Timing(
             cost.ready_ns - self.arrival_ns,
             cost.forward_ns,
@@ -234,7 +234,7 @@ class RunningGeneration:
         elif finish is not None:
             sequence.finish_reason = finish
             if finish is FinishReason.STOP:
-                sequence.stop = self._tokenizer.token_text(decision.token_id)
+                sequence.stop = self._tokenizer.get_token_text(decision.token_id)
 
     @property
     def complete(self) -> bool:
@@ -251,7 +251,7 @@ class RunningGeneration:
         elapsed_ns = now_ns - self.arrival_ns
         queue_end = self._prefill_started_ns or now_ns
         prefill_end = self._prefill_finished_ns or now_ns
-        results = tuple(self._result(i, reason) for i in range(len(self._sequences)))
+        results = tuple(self._make_result(i, reason) for i in range(len(self._sequences)))
         num_generated_tokens = sum(len(r.token_ids) for r in results)
         finished = Finished(
             sequences=results,
@@ -294,7 +294,7 @@ class RunningGeneration:
         code = _FAILURE_CODES.get(reason, Code.INTERNAL)
         self.finish(FinishReason.FAILED, Failure(code, reason, message))
 
-    def _result(self, index: int, reason: FinishReason | None) -> SequenceResult:
+    def _make_result(self, index: int, reason: FinishReason | None) -> SequenceResult:
         sequence = self._sequences[index]
         return SequenceResult(
             sequence_index=index,

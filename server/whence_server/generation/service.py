@@ -25,11 +25,11 @@ from whence_server.domain.errors import (
 from whence_server.domain.generation import Started
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.processors import processor_names
+from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
-from whence_server.generation.prepare import Prepared, check_size, is_quick, prepared
+from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.texts import Texts
@@ -119,7 +119,7 @@ class Generations:
         while (other := self._starting.get(generation_id)) is not None:
             await other.wait()
         started = self._starting[generation_id] = asyncio.Event()
-        num_sequences = self._num_rows(request)
+        num_sequences = self._count_rows(request)
         self._num_starting += num_sequences
         try:
             if not (request.generation_id and await self._joins(request)):
@@ -151,10 +151,10 @@ class Generations:
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + self.num_waiting_sequences
         # One that finds nobody before it is never too many.
-        if waiting > max(self._limits.max_queue, self._num_rows(request)):
+        if waiting > max(self._limits.max_queue, self._count_rows(request)):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
 
-    def _num_rows(self, request: GenerationRequest) -> int:
+    def _count_rows(self, request: GenerationRequest) -> int:
         """Rows of the batch that a request wants, as far as it says so itself.
 
         One that wants more than there are will be refused: until then it must not fill the queue.
@@ -166,7 +166,7 @@ class Generations:
     async def _start_new(
         self, generation_id: str, request: GenerationRequest, arrival: Arrival
     ) -> None:
-        ready = await self._prepared(request)
+        ready = await self._prepare(request)
         started = Started(
             generation_id=generation_id,
             trace_context=arrival.trace_context,
@@ -176,11 +176,11 @@ class Generations:
             prompt_token_ids=tuple(ready.token_ids),
             decoding=ready.decoding,
             trace=ready.trace,
-            processor_names=processor_names(ready.decoding),
+            processor_names=list_processor_names(ready.decoding),
             request_digest=request.digest,
             labels=dict(request.labels),
             unavailable=ready.unavailable,
-            source_method=_source_method(ready.trace, self._model),
+            source_method=_get_source_method(ready.trace, self._model),
             operation="chat" if isinstance(request.input, ChatInput) else "text_completion",
         )
         if self._draining:
@@ -189,11 +189,11 @@ class Generations:
             raise self._lost
         self._admit(started, request, arrival)
 
-    async def _prepared(self, request: GenerationRequest) -> Prepared:
+    async def _prepare(self, request: GenerationRequest) -> Prepared:
         """The request held against the model: elsewhere, unless that takes no time at all."""
         model, limits, tokenizer = self._model, self._limits, self._tokenizer
         if is_quick(request):
-            return prepared(request, model=model, limits=limits, tokenizer=tokenizer)
+            return prepare_request(request, model=model, limits=limits, tokenizer=tokenizer)
         check_size(request, model=model, limits=limits, tokenizer=tokenizer)
         return await self._texts.prepare(request)
 
@@ -236,12 +236,12 @@ class Generations:
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
         """
-        with self._reading(generation_id):
+        with self._count_reader(generation_id):
             async for entries in self._journal.follow(generation_id, after_offset):
                 yield entries
 
     @contextmanager
-    def _reading(self, generation_id: str) -> Iterator[None]:
+    def _count_reader(self, generation_id: str) -> Iterator[None]:
         running = self._running.get(generation_id)
         if running is None:
             yield
@@ -291,7 +291,7 @@ class Generations:
         self._running.pop(running.id, None)
         self._readmission.forget(running)
         if not self._running:
-            self.activity.idle()
+            self.activity.note_idle()
             self._idle.set()
 
     # ---- the engine's side ----
@@ -306,8 +306,8 @@ class Generations:
         try:
             while True:
                 try:
-                    async for turn in self._engine.turns():
-                        self.activity.took_turn(turn)
+                    async for turn in self._engine.read_turns():
+                        self.activity.note_turn(turn)
                         await self._record_prompts(turn)
                         self._record(turn)
                         await self._record_searches(turn)
@@ -331,29 +331,29 @@ class Generations:
 
     async def _revive(self, error: EngineLostError) -> None:
         _log.error("%s; %d generations were running", error, len(self._running))
-        for running in self._readmission.engine_died(self._running.values()):
+        for running in self._readmission.note_death(self._running.values()):
             running.fail(
                 "ENGINE_CRASHED", "the engine process died of this generation, and of it alone"
             )
             self._forget(running)
         await self._engine.restart()
-        self.activity.restarted()
-        self._readmission.engine_restarted()
+        self.activity.note_restart()
+        self._readmission.note_restart()
 
     def _record(self, turn: Turn) -> None:
         for prefilled in turn.prefilled:
             running = self._running.get(prefilled.generation_id)
             if running is not None:
-                with self._failing_alone(running):
+                with self._isolate(running):
                     running.record_prefill(prefilled)
         for made in turn.steps:
             running = self._running.get(made.generation_id)
             if running is None:
                 continue
-            with self._failing_alone(running):
+            with self._isolate(running):
                 if running.record_step(made, turn):
                     self._engine.send(StopSequence(made.generation_id, made.sequence_index))
-                self._readmission.stepped(running)
+                self._readmission.note_step(running)
                 if running.complete:
                     running.finish()
                     self._forget(running)
@@ -369,34 +369,34 @@ class Generations:
             running = self._running.get(made.generation_id)
             if running is None:
                 continue
-            with self._failing_alone(running):
+            with self._isolate(running):
                 if running.record_round(made, turn.cost):
-                    self._readmission.stepped(running)
+                    self._readmission.note_step(running)
 
     async def _record_prompts(self, turn: Turn) -> None:
         """Records the prompts' own steps, a slice at a time."""
         for scored in turn.prompt_scored:
             running = self._running.get(scored.generation_id)
             if running is not None:
-                with self._failing_alone(running):
-                    await _in_slices(running, running.record_prompt(scored))
+                with self._isolate(running):
+                    await _record_in_slices(running, running.record_prompt(scored))
 
     async def _record_searches(self, turn: Turn) -> None:
         """Records what won the beam searches that are over, a slice at a time."""
         for won in turn.beam_steps:
             running = self._running.get(won.generation_id)
             if running is not None:
-                with self._failing_alone(running):
-                    await _in_slices(running, running.record_search(won))
+                with self._isolate(running):
+                    await _record_in_slices(running, running.record_search(won))
         for search in turn.beam_searches:
             running = self._running.get(search.generation_id)
             if running is not None:
-                with self._failing_alone(running):
+                with self._isolate(running):
                     running.finish()
                     self._forget(running)
 
     @contextmanager
-    def _failing_alone(self, running: RunningGeneration) -> Iterator[None]:
+    def _isolate(self, running: RunningGeneration) -> Iterator[None]:
         """Close a generation that cannot be recorded as failed, and let the others go on.
 
         Raises:
@@ -434,7 +434,7 @@ class Generations:
             self._stop(running, FinishReason.INTERRUPTED)
 
 
-async def _in_slices(running: RunningGeneration, recording: Iterator[None]) -> None:
+async def _record_in_slices(running: RunningGeneration, recording: Iterator[None]) -> None:
     """Records step after step, unless the generation ends meanwhile, and lets others have turns."""
     for number, _ in enumerate(recording, 1):
         if number % _STEPS_IN_A_SLICE == 0:
@@ -443,10 +443,10 @@ async def _in_slices(running: RunningGeneration, recording: Iterator[None]) -> N
                 return
 
 
-def now(trace_context: TraceContext) -> Arrival:
+def make_arrival(trace_context: TraceContext) -> Arrival:
     """A request that arrives at this moment."""
     return Arrival(trace_context, time.time_ns(), time.monotonic_ns())
 
 
-def _source_method(trace: TraceOptions, model: ModelInfo) -> str:
+def _get_source_method(trace: TraceOptions, model: ModelInfo) -> str:
     return model.internals.source_method if trace.detail is TraceDetail.INTERNALS else ""

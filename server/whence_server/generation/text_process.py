@@ -19,13 +19,13 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.requests import GenerationRequest
 from whence_server.engine.watchdog import Watchdog, processor_time
-from whence_server.generation.prepare import SHORT_BYTES, Prepared, input_field
+from whence_server.generation.prepare import SHORT_BYTES, Prepared, name_input_field
 from whence_server.generation.text_worker import (
     READY,
     TEMPLATE_OVERTIME,
     TEXT_OVERTIME,
     Setup,
-    text_seconds,
+    compute_text_seconds,
 )
 
 _log = logging.getLogger(__name__)
@@ -95,15 +95,15 @@ class TextProcess:
         finally:
             theirs.close()
         self._writer.write(channel.encode(self._setup))
-        if await self._awaited() != READY:
-            status = await self._exit_status()
+        if await self._await_answer() != READY:
+            status = await self._wait_for_exit()
             raise TextProcessError(
                 f"the text process ended with status {status} before it was ready; its own "
                 "messages are on standard error"
             )
 
     async def prepare(self, request: GenerationRequest) -> Prepared:
-        """Prepares a request; see `prepare.prepared`.
+        """Prepares a request; see `prepare.prepare_request`.
 
         Raises:
             InvalidRequestError: the request's fault, a limit that was passed among others.
@@ -115,15 +115,15 @@ class TextProcess:
         else:
             # Thousands of messages take a while to write out.
             self._writer.write(await asyncio.to_thread(channel.encode, request))
-        limit_s = text_seconds(request, self._setup.limits) * _WALL_FACTOR
+        limit_s = compute_text_seconds(request, self._setup.limits) * _WALL_FACTOR
         try:
             async with asyncio.timeout(limit_s):
-                answer = await self._awaited()
+                answer = await self._await_answer()
         except TimeoutError:
             await self.stop()
-            raise self._overtime(request, TEXT_OVERTIME) from None
+            raise self._explain_overtime(request, TEXT_OVERTIME) from None
         if answer is None:
-            raise self._ending(request, await self._exit_status())
+            raise self._explain_end(request, await self._wait_for_exit())
         if isinstance(answer, WhenceError):
             raise answer
         prepared: Prepared = answer
@@ -143,7 +143,7 @@ class TextProcess:
         self.kill()
         return await self._process.wait()
 
-    async def _exit_status(self) -> int:
+    async def _wait_for_exit(self) -> int:
         """Waits for a process that has closed its end; returns its exit status, as `stop`.
 
         It is not killed: a signal to a process that has just ended loses its exit status.
@@ -153,7 +153,7 @@ class TextProcess:
                 await asyncio.wait_for(self._process.wait(), _ENDING_S)
         return await self.stop()
 
-    async def _awaited(self) -> Any:
+    async def _await_answer(self) -> Any:
         """The next message of a process that has work to do: one that does not run is killed."""
         watching = asyncio.create_task(self._watch(), name="text-process-watchdog")
         try:
@@ -181,20 +181,20 @@ class TextProcess:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
-    def _ending(self, request: GenerationRequest, status: int) -> Exception:
+    def _explain_end(self, request: GenerationRequest, status: int) -> Exception:
         if -status in {TEMPLATE_OVERTIME, TEXT_OVERTIME}:
-            return self._overtime(request, -status)
+            return self._explain_overtime(request, -status)
         if -status == signal.SIGABRT:
             # Compiled code that gets no memory has no other way out.
             return InvalidRequestError(
                 FieldViolation(
-                    input_field(request), "needs more memory than the text process may have"
+                    name_input_field(request), "needs more memory than the text process may have"
                 )
             )
         ended = f"signal {-status}" if status < 0 else f"exit status {status}"
         return ProcessEndedError(ended)
 
-    def _overtime(self, request: GenerationRequest, passed: int) -> InvalidRequestError:
+    def _explain_overtime(self, request: GenerationRequest, passed: int) -> InvalidRequestError:
         limits = self._setup.limits
         if passed == TEMPLATE_OVERTIME:
             return InvalidRequestError(
@@ -204,10 +204,10 @@ class TextProcess:
                     f"after {limits.max_template_s:g} s of processor time",
                 )
             )
-        seconds = text_seconds(request, limits)
+        seconds = compute_text_seconds(request, limits)
         return InvalidRequestError(
             FieldViolation(
-                input_field(request),
+                name_input_field(request),
                 f"takes too long to be made into tokens: stopped after {seconds:g} s of "
                 "processor time",
             )

@@ -29,7 +29,7 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError, Whe
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import ChatMessage, GenerationRequest
-from whence_server.generation.prepare import Prepared, input_field, prepared
+from whence_server.generation.prepare import Prepared, name_input_field, prepare_request
 from whence_server.text.tokenizer import TextEncoder
 
 READY = "ready"
@@ -69,11 +69,11 @@ def main(descriptor: int) -> int:
 
 def _serve(setup: Setup, connection: socket.socket) -> None:
     encoder = _BoundedEncoder(setup)
-    idle_bytes = _memory_bytes()
+    idle_bytes = _read_memory_bytes()
     connection.sendall(channel.encode(READY))
-    while _memory_bytes() <= idle_bytes + _KEPT_MEMORY_BYTES:
+    while _read_memory_bytes() <= idle_bytes + _KEPT_MEMORY_BYTES:
         request: GenerationRequest = channel.receive(connection)
-        with _ended_with_the_front(connection):
+        with _end_with_the_front(connection):
             answer = channel.encode(_answer(request, setup, encoder))
         connection.sendall(answer)
 
@@ -83,18 +83,18 @@ def _answer(
 ) -> Prepared | WhenceError:
     limits = setup.limits
     memory_bytes = limits.max_template_memory_bytes + _MEMORY_PER_BYTE * request.size_bytes
-    seconds = text_seconds(request, limits)
+    seconds = compute_text_seconds(request, limits)
     try:
-        with _time_limit(signal.ITIMER_PROF, seconds), _memory_limit(memory_bytes):
-            return prepared(request, model=setup.model, limits=limits, tokenizer=encoder)
+        with _limit_time(signal.ITIMER_PROF, seconds), _limit_memory(memory_bytes):
+            return prepare_request(request, model=setup.model, limits=limits, tokenizer=encoder)
     except WhenceError as error:
         return error
     except MemoryError:
         description = f"needs more than {memory_bytes >> 20} MiB of memory to be made into tokens"
-        return InvalidRequestError(FieldViolation(input_field(request), description))
+        return InvalidRequestError(FieldViolation(name_input_field(request), description))
 
 
-def text_seconds(request: GenerationRequest, limits: Limits) -> float:
+def compute_text_seconds(request: GenerationRequest, limits: Limits) -> float:
     """Return the processor time that a request's text may take."""
     return limits.max_text_s * max(1.0, request.size_bytes / USUAL_BYTES)
 
@@ -114,14 +114,14 @@ class _BoundedEncoder(TextEncoder):
     ) -> str:
         limits = self._limits
         with (
-            _time_limit(signal.ITIMER_VIRTUAL, limits.max_template_s),
-            _memory_limit(limits.max_template_memory_bytes),
+            _limit_time(signal.ITIMER_VIRTUAL, limits.max_template_s),
+            _limit_memory(limits.max_template_memory_bytes),
         ):
             return super().render_chat(messages, template_arguments, template_name)
 
 
 @contextmanager
-def _time_limit(timer: int, seconds: float) -> Iterator[None]:
+def _limit_time(timer: int, seconds: float) -> Iterator[None]:
     """Have the kernel end this process once it has computed for so long."""
     signal.setitimer(timer, seconds)
     try:
@@ -131,9 +131,9 @@ def _time_limit(timer: int, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_limit(further_bytes: int) -> Iterator[None]:
+def _limit_memory(further_bytes: int) -> Iterator[None]:
     """Have allocations fail beyond what is in use now and so many bytes more."""
-    in_use = _memory_bytes()
+    in_use = _read_memory_bytes()
     if not in_use:
         yield
         return
@@ -148,7 +148,7 @@ def _memory_limit(further_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _memory_bytes() -> int:
+def _read_memory_bytes() -> int:
     """The address space in use, which is what RLIMIT_AS counts; 0 where it is not told."""
     try:
         pages = int(Path("/proc/self/statm").read_bytes().split()[0])
@@ -158,7 +158,7 @@ def _memory_bytes() -> int:
 
 
 @contextmanager
-def _ended_with_the_front(connection: socket.socket) -> Iterator[None]:
+def _end_with_the_front(connection: socket.socket) -> Iterator[None]:
     """Have the kernel end this process when the front closes the socket, or ends."""
     flags: int = fcntl.fcntl(connection, fcntl.F_GETFL)
     fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)

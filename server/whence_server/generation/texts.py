@@ -32,7 +32,7 @@ class Texts(Protocol):
     """Whatever prepares requests."""
 
     async def prepare(self, request: GenerationRequest) -> Prepared:
-        """See `prepare.prepared`, which also says what it raises."""
+        """See `prepare.prepare_request`, which also says what it raises."""
 
     async def close(self) -> None:
         """Ends what is being prepared with DrainingError, and prepares nothing more."""
@@ -92,7 +92,7 @@ class TextProcesses:
         self._begin_start(self._lanes[0])
 
     async def prepare(self, request: GenerationRequest) -> Prepared:
-        """Prepares a request; see `prepare.prepared`.
+        """Prepares a request; see `prepare.prepare_request`.
 
         Where nobody waits for the answer any more, the process that is at it is killed.
 
@@ -111,7 +111,7 @@ class TextProcesses:
         job = _Job(request, asyncio.get_running_loop().create_future())
         self._num_bytes += request.size_bytes
         try:
-            self._queue_of(request).append(job)
+            self._get_queue(request).append(job)
             self._dispatch()
             return await job.done
         finally:
@@ -135,7 +135,7 @@ class TextProcesses:
                 await lane.process.stop()
                 lane.process = None
 
-    def _queue_of(self, request: GenerationRequest) -> deque[_Job]:
+    def _get_queue(self, request: GenerationRequest) -> deque[_Job]:
         return self._long if request.size_bytes > SHORT_BYTES else self._short
 
     def _dispatch(self) -> None:
@@ -219,14 +219,14 @@ class TextProcesses:
             return
         _log.warning("a text process ended: %s", error)
         if job.num_attempts < _MAX_ATTEMPTS:
-            self._queue_of(job.request).appendleft(job)
+            self._get_queue(job.request).appendleft(job)
         else:
             _fail([job], TextProcessError(f"the text process ended twice of a request: {error}"))
 
     def _abandon(self, job: _Job) -> None:
         """Forgets a request whose caller has gone."""
         job.done.cancel()
-        queue = self._queue_of(job.request)
+        queue = self._get_queue(job.request)
         if job in queue:
             queue.remove(job)
         for lane in self._lanes:

@@ -8,7 +8,7 @@ from whence_server.domain.errors import ModelNotReadyError
 from whence_server.domain.model import ModelInfo
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.serving import Serving
-from whence_server.text.chat import template_names
+from whence_server.text.chat import list_templates
 
 SERVICE = "whence.v1.ModelService"
 
@@ -48,7 +48,7 @@ class ModelServicer:
         self._serving.check_model(request.model)
         if self._serving.tokenizer is None:
             raise ModelNotReadyError
-        vocabulary = self._serving.tokenizer.vocabulary()
+        vocabulary = self._serving.tokenizer.list_vocabulary()
         for first in range(0, len(vocabulary), _TOKENS_A_MESSAGE):
             tokens = vocabulary[first : first + _TOKENS_A_MESSAGE]
             yield model_pb2.GetVocabularyResponse(
@@ -88,7 +88,7 @@ def model_message(info: ModelInfo) -> model_pb2.Model:
         batched=info.batched,
         training_run_id="" if run is None else run.training_run_id,
         training_step=None if run is None else run.step,
-        chat_templates=sorted(template_names(info.text.chat_template)),
+        chat_templates=sorted(list_templates(info.text.chat_template)),
         adapter=None
         if info.adapter is None
         else model_pb2.Adapter(

@@ -5,7 +5,7 @@ from itertools import islice
 from google.protobuf import timestamp_pb2
 
 from whence.v1 import training_pb2
-from whence_server.domain.paths import shown
+from whence_server.domain.paths import format_path
 from whence_server.lineage.lookup import events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
@@ -31,7 +31,7 @@ def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
         num_superseded_steps=run.steps.num_superseded,
         architecture=started.architecture,
         num_parameters=started.num_parameters,
-        record_path=shown(run.path),
+        record_path=format_path(run.path),
         num_entries=run.num_entries,
         head=run.head,
     )

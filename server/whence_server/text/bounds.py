@@ -2,8 +2,8 @@
 
 A text with more bytes than all tokens of a prompt can stand for is too long before it is
 tokenized. Many tokenizers leave out any part of a text, or make one token of any unknown word:
-there is no bound for them. `text_bound` gives one only where every part of the tokenizer is known
-to keep what it reads, but for single bytes that are not counted.
+there is no bound for them. `find_text_bound` gives one only where every part of the tokenizer is
+known to keep what it reads, but for single bytes that are not counted.
 """
 
 import json
@@ -35,19 +35,19 @@ class TextBound:
     max_token_bytes: int
     uncounted: bytes = b""
 
-    def num_bytes(self, text: str) -> int:
+    def count_bytes(self, text: str) -> int:
         """Return how many bytes of a text its tokens have to stand for, at the least."""
         return len(text.encode(errors="surrogatepass").translate(None, self.uncounted))
 
 
-def text_bound(tokenizer: Tokenizer) -> TextBound | None:
+def find_text_bound(tokenizer: Tokenizer) -> TextBound | None:
     """Return the tokenizer's bound, or None where a token can stand for any number of bytes."""
-    normalizer = _state(tokenizer.normalizer)
-    shrinking = _shrinking(normalizer)
-    if shrinking is None or not _keeps(_state(tokenizer.pre_tokenizer)):
+    normalizer = _read_state(tokenizer.normalizer)
+    shrinking = _measure_shrinking(normalizer)
+    if shrinking is None or not _keeps_all(_read_state(tokenizer.pre_tokenizer)):
         return None
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-    uncounted = _bytes_without_token(tokenizer, vocabulary)
+    uncounted = _find_bytes_without_token(tokenizer, vocabulary)
     # A normalizer may make bytes without a token of others.
     if uncounted is None or (uncounted and normalizer is not None):
         return None
@@ -56,17 +56,17 @@ def text_bound(tokenizer: Tokenizer) -> TextBound | None:
         uncounted = bytes({*uncounted, *_WHITE_SPACE.encode()})
     # A byte-level token has one letter for each byte.
     sizes = [len(name.encode() if tokenizer.model.byte_fallback else name) for name in vocabulary]
-    sizes += [len(_normalized(tokenizer, token).encode()) for token in added]
+    sizes += [len(_normalize(tokenizer, token).encode()) for token in added]
     longest = max(sizes, default=0)
     return TextBound(longest * shrinking, uncounted) if longest else None
 
 
-def _state(part: Any) -> dict[str, Any] | None:
+def _read_state(part: Any) -> dict[str, Any] | None:
     state: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
     return state
 
 
-def _shrinking(normalizer: dict[str, Any] | None) -> int | None:
+def _measure_shrinking(normalizer: dict[str, Any] | None) -> int | None:
     """By how much a normalizer can shorten a text, or None where that has no bound."""
     if normalizer is None:
         return 1
@@ -74,7 +74,7 @@ def _shrinking(normalizer: dict[str, Any] | None) -> int | None:
     if kind == "Sequence":
         factor = 1
         for part in normalizer["normalizers"]:
-            by = _shrinking(part)
+            by = _measure_shrinking(part)
             if by is None:
                 return None
             factor *= by
@@ -87,29 +87,29 @@ def _shrinking(normalizer: dict[str, Any] | None) -> int | None:
     return NORMALIZERS.get(kind)
 
 
-def _keeps(pre_tokenizer: dict[str, Any] | None) -> bool:
+def _keeps_all(pre_tokenizer: dict[str, Any] | None) -> bool:
     if pre_tokenizer is None:
         return True
     kind = pre_tokenizer["type"]
     if kind == "Sequence":
-        return all(_keeps(part) for part in pre_tokenizer["pretokenizers"])
+        return all(_keeps_all(part) for part in pre_tokenizer["pretokenizers"])
     return kind in KEEPING and pre_tokenizer.get("behavior", "") != "Removed"
 
 
-def _bytes_without_token(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> bytes | None:
+def _find_bytes_without_token(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> bytes | None:
     """The bytes that vanish; None where unknown text may become a single unknown token."""
     model = tokenizer.model
     if type(model).__name__ != "BPE":
         return None
     if model.byte_fallback:
         return b"" if all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)) else None
-    if "ByteLevel" not in json.dumps(_state(tokenizer.pre_tokenizer)):
+    if "ByteLevel" not in json.dumps(_read_state(tokenizer.pre_tokenizer)):
         return None
-    missing = bytes(byte for byte, letter in _alphabet().items() if letter not in vocabulary)
+    missing = bytes(byte for byte, letter in _make_alphabet().items() if letter not in vocabulary)
     return missing if model.unk_token is None or not missing else None
 
 
-def _alphabet() -> dict[int, str]:
+def _make_alphabet() -> dict[int, str]:
     """The letter that stands for each byte in a byte-level vocabulary."""
     letters = sorted(ByteLevel.alphabet())
     own = {ord(letter): letter for letter in letters if ord(letter) < 256}
@@ -117,7 +117,7 @@ def _alphabet() -> dict[int, str]:
     return own | {byte: next(others) for byte in range(256) if byte not in own}
 
 
-def _normalized(tokenizer: Tokenizer, token: Any) -> str:
+def _normalize(tokenizer: Tokenizer, token: Any) -> str:
     """An added token as it is looked for: in the text, or in what the normalizer makes of it."""
     content: str = token.content
     if token.normalized and tokenizer.normalizer is not None:

@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateRuntimeError
 
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.requests import ChatMessage
-from whence_server.text.chat_environment import RefusedError, compiled
+from whence_server.text.chat_environment import RefusedError, compile_template
 from whence_server.text.template_arguments import check_names
 from whence_server.text.unicode import LoneSurrogateError, check_unicode
 
@@ -41,7 +41,7 @@ class ChatTemplate:
             source: Jinja; several by their names; or None where the model has no chat template.
             special_tokens: variables for it, such as {"bos_token": "<s>"}.
         """
-        self._sources = template_names(source)
+        self._sources = list_templates(source)
         self._special_tokens = dict(special_tokens)
 
     def render(
@@ -64,10 +64,10 @@ class ChatTemplate:
             InvalidRequestError: there is no such template, or it cannot or will not render this.
         """
         arguments = dict(arguments or {})
-        source = self._source(name, has_tools=arguments.get("tools") is not None)
-        template = _compiled(source)
+        source = self._get_source(name, has_tools=arguments.get("tools") is not None)
+        template = _compile(source)
         _check(messages, arguments)
-        continued = _continued_field(arguments)
+        continued = _take_continued_field(arguments)
         conversation = [{"role": m.role, "content": m.content} for m in messages]
         final = _open_final_message(conversation, continued, source) if continued else ""
         variables = {
@@ -78,59 +78,61 @@ class ChatTemplate:
             **arguments,
             "messages": conversation,
         }
-        text = _rendered(template, variables)
+        text = _render(template, variables)
         return _cut_at_tag(text, final) if continued else text
 
-    def _source(self, name: str, *, has_tools: bool) -> str:
+    def _get_source(self, name: str, *, has_tools: bool) -> str:
         sources = self._sources
         if not sources:
-            raise _invalid(
+            raise _make_invalid(
                 "chat", "the model has no chat template; send `prompt` or `tokens` instead"
             )
         if name:
             if name in sources:
                 return sources[name]
-            raise _invalid(
+            raise _make_invalid(
                 "chat.template_name",
-                f"is {name[:64]!r}; the model's chat templates are {_listed(sources)}",
+                f"is {name[:64]!r}; the model's chat templates are {_list_names(sources)}",
             )
         for chosen in (TOOL_USE, DEFAULT) if has_tools else (DEFAULT,):
             # A model's only template is the default, whatever it is called with.
             if chosen in sources:
                 return sources[chosen]
-        raise _invalid(
+        raise _make_invalid(
             "chat.template_name",
             "must be set: the model has several chat templates and none is the default; "
-            f"they are {_listed(sources)}",
+            f"they are {_list_names(sources)}",
         )
 
 
-def template_names(source: str | Mapping[str, str] | None) -> dict[str, str]:
+def list_templates(source: str | Mapping[str, str] | None) -> dict[str, str]:
     """Return a model's chat templates by name; a single one is the default."""
     if source is None:
         return {}
     return {DEFAULT: source} if isinstance(source, str) else dict(source)
 
 
-def _listed(sources: Mapping[str, str]) -> str:
+def _list_names(sources: Mapping[str, str]) -> str:
     return ", ".join(repr(name) for name in sorted(sources))
 
 
-def _compiled(source: str) -> Template:
+def _compile(source: str) -> Template:
     try:
-        return compiled(source)
+        return compile_template(source)
     except TemplateSyntaxError as error:
-        raise _invalid(
+        raise _make_invalid(
             "chat",
             f"the model's chat template is broken (line {error.lineno}: {error.message}); "
             "send `prompt` or `tokens` instead",
         ) from error
     except MemoryError:
-        raise _invalid("chat", "the chat template needs more memory than it may have") from None
+        raise _make_invalid(
+            "chat", "the chat template needs more memory than it may have"
+        ) from None
     except Exception as error:
         # Python's compiler has limits of its own, and an error for each: on nesting, for one.
-        reason = _shortened(f"{type(error).__name__}: {error}")
-        raise _invalid(
+        reason = _shorten(f"{type(error).__name__}: {error}")
+        raise _make_invalid(
             "chat",
             f"the model's chat template cannot be compiled ({reason}); send `prompt` or `tokens` "
             "instead",
@@ -139,23 +141,23 @@ def _compiled(source: str) -> Template:
 
 def _check(messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> None:
     if not messages:
-        raise _invalid("chat.messages", "must hold at least one message")
+        raise _make_invalid("chat.messages", "must hold at least one message")
     check_names(arguments)
     for i, message in enumerate(messages):
         for name in ("role", "content"):
             try:
                 check_unicode(getattr(message, name))
             except LoneSurrogateError as error:
-                raise _invalid(f"chat.messages[{i}].{name}", str(error)) from None
+                raise _make_invalid(f"chat.messages[{i}].{name}", str(error)) from None
 
 
-def _continued_field(arguments: dict[str, Any]) -> str:
+def _take_continued_field(arguments: dict[str, Any]) -> str:
     """Take `continue_final_message` out; return the field that it means, or "" for none."""
     wanted = arguments.pop("continue_final_message", None)
     if not wanted:
         return ""
     if arguments.get("add_generation_prompt"):
-        raise _invalid(
+        raise _make_invalid(
             "chat.template_arguments",
             "`continue_final_message` and `add_generation_prompt` contradict: the one goes on "
             "with the last message, the other begins a new one",
@@ -167,9 +169,9 @@ def _open_final_message(conversation: list[dict[str, str]], field: str, source: 
     """Mark where the last message ends; return what it says."""
     final = conversation[-1].get(field)
     if final is None:
-        raise _not_continued(f"the last message has no {field[:64]!r} to continue")
+        raise _refuse_continuation(f"the last message has no {field[:64]!r} to continue")
     if field not in source:
-        raise _not_continued(f"the chat template does not use {field!r}")
+        raise _refuse_continuation(f"the chat template does not use {field!r}")
     conversation[-1][field] = final + _CONTINUE_TAG
     return final
 
@@ -178,7 +180,7 @@ def _cut_at_tag(text: str, final: str) -> str:
     """The prompt up to the end of the last message, exactly where transformers cuts it."""
     tag = _CONTINUE_TAG.strip()
     if final.strip() not in text or tag not in text:
-        raise _not_continued(
+        raise _refuse_continuation(
             "the chat template leaves out the last message, or part of it, so that it cannot be "
             "continued"
         )
@@ -189,37 +191,39 @@ def _cut_at_tag(text: str, final: str) -> str:
     return text[:end].rstrip()
 
 
-def _not_continued(description: str) -> InvalidRequestError:
-    return _invalid("chat.template_arguments.continue_final_message", description)
+def _refuse_continuation(description: str) -> InvalidRequestError:
+    return _make_invalid("chat.template_arguments.continue_final_message", description)
 
 
-def _invalid(field: str, description: str) -> InvalidRequestError:
+def _make_invalid(field: str, description: str) -> InvalidRequestError:
     return InvalidRequestError(FieldViolation(field, description))
 
 
-def _rendered(template: Template, variables: dict[str, Any]) -> str:
+def _render(template: Template, variables: dict[str, Any]) -> str:
     try:
-        text = _bounded(template, variables)
+        text = _collect_bounded(template, variables)
         check_unicode(text)
     except RefusedError as refusal:
-        reason = _shortened(str(refusal))
-        raise _invalid("chat.messages", f"refused by the chat template: {reason}") from None
+        reason = _shorten(str(refusal))
+        raise _make_invalid("chat.messages", f"refused by the chat template: {reason}") from None
     except MemoryError:
-        raise _invalid("chat", "the chat template needs more memory than it may have") from None
+        raise _make_invalid(
+            "chat", "the chat template needs more memory than it may have"
+        ) from None
     except Exception as error:
         # A template can fail with any exception that Python has.
-        reason = _shortened(f"{type(error).__name__}: {error}")
-        raise _invalid("chat", f"the chat template fails on it: {reason}") from error
+        reason = _shorten(f"{type(error).__name__}: {error}")
+        raise _make_invalid("chat", f"the chat template fails on it: {reason}") from error
     return text
 
 
-def _shortened(reason: str) -> str:
+def _shorten(reason: str) -> str:
     """A reason fit for an error's details: a template may put anything in it, of any length."""
     reason = reason.encode(errors="backslashreplace").decode()
     return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
 
 
-def _bounded(template: Template, variables: dict[str, Any]) -> str:
+def _collect_bounded(template: Template, variables: dict[str, Any]) -> str:
     """The template's output, unless it goes on and on."""
     parts: list[str] = []
     num_characters = 0

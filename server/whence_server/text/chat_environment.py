@@ -23,27 +23,27 @@ class RefusedError(TemplateRuntimeError):
 
 
 @cache
-def compiled(source: str) -> Template:
+def compile_template(source: str) -> Template:
     """Compile a chat template, once.
 
     Raises:
         jinja2.TemplateSyntaxError: it is no template.
     """
-    return _environment().from_string(source)
+    return _make_environment().from_string(source)
 
 
 @cache
-def _environment() -> Environment:
+def _make_environment() -> Environment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = _dump_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = _format_now
     environment.globals["dict"] = _Dict()
-    environment.globals["namespace"] = _namespace
+    environment.globals["namespace"] = _make_namespace
     return environment
 
 
@@ -56,9 +56,9 @@ class _GenerationTag(Extension):
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         # As a call block, so that it has a scope of its own, like in transformers.
-        return nodes.CallBlock(self.call_method("_passed_on"), [], [], body).set_lineno(lineno)
+        return nodes.CallBlock(self.call_method("_pass_on"), [], [], body).set_lineno(lineno)
 
-    def _passed_on(self, caller: Callable[[], str]) -> str:
+    def _pass_on(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
@@ -66,7 +66,7 @@ def _raise_exception(message: str) -> NoReturn:
     raise RefusedError(message)
 
 
-def _tojson(
+def _dump_json(
     value: object,
     ensure_ascii: bool = False,
     indent: int | str | None = None,
@@ -83,7 +83,7 @@ def _tojson(
     )
 
 
-def _strftime_now(form: str) -> str:
+def _format_now(form: str) -> str:
     return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as templates expect
 
 
@@ -97,7 +97,7 @@ class _Dict:
         return dict.fromkeys(keys, value)
 
 
-def _namespace(*args: Mapping[str, object], **kwargs: object) -> Namespace:
+def _make_namespace(*args: Mapping[str, object], **kwargs: object) -> Namespace:
     namespace = _PublicNamespace()
     for name, value in dict(*args, **kwargs).items():
         namespace[name] = value

@@ -144,7 +144,7 @@ class WindowedDetokenizer:
         return added
 
     def _push_byte(self, token: str, byte: bytes) -> str:
-        state = _utf8_state(self._bytes + byte)
+        state = _classify_utf8(self._bytes + byte)
         if state is _Utf8State.MALFORMED and self._bytes:
             return self._give_up() + self._push_byte(token, byte)
         self._bytes += byte
@@ -165,12 +165,12 @@ class WindowedDetokenizer:
     def _add(self, unit: list[str]) -> str:
         """Return what a token, or a character's bytes, add to the text."""
         units = [*self._context, unit]
-        text = self._certain(units)
+        text = self._take_certain(units)
         added = text[len(self._context_text) :]
         self._keep_context(units)
         return added
 
-    def _certain(self, units: Sequence[Sequence[str]]) -> str:
+    def _take_certain(self, units: Sequence[Sequence[str]]) -> str:
         text = self._decode([token for unit in units for token in unit])
         if self._holds_replacement and text.endswith(REPLACEMENT):
             return text[:-1]
@@ -182,7 +182,7 @@ class WindowedDetokenizer:
         shortest = 4 if self._holds_replacement else 1
         for length in range(shortest, _MAX_CONTEXT + 1):
             self._context = units[-length:]
-            self._context_text = self._certain(self._context)
+            self._context_text = self._take_certain(self._context)
             if self._context_text or length >= len(units):
                 return
 
@@ -197,7 +197,7 @@ class _Utf8State(Enum):
     MALFORMED = auto()
 
 
-def _utf8_state(data: bytes) -> _Utf8State:
+def _classify_utf8(data: bytes) -> _Utf8State:
     try:
         character = codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:

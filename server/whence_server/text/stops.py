@@ -122,7 +122,7 @@ class _Automaton:
             raise ValueError("a stop string must not be empty")
         self.stop = stop
         self.num_matched = 0
-        self._pattern = _pattern(stop)
+        self._pattern = _get_pattern(stop)
 
     def feed(self, text: str) -> int | None:
         """Returns the offset in `text` just past the first match, or None."""
@@ -185,6 +185,6 @@ class _Pattern:
 
 
 @lru_cache(maxsize=1024)
-def _pattern(stop: str) -> _Pattern:
+def _get_pattern(stop: str) -> _Pattern:
     """Return the tables of a stop string, which the sequences that have it share."""
     return _Pattern(stop)

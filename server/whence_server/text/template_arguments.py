@@ -56,18 +56,18 @@ def read_arguments(text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(
             text,
-            object_pairs_hook=_object,
-            parse_int=_int,
-            parse_float=_float,
-            parse_constant=_no_constant,
+            object_pairs_hook=_read_object,
+            parse_int=_read_int,
+            parse_float=_read_float,
+            parse_constant=_refuse_constant,
         )
     except json.JSONDecodeError as error:
         reason = error.msg.removesuffix(" at")
-        raise _invalid(f"is no JSON: {reason} at character {error.pos}") from None
+        raise _make_invalid(f"is no JSON: {reason} at character {error.pos}") from None
     except ValueError as error:
-        raise _invalid(str(error)) from None
+        raise _make_invalid(str(error)) from None
     if not isinstance(arguments, dict):
-        raise _invalid(f"must be a JSON object, not {_kind(arguments)}")
+        raise _make_invalid(f"must be a JSON object, not {_name_kind(arguments)}")
     _check_text(arguments)
     check_names(arguments)
     return arguments
@@ -102,18 +102,18 @@ def _check_nesting(text: str) -> None:
             case "[" | "{":
                 depth += 1
                 if depth > MAX_DEPTH:
-                    raise _invalid(
+                    raise _make_invalid(
                         f"nests deeper than {MAX_DEPTH} levels at character {mark.start()}"
                     )
             case "]" | "}":
                 depth -= 1
             case "N" | "I" | "-":
-                raise _invalid(
+                raise _make_invalid(
                     f"has {mark[0]} at character {mark.start()}, which is no number in JSON"
                 )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -124,20 +124,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _int(literal: str) -> int:
+def _read_int(literal: str) -> int:
     if len(literal) > MAX_DIGITS:
         raise ValueError(f"has an integer of {len(literal)} digits; at most {MAX_DIGITS} are taken")
     return int(literal)
 
 
-def _float(literal: str) -> float:
+def _read_float(literal: str) -> float:
     value = float(literal)
     if not math.isfinite(value):
         raise ValueError(f"has the number {literal[:32]}, which is beyond a double's range")
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"has {name}, which is no number in JSON")
 
 
@@ -147,7 +147,7 @@ def _check_text(value: Any) -> None:
         try:
             check_unicode(value)
         except LoneSurrogateError as error:
-            raise _invalid(f"{value[:64]!r} {error}") from None
+            raise _make_invalid(f"{value[:64]!r} {error}") from None
     elif isinstance(value, dict):
         for key, item in value.items():
             _check_text(key)
@@ -157,10 +157,10 @@ def _check_text(value: Any) -> None:
             _check_text(item)
 
 
-def _kind(value: Any) -> str:
+def _name_kind(value: Any) -> str:
     kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
 
 
-def _invalid(description: str) -> InvalidRequestError:
+def _make_invalid(description: str) -> InvalidRequestError:
     return InvalidRequestError(FieldViolation(FIELD, description))

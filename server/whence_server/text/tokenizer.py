@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
 from whence_server.domain.requests import ChatMessage
-from whence_server.text.bounds import text_bound
+from whence_server.text.bounds import find_text_bound
 from whence_server.text.chat import ChatTemplate
 from whence_server.text.cleanup import CleaningDetokenizer, clean_up
 from whence_server.text.detokenizer import (
@@ -20,14 +20,14 @@ from whence_server.text.detokenizer import (
 from whence_server.text.sequence import Piece, SequenceText, UnseenText
 from whence_server.text.unicode import check_unicode
 from whence_server.text.vocabulary import (
-    byte_values,
-    decoder_types,
     is_byte_level,
-    named_bytes,
-    special_texts,
-    special_tokens,
-    visible_tokens,
-    vocabulary_bytes,
+    list_decoder_types,
+    list_special_tokens,
+    list_visible_tokens,
+    list_vocabulary_bytes,
+    map_byte_values,
+    map_special_texts,
+    name_bytes,
 )
 
 
@@ -50,8 +50,8 @@ class TextEncoder:
         self._cleans_up = files.cleans_up_spaces
         self._fill_token = files.fill_token
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
-        self._byte_values = byte_values(self._tokenizer)
-        self.bound = text_bound(self._tokenizer)
+        self._byte_values = map_byte_values(self._tokenizer)
+        self.bound = find_text_bound(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells out are taken as such.
@@ -107,9 +107,9 @@ class TextEncoder:
             WindowedDetokenizer,
             # As `tokenizers` does where there is no decoder.
             " ".join if decoder is None else decoder.decode,
-            visible_tokens(self._tokenizer),
+            list_visible_tokens(self._tokenizer),
             self._byte_values,
-            holds_replacement="ByteLevel" in decoder_types(self._tokenizer),
+            holds_replacement="ByteLevel" in list_decoder_types(self._tokenizer),
         )
 
 
@@ -125,15 +125,15 @@ class TextTokenizer(TextEncoder):
                 tokenizer's vocabulary stands for no text.
         """
         super().__init__(files)
-        self._special_ids = frozenset(special_tokens(self._tokenizer))
-        self._vocabulary = vocabulary_bytes(self._tokenizer, vocabulary_size)
+        self._special_ids = frozenset(list_special_tokens(self._tokenizer))
+        self._vocabulary = list_vocabulary_bytes(self._tokenizer, vocabulary_size)
         self._unseen = UnseenText(
-            special_texts(self._tokenizer),
+            map_special_texts(self._tokenizer),
             () if is_byte_level(self._tokenizer) else self._vocabulary,
         )
-        self._new_detokenizer = self._detokenizing()
+        self._new_detokenizer = self._choose_detokenizer()
 
-    def sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
+    def make_sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
         """A new sequence's text, empty, to end before the first of the stop strings.
 
         They are found in the text with special tokens, as by transformers' `stop_strings`.
@@ -143,13 +143,13 @@ class TextTokenizer(TextEncoder):
             detokenizer = CleaningDetokenizer(detokenizer)
         return SequenceText(detokenizer, stop, self._unseen)
 
-    def prompt_pieces(self, token_ids: Sequence[int]) -> list[Piece]:
+    def split_prompt(self, token_ids: Sequence[int]) -> list[Piece]:
         """What each token of a prompt adds to its text; joined, they are its decode."""
-        text = self.sequence_text()
+        text = self.make_sequence_text()
         last = len(token_ids) - 1
         return [text.push(token_id, last=i == last) for i, token_id in enumerate(token_ids)]
 
-    def vocabulary(self) -> list[bytes]:
+    def list_vocabulary(self) -> list[bytes]:
         """The raw bytes of every id below the vocabulary's size; not to be changed.
 
         Byte-level tokens are exact. Others are as they appear inside a text: with a space
@@ -158,20 +158,20 @@ class TextTokenizer(TextEncoder):
         """
         return self._vocabulary
 
-    def token_text(self, token_id: int) -> str:
+    def get_token_text(self, token_id: int) -> str:
         """One token's own text, a special token's name included.
 
         Bytes that are no character by themselves are named, as in "<0xF0 0x9F>".
         """
         if token_id >= len(self._vocabulary):
             return ""
-        return named_bytes(self._vocabulary[token_id])
+        return name_bytes(self._vocabulary[token_id])
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token adds no text to an output."""
         return token_id in self._special_ids
 
-    def _detokenizing(self) -> Callable[[], Detokenizer]:
+    def _choose_detokenizer(self) -> Callable[[], Detokenizer]:
         if is_byte_level(self._tokenizer):
             token_bytes = [
                 b"" if self.is_special(token_id) else token

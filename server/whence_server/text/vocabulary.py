@@ -13,29 +13,29 @@ _FRAGMENT = re.compile("[\udc80-\udcff]+")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def decoder_types(tokenizer: Tokenizer) -> list[str]:
+def list_decoder_types(tokenizer: Tokenizer) -> list[str]:
     """Names the parts of the tokenizer's decoder, in the order in which they are applied."""
     if tokenizer.decoder is None:
         return []
-    return list(_types(json.loads(tokenizer.decoder.__getstate__())))
+    return list(_list_types(json.loads(tokenizer.decoder.__getstate__())))
 
 
-def _types(decoder: dict[str, object]) -> Iterator[str]:
+def _list_types(decoder: dict[str, object]) -> Iterator[str]:
     parts = decoder.get("decoders")
     if isinstance(parts, list):
         for part in parts:
-            yield from _types(part)
+            yield from _list_types(part)
     else:
         yield str(decoder["type"])
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:
     """Whether every token decodes to bytes of its own, whatever stands beside it."""
-    types = decoder_types(tokenizer)
+    types = list_decoder_types(tokenizer)
     return "ByteLevel" in types and set(types) <= {"ByteLevel", "Fuse"}
 
 
-def special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
+def list_special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
     """The tokens that add no text to an output, by id."""
     added = tokenizer.get_added_tokens_decoder()
     return {
@@ -46,52 +46,52 @@ def special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
     }
 
 
-def visible_tokens(tokenizer: Tokenizer) -> list[str | None]:
+def list_visible_tokens(tokenizer: Tokenizer) -> list[str | None]:
     """Return the tokens by id, as the decoder gets them; None for one that adds no text."""
     ids = tokenizer.get_vocab().values()
     tokens: list[str | None] = [None] * (max(ids, default=-1) + 1)
-    special = special_tokens(tokenizer)
+    special = list_special_tokens(tokenizer)
     for token_id in ids:
         if token_id not in special:
             tokens[token_id] = tokenizer.id_to_token(token_id)
     return tokens
 
 
-def byte_values(tokenizer: Tokenizer) -> dict[int, int]:
+def map_byte_values(tokenizer: Tokenizer) -> dict[int, int]:
     """Return the byte of each token such as <0xE2>; empty without a ByteFallback decoder."""
-    special = special_tokens(tokenizer)
-    raw = _byte_tokens(tokenizer)
+    special = list_special_tokens(tokenizer)
+    raw = _map_byte_tokens(tokenizer)
     return {token_id: byte[0] for token_id, byte in raw.items() if token_id not in special}
 
 
-def special_texts(tokenizer: Tokenizer) -> dict[int, str]:
+def map_special_texts(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the text of each special token inside a text that shows them.
 
     Where the decoder makes no text of the token's name (a byte-level one takes "é" for a single
     byte), it is the name.
     """
-    special = special_tokens(tokenizer)
-    in_text = _byte_level if is_byte_level(tokenizer) else _in_context
+    special = list_special_tokens(tokenizer)
+    in_text = _map_byte_level if is_byte_level(tokenizer) else _decode_in_context
     texts = {i: raw.decode(errors="replace") for i, raw in in_text(tokenizer, special)}
     return {i: token.content if "\ufffd" in texts[i] else texts[i] for i, token in special.items()}
 
 
-def vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
+def list_vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """The raw bytes of the ids below `size`, as they would stand inside a text.
 
     Special tokens are their own name; ids without a token are b"".
     """
     vocabulary = [b""] * size
-    in_text = _byte_level if is_byte_level(tokenizer) else _in_context
+    in_text = _map_byte_level if is_byte_level(tokenizer) else _decode_in_context
     as_bytes = in_text(tokenizer, tokenizer.get_vocab().values())
-    names = ((i, t.content.encode()) for i, t in special_tokens(tokenizer).items())
+    names = ((i, t.content.encode()) for i, t in list_special_tokens(tokenizer).items())
     for token_id, raw in chain(as_bytes, names):
         if token_id < size:
             vocabulary[token_id] = raw
     return vocabulary
 
 
-def named_bytes(token: bytes) -> str:
+def name_bytes(token: bytes) -> str:
     """Return a token for people to read: what is no UTF-8 is named, as in "<0xF0 0x9F>"."""
     escaped = token.decode("utf-8", "surrogateescape")
     return _FRAGMENT.sub(
@@ -99,15 +99,15 @@ def named_bytes(token: bytes) -> str:
     )
 
 
-def _byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
+def _map_byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
     """The byte of each token such as <0xE2>; empty where the decoder has no ByteFallback."""
-    if "ByteFallback" not in decoder_types(tokenizer):
+    if "ByteFallback" not in list_decoder_types(tokenizer):
         return {}
     matches = ((_BYTE_TOKEN.fullmatch(t), i) for t, i in tokenizer.get_vocab().items())
     return {token_id: bytes.fromhex(match[1]) for match, token_id in matches if match}
 
 
-def _byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+def _map_byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """GPT-2's mapping of bytes to characters, reversed.
 
     Printable Latin-1 characters stand for themselves; the alphabet's others stand, in
@@ -128,9 +128,11 @@ def _byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tupl
             yield token_id, token.encode()
 
 
-def _in_context(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+def _decode_in_context(
+    tokenizer: Tokenizer, token_ids: Iterable[int]
+) -> Iterator[tuple[int, bytes]]:
     """Decodes each token after another one, for the first of a text may look different."""
-    raw = _byte_tokens(tokenizer)
+    raw = _map_byte_tokens(tokenizer)
     before = tokenizer.encode("a", add_special_tokens=False).ids
     skip = len(tokenizer.decode(before, skip_special_tokens=False))
     for token_id in token_ids:

@@ -38,7 +38,7 @@ class Hypothesis:
     finish: FinishReason | None = None
     decision: Decision | None = None
 
-    def path(self) -> list["Hypothesis"]:
+    def list_path(self) -> list["Hypothesis"]:
         """From the first token to this one."""
         steps = []
         step: Hypothesis | None = self
@@ -117,7 +117,7 @@ class BeamSearch:
         scores = best.values[0].cpu()
         added = logprobs.reshape(-1)[best.indices[0]].tolist()
         candidates = [
-            self._extended(index // vocabulary_size, index % vocabulary_size, score)
+            self._extend(index // vocabulary_size, index % vocabulary_size, score)
             for index, score in zip(best.indices[0].tolist(), scores.tolist(), strict=True)
         ]
         ends = torch.tensor([candidate.finish is not None for candidate in candidates])
@@ -149,11 +149,11 @@ class BeamSearch:
         self._places = [listed[place] for place in kept_places]
         return Round(self._num_rounds - 1, continuations, [*self.beams, *entered], is_last)
 
-    def _extended(self, beam: int, token_id: int, score: float) -> Hypothesis:
+    def _extend(self, beam: int, token_id: int, score: float) -> Hypothesis:
         before = self.beams[beam] if self.beams else None
-        return Hypothesis(before, token_id, beam, score, self._finish_reason(token_id))
+        return Hypothesis(before, token_id, beam, score, self._find_finish_reason(token_id))
 
-    def _finish_reason(self, token_id: int) -> FinishReason | None:
+    def _find_finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id in self._eos_token_ids:
             return FinishReason.END_OF_SEQUENCE
         if token_id in self._stop_token_ids:

@@ -15,7 +15,7 @@ from whence_server.engine.decoding.decisions import (
     NonFiniteLogits,
     NothingLeft,
 )
-from whence_server.engine.decoding.devices import kernels_for
+from whence_server.engine.decoding.devices import choose_kernels
 from whence_server.engine.decoding.kernels import DrawKey
 from whence_server.engine.decoding.pipeline import Distributions, Pipeline
 from whence_server.engine.decoding.prompt import score_prompt
@@ -36,7 +36,7 @@ class Chooser:
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self._device = device if device.type in {"cpu", "cuda"} else torch.device("cpu")
-        self._kernels = kernels_for(self._device)
+        self._kernels = choose_kernels(self._device)
         self._pipeline = Pipeline(vocabulary_size, self._device, self._kernels)
         self._probabilities = Scratch(vocabulary_size, self._device)
         self._decision_builder = DecisionBuilder(vocabulary_size, self._device, self._kernels)
@@ -75,7 +75,7 @@ class Chooser:
         scores = torch.log_softmax(logits, -1)
         if bool(scores[:, 0].isnan().any()):
             return NonFiniteLogits()
-        made = search.advance(self._pipeline.processed(scores, rows))
+        made = search.advance(self._pipeline.process(scores, rows))
         alive = [survivor for survivor in made.survivors if math.isfinite(survivor.score)]
         num_wanted = rows[0].decoding.num_return_sequences
         if len(search.winners) < num_wanted if made.is_last else not alive:
@@ -86,7 +86,7 @@ class Chooser:
         token_ids = torch.tensor([survivor.token_id for survivor in alive], device=self._device)
         alive_rows = [rows[survivor.parent] for survivor in alive]
         distributions = self._pipeline.run(scores.index_select(0, parents), alive_rows)
-        probabilities = self._probabilities_of(distributions, alive_rows)
+        probabilities = self._compute_probabilities(distributions, alive_rows)
         choice = Choice(token_ids, probabilities, race=None, sampled=[])
         decisions = self._decision_builder.build_decisions(distributions, alive_rows, choice)
         for survivor, decision in zip(alive, decisions, strict=True):
@@ -118,21 +118,21 @@ class Chooser:
         for i, row in enumerate(rows):
             by_strategy.setdefault(row.decoding.strategy, []).append(i)
         sampled = by_strategy.get(Strategy.SAMPLE, [])
-        probabilities = self._probabilities_of(distributions, rows)
+        probabilities = self._compute_probabilities(distributions, rows)
         race = None
         token_ids = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
         for strategy, members in by_strategy.items():
             index = torch.tensor(members, device=self._device)
             if strategy is Strategy.SAMPLE and probabilities is not None:
-                race = self._kernels.race(
-                    _of(distributions.final_logprobs, index, rows),
-                    _of(probabilities, index, rows),
-                    [_draw_key(rows[i]) for i in members],
+                race = self._kernels.run_race(
+                    _select_rows(distributions.final_logprobs, index, rows),
+                    _select_rows(probabilities, index, rows),
+                    [_make_draw_key(rows[i]) for i in members],
                 )
                 chosen = race.token_ids
             elif strategy is Strategy.GREEDY:
-                processed = _of(distributions.processed, index, rows)
-                chosen = self._kernels.top_candidates(processed, 1)[:, 0]
+                processed = _select_rows(distributions.processed, index, rows)
+                chosen = self._kernels.find_top_candidates(processed, 1)[:, 0]
             elif strategy is Strategy.FORCED:
                 forced = [rows[i].forced_token_id for i in members]
                 chosen = torch.tensor(forced, device=self._device)
@@ -141,22 +141,22 @@ class Chooser:
             token_ids.index_copy_(0, index, chosen)
         return Choice(token_ids, probabilities, race, sampled)
 
-    def _probabilities_of(
+    def _compute_probabilities(
         self, distributions: Distributions, rows: Sequence[Row]
     ) -> torch.Tensor | None:
         """Of what the rows are drawn from: [B, V]; None where nobody needs them."""
         draws = any(row.decoding.strategy is Strategy.SAMPLE for row in rows)
         if not draws and not any(row.detailed for row in rows):
             return None
-        probabilities = self._probabilities.of(len(rows))
+        probabilities = self._probabilities.take(len(rows))
         # Not exp, which takes fifteen times as long over tokens that were removed.
         return torch.softmax(distributions.final_logprobs, -1, out=probabilities)
 
 
-def _of(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _select_rows(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Some rows' values [B, V], without a copy where they are all."""
     return values if len(index) == len(rows) else values.index_select(0, index)
 
 
-def _draw_key(row: Row) -> DrawKey:
+def _make_draw_key(row: Row) -> DrawKey:
     return DrawKey(*row.seed_words, row.index, row.sequence_index)

@@ -11,7 +11,7 @@ import numba as nb
 import numpy as np
 import torch
 
-from whence_server.engine.compiled import compiled
+from whence_server.engine.compiled import compile_now
 from whence_server.engine.decoding.kernels import DrawKey, Race
 
 _BLOCK = 512
@@ -36,30 +36,30 @@ _LEAST_NORMAL = np.float32(1e-37)
 def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """See `Kernels.count_above`."""
     counts = torch.empty(len(values), dtype=torch.int64)
-    _count_above(_array(values), _array(thresholds), counts.numpy())
+    _count_above(_to_array(values), _to_array(thresholds), counts.numpy())
     return counts
 
 
-def entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """See `Kernels.entropies`.
+def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """See `Kernels.compute_entropies`.
 
     torch divides a sum among its threads by the shape of the whole batch: its last digits would
     tell how many neighbours a row had.
     """
     found = torch.empty(len(logprobs), dtype=torch.float32)
-    _entropies(_array(logprobs), _array(probabilities), found.numpy())
+    _compute_entropies(_to_array(logprobs), _to_array(probabilities), found.numpy())
     return found
 
 
-def top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
-    """See `Kernels.top_candidates`."""
+def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    """See `Kernels.find_top_candidates`."""
     token_ids = torch.empty(len(scores), min(num_candidates, scores.shape[1]), dtype=torch.int64)
-    _top_candidates(_array(scores), token_ids.numpy())
+    _find_top_candidates(_to_array(scores), token_ids.numpy())
     return token_ids
 
 
-def nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """See `Kernels.nucleus`.
+def keep_nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+    """See `Kernels.keep_nucleus`.
 
     Sums the probabilities in bins of their score, so that only the bin that the boundary falls
     in has to be ordered. Sums are float64: where transformers' running float32 sum is within its
@@ -91,14 +91,14 @@ def nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     return kept
 
 
-def race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]) -> Race:
-    """See `Kernels.race`."""
+def run_race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]) -> Race:
+    """See `Kernels.run_race`."""
     num_rows = len(keys)
     token_ids = torch.empty(2, num_rows, dtype=torch.int64)
     numbers = torch.empty(2, num_rows, dtype=torch.float64)
-    _race(
-        _array(logprobs),
-        _array(probabilities),
+    _run_race(
+        _to_array(logprobs),
+        _to_array(probabilities),
         np.array(keys, dtype=np.uint64),
         token_ids.numpy(),
         numbers.numpy(),
@@ -108,14 +108,14 @@ def race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[Dra
     return Race(token_ids[0], numbers[0], token_ids[1], numbers[1])
 
 
-def _array(tensor: torch.Tensor) -> Any:
+def _to_array(tensor: torch.Tensor) -> Any:
     return tensor.contiguous().numpy()
 
 
 _ROWS = nb.float32[:, ::1]
 
 
-@compiled(nb.void(_ROWS, nb.float32[::1], nb.int64[::1]), nogil=True)
+@compile_now(nb.void(_ROWS, nb.float32[::1], nb.int64[::1]), nogil=True)
 def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
     for row in range(values.shape[0]):
         total = 0
@@ -130,8 +130,8 @@ def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
         counts[row] = total
 
 
-@compiled(nb.void(_ROWS, _ROWS, nb.float32[::1]), nogil=True, fastmath={"reassoc"})
-def _entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
+@compile_now(nb.void(_ROWS, _ROWS, nb.float32[::1]), nogil=True, fastmath={"reassoc"})
+def _compute_entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
     for row in range(logprobs.shape[0]):
         total = 0.0
         for i in range(logprobs.shape[1]):
@@ -140,8 +140,8 @@ def _entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
         found[row] = total
 
 
-@compiled(nb.void(_ROWS, nb.int64[:, ::1]), nogil=True)
-def _top_candidates(scores: Any, token_ids: Any) -> None:
+@compile_now(nb.void(_ROWS, nb.int64[:, ::1]), nogil=True)
+def _find_top_candidates(scores: Any, token_ids: Any) -> None:
     num_tokens, num_candidates = scores.shape[1], token_ids.shape[1]
     for row in range(scores.shape[0]):
         num_found = 0
@@ -166,7 +166,7 @@ def _top_candidates(scores: Any, token_ids: Any) -> None:
                     worst = scores[row, token_ids[row, num_found - 1]]
 
 
-@compiled(
+@compile_now(
     nb.void(
         _ROWS,
         _ROWS,
@@ -211,10 +211,10 @@ def _remove_bins(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
         boundaries[row] = boundary
 
 
-@compiled(
+@compile_now(
     nb.void(nb.uint32[::1], nb.int64, nb.uint64[:, ::1], nb.int64, nb.uint32[::1]), nogil=True
 )
-def _first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) -> None:
+def _compute_first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) -> None:
     """Philox4x32-10's first output word for the counters (token id, index, sequence, 0)."""
     low, high, index, sequence_index = keys[row, 0], keys[row, 1], keys[row, 2], keys[row, 3]
     for i in range(num_ids):
@@ -230,7 +230,7 @@ def _first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) 
         words[i] = c0
 
 
-@compiled(
+@compile_now(
     nb.void(
         _ROWS,
         _ROWS,
@@ -242,7 +242,7 @@ def _first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) 
     ),
     nogil=True,
 )
-def _race(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
+def _run_race(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
     logprobs: Any,
     probabilities: Any,
     keys: Any,
@@ -263,7 +263,7 @@ def _race(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
             for i in range(len(block)):
                 possible[num_possible] = begin + i
                 num_possible += block[i] > least
-            _first_words(possible, num_possible, keys, row, words)
+            _compute_first_words(possible, num_possible, keys, row, words)
             # -log(u) >= 1 - u: the logarithm is seldom needed.
             reach = math.exp(second) * _PRUNING_MARGIN
             num_open = 0

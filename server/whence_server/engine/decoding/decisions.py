@@ -95,10 +95,11 @@ class DecisionBuilder:
     ) -> list[Decision | NoChoice]:
         """What was decided in each row, and why."""
         tensors = self._measure(distributions, rows, choice)
-        numbers = _Numbers(*(tensor.tolist() for tensor in statistics.to_host(tensors)))
+        numbers = _Numbers(*(tensor.tolist() for tensor in statistics.copy_to_host(tensors)))
         draws = {i: place for place, i in enumerate(choice.sampled)}
         return [
-            _decision(numbers, i, row, distributions, draws.get(i)) for i, row in enumerate(rows)
+            _make_decision(numbers, i, row, distributions, draws.get(i))
+            for i, row in enumerate(rows)
         ]
 
     def _measure(
@@ -109,19 +110,21 @@ class DecisionBuilder:
         owned = token_ids
         if len(distributions.owners) > len(rows):
             owned = token_ids[torch.tensor(distributions.owners, device=token_ids.device)]
-        measured = [token_ids, statistics.logprobs_of(logprobs, owned)]
+        measured = [token_ids, statistics.gather_logprobs(logprobs, owned)]
         nothing = token_ids.new_empty(0)
 
         if choice.probabilities is None or not any(row.detailed for row in rows):
             measured += [nothing] * 7
         else:
-            measured += self._explain(distributions, rows, choice.token_ids, choice.probabilities)
+            measured += self._measure_details(
+                distributions, rows, choice.token_ids, choice.probabilities
+            )
         if choice.race is None:
             return [*measured, nothing, nothing, nothing]
         _, noises, runner_up_ids, margins = choice.race
         return [*measured, noises, runner_up_ids, margins]
 
-    def _explain(
+    def _measure_details(
         self,
         distributions: Distributions,
         rows: Sequence[Row],
@@ -132,23 +135,25 @@ class DecisionBuilder:
         scores, finals = distributions.scores, distributions.final_logprobs
         own = distributions.logprobs[: len(rows)]
         nothing = num_kept = token_ids.new_empty(0)
-        ranks = statistics.ranks_of(scores, token_ids, self._kernels)
-        sampling_entropies = entropies = self._kernels.entropies(finals, probabilities)
+        ranks = statistics.compute_ranks(scores, token_ids, self._kernels)
+        sampling_entropies = entropies = self._kernels.compute_entropies(finals, probabilities)
         if any(distributions.after_stages):
             removed = own.new_full((len(distributions.owners),), -torch.inf)
             num_kept = self._kernels.count_above(distributions.logprobs, removed)
-            own_probabilities = torch.softmax(own, -1, out=self._probabilities.of(len(rows)))
-            entropies = self._kernels.entropies(own, own_probabilities)
+            own_probabilities = torch.softmax(own, -1, out=self._probabilities.take(len(rows)))
+            entropies = self._kernels.compute_entropies(own, own_probabilities)
         num_candidates = max(row.num_candidates for row in rows)
         if num_candidates == 0:
             candidates = [nothing, nothing, nothing]
         else:
-            ids, logprobs = statistics.top_candidates(scores, own, num_candidates, self._kernels)
+            ids, logprobs = statistics.find_top_candidates(
+                scores, own, num_candidates, self._kernels
+            )
             candidates = [ids, logprobs, finals.gather(-1, ids)]
         return [num_kept, ranks, entropies, sampling_entropies, *candidates]
 
 
-def _decision(
+def _make_decision(
     numbers: _Numbers, i: int, row: Row, distributions: Distributions, draw: int | None
 ) -> Decision | NoChoice:
     token_id, logprob = numbers.token_ids[i], numbers.token_logprobs[i]
@@ -168,13 +173,13 @@ def _decision(
         rank=numbers.ranks[i],
         entropy=numbers.entropies[i],
         sampling_entropy=None if forced else numbers.sampling_entropies[i],
-        candidates=_candidates(numbers, i, row.num_candidates, forced=forced),
-        effects=_effects(numbers, i, after_stages) if after_stages else None,
-        draw=None if draw is None else _draw(numbers, draw),
+        candidates=_make_candidates(numbers, i, row.num_candidates, forced=forced),
+        effects=_make_effects(numbers, i, after_stages) if after_stages else None,
+        draw=None if draw is None else _make_draw(numbers, draw),
     )
 
 
-def _candidates(
+def _make_candidates(
     numbers: _Numbers, i: int, num_candidates: int, *, forced: bool
 ) -> Candidates | None:
     if num_candidates == 0:
@@ -188,7 +193,7 @@ def _candidates(
     )
 
 
-def _effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEffects:
+def _make_effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEffects:
     """What each stage did.
 
     A stage that removes tokens leaves the scores of the others as they are: renormalising then
@@ -199,7 +204,9 @@ def _effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEff
     for after in after_stages:
         mass = 0.0
         if numbers.num_kept[after] != numbers.num_kept[before]:
-            mass = _removed_mass(numbers.token_logprobs[before], numbers.token_logprobs[after])
+            mass = _compute_removed_mass(
+                numbers.token_logprobs[before], numbers.token_logprobs[after]
+            )
         removed_mass.append(mass)
         before = after
     return ProcessorEffects(
@@ -209,7 +216,7 @@ def _effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEff
     )
 
 
-def _removed_mass(before: float, after: float) -> float:
+def _compute_removed_mass(before: float, after: float) -> float:
     """The mass that a stage removed, by one token's logprobs before and after it.
 
     A stage cannot make a token less likely by removing others, but rounding can: by any amount
@@ -220,7 +227,7 @@ def _removed_mass(before: float, after: float) -> float:
     return -math.expm1(before - after)
 
 
-def _draw(numbers: _Numbers, draw: int) -> Draw:
+def _make_draw(numbers: _Numbers, draw: int) -> Draw:
     runner_up_id = numbers.runner_up_ids[draw]
     if runner_up_id < 0:
         return Draw(numbers.noises[draw], None, None)

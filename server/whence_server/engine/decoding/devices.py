@@ -5,7 +5,7 @@ import torch
 from whence_server.engine.decoding.kernels import Kernels
 
 
-def kernels_for(device: torch.device) -> Kernels:
+def choose_kernels(device: torch.device) -> Kernels:
     """The implementation for a device; the CPU's is compiled on first use."""
     if device.type == "cpu":
         from whence_server.engine.decoding import cpu_kernels

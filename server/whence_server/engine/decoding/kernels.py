@@ -42,23 +42,25 @@ class Kernels(Protocol):
     def count_above(self, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
         """Counts each row's values above its threshold [rows]: int64 [rows]."""
 
-    def entropies(self, logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    def compute_entropies(
+        self, logprobs: torch.Tensor, probabilities: torch.Tensor
+    ) -> torch.Tensor:
         """Entropy of each row in nats, from both of its forms: float32 [rows]."""
 
-    def top_candidates(self, scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    def find_top_candidates(self, scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
         """Ids of each row's largest scores, of equal ones the lowest ids: int64 [rows, n].
 
         The first n are the same whatever `num_candidates` is.
         """
 
-    def nucleus(self, scores: torch.Tensor, top_p: float) -> torch.Tensor:
+    def keep_nucleus(self, scores: torch.Tensor, top_p: float) -> torch.Tensor:
         """Top-p: -inf for the least likely tokens that have at most 1 - top_p together.
 
         As transformers' `TopPLogitsWarper`: at least one token stays, and which of equally likely
         ones go is left open.
         """
 
-    def race(
+    def run_race(
         self, logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]
     ) -> Race:
         """Draws a token for each row; only those with a logprob above -inf can be drawn.

@@ -70,8 +70,8 @@ class Pipeline:
                 stages as zeros, so that no processor stumbles over them.
             rows: B of them.
         """
-        plan = _plan([self._stages_of(row) for row in rows], rows)
-        table = self._table.of(len(plan.owners))
+        plan = _make_plan([self._get_stages(row) for row in rows], rows)
+        table = self._table.take(len(plan.owners))
         own = table[: len(rows)]
         torch.log_softmax(scores, -1, out=own)
         # One NaN or +inf among them, or nothing but -inf, and all of a row is NaN.
@@ -89,16 +89,16 @@ class Pipeline:
             scores=scores,
             processed=processed,
             logprobs=table,
-            final_logprobs=_select(table, plan.finals),
+            final_logprobs=_select_places(table, plan.finals),
             owners=plan.owners,
             after_stages=plan.after_stages,
             finals=plan.finals,
         )
 
-    def processed(self, scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    def process(self, scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         """What the stages leave of scores [B, V], and nothing else of `run`."""
         processed = scores
-        for application in _plan([self._stages_of(row) for row in rows], rows).applications:
+        for application in _make_plan([self._get_stages(row) for row in rows], rows).applications:
             _, processed = self._apply(application, processed, rows, scores)
         return processed
 
@@ -111,7 +111,7 @@ class Pipeline:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives the scores of the rows that the stage is for, and then those of all rows."""
         stage, members, _ = application
-        token_ids = self._histories([rows[i] for i in members] if stage.reads_history else [])
+        token_ids = self._pad_histories([rows[i] for i in members] if stage.reads_history else [])
         if len(members) == len(rows):
             after = stage.processor(token_ids, processed)
             return after, after
@@ -121,7 +121,7 @@ class Pipeline:
             processed = scores.clone()
         return after, processed.index_copy_(0, index, after)
 
-    def _histories(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _pad_histories(self, rows: Sequence[Row]) -> torch.Tensor:
         """Token ids [rows, T], filled up on the left with an id that no vocabulary has.
 
         transformers' processors ignore ids beyond the scores; n-grams, bad words and penalties
@@ -134,20 +134,20 @@ class Pipeline:
             padded[i, longest - len(history) :] = history
         return torch.from_numpy(padded).to(self._device)
 
-    def _stages_of(self, row: Row) -> tuple[Stage, ...]:
+    def _get_stages(self, row: Row) -> tuple[Stage, ...]:
         if row.stages is None:
-            row.stages = self._stages.of(row.settings)
+            row.stages = self._stages.make_stages(row.settings)
         return row.stages
 
 
-def _select(table: torch.Tensor, places: list[int]) -> torch.Tensor:
+def _select_places(table: torch.Tensor, places: list[int]) -> torch.Tensor:
     first, num_places = places[0], len(places)
     if places == list(range(first, first + num_places)):
         return table[first : first + num_places]
     return table.index_select(0, torch.tensor(places, device=table.device))
 
 
-def _plan(stages: list[tuple[Stage, ...]], rows: Sequence[Row]) -> _Plan:
+def _make_plan(stages: list[tuple[Stage, ...]], rows: Sequence[Row]) -> _Plan:
     members: dict[Stage, list[int]] = {}
     last: list[Stage | None] = [None] * len(rows)
     for i, row in enumerate(rows):

@@ -9,7 +9,7 @@ import torch
 from transformers.generation import logits_process
 
 from whence_server.domain.decoding import Decoding
-from whence_server.domain.processors import processor_names
+from whence_server.domain.processors import list_processor_names
 from whence_server.engine.decoding.kernels import Kernels
 
 MAX_CACHED_STAGES = 64
@@ -51,18 +51,18 @@ class Stage:
     def applies(self, index: int) -> bool:
         """Whether it changes anything at that step."""
         return (
-            self.processor is not _unchanged
+            self.processor is not _keep
             and index >= self.since
             and (self.until is None or index < self.until)
         )
 
 
-def settings(decoding: Decoding) -> tuple[Setting, ...]:
-    """What applies to a request, in the order of `processor_names`."""
-    return tuple(_setting(name, decoding) for name in processor_names(decoding))
+def list_settings(decoding: Decoding) -> tuple[Setting, ...]:
+    """What applies to a request, in the order of `list_processor_names`."""
+    return tuple(_make_setting(name, decoding) for name in list_processor_names(decoding))
 
 
-def _setting(name: str, decoding: Decoding) -> Setting:
+def _make_setting(name: str, decoding: Decoding) -> Setting:
     eos_token_ids = () if decoding.ignore_eos else decoding.eos_token_ids
     match name:
         case "no_repeat_ngram":
@@ -76,12 +76,12 @@ def _setting(name: str, decoding: Decoding) -> Setting:
             ends_sequence = sorted({*eos_token_ids, *decoding.stop_token_ids})
             return Setting(name, tuple(ends_sequence), decoding.min_new_tokens)
         case _ if name in _CONFIGURED:
-            return _configured(name, decoding)
+            return _make_configured_setting(name, decoding)
         case _:
             return Setting(name, getattr(decoding, name))
 
 
-def _configured(name: str, decoding: Decoding) -> Setting:
+def _make_configured_setting(name: str, decoding: Decoding) -> Setting:
     """Return the setting of a processor that the model's generation config alone asks for."""
     configured = decoding.configured
     match name:
@@ -106,42 +106,42 @@ class Stages:
         self._kernels = kernels
         self._stage = lru_cache(MAX_CACHED_STAGES)(self._make)
 
-    def of(self, row_settings: tuple[Setting, ...]) -> tuple[Stage, ...]:
+    def make_stages(self, row_settings: tuple[Setting, ...]) -> tuple[Stage, ...]:
         """The stages of a row; the same objects for the same settings."""
         return tuple(self._stage(setting) for setting in row_settings)
 
     def _make(self, setting: Setting) -> Stage:
         return Stage(
             order=_ORDER[setting.name],
-            processor=self._processor(setting.name, setting.value),
+            processor=self._make_processor(setting.name, setting.value),
             reads_history=setting.name in _READS_HISTORY,
             until=setting.until,
             since=setting.since,
         )
 
-    def _processor(self, name: str, value: Any) -> Processor:
+    def _make_processor(self, name: str, value: Any) -> Processor:
         if name in _BIASES:
-            return self._bias(_BIASES[name](value))
+            return self._make_bias(_BIASES[name](value))
         if name == "top_p":
-            return lambda _, scores: self._kernels.nucleus(scores, value)
+            return lambda _, scores: self._kernels.keep_nucleus(scores, value)
         if name in _ON_DEVICE:
             return _ON_DEVICE[name](value, str(self._device))
         return _PLAIN[name](value)
 
-    def _bias(self, biases: dict[tuple[int, ...], float]) -> Processor:
+    def _make_bias(self, biases: dict[tuple[int, ...], float]) -> Processor:
         possible = {
             token_ids: bias
             for token_ids, bias in biases.items()
             if max(token_ids) < self._vocabulary_size
         }
-        return logits_process.SequenceBiasLogitsProcessor(possible) if possible else _unchanged
+        return logits_process.SequenceBiasLogitsProcessor(possible) if possible else _keep
 
 
-def _unchanged(_token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def _keep(_token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-def _guarded(warper: Processor) -> Processor:
+def _guard(warper: Processor) -> Processor:
     """Return a warper that leaves rows without a token alone: it refuses a batch for one."""
 
     def process(token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ _PLAIN: dict[str, Callable[[Any], Processor]] = {
     ),
     "no_repeat_ngram": logits_process.NoRepeatNGramLogitsProcessor,
     "temperature": lambda value: logits_process.TemperatureLogitsWarper(float(value)),
-    "top_h": lambda value: _guarded(logits_process.TopHLogitsWarper(float(value))),
+    "top_h": lambda value: _guard(logits_process.TopHLogitsWarper(float(value))),
     "top_k": logits_process.TopKLogitsWarper,
     "min_p": logits_process.MinPLogitsWarper,
     "typical_p": logits_process.TypicalLogitsWarper,
@@ -175,7 +175,7 @@ _BIASES: dict[str, Callable[[Any], dict[tuple[int, ...], float]]] = {
 """Those that add to logits: amounts by token ids, the last of which gets its amount."""
 
 _ON_DEVICE: dict[str, Callable[[Any, str], Processor]] = {
-    "eta_cutoff": lambda value, device: _guarded(
+    "eta_cutoff": lambda value, device: _guard(
         logits_process.EtaLogitsWarper(value, device=device)
     ),
     "suppress_tokens": logits_process.SuppressTokensLogitsProcessor,

@@ -37,20 +37,22 @@ def _score(
     scores: torch.Tensor, token_ids: torch.Tensor, trace: TraceOptions, kernels: Kernels
 ) -> list[Decision]:
     logprobs = torch.log_softmax(scores, -1)
-    measured = [token_ids, statistics.logprobs_of(logprobs, token_ids)]
+    measured = [token_ids, statistics.gather_logprobs(logprobs, token_ids)]
     detailed = trace.detail is not TraceDetail.TOKENS
     if detailed:
         measured += [
-            statistics.ranks_of(scores, token_ids, kernels),
-            kernels.entropies(logprobs, logprobs.exp()),
+            statistics.compute_ranks(scores, token_ids, kernels),
+            kernels.compute_entropies(logprobs, logprobs.exp()),
         ]
         if trace.num_candidates:
-            measured += statistics.top_candidates(scores, logprobs, trace.num_candidates, kernels)
-    columns = (tensor.tolist() for tensor in statistics.to_host(measured))
-    return [_decision(*values) for values in zip(*columns, strict=True)]
+            measured += statistics.find_top_candidates(
+                scores, logprobs, trace.num_candidates, kernels
+            )
+    columns = (tensor.tolist() for tensor in statistics.copy_to_host(measured))
+    return [_make_decision(*values) for values in zip(*columns, strict=True)]
 
 
-def _decision(
+def _make_decision(
     token_id: int,
     logprob: float,
     rank: int | None = None,

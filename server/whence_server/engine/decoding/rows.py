@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
-from whence_server.engine.decoding.processors import Setting, Stage, settings
+from whence_server.engine.decoding.processors import Setting, Stage, list_settings
 
 
 class Row:
@@ -56,7 +56,7 @@ class Row:
         self.trace = trace
         self.sequence_index = sequence_index
         self.index = num_generated
-        self.settings: tuple[Setting, ...] = settings(decoding)
+        self.settings: tuple[Setting, ...] = list_settings(decoding)
         self.stages: tuple[Stage, ...] | None = None
         self.detailed = trace.detail is not TraceDetail.TOKENS
         self.probed = trace.detail is TraceDetail.INTERNALS

@@ -13,7 +13,7 @@ class Scratch:
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self._room = torch.empty(0, vocabulary_size, device=device)
 
-    def of(self, num_rows: int) -> torch.Tensor:
+    def take(self, num_rows: int) -> torch.Tensor:
         """Some rows, contiguous, with anything in them; the same memory at every call."""
         if len(self._room) < num_rows:
             self._room = self._room.new_empty(num_rows, self._room.shape[1])

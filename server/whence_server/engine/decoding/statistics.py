@@ -20,28 +20,28 @@ class TopCandidates(NamedTuple):
     logprobs: torch.Tensor
 
 
-def logprobs_of(logprobs: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+def gather_logprobs(logprobs: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """One token's logprob of each row [B, V]: [B]."""
     return logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
 
 
-def ranks_of(scores: torch.Tensor, token_ids: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+def compute_ranks(scores: torch.Tensor, token_ids: torch.Tensor, kernels: Kernels) -> torch.Tensor:
     """How many tokens are more likely than the given one: int64 [B].
 
     Counts scores and not logprobs, whose rounding makes ties.
     """
-    return kernels.count_above(scores, logprobs_of(scores, token_ids))
+    return kernels.count_above(scores, gather_logprobs(scores, token_ids))
 
 
-def top_candidates(
+def find_top_candidates(
     scores: torch.Tensor, logprobs: torch.Tensor, num_candidates: int, kernels: Kernels
 ) -> TopCandidates:
     """The most likely tokens, most likely first, of equal ones the lowest ids first."""
-    token_ids = kernels.top_candidates(scores, num_candidates)
+    token_ids = kernels.find_top_candidates(scores, num_candidates)
     return TopCandidates(token_ids, logprobs.gather(-1, token_ids))
 
 
-def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def copy_to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Brings tensors to the CPU in one copy, whatever their types and shapes."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return list(tensors)
@@ -51,7 +51,7 @@ def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Lays tensors' bytes one after another: uint8."""
     return torch.cat(
-        [tensors[i].contiguous().flatten().view(torch.uint8) for i in _aligned(tensors)]
+        [tensors[i].contiguous().flatten().view(torch.uint8) for i in _sort_by_alignment(tensors)]
     )
 
 
@@ -59,13 +59,13 @@ def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Ten
     """Takes apart what `pack` laid together; types and shapes as those of `like`."""
     found: list[torch.Tensor] = list(like)
     begin = 0
-    for i in _aligned(like):
+    for i in _sort_by_alignment(like):
         end = begin + like[i].numel() * like[i].element_size()
         found[i] = packed[begin:end].view(like[i].dtype).view(like[i].shape)
         begin = end
     return found
 
 
-def _aligned(tensors: Sequence[torch.Tensor]) -> list[int]:
+def _sort_by_alignment(tensors: Sequence[torch.Tensor]) -> list[int]:
     """An order in which each tensor begins at a multiple of its element's size."""
     return sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())

@@ -18,14 +18,14 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     return (values > thresholds.unsqueeze(-1)).sum(-1)
 
 
-def entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """See `Kernels.entropies`."""
+def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """See `Kernels.compute_entropies`."""
     # 0 * -inf is NaN, and counts as 0.
     return -(probabilities * logprobs).nansum(-1)
 
 
-def top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
-    """See `Kernels.top_candidates`.
+def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    """See `Kernels.find_top_candidates`.
 
     `topk` orders equal scores as it likes: each is made one integer together with its id.
     """
@@ -37,14 +37,14 @@ def top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
     return num_tokens - 1 - (found & _MASK)
 
 
-def nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """See `Kernels.nucleus`."""
+def keep_nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+    """See `Kernels.keep_nucleus`."""
     warper = TopPLogitsWarper(top_p)
     return warper(torch.empty(0, dtype=torch.int64, device=scores.device), scores)
 
 
-def race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]) -> Race:  # noqa: ARG001 - only the CPU's pruning uses them
-    """See `Kernels.race`."""
+def run_race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]) -> Race:  # noqa: ARG001 - only the CPU's pruning uses them
+    """See `Kernels.run_race`."""
     num_tokens = logprobs.shape[1]
     key = torch.tensor(keys, dtype=torch.int64, device=logprobs.device).unsqueeze(-1)  # (B, 4, 1)
     token_ids = torch.arange(num_tokens, device=logprobs.device)

@@ -9,8 +9,8 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp import OtlpSettings, grpc_target
-from whence_server.domain.otlp_text import BINARY_SUFFIX, binary_value
+from whence_server.domain.otlp import OtlpSettings, parse_grpc_target
+from whence_server.domain.otlp_text import BINARY_SUFFIX, decode_binary_value
 from whence_server.telemetry.export.outcomes import (
     Accepted,
     Failed,
@@ -69,7 +69,7 @@ class OtlpGrpcSink:
 
     def __init__(self, settings: OtlpSettings, method: str = EXPORT_METHOD) -> None:
         try:
-            target, secure = grpc_target(settings.endpoint, insecure=settings.insecure)
+            target, secure = parse_grpc_target(settings.endpoint, insecure=settings.insecure)
         except ValueError as error:
             raise ConfigurationError(f"OTLP endpoint {settings.endpoint!r}: {error}") from None
         self._metadata = tuple(grpc_metadata(settings.headers).items())
@@ -112,7 +112,7 @@ class OtlpGrpcSink:
 def grpc_metadata(headers: Mapping[str, str]) -> dict[str, str | bytes]:
     """Gives headers as gRPC takes them: those whose names end in "-bin" as bytes."""
     return {
-        name: binary_value(value) if name.endswith(BINARY_SUFFIX) else value
+        name: decode_binary_value(value) if name.endswith(BINARY_SUFFIX) else value
         for name, value in headers.items()
     }
 

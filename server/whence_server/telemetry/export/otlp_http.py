@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp import OtlpSettings, http_url
+from whence_server.domain.otlp import OtlpSettings, check_http_url
 from whence_server.telemetry.export.outcomes import (
     Accepted,
     Failed,
@@ -81,7 +81,7 @@ class OtlpHttpSink:
 
     def __init__(self, settings: OtlpSettings, clock: Callable[[], float] = time.time) -> None:
         try:
-            self._url = http_url(settings.endpoint)
+            self._url = check_http_url(settings.endpoint)
         except ValueError as error:
             raise ConfigurationError(f"OTLP endpoint {settings.endpoint!r}: {error}") from None
         self._gzip = settings.gzip

@@ -10,7 +10,7 @@ from typing import cast
 import grpc
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter
 
-from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, grpc_target
+from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, parse_grpc_target
 from whence_server.telemetry.export.otlp_grpc import grpc_metadata
 from whence_server.telemetry.export.tls import channel_credentials, ssl_context
 
@@ -39,7 +39,7 @@ def _over_grpc(
 ) -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
-    target, secure = grpc_target(settings.endpoint, insecure=settings.insecure)
+    target, secure = parse_grpc_target(settings.endpoint, insecure=settings.insecure)
     return OTLPMetricExporter(
         endpoint=target,
         insecure=not secure,

@@ -11,7 +11,7 @@ from whence.v1.training_pb2 import Checkpoint
 from whence_server.config.training import recorded_config
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
-from whence_server.engine.digests import file_digests, weights_digest
+from whence_server.engine.digests import digest_files, digest_weights
 from whence_server.lineage.lookup import events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
@@ -84,7 +84,7 @@ def load_weights(run: TrainingRun, kept: Kept) -> Any:
         )
     except ConfigurationError as error:
         raise RefusedError("CHECKPOINT_UNREADABLE", str(error)) from error
-    found = weights_digest(model.state_dict())
+    found = digest_weights(model.state_dict())
     if loading["missing_keys"] or found != kept.checkpoint.weights_digest:
         raise RefusedError(
             "CHECKPOINT_CHANGED",
@@ -112,7 +112,7 @@ def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
         for name, sha256 in recorded.items():
             if not (one.directory / name).is_file():
                 raise RefusedError("TOKENIZER_CHANGED", f"{one.directory / name} is missing")
-            found = file_digests(one.directory, [name])[0].sha256
+            found = digest_files(one.directory, [name])[0].sha256
             if found != sha256:
                 raise RefusedError(
                     "TOKENIZER_CHANGED",
@@ -166,7 +166,7 @@ def beginning(run: TrainingRun, tokenizer: Any) -> Any | None:
             model = initial_model(settings, tokenizer)
     except ConfigurationError:
         return None
-    if model is None or weights_digest(model.state_dict()) != started.initial_weights_digest:
+    if model is None or digest_weights(model.state_dict()) != started.initial_weights_digest:
         return None
     return _ready(model.eval())
 

@@ -17,9 +17,9 @@ from whence_server.domain.model import FileDigest
 from whence_server.engine import weights
 from whence_server.engine.digests import (
     TensorDigest,
-    file_digests,
-    model_signing_digest,
-    state_digests,
+    digest_files,
+    digest_model_files,
+    digest_state,
 )
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording import adapter_files
@@ -63,7 +63,7 @@ def present_files(directory: Path) -> list[str]:
         for path in directory.iterdir()
         if path.is_file() and not path.name.startswith(RECORD_NAME)
     }
-    templates = set(weights.chat_template_files(directory))
+    templates = set(weights.list_chat_template_files(directory))
     return sorted(own | templates | set(adapter_files.names_in(directory)))
 
 
@@ -101,7 +101,7 @@ def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:
     """
     try:
         there = [name for name in names if (directory / name).is_file()]
-        return {file.path: file for file in file_digests(directory, there)}
+        return {file.path: file for file in digest_files(directory, there)}
     except OSError as error:
         raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -117,7 +117,9 @@ def model_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = No
         ConfigurationError: a file cannot be read.
     """
     try:
-        names = weights.model_files(directory, weights.weight_files(directory), with_code=False)
+        names = weights.list_model_files(
+            directory, weights.list_weight_files(directory), with_code=False
+        )
     except ConfigurationError:
         return ""
     return _digest_over(directory, names, files)
@@ -126,7 +128,7 @@ def model_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = No
 def tokenizer_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
     """See `Model.tokenizer_digest`; "" where there is no tokenizer. As `model_digest_of`."""
     try:
-        names = weights.tokenizer_files(directory)
+        names = weights.list_tokenizer_files(directory)
     except ConfigurationError:
         return ""
     return _digest_over(directory, names, files)
@@ -134,7 +136,7 @@ def tokenizer_digest_of(directory: Path, files: Mapping[str, FileDigest] | None 
 
 def _digest_over(directory: Path, names: list[str], files: Mapping[str, FileDigest] | None) -> str:
     known = digests_of(directory, names) if files is None else files
-    return model_signing_digest([known[name] for name in names])
+    return digest_model_files([known[name] for name in names])
 
 
 def dtype_of(checkpoint: Checkpoint) -> Any:
@@ -156,7 +158,7 @@ def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) ->
         ConfigurationError: they cannot be loaded; one line says why.
     """
     model, loading = load(directory, architecture, dtype)
-    digests = state_digests(model.state_dict())
+    digests = digest_state(model.state_dict())
     return Tensors(
         records=tuple(digests.tensors),
         weights_digest=digests.weights_digest,
@@ -179,7 +181,7 @@ def adapter_of(directory: Path, below: Sequence[str] = ()) -> Tensors:
     Raises:
         ConfigurationError: they cannot be loaded; one line says why.
     """
-    digests = state_digests(adapter_files.tensors_in(directory, below))
+    digests = digest_state(adapter_files.tensors_in(directory, below))
     return Tensors(records=tuple(digests.tensors), weights_digest=digests.weights_digest)
 
 
@@ -187,7 +189,7 @@ def load(
     directory: Path, architecture: str, dtype: torch.dtype | None
 ) -> tuple[Any, dict[str, Any]]:
     """A model and transformers' report on its loading; see `tensors_of`."""
-    found = weights.weight_files(directory)
+    found = weights.list_weight_files(directory)
     if not (directory / "config.json").is_file():
         raise ConfigurationError(f"the weights in {directory} cannot be loaded: no config.json")
     known: Any = getattr(transformers, architecture, None)

@@ -11,7 +11,7 @@ from whence.v1.training_pb2 import (
     TrainingEvent,
     TrainingExamples,
 )
-from whence_server.domain.paths import shown, undecodable
+from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.lineage.merkle import MerkleTree
 from whence_server.lineage.training_set import Piece
 
@@ -66,11 +66,11 @@ class DocumentedExamples:
             some = self.documents[first : first + _PER_EVENT]
             documents = [
                 TrainingDocument(
-                    source=shown(document.source),
+                    source=format_path(document.source),
                     begin_byte=document.begin_byte,
                     end_byte=document.end_byte,
                     sha256=document.sha256,
-                    source_bytes=undecodable(document.source),
+                    source_bytes=get_undecodable_bytes(document.source),
                 )
                 for document in some
             ]

@@ -7,13 +7,13 @@ small model.
 import numba as nb
 import numpy as np
 
-from whence_server.engine.compiled import compiled
+from whence_server.engine.compiled import compile_now
 
 _BLOCK = 4_096
 """Elements that are summed up in float32; the blocks' sums are added in float64."""
 
 
-@compiled(
+@compile_now(
     nb.types.UniTuple(nb.float64, 2)(nb.float32[::1], nb.float32[::1]),
     nogil=True,
     fastmath={"reassoc", "contract"},

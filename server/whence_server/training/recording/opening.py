@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from whence.v1.training_pb2 import ParentModel, TrainingEvent
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import tensor_digests, weights_digest
+from whence_server.engine.digests import digest_tensors, digest_weights
 from whence_server.lineage.reader import is_begun
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import read_run
@@ -172,7 +172,7 @@ def _require_same_base(model: Any, options: Options, recorded: TrainingRun) -> N
         return
     inner = adapted(model)
     known = recorded.started.adapter_base.weights_digest
-    found = "" if inner is None else weights_digest(base_state(inner))
+    found = "" if inner is None else digest_weights(base_state(inner))
     if known and found != known:
         raise LineageError(
             f"{options.path} is the record of an adapter on a model whose weights' digest is "
@@ -202,7 +202,7 @@ def _has_more_saved(recorded: TrainingRun, step: int, model: Any) -> bool:
     """Whether an adapter's tensors were saved with others, as embeddings that were resized are."""
     if not recorded.started.HasField("adapter_base"):
         return False
-    ours = set(tensor_digests(own_state(model)))
+    ours = set(digest_tensors(own_state(model)))
     saved = [c for c in read_run(recorded.path, with_tensors=True).checkpoints if c.step == step]
     return any(ours <= set(map(tensor_record, checkpoint.tensors)) for checkpoint in saved)
 

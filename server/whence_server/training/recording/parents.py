@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import ParentModel
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.paths import shown
+from whence_server.domain.paths import format_path
 from whence_server.engine import weights
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.training.recording import adapter_files, contents
 from whence_server.training.recording.adapters import adapted, base_state, below, own_state
 from whence_server.training.recording.setup import parent_model
@@ -34,11 +34,11 @@ def parent_of(trainer: Any, resumed_from: Path | None) -> ParentModel | None:
         # What an adapter goes on from is an adapter; else it is new, on the model below it.
         if resumed_from is None or not _is_saved_in(resumed_from, state):
             return None
-        return parent_model(resumed_from.absolute(), weights_digest(state))
+        return parent_model(resumed_from.absolute(), digest_weights(state))
     directory = resumed_from or _directory_of(trainer.model)
     if directory is None or not _has_some_of(directory, trainer.model, state):
         return None
-    return parent_model(directory.absolute(), weights_digest(state))
+    return parent_model(directory.absolute(), digest_weights(state))
 
 
 def base_of(model: Any) -> ParentModel | None:
@@ -50,11 +50,11 @@ def base_of(model: Any) -> ParentModel | None:
     if inner is None:
         return None
     base, state = below(inner), base_state(inner)
-    digest = weights_digest(state) if state else ""
+    digest = digest_weights(state) if state else ""
     directory = _directory_of(base)
     if directory is None or not _has_some_of(directory, base, state):
         name = getattr(getattr(base, "config", None), "_name_or_path", "")
-        return ParentModel(source=shown(str(name)), weights_digest=digest)
+        return ParentModel(source=format_path(str(name)), weights_digest=digest)
     parent = parent_model(directory.absolute(), digest)
     for file in contents.digests_of(directory, base_files(directory)).values():
         parent.files.append(
@@ -69,7 +69,7 @@ def base_files(directory: Path) -> list[str]:
     Raises:
         ConfigurationError: there are no weights.
     """
-    return sorted({*weights.weight_files(directory), "config.json"})
+    return sorted({*weights.list_weight_files(directory), "config.json"})
 
 
 def _directory_of(model: Any) -> Path | None:
@@ -80,7 +80,7 @@ def _directory_of(model: Any) -> Path | None:
 
 def _is_saved_in(directory: Path, state: Mapping[str, torch.Tensor]) -> bool:
     try:
-        return weights_digest(adapter_files.tensors_in(directory)) == weights_digest(state)
+        return digest_weights(adapter_files.tensors_in(directory)) == digest_weights(state)
     except ConfigurationError:
         return False
 
@@ -88,7 +88,7 @@ def _is_saved_in(directory: Path, state: Mapping[str, torch.Tensor]) -> bool:
 def _has_some_of(directory: Path, model: Any, state: Mapping[str, torch.Tensor]) -> bool:
     """Whether a tensor of a directory's files is in the model, to the bit."""
     try:
-        names = weights.weight_files(directory)
+        names = weights.list_weight_files(directory)
     except (ConfigurationError, OSError):
         return False
     prefix = f"{getattr(model, 'base_model_prefix', '')}."

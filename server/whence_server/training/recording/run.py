@@ -19,7 +19,7 @@ from whence.v1.training_pb2 import (
     TrainingStep,
 )
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.recording import saves, snapshots
@@ -179,7 +179,7 @@ class RecordedRun:
     def trained(self, model: Any) -> None:
         """The last step was made; what follows is of the weights that the model has now."""
         self._is_trained = True
-        self._trained_digest = weights_digest(own_state(model))
+        self._trained_digest = digest_weights(own_state(model))
         self._weights_are(self._trained_digest)
 
     def completed(self, model: Any) -> None:
@@ -250,7 +250,7 @@ class RecordedRun:
         """The weights' digest; an adapter that was merged since has none of its own any more."""
         if self._trained_digest and not saves.holds_its_adapters(model):
             return self._trained_digest
-        return weights_digest(own_state(model))
+        return digest_weights(own_state(model))
 
     def _record_additions(self) -> None:
         """Record files that were put beside saved models since, as a tokenizer's often are."""

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording.adapters import adapted, adapter_prefix, own_state
 
@@ -157,7 +157,7 @@ def _digest_of(tuner: Any) -> str:
     from peft import get_peft_model_state_dict
 
     try:
-        return weights_digest(
+        return digest_weights(
             {
                 f"{adapter_prefix(adapter)}base_model.{name}": tensor
                 for adapter in tuner.peft_config

@@ -21,8 +21,8 @@ from whence.v1.training_pb2 import (
     TrainingRunStarted,
 )
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.domain.paths import shown
-from whence_server.engine.digests import weights_digest
+from whence_server.domain.paths import format_path
+from whence_server.engine.digests import digest_weights
 from whence_server.lineage.places import records_near
 from whence_server.lineage.whole import read_run
 from whence_server.training.recording import contents, surroundings
@@ -52,7 +52,7 @@ def run_started(
     inner = adapted(model)
     return TrainingRunStarted(
         training_run_id=str(uuid.uuid4()),
-        name=shown(name),
+        name=format_path(name),
         start_time=now(),
         trace_id=os.urandom(16).hex(),
         span_id=os.urandom(8).hex(),
@@ -62,7 +62,7 @@ def run_started(
         arguments_json=_arguments_json(trainer.args),
         recipe_json=recipe_json,
         tokenizer_digest=tokenizer_digest(trainer.processing_class),
-        initial_weights_digest=weights_digest(own_state(model)),
+        initial_weights_digest=digest_weights(own_state(model)),
         parent=parent,
         adapter_base=adapter_base,
         adapter_config_json="" if inner is None else config_json(inner),
@@ -106,7 +106,7 @@ def attempt_started(trainer: Any, attempt: int, resumed_step: int) -> AttemptSta
         attempt=attempt,
         start_time=now(),
         resumed_step=resumed_step,
-        weights_digest=weights_digest(own_state(trainer.model)),
+        weights_digest=digest_weights(own_state(trainer.model)),
         num_processes=trainer.args.world_size,
         versions=surroundings.versions(),
         hardware=surroundings.hardware(trainer.args.device),
@@ -125,7 +125,7 @@ def parent_model(directory: Path, digest: str) -> ParentModel:
     with suppress(ConfigurationError, OSError):
         model_digest = contents.model_digest_of(directory)
     return ParentModel(
-        source=shown(directory),
+        source=format_path(directory),
         model_digest=model_digest,
         weights_digest=digest,
         training_run_id=_run_that_made(directory, digest),

@@ -11,13 +11,13 @@ from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain import model as domain
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.domain.paths import shown, undecodable
+from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.engine import weights
 from whence_server.engine.digests import (
     TensorDigest,
-    file_digests,
-    state_digests,
-    weights_digest,
+    digest_files,
+    digest_state,
+    digest_weights,
 )
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording import adapter_files, contents, saves
@@ -57,7 +57,7 @@ def checkpoint(
     if not files:
         raise LineageError(f"nothing was saved to {directory}")
     path = relative_path(directory, record)
-    event.path, event.path_bytes = shown(path), undecodable(path)
+    event.path, event.path_bytes = format_path(path), get_undecodable_bytes(path)
     event.resumable = not beside_record and all(
         (directory / name).is_file() for name in _NEEDED_TO_GO_ON
     )
@@ -79,7 +79,7 @@ def with_additions(event: Checkpoint, directory: Path, record: Path) -> Checkpoi
         found = _digested(directory, beside_record, list(before)) if directory.is_dir() else []
     except (OSError, ConfigurationError) as error:
         raise LineageError(f"{error}") from error
-    now = {shown(file.path): file.sha256 for file in found}
+    now = {format_path(file.path): file.sha256 for file in found}
     if len(now) == len(before) or any(now.get(path) != it for path, it in before.items()):
         return None
     if any(contents.holds_weights(path) for path in now.keys() - before.keys()):
@@ -129,7 +129,7 @@ def _of_tensors(directory: Path, model: Any) -> Checkpoint:
         base = base_state(inner)
         return _checkpoint(
             adapter_files.tensors_in(directory, named),
-            base_weights_digest=weights_digest(base) if base else "",
+            base_weights_digest=digest_weights(base) if base else "",
         )
     adapter = own_state(model)
     if contents.has_weights(directory):
@@ -138,7 +138,7 @@ def _of_tensors(directory: Path, model: Any) -> Checkpoint:
         return Checkpoint(
             weights_digest=whole.weights_digest,
             tensors=_tensor_digests(whole.records),
-            merged_adapter_digest=weights_digest(adapter),
+            merged_adapter_digest=digest_weights(adapter),
         )
     return _checkpoint(adapter)
 
@@ -146,7 +146,7 @@ def _of_tensors(directory: Path, model: Any) -> Checkpoint:
 def _checkpoint(
     state: dict[str, Any], base_weights_digest: str = "", merged_adapter_digest: str = ""
 ) -> Checkpoint:
-    digests = state_digests(state)
+    digests = digest_state(state)
     return Checkpoint(
         weights_digest=digests.weights_digest,
         tensors=_tensor_digests(digests.tensors),
@@ -166,13 +166,14 @@ def _digested(
     directory: Path, beside_record: bool, written: Sequence[str]
 ) -> list[domain.FileDigest]:
     names = _model_files(directory, written) if beside_record else _all_files(directory)
-    return file_digests(directory, names)
+    return digest_files(directory, names)
 
 
 def _set_files(event: Checkpoint, directory: Path, files: Sequence[domain.FileDigest]) -> None:
     del event.files[:]
     event.files.extend(
-        FileDigest(path=shown(f.path), size_bytes=f.size_bytes, sha256=f.sha256) for f in files
+        FileDigest(path=format_path(f.path), size_bytes=f.size_bytes, sha256=f.sha256)
+        for f in files
     )
     event.model_digest = contents.model_digest_of(directory, {f.path: f for f in files})
 
@@ -189,7 +190,7 @@ def _model_files(directory: Path, written: Sequence[str]) -> list[str]:
     """Those of the model alone, and what was written with it: beside the record lies more."""
     names = {*written, *weights.CONFIGURATION_FILES, *weights.WEIGHT_FILES, "training_args.bin"}
     names |= {*weights.TOKENIZER_FILES, *adapter_files.names_in(directory)}
-    names |= {*weights.chat_template_files(directory)}
+    names |= {*weights.list_chat_template_files(directory)}
     if contents.has_weights(directory):
-        names |= set(weights.weight_files(directory))
+        names |= set(weights.list_weight_files(directory))
     return [name for name in names if (directory / name).is_file()]

@@ -12,7 +12,7 @@ from whence.v1.training_pb2 import TrainingRunStarted
 from whence_server.config.environment import process_environment
 from whence_server.config.training import TrainConfig, refuse_variables
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import read_texts
 from whence_server.training.recording.setup import tokenizer_digest
@@ -99,7 +99,7 @@ def _require_same_beginning(
             f"the tokenizer has changed since the run began: {where} has the digest {found}, and "
             f"{recorded.tokenizer_digest} is on record"
         )
-    found = weights_digest(model.state_dict())
+    found = digest_weights(model.state_dict())
     if recorded.initial_weights_digest and found != recorded.initial_weights_digest:
         where = settings.from_model or f"what seed {settings.seed} gives"
         raise LineageError(

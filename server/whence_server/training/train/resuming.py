@@ -9,8 +9,8 @@ from pathlib import Path
 
 from whence.v1.training_pb2 import Checkpoint, TrainingState
 from whence_server.domain.errors import LineageError
-from whence_server.domain.paths import shown, undecodable
-from whence_server.engine.digests import file_digests
+from whence_server.domain.paths import format_path, get_undecodable_bytes
+from whence_server.engine.digests import digest_files
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import TextDocument
 
@@ -76,9 +76,9 @@ def require_same_documents(recorded: TrainingRun, documents: Sequence[TextDocume
     """
     known = list(recorded.training_set.all_documents())
     for before, now in zip(known, documents, strict=False):
-        source = shown(now.source)
-        if (before.source, before.source_bytes) != (source, undecodable(now.source)):
-            missing = before.source not in {shown(d.source) for d in documents}
+        source = format_path(now.source)
+        if (before.source, before.source_bytes) != (source, get_undecodable_bytes(now.source)):
+            missing = before.source not in {format_path(d.source) for d in documents}
             what = f"{before.source} is gone" if missing else f"{source} is new"
             raise _changed(what)
         if before.sha256 != now.sha256:
@@ -88,7 +88,7 @@ def require_same_documents(recorded: TrainingRun, documents: Sequence[TextDocume
     if len(known) > len(documents):
         raise _changed(f"{known[len(documents)].source} is gone")
     if len(documents) > len(known):
-        raise _changed(f"{shown(documents[len(known)].source)} is new")
+        raise _changed(f"{format_path(documents[len(known)].source)} is new")
 
 
 def _changed(what: str) -> LineageError:
@@ -111,7 +111,7 @@ def _fault(directory: Path, checkpoint: Checkpoint) -> str:
     for file in checkpoint.files:
         if not (directory / file.path).is_file():
             return f"{file.path} is missing"
-        if file_digests(directory, [file.path])[0].sha256 != file.sha256:
+        if digest_files(directory, [file.path])[0].sha256 != file.sha256:
             return f"{file.path} is not as it was recorded"
     return ""
 

@@ -52,7 +52,7 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         ConfigurationError: it cannot be loaded.
     """
-    weights.tokenizer_files(directory)
+    weights.list_tokenizer_files(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:

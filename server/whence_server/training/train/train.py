@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from whence_server.config.environment import world_size
 from whence_server.config.training import TrainConfig, recorded_config, train_config
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import weights_digest
+from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME, is_begun
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import read_run
@@ -125,7 +125,7 @@ def _train(
         )
     parent = None
     if settings.from_model and recorded is None:
-        digest = weights_digest(prepared.model.state_dict())
+        digest = digest_weights(prepared.model.state_dict())
         parent = parent_model(Path(settings.from_model), digest)
     output.mkdir(parents=True, exist_ok=True)
     resuming.clear_beyond(output, checkpoint, recorded)

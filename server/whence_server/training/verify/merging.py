@@ -11,7 +11,7 @@ import transformers
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import state_digests, weights_digest
+from whence_server.engine.digests import digest_state, digest_weights
 from whence_server.lineage.run import TrainingRun
 from whence_server.training.recording import adapter_files, contents
 from whence_server.training.recording.contents import Tensors
@@ -109,14 +109,14 @@ def _all_merged(report: Report, run: TrainingRun, base: Path) -> Iterator[_Merge
         try:
             below = adapter_files.below_of(checkpoint)
             state = adapter_files.tensors_in(directory, below)
-            if weights_digest(state) != checkpoint.weights_digest:
+            if digest_weights(state) != checkpoint.weights_digest:
                 continue
             seen.add(checkpoint.weights_digest)
             merged = merge(base, directory, run.started.architecture).state_dict()
         except ConfigurationError as error:
             report.notes.append(str(error))
             continue
-        yield _Merged(checkpoint, merged, weights_digest(merged))
+        yield _Merged(checkpoint, merged, digest_weights(merged))
 
 
 def merge(base: Path, adapter: Path, architecture: str) -> Any:
@@ -174,7 +174,7 @@ def _tell(report: Report, merged: _Merged, tensors: Tensors, base: Path) -> None
     step = merged.checkpoint.step
     report.step, report.attempt = step, merged.checkpoint.attempt
     what = f"the adapter of step {step} merged into {base}"
-    records = set(state_digests(merged.state).tensors)
+    records = set(digest_state(merged.state).tensors)
     report.num_tensors = len(records & set(tensors.records))
     if merged.weights_digest == tensors.weights_digest:
         report.base = f"{what}, computed again: the same to the bit"

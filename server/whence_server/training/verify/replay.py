@@ -11,7 +11,7 @@ import torch
 
 from whence.v1.training_pb2 import AttemptStarted, Checkpoint
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import tensor_digests
+from whence_server.engine.digests import digest_tensors
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import verified_run
 from whence_server.training.recording import surroundings
@@ -61,7 +61,7 @@ def replay(report: Report, first_step: int, last_step: int) -> None:
     directory = _start(run, first_step)
     with tempfile.TemporaryDirectory(prefix="whence-replay-") as place, redirect_stdout(sys.stderr):
         model = continue_from(run.path.absolute(), directory, last_step, Path(place))
-    found = tensor_digests(model.state_dict())
+    found = digest_tensors(model.state_dict())
     differences = list(tensor_findings(target, found))
     report.notes += _surroundings_that_differ(_attempt(run, target.attempt), model.device)
     num_equal = len(target.tensors) - len({it.name for it in differences})

@@ -12,9 +12,9 @@ from whence.v1 import model_pb2 as pb
 from whence.v1.training_pb2 import Checkpoint, TrainingDataset
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.model import FileDigest
-from whence_server.domain.paths import shown
+from whence_server.domain.paths import format_path
 from whence_server.engine import weights
-from whence_server.engine.digests import model_signing_digest
+from whence_server.engine.digests import digest_model_files
 from whence_server.lineage.places import record_near
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import torn_end, verified_run
@@ -50,7 +50,7 @@ def verify(directory: Path, record: Path | None = None, base: Path | None = None
     if record is not None and not record.is_file():
         raise ConfigurationError(f"{record} is not there; give a run's lineage.binpb")
     files = contents.digests_of(directory, contents.present_files(directory))
-    files = {shown(name): file for name, file in files.items()}
+    files = {format_path(name): file for name, file in files.items()}
     report.model_digest = contents.model_digest_of(directory, files)
     report.tokenizer_digest = contents.tokenizer_digest_of(directory, files)
     report.record = record or record_near(directory)
@@ -328,7 +328,7 @@ def _compare_tokenizer(report: Report, run: TrainingRun, checkpoint: Checkpoint)
     saved = [file for file in checkpoint.files if weights.is_tokenizer_file(file.path)]
     expected = of_run
     if saved:
-        expected = model_signing_digest(
+        expected = digest_model_files(
             [FileDigest(file.path, file.size_bytes, file.sha256) for file in saved]
         )
         if of_run and of_run != expected:
