@@ -174,7 +174,7 @@ async def main():
     await engine.start()
     decoding = Decoding(Strategy.GREEDY, 8000, ignore_eos=True)
     engine.send(Admit("endless", [5], decoding, TraceOptions()))
-    async for turn in engine.turns():
+    async for turn in engine.read_turns():
         print(engine.pid, "torch" in sys.modules, flush=True)
 
 asyncio.run(main())

@@ -126,9 +126,9 @@ def test_the_lens_reads_only_what_has_candidates(tiny_model: Callable[..., Path]
     read: list[int] = []
 
     class Counting(Lens):
-        def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        def compute_logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
             read.append(len(hidden))
-            return lens.logits(hidden, token_ids)
+            return lens.compute_logits(hidden, token_ids)
 
     hidden = torch.randn(3, 3, 48)
     counting = Counting(lens.layers, None)

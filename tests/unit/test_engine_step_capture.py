@@ -135,7 +135,7 @@ def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
     with monkeypatch.context() as patched:
         patched.setattr(StepGraph, "run_probed", wrong)
         graph = capture_step(model, style, probe)
-    assert "is observed through its modules" in caplog.text
+    assert "is probed through its modules" in caplog.text
     assert graph is not None
     assert not graph.has_probe
     ours, theirs = Runner(model, style, graph, probe), Runner(model, style, None, probe)

@@ -74,7 +74,7 @@ class Batch(Generic[PromptT]):
         """Reads each row's newest token and chooses the next.
 
         Whatever it raises leaves the rows in a state that nobody knows: `clear` them. What fails
-        while the model's inside is read ends the generations that asked for it, and no other.
+        while activations are read ends the generations that are probed, and no other.
         """
         started_ns = time.monotonic_ns()
         logits = self._runner.decode([batch_row.token_id for batch_row in self._rows])
@@ -105,7 +105,7 @@ class Batch(Generic[PromptT]):
 
         Raises:
             GenerationFailedError: there was nothing to choose; the batch is as it was.
-            ProbeError: the model's inside cannot be recorded; the batch is as it was.
+            ProbeError: the activations cannot be read; the batch is as it was.
             BatchLostError: all rows are in a state that nobody knows: `clear` them.
         """
         forward_end_ns = time.monotonic_ns()
@@ -263,7 +263,7 @@ class _Chosen(NamedTuple):
         return self._replace(decisions=attach_internals(self.decisions, single))
 
     def drop_probed(self, error: Exception) -> "_Chosen":
-        """The same with no choice for those whose inside should have been recorded.
+        """Return the same with no choice for the rows that are probed.
 
         Their record would lack what it promises; the others' lacks nothing.
         """

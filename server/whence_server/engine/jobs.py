@@ -132,7 +132,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def describe_probe_failure(error: Exception) -> tuple[str, str]:
-    """Reason and message for whoever asked for the model's inside, where it cannot be recorded."""
+    """Return reason and message of the failure of a generation that is probed."""
     cause = error.cause if isinstance(error, ProbeError) else error
     reason = "OUT_OF_MEMORY" if is_out_of_memory(cause) else "OBSERVING_FAILED"
     return reason, f"what it showed of the model cannot be recorded: {type(cause).__name__}"

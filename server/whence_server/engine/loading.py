@@ -59,10 +59,10 @@ class LoadedModel(NamedTuple):
     style: ForwardStyle | None
     """How to call it for a batch; None where every sequence decodes by itself."""
     graph: StepGraph | None
-    """Its decoding step, recorded; None where that cannot be."""
+    """Its decoding step, captured; None where that cannot be."""
     info: ModelInfo
     probe: Probe
-    """What can be seen of it while it decodes."""
+    """Looks at its activations while it decodes."""
     rotary: Frequencies
     """Its rotary modules that depend on length, as they were when it was loaded."""
 

@@ -70,7 +70,7 @@ class ModelRunner(Protocol[PromptT]):
             [num_tokens, V] or [1, V]: the logits after each token read.
 
         Raises:
-            ProbeError: the activations cannot be recorded.
+            ProbeError: the activations cannot be read.
         """
 
     def join(self, prompt: PromptT, num_rows: int = 1) -> None:

@@ -34,7 +34,7 @@ class BatchedPrompt:
         token_ids: the whole prompt.
         cache: what has been read of it.
         num_done: how many tokens that is.
-        probed: what is kept of it for rows that are observed; None where they are not.
+        probed: what is kept of it for rows that are probed; None where they are not.
         readout: then, once it has been read, what its last token drew on, as row 0.
     """
 
@@ -58,8 +58,8 @@ class Runner:
     Args:
         model: in eval mode.
         style: how it is called.
-        graph: its decoding step, recorded; None leaves that to the model's modules.
-        probe: what can be seen of the model, and is of rows that are observed.
+        graph: its decoding step, captured; None leaves that to the model's modules.
+        probe: looks at the activations of rows that are probed.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, token_ids: list[int]) -> torch.Tensor:
-        """Reads one more token for every row; `read_probe` then says what was seen.
+        """Read one more token for every row; `read_probe` then gives the activations' readout.
 
         Args:
             token_ids: one for each row.
@@ -179,7 +179,7 @@ class Runner:
             [rows, V]: what follows each.
         """
         if self._activations is not None:
-            raise RuntimeError("what the last step showed has not been observed")
+            raise RuntimeError("the last step's activations have not been read")
         layout = self._update_layout()
         probed = bool(self._probed.rows)
         graph = self._graph
@@ -200,27 +200,27 @@ class Runner:
 
     @torch.inference_mode()
     def read_probe(self) -> ProbeReadout | None:
-        """What the last step's observed rows drew on; None where none is observed.
+        """Return the last step's readout of the probed rows; None where none is probed.
 
         Raises:
             Exception: whatever went wrong since the last call with what only they need.
         """
         activations, self._activations = self._activations, None
-        unseen, self._probe_error = self._probe_error, None
-        if unseen is not None:
-            raise unseen
+        error, self._probe_error = self._probe_error, None
+        if error is not None:
+            raise error
         if activations is None:
             return None
         newest = [layer.select(2, -1) for layer in self._cache.values]
         return self._probed.read_probe(activations, newest)
 
     def stop_probing(self) -> None:
-        """Observes none of the rows any more, also after `read_probe` failed half-way."""
+        """Probe none of the rows any more, also after `read_probe` failed half-way."""
         self._probed.clear()
         self._activations = self._probe_error = None
 
     def take_step_inputs(self, token_ids: list[int]) -> StepInputs:
-        """What the next step reads, to record it; the step counts as taken.
+        """Return what the next step reads, to capture it; the step counts as taken.
 
         Raises:
             NotCapturableError: the model makes its masks within its forward pass.
@@ -238,9 +238,9 @@ class Runner:
 
     @contextmanager
     def _isolate_probe(self) -> Iterator[None]:
-        """Around what only observed rows need: the others go on whether or not it can be done.
+        """Isolate what only probed rows need: the others go on whether or not it can be done.
 
-        Nobody is observed any more if it cannot, and `read_probe` says why.
+        No row is probed any more if it cannot, and `read_probe` says why.
         """
         try:
             yield
@@ -249,7 +249,7 @@ class Runner:
             self._probe_error = error
 
     def _run_graph(self, graph: StepGraph, inputs: StepInputs, *, probed: bool) -> torch.Tensor:
-        """A recorded step; if it fails only with what it shows, it is taken again without."""
+        """Run a captured step; if it fails only with what it shows, it is taken again without."""
         if probed:
             with self._isolate_probe():
                 logits, self._activations = graph.run_probed(inputs)
@@ -276,7 +276,7 @@ class Runner:
         input_ids: torch.Tensor,
         arguments: dict[str, Any],
     ) -> torch.Tensor:
-        """Reads the prompt's next tokens; only its last one's inside is watched."""
+        """Read the prompt's next tokens; only the pass over its last one is probed."""
         num_tokens = input_ids.shape[1]
         buffer = None
         if num_tokens < prompt.num_left:

@@ -32,7 +32,7 @@ class SoloPrompt:
         state: what has been read of it; None before.
         num_whole: how many of them `generate` would have read in one pass.
         num_done: how many tokens that is: none, or `num_whole` and more.
-        probed: whether the rows that go on from it are observed.
+        probed: whether the rows that go on from it are probed.
         readout: then, once it has been read, what is seen of its last token, as row 0.
     """
 
@@ -85,7 +85,7 @@ class SoloRunner:
 
     Args:
         model: in eval mode.
-        probe: what can be seen of it, and is of rows that are observed.
+        probe: looks at the activations of rows that are probed.
         rotary: its modules that depend on length; found here if None.
     """
 
@@ -224,7 +224,7 @@ class SoloRunner:
 
     @torch.inference_mode()
     def read_probe(self) -> ProbeReadout | None:
-        """What was seen of the last step's observed rows; None where none is observed.
+        """Return the last step's readout of the probed rows; None where none is probed.
 
         Raises:
             Exception: whatever went wrong while they were watched.
@@ -240,7 +240,7 @@ class SoloRunner:
         )
 
     def stop_probing(self) -> None:
-        """Observes none of the rows any more."""
+        """Probe none of the rows any more."""
         for state in self._rows:
             state.probed = None
 
@@ -284,7 +284,7 @@ class SoloRunner:
         return output.logits[0]
 
     def _run_model(self, state: _State, inputs: dict[str, Any]) -> Any:
-        """Runs the model; watched where the sequence is observed."""
+        """Run the model; its activations are kept where the sequence is probed."""
         if state.probed is None:
             return self._model(**inputs, return_dict=True)
         with probing(self._probe, values=True) as buffer:

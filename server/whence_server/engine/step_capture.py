@@ -31,10 +31,10 @@ def capture_step(model: Any, style: ForwardStyle, probe: Probe = NO_PROBE) -> St
         return None
     same = _compare(model, style, graph, probe)
     if not same.logits:
-        logger.warning("%s decodes through its modules: recorded, its steps differ", name)
+        logger.warning("%s decodes through its modules: captured, its steps differ", name)
         return None
     if graph.has_probe and not same.probed:
-        logger.warning("%s is observed through its modules: recorded, it shows other things", name)
+        logger.warning("%s is probed through its modules: captured, its activations differ", name)
         return graph.drop_probe()
     return graph
 
@@ -43,8 +43,8 @@ class _Same(NamedTuple):
     """What a graph gives that is the modules' to the bit.
 
     Attributes:
-        logits: of steps in which nobody is observed.
-        probed: of the others the logits, and what is seen.
+        logits: of steps in which no row is probed.
+        probed: of the others the logits, and the readout.
     """
 
     logits: bool
@@ -77,7 +77,7 @@ def _time_step(runner: Runner, token_ids: list[int]) -> float:
 def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) -> _Same:
     """Compares batches that grow and shrink, over contexts of many lengths and other tokens.
 
-    The graph's rows are once observed and once not; the modules' always are.
+    The graph's rows are once probed and once not; the modules' always are.
     """
     same = _Same(logits=True, probed=True)
     ways = [
@@ -100,7 +100,7 @@ def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) ->
                 if not (_are_equal(watched, expected) and _read_the_same(first, second)):
                     same = same._replace(probed=False)
     except RuntimeError as error:
-        logger.debug("the recorded step fails: %s", error)
+        logger.debug("the captured step fails: %s", error)
         return _Same(logits=False, probed=False)
     return same
 
@@ -109,7 +109,7 @@ def _read_probe(runner: Runner) -> ProbeReadout | None:
     """What a step showed; None also where that failed."""
     try:
         return runner.read_probe()
-    except Exception as error:  # noqa: BLE001 - recorded code, tried out: any failure means no
+    except Exception as error:  # noqa: BLE001 - captured code, tried out: any failure means no
         logger.debug("what a step shows cannot be seen: %s", error)
         return None
 

@@ -1,9 +1,9 @@
 """One decoding step of a model as a TorchScript graph: the same operations without the Python.
 
 transformers' modules take about as long to say what is to be computed as a small model takes to
-compute it. The graph is recorded once from the modules themselves, and runs the same operations
+compute it. The graph is captured once from the modules themselves, and runs the same operations
 in the same order: its logits are the modules' to the bit, which `probe` checks before it is
-used. Where it cannot be recorded, the modules do the work.
+used. Where it cannot be captured, the modules do the work.
 """
 
 import warnings
@@ -20,11 +20,11 @@ from whence_server.engine.style import ForwardStyle
 
 KNOWN_BRANCHES = "sdpa_attention.py"
 """The only place that may decide by a tensor's shape: it asks how many tokens are read, and a
-step always reads one. Whatever else decides while it is recorded might decide otherwise later."""
+step always reads one. Whatever else decides while it is captured might decide otherwise later."""
 
 
 class NotCapturableError(Exception):
-    """The model's forward pass takes decisions of its own, or resists being recorded."""
+    """The model's forward pass takes decisions of its own, or resists being captured."""
 
 
 class StepInputs(NamedTuple):
@@ -45,7 +45,7 @@ class StepInputs(NamedTuple):
 
 
 class StepGraph:
-    """A recorded step, and the same with what it shows of itself. Make one with `record`.
+    """A captured step, and the same with what it shows of itself. Make one with `capture`.
 
     Args:
         graph: gives the logits.
@@ -64,10 +64,10 @@ class StepGraph:
     ) -> "StepGraph":
         """Records the step that a model in eval mode takes on these inputs.
 
-        It is recorded a second time where the model shows something.
+        It is captured a second time where the model shows something.
 
         Raises:
-            NotCapturableError: it cannot be, or what was recorded might not hold for all steps.
+            NotCapturableError: it cannot be, or what was captured might not hold for all steps.
         """
         graph = _trace(_Step(model, style, None), inputs)
         shows = probe != NO_PROBE
@@ -94,10 +94,10 @@ class StepGraph:
         """The same, and what the step shows: the logits are the same to the bit.
 
         Raises:
-            RuntimeError: it does not observe.
+            RuntimeError: it was captured without a probe.
         """
         if self._probed_graph is None:
-            raise RuntimeError("it has not been recorded with what it shows")
+            raise RuntimeError("it has not been captured with a probe")
         with optimized_execution(False):
             logits, *activations = self._probed_graph(*inputs)
         hidden = activations.pop(0) if self._probe.lens is not None else None
@@ -119,7 +119,7 @@ def _trace(step: "_Step", inputs: StepInputs) -> Any:
 
 
 class _Step(torch.nn.Module):
-    """The step in a form that can be recorded: everything that changes is an argument.
+    """The step in a form that can be captured: everything that changes is an argument.
 
     Gives the logits, and where `probe` says what can be seen the layers' outputs and their
     attention weights after them.

@@ -24,7 +24,7 @@ class Row:
         settings: the processors that apply to it, in order.
         stages: the same as objects, shared with other rows; a `Chooser` fills them in.
         explained: whether its decisions are recorded beyond the tokens and their logprobs.
-        probed: whether what happened inside the model is recorded of them.
+        probed: whether the model's activations are read for its decisions.
         num_candidates: how many candidates are recorded of each step.
         seed_words: the seed's low and high 32 bits.
     """

@@ -1,1 +1,1 @@
-"""What can be seen inside the model while it decodes: direct sources, and the layers' readings."""
+"""Probes of the model while it decodes: direct sources, and the layers' readouts."""

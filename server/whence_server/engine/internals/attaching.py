@@ -1,4 +1,4 @@
-"""What was seen of a step joins what was decided in it."""
+"""Attaches a step's probe readout to the decisions that were made in it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from whence_server.engine.internals.probed_rows import ProbeReadout
 def attach_internals(
     decisions: Sequence[Decision | NoChoice], readout: ProbeReadout
 ) -> list[Decision | NoChoice]:
-    """The decisions, those of the observed rows with what was seen of them.
+    """Return the decisions, those of the probed rows with their internals.
 
     Args:
         decisions: one for each row.

@@ -169,7 +169,7 @@ def _wrap(original: Callable[[torch.nn.Module], Any]) -> Any:
             if arguments.get(name) is not None:
                 raise NotHandledError(f"it takes {name}")
         weights = None
-        # What is recorded as a graph is one token: to ask would be a branch in it.
+        # What is captured as a graph is one token: to ask would be a branch in it.
         if query.dtype == torch.float32 and (is_tracing() or query.shape[2] == 1):
             weights = _compute_weights(module, query, key, attention_mask, **arguments)
             output = torch.matmul(weights, value).flatten(1, 2).unsqueeze(1)

@@ -95,5 +95,5 @@ def run_first_layer(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
 def _take_newest(output: Any) -> torch.Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     newest: torch.Tensor = hidden[:, -1]
-    # A view would keep all of a prompt's tokens alive. What is recorded as a graph is one token.
+    # A view would keep all of a prompt's tokens alive. What is captured as a graph is one token.
     return newest if is_tracing() or hidden.shape[1] == 1 else newest.clone()

@@ -53,7 +53,7 @@ class Lens:
         self.layers = layers
         self._stages = stages
 
-    def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """The logits that some tokens would have after each layer.
 
         Args:
@@ -89,7 +89,7 @@ class Lens:
         # Filled up with the chosen token, whose copies are then left out of the running.
         padded = [table[:-1] + table[-1:] * (widest - len(table) + 1) for table in tables]
         token_ids = torch.tensor(padded, device=hidden.device)
-        logits = self.logits(hidden, token_ids)
+        logits = self.compute_logits(hidden, token_ids)
         extra = torch.tensor(
             [_mark_repeated(*each, widest) for each in zip(decisions, tables, strict=True)]
         )
@@ -140,7 +140,7 @@ def build_lens(model: Any) -> Lens:
     try:
         like = run_first_layer(model, layers)
         stages = _Stages(model, layers, like)
-        with suppress(Exception):  # recorded code, tried out: the modules do the work then
+        with suppress(Exception):  # captured code, tried out: the modules do the work then
             lens = Lens(layers, _trace(stages, len(layers), like))
             _compare(model, lens, like)
             return lens
@@ -172,8 +172,8 @@ def _compare(model: Any, lens: Lens, like: Any) -> None:
     hidden = torch.stack(outputs, 1)  # (1, layers, width)
     # As the graph will be called with other numbers of rows and tokens: two ways.
     ids = torch.arange(NUM_PROBED, device=model.device) * (len(own) // NUM_PROBED)
-    once = lens.logits(hidden, ids[None, :5])[0]
-    twice = lens.logits(hidden.repeat(2, 1, 1), torch.stack((ids.flip(0), ids)))[1]
+    once = lens.compute_logits(hidden, ids[None, :5])[0]
+    twice = lens.compute_logits(hidden.repeat(2, 1, 1), torch.stack((ids.flip(0), ids)))[1]
     probed = sorted({0, len(layers) // 2, len(layers) - 1})
     for layer in probed:
         expected = _compute_without(model, layers, layer, like) if layer < probed[-1] else own

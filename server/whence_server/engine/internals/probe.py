@@ -1,4 +1,4 @@
-"""Watches a forward pass: what its layers and their attention show, without being in its way.
+"""Probes a forward pass: its layers' outputs and their attention, without being in its way.
 
 Whatever goes wrong in looking is kept until somebody asks for what was seen: the pass goes on, and
 gives what it gives unwatched.
@@ -17,7 +17,7 @@ from whence_server.engine.internals.sources import OutputNorms
 
 
 class Probe(NamedTuple):
-    """What can be seen of a model.
+    """What a model's probe looks at.
 
     Attributes:
         norms: None where it gives no sources.
@@ -47,7 +47,7 @@ class Activations(NamedTuple):
 
 
 class ProbeError(Exception):
-    """What a pass showed cannot be recorded.
+    """Failure to read the activations of a pass.
 
     Args:
         cause: why.
@@ -76,7 +76,7 @@ def probing(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer
     """Sees what the pass within shows.
 
     Args:
-        probe: what can be seen of the model.
+        probe: the model's.
         values: whether to keep those of the tokens that are read, where their cache is the model's
             own business.
     """

@@ -1,4 +1,4 @@
-"""Finds out what can be seen inside a model, by trying: what cannot be has a reason."""
+"""Builds the probe of a model, by trying: what a model does not give has a reason."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -32,7 +32,7 @@ class ProbeReadout(NamedTuple):
     hidden: torch.Tensor | None
 
     def select(self, rows: Sequence[int]) -> "ProbeReadout":
-        """The entries of these rows of the batch, of each that was observed, as often as named.
+        """The entries of these rows of the batch, of each that was probed, as often as named.
 
         Its own `rows` are places in the given ones.
         """
@@ -71,7 +71,7 @@ class ProbedRows:
 
     @property
     def rows(self) -> list[int]:
-        """Those that are observed."""
+        """Those that are probed."""
         return self._rows
 
     def join(self, rows: Sequence[int], prompt: "ProbedPrompt") -> None:
@@ -82,7 +82,7 @@ class ProbedRows:
             self._norms.insert_columns([prompt.norms], len(rows))
 
     def leave(self, row: int, last: int) -> None:
-        """Drops a row, if it is observed; the batch's last row takes its number."""
+        """Drops a row, if it is probed; the batch's last row takes its number."""
         if row in self._rows:
             place = self._rows.index(row)
             if self._probe.norms is not None:

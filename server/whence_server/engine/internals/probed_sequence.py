@@ -1,4 +1,4 @@
-"""What is kept of one sequence that decodes by itself and is observed: its positions' norms.
+"""What is kept of one sequence that decodes by itself and is probed: its positions' norms.
 
 How its cache is laid out is the model's own business: values are taken as attention is given them,
 with each pass, and weights by where they stand from the newest position backwards.
