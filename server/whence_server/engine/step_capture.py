@@ -39,7 +39,7 @@ def capture_step(model: Any, style: ForwardStyle, probe: Probe = NO_PROBE) -> St
     return graph
 
 
-class _Same(NamedTuple):
+class _Agreement(NamedTuple):
     """What a graph gives that is the modules' to the bit.
 
     Attributes:
@@ -74,12 +74,12 @@ def _time_step(runner: Runner, token_ids: list[int]) -> float:
     return min(durations)
 
 
-def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) -> _Same:
+def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) -> _Agreement:
     """Compares batches that grow and shrink, over contexts of many lengths and other tokens.
 
     The graph's rows are once probed and once not; the modules' always are.
     """
-    same = _Same(logits=True, probed=True)
+    same = _Agreement(logits=True, probed=True)
     ways = [
         (Runner(model, style, None, probe), True),
         (Runner(model, style, graph, probe), True),
@@ -96,12 +96,12 @@ def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) ->
                 expected, watched, plain = (runner.decode(token_ids) for runner, _ in ways)
                 first, second, _ = (_read_probe(runner) for runner, _ in ways)
                 if not _are_equal(plain, expected):
-                    return _Same(logits=False, probed=False)
+                    return _Agreement(logits=False, probed=False)
                 if not (_are_equal(watched, expected) and _read_the_same(first, second)):
                     same = same._replace(probed=False)
     except RuntimeError as error:
         logger.debug("the captured step fails: %s", error)
-        return _Same(logits=False, probed=False)
+        return _Agreement(logits=False, probed=False)
     return same
 
 

@@ -38,7 +38,7 @@ class UnseenText:
     """By id, each other token's bytes inside a text, where the decoder strips those that a
     text begins with."""
 
-    def before(self, token_id: int, begin: str) -> str:
+    def find_before(self, token_id: int, begin: str) -> str:
         """Return what the decoder has stripped from a token at the beginning of an output.
 
         Args:
@@ -112,7 +112,7 @@ class SequenceText:
     def _take(self, token_id: int, *, last: bool) -> Searched:
         text = self._detokenizer.push(token_id)
         # Only the first text of an output is stripped.
-        before = "" if self._num_decoded_bytes else self._unseen.before(token_id, text)
+        before = "" if self._num_decoded_bytes else self._unseen.find_before(token_id, text)
         if last:
             text += self._detokenizer.flush()
         self._count(text)

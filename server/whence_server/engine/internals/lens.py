@@ -229,7 +229,7 @@ class _Stages(torch.nn.Module):
         """[rows, layers, width] and int64 [rows, n] to [rows, layers, n]."""
         head = self._head
 
-        def some_rows(features: torch.Tensor) -> torch.Tensor:
+        def project_rows(features: torch.Tensor) -> torch.Tensor:
             # An index into the weight would say the same, and take four times as long.
             weight = embedding(token_ids, head.weight)  # (rows, n, width)
             logits = torch.matmul(features, weight.mT)
@@ -237,7 +237,7 @@ class _Stages(torch.nn.Module):
 
         input_ids = hidden.new_zeros(hidden.shape[:2], dtype=torch.int64)
         with replace_layers(self._layers, lambda _hidden: hidden, self._like):
-            head.forward = some_rows
+            head.forward = project_rows
             try:
                 logits: torch.Tensor = self._model(input_ids=input_ids, use_cache=False).logits
             finally:
