@@ -200,7 +200,7 @@ def test_text_is_withheld_only_while_a_special_token_may_complete_a_stop() -> No
 
 def test_an_incomplete_character_before_a_special_stop_is_output() -> None:
     end = oracle("byte_level").token_to_id("<|end|>")
-    first = text_tokenizer("byte_level").vocabulary().index(b"\xf0")
+    first = text_tokenizer("byte_level").list_vocabulary().index(b"\xf0")
     letter = oracle("byte_level").token_to_id("c")
     assert push_all("byte_level", [letter, first, end], ("<|end|>",)) == [
         Piece("c", 0, 1, None),
@@ -243,7 +243,7 @@ def test_each_byte_belongs_to_the_token_that_made_it(text: str) -> None:
     """Exactly so for valid text in a byte-level tokenizer."""
     tokenizer = text_tokenizer("byte_level")
     ids = tokenizer.encode(text, add_special_tokens=False)
-    vocabulary = tokenizer.vocabulary()
+    vocabulary = tokenizer.list_vocabulary()
     output = tokenizer.decode(ids).encode()
     for token_id, piece in zip(ids, tokenizer.split_prompt(ids), strict=True):
         made = b"" if tokenizer.is_special(token_id) else vocabulary[token_id]
@@ -290,7 +290,7 @@ def test_a_space_is_kept_where_only_a_texts_first_ones_are_stripped() -> None:
 
 def test_a_character_appears_with_the_token_that_completes_it() -> None:
     tokenizer = text_tokenizer("byte_level")
-    ids = [tokenizer.vocabulary().index(bytes([byte])) for byte in "😀".encode()]
+    ids = [tokenizer.list_vocabulary().index(bytes([byte])) for byte in "😀".encode()]
     assert push_all("byte_level", [*ids, ids[0]]) == [
         Piece("", 0, 1, None),
         Piece("", 1, 2, None),
@@ -302,7 +302,7 @@ def test_a_character_appears_with_the_token_that_completes_it() -> None:
 
 def test_what_is_held_for_a_stop_is_released_at_the_end() -> None:
     tokenizer = text_tokenizer("byte_level")
-    ids = [tokenizer.vocabulary().index(letter.encode()) for letter in "xEN"]
+    ids = [tokenizer.list_vocabulary().index(letter.encode()) for letter in "xEN"]
     assert push_all("byte_level", ids, ("END",)) == [
         Piece("x", 0, 1, None),
         Piece("", 1, 2, None),

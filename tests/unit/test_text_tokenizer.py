@@ -56,17 +56,17 @@ def test_the_vocabulary_is_as_long_as_the_models(family: str) -> None:
     size = tokenizer.get_vocab_size()
     files = TextFiles(tokenizer.to_str(), None, {})
     padded = TextTokenizer(files, size + PADDING)
-    assert len(padded.vocabulary()) == size + PADDING
-    assert padded.vocabulary()[size:] == [b""] * PADDING
+    assert len(padded.list_vocabulary()) == size + PADDING
+    assert padded.list_vocabulary()[size:] == [b""] * PADDING
     assert padded.get_token_text(size) == padded.get_token_text(size + PADDING) == ""
-    assert TextTokenizer(files, size - 1).vocabulary() == padded.vocabulary()[: size - 1]
+    assert TextTokenizer(files, size - 1).list_vocabulary() == padded.list_vocabulary()[: size - 1]
 
 
 @pytest.mark.parametrize("family", ["byte_level", "byte_level_normalized"])
 def test_byte_level_tokens_are_their_exact_bytes(family: str) -> None:
     ours, _ = both(family)
     tokenizer = FAMILIES[family]()
-    vocabulary = ours.vocabulary()
+    vocabulary = ours.list_vocabulary()
     for token_id in range(tokenizer.get_vocab_size()):
         if not ours.is_special(token_id):
             text = vocabulary[token_id].decode(errors="replace")
@@ -100,7 +100,7 @@ def test_byte_level_tokens_are_their_exact_bytes(family: str) -> None:
 def test_tokens_are_as_they_appear_inside_a_text(family: str, token: str, raw: bytes) -> None:
     ours, theirs = both(family)
     token_id = theirs.convert_tokens_to_ids(token)
-    assert ours.vocabulary()[token_id] == raw
+    assert ours.list_vocabulary()[token_id] == raw
     assert ours.get_token_text(token_id) == ("<0xE2>" if raw == b"\xe2" else raw.decode())
 
 
