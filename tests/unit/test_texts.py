@@ -321,7 +321,8 @@ asyncio.run(main())
 
 def test_they_end_with_the_front_however_it_ends() -> None:
     tests = os.path.dirname(__file__)  # noqa: PTH120 - part of a variable
-    path = os.pathsep.join([tests, os.path.dirname(tests)])  # noqa: PTH120
+    support = os.path.join(os.path.dirname(tests), "support")  # noqa: PTH118, PTH120
+    path = os.pathsep.join([tests, support])
     with subprocess.Popen(
         [sys.executable, "-c", FRONT],
         stdout=subprocess.PIPE,
