@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
 
-from whence_server import channel
 from whence_server.domain.engine import FrontMessage, Turn
 from whence_server.domain.errors import ConfigurationError, EngineLostError
 from whence_server.domain.model import ModelInfo
 from whence_server.engine.handshake import EngineOptions, LoadFailed
-from whence_server.engine.heartbeat import INTERVAL_S, Pulse
-from whence_server.engine.watchdog import Watchdog, read_processor_time
+from whence_server.processes import channel
+from whence_server.processes.heartbeat import INTERVAL_S, Pulse
+from whence_server.processes.watchdog import Watchdog, read_processor_time
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,13 @@ import sys
 import threading
 from typing import Any
 
-from whence_server import channel, logs
+from whence_server import logs
 from whence_server.domain.engine import Turn
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import weights
 from whence_server.engine.handshake import EngineOptions, LoadFailed, Ready
-from whence_server.engine.heartbeat import Heart, Phase
+from whence_server.processes import channel
+from whence_server.processes.heartbeat import Heart, Phase
 
 logger = logging.getLogger(__name__)
 

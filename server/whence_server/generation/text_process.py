@@ -10,7 +10,6 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import Any
 
-from whence_server import channel
 from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
@@ -18,7 +17,6 @@ from whence_server.domain.errors import (
     WhenceError,
 )
 from whence_server.domain.requests import GenerationRequest
-from whence_server.engine.watchdog import Watchdog, processor_time
 from whence_server.generation.prepare import SHORT_BYTES, Prepared, name_input_field
 from whence_server.generation.text_worker import (
     READY,
@@ -27,6 +25,8 @@ from whence_server.generation.text_worker import (
     Setup,
     compute_text_seconds,
 )
+from whence_server.processes import channel
+from whence_server.processes.watchdog import Watchdog, read_processor_time
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class TextProcess:
     async def _watch(self) -> None:
         assert self._process is not None  # noqa: S101 - it was started
         watchdog = Watchdog(_PATIENCE)
-        while (spent := processor_time(self._process.pid)) is not None:
+        while (spent := read_processor_time(self._process.pid)) is not None:
             if watchdog.look(None, spent):
                 _log.critical("the text process %d does not run and is killed", self._process.pid)
                 self.kill()

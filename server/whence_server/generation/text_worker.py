@@ -24,12 +24,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from whence_server import channel
 from whence_server.domain.errors import FieldViolation, InvalidRequestError, WhenceError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import ChatMessage, GenerationRequest
 from whence_server.generation.prepare import Prepared, name_input_field, prepare_request
+from whence_server.processes import channel
 from whence_server.text.tokenizer import TextEncoder
 
 READY = "ready"

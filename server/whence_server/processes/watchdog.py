@@ -8,7 +8,7 @@ its heart while it has nothing to do.
 
 from pathlib import Path
 
-from whence_server.engine.heartbeat import Beat, Phase
+from whence_server.processes.heartbeat import Beat, Phase
 
 STUCK_FACTOR = 10
 """How much longer a process may be that beats and spends no processor time within a turn: it may

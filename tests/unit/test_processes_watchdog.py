@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from whence_server.engine.heartbeat import Beat, Heart, Phase, Pulse
-from whence_server.engine.watchdog import STUCK_FACTOR, Watchdog, read_processor_time
+from whence_server.processes.heartbeat import Beat, Heart, Phase, Pulse
+from whence_server.processes.watchdog import STUCK_FACTOR, Watchdog, read_processor_time
 
 PATIENCE = 5
 LONG = PATIENCE * STUCK_FACTOR * 2
