@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from whence.v1 import training_pb2
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
@@ -237,3 +238,8 @@ def _translated(directory: Path) -> Iterator[None]:
         raise ConfigurationError(
             f"the weights in {directory} cannot be loaded: {type(error).__name__}: {reason}"
         ) from error
+
+
+def read_tensor_digest(tensor: training_pb2.TensorDigest) -> TensorDigest:
+    """Return a checkpoint's digest of a tensor in the form of digests of tensors in memory."""
+    return TensorDigest(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.sha256)

@@ -22,11 +22,11 @@ from whence_server.training.recording.adapters import (
     base_state,
     own_state,
 )
+from whence_server.training.recording.contents import read_tensor_digest
 from whence_server.training.recording.documented import DocumentedExamples
 from whence_server.training.recording.groups import Group
 from whence_server.training.recording.parents import base_of, parent_of
 from whence_server.training.recording.run import RecordedRun
-from whence_server.training.verify.comparison import tensor_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ def _has_more_saved(recorded: TrainingRun, step: int, model: Any) -> bool:
         return False
     ours = set(digest_tensors(own_state(model)))
     saved = [c for c in read_run(recorded.path, with_tensors=True).checkpoints if c.step == step]
-    return any(ours <= set(map(tensor_record, checkpoint.tensors)) for checkpoint in saved)
+    return any(ours <= set(map(read_tensor_digest, checkpoint.tensors)) for checkpoint in saved)
 
 
 def _difference(recorded: Message, now: Message) -> str:

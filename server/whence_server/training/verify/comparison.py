@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from whence.v1 import training_pb2
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.model import FileDigest
 from whence_server.engine.digests import TensorDigest
@@ -11,6 +10,7 @@ from whence_server.training.recording.contents import (
     Tensors,
     decides_what_is_computed,
     prepares_text,
+    read_tensor_digest,
 )
 from whence_server.training.verify.findings import Finding
 
@@ -55,7 +55,7 @@ def additions(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Additi
 
 def loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:
     """What transformers would fill in with random numbers is missing, whatever it then holds."""
-    expected = {tensor.name: tensor_record(tensor) for tensor in checkpoint.tensors}
+    expected = {tensor.name: read_tensor_digest(tensor) for tensor in checkpoint.tensors}
     for name in tensors.missing:
         there = expected.get(name)
         yield Finding("tensor", name, "missing", _shown(there) if there else "")
@@ -71,7 +71,7 @@ def loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Findi
 
 def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorDigest]) -> Iterable[Finding]:
     """Names every tensor that is not as the checkpoint has it."""
-    expected = {tensor.name: tensor_record(tensor) for tensor in checkpoint.tensors}
+    expected = {tensor.name: read_tensor_digest(tensor) for tensor in checkpoint.tensors}
     found = {tensor.name: tensor for tensor in tensors}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) == found.get(name):
@@ -82,11 +82,6 @@ def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorDigest]) -> 
             yield Finding("tensor", name, "not on record", "", _shown(found[name]))
         else:
             yield Finding("tensor", name, "changed", _shown(expected[name]), _shown(found[name]))
-
-
-def tensor_record(tensor: training_pb2.TensorDigest) -> TensorDigest:
-    """A tensor on record as digests of tensors in memory are told."""
-    return TensorDigest(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.sha256)
 
 
 def _shown(tensor: TensorDigest) -> str:

@@ -19,13 +19,12 @@ from whence_server.lineage.places import record_near
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import torn_end, verified_run
 from whence_server.training.recording import adapter_files, contents
-from whence_server.training.recording.contents import Tensors
+from whence_server.training.recording.contents import Tensors, read_tensor_digest
 from whence_server.training.verify import bases, merging
 from whence_server.training.verify.comparison import (
     additions,
     file_findings,
     loading_findings,
-    tensor_record,
 )
 from whence_server.training.verify.findings import Finding, Report, Verdict
 
@@ -176,7 +175,7 @@ def _with_most_of(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | Non
     found = set(tensors.records)
 
     def shared(checkpoint: Checkpoint) -> int:
-        return len(found & set(map(tensor_record, checkpoint.tensors)))
+        return len(found & set(map(read_tensor_digest, checkpoint.tensors)))
 
     best = max(reversed(run.checkpoints), key=shared, default=None)
     return best if best is not None and shared(best) else None
@@ -302,7 +301,7 @@ def _compare_tensors(
         else:
             report.findings.append(Finding("weights", str(report.directory), loaded.problem))
         return
-    expected = set(map(tensor_record, checkpoint.tensors))
+    expected = set(map(read_tensor_digest, checkpoint.tensors))
     report.num_tensors = len(expected & set(tensors.records))
     faults = list(loading_findings(checkpoint, tensors))
     if checkpoint.weights_digest not in ("", tensors.weights_digest):
