@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+from opentelemetry.sdk.trace.sampling import Sampler
+
 from whence_server.config import ServeConfig
 from whence_server.domain.errors import EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
@@ -40,6 +42,7 @@ from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.rpc.training_servicer import TrainingServicer
+from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -61,18 +64,21 @@ async def serve(settings: ServeConfig) -> int:
     """
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
-        observability = Observability(settings, journal)
+        live = LiveServer(journal, settings.max_cache_tokens)
+        observability = Observability(settings, journal, live)
         try:
             await observability.start()
             await close_interrupted(journal)
-            return await _serve(settings, journal, observability)
+            return await _serve(settings, journal, live, observability.sampler)
         finally:
             await observability.close()
     finally:
         await journal.close()
 
 
-async def _serve(settings: ServeConfig, journal: Journal, observability: Observability) -> int:
+async def _serve(
+    settings: ServeConfig, journal: Journal, live: LiveServer, sampler: Sampler
+) -> int:
     limits = Limits(
         max_queue=settings.max_queue,
         max_prompt_tokens=settings.max_prompt_tokens,
@@ -85,7 +91,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
     closing = asyncio.Event()
-    calls = CallLog(lambda call: _record_call(journal, call), sampler=observability.sampler)
+    calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
     rpc = await build_server(
         ServerOptions(
             listen=settings.listen,
@@ -115,7 +121,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
         partial(readiness.set, "engine"),
         settings.engine_stall_timeout,
     )
-    observability.watch_start(engine, lambda: rpc.is_serving, stop.is_set)
+    live.show_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:
         with _signals(stop):
@@ -134,7 +140,7 @@ async def _serve(settings: ServeConfig, journal: Journal, observability: Observa
                 texts=texts,
                 limits=limits,
             )
-            observability.watch(engine, generations)
+            live.show_generations(generations)
             serving.ready(model, tokenizer, generations)
             return await _until_stopped(settings, rpc, generations, stop, Watch(journal, readiness))
     finally:

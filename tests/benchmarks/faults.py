@@ -25,13 +25,14 @@ from faulty_collector import (
     Slow,
     exhausted,
 )
+from journal_export import JournalExport
 
 from whence_server.domain.otlp import OtlpProtocol
 from whence_server.journal.journal import Journal
-from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.export.otlp_http import OtlpHttpSink
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.follower import FollowOptions
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 NUM_STEPS_EACH = 256
 TIMEOUT_S = 0.5
@@ -58,12 +59,11 @@ async def meet(protocol: OtlpProtocol, fault: str) -> str:
         async with FaultyCollector(protocol).running() as collector:
             collector.faults.extend(FAULTS.get(fault, []))
             collector.refuse_connections(fault == AWAY)
-            exporter = SpanExporter(
+            exporter = JournalExport(
                 journal,
                 sink_type(collector.settings(timeout_s=TIMEOUT_S)),
-                service_resource("0"),
-                "0",
-                options=ExportOptions(step_spans=None),
+                encoder=SpanEncoder(journal, step_spans=None),
+                linger_s=FollowOptions().linger_s,
             )
             exporter.start()
             started = time.perf_counter()

@@ -16,15 +16,19 @@ from typing import Any
 
 from storage import varied_step
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from journal_export import JournalExport
+
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.journal.codec import encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationIndex
-from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.follower import FollowOptions
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 NUM_STREAMS = 16
 
@@ -71,11 +75,12 @@ async def measure(command: dict[str, Any]) -> dict[str, float]:
         exporter = None
         if command.get("endpoint"):
             settings = OtlpSettings(endpoint=command["endpoint"], gzip=command.get("gzip", False))
-            options = ExportOptions(
-                step_spans=None, step_candidates=command.get("candidates", True)
-            )
-            exporter = SpanExporter(
-                journal, OtlpGrpcSink(settings), service_resource("0"), "0", options=options
+            candidates = command.get("candidates", True)
+            exporter = JournalExport(
+                journal,
+                OtlpGrpcSink(settings),
+                encoder=SpanEncoder(journal, step_spans=None, step_candidates=candidates),
+                linger_s=FollowOptions().linger_s,
             )
             exporter.start()
         before = cpu_s()

@@ -54,10 +54,10 @@ class Encoding:
         envelope = Envelope(service_resource("0"), "0")
         # Tokens come again, and are remembered: the first half is not counted.
         for entry in self._entries[:NUM_STEPS]:
-            await encoder.spans_of(entry)
+            await encoder.encode(entry)
         entries = self._entries[NUM_STEPS:]
         begun = time.process_time()
-        spans = [span for entry in entries for span in await encoder.spans_of(entry)]
+        spans = [span for entry in entries for span in await encoder.encode(entry)]
         self.request = envelope.request(spans)
         return (time.process_time() - begun) / NUM_STEPS * 1e6
 

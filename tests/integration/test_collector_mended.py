@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from backend_process import free_port, running
+from journal_export import JournalExport
 from required import skip_without
 from span_reading import only_span
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
-from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
-from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.export.sinks import sink_for
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
@@ -70,12 +69,12 @@ async def test_nothing_is_lost_to_a_collector_that_is_mended(
     journal = MemoryJournal()
     journal.append_generation("g1", num_steps=40)
     journal.append_generation("g2", num_steps=40)
-    exporter = SpanExporter(
+    exporter = JournalExport(
         journal,
         sink_for(destination),
-        service_resource("0"),
-        "0",
-        options=ExportOptions(linger_s=0.0, max_batch_spans=16, patience=4, long_patience=8),
+        max_batch_spans=16,
+        patience=4,
+        long_patience=8,
         sleep=lambda _: asyncio.sleep(0.01),
     )
     wrong = configuration(tmp_path, protocol, port, receiver)
@@ -92,7 +91,7 @@ async def test_nothing_is_lost_to_a_collector_that_is_mended(
     right = configuration(tmp_path, protocol, port, RIGHT)
     with running([program, "--config", str(right)], tmp_path / "right"):
         assert await exporter.flush(TIMEOUT_S)
-        assert not exporter.health().refusing
+        assert not exporter.stats.refusing
         taken = (tmp_path / "right" / "log").read_text()
     await exporter.close()
     assert (exporter.stats.num_set_aside, exporter.stats.num_rejected) == (0, 0)
@@ -101,5 +100,5 @@ async def test_nothing_is_lost_to_a_collector_that_is_mended(
 
 async def span_ids(journal: MemoryJournal) -> set[str]:
     encoder = SpanEncoder(journal)
-    pieces = [piece for entry in journal.entries for piece in await encoder.spans_of(entry)]
+    pieces = [piece for entry in journal.entries for piece in await encoder.encode(entry)]
     return {only_span(piece).span_id.hex() for piece in pieces}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from metrics_parts import AT_ONCE, bring_to_life, families_of, value_of
+from metrics_parts import AT_ONCE, bring_to_life, busy_export, families_of, live_server, value_of
 from prometheus_process import NEEDED, ask, prometheus
 from required import skip_without
 from telemetry_journal import START_NS, TRACE_ID, call, finished, started, step
@@ -19,6 +19,7 @@ from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
 from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.health import Health
+from whence_server.telemetry.live import LiveServer
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
 
@@ -61,9 +62,14 @@ async def serve_streams(journal: Journal, prefix: str) -> None:
 
 
 @asynccontextmanager
-async def opened(data_dir: Path) -> AsyncIterator[tuple[Journal, Metrics]]:
+async def opened(
+    data_dir: Path, live: LiveServer | None = None
+) -> AsyncIterator[tuple[Journal, Metrics]]:
     journal = await Journal.open(data_dir)
-    metrics = Metrics(journal, service_resource("1"), "1", options=AT_ONCE)
+    exports = {"otlp-spans": busy_export()}
+    metrics = Metrics(
+        journal, service_resource("1"), "1", live or live_server(), exports, options=AT_ONCE
+    )
     metrics.start()
     try:
         yield journal, metrics
@@ -74,7 +80,7 @@ async def opened(data_dir: Path) -> AsyncIterator[tuple[Journal, Metrics]]:
 
 @asynccontextmanager
 async def serving(metrics: Metrics) -> AsyncIterator[MetricsServer]:
-    server = MetricsServer(metrics.page.render, Health("1").answer, "127.0.0.1", 0)
+    server = MetricsServer(metrics.page.render, Health("1", live_server()).answer, "127.0.0.1", 0)
     await server.start()
     try:
         yield server
@@ -109,8 +115,9 @@ async def test_promtool_finds_nothing_to_complain_about(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         skip_without("prometheus", f"promtool is not installed: {NEEDED}")
-    async with opened(tmp_path) as (journal, metrics), serving(metrics) as server:
-        bring_to_life(metrics)
+    live = live_server()
+    async with opened(tmp_path, live) as (journal, metrics), serving(metrics) as server:
+        bring_to_life(live, metrics)
         await serve_streams(journal, "a")
         assert await metrics.flush(60)
         async with aiohttp.ClientSession() as session, session.get(server.url) as answer:
@@ -134,8 +141,9 @@ async def asked(base: str, path: str, query: str, wanted: int) -> list[dict[str,
 
 async def test_prometheus_scrapes_the_page_with_its_exemplars(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
-    async with opened(tmp_path / "journal") as (journal, metrics), serving(metrics) as server:
-        bring_to_life(metrics)
+    live = live_server()
+    async with opened(tmp_path / "journal", live) as (journal, metrics), serving(metrics) as server:
+        bring_to_life(live, metrics)
         await serve_streams(journal, "a")
         assert await metrics.flush(60)
         with prometheus(tmp_path, f"127.0.0.1:{server.port}") as base:

@@ -7,11 +7,12 @@ from faulty_collector import spans_in
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from whence_server.telemetry.export.backoff import Backoff
-from whence_server.telemetry.export.courier import ExportStats
 from whence_server.telemetry.export.delivery import Delivery
 from whence_server.telemetry.export.outcomes import Accepted, Failed, Outcome
 from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.export.trial import Others
+from whence_server.telemetry.spans.spans import describe_span
 
 PATIENCE, LONG_PATIENCE = 20, 40
 BROKEN = Failed("broken")
@@ -52,6 +53,7 @@ class Case:
             self.stats,
             Backoff(0.1, 30.0),
             self._sleep,
+            describe=describe_span,
             patience=PATIENCE,
             long_patience=LONG_PATIENCE,
             chance=random.Random(seed),

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.sdk.metrics.export import Metric, MetricsData
@@ -12,45 +12,68 @@ from telemetry_journal import MemoryJournal, call, finished, started, step
 
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.export.courier import ExportStats
+from whence_server.domain.errors import JournalError
 from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.journal import Behind
-from whence_server.telemetry.metrics.cursor import CursorOptions
-from whence_server.telemetry.metrics.metrics import Metrics
+from whence_server.telemetry.export.stats import ExportStats
+from whence_server.telemetry.lag import Lag
+from whence_server.telemetry.live import Consumer, LiveServer
+from whence_server.telemetry.metrics.metrics import Metrics, MetricsOptions
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-AT_ONCE = CursorOptions(linger_s=0.0)
+AT_ONCE = MetricsOptions(linger_s=0.0)
+
+
+@dataclass
+class Activity:
+    batch_size: int = 4
+    num_cache_tokens: int = 100
+    num_prefill_chunks: int = 7
+    num_restarts: int = 1
 
 
 @dataclass
 class Generations:
     num_running: int = 3
     num_waiting_sequences: int = 2
+    activity: Activity = field(default_factory=Activity)
 
 
 @dataclass
 class Engine:
     pid: int | None = None
-    batch_size: int = 4
-    num_cache_tokens: int = 100
-    max_cache_tokens: int = 4096
-    num_prefill_chunks: int = 7
-    num_restarts: int = 1
+    state: str = "running"
 
 
 @dataclass
 class Files:
     size_bytes: int = 12345
+    trouble: JournalError | None = None
+
+
+def live_server() -> LiveServer:
+    """A server whose model is not loaded yet."""
+    return LiveServer(Files(), max_cache_tokens=4096)
+
+
+def busy_export() -> Consumer:
+    stats = ExportStats(
+        num_exported=10, num_requests=5, num_retries=4, num_rejected=3, num_set_aside=2
+    )
+    return Consumer(lambda: Lag(42, 1.5), stats)
 
 
 @asynccontextmanager
 async def measuring(
-    journal: MemoryJournal, environment: Mapping[str, str] = {}, **options: Any
+    journal: MemoryJournal,
+    environment: Mapping[str, str] = {},
+    live: LiveServer | None = None,
+    **options: Any,
 ) -> AsyncIterator[Metrics]:
-    """Metrics that follow the journal from its present end."""
+    """Metrics that follow the journal from its present end, beside an export of spans."""
     options = {"options": AT_ONCE, **options}
     resource = service_resource("9.8.7", environment=environment)
-    metrics = Metrics(journal, resource, "9.8.7", **options)
+    exports = {"otlp-spans": busy_export()}
+    metrics = Metrics(journal, resource, "9.8.7", live or live_server(), exports, **options)
     metrics.start()
     try:
         yield metrics
@@ -58,14 +81,9 @@ async def measuring(
         await metrics.close()
 
 
-def bring_to_life(metrics: Metrics) -> None:
-    metrics.parts.generations = Generations()
-    metrics.parts.engine = Engine()
-    metrics.parts.journal = Files()
-    metrics.parts.exports["otlp-spans"] = ExportStats(
-        num_exported=10, num_requests=5, num_retries=4, num_rejected=3, num_set_aside=2
-    )
-    metrics.parts.lags["otlp-spans"] = lambda: Behind(42, 1.5)
+def bring_to_life(live: LiveServer, metrics: Metrics) -> None:
+    live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
+    live.show_generations(Generations())
     metrics.committed(0.004)
 
 

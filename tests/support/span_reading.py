@@ -11,7 +11,7 @@ from whence_server.telemetry.spans.encoder import SpanEncoder
 
 async def encoded(journal: MemoryJournal, **options: object) -> list[bytes]:
     encoder = SpanEncoder(journal, **options)
-    return [span for entry in journal.entries for span in await encoder.spans_of(entry)]
+    return [span for entry in journal.entries for span in await encoder.encode(entry)]
 
 
 async def spans_of(journal: MemoryJournal, **options: object) -> list[Span]:

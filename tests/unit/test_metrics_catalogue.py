@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from metrics_parts import bring_to_life, busy, families_of, measuring
+from metrics_parts import bring_to_life, busy, families_of, live_server, measuring
 from telemetry_journal import MemoryJournal
 
 from whence_server.telemetry.metrics import catalogue
@@ -82,8 +82,9 @@ def test_the_conventions_are_followed_to_the_letter(
 
 async def test_the_page_has_every_metric_of_the_catalogue_and_its_buckets() -> None:
     journal = MemoryJournal()
-    async with measuring(journal) as metrics:
-        bring_to_life(metrics)
+    live = live_server()
+    async with measuring(journal, live=live) as metrics:
+        bring_to_life(live, metrics)
         busy(journal)
         assert await metrics.flush(30)
         families = families_of(metrics)

@@ -3,13 +3,21 @@
 import math
 
 import pytest
-from metrics_parts import bring_to_life, busy, exemplars_in, families_of, measuring, value_of
+from metrics_parts import (
+    bring_to_life,
+    busy,
+    exemplars_in,
+    families_of,
+    live_server,
+    measuring,
+    value_of,
+)
 from telemetry_journal import TRACE_ID, MemoryJournal, call, finished, server_span_id, started, step
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import step_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.metrics.cursor import CursorOptions
+from whence_server.telemetry.metrics.metrics import MetricsOptions
 from whence_server.telemetry.spans.ids import SpanIds
 
 
@@ -217,7 +225,7 @@ async def test_a_journal_that_cannot_be_read_is_tried_again(
         return await read(after_position, limit)
 
     monkeypatch.setattr(journal, "read_committed", read_committed)
-    at_once = CursorOptions(linger_s=0.0, retry_s=0.0)
+    at_once = MetricsOptions(linger_s=0.0, retry_s=0.0)
     async with measuring(journal, options=at_once) as metrics:
         journal.append_generation("a", 2)
         assert await metrics.flush(30)
@@ -249,8 +257,9 @@ ALLOWED = {
 
 
 async def test_labels_and_their_values_are_few_and_known_beforehand(journal: MemoryJournal) -> None:
-    async with measuring(journal) as metrics:
-        bring_to_life(metrics)
+    live = live_server()
+    async with measuring(journal, live=live) as metrics:
+        bring_to_life(live, metrics)
         for _ in range(3):
             busy(journal)
         odd = {"failure": g.Failure(reason="request 4711 went wrong")}

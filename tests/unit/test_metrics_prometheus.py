@@ -7,10 +7,12 @@ import pytest
 from metrics_parts import (
     OPENMETRICS,
     Engine,
+    Generations,
     bring_to_life,
     busy,
     exemplars_in,
     families_of,
+    live_server,
     measuring,
     value_of,
 )
@@ -114,9 +116,10 @@ async def test_the_resource_is_target_info(journal: MemoryJournal) -> None:
 async def test_live_parts_are_seen_as_they_are_and_only_once_they_are_there(
     journal: MemoryJournal,
 ) -> None:
-    async with measuring(journal) as metrics:
+    live = live_server()
+    async with measuring(journal, live=live) as metrics:
         before = families_of(metrics)
-        bring_to_life(metrics)
+        bring_to_life(live, metrics)
         page = families_of(metrics)
     assert "whence_generations_running" not in before
     assert value_of(before, "whence_cursor_lag", whence_consumer="metrics") == 0
@@ -144,10 +147,12 @@ async def test_the_engines_process_is_shown_while_there_is_one(journal: MemoryJo
 
     import psutil
 
-    async with measuring(journal) as metrics:
-        metrics.parts.engine = Engine(pid=None)
+    engine, live = Engine(pid=None), live_server()
+    live.show_start(engine, is_serving=lambda: True, is_draining=lambda: False)
+    live.show_generations(Generations())
+    async with measuring(journal, live=live) as metrics:
         assert "whence_engine_process_resident_memory_bytes" not in families_of(metrics)
-        metrics.parts.engine = Engine(pid=os.getpid())
+        engine.pid = os.getpid()
         page = families_of(metrics)
     own = value_of(page, "process_start_time_seconds")
     assert value_of(page, "whence_engine_process_start_time_seconds") == own

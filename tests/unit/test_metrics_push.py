@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
-from metrics_parts import AT_ONCE, bring_to_life, measuring, metrics_in
+from metrics_parts import AT_ONCE, bring_to_life, live_server, measuring, metrics_in
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as otlp
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -106,8 +106,9 @@ async def test_numbers_count_from_where_they_should(
 ) -> None:
     exporter = Collecting()
     push = PushOptions(NOWHERE, SOON_S, preference)
-    async with measuring(journal, push=push, exporter=exporter) as metrics:
-        bring_to_life(metrics)
+    live = live_server()
+    async with measuring(journal, push=push, exporter=exporter, live=live) as metrics:
+        bring_to_life(live, metrics)
         for number in (1, 2):
             journal.append_generation(f"g{number}", 10)
             assert await metrics.flush(30)
@@ -224,7 +225,9 @@ def test_certificates_that_are_none_are_an_error(protocol: OtlpProtocol, endpoin
 
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(journal: MemoryJournal) -> None:
     options = PushOptions(NOWHERE, SOON_S)
-    metrics = Metrics(journal, service_resource("1"), "1", push=options, options=AT_ONCE)
+    metrics = Metrics(
+        journal, service_resource("1"), "1", live_server(), {}, push=options, options=AT_ONCE
+    )
     metrics.start()
     async with asyncio.timeout(8):  # far below the exporter's own 10 s for an answer
         await metrics.close(timeout_s=0.1)
@@ -286,8 +289,9 @@ async def test_they_arrive_over_otlp(
     destination = OtlpSettings(
         endpoint=endpoint, protocol=protocol, headers={"x-key": "k"}, gzip=True
     )
-    async with measuring(journal, push=PushOptions(destination, 3600.0)) as metrics:
-        bring_to_life(metrics)
+    live = live_server()
+    async with measuring(journal, push=PushOptions(destination, 3600.0), live=live) as metrics:
+        bring_to_life(live, metrics)
         journal.append_generation("a", 5)
     (arrived,) = taken
     request, headers = arrived

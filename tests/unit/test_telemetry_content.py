@@ -12,7 +12,7 @@ from whence_server.config.telemetry import CAPTURE_VARIABLE, read_content_captur
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.telemetry import ContentCapture
-from whence_server.telemetry.spans.encoder import UnreadableEntryError
+from whence_server.telemetry.journal import UnreadableEntryError
 from whence_server.telemetry.spans.events import EventEncoder
 
 PROMPT, OUTPUT = 'A "secret" question\n', "sécret änswer"
@@ -40,7 +40,7 @@ def confided(**fields: object) -> MemoryJournal:
 
 async def events_of(journal: MemoryJournal, content: ContentCapture) -> list[bytes]:
     encoder = EventEncoder(journal, content)
-    return [event for entry in journal.entries for event in await encoder.events_of(entry)]
+    return [event for entry in journal.entries for event in await encoder.encode(entry)]
 
 
 def holds_content(exported: bytes) -> bool:
@@ -118,7 +118,7 @@ async def test_a_deleted_generation_has_no_event():
     encoder = EventEncoder(journal, ContentCapture.EVENT_ONLY)
     last = journal.entries[-1]
     journal.delete("g")
-    assert not await encoder.events_of(last)
+    assert not await encoder.encode(last)
     assert not await events_of(journal, ContentCapture.EVENT_ONLY)
 
 
@@ -126,7 +126,7 @@ async def test_bytes_that_are_no_message_are_named():
     journal = confided()
     broken = journal.entries[-1]._replace(payload=b"\xff\xff")
     with pytest.raises(UnreadableEntryError, match=r"'g', FINISHED\) makes no event"):
-        await EventEncoder(journal, ContentCapture.EVENT_ONLY).events_of(broken)
+        await EventEncoder(journal, ContentCapture.EVENT_ONLY).encode(broken)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from journal_export import CURSOR, JournalExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from telemetry_journal import MemoryJournal
@@ -15,13 +16,9 @@ from whence_server.demo.receiver import Drop, Fail, Receiver, Reject, Wait
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.telemetry.export.backoff import Backoff
-from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.export.outcomes import Accepted, Outcome
-from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.spans.encoder import SpanEncoder
-
-CURSOR = ExportOptions().cursor_name
 
 
 class Clock:
@@ -39,16 +36,9 @@ class Clock:
         return [seconds for seconds in self.slept if seconds]
 
 
-def exporter_of(journal, sink, clock=None, **options) -> SpanExporter:
-    defaults = {"linger_s": 0.0, "max_batch_spans": 16}
-    return SpanExporter(
-        journal,
-        sink,
-        service_resource("0"),
-        "0",
-        options=ExportOptions(**{**defaults, **options}),
-        sleep=(clock or Clock()).sleep,
-    )
+def exporter_of(journal, sink, clock=None, **options) -> JournalExport:
+    options = {"max_batch_spans": 16, **options}
+    return JournalExport(journal, sink, sleep=(clock or Clock()).sleep, **options)
 
 
 @asynccontextmanager
@@ -85,7 +75,7 @@ async def expected_of(journal: MemoryJournal) -> dict[bytes, bytes]:
     pieces = [
         ScopeSpans.FromString(piece)
         for entry in journal.entries
-        for piece in await encoder.spans_of(entry)
+        for piece in await encoder.encode(entry)
     ]
     return {piece.spans[0].span_id: piece.SerializeToString() for piece in pieces}
 
@@ -125,7 +115,7 @@ async def test_everything_arrives_once_and_the_cursor_follows(journal):
         assert receiver.num_spans == len(expected) == exporter.stats.num_exported
         assert journal.cursors[CURSOR] == len(journal.entries)
         assert journal.advances == sorted(journal.advances)
-        assert exporter.lag_entries == 0
+        assert exporter.lag().num_entries == 0
         assert exporter.stats.num_retries == 0
         assert max(len(pieces_in([request])) for request in receiver.requests) <= 16
         # What is committed later is sent later.
@@ -154,7 +144,7 @@ async def test_a_collector_that_is_away_for_a_while_loses_nothing(journal):
     ):
         await until(lambda: exporter.stats.num_retries >= 3)
         assert not journal.cursors
-        assert exporter.lag_entries == len(journal.entries)
+        assert exporter.lag().num_entries == len(journal.entries)
         assert "UNAVAILABLE" in exporter.stats.last_error
         await receiver.start()
         assert await exporter.flush(20)

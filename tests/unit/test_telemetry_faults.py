@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -22,15 +23,14 @@ from faulty_collector import (
     Slow,
     exhausted,
 )
+from journal_export import JournalExport
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.otlp import OtlpProtocol
-from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.export.otlp_http import OtlpHttpSink
 from whence_server.telemetry.export.outcomes import SpanSink
-from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
 
@@ -67,17 +67,13 @@ def sink_of(collector: FaultyCollector, **settings: object) -> SpanSink:
 
 @asynccontextmanager
 async def exporting(journal, collector, clock=None, settings=None, *, hide_words=False, **options):
-    exporter = SpanExporter(
+    exporter = JournalExport(
         journal,
         sink_of(collector, **(settings or {})),
-        service_resource("0"),
-        "0",
-        # The clock is quick: attempts that would take days pass within a second.
-        options=ExportOptions(
-            **{"linger_s": 0.0, "max_batch_spans": 16, "long_patience": 10_000, **options}
-        ),
         hide_words=hide_words,
         sleep=(clock or Clock()).sleep,
+        # The clock is quick: attempts that would take days pass within a second.
+        **{"max_batch_spans": 16, "long_patience": 10_000, **options},
     )
     exporter.start()
     try:
@@ -92,7 +88,7 @@ async def expected_spans(journal: MemoryJournal) -> dict[bytes, Span]:
     spans = [
         ScopeSpans.FromString(piece).spans[0]
         for entry in journal.entries
-        for piece in await encoder.spans_of(entry)
+        for piece in await encoder.encode(entry)
     ]
     return {span.span_id: span for span in spans}
 
@@ -148,13 +144,13 @@ async def test_a_fault_loses_nothing(journal, collector, faults, at_start):
             collector.faults.extend(faults)
         journal.append_generation("g3", num_steps=40)
         assert await exporter.flush(30)
-        health = exporter.health()
+        stats, lag = replace(exporter.stats), exporter.lag()
     await assert_none_lost(journal, collector)
     assert not collector.faults
-    assert health.num_retries >= len(faults)
-    assert health.num_set_aside == health.num_rejected == health.num_entries_behind == 0
-    assert health.num_exported == len(await expected_spans(journal))
-    assert health.last_error
+    assert stats.num_retries >= len(faults)
+    assert stats.num_set_aside == stats.num_rejected == lag.num_entries == 0
+    assert stats.num_exported == len(await expected_spans(journal))
+    assert stats.last_error
 
 
 async def test_a_slow_collector(journal, collector):
@@ -171,11 +167,11 @@ async def test_a_collector_that_is_away_and_comes_back(journal, collector):
         async with asyncio.timeout(30):
             while exporter.stats.num_retries < 5:  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(0.001)
-        assert exporter.health().retrying
-        assert exporter.health().num_entries_behind == len(journal.entries)
+        assert exporter.stats.retrying
+        assert exporter.lag().num_entries == len(journal.entries)
         collector.refuse_connections(False)
         assert await exporter.flush(30)
-        assert not exporter.health().retrying
+        assert not exporter.stats.retrying
     await assert_none_lost(journal, collector)
 
 
@@ -209,17 +205,17 @@ async def test_a_collector_that_takes_nothing_until_it_is_mended_costs_nothing(
         async with asyncio.timeout(30):
             while exporter.stats.num_requests < 60:  # noqa: ASYNC110 - a counter
                 await asyncio.sleep(0.001)
-        health = exporter.health()
+        stats, lag = replace(exporter.stats), exporter.lag()
         collector.always = None
         collector.spans.clear()
         journal.append_generation("g3", num_steps=4)
         assert await exporter.flush(30)
-        assert not exporter.health().refusing
+        assert not exporter.stats.refusing
         assert exporter.stats.num_set_aside == exporter.stats.num_rejected == 0
-    assert health.retrying
-    assert health.num_entries_behind > 0
-    assert health.refusing is not is_of_the_moment(fault, collector.protocol)
-    assert caplog.text.count("takes nothing that it is sent") == health.refusing
+    assert stats.retrying
+    assert lag.num_entries > 0
+    assert stats.refusing is not is_of_the_moment(fault, collector.protocol)
+    assert caplog.text.count("takes nothing that it is sent") == stats.refusing
     assert {span.span_id for span in collector.spans} == (await expected_spans(journal)).keys()
 
 
@@ -238,10 +234,10 @@ async def test_a_generation_whose_every_span_is_bad_is_set_aside_and_no_other(
     collector.poison = poison
     async with exporting(journal, collector) as exporter:
         assert await exporter.flush(60)
-        health = exporter.health()
+        stats = replace(exporter.stats)
     assert {span.span_id for span in collector.spans} == expected.keys() - poison
-    assert health.num_set_aside == len(poison)
-    assert len(health.newest_set_aside) == 8
+    assert stats.num_set_aside == len(poison)
+    assert len(stats.newest_set_aside) == 8
     for span_id in poison:
         assert f"span {span_id.hex()} (" in caplog.text
 
@@ -250,11 +246,11 @@ async def test_a_partial_success_is_counted_and_not_repeated(journal, collector,
     collector.faults.append(Partial(3))
     async with exporting(journal, collector) as exporter:
         assert await exporter.flush(30)
-        health = exporter.health()
+        stats = replace(exporter.stats)
     rejected = set(list(await expected_spans(journal))[:3])
     await assert_none_lost(journal, collector, but=rejected)
-    assert health.num_rejected == 3
-    assert health.num_exported == len(collector.spans)
+    assert stats.num_rejected == 3
+    assert stats.num_exported == len(collector.spans)
     assert "3 of 15 spans were rejected: PARTIAL_SUCCESS: too old" in caplog.text
 
 
@@ -263,9 +259,9 @@ async def test_a_partial_success_beyond_reason(journal, collector):
     collector.faults.append(Partial(1_000))
     async with exporting(journal, collector) as exporter:
         assert await exporter.flush(30)
-        health = exporter.health()
+        stats = replace(exporter.stats)
     await assert_none_lost(journal, collector)
-    assert (health.num_rejected, health.num_set_aside) == (0, 0)
+    assert (stats.num_rejected, stats.num_set_aside) == (0, 0)
 
 
 POISON_FAULTS = {
@@ -286,10 +282,10 @@ async def test_poison_is_set_aside_once(journal, collector, fault, caplog):
     collector.poison, collector.poison_fault = poison, fault
     async with exporting(journal, collector, patience=4, long_patience=4) as exporter:
         assert await exporter.flush(30)
-        health = exporter.health()
+        stats = replace(exporter.stats)
     await assert_none_lost(journal, collector, but=poison)
-    assert health.num_set_aside == 3
-    assert health.num_exported == len(expected) - 3
+    assert stats.num_set_aside == 3
+    assert stats.num_exported == len(expected) - 3
     told = [record.message for record in caplog.records if "is set aside" in record.message]
     assert len(told) == 3
     for message, span_id in zip(told, [i for i in expected if i in poison], strict=True):
@@ -304,7 +300,7 @@ async def test_a_span_that_takes_the_collector_too_long_is_set_aside(journal, co
     settings = {"timeout_s": 0.1}
     async with exporting(journal, collector, settings=settings, long_patience=2) as exporter:
         assert await exporter.flush(60)
-        assert exporter.health().num_set_aside == 1
+        assert exporter.stats.num_set_aside == 1
     await assert_none_lost(journal, collector, but=poison)
 
 
@@ -328,9 +324,9 @@ async def test_what_a_collector_repeats_of_content_is_not_logged(
     collector.poison_fault = Answer(grpc.StatusCode.INVALID_ARGUMENT, 400, message=SECRET)
     async with exporting(journal, collector, hide_words=hide_words) as exporter:
         assert await exporter.flush(30)
-        health = exporter.health()
-    assert (health.num_rejected, health.num_set_aside) == (1, 1)
-    told = "".join(record.getMessage() for record in caplog.records) + health.last_error
+        stats = replace(exporter.stats)
+    assert (stats.num_rejected, stats.num_set_aside) == (1, 1)
+    told = "".join(record.getMessage() for record in caplog.records) + stats.last_error
     assert ("zanzibar" in told) is not hide_words
     assert ("quokka" in told) is not hide_words
     assert ("INVALID_ARGUMENT" in told) or ("400 Bad Request" in told)

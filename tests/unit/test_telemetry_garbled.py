@@ -12,7 +12,8 @@ from telemetry_journal import MemoryJournal, call, finished, started, step
 from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.telemetry import ContentCapture
-from whence_server.telemetry.spans.encoder import SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.journal import UnreadableEntryError
+from whence_server.telemetry.spans.encoder import SpanEncoder
 from whence_server.telemetry.spans.events import EventEncoder
 
 
@@ -56,8 +57,8 @@ async def test_no_other_error_than_that_of_the_entry(journal):
     """Any other would be taken for the journal's trouble, and tried again for ever."""
     content = ContentCapture.SPAN_AND_EVENT
     for encode in (
-        SpanEncoder(journal, 2, content=content).spans_of,
-        EventEncoder(journal, content).events_of,
+        SpanEncoder(journal, 2, content=content).encode,
+        EventEncoder(journal, content).encode,
     ):
         for entry in journal.entries:
             with suppress(UnreadableEntryError):
@@ -75,9 +76,9 @@ async def test_what_is_whole_makes_its_spans_beside_it(place):
     for entry in journal.entries:
         if entry is bad:
             with pytest.raises(UnreadableEntryError, match=f"entry {entry.position} .*'g'"):
-                await encoder.spans_of(entry)
+                await encoder.encode(entry)
         else:
-            names += [only_span(piece).name for piece in await encoder.spans_of(entry)]
+            names += [only_span(piece).name for piece in await encoder.encode(entry)]
     expected = 2 if bad.kind is EntryKind.STEP else 3
     if bad.kind is EntryKind.STARTED:
         assert names == ["whence.v1.GenerationService/Generate"]

@@ -1,48 +1,43 @@
 """How the server says that it is: what the document holds, and what never gets into it."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from metrics_parts import Engine, Files, Generations
 
-from whence_server.telemetry.export.exporter import ExportHealth
+from whence_server.domain.errors import JournalError
+from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.health import Health
-from whence_server.telemetry.journal import Behind
+from whence_server.telemetry.lag import Lag
+from whence_server.telemetry.live import Consumer, Consumers, LiveServer
 
 SECRET = "zanzibar quokka"
 
 
-@dataclass
-class Engine:
-    state: str = "running"
-    num_restarts: int = 2
+class JournalFullError(JournalError):
+    reason = "JOURNAL_FULL"
 
 
-@dataclass
-class Generations:
-    num_running: int = 3
-    num_waiting_sequences: int = 4
+def live_server(trouble: JournalError | None = None) -> LiveServer:
+    return LiveServer(Files(trouble=trouble), 4096)
 
 
-def export_health(last_error: str = "", **fields: Any) -> ExportHealth:
-    return ExportHealth(
-        **{
-            "num_entries_behind": 42,
-            "oldest_s": 1.23456,
-            "num_exported": 1_000,
-            "num_requests": 12,
-            "num_retries": 5,
-            "num_rejected": 6,
-            "num_set_aside": 7,
-            "num_unreadable": 8,
-            "retrying": True,
-            "refusing": True,
-            "newest_set_aside": ("span 01 (decode_step) of trace 02",),
-            "last_error": last_error,
-            **fields,
-        }
+def exporting(last_error: str) -> Consumers:
+    """The spans' export, 42 entries behind."""
+    stats = ExportStats(
+        num_exported=1_000,
+        num_requests=12,
+        num_retries=5,
+        num_rejected=6,
+        num_set_aside=7,
+        num_unreadable=8,
+        retrying=True,
+        refusing=True,
+        last_error=last_error,
     )
+    stats.newest_set_aside.append("span 01 (decode_step) of trace 02")
+    return {"otlp-spans": Consumer(lambda: Lag(42, 1.23456), stats)}
 
 
 def document(health: Health) -> dict[str, Any]:
@@ -53,7 +48,7 @@ def document(health: Health) -> dict[str, Any]:
 
 
 def test_before_anything_is_there():
-    health = Health("9.8.7")
+    health = Health("9.8.7", live_server())
     assert document(health) == {
         "status": "NOT_SERVING",
         "version": "9.8.7",
@@ -63,24 +58,21 @@ def test_before_anything_is_there():
 
 
 def test_what_is_behind_and_by_how_much():
-    health = Health(
-        "9.8.7",
-        is_serving=lambda: True,
-        engine=Engine(),
-        generations=Generations(),
-        consumers={
-            "metrics": lambda: Behind(0, 0.0),
-            "otlp-spans": lambda: Behind(42, 1.23456),
-        },
-        exports={"otlp-spans": lambda: export_health("UNAVAILABLE: connection refused")},
-    )
+    live = live_server()
+    live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
+    live.show_generations(Generations())
+    consumers = {
+        "metrics": Consumer(lambda: Lag(0, 0.0)),
+        **exporting("UNAVAILABLE: connection refused"),
+    }
+    health = Health("9.8.7", live, consumers)
     assert health.answer().serving
     assert document(health) == {
         "status": "SERVING",
         "version": "9.8.7",
         "draining": False,
-        "engine": {"state": "running", "restarts": 2},
-        "generations": {"running": 3, "sequences_waiting": 4},
+        "engine": {"state": "running", "restarts": 1},
+        "generations": {"running": 3, "sequences_waiting": 2},
         "consumers": {
             "metrics": {"entries_behind": 0, "seconds_behind": 0.0},
             "otlp-spans": {
@@ -102,14 +94,15 @@ def test_what_is_behind_and_by_how_much():
 
 
 def test_a_journal_that_cannot_be_written_says_why():
-    health = Health("0.1.0")
-    assert "journal" not in document(health)
-    health.journal_trouble = lambda: "JOURNAL_FULL"
+    assert "journal" not in document(Health("0.1.0", live_server()))
+    health = Health("0.1.0", live_server(JournalFullError("no space is left")))
     assert document(health)["journal"] == {"writable": False, "reason": "JOURNAL_FULL"}
 
 
 def test_a_server_that_drains_says_so():
-    health = Health("9.8.7", is_draining=lambda: True)
+    live = live_server()
+    live.show_start(Engine(), is_serving=lambda: False, is_draining=lambda: True)
+    health = Health("9.8.7", live)
     assert not health.answer().serving
     assert document(health)["draining"] is True
 
@@ -125,17 +118,13 @@ def test_a_server_that_drains_says_so():
     ],
 )
 def test_what_a_destination_says_of_content_stays_out(error, shown):
-    health = Health("1", hide_words=True)
-    health.consumers["otlp-spans"] = lambda: Behind(1, 0.0)
-    health.exports["otlp-spans"] = lambda: export_health(error)
+    health = Health("1", live_server(), exporting(error), hide_words=True)
     assert document(health)["consumers"]["otlp-spans"]["last_error"] == shown
     assert SECRET.encode() not in health.answer().body
 
 
 def test_an_error_is_one_line_and_not_a_page():
-    health = Health("1")
-    health.consumers["otlp-spans"] = lambda: Behind(1, 0.0)
-    health.exports["otlp-spans"] = lambda: export_health("UNKNOWN:\n  " + "word " * 1_000)
+    health = Health("1", live_server(), exporting("UNKNOWN:\n  " + "word " * 1_000))
     shown = document(health)["consumers"]["otlp-spans"]["last_error"]
     assert shown.startswith("UNKNOWN: word word")
     assert len(shown) == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from journal_export import JournalExport
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from telemetry_journal import call, finished, started, step
 
@@ -10,9 +11,7 @@ from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
-from whence_server.telemetry.export.exporter import ExportOptions, SpanExporter
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
-from whence_server.telemetry.export.resource import service_resource
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
 
@@ -33,10 +32,9 @@ def end(journal: Journal, generation_id: str, num_steps: int) -> None:
     journal.record_call(generation_id, call(generation_id, num_steps).SerializeToString())
 
 
-def exporter_of(journal: Journal, receiver: Receiver) -> SpanExporter:
-    options = ExportOptions(linger_s=0.0, max_batch_spans=32, max_backoff_s=0.1)
+def exporter_of(journal: Journal, receiver: Receiver) -> JournalExport:
     sink = OtlpGrpcSink(OtlpSettings(endpoint=receiver.endpoint))
-    return SpanExporter(journal, sink, service_resource("0"), "0", options=options)
+    return JournalExport(journal, sink, max_batch_spans=32, max_backoff_s=0.1)
 
 
 async def test_every_span_arrives_over_restarts_and_deletion(tmp_path):
@@ -67,14 +65,14 @@ async def test_every_span_arrives_over_restarts_and_deletion(tmp_path):
     end(journal, "g2", 3)
     await journal.flush()
     assert await exporter.flush(20)
-    assert exporter.lag_entries == 0
+    assert exporter.lag().num_entries == 0
 
     encoder = SpanEncoder(journal)
     # Serialised as protobuf does it: the encoder's own bytes may have their fields in any order.
     expected = {
         ScopeSpans.FromString(piece).SerializeToString()
         for entry in await journal.read_committed(0, 1_000)
-        for piece in await encoder.spans_of(entry)
+        for piece in await encoder.encode(entry)
     }
     assert len(expected) == 150 + 3 + 2 * 3
     assert {ScopeSpans(spans=[span]).SerializeToString() for span in receiver.spans} == expected
@@ -84,7 +82,7 @@ async def test_every_span_arrives_over_restarts_and_deletion(tmp_path):
     left = [
         piece
         for entry in await journal.read_committed(0, 1_000)
-        for piece in await fresh.spans_of(entry)
+        for piece in await fresh.encode(entry)
     ]
     assert len(left) == 6
     # With a generation gone, the exporter goes on.

@@ -1,13 +1,12 @@
-"""How far the export is behind, and how the exporter tells it."""
+"""Lag of an export behind the journal."""
 
 import asyncio
 
+from journal_export import JournalExport
 from telemetry_journal import MemoryJournal
 
-from whence_server.telemetry.export.exporter import ExportHealth, ExportOptions, SpanExporter
 from whence_server.telemetry.export.outcomes import Accepted, Outcome, TryAgain
-from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.journal import Lag
+from whence_server.telemetry.lag import LagClock
 
 
 class Clock:
@@ -19,7 +18,7 @@ class Clock:
 
 def test_the_oldest_that_waits_gives_the_age():
     clock = Clock()
-    lag = Lag(clock)
+    lag = LagClock(clock)
     lag.observe(0, 0)
     assert lag.oldest_s() == 0.0
     lag.observe(5, 0)
@@ -37,7 +36,7 @@ def test_the_oldest_that_waits_gives_the_age():
 
 def test_a_long_absence_takes_little_memory_and_never_ages_what_is_young():
     clock = Clock()
-    lag = Lag(clock)
+    lag = LagClock(clock)
     committed_at = {}
     for position in range(1, 10_000):
         clock.now += 1
@@ -64,36 +63,27 @@ class Gate:
         pass
 
 
-async def test_the_exporters_health():
+async def test_lag_and_counters_tell_how_the_export_stands():
     journal, gate, clock = MemoryJournal(), Gate(), Clock()
     journal.append_generation("g", num_steps=3)
 
     async def sleep(_: float) -> None:
         await asyncio.sleep(0)
 
-    exporter = SpanExporter(
-        journal,
-        gate,
-        service_resource("0"),
-        "0",
-        options=ExportOptions(linger_s=0),
-        sleep=sleep,
-        clock=clock,
-    )
+    exporter = JournalExport(journal, gate, sleep=sleep, clock=clock)
     exporter.start()
     await gate.asked.wait()
-    while not exporter.health().retrying:  # noqa: ASYNC110 - counters, which nobody announces
+    while not exporter.stats.retrying:  # noqa: ASYNC110 - counters, which nobody announces
         await asyncio.sleep(0)
     clock.now += 60
-    health = exporter.health()
-    assert (health.num_entries_behind, health.oldest_s) == (len(journal.entries), 60.0)
-    assert (health.last_error, health.num_exported) == ("shut", 0)
-    assert health.num_retries > 0
+    assert exporter.lag() == (len(journal.entries), 60.0)
+    stats = exporter.stats
+    assert (stats.last_error, stats.num_exported) == ("shut", 0)
+    assert stats.num_retries > 0
     gate.open = True
     assert await exporter.flush(10)
-    after = exporter.health()
+    lag, retrying = exporter.lag(), stats.retrying
     await exporter.close()
-    assert isinstance(after, ExportHealth)
-    assert (after.num_entries_behind, after.oldest_s, after.retrying) == (0, 0.0, False)
-    assert after.num_exported > 3
-    assert after.last_error == "shut"
+    assert (lag, retrying) == ((0, 0.0), False)
+    assert stats.num_exported > 3
+    assert stats.last_error == "shut"

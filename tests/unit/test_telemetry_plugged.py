@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from faulty_collector import spans_in
+from journal_export import JournalExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import (
     AnyValue,
@@ -23,7 +24,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.telemetry.export import exporter as export
 from whence_server.telemetry.export.outcomes import Accepted, Failed
 from whence_server.telemetry.export.plugged import PluggedSink, load_exporter
 from whence_server.telemetry.export.readable import readable_spans
@@ -43,7 +43,7 @@ def journal_of_two() -> MemoryJournal:
 async def whence_request() -> bytes:
     journal = journal_of_two()
     encoder = SpanEncoder(journal)
-    pieces = [piece for entry in journal.entries for piece in await encoder.spans_of(entry)]
+    pieces = [piece for entry in journal.entries for piece in await encoder.encode(entry)]
     return Envelope(service_resource("0"), "0").request(pieces)
 
 
@@ -200,14 +200,8 @@ async def test_all_of_a_journal_arrives_through_failures():
     async def sleep(_: float) -> None:
         await asyncio.sleep(0)
 
-    spans = export.SpanExporter(
-        journal,
-        PluggedSink(exporter, "mine"),
-        service_resource("0"),
-        "0",
-        options=export.ExportOptions(linger_s=0, max_batch_spans=8, patience=4),
-        sleep=sleep,
-    )
+    sink = PluggedSink(exporter, "mine")
+    spans = JournalExport(journal, sink, max_batch_spans=8, patience=4, sleep=sleep)
     spans.start()
     assert await spans.flush(20)
     await spans.close()

@@ -33,8 +33,9 @@ from telemetry_journal import (
 
 from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
+from whence_server.telemetry.journal import UnreadableEntryError
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.encoder import SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.spans.encoder import SpanEncoder
 from whence_server.telemetry.spans.genai import _as_written
 
 
@@ -345,11 +346,11 @@ async def test_encoding_is_a_function_of_the_bytes(journal):
     assert await encoded(journal) == whole
     # A new encoder that begins anywhere makes the same spans from there on.
     encoder = SpanEncoder(journal)
-    per_entry = [await encoder.spans_of(entry) for entry in journal.entries]
+    per_entry = [await encoder.encode(entry) for entry in journal.entries]
     for begin in range(0, len(journal.entries), 7):
         fresh = SpanEncoder(journal)
         for entry, expected in list(zip(journal.entries, per_entry, strict=True))[begin:]:
-            assert await fresh.spans_of(entry) == expected
+            assert await fresh.encode(entry) == expected
 
 
 def test_ids_are_the_documented_digest():
@@ -378,11 +379,9 @@ async def test_a_deleted_generation_is_skipped(journal):
 
 async def test_a_generation_that_is_deleted_while_it_is_sent(journal):
     encoder = SpanEncoder(journal)
-    assert await encoder.spans_of(journal.entries[1])
+    assert await encoder.encode(journal.entries[1])
     journal.delete("g1")
-    assert [await encoder.spans_of(entry) for entry in journal.entries] == [[]] * len(
-        journal.entries
-    )
+    assert [await encoder.encode(entry) for entry in journal.entries] == [[]] * len(journal.entries)
 
 
 @pytest.mark.parametrize(
@@ -437,18 +436,18 @@ async def test_a_long_generations_end_costs_short_reads(
 
     monkeypatch.setattr(journal, "read", counted)
     encoder = SpanEncoder(journal, step_spans)
-    assert len(await encoder.spans_of(journal.entries[-2])) == num_spans
+    assert len(await encoder.encode(journal.entries[-2])) == num_spans
     assert num_read < at_most
 
 
 async def test_bytes_that_are_no_message_are_named(journal):
     broken = journal.entries[1]._replace(payload=b"\xff\xff")
     with pytest.raises(UnreadableEntryError, match=r"entry 2 .*'g1', STEP"):
-        await SpanEncoder(journal).spans_of(broken)
+        await SpanEncoder(journal).encode(broken)
     bad_call = call("g", trace_id="zz").SerializeToString()
     entry = journal.entries[-1]._replace(payload=bad_call)
     with pytest.raises(UnreadableEntryError, match="CALL"):
-        await SpanEncoder(journal).spans_of(entry)
+        await SpanEncoder(journal).encode(entry)
 
 
 async def test_an_unreadable_start_is_told_of_once_and_its_steps_are_skipped(journal):
@@ -456,8 +455,8 @@ async def test_an_unreadable_start_is_told_of_once_and_its_steps_are_skipped(jou
     start = journal.entries[0] = journal.entries[0]._replace(payload=bad)
     encoder = SpanEncoder(journal)
     with pytest.raises(UnreadableEntryError, match=r"entry 1 .*STARTED.* is not a W3C id"):
-        await encoder.spans_of(start)
-    spans = [only_span(p) for entry in journal.entries[1:] for p in await encoder.spans_of(entry)]
+        await encoder.encode(start)
+    spans = [only_span(p) for entry in journal.entries[1:] for p in await encoder.encode(entry)]
     assert [span.name for span in spans] == ["whence.v1.GenerationService/Generate"]
 
 

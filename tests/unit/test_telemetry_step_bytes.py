@@ -9,13 +9,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from telemetry_journal import TRACE_ID, started, step, timestamp
 
 from whence.v1 import step_pb2
-from whence_server.telemetry.spans.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.wire import Heads, length_delimited
 from whence_server.telemetry.spans.ids import SpanIds
 from whence_server.telemetry.spans.origin import Origin, origin_of
 from whence_server.telemetry.spans.pieces import Doubles, Integers, attributes_bytes
 from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
 from whence_server.telemetry.spans.steps import StepSpans, step_interval
-from whence_server.telemetry.spans.wire import Heads, length_delimited
 
 IDS = st.integers(0, 2**32 - 1)
 FLOATS = st.floats(width=32)
@@ -160,7 +160,7 @@ def test_integers_and_texts_of_every_length_set_anew(all_values):
     made = Integers({"a": 0, "text": "", "b": [0] * 3})
     for number, text, numbers in all_values:
         expected = attributes_bytes({"a": number, "text": text, "b": numbers})
-        assert made.of([number, *numbers], [text]) == expected
+        assert made.encode([number, *numbers], [text]) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_integers_and_texts_of_every_length_set_anew(all_values):
 )
 def test_integers_are_as_many_as_they_were_made_for(integers, texts):
     made = Integers({"a": 0, "text": "", "b": [0]})
-    assert made.of([1, 2], ["x"]) == attributes_bytes({"a": 1, "text": "x", "b": [2]})
+    assert made.encode([1, 2], ["x"]) == attributes_bytes({"a": 1, "text": "x", "b": [2]})
     with pytest.raises(ValueError, match="for attributes that hold 2 and 1"):
-        made.of(integers, texts)
+        made.encode(integers, texts)
 
 
 def test_what_is_remembered_is_bounded_and_right():
@@ -183,6 +183,8 @@ def test_what_is_remembered_is_bounded_and_right():
 
 def test_doubles_are_as_many_as_they_were_made_for():
     doubles = Doubles(["a"], [("b", 2), ("c", 0)])
-    assert doubles.of([1.5, -0.0, math.inf]) == attributes_bytes({"a": 1.5, "b": [-0.0, math.inf]})
+    assert doubles.encode([1.5, -0.0, math.inf]) == attributes_bytes(
+        {"a": 1.5, "b": [-0.0, math.inf]}
+    )
     with pytest.raises(ValueError, match="size 2"):
-        doubles.of([1.5, 2.5])
+        doubles.encode([1.5, 2.5])

@@ -142,7 +142,7 @@ async def test_blocks_are_exactly_what_the_steps_leave(lengths, step_spans, bloc
         for number, entry in enumerate(journal.entries):
             if number in restarts:
                 encoder = SpanEncoder(journal, step_spans)
-            again += await encoder.spans_of(entry)
+            again += await encoder.encode(entry)
         assert again == pieces
     assert_within_parents(spans)
     decodes = named(spans, "decode")
@@ -227,10 +227,10 @@ async def test_a_deleted_generation_leaves_nothing_in_memory():
     journal = steady([20])
     encoder = SpanEncoder(journal, 5)
     for entry in journal.entries[:15]:
-        await encoder.spans_of(entry)
+        await encoder.encode(entry)
     assert encoder._blocks._tallies
     journal.delete("g")
-    await encoder.spans_of(journal.entries[-1])
+    await encoder.encode(journal.entries[-1])
     assert not encoder._blocks._tallies
 
 

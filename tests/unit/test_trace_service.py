@@ -14,7 +14,8 @@ from whence_server.journal.journal import Journal
 from whence_server.rpc import trace_servicer
 from whence_server.rpc.calls import CallLog, service_handler
 from whence_server.rpc.trace_servicer import TraceServicer
-from whence_server.telemetry.spans.encoder import SpanEncoder, UnreadableEntryError
+from whence_server.telemetry.journal import UnreadableEntryError
+from whence_server.telemetry.spans.encoder import SpanEncoder
 
 SWAP_IDS = (
     f"UPDATE generations SET generation_id = 'x' WHERE generation_id = '{FIRST}'",
@@ -139,7 +140,7 @@ async def test_exporters_leave_out_what_is_damaged_and_go_on(tmp_path):
     encoder, unreadable = SpanEncoder(journal), 0
     for entry in reversed(await journal.read_committed(0)):
         try:
-            await encoder.spans_of(entry)
+            await encoder.encode(entry)
         except UnreadableEntryError:
             unreadable += 1
     assert unreadable > 0

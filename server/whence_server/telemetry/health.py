@@ -1,45 +1,15 @@
 """How the server is, for whoever asks over HTTP: a document, and never any content."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from whence_server.telemetry.export.courier import kind_of
-from whence_server.telemetry.export.exporter import ExportHealth
-from whence_server.telemetry.journal import Behind
+from whence_server.telemetry.export.stats import error_kind
+from whence_server.telemetry.live import Consumer, Consumers, LiveServer
 
 SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
 """The words of grpc.health.v1, whose answer this one agrees with."""
 _MAX_ERROR_CHARACTERS = 200
-
-
-class EngineHealth(Protocol):
-    """The handle on the engine process."""
-
-    @property
-    def state(self) -> str:
-        """What it is doing."""
-        ...
-
-    @property
-    def num_restarts(self) -> int:
-        """How often the process was started again."""
-        ...
-
-
-class GenerationsHealth(Protocol):
-    """The generations, as they are right now."""
-
-    @property
-    def num_running(self) -> int:
-        """Generations that have started and not ended."""
-        ...
-
-    @property
-    def num_waiting_sequences(self) -> int:
-        """Sequences whose prompt the engine has yet to read to its end."""
-        ...
 
 
 class HealthAnswer(NamedTuple):
@@ -50,70 +20,59 @@ class HealthAnswer(NamedTuple):
     """JSON, in UTF-8."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Health:
-    """Puts the document together of what is there. What is not there (yet) is left out.
+    """Puts the document together of the parts that run. A part that does not is left out.
 
     A destination that takes nothing does not make the server unhealthy: generations go on, and
     the journal keeps what is owed. The document says so, and by how much.
 
     Attributes:
         version: whence's own.
-        is_serving: whether gRPC's health service says SERVING.
-        is_draining: whether the server was told to stop.
-        engine: the handle on the engine process.
-        generations: set once the model is loaded.
-        consumers: how far each of the journal's is behind, by its name.
-        exports: those of them that send something away, by the same name.
-        journal_trouble: why the journal cannot be written, as a reason for programs; "" if it can.
+        live: the running server.
+        consumers: the followers of the journal, by name.
         hide_words: leave out what destinations say in their own words: where they get content,
             it may be in these.
     """
 
     version: str
-    is_serving: Callable[[], bool] = lambda: False
-    is_draining: Callable[[], bool] = lambda: False
-    engine: EngineHealth | None = None
-    generations: GenerationsHealth | None = None
-    consumers: dict[str, Callable[[], Behind]] = field(default_factory=dict)
-    exports: dict[str, Callable[[], ExportHealth]] = field(default_factory=dict)
-    journal_trouble: Callable[[], str] = lambda: ""
+    live: LiveServer
+    consumers: Consumers = field(default_factory=dict)
     hide_words: bool = False
 
     def answer(self) -> HealthAnswer:
-        """Says how things are."""
-        serving = self.is_serving()
+        """Return the document as it is now."""
+        serving = self.live.is_serving
         return HealthAnswer(serving, json.dumps(self._document(serving), indent=2).encode())
 
     def _document(self, serving: bool) -> dict[str, Any]:
+        live = self.live
         document: dict[str, Any] = {
             "status": SERVING if serving else NOT_SERVING,
             "version": self.version,
-            "draining": self.is_draining(),
+            "draining": live.is_draining,
         }
-        if self.engine is not None:
-            document["engine"] = {
-                "state": str(self.engine.state),
-                "restarts": self.engine.num_restarts,
-            }
-        if self.generations is not None:
+        if live.engine is not None:
+            document["engine"] = {"state": str(live.engine.state), "restarts": live.num_restarts}
+        if live.generations is not None:
             document["generations"] = {
-                "running": self.generations.num_running,
-                "sequences_waiting": self.generations.num_waiting_sequences,
+                "running": live.generations.num_running,
+                "sequences_waiting": live.generations.num_waiting_sequences,
             }
-        if trouble := self.journal_trouble():
-            document["journal"] = {"writable": False, "reason": trouble}
-        document["consumers"] = {name: self._consumer(name) for name in self.consumers}
+        if trouble := live.journal.trouble:
+            document["journal"] = {"writable": False, "reason": trouble.reason}
+        document["consumers"] = {
+            name: self._consumer(consumer) for name, consumer in self.consumers.items()
+        }
         return document
 
-    def _consumer(self, name: str) -> dict[str, Any]:
-        behind = self.consumers[name]()
+    def _consumer(self, consumer: Consumer) -> dict[str, Any]:
+        lag, export = consumer.lag(), consumer.export
         found: dict[str, Any] = {
-            "entries_behind": behind.num_entries,
-            "seconds_behind": round(behind.oldest_s, 3),
+            "entries_behind": lag.num_entries,
+            "seconds_behind": round(lag.oldest_s, 3),
         }
-        if name in self.exports:
-            export = self.exports[name]()
+        if export is not None:
             found |= {
                 "retrying": export.retrying,
                 "refusing": export.refusing,
@@ -129,6 +88,6 @@ class Health:
         return found
 
     def _shown(self, error: str) -> str:
-        """The error on one line, not too long; of one with hidden words, only its kind."""
-        shown = kind_of(error) if self.hide_words else error
+        """Return the error on one line, not too long; with hidden words, only its kind."""
+        shown = error_kind(error) if self.hide_words else error
         return " ".join(shown.split())[:_MAX_ERROR_CHARACTERS]

@@ -1,9 +1,7 @@
 """Requests to one destination: made one at a time, counted, paced, and told of in the log."""
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from whence_server.telemetry.export.backoff import Backoff
@@ -18,6 +16,7 @@ from whence_server.telemetry.export.outcomes import (
     TryAgain,
 )
 from whence_server.telemetry.export.resource import Envelope
+from whence_server.telemetry.export.stats import ExportStats, error_kind
 
 logger = logging.getLogger(__name__)
 
@@ -27,39 +26,6 @@ Unwanted: TypeAlias = Failed | TooLarge | Refused | TryAgain | Misconfigured
 
 MAX_ASKED_DELAY_S = 3_600.0
 """No destination is left alone for longer, whatever it asks for."""
-_NUM_REMEMBERED = 8
-
-
-@dataclass(slots=True)
-class ExportStats:
-    """What became of the spans so far. For metrics; only the exporter writes it."""
-
-    num_exported: int = 0
-    """Spans that the destination has, rejected ones not counted."""
-    num_requests: int = 0
-    num_retries: int = 0
-    num_rejected: int = 0
-    """Spans that the destination said it did not take (OTLP's partial success)."""
-    num_set_aside: int = 0
-    """Spans that the destination refuses while it takes others, given up one by one."""
-    num_unreadable: int = 0
-    """Entries whose bytes made no span."""
-    retrying: bool = False
-    """The last attempt failed and will be repeated."""
-    refusing: bool = False
-    """The destination answers and takes nothing of what waits: all of it is held."""
-    last_error: str = ""
-    newest_set_aside: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_REMEMBERED))
-    """Names and ids of the spans that were given up last."""
-
-
-def kind_of(error: str) -> str:
-    """An error's kind, without the words that follow: these may repeat what was sent.
-
-    Args:
-        error: KIND: WORDS, where the kind is a status, or an exception's name.
-    """
-    return error.partition(":")[0]
 
 
 class Courier:
@@ -141,7 +107,7 @@ class Courier:
 
     def shown(self, reason: str) -> str:
         """The reason as it may be logged and shown."""
-        return kind_of(reason) if self._hide_words else reason
+        return error_kind(reason) if self._hide_words else reason
 
     def _delay_s(self, unwanted: Unwanted, *, takes_others: bool) -> float:
         if isinstance(unwanted, Misconfigured) and not takes_others:
@@ -151,7 +117,7 @@ class Courier:
 
     def _tell(self, reason: str, delay_s: float) -> None:
         """Logs one line for each new kind of error: an hour of them fills no log."""
-        new = kind_of(reason) != kind_of(self._told)
+        new = error_kind(reason) != error_kind(self._told)
         self._told = reason
         if new and self._stats.refusing:
             self._alarmed = True

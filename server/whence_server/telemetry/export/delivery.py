@@ -5,26 +5,20 @@ import random
 from collections.abc import Callable
 from typing import TypeAlias
 
-from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
-
 from whence_server.telemetry.export.backoff import Backoff
-from whence_server.telemetry.export.courier import Courier, ExportStats, Sleep, Unwanted
+from whence_server.telemetry.export.courier import Courier, Sleep, Unwanted
 from whence_server.telemetry.export.outcomes import Accepted, Failed, Refused, SpanSink, TooLarge
 from whence_server.telemetry.export.resource import Envelope
+from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.export.trial import Others, Trial, Witnesses
 
 logger = logging.getLogger(__name__)
 
 Describe: TypeAlias = Callable[[bytes], str]
+"""Names an encoded span or event, for the log."""
 
 DEFAULT_PATIENCE = 20
 DEFAULT_LONG_PATIENCE = 40
-
-
-def describe_span(piece: bytes) -> str:
-    """A span's ids and name, from the ScopeSpans message that holds it alone."""
-    span = ScopeSpans.FromString(piece).spans[0]
-    return f"span {span.span_id.hex()} ({span.name}) of trace {span.trace_id.hex()}"
 
 
 class Delivery:
@@ -44,9 +38,9 @@ class Delivery:
         stats: counts what becomes of them.
         backoff: paces the attempts.
         sleep: takes seconds.
+        describe: names a span that is set aside, for the log.
         patience: attempts at what the destination fails over, before its spans are suspected.
         long_patience: attempts at what comes to nothing in another way, likewise.
-        describe: names a span that is set aside, for the log.
         hide_words: keep of what the destination says only its kind: where it gets content, the
             rest may repeat that.
         chance: where random numbers come from.
@@ -60,9 +54,9 @@ class Delivery:
         backoff: Backoff,
         sleep: Sleep,
         *,
+        describe: Describe,
         patience: int = DEFAULT_PATIENCE,
         long_patience: int = DEFAULT_LONG_PATIENCE,
-        describe: Describe = describe_span,
         hide_words: bool = False,
         chance: random.Random | None = None,
     ) -> None:

@@ -11,9 +11,9 @@ from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp_text import parse_resource_attributes
-from whence_server.telemetry.spans.attributes import AttributeValue, key_values
-from whence_server.telemetry.spans.names import SCOPE
-from whence_server.telemetry.spans.wire import head
+from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.scope import SCOPE
+from whence_server.telemetry.otlp.wire import head
 
 _ATTRIBUTES, _NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
 

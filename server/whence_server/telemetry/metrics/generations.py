@@ -12,7 +12,7 @@ from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.grpc_status import is_server_error
-from whence_server.telemetry.metrics import catalogue, words
+from whence_server.telemetry.metrics import attribute_values, catalogue
 from whence_server.telemetry.metrics.instruments import Instruments
 from whence_server.telemetry.metrics.step_histograms import ModelSteps, StepHistograms
 from whence_server.telemetry.spans import names
@@ -105,8 +105,8 @@ class GenerationMetrics:
         self._running[entry.generation_id] = _Running(
             origin=origin_of(started),
             model=started.model,
-            operation=words.operation(started),
-            steps=self.steps.of(started.model),
+            operation=attribute_values.operation(started),
+            steps=self.steps.for_model(started.model),
             streamed=not started.effective_decoding.HasField("beam_search"),
         )
         self.instruments.add(catalogue.GENERATIONS_STARTED, 1, _of_start(started))
@@ -129,7 +129,9 @@ class GenerationMetrics:
         if not entry.payload:
             return
         finished = GenerationFinished.FromString(entry.payload)
-        reason = {names.GENERATION_FINISH_REASON: words.finish_reason(finished.finish_reason)}
+        reason = {
+            names.GENERATION_FINISH_REASON: attribute_values.finish_reason(finished.finish_reason)
+        }
         if running is not None:
             self._measure(running, finished)
             started = {
@@ -150,7 +152,7 @@ class GenerationMetrics:
             names.GEN_AI_RESPONSE_MODEL: running.model,
         }
         model = {names.GEN_AI_REQUEST_MODEL: running.model}
-        error = words.error_type(finished)
+        error = attribute_values.error_type(finished)
         failed = {} if error is None else {names.ERROR_TYPE: error}
         duration_ns = max(finished.end_time.ToNanoseconds() - origin.start_time_ns, 0)
         record(catalogue.REQUEST_DURATION, duration_ns * _NS, gen_ai | failed, context)
@@ -172,10 +174,10 @@ class GenerationMetrics:
             record(catalogue.TIME_PER_OUTPUT_TOKEN, per_token_ns * _NS, gen_ai, context)
 
     def _call(self, call: Call) -> None:
-        status = words.status(call.status_code)
+        status = attribute_values.status(call.status_code)
         attributes = {
             names.RPC_SYSTEM_NAME: "grpc",
-            names.RPC_METHOD: words.method(call.method),
+            names.RPC_METHOD: attribute_values.method(call.method),
             names.RPC_RESPONSE_STATUS_CODE: status,
         }
         if is_server_error(call.status_code):
@@ -193,7 +195,7 @@ UNREADABLE = (DecodeError, ValueError)
 
 def _of_start(started: GenerationStarted) -> dict[str, str]:
     return {
-        names.GEN_AI_OPERATION_NAME: words.operation(started),
+        names.GEN_AI_OPERATION_NAME: attribute_values.operation(started),
         names.GEN_AI_REQUEST_MODEL: started.model,
     }
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import Resource
 
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
-from whence_server.telemetry.spans.names import SCOPE
+from whence_server.telemetry.otlp.scope import SCOPE
 
 Attributes: TypeAlias = Mapping[str, str]
 

@@ -1,40 +1,62 @@
 """The server's metrics put together: one recording, and what it is shown through."""
 
 import time
+from dataclasses import dataclass
 
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.telemetry import PushOptions
+from whence_server.telemetry.follower import FollowOptions, JournalFollower
 from whence_server.telemetry.journal import FollowedJournal
+from whence_server.telemetry.live import Consumer, Consumers, LiveServer
 from whence_server.telemetry.metrics import catalogue
-from whence_server.telemetry.metrics.cursor import CONSUMER_NAME, CursorOptions, MetricsCursor
 from whence_server.telemetry.metrics.generations import GenerationMetrics
+from whence_server.telemetry.metrics.handler import MetricsHandler
 from whence_server.telemetry.metrics.instruments import Instruments, meter_provider
-from whence_server.telemetry.metrics.live import observe
+from whence_server.telemetry.metrics.observables import Observed, create_observables
 from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.page import PrometheusPage
 from whence_server.telemetry.metrics.push import MetricsPush, temporality_of
 from whence_server.telemetry.metrics.reader import MetricsReader
-from whence_server.telemetry.metrics.seams import LiveParts
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
+
+CONSUMER_NAME = "metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsOptions:
+    """Pace of the measuring.
+
+    Attributes:
+        batch_entries: read from the journal at a time.
+        linger_s: time that new entries are left to gather.
+        retry_s: time to wait after the journal could not be read.
+    """
+
+    batch_entries: int = 1_024
+    linger_s: float = 0.25
+    retry_s: float = 5.0
 
 
 class Metrics:
-    """Follows the journal from its present end, and looks at the live parts when asked.
+    """Follows the journal from its present end, and looks at the running server when asked.
 
+    Counters begin at 0 with the process: what an earlier process wrote was measured by that one.
     Used from the event loop's thread alone.
 
     Args:
         journal: what to follow.
         resource: who reports.
         version: whence's own, for the instrumentation scope.
+        live: the running server.
+        exports: the other followers of the journal, by name.
         push: how to push over OTLP; None does not.
         exporter: where a push goes, instead of the push's destination.
-        options: of the cursor.
+        options: the pace.
 
     Attributes:
-        parts: what can be looked at; to be filled in as it comes to life.
+        consumers: the followers of the journal, the metrics' own first.
         page: for Prometheus.
     """
 
@@ -43,10 +65,12 @@ class Metrics:
         journal: FollowedJournal,
         resource: Resource,
         version: str,
+        live: LiveServer,
+        exports: Consumers,
         *,
         push: PushOptions | None = None,
         exporter: MetricExporter | None = None,
-        options: CursorOptions = CursorOptions(),  # noqa: B008 - frozen
+        options: MetricsOptions = MetricsOptions(),
     ) -> None:
         steps = StepHistograms(time.time_ns())
         page_reader = MetricsReader(steps, resource, version)
@@ -61,35 +85,40 @@ class Metrics:
             )
         self._provider = meter_provider(resource, readers)
         self._instruments = Instruments(self._provider, version)
-        self.parts = LiveParts(non_finite=steps.non_finite)
-        self.page = PrometheusPage(page_reader, resource, self.parts)
-        observe(self._instruments.meter, self.parts)
         generations = GenerationMetrics(self._instruments, steps)
-        self._cursor = MetricsCursor(journal, generations, self._instruments, options=options)
-        self.parts.lags[CONSUMER_NAME] = self._cursor.behind
+        self._follower = JournalFollower(
+            journal,
+            MetricsHandler(journal, generations, self._instruments, options.retry_s),
+            cursor=None,
+            options=FollowOptions(options.batch_entries, options.linger_s),
+            name="metrics-follower",
+        )
+        self.consumers: Consumers = {CONSUMER_NAME: Consumer(self._follower.lag), **exports}
+        create_observables(self._instruments.meter, Observed(live, self.consumers, steps))
+        self.page = PrometheusPage(page_reader, resource, live)
 
     def start(self) -> None:
-        """Starts following and pushing in the running event loop."""
-        self._cursor.start()
+        """Start following and pushing in the running event loop."""
+        self._follower.start()
         if self._push is not None:
             self._push.start()
 
     def committed(self, duration_s: float) -> None:
-        """Records how long one of the journal's transactions took."""
+        """Record how long one of the journal's transactions took."""
         self._instruments.record(catalogue.JOURNAL_COMMIT, duration_s, {})
 
     async def flush(self, timeout_s: float) -> bool:
-        """Waits until all that is committed by now is measured; False if time ran out."""
-        return await self._cursor.flush(timeout_s)
+        """Wait until all that is committed by now is measured; return False if time ran out."""
+        return await self._follower.flush(timeout_s)
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Measures what is committed, pushes a last time, and lets go of everything.
+        """Measure what is committed, push a last time, and release everything.
 
         Args:
             timeout_s: how long each of the two may take.
         """
-        await self._cursor.flush(timeout_s)
-        await self._cursor.close()
+        await self._follower.flush(timeout_s)
+        await self._follower.close()
         if self._push is not None:
             await self._push.close(timeout_s)
         self._provider.shutdown()

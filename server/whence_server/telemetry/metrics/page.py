@@ -9,9 +9,9 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from whence_server.telemetry.live import LiveServer
 from whence_server.telemetry.metrics.prometheus import Translation, target_info
 from whence_server.telemetry.metrics.reader import MetricsReader
-from whence_server.telemetry.metrics.seams import LiveParts
 
 ENGINE_NAMESPACE = "whence_engine"
 _NO_PROCESS = "none"
@@ -30,16 +30,16 @@ class PrometheusPage:
     Args:
         reader: the page's own.
         resource: shown as `target_info`.
-        parts: tell the engine's process.
+        live: knows the engine's process.
     """
 
-    def __init__(self, reader: MetricsReader, resource: Resource, parts: LiveParts) -> None:
+    def __init__(self, reader: MetricsReader, resource: Resource, live: LiveServer) -> None:
         self._reader = reader
         self._resource = resource
         self._translation = Translation()
         self._processes = (
             ProcessCollector(registry=None),
-            ProcessCollector(ENGINE_NAMESPACE, pid=lambda: _engine_process(parts), registry=None),
+            ProcessCollector(ENGINE_NAMESPACE, pid=lambda: _engine_process(live), registry=None),
         )
 
     def render(self, accept: str = "") -> Page:
@@ -71,6 +71,8 @@ class _Families(Collector):
         return self._families
 
 
-def _engine_process(parts: LiveParts) -> int | str:
-    pid = parts.engine.pid if parts.engine is not None else None
+def _engine_process(live: LiveServer) -> int | str:
+    """Return the engine's process once the model is loaded."""
+    engine = live.engine if live.generations is not None else None
+    pid = None if engine is None else engine.pid
     return _NO_PROCESS if pid is None else pid

@@ -84,7 +84,7 @@ class MetricsPush:
 
     async def _push(self) -> None:
         try:
-            self._unsent.append(self._window.of(self._reader.read()))
+            self._unsent.append(self._window.apply(self._reader.read()))
             if len(self._unsent) > self._max_unsent:
                 self._unsent.popleft()
                 if self._max_unsent > 1:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
-from whence_server.telemetry.spans.names import SCOPE
+from whence_server.telemetry.otlp.scope import SCOPE
 
 
 class MetricsReader(MetricReader):

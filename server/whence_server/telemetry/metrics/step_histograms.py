@@ -42,7 +42,7 @@ class StepHistograms:
         self._start_time_ns = start_time_ns
         self._models: dict[str, ModelSteps] = {}
 
-    def of(self, model: str) -> "ModelSteps":
+    def for_model(self, model: str) -> "ModelSteps":
         """Gives the place where a model's steps go."""
         steps = self._models.get(model)
         if steps is None:

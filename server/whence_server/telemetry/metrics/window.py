@@ -27,7 +27,7 @@ class Window:
         self._temporality = temporality
         self._last: dict[tuple[str, str], HistogramDataPoint] = {}
 
-    def of(self, data: MetricsData) -> MetricsData:
+    def apply(self, data: MetricsData) -> MetricsData:
         """Gives the data with these histograms as this output is to see them."""
         return replace(
             data,

@@ -3,8 +3,8 @@
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence.v1.generation_pb2 import BeamRound
+from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue
 from whence_server.telemetry.spans.children import child_span
 from whence_server.telemetry.spans.origin import Origin
 from whence_server.telemetry.spans.steps import step_interval

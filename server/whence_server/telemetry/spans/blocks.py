@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence.v1.step_pb2 import Step
-from whence_server.telemetry.journal import SpanJournal
+from whence_server.telemetry.journal import GenerationReader
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import SequenceBounds, pages_backward
 from whence_server.telemetry.spans.children import child_span
@@ -37,7 +37,7 @@ class BlockSpans:
         step_spans: at most so many `decode_step` spans for one generation; None is no bound.
     """
 
-    def __init__(self, journal: SpanJournal, step_spans: int | None) -> None:
+    def __init__(self, journal: GenerationReader, step_spans: int | None) -> None:
         self._journal = journal
         self._step_spans = step_spans
         self._tallies: OrderedDict[tuple[str, int], Tally] = OrderedDict()

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.telemetry.journal import SpanJournal
+from whence_server.telemetry.journal import GenerationReader
 
 _FIRST_PAGE = 16
 _MAX_PAGE = 512
@@ -22,7 +22,7 @@ class SequenceBounds(NamedTuple):
 
 
 async def sequence_bounds(
-    journal: SpanJournal, generation_id: str, finished_offset: int, sequences: Collection[int]
+    journal: GenerationReader, generation_id: str, finished_offset: int, sequences: Collection[int]
 ) -> dict[int, SequenceBounds]:
     """Reads the first and last step of each sequence that has any, by ascending index.
 
@@ -52,7 +52,7 @@ async def sequence_bounds(
 
 
 async def _pages_forward(
-    journal: SpanJournal, generation_id: str, finished_offset: int
+    journal: GenerationReader, generation_id: str, finished_offset: int
 ) -> AsyncIterator[list[Step]]:
     after, size = 0, _FIRST_PAGE
     while True:
@@ -65,7 +65,7 @@ async def _pages_forward(
 
 
 async def pages_backward(
-    journal: SpanJournal, generation_id: str, before_offset: int
+    journal: GenerationReader, generation_id: str, before_offset: int
 ) -> AsyncIterator[list[Step]]:
     """Reads a generation's steps below an offset, the newest page first, growing page by page.
 

@@ -1,11 +1,11 @@
-"""A span inside of a generation: what all of them have in common."""
+"""Fields common to all child spans of a generation."""
 
 from collections.abc import Mapping
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans.origin import Origin
 
 

@@ -10,29 +10,22 @@ from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     GenerationNotFoundError,
-    JournalError,
     RecordDamagedError,
 )
 from whence_server.domain.telemetry import ContentCapture
-from whence_server.telemetry.journal import SpanJournal
+from whence_server.telemetry.journal import GenerationReader, UnreadableEntryError
 from whence_server.telemetry.spans.beams import beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import sequence_bounds
 from whence_server.telemetry.spans.genai import generation_span
 from whence_server.telemetry.spans.origin import Origin, origin_of
 from whence_server.telemetry.spans.phases import phase_spans
-from whence_server.telemetry.spans.spans import decode_span, encode, server_span
+from whence_server.telemetry.spans.spans import decode_span, describe_span, encode_span, server_span
 from whence_server.telemetry.spans.steps import StepSpans, num_step_spans
 
 DEFAULT_STEP_SPANS = 1_000
 _MAX_ORIGINS = 4_096
 _STARTED = frozenset({EntryKind.STARTED})
-
-
-class UnreadableEntryError(JournalError):
-    """An entry's bytes are not the message that its kind says."""
-
-    reason = "UNREADABLE_ENTRY"
 
 
 class SpanEncoder:
@@ -49,7 +42,7 @@ class SpanEncoder:
 
     def __init__(
         self,
-        journal: SpanJournal,
+        journal: GenerationReader,
         step_spans: int | None = DEFAULT_STEP_SPANS,
         *,
         step_candidates: bool = True,
@@ -62,7 +55,7 @@ class SpanEncoder:
         self._blocks = BlockSpans(journal, step_spans)
         self._origins: OrderedDict[str, Origin | None] = OrderedDict()
 
-    async def spans_of(self, entry: Entry) -> list[bytes]:
+    async def encode(self, entry: Entry) -> list[bytes]:
         """Encodes an entry's spans, each as a ScopeSpans message that holds it alone.
 
         An entry whose content was deleted has none, nor has one of an unsampled generation.
@@ -94,6 +87,10 @@ class SpanEncoder:
             self._blocks.forget(entry.generation_id)
         return []
 
+    def describe(self, piece: bytes) -> str:
+        """Return a span's ids and name, from the ScopeSpans message that holds it alone."""
+        return describe_span(piece)
+
     async def _step(self, entry: Entry) -> list[bytes]:
         origin = await self._origin(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
@@ -101,7 +98,7 @@ class SpanEncoder:
         step = Step.FromString(entry.payload)
         if step.index >= num_step_spans(origin, step.sequence_index, self._step_spans):
             block = await self._blocks.add(origin, step, entry.offset)
-            return [] if block is None else [encode(block)]
+            return [] if block is None else [encode_span(block)]
         return [self._steps.encode(origin, step)]
 
     async def _beam_round(self, entry: Entry) -> list[bytes]:
@@ -112,7 +109,7 @@ class SpanEncoder:
         if self._step_spans is not None and beam_round.index >= self._step_spans:
             return []
         span = beam_round_span(origin, beam_round)
-        return [] if span is None else [encode(span)]
+        return [] if span is None else [encode_span(span)]
 
     async def _finished(self, entry: Entry) -> list[bytes]:
         origin = await self._origin(entry.generation_id)
@@ -138,13 +135,13 @@ class SpanEncoder:
         parent = generation_span(
             origin, started, finished, bounds, (*phases, *decodes), content=self._content
         )
-        return [encode(span) for span in (parent, *phases, *decodes, *blocks)]
+        return [encode_span(span) for span in (parent, *phases, *decodes, *blocks)]
 
     def _call(self, entry: Entry) -> list[bytes]:
         if not entry.payload:
             return []
         span = server_span(Call.FromString(entry.payload))
-        return [] if span is None else [encode(span)]
+        return [] if span is None else [encode_span(span)]
 
     async def _origin(self, generation_id: str) -> Origin | None:
         """Gives a generation's origin, or None where its start is gone or unreadable."""
@@ -166,7 +163,7 @@ class SpanEncoder:
             self._origins.popitem(last=False)
 
 
-async def read_started(journal: SpanJournal, generation_id: str) -> GenerationStarted | None:
+async def read_started(journal: GenerationReader, generation_id: str) -> GenerationStarted | None:
     """Reads a generation's start; None where it is gone.
 
     Raises:

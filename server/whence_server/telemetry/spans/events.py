@@ -11,20 +11,14 @@ from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
 from whence_server.domain.telemetry import ContentCapture
-from whence_server.telemetry.journal import SpanJournal
+from whence_server.telemetry.journal import GenerationReader, UnreadableEntryError
+from whence_server.telemetry.otlp.attributes import key_values
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import key_values
 from whence_server.telemetry.spans.bounds import sequence_bounds
 from whence_server.telemetry.spans.content import Message, input_messages, output_messages
-from whence_server.telemetry.spans.encoder import UnreadableEntryError, read_started
+from whence_server.telemetry.spans.encoder import read_started
 from whence_server.telemetry.spans.genai import generation_attributes
 from whence_server.telemetry.spans.origin import origin_of
-
-
-def describe_event(piece: bytes) -> str:
-    """An event's name and trace, from the ScopeLogs message that holds it alone."""
-    record = ScopeLogs.FromString(piece).log_records[0]
-    return f"event {record.event_name} of trace {record.trace_id.hex()}"
 
 
 class EventEncoder:
@@ -37,11 +31,11 @@ class EventEncoder:
         content: where prompts and outputs go.
     """
 
-    def __init__(self, journal: SpanJournal, content: ContentCapture) -> None:
+    def __init__(self, journal: GenerationReader, content: ContentCapture) -> None:
         self._journal = journal
         self._content = content
 
-    async def events_of(self, entry: Entry) -> list[bytes]:
+    async def encode(self, entry: Entry) -> list[bytes]:
         """Encodes an entry's events, each as a ScopeLogs message that holds it alone.
 
         Raises:
@@ -64,6 +58,11 @@ class EventEncoder:
                 f"{entry.kind.name}) makes no event: {error}"
             ) from error
         return [ScopeLogs(log_records=[record]).SerializeToString()]
+
+    def describe(self, piece: bytes) -> str:
+        """Return an event's name and trace, from the ScopeLogs message that holds it alone."""
+        record = ScopeLogs.FromString(piece).log_records[0]
+        return f"event {record.event_name} of trace {record.trace_id.hex()}"
 
     async def _record(self, entry: Entry, started: GenerationStarted) -> LogRecord:
         finished = GenerationFinished.FromString(entry.payload)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans.bounds import SequenceBounds
 from whence_server.telemetry.spans.content import as_json, input_messages, output_messages
 from whence_server.telemetry.spans.finish_reasons import finish_reason, reason_name

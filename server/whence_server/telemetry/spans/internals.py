@@ -1,4 +1,4 @@
-"""A step's inside on its span: the positions that it drew on, and how it formed by layers."""
+"""A step's `internals` as span attributes: source positions and shares of layers."""
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -8,15 +8,15 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence.v1.step_pb2 import Step
+from whence_server.telemetry.otlp.wire import length_delimited
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.wire import length_delimited
 
 _MAX_INTEGERS = 65_536
 _MAX_HEADS = 4_096
 _DOUBLE_BYTES = 8
 
 
-def inside_attributes(step: Step) -> bytes:
+def internals_attributes(step: Step) -> bytes:
     """Serialises what a step's `internals` say as attributes of a Span message.
 
     They hold some dozens of numbers, which are put together by hand: to build the messages

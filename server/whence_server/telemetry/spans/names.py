@@ -14,8 +14,6 @@ Content (text of prompts, outputs and tokens) is in none of them unless `content
 
 from typing import Final
 
-SCOPE: Final = "whence"
-"""The instrumentation scope."""
 PROVIDER: Final = "whence"
 """The value of `gen_ai.provider.name`."""
 

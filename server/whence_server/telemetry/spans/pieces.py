@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.telemetry.spans.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
 
 # A number whose bytes are nowhere in what stands around it.
 _MARK = -1.2345678901234567e-300
@@ -38,7 +38,7 @@ class Integers:
         self._texts = [value for value in values if value.HasField("string_value")]
         self._integers = [value for value in values if value.HasField("int_value")]
 
-    def of(self, integers: Sequence[int], texts: Sequence[str] = ()) -> bytes:
+    def encode(self, integers: Sequence[int], texts: Sequence[str] = ()) -> bytes:
         """Serialises the attributes with these numbers and texts, in their order.
 
         Raises:
@@ -75,7 +75,7 @@ class Doubles:
         self._parts[::2] = between
         self._pack = struct.Struct("<" + "".join(f"{len(part)}sd" for part in between)).pack
 
-    def of(self, numbers: Sequence[float]) -> bytes:
+    def encode(self, numbers: Sequence[float]) -> bytes:
         """Serialises the attributes with these numbers, in the order of the keys.
 
         Raises:

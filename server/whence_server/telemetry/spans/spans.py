@@ -9,8 +9,8 @@ from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import SequenceResult
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.grpc_status import is_server_error, status_name
+from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue, key_values
 from whence_server.telemetry.spans.blocks import num_blocks
 from whence_server.telemetry.spans.bounds import SequenceBounds
 from whence_server.telemetry.spans.children import child_span
@@ -20,9 +20,15 @@ from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, W3C_F
 from whence_server.telemetry.spans.steps import SIBLING_GAP_NS, num_step_spans, step_interval
 
 
-def encode(span: Span) -> bytes:
+def encode_span(span: Span) -> bytes:
     """Serialises a span as a ScopeSpans message that holds it alone."""
     return ScopeSpans(spans=[span]).SerializeToString()
+
+
+def describe_span(piece: bytes) -> str:
+    """Return a span's ids and name, from the ScopeSpans message that holds it alone."""
+    span = ScopeSpans.FromString(piece).spans[0]
+    return f"span {span.span_id.hex()} ({span.name}) of trace {span.trace_id.hex()}"
 
 
 def server_span(call: Call) -> Span | None:

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 from google.protobuf.message import Message
 
 from whence.v1.step_pb2 import Candidates, Step
+from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue
 from whence_server.telemetry.spans.pieces import Doubles, Integers
 
 LOWEST_FLOAT32 = -(2 - 2**-23) * 2.0**127
@@ -71,7 +71,7 @@ class StepAttributes:
         self._text = text
         self._forms: dict[_Shape, _Form] = {}
 
-    def of(self, step: Step) -> bytes:
+    def encode(self, step: Step) -> bytes:
         """Serialises a step's attributes as they stand in its span."""
         draw, timing = step.draw, step.timing
         # A generated HasField takes no variable for a name; any message's does.
@@ -131,7 +131,7 @@ class StepAttributes:
         doubles += removed_mass
         doubles += token_logprobs
         texts = (step.text,) if self._text else ()
-        return form.integers.of(integers, texts) + form.doubles.of(doubles)
+        return form.integers.encode(integers, texts) + form.doubles.encode(doubles)
 
     def _new_form(self, shape: _Shape) -> "_Form":
         if len(self._forms) >= _MAX_FORMS:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from whence.v1.step_pb2 import Step, StepTiming
+from whence_server.telemetry.otlp.attributes import AttributeValue
+from whence_server.telemetry.otlp.wire import FIXED64, Heads, tag
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue
 from whence_server.telemetry.spans.ids import SpanIds
-from whence_server.telemetry.spans.internals import inside_attributes
+from whence_server.telemetry.spans.internals import internals_attributes
 from whence_server.telemetry.spans.origin import Origin
 from whence_server.telemetry.spans.pieces import attributes_bytes
 from whence_server.telemetry.spans.step_attributes import StepAttributes
-from whence_server.telemetry.spans.wire import FIXED64, Heads, tag
 
 SIBLING_GAP_NS = 1_000
 """Spans that follow one another never touch: Jaeger leaves out siblings that do."""
@@ -96,8 +96,8 @@ class StepSpans:
                 frame.after_id,
                 _TIMES(_START_TAG, start, _END_TAG, end),
                 frame.attributes,
-                self._attributes.of(step),
-                inside_attributes(step) if step.HasField("internals") else b"",
+                self._attributes.encode(step),
+                internals_attributes(step) if step.HasField("internals") else b"",
                 frame.flags,
             )
         )

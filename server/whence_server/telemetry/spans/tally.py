@@ -1,8 +1,8 @@
 """What a `decode_block` span says of its steps, gathered one by one."""
 
 from whence.v1.step_pb2 import Step
+from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.attributes import AttributeValue
 from whence_server.telemetry.spans.steps import step_interval
 
 

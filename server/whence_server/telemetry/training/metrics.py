@@ -16,7 +16,7 @@ from whence.v1.training_pb2 import Evaluation, TrainingEvent, TrainingStep
 from whence_server.domain.telemetry import PushOptions
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.metrics.push import temporality_of
-from whence_server.telemetry.spans.names import SCOPE
+from whence_server.telemetry.otlp.scope import SCOPE
 from whence_server.telemetry.training import names
 from whence_server.telemetry.training.gauges import Gauges, NotFiniteToo
 

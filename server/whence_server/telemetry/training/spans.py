@@ -13,8 +13,8 @@ from whence.v1.training_pb2 import (
     TrainingState,
     TrainingStep,
 )
+from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names as spans
-from whence_server.telemetry.spans.attributes import AttributeValue
 from whence_server.telemetry.training import names
 
 Attributes: TypeAlias = Mapping[str, AttributeValue | None]

@@ -25,7 +25,7 @@ from whence.v1.training_pb2 import (
     TrainingState,
     TrainingStep,
 )
-from whence_server.telemetry.spans.attributes import key_values
+from whence_server.telemetry.otlp.attributes import key_values
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE
 from whence_server.telemetry.spans.steps import SIBLING_GAP_NS

@@ -14,12 +14,13 @@ from whence.v1.training_pb2 import TrainingRunStarted
 from whence_server.domain.errors import LineageError
 from whence_server.lineage.reader import RecordReader
 from whence_server.telemetry.export.backoff import Backoff
-from whence_server.telemetry.export.courier import ExportStats, Sleep
+from whence_server.telemetry.export.courier import Sleep
 from whence_server.telemetry.export.delivery import Delivery
 from whence_server.telemetry.export.outcomes import SpanSink
 from whence_server.telemetry.export.resource import Envelope
+from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.spans.ids import parse_hex_id
-from whence_server.telemetry.spans.spans import encode
+from whence_server.telemetry.spans.spans import describe_span, encode_span
 from whence_server.telemetry.training.metrics import TrainingMetrics
 from whence_server.telemetry.training.names import TRAINING_RUN
 from whence_server.telemetry.training.trace import TrainingTrace
@@ -69,7 +70,9 @@ class TraceCursor:
         self._delivery: Delivery | None = None
         if sink is not None:
             envelope = Envelope(resource, version)
-            self._delivery = Delivery(sink, envelope, self.stats, Backoff(), sleep)
+            self._delivery = Delivery(
+                sink, envelope, self.stats, Backoff(), sleep, describe=describe_span
+            )
 
     async def advance(self) -> bool:
         """Send what is on record beyond the cursor; False where there is nothing.
@@ -104,9 +107,9 @@ class TraceCursor:
             behind = spans[begin + _MAX_BATCH_SPANS :]
 
             async def other(behind: list[Span] = behind) -> bytes | None:
-                return encode(random.choice(behind)) if behind else None  # noqa: S311 - no secret
+                return encode_span(random.choice(behind)) if behind else None  # noqa: S311 - no secret
 
-            await self._delivery.deliver([encode(span) for span in batch], other)
+            await self._delivery.deliver([encode_span(span) for span in batch], other)
 
     def _begin(self, started: TrainingRunStarted) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A step's inside on its span, against opentelemetry-proto's own encoding of it."""
+"""A step's internals on its span, against opentelemetry-proto's own encoding of it."""
 
 import pytest
 from hypothesis import given
@@ -9,14 +9,14 @@ from telemetry_journal import MemoryJournal, finished, started, step
 
 from whence.v1.step_pb2 import Candidates, Internals, Step
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.spans.attributes import key_values
-from whence_server.telemetry.spans.internals import inside_attributes
+from whence_server.telemetry.otlp.attributes import key_values
+from whence_server.telemetry.spans.internals import internals_attributes
 
 SHARES = st.lists(st.floats(0, 1, width=32), max_size=40)
 IDS = st.lists(st.integers(0, 2**32 - 1), max_size=20)
 
 
-def inside(**fields: object) -> Internals:
+def full_internals(**fields: object) -> Internals:
     return Internals(
         **{
             "source_positions": [7, 300, 0],
@@ -41,36 +41,36 @@ def decided(internals: Internals) -> MemoryJournal:
     return journal
 
 
-def of_inside(span: Span) -> dict[str, object]:
+def internals_of(span: Span) -> dict[str, object]:
     prefixes = ("whence.source.", "whence.layer.", "whence.unavailable.")
     return {key: value for key, value in attributes(span).items() if key.startswith(prefixes)}
 
 
 async def test_a_step_carries_its_sources_and_layers_without_text():
-    with_it, without = named(await spans_of(decided(inside())), "decode_step")
-    assert of_inside(with_it) == {
+    with_it, without = named(await spans_of(decided(full_internals())), "decode_step")
+    assert internals_of(with_it) == {
         "whence.source.positions": [7, 300, 0],
         "whence.source.shares": [0.5, 0.25, 0.125],
         "whence.source.self_share": 0.0625,
         "whence.layer.shares": [0.25, 0.75],
         "whence.layer.leader_token_ids": [6, 1000],  # the second is the chosen token itself
     }
-    assert of_inside(without) == {}
-    assert not [value for value in of_inside(with_it).values() if isinstance(value, str)]
+    assert internals_of(without) == {}
+    assert not [value for value in internals_of(with_it).values() if isinstance(value, str)]
 
 
 async def test_the_rest_of_the_span_is_the_same_with_it():
-    with_it, _ = named(await spans_of(decided(inside())), "decode_step")
+    with_it, _ = named(await spans_of(decided(full_internals())), "decode_step")
     bare, _ = named(await spans_of(decided(Internals())), "decode_step")
-    kept = [pair for pair in with_it.attributes if pair.key not in of_inside(with_it)]
+    kept = [pair for pair in with_it.attributes if pair.key not in internals_of(with_it)]
     del with_it.attributes[:]
     with_it.attributes.extend(kept)
     assert with_it == bare
 
 
 async def test_the_method_and_what_is_missing_are_on_the_generations_span():
-    (generation,) = named(await spans_of(decided(inside())), "text_completion demo")
-    assert of_inside(generation) == {
+    (generation,) = named(await spans_of(decided(full_internals())), "text_completion demo")
+    assert internals_of(generation) == {
         "whence.source.method": "by-hand/1",
         "whence.unavailable.a": "b",
         "whence.unavailable.layers": "why",
@@ -86,13 +86,13 @@ async def test_the_method_and_what_is_missing_are_on_the_generations_span():
 )
 async def test_a_part_that_is_not_there_makes_no_attributes(internals, absent):
     span, _ = named(await spans_of(decided(internals)), "decode_step")
-    found = of_inside(span)
+    found = internals_of(span)
     assert found
     assert not [key for key in found if key.startswith(absent)]
 
 
 def test_without_ids_there_are_no_leaders():
-    made = Step(internals=inside())
+    made = Step(internals=full_internals())
     assert "whence.layer.leader_token_ids" not in read(made)
     assert read(made)["whence.layer.shares"] == [0.25, 0.75]
 
@@ -121,8 +121,8 @@ def test_the_bytes_are_those_that_the_messages_serialise_to(positions, shares, l
         "whence.source.self_share": 0.5,
     }
     as_messages = Span(attributes=key_values(expected))
-    assert inside_attributes(made) == as_messages.SerializeToString()
+    assert internals_attributes(made) == as_messages.SerializeToString()
 
 
 def read(made: Step) -> dict[str, object]:
-    return attributes(Span.FromString(inside_attributes(made)))
+    return attributes(Span.FromString(internals_attributes(made)))

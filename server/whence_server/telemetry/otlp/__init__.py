@@ -1,0 +1,1 @@
+"""OTLP's building blocks for spans, events and metrics: attributes, protobuf bytes, the scope."""
