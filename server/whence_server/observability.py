@@ -21,7 +21,7 @@ from whence_server.telemetry.export.exporter import EntryEncoder, JournalExporte
 from whence_server.telemetry.export.otlp_grpc import EXPORT_LOGS_METHOD
 from whence_server.telemetry.export.outcomes import SpanSink
 from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.export.sinks import sink_for
+from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.follower import DurableCursor, JournalFollower
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.live import Consumer, LiveServer
@@ -136,7 +136,7 @@ class Observability:
             step_candidates=not self._settings.no_step_candidates,
             content=self._content,
         )
-        return {SPANS: self._export(SPANS, sink_for(destination), encoder)}
+        return {SPANS: self._export(SPANS, make_sink(destination), encoder)}
 
     def _event_export(self) -> "dict[str, _Export]":
         # Read even where nothing is sent: what is wrong in it is to be known at the start.
@@ -149,7 +149,7 @@ class Observability:
                 "to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, or choose SPAN_ONLY"
             )
         encoder = EventEncoder(self._journal, self._content)
-        return {EVENTS: self._export(EVENTS, sink_for(destination, EXPORT_LOGS_METHOD), encoder)}
+        return {EVENTS: self._export(EVENTS, make_sink(destination, EXPORT_LOGS_METHOD), encoder)}
 
     def _export(self, name: str, sink: SpanSink, encoder: EntryEncoder) -> "_Export":
         exporter = JournalExporter(

@@ -15,7 +15,7 @@ from span_reading import only_span
 from telemetry_journal import MemoryJournal
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
-from whence_server.telemetry.export.sinks import sink_for
+from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
 RIGHT: dict[str, object] = {}
@@ -71,7 +71,7 @@ async def test_nothing_is_lost_to_a_collector_that_is_mended(
     journal.append_generation("g2", num_steps=40)
     exporter = JournalExport(
         journal,
-        sink_for(destination),
+        make_sink(destination),
         max_batch_spans=16,
         patience=4,
         long_patience=8,

@@ -12,7 +12,7 @@ from whence.v1 import step_pb2
 from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
 from whence_server.telemetry.otlp.wire import Heads, length_delimited
 from whence_server.telemetry.spans.ids import SpanIds
-from whence_server.telemetry.spans.origin import Origin, origin_of
+from whence_server.telemetry.spans.origin import Origin, read_origin
 from whence_server.telemetry.spans.pieces import Doubles, Integers, attributes_bytes
 from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
 from whence_server.telemetry.spans.steps import StepSpans, step_interval
@@ -132,7 +132,7 @@ def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -
 )
 def test_the_bytes_are_those_of_the_plain_message(candidates, text, all_steps, trace_state, flags):
     """Also those of later steps: whatever is remembered of earlier ones is remembered right."""
-    origin = origin_of(started("g", flags=flags, trace_state=trace_state))
+    origin = read_origin(started("g", flags=flags, trace_state=trace_state))
     spans = StepSpans(candidates=candidates, text=text)
     for one in all_steps:
         expected = plain(origin, one, candidates=candidates, text=text)
@@ -143,14 +143,14 @@ def test_nothing_is_remembered_of_another_generation():
     spans = StepSpans()
     # The same id, as in two journals: what is told apart is not the id alone.
     for trace_id in (TRACE_ID, "f" * 32):
-        origin = origin_of(started("g", trace_id=trace_id))
+        origin = read_origin(started("g", trace_id=trace_id))
         (span,) = ScopeSpans.FromString(spans.encode(origin, step(3))).spans
         assert span.trace_id.hex() == trace_id
         assert span.parent_span_id == SpanIds(bytes.fromhex(trace_id), "g").decode(0)
 
 
 def test_an_arrival_before_1970_is_refused_and_not_wrapped_around():
-    origin = origin_of(started("g", start_time=timestamp(-5_000_000_000)))
+    origin = read_origin(started("g", start_time=timestamp(-5_000_000_000)))
     with pytest.raises(ValueError, match="a span cannot last from -"):
         StepSpans().encode(origin, step(0))
 

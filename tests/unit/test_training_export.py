@@ -26,7 +26,7 @@ from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.telemetry import PushOptions
 from whence_server.lineage.writer import RecordWriter
 from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.export.sinks import sink_for
+from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.training.metrics import ALL, TrainingMetrics
 from whence_server.telemetry.training.trace import TrainingTrace
 from whence_server.training.export import start as telemetry
@@ -70,7 +70,7 @@ def ids(spans: list[Span]) -> set[bytes]:
 
 def expected(events: list) -> list[Span]:
     trace = TrainingTrace()
-    return [span for event in events for span in trace.spans_of(event)]
+    return [span for event in events for span in trace.make_spans(event)]
 
 
 async def no_sleep(seconds: float) -> None:
@@ -79,7 +79,7 @@ async def no_sleep(seconds: float) -> None:
 
 
 async def send(record: Path, receiver: Receiver, sampler: Sampler = ALWAYS_ON) -> TraceCursor:
-    sink = sink_for(OtlpSettings(endpoint=receiver.endpoint))
+    sink = make_sink(OtlpSettings(endpoint=receiver.endpoint))
     cursor = TraceCursor(record, sink, service_resource("0"), "0", sampler=sampler, sleep=no_sleep)
     while await cursor.advance():
         pass

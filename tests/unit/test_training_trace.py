@@ -19,7 +19,7 @@ from whence_server.telemetry.training.trace import TrainingTrace
 
 def spans_of(events: list[TrainingEvent], **options: int) -> list[Span]:
     trace = TrainingTrace(**options)
-    return [span for event in events for span in trace.spans_of(event)]
+    return [span for event in events for span in trace.make_spans(event)]
 
 
 def children(spans: list[Span], parent: Span) -> list[Span]:
@@ -162,7 +162,7 @@ def test_weights_saved_after_the_end_are_the_runs_own_and_the_root_grows() -> No
 def test_what_never_ended_can_be_closed_and_a_failure_is_an_error() -> None:
     trace = TrainingTrace()
     for event in [records.started(), records.attempt(), records.step(1)]:
-        trace.spans_of(event)
+        trace.make_spans(event)
     assert [span.name for span in trace.closing_spans()] == [
         "epoch",
         "training_attempt",

@@ -6,7 +6,7 @@ from whence_server.telemetry.export.outcomes import SpanSink
 from whence_server.telemetry.export.plugged import PluggedSink, load_exporter
 
 
-def sink_for(destination: OtlpSettings | str, method: str = EXPORT_METHOD) -> SpanSink:
+def make_sink(destination: OtlpSettings | str, method: str = EXPORT_METHOD) -> SpanSink:
     """Makes the sink of a destination.
 
     Args:

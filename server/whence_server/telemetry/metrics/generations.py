@@ -16,7 +16,7 @@ from whence_server.telemetry.metrics import attribute_values, catalogue
 from whence_server.telemetry.metrics.instruments import Instruments
 from whence_server.telemetry.metrics.step_histograms import ModelSteps, StepHistograms
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.origin import Origin, origin_of
+from whence_server.telemetry.spans.origin import Origin, read_origin
 
 _NS = 1e-9
 _OWN_ENDS = frozenset(
@@ -29,7 +29,7 @@ _OWN_ENDS = frozenset(
 
 
 @dataclass(slots=True)
-class _Running:
+class _OpenGeneration:
     """What has to be known of a generation until its end; small, and forgotten then."""
 
     origin: Origin
@@ -58,7 +58,7 @@ class GenerationMetrics:
 
     instruments: Instruments
     steps: StepHistograms
-    _running: dict[str, _Running] = field(default_factory=dict)
+    _running: dict[str, _OpenGeneration] = field(default_factory=dict)
     _begun_before: dict[str, dict[str, str]] = field(default_factory=dict)
     _num_tokens: dict[str, int] = field(default_factory=dict)
 
@@ -102,8 +102,8 @@ class GenerationMetrics:
         if not entry.payload:
             return
         started = GenerationStarted.FromString(entry.payload)
-        self._running[entry.generation_id] = _Running(
-            origin=origin_of(started),
+        self._running[entry.generation_id] = _OpenGeneration(
+            origin=read_origin(started),
             model=started.model,
             operation=attribute_values.operation(started),
             steps=self.steps.for_model(started.model),
@@ -142,7 +142,7 @@ class GenerationMetrics:
         elif begun_before is not None:
             self.instruments.add(catalogue.GENERATIONS_FINISHED, 1, begun_before | reason)
 
-    def _measure(self, running: _Running, finished: GenerationFinished) -> None:
+    def _measure(self, running: _OpenGeneration, finished: GenerationFinished) -> None:
         record, origin = self.instruments.record, running.origin
         context = _context(origin.trace_id, origin.ids.generation(), origin.trace_flags)
         gen_ai = {

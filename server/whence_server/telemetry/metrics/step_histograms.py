@@ -99,7 +99,7 @@ class ModelSteps:
             self._margin.take(step.draw.margin, step, origin)
 
 
-class _Seen(NamedTuple):
+class _ExemplarSource(NamedTuple):
     """A value of a sampled generation, and the step that it came from."""
 
     value: float
@@ -121,12 +121,12 @@ class _Seen(NamedTuple):
 class _Buckets:
     """Counts of one histogram."""
 
-    __slots__ = ("_boundaries", "_counts", "_seen", "_sum", "num_non_finite")
+    __slots__ = ("_boundaries", "_counts", "_latest", "_sum", "num_non_finite")
 
     def __init__(self, definition: Definition) -> None:
         self._boundaries: Sequence[float] = definition.boundaries
         self._counts = [0] * (len(definition.boundaries) + 1)
-        self._seen: list[_Seen | None] = [None] * len(self._counts)
+        self._latest: list[_ExemplarSource | None] = [None] * len(self._counts)
         self._sum = 0.0
         self.num_non_finite = 0
 
@@ -142,7 +142,9 @@ class _Buckets:
         self._counts[index] += 1
         self._sum += value
         if origin.sampled:
-            self._seen[index] = _Seen(value, origin, step.sequence_index, step.timing.elapsed_ns)
+            self._latest[index] = _ExemplarSource(
+                value, origin, step.sequence_index, step.timing.elapsed_ns
+            )
 
     def point(self, model: str, start_time_ns: int, time_ns: int) -> HistogramDataPoint:
         return HistogramDataPoint(
@@ -156,5 +158,5 @@ class _Buckets:
             # OTLP leaves both out where nobody has kept them.
             min=cast("float", None),
             max=cast("float", None),
-            exemplars=[seen.exemplar() for seen in self._seen if seen is not None],
+            exemplars=[source.exemplar() for source in self._latest if source is not None],
         )

@@ -18,7 +18,7 @@ from whence_server.telemetry.spans.beams import beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import sequence_bounds
 from whence_server.telemetry.spans.genai import generation_span
-from whence_server.telemetry.spans.origin import Origin, origin_of
+from whence_server.telemetry.spans.origin import Origin, read_origin
 from whence_server.telemetry.spans.phases import phase_spans
 from whence_server.telemetry.spans.spans import decode_span, describe_span, encode_span, server_span
 from whence_server.telemetry.spans.steps import StepSpans, num_step_spans
@@ -74,7 +74,7 @@ class SpanEncoder:
                 return self._call(entry)
             if entry.kind is EntryKind.STARTED and entry.payload:
                 started = GenerationStarted.FromString(entry.payload)
-                self._remember(entry.generation_id, origin_of(started))
+                self._remember(entry.generation_id, read_origin(started))
         except GenerationNotFoundError:  # deleted since the entry was read
             return []
         except (DecodeError, ValueError, RecordDamagedError) as error:
@@ -151,7 +151,7 @@ class SpanEncoder:
             return origins[generation_id]
         try:
             started = await read_started(self._journal, generation_id)
-            origin = None if started is None else origin_of(started)
+            origin = None if started is None else read_origin(started)
         except (DecodeError, ValueError):
             origin = None
         self._remember(generation_id, origin)

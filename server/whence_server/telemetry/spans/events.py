@@ -18,7 +18,7 @@ from whence_server.telemetry.spans.bounds import sequence_bounds
 from whence_server.telemetry.spans.content import Message, input_messages, output_messages
 from whence_server.telemetry.spans.encoder import read_started
 from whence_server.telemetry.spans.genai import generation_attributes
-from whence_server.telemetry.spans.origin import origin_of
+from whence_server.telemetry.spans.origin import read_origin
 
 
 class EventEncoder:
@@ -66,7 +66,7 @@ class EventEncoder:
 
     async def _record(self, entry: Entry, started: GenerationStarted) -> LogRecord:
         finished = GenerationFinished.FromString(entry.payload)
-        origin = origin_of(started)
+        origin = read_origin(started)
         bounds = await sequence_bounds(
             self._journal, entry.generation_id, entry.offset, range(origin.num_sequences)
         )

@@ -35,7 +35,7 @@ class Origin:
         return self.trace_flags | HAS_IS_REMOTE
 
 
-def origin_of(started: GenerationStarted) -> Origin:
+def read_origin(started: GenerationStarted) -> Origin:
     """Takes from a generation's start what its spans need.
 
     Raises:

@@ -102,7 +102,7 @@ class TrainingTrace:
         self._last_ns = 0
         self._nth: dict[tuple[str, int], int] = {}
 
-    def spans_of(self, event: TrainingEvent) -> list[Span]:
+    def make_spans(self, event: TrainingEvent) -> list[Span]:
         """The spans that are whole with this event.
 
         Raises:

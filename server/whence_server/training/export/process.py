@@ -26,7 +26,7 @@ from whence_server.config.telemetry import read_push_options, read_sampling
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.lineage.reader import RecordReader
 from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.export.sinks import sink_for
+from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.metrics.otlp import otlp_exporter
 from whence_server.telemetry.metrics.push import temporality_of
 from whence_server.telemetry.sampling import make_sampler
@@ -77,7 +77,7 @@ async def _export(record: Path, environment: Mapping[str, str], *, follow: bool)
     if destination is None and metrics is None:
         raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")
     sampler = make_sampler(read_sampling(environment))
-    sink = None if destination is None else sink_for(destination)
+    sink = None if destination is None else make_sink(destination)
     cursor = TraceCursor(
         record, sink, resource, version("whence"), sampler=sampler, metrics=metrics
     )

@@ -85,7 +85,7 @@ class TraceCursor:
         for position, event in ((recorded.position, recorded.event) for recorded in events):
             if event.WhichOneof("event") == "started":
                 self._begin(event.started)
-            whole = self._trace.spans_of(event)
+            whole = self._trace.make_spans(event)
             if self._metrics is not None and (position > self._sent_position or position == 1):
                 self._metrics.record(event)
             if position > self._sent_position:
