@@ -10,7 +10,7 @@ from telemetry_journal import MemoryJournal
 from whence_server.telemetry.follower import Batch, DurableCursor, FollowOptions, JournalFollower
 
 
-class Recording:
+class RememberingHandler:
     """A handler that remembers positions, and fails where it is told to."""
 
     def __init__(self, *, marks: bool = False) -> None:
@@ -73,7 +73,7 @@ def journal() -> MemoryJournal:
 @asynccontextmanager
 async def following(
     journal: MemoryJournal,
-    handler: Recording,
+    handler: RememberingHandler,
     *,
     durable: bool = True,
     clock: Clock | None = None,
@@ -106,7 +106,7 @@ def positions(journal: MemoryJournal) -> list[int]:
 
 
 async def test_entries_are_handled_once_in_order_and_the_cursor_follows(journal):
-    handler = Recording()
+    handler = RememberingHandler()
     async with following(journal, handler) as follower:
         assert await follower.flush(10)
         journal.append_generation("h", num_steps=3)
@@ -117,7 +117,7 @@ async def test_entries_are_handled_once_in_order_and_the_cursor_follows(journal)
 
 
 async def test_a_follower_with_a_cursor_goes_on_where_the_one_before_ended(journal):
-    before, after = Recording(), Recording()
+    before, after = RememberingHandler(), RememberingHandler()
     async with following(journal, before) as follower:
         assert await follower.flush(10)
     journal.append_generation("h", num_steps=3)
@@ -127,7 +127,7 @@ async def test_a_follower_with_a_cursor_goes_on_where_the_one_before_ended(journ
 
 
 async def test_a_follower_without_a_cursor_begins_at_the_present_end(journal):
-    handler, end = Recording(), len(journal.entries)
+    handler, end = RememberingHandler(), len(journal.entries)
     async with following(journal, handler, durable=False) as follower:
         assert follower.lag().num_entries == 0
         journal.append_generation("h", num_steps=3)
@@ -138,7 +138,7 @@ async def test_a_follower_without_a_cursor_begins_at_the_present_end(journal):
 
 @pytest.mark.parametrize("marks", [True, False])
 async def test_a_failed_batch_is_read_again_from_the_last_mark(journal, marks):
-    handler, clock = Recording(marks=marks), Clock()
+    handler, clock = RememberingHandler(marks=marks), Clock()
     error = handler.failures[5] = OSError("disk")
     async with following(journal, handler, clock=clock) as follower:
         assert await follower.flush(10)
@@ -150,7 +150,11 @@ async def test_a_failed_batch_is_read_again_from_the_last_mark(journal, marks):
 
 
 async def test_a_cursor_that_cannot_be_read_is_tried_again(journal, monkeypatch):
-    handler, failures, cursor = Recording(), [OSError("disk"), OSError("disk")], journal.cursor
+    handler, failures, cursor = (
+        RememberingHandler(),
+        [OSError("disk"), OSError("disk")],
+        journal.cursor,
+    )
 
     async def troubled(name: str) -> int:
         if failures:
@@ -166,7 +170,7 @@ async def test_a_cursor_that_cannot_be_read_is_tried_again(journal, monkeypatch)
 
 @pytest.mark.parametrize(("max_slice_s", "sizes"), [(0.0, [1] * 8), (3600.0, [8])])
 async def test_other_tasks_run_between_two_slices(max_slice_s, sizes):
-    journal, handler = MemoryJournal(), Recording()
+    journal, handler = MemoryJournal(), RememberingHandler()
     journal.append_generation("g", num_steps=8)
     turns = 0
 
@@ -185,7 +189,7 @@ async def test_other_tasks_run_between_two_slices(max_slice_s, sizes):
 
 
 async def test_flush_gives_up_in_time_and_the_lag_tells_what_waits(journal):
-    handler, clock = Recording(), Clock()
+    handler, clock = RememberingHandler(), Clock()
     handler.gate.clear()
     async with following(journal, handler, clock=clock) as follower:
         assert not await follower.flush(0.05)

@@ -57,12 +57,15 @@ class Batch:
         max_slice_s: float,
         mark_handled: Callable[[int], None],
     ) -> None:
-        self.mark_handled = mark_handled
-        """Moves the follower to a position: it will not read again what lies before."""
+        self._mark_handled = mark_handled
         self._entries = entries
         self._max_slice_s = max_slice_s
         self._next = 0
         self._is_used_up = False
+
+    def mark_handled(self, position: int) -> None:
+        """Move the follower to a position: it will not read again what lies before."""
+        self._mark_handled(position)
 
     def __aiter__(self) -> "Batch":
         """Return the batch itself, which can be iterated once."""
