@@ -310,7 +310,7 @@ async def test_an_end_that_somebody_chose_is_no_error(reason):
         (14, "UNAVAILABLE", True),
         (15, "DATA_LOSS", True),
         (16, "UNAUTHENTICATED", False),
-        (77, "77", False),
+        (77, "77", True),
     ],
 )
 async def test_a_calls_status(code, name, is_error):
