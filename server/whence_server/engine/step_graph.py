@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from whence_server.engine.internals.probe import NO_PROBE, Activations, Probe, probing
 from whence_server.engine.style import ForwardStyle
+from whence_server.engine.torchscript import trace
 
 KNOWN_BRANCHES = "sdpa_attention.py"
 """The only place that may decide by a tensor's shape: it asks how many tokens are read, and a
@@ -108,7 +109,7 @@ def _trace(step: "_Step", inputs: StepInputs) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            graph = torch.jit.trace(step, tuple(inputs), check_trace=False)
+            graph = trace(step, tuple(inputs))
         except Exception as error:
             raise NotCapturableError(f"{type(error).__name__}: {error}") from error
     for warning in caught:

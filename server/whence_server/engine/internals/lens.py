@@ -24,6 +24,7 @@ from whence_server.engine.internals.layers import (
     run_first_layer,
 )
 from whence_server.engine.internals.sources import UnavailableError
+from whence_server.engine.torchscript import trace
 
 NUM_PROBED = 12
 """Token ids whose logits are compared before a lens is trusted."""
@@ -206,7 +207,7 @@ def _trace(stages: "_Stages", num_layers: int, like: Any) -> Any:
     with warnings.catch_warnings():
         # What the model decides by shapes is for layers that do not run; comparing will tell.
         warnings.simplefilter("ignore")
-        return torch.jit.trace(stages, (hidden, token_ids), check_trace=False)
+        return trace(stages, (hidden, token_ids))
 
 
 class _Stages(torch.nn.Module):
