@@ -53,7 +53,7 @@ _CLOSING_CALLS_S = 1.0
 
 
 async def serve(settings: ServeConfig) -> int:
-    """Serves until SIGTERM or SIGINT, or until the engine is lost.
+    """Serve until SIGTERM or SIGINT, or until the engine is lost.
 
     Returns:
         The process's exit status.
@@ -193,7 +193,7 @@ async def _until_stopped(
 
 
 async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
-    """Takes the server out of service for as long as the journal cannot be written.
+    """Take the server out of service for as long as the journal cannot be written.
 
     Raises:
         JournalError: it never will be again.
@@ -245,7 +245,7 @@ async def _or_stop(
 
 @contextmanager
 def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Sets the event on SIGTERM or SIGINT; a second one ends the process at once."""
+    """Set the event on SIGTERM or SIGINT; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
 
     def caught(number: int) -> None:

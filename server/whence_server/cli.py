@@ -33,7 +33,7 @@ _MAY_BE_ANY_BYTES = ("texts", "eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Returns:
         The exit status: 0 done, 1 the engine, the journal or a record was lost, 2 it cannot start
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _require_utf8(parsed: argparse.Namespace) -> None:
-    """Refuses names that are not UTF-8, but for text files: what loads models takes no others."""
+    """Refuse names that are not UTF-8, but for text files: what loads models takes no others."""
     given = {name: value for name, value in vars(parsed).items() if name not in _MAY_BE_ANY_BYTES}
     if parsed.command == "serve":
         given |= {

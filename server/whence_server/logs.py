@@ -23,7 +23,7 @@ _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=_NOTHING)
 
 
 def configure(level: str, log_format: str) -> None:
-    """Sends the process's logs to standard error.
+    """Send the process's logs to standard error.
 
     Args:
         level: "debug", "info", "warning" or "error".
@@ -37,7 +37,7 @@ def configure(level: str, log_format: str) -> None:
 
 @contextmanager
 def about(**ids: str) -> Iterator[None]:
-    """Puts ids on all that is logged inside, by this task and those that it starts."""
+    """Put ids on all that is logged inside, by this task and those that it starts."""
     token = _about.set({**_about.get(), **ids})
     try:
         yield

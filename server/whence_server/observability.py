@@ -96,7 +96,7 @@ class Observability:
         self._page: MetricsServer | None = None
 
     async def start(self) -> None:
-        """Starts following the journal, and serving the page.
+        """Start following the journal, and serving the page.
 
         Raises:
             ConfigurationError: the page cannot listen where it should.
@@ -113,7 +113,7 @@ class Observability:
             _log.info("metrics are on %s", page.url)
 
     async def close(self) -> None:
-        """Sends what is committed, for as long as that may take, and lets go of everything."""
+        """Send what is committed, for as long as that may take, and lets go of everything."""
         try:
             await self._journal.flush()
             for follower in self._followers.values():

@@ -12,7 +12,7 @@ from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_
 
 
 def main() -> int:
-    """Shows the demo, or keeps a server up on its model."""
+    """Show the demo, or keeps a server up on its model."""
     parser = argparse.ArgumentParser(prog="python -m whence_server.demo")
     parser.add_argument("command", nargs="?", choices=("show", "serve"), default="show")
     parser.add_argument("--trace-url", "--jaeger-url", metavar="TEMPLATE", help=MEANING)

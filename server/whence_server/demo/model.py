@@ -75,7 +75,7 @@ def default_cache_dir() -> Path:
 
 
 def _make(settings: Mapping[str, Any], directory: Path) -> None:
-    """Trains beside `directory`, and renames when all is there. The lock has to be held."""
+    """Train beside `directory`, and renames when all is there. The lock has to be held."""
     _say("training the demo's model on the Python reference (once, a few minutes) ...")
     use_passive_waiting()
     # Here and not above: a cached model needs nothing of the training stack.
@@ -103,7 +103,7 @@ def _make(settings: Mapping[str, Any], directory: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock on `path`; the system frees it however the process ends."""
+    """Hold the lock on `path`; the system frees it however the process ends."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -92,7 +92,7 @@ class Receiver:
         return f"http://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
-        """Begins to listen."""
+        """Begin to listen."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
         handler: grpc.RpcMethodHandler[bytes, ExportTraceServiceResponse]
         handler = grpc.unary_unary_rpc_method_handler(
@@ -108,18 +108,18 @@ class Receiver:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Breaks off all connections, and listens no more until started again."""
+        """Break off all connections, and listens no more until started again."""
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(grace=None)
 
     async def close(self) -> None:
-        """Stops, and gives the port back."""
+        """Stop, and gives the port back."""
         await self.stop()
         self._reservation.close()
 
     async def wait_for(self, num_spans: int) -> None:
-        """Returns once so many spans were taken, duplicates included."""
+        """Return once so many spans were taken, duplicates included."""
         async with self._received:
             await self._received.wait_for(lambda: self.num_spans >= num_spans)
 
@@ -154,7 +154,7 @@ class Receiver:
             self._received.notify_all()
 
     async def _break_off(self) -> None:
-        """Stops the server under its own call, which never gets to answer."""
+        """Stop the server under its own call, which never gets to answer."""
         stopping = asyncio.create_task(self._restart())
         await asyncio.shield(stopping)
         await asyncio.Event().wait()

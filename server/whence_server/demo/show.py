@@ -50,7 +50,7 @@ def collector_of(environment: Mapping[str, str]) -> str | None:
 
 
 async def show(model: Path, trace_url: str = "", head_weights: Path | None = None) -> int:
-    """Runs the demo from the start of the server to its end.
+    """Run the demo from the start of the server to its end.
 
     Args:
         model: the directory of the model.
@@ -162,7 +162,7 @@ def _quoted(word: str) -> str:
 
 
 async def _wait_for_generations(receiver: Receiver, num_generations: int) -> None:
-    """Waits until the SERVER spans of so many generations have come, or says that they did not."""
+    """Wait until the SERVER spans of so many generations have come, or says that they did not."""
     try:
         async with asyncio.timeout(_SPANS_S):
             while sum(s.kind == Span.SPAN_KIND_SERVER for s in receiver.spans) < num_generations:

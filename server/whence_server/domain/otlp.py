@@ -52,7 +52,7 @@ def get_default_endpoint(protocol: OtlpProtocol, signal: Signal) -> str:
 
 
 def parse_grpc_target(endpoint: str, *, insecure: bool = False) -> tuple[str, bool]:
-    """Splits an endpoint into gRPC's target and whether to use TLS.
+    """Split an endpoint into gRPC's target and whether to use TLS.
 
     Args:
         endpoint: "http://HOST:PORT", "https://HOST:PORT" (TLS), "HOST:PORT" or "unix:PATH".
@@ -73,7 +73,7 @@ def parse_grpc_target(endpoint: str, *, insecure: bool = False) -> tuple[str, bo
 
 
 def check_http_url(endpoint: str) -> str:
-    """Checks a URL to which OTLP over HTTP posts, and gives it back."""
+    """Check a URL to which OTLP over HTTP posts, and gives it back."""
     advice = "give http://HOST:PORT/PATH or https://HOST:PORT/PATH"
     if "://" not in endpoint:
         raise ValueError(f"it has no scheme; {advice}")
@@ -84,7 +84,7 @@ def check_http_url(endpoint: str) -> str:
 
 
 def append_signal_path(base: str, signal: Signal) -> str:
-    """Appends a signal's path to an endpoint that serves all signals."""
+    """Append a signal's path to an endpoint that serves all signals."""
     url = urlsplit(check_http_url(base))
     path = url.path.rstrip("/")
     if url.query:
@@ -95,7 +95,7 @@ def append_signal_path(base: str, signal: Signal) -> str:
 
 
 def parse_timeout_s(text: str) -> float | None:
-    """Reads milliseconds, as the specification has it; 0 is no limit."""
+    """Read milliseconds, as the specification has it; 0 is no limit."""
     if not re.fullmatch("[0-9]{1,9}", text):
         raise ValueError("expected whole milliseconds, such as 10000; 0 is no limit")
     return int(text) / 1000 or None

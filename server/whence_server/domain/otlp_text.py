@@ -28,7 +28,7 @@ _GRPCS = frozenset({"accept-encoding", "host", "user-agent"})
 
 
 def parse_headers(text: str, *, grpc: bool) -> dict[str, str]:
-    """Reads "name=value,name=value", where values are percent-encoded; names in lower case.
+    """Read "name=value,name=value", where values are percent-encoded; names in lower case.
 
     Args:
         text: the variable's.
@@ -50,13 +50,13 @@ def parse_headers(text: str, *, grpc: bool) -> dict[str, str]:
 
 
 def decode_binary_value(text: str) -> bytes:
-    """Decodes the value of a gRPC header whose name ends in "-bin": base64, padded or not."""
+    """Decode the value of a gRPC header whose name ends in "-bin": base64, padded or not."""
     padded = text.rstrip("=")
     return base64.b64decode(padded + "=" * (-len(padded) % 4), validate=True)
 
 
 def parse_resource_attributes(text: str) -> dict[str, str]:
-    """Reads "key=value,key=value", where commas and the like are percent-encoded."""
+    """Read "key=value,key=value", where commas and the like are percent-encoded."""
     attributes: dict[str, str] = {}
     for place, pair in _split_pairs(text, "attribute"):
         key, equals, value = pair.partition("=")
@@ -92,7 +92,7 @@ def _check_header(name: str, value: str, what: str, *, grpc: bool) -> None:
 
 
 def _split_pairs(text: str, noun: str) -> Iterator[tuple[str, str]]:
-    """Gives each pair with words for its place; empty ones, as after a last comma, are none."""
+    """Return each pair with words for its place; empty ones, as after a last comma, are none."""
     for place, pair in enumerate(text.split(","), 1):
         if pair.strip():
             yield f"{noun} {place}", pair

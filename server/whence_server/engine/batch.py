@@ -71,7 +71,7 @@ class Batch(Generic[PromptT]):
         return {batch_row.generation_id for batch_row in self._rows}
 
     def step(self) -> Turn:
-        """Reads each row's newest token and chooses the next.
+        """Read each row's newest token and chooses the next.
 
         Whatever it raises leaves the rows in a state that nobody knows: `clear` them. What fails
         while activations are read ends the generations that are probed, and no other.
@@ -95,7 +95,7 @@ class Batch(Generic[PromptT]):
     def start(
         self, rows: list[BatchRow], prompt: PromptT, logits: torch.Tensor, forward_ns: int
     ) -> Turn:
-        """Lets rows in that go on from one prompt, with their first tokens.
+        """Let rows in that go on from one prompt, with their first tokens.
 
         Args:
             rows: those of one generation.
@@ -128,7 +128,7 @@ class Batch(Generic[PromptT]):
         return self._take(chosen, measure_cost(forward_end_ns, forward_ns, len(rows)))
 
     def leave_sequence(self, generation_id: str, sequence_index: int) -> None:
-        """Takes out a sequence, if it is there."""
+        """Take out a sequence, if it is there."""
         self._leave(
             batch_row
             for batch_row in self._rows
@@ -138,11 +138,11 @@ class Batch(Generic[PromptT]):
         )
 
     def leave_generation(self, generation_id: str) -> None:
-        """Takes out all rows of a generation."""
+        """Take out all rows of a generation."""
         self._leave(r for r in self._rows if r.generation_id == generation_id)
 
     def clear(self) -> None:
-        """Drops all rows, whatever state they are in."""
+        """Drop all rows, whatever state they are in."""
         for batch_row in self._rows:
             self._left(batch_row.job_id)
         self._rows.clear()
@@ -155,7 +155,7 @@ class Batch(Generic[PromptT]):
         rows: Sequence[BatchRow],
         searches: Collection[Beams],
     ) -> "_Chosen":
-        """Chooses for every row of [rows, V]: for each by itself, or for a search's together."""
+        """Choose for every row of [rows, V]: for each by itself, or for a search's together."""
         single = [i for i, batch_row in enumerate(rows) if not batch_row.is_beam]
         decisions: Sequence[Decision | NoChoice] = ()
         if single:
@@ -171,7 +171,7 @@ class Batch(Generic[PromptT]):
         return _Chosen([rows[i] for i in single], decisions, rounds)
 
     def _take(self, chosen: "_Chosen", cost: Cost) -> Turn:
-        """Appends the chosen tokens; whatever ends with them leaves."""
+        """Append the chosen tokens; whatever ends with them leaves."""
         steps: list[StepMade] = []
         rounds: list[BeamRoundMade] = []
         searches: list[BeamSearchDone] = []
@@ -215,7 +215,7 @@ class Batch(Generic[PromptT]):
         )
 
     def _copy(self, pairs: Sequence[tuple[BatchRow, BatchRow]]) -> None:
-        """Copies rows of the cache onto others."""
+        """Copy rows of the cache onto others."""
         if pairs:
             places = {id(batch_row): i for i, batch_row in enumerate(self._rows)}
             self._runner.copy_rows(
@@ -224,7 +224,7 @@ class Batch(Generic[PromptT]):
             )
 
     def _leave(self, leaving: Iterable[BatchRow]) -> None:
-        """Takes rows out of the batch; from the back, since the last row fills each gap."""
+        """Take rows out of the batch; from the back, since the last row fills each gap."""
         gone = {id(batch_row) for batch_row in leaving}
         if not gone:
             return

@@ -35,7 +35,7 @@ PICKED = ("keep_window_size", "index_topk")
 
 
 def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
-    """Finds the fastest way to call the model that gives the right logits.
+    """Find the fastest way to call the model that gives the right logits.
 
     Args:
         model: as loaded.

@@ -42,13 +42,13 @@ class Beams:
         return len(self._rounds)
 
     def take(self, made: Round, cost: Cost) -> BeamRoundMade:
-        """Takes note of a round that was made."""
+        """Take note of a round that was made."""
         context_length = self.rows[0].context_length
         self._rounds.append((cost, context_length))
         return BeamRoundMade(self.generation_id, made.index, made.continuations, context_length)
 
     def arrange(self) -> list[tuple[BatchRow, BatchRow]]:
-        """Gives each of the search's new beams a row, and the row its new token.
+        """Return each of the search's new beams a row, and the row its new token.
 
         A beam stays in its parent's row where it is the first to want it, so that little of
         the cache has to be copied.

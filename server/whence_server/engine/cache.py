@@ -48,7 +48,7 @@ class BatchedCache(Cache):
         *_args: Any,
         **_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends one layer's new columns; called by the model within its forward pass."""
+        """Append one layer's new columns; called by the model within its forward pass."""
         return self.layers[layer_idx].update(key_states, value_states)
 
     @property
@@ -68,7 +68,7 @@ class BatchedCache(Cache):
         return [layer.values[: layer.num_rows, :, layer.start : layer.end] for layer in self.layers]
 
     def add_columns(self) -> list[torch.Tensor]:
-        """Makes room for one more column, which counts as visible and is yet to be written.
+        """Make room for one more column, which counts as visible and is yet to be written.
 
         Returns:
             Each layer's visible keys and then values, as views.
@@ -76,7 +76,7 @@ class BatchedCache(Cache):
         return [buffer for layer in self.layers for buffer in layer.add_column()]
 
     def insert(self, prefilled: "BatchedCache", num_rows: int = 1) -> None:
-        """Appends `num_rows` copies of a single prompt's cache as new rows."""
+        """Append `num_rows` copies of a single prompt's cache as new rows."""
         more = max(prefilled.width - self.width, 0) if self.padding else 0
         self.padding = [padding + more for padding in self.padding]
         for layer, source in zip(self.layers, prefilled.layers, strict=True):
@@ -84,7 +84,7 @@ class BatchedCache(Cache):
         self.padding += [self.width - prefilled.width] * num_rows
 
     def remove(self, row: int) -> None:
-        """Drops a row; the last row takes its place."""
+        """Drop a row; the last row takes its place."""
         for layer in self.layers:
             layer.remove(row)
         self.padding[row] = self.padding[-1]
@@ -92,7 +92,7 @@ class BatchedCache(Cache):
         self._trim()
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Makes each destination a copy of what its source was before; for beams.
+        """Make each destination a copy of what its source was before; for beams.
 
         Rows that are copied to each other are equally long.
         """
@@ -100,13 +100,13 @@ class BatchedCache(Cache):
             layer.copy_rows(sources, destinations)
 
     def clear(self) -> None:
-        """Drops all rows, whatever state a forward pass that failed left behind."""
+        """Drop all rows, whatever state a forward pass that failed left behind."""
         self.padding = []
         for layer in self.layers:
             layer.clear()
 
     def _trim(self) -> None:
-        """Hides the columns in which no row has anything any more."""
+        """Hide the columns in which no row has anything any more."""
         unused = min(self.padding, default=self.width)
         if unused:
             self.padding = [padding - unused for padding in self.padding]
@@ -128,7 +128,7 @@ class BatchedLayer(Columns, CacheLayerMixin):
         self.num_columns = num_columns
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Makes the buffers of a prompt's cache, once its first forward pass shows the shapes."""
+        """Make the buffers of a prompt's cache, once its first forward pass shows the shapes."""
         self.num_rows = key_states.shape[0]
         num_columns = max(self.num_columns, key_states.shape[2])
         self.keys = make_buffer(key_states, self.num_rows, num_columns)
@@ -138,7 +138,7 @@ class BatchedLayer(Columns, CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends columns to all rows; returns all visible keys and values, as views.
+        """Append columns to all rows; returns all visible keys and values, as views.
 
         Args:
             key_states: [num_rows, heads, new columns, head size]
@@ -157,14 +157,14 @@ class BatchedLayer(Columns, CacheLayerMixin):
         return keys.narrow(2, self.start, width), values.narrow(2, self.start, width)
 
     def add_column(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes room for one more column; all visible keys and values with it, as views."""
+        """Make room for one more column; all visible keys and values with it, as views."""
         self.make_room(1)
         self.end += 1
         rows, columns = slice(0, self.num_rows), slice(self.start, self.end)
         return self.keys[rows, :, columns], self.values[rows, :, columns]
 
     def insert(self, source: "BatchedLayer", num_rows: int) -> None:
-        """Appends `num_rows` copies of the source's only row."""
+        """Append `num_rows` copies of the source's only row."""
         seen = slice(source.start, source.end)
         self.insert_columns((source.keys[:, :, seen], source.values[:, :, seen]), num_rows)
 

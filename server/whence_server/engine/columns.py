@@ -34,7 +34,7 @@ class Columns:
         return self.end - self.start
 
     def insert_columns(self, sources: Sequence[torch.Tensor], num_rows: int) -> None:
-        """Appends `num_rows` copies of one row.
+        """Append `num_rows` copies of one row.
 
         Args:
             sources: for each buffer [1, heads, length, ...].
@@ -63,7 +63,7 @@ class Columns:
         self.num_rows = total
 
     def remove(self, row: int) -> None:
-        """Moves the last row into the given one's place."""
+        """Move the last row into the given one's place."""
         last = self.num_rows - 1
         if row != last:
             for buffer in self._list_buffers():
@@ -71,7 +71,7 @@ class Columns:
         self.num_rows = last
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Makes each destination a copy of what its source was before."""
+        """Make each destination a copy of what its source was before."""
         device = self._list_buffers()[0].device
         copied = torch.tensor(sources, device=device)
         replaced = torch.tensor(destinations, device=device)
@@ -80,11 +80,11 @@ class Columns:
             visible.index_copy_(0, replaced, visible.index_select(0, copied))
 
     def clear(self) -> None:
-        """Drops all rows and keeps the buffers."""
+        """Drop all rows and keeps the buffers."""
         self.num_rows = self.start = self.end = 0
 
     def make_room(self, num_columns: int) -> None:
-        """Sees to it that so many more columns can be written."""
+        """See to it that so many more columns can be written."""
         if self.end + num_columns > self._count_capacity()[1]:
             self._move(self.num_rows, self.width + num_columns, first=0)
 
@@ -97,7 +97,7 @@ class Columns:
         return shape[0], shape[2]
 
     def _move(self, num_rows: int, num_columns: int, *, first: int) -> None:
-        """Takes the visible part over to new buffers, where it begins at column `first`.
+        """Take the visible part over to new buffers, where it begins at column `first`.
 
         There is room for twice the columns asked for, so that copying is paid for by the steps
         in between, and it happens once for each doubling.

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def compile_now(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles a function for one signature, at once, or finds it as it was compiled before.
+    """Compile a function for one signature, at once, or finds it as it was compiled before.
 
     numba knows what it has kept by the source file's content, by the function's code and by the
     processor. Without `NUMBA_CACHE_DIR` nothing is kept: that is for whoever runs it to allow.

@@ -38,7 +38,7 @@ def describe(
     places: ModelPlaces,
     adapter: AdapterInfo | None,
 ) -> ModelInfo:
-    """Puts together what is said of a model."""
+    """Put together what is said of a model."""
     config = model.config.get_text_config(decoder=True)
     vocabulary_size = _read_vocabulary_size(model, config)
     return ModelInfo(
@@ -68,7 +68,7 @@ def describe(
 def describe_adapter(
     peft_type: str, places: ModelPlaces, files: Sequence[FileDigest], base_files: Collection[str]
 ) -> AdapterInfo:
-    """Puts together what is said of an adapter.
+    """Put together what is said of an adapter.
 
     Args:
         peft_type: as PEFT calls it.

@@ -72,13 +72,13 @@ class BatchRow:
         return self.row.decoding.strategy is Strategy.BEAM_SEARCH
 
     def append(self, token_id: int) -> None:
-        """Adds the token that was chosen."""
+        """Add the token that was chosen."""
         self.row.append(token_id)
         self.token_id = token_id
         self.context_length += 1
 
     def take(self, decision: Decision) -> StepMade:
-        """Adds the token that was decided on."""
+        """Add the token that was decided on."""
         # The record says what the step has read; the token itself is not part of it.
         index, context_length = self.row.index, self.context_length
         self.append(decision.token_id)

@@ -66,7 +66,7 @@ class EngineProcess:
         return self._process.pid if self._process else None
 
     async def start(self) -> ModelInfo:
-        """Starts the process and waits until it has loaded its model.
+        """Start the process and waits until it has loaded its model.
 
         Raises:
             ConfigurationError: it could not load it, or ended before it had.
@@ -129,7 +129,7 @@ class EngineProcess:
                 return
 
     def send(self, message: FrontMessage) -> None:
-        """Hands a message over; never blocks. To an engine that is gone it goes nowhere."""
+        """Hand a message over; never blocks. To an engine that is gone it goes nowhere."""
         if self._writer is None:
             raise EngineLostError("it has not been started")
         if not self._writer.is_closing():
@@ -147,13 +147,13 @@ class EngineProcess:
             raise EngineLostError(await self._describe_end())
 
     async def wait(self) -> int:
-        """Waits for the process's end; returns its exit status, negative for a signal."""
+        """Wait for the process's end; returns its exit status, negative for a signal."""
         if self._process is None:
             raise EngineLostError("it has not been started")
         return await self._process.wait()
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """Ends the process: by closing its socket, and after the grace by force."""
+        """End the process: by closing its socket, and after the grace by force."""
         self._stopping = True
         if self._writer is not None:
             self._writer.close()

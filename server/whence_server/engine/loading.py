@@ -74,7 +74,7 @@ class LoadedModel(NamedTuple):
 
 
 def load(options: EngineOptions) -> LoadedModel:
-    """Loads the model, checks it, and says exactly which one it is.
+    """Load the model, checks it, and says exactly which one it is.
 
     Raises:
         ConfigurationError: it cannot be served.

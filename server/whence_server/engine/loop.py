@@ -84,7 +84,7 @@ class EngineLoop(Generic[PromptT]):
         return self._scheduler.is_idle and self._outbox.is_empty
 
     def handle(self, message: FrontMessage) -> None:
-        """Takes a message from the front; between steps only."""
+        """Take a message from the front; between steps only."""
         match message:
             case Admit():
                 self._admit(message)
@@ -132,7 +132,7 @@ class EngineLoop(Generic[PromptT]):
                 )
 
     def _step(self) -> None:
-        """Lets everybody in the batch take a step."""
+        """Let everybody in the batch take a step."""
         try:
             turn = self._batch.step()
         except Exception as error:
@@ -145,7 +145,7 @@ class EngineLoop(Generic[PromptT]):
         self._report(turn)
 
     def _read(self, chunk: Chunk, job: PrefillJob[PromptT]) -> None:
-        """Reads a piece of a prompt; after the last, its sequences take their first step."""
+        """Read a piece of a prompt; after the last, its sequences take their first step."""
         started_ns = time.monotonic_ns()
         trace = job.admit.trace
         traces_prompt = trace.prompt and not job.num_replayed
@@ -168,7 +168,7 @@ class EngineLoop(Generic[PromptT]):
     def _score_prompt(
         self, job: PrefillJob[PromptT], first: int, end: int, logits: torch.Tensor, forward_ns: int
     ) -> None:
-        """Sends what the model said of the tokens after those from `first` to `end`, by logits."""
+        """Send what the model said of the tokens after those from `first` to `end`, by logits."""
         scored_ns = time.monotonic_ns()
         token_ids, admit = job.token_ids, job.admit
         following = token_ids[first + 1 : end + 1]
@@ -189,7 +189,7 @@ class EngineLoop(Generic[PromptT]):
         logits: torch.Tensor,
         forward_ns: int,
     ) -> None:
-        """Lets a prompt's sequences into the batch with their next tokens.
+        """Let a prompt's sequences into the batch with their next tokens.
 
         Args:
             job_id: the scheduler's name for them.
@@ -216,7 +216,7 @@ class EngineLoop(Generic[PromptT]):
         self._report(turn._replace(prefilled=[prefilled]))
 
     def _drop(self, generation_id: str) -> None:
-        """Takes a generation out, wherever it is."""
+        """Take a generation out, wherever it is."""
         self._batch.leave_generation(generation_id)
         self._outbox.drop(generation_id)
         for job_id, job in list(self._prefill_jobs.items()):
@@ -225,7 +225,7 @@ class EngineLoop(Generic[PromptT]):
                 self._scheduler.leave(job_id)
 
     def _fail_rows(self, error: Exception) -> None:
-        """Ends whatever is in the batch, whose cache cannot be trusted any more."""
+        """End whatever is in the batch, whose cache cannot be trusted any more."""
         generation_ids = self._batch.generation_ids
         self._batch.clear()
         for generation_id in generation_ids:
@@ -249,7 +249,7 @@ class EngineLoop(Generic[PromptT]):
             self._send_failures([describe_failure(generation_id, error)])
 
     def _require_device(self) -> None:
-        """Makes sure, after a failure, that the device still computes for this process.
+        """Make sure, after a failure, that the device still computes for this process.
 
         Raises:
             Exception: it does not, as it then says of every call.

@@ -189,7 +189,7 @@ def take_into_memory(model: torch.nn.Module) -> None:
 
 
 def _check_tensors(directory: Path, architecture: str, loading: dict[str, Any]) -> None:
-    """Refuses weights that do not fit the architecture exactly.
+    """Refuse weights that do not fit the architecture exactly.
 
     What may rightly be absent or left over (tied weights, the class's own ignore lists) is not
     in transformers' report.

@@ -104,7 +104,7 @@ class Runner:
 
     @torch.inference_mode()
     def prefill(self, prompt: BatchedPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
-        """Reads the prompt's next tokens.
+        """Read the prompt's next tokens.
 
         Args:
             prompt: changed in place.
@@ -132,7 +132,7 @@ class Runner:
 
     @torch.inference_mode()
     def join(self, prompt: BatchedPrompt, num_rows: int = 1) -> None:
-        """Appends rows that continue the prompt, all of whose tokens have been read."""
+        """Append rows that continue the prompt, all of whose tokens have been read."""
         if prompt.probed is not None:
             rows = range(self.num_rows, self.num_rows + num_rows)
             with self._isolate_probe():
@@ -142,7 +142,7 @@ class Runner:
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
-        """Drops a row; the last row takes its number."""
+        """Drop a row; the last row takes its number."""
         with self._isolate_probe():
             self._probed.leave(row, self.num_rows - 1)
         self._cache.remove(row)
@@ -152,18 +152,18 @@ class Runner:
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Makes each destination a copy of what its source was before; all are equally long."""
+        """Make each destination a copy of what its source was before; all are equally long."""
         self._cache.copy_rows(sources, destinations)
         with self._isolate_probe():
             self._probed.copy_rows(sources, destinations)
 
     def synchronize(self) -> None:
-        """Waits until what was asked for has been computed, so that times mean something."""
+        """Wait until what was asked for has been computed, so that times mean something."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def clear(self) -> None:
-        """Drops all rows, also after a forward pass that failed half-way."""
+        """Drop all rows, also after a forward pass that failed half-way."""
         self._cache.clear()
         self.stop_probing()
         self._layout = None

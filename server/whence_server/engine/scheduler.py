@@ -106,7 +106,7 @@ class Scheduler:
         *,
         token_cost: int = 1,
     ) -> None:
-        """Puts a job at the end of the queue.
+        """Put a job at the end of the queue.
 
         Args:
             job_id: its name.
@@ -202,21 +202,21 @@ class Scheduler:
         return Chunk(job.job_id, num_tokens, is_last=job.num_left == 0)
 
     def leave(self, job_id: str) -> None:
-        """Takes a job out, wherever it is; one that is not known is ignored."""
+        """Take a job out, wherever it is; one that is not known is ignored."""
         if self._admitted.pop(job_id, None) is None:
             kept = [job for job in self._waiting if job.job_id != job_id]
             self._waiting = deque(kept)
         self._prefilling = [job for job in self._prefilling if job.job_id != job_id]
 
     def leave_sequence(self, job_id: str) -> None:
-        """Gives back the room of one of a job's sequences."""
+        """Return back the room of one of a job's sequences."""
         job = self._admitted[job_id]
         job.num_sequences -= 1
         if job.num_sequences == 0:
             self.leave(job_id)
 
     def _admit_next(self) -> bool:
-        """Lets in the first in the queue if there is room; nobody overtakes it."""
+        """Let in the first in the queue if there is room; nobody overtakes it."""
         if not self._waiting:
             return False
         job = self._waiting[0]

@@ -115,7 +115,7 @@ class SoloRunner:
     def start(
         self, token_ids: list[int], num_generated: int = 0, *, probed: bool = False
     ) -> SoloPrompt:
-        """Makes ready to read a prompt.
+        """Make ready to read a prompt.
 
         Args:
             token_ids: the prompt.
@@ -127,7 +127,7 @@ class SoloRunner:
 
     @torch.inference_mode()
     def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
-        """Reads the prompt: first what has to be read whole, then the rest token by token.
+        """Read the prompt: first what has to be read whole, then the rest token by token.
 
         Args:
             prompt: changed in place.
@@ -152,7 +152,7 @@ class SoloRunner:
         return torch.cat(logits) if all_logits else logits[-1]
 
     def _read(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
-        """Reads the prompt's next tokens in one pass."""
+        """Read the prompt's next tokens in one pass."""
         state, begin = prompt.state, prompt.num_done
         chunk = prompt.token_ids[begin : begin + num_tokens]
         input_ids = torch.tensor([chunk], device=self._device)
@@ -173,19 +173,19 @@ class SoloRunner:
 
     @torch.inference_mode()
     def join(self, prompt: SoloPrompt, num_rows: int = 1) -> None:
-        """Appends rows that continue the prompt, all of whose tokens have been read."""
+        """Append rows that continue the prompt, all of whose tokens have been read."""
         if prompt.state is None:
             raise ValueError("the prompt has not been read")
         self._rows += [prompt.state.copy() for _ in range(num_rows)]
 
     def leave(self, row: int) -> None:
-        """Drops a row; the last row takes its number."""
+        """Drop a row; the last row takes its number."""
         self._rows[row] = self._rows[-1]
         self._rows.pop()
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Makes each destination a copy of what its source was before the call; for beams."""
+        """Make each destination a copy of what its source was before the call; for beams."""
         before = list(self._rows)
         wanted = list(range(len(before)))
         for source, destination in zip(sources, destinations, strict=True):
@@ -197,17 +197,17 @@ class SoloRunner:
             self._rows[row] = before[source].copy() if num_left[source] else before[source]
 
     def synchronize(self) -> None:
-        """Waits until what was asked for has been computed, so that times mean something."""
+        """Wait until what was asked for has been computed, so that times mean something."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def clear(self) -> None:
-        """Drops all rows, also after a forward pass that failed half-way."""
+        """Drop all rows, also after a forward pass that failed half-way."""
         self._rows.clear()
 
     @torch.inference_mode()
     def decode(self, token_ids: list[int]) -> torch.Tensor:
-        """Reads one more token for every row, row after row.
+        """Read one more token for every row, row after row.
 
         Args:
             token_ids: one for each row.
@@ -263,7 +263,7 @@ class SoloRunner:
     def _forward(
         self, state: _State, num_new: int, *, is_first: bool, all_logits: bool
     ) -> torch.Tensor:
-        """Reads the state's newest tokens; [num_new, V], or fewer rows from the end."""
+        """Read the state's newest tokens; [num_new, V], or fewer rows from the end."""
         inputs = self._model.prepare_inputs_for_generation(
             state.input_ids,
             next_sequence_length=num_new,

@@ -75,7 +75,7 @@ def _time_step(runner: Runner, token_ids: list[int]) -> float:
 
 
 def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) -> _Agreement:
-    """Compares batches that grow and shrink, over contexts of many lengths and other tokens.
+    """Compare batches that grow and shrink, over contexts of many lengths and other tokens.
 
     The graph's rows are once probed and once not; the modules' always are.
     """

@@ -63,7 +63,7 @@ class StepGraph:
     def capture(
         cls, model: Any, style: ForwardStyle, inputs: StepInputs, probe: Probe
     ) -> "StepGraph":
-        """Records the step that a model in eval mode takes on these inputs.
+        """Record the step that a model in eval mode takes on these inputs.
 
         It is captured a second time where the model shows something.
 
@@ -84,7 +84,7 @@ class StepGraph:
         return StepGraph(self._graph, None, self._probe)
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
-        """Reads one token for every row; gives [rows, V]."""
+        """Read one token for every row; gives [rows, V]."""
         # Optimised, the graph would round otherwise: a product and the bias that is added to it
         # would be two operations. Nothing is slower for it.
         with optimized_execution(False):

@@ -55,7 +55,7 @@ class EngineSupervisor:
         return self._process.pid
 
     async def start(self) -> ModelInfo:
-        """Starts the first process; see `EngineProcess.start`.
+        """Start the first process; see `EngineProcess.start`.
 
         Raises:
             ConfigurationError: the model cannot be served.
@@ -68,7 +68,7 @@ class EngineSupervisor:
         return self._model
 
     def send(self, message: FrontMessage) -> None:
-        """Hands a message to the process that runs now; never blocks."""
+        """Hand a message to the process that runs now; never blocks."""
         self._process.send(message)
 
     def read_turns(self) -> AsyncIterator[Turn]:
@@ -80,7 +80,7 @@ class EngineSupervisor:
         return self._process.read_turns()
 
     async def restart(self) -> None:
-        """Starts another process in the place of one that died.
+        """Start another process in the place of one that died.
 
         Raises:
             EngineLostError: it does not start any more, or the weights are not the same.
@@ -131,6 +131,6 @@ class EngineSupervisor:
             )
 
     async def stop(self) -> None:
-        """Ends the process that runs now."""
+        """End the process that runs now."""
         self.state = EngineState.STOPPED
         await self._process.stop()

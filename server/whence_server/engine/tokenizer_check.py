@@ -36,7 +36,7 @@ def find_fill_token(tokenizer: Any) -> str:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Compares the tokenizer's class with the backend that is exported.
+    """Compare the tokenizer's class with the backend that is exported.
 
     A class may have code of its own around the backend, which the front cannot run.
 

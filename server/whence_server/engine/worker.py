@@ -29,7 +29,7 @@ EXIT_LOAD_FAILED = 3
 
 
 def main(descriptor: int, heart_descriptor: int) -> int:
-    """Serves the front at the other end of the socket; returns if there is nothing to serve."""
+    """Serve the front at the other end of the socket; returns if there is nothing to serve."""
     # The front decides when to end: a Ctrl-C in its terminal is for it alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=descriptor)
@@ -101,7 +101,7 @@ def _serve(
 
 
 def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
-    """Takes in messages; when the front is gone, so is this process."""
+    """Take in messages; when the front is gone, so is this process."""
     try:
         while True:
             inbox.put(channel.receive(connection))

@@ -25,18 +25,18 @@ class EngineActivity:
         return self._num_chunks_before + self._utilisation.num_prefill_chunks
 
     def note_turn(self, turn: Turn) -> None:
-        """Takes note of a turn."""
+        """Take note of a turn."""
         self._utilisation = turn.utilisation
         self.batch_size = turn.cost.batch_size
         self.num_cache_tokens = turn.utilisation.num_cache_tokens
 
     def note_idle(self) -> None:
-        """Takes note that nothing runs any more."""
+        """Take note that nothing runs any more."""
         self.batch_size = 0
         self.num_cache_tokens = 0
 
     def note_restart(self) -> None:
-        """Takes note that another process has taken over."""
+        """Take note that another process has taken over."""
         self.num_restarts += 1
         self._num_chunks_before = self.num_prefill_chunks
         self._utilisation = Utilisation()

@@ -19,12 +19,12 @@ class Faults:
         self.violations: list[FieldViolation] = []
 
     def expect(self, ok: bool, field: str, description: str) -> None:
-        """Notes a fault of `field` unless `ok`."""
+        """Note a fault of `field` unless `ok`."""
         if not ok:
             self.violations.append(FieldViolation(field, description))
 
     def raise_if_any(self) -> None:
-        """Raises InvalidRequestError with every fault noted."""
+        """Raise InvalidRequestError with every fault noted."""
         if self.violations:
             raise InvalidRequestError(*self.violations)
 
@@ -70,7 +70,7 @@ def check_text_size(
 
 
 def check_prompt(token_ids: Sequence[int], field: str, model: ModelInfo, limits: Limits) -> None:
-    """Refuses a prompt that the model cannot take.
+    """Refuse a prompt that the model cannot take.
 
     Raises:
         InvalidRequestError: it is empty, too long, or has ids outside the vocabulary.
@@ -274,7 +274,7 @@ def check_sequences(
 def expect_in_vocabulary(
     faults: Faults, field: str, token_ids: Sequence[int], model: ModelInfo
 ) -> None:
-    """Notes the first id that is no token of the model."""
+    """Note the first id that is no token of the model."""
     outside = next(
         (i for i, token_id in enumerate(token_ids) if token_id >= model.vocabulary_size), None
     )

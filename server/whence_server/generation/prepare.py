@@ -80,7 +80,7 @@ def check_size(
 def prepare_request(
     request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> Prepared:
-    """Holds a request against the model.
+    """Hold a request against the model.
 
     Raises:
         InvalidRequestError: it can never be served as it is.

@@ -31,7 +31,7 @@ class Readmission:
         self._steps_on_trial = 0
 
     def admit(self, running: RunningGeneration) -> None:
-        """Sends a new generation, or keeps it until no trial is on any more."""
+        """Send a new generation, or keeps it until no trial is on any more."""
         if self._down or self._on_trial is not None:
             self._held.append(running)
         else:
@@ -42,20 +42,20 @@ class Readmission:
         return running.id in self._sent
 
     def note_step(self, running: RunningGeneration) -> None:
-        """Takes note of a step that was made; the trial of its generation may end with it."""
+        """Take note of a step that was made; the trial of its generation may end with it."""
         if running is self._on_trial:
             self._steps_on_trial += 1
             if self._steps_on_trial >= STEPS_TO_CLEAR:
                 self._begin_next_trial()
 
     def forget(self, running: RunningGeneration) -> None:
-        """Takes note that a generation has ended, whichever way."""
+        """Take note that a generation has ended, whichever way."""
         self._sent.discard(running.id)
         if running is self._on_trial:
             self._begin_next_trial()
 
     def note_death(self, running: Iterable[RunningGeneration]) -> list[RunningGeneration]:
-        """Takes note of a death; returns those that are to blame for it, to be failed."""
+        """Take note of a death; returns those that are to blame for it, to be failed."""
         self._down = True
         blamed = []
         suspects = [g for g in running if g.id in self._sent]
@@ -74,7 +74,7 @@ class Readmission:
         return blamed
 
     def note_restart(self) -> None:
-        """Begins to send again."""
+        """Begin to send again."""
         self._down = False
         self._begin_next_trial()
 

@@ -24,7 +24,7 @@ _DAMAGE = (RecordDamagedError, GenerationNotFoundError, DecodeError, ValueError,
 
 
 async def close_interrupted(journal: Journal) -> int:
-    """Writes FINISHED, as INTERRUPTED, for every generation that a crash cut off.
+    """Write FINISHED, as INTERRUPTED, for every generation that a crash cut off.
 
     What was committed of it stands: the results are rebuilt from its steps, and it ends at
     the time of its last one. A call that was cut off goes on record as UNAVAILABLE, also
@@ -52,7 +52,7 @@ async def close_interrupted(journal: Journal) -> int:
 async def _try_close(
     close: Callable[[Journal, str], Awaitable[None]], journal: Journal, generation_id: str
 ) -> bool:
-    """Closes one generation; False where its record is damaged: the others are closed anyhow."""
+    """Close one generation; False where its record is damaged: the others are closed anyhow."""
     try:
         await close(journal, generation_id)
     except _DAMAGE as error:

@@ -121,7 +121,7 @@ class RunningGeneration:
         )
 
     def record_prompt(self, scored: PromptScored) -> Iterator[None]:
-        """Records steps of the prompt itself, one at every `next`.
+        """Record steps of the prompt itself, one at every `next`.
 
         After an engine's death the prompt is read again: what is on record is left out.
         """
@@ -136,7 +136,7 @@ class RunningGeneration:
             yield
 
     def record_prefill(self, prefilled: Prefilled) -> None:
-        """Notes when the prompt was read."""
+        """Note when the prompt was read."""
         if self._prefill_finished_ns is not None:
             return
         self._prefill_started_ns = prefilled.started_ns
@@ -144,7 +144,7 @@ class RunningGeneration:
         self._num_prefill_chunks = prefilled.num_chunks
 
     def record_step(self, made: StepMade, turn: Turn) -> bool:
-        """Records one step; returns whether the sequence ended with it by a stop string.
+        """Record one step; returns whether the sequence ended with it by a stop string.
 
         Steps that the engine made beyond a sequence's end are dropped: they are neither
         journalled nor counted.
@@ -157,7 +157,7 @@ class RunningGeneration:
         return made.finish is None and sequence.finish_reason is not None
 
     def record_round(self, made: BeamRoundMade, cost: Cost) -> bool:
-        """Records one round of a beam search; returns whether it is new.
+        """Record one round of a beam search; returns whether it is new.
 
         After an engine's death the search begins again: rounds that are on record come once
         more, and have to be the same.
@@ -181,7 +181,7 @@ class RunningGeneration:
         return True
 
     def record_search(self, won: BeamSteps) -> Iterator[None]:
-        """Records steps of a sequence that won a beam search, one at every `next`.
+        """Record steps of a sequence that won a beam search, one at every `next`.
 
         After an engine's death the search begins again: what is on record is left out.
         """
@@ -213,7 +213,7 @@ class RunningGeneration:
         timing: Timing,
         finish: FinishReason | None,
     ) -> None:
-        """Records one step, with which the sequence ends if its text or `finish` says so."""
+        """Record one step, with which the sequence ends if its text or `finish` says so."""
         sequence = self._sequences[sequence_index]
         piece = sequence.text.push(decision.token_id, last=finish is not None)
         sequence.token_ids.append(decision.token_id)
@@ -242,7 +242,7 @@ class RunningGeneration:
         return all(s.finish_reason is not None for s in self._sequences)
 
     def finish(self, reason: FinishReason | None = None, failure: Failure | None = None) -> None:
-        """Writes FINISHED, once; `reason` is None where the sequences' own reasons stand."""
+        """Write FINISHED, once; `reason` is None where the sequences' own reasons stand."""
         if self.done.is_set():
             return
         for timer in self.timers.values():
@@ -290,7 +290,7 @@ class RunningGeneration:
         )
 
     def fail(self, reason: str, message: str) -> None:
-        """Closes it as FAILED, with the code that a live call would have got."""
+        """Close it as FAILED, with the code that a live call would have got."""
         code = _FAILURE_CODES.get(reason, Code.INTERNAL)
         self.finish(FinishReason.FAILED, Failure(code, reason, message))
 

@@ -105,7 +105,7 @@ class Generations:
     # ---- starting ----
 
     async def start(self, request: GenerationRequest, arrival: Arrival) -> str:
-        """Admits a request, or joins the generation that an equal request began.
+        """Admit a request, or joins the generation that an equal request began.
 
         Returns:
             The generation's id.
@@ -256,7 +256,7 @@ class Generations:
                 self._set_timer(running, "grace", running.grace_s, FinishReason.CANCELLED)
 
     async def cancel(self, generation_id: str) -> None:
-        """Stops a generation at once; one that has finished stays as it is.
+        """Stop a generation at once; one that has finished stays as it is.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
@@ -297,7 +297,7 @@ class Generations:
     # ---- the engine's side ----
 
     async def run(self) -> None:
-        """Records what the engine makes, over its deaths and restarts.
+        """Record what the engine makes, over its deaths and restarts.
 
         Raises:
             EngineLostError: it could not be had back; what was running is INTERRUPTED.
@@ -374,7 +374,7 @@ class Generations:
                     self._readmission.note_step(running)
 
     async def _record_prompts(self, turn: Turn) -> None:
-        """Records the prompts' own steps, a slice at a time."""
+        """Record the prompts' own steps, a slice at a time."""
         for scored in turn.prompt_scored:
             running = self._running.get(scored.generation_id)
             if running is not None:
@@ -382,7 +382,7 @@ class Generations:
                     await _record_in_slices(running, running.record_prompt(scored))
 
     async def _record_searches(self, turn: Turn) -> None:
-        """Records what won the beam searches that are over, a slice at a time."""
+        """Record what won the beam searches that are over, a slice at a time."""
         for won in turn.beam_steps:
             running = self._running.get(won.generation_id)
             if running is not None:
@@ -422,7 +422,7 @@ class Generations:
         self._forget(running)
 
     async def drain(self, grace_s: float) -> None:
-        """Admits nothing more, lets what runs finish within the grace, interrupts the rest."""
+        """Admit nothing more, lets what runs finish within the grace, interrupts the rest."""
         self._draining = True
         await self._texts.close()
         try:
@@ -435,7 +435,7 @@ class Generations:
 
 
 async def _record_in_slices(running: RunningGeneration, recording: Iterator[None]) -> None:
-    """Records step after step, unless the generation ends meanwhile, and lets others have turns."""
+    """Record step after step, unless the generation ends meanwhile, and lets others have turns."""
     for number, _ in enumerate(recording, 1):
         if number % _STEPS_IN_A_SLICE == 0:
             await asyncio.sleep(0)

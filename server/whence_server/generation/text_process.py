@@ -68,7 +68,7 @@ class TextProcess:
         return self._process.returncode is not None or self._reader.at_eof()
 
     async def start(self) -> None:
-        """Starts the process and waits until it has loaded the tokenizer.
+        """Start the process and waits until it has loaded the tokenizer.
 
         Raises:
             TextProcessError: it does not start.
@@ -103,7 +103,7 @@ class TextProcess:
             )
 
     async def prepare(self, request: GenerationRequest) -> Prepared:
-        """Prepares a request; see `prepare.prepare_request`.
+        """Prepare a request; see `prepare.prepare_request`.
 
         Raises:
             InvalidRequestError: the request's fault, a limit that was passed among others.
@@ -130,12 +130,12 @@ class TextProcess:
         return prepared
 
     def kill(self) -> None:
-        """Ends the process at once, whatever it does; `prepare` then raises."""
+        """End the process at once, whatever it does; `prepare` then raises."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
     async def stop(self) -> int:
-        """Ends the process at once; returns its exit status, negative for a signal."""
+        """End the process at once; returns its exit status, negative for a signal."""
         if self._writer is not None:
             self._writer.close()
         if self._process is None:
@@ -144,7 +144,7 @@ class TextProcess:
         return await self._process.wait()
 
     async def _wait_for_exit(self) -> int:
-        """Waits for a process that has closed its end; returns its exit status, as `stop`.
+        """Wait for a process that has closed its end; returns its exit status, as `stop`.
 
         It is not killed: a signal to a process that has just ended loses its exit status.
         """

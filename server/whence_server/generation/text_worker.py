@@ -54,7 +54,7 @@ class Setup(NamedTuple):
 
 
 def main(descriptor: int) -> int:
-    """Serves the front at the other end of the socket until it closes."""
+    """Serve the front at the other end of the socket until it closes."""
     # The front decides when to end: a Ctrl-C in its terminal is for it alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a caller sent is not to lie about in a core file.

@@ -35,7 +35,7 @@ class Texts(Protocol):
         """See `prepare.prepare_request`, which also says what it raises."""
 
     async def close(self) -> None:
-        """Ends what is being prepared with DrainingError, and prepares nothing more."""
+        """End what is being prepared with DrainingError, and prepares nothing more."""
 
 
 @dataclass(eq=False)
@@ -88,11 +88,11 @@ class TextProcesses:
         return [lane.process.pid for lane in self._lanes if lane.process and lane.process.pid]
 
     def start(self) -> None:
-        """Starts the process for short requests, in the background."""
+        """Start the process for short requests, in the background."""
         self._begin_start(self._lanes[0])
 
     async def prepare(self, request: GenerationRequest) -> Prepared:
-        """Prepares a request; see `prepare.prepare_request`.
+        """Prepare a request; see `prepare.prepare_request`.
 
         Where nobody waits for the answer any more, the process that is at it is killed.
 
@@ -119,7 +119,7 @@ class TextProcesses:
             self._abandon(job)
 
     async def close(self) -> None:
-        """Ends what is being prepared with DrainingError, and every process."""
+        """End what is being prepared with DrainingError, and every process."""
         self._closed = True
         for queue in (self._short, self._long):
             _fail(queue, DrainingError())
@@ -139,7 +139,7 @@ class TextProcesses:
         return self._long if request.size_bytes > SHORT_BYTES else self._short
 
     def _dispatch(self) -> None:
-        """Gives work to idle processes, and starts one where there is more."""
+        """Return work to idle processes, and starts one where there is more."""
         first = self._lanes[0]
         for lane in self._lanes:
             queues = (self._long, self._short) if lane.takes_long else (self._short,)
@@ -224,7 +224,7 @@ class TextProcesses:
             _fail([job], TextProcessError(f"the text process ended twice of a request: {error}"))
 
     def _abandon(self, job: _Job) -> None:
-        """Forgets a request whose caller has gone."""
+        """Forget a request whose caller has gone."""
         job.done.cancel()
         queue = self._get_queue(job.request)
         if job in queue:

@@ -18,7 +18,7 @@ def trace_context(
     method: str = "",
     sampler: Sampler = DEFAULT_ON,
 ) -> TraceContext:
-    """Reads a call's `traceparent` and `tracestate`, and gives its SERVER span an id.
+    """Read a call's `traceparent` and `tracestate`, and gives its SERVER span an id.
 
     A missing or malformed parent starts a new trace, as W3C Trace Context wants it. The caller's
     `baggage` is left alone: the server makes no call that could carry it on, and what is in it

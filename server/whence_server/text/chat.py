@@ -35,7 +35,7 @@ class ChatTemplate:
     def __init__(
         self, source: str | Mapping[str, str] | None, special_tokens: Mapping[str, str]
     ) -> None:
-        """Keeps the templates.
+        """Keep the templates.
 
         Args:
             source: Jinja; several by their names; or None where the model has no chat template.
@@ -50,7 +50,7 @@ class ChatTemplate:
         arguments: Mapping[str, Any] | None = None,
         name: str = "",
     ) -> str:
-        """Makes the prompt of a conversation.
+        """Make the prompt of a conversation.
 
         Args:
             messages: the conversation, oldest first.

@@ -49,14 +49,14 @@ class CleaningDetokenizer:
         return text
 
     def push(self, token_id: int) -> str:
-        """Takes the next token."""
+        """Take the next token."""
         text = self._detokenizer.push(token_id)
         for stage in self._stages:
             text = stage.feed(text)
         return text
 
     def flush(self) -> str:
-        """Returns what was held back."""
+        """Return what was held back."""
         text = self._detokenizer.flush()
         for stage in self._stages:
             text = stage.feed(text) + stage.flush()

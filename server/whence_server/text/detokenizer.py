@@ -32,10 +32,10 @@ class Detokenizer(Protocol):
         """Return what `flush` would return."""
 
     def push(self, token_id: int) -> str:
-        """Takes the next token; returns the text that became certain with it."""
+        """Take the next token; returns the text that became certain with it."""
 
     def flush(self) -> str:
-        """Returns the rest, as no more tokens come; incomplete characters become U+FFFD."""
+        """Return the rest, as no more tokens come; incomplete characters become U+FFFD."""
 
 
 class ByteLevelDetokenizer:
@@ -46,7 +46,7 @@ class ByteLevelDetokenizer:
     """
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
-        """Begins a sequence; `token_bytes` is by id, b"" for tokens that add no text."""
+        """Begin a sequence; `token_bytes` is by id, b"" for tokens that add no text."""
         self._token_bytes = token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -61,13 +61,13 @@ class ByteLevelDetokenizer:
         return self._utf8.getstate()[0].decode(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """Takes the next token; ids beyond the vocabulary add nothing."""
+        """Take the next token; ids beyond the vocabulary add nothing."""
         if token_id >= len(self._token_bytes):
             return ""
         return self._utf8.decode(self._token_bytes[token_id])
 
     def flush(self) -> str:
-        """Returns U+FFFD for an incomplete character, else nothing."""
+        """Return U+FFFD for an incomplete character, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -93,7 +93,7 @@ class WindowedDetokenizer:
         *,
         holds_replacement: bool = False,
     ) -> None:
-        """Begins a sequence.
+        """Begin a sequence.
 
         Args:
             decode: the tokenizer's decoder.
@@ -125,7 +125,7 @@ class WindowedDetokenizer:
         return REPLACEMENT * len(self._bytes) + decoded[len(self._context_text) :]
 
     def push(self, token_id: int) -> str:
-        """Takes the next token; ids beyond the vocabulary add nothing."""
+        """Take the next token; ids beyond the vocabulary add nothing."""
         token = self._tokens[token_id] if token_id < len(self._tokens) else None
         if token is None:
             # Left out here: it neither begins a text nor ends a run of bytes.
@@ -136,7 +136,7 @@ class WindowedDetokenizer:
         return self._push_byte(token, bytes([byte]))
 
     def flush(self) -> str:
-        """Returns what was held back."""
+        """Return what was held back."""
         added = self._give_up()
         text = self._decode([token for unit in self._context for token in unit])
         added += text[len(self._context_text) :]
@@ -177,7 +177,7 @@ class WindowedDetokenizer:
         return text
 
     def _keep_context(self, units: list[list[str]]) -> None:
-        """Keeps the fewest last ones that have text: the next one is not the first then."""
+        """Keep the fewest last ones that have text: the next one is not the first then."""
         # A character has up to four bytes, and they may be spread over as many tokens.
         shortest = 4 if self._holds_replacement else 1
         for length in range(shortest, _MAX_CONTEXT + 1):

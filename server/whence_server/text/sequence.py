@@ -88,7 +88,7 @@ class SequenceText:
         return "".join(self._released)
 
     def push(self, token_id: int, *, last: bool) -> Piece:
-        """Takes the next token.
+        """Take the next token.
 
         With `last`, what was held back is released: an incomplete character as U+FFFD, and
         the beginning of a stop string that was never completed.

@@ -32,7 +32,7 @@ class StopSearch:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Prepares the search.
+        """Prepare the search.
 
         Raises:
             ValueError: a stop string is empty.
@@ -45,7 +45,7 @@ class StopSearch:
         self._num_claimed = 0
 
     def feed(self, text: str, *, output: bool | None = True) -> Searched:
-        """Takes the next piece; to be called until a stop is found.
+        """Take the next piece; to be called until a stop is found.
 
         Args:
             text: the piece.
@@ -125,7 +125,7 @@ class _Automaton:
         self._pattern = _get_pattern(stop)
 
     def feed(self, text: str) -> int | None:
-        """Returns the offset in `text` just past the first match, or None."""
+        """Return the offset in `text` just past the first match, or None."""
         stop = self.stop
         matched = self.num_matched
         offset = 0

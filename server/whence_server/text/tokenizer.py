@@ -41,7 +41,7 @@ class TextEncoder:
     """
 
     def __init__(self, files: TextFiles) -> None:
-        """Loads the tokenizer from its files, as the engine exported them."""
+        """Load the tokenizer from its files, as the engine exported them."""
         self._tokenizer = Tokenizer.from_str(files.tokenizer_json)
         # Settings of the tokenizer's training that transformers leaves out of a call as well.
         self._tokenizer.no_truncation()
@@ -117,7 +117,7 @@ class TextTokenizer(TextEncoder):
     """A tokenizer that also knows each token by itself, for texts that grow token by token."""
 
     def __init__(self, files: TextFiles, vocabulary_size: int) -> None:
-        """Loads the tokenizer.
+        """Load the tokenizer.
 
         Args:
             files: as the engine exported them.

@@ -17,7 +17,7 @@ class LoneSurrogateError(ValueError):
 
 
 def check_unicode(text: str) -> None:
-    """Raises `LoneSurrogateError` where the text cannot be written as UTF-8."""
+    """Raise `LoneSurrogateError` where the text cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

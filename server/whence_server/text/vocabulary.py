@@ -131,7 +131,7 @@ def _map_byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[
 def _decode_in_context(
     tokenizer: Tokenizer, token_ids: Iterable[int]
 ) -> Iterator[tuple[int, bytes]]:
-    """Decodes each token after another one, for the first of a text may look different."""
+    """Decode each token after another one, for the first of a text may look different."""
     raw = _map_byte_tokens(tokenizer)
     before = tokenizer.encode("a", add_special_tokens=False).ids
     skip = len(tokenizer.decode(before, skip_special_tokens=False))

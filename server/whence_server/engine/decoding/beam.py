@@ -106,7 +106,7 @@ class BeamSearch:
         return [hypothesis for hypothesis in finished if hypothesis is not None]
 
     def advance(self, logprobs: torch.Tensor) -> Round:
-        """Extends the beams by a token.
+        """Extend the beams by a token.
 
         Args:
             logprobs: float32 [beams, V]: of each beam's next token, after all processors.
@@ -163,7 +163,7 @@ class BeamSearch:
     def _finish(
         self, candidates: list[Hypothesis], scores: torch.Tensor, competes: torch.Tensor
     ) -> list[Hypothesis]:
-        """Lets what has ended compete with what had before; returns those that got in."""
+        """Let what has ended compete with what had before; returns those that got in."""
         scores = scores / (self._num_rounds + 1) ** self._length_penalty
         if self._is_enough():
             scores = scores + OUT_OF_THE_RACE

@@ -43,7 +43,7 @@ class Chooser:
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Decision | NoChoice]:
-        """Makes one step of every row; appends nothing to them.
+        """Make one step of every row; appends nothing to them.
 
         Args:
             logits: [B, V], of the rows' newest positions, in any floating-point type.
@@ -63,7 +63,7 @@ class Chooser:
     def extend_beams(
         self, logits: torch.Tensor, rows: Sequence[Row], search: BeamSearch
     ) -> Round | NoChoice:
-        """Makes one round of a beam search; appends nothing to its rows.
+        """Make one round of a beam search; appends nothing to its rows.
 
         Args:
             logits: [beams, V], of the beams' newest positions, in any floating-point type.
@@ -99,7 +99,7 @@ class Chooser:
     def score_prompt(
         self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
     ) -> list[Decision]:
-        """Explains tokens that were given, under the model's own distribution.
+        """Explain tokens that were given, under the model's own distribution.
 
         Args:
             logits: [T, V], in any floating-point type.

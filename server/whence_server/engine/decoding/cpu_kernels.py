@@ -189,7 +189,7 @@ def _remove_bins(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
     boundaries: Any,
     most_removed: Any,
 ) -> None:
-    """Removes the bins that fit into `most_removed` whole, and takes their mass from it."""
+    """Remove the bins that fit into `most_removed` whole, and takes their mass from it."""
     num_tokens = scores.shape[1]
     for row in range(scores.shape[0]):
         top = tops[row]

@@ -40,7 +40,7 @@ class Kernels(Protocol):
     """The passes, over float32 [rows, V]."""
 
     def count_above(self, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-        """Counts each row's values above its threshold [rows]: int64 [rows]."""
+        """Count each row's values above its threshold [rows]: int64 [rows]."""
 
     def compute_entropies(
         self, logprobs: torch.Tensor, probabilities: torch.Tensor
@@ -63,7 +63,7 @@ class Kernels(Protocol):
     def run_race(
         self, logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]
     ) -> Race:
-        """Draws a token for each row; only those with a logprob above -inf can be drawn.
+        """Draw a token for each row; only those with a logprob above -inf can be drawn.
 
         Args:
             logprobs: [rows, V], normalised: the distribution drawn from.

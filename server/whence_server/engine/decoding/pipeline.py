@@ -63,7 +63,7 @@ class Pipeline:
         self._table = Scratch(vocabulary_size, device)
 
     def run(self, scores: torch.Tensor, rows: Sequence[Row]) -> Distributions:
-        """Makes a step's distributions.
+        """Make a step's distributions.
 
         Args:
             scores: float32 [B, V]; not changed. Rows that are no distribution go through the
@@ -109,7 +109,7 @@ class Pipeline:
         rows: Sequence[Row],
         scores: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the scores of the rows that the stage is for, and then those of all rows."""
+        """Return the scores of the rows that the stage is for, and then those of all rows."""
         stage, members, _ = application
         token_ids = self._pad_histories([rows[i] for i in members] if stage.reads_history else [])
         if len(members) == len(rows):

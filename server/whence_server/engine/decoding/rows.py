@@ -79,11 +79,11 @@ class Row:
         return self.decoding.forced_token_ids[self.index]
 
     def rewrite(self, token_ids: npt.NDArray[np.int64]) -> None:
-        """Takes over another past of the same length: a beam that extends another hypothesis."""
+        """Take over another past of the same length: a beam that extends another hypothesis."""
         self._token_ids[: self._num_tokens] = token_ids
 
     def append(self, token_id: int) -> None:
-        """Adds the token of the step just made."""
+        """Add the token of the step just made."""
         if self._num_tokens == len(self._token_ids):
             self._token_ids = np.concatenate([self._token_ids, np.empty_like(self._token_ids)])
         self._token_ids[self._num_tokens] = token_id

@@ -42,21 +42,21 @@ def find_top_candidates(
 
 
 def copy_to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Brings tensors to the CPU in one copy, whatever their types and shapes."""
+    """Bring tensors to the CPU in one copy, whatever their types and shapes."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return list(tensors)
     return unpack(pack(tensors).cpu(), tensors)
 
 
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Lays tensors' bytes one after another: uint8."""
+    """Lay tensors' bytes one after another: uint8."""
     return torch.cat(
         [tensors[i].contiguous().flatten().view(torch.uint8) for i in _sort_by_alignment(tensors)]
     )
 
 
 def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Takes apart what `pack` laid together; types and shapes as those of `like`."""
+    """Take apart what `pack` laid together; types and shapes as those of `like`."""
     found: list[torch.Tensor] = list(like)
     begin = 0
     for i in _sort_by_alignment(like):

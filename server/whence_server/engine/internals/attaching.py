@@ -32,7 +32,7 @@ def attach_internals(
 
 
 def attach_internals_to_round(made: Round, readout: ProbeReadout) -> None:
-    """Completes the decisions of a search's round: each token drew on what its parent read.
+    """Complete the decisions of a search's round: each token drew on what its parent read.
 
     Args:
         made: its survivors' decisions are changed.

@@ -59,7 +59,7 @@ _callbacks: list[Callable[[ReadAttention], None]] = []
 
 @contextmanager
 def collect_attention() -> Iterator[list[LayerAttention]]:
-    """Collects all that the layers' attention does in the passes within."""
+    """Collect all that the layers' attention does in the passes within."""
     attended: list[LayerAttention] = []
     with probe_attention(lambda read: attended.append(read())):
         yield attended
@@ -67,7 +67,7 @@ def collect_attention() -> Iterator[list[LayerAttention]]:
 
 @contextmanager
 def probe_attention(callback: Callable[[ReadAttention], None]) -> Iterator[None]:
-    """Lets `callback` look at each layer's attention in the passes within."""
+    """Let `callback` look at each layer's attention in the passes within."""
     _callbacks.append(callback)
     try:
         yield
@@ -76,7 +76,7 @@ def probe_attention(callback: Callable[[ReadAttention], None]) -> Iterator[None]
 
 
 def adopt(model: Any) -> str | None:
-    """Puts our function into the model's place, if its attention can be served by it.
+    """Put our function into the model's place, if its attention can be served by it.
 
     Returns:
         Why not; then the model is as it was. None where it is in place.
@@ -125,12 +125,12 @@ def _asks_for(kind: type[torch.nn.Module], name: str) -> bool:
 
 
 def install(model: Any) -> None:
-    """Puts our function into the place of an original that it has served before."""
+    """Put our function into the place of an original that it has served before."""
     model.set_attn_implementation(NAMES[get_implementation(model)])
 
 
 def restore(model: Any) -> None:
-    """Gives the model its original attention back."""
+    """Return the model its original attention back."""
     original = get_original_implementation(model)
     if get_implementation(model) != original:
         model.set_attn_implementation(original)

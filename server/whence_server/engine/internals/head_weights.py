@@ -36,7 +36,7 @@ class HeadWeights(NamedTuple):
 
 
 def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
-    """Reads a file, and holds it against the model's weights.
+    """Read a file, and holds it against the model's weights.
 
     Raises:
         ConfigurationError: it cannot be read, is no such file, or is another model's.
@@ -75,7 +75,7 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
 
 
 def write_head_weights(path: Path, weights_digest: str, values: Sequence[Sequence[float]]) -> None:
-    """Writes a file that `read_head_weights` reads; whole, or not at all.
+    """Write a file that `read_head_weights` reads; whole, or not at all.
 
     Raises:
         ConfigurationError: it is there already, or cannot be written.

@@ -32,7 +32,7 @@ def find_layers(model: Any) -> torch.nn.ModuleList:
 
 @contextmanager
 def collect_layer_outputs(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collects what each layer gives for the newest token, [rows, width], in the passes within."""
+    """Collect what each layer gives for the newest token, [rows, width], in the passes within."""
     outputs: list[torch.Tensor] = []
     with probe_layers(layers, lambda read: outputs.append(read())):
         yield outputs
@@ -42,7 +42,7 @@ def collect_layer_outputs(layers: Sequence[torch.nn.Module]) -> Iterator[list[to
 def probe_layers(
     layers: Sequence[torch.nn.Module], callback: Callable[[ReadOutput], None]
 ) -> Iterator[None]:
-    """Lets `callback` look at each layer's output for the newest token in the passes within."""
+    """Let `callback` look at each layer's output for the newest token in the passes within."""
     handles = [
         layer.register_forward_hook(
             lambda _module, _args, output: callback(lambda: _take_newest(output))
@@ -60,7 +60,7 @@ def probe_layers(
 def replace_layers(
     layers: Sequence[torch.nn.Module], instead: Callable[[torch.Tensor], torch.Tensor], like: Any
 ) -> Iterator[None]:
-    """Lets `instead` answer for the layers: it takes and gives the residual stream.
+    """Let `instead` answer for the layers: it takes and gives the residual stream.
 
     Args:
         layers: those that do not compute within.

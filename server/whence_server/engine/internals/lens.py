@@ -68,7 +68,7 @@ class Lens:
         return logits.float()
 
     def read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[LensReadout | None]:
-        """Reads the layers for each row's chosen token, among its own candidates.
+        """Read the layers for each row's chosen token, among its own candidates.
 
         Args:
             hidden: [rows, layers, width]
@@ -129,7 +129,7 @@ def _mark_repeated(decision: Decision, table: list[int], widest: int) -> list[bo
 
 @torch.inference_mode()
 def build_lens(model: Any) -> Lens:
-    """Makes a lens, and compares it with the model.
+    """Make a lens, and compares it with the model.
 
     At the last layer it has to give the model's own logits, and further down those of the whole
     model with its later layers left out.

@@ -73,7 +73,7 @@ def translate_probe_errors() -> Iterator[None]:
 
 @contextmanager
 def probing(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer"]:
-    """Sees what the pass within shows.
+    """See what the pass within shows.
 
     Args:
         probe: the model's.
@@ -118,11 +118,11 @@ class ActivationBuffer:
         return Activations(hidden, self.weights, self.values)
 
     def add_output(self, read: Callable[[], torch.Tensor]) -> None:
-        """Takes a layer's output."""
+        """Take a layer's output."""
         self._collect(lambda: self.outputs.append(read()))
 
     def add_attention(self, read: Callable[[], LayerAttention]) -> None:
-        """Takes what a layer's attention did, and keeps nothing else of it alive."""
+        """Take what a layer's attention did, and keeps nothing else of it alive."""
         self._collect(lambda: self._keep(read()))
 
     def _keep(self, attended: LayerAttention) -> None:

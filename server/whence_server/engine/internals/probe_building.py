@@ -202,7 +202,7 @@ def _find_attention_modules(model: Any) -> list[torch.nn.Module]:
 
 @contextmanager
 def _collect_linear_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[list[ModuleInput]]:
-    """Collects what the weight matrices within these modules are given."""
+    """Collect what the weight matrices within these modules are given."""
     inputs: list[ModuleInput] = []
     handles = []
     for attention in dict.fromkeys(modules):  # several layers may share one

@@ -75,14 +75,14 @@ class ProbedRows:
         return self._rows
 
     def join(self, rows: Sequence[int], prompt: "ProbedPrompt") -> None:
-        """Takes in rows that continue one prompt."""
+        """Take in rows that continue one prompt."""
         self._rows += rows
         self._lengths += [prompt.length] * len(rows)
         if prompt.norms is not None:
             self._norms.insert_columns([prompt.norms], len(rows))
 
     def leave(self, row: int, last: int) -> None:
-        """Drops a row, if it is probed; the batch's last row takes its number."""
+        """Drop a row, if it is probed; the batch's last row takes its number."""
         if row in self._rows:
             place = self._rows.index(row)
             if self._probe.norms is not None:
@@ -95,7 +95,7 @@ class ProbedRows:
             self._rows[self._rows.index(last)] = row
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Makes each destination a copy of what its source was before: all ask, or none."""
+        """Make each destination a copy of what its source was before: all ask, or none."""
         places = {row: place for place, row in enumerate(self._rows)}
         pairs = [
             (places[source], places[destination])
@@ -106,7 +106,7 @@ class ProbedRows:
             self._norms.copy_rows(*zip(*pairs, strict=True))
 
     def clear(self) -> None:
-        """Drops all rows."""
+        """Drop all rows."""
         self._rows.clear()
         self._lengths.clear()
         self._norms.clear()
@@ -114,7 +114,7 @@ class ProbedRows:
     def read_probe(
         self, activations: Activations, newest_values: Sequence[torch.Tensor]
     ) -> ProbeReadout:
-        """Takes in a step's new column, and says what the rows drew on.
+        """Take in a step's new column, and says what the rows drew on.
 
         Args:
             activations: of all rows.
@@ -158,7 +158,7 @@ class ProbedPrompt:
         self.norms: torch.Tensor | None = None
 
     def read(self, start: int, values: Sequence[torch.Tensor]) -> None:
-        """Takes in a piece of it, which is never looked at again.
+        """Take in a piece of it, which is never looked at again.
 
         Args:
             start: the position that it begins at.
@@ -193,14 +193,14 @@ class _Norms(Columns):
         self.norms: torch.Tensor
 
     def append(self, column: torch.Tensor) -> torch.Tensor:
-        """Writes a column [rows, K] for all rows; returns all visible ones."""
+        """Write a column [rows, K] for all rows; returns all visible ones."""
         self.make_room(1)
         self.norms[: self.num_rows, :, self.end] = column
         self.end += 1
         return self.norms[: self.num_rows, :, self.start : self.end]
 
     def trim(self, longest: int) -> None:
-        """Hides the columns in which no row has anything any more."""
+        """Hide the columns in which no row has anything any more."""
         if self.is_initialized:
             self.start = self.end - longest
 

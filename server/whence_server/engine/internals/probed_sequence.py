@@ -34,11 +34,11 @@ class ProbedSequence:
         return other
 
     def restart(self) -> None:
-        """Forgets its positions: its next pass reads all of them once more."""
+        """Forget its positions: its next pass reads all of them once more."""
         self._norms = None
 
     def read_probe(self) -> tuple[list[Sources], torch.Tensor | None]:
-        """Takes in what its last pass read, and says what the newest position drew on.
+        """Take in what its last pass read, and says what the newest position drew on.
 
         Returns:
             Its sources, none where the model gives none; its layers' outputs, [1, layers, width],

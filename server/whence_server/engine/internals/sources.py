@@ -124,7 +124,7 @@ class OutputNorms:
 def find_projections(
     passes: Sequence[LayerAttention], inputs: Sequence["ModuleInput"]
 ) -> list[torch.Tensor]:
-    """Finds each layer's output projection by what it was given: the heads' outputs as they are.
+    """Find each layer's output projection by what it was given: the heads' outputs as they are.
 
     Args:
         passes: one for each layer, of one pass.
@@ -217,7 +217,7 @@ def _take_newest(weights: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def list_sources(contributions: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:
-    """Cuts [R, W] into what is recorded of each row.
+    """Cut [R, W] into what is recorded of each row.
 
     Args:
         contributions: right-aligned, the newest position in the last column.

@@ -75,7 +75,7 @@ class _StreamCollector:
         self.begin()
 
     def begin(self) -> None:
-        """Forgets the pass before."""
+        """Forget the pass before."""
         self._stream: torch.Tensor | None = None
         self.streams: list[torch.Tensor] = []
         self.num_heads: list[int] = []

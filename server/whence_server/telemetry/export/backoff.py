@@ -25,16 +25,16 @@ class Backoff:
         self._bound_s = initial_s
 
     def next_s(self, at_least_s: float = 0.0) -> float:
-        """Gives the next delay: half of the current bound, and up to half more by chance."""
+        """Return the next delay: half of the current bound, and up to half more by chance."""
         delay = self._bound_s * (1 + self._jitter()) / 2
         self._bound_s = min(2 * self._bound_s, self._maximum_s)
         return max(delay, at_least_s)
 
     def longest_s(self) -> float:
-        """Goes to the longest delay at once."""
+        """Go to the longest delay at once."""
         self._bound_s = self._maximum_s
         return self.next_s()
 
     def reset(self) -> None:
-        """Starts over: the destination has answered."""
+        """Start over: the destination has answered."""
         self._bound_s = self._initial_s

@@ -61,7 +61,7 @@ class Courier:
         self._alarmed = False
 
     async def attempt(self, spans: list[bytes]) -> Outcome:
-        """Makes one request. An answer that rejects all of its spans counts as a refusal."""
+        """Make one request. An answer that rejects all of its spans counts as a refusal."""
         self._stats.num_requests += 1
         try:
             outcome = await self._sink.export(self._envelope.request(spans))
@@ -72,11 +72,11 @@ class Courier:
         return outcome
 
     async def takes(self, span: bytes) -> bool:
-        """Sends one span, and says whether the destination took it."""
+        """Send one span, and says whether the destination took it."""
         return isinstance(await self.attempt([span]), Accepted)
 
     async def hold(self, unwanted: Unwanted, *, takes_others: bool = False) -> None:
-        """Waits before the next attempt, as long as the backoff or the destination says.
+        """Wait before the next attempt, as long as the backoff or the destination says.
 
         Args:
             unwanted: the answer to the last attempt.
@@ -92,13 +92,13 @@ class Courier:
         await self._sleep(delay_s)
 
     def has_taken(self) -> None:
-        """Notes that the destination took what is delivered."""
+        """Note that the destination took what is delivered."""
         self.takes_others()
         self._stats.retrying = False
         self._told = ""
 
     def takes_others(self) -> None:
-        """Notes that the destination takes spans after it was held: the next delays are short."""
+        """Note that the destination takes spans after it was held: the next delays are short."""
         self._backoff.reset()
         self._stats.refusing = False
         if self._alarmed:
@@ -116,7 +116,7 @@ class Courier:
         return self._backoff.next_s(min(asked_s or 0.0, MAX_ASKED_DELAY_S))
 
     def _tell(self, reason: str, delay_s: float) -> None:
-        """Logs one line for each new kind of error: an hour of them fills no log."""
+        """Log one line for each new kind of error: an hour of them fills no log."""
         new = error_kind(reason) != error_kind(self._told)
         self._told = reason
         if new and self._stats.refusing:

@@ -70,7 +70,7 @@ class Delivery:
         self._trial = Trial(self._courier, self._witnesses, long_patience, chance)
 
     async def deliver(self, spans: list[bytes], others: Others | None = None) -> None:
-        """Returns once every span was taken, rejected or set aside.
+        """Return once every span was taken, rejected or set aside.
 
         Args:
             spans: each a ScopeSpans message that holds it alone.
@@ -102,7 +102,7 @@ class Delivery:
             )
 
     async def _send(self, spans: list[bytes], *, suspected: bool) -> Unwanted | None:
-        """Sends until it is known: taken (None), to be halved, or a single span to be given up."""
+        """Send until it is known: taken (None), to be halved, or a single span to be given up."""
         num_attempts = num_failures = 0
         while True:
             outcome = await self._courier.attempt(spans)

@@ -93,7 +93,7 @@ class OtlpGrpcSink:
         )
 
     async def export(self, request: bytes) -> Outcome:
-        """Sends one serialised ExportTraceServiceRequest."""
+        """Send one serialised ExportTraceServiceRequest."""
         try:
             answer = await self._export(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
@@ -105,12 +105,12 @@ class OtlpGrpcSink:
         return Accepted(partial.rejected_spans, partial.error_message)
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """Close the channel."""
         await self._channel.close()
 
 
 def grpc_metadata(headers: Mapping[str, str]) -> dict[str, str | bytes]:
-    """Gives headers as gRPC takes them: those whose names end in "-bin" as bytes."""
+    """Return headers as gRPC takes them: those whose names end in "-bin" as bytes."""
     return {
         name: decode_binary_value(value) if name.endswith(BINARY_SUFFIX) else value
         for name, value in headers.items()
@@ -136,7 +136,7 @@ def _outcome_of(error: grpc.aio.AioRpcError) -> Outcome:
 
 
 def _retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:
-    """Reads google.rpc.RetryInfo from the status details; None where there is none."""
+    """Read google.rpc.RetryInfo from the status details; None where there is none."""
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin":
             continue

@@ -99,7 +99,7 @@ class OtlpHttpSink:
         )
 
     async def export(self, request: bytes) -> Outcome:
-        """Posts one serialised ExportTraceServiceRequest."""
+        """Post one serialised ExportTraceServiceRequest."""
         if self._gzip:
             request = await asyncio.to_thread(gzip.compress, request, _GZIP_LEVEL)
         try:
@@ -116,7 +116,7 @@ class OtlpHttpSink:
         return self._outcome_of(response, body)
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._session.close()
 
     def _outcome_of(self, response: aiohttp.ClientResponse, body: bytes) -> Outcome:
@@ -133,7 +133,7 @@ class OtlpHttpSink:
         return Refused(reason)
 
     def _retry_after_s(self, response: aiohttp.ClientResponse) -> float | None:
-        """Reads Retry-After, seconds or a date; None where there is none, or nonsense."""
+        """Read Retry-After, seconds or a date; None where there is none, or nonsense."""
         text = response.headers.get("retry-after", "")
         try:
             seconds = float(text)
@@ -146,7 +146,7 @@ class OtlpHttpSink:
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
-    """Reads an answer's body, up to a bound: nobody's error page is to fill the memory."""
+    """Read an answer's body, up to a bound: nobody's error page is to fill the memory."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -156,7 +156,7 @@ async def _body_of(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
-    """Reads an answer that says the spans were taken, and believes no other page."""
+    """Read an answer that says the spans were taken, and believes no other page."""
     answer = ExportTraceServiceResponse()
     is_page = response.content_type == HTML
     try:

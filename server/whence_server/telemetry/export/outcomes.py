@@ -60,9 +60,9 @@ class SpanSink(Protocol):
     """Where spans go. What it raises counts as `TryAgain`."""
 
     async def export(self, request: bytes) -> Outcome:
-        """Sends a serialised opentelemetry ExportTraceServiceRequest and waits for the answer."""
+        """Send a serialised opentelemetry ExportTraceServiceRequest and waits for the answer."""
         ...
 
     async def close(self) -> None:
-        """Lets go of connections."""
+        """Let go of connections."""
         ...

@@ -40,7 +40,7 @@ class PluggedSink:
         self._name = name
 
     async def export(self, request: bytes) -> Outcome:
-        """Hands over the spans of one serialised ExportTraceServiceRequest."""
+        """Hand over the spans of one serialised ExportTraceServiceRequest."""
         try:
             result = await _in_thread(lambda: self._export(request))
         except Exception as error:  # noqa: BLE001 - whatever it raises, ours goes on
@@ -50,7 +50,7 @@ class PluggedSink:
         return Failed(f"{self._name} returned {getattr(result, 'name', repr(result))}")
 
     async def close(self) -> None:
-        """Lets the exporter finish, and shuts it down; not for longer than some seconds."""
+        """Let the exporter finish, and shuts it down; not for longer than some seconds."""
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await _in_thread(self._close)
@@ -68,7 +68,7 @@ class PluggedSink:
 
 
 def load_exporter(name: str) -> SdkSpanExporter:
-    """Makes an exporter: an installed one by its entry point's name, or MODULE:CALLABLE.
+    """Make an exporter: an installed one by its entry point's name, or MODULE:CALLABLE.
 
     The callable is called without arguments, as OpenTelemetry's own configuration does.
 
@@ -111,7 +111,7 @@ def _callable(name: str) -> Callable[[], Any]:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Runs a function in a daemon thread: one that hangs does not keep the process alive."""
+    """Run a function in a daemon thread: one that hangs does not keep the process alive."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

@@ -31,7 +31,7 @@ _KINDS = {
 
 
 def readable_spans(request: bytes) -> Iterator[ReadableSpan]:
-    """Makes finished spans of a serialised ExportTraceServiceRequest, in its order."""
+    """Make finished spans of a serialised ExportTraceServiceRequest, in its order."""
     for resource_spans in ExportTraceServiceRequest.FromString(request).resource_spans:
         resource = Resource(
             attributes_of(resource_spans.resource.attributes), resource_spans.schema_url
@@ -43,7 +43,7 @@ def readable_spans(request: bytes) -> Iterator[ReadableSpan]:
 
 
 def attributes_of(attributes: Iterable[KeyValue]) -> dict[str, Value]:
-    """Decodes OTLP attributes."""
+    """Decode OTLP attributes."""
     return {attribute.key: _value(attribute.value) for attribute in attributes}
 
 

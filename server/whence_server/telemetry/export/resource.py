@@ -23,7 +23,7 @@ def service_resource(
     attributes: Mapping[str, AttributeValue] = {},
     environment: Mapping[str, str] = {},
 ) -> Resource:
-    """Describes this server: "whence", unless OTEL_SERVICE_NAME says otherwise.
+    """Describe this server: "whence", unless OTEL_SERVICE_NAME says otherwise.
 
     Args:
         version: whence's own.
@@ -64,7 +64,7 @@ class Envelope:
         self._scope = ScopeSpans(scope=scope).SerializeToString()
 
     def request(self, spans: list[bytes]) -> bytes:
-        """Serialises the request that carries these spans."""
+        """Serialise the request that carries these spans."""
         # Lengths first, so that the spans' bytes are copied once.
         num_bytes = len(self._scope) + sum(map(len, spans))
         resource_spans = self._resource + head(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, num_bytes)

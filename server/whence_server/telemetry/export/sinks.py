@@ -7,7 +7,7 @@ from whence_server.telemetry.export.plugged import PluggedSink, load_exporter
 
 
 def make_sink(destination: OtlpSettings | str, method: str = EXPORT_METHOD) -> SpanSink:
-    """Makes the sink of a destination.
+    """Make the sink of a destination.
 
     Args:
         destination: OTLP's, or the name of an exporter that is not ours.

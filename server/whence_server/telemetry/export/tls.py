@@ -10,7 +10,7 @@ from whence_server.domain.otlp import OtlpSettings
 
 
 def ssl_context(settings: OtlpSettings) -> ssl.SSLContext:
-    """Makes the context that OTLP over HTTP connects with.
+    """Make the context that OTLP over HTTP connects with.
 
     Raises:
         ConfigurationError: a file is not what it should be.
@@ -29,7 +29,7 @@ def ssl_context(settings: OtlpSettings) -> ssl.SSLContext:
 
 
 def channel_credentials(settings: OtlpSettings) -> grpc.ChannelCredentials:
-    """Makes the credentials that OTLP over gRPC connects with.
+    """Make the credentials that OTLP over gRPC connects with.
 
     Raises:
         ConfigurationError: a file is not what it should be.

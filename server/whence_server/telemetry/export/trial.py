@@ -56,22 +56,22 @@ class Witnesses:
         self._turn = 0
 
     def begin(self, batch: list[bytes], others: Others | None) -> None:
-        """Starts over with a batch: what was taken before it proves nothing about it."""
+        """Start over with a batch: what was taken before it proves nothing about it."""
         self._batch, self._others, self._fresh = batch, others, None
 
     def note_taken(self, part: list[bytes]) -> None:
-        """Remembers what was taken: part of a batch is a witness, as the whole was not taken."""
+        """Remember what was taken: part of a batch is a witness, as the whole was not taken."""
         self._taken = part[-1]
         if len(part) < len(self._batch):
             self._fresh = part[-1]
             self._remember(part)
 
     def note_set_aside(self, span: bytes) -> None:
-        """Remembers a span that can be no witness."""
+        """Remember a span that can be no witness."""
         self._remember([span])
 
     async def find(self, suspect: bytes, *, patient: bool) -> Sighting:
-        """Looks for a witness by sending it.
+        """Look for a witness by sending it.
 
         Args:
             suspect: can be none itself.
@@ -92,7 +92,7 @@ class Witnesses:
         return Sighting(self._taken if patient and takes else None, takes, has_asked=True)
 
     async def _candidate(self, suspect: bytes) -> bytes | None:
-        """Gives a span that the destination has not taken yet; None where none is to be found."""
+        """Return a span that the destination has not taken yet; None where none is to be found."""
         self._turn += 1
         pool = [span for span in self._batch if span is not suspect and self._is_new(span)]
         if pool and self._turn % 2:
@@ -143,7 +143,7 @@ class Trial:
         self._chance = chance
 
     async def judge(self, suspect: bytes, unwanted: Unwanted) -> Unwanted | None:
-        """Returns None once the suspect was taken; the last answer once it is proven bad.
+        """Return None once the suspect was taken; the last answer once it is proven bad.
 
         Args:
             suspect: the span.
@@ -162,7 +162,7 @@ class Trial:
                 return None
 
     async def _hold(self, hearing: _Hearing, found: Sighting) -> bool:
-        """Waits, and says whether the suspect is taken afterwards."""
+        """Wait, and says whether the suspect is taken afterwards."""
         await self._courier.hold(hearing.unwanted, takes_others=found.takes_others)
         hearing.num_held += 1
         if found.has_asked and self._chance.random() < _SHARE_SKIPPED:
@@ -170,7 +170,7 @@ class Trial:
         return await self._takes(hearing)
 
     async def _interleave(self, hearing: _Hearing, witness: bytes) -> bool:
-        """Sends witness and suspect in turns; says whether the suspect was taken."""
+        """Send witness and suspect in turns; says whether the suspect was taken."""
         if not hearing.num_proofs:
             self._courier.takes_others()
         is_well = True
@@ -197,7 +197,7 @@ class Trial:
 
 
 def _is_to_be_left_alone(unwanted: Unwanted) -> bool:
-    """Says whether the answer may be of the moment, so that time has to pass before the next."""
+    """Return whether the answer may be of the moment, so that time has to pass before the next."""
     match unwanted:
         case Refused():
             return False

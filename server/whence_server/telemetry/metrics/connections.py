@@ -33,22 +33,22 @@ class Connections:
         self._open: dict[asyncio.Transport, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
-        """Gives the number of open connections."""
+        """Return the number of open connections."""
         return len(self._open)
 
     def __call__(self) -> asyncio.Protocol:
-        """Makes the protocol of one connection."""
+        """Make the protocol of one connection."""
         return _Bounded(self, self._make())
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """Takes a connection in, in the oldest one's place where there are too many."""
+        """Take a connection in, in the oldest one's place where there are too many."""
         while len(self._open) >= self._max_connections:
             self._end(next(iter(self._open)))
         loop = asyncio.get_running_loop()
         self._open[transport] = loop.call_later(self._exchange_s, self._end, transport)
 
     def closed(self, transport: asyncio.Transport) -> None:
-        """Forgets a connection."""
+        """Forget a connection."""
         timer = self._open.pop(transport, None)
         if timer is not None:
             timer.cancel()

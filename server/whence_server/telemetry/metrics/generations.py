@@ -67,7 +67,7 @@ class GenerationMetrics:
         return generation_id in self._running
 
     def begun_before(self, generation_id: str, payload: bytes) -> None:
-        """Says how a generation started that an earlier process began.
+        """Say how a generation started that an earlier process began.
 
         Raises:
             DecodeError: the payload is no GenerationStarted.
@@ -76,7 +76,7 @@ class GenerationMetrics:
         self._begun_before[generation_id] = _of_start(started)
 
     def take(self, entry: Entry) -> None:
-        """Measures one entry; one whose content was deleted says nothing.
+        """Measure one entry; one whose content was deleted says nothing.
 
         Raises:
             DecodeError, ValueError: the payload cannot be understood.
@@ -91,7 +91,7 @@ class GenerationMetrics:
             self._call(Call.FromString(entry.payload))
 
     def count_tokens(self) -> None:
-        """Adds the tokens of the steps since the last time: one addition for a batch of them."""
+        """Add the tokens of the steps since the last time: one addition for a batch of them."""
         for model, number in self._num_tokens.items():
             self.instruments.add(
                 catalogue.GENERATED_TOKENS, number, {names.GEN_AI_REQUEST_MODEL: model}
@@ -201,7 +201,7 @@ def _of_start(started: GenerationStarted) -> dict[str, str]:
 
 
 def _context(trace_id: bytes, span_id: bytes, trace_flags: int) -> Context:
-    """Makes the span current that a value belongs to: an exemplar takes its ids from there."""
+    """Make the span current that a value belongs to: an exemplar takes its ids from there."""
     if not trace_flags & SAMPLED:
         return Context()
     span_context = trace.SpanContext(

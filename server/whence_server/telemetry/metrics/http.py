@@ -70,7 +70,7 @@ class MetricsServer:
         return f"http://{host}:{self._port}{PATH}"
 
     async def start(self) -> None:
-        """Begins to listen.
+        """Begin to listen.
 
         Raises:
             ConfigurationError: it cannot listen there.
@@ -97,7 +97,7 @@ class MetricsServer:
         self._port = self._listening.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stops listening; what is being answered gets a moment to end."""
+        """Stop listening; what is being answered gets a moment to end."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
@@ -122,7 +122,7 @@ class MetricsServer:
 async def _closing(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Closes the connection after the answer, whatever that is."""
+    """Close the connection after the answer, whatever that is."""
     try:
         response = await handler(request)
     except web.HTTPException as error:

@@ -22,7 +22,7 @@ Attributes: TypeAlias = Mapping[str, str]
 
 
 def meter_provider(resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
-    """Gives a provider whose views hold every instrument to its catalogue entry.
+    """Return a provider whose views hold every instrument to its catalogue entry.
 
     Exemplars are kept of sampled traces only.
     """
@@ -57,7 +57,7 @@ class Instruments:
         }
 
     def add(self, counter: Definition, number: int, attributes: Attributes) -> None:
-        """Counts."""
+        """Count."""
         self._counters[counter.name].add(number, attributes)
 
     def record(
@@ -67,7 +67,7 @@ class Instruments:
         attributes: Attributes,
         context: Context = Context(),  # noqa: B008 - immutable, and holds no span
     ) -> None:
-        """Puts a value into a histogram.
+        """Put a value into a histogram.
 
         Args:
             histogram: which one.

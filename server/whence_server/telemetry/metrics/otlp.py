@@ -20,7 +20,7 @@ _NO_LIMIT_S = 3_600.0
 def otlp_exporter(
     settings: OtlpSettings, temporality: Mapping[type, AggregationTemporality]
 ) -> MetricExporter:
-    """Makes the exporter for a destination.
+    """Make the exporter for a destination.
 
     Args:
         settings: where to.

@@ -43,7 +43,7 @@ class PrometheusPage:
         )
 
     def render(self, accept: str = "") -> Page:
-        """Gives the page as OpenMetrics, with exemplars, where that is accepted, else as text.
+        """Return the page as OpenMetrics, with exemplars, where that is accepted, else as text.
 
         Args:
             accept: the request's Accept header.

@@ -39,7 +39,7 @@ _NOT_IN_A_LABEL = re.compile(r"[^a-zA-Z0-9]+")
 
 
 def family_name(name: str, unit: str) -> str:
-    """Gives a family's name; a counter's samples end in `_total`, a histogram's in `_bucket` ...
+    """Return a family's name; a counter's samples end in `_total`, a histogram's in `_bucket` ...
 
     Args:
         name: OpenTelemetry's.
@@ -50,7 +50,7 @@ def family_name(name: str, unit: str) -> str:
 
 
 def unit_name(unit: str) -> str:
-    """Gives Prometheus' word for a unit; "" for none and for an annotation alone.
+    """Return Prometheus' word for a unit; "" for none and for an annotation alone.
 
     Raises:
         ValueError: there is none here.
@@ -64,12 +64,12 @@ def unit_name(unit: str) -> str:
 
 
 def label_name(attribute: str) -> str:
-    """Gives an attribute's name as a label."""
+    """Return an attribute's name as a label."""
     return _NOT_IN_A_LABEL.sub("_", attribute)
 
 
 def target_info(resource: Resource) -> InfoMetricFamily:
-    """Gives the resource as the `target_info` family."""
+    """Return the resource as the `target_info` family."""
     attributes = {label_name(key): str(value) for key, value in resource.attributes.items()}
     return InfoMetricFamily("target", "Target metadata", value=attributes)
 
@@ -85,7 +85,7 @@ class Translation:
         self._exemplars: dict[tuple[str, tuple[str, ...]], dict[int, Exemplar]] = {}
 
     def families(self, data: MetricsData) -> Iterator[Family]:
-        """Gives one family for each metric that has a value.
+        """Return one family for each metric that has a value.
 
         Raises:
             ValueError: a metric has a unit that `unit_name` does not know.

@@ -59,11 +59,11 @@ class MetricsPush:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts pushing in the running event loop, first after one interval."""
+        """Start pushing in the running event loop, first after one interval."""
         self._task = asyncio.create_task(self._run(), name="metrics-push")
 
     async def close(self, timeout_s: float) -> None:
-        """Pushes a last time, for as long as that may take, and lets go of connections."""
+        """Push a last time, for as long as that may take, and lets go of connections."""
         self._stopped.set()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=timeout_s)
@@ -100,7 +100,7 @@ class MetricsPush:
             logger.exception("metrics were not pushed; what they count comes with the next push")
 
     def _tell(self, *, taken: bool) -> None:
-        """Logs the first push that fails, and the first that gets through again."""
+        """Log the first push that fails, and the first that gets through again."""
         if taken and self._failing:
             logger.warning("metrics are pushed again")
         elif not taken and not self._failing:

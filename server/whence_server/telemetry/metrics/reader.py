@@ -47,14 +47,14 @@ class MetricsReader(MetricReader):
         self._received: MetricsData | None = None
 
     def read(self) -> MetricsData:
-        """Gives everything as it is now."""
+        """Return everything as it is now."""
         self._received = None
         self.collect()
         received, self._received = self._received, None
         return self._with_steps(received, self._steps.metrics(time.time_ns()))
 
     def _with_steps(self, received: MetricsData | None, steps: list[Metric]) -> MetricsData:
-        """Puts them into the one resource and scope: exporters keep only the last of equal ones."""
+        """Put them into the one resource and scope: exporters keep only the last of equal ones."""
         scopes = list(received.resource_metrics[0].scope_metrics) if received else []
         own = [scope for scope in scopes if scope.scope.name == SCOPE]
         others = [scope for scope in scopes if scope.scope.name != SCOPE]
@@ -69,4 +69,4 @@ class MetricsReader(MetricReader):
         self._received = metrics_data
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Has nothing to let go of."""
+        """Have nothing to let go of."""

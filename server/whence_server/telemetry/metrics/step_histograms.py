@@ -43,14 +43,14 @@ class StepHistograms:
         self._models: dict[str, ModelSteps] = {}
 
     def for_model(self, model: str) -> "ModelSteps":
-        """Gives the place where a model's steps go."""
+        """Return the place where a model's steps go."""
         steps = self._models.get(model)
         if steps is None:
             steps = self._models[model] = ModelSteps()
         return steps
 
     def metrics(self, time_ns: int) -> list[Metric]:
-        """Gives all of it, cumulative, as of a Unix time; histograms without values are left out.
+        """Return all of it, cumulative, as of a Unix time; histograms without values are left out.
 
         Each bucket has the latest exemplar that fell into it.
         """
@@ -69,7 +69,7 @@ class StepHistograms:
         return metrics
 
     def non_finite(self) -> list[tuple[str, str, int]]:
-        """Gives counts of values that are in no bucket: model, quantity, number."""
+        """Return counts of values that are in no bucket: model, quantity, number."""
         return [
             (model, quantity, buckets.num_non_finite)
             for model, steps in self._models.items()
@@ -90,7 +90,7 @@ class ModelSteps:
         self.histograms = (self._entropy, self._surprise, self._margin)
 
     def take(self, step: Step, origin: Origin) -> None:
-        """Puts a step's values, those that it has, into their buckets."""
+        """Put a step's values, those that it has, into their buckets."""
         if step.HasField("entropy"):
             self._entropy.take(step.entropy, step, origin)
         if step.HasField("logprob"):

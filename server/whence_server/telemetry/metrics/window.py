@@ -28,7 +28,7 @@ class Window:
         self._last: dict[tuple[str, str], HistogramDataPoint] = {}
 
     def apply(self, data: MetricsData) -> MetricsData:
-        """Gives the data with these histograms as this output is to see them."""
+        """Return the data with these histograms as this output is to see them."""
         return replace(
             data,
             resource_metrics=[

@@ -9,7 +9,7 @@ AttributeValue: TypeAlias = str | bool | int | float | Sequence[str | bool | int
 
 
 def key_values(attributes: Mapping[str, AttributeValue | None]) -> list[KeyValue]:
-    """Encodes attributes in the mapping's order; None stands for absent."""
+    """Encode attributes in the mapping's order; None stands for absent."""
     return [
         KeyValue(key=key, value=_any_value(value))
         for key, value in attributes.items()

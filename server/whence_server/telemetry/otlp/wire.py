@@ -9,7 +9,7 @@ _MAX_HEADS = 4_096
 
 
 def tag(number: int, wire_type: int) -> int:
-    """Gives what stands before a field; one byte for fields up to 15.
+    """Return what stands before a field; one byte for fields up to 15.
 
     Args:
         number: the field's.
@@ -19,7 +19,7 @@ def tag(number: int, wire_type: int) -> int:
 
 
 def length_delimited(number: int, payload: bytes) -> bytes:
-    """Serialises a field that holds a message, a string or bytes.
+    """Serialise a field that holds a message, a string or bytes.
 
     Args:
         number: the field's.
@@ -29,7 +29,7 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 
 
 def head(number: int, num_bytes: int) -> bytes:
-    """Serialises what stands before a length-delimited field's payload.
+    """Serialise what stands before a length-delimited field's payload.
 
     Args:
         number: the field's.
@@ -50,7 +50,7 @@ class Heads(dict[int, bytes]):
         self._number = number
 
     def __missing__(self, num_bytes: int) -> bytes:
-        """Serialises the tag and the length; some thousand are remembered."""
+        """Serialise the tag and the length; some thousand are remembered."""
         if len(self) >= _MAX_HEADS:
             self.clear()
         made = self[num_bytes] = head(self._number, num_bytes)

@@ -11,7 +11,7 @@ from whence_server.telemetry.spans.steps import step_interval
 
 
 def beam_round_span(origin: Origin, beam_round: BeamRound) -> Span | None:
-    """Makes a round's span: its forward pass and its choice; None where it has no time.
+    """Make a round's span: its forward pass and its choice; None where it has no time.
 
     As with steps, the forward pass behind the first round is the prompt's own.
     """

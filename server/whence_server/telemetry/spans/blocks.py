@@ -21,7 +21,7 @@ _MAX_TALLIES = 1_024
 
 
 def num_blocks(num_steps: int) -> int:
-    """Says how many blocks so many steps make."""
+    """Say how many blocks so many steps make."""
     return -(-num_steps // STEPS_PER_BLOCK)
 
 
@@ -43,7 +43,7 @@ class BlockSpans:
         self._tallies: OrderedDict[tuple[str, int], Tally] = OrderedDict()
 
     async def add(self, origin: Origin, step: Step, offset: int) -> Span | None:
-        """Takes in a step beyond those with spans; gives the block's span if it is the last.
+        """Take in a step beyond those with spans; gives the block's span if it is the last.
 
         Raises:
             GenerationNotFoundError: the generation was deleted.
@@ -67,7 +67,7 @@ class BlockSpans:
     async def rest(
         self, origin: Origin, bounds: Mapping[int, SequenceBounds], finished_offset: int
     ) -> list[Span]:
-        """Gives the spans of blocks that the generation's end left unfilled.
+        """Return the spans of blocks that the generation's end left unfilled.
 
         Raises:
             GenerationNotFoundError: the generation was deleted.
@@ -88,7 +88,7 @@ class BlockSpans:
         return spans
 
     def forget(self, generation_id: str) -> None:
-        """Keeps nothing of a generation that was deleted."""
+        """Keep nothing of a generation that was deleted."""
         for key in [key for key in self._tallies if key[0] == generation_id]:
             del self._tallies[key]
 
@@ -100,7 +100,7 @@ class BlockSpans:
     async def _recalled(
         self, origin: Origin, sequence_index: int, index: int, before_offset: int
     ) -> Tally | None:
-        """Sums up the journal's steps from the block's first to this one.
+        """Sum up the journal's steps from the block's first to this one.
 
         Other sequences' steps lie between these. Their sums are kept too, where the same pages
         hold them whole: each would otherwise read the same pages again.

@@ -24,7 +24,7 @@ class SequenceBounds(NamedTuple):
 async def sequence_bounds(
     journal: GenerationReader, generation_id: str, finished_offset: int, sequences: Collection[int]
 ) -> dict[int, SequenceBounds]:
-    """Reads the first and last step of each sequence that has any, by ascending index.
+    """Read the first and last step of each sequence that has any, by ascending index.
 
     Pages grow from either end of the generation until every sequence was seen, so that a
     long generation of one sequence costs two short reads.
@@ -67,7 +67,7 @@ async def _pages_forward(
 async def pages_backward(
     journal: GenerationReader, generation_id: str, before_offset: int
 ) -> AsyncIterator[list[Step]]:
-    """Reads a generation's steps below an offset, the newest page first, growing page by page.
+    """Read a generation's steps below an offset, the newest page first, growing page by page.
 
     Each page is by ascending offset.
 
@@ -83,7 +83,7 @@ async def pages_backward(
 
 
 def _steps_in(entries: Iterable[Entry]) -> list[Step]:
-    """Reads steps, without those whose content is gone or unreadable: they have no span either."""
+    """Read steps, without those whose content is gone or unreadable: they have no span either."""
     steps = []
     for entry in entries:
         try:

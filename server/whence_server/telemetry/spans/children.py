@@ -18,7 +18,7 @@ def child_span(
     times: tuple[int, int],
     parent_span_id: bytes | None = None,
 ) -> Span:
-    """Makes a span below the GenAI span.
+    """Make a span below the GenAI span.
 
     Args:
         origin: the generation's.

@@ -56,7 +56,7 @@ class SpanEncoder:
         self._origins: OrderedDict[str, Origin | None] = OrderedDict()
 
     async def encode(self, entry: Entry) -> list[bytes]:
-        """Encodes an entry's spans, each as a ScopeSpans message that holds it alone.
+        """Encode an entry's spans, each as a ScopeSpans message that holds it alone.
 
         An entry whose content was deleted has none, nor has one of an unsampled generation.
 
@@ -144,7 +144,7 @@ class SpanEncoder:
         return [] if span is None else [encode_span(span)]
 
     async def _origin(self, generation_id: str) -> Origin | None:
-        """Gives a generation's origin, or None where its start is gone or unreadable."""
+        """Return a generation's origin, or None where its start is gone or unreadable."""
         origins = self._origins
         if generation_id in origins:
             origins.move_to_end(generation_id)
@@ -164,7 +164,7 @@ class SpanEncoder:
 
 
 async def read_started(journal: GenerationReader, generation_id: str) -> GenerationStarted | None:
-    """Reads a generation's start; None where it is gone.
+    """Read a generation's start; None where it is gone.
 
     Raises:
         DecodeError: it cannot be understood.

@@ -36,7 +36,7 @@ class EventEncoder:
         self._content = content
 
     async def encode(self, entry: Entry) -> list[bytes]:
-        """Encodes an entry's events, each as a ScopeLogs message that holds it alone.
+        """Encode an entry's events, each as a ScopeLogs message that holds it alone.
 
         Raises:
             UnreadableEntryError: the payload cannot be understood.

@@ -29,7 +29,7 @@ def generation_span(
     *,
     content: bool = False,
 ) -> Span:
-    """Makes the GenAI span: from the request's arrival to the end of all that it holds.
+    """Make the GenAI span: from the request's arrival to the end of all that it holds.
 
     Args:
         origin: the generation's.
@@ -75,7 +75,7 @@ def generation_attributes(
     finished: GenerationFinished,
     bounds: Mapping[int, SequenceBounds],
 ) -> dict[str, AttributeValue | None]:
-    """Gives a generation's attributes, without content; None stands for absent."""
+    """Return a generation's attributes, without content; None stands for absent."""
     return (
         _request_attributes(started)
         | _response_attributes(started, finished, bounds)

@@ -78,7 +78,7 @@ class SpanIds:
 
 
 def parse_hex_id(text: str, num_bytes: int) -> bytes:
-    """Reads a W3C id.
+    """Read a W3C id.
 
     Raises:
         ValueError: it has another length, is not hex, or is all zero.

@@ -17,7 +17,7 @@ _DOUBLE_BYTES = 8
 
 
 def internals_attributes(step: Step) -> bytes:
-    """Serialises what a step's `internals` say as attributes of a Span message.
+    """Serialise what a step's `internals` say as attributes of a Span message.
 
     They hold some dozens of numbers, which are put together by hand: to build the messages
     takes several times as long.

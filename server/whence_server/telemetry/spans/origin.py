@@ -36,7 +36,7 @@ class Origin:
 
 
 def read_origin(started: GenerationStarted) -> Origin:
-    """Takes from a generation's start what its spans need.
+    """Take from a generation's start what its spans need.
 
     Raises:
         ValueError: the trace id or the span id is not one.

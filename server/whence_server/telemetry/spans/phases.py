@@ -15,7 +15,7 @@ from whence_server.telemetry.spans.steps import SIBLING_GAP_NS
 def phase_spans(
     origin: Origin, finished: GenerationFinished, decodes: Iterable[Span] = ()
 ) -> list[Span]:
-    """Makes the `queue` and `prefill` spans, each where it was, and is known.
+    """Make the `queue` and `prefill` spans, each where it was, and is known.
 
     Neither touches what follows it: a phase ends 1 us early, and one that has less than that
     for itself is left out. After a crash no queueing is on record, and the prefill's end is

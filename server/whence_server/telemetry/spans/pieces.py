@@ -18,7 +18,7 @@ _MARK_BYTES = struct.pack("<d", _MARK)
 
 
 def attributes_bytes(attributes: Mapping[str, AttributeValue | None]) -> bytes:
-    """Serialises attributes of a span, as they stand in it; None stands for absent."""
+    """Serialise attributes of a span, as they stand in it; None stands for absent."""
     return bytes(Span(attributes=key_values(attributes)).SerializeToString())
 
 
@@ -39,7 +39,7 @@ class Integers:
         self._integers = [value for value in values if value.HasField("int_value")]
 
     def encode(self, integers: Sequence[int], texts: Sequence[str] = ()) -> bytes:
-        """Serialises the attributes with these numbers and texts, in their order.
+        """Serialise the attributes with these numbers and texts, in their order.
 
         Raises:
             ValueError: there are more or fewer than the attributes hold.
@@ -76,7 +76,7 @@ class Doubles:
         self._pack = struct.Struct("<" + "".join(f"{len(part)}sd" for part in between)).pack
 
     def encode(self, numbers: Sequence[float]) -> bytes:
-        """Serialises the attributes with these numbers, in the order of the keys.
+        """Serialise the attributes with these numbers, in the order of the keys.
 
         Raises:
             ValueError: there are more or fewer than the attributes hold.
@@ -86,7 +86,7 @@ class Doubles:
 
 
 def _single_values(span: Span) -> Iterator[AnyValue]:
-    """Gives the attributes' values in order; for an array, its elements."""
+    """Return the attributes' values in order; for an array, its elements."""
     for attribute in span.attributes:
         if attribute.value.HasField("array_value"):
             yield from attribute.value.array_value.values

@@ -21,7 +21,7 @@ from whence_server.telemetry.spans.steps import SIBLING_GAP_NS, num_step_spans, 
 
 
 def encode_span(span: Span) -> bytes:
-    """Serialises a span as a ScopeSpans message that holds it alone."""
+    """Serialise a span as a ScopeSpans message that holds it alone."""
     return ScopeSpans(spans=[span]).SerializeToString()
 
 
@@ -32,7 +32,7 @@ def describe_span(piece: bytes) -> str:
 
 
 def server_span(call: Call) -> Span | None:
-    """Makes a call's SERVER span, or None where none is wanted.
+    """Make a call's SERVER span, or None where none is wanted.
 
     Raises:
         ValueError: an id is not one.
@@ -73,7 +73,7 @@ def decode_span(
     result: SequenceResult | None,
     step_spans: int | None,
 ) -> Span:
-    """Makes a sequence's `decode` span, around all of its steps.
+    """Make a sequence's `decode` span, around all of its steps.
 
     Args:
         origin: the generation's.

@@ -72,7 +72,7 @@ class StepAttributes:
         self._forms: dict[_Shape, _Form] = {}
 
     def encode(self, step: Step) -> bytes:
-        """Serialises a step's attributes as they stand in its span."""
+        """Serialise a step's attributes as they stand in its span."""
         draw, timing = step.draw, step.timing
         # A generated HasField takes no variable for a name; any message's does.
         any_step: Message = step

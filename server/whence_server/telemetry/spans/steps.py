@@ -28,7 +28,7 @@ _SPAN_HEADS = Heads(ScopeSpans.SPANS_FIELD_NUMBER)
 
 
 def step_interval(start_time_ns: int, index: int, timing: StepTiming) -> tuple[int, int]:
-    """Gives a step's Unix times: at least 1 us long, never before its request's arrival.
+    """Return a step's Unix times: at least 1 us long, never before its request's arrival.
 
     It leaves the first microsecond of its time free, so that it does not touch the step
     before. The forward pass behind a first token is the prompt's: `prefill` has it.
@@ -45,7 +45,7 @@ def step_interval(start_time_ns: int, index: int, timing: StepTiming) -> tuple[i
 
 
 def num_step_spans(origin: Origin, sequence_index: int, step_spans: int | None) -> int:
-    """Says how many of a sequence's steps, from the first on, have a span of their own.
+    """Say how many of a sequence's steps, from the first on, have a span of their own.
 
     The generation's allowance is shared out evenly, so that a step alone decides whether it
     has a span, whatever was sent before it.
@@ -79,7 +79,7 @@ class StepSpans:
         self._frames: dict[tuple[SpanIds, int], _Frame] = {}
 
     def encode(self, origin: Origin, step: Step) -> bytes:
-        """Serialises the step's span as a ScopeSpans message that holds it alone.
+        """Serialise the step's span as a ScopeSpans message that holds it alone.
 
         Raises:
             ValueError: its times are none that a span can have.

@@ -34,7 +34,7 @@ class Tally:
         self.add(first)
 
     def add(self, step: Step) -> None:
-        """Takes the next step in."""
+        """Take the next step in."""
         timing, index = step.timing, step.index
         self.last_index = index
         self.end = max(self.end, step_interval(self._start_time_ns, index, timing)[1])

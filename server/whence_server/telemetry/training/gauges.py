@@ -39,11 +39,11 @@ class Gauges:
         self.attributes: Mapping[str, str] = {}
 
     def set(self, gauge: Definition, value: float) -> None:
-        """Sets a gauge."""
+        """Set a gauge."""
         self._newest[gauge] = value
 
     def observe(self, meter: Meter) -> None:
-        """Makes the instruments, which show the finite values."""
+        """Make the instruments, which show the finite values."""
         for it in self._definitions:
 
             def look(_: CallbackOptions, it: Definition = it) -> Iterator[Observation]:
@@ -54,7 +54,7 @@ class Gauges:
             meter.create_observable_gauge(it.name, [look], it.unit, it.description)
 
     def not_finite(self) -> list[Metric]:
-        """Gives the gauges that the SDK cannot show, as of now."""
+        """Return the gauges that the SDK cannot show, as of now."""
         now = time.time_ns()
         return [
             Metric(
@@ -90,15 +90,15 @@ class NotFiniteToo(MetricExporter):
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
-        """Sends all of it."""
+        """Send all of it."""
         return self._exporter.export(self._completed(metrics_data), timeout_millis, **kwargs)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Sends what the exporter holds."""
+        """Send what the exporter holds."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Lets go of the exporter's connections."""
+        """Let go of the exporter's connections."""
         self._exporter.shutdown(timeout_millis, **kwargs)
 
     def _completed(self, data: MetricsData) -> MetricsData:

@@ -128,7 +128,7 @@ class TrainingMetrics:
         self._attributes: dict[str, str] = {}
 
     def record(self, event: TrainingEvent) -> None:
-        """Takes one event, the run's start first."""
+        """Take one event, the run's start first."""
         match event.WhichOneof("event"):
             case "started":
                 self._attributes = {names.TRAINING_RUN_NAME: event.started.name}
@@ -142,7 +142,7 @@ class TrainingMetrics:
                 self._evaluation(event.evaluation)
 
     def close(self, timeout_s: float) -> bool:
-        """Sends a last time; False where that did not end in time, or failed."""
+        """Send a last time; False where that did not end in time, or failed."""
         sent = self._provider.force_flush(timeout_s * 1e3)
         self._provider.shutdown(timeout_s * 1e3)
         return sent
@@ -166,7 +166,7 @@ class TrainingMetrics:
                 self._count_non_finite(_QUANTITIES[EVALUATION_LOSS], 1)
 
     def _set(self, gauge: Definition, value: float) -> None:
-        """Sets a gauge, to NaN too: one that kept its last good value would hide a failure."""
+        """Set a gauge, to NaN too: one that kept its last good value would hide a failure."""
         self._gauges.set(gauge, value)
         if gauge in _QUANTITIES and not math.isfinite(value):
             self._count_non_finite(_QUANTITIES[gauge], 1)

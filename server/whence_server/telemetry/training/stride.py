@@ -5,7 +5,7 @@ DEFAULT_STEP_SPANS = 1_000
 
 
 def stride_at(step: int, num_planned_steps: int, step_spans: int = DEFAULT_STEP_SPANS) -> int:
-    """Says one in how many steps has a span, around a step.
+    """Say one in how many steps has a span, around a step.
 
     A step alone decides whether it has one, whatever was sent before it. Where the end is known,
     steps share the allowance out evenly over the run. Where it is not, and beyond a plan's end,
@@ -25,5 +25,5 @@ def stride_at(step: int, num_planned_steps: int, step_spans: int = DEFAULT_STEP_
 
 
 def has_span(step: int, stride: int) -> bool:
-    """Says whether a step is one of those in so many; the very first always is."""
+    """Return whether a step is one of those in so many; the very first always is."""
     return (step - 1) % stride == 0
