@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
-from whence_server.domain.errors import InvalidRequestError
+from whence_server.domain.errors import ConfigurationError, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import DecodingRequest
@@ -382,6 +382,49 @@ def test_a_sampler_setting_that_only_a_sampling_request_meets_is_told_as_the_con
     with pytest.raises(InvalidRequestError) as caught:
         model.decoding(5, strategy=Strategy.SAMPLE, temperature=0.0)
     assert "generation config" not in caught.value.violations[0].description
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"repetition_penalty": 2},
+        {"sequence_bias": [[[3], 2]]},
+        {"do_sample": True, "temperature": 2},
+        {"do_sample": True, "top_k": -1},
+        {"do_sample": True, "top_p": -0.1},
+        {"eos_token_id": []},
+    ],
+)
+def test_what_generate_fails_at_ends_the_start(
+    loaded: LoadedModel, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(fields))
+    config = GenerationConfig.from_pretrained(tmp_path)
+    with pytest.raises((ValueError, IndexError), match=r"float|top_k|top_p|out of bounds"):
+        loaded.model.generate(torch.tensor([[7]]), generation_config=config, max_new_tokens=1)
+    *_, name = fields
+    with pytest.raises(ConfigurationError, match=f"{name} is "):
+        check_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"repetition_penalty": 1}, {"do_sample": True, "temperature": 1}]
+)
+def test_a_neutral_whole_number_is_taken_as_by_generate(
+    configured: Callable[..., Configured], fields: dict[str, Any]
+) -> None:
+    model = configured(max_new_tokens=2, **fields)
+    model.generate(PROMPTS[0])
+    assert model.ids(PROMPTS[0])
+
+
+def test_a_whole_temperature_that_only_a_sampling_request_meets_is_told_as_the_configs(
+    configured: Callable[..., Configured],
+) -> None:
+    model = configured(temperature=2)
+    with pytest.raises(InvalidRequestError, match="temperature"):
+        model.decoding(5, strategy=Strategy.SAMPLE)
+    assert model.decoding(5, strategy=Strategy.SAMPLE, temperature=0.5).temperature == 0.5
 
 
 def test_a_server_says_what_it_applied(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

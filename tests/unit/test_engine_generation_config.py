@@ -74,7 +74,7 @@ def test_defaults_come_from_the_generation_config() -> None:
         eos_token_id=[5, 9, 900, -1],
         stop_strings="END",
         suppress_tokens=[3, 900],
-        sequence_bias=[[[1, 2], 0.5], [[4], 1], [[1, 2], 0.7]],
+        sequence_bias=[[[1, 2], 0.5], [[4], 1.0], [[1, 2], 0.7]],
         forced_eos_token_id=7,
         min_new_tokens=-1,
         epsilon_cutoff=1.0,
@@ -164,6 +164,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("early_stopping", 1, 'true, false or "never"'),
     ("stop_strings", [3], "a string or a list"),
     ("stop_strings", "", "a string or a list"),
+    ("stop_strings", [], "not empty"),
     ("stop_strings", ["x"] * 65, "a list of at most 64"),
     ("stop_strings", "x" * 1025, "1 to 1024 characters"),
     ("do_sample", "yes", "true or false"),
@@ -185,6 +186,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("repetition_penalty", "1.1", "a number from 0.01 to 100"),
     ("repetition_penalty", 0.001, "a number from 0.01 to 100"),
     ("repetition_penalty", 3.4e38, "a number from 0.01 to 100"),
+    ("repetition_penalty", 2, "written with a decimal point (2.0, not 2)"),
     ("length_penalty", 101, "from -100 to 100"),
     ("no_repeat_ngram_size", 1.5, "a whole number"),
     ("no_repeat_ngram_size", 129, "at most 128"),
@@ -197,6 +199,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sequence_bias", [[3, 1.0]], "pairs"),
     ("sequence_bias", [[[3], math.inf]], "pairs"),
     ("sequence_bias", [[[3], 3.4e38]], "from -1e+09 to 1e+09 or -Infinity"),
+    ("sequence_bias", [[[3], 2]], "written with a decimal point"),
     ("sequence_bias", [], "not empty"),
     ("renormalize_logits", 1, "true or false"),
     ("forced_bos_token_id", [3], "a token id"),
@@ -209,6 +212,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("num_return_sequences", 0, "from 1 to 64"),
     ("eos_token_id", "<s>", "a token id"),
     ("eos_token_id", True, "a token id"),
+    ("eos_token_id", [], "not empty"),
     ("eos_token_id", [1, None], "a token id"),
 ]
 
@@ -232,6 +236,7 @@ def test_a_wrong_value_is_refused_with_its_rule(
         ("temperature", 0.0),
         ("temperature", 1e-12),
         ("temperature", 1e20),
+        ("temperature", 2),
         ("top_p", 0),
         ("min_p", 1.5),
         ("typical_p", -0.1),
@@ -246,6 +251,22 @@ def test_a_range_that_generate_checks_in_sampling_counts_where_the_model_samples
         defaults(**{name: value})
     assert f"requests for samples must set their own: {name} ({value!r})" in caplog.text
     assert f"{name} is {value!r}" in refusal(tmp_path, do_sample=True, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_return_sequences": 3}, "Greedy methods"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "has to be smaller or equal to `num_beams`"),
+        ({"suppress_tokens": [5], "forced_eos_token_id": 5}, "is also in `suppress_tokens`"),
+        ({"cache_implementation": "nonsense"}, "Invalid `cache_implementation`"),
+        ({"streamer": 1}, "`streamer` is not a valid argument"),
+    ],
+)
+def test_what_transformers_does_not_read_is_told_as_the_files(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    assert words in refusal(tmp_path, **fields)
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def check_file(directory: Path) -> None:
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} must hold a JSON object, not {_shorten(values)}")
     _check(values, path)
+    _check_as_transformers_does(values, path)
     unknown = sorted(values.keys() - APPLIED.keys() - REFUSED.keys() - HARMLESS.keys())
     unknown = [name for name in unknown if name != "_commit_hash"]
     if unknown:
@@ -165,6 +166,15 @@ def _check(values: Mapping[str, Any], source: Path) -> None:
         if refusal.is_set(value):
             faults[name] = f"{name} is {_shorten(value)}, which is not applied; {refusal.instead}"
     _raise_faults(list(faults.values()), source)
+
+
+def _check_as_transformers_does(values: Mapping[str, Any], source: Path) -> None:
+    """Refuse what transformers does not read, as fields that exclude each other."""
+    try:
+        GenerationConfig.from_dict(dict(values))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"{source} cannot be applied: {reason}") from error
 
 
 def _say_what_samples_must_set(values: Mapping[str, Any], source: Path) -> None:

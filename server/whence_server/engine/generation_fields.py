@@ -46,6 +46,11 @@ def _is_id(value: Any) -> bool:
     return _is_int(value) and value >= 0
 
 
+def _is_float_or_neutral(value: Any) -> bool:
+    """Say whether a number is a float, as `generate` demands of those that it applies."""
+    return isinstance(value, float) or value == 1
+
+
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_id, value))
 
@@ -58,16 +63,15 @@ def _is_bias(value: Any) -> bool:
     if not isinstance(value, list | tuple) or len(value) != len(("token ids", "bias")):
         return False
     ids, bias = value
-    return _is_sequence(ids) and (
-        (_is_number(bias) and abs(bias) <= bounds.MAX_LOGIT_BIAS) or bias == -math.inf
-    )
+    is_number = isinstance(bias, float) and abs(bias) <= bounds.MAX_LOGIT_BIAS
+    return _is_sequence(ids) and (is_number or bias == -math.inf)
 
 
 def _are_stops(value: Any) -> bool:
     stops = [value] if isinstance(value, str) else value
     return (
         isinstance(stops, list | tuple)
-        and len(stops) <= _LIMITS.max_stop_strings
+        and 0 < len(stops) <= _LIMITS.max_stop_strings
         and all(
             isinstance(stop, str) and 0 < len(stop) <= _LIMITS.max_stop_characters for stop in stops
         )
@@ -84,6 +88,7 @@ _NUMBER = Rule(_is_number, "a number that float32 can hold")
 _SWITCH = Rule(lambda v: isinstance(v, bool), "true or false")
 _ID_OR_IDS = Rule(lambda v: _is_id(v) or _is_sequence(v), "a token id, or a list of some")
 _IDS = Rule(_are_ids, "a list of token ids")
+_WITH_A_POINT = "written with a decimal point (2.0, not 2)"
 
 APPLIED: dict[str, Rule] = {
     "max_length": _POSITIVE,
@@ -93,7 +98,7 @@ APPLIED: dict[str, Rule] = {
     "early_stopping": Rule(lambda v: isinstance(v, bool) or v == "never", 'true, false or "never"'),
     "stop_strings": Rule(
         _are_stops,
-        f"a string or a list of at most {_LIMITS.max_stop_strings}, each of 1 to "
+        f"a string or a list of at most {_LIMITS.max_stop_strings}, not empty, each of 1 to "
         f"{_LIMITS.max_stop_characters} characters",
     ),
     "do_sample": _SWITCH,
@@ -109,9 +114,11 @@ APPLIED: dict[str, Rule] = {
     "repetition_penalty": Rule(
         lambda v: (
             _is_number(v)
+            and _is_float_or_neutral(v)
             and bounds.is_within(v, bounds.MIN_REPETITION_PENALTY, bounds.MAX_REPETITION_PENALTY)
         ),
-        f"a number from {bounds.MIN_REPETITION_PENALTY:g} to {bounds.MAX_REPETITION_PENALTY:g}",
+        f"a number from {bounds.MIN_REPETITION_PENALTY:g} to {bounds.MAX_REPETITION_PENALTY:g}, "
+        f"{_WITH_A_POINT}",
     ),
     "length_penalty": Rule(
         lambda v: _is_number(v) and abs(v) <= bounds.MAX_LENGTH_PENALTY,
@@ -127,7 +134,7 @@ APPLIED: dict[str, Rule] = {
     "sequence_bias": Rule(
         lambda v: _are_all(v, _is_bias),
         "a list, not empty, of pairs: a list of token ids, and a number from "
-        f"-{bounds.MAX_LOGIT_BIAS:g} to {bounds.MAX_LOGIT_BIAS:g} or -Infinity",
+        f"-{bounds.MAX_LOGIT_BIAS:g} to {bounds.MAX_LOGIT_BIAS:g} or -Infinity, {_WITH_A_POINT}",
     ),
     "renormalize_logits": _SWITCH,
     "forced_bos_token_id": Rule(_is_id, "a token id"),
@@ -139,16 +146,20 @@ APPLIED: dict[str, Rule] = {
         f"a whole number from 1 to {_LIMITS.max_return_sequences}",
     ),
     "eos_token_id": Rule(
-        lambda v: _is_int(v) or (isinstance(v, list) and all(map(_is_int, v))),
-        "a token id, or a list of some",
+        lambda v: _is_int(v) or (isinstance(v, list) and bool(v) and all(map(_is_int, v))),
+        "a token id, or a list of some, not empty",
     ),
 }
 """Fields that decide on tokens, with transformers' meaning."""
 
 IN_SAMPLING: dict[str, Rule] = {
     "temperature": Rule(
-        lambda v: bounds.is_within(v, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
-        f"from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} where do_sample is true",
+        lambda v: (
+            _is_float_or_neutral(v)
+            and bounds.is_within(v, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE)
+        ),
+        f"from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g}, {_WITH_A_POINT}, where "
+        "do_sample is true",
     ),
     "top_p": Rule(lambda v: v > 0, "above 0 where do_sample is true"),
     "min_p": Rule(lambda v: 0 <= v <= 1, "in [0, 1] where do_sample is true"),

@@ -196,7 +196,9 @@ def check_sampling(faults: Faults, decoding: Decoding) -> None:
 
     check(
         "temperature",
-        bounds.is_within(decoding.temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
+        # A request's is a float; a whole number is the generation config's: `generate` fails at it.
+        (type(decoding.temperature) is not int or decoding.temperature == 1)
+        and bounds.is_within(decoding.temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
         f"must be a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
         "(for no randomness ask for `greedy`)",
     )
