@@ -218,6 +218,69 @@ def mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
 
 
+class OwnModel(torch.nn.Module):
+    """Has a mask of its own, and methods that are named as transformers' and are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.table = torch.nn.Parameter(torch.randn(64, 64))
+
+    def get_input_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table[ids]
+
+    def get_output_embeddings(self) -> torch.nn.Parameter:
+        return self.table
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: Any = None
+    ) -> dict[str, torch.Tensor]:
+        del attention_mask
+        scores = self.get_input_embeddings(input_ids)
+        loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
+        return {"loss": loss}
+
+
+def with_mask(mask: Any) -> Any:
+    return lambda items: default_data_collator(items) | {"attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("mask", "num_tokens"),
+    [
+        (torch.full((8, 8), float("-inf")).triu(1), 0),
+        (torch.full((8, 8), -1e4), 0),
+        (torch.full((8, 8), float("nan")), 0),
+        (torch.ones(4, 8, dtype=torch.complex64), 0),
+        (torch.eye(8).to_sparse(), 0),
+        (torch.ones(4, 8), 32),
+        (torch.ones(4, 8, dtype=torch.bool), 32),
+        # The number of its text, of several that share a row.
+        (torch.tensor([[1, 1, 1, 2, 2, 3, 3, 0]]), 7),
+    ],
+)
+def test_a_model_and_a_mask_of_another_kind_are_recorded(
+    mask: torch.Tensor, num_tokens: int, tmp_path: Path
+) -> None:
+    trained = []
+    for is_recorded in (False, True):
+        plain = trainer_of(tmp_path, Plain(), max_steps=2)
+        trainer = Trainer(
+            model=OwnModel(),
+            args=plain.args,
+            train_dataset=Plain(),
+            data_collator=with_mask(mask),
+        )
+        if is_recorded:
+            record(trainer)
+        trainer.train()
+        trained.append(weights_of(trainer))
+    assert same_bits(*trained)
+    assert [step.num_tokens for step in steps_in(tmp_path)] == [num_tokens] * 2
+    assert gaps_in(tmp_path) == {}
+    assert events_in(tmp_path)[-1].attempt_finished.weights_digest
+
+
 ALL_ONES = torch.ones(4, len(row(0)), dtype=torch.int64)
 AS_IT_IS = {"remove_unused_columns": False}
 SETTINGS: dict[str, tuple[type[Trainer], Any, dict[str, Any], str]] = {

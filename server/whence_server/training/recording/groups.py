@@ -115,6 +115,8 @@ def _weights_of(model: Any, getter: str) -> set[int]:
     """The parameters of what a transformers model calls its input or output embeddings."""
     try:
         module = getattr(model, getter)()
-    except (AttributeError, NotImplementedError):
+    except Exception:  # noqa: BLE001 - a model of any kind, whose method may be another one
         return set()
-    return {id(parameter) for parameter in module.parameters()} if module is not None else set()
+    if isinstance(module, nn.Parameter):
+        return {id(module)}
+    return set(map(id, module.parameters())) if isinstance(module, nn.Module) else set()

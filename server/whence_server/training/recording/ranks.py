@@ -64,13 +64,22 @@ def number(value: Any) -> float:
 def num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
     """Input tokens of a batch; padding does not count where attention masks tell it.
 
-    0 where the batch is no dictionary, or has no tokens by a name that is known.
+    0 where the batch is no dictionary, or has no tokens by a name that is known, or a mask of its
+    own kind that cannot be counted.
     """
+    try:
+        return _num_tokens(inputs, model)
+    except Exception:  # noqa: BLE001 - a batch of any kind: it is trained on all the same
+        return 0
+
+
+def _num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
     if not hasattr(inputs, "get") or not hasattr(inputs, "items"):
         return 0
     masks = list(_masks(inputs))
     if masks:
-        return torch.stack([mask.sum() for mask in masks]).sum()
+        # Of a mask that is added to scores, no token counts: 0 there is one that is seen.
+        return torch.stack([(mask > 0).sum() for mask in masks]).sum()
     for name in ("input_ids", getattr(model, "main_input_name", "input_ids")):
         tokens = inputs.get(name)
         if isinstance(tokens, torch.Tensor):

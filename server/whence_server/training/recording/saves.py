@@ -1,6 +1,7 @@
 """Models that are saved, by whatever method: which files that wrote, and whose weights they are."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,8 @@ class Listing:
 def listing(directory: Path) -> Listing:
     """Look at a directory; one that is not there has no files. Checkpoints below are left out."""
     files = {}
-    for path in directory.rglob("*") if directory.is_dir() else ():
+    # Unlike a glob, a walk goes on where a folder is gone again or cannot be read.
+    for path in (Path(folder, name) for folder, _, names in os.walk(directory) for name in names):
         name = path.relative_to(directory)
         is_other = name.parts[0].startswith("checkpoint") and len(name.parts) > 1
         if is_other or path.name.startswith((RECORD_NAME, _OF_PLOTS)):
