@@ -194,12 +194,16 @@ def check_sampling(faults: Faults, decoding: Decoding) -> None:
             math.isfinite(value) and ok, f"decoding.sample.{name}", f"{rule}, not {value:g}"
         )
 
+    temperature: float | int = decoding.temperature
+    # A request's is a float; a whole number is the generation config's: `generate` fails at it.
+    is_whole = isinstance(temperature, int) and temperature != 1
     check(
         "temperature",
-        # A request's is a float; a whole number is the generation config's: `generate` fails at it.
-        (type(decoding.temperature) is not int or decoding.temperature == 1)
-        and bounds.is_within(decoding.temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
-        f"must be a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
+        not is_whole
+        and bounds.is_within(temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
+        "must be written with a decimal point"
+        if is_whole
+        else f"must be a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
         "(for no randomness ask for `greedy`)",
     )
     check("top_p", 0 < decoding.top_p <= 1, "must be in (0, 1]")
