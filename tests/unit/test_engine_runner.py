@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BigBirdConfig
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.batching_check import check_batching
@@ -250,3 +250,26 @@ def test_a_step_without_padding_needs_no_mask(model: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(model, "forward", recorded)
     runner.decode([1, 2])
     assert seen == [None]
+
+
+@pytest.mark.parametrize("attention_type", ["block_sparse", "original_full"])
+def test_bigbird_is_served_with_full_attention_only(attention_type: str) -> None:
+    config = BigBirdConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=256,
+        is_decoder=True,
+        attention_type=attention_type,
+        block_size=4,
+        num_random_blocks=1,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if attention_type == "original_full":
+        assert check_batching(model) is not None
+        return
+    with pytest.raises(ConfigurationError, match="original_full"):
+        check_batching(model)
+    assert model.bert.attention_type == "block_sparse"  # no pass was made

@@ -48,6 +48,7 @@ def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyl
         ConfigurationError: it gives other logits token by token than in one pass, even so.
     """
     name = type(model).__name__
+    _refuse_switching_attention(model)
     rotary = frequencies.find(model) if rotary is None else rotary
     obstacle = _find_obstacle(model, rotary)
     if obstacle is None:
@@ -62,6 +63,23 @@ def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyl
         )
     logger.info("%s decodes each sequence by itself: %s", name, obstacle)
     return None
+
+
+def _refuse_switching_attention(model: Any) -> None:
+    """Refuse a model that changes its kind of attention by the length of what it reads.
+
+    BigBird's block-sparse attention turns into full attention with the first short pass, and stays
+    so: what a text gives would depend on the texts before it.
+
+    Raises:
+        ConfigurationError: it is one of these.
+    """
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ConfigurationError(
+            f"{type(model).__name__} has attention_type block_sparse, which becomes full attention "
+            'for good with the first short text: set "attention_type": "original_full" in its '
+            "config.json"
+        )
 
 
 def _find_obstacle(model: Any, rotary: Frequencies) -> str | None:
