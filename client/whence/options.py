@@ -1,12 +1,39 @@
 """What `generate` takes: one declaration for the synchronous and the asynchronous client."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypeAlias, TypedDict
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict, get_type_hints
 from uuid import UUID
 
 Prompt: TypeAlias = str | Sequence[int]
 """Text, or token ids that are used as they are."""
+
+
+class Option(NamedTuple):
+    """Place of an option in the contract, and the flag that `whence generate` makes of it.
+
+    Attributes:
+        path: the field, from `GenerateRequest`.
+        kind: how the value is carried. "strategy" is a message that may be empty.
+        parse: of the flag's text; None where the command has no flag of this form.
+        meaning: the flag's help.
+    """
+
+    path: str
+    kind: Literal[
+        "scalar", "choice", "texts", "token_ids", "biases", "strategy", "continuation"
+    ] = "scalar"
+    parse: Callable[[str], object] | None = None
+    meaning: str = ""
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """Return the ids in a text such as "1,2,3".
+
+    Raises:
+        ValueError: a part is no whole number.
+    """
+    return [int(part) for part in text.split(",")]
 
 
 class ChatMessage(TypedDict):
@@ -31,49 +58,141 @@ class GenerateOptions(TypedDict, total=False):
     template_name: str | None
     """One of the model's chat templates, where it has several: see `Model.chat_templates`."""
     model: str | None
-    add_special_tokens: bool | None
+    add_special_tokens: Annotated[bool | None, Option("decoding.add_special_tokens")]
     """Whether the tokenizer adds its special tokens to a text prompt."""
 
-    greedy: bool | None
+    greedy: Annotated[bool | None, Option("decoding.greedy", "strategy")]
     """Always take the most likely token."""
-    sample: bool | None
+    sample: Annotated[bool | None, Option("decoding.sample", "strategy")]
     """Sample; implied by any of the next eight."""
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    epsilon_cutoff: float | None
-    eta_cutoff: float | None
-    seed: int | None
+    temperature: Annotated[
+        float | None,
+        Option(
+            "decoding.sample.temperature", parse=float, meaning="sample, logits divided by this"
+        ),
+    ]
+    top_k: Annotated[
+        int | None,
+        Option(
+            "decoding.sample.top_k", parse=int, meaning="sample from this many most likely tokens"
+        ),
+    ]
+    top_p: Annotated[
+        float | None,
+        Option(
+            "decoding.sample.top_p",
+            parse=float,
+            meaning="sample from the most likely tokens of this total probability",
+        ),
+    ]
+    min_p: Annotated[
+        float | None,
+        Option(
+            "decoding.sample.min_p",
+            parse=float,
+            meaning="sample tokens of at least this share of the likeliest one's probability",
+        ),
+    ]
+    typical_p: Annotated[
+        float | None,
+        Option(
+            "decoding.sample.typical_p",
+            parse=float,
+            meaning="sample from the locally typical tokens of this total probability",
+        ),
+    ]
+    epsilon_cutoff: Annotated[
+        float | None,
+        Option(
+            "decoding.sample.epsilon_cutoff",
+            parse=float,
+            meaning="sample tokens of at least this probability",
+        ),
+    ]
+    eta_cutoff: Annotated[
+        float | None,
+        Option(
+            "decoding.sample.eta_cutoff",
+            parse=float,
+            meaning="as --epsilon-cutoff, lowered where the entropy is high",
+        ),
+    ]
+    seed: Annotated[
+        int | None,
+        Option(
+            "decoding.sample.seed",
+            parse=int,
+            meaning="sample with this seed: the same draws again",
+        ),
+    ]
     """64 bits, unsigned. Left out, the server picks one: see `started.effective_decoding`."""
-    num_beams: int | None
+    num_beams: Annotated[
+        int | None,
+        Option(
+            "decoding.beam_search.num_beams", parse=int, meaning="beam search with this many beams"
+        ),
+    ]
     """Beam search; implied by the next two as well."""
-    length_penalty: float | None
-    early_stopping: Literal["when_enough", "never", "heuristic"] | None
-    forced: Prompt | None
+    length_penalty: Annotated[
+        float | None,
+        Option(
+            "decoding.beam_search.length_penalty",
+            parse=float,
+            meaning="beam search: exponent of the length in a beam's score",
+        ),
+    ]
+    early_stopping: Annotated[
+        Literal["when_enough", "never", "heuristic"] | None,
+        Option("decoding.beam_search.early_stopping", "choice"),
+    ]
+    forced: Annotated[Prompt | None, Option("decoding.forced", "continuation")]
     """Choose nothing: trace this continuation token by token."""
 
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    stop: str | Sequence[str] | None
+    max_new_tokens: Annotated[
+        int | None,
+        Option("decoding.max_new_tokens", parse=int, meaning="most tokens to generate"),
+    ]
+    min_new_tokens: Annotated[
+        int | None,
+        Option("decoding.min_new_tokens", parse=int, meaning="fewest tokens to generate"),
+    ]
+    stop: Annotated[str | Sequence[str] | None, Option("decoding.stop", "texts")]
     """Generation ends before any of these; they are not part of the output."""
-    stop_token_ids: Sequence[int] | None
-    ignore_eos: bool | None
-    n: int | None
+    stop_token_ids: Annotated[Sequence[int] | None, Option("decoding.stop_token_ids", "token_ids")]
+    ignore_eos: Annotated[bool | None, Option("decoding.ignore_eos")]
+    n: Annotated[int | None, Option("decoding.num_return_sequences")]
     """Sequences to return: samples, or the best beams."""
-    repetition_penalty: float | None
-    no_repeat_ngram_size: int | None
-    logit_bias: Mapping[int, float] | None
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            "decoding.repetition_penalty",
+            parse=float,
+            meaning="above 1, makes tokens that occurred already less likely",
+        ),
+    ]
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        Option(
+            "decoding.no_repeat_ngram_size",
+            parse=int,
+            meaning="n-grams of this size occur once only",
+        ),
+    ]
+    logit_bias: Annotated[Mapping[int, float] | None, Option("decoding.logit_bias", "biases")]
     """Added to the logits of these token ids."""
-    bad_words: str | Sequence[str] | None
+    bad_words: Annotated[str | Sequence[str] | None, Option("decoding.bad_words", "texts")]
     """Texts that are never completed."""
 
-    detail: Literal["tokens", "decisions", "internals"] | None
+    detail: Annotated[
+        Literal["tokens", "decisions", "internals"] | None, Option("trace.detail", "choice")
+    ]
     """How much is traced of each step."""
-    num_candidates: int | None
+    num_candidates: Annotated[
+        int | None,
+        Option("trace.num_candidates", parse=int, meaning="candidates to trace for each token"),
+    ]
     """Candidates traced for each step; 0 for none."""
-    trace_prompt: bool | None
+    trace_prompt: Annotated[bool | None, Option("trace.prompt")]
     """Trace the prompt's own tokens as well."""
 
     generation_id: str | UUID | None
@@ -90,6 +209,14 @@ class GenerateOptions(TypedDict, total=False):
     """Ends the reading with DeadlineExceededError, resumed calls included."""
     metadata: Mapping[str, str] | None
     """gRPC metadata of the calls, such as a `traceparent`."""
+
+
+OPTIONS: dict[str, Option] = {
+    name: option
+    for name, hint in get_type_hints(GenerateOptions, include_extras=True).items()
+    for option in getattr(hint, "__metadata__", ())
+}
+"""The options that are fields of `GenerateRequest.decoding` and `GenerateRequest.trace`."""
 
 
 class FilterOptions(TypedDict, total=False):

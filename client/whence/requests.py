@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -22,48 +22,19 @@ from whence.arguments import (
     texts,
     token_input,
 )
-from whence.options import FilterOptions, GenerateOptions, Prompt
+from whence.options import OPTIONS, FilterOptions, GenerateOptions, Option, Prompt
 from whence.v1 import generation_pb2 as pb
 from whence.v1 import trace_pb2
 
 DEFAULT_DISCONNECT_GRACE_S = 30.0
 
-_SAMPLE_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "seed",
-)
-_BEAM_FIELDS = ("num_beams", "length_penalty")
 _STRATEGIES = {
-    "greedy": ("greedy",),
-    "sampling": ("sample", *_SAMPLE_FIELDS),
-    "beam search": (*_BEAM_FIELDS, "early_stopping"),
-    "a forced continuation": ("forced",),
+    "greedy": "greedy",
+    "sample": "sampling",
+    "beam_search": "beam search",
+    "forced": "a forced continuation",
 }
-_DECODING_FIELDS = {
-    "max_new_tokens": "max_new_tokens",
-    "min_new_tokens": "min_new_tokens",
-    "ignore_eos": "ignore_eos",
-    "n": "num_return_sequences",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
-    "add_special_tokens": "add_special_tokens",
-}
-_EARLY_STOPPING = {
-    "when_enough": pb.EARLY_STOPPING_WHEN_ENOUGH,
-    "never": pb.EARLY_STOPPING_NEVER,
-    "heuristic": pb.EARLY_STOPPING_HEURISTIC,
-}
-_DETAIL = {
-    "tokens": pb.TRACE_DETAIL_TOKENS,
-    "decisions": pb.TRACE_DETAIL_DECISIONS,
-    "internals": pb.TRACE_DETAIL_INTERNALS,
-}
+"""In words, by their fields in the contract."""
 
 
 def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.GenerateRequest:
@@ -81,11 +52,11 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
         model=text("model", given.get("model", "")),
     )
     _set_input(request, prompt, given)
-    decoding, trace = _decoding(given), _trace(given)
-    if decoding.ListFields():
-        request.decoding.CopyFrom(decoding)
-    if trace.ListFields():
-        request.trace.CopyFrom(trace)
+    asked = _asked(given)
+    if asked.decoding.ListFields():
+        request.decoding.CopyFrom(asked.decoding)
+    if asked.trace.ListFields():
+        request.trace.CopyFrom(asked.trace)
     _set_labels(request.labels, given)
     grace = given.get("disconnect_grace_s", DEFAULT_DISCONNECT_GRACE_S)
     request.disconnect_grace.CopyFrom(duration("disconnect_grace_s", grace))
@@ -167,54 +138,64 @@ def _set_chat(chat: pb.ChatInput, messages: Sequence[Any], given: dict[str, Any]
         chat.template_arguments_json = json_object("template_arguments", arguments)
 
 
-def _decoding(given: dict[str, Any]) -> pb.Decoding:
-    decoding = pb.Decoding()
-    _set_strategy(decoding, given)
-    for option, field in _DECODING_FIELDS.items():
-        _assign(decoding, field, option, given)
-    decoding.stop.extend(texts("stop", given.get("stop", ())))
-    decoding.bad_words.extend(texts("bad_words", given.get("bad_words", ())))
-    with naming("stop_token_ids"):
-        decoding.stop_token_ids.extend(given.get("stop_token_ids", ()))
-    with naming("logit_bias"):
-        for token_id, bias in mapping("logit_bias", given.get("logit_bias", {})).items():
-            decoding.logit_bias[token_id] = bias
-    return decoding
+def _asked(given: dict[str, Any]) -> pb.GenerateRequest:
+    """Return a request with `decoding` and `trace` alone."""
+    asked = pb.GenerateRequest()
+    strategy = _strategy_asked(given)
+    for name, option in OPTIONS.items():
+        if name in given and _strategy_of(option) in {"", strategy}:
+            *parents, field = option.path.split(".")
+            message: Message = asked
+            for parent in parents:
+                message = getattr(message, parent)
+            _set(message, field, name, option, given[name])
+    return asked
 
 
-def _set_strategy(decoding: pb.Decoding, given: dict[str, Any]) -> None:
+def _strategy_of(option: Option) -> str:
+    """Return the strategy that an option asks for, "" for none."""
+    name = option.path.split(".")[1]
+    return name if name in _STRATEGIES else ""
+
+
+def _strategy_asked(given: dict[str, Any]) -> str:
     asked = [
-        (strategy, option)
-        for strategy, options in _STRATEGIES.items()
-        for option in options
+        (strategy, name)
+        for name, option in OPTIONS.items()
         # `greedy=False` asks for nothing; a temperature of 0 does.
-        if given.get(option, False) is not False
+        if (strategy := _strategy_of(option)) and given.get(name, False) is not False
     ]
-    for strategy, option in asked[1:]:
-        first_strategy, first_option = asked[0]
+    for strategy, name in asked[1:]:
+        first_strategy, first_name = asked[0]
         if strategy != first_strategy:
             raise ValueError(
-                f"`{first_option}` asks for {first_strategy} and `{option}` for {strategy}: "
-                "give one of them"
+                f"`{first_name}` asks for {_STRATEGIES[first_strategy]} and `{name}` for "
+                f"{_STRATEGIES[strategy]}: give one of them"
             )
-    if not asked:
-        return
-    match asked[0][0]:
-        case "greedy":
-            decoding.greedy.SetInParent()
-        case "sampling":
-            decoding.sample.SetInParent()
-            for option in _SAMPLE_FIELDS:
-                _assign(decoding.sample, option, option, given)
-        case "beam search":
-            decoding.beam_search.SetInParent()
-            for option in _BEAM_FIELDS:
-                _assign(decoding.beam_search, option, option, given)
-            if "early_stopping" in given:
-                stopping = choice("early_stopping", given["early_stopping"], _EARLY_STOPPING)
-                decoding.beam_search.early_stopping = cast("pb.EarlyStopping.ValueType", stopping)
-        case _:
-            _set_forced(decoding.forced, given["forced"])
+    return asked[0][0] if asked else ""
+
+
+def _set(message: Message, field: str, name: str, option: Option, value: Any) -> None:
+    match option.kind:
+        case "strategy":
+            getattr(message, field).SetInParent()
+        case "continuation":
+            _set_forced(getattr(message, field), value)
+        case "texts":
+            getattr(message, field).extend(texts(name, value))
+        case "token_ids":
+            with naming(name):
+                getattr(message, field).extend(value)
+        case "biases":
+            biases = getattr(message, field)
+            with naming(name):
+                for token_id, bias in mapping(name, value).items():
+                    biases[token_id] = bias
+        case "choice":
+            setattr(message, field, choice(name, value, _choices(message, field)))
+        case "scalar":
+            with naming(name):
+                setattr(message, field, value)
 
 
 def _set_forced(forced: pb.Forced, continuation: Prompt) -> None:
@@ -224,17 +205,9 @@ def _set_forced(forced: pb.Forced, continuation: Prompt) -> None:
         forced.tokens.CopyFrom(token_input("forced", continuation))
 
 
-def _trace(given: dict[str, Any]) -> pb.TraceOptions:
-    trace = pb.TraceOptions()
-    if "detail" in given:
-        detail = choice("detail", given["detail"], _DETAIL)
-        trace.detail = cast("pb.TraceDetail.ValueType", detail)
-    _assign(trace, "num_candidates", "num_candidates", given)
-    _assign(trace, "prompt", "trace_prompt", given)
-    return trace
-
-
-def _assign(message: Message, field: str, option: str, given: Mapping[str, object]) -> None:
-    if option in given:
-        with naming(option):
-            setattr(message, field, given[option])
+def _choices(message: Message, field: str) -> dict[str, int]:
+    """Return an enum's values by their names without the prefix, but for the unspecified one."""
+    enum: Any = message.DESCRIPTOR.fields_by_name[field].enum_type
+    unspecified, *values = enum.values
+    prefix = unspecified.name.removesuffix("UNSPECIFIED")
+    return {value.name.removeprefix(prefix).lower(): value.number for value in values}

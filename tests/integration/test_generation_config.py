@@ -26,11 +26,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
-from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.domain.decoding import (
+    Decoding,
+    DecodingRequest,
+    Strategy,
+    TraceOptions,
+)
 from whence_server.domain.errors import ConfigurationError, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.processors import list_processor_names
-from whence_server.domain.requests import DecodingRequest
 from whence_server.engine.generation_config import check_file, read_defaults
 from whence_server.engine.loading import LoadedModel
 from whence_server.generation.resolve import resolve_decoding

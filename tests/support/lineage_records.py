@@ -9,7 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from whence.v1 import model_pb2
 from whence.v1 import training_pb2 as pb
-from whence_server.domain.model import Environment, GenerationDefaults, ModelInfo, TextFiles
+from whence_server.domain.decoding import GenerationDefaults
+from whence_server.domain.model import Environment, ModelInfo, TextFiles
 from whence_server.lineage.writer import RecordWriter
 
 START_NS = 1_800_000_000_000_000_000

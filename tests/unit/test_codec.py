@@ -14,18 +14,14 @@ from whence_server.domain.decoding import (
     Configured,
     Decoding,
     FinishReason,
+    GenerationDefaults,
     Strategy,
     TraceDetail,
     TraceOptions,
 )
 from whence_server.domain.errors import Code
 from whence_server.domain.generation import CallRecord, Failure, Finished, SequenceResult, Started
-from whence_server.domain.model import (
-    Environment,
-    GenerationDefaults,
-    ModelInfo,
-    TextFiles,
-)
+from whence_server.domain.model import Environment, ModelInfo, TextFiles
 from whence_server.domain.steps import (
     Candidates,
     Decision,

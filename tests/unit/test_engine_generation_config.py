@@ -13,9 +13,11 @@ import pytest
 from engine_harness import engine_options
 from transformers import GenerationConfig
 
-from whence_server.domain.decoding import Configured
+from whence_server.domain.decoding import (
+    Configured,
+    GenerationDefaults,
+)
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.generation_config import check_batch, check_file, read_defaults
 from whence_server.engine.generation_fields import APPLIED, HARMLESS, REFUSED
 from whence_server.engine.loading import load

@@ -11,8 +11,8 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from whence_server.domain.decoding import GenerationDefaults
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.context import UNLIMITED_CONTEXT
 from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
 from whence_server.engine.handshake import EngineOptions

@@ -8,7 +8,13 @@ import pytest
 from tiny_models import byte_level_tokenizer
 
 from whence.v1 import generation_pb2 as g
-from whence_server.domain.decoding import FinishReason, Strategy
+from whence_server.domain.decoding import (
+    DecodingRequest,
+    FinishReason,
+    GenerationDefaults,
+    Strategy,
+    TokenInput,
+)
 from whence_server.domain.engine import (
     Admit,
     BeamSearchDone,
@@ -25,8 +31,8 @@ from whence_server.domain.engine import (
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import DrainingError, EngineLostError, QueueFullError
 from whence_server.domain.limits import Limits
-from whence_server.domain.model import Environment, GenerationDefaults, ModelInfo, TextFiles
-from whence_server.domain.requests import DecodingRequest, GenerationRequest, TokenInput
+from whence_server.domain.model import Environment, ModelInfo, TextFiles
+from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.prepare import Prepared

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from text_oracles import byte_level
 
+from whence_server.domain.decoding import DecodingRequest, GenerationDefaults, TokenInput
 from whence_server.domain.errors import (
     DrainingError,
     InvalidRequestError,
@@ -20,14 +21,8 @@ from whence_server.domain.errors import (
     TextQueueFullError,
 )
 from whence_server.domain.limits import Limits
-from whence_server.domain.model import Environment, GenerationDefaults, ModelInfo, TextFiles
-from whence_server.domain.requests import (
-    ChatInput,
-    ChatMessage,
-    DecodingRequest,
-    GenerationRequest,
-    TokenInput,
-)
+from whence_server.domain.model import Environment, ModelInfo, TextFiles
+from whence_server.domain.requests import ChatInput, ChatMessage, GenerationRequest
 from whence_server.generation import text_process
 from whence_server.generation.prepare import prepare_request
 from whence_server.generation.texts import TextProcesses

@@ -4,16 +4,13 @@ import dataclasses
 
 import pytest
 
-from whence_server.domain.decoding import TraceDetail
-from whence_server.domain.limits import Limits
-from whence_server.domain.model import (
-    Environment,
+from whence_server.domain.decoding import (
     GenerationDefaults,
-    InternalsInfo,
-    ModelInfo,
-    TextFiles,
+    TraceDetail,
+    TraceRequest,
 )
-from whence_server.domain.requests import TraceRequest
+from whence_server.domain.limits import Limits
+from whence_server.domain.model import Environment, InternalsInfo, ModelInfo, TextFiles
 from whence_server.generation.resolve import resolve_trace
 
 MODEL = ModelInfo(

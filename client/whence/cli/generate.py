@@ -17,33 +17,18 @@ from whence.cli.trace_link import MEANING, trace_link, trace_url_template
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
-from whence.options import GenerateOptions
+from whence.options import OPTIONS, GenerateOptions, parse_token_ids
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationEvent
 
 _ENDED_BY_OTHERS = {FinishReason.CANCELLED, FinishReason.INTERRUPTED, FinishReason.FAILED}
 
-_NUMBERS: tuple[tuple[str, type, str], ...] = (
-    ("--temperature", float, "sample; divide the logits by this number"),
-    ("--top-k", int, "sample from this number of most likely tokens"),
-    ("--top-p", float, "sample from the most likely tokens with this total probability"),
-    ("--min-p", float, "sample tokens with at least this share of the top token's probability"),
-    ("--typical-p", float, "sample from the locally typical tokens with this total probability"),
-    ("--epsilon-cutoff", float, "sample tokens with at least this probability"),
-    ("--eta-cutoff", float, "like --epsilon-cutoff, but lower at high entropy"),
-    ("--seed", int, "sample; the same seed repeats the same draws"),
-    ("--num-beams", int, "beam search; number of beams"),
-    ("--length-penalty", float, "beam search; exponent of the length in a beam's score"),
-    ("--max-new-tokens", int, "maximum number of tokens to generate"),
-    ("--min-new-tokens", int, "minimum number of tokens to generate"),
-    ("--repetition-penalty", float, "above 1: make tokens that occurred before less likely"),
-    ("--no-repeat-ngram-size", int, "size of n-grams that may occur only once"),
-    ("--num-candidates", int, "number of candidates to record for each token"),
-    ("--max-duration", float, "seconds until the server ends the generation"),
-    ("--disconnect-grace", float, "seconds that the generation continues without a reader"),
-    ("--timeout", float, "seconds until this command ends"),
-)
-_SECONDS = frozenset({"--max-duration", "--disconnect-grace", "--timeout"})
+_SECONDS = {
+    "max_duration_s": "seconds after which the server ends the generation",
+    "disconnect_grace_s": "seconds that the generation goes on without a reader",
+    "timeout_s": "seconds after which this command ends",
+}
+_METAVARS = {int: "I", float: "F", parse_token_ids: "ID,..."}
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -86,11 +71,17 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         "--greedy", action="store_true", default=None, help="take the most likely token"
     )
     group.add_argument("--sample", action="store_true", default=None, help="draw at random")
-    for flag, kind, meaning in _NUMBERS:
-        name = flag[2:].replace("-", "_") + ("_s" if flag in _SECONDS else "")
-        group.add_argument(
-            flag, dest=name, type=kind, metavar=kind.__name__[0].upper(), help=meaning
-        )
+    for name, option in OPTIONS.items():
+        if option.parse is not None:
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=option.parse,
+                metavar=_METAVARS[option.parse],
+                help=option.meaning,
+            )
+    for name, meaning in _SECONDS.items():
+        flag = f"--{name.removesuffix('_s').replace('_', '-')}"
+        group.add_argument(flag, dest=name, type=float, metavar="F", help=meaning)
     group.add_argument("-n", type=int, metavar="N", help="number of sequences to return")
     group.add_argument(
         "--early-stopping",

@@ -1,13 +1,18 @@
 """How the tokens of a generation are chosen: what is asked for, and what is applied."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Annotated
+
+from whence_server.domain import bounds
+from whence_server.domain.options import Entries, Kind, Option, Rule, declared_options
 
 MAX_SEED = 2**64 - 1
 
 
 class Strategy(Enum):
-    """How a step's token is chosen from its distribution."""
+    """How a step's token is chosen from its distribution; values are names in the contract."""
 
     GREEDY = "greedy"
     SAMPLE = "sample"
@@ -16,11 +21,11 @@ class Strategy(Enum):
 
 
 class EarlyStopping(Enum):
-    """When beam search ends, as transformers' `early_stopping` says it."""
+    """When beam search ends, as by transformers' `early_stopping`; values as in the contract."""
 
-    WHEN_ENOUGH = "when_enough"
-    NEVER = "never"
-    HEURISTIC = "heuristic"
+    WHEN_ENOUGH = 1
+    NEVER = 2
+    HEURISTIC = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,46 +52,118 @@ class Configured:
     """Logits become logprobs after all other processors."""
 
 
+_CHOOSING = frozenset({Strategy.GREEDY, Strategy.SAMPLE, Strategy.BEAM_SEARCH})
+_SAMPLING = frozenset({Strategy.SAMPLE})
+_SEARCHING = frozenset({Strategy.BEAM_SEARCH})
+_SAMPLE = Option("decoding.sample", configured_for=_SAMPLING)
+
+
+def _sampling_rule(allows: Callable[[float], bool], text: str, hint: str = "") -> Option:
+    return replace(_SAMPLE, rule=Rule(allows, text, hint))
+
+
+def _is_temperature(value: float) -> bool:
+    # A request's is a float. A whole number is the generation config's: `generate` fails at it.
+    is_whole = isinstance(value, int) and value != 1
+    return not is_whole and bounds.is_within(value, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE)
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """A request's decoding settings as really applied: nothing is left to a default.
 
-    Settings that the strategy does not use hold their neutral value. Probabilities and
-    penalties follow transformers' `GenerationConfig` in name and meaning.
+    Settings that the strategy does not use hold their neutral value: their field's default.
+    Probabilities and penalties follow transformers' `GenerationConfig` in name and meaning. Fields
+    with an `Option` are those of the contract; a new one also needs a field in `DecodingRequest`
+    and, where the model's generation config can set it, in `GenerationDefaults`.
     """
 
     strategy: Strategy
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
+    max_new_tokens: Annotated[int, Option(shapes_choice=True)]
+    min_new_tokens: Annotated[int, Option(shapes_choice=True)] = 0
+    stop: Annotated[
+        tuple[str, ...],
+        Option(
+            kind=Kind.LIST,
+            entries=Entries("max_stop_strings", "strings"),
+            configured_for=_CHOOSING,
+        ),
+    ] = ()
     """Stop strings; the front decides on them, the engine never sees text."""
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Annotated[
+        tuple[int, ...],
+        Option(kind=Kind.LIST, entries=Entries("max_stop_token_ids", "ids", are_token_ids=True)),
+    ] = ()
     eos_token_ids: tuple[int, ...] = ()
     """The model's end-of-sequence ids; kept also where `ignore_eos` is set."""
-    ignore_eos: bool = False
-    num_return_sequences: int = 1
-    add_special_tokens: bool = True
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: Annotated[bool, Option()] = False
+    num_return_sequences: Annotated[int, Option(configured_for=_SAMPLING | _SEARCHING)] = 1
+    add_special_tokens: Annotated[bool, Option()] = True
+    repetition_penalty: Annotated[
+        float,
+        Option(
+            configured_for=_CHOOSING,
+            shapes_choice=True,
+            rule=Rule(
+                lambda value: bounds.is_within(
+                    value, bounds.MIN_REPETITION_PENALTY, bounds.MAX_REPETITION_PENALTY
+                ),
+                f"a number from {bounds.MIN_REPETITION_PENALTY:g} to "
+                f"{bounds.MAX_REPETITION_PENALTY:g}",
+                "; 1 is neutral",
+            ),
+        ),
+    ] = 1.0
+    no_repeat_ngram_size: Annotated[
+        int,
+        Option(
+            configured_for=_CHOOSING,
+            shapes_choice=True,
+            rule=Rule(
+                lambda value: value <= bounds.MAX_NO_REPEAT_NGRAM_SIZE,
+                f"at most {bounds.MAX_NO_REPEAT_NGRAM_SIZE}",
+            ),
+        ),
+    ] = 0
+    logit_bias: Annotated[
+        tuple[tuple[int, float], ...],
+        Option(kind=Kind.MAP, entries=Entries("max_logit_biases", "entries"), shapes_choice=True),
+    ] = ()
     """(token id, amount added to its logit), by ascending id."""
-    bad_words: tuple[str, ...] = ()
+    bad_words: Annotated[
+        tuple[str, ...],
+        Option(kind=Kind.LIST, entries=Entries("max_bad_words", "words"), shapes_choice=True),
+    ] = ()
     """Words that are never completed, as given; the engine goes by `bad_word_ids`."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """The words' token ids."""
-    temperature: float = 1.0
-    top_k: int = 0
+    temperature: Annotated[
+        float,
+        _sampling_rule(
+            _is_temperature,
+            f"a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
+            "(for no randomness ask for `greedy`)",
+            "; a generation config writes it with a decimal point",
+        ),
+    ] = 1.0
+    top_k: Annotated[int, _SAMPLE] = 0
     """0 is off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    epsilon_cutoff: float = 0.0
-    eta_cutoff: float = 0.0
-    seed: int = 0
+    top_p: Annotated[float, _sampling_rule(lambda value: 0 < value <= 1, "in (0, 1]")] = 1.0
+    min_p: Annotated[float, _sampling_rule(lambda value: 0 <= value <= 1, "in [0, 1]")] = 0.0
+    typical_p: Annotated[float, _sampling_rule(lambda value: 0 < value <= 1, "in (0, 1]")] = 1.0
+    epsilon_cutoff: Annotated[float, _sampling_rule(lambda value: 0 <= value < 1, "in [0, 1)")] = (
+        0.0
+    )
+    eta_cutoff: Annotated[float, _sampling_rule(lambda value: 0 <= value < 1, "in [0, 1)")] = 0.0
+    seed: Annotated[int, Option("decoding.sample")] = 0
     """64 bits, unsigned; only for sampling."""
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: EarlyStopping = EarlyStopping.WHEN_ENOUGH
+    num_beams: Annotated[int, Option("decoding.beam_search", configured_for=_SEARCHING)] = 1
+    length_penalty: Annotated[float, Option("decoding.beam_search", configured_for=_SEARCHING)] = (
+        1.0
+    )
+    early_stopping: Annotated[EarlyStopping, Option("decoding.beam_search", Kind.CHOICE)] = (
+        EarlyStopping.WHEN_ENOUGH
+    )
     forced_token_ids: tuple[int, ...] = ()
     """The continuation to trace; only for `Strategy.FORCED`."""
     configured: Configured = Configured()
@@ -97,6 +174,80 @@ class Decoding:
         if self.strategy is Strategy.BEAM_SEARCH:
             return self.num_beams
         return self.num_return_sequences
+
+
+DECODING_OPTIONS = declared_options(Decoding)
+"""Every option of `decoding` in the contract but the strategy itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInput:
+    """Text as token ids, used as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingRequest:
+    """Decoding settings as given: what is unset is None, or empty; see `Decoding`."""
+
+    strategy: Strategy | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool | None = None
+    num_return_sequences: int | None = None
+    add_special_tokens: bool | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    seed: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    forced: str | TokenInput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """The model's own generation config: what unset decoding fields take.
+
+    Where the config says nothing, values are those that transformers' `generate` then takes.
+    """
+
+    do_sample: bool = False
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    """The prompt's and the new tokens together; counts where `max_new_tokens` is unset."""
+    min_new_tokens: int | None = None
+    min_length: int = 0
+    """The prompt's and the new tokens together; counts where `min_new_tokens` is unset."""
+    stop: tuple[str, ...] = ()
+    num_return_sequences: int = 1
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    eos_token_ids: tuple[int, ...] = ()
+    configured: Configured = field(default_factory=Configured)
 
 
 class TraceDetail(Enum):
@@ -111,10 +262,23 @@ class TraceDetail(Enum):
 class TraceOptions:
     """What is recorded of a generation, as granted."""
 
-    detail: TraceDetail = TraceDetail.DECISIONS
-    num_candidates: int = 8
-    prompt: bool = False
+    detail: Annotated[TraceDetail, Option("trace", Kind.CHOICE)] = TraceDetail.DECISIONS
+    num_candidates: Annotated[int, Option("trace")] = 8
+    prompt: Annotated[bool, Option("trace")] = False
     """Whether the prompt's own tokens are traced as well."""
+
+
+TRACE_OPTIONS = declared_options(TraceOptions)
+"""Every option of `trace` in the contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """What to record, as asked for."""
+
+    detail: TraceDetail | None = None
+    num_candidates: int | None = None
+    prompt: bool = False
 
 
 class FinishReason(Enum):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from whence_server.domain.decoding import Configured
+from whence_server.domain.decoding import GenerationDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,39 +13,6 @@ class FileDigest:
     path: str
     size_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """The model's own generation config: what unset decoding fields take.
-
-    Where the config says nothing, values are those that transformers' `generate` then takes.
-    """
-
-    do_sample: bool = False
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    """The prompt's and the new tokens together; counts where `max_new_tokens` is unset."""
-    min_new_tokens: int | None = None
-    min_length: int = 0
-    """The prompt's and the new tokens together; counts where `min_new_tokens` is unset."""
-    stop: tuple[str, ...] = ()
-    num_return_sequences: int = 1
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    bad_word_ids: tuple[tuple[int, ...], ...] = ()
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    epsilon_cutoff: float = 0.0
-    eta_cutoff: float = 0.0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    eos_token_ids: tuple[int, ...] = ()
-    configured: Configured = field(default_factory=Configured)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,38 @@
 """Which logits processors a request's settings call for, and in which order."""
 
+from collections.abc import Callable
+
 from whence_server.domain.decoding import Decoding, Strategy
+
+_BEFORE_WARPERS: dict[str, Callable[[Decoding], bool]] = {
+    "sequence_bias": lambda d: bool(d.configured.sequence_biases),
+    "logit_bias": lambda d: bool(d.logit_bias),
+    "repetition_penalty": lambda d: d.repetition_penalty != 1.0,
+    "no_repeat_ngram": lambda d: d.no_repeat_ngram_size > 0,
+    "bad_words": lambda d: bool(d.bad_word_ids),
+    "min_new_tokens": lambda d: d.min_new_tokens > 0,
+    "forced_bos_token": lambda d: d.configured.forced_bos_token_id is not None,
+    "forced_eos_token": lambda d: bool(d.configured.forced_eos_token_ids),
+    "suppress_tokens": lambda d: bool(d.configured.suppress_token_ids),
+    "begin_suppress_tokens": lambda d: bool(d.configured.begin_suppress_token_ids),
+}
+_WARPERS: dict[str, Callable[[Decoding], bool]] = {
+    "temperature": lambda d: d.temperature != 1.0,
+    "top_h": lambda d: d.configured.top_h > 0.0,
+    "top_k": lambda d: d.top_k > 0,
+    "top_p": lambda d: d.top_p < 1.0,
+    "min_p": lambda d: d.min_p > 0.0,
+    "typical_p": lambda d: d.typical_p < 1.0,
+    "epsilon_cutoff": lambda d: d.epsilon_cutoff > 0.0,
+    "eta_cutoff": lambda d: d.eta_cutoff > 0.0,
+}
+"""Of sampling alone."""
+_AFTER_WARPERS: dict[str, Callable[[Decoding], bool]] = {
+    "renormalize_logits": lambda d: d.configured.renormalize_logits,
+}
+
+PROCESSORS = (*_BEFORE_WARPERS, *_WARPERS, *_AFTER_WARPERS)
+"""Every processor, in order of application."""
 
 
 def list_processor_names(decoding: Decoding) -> tuple[str, ...]:
@@ -12,30 +44,6 @@ def list_processor_names(decoding: Decoding) -> tuple[str, ...]:
     """
     if decoding.strategy is Strategy.FORCED:
         return ()
-    configured = decoding.configured
-    wanted: tuple[tuple[str, bool], ...] = (
-        ("sequence_bias", bool(configured.sequence_biases)),
-        ("logit_bias", bool(decoding.logit_bias)),
-        ("repetition_penalty", decoding.repetition_penalty != 1.0),
-        ("no_repeat_ngram", decoding.no_repeat_ngram_size > 0),
-        ("bad_words", bool(decoding.bad_word_ids)),
-        ("min_new_tokens", decoding.min_new_tokens > 0),
-        ("forced_bos_token", configured.forced_bos_token_id is not None),
-        ("forced_eos_token", bool(configured.forced_eos_token_ids)),
-        ("suppress_tokens", bool(configured.suppress_token_ids)),
-        ("begin_suppress_tokens", bool(configured.begin_suppress_token_ids)),
-    )
-    warpers = (
-        ("temperature", decoding.temperature != 1.0),
-        ("top_h", configured.top_h > 0.0),
-        ("top_k", decoding.top_k > 0),
-        ("top_p", decoding.top_p < 1.0),
-        ("min_p", decoding.min_p > 0.0),
-        ("typical_p", decoding.typical_p < 1.0),
-        ("epsilon_cutoff", decoding.epsilon_cutoff > 0.0),
-        ("eta_cutoff", decoding.eta_cutoff > 0.0),
-    )
-    if decoding.strategy is Strategy.SAMPLE:
-        wanted += warpers
-    wanted += (("renormalize_logits", configured.renormalize_logits),)
-    return tuple(name for name, on in wanted if on)
+    warpers = _WARPERS if decoding.strategy is Strategy.SAMPLE else {}
+    wanted = _BEFORE_WARPERS | warpers | _AFTER_WARPERS
+    return tuple(name for name, is_on in wanted.items() if is_on(decoding))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from whence_server.domain.decoding import EarlyStopping, Strategy, TraceDetail
+from whence_server.domain.decoding import DecodingRequest, TokenInput, TraceRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,53 +26,7 @@ class ChatInput:
     """Which of the model's chat templates; empty for the one that transformers takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenInput:
-    """A prompt as token ids, used as they are."""
-
-    token_ids: tuple[int, ...]
-
-
 GenerationInput: TypeAlias = str | ChatInput | TokenInput
-
-
-@dataclass(frozen=True, slots=True)
-class DecodingRequest:
-    """Decoding settings as given; see `Decoding` for their meaning."""
-
-    strategy: Strategy | None = None
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool | None = None
-    num_return_sequences: int | None = None
-    add_special_tokens: bool | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    bad_words: tuple[str, ...] = ()
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    epsilon_cutoff: float | None = None
-    eta_cutoff: float | None = None
-    seed: int | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: EarlyStopping | None = None
-    forced: str | TokenInput | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRequest:
-    """What to record, as asked for."""
-
-    detail: TraceDetail | None = None
-    num_candidates: int | None = None
-    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ transformers reads these fields in `generate`, where a wrong one fails each call
 checked before the weights are loaded.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -14,10 +15,12 @@ from typing import Any
 from transformers import GenerationConfig
 
 from whence_server.domain import bounds
-from whence_server.domain.decoding import Configured
+from whence_server.domain.decoding import (
+    Configured,
+    GenerationDefaults,
+)
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.limits import Limits
-from whence_server.domain.model import GenerationDefaults
 from whence_server.engine.generation_fields import APPLIED, HARMLESS, IN_SAMPLING, REFUSED
 
 FILE = "generation_config.json"
@@ -71,7 +74,7 @@ def read_defaults(
     _say_what_samples_must_set(values, source)
     stops = values.get("stop_strings", ())
     defaults = GenerationDefaults(
-        **{name: values[name] for name in _AS_THEY_ARE if name in values},
+        **_take_as_they_are(values),
         **_list_switched_off(values),
         stop=(stops,) if isinstance(stops, str) else tuple(stops),
         min_new_tokens=max(values["min_new_tokens"], 0) if "min_new_tokens" in values else None,
@@ -105,19 +108,18 @@ def check_batch(defaults: GenerationDefaults, max_batch_size: int, directory: Pa
     _raise_faults(faults, _find_source(directory))
 
 
-_AS_THEY_ARE = (
-    "do_sample",
-    "max_new_tokens",
-    "max_length",
-    "num_return_sequences",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "min_p",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
+_READ_APART = frozenset(
+    {
+        *("top_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        *("min_new_tokens", "min_length", "no_repeat_ngram_size"),
+    }
 )
+
+
+def _take_as_they_are(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have transformers' name, and its values for every meaning."""
+    names = {field.name for field in dataclasses.fields(GenerationDefaults)} - _READ_APART
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _list_switched_off(values: Mapping[str, Any]) -> dict[str, Any]:

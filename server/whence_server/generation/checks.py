@@ -1,14 +1,20 @@
 """What a request's settings must hold to, rule by rule, each fault under its field's path."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from whence_server.domain import bounds
-from whence_server.domain.decoding import Decoding, Strategy
+from whence_server.domain.decoding import (
+    DECODING_OPTIONS,
+    Decoding,
+    DecodingRequest,
+    Strategy,
+    TraceOptions,
+)
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.requests import DecodingRequest
+from whence_server.domain.options import Entries, Option
 from whence_server.text.bounds import TextBound
 
 
@@ -90,20 +96,54 @@ def check_prompt(token_ids: Sequence[int], field: str, model: ModelInfo, limits:
 
 def check_forced(faults: Faults, request: DecodingRequest) -> None:
     """A forced continuation leaves nothing to choose, so nothing may shape the choice."""
-    chosen = {
-        "max_new_tokens": request.max_new_tokens,
-        "min_new_tokens": request.min_new_tokens,
-        "repetition_penalty": request.repetition_penalty,
-        "no_repeat_ngram_size": request.no_repeat_ngram_size,
-        "logit_bias": request.logit_bias or None,
-        "bad_words": request.bad_words or None,
-    }
-    for name, value in chosen.items():
+    for option in DECODING_OPTIONS:
         faults.expect(
-            value is None,
-            f"decoding.{name}",
+            not option.shapes_choice or getattr(request, option.name) in {None, ()},
+            option.path,
             "does not go with `forced`: the continuation is given, nothing is chosen",
         )
+
+
+def check_options(
+    faults: Faults,
+    options: Iterable[Option],
+    values: Decoding | TraceOptions,
+    model: ModelInfo,
+    limits: Limits,
+) -> None:
+    """Note values and numbers of entries beyond what the options' declarations allow."""
+    for option in options:
+        value = getattr(values, option.name)
+        if option.rule is not None and not option.rule.allows(value):
+            rule = option.rule
+            faults.expect(False, option.path, f"must be {rule.text}, not {value:g}{rule.hint}")
+        if option.entries is not None:
+            most = option.entries.most(limits)
+            if len(value) <= most:
+                _check_entries(faults, option.path, option.entries, value, model)
+            else:
+                told = f"has {len(value)} {option.entries.noun}; this server takes at most {most}"
+                faults.expect(False, option.path, told)
+
+
+def _check_entries(
+    faults: Faults, field: str, entries: Entries, values: Sequence[Any], model: ModelInfo
+) -> None:
+    if entries.are_token_ids:
+        expect_in_vocabulary(faults, field, values, model)
+    if entries.are_distinct:
+        _expect_distinct(faults, field, values)
+
+
+def _expect_distinct(faults: Faults, field: str, values: Sequence[Any]) -> None:
+    """Note the first value that came before."""
+    first: dict[Any, int] = {}
+    for i, value in enumerate(values):
+        if first.setdefault(value, i) != i:
+            faults.expect(
+                False, f"{field}[{i}]", f"is {value}, as is entry {first[value]}: name it once"
+            )
+            return
 
 
 def check_lengths(
@@ -122,14 +162,8 @@ def check_lengths(
     )
 
 
-def check_stops(faults: Faults, decoding: Decoding, model: ModelInfo, limits: Limits) -> None:
-    """Stop strings and ids: few enough, short enough, in the vocabulary."""
-    num_stops = len(decoding.stop)
-    faults.expect(
-        num_stops <= limits.max_stop_strings,
-        "decoding.stop",
-        f"has {num_stops} strings; this server takes at most {limits.max_stop_strings}",
-    )
+def check_stops(faults: Faults, decoding: Decoding, limits: Limits) -> None:
+    """Note stop strings that are empty or too long."""
     for i, stop in enumerate(decoding.stop[: limits.max_stop_strings]):
         faults.expect(bool(stop), f"decoding.stop[{i}]", "must not be empty")
         faults.expect(
@@ -137,39 +171,10 @@ def check_stops(faults: Faults, decoding: Decoding, model: ModelInfo, limits: Li
             f"decoding.stop[{i}]",
             f"has {len(stop)} characters; at most {limits.max_stop_characters} are taken",
         )
-    faults.expect(
-        len(decoding.stop_token_ids) <= limits.max_stop_token_ids,
-        "decoding.stop_token_ids",
-        f"has {len(decoding.stop_token_ids)} ids; at most {limits.max_stop_token_ids} are taken",
-    )
-    expect_in_vocabulary(faults, "decoding.stop_token_ids", decoding.stop_token_ids, model)
 
 
-def check_processors(
-    faults: Faults,
-    request: DecodingRequest,
-    decoding: Decoding,
-    model: ModelInfo,
-    limits: Limits,
-) -> None:
-    """Penalties and biases: within bounds, on tokens that exist."""
-    penalty = decoding.repetition_penalty
-    low, high = bounds.MIN_REPETITION_PENALTY, bounds.MAX_REPETITION_PENALTY
-    faults.expect(
-        bounds.is_within(penalty, low, high),
-        "decoding.repetition_penalty",
-        f"must be a number from {low:g} to {high:g}, not {penalty:g}; 1 is neutral",
-    )
-    faults.expect(
-        decoding.no_repeat_ngram_size <= bounds.MAX_NO_REPEAT_NGRAM_SIZE,
-        "decoding.no_repeat_ngram_size",
-        f"must be at most {bounds.MAX_NO_REPEAT_NGRAM_SIZE}, not {decoding.no_repeat_ngram_size}",
-    )
-    faults.expect(
-        len(request.logit_bias) <= limits.max_logit_biases,
-        "decoding.logit_bias",
-        f"has {len(request.logit_bias)} entries; at most {limits.max_logit_biases} are taken",
-    )
+def check_biases(faults: Faults, decoding: Decoding, model: ModelInfo, limits: Limits) -> None:
+    """Note biases that are out of bounds, or of tokens that do not exist."""
     for token_id, bias in decoding.logit_bias[: limits.max_logit_biases]:
         field = f"decoding.logit_bias[{token_id}]"
         faults.expect(
@@ -183,34 +188,6 @@ def check_processors(
             field,
             f"is no token: ids go up to {model.vocabulary_size - 1}",
         )
-
-
-def check_sampling(faults: Faults, decoding: Decoding) -> None:
-    """The warpers' parameters within transformers' own ranges."""
-
-    def check(name: str, ok: bool, rule: str) -> None:
-        value = getattr(decoding, name)
-        faults.expect(
-            math.isfinite(value) and ok, f"decoding.sample.{name}", f"{rule}, not {value:g}"
-        )
-
-    temperature: float | int = decoding.temperature
-    # A request's is a float; a whole number is the generation config's: `generate` fails at it.
-    is_whole = isinstance(temperature, int) and temperature != 1
-    check(
-        "temperature",
-        not is_whole
-        and bounds.is_within(temperature, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE),
-        "must be written with a decimal point"
-        if is_whole
-        else f"must be a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
-        "(for no randomness ask for `greedy`)",
-    )
-    check("top_p", 0 < decoding.top_p <= 1, "must be in (0, 1]")
-    check("min_p", 0 <= decoding.min_p <= 1, "must be in [0, 1]")
-    check("typical_p", 0 < decoding.typical_p <= 1, "must be in (0, 1]")
-    check("epsilon_cutoff", 0 <= decoding.epsilon_cutoff < 1, "must be in [0, 1)")
-    check("eta_cutoff", 0 <= decoding.eta_cutoff < 1, "must be in [0, 1)")
 
 
 def check_beams(

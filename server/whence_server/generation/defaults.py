@@ -1,13 +1,37 @@
 """Values of unset decoding fields, from the model's generation config."""
 
 import dataclasses
+from typing import Any
 
-from whence_server.domain.decoding import Configured
+from whence_server.domain.decoding import (
+    DECODING_OPTIONS,
+    Configured,
+    DecodingRequest,
+    GenerationDefaults,
+    Strategy,
+)
 from whence_server.domain.errors import FieldViolation
 from whence_server.domain.limits import Limits
-from whence_server.domain.model import GenerationDefaults
-from whence_server.domain.requests import DecodingRequest
+from whence_server.domain.options import Option
 from whence_server.generation.checks import Faults
+
+
+def resolve_value(
+    option: Option, request: DecodingRequest, defaults: GenerationDefaults, strategy: Strategy
+) -> Any:
+    """Return the value of an option that applies.
+
+    It is the request's; where that is unset, the model's generation config's, if it has a say for
+    this strategy; else the neutral one.
+    """
+    if option.strategy_name not in {"", strategy.value}:
+        return option.neutral
+    given = getattr(request, option.name)
+    if given is not None and given != ():
+        return given
+    if strategy in option.configured_for:
+        return getattr(defaults, option.name)
+    return option.neutral
 
 
 def get_default_max_new_tokens(
@@ -77,16 +101,8 @@ def say_where_from(faults: Faults, request: DecodingRequest) -> None:
             )
 
 
-_FROM_CONFIG = frozenset(
-    {
-        "stop",
-        "length_penalty",
-        "num_return_sequences",
-        "repetition_penalty",
-        "temperature",
-        "top_p",
-        "min_p",
-        "typical_p",
-    }
-)
-"""Fields that a generation config may set to what this server or this strategy does not take."""
+_FROM_CONFIG = {option.name for option in DECODING_OPTIONS if option.configured_for} - {"num_beams"}
+"""Fields that a generation config may set to what this server or this strategy does not take.
+
+A number of beams that it sets is held against the batch when the model is loaded.
+"""

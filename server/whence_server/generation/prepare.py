@@ -5,11 +5,15 @@ Pure and without I/O: short requests are prepared in the front, all others in th
 
 from typing import NamedTuple
 
-from whence_server.domain.decoding import Decoding, TraceOptions
+from whence_server.domain.decoding import (
+    Decoding,
+    TokenInput,
+    TraceOptions,
+)
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.requests import ChatInput, GenerationRequest, TokenInput
+from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.generation.checks import check_prompt, check_text_size, compute_longest_prompt
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.text.template_arguments import read_arguments

@@ -7,23 +7,26 @@ import secrets
 from typing import TypeVar
 
 from whence_server.domain.decoding import (
+    DECODING_OPTIONS,
     Configured,
     Decoding,
+    DecodingRequest,
     EarlyStopping,
     Strategy,
+    TokenInput,
     TraceDetail,
     TraceOptions,
+    TraceRequest,
 )
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.requests import DecodingRequest, TokenInput, TraceRequest
 from whence_server.generation.checks import (
     Faults,
     check_beams,
+    check_biases,
     check_forced,
     check_lengths,
-    check_processors,
-    check_sampling,
+    check_options,
     check_sequences,
     check_stops,
     expect_in_vocabulary,
@@ -32,6 +35,7 @@ from whence_server.generation.defaults import (
     check_default_length,
     get_default_max_new_tokens,
     get_default_min_new_tokens,
+    resolve_value,
     say_where_from,
     select_configured,
 )
@@ -114,55 +118,37 @@ def resolve_decoding(
     choosing = strategy is not Strategy.FORCED
     if not choosing:
         max_new_tokens = len(forced)
-    sampling = strategy is Strategy.SAMPLE
-    searching = strategy is Strategy.BEAM_SEARCH
-    decoding = Decoding(
-        strategy=strategy,
-        max_new_tokens=min(max_new_tokens, room),
-        min_new_tokens=_use_default(
+    values = {
+        option.name: resolve_value(option, request, defaults, strategy)
+        for option in DECODING_OPTIONS
+    }
+    values |= {
+        "max_new_tokens": min(max_new_tokens, room),
+        "min_new_tokens": _use_default(
             request.min_new_tokens,
             min(get_default_min_new_tokens(defaults, num_prompt_tokens), max_new_tokens)
             if choosing
             else 0,
         ),
-        stop=request.stop or (defaults.stop if choosing else ()),
-        stop_token_ids=request.stop_token_ids,
-        eos_token_ids=defaults.eos_token_ids,
-        ignore_eos=_use_default(request.ignore_eos, not choosing),
-        num_return_sequences=_use_default(
-            request.num_return_sequences,
-            defaults.num_return_sequences if sampling or searching else 1,
-        ),
-        add_special_tokens=_use_default(request.add_special_tokens, True),
-        repetition_penalty=_use_default(
-            request.repetition_penalty, defaults.repetition_penalty if choosing else 1.0
-        ),
-        no_repeat_ngram_size=_use_default(
-            request.no_repeat_ngram_size, defaults.no_repeat_ngram_size if choosing else 0
-        ),
-        logit_bias=tuple(sorted(request.logit_bias)),
-        bad_words=request.bad_words,
-        bad_word_ids=_encode_bad_words(faults, request, limits, tokenizer)
-        or (defaults.bad_word_ids if choosing and not request.bad_words else ()),
-        temperature=_use_default(request.temperature, defaults.temperature) if sampling else 1.0,
-        top_k=_use_default(request.top_k, defaults.top_k) if sampling else 0,
-        top_p=_use_default(request.top_p, defaults.top_p) if sampling else 1.0,
-        min_p=_use_default(request.min_p, defaults.min_p) if sampling else 0.0,
-        typical_p=_use_default(request.typical_p, defaults.typical_p) if sampling else 1.0,
-        epsilon_cutoff=_use_default(request.epsilon_cutoff, defaults.epsilon_cutoff)
-        if sampling
-        else 0.0,
-        eta_cutoff=_use_default(request.eta_cutoff, defaults.eta_cutoff) if sampling else 0.0,
-        seed=_use_default(request.seed, secrets.randbits(64)) if sampling else 0,
-        num_beams=_use_default(request.num_beams, defaults.num_beams) if searching else 1,
-        length_penalty=_use_default(request.length_penalty, defaults.length_penalty)
-        if searching
-        else 1.0,
-        early_stopping=_use_default(
+        "ignore_eos": _use_default(request.ignore_eos, not choosing),
+        "logit_bias": tuple(sorted(request.logit_bias)),
+        "seed": _use_default(request.seed, secrets.randbits(64))
+        if strategy is Strategy.SAMPLE
+        else 0,
+        "early_stopping": _use_default(
             request.early_stopping, _EARLY_STOPPING[defaults.early_stopping]
         ),
+    }
+    decoding = Decoding(
+        strategy=strategy,
+        **values,
+        eos_token_ids=defaults.eos_token_ids,
+        bad_word_ids=_encode_bad_words(faults, request, limits, tokenizer)
+        or (defaults.bad_word_ids if choosing and not request.bad_words else ()),
         forced_token_ids=forced,
-        configured=select_configured(request, defaults, num_prompt_tokens, sampling=sampling)
+        configured=select_configured(
+            request, defaults, num_prompt_tokens, sampling=strategy is Strategy.SAMPLE
+        )
         if choosing
         else Configured(),
     )
@@ -171,10 +157,10 @@ def resolve_decoding(
         check_lengths(faults, request, decoding, max_new_tokens)
     else:
         check_forced(faults, request)
-    check_stops(faults, decoding, model, limits)
-    check_processors(faults, request, decoding, model, limits)
-    check_sampling(faults, decoding)
-    if searching:
+    check_options(faults, DECODING_OPTIONS, decoding, model, limits)
+    check_stops(faults, decoding, limits)
+    check_biases(faults, decoding, model, limits)
+    if strategy is Strategy.BEAM_SEARCH:
         check_beams(faults, request, decoding, limits)
     check_sequences(faults, decoding, num_prompt_tokens, limits)
     say_where_from(faults, request)
@@ -215,11 +201,6 @@ def _encode_forced(
 def _encode_bad_words(
     faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextEncoder
 ) -> tuple[tuple[int, ...], ...]:
-    faults.expect(
-        len(request.bad_words) <= limits.max_bad_words,
-        "decoding.bad_words",
-        f"has {len(request.bad_words)} words; at most {limits.max_bad_words} are taken",
-    )
     words = request.bad_words[: limits.max_bad_words]
     most = limits.max_bad_word_characters
     for i, word in enumerate(words):

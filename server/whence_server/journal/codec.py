@@ -4,18 +4,23 @@ What is None in the domain is absent in the message. Each function serialises on
 are hashed and kept, never made again from a parsed message.
 """
 
+from typing import Any
+
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from whence.v1 import call_pb2, generation_pb2, step_pb2
 from whence_server.domain.decoding import (
+    DECODING_OPTIONS,
+    TRACE_OPTIONS,
     Decoding,
-    EarlyStopping,
     FinishReason,
     Strategy,
     TraceOptions,
 )
 from whence_server.domain.generation import CallRecord, Failure, Finished, SequenceResult, Started
 from whence_server.domain.model import ModelInfo
+from whence_server.domain.options import Kind, Option
 from whence_server.domain.steps import (
     BeamRound,
     Candidates,
@@ -25,12 +30,6 @@ from whence_server.domain.steps import (
     Step,
     Timing,
 )
-
-_EARLY_STOPPING = {
-    EarlyStopping.WHEN_ENOUGH: generation_pb2.EARLY_STOPPING_WHEN_ENOUGH,
-    EarlyStopping.NEVER: generation_pb2.EARLY_STOPPING_NEVER,
-    EarlyStopping.HEURISTIC: generation_pb2.EARLY_STOPPING_HEURISTIC,
-}
 
 
 def encode_step(step: Step) -> bytes:
@@ -148,26 +147,16 @@ def encode_call(call: CallRecord) -> bytes:
 
 def decoding_to_proto(decoding: Decoding) -> generation_pb2.Decoding:
     """Effective settings, every default filled in."""
-    proto = generation_pb2.Decoding(
-        max_new_tokens=decoding.max_new_tokens,
-        min_new_tokens=decoding.min_new_tokens,
-        stop=decoding.stop,
-        stop_token_ids=decoding.stop_token_ids,
-        ignore_eos=decoding.ignore_eos,
-        num_return_sequences=decoding.num_return_sequences,
-        repetition_penalty=decoding.repetition_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        logit_bias=dict(decoding.logit_bias),
-        bad_words=decoding.bad_words,
-        add_special_tokens=decoding.add_special_tokens,
-    )
-    if decoding.strategy is Strategy.GREEDY:
-        proto.greedy.SetInParent()
-    elif decoding.strategy is Strategy.SAMPLE:
-        proto.sample.CopyFrom(_sample(decoding))
-    elif decoding.strategy is Strategy.BEAM_SEARCH:
-        proto.beam_search.CopyFrom(_beam_search(decoding))
-    else:
+    proto = generation_pb2.Decoding()
+    strategy_name = decoding.strategy.value
+    getattr(proto, strategy_name).SetInParent()
+    for option in DECODING_OPTIONS:
+        if not option.strategy_name:
+            _set_option(proto, option, getattr(decoding, option.name))
+        elif option.strategy_name == strategy_name:
+            message = getattr(proto, strategy_name)
+            _set_option(message, option, getattr(decoding, option.name))
+    if decoding.strategy is Strategy.FORCED:
         proto.forced.tokens.token_ids.extend(decoding.forced_token_ids)
         # Present even where the continuation is empty.
         proto.forced.tokens.SetInParent()
@@ -199,11 +188,10 @@ def configured_to_proto(decoding: Decoding) -> generation_pb2.ConfiguredDecoding
 
 def trace_to_proto(trace: TraceOptions) -> generation_pb2.TraceOptions:
     """What was granted."""
-    return generation_pb2.TraceOptions(
-        detail=generation_pb2.TraceDetail.ValueType(trace.detail.value),
-        num_candidates=trace.num_candidates,
-        prompt=trace.prompt,
-    )
+    proto = generation_pb2.TraceOptions()
+    for option in TRACE_OPTIONS:
+        _set_option(proto, option, getattr(trace, option.name))
+    return proto
 
 
 def environment_to_proto(model: ModelInfo) -> generation_pb2.Environment:
@@ -282,25 +270,16 @@ def _fill_internals(proto: step_pb2.Internals, internals: Internals) -> None:
     proto.layer_leaders.extend(internals.layer_leaders)
 
 
-def _sample(decoding: Decoding) -> generation_pb2.Sample:
-    return generation_pb2.Sample(
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        min_p=decoding.min_p,
-        typical_p=decoding.typical_p,
-        epsilon_cutoff=decoding.epsilon_cutoff,
-        eta_cutoff=decoding.eta_cutoff,
-        seed=decoding.seed,
-    )
-
-
-def _beam_search(decoding: Decoding) -> generation_pb2.BeamSearch:
-    return generation_pb2.BeamSearch(
-        num_beams=decoding.num_beams,
-        length_penalty=decoding.length_penalty,
-        early_stopping=_EARLY_STOPPING[decoding.early_stopping],
-    )
+def _set_option(message: Message, option: Option, value: Any) -> None:
+    match option.kind:
+        case Kind.LIST:
+            getattr(message, option.name).extend(value)
+        case Kind.MAP:
+            getattr(message, option.name).update(value)
+        case Kind.CHOICE:
+            setattr(message, option.name, value.value)
+        case Kind.SCALAR:
+            setattr(message, option.name, value)
 
 
 def _finish_reason(reason: FinishReason) -> generation_pb2.FinishReason.ValueType:

@@ -1,51 +1,32 @@
 """Requests from the wire to the domain: well-formed or refused, every fault by its field."""
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypeVar
+from operator import attrgetter
+from typing import Any
 
 from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from whence.v1 import generation_pb2
-from whence_server.domain.decoding import EarlyStopping, Strategy, TraceDetail
-from whence_server.domain.errors import FieldViolation, InvalidRequestError
-from whence_server.domain.limits import Limits
-from whence_server.domain.requests import (
-    ChatInput,
-    ChatMessage,
+from whence_server.domain.decoding import (
+    DECODING_OPTIONS,
+    TRACE_OPTIONS,
     DecodingRequest,
-    GenerationInput,
-    GenerationRequest,
+    Strategy,
     TokenInput,
     TraceRequest,
 )
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.domain.limits import Limits
+from whence_server.domain.options import Kind, Option
+from whence_server.domain.requests import ChatInput, ChatMessage, GenerationInput, GenerationRequest
 from whence_server.rpc.counts import check_counts
 from whence_server.rpc.request_digest import request_digests, struct_json
 
-T = TypeVar("T")
-
 _FAULTS_SHOWN = 8
 """Of one kind: a request can have as many as it has bytes."""
-
-_STRATEGIES = {
-    "greedy": Strategy.GREEDY,
-    "sample": Strategy.SAMPLE,
-    "beam_search": Strategy.BEAM_SEARCH,
-    "forced": Strategy.FORCED,
-}
-_DETAILS = {
-    generation_pb2.TRACE_DETAIL_UNSPECIFIED: None,
-    generation_pb2.TRACE_DETAIL_TOKENS: TraceDetail.TOKENS,
-    generation_pb2.TRACE_DETAIL_DECISIONS: TraceDetail.DECISIONS,
-    generation_pb2.TRACE_DETAIL_INTERNALS: TraceDetail.INTERNALS,
-}
-_EARLY_STOPPING = {
-    generation_pb2.EARLY_STOPPING_UNSPECIFIED: None,
-    generation_pb2.EARLY_STOPPING_WHEN_ENOUGH: EarlyStopping.WHEN_ENOUGH,
-    generation_pb2.EARLY_STOPPING_NEVER: EarlyStopping.NEVER,
-    generation_pb2.EARLY_STOPPING_HEURISTIC: EarlyStopping.HEURISTIC,
-}
 
 
 def generation_request(
@@ -66,9 +47,9 @@ def generation_request(
         input=_input(request, struct, limits, violations),
         digest="",
         model=request.model,
-        decoding=_decoding(request.decoding, limits, violations),
+        decoding=_decoding(request, limits, violations),
         size_bytes=request.ByteSize(),
-        trace=_trace(request.trace, violations),
+        trace=TraceRequest(**_options(TRACE_OPTIONS, request, violations)),
         generation_id=_generation_id(request.generation_id, violations),
         labels=_labels(request, limits, violations),
         disconnect_grace_s=_grace_s(request, limits, violations),
@@ -160,8 +141,9 @@ def _struct_arguments(
 
 
 def _decoding(
-    decoding: generation_pb2.Decoding, limits: Limits, violations: list[FieldViolation]
+    request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> DecodingRequest:
+    decoding = request.decoding
     if decoding.num_return_sequences > limits.max_return_sequences:
         violations.append(
             FieldViolation(
@@ -171,38 +153,45 @@ def _decoding(
             )
         )
     chosen = decoding.WhichOneof("strategy")
-    sample, beam = decoding.sample, decoding.beam_search
-    early_stopping = _EARLY_STOPPING.get(beam.early_stopping)
-    if beam.early_stopping not in _EARLY_STOPPING:
-        violations.append(
-            FieldViolation("decoding.beam_search.early_stopping", "is no EarlyStopping value")
-        )
     return DecodingRequest(
-        strategy=_STRATEGIES[chosen] if chosen else None,
-        max_new_tokens=_optional(decoding, "max_new_tokens"),
-        min_new_tokens=_optional(decoding, "min_new_tokens"),
-        stop=tuple(decoding.stop),
-        stop_token_ids=tuple(decoding.stop_token_ids),
-        ignore_eos=_optional(decoding, "ignore_eos"),
-        num_return_sequences=_optional(decoding, "num_return_sequences"),
-        add_special_tokens=_optional(decoding, "add_special_tokens"),
-        repetition_penalty=_optional(decoding, "repetition_penalty"),
-        no_repeat_ngram_size=_optional(decoding, "no_repeat_ngram_size"),
-        logit_bias=tuple(decoding.logit_bias.items()),
-        bad_words=tuple(decoding.bad_words),
-        temperature=_optional(sample, "temperature"),
-        top_k=_optional(sample, "top_k"),
-        top_p=_optional(sample, "top_p"),
-        min_p=_optional(sample, "min_p"),
-        typical_p=_optional(sample, "typical_p"),
-        epsilon_cutoff=_optional(sample, "epsilon_cutoff"),
-        eta_cutoff=_optional(sample, "eta_cutoff"),
-        seed=_optional(sample, "seed"),
-        num_beams=_optional(beam, "num_beams"),
-        length_penalty=_optional(beam, "length_penalty"),
-        early_stopping=early_stopping,
+        strategy=Strategy(chosen) if chosen else None,
         forced=_forced(decoding, violations),
+        **_options(DECODING_OPTIONS, request, violations),
     )
+
+
+def _options(
+    options: Iterable[Option],
+    request: generation_pb2.GenerateRequest,
+    violations: list[FieldViolation],
+) -> dict[str, Any]:
+    """Return the values of options by their names; None, or empty, where they are unset."""
+    values = {}
+    for option in options:
+        try:
+            values[option.name] = _value(option, attrgetter(option.message)(request))
+        except ValueError:
+            kind = type(option.neutral).__name__
+            violations.append(FieldViolation(option.path, f"is no {kind} value"))
+    return values
+
+
+def _value(option: Option, message: Message) -> Any:
+    """Return an option's value in the domain.
+
+    Raises:
+        ValueError: its number is none of the enum's.
+    """
+    value = getattr(message, option.name)
+    match option.kind:
+        case Kind.LIST:
+            return tuple(value)
+        case Kind.MAP:
+            return tuple(value.items())
+        case Kind.CHOICE:
+            return type(option.neutral)(value) if value else None
+    has_presence = message.DESCRIPTOR.fields_by_name[option.name].has_presence
+    return value if not has_presence or message.HasField(option.name) else None
 
 
 def _forced(
@@ -219,16 +208,6 @@ def _forced(
         FieldViolation("decoding.forced.continuation", "one of `text` or `tokens` must be set")
     )
     return None
-
-
-def _trace(trace: generation_pb2.TraceOptions, violations: list[FieldViolation]) -> TraceRequest:
-    if trace.detail not in _DETAILS:
-        violations.append(FieldViolation("trace.detail", "is no TraceDetail value"))
-    return TraceRequest(
-        detail=_DETAILS.get(trace.detail),
-        num_candidates=_optional(trace, "num_candidates"),
-        prompt=trace.prompt,
-    )
 
 
 def _generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
@@ -295,10 +274,6 @@ def _duration_s(
 
 def _seconds(duration: duration_pb2.Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
-
-
-def _optional(message: Message, field: str):  # type: ignore[no-untyped-def]  # by the field
-    return getattr(message, field) if message.HasField(field) else None
 
 
 def page_size(asked: int, default: int, largest: int) -> int:

@@ -4,7 +4,11 @@ A message of 4 MB can hold a million stop strings. Looking at each of them takes
 no stream moves, so that their number alone decides.
 """
 
+from collections.abc import Iterator
+from operator import attrgetter
+
 from whence.v1 import generation_pb2
+from whence_server.domain.decoding import DECODING_OPTIONS, TRACE_OPTIONS
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 
@@ -15,23 +19,14 @@ def check_counts(request: generation_pb2.GenerateRequest, limits: Limits) -> Non
     Raises:
         InvalidRequestError: with every field of which there is too much.
     """
-    decoding = request.decoding
-    forced = decoding.forced.tokens.token_ids
+    forced = request.decoding.forced.tokens.token_ids
     counted = (
         ("chat.messages", len(request.chat.messages), limits.max_messages, "messages"),
         ("labels", len(request.labels), limits.max_labels, "labels"),
-        ("decoding.stop", len(decoding.stop), limits.max_stop_strings, "strings"),
-        (
-            "decoding.stop_token_ids",
-            len(decoding.stop_token_ids),
-            limits.max_stop_token_ids,
-            "ids",
-        ),
-        ("decoding.logit_bias", len(decoding.logit_bias), limits.max_logit_biases, "entries"),
         # A server whose cache holds no more can run no longer one, whatever its model.
         ("tokens.token_ids", len(request.tokens.token_ids), limits.max_cache_tokens, "tokens"),
         ("decoding.forced.tokens.token_ids", len(forced), limits.max_cache_tokens, "tokens"),
-        ("decoding.bad_words", len(decoding.bad_words), limits.max_bad_words, "words"),
+        *_counted_options(request, limits),
     )
     violations = [
         FieldViolation(field, f"has {number} {what}; this server takes at most {most}")
@@ -40,3 +35,12 @@ def check_counts(request: generation_pb2.GenerateRequest, limits: Limits) -> Non
     ]
     if violations:
         raise InvalidRequestError(*violations)
+
+
+def _counted_options(
+    request: generation_pb2.GenerateRequest, limits: Limits
+) -> Iterator[tuple[str, int, int, str]]:
+    for option in (*DECODING_OPTIONS, *TRACE_OPTIONS):
+        if option.entries is not None:
+            number = len(attrgetter(option.path)(request))
+            yield option.path, number, option.entries.most(limits), option.entries.noun

@@ -9,7 +9,7 @@ import torch
 from transformers.generation import logits_process
 
 from whence_server.domain.decoding import Decoding
-from whence_server.domain.processors import list_processor_names
+from whence_server.domain.processors import PROCESSORS, list_processor_names
 from whence_server.engine.decoding.kernels import Kernels
 
 MAX_CACHED_STAGES = 64
@@ -203,29 +203,4 @@ _CONFIGURED = {
 
 _READS_HISTORY = frozenset({"repetition_penalty", "no_repeat_ngram", "bad_words", "sequence_bias"})
 
-_ORDER = {
-    name: order
-    for order, name in enumerate(
-        (
-            "sequence_bias",
-            "logit_bias",
-            "repetition_penalty",
-            "no_repeat_ngram",
-            "bad_words",
-            "min_new_tokens",
-            "forced_bos_token",
-            "forced_eos_token",
-            "suppress_tokens",
-            "begin_suppress_tokens",
-            "temperature",
-            "top_h",
-            "top_k",
-            "top_p",
-            "min_p",
-            "typical_p",
-            "epsilon_cutoff",
-            "eta_cutoff",
-            "renormalize_logits",
-        )
-    )
-}
+_ORDER = {name: order for order, name in enumerate(PROCESSORS)}
