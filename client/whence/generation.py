@@ -77,6 +77,7 @@ class TokenReader:
     def __init__(self, started: pb.GenerationStarted, lookup: VocabularyLookup) -> None:
         self._started = started
         self._processor_names = tuple(started.processor_names)
+        self._logprob_token_ids = tuple(started.effective_trace.logprob_token_ids)
         self._lookup = lookup
         self._context = Context(started.prompt_token_ids)
 
@@ -89,12 +90,16 @@ class TokenReader:
         """
         if prompt:
             nothing = Context(())
-            return [Token(step, self._processor_names, self._text_of, nothing) for step in steps]
+            return [self._token(step, nothing) for step in steps]
         tokens = []
         for step in steps:
             self._context.add(step)
-            tokens.append(Token(step, self._processor_names, self._text_of, self._context))
+            tokens.append(self._token(step, self._context))
         return tokens
+
+    def _token(self, step: Step, context: Context) -> Token:
+        names, ids = self._processor_names, self._logprob_token_ids
+        return Token(step, names, self._text_of, context, ids)
 
     def _text_of(self, token_id: int) -> str:
         return self._lookup(self._started.model, self._started.tokenizer_digest, token_id)

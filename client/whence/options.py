@@ -1,6 +1,6 @@
 """What `generate` takes: one declaration for the synchronous and the asynchronous client."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict, get_type_hints
 from uuid import UUID
@@ -15,7 +15,8 @@ class Option(NamedTuple):
     Attributes:
         path: the field, from `GenerateRequest`.
         kind: how the value is carried. "strategy" is a message that may be empty.
-        parse: of the flag's text; None where the command has no flag of this form.
+        flag: type of the flag's value, int, float or list (of token ids); None where the command
+            has no flag, or one of another form.
         meaning: the flag's help.
     """
 
@@ -23,17 +24,8 @@ class Option(NamedTuple):
     kind: Literal[
         "scalar", "choice", "texts", "token_ids", "biases", "strategy", "continuation"
     ] = "scalar"
-    parse: Callable[[str], object] | None = None
+    flag: type | None = None
     meaning: str = ""
-
-
-def parse_token_ids(text: str) -> list[int]:
-    """Return the ids in a text such as "1,2,3".
-
-    Raises:
-        ValueError: a part is no whole number.
-    """
-    return [int(part) for part in text.split(",")]
 
 
 class ChatMessage(TypedDict):
@@ -67,21 +59,19 @@ class GenerateOptions(TypedDict, total=False):
     """Sample; implied by any of the next eight."""
     temperature: Annotated[
         float | None,
-        Option(
-            "decoding.sample.temperature", parse=float, meaning="sample, logits divided by this"
-        ),
+        Option("decoding.sample.temperature", flag=float, meaning="sample, logits divided by this"),
     ]
     top_k: Annotated[
         int | None,
         Option(
-            "decoding.sample.top_k", parse=int, meaning="sample from this many most likely tokens"
+            "decoding.sample.top_k", flag=int, meaning="sample from this many most likely tokens"
         ),
     ]
     top_p: Annotated[
         float | None,
         Option(
             "decoding.sample.top_p",
-            parse=float,
+            flag=float,
             meaning="sample from the most likely tokens of this total probability",
         ),
     ]
@@ -89,7 +79,7 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "decoding.sample.min_p",
-            parse=float,
+            flag=float,
             meaning="sample tokens of at least this share of the likeliest one's probability",
         ),
     ]
@@ -97,7 +87,7 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "decoding.sample.typical_p",
-            parse=float,
+            flag=float,
             meaning="sample from the locally typical tokens of this total probability",
         ),
     ]
@@ -105,7 +95,7 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "decoding.sample.epsilon_cutoff",
-            parse=float,
+            flag=float,
             meaning="sample tokens of at least this probability",
         ),
     ]
@@ -113,7 +103,7 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "decoding.sample.eta_cutoff",
-            parse=float,
+            flag=float,
             meaning="as --epsilon-cutoff, lowered where the entropy is high",
         ),
     ]
@@ -121,7 +111,7 @@ class GenerateOptions(TypedDict, total=False):
         int | None,
         Option(
             "decoding.sample.seed",
-            parse=int,
+            flag=int,
             meaning="sample with this seed: the same draws again",
         ),
     ]
@@ -129,7 +119,7 @@ class GenerateOptions(TypedDict, total=False):
     num_beams: Annotated[
         int | None,
         Option(
-            "decoding.beam_search.num_beams", parse=int, meaning="beam search with this many beams"
+            "decoding.beam_search.num_beams", flag=int, meaning="beam search with this many beams"
         ),
     ]
     """Beam search; implied by the next two as well."""
@@ -137,7 +127,7 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "decoding.beam_search.length_penalty",
-            parse=float,
+            flag=float,
             meaning="beam search: exponent of the length in a beam's score",
         ),
     ]
@@ -150,11 +140,11 @@ class GenerateOptions(TypedDict, total=False):
 
     max_new_tokens: Annotated[
         int | None,
-        Option("decoding.max_new_tokens", parse=int, meaning="most tokens to generate"),
+        Option("decoding.max_new_tokens", flag=int, meaning="most tokens to generate"),
     ]
     min_new_tokens: Annotated[
         int | None,
-        Option("decoding.min_new_tokens", parse=int, meaning="fewest tokens to generate"),
+        Option("decoding.min_new_tokens", flag=int, meaning="fewest tokens to generate"),
     ]
     stop: Annotated[str | Sequence[str] | None, Option("decoding.stop", "texts")]
     """Generation ends before any of these; they are not part of the output."""
@@ -166,7 +156,7 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "decoding.repetition_penalty",
-            parse=float,
+            flag=float,
             meaning="above 1, makes tokens that occurred already less likely",
         ),
     ]
@@ -174,7 +164,7 @@ class GenerateOptions(TypedDict, total=False):
         int | None,
         Option(
             "decoding.no_repeat_ngram_size",
-            parse=int,
+            flag=int,
             meaning="n-grams of this size occur once only",
         ),
     ]
@@ -189,11 +179,22 @@ class GenerateOptions(TypedDict, total=False):
     """How much is traced of each step."""
     num_candidates: Annotated[
         int | None,
-        Option("trace.num_candidates", parse=int, meaning="candidates to trace for each token"),
+        Option("trace.num_candidates", flag=int, meaning="candidates to trace for each token"),
     ]
     """Candidates traced for each step; 0 for none."""
     trace_prompt: Annotated[bool | None, Option("trace.prompt")]
     """Trace the prompt's own tokens as well."""
+    logprob_token_ids: Annotated[
+        Sequence[int] | None,
+        Option(
+            "trace.logprob_token_ids",
+            "token_ids",
+            flag=list,
+            meaning="token ids whose log probabilities are traced for each token, candidates or "
+            "not; at most 128",
+        ),
+    ]
+    """Token ids whose log probabilities every step has: see `Token.requested_logprobs`."""
 
     generation_id: str | UUID | None
     """A UUID; the client makes one where none is given. An equal request under the same id

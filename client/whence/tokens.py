@@ -1,7 +1,7 @@
 """Typed views of recorded steps; absent is None, and zero always means zero."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of a step's most likely tokens."""
+    """A token with its log probabilities at one step: a most likely one, or one asked for."""
 
     token_id: int
     logprob: float
@@ -92,6 +92,7 @@ class Token:
     _processor_names: tuple[str, ...] = field(repr=False, compare=False)
     _text_of: Callable[[int], str] = field(repr=False, compare=False)
     _context: Context = field(repr=False, compare=False)
+    _logprob_token_ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -162,7 +163,20 @@ class Token:
     def candidates(self) -> tuple[Candidate, ...]:
         """The step's most likely tokens, most likely first; empty where none were traced."""
         recorded = self.step.candidates
-        sampling = recorded.sampling_logprobs
+        return self._listed(recorded.token_ids, recorded.logprobs, recorded.sampling_logprobs)
+
+    @property
+    def requested_logprobs(self) -> tuple[Candidate, ...]:
+        """The tokens of `logprob_token_ids`, in their order; empty where none were asked for."""
+        if not self.step.HasField("requested_logprobs"):
+            return ()
+        recorded = self.step.requested_logprobs
+        ids = self._logprob_token_ids
+        return self._listed(ids, recorded.logprobs, recorded.sampling_logprobs)
+
+    def _listed(
+        self, token_ids: Sequence[int], logprobs: Sequence[float], sampling: Sequence[float]
+    ) -> tuple[Candidate, ...]:
         return tuple(
             Candidate(
                 token_id,
@@ -170,9 +184,7 @@ class Token:
                 sampling[place] if place < len(sampling) else None,
                 self._text_of,
             )
-            for place, (token_id, logprob) in enumerate(
-                zip(recorded.token_ids, recorded.logprobs, strict=True)
-            )
+            for place, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True))
         )
 
     @property

@@ -98,6 +98,20 @@ CASES: dict[str, tuple[g.GenerateRequest, dict[str, str]]] = {
         g.GenerateRequest(tokens=g.TokenInput(token_ids=[1, PADDED_VOCABULARY])),
         {"tokens.token_ids[1]": f"ids go up to {PADDED_VOCABULARY - 1}"},
     ),
+    "an id out of the vocabulary, to report": (
+        g.GenerateRequest(
+            prompt="x", trace=g.TraceOptions(logprob_token_ids=[3, PADDED_VOCABULARY])
+        ),
+        {"trace.logprob_token_ids[1]": f"ids go up to {PADDED_VOCABULARY - 1}"},
+    ),
+    "an id to report twice": (
+        g.GenerateRequest(prompt="x", trace=g.TraceOptions(logprob_token_ids=[3, 4, 3])),
+        {"trace.logprob_token_ids[2]": "name it once"},
+    ),
+    "too many ids to report": (
+        g.GenerateRequest(prompt="x", trace=g.TraceOptions(logprob_token_ids=range(129))),
+        {"trace.logprob_token_ids": "129 ids; this server takes at most 128"},
+    ),
     "several at once": (
         g.GenerateRequest(
             prompt="x",

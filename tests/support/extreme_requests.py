@@ -50,6 +50,9 @@ class Extremes:
                 detail=choose.choice(g.TraceDetail.values()),
                 num_candidates=choose.choice((0, 1, 8, 128)),
                 prompt=choose.random() < 0.3,
+                logprob_token_ids=choose.sample(
+                    range(VOCABULARY_SIZE + 20 * beyond), choose.choice((0, 0, 1, 128))
+                ),
             ),
         )
         if choose.random() < 0.2:

@@ -36,6 +36,7 @@ REST = {
     "detail": "internals",
     "num_candidates": 0,
     "trace_prompt": True,
+    "logprob_token_ids": [3, 1],
     "generation_id": uuid.UUID(int=1),
     "labels": {"k": "v"},
     "disconnect_grace_s": 1.5,
@@ -102,6 +103,7 @@ def test_values_arrive_as_given():
         assert getattr(request.decoding.sample, option) == value
     assert request.decoding.HasField("add_special_tokens")
     assert request.trace.HasField("num_candidates")
+    assert list(request.trace.logprob_token_ids) == [3, 1]
     assert request.decoding.num_return_sequences == 2
     assert list(request.decoding.bad_words) == ["w"]
     assert request.disconnect_grace.ToMilliseconds() == 1500
@@ -157,6 +159,8 @@ def test_contradictions_name_both_options(options, named):
         ("p", {"max_new_tokens": "5"}, TypeError, "max_new_tokens: "),
         ("p", {"seed": 2**64}, ValueError, "seed: "),
         ("p", {"stop_token_ids": [2**32]}, ValueError, "stop_token_ids: "),
+        ("p", {"logprob_token_ids": [-1]}, ValueError, "logprob_token_ids: "),
+        ("p", {"logprob_token_ids": 5}, TypeError, "logprob_token_ids: "),
         ("p", {"logit_bias": {-1: 1.0}}, ValueError, "logit_bias: "),
         ("p", {"stop": 5}, TypeError, "stop: "),
         ("p", {"detail": "all"}, ValueError, "'tokens', 'decisions', 'internals'"),

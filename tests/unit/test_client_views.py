@@ -199,3 +199,20 @@ def test_named_bytes_are_never_cut():
 )
 def test_tokens_that_show_nothing_are_told_apart_by_their_codes(text: str, shown: str) -> None:
     assert render.quoted(text) == shown
+
+
+def test_requested_tokens_have_the_ids_of_the_effective_trace():
+    started = GenerationStarted(model="m", tokenizer_digest="d")
+    started.effective_trace.logprob_token_ids.extend([9, 0])
+    recorded = Step(token_id=1)
+    recorded.requested_logprobs.logprobs.extend([-0.5, -math.inf])
+    recorded.requested_logprobs.sampling_logprobs.extend([-math.inf, -math.inf])
+    reader = TokenReader(started, lambda _model, _digest, token_id: f"<{token_id}>")
+    for (token,) in (reader.read([recorded]), reader.read([recorded], prompt=True)):
+        first, second = token.requested_logprobs
+        assert (first.token_id, first.text, first.logprob) == (9, "<9>", -0.5)
+        assert (second.token_id, second.probability, second.sampling_probability) == (0, 0.0, 0.0)
+        row = render.table_row(token, color=False)
+        names = [render.named(one.text, render.CANDIDATE_COLUMNS) for one in (first, second)]
+        assert row.endswith(f"  | requested  {names[0]}  60.7%  {names[1]}   0.0%")
+    assert read(Step()).requested_logprobs == ()

@@ -28,6 +28,7 @@ from whence_server.domain.steps import (
     Draw,
     Internals,
     ProcessorEffects,
+    RequestedLogprobs,
     Step,
     Timing,
 )
@@ -82,6 +83,13 @@ steps = st.builds(
                 st.lists(uint32, **few),
             )
         ),
+        optional(
+            st.builds(
+                RequestedLogprobs,
+                st.lists(float32, min_size=1, max_size=12),
+                st.lists(float32, **few),
+            )
+        ),
     ),
     st.text(),
     uint32,
@@ -117,6 +125,7 @@ def test_a_step_comes_back_as_it_was(step):
         effects=parts(message, "processors", ProcessorEffects),
         draw=parts(message, "draw", Draw),
         internals=parts(message, "internals", Internals),
+        requested_logprobs=parts(message, "requested_logprobs", RequestedLogprobs),
     )
     back = Step(
         message.sequence_index,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from computing import DEVICE
-from decoding_oracle import DECISIONS, GREEDY, SAMPLE, TOKENS, entropy, log_softmax
+from decoding_oracle import DECISIONS, GREEDY, SAMPLE, TOKENS, entropy, expected, log_softmax
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.errors import GenerationFailedError
@@ -229,3 +229,44 @@ def test_one_copy_carries_tensors_of_any_type_and_shape() -> None:
     for tensor, unpacked in zip(tensors, found, strict=True):
         assert unpacked.dtype is tensor.dtype
         assert torch.equal(unpacked, tensor)
+
+
+def test_requested_logprobs_are_those_of_both_distributions() -> None:
+    """Rows with other requests beside them, and with none."""
+    warped = dataclasses.replace(SAMPLE, temperature=0.7, top_k=20, top_p=0.9)
+    penalised = dataclasses.replace(GREEDY, repetition_penalty=1.5, logit_bias=((7, 4.0),))
+    decodings = (GREEDY, warped, penalised, FORCED, warped, SAMPLE)
+    wanted = [(5,), (V - 1, 0, 40), tuple(range(128)), (3, 11), (), (2,)]
+    rows = rows_of(*decodings)
+    for row, ids in zip(rows, wanted, strict=True):
+        row.logprob_token_ids = ids
+    logits = random_logits(11, len(rows))
+    logits[0, 5] = -torch.inf
+    found = CHOOSER.choose(logits, rows)
+    without = CHOOSER.choose(logits, rows_of(*decodings))
+    assert [d._replace(requested_logprobs=None) for d in found] == without
+    for i, (row, decision) in enumerate(zip(rows, found, strict=True)):
+        prompt = row.token_ids.tolist()
+        distributions = expected(logits[i].cpu(), decodings[i], prompt, []).distributions
+        own, final = distributions[0], distributions[-1]
+        if not wanted[i]:
+            assert decision.requested_logprobs is None
+            continue
+        requested = decision.requested_logprobs
+        ids = list(wanted[i])
+        assert requested.logprobs == pytest.approx(own[ids].tolist(), abs=1e-5)
+        drawn = [] if decodings[i] is FORCED else final[ids].tolist()
+        assert requested.sampling_logprobs == pytest.approx(drawn, abs=1e-5)
+    assert found[0].requested_logprobs.logprobs == [-math.inf]
+    assert -math.inf in found[1].requested_logprobs.sampling_logprobs
+
+
+def test_a_prompts_requested_logprobs_are_the_models_own() -> None:
+    logits = random_logits(12, 5)
+    trace = TraceOptions(num_candidates=0, logprob_token_ids=(V - 1, 4))
+    scored = CHOOSER.score_prompt(logits, torch.arange(5), trace)
+    for i, decision in enumerate(scored):
+        own = log_softmax(logits[i].double().cpu().numpy())[[V - 1, 4]]
+        assert decision.candidates is None
+        assert decision.requested_logprobs.logprobs == pytest.approx(own.tolist(), abs=1e-5)
+        assert decision.requested_logprobs.sampling_logprobs == []

@@ -2,15 +2,20 @@
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.engine import BeamSearchDone, BeamSequence, BeamStep, Cost
-from whence_server.domain.steps import Candidates, Decision
+from whence_server.domain.steps import Candidates, Decision, RequestedLogprobs
 from whence_server.engine.outbox import CANDIDATES_IN_A_SLICE, Outbox
 
 COST = Cost(0, 0, 0, 1)
 
 
-def search(name: str, num_sequences: int, num_steps: int, num_candidates: int) -> BeamSearchDone:
+def search(
+    name: str, num_sequences: int, num_steps: int, num_candidates: int, num_requested: int = 0
+) -> BeamSearchDone:
     ids = list(range(num_candidates))
     decision = Decision(7, -1.0, candidates=Candidates(ids, [-1.0] * num_candidates, []))
+    if num_requested:
+        requested = RequestedLogprobs([-1.0] * num_requested, [])
+        decision = decision._replace(requested_logprobs=requested)
     steps = [BeamStep(decision, i, COST) for i in range(num_steps)]
     return BeamSearchDone(
         name, [BeamSequence(-float(i), FinishReason.LENGTH, steps) for i in range(num_sequences)]
@@ -18,14 +23,14 @@ def search(name: str, num_sequences: int, num_steps: int, num_candidates: int) -
 
 
 def test_slices_make_up_the_search_and_are_bounded() -> None:
-    for num_candidates in (0, 8, 128):
+    for num_candidates, num_requested in ((0, 0), (8, 0), (128, 0), (0, 128), (8, 56)):
         outbox = Outbox()
-        done = search("a", 3, 500, num_candidates)
+        done = search("a", 3, 500, num_candidates, num_requested)
         outbox.put(done)
         told: dict[int, list[BeamStep]] = {0: [], 1: [], 2: []}
         while not (turn := outbox.take_next(COST)).beam_searches:
             (won,) = turn.beam_steps
-            assert len(won.steps) * max(num_candidates, 8) <= CANDIDATES_IN_A_SLICE
+            assert len(won.steps) * max(num_candidates + num_requested, 8) <= CANDIDATES_IN_A_SLICE
             assert won.first_index == len(told[won.sequence_index])
             told[won.sequence_index] += won.steps
             assert won.score == done.sequences[won.sequence_index].score

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import re
 import stat
@@ -168,6 +169,22 @@ def test_a_character_of_several_tokens_belongs_to_the_last():
         vocabulary=(b"\xf0\x9f", b"\x98\x80", b"!"), prompt_ids=(0, 1, 2, 0), token_ids=(2,)
     )
     assert data_of(content)["prompt"]["texts"] == ["", "\U0001f600", "!", ""]
+
+
+def test_requested_tokens_have_their_ids_and_texts():
+    started = GenerationStarted(model="m")
+    started.effective_trace.logprob_token_ids.extend([2, 0])
+    recorded = Step(token_id=1)
+    recorded.requested_logprobs.logprobs.extend([-0.5, -math.inf])
+    recorded.requested_logprobs.sampling_logprobs.extend([-math.inf, -0.25])
+    vocabulary = Vocabulary((b"a", b"b", b"c"))
+    content = data_of(page(started, None, [recorded], vocabulary=vocabulary))
+    assert content["sequences"][0]["steps"][0]["requested"] == {
+        "logprobs": [-0.5, None],
+        "sampling_logprobs": [None, -0.25],
+    }
+    assert content["generation"]["trace"]["logprob_token_ids"] == [2, 0]
+    assert content["vocabulary"] == {"0": "a", "1": "b", "2": "c"}
 
 
 def test_absent_stays_absent():

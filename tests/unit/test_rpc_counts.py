@@ -16,6 +16,9 @@ REQUESTS = {
     ),
     "labels": g.GenerateRequest(labels={str(i): "v" for i in range(33)}),
     "decoding.stop": g.GenerateRequest(decoding=D(stop=["s"] * MUCH)),
+    "trace.logprob_token_ids": g.GenerateRequest(
+        trace=g.TraceOptions(logprob_token_ids=range(129))
+    ),
     "decoding.stop_token_ids": g.GenerateRequest(decoding=D(stop_token_ids=[1] * MUCH)),
     "decoding.logit_bias": g.GenerateRequest(decoding=D(logit_bias=dict.fromkeys(range(1_025), 1))),
     "decoding.bad_words": g.GenerateRequest(decoding=D(bad_words=["w"] * MUCH)),
@@ -44,6 +47,7 @@ def test_as_many_as_are_allowed_pass() -> None:
                 bad_words=["w"] * 1_024,
                 logit_bias=dict.fromkeys(range(1_024), 1),
             ),
+            trace=g.TraceOptions(logprob_token_ids=range(128)),
         ),
         LIMITS,
     )

@@ -9,6 +9,7 @@ from whence_server.domain.decoding import (
     TraceDetail,
     TraceRequest,
 )
+from whence_server.domain.errors import InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import Environment, InternalsInfo, ModelInfo, TextFiles
 from whence_server.generation.resolve import resolve_trace
@@ -66,3 +67,33 @@ def test_what_was_not_asked_for_is_not_missed(detail: TraceDetail | None) -> Non
     trace, unavailable = resolve_trace(TraceRequest(detail), model, Limits())
     assert trace.detail is (detail or TraceDetail.DECISIONS)
     assert unavailable == {}
+
+
+def test_ids_are_granted_beside_the_candidates_and_dropped_with_them() -> None:
+    request = TraceRequest(num_candidates=3, logprob_token_ids=(63, 0))
+    trace, _ = resolve_trace(request, MODEL, Limits())
+    assert (trace.num_candidates, trace.logprob_token_ids) == (3, (63, 0))
+    bare, _ = resolve_trace(
+        dataclasses.replace(request, detail=TraceDetail.TOKENS), MODEL, Limits()
+    )
+    assert (bare.num_candidates, bare.logprob_token_ids) == (0, ())
+
+
+@pytest.mark.parametrize("detail", TraceDetail)
+@pytest.mark.parametrize(
+    ("ids", "faults"),
+    [
+        ((1, 64), {"trace.logprob_token_ids[1]": "is 64; ids go up to 63"}),
+        ((5, 6, 5), {"trace.logprob_token_ids[2]": "is 5, as is entry 0: name it once"}),
+        (
+            tuple(range(129)),
+            {"trace.logprob_token_ids": "has 129 ids; this server takes at most 128"},
+        ),
+    ],
+)
+def test_ids_that_cannot_be_traced_are_refused_by_field(
+    detail: TraceDetail, ids: tuple[int, ...], faults: dict[str, str]
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        resolve_trace(TraceRequest(detail, logprob_token_ids=ids), MODEL, Limits())
+    assert {fault.field: fault.description for fault in caught.value.violations} == faults

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from whence.cli.connection import connect, key_value
@@ -17,7 +17,7 @@ from whence.cli.trace_link import MEANING, trace_link, trace_url_template
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
-from whence.options import OPTIONS, GenerateOptions, parse_token_ids
+from whence.options import OPTIONS, GenerateOptions
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationEvent
 
@@ -28,7 +28,6 @@ _SECONDS = {
     "disconnect_grace_s": "seconds that the generation goes on without a reader",
     "timeout_s": "seconds after which this command ends",
 }
-_METAVARS = {int: "I", float: "F", parse_token_ids: "ID,..."}
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -72,13 +71,10 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sample", action="store_true", default=None, help="draw at random")
     for name, option in OPTIONS.items():
-        if option.parse is not None:
-            group.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=option.parse,
-                metavar=_METAVARS[option.parse],
-                help=option.meaning,
-            )
+        if option.flag is not None:
+            flag = f"--{name.replace('_', '-')}"
+            parse, metavar = _FLAGS[option.flag]
+            group.add_argument(flag, type=parse, metavar=metavar, help=option.meaning)
     for name, meaning in _SECONDS.items():
         flag = f"--{name.removesuffix('_s').replace('_', '-')}"
         group.add_argument(flag, dest=name, type=float, metavar="F", help=meaning)
@@ -350,3 +346,20 @@ def _json_object(text: str) -> dict[str, Any]:
 def _bias(text: str) -> tuple[int, float]:
     token_id, bias = key_value(text)
     return int(token_id), float(bias)
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:64]!r} is no list of token ids, such as 1,2,3"
+        ) from None
+
+
+_FLAGS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "I"),
+    float: (float, "F"),
+    list: (_token_ids, "ID,..."),
+}
+"""How a flag's value is read, and called in the help, by `Option.flag`."""

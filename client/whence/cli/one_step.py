@@ -1,7 +1,7 @@
 """`whence generations show ID --step N`: all that is on record of one token."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from whence.cli.inside import inside_lines
 from whence.cli.render import (
@@ -14,7 +14,7 @@ from whence.cli.render import (
     table_heading,
     table_row,
 )
-from whence.tokens import Token
+from whence.tokens import Candidate, Token
 
 _INDENT = " " * 9
 _NAME_COLUMNS = CANDIDATE_COLUMNS + 10
@@ -30,7 +30,8 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
     """
     yield table_heading(prompt=prompt)
     yield table_row(token, color=color, prompt=prompt)
-    yield from _candidates(token)
+    yield from _listed(token.candidates, "candidate")
+    yield from _listed(token.requested_logprobs, "requested")
     yield from _processors(token)
     yield from _choice(token)
     if not prompt:
@@ -38,11 +39,11 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
     yield from _timing(token)
 
 
-def _candidates(token: Token) -> Iterator[str]:
-    if not token.candidates:
+def _listed(candidates: Sequence[Candidate], heading: str) -> Iterator[str]:
+    if not candidates:
         return
-    yield f"{_INDENT}{fitted('candidate', _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
-    for candidate in token.candidates:
+    yield f"{_INDENT}{fitted(heading, _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
+    for candidate in candidates:
         text = named(candidate.text, _NAME_COLUMNS)
         removed = candidate.sampling_logprob == -math.inf
         chosen_from = "removed" if removed else percent(candidate.sampling_probability)

@@ -98,7 +98,7 @@ def table_heading(*, prompt: bool = False) -> str:
 
 
 def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
-    """A token on a line: its place, its text, its probability and rank, its runners-up.
+    """A token on a line: its place, text, probability, rank, runners-up and requested tokens.
 
     Args:
         token: the token.
@@ -112,6 +112,8 @@ def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
         f"{place:>7}  {painted(text, token.probability) if color else text}  "
         f"{percent(token.probability):>6}  {rank:>5}  {'  '.join(_runners_up(token))}"
     )
+    if token.requested_logprobs:
+        row += f"  | requested  {'  '.join(map(_candidate, token.requested_logprobs))}"
     return row.rstrip()
 
 

@@ -85,13 +85,20 @@ function candidateDetails(step) {
   return out;
 }
 
-/** The candidates and the chosen token, which is never among those that have to be unfolded. */
-function candidateRows({ candidates, token_id: own, logprob, sampling_logprob: sampling }) {
+/**
+ * The candidates, the tokens that the request named, and the chosen token, which is never among
+ * those that have to be unfolded.
+ */
+function candidateRows({ candidates, requested, token_id: own, logprob, sampling_logprob }) {
   const ids = candidates?.token_ids ?? [];
-  if (!ids.length) return [];
-  const { logprobs, sampling_logprobs: drawn } = candidates;
-  const rows = ids.map((id, i) => ({ id, model: logprobs[i], drawn: drawn[i] }));
-  if (!ids.includes(own)) rows.push({ id: own, model: logprob, drawn: sampling });
+  const named = requested ? record.generation.trace.logprob_token_ids : [];
+  if (!ids.length && !named.length) return [];
+  const rowsOf = (tokens, { logprobs, sampling_logprobs: drawn }) =>
+    tokens.map((id, i) => ({ id, model: logprobs[i], drawn: drawn[i] }));
+  const rows = ids.length ? rowsOf(ids, candidates) : [];
+  if (!ids.includes(own)) rows.push({ id: own, model: logprob, drawn: sampling_logprob });
+  const listed = new Set(rows.map((row) => row.id));
+  if (named.length) rows.push(...rowsOf(named, requested).filter(({ id }) => !listed.has(id)));
   const chosen = rows.findIndex((row) => row.id === own);
   if (chosen >= NUM_CANDIDATES) rows.splice(NUM_CANDIDATES - 1, 0, ...rows.splice(chosen, 1));
   return rows;

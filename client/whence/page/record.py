@@ -116,6 +116,11 @@ def _step(step: Step) -> dict[str, Any]:
             "logprobs": _numbers(step.candidates.logprobs),
             "sampling_logprobs": _numbers(step.candidates.sampling_logprobs),
         }
+    if step.HasField("requested_logprobs"):
+        shown["requested"] = {
+            "logprobs": _numbers(step.requested_logprobs.logprobs),
+            "sampling_logprobs": _numbers(step.requested_logprobs.sampling_logprobs),
+        }
     if step.HasField("processors"):
         shown["processors"] = {
             "num_kept": list(step.processors.num_kept),
@@ -166,7 +171,7 @@ def _internals(step: Step) -> dict[str, Any]:
 
 
 def _used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[int]:
-    used = set(started.prompt_token_ids)
+    used = {*started.prompt_token_ids, *started.effective_trace.logprob_token_ids}
     for step in steps:
         used.update(step.candidates.token_ids)
         if step.HasField("token_id"):

@@ -644,23 +644,34 @@ class TraceOptions(google.protobuf.message.Message):
     DETAIL_FIELD_NUMBER: builtins.int
     NUM_CANDIDATES_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
+    LOGPROB_TOKEN_IDS_FIELD_NUMBER: builtins.int
     detail: global___TraceDetail.ValueType
     """More than the server gives is granted as the most that it does, which
     GenerationStarted.effective_trace says.
     """
     num_candidates: builtins.int
-    """Candidates per step; unset takes the server's default (8), 0 is none."""
+    """Candidates per step; unset takes the server's default (8), 0 is none. At
+    TRACE_DETAIL_TOKENS it is granted as 0.
+    """
     prompt: builtins.bool
     """Also trace the prompt's own tokens."""
+    @property
+    def logprob_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids of tokens whose log probabilities every step reports, candidates or not:
+        Step.requested_logprobs. At most 128, each below Model.vocabulary_size and
+        named once. At TRACE_DETAIL_TOKENS none are granted.
+        """
+
     def __init__(
         self,
         *,
         detail: global___TraceDetail.ValueType = ...,
         num_candidates: builtins.int | None = ...,
         prompt: builtins.bool = ...,
+        logprob_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_num_candidates", b"_num_candidates", "num_candidates", b"num_candidates"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_num_candidates", b"_num_candidates", "detail", b"detail", "num_candidates", b"num_candidates", "prompt", b"prompt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_num_candidates", b"_num_candidates", "detail", b"detail", "logprob_token_ids", b"logprob_token_ids", "num_candidates", b"num_candidates", "prompt", b"prompt"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_num_candidates", b"_num_candidates"]) -> typing.Literal["num_candidates"] | None: ...
 
 global___TraceOptions = TraceOptions

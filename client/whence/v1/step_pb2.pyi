@@ -42,6 +42,7 @@ class Step(google.protobuf.message.Message):
     DRAW_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     INTERNALS_FIELD_NUMBER: builtins.int
+    REQUESTED_LOGPROBS_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
     """Which returned sequence this step extends."""
     index: builtins.int
@@ -99,6 +100,12 @@ class Step(google.protobuf.message.Message):
     def internals(self) -> global___Internals:
         """Only at TRACE_DETAIL_INTERNALS."""
 
+    @property
+    def requested_logprobs(self) -> global___RequestedLogprobs:
+        """Absent at TRACE_DETAIL_TOKENS, where TraceOptions.logprob_token_ids is empty,
+        and for a prompt's first token.
+        """
+
     def __init__(
         self,
         *,
@@ -118,9 +125,10 @@ class Step(google.protobuf.message.Message):
         draw: global___Draw | None = ...,
         timing: global___StepTiming | None = ...,
         internals: global___Internals | None = ...,
+        requested_logprobs: global___RequestedLogprobs | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_processors", b"_processors", "_rank", b"_rank", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "internals", b"internals", "logprob", b"logprob", "processors", b"processors", "rank", b"rank", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "timing", b"timing", "token_id", b"token_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_processors", b"_processors", "_rank", b"_rank", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "processors", b"processors", "rank", b"rank", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "internals", b"internals", "logprob", b"logprob", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "timing", b"timing", "token_id", b"token_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_candidates", b"_candidates"]) -> typing.Literal["candidates"] | None: ...
     @typing.overload
@@ -136,6 +144,8 @@ class Step(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_rank", b"_rank"]) -> typing.Literal["rank"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_requested_logprobs", b"_requested_logprobs"]) -> typing.Literal["requested_logprobs"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_sampling_entropy", b"_sampling_entropy"]) -> typing.Literal["sampling_entropy"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_sampling_logprob", b"_sampling_logprob"]) -> typing.Literal["sampling_logprob"] | None: ...
@@ -145,6 +155,36 @@ class Step(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_token_id", b"_token_id"]) -> typing.Literal["token_id"] | None: ...
 
 global___Step = Step
+
+@typing.final
+class RequestedLogprobs(google.protobuf.message.Message):
+    """Log probabilities of the tokens that a request named, as parallel arrays in
+    the order of logprob_token_ids in GenerationStarted.effective_trace.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOGPROBS_FIELD_NUMBER: builtins.int
+    SAMPLING_LOGPROBS_FIELD_NUMBER: builtins.int
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Under the model's own distribution, before any processor."""
+
+    @property
+    def sampling_logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Under the distribution drawn from; -inf where a processor removed the token.
+        Empty for a prompt's tokens and a forced continuation's, which are not drawn.
+        """
+
+    def __init__(
+        self,
+        *,
+        logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+        sampling_logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["logprobs", b"logprobs", "sampling_logprobs", b"sampling_logprobs"]) -> None: ...
+
+global___RequestedLogprobs = RequestedLogprobs
 
 @typing.final
 class Candidates(google.protobuf.message.Message):

@@ -266,6 +266,15 @@ class TraceOptions:
     num_candidates: Annotated[int, Option("trace")] = 8
     prompt: Annotated[bool, Option("trace")] = False
     """Whether the prompt's own tokens are traced as well."""
+    logprob_token_ids: Annotated[
+        tuple[int, ...],
+        Option(
+            "trace",
+            Kind.LIST,
+            entries=Entries("max_candidates", "ids", are_token_ids=True, are_distinct=True),
+        ),
+    ] = ()
+    """Tokens whose logprobs every step has, besides those of the candidates."""
 
 
 TRACE_OPTIONS = declared_options(TraceOptions)
@@ -279,6 +288,7 @@ class TraceRequest:
     detail: TraceDetail | None = None
     num_candidates: int | None = None
     prompt: bool = False
+    logprob_token_ids: tuple[int, ...] = ()
 
 
 class FinishReason(Enum):

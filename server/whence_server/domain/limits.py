@@ -36,6 +36,7 @@ class Limits:
     """Requests that wait for the text process; the next is RESOURCE_EXHAUSTED."""
     default_candidates: int = 8
     max_candidates: int = 128
+    """Also the most token ids whose logprobs a request can ask for."""
     max_labels: int = 32
     max_label_characters: int = 256
     max_disconnect_grace_s: int = 3600

@@ -51,6 +51,15 @@ class Internals(NamedTuple):
     """Which candidate led there, by its index; one beyond the last is the chosen token."""
 
 
+class RequestedLogprobs(NamedTuple):
+    """Log probabilities of `TraceOptions.logprob_token_ids`, in their order."""
+
+    logprobs: list[float]
+    """Under the model's own distribution, in nats."""
+    sampling_logprobs: list[float]
+    """Under the distribution drawn from; empty where nothing is drawn."""
+
+
 class Decision(NamedTuple):
     """What the engine knows of one step."""
 
@@ -65,6 +74,7 @@ class Decision(NamedTuple):
     effects: ProcessorEffects | None = None
     draw: Draw | None = None
     internals: Internals | None = None
+    requested_logprobs: RequestedLogprobs | None = None
 
 
 class Timing(NamedTuple):

@@ -278,4 +278,5 @@ class EngineLoop(Generic[PromptT]):
 def _estimate_token_cost(admit: Admit) -> int:
     """How many tokens' time one of the prompt takes, where its own tokens are recorded."""
     trace = admit.trace
-    return 1 + trace.num_candidates // CANDIDATES_A_TOKEN if trace.prompt else 1
+    num_logprobs = trace.num_candidates + len(trace.logprob_token_ids)
+    return 1 + num_logprobs // CANDIDATES_A_TOKEN if trace.prompt else 1

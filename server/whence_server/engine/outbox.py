@@ -46,9 +46,11 @@ class Outbox:
 
 def _cut_slices(done: BeamSearchDone) -> Iterator[BeamSteps]:
     for sequence_index, sequence in enumerate(done.sequences):
-        candidates = sequence.steps[0].decision.candidates
-        num_candidates = len(candidates.token_ids) if candidates is not None else 0
-        size = max(CANDIDATES_IN_A_SLICE // max(num_candidates, 8), 1)
+        decision = sequence.steps[0].decision
+        num_listed = len(decision.candidates.token_ids) if decision.candidates else 0
+        if decision.requested_logprobs:
+            num_listed += len(decision.requested_logprobs.logprobs)
+        size = max(CANDIDATES_IN_A_SLICE // max(num_listed, 8), 1)
         for first in range(0, len(sequence.steps), size):
             is_last = first + size >= len(sequence.steps)
             yield BeamSteps(

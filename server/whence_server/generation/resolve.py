@@ -4,10 +4,12 @@ All faults of a request are collected and told at once, each under its field's p
 """
 
 import secrets
+from dataclasses import replace
 from typing import TypeVar
 
 from whence_server.domain.decoding import (
     DECODING_OPTIONS,
+    TRACE_OPTIONS,
     Configured,
     Decoding,
     DecodingRequest,
@@ -60,7 +62,7 @@ def resolve_trace(
     """The trace that is granted, and what of the wish cannot be had, with the reason.
 
     Raises:
-        InvalidRequestError: more candidates than the server gives.
+        InvalidRequestError: more candidates than the server gives, or ids that are no tokens.
     """
     num_candidates = (
         limits.default_candidates if request.num_candidates is None else request.num_candidates
@@ -71,8 +73,15 @@ def resolve_trace(
         "trace.num_candidates",
         f"must be at most {limits.max_candidates}, not {num_candidates}",
     )
+    trace = TraceOptions(
+        request.detail or TraceDetail.DECISIONS,
+        num_candidates,
+        request.prompt,
+        request.logprob_token_ids,
+    )
+    check_options(faults, TRACE_OPTIONS, trace, model, limits)
     faults.raise_if_any()
-    granted = request.detail or TraceDetail.DECISIONS
+    granted = trace.detail
     unavailable: dict[str, str] = {}
     if granted is TraceDetail.INTERNALS:
         unavailable |= model.internals.unavailable
@@ -83,8 +92,8 @@ def resolve_trace(
         if len(unavailable) == NUM_PARTS:
             granted = TraceDetail.DECISIONS
     if granted is TraceDetail.TOKENS:
-        num_candidates = 0
-    return TraceOptions(granted, num_candidates, request.prompt), unavailable
+        trace = replace(trace, num_candidates=0, logprob_token_ids=())
+    return replace(trace, detail=granted), unavailable
 
 
 def resolve_decoding(

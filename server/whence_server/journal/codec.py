@@ -61,6 +61,10 @@ def encode_step(step: Step) -> bytes:
         _fill_timing(proto.timing, step.timing)
     if decision.internals is not None:
         _fill_internals(proto.internals, decision.internals)
+    if decision.requested_logprobs is not None:
+        requested = decision.requested_logprobs
+        proto.requested_logprobs.logprobs.extend(requested.logprobs)
+        proto.requested_logprobs.sampling_logprobs.extend(requested.sampling_logprobs)
     return proto.SerializeToString()
 
 

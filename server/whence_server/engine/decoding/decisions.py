@@ -8,7 +8,13 @@ from typing import NamedTuple
 import torch
 
 from whence_server.domain.decoding import Strategy
-from whence_server.domain.steps import Candidates, Decision, Draw, ProcessorEffects
+from whence_server.domain.steps import (
+    Candidates,
+    Decision,
+    Draw,
+    ProcessorEffects,
+    RequestedLogprobs,
+)
 from whence_server.engine.decoding import statistics
 from whence_server.engine.decoding.kernels import Kernels, Race
 from whence_server.engine.decoding.pipeline import Distributions
@@ -78,6 +84,8 @@ class _Numbers(NamedTuple):
     candidate_ids: list[list[int]]
     candidate_logprobs: list[list[float]]
     candidate_sampling_logprobs: list[list[float]]
+    requested_logprobs: list[list[float]]
+    requested_sampling_logprobs: list[list[float]]
     noises: list[float]
     runner_up_ids: list[int]
     margins: list[float]
@@ -114,7 +122,7 @@ class DecisionBuilder:
         nothing = token_ids.new_empty(0)
 
         if choice.probabilities is None or not any(row.detailed for row in rows):
-            measured += [nothing] * 7
+            measured += [nothing] * 9
         else:
             measured += self._measure_details(
                 distributions, rows, choice.token_ids, choice.probabilities
@@ -131,7 +139,7 @@ class DecisionBuilder:
         token_ids: torch.Tensor,
         probabilities: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """From `num_kept` to `candidate_sampling_logprobs`."""
+        """From `num_kept` to `requested_sampling_logprobs`."""
         scores, finals = distributions.scores, distributions.final_logprobs
         own = distributions.logprobs[: len(rows)]
         nothing = num_kept = token_ids.new_empty(0)
@@ -150,7 +158,11 @@ class DecisionBuilder:
                 scores, own, num_candidates, self._kernels
             )
             candidates = [ids, logprobs, finals.gather(-1, ids)]
-        return [num_kept, ranks, entropies, sampling_entropies, *candidates]
+        requested = [nothing, nothing]
+        if any(row.logprob_token_ids for row in rows):
+            ids = statistics.pad_ids([row.logprob_token_ids for row in rows], own.device)
+            requested = [own.gather(-1, ids), finals.gather(-1, ids)]
+        return [num_kept, ranks, entropies, sampling_entropies, *candidates, *requested]
 
 
 def _make_decision(
@@ -176,6 +188,9 @@ def _make_decision(
         candidates=_make_candidates(numbers, i, row.num_candidates, forced=forced),
         effects=_make_effects(numbers, i, after_stages) if after_stages else None,
         draw=None if draw is None else _make_draw(numbers, draw),
+        requested_logprobs=_make_requested(numbers, i, len(row.logprob_token_ids), forced=forced)
+        if row.logprob_token_ids
+        else None,
     )
 
 
@@ -191,6 +206,13 @@ def _make_candidates(
             [] if forced else numbers.candidate_sampling_logprobs[i][:num_candidates]
         ),
     )
+
+
+def _make_requested(
+    numbers: _Numbers, i: int, num_requested: int, *, forced: bool
+) -> RequestedLogprobs:
+    sampling = [] if forced else numbers.requested_sampling_logprobs[i][:num_requested]
+    return RequestedLogprobs(numbers.requested_logprobs[i][:num_requested], sampling)
 
 
 def _make_effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEffects:

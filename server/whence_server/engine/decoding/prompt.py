@@ -7,7 +7,7 @@ import torch
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.errors import GenerationFailedError
-from whence_server.domain.steps import Candidates, Decision
+from whence_server.domain.steps import Candidates, Decision, RequestedLogprobs
 from whence_server.engine.decoding import statistics
 from whence_server.engine.decoding.decisions import NonFiniteLogits
 from whence_server.engine.decoding.kernels import Kernels
@@ -48,8 +48,19 @@ def _score(
             measured += statistics.find_top_candidates(
                 scores, logprobs, trace.num_candidates, kernels
             )
-    columns = (tensor.tolist() for tensor in statistics.copy_to_host(measured))
-    return [_make_decision(*values) for values in zip(*columns, strict=True)]
+        if trace.logprob_token_ids:
+            ids = torch.tensor(trace.logprob_token_ids, device=logprobs.device)
+            measured.append(logprobs.index_select(-1, ids))
+    columns = [tensor.tolist() for tensor in statistics.copy_to_host(measured)]
+    requested = columns.pop() if detailed and trace.logprob_token_ids else None
+    decisions = [_make_decision(*values) for values in zip(*columns, strict=True)]
+    if requested is None:
+        return decisions
+    return [
+        # Nothing is drawn here: no second list.
+        decision._replace(requested_logprobs=RequestedLogprobs(listed, []))
+        for decision, listed in zip(decisions, requested, strict=True)
+    ]
 
 
 def _make_decision(

@@ -26,6 +26,7 @@ class Row:
         explained: whether its decisions are recorded beyond the tokens and their logprobs.
         probed: whether the model's activations are read for its decisions.
         num_candidates: how many candidates are recorded of each step.
+        logprob_token_ids: whose logprobs are recorded of each step besides.
         seed_words: the seed's low and high 32 bits.
     """
 
@@ -35,6 +36,7 @@ class Row:
         "decoding",
         "detailed",
         "index",
+        "logprob_token_ids",
         "num_candidates",
         "probed",
         "seed_words",
@@ -61,6 +63,7 @@ class Row:
         self.detailed = trace.detail is not TraceDetail.TOKENS
         self.probed = trace.detail is TraceDetail.INTERNALS
         self.num_candidates = trace.num_candidates if self.detailed else 0
+        self.logprob_token_ids = trace.logprob_token_ids if self.detailed else ()
         self.seed_words = (decoding.seed & 0xFFFFFFFF, decoding.seed >> 32)
         self._num_tokens = len(prompt_token_ids)
         self._token_ids = np.empty(self._num_tokens + decoding.max_new_tokens, dtype=np.int64)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from whence_server.engine.decoding.kernels import Kernels
@@ -39,6 +40,14 @@ def find_top_candidates(
     """The most likely tokens, most likely first, of equal ones the lowest ids first."""
     token_ids = kernels.find_top_candidates(scores, num_candidates)
     return TopCandidates(token_ids, logprobs.gather(-1, token_ids))
+
+
+def pad_ids(ids: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Lay out lists of token ids: int64 [rows, longest], filled up with 0."""
+    padded = np.zeros((len(ids), max(map(len, ids))), dtype=np.int64)
+    for row, listed in enumerate(ids):
+        padded[row, : len(listed)] = listed
+    return torch.from_numpy(padded).to(device)
 
 
 def copy_to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
