@@ -1,5 +1,6 @@
 """OTLP's two protocols: what is sent, and what each answer means."""
 
+import asyncio
 import ssl
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
@@ -197,6 +198,7 @@ async def test_retry_after(text, delay_s):
         (PROTOBUF, Status(message="bad span").SerializeToString(), "bad span"),
         (JSON, b'{"code": 3, "message": "bad span"}', "bad span"),
         (JSON, b'["bad"]', '["bad"]'),
+        (JSON, b"[" * 50_000, "[" * 200),
         (PROTOBUF, b"bad span", "bad span"),
         ("text/html", b"x" * 1_000_000, "x" * 200),
     ],
@@ -241,6 +243,46 @@ async def test_a_page_is_no_success(content_type):
 async def test_an_empty_page_is_no_success():
     async with answering(200, b"", content_type="text/html") as sink:
         assert isinstance(await sink.export(REQUEST), Failed)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (JSON, b"[]"),
+        (JSON, b'"ok"'),
+        (JSON, b"0"),
+        (JSON, b"null"),
+        (JSON, b"[" * 50_000),
+        (JSON, b'{"partialSuccess": "ok"}'),
+        (JSON, b'{"partialSuccess": []}'),
+        # Two letters that pass for a message with a field that nobody knows.
+        ("text/plain", b"Hi"),
+        ("application/octet-stream", b"00"),
+        (PROTOBUF, partial_success(Partial(2))[:-1]),
+    ],
+)
+async def test_another_programs_answer_is_no_success(content_type, body):
+    async with answering(200, body, content_type=content_type) as sink:
+        outcome = await sink.export(REQUEST)
+    assert isinstance(outcome, Failed)
+    assert "no OTLP answer" in outcome.reason
+
+
+async def test_a_change_of_protocols_is_no_success():
+    async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(switch, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        settings = OtlpSettings(endpoint=f"http://127.0.0.1:{port}/v1/traces")
+        sink = OtlpHttpSink(settings)
+        try:
+            assert isinstance(await sink.export(REQUEST), Misconfigured)
+        finally:
+            await sink.close()
 
 
 @pytest.fixture(scope="module")
