@@ -133,6 +133,7 @@ async def test_a_preview_that_is_no_utf8_harms_nobody(journal):
     await journal.flush()
     row = await journal.get("g")
     assert (row.index.prompt_preview, row.finish.text_preview) == ("half ?", "?")
+    assert row.index.labels == {"k": "?"}
 
 
 async def test_everything_is_there_after_a_restart(tmp_path):

@@ -19,6 +19,7 @@ from journal_records import (
     started,
 )
 
+from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import (
     ConfigurationError,
     GenerationNotFoundError,
@@ -268,7 +269,7 @@ async def test_reads_never_give_another_generations_record(data_dir):
     await journal.close()
 
 
-@pytest.mark.parametrize("labels", ["no json", "[1]", '{"a": 1}', "x'ff'"])
+@pytest.mark.parametrize("labels", ["no json", "[1]", '{"a": 1}', "x'ff'", '{"a": "\\ud800"}'])
 async def test_labels_that_are_none_cost_no_list(data_dir, labels, caplog, monkeypatch):
     # A row is named once in a process.
     monkeypatch.setattr(sqlite_lookup, "_logged", set())
@@ -285,6 +286,36 @@ async def test_labels_that_are_none_cost_no_list(data_dir, labels, caplog, monke
     assert row.finish.text_preview == "text 1"
     assert FIRST in caplog.text
     assert (await journal.get(FIRST)).index == row.index
+    await journal.close()
+
+
+@pytest.mark.parametrize("stored", ["x'ff41'", "zeroblob(3000)", "x''"])
+async def test_an_id_that_is_none_costs_no_page(data_dir, stored):
+    new_id = f"generation_id = CAST({stored} AS TEXT)"
+    change(data_dir, f"UPDATE generations SET {new_id} WHERE generation_id = '{FIRST}'")
+    journal = await Journal.open(data_dir)
+    for list_filter in (ListFilter(), ListFilter(model="tiny")):
+        rows, token = await journal.list(list_filter, 1)
+        while token:
+            page, token = await journal.list(list_filter, 1, token)
+            rows += page
+        assert [row.generation_id for row in rows if not row.damage] == [RUNNING, SECOND]
+        assert len(rows) == 3
+    await journal.close()
+
+
+@pytest.mark.parametrize("kind", [1, 3, 5])
+async def test_an_entry_that_was_given_to_another_generation_is_not_shown_as_its_own(
+    data_dir, kind
+):
+    moved = f"(SELECT min(position) FROM entries WHERE kind = {kind})"
+    other = f"(SELECT started_position FROM generations WHERE generation_id = '{SECOND}')"
+    change(data_dir, f"UPDATE entries SET generation = {other} WHERE position = {moved}")
+    journal = await Journal.open(data_dir)
+    with pytest.raises(RecordDamagedError, match="two entries"):
+        await journal.read(SECOND)
+    with pytest.raises(RecordDamagedError, match="two entries"):
+        await journal.read(SECOND, kinds=[EntryKind(kind)])
     await journal.close()
 
 

@@ -90,7 +90,7 @@ def test_a_page_ends_where_it_has_looked_through_enough(database, monkeypatch):
     page, _ = page_and_steps(database, wanted)
     assert (page.rows, page.end) == (
         [],
-        PageKey(START_NS + 18_001, "00000000-0000-4000-8000-000000018001"),
+        PageKey(START_NS + 18_001, b"00000000-0000-4000-8000-000000018001"),
     )
 
 

@@ -84,7 +84,6 @@ async def test_the_list_shows_what_was_just_appended_and_nothing_deleted(journal
         "☃",
         "after:3",
         base64.urlsafe_b64encode(b"short").decode(),
-        base64.urlsafe_b64encode(b"8 bytes." * 2 + b"\xff\xfe").decode(),
     ],
 )
 async def test_a_token_that_is_none_is_refused_by_field(journal, token):
@@ -113,7 +112,7 @@ def test_no_bytes_break_the_token_reader(raw):
 @given(st.integers(-(2**63), 2**63 - 1), st.uuids().map(str))
 def test_a_token_comes_back(start_time_ns, generation_id):
     list_filter = ListFilter(model="m", labels={"b": "1", "a": "2"})
-    key = PageKey(start_time_ns, generation_id)
+    key = PageKey(start_time_ns, generation_id.encode())
     token = encode_page_token(key, list_filter)
     same = ListFilter(model="m", labels={"a": "2", "b": "1"})
     assert decode_page_token(token, same) == key

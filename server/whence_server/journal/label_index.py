@@ -38,6 +38,10 @@ def labels_of(stored: str | bytes) -> dict[str, str]:
         raise ValueError("the labels are no JSON object, but brackets nested too deep") from None
     if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
         raise ValueError("the labels are no JSON object of strings")
+    try:
+        "".join((*labels, *labels.values())).encode()
+    except UnicodeEncodeError:
+        raise ValueError("the labels hold a lone surrogate, which is no text") from None
     return labels
 
 

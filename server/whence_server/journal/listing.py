@@ -10,21 +10,24 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.journal.rows import ListFilter
 
 _HEAD = struct.Struct(">8sq")
-# Of the longest token that is given out: an id has 36 characters.
 _MAX_TOKEN_CHARACTERS = 1_024
+# An id has 36. That of a damaged row may be longer: the next page then begins where its head stands
+# in the order of ids.
+_MAX_ID_BYTES = 512
 
 
 class PageKey(NamedTuple):
     """The last generation of a page: the next page begins beyond it."""
 
     start_time_ns: int
-    generation_id: str
+    generation_id: bytes
+    """As it is stored: in a damaged row it may be no text."""
 
 
 def encode_page_token(key: PageKey, list_filter: ListFilter) -> str:
     """An opaque token for the page beyond `key`."""
     head = _HEAD.pack(_filter_digest(list_filter), key.start_time_ns)
-    return base64.urlsafe_b64encode(head + key.generation_id.encode()).decode()
+    return base64.urlsafe_b64encode(head + key.generation_id[:_MAX_ID_BYTES]).decode()
 
 
 def decode_page_token(token: str, list_filter: ListFilter) -> PageKey:
@@ -38,7 +41,7 @@ def decode_page_token(token: str, list_filter: ListFilter) -> PageKey:
     try:
         raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
         digest, start_time_ns = _HEAD.unpack_from(raw)
-        key = PageKey(start_time_ns, raw[_HEAD.size :].decode())
+        key = PageKey(start_time_ns, raw[_HEAD.size :])
     except (ValueError, struct.error):
         raise _bad_token("is no token that this server gave out") from None
     if digest != _filter_digest(list_filter):

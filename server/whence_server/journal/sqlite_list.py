@@ -19,6 +19,8 @@ _SLICE = 1_000
 # A label on more generations than this is no narrower than another one.
 _MANY = 200
 _INT64 = 2**63 - 1
+# An id as bytes, as in ROW_COLUMNS: one that is no UTF-8 must not cost a page.
+_KEY = "d.start_time_ns, CAST(d.generation_id AS BLOB)"
 
 
 class _Index(NamedTuple):
@@ -33,7 +35,7 @@ class _Condition(NamedTuple):
     """A condition on the index walked, `d`, or on a generation, `g`."""
 
     sql: str
-    bindings: tuple[int | str, ...]
+    bindings: tuple[int | str | bytes, ...]
 
 
 def page(
@@ -91,7 +93,7 @@ def _slice_end(
     """The last key of the next slice of the index; None where the rest is no longer than one."""
     conditions = _walk(index, list_filter, beyond, None)
     found = connection.execute(
-        f"SELECT d.start_time_ns, d.generation_id FROM {index.source} "  # noqa: S608
+        f"SELECT {_KEY} FROM {index.source} "  # noqa: S608
         f"WHERE {_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC "
         "LIMIT 1 OFFSET ?",
         (*_bindings(conditions), _SLICE - 1),
@@ -109,7 +111,7 @@ def _matching(
     """Yield (row, key, bytes) of the generations of one slice that the filter lets through."""
     conditions = [*_walk(index, list_filter, beyond, last), *_rest(list_filter)]
     cursor = connection.execute(
-        f"SELECT d.start_time_ns, d.generation_id, {ROW_COLUMNS} "  # noqa: S608
+        f"SELECT {_KEY}, {ROW_COLUMNS} "  # noqa: S608
         f"FROM {index.source} CROSS JOIN generations g ON g.generation_id = d.generation_id "
         f"WHERE {_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC",
         _bindings(conditions),
@@ -129,9 +131,9 @@ def _walk(
     conditions = [_Condition(" AND ".join(index.conditions), index.bindings)]
     key = "(d.start_time_ns, d.generation_id)"
     if beyond is not None:
-        conditions.append(_Condition(f"{key} < (?, ?)", beyond))
+        conditions.append(_Condition(f"{key} < (?, CAST(? AS TEXT))", beyond))
     if last is not None:
-        conditions.append(_Condition(f"{key} >= (?, ?)", last))
+        conditions.append(_Condition(f"{key} >= (?, CAST(? AS TEXT))", last))
     if list_filter.start_after_ns is not None:
         after = _Condition("d.start_time_ns > ?", (_int64(list_filter.start_after_ns),))
         conditions.append(after)
@@ -161,7 +163,7 @@ def _sql(conditions: list[_Condition]) -> str:
     return " AND ".join(condition.sql for condition in conditions)
 
 
-def _bindings(conditions: list[_Condition]) -> tuple[int | str, ...]:
+def _bindings(conditions: list[_Condition]) -> tuple[int | str | bytes, ...]:
     return tuple(binding for condition in conditions for binding in condition.bindings)
 
 

@@ -78,6 +78,8 @@ def own_entries(generation_id: str, cursor: Any, max_bytes: int) -> list[Entry]:
             if payload is None or kind not in KINDS or kind == EntryKind.UNREADABLE:
                 what = "content" if payload is None else "kind"
                 raise RecordDamagedError(generation_id, f"its entry {offset} has no {what}")
+            if entries and offset and offset == entries[-1].offset:
+                raise RecordDamagedError(generation_id, f"it has two entries {offset}")
             num_bytes += len(payload)
             if entries and num_bytes > max_bytes:
                 break
@@ -100,7 +102,7 @@ def index_bindings(index: GenerationIndex) -> tuple[Any, ...]:
         index.model,
         index.start_time_ns,
         index.request_digest,
-        json.dumps(dict(index.labels)),
+        json.dumps({_text(name): _text(value) for name, value in index.labels.items()}),
         _text(index.prompt_preview),
         index.num_prompt_tokens,
     )
@@ -117,9 +119,9 @@ def finish_bindings(finished: tuple[str, FinishIndex]) -> tuple[Any, ...]:
     )
 
 
-def _text(preview: str) -> str:
-    # A lone surrogate has no UTF-8: one preview must not cost a whole batch.
-    return preview.encode(errors="replace").decode()
+def _text(given: str) -> str:
+    # A lone surrogate has no UTF-8: one preview or label must not cost a whole batch.
+    return given.encode(errors="replace").decode()
 
 
 class ParsedRow(NamedTuple):
