@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -323,12 +324,15 @@ class Journal:
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its rows are not as they were written.
         """
         await self._settle()
         after = min(after_offset, _MAX_OFFSET)
-        return await self._readers.run(
+        entries = await self._readers.run(
             self._store.read, generation_id, after, limit=limit, max_bytes=_ALL_BYTES, kinds=kinds
         )
+        _check_offsets(entries)
+        return entries
 
     async def get(self, generation_id: str) -> GenerationRow:
         """A generation at a glance.
@@ -453,6 +457,17 @@ def _make_private(data_dir: Path) -> None:
         make_private(data_dir)
     except OSError as error:
         raise ConfigurationError(f"the data directory cannot be used: {error}") from error
+
+
+def _check_offsets(entries: list[Entry]) -> None:
+    """Check that no other generation's entry was put among these.
+
+    Raises:
+        RecordDamagedError: two of them have one offset.
+    """
+    for before, entry in pairwise(entries):
+        if entry.offset and entry.offset == before.offset:
+            raise RecordDamagedError(entry.generation_id, f"it has two entries {entry.offset}")
 
 
 def _open(data_dir: Path, durability: Durability) -> tuple[DirectoryLock, SqliteStore, State]:

@@ -78,8 +78,6 @@ def own_entries(generation_id: str, cursor: Any, max_bytes: int) -> list[Entry]:
             if payload is None or kind not in KINDS or kind == EntryKind.UNREADABLE:
                 what = "content" if payload is None else "kind"
                 raise RecordDamagedError(generation_id, f"its entry {offset} has no {what}")
-            if entries and offset and offset == entries[-1].offset:
-                raise RecordDamagedError(generation_id, f"it has two entries {offset}")
             num_bytes += len(payload)
             if entries and num_bytes > max_bytes:
                 break
