@@ -195,7 +195,7 @@ class MemoryJournal:
         )
         return [entry for entry, _ in zip(found, range(limit), strict=False)]
 
-    async def cursor(self, name: str) -> int:
+    async def read_cursor(self, name: str) -> int:
         return self.cursors.get(name, 0)
 
     def advance(self, name: str, position: int) -> None:

@@ -1,4 +1,4 @@
-"""The domain as protobuf bytes: read back with the generated classes."""
+"""Encoding to protobuf bytes, read back with the generated classes."""
 
 import dataclasses
 import math
@@ -99,7 +99,7 @@ steps = st.builds(
 
 
 def read(message, fields, renamed=()):
-    """What a reader of the contract gets: None for what is absent."""
+    """Return fields as a reader of the contract sees them: None if absent."""
     values = []
     for name in fields:
         field = message.DESCRIPTOR.fields_by_name[dict(renamed).get(name, name)]
@@ -117,7 +117,7 @@ def parts(message, name, kind):
 
 
 @given(steps)
-def test_a_step_comes_back_as_it_was(step):
+def test_step_round_trip_keeps_all_fields(step):
     message = step_pb2.Step.FromString(codec.encode_step(step))
     decision = Decision(
         *read(message, Decision._fields[:6]),
@@ -188,7 +188,7 @@ def started(**changes):
     )
 
 
-def test_started_says_all_that_was_fixed():
+def test_started_holds_all_settings_of_the_generation():
     message = started(operation="chat")
     assert message.start_time.ToNanoseconds() == 1_700_000_000_123_456_789
     assert (message.trace_id, message.span_id) == ("a" * 32, "b" * 16)
@@ -212,7 +212,7 @@ def test_started_says_all_that_was_fixed():
 
 
 @pytest.mark.parametrize("strategy", Strategy)
-def test_effective_decoding_leaves_nothing_to_a_default(strategy):
+def test_effective_decoding_sets_every_field_of_its_strategy(strategy):
     decoding = Decoding(strategy, 16, seed=MAX_SEED, forced_token_ids=(1, 2))
     message = started(decoding=decoding).effective_decoding
     chosen = message.WhichOneof("strategy")
@@ -229,12 +229,12 @@ def test_effective_decoding_leaves_nothing_to_a_default(strategy):
 
 
 def _synthetic(field):
-    """The oneof that stands for a proto3 `optional` field's presence."""
+    """Return the oneof that marks the presence of a proto3 `optional` field, else None."""
     oneof = field.containing_oneof
     return oneof if oneof is not None and oneof.name.startswith("_") else None
 
 
-def test_settings_keep_their_values():
+def test_decoding_settings_keep_their_values():
     message = codec.decoding_to_proto(
         Decoding(
             Strategy.SAMPLE,
@@ -252,7 +252,7 @@ def test_settings_keep_their_values():
     assert (message.sample.temperature, message.sample.top_k) == (0.5, 7)
 
 
-def test_every_setting_of_the_models_own_config_is_told():
+def test_configured_decoding_holds_every_setting_of_the_model():
     configured = Configured(
         sequence_biases=(((1, 2), 0.5), ((3,), -math.inf)),
         suppress_token_ids=(4,),
@@ -278,12 +278,12 @@ def test_every_setting_of_the_models_own_config_is_told():
     assert (message.begin_suppress_index, message.top_h, message.renormalize_logits) == (1, 0.5, 1)
 
 
-def test_a_config_that_asks_for_nothing_is_not_told():
+def test_configured_decoding_is_absent_without_settings():
     words = Decoding(Strategy.GREEDY, 9, bad_words=("fox",), bad_word_ids=((8, 9),))
     assert not started(decoding=words).HasField("configured_decoding")
 
 
-def test_finished_with_and_without_a_failure():
+def test_finished_round_trip_with_and_without_a_failure():
     finished = Finished(
         sequences=(
             SequenceResult(0, "text", (1, 2), FinishReason.STOP, "stop", logprob=-0.5),
@@ -310,12 +310,12 @@ def test_finished_with_and_without_a_failure():
 
 
 @pytest.mark.parametrize("reason", FinishReason)
-def test_finish_reasons_are_the_contracts(reason):
+def test_finish_reasons_equal_the_contracts_values(reason):
     assert generation_pb2.FinishReason.Name(reason.value) == f"FINISH_REASON_{reason.name}"
 
 
 @pytest.mark.parametrize("detail", TraceDetail)
-def test_trace_details_are_the_contracts(detail):
+def test_trace_details_equal_the_contracts_values(detail):
     message = codec.trace_to_proto(TraceOptions(detail))
     assert generation_pb2.TraceDetail.Name(message.detail) == f"TRACE_DETAIL_{detail.name}"
 

@@ -1,4 +1,4 @@
-"""Streams of generations whose entries are damaged: they end with a reason, and harm no other."""
+"""Streams of generations with damaged entries end with an error and affect no other stream."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -23,7 +23,7 @@ from whence_server.rpc.trace_servicer import TraceServicer
 
 FROM_THE_BEGINNING = "cDE6MA=="  # "p1:0"
 PATIENCE_S = 60.0
-"""Ends a test that would wait for ever."""
+"""Timeout of a follower, in seconds."""
 OF_FIRST = f"""
     writer = 1 AND generation = (SELECT started_position FROM generations
                                  WHERE generation_id = '{FIRST}')
@@ -52,7 +52,7 @@ async def serving(directory):
 
 
 async def offsets_and_failure(journal, generation_id):
-    """What a follower sees before it is told what is wrong."""
+    """Return the entries that a follower gets before its error."""
     offsets = []
 
     async def collect():
@@ -74,18 +74,18 @@ async def offsets_and_failure(journal, generation_id):
         (f'UPDATE entries SET "offset" = 2 WHERE "offset" = 3 AND {OF_FIRST}', [1, 2]),
     ],
 )
-async def test_a_follower_learns_of_missing_entries(tmp_path, statement, before):
+async def test_follower_gets_an_error_for_missing_entries(tmp_path, statement, before):
     await fill(tmp_path)
     change(tmp_path, statement)
     journal = await Journal.open(tmp_path)
     await close_interrupted(journal)
     offsets, failure = await offsets_and_failure(journal, FIRST)
     assert offsets == before
-    assert f"follow its entry {before[-1]} is missing" in failure
+    assert f"the entry after its offset {before[-1]} is missing" in failure
     await journal.close()
 
 
-async def test_one_that_cannot_be_closed_neither_runs_for_ever_nor_is_kept_for_ever(tmp_path):
+async def test_generation_that_cannot_be_finished_is_given_up(tmp_path):
     await fill(tmp_path)
     change(
         tmp_path,
@@ -94,7 +94,7 @@ async def test_one_that_cannot_be_closed_neither_runs_for_ever_nor_is_kept_for_e
     )
     journal = await Journal.open(tmp_path)
     await close_interrupted(journal)
-    assert journal.unfinished() == []
+    assert journal.list_unfinished() == []
     assert (await offsets_and_failure(journal, RUNNING))[0] == [1, 2, 3, 4]
     assert (await offsets_and_failure(journal, FIRST))[0] == [1, 2, 3, 4, 5]
     for generation_id in (FIRST, RUNNING):
@@ -104,7 +104,7 @@ async def test_one_that_cannot_be_closed_neither_runs_for_ever_nor_is_kept_for_e
     await journal.close()
 
 
-async def test_bytes_that_are_no_message_end_one_stream_and_no_watch(tmp_path):
+async def test_malformed_payload_ends_its_stream_and_no_watch(tmp_path):
     await fill(tmp_path)
     change(tmp_path, f"UPDATE entries SET payload = x'ffff' WHERE \"offset\" = 3 AND {OF_FIRST}")
     async with serving(tmp_path) as channel:

@@ -1,4 +1,4 @@
-"""Appending and looking up, over restarts and failures."""
+"""Appending and look-ups, across restarts and failures."""
 
 import asyncio
 import stat
@@ -55,7 +55,7 @@ async def test_offsets_and_positions_have_no_gaps(journal):
     assert await journal.read_committed(2**64 - 1) == []
 
 
-async def test_reading_a_generation_by_offset_kind_and_limit(journal):
+async def test_read_filters_by_offset_kind_and_limit(journal):
     create(journal, "g")
     journal.append("g", EntryKind.PROMPT_STEP, b"prompt")
     append_steps(journal, "g", b"0", b"1", b"2")
@@ -75,7 +75,7 @@ async def test_reading_a_generation_by_offset_kind_and_limit(journal):
         await journal.read("other")
 
 
-async def test_a_call_of_no_known_generation_stands_for_itself(journal):
+async def test_call_of_an_unknown_generation_is_recorded_without_an_id(journal):
     journal.record_call("", b"one")
     journal.record_call("never started", b"two")
     await journal.flush()
@@ -83,12 +83,12 @@ async def test_a_call_of_no_known_generation_stands_for_itself(journal):
     assert [(e.generation_id, e.payload) for e in entries] == [("", b"one"), ("", b"two")]
 
 
-async def test_rows_while_running_finished_and_unknown(journal):
-    assert await journal.lookup("g") is None
+async def test_look_up_returns_running_and_finished_rows_and_none_for_unknown_ids(journal):
+    assert await journal.look_up("g") is None
     create(journal, "g")
     assert (await journal.get("g")).finish is None
     await journal.flush()
-    assert (await journal.lookup("g")).request_digest == "d" * 64
+    assert (await journal.look_up("g")).request_digest == "d" * 64
     finish(journal, "g")
     assert (await journal.get("g")).finish == FINISH
     await journal.flush()
@@ -122,12 +122,12 @@ async def test_only_a_running_generation_takes_entries(journal):
         finish(journal, "g")
     create(journal, "h")
     for kind in (EntryKind.STARTED, EntryKind.FINISHED, EntryKind.CALL, EntryKind.DELETED):
-        with pytest.raises(ValueError, match="method of their own"):
+        with pytest.raises(ValueError, match="another method"):
             journal.append("h", kind, b"")
     assert journal.position == 6
 
 
-async def test_a_preview_that_is_no_utf8_harms_nobody(journal):
+async def test_preview_with_a_lone_surrogate_does_not_fail_the_batch(journal):
     create(journal, "g", prompt_preview="half \ud800", labels={"k": "\ud800"})
     journal.finish("g", b"end", FinishIndex(FinishReason.STOP, 0, "\udfff"))
     await journal.flush()
@@ -136,7 +136,7 @@ async def test_a_preview_that_is_no_utf8_harms_nobody(journal):
     assert row.index.labels == {"k": "?"}
 
 
-async def test_everything_is_there_after_a_restart(tmp_path):
+async def test_entries_rows_and_unfinished_generations_survive_a_restart(tmp_path):
     journal = await Journal.open(tmp_path)
     whole(journal, "done", 2)
     create(journal, "open 1")
@@ -145,14 +145,14 @@ async def test_everything_is_there_after_a_restart(tmp_path):
     await journal.close()
 
     journal = await Journal.open(tmp_path)
-    assert journal.unfinished() == ["open 1", "open 2"]
+    assert journal.list_unfinished() == ["open 1", "open 2"]
     assert journal.position == journal.committed_position == 8
     with pytest.raises(GenerationExistsError):
         create(journal, "open 1")
     assert journal.append("open 1", EntryKind.STEP, b"c") == 4
     create(journal, "new")
     finish(journal, "open 1")
-    assert journal.unfinished() == ["open 2"]
+    assert journal.list_unfinished() == ["open 2"]
     assert [e.payload for e in await collect(journal.follow("open 1"))] == [
         b"started", b"a", b"b", b"c", b"finished",
     ]  # fmt: skip
@@ -164,22 +164,22 @@ async def test_everything_is_there_after_a_restart(tmp_path):
 async def test_cursors_only_move_forward_and_are_durable(tmp_path):
     journal = await Journal.open(tmp_path)
     whole(journal, "g")
-    assert await journal.cursor("otlp") == 0
+    assert await journal.read_cursor("otlp") == 0
     with pytest.raises(ValueError, match="from 0 to 0"):
         journal.advance("otlp", 1)
     await journal.flush()
     journal.advance("otlp", 4)
     journal.advance("other", 1)
-    assert await journal.cursor("otlp") == 4
+    assert await journal.read_cursor("otlp") == 4
     with pytest.raises(ValueError, match="from 4 to 5, not 3"):
         journal.advance("otlp", 3)
     await journal.close()
     journal = await Journal.open(tmp_path)
-    assert (await journal.cursor("otlp"), await journal.cursor("other")) == (4, 1)
+    assert (await journal.read_cursor("otlp"), await journal.read_cursor("other")) == (4, 1)
     await journal.close()
 
 
-async def test_a_cursor_alone_is_committed_as_well(journal):
+async def test_cursor_is_committed_without_new_entries(journal):
     create(journal, "g")
     await journal.flush()
     journal.advance("otlp", 1)
@@ -227,7 +227,9 @@ async def test_strict_shows_nothing_that_is_not_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize(("durability", "level"), [("group", 1), ("strict", 2)])
-async def test_settings_of_the_write_connection(tmp_path, durability, level):
+async def test_write_connection_has_wal_secure_delete_and_the_durabilitys_sync_level(
+    tmp_path, durability, level
+):
     journal = await Journal.open(tmp_path / "new", durability=Durability(durability))
     connection = journal._store._connection
     assert connection.pragma("synchronous") == level
@@ -237,13 +239,13 @@ async def test_settings_of_the_write_connection(tmp_path, durability, level):
     await journal.close()
 
 
-async def test_back_pressure_holds_until_the_disk_has_caught_up(tmp_path, monkeypatch):
+async def test_wait_writable_blocks_until_pending_bytes_are_committed(tmp_path, monkeypatch):
     journal = await Journal.open(tmp_path, max_pending_bytes=1_000, commit_interval_s=60)
     create(journal, "g")
-    await asyncio.wait_for(journal.writable(), 5)
+    await asyncio.wait_for(journal.wait_writable(), 5)
     assert journal.committed_position == 0
     append_steps(journal, "g", b"x" * 2_000)
-    await journal.writable()
+    await journal.wait_writable()
     assert journal.committed_position == 2
     await journal.close()
 
@@ -251,7 +253,7 @@ async def test_back_pressure_holds_until_the_disk_has_caught_up(tmp_path, monkey
 # ---- failures ----
 
 
-async def test_a_closed_journal_lets_go_of_those_who_wait(tmp_path):
+async def test_close_ends_waiting_followers_with_an_error(tmp_path):
     journal = await Journal.open(tmp_path)
     create(journal, "g")
     follower = asyncio.ensure_future(collect(journal.follow("g")))
@@ -286,7 +288,7 @@ async def test_a_second_server_on_the_directory_is_refused(tmp_path):
     await (await Journal.open(tmp_path)).close()
 
 
-async def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
+async def test_newer_schema_is_refused_and_not_changed(tmp_path):
     await (await Journal.open(tmp_path)).close()
     database = apsw.Connection(str(tmp_path / "journal.db"))
     database.pragma("user_version", 99)
@@ -304,7 +306,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path):
         await Journal.open(tmp_path)
 
 
-async def test_a_directory_that_cannot_be_one_is_refused(tmp_path):
+async def test_data_directory_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigurationError, match="data directory"):
@@ -330,7 +332,7 @@ def test_an_sqlite_that_can_corrupt_the_log_is_refused(version):
 
 
 @pytest.mark.parametrize("version", ["3.51.3", "3.52.0", "4.0.0"])
-def test_a_sound_sqlite_is_taken(version):
+def test_sqlite_version_without_the_wal_reset_bug_is_accepted(version):
     check_sqlite_version(version)
 
 

@@ -1,4 +1,4 @@
-"""Every column of every table is held to the entries; reads go on beside a bad row."""
+"""Comparison of every column with the entries, and reads beside a damaged row."""
 
 import asyncio
 import shutil
@@ -56,7 +56,7 @@ TEXTS = ["trace_id", "model", "request_digest", "labels", "prompt_preview", "tex
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """Filled once: each test gets a copy."""
+    """Fill a journal once; each test gets a copy."""
     directory = tmp_path_factory.mktemp("template")
     asyncio.run(fill(directory))
     return directory
@@ -152,12 +152,12 @@ async def test_a_changed_secret_is_found(data_dir, row, value):
         (["DROP INDEX labels_by_generation"], "schema index labels_by_generation"),
     ],
 )
-async def test_what_else_is_changed_is_found(data_dir, statements, words):
+async def test_changes_of_other_tables_are_found(data_dir, statements, words):
     change(data_dir, *statements)
     assert words in found(data_dir)
 
 
-async def test_two_deleted_generations_cannot_change_places(tmp_path):
+async def test_exchanged_ids_of_two_deleted_generations_are_found(tmp_path):
     journal = await Journal.open(tmp_path)
     for number, generation_id in enumerate((FIRST, SECOND), 1):
         begin(journal, generation_id, number)
@@ -170,7 +170,7 @@ async def test_two_deleted_generations_cannot_change_places(tmp_path):
     assert found(tmp_path).count("generation_id") == 2
 
 
-async def test_an_entry_of_a_deleted_generation_cannot_be_given_to_another(tmp_path):
+async def test_entry_moved_between_deleted_generations_is_found(tmp_path):
     journal = await Journal.open(tmp_path)
     for number, generation_id in enumerate((FIRST, SECOND), 1):
         begin(journal, generation_id, number)
@@ -184,7 +184,7 @@ async def test_an_entry_of_a_deleted_generation_cannot_be_given_to_another(tmp_p
     assert "are not the" in found(tmp_path)
 
 
-async def test_calls_that_end_while_their_generation_is_deleted_are_bound(tmp_path):
+async def test_calls_appended_during_a_deletion_are_covered_by_its_digest(tmp_path):
     from journal_records import call
 
     journal = await Journal.open(tmp_path)
@@ -224,7 +224,7 @@ async def test_calls_that_end_while_their_generation_is_deleted_are_bound(tmp_pa
         ["UPDATE generations SET labels = replace(hex(zeroblob(20000)), '0', '[')"],
     ],
 )
-async def test_a_rebuild_mends_the_columns_and_leaves_the_entries(data_dir, statements):
+async def test_rebuild_repairs_columns_and_does_not_change_entries(data_dir, statements):
     query = "SELECT * FROM entries ORDER BY position"
     before = apsw.Connection(str(data_dir / "journal.db")).execute(query).fetchall()
     head = verify_journal(data_dir).head
@@ -237,7 +237,7 @@ async def test_a_rebuild_mends_the_columns_and_leaves_the_entries(data_dir, stat
     assert apsw.Connection(str(data_dir / "journal.db")).execute(query).fetchall() == before
 
 
-async def test_a_rebuild_beside_a_server_is_refused(data_dir):
+async def test_rebuild_is_refused_while_a_server_uses_the_journal(data_dir):
     journal = await Journal.open(data_dir)
     with pytest.raises(ConfigurationError, match="another server"):
         rebuild_journal(data_dir)
@@ -249,7 +249,7 @@ async def test_a_rebuild_beside_a_server_is_refused(data_dir):
 # ---- reads beside bad rows ----
 
 
-async def test_reads_never_give_another_generations_record(data_dir):
+async def test_reads_through_a_row_of_another_generation_are_refused(data_dir):
     change(data_dir, *SWAP_IDS)
     journal = await Journal.open(data_dir)
     for generation_id in (FIRST, SECOND):
@@ -322,7 +322,7 @@ async def test_an_entry_that_was_given_to_another_generation_is_not_shown_as_its
 async def test_a_start_after_a_finish_was_taken_away_does_not_break_the_chain(data_dir):
     change(data_dir, "UPDATE generations SET finish_reason = NULL")
     journal = await Journal.open(data_dir)
-    assert journal.unfinished() == [RUNNING]
+    assert journal.list_unfinished() == [RUNNING]
     assert await close_interrupted(journal) == 1
     assert (await journal.get(FIRST)).finish.num_generated_tokens == 3
     assert (await journal.verify()).intact
@@ -349,11 +349,11 @@ async def test_a_start_after_a_finish_was_taken_away_does_not_break_the_chain(da
         "DELETE FROM generations",
     ],
 )
-async def test_a_damaged_journal_still_opens_closes_what_it_can_and_answers(data_dir, statement):
+async def test_damaged_journal_opens_and_serves_undamaged_generations(data_dir, statement):
     change(data_dir, statement)
     journal = await Journal.open(data_dir)
     await close_interrupted(journal)
-    assert await journal.cursor("otlp-spans") in {0, 7}
+    assert await journal.read_cursor("otlp-spans") in {0, 7}
     await journal.list(ListFilter(labels={"team": "blue"}), 10)
     await journal.read_committed(0)
     for generation_id in (FIRST, DELETED, RUNNING):
@@ -365,10 +365,10 @@ async def test_a_damaged_journal_still_opens_closes_what_it_can_and_answers(data
     await journal.close()
 
 
-async def test_a_row_beyond_the_end_is_refused_at_the_start(data_dir):
+async def test_row_with_a_position_after_the_log_end_prevents_opening(data_dir):
     change(
         data_dir,
         f"UPDATE generations SET started_position = 99 WHERE generation_id = '{FIRST}'",
     )
-    with pytest.raises(ConfigurationError, match=r"place beyond.*verify"):
+    with pytest.raises(ConfigurationError, match=r"position after.*verify"):
         await Journal.open(data_dir)

@@ -1,4 +1,4 @@
-"""The hash chain: what it finds, and what deletion leaves of it and of the disk."""
+"""The hash chain: faults that it detects, and its state and the disk's after a deletion."""
 
 import asyncio
 import hashlib
@@ -12,11 +12,11 @@ from journal_cases import append_steps, collect, create, finish, index, take, wh
 from whence.v1.deletion_pb2 import Deletion
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import DeletionPendingError, GenerationNotFoundError
-from whence_server.journal.chain import genesis
+from whence_server.journal.chain import hash_genesis
 from whence_server.journal.evidence import open_evidence
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability, ListFilter
-from whence_server.journal.verify import chain_report
+from whence_server.journal.verify import walk_chain
 
 PROMPT = b"a prompt that nobody may find again"
 # 1 is a call of no generation; 2 to 5 is a, 6 its call; 7 to 9 b; 10 the start of c, which runs.
@@ -45,7 +45,7 @@ def change(data_dir, *statements):
 
 async def verified(data_dir):
     with open_evidence(data_dir) as evidence:
-        (*_, report) = chain_report(evidence.connection)
+        (*_, report) = walk_chain(evidence.connection)
     return report
 
 
@@ -54,7 +54,7 @@ async def test_an_untouched_chain_verifies(data_dir):
     assert (report.num_entries, report.intact, report.detail) == (NUM_ENTRIES, True, "")
 
 
-async def test_the_chain_is_as_documented(data_dir):
+async def test_chain_hashes_equal_the_documented_formula(data_dir):
     database = apsw.Connection(str(data_dir / "journal.db"))
     ((writer_id,),) = database.execute("SELECT writer_id FROM writers")
     assert uuid.UUID(bytes=writer_id).version == 4
@@ -62,7 +62,7 @@ async def test_the_chain_is_as_documented(data_dir):
     assert len(set(secrets.values())) == 3
     assert {len(secret) for secret in secrets.values()} == {32}
     last = hashlib.sha256(b"whence journal v1" + writer_id).digest()
-    assert last == genesis(writer_id)
+    assert last == hash_genesis(writer_id)
     rows = database.execute("SELECT kind, generation, payload, hash FROM entries ORDER BY position")
     for kind, generation, payload, stored in rows.fetchall():
         key = b"" if kind == EntryKind.CALL else secrets[generation]
@@ -81,7 +81,7 @@ async def test_the_chain_is_as_documented(data_dir):
         ("UPDATE entries SET kind = 2 WHERE position = 3", 3, "hash"),
         ("UPDATE entries SET kind = 77 WHERE position = 3", 3, "kind 77"),
         ("UPDATE entries SET hash = zeroblob(32) WHERE position = 10", 10, "hash"),
-        ('UPDATE entries SET "offset" = 9 WHERE position = 4', 4, "offset 9 where 3"),
+        ('UPDATE entries SET "offset" = 9 WHERE position = 4', 4, "offset 9, expected 3"),
         ('UPDATE entries SET "offset" = 1 WHERE position = 6', 6, "should have none"),
         ("UPDATE entries SET generation = 7 WHERE position = 3", 3, "hash"),
         ("UPDATE generations SET secret = zeroblob(32) WHERE generation_id = 'b'", 7, "hash"),
@@ -98,7 +98,7 @@ async def test_one_changed_row_is_found(data_dir, statement, position, detail):
     assert detail in report.detail
 
 
-async def test_entries_that_change_places_are_found(data_dir):
+async def test_exchanged_entries_are_found(data_dir):
     change(
         data_dir,
         "UPDATE entries SET position = -1 WHERE position = 3",
@@ -108,7 +108,7 @@ async def test_entries_that_change_places_are_found(data_dir):
     assert (await verified(data_dir)).broken_position == 3
 
 
-async def test_a_removal_with_all_the_rest_moved_up_is_found(data_dir):
+async def test_removed_entry_is_found_if_later_positions_are_shifted(data_dir):
     change(
         data_dir,
         "DELETE FROM entries WHERE position = 4",
@@ -118,7 +118,7 @@ async def test_a_removal_with_all_the_rest_moved_up_is_found(data_dir):
     assert (await verified(data_dir)).broken_position == 4
 
 
-async def test_content_taken_out_without_a_deletion_on_record_is_found(data_dir):
+async def test_content_removed_without_a_deleted_entry_is_found(data_dir):
     database = apsw.Connection(str(data_dir / "journal.db"))
     ((secret,),) = database.execute("SELECT secret FROM generations WHERE generation_id = 'a'")
     inner = hmac.digest(secret, b"step 0", "sha256")
@@ -130,7 +130,7 @@ async def test_content_taken_out_without_a_deletion_on_record_is_found(data_dir)
     assert "DELETED" in report.detail
 
 
-async def test_a_tail_cut_off_under_a_running_server_is_found(data_dir):
+async def test_entries_removed_from_the_end_of_an_open_journal_are_found(data_dir):
     journal = await Journal.open(data_dir)
     change(data_dir, "DELETE FROM entries WHERE position = 10")
     report = await journal.verify()
@@ -138,7 +138,7 @@ async def test_a_tail_cut_off_under_a_running_server_is_found(data_dir):
     await journal.close()
 
 
-async def test_verifying_goes_on_beside_appends_and_deletions(tmp_path, monkeypatch):
+async def test_verification_runs_beside_appends_and_deletions(tmp_path, monkeypatch):
     monkeypatch.setattr("whence_server.journal.journal._CHAIN_CHUNK", 7)
     journal = await Journal.open(tmp_path)
     for i in range(20):
@@ -183,7 +183,7 @@ async def test_deleted_content_is_gone_from_disk(tmp_path, durability):
     assert (await verified(tmp_path)).intact
 
 
-async def test_what_deletion_leaves(data_dir):
+async def test_deletion_keeps_id_and_digests_only(data_dir):
     journal = await Journal.open(data_dir)
     await journal.delete("a")
     with pytest.raises(GenerationNotFoundError) as caught:
@@ -192,7 +192,7 @@ async def test_what_deletion_leaves(data_dir):
     for reading in (journal.read("a"), collect(journal.follow("a")), journal.delete("a")):
         with pytest.raises(GenerationNotFoundError, match="was deleted"):
             await reading
-    tombstone = await journal.lookup("a")
+    tombstone = await journal.look_up("a")
     blank = index(
         "a",
         trace_id="",
@@ -225,7 +225,7 @@ async def test_what_deletion_leaves(data_dir):
     assert (report.num_entries, report.intact) == (NUM_ENTRIES + 2, True)
 
 
-async def test_a_reader_in_the_middle_learns_of_the_deletion(tmp_path):
+async def test_follower_of_a_deleted_generation_gets_an_error(tmp_path):
     journal = await Journal.open(tmp_path)
     whole(journal, "g", 100)
     await journal.flush()
@@ -251,7 +251,7 @@ async def test_deleting_twice_at_once_is_recorded_once(tmp_path):
     await journal.close()
 
 
-async def test_a_foreign_reader_does_not_keep_deleted_content_for_good(tmp_path, monkeypatch):
+async def test_deleted_content_is_cleared_after_a_foreign_reader_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("whence_server.journal.journal._CLEAR_AGAIN_S", 0.01)
     journal = await Journal.open(tmp_path)
     whole(journal, "g", payload=PROMPT)

@@ -1,4 +1,4 @@
-"""A process killed in the middle of writing, and what its successor finds."""
+"""Journals after the kill of a process that was writing."""
 
 import signal
 import subprocess
@@ -37,7 +37,7 @@ async def main(directory, durability):
         for name in names:
             journal.append(name, EntryKind.STEP, b"step %d " % step + b"x" * 200)
         step += 1
-        await journal.writable()
+        await journal.wait_writable()
         await asyncio.sleep(0)
         if step % 50 == 0:
             await journal.flush()
@@ -48,7 +48,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def killed_while_writing(directory, durability, num_lines):
-    """Returns the highest position that the process said it had (committed, shown)."""
+    """Return the highest positions that the process printed as (committed, shown)."""
     command = [sys.executable, "-c", WRITER, str(directory), durability.value]
     said = {"committed": 0, "seen": 0}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -68,7 +68,7 @@ def killed_while_writing(directory, durability, num_lines):
 
 
 @pytest.mark.parametrize("durability", Durability)
-async def test_after_a_kill_everything_committed_is_there(tmp_path, durability):
+async def test_committed_entries_survive_a_kill(tmp_path, durability):
     for num_lines in (500, 700):
         directory = tmp_path / str(num_lines)
         committed, seen = killed_while_writing(directory, durability, num_lines)
@@ -78,9 +78,9 @@ async def test_after_a_kill_everything_committed_is_there(tmp_path, durability):
             assert journal.position >= seen > 0
         report = await journal.verify()
         assert (report.intact, report.num_entries) == (True, journal.position)
-        assert journal.unfinished() == ["g0", "g1", "g2"]
+        assert journal.list_unfinished() == ["g0", "g1", "g2"]
         position = journal.position
-        for name in journal.unfinished():
+        for name in journal.list_unfinished():
             before = await journal.read(name, limit=10**6)
             assert [e.offset for e in before] == list(range(1, len(before) + 1))
             assert [e.payload.split()[1] for e in before[1:]] == [
@@ -92,7 +92,7 @@ async def test_after_a_kill_everything_committed_is_there(tmp_path, durability):
             entries = await collect(journal.follow(name))
             assert [e.offset for e in entries] == list(range(1, len(before) + 4))
         assert journal.position == position + 9
-        assert journal.unfinished() == []
+        assert journal.list_unfinished() == []
         report = await journal.verify()
         assert (report.intact, report.num_entries) == (True, position + 9)
         await journal.close()

@@ -1,4 +1,4 @@
-"""Verifying changes nothing, reads the write-ahead log too, and ends in words."""
+"""Verification changes no file, reads the write-ahead log, and reports faults as findings."""
 
 import asyncio
 import fcntl
@@ -24,7 +24,7 @@ PAGE, FRAME = 4096, 4096 + 24
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """Filled once: each test gets a copy."""
+    """Fill a journal once; each test gets a copy."""
     directory = tmp_path_factory.mktemp("template")
     asyncio.run(fill(directory))
     return directory
@@ -36,8 +36,8 @@ def data_dir(template, tmp_path):
 
 
 @pytest.fixture
-async def live(tmp_path):
-    """A copy of a journal as a killed server leaves it: most of it in the write-ahead log."""
+async def get_live(tmp_path):
+    """Copy a journal of a killed server, with most of it in the write-ahead log."""
     journal = await Journal.open(tmp_path / "source")
     for number in range(1, 6):
         begin(journal, f"00000000-0000-4000-8000-{number:012d}", number)
@@ -57,7 +57,7 @@ def state_of(directory):
 
 
 def contents(directory):
-    """All that any reader can see, by SQLite itself, on a copy; None where SQLite reads nothing."""
+    """Return a copy's content as SQLite itself reads it; None if SQLite cannot read it."""
     copy = directory.parent / "read"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(directory, copy)
@@ -72,7 +72,7 @@ def contents(directory):
 
 
 def tables(connection):
-    """Every table, and one index."""
+    """Return the rows of every table and of one index."""
     names = ("writers", "generations", "entries", "labels", "cursors", "sqlite_schema")
     rows = [connection.execute(f"SELECT * FROM {name}").fetchall() for name in names]
     indexed = connection.execute(
@@ -81,7 +81,7 @@ def tables(connection):
     return [*rows, indexed]
 
 
-async def test_a_killed_servers_log_is_read_and_nothing_is_touched(live):
+async def test_log_of_a_killed_server_is_read_and_no_file_changes(live):
     before = state_of(live)
     assert (live / "journal.db-wal").stat().st_size > 5 * FRAME
     report = verify_journal(live)
@@ -92,7 +92,7 @@ async def test_a_killed_servers_log_is_read_and_nothing_is_touched(live):
     assert len(contents(live)[2]) == 30
 
 
-def test_it_runs_on_a_directory_that_cannot_be_written(live):
+def test_read_only_directory_can_be_verified(live):
     for path in [*live.iterdir(), live]:
         path.chmod(0o500 if path.is_dir() else 0o400)
     command = [sys.executable, "-m", "whence_server", "verify", "--data-dir", str(live)]
@@ -129,8 +129,8 @@ async def test_a_flipped_byte_in_any_frame_is_found(live, within):
         log.write_bytes(whole)
 
 
-async def test_frames_of_a_transaction_that_failed_are_no_damage(live):
-    """What a full disk leaves: frames of the log's own salts that no commit ends."""
+async def test_uncommitted_frames_after_a_full_disk_are_not_a_fault(live):
+    """A full disk leaves frames with the log's own salts and without a commit."""
     log = live / "journal.db-wal"
     whole = log.read_bytes()
     salts = whole[16:24]
@@ -142,8 +142,8 @@ async def test_frames_of_a_transaction_that_failed_are_no_damage(live):
 
 
 @pytest.mark.parametrize("bit", range(32))
-async def test_no_flipped_bit_makes_a_commit_look_like_none(live, bit):
-    """The four bytes that say how large the database is after a commit are zero where none is."""
+async def test_flipped_bit_in_a_commit_frame_is_found(live, bit):
+    """A frame's database size after a commit is zero in frames that end no commit."""
     log = live / "journal.db-wal"
     last = 32 + ((log.stat().st_size - 32) // FRAME - 1) * FRAME
     flip(log, last + 4 + bit // 8, 1 << bit % 8)
@@ -152,7 +152,7 @@ async def test_no_flipped_bit_makes_a_commit_look_like_none(live, bit):
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_damaged_log_is_read_as_far_as_sqlite_reads_it(live, seed):
-    """SQLite itself, on a copy, is the oracle of what can still be read."""
+    """Compare the readable content with that of SQLite on a copy."""
     log = live / "journal.db-wal"
     whole, choose = log.read_bytes(), random.Random(seed)
     for _ in range(5):
@@ -169,13 +169,13 @@ async def test_a_damaged_log_is_read_as_far_as_sqlite_reads_it(live, seed):
         log.write_bytes(whole)
 
 
-async def test_a_log_that_was_cut_off_is_found_by_its_index(live):
+async def test_truncated_log_is_found_by_its_index(live):
     os.truncate(live / "journal.db-wal", 32 + 5 * FRAME)
     text = "\n".join(map(str, verify_journal(live).findings))
     assert "its newest transactions are gone" in text
 
 
-async def test_a_transaction_that_was_never_committed_is_no_damage(live):
+async def test_uncommitted_transaction_is_not_a_fault(live):
     log = live / "journal.db-wal"
     with log.open("ab") as file:
         file.write(b"\x00" * 100)
@@ -185,7 +185,7 @@ async def test_a_transaction_that_was_never_committed_is_no_damage(live):
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_no_flipped_byte_of_the_database_changes_what_is_read_in_silence(data_dir, seed):
+def test_flipped_byte_of_the_database_is_found_or_without_effect(data_dir, seed):
     database = data_dir / "journal.db"
     choose = random.Random(seed)
     before = contents(data_dir)
@@ -208,20 +208,20 @@ def test_a_page_of_garbage_is_a_finding_and_no_traceback(data_dir, page, capsys)
     assert "not intact" in capsys.readouterr().err
 
 
-def test_an_empty_journal_is_nothing_to_verify(tmp_path, capsys):
+def test_empty_database_file_has_nothing_to_verify(tmp_path, capsys):
     (tmp_path / "journal.db").write_bytes(b"")
     assert main(["verify", "--data-dir", str(tmp_path)]) == 3
     assert "nothing to verify" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["journal.db"]
 
 
-async def test_a_journal_without_entries_is_nothing_to_verify(tmp_path):
+async def test_journal_without_entries_has_nothing_to_verify(tmp_path):
     await (await Journal.open(tmp_path)).close()
     assert main(["verify", "--data-dir", str(tmp_path)]) == 3
 
 
 @pytest.mark.parametrize("what", ["nothing", "missing", "in use", "newer"])
-async def test_what_cannot_be_verified_has_its_own_exit_status(tmp_path, what, capsys):
+async def test_unverifiable_journal_has_its_own_exit_status(tmp_path, what, capsys):
     if what == "missing":
         (tmp_path / "journal.db-wal").write_bytes(b"left behind")
     if what in {"in use", "newer"}:
@@ -238,7 +238,7 @@ async def test_what_cannot_be_verified_has_its_own_exit_status(tmp_path, what, c
     os.close(lock)
 
 
-def test_differences_are_named_and_mended_on_request(data_dir, capsys):
+def test_differences_are_printed_and_repaired_with_rebuild(data_dir, capsys):
     database = apsw.Connection(str(data_dir / "journal.db"))
     database.execute("UPDATE generations SET model = 'other' WHERE generation_id = ?", (FIRST,))
     database.close()
@@ -250,7 +250,7 @@ def test_differences_are_named_and_mended_on_request(data_dir, capsys):
     assert main(arguments) == 0
 
 
-def test_nothing_is_rebuilt_from_a_broken_chain(data_dir, capsys):
+def test_rebuild_of_a_broken_chain_is_refused(data_dir, capsys):
     database = apsw.Connection(str(data_dir / "journal.db"))
     database.execute("UPDATE generations SET model = 'other' WHERE generation_id = ?", (FIRST,))
     database.execute("UPDATE entries SET payload = x'00' WHERE position = 3")
@@ -282,7 +282,7 @@ def flip(path, place, mask=0x40):
         file.write(bytes([byte ^ mask]))
 
 
-def test_no_log_is_no_fault(tmp_path):
+def test_missing_log_is_not_a_fault(tmp_path):
     assert read_log(tmp_path / "none", tmp_path / "none").faults == []
 
 
@@ -292,7 +292,7 @@ def test_a_directory_without_a_journal_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["gone", "empty"])
-async def test_a_log_that_was_taken_away_is_missed_by_its_index(live, how):
+async def test_removed_log_is_found_by_its_index(live, how):
     if how == "gone":
         (live / "journal.db-wal").unlink()
     else:
@@ -301,7 +301,7 @@ async def test_a_log_that_was_taken_away_is_missed_by_its_index(live, how):
     assert "the write-ahead log is gone" in str(fault)
 
 
-async def test_a_log_whose_frames_are_all_in_the_database_is_not_missed(tmp_path):
+async def test_removed_log_without_uncopied_frames_is_not_a_fault(tmp_path):
     journal = await Journal.open(tmp_path / "source")
     begin(journal, FIRST, 1)
     end(journal, FIRST, 1)
@@ -316,7 +316,7 @@ async def test_a_log_whose_frames_are_all_in_the_database_is_not_missed(tmp_path
     assert (report.findings, report.num_generations) == ([], 1)
 
 
-async def test_a_link_leads_to_the_database_and_to_the_log_beside_it(live):
+async def test_symbolic_link_is_followed_to_the_database_and_its_log(live):
     whole = verify_journal(live)
     real = live.parent / "elsewhere"
     real.mkdir()
@@ -327,7 +327,7 @@ async def test_a_link_leads_to_the_database_and_to_the_log_beside_it(live):
 
 
 @pytest.mark.parametrize("version", [1, 0, -3])
-async def test_a_version_set_back_hides_nothing(data_dir, version):
+async def test_lowered_schema_version_is_found(data_dir, version):
     database = apsw.Connection(str(data_dir / "journal.db"))
     database.pragma("user_version", version)
     database.close()
@@ -336,7 +336,7 @@ async def test_a_version_set_back_hides_nothing(data_dir, version):
     assert {finding.table for finding in findings} == {"schema"}
 
 
-def test_every_field_of_the_header_that_is_fixed_is_held_to_its_value(data_dir):
+def test_changed_fixed_header_fields_are_found(data_dir):
     path = data_dir / "journal.db"
     whole = path.read_bytes()
     for place in [*range(18, 28), *range(44, 56), 59, *range(64, 96)]:
@@ -345,7 +345,7 @@ def test_every_field_of_the_header_that_is_fixed_is_held_to_its_value(data_dir):
 
 
 @pytest.mark.parametrize("extra", [bytes(PAGE), b"x" * PAGE, b"x" * 100, b"x" * 5 * PAGE])
-def test_bytes_behind_the_last_page_are_named(data_dir, extra):
+def test_bytes_after_the_last_page_are_found(data_dir, extra):
     with (data_dir / "journal.db").open("ab") as file:
         file.write(extra)
     findings = [str(finding) for finding in verify_journal(data_dir).findings]
@@ -353,13 +353,13 @@ def test_bytes_behind_the_last_page_are_named(data_dir, extra):
 
 
 @pytest.mark.parametrize("missing", [1, 100, PAGE - 1])
-def test_a_file_that_ends_within_a_page_is_named(data_dir, missing):
+def test_file_that_ends_within_a_page_is_found(data_dir, missing):
     path = data_dir / "journal.db"
     os.truncate(path, path.stat().st_size - missing)
     assert "ends within a page" in str(verify_journal(data_dir).findings[0])
 
 
-def test_a_rollback_journal_that_sqlite_would_apply_is_named(data_dir):
+def test_rollback_journal_that_sqlite_would_apply_is_found(data_dir):
     beside = data_dir / "journal.db-journal"
     beside.write_bytes(bytes(512))
     assert verify_journal(data_dir).intact
@@ -369,19 +369,19 @@ def test_a_rollback_journal_that_sqlite_would_apply_is_named(data_dir):
 
 @pytest.mark.parametrize("name", ["journal.db-wal", "journal.db-shm", "journal.db-journal"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_regular_file_is_named_and_not_waited_for(data_dir, name, make):
+def test_file_that_is_not_regular_is_found_without_blocking(data_dir, name, make):
     (data_dir / name).unlink(missing_ok=True)
     make(data_dir / name)
-    assert f"{name} is no regular file" in str(verify_journal(data_dir).findings[0])
+    assert f"{name} is not a regular file" in str(verify_journal(data_dir).findings[0])
 
 
-def test_a_pipe_in_the_locks_place_is_not_waited_for(data_dir):
+def test_pipe_as_lock_file_does_not_block(data_dir):
     (data_dir / "journal.lock").unlink()
     os.mkfifo(data_dir / "journal.lock")
     assert verify_journal(data_dir).intact
 
 
-def test_links_that_lead_in_a_circle_are_refused_in_words(data_dir):
+def test_circular_links_are_refused_with_a_configuration_error(data_dir):
     (data_dir / "journal.db").unlink()
     (data_dir / "journal.db").symlink_to("journal.db")
     with pytest.raises(ConfigurationError, match="cannot be read"):
@@ -389,7 +389,7 @@ def test_links_that_lead_in_a_circle_are_refused_in_words(data_dir):
 
 
 @pytest.mark.parametrize("filling", ["zeros", "noise"])
-async def test_frames_that_were_overwritten_whole_are_missed_without_an_index(live, filling):
+async def test_overwritten_frames_are_found_without_an_index(live, filling):
     (live / "journal.db-shm").unlink()
     path = live / "journal.db-wal"
     log = path.read_bytes()

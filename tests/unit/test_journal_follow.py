@@ -1,4 +1,4 @@
-"""Followers: every entry once and in order, at any pace, with bounded memory."""
+"""Followers get every entry once and in order, at any pace, with bounded memory."""
 
 import asyncio
 import gc
@@ -38,7 +38,7 @@ def payloads(entries):
     return [entry.payload for entry in entries]
 
 
-async def test_one_at_a_time_while_the_reader_keeps_up(journal):
+async def test_follower_that_keeps_up_gets_single_entries(journal):
     create(journal, "g")
     reader = journal.follow("g")
     assert payloads(await anext(reader)) == [b"started"]
@@ -49,7 +49,7 @@ async def test_one_at_a_time_while_the_reader_keeps_up(journal):
     assert payloads(await collect(reader)) == [b"finished"]
 
 
-async def test_more_at_a_time_when_it_lags(journal):
+async def test_lagging_follower_gets_batches(journal):
     create(journal, "g")
     reader = journal.follow("g", max_batch_bytes=30)
     await anext(reader)
@@ -60,7 +60,7 @@ async def test_more_at_a_time_when_it_lags(journal):
     assert [len(batch) async for batch in reader] == [3, 3, 1, 1, 1]
 
 
-async def test_calls_do_not_show_among_a_generations_entries(journal):
+async def test_follower_of_a_generation_gets_no_call_entries(journal):
     create(journal, "g")
     journal.record_call("g", b"call")
     finish(journal, "g")
@@ -69,7 +69,7 @@ async def test_calls_do_not_show_among_a_generations_entries(journal):
 
 @pytest.mark.parametrize("after", [0, 1, 4, 5, 6, 2**64 - 1])
 @pytest.mark.parametrize("when", ["running", "finished", "committed"])
-async def test_finished_comes_whatever_was_seen(journal, after, when):
+async def test_follower_always_gets_finished(journal, after, when):
     create(journal, "g")
     append_steps(journal, "g", b"a", b"b", b"c")
     reading = None
@@ -84,17 +84,17 @@ async def test_finished_comes_whatever_was_seen(journal, after, when):
     assert entries[-1].kind is EntryKind.FINISHED
 
 
-async def test_an_unknown_generation(journal):
+async def test_following_an_unknown_generation_is_refused(journal):
     with pytest.raises(GenerationNotFoundError, match="not known"):
         await collect(journal.follow("g"))
 
 
-async def test_a_reader_that_leaves_leaves_nothing_behind(journal):
+async def test_closed_follower_leaves_no_waiter(journal):
     create(journal, "g")
     readers = [asyncio.ensure_future(collect(journal.follow("g"))) for _ in range(5)]
     await journal.flush()
     await settle()
-    changed = journal._log.live("g").changed
+    changed = journal._log.get_live("g").changed
     assert len(changed._waiters) == 5
     for reader in readers[:4]:
         reader.cancel()
@@ -104,7 +104,7 @@ async def test_a_reader_that_leaves_leaves_nothing_behind(journal):
     assert len(await readers[4]) == 2
 
 
-async def test_a_waiting_reader_costs_no_turns_of_the_loop(tmp_path):
+async def test_waiting_follower_does_not_poll(tmp_path):
     journal = await Journal.open(tmp_path)
     create(journal, "g")
     await journal.flush()
@@ -121,7 +121,7 @@ async def test_a_waiting_reader_costs_no_turns_of_the_loop(tmp_path):
     await journal.close()
 
 
-async def test_following_all_from_a_position_or_from_now_on(journal):
+async def test_follow_all_starts_at_a_position_or_at_the_end(journal):
     whole(journal, "a", 1)
     await journal.flush()
     late = journal.follow_all()
@@ -134,7 +134,7 @@ async def test_following_all_from_a_position_or_from_now_on(journal):
     ]  # fmt: skip
 
 
-async def test_following_all_in_small_batches(journal):
+async def test_follow_all_obeys_the_batch_size(journal):
     whole(journal, "a", 5)
     await journal.flush()
     reader = journal.follow_all(0, max_batch_bytes=13)
@@ -167,7 +167,7 @@ operations = st.lists(
 
 
 class Play:
-    """Plays operations on a journal, beside a model of what it should hold."""
+    """Operations on a journal and on a model of its expected content."""
 
     def __init__(self, directory, durability):
         self._directory = directory
@@ -259,7 +259,7 @@ class Play:
         await self.journal.close()
         await self._open()
         running = {g for g in self.own if not self._is_finished(g)}
-        assert set(self.journal.unfinished()) == running
+        assert set(self.journal.list_unfinished()) == running
 
     async def _check(self):
         await self.journal.flush()
@@ -288,7 +288,7 @@ def test_followers_see_exactly_the_entries_in_order_once(durability, operations)
 # ---- a stalled reader ----
 
 
-async def test_a_stalled_reader_costs_a_bounded_tail_while_others_go_on(tmp_path):
+async def test_stalled_follower_takes_bounded_memory_and_delays_no_other(tmp_path):
     num_steps, tail_entries = 400, 16
     journal = await Journal.open(tmp_path, tail_entries=tail_entries, commit_interval_s=0.001)
     create(journal, "slow")
@@ -321,7 +321,7 @@ async def test_a_stalled_reader_costs_a_bounded_tail_while_others_go_on(tmp_path
 
 
 def _num_held(marker):
-    """Entries alive anywhere in the process."""
+    """Count the Entry objects in the process."""
     gc.collect()
     return sum(
         o.payload.startswith(marker)
@@ -331,8 +331,8 @@ def _num_held(marker):
     )
 
 
-async def test_what_the_loop_has_not_heard_of_is_not_read_as_committed(journal, monkeypatch):
-    """The writer's thread has committed, and its word is still on its way."""
+async def test_read_committed_ends_at_the_event_loops_committed_position(journal, monkeypatch):
+    """The writer's thread has committed, and the event loop has not processed it yet."""
     write, written, heard = journal._store.write, threading.Event(), threading.Event()
 
     def hold(batch):

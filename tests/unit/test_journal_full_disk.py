@@ -1,4 +1,4 @@
-"""A disk that is full or out of order: nothing is lost, nothing new begins, and it passes."""
+"""Full or failing disks: no entry is lost, new generations are refused, writing resumes."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ async def journal(request, tmp_path):
 
 
 def fill(journal):
-    """Gives the database no page more than it has."""
+    """Limit the database to its present number of pages."""
     connection = journal._store._connection
     connection.pragma("max_page_count", connection.pragma("page_count"))
 
@@ -42,7 +42,7 @@ def empty(journal):
 
 
 async def stalled(journal, generation_id="running"):
-    """A running generation that no longer fits on the disk."""
+    """Start a generation that no longer fits on the disk."""
     create(journal, generation_id)
     await journal.flush()
     fill(journal)
@@ -51,7 +51,7 @@ async def stalled(journal, generation_id="running"):
         await journal.trouble_changed.wait()
 
 
-async def test_a_full_disk_refuses_what_is_new_and_keeps_what_is_there(journal):
+async def test_full_disk_refuses_new_generations_and_keeps_entries(journal):
     whole(journal, "before")
     await stalled(journal)
     assert isinstance(journal.trouble, JournalFullError)
@@ -72,9 +72,9 @@ async def test_a_full_disk_refuses_what_is_new_and_keeps_what_is_there(journal):
     assert (await journal.verify()).intact
 
 
-async def test_it_goes_on_by_itself_once_there_is_room(journal):
+async def test_writing_resumes_when_the_disk_has_room(journal):
     await stalled(journal)
-    waiting = asyncio.ensure_future(journal.writable())
+    waiting = asyncio.ensure_future(journal.wait_writable())
     watcher = journal.follow_all(0)
     await anext(watcher)
     append_steps(journal, "running", b"meanwhile")
@@ -95,7 +95,7 @@ async def test_it_goes_on_by_itself_once_there_is_room(journal):
     assert (report.intact, report.num_entries) == (True, journal.position)
 
 
-async def test_readers_are_told_which_offset_is_on_disk(journal):
+async def test_stalled_followers_get_the_offset_on_disk(journal):
     await stalled(journal)
     follower = journal.follow("running")
     seen = []
@@ -110,13 +110,13 @@ async def test_readers_are_told_which_offset_is_on_disk(journal):
     strict = journal._log._strict
     assert [e.offset for e in seen] == ([1] if strict else list(range(1, 22)))
     empty(journal)
-    await journal.writable()
+    await journal.wait_writable()
     rest = journal.follow("running", seen[-1].offset)
     finish(journal, "running")
     assert (await collect(rest))[-1].kind is EntryKind.FINISHED
 
 
-async def test_a_short_stall_is_told_to_nobody(tmp_path):
+async def test_stall_within_the_patience_is_not_reported(tmp_path):
     journal = await Journal.open(tmp_path, patience_s=3600.0)
     await stalled(journal)
     following = asyncio.ensure_future(collect(journal.follow("running")))
@@ -128,7 +128,7 @@ async def test_a_short_stall_is_told_to_nobody(tmp_path):
     await journal.close()
 
 
-async def test_calls_on_record_take_bounded_memory_while_nothing_can_be_written(tmp_path, caplog):
+async def test_pending_calls_are_bounded_during_a_stall(tmp_path, caplog):
     journal = await Journal.open(tmp_path, max_pending_bytes=100_000, patience_s=0.0)
     await stalled(journal)
     num_bytes = journal._log.writer.pending.num_bytes
@@ -136,34 +136,34 @@ async def test_calls_on_record_take_bounded_memory_while_nothing_can_be_written(
         journal.record_call("", b"y" * 10_000)
     assert journal._log.writer.pending.num_bytes == num_bytes
     empty(journal)
-    await journal.writable()
+    await journal.wait_writable()
     await journal.flush()
     assert "50 calls are not on record" in caplog.text
     await journal.close()
 
 
-async def test_a_cursor_moved_on_a_full_disk_is_kept_for_later(journal):
+async def test_cursor_moved_during_a_stall_is_committed_later(journal):
     whole(journal, "before")
     await journal.flush()
     fill(journal)
     await stalled(journal)
     journal.advance("otlp", 3)
     empty(journal)
-    await journal.writable()
+    await journal.wait_writable()
     await journal.flush()
     database = apsw.Connection(journal._store._path, flags=apsw.SQLITE_OPEN_READONLY)
     assert database.execute("SELECT position FROM cursors").get == 3
     database.close()
 
 
-async def test_closing_on_a_full_disk_tries_once_more_and_says_what_is_lost(journal, caplog):
+async def test_close_on_a_full_disk_retries_and_logs_the_loss(journal, caplog):
     await stalled(journal)
     with pytest.raises(JournalLostError, match="full"):
         await journal.close()
     assert "are not on disk" in caplog.text
 
 
-async def test_closing_once_there_is_room_loses_nothing(tmp_path):
+async def test_close_after_the_disk_has_room_loses_nothing(tmp_path):
     journal = await Journal.open(tmp_path)
     await stalled(journal)
     empty(journal)
@@ -173,7 +173,7 @@ async def test_closing_once_there_is_room_loses_nothing(tmp_path):
     await journal.close()
 
 
-async def test_a_failure_that_no_waiting_mends_is_final(journal):
+async def test_permanent_error_is_final(journal):
     create(journal, "g")
     await journal.flush()
     journal._store._connection.execute("DROP TABLE cursors; DROP TABLE entries")
@@ -181,7 +181,7 @@ async def test_a_failure_that_no_waiting_mends_is_final(journal):
     following = asyncio.ensure_future(collect(journal.follow("g")))
     with pytest.raises(JournalLostError, match="no such table"):
         await journal.flush()
-    for waiting in (following, journal.writable(), collect(journal.follow_all())):
+    for waiting in (following, journal.wait_writable(), collect(journal.follow_all())):
         with pytest.raises(JournalLostError):
             await waiting
     with pytest.raises(JournalLostError):
@@ -202,7 +202,7 @@ class FailingFile(apsw.VFSFile):
 
 
 class FailingVFS(apsw.VFS):
-    """Fails single writes and syncs, in the order of `faults`; None lets one pass."""
+    """VFS file that fails single writes and syncs, in the order of `faults`; None succeeds."""
 
     def __init__(self):
         self.faults = []
@@ -216,7 +216,7 @@ class FailingVFS(apsw.VFS):
 
 @pytest.mark.parametrize("durability", Durability)
 @pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError, apsw.ReadOnlyError])
-async def test_a_fault_at_any_single_write_loses_nothing(tmp_path, monkeypatch, durability, error):
+async def test_fault_at_any_single_write_loses_no_entry(tmp_path, monkeypatch, durability, error):
     vfs = FailingVFS()
     connect = apsw.Connection
     monkeypatch.setattr(
@@ -226,7 +226,7 @@ async def test_a_fault_at_any_single_write_loses_nothing(tmp_path, monkeypatch, 
     for number in range(8):
         vfs.faults[:] = [*[None] * number, error("injected")]
         whole(journal, f"g{number}")
-        await journal.writable()
+        await journal.wait_writable()
         while journal.committed_position != journal.position:
             await journal.wait_committed(journal.committed_position)
     vfs.faults.clear()
@@ -240,7 +240,7 @@ async def test_a_fault_at_any_single_write_loses_nothing(tmp_path, monkeypatch, 
 
 @asynccontextmanager
 async def small_disk(directory: Path):
-    """A file system of 1 MiB of its own."""
+    """Mount a file system of 1 MiB."""
     directory.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(directory)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
@@ -253,7 +253,7 @@ async def small_disk(directory: Path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-async def test_a_real_full_file_system_passes_as_well(tmp_path):
+async def test_full_file_system_recovers(tmp_path):
     async with small_disk(tmp_path / "disk"):
         ballast = tmp_path / "disk" / "ballast"
         ballast.write_bytes(b"0" * (500 << 10))
@@ -270,7 +270,7 @@ async def test_a_real_full_file_system_passes_as_well(tmp_path):
         finish(journal, "g")
         # 800 kB in the log and once more in the database do not fit: the log is enough.
         journal._store._connection.pragma("wal_autocheckpoint", 0)
-        await journal.writable()
+        await journal.wait_writable()
         assert len(await journal.read("g")) == 42
         assert (await journal.verify()).intact
         with suppress(JournalError):

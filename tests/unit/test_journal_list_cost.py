@@ -1,4 +1,4 @@
-"""A page costs a bounded amount of work and memory, whatever is asked for."""
+"""Lists take bounded work and memory for a page, for every filter."""
 
 import asyncio
 import threading
@@ -25,11 +25,11 @@ def database(tmp_path_factory):
 
 
 def page_and_steps(connection, list_filter, beyond=None, limit=50):
-    """A page, and the steps of SQLite's virtual machine that it took, in thousands."""
+    """Read a page; return it with the steps of SQLite's virtual machine, in thousands."""
     ticks = []
     connection.set_progress_handler(lambda: bool(ticks.append(1)), 1_000)
     try:
-        page = sqlite_list.page(connection, list_filter, beyond, limit, 1 << 20)
+        page = sqlite_list.read_page(connection, list_filter, beyond, limit, 1 << 20)
     finally:
         connection.set_progress_handler(None)
     return page, len(ticks)
@@ -52,7 +52,7 @@ def page_and_steps(connection, list_filter, beyond=None, limit=50):
         (ListFilter(labels={"team": "blue", "parity": "2"}), 3),
     ],
 )
-def test_steps_are_bounded(database, list_filter, thousands):
+def test_sqlite_steps_of_a_page_are_bounded(database, list_filter, thousands):
     _, steps = page_and_steps(database, list_filter)
     assert steps <= thousands
 
@@ -69,7 +69,7 @@ def test_steps_are_bounded(database, list_filter, thousands):
         (ListFilter(labels={"rare": "yes"}, start_before_ns=START_NS + 301), 3),
     ],
 )
-def test_all_pages_together_hold_what_a_plain_query_finds(database, list_filter, number):
+def test_all_pages_equal_a_plain_query(database, list_filter, number):
     seen, beyond, num_pages = [], None, 0
     while True:
         page, _ = page_and_steps(database, list_filter, beyond, limit=999)
@@ -84,7 +84,7 @@ def test_all_pages_together_hold_what_a_plain_query_finds(database, list_filter,
     assert seen == sorted(set(seen), reverse=True)
 
 
-def test_a_page_ends_where_it_has_looked_through_enough(database, monkeypatch):
+def test_page_ends_after_max_examined_generations(database, monkeypatch):
     monkeypatch.setattr(sqlite_list, "MAX_EXAMINED", 2_000)
     wanted = ListFilter(labels={"team": "blue"}, model="other")
     page, _ = page_and_steps(database, wanted)
@@ -94,7 +94,7 @@ def test_a_page_ends_where_it_has_looked_through_enough(database, monkeypatch):
     )
 
 
-def test_the_indexes_are_what_the_planner_takes(database):
+def test_query_planner_uses_the_intended_indexes(database):
     plans = []
     database.exec_trace = None
     for wanted, index in (
@@ -126,17 +126,17 @@ async def test_a_page_is_bounded_in_bytes(tmp_path):
     await journal.close()
 
 
-async def test_lists_wait_for_lists_and_look_ups_for_none_of_them(tmp_path):
+async def test_look_ups_do_not_wait_for_lists(tmp_path):
 
     large_journal(tmp_path, 10)
     journal = await Journal.open(tmp_path)
-    go_on, page = threading.Event(), journal._store.page
+    go_on, page = threading.Event(), journal._store.read_page
 
     def held(*arguments):
         go_on.wait(30)
         return page(*arguments)
 
-    journal._store.page = held
+    journal._store.read_page = held
     lists = [journal.list(ListFilter(), 10) for _ in range(12)]
 
     listing = asyncio.gather(*lists)
@@ -148,7 +148,7 @@ async def test_lists_wait_for_lists_and_look_ups_for_none_of_them(tmp_path):
     await journal.close()
 
 
-async def test_the_index_is_filled_for_journals_of_earlier_versions(tmp_path, monkeypatch):
+async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     monkeypatch.setattr("whence_server.journal.label_index._SLICE", 7)
     path = large_journal(tmp_path, 50)
     database = apsw.Connection(str(path))
@@ -164,7 +164,7 @@ async def test_the_index_is_filled_for_journals_of_earlier_versions(tmp_path, mo
     journal = await Journal.open(tmp_path)
     rows, _ = await journal.list(ListFilter(labels={"parity": "1"}), 100)
     assert len(rows) == 24
-    assert await journal.cursor("otlp-spans") == 3
+    assert await journal.read_cursor("otlp-spans") == 3
     await journal.close()
     database = apsw.Connection(str(path))
     left = database.execute("SELECT * FROM labels").fetchall()

@@ -1,4 +1,4 @@
-"""Pages of generations: filters, tokens, and what arrives in between."""
+"""Pages of generations: filters, tokens, and generations that start between two pages."""
 
 import base64
 
@@ -26,7 +26,7 @@ async def ids(journal, list_filter=None, page_size=100):
     return [row.generation_id for row in rows]
 
 
-async def test_pages_stay_in_place_while_new_ones_arrive(journal):
+async def test_new_generations_do_not_change_later_pages(journal):
     for i in range(7):
         # Pairs share a start time: the id decides between them.
         create(journal, f"g{i}", start_time_ns=1_000 + i // 2)
@@ -48,7 +48,7 @@ async def test_the_last_full_page_has_no_token(journal):
     assert (len(rows), token) == (2, "")
 
 
-async def test_filters(journal):
+async def test_list_filters_by_model_trace_labels_and_start_time(journal):
     whole(journal, "a", start_time_ns=10, model="m1", trace_id="t1", labels={"k": "1", "l": "2"})
     whole(journal, "b", start_time_ns=20, model="m2", trace_id="t1", labels={"k": "1"})
     whole(journal, "c", start_time_ns=30, model="m2", trace_id="t2", labels={'"$.k': "1"})
@@ -86,13 +86,13 @@ async def test_the_list_shows_what_was_just_appended_and_nothing_deleted(journal
         base64.urlsafe_b64encode(b"short").decode(),
     ],
 )
-async def test_a_token_that_is_none_is_refused_by_field(journal, token):
+async def test_malformed_token_is_refused_with_its_field(journal, token):
     with pytest.raises(InvalidRequestError) as caught:
         await journal.list(ListFilter(), 3, token)
     assert [violation.field for violation in caught.value.violations] == ["page_token"]
 
 
-async def test_a_token_belongs_to_its_filter(journal):
+async def test_token_of_another_filter_is_refused(journal):
     for i in range(4):
         create(journal, f"g{i}")
     _, token = await journal.list(ListFilter(model="tiny"), 2)
@@ -104,13 +104,13 @@ async def test_a_token_belongs_to_its_filter(journal):
 
 @given(st.binary(max_size=60))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_bytes_break_the_token_reader(raw):
+def test_any_token_is_read_or_refused(raw):
     with pytest.raises(InvalidRequestError):
         decode_page_token(base64.urlsafe_b64encode(raw).decode(), ListFilter(model="m"))
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.uuids().map(str))
-def test_a_token_comes_back(start_time_ns, generation_id):
+def test_token_round_trip_keeps_its_key(start_time_ns, generation_id):
     list_filter = ListFilter(model="m", labels={"b": "1", "a": "2"})
     key = PageKey(start_time_ns, generation_id.encode())
     token = encode_page_token(key, list_filter)

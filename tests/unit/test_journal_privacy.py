@@ -1,4 +1,4 @@
-"""What holds prompts and answers is for its owner alone, whatever the umask was."""
+"""Files with prompts and answers are private to their owner under every umask."""
 
 import os
 import stat
@@ -46,7 +46,7 @@ async def test_files_of_earlier_versions_are_made_private(tmp_path):
 
 
 @pytest.mark.parametrize("open_mode", [0o755, 0o777, 0o750, 0o701])
-async def test_a_directory_that_others_can_enter_is_said_loudly(tmp_path, open_mode, caplog):
+async def test_directory_that_others_can_enter_is_logged_as_a_warning(tmp_path, open_mode, caplog):
     (tmp_path / "data").mkdir()
     (tmp_path / "data").chmod(open_mode)
     await (await Journal.open(tmp_path / "data")).close()

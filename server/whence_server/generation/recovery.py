@@ -34,14 +34,14 @@ async def close_interrupted(journal: Journal) -> int:
     Returns:
         How many generations were closed.
     """
-    unfinished = journal.unfinished()
+    unfinished = journal.list_unfinished()
     closed = []
     for generation_id in unfinished:
         if await _try_close(_finish, journal, generation_id):
             closed.append(generation_id)
         else:
             journal.give_up(generation_id)
-    for generation_id in dict.fromkeys([*closed, *journal.uncalled()]):
+    for generation_id in dict.fromkeys([*closed, *journal.list_uncalled()]):
         await _try_close(_end_call, journal, generation_id)
     if closed:
         _log.warning("closed %d generations that a crash had interrupted", len(closed))

@@ -133,7 +133,7 @@ class Generations:
 
     async def _joins(self, request: GenerationRequest) -> bool:
         """Whether an equal request began this generation already."""
-        record = await self._journal.lookup(request.generation_id)
+        record = await self._journal.look_up(request.generation_id)
         if record is None:
             return False
         equal = record.request_digest in {request.digest, request.former_digest}
@@ -314,7 +314,7 @@ class Generations:
                         # What has come already is read without waiting: others get their turn.
                         await asyncio.sleep(0)
                         # A full disk or a slow one holds the engine back, not the memory.
-                        await self._journal.writable()
+                        await self._journal.wait_writable()
                 except EngineLostError as error:
                     await self._revive(error)
                 else:

@@ -1,4 +1,4 @@
-"""Everything that happens, appended once; every stream, watcher and exporter is a cursor on it."""
+"""The journal: an append-only log from which streams, watchers and exporters read."""
 
 from whence_server.journal.chain import ChainReport
 from whence_server.journal.journal import Journal

@@ -1,4 +1,4 @@
-"""The hash chain over the journal's entries, and the walk that verifies it.
+"""Hash chain over the journal's entries, and its verification.
 
     hash_0 = SHA-256("whence journal v1" || writer id)
     hash_i = SHA-256(hash_(i-1) || kind || HMAC-SHA-256(key, payload))
@@ -6,19 +6,19 @@
 The key is the generation's random secret. Entries outside a generation's offsets (calls,
 deletions) have an empty key: they may refer to a generation whose secret is gone. Deleting a
 generation destroys its payloads and its secret and keeps the HMACs: the chain still verifies,
-and nobody can test a guess at prompt or tokens against what is left. (Calls hold neither.)
+and nobody can test a guess at prompt or tokens against the HMACs. (Calls hold neither.)
 
-What the walk finds: an entry whose payload, kind, generation or offset was changed, that was
-removed, inserted or moved, and content that was taken out without a DELETED entry saying so.
+The walk detects an entry that was removed, inserted or moved, or whose payload, kind, generation
+or offset was changed, and content that was removed without a DELETED entry.
 
-What it cannot find without an outside witness that remembers a position and its hash
-(`ChainReport.head`): that the newest entries were cut off while the server was down, and that
-somebody with write access computed the whole chain anew. The columns beside the entries (ids,
-times, previews, labels) are copies: `audit` holds them to the entries.
+Without a position and its hash (`ChainReport.head`) noted elsewhere, the walk cannot detect that
+the newest entries were removed while the server was down, or that somebody with write access
+computed the whole chain anew. The columns beside the entries (ids, times, previews, labels) are
+copies: `audit` compares them with the entries.
 
-A generation's entries are bound to each other by its secret, and to its id by the bytes of its
-start. Both go when it is deleted: the DELETED entry, which is hashed like any other, then says
-which generation it was, and has a digest over what is left of its entries (deletion.proto).
+A generation's secret binds its entries to each other, and the payload of its STARTED entry binds
+them to its id. A deletion destroys both: the DELETED entry, which is hashed like any other, then
+holds the generation's id and a digest over the rest of its entries (deletion.proto).
 """
 
 import hashlib
@@ -32,23 +32,23 @@ SECRET_BYTES = 32
 _KINDS = {kind: bytes([kind]) for kind in EntryKind}
 
 
-def genesis(writer_id: bytes) -> bytes:
-    """The hash before a writer's first entry."""
+def hash_genesis(writer_id: bytes) -> bytes:
+    """Return the hash from which a writer's first entry continues."""
     return hashlib.sha256(b"whence journal v1" + writer_id).digest()
 
 
-def inner_digest(secret: bytes, payload: bytes) -> bytes:
-    """What the chain holds of a payload; reveals nothing of it once the secret is gone."""
+def digest_payload(secret: bytes, payload: bytes) -> bytes:
+    """Return a payload's HMAC-SHA-256, which reveals nothing once the secret is destroyed."""
     return hmac.digest(secret, payload, "sha256")
 
 
-def next_hash(previous: bytes, kind: EntryKind, inner: bytes) -> bytes:
-    """The chain's hash after one more entry."""
+def extend_hash(previous: bytes, kind: EntryKind, inner: bytes) -> bytes:
+    """Return the chain's hash after one more entry."""
     return hashlib.sha256(previous + _KINDS[kind] + inner).digest()
 
 
 class ChainRow(NamedTuple):
-    """One stored entry with all that its hash is made from."""
+    """One stored entry with everything that its hash covers."""
 
     position: int
     generation: int
@@ -56,52 +56,52 @@ class ChainRow(NamedTuple):
     offset: int
     kind: int
     payload: bytes | None
-    """None once its content was deleted."""
+    """None after its content was deleted."""
     inner_digest: bytes | None
-    """Kept in the payload's place."""
+    """HMAC of the payload; None unless the content was deleted."""
     hash: bytes
     secret: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """What a walk over the whole chain found."""
+    """Result of a walk over the whole chain."""
 
     num_entries: int
-    """Entries that were found in order."""
+    """Number of entries before the first fault."""
     head: str
-    """The last good entry's hash in hex: note it elsewhere, with the number of entries."""
+    """Hash of the last intact entry, in hex: note it elsewhere, with the number of entries."""
     broken_position: int | None = None
-    """The first position at which the chain does not hold."""
+    """First position at which the chain is broken; None if it is intact."""
     detail: str = ""
 
     @property
     def intact(self) -> bool:
-        """Whether every entry is as it was written."""
+        """True if every entry is as it was written."""
         return self.broken_position is None
 
 
 class ChainWalk:
-    """Verifies entries in order of position, chunk by chunk."""
+    """Verification of entries in order of position, chunk by chunk."""
 
     def __init__(self, writer_id: bytes) -> None:
         self.position = 0
-        self._hash = genesis(writer_id)
+        self._hash = hash_genesis(writer_id)
         self._broken: tuple[int, str] | None = None
         self._offsets: dict[int, int] = {}
-        """Last offset of each generation that has started and not finished."""
+        """Last offset of each unfinished generation, by the position of its STARTED entry."""
         self._stripped: dict[int, int] = {}
-        """First position without content of each generation not yet seen DELETED."""
+        """First position without content, by generation, while no DELETED entry was seen."""
 
     @property
     def broken(self) -> bool:
-        """Whether the walk has found a break: there is nothing to verify beyond it."""
+        """True if the walk has found a break; later entries cannot be verified."""
         return self._broken is not None
 
     def take(self, rows: list[ChainRow]) -> None:
         """Verify the next entries."""
         for row in rows:
-            fault = self._fault(row)
+            fault = self._find_fault(row)
             if fault:
                 self._broken = (min(row.position, self.position + 1), fault)
                 return
@@ -109,45 +109,52 @@ class ChainWalk:
             self._hash = row.hash
 
     def report(self, min_entries: int = 0) -> ChainReport:
-        """What was found, given that at least `min_entries` had been written."""
+        """Return the result so far.
+
+        Args:
+            min_entries: number of entries known to have been written; fewer are a break.
+        """
         broken = self._broken
         if broken is None and self.position < min_entries:
-            broken = (self.position + 1, f"entries up to {min_entries} were written, and are gone")
+            broken = (
+                self.position + 1,
+                f"entries up to {min_entries} were written and are missing",
+            )
         if broken is None and self._stripped:
             broken = (min(self._stripped.values()), "content is gone without a DELETED entry")
         position, detail = broken or (None, "")
         return ChainReport(self.position, self._hash.hex(), position, detail)
 
-    def _fault(self, row: ChainRow) -> str:
+    def _find_fault(self, row: ChainRow) -> str:
         if row.position != self.position + 1:
             return f"the entry is missing; the next one is at {row.position}"
         try:
             kind = EntryKind(row.kind or -1)
         except ValueError:
-            return f"there is no entry of kind {row.kind}"
+            return f"the entry has the unknown kind {row.kind}"
         if row.payload is not None:
             secret = b"" if kind in OUTSIDE_OFFSETS else row.secret or b""
-            inner = inner_digest(secret, row.payload)
+            inner = digest_payload(secret, row.payload)
         elif row.inner_digest is not None:
             inner = row.inner_digest
             self._stripped.setdefault(row.generation, row.position)
         else:
             return "the entry has neither a payload nor its digest"
-        if not hmac.compare_digest(next_hash(self._hash, kind, inner), row.hash):
+        if not hmac.compare_digest(extend_hash(self._hash, kind, inner), row.hash):
             return "the entry's hash does not follow from its content and the entry before it"
-        return self._place_fault(row, kind)
+        return self._find_place_fault(row, kind)
 
-    def _place_fault(self, row: ChainRow, kind: EntryKind) -> str:
-        """Whether the entry stands at the wrong place in its generation."""
+    def _find_place_fault(self, row: ChainRow, kind: EntryKind) -> str:
+        """Return why the entry is at the wrong place in its generation; "" if it is not."""
         if kind is EntryKind.DELETED:
             self._stripped.pop(row.generation, None)
         if kind in OUTSIDE_OFFSETS:
             return "" if row.offset == 0 else "the entry has an offset and should have none"
         if kind is EntryKind.STARTED and row.generation != row.position:
-            return "the generation's start is numbered as part of another"
+            return "the STARTED entry has the number of another generation"
         expected = 1 if kind is EntryKind.STARTED else self._offsets.get(row.generation, 0) + 1
         if row.offset != expected:
-            return f"the entry has offset {row.offset} where {expected} comes next"
+            return f"the entry has offset {row.offset}, expected {expected}"
         if kind is EntryKind.FINISHED:
             self._offsets.pop(row.generation, None)
         else:

@@ -1,4 +1,4 @@
-"""Deletion of one generation: its content is destroyed on disk, and a tombstone stays."""
+"""Deletion of a generation: its content is destroyed on disk, its id stays taken."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ _TRUNCATE_ATTEMPTS = 5
 
 
 class Deletion:
-    """Deletes generations of one log."""
+    """Deletion of generations from one log."""
 
     def __init__(self, log: Log, store: Store, readers: Readers) -> None:
         self._log = log
@@ -24,14 +24,14 @@ class Deletion:
         self._clearing: asyncio.Task[None] | None = None
 
     async def delete(self, generation_id: str) -> bool:
-        """Append DELETED, destroy the content, and clear it out of the write-ahead log.
+        """Append DELETED, destroy the content, and remove it from the write-ahead log.
 
         Returns:
-            False where a foreign reader of the database keeps the content in the write-ahead log;
-            clearing is repeated until it succeeds or the journal is closed.
+            False if a reader outside this server keeps the content in the write-ahead log; clearing
+            is then repeated until it succeeds or the journal is closed.
 
         Raises:
-            GenerationNotFoundError: its deletion is under way.
+            GenerationNotFoundError: its deletion is in progress.
             JournalError: nothing more can be written.
         """
         self._log.begin_deletion(generation_id)
@@ -47,16 +47,18 @@ class Deletion:
         return False
 
     async def _payload(self, generation_id: str) -> bytes:
-        """Return the payload of the DELETED entry, over all the generation's entries until now."""
+        """Return the payload of the DELETED entry, over all entries of the generation so far."""
         await self._log.flush()
-        position, entries = await self._readers.run_heavy(self._store.spine, generation_id)
+        position, entries = await self._readers.run_heavy(
+            self._store.read_entry_digests, generation_id
+        )
         known = {entry.position for entry in entries}
         calls = self._log.calls_since_deletion(generation_id)
         late = [entry for entry in calls if entry.position not in known]
         return encode_deletion(generation_id, position, time.time_ns(), [*entries, *late])
 
     async def _clear(self) -> bool:
-        """Clear deleted content out of the write-ahead log; False while a reader holds it."""
+        """Remove deleted content from the write-ahead log; return False if a reader holds it."""
         for _ in range(_TRUNCATE_ATTEMPTS):
             if await self._log.writer.run(self._store.truncate_log):
                 return True
@@ -74,7 +76,7 @@ class Deletion:
                 cleared = await self._log.writer.run(self._store.truncate_log)
 
     async def wait_cleared(self) -> None:
-        """Wait until the write-ahead log is clear of deleted content."""
+        """Wait until the write-ahead log holds no deleted content."""
         if self._clearing is not None:
             await self._clearing
 

@@ -1,4 +1,4 @@
-"""What the columns beside the entries have to be: everything follows from the entries' bytes."""
+"""Derivation of the columns beside the entries from the entries' bytes."""
 
 import hashlib
 import struct
@@ -12,14 +12,14 @@ from whence_server.domain.decoding import FinishReason
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex, GenerationIndex
 
 PEEK_BYTES = 64
-"""So many first bytes of a STARTED entry hold its generation's id."""
+"""Number of first bytes of a STARTED entry that hold its generation's id."""
 _ID_TAG = 0x0A
 _LONGEST_SHORT_ID = 0x7F
 _PLACE = struct.Struct(">qqB")
 
 
-class SpineEntry(NamedTuple):
-    """What deletion leaves of an entry."""
+class EntryDigest(NamedTuple):
+    """The part of an entry that a deletion keeps: its place, kind and digest."""
 
     position: int
     offset: int
@@ -28,10 +28,10 @@ class SpineEntry(NamedTuple):
 
 
 def peek_generation_id(first_bytes: bytes | None) -> str | None:
-    """The id that a STARTED entry begins with; None where the bytes show none.
+    """Return the id at the beginning of a STARTED entry; None if it cannot be read there.
 
     The id is the first field of GenerationStarted, and protobuf writes fields in their order:
-    reading it so costs nothing, however long the prompt behind it is.
+    reading it takes the same time for every length of the prompt.
     """
     if not first_bytes or len(first_bytes) < 2 or first_bytes[0] != _ID_TAG:
         return None
@@ -45,16 +45,16 @@ def peek_generation_id(first_bytes: bytes | None) -> str | None:
         return None
 
 
-def index_of_started(payload: bytes) -> GenerationIndex:
-    """The columns that follow from a STARTED entry.
+def derive_started_index(payload: bytes) -> GenerationIndex:
+    """Return the columns of a generation that follow from its STARTED entry.
 
     Raises:
-        ValueError: the bytes are no GenerationStarted.
+        ValueError: the bytes are not a GenerationStarted.
     """
     try:
         started = generation_pb2.GenerationStarted.FromString(payload)
     except DecodeError as error:
-        raise ValueError("the bytes are no GenerationStarted") from error
+        raise ValueError("the STARTED entry's payload is not a GenerationStarted") from error
     return GenerationIndex(
         generation_id=started.generation_id,
         trace_id=started.trace_id,
@@ -67,16 +67,16 @@ def index_of_started(payload: bytes) -> GenerationIndex:
     )
 
 
-def index_of_finished(payload: bytes) -> FinishIndex:
-    """The columns that follow from a FINISHED entry.
+def derive_finished_index(payload: bytes) -> FinishIndex:
+    """Return the columns of a generation that follow from its FINISHED entry.
 
     Raises:
-        ValueError: the bytes are no GenerationFinished.
+        ValueError: the bytes are not a GenerationFinished.
     """
     try:
         finished = generation_pb2.GenerationFinished.FromString(payload)
     except DecodeError as error:
-        raise ValueError("the bytes are no GenerationFinished") from error
+        raise ValueError("the FINISHED entry's payload is not a GenerationFinished") from error
     text = finished.sequences[0].text if finished.sequences else ""
     return FinishIndex(
         FinishReason(finished.finish_reason),
@@ -86,10 +86,10 @@ def index_of_finished(payload: bytes) -> FinishIndex:
 
 
 def encode_deletion(
-    generation_id: str, started_position: int, time_ns: int, entries: Iterable[SpineEntry]
+    generation_id: str, started_position: int, time_ns: int, entries: Iterable[EntryDigest]
 ) -> bytes:
-    """whence.v1.Deletion, over a generation's entries by ascending position."""
-    num_entries, digest = spine_digest(entries)
+    """Return a serialised whence.v1.Deletion over a generation's entries, by position."""
+    num_entries, digest = digest_entries(entries)
     deletion = deletion_pb2.Deletion(
         generation_id=generation_id,
         started_position=started_position,
@@ -100,8 +100,8 @@ def encode_deletion(
     return deletion.SerializeToString()
 
 
-def spine_digest(entries: Iterable[SpineEntry]) -> tuple[int, bytes]:
-    """The number of entries, and `Deletion.entries_digest` over them."""
+def digest_entries(entries: Iterable[EntryDigest]) -> tuple[int, bytes]:
+    """Return the number of entries, and `Deletion.entries_digest` over them."""
     whole, number = hashlib.sha256(), 0
     for entry in entries:
         whole.update(
@@ -111,8 +111,8 @@ def spine_digest(entries: Iterable[SpineEntry]) -> tuple[int, bytes]:
     return number, whole.digest()
 
 
-def cursor_seal(name: str, position: int, entry_hash: bytes) -> bytes:
-    """Bind a cursor to its name and to the entry that it stands at.
+def compute_cursor_seal(name: str, position: int, entry_hash: bytes) -> bytes:
+    """Return the seal that binds a cursor to its name and to the entry at its position.
 
     SHA-256 over "whence cursor", the name, NUL, the position (8 bytes, big-endian) and the
     entry's hash; the chain's first hash for position 0.

@@ -1,8 +1,8 @@
-"""A journal opened as evidence: read as it lies there, and not one byte of it changed.
+"""Read-only access to a journal as it lies on disk, without changing a byte of it.
 
-SQLite itself cannot do it. It reads a write-ahead log only beside an index that it writes, or
-not at all (`immutable`). Here it gets the database through a file system of ours, which shows
-the committed pages of the log in place of the database's own, and can do nothing but read.
+SQLite itself either writes an index beside the write-ahead log or ignores the log (`immutable`).
+Here SQLite reads through a VFS of this module, which shows the committed pages of the log in
+place of the database's own and supports no writes.
 """
 
 import fcntl
@@ -17,11 +17,11 @@ from typing import Any, Self
 import apsw
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal.file_faults import beside_faults, file_faults
+from whence_server.journal.file_faults import find_file_faults, find_rollback_journal
 from whence_server.journal.wal import LogReport, read_log
 
 _FRAME_HEADER_BYTES = 24
-# Where the database's header says that it is used with a write-ahead log, and what it says else.
+# Offset of the header's format versions, and their value in a database without a write-ahead log.
 _FORMAT_PLACE, _WITHOUT_LOG = 18, b"\x01\x01"
 _IMMUTABLE = 0x2000
 _numbers = count()
@@ -29,12 +29,12 @@ _numbers = count()
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A journal's database, open for reading, and its write-ahead log.
+    """A journal's database, open for reading, with its write-ahead log.
 
     Attributes:
         connection: reads the database with the committed pages of the log.
-        log: as far as the log can be read.
-        faults: of the files themselves, in words.
+        log: the readable part of the write-ahead log.
+        faults: descriptions of the files' faults.
     """
 
     connection: Any
@@ -44,19 +44,19 @@ class Evidence:
 
 @contextmanager
 def open_evidence(data_dir: Path) -> Iterator[Evidence]:
-    """Open a journal that no server uses; nothing in the directory is written, made or removed.
+    """Open a journal that no server uses; write, create and remove no file.
 
     Raises:
         ConfigurationError: there is no journal, a server uses it, or it cannot be read.
     """
     try:
         # SQLite follows a link too, and its write-ahead log lies beside the file itself.
-        path = _resolved(data_dir / "journal.db")
+        path = _resolve(data_dir / "journal.db")
         if not path.is_file():
-            raise ConfigurationError(f"{data_dir} holds no journal")
-        with _unused(data_dir):
-            log = read_log(_beside(path, "-wal"), _beside(path, "-shm"))
-            faults = [*beside_faults(path), *file_faults(path, log)]
+            raise ConfigurationError(f"{data_dir} holds no journal: it has no file journal.db")
+        with _keep_servers_out(data_dir):
+            log = read_log(_add_suffix(path, "-wal"), _add_suffix(path, "-shm"))
+            faults = [*find_rollback_journal(path), *find_file_faults(path, log)]
             with _Files(path, log) as files:
                 name = f"whence-evidence-{next(_numbers)}"
                 vfs = _ReadingVFS(name, files)
@@ -72,10 +72,10 @@ def open_evidence(data_dir: Path) -> Iterator[Evidence]:
 
 
 @contextmanager
-def _unused(data_dir: Path) -> Iterator[None]:
-    """Keep servers out; where there is no lock file, no server has ever been in."""
+def _keep_servers_out(data_dir: Path) -> Iterator[None]:
+    """Hold a shared lock that keeps servers out; without a lock file none has ever run."""
     try:
-        # A pipe of that name would be waited for, until somebody writes to it.
+        # Opening a pipe of that name would otherwise block until somebody writes to it.
         descriptor = os.open(data_dir / "journal.lock", os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         yield
@@ -93,12 +93,12 @@ def _unused(data_dir: Path) -> Iterator[None]:
 
 
 class _Files:
-    """The database's bytes as a reader of both files sees them."""
+    """The database's content: pages of the write-ahead log before those of the file."""
 
     def __init__(self, path: Path, log: LogReport) -> None:
         self._log = log
         self._database = _open(path)
-        self._log_file = _open(_beside(path, "-wal")) if log.pages else -1
+        self._log_file = _open(_add_suffix(path, "-wal")) if log.pages else -1
 
     def __enter__(self) -> Self:
         return self
@@ -116,14 +116,14 @@ class _Files:
 
     def read(self, amount: int, offset: int) -> bytes:
         data = b""
-        while amount and (piece := self._piece(amount, offset)):
+        while amount and (piece := self._read_piece(amount, offset)):
             data += piece
             amount -= len(piece)
             offset += len(piece)
         return data
 
-    def _piece(self, amount: int, offset: int) -> bytes:
-        """Read up to the end of a page."""
+    def _read_piece(self, amount: int, offset: int) -> bytes:
+        """Read up to the end of one page."""
         page_size = self._log.page_size
         if not self._log.pages:
             return os.pread(self._database, amount, offset)
@@ -136,7 +136,7 @@ class _Files:
 
 
 class _ReadingVFS(apsw.VFS):
-    """Opens the one database that it was made for."""
+    """SQLite VFS that opens one database, read-only."""
 
     def __init__(self, name: str, files: _Files) -> None:
         super().__init__(name, "")
@@ -144,7 +144,7 @@ class _ReadingVFS(apsw.VFS):
 
     def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: N802 - SQLite's name
         if name is None or not flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
-            raise apsw.CantOpenError("only the database itself is opened")
+            raise apsw.CantOpenError("only the main database can be opened")
         flags[1] = apsw.SQLITE_OPEN_READONLY
         return _ReadingFile(self._files)
 
@@ -153,11 +153,13 @@ class _ReadingVFS(apsw.VFS):
         return False
 
     def xDelete(self, name: str, sync: bool) -> None:  # noqa: N802
-        raise apsw.ReadOnlyError(f"evidence is not changed: {name} (sync {sync}) stays")
+        raise apsw.ReadOnlyError(
+            f"the journal is open read-only: {name} is not removed (sync {sync})"
+        )
 
 
 class _ReadingFile:
-    """The database as SQLite reads it: like one that never had a write-ahead log."""
+    """SQLite file that looks like a database without a write-ahead log."""
 
     def __init__(self, files: _Files) -> None:
         self._files = files
@@ -179,10 +181,10 @@ class _ReadingFile:
         return 4096
 
     def xLock(self, level: int) -> None:  # noqa: N802
-        """Nobody else writes."""
+        """Do nothing: no other process writes."""
 
     def xUnlock(self, level: int) -> None:  # noqa: N802
-        """Nobody else writes."""
+        """Do nothing: no other process writes."""
 
     def xCheckReservedLock(self) -> bool:  # noqa: N802
         return False
@@ -192,32 +194,34 @@ class _ReadingFile:
         return False
 
     def xClose(self) -> None:  # noqa: N802
-        """The files are closed by whoever opened them."""
+        """Do nothing: `_Files` closes the files."""
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
-        raise apsw.ReadOnlyError(f"{len(data)} bytes at {offset}: evidence is not changed")
+        raise apsw.ReadOnlyError(
+            f"the journal is open read-only: no write of {len(data)} bytes at {offset}"
+        )
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
-        raise apsw.ReadOnlyError(f"to {size} bytes: evidence is not changed")
+        raise apsw.ReadOnlyError(f"the journal is open read-only: no truncation to {size} bytes")
 
     def xSync(self, flags: int) -> None:  # noqa: N802
-        """Nothing was written."""
+        """Do nothing: nothing was written."""
 
 
 def _open(path: Path) -> int:
-    # Reading marks the time of access, which only the owner can prevent.
+    # Reading changes the access time; only the file's owner may prevent that.
     try:
         return os.open(path, os.O_RDONLY | os.O_NOATIME)
     except PermissionError:
         return os.open(path, os.O_RDONLY)
 
 
-def _resolved(path: Path) -> Path:
+def _resolve(path: Path) -> Path:
     try:
         return path.resolve()
     except RuntimeError as error:  # links that lead in a circle
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _add_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)

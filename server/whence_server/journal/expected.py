@@ -1,4 +1,4 @@
-"""What a row beside the entries has to say, told by the entries."""
+"""Rows of `generations` as they are stored, and as the entries imply them."""
 
 import json
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from whence.v1 import deletion_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.journal.derive import index_of_finished, index_of_started
-from whence_server.journal.label_index import labels_of
+from whence_server.journal.derive import derive_finished_index, derive_started_index
+from whence_server.journal.label_index import parse_labels
 from whence_server.journal.rows import FinishIndex, GenerationIndex
-from whence_server.journal.sqlite_rows import finish_bindings, index_bindings
+from whence_server.journal.sqlite_rows import bind_finish, bind_index
 
 _WRITER = 1
 TEXTS = ("generation_id", "trace_id", "model", "request_digest", "prompt_preview", "text_preview")
@@ -44,42 +44,42 @@ _TOMBSTONE = {
 
 
 class Deletion(NamedTuple):
-    """A DELETED entry, and what it says; None in journals of earlier versions."""
+    """A DELETED entry."""
 
     position: int
-    said: deletion_pb2.Deletion | None
+    message: deletion_pb2.Deletion | None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """One row of `generations` as it is stored; texts that are no UTF-8 with marks in them."""
+    """One stored row of `generations`; bytes that are not UTF-8 are decoded as U+FFFD."""
 
     columns: dict[str, Any]
     labels: dict[str, str] | str
-    """As text where they are no labels."""
+    """The stored text if it is not a JSON object of strings."""
     secret: bytes | None
 
     @property
     def name(self) -> str:
-        """The row's id."""
+        """The row's generation id."""
         return str(self.columns["generation_id"])
 
     @property
     def started_position(self) -> int:
-        """Where it says that its generation starts."""
+        """Position of the generation's STARTED entry according to the row."""
         return int(self.columns["started_position"])
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedRow:
-    """What follows from the entries; a column that does not follow from them is left out."""
+    """Row of `generations` that the entries imply; other columns are left out."""
 
     columns: dict[str, Any]
     labels: dict[str, str]
 
 
-def stored_row(values: Any) -> StoredRow:
-    """Read one row of SELECT_STORED."""
+def parse_stored_row(values: Any) -> StoredRow:
+    """Parse one row of SELECT_STORED."""
     *columns, labels, secret = values
     texts, numbers = columns[: len(TEXTS)], columns[len(TEXTS) :]
     named: dict[str, Any] = {
@@ -88,36 +88,36 @@ def stored_row(values: Any) -> StoredRow:
     }
     named |= zip(NUMBERS, numbers, strict=True)
     try:
-        found = labels_of(labels)
-        # Other spaces, or a name twice: the same labels, and not as they were written.
-        same = labels_text(found).encode() == labels
+        found = parse_labels(labels)
+        # With other spaces or a repeated name, the labels are equal but not as they were written.
+        same = encode_labels(found).encode() == labels
         parsed: dict[str, str] | str = found if same else labels.decode(errors="replace")
     except (ValueError, TypeError):
         parsed = "nothing" if labels is None else labels.decode(errors="replace")
     return StoredRow(named, parsed, secret)
 
 
-def expected_row(connection: Any, position: int, deletion: Deletion | None) -> ExpectedRow:
-    """What the row of the generation that starts at a position has to say.
+def derive_row(connection: Any, position: int, deletion: Deletion | None) -> ExpectedRow:
+    """Derive the row of the generation that starts at a position from its entries.
 
     Raises:
-        ValueError: the entries do not tell, in words.
+        ValueError: the entries are missing or damaged; the message says how.
     """
     places = {"writer": _WRITER, "started_position": position}
     if deletion is not None:
-        ids = {} if deletion.said is None else {"generation_id": deletion.said.generation_id}
+        ids = {} if deletion.message is None else {"generation_id": deletion.message.generation_id}
         return ExpectedRow(places | ids | _TOMBSTONE, {})
-    index = index_of_started(_started(connection, position))
-    finish = _finish(connection, position)
-    return ExpectedRow(places | columns_of(index, finish), dict(index.labels))
+    index = derive_started_index(_read_started(connection, position))
+    finish = _read_finish(connection, position)
+    return ExpectedRow(places | derive_columns(index, finish), dict(index.labels))
 
 
-def columns_of(index: GenerationIndex, finish: FinishIndex | None) -> dict[str, Any]:
-    """The columns of a generation that is not deleted, but for its labels."""
-    generation_id, trace_id, model, start, digest, _, preview, num_tokens = index_bindings(index)
+def derive_columns(index: GenerationIndex, finish: FinishIndex | None) -> dict[str, Any]:
+    """Return the columns of a generation that is not deleted, without its labels."""
+    generation_id, trace_id, model, start, digest, _, preview, num_tokens = bind_index(index)
     reason, num_generated, text = None, 0, ""
     if finish is not None:
-        reason, num_generated, text, _ = finish_bindings((generation_id, finish))
+        reason, num_generated, text, _ = bind_finish((generation_id, finish))
     return {
         "generation_id": generation_id,
         "trace_id": trace_id,
@@ -133,12 +133,12 @@ def columns_of(index: GenerationIndex, finish: FinishIndex | None) -> dict[str, 
     }
 
 
-def labels_text(labels: dict[str, str]) -> str:
-    """Labels as the row has them."""
+def encode_labels(labels: dict[str, str]) -> str:
+    """Return labels as JSON, in the form in which a row stores them."""
     return json.dumps(labels)
 
 
-def _started(connection: Any, position: int) -> bytes:
+def _read_started(connection: Any, position: int) -> bytes:
     found = connection.execute(
         "SELECT kind, payload FROM entries WHERE writer = ? AND position = ?", (_WRITER, position)
     ).fetchall()
@@ -150,7 +150,7 @@ def _started(connection: Any, position: int) -> bytes:
     return payload
 
 
-def _finish(connection: Any, position: int) -> FinishIndex | None:
+def _read_finish(connection: Any, position: int) -> FinishIndex | None:
     found = connection.execute(
         "SELECT kind, payload FROM entries WHERE writer = ? AND generation = ? "
         'ORDER BY "offset" DESC LIMIT 1',
@@ -158,4 +158,4 @@ def _finish(connection: Any, position: int) -> FinishIndex | None:
     ).fetchall()
     if not found or found[0][0] != EntryKind.FINISHED or found[0][1] is None:
         return None
-    return index_of_finished(found[0][1])
+    return derive_finished_index(found[0][1])

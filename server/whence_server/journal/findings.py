@@ -1,4 +1,4 @@
-"""What a verification finds."""
+"""Findings of a verification."""
 
 from dataclasses import dataclass, field
 
@@ -8,59 +8,61 @@ _MAX_KEPT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it was written."""
+    """One difference between the stored and the written journal."""
 
     table: str
-    """Or "journal" for what concerns no single table."""
+    """Name of the table; "journal" for the files, "database" for SQLite's own structures."""
     row: str
     column: str = ""
     stored: object = None
     expected: object = None
     detail: str = ""
-    """In words, where stored and expected values do not say it."""
+    """Description of the fault; "" if the stored and expected values are enough."""
 
     def __str__(self) -> str:
-        """The finding on one line."""
+        """Format the finding on one line."""
         where = " ".join(part for part in (self.table, self.row, self.column) if part)
         if self.detail:
             return f"{where}: {self.detail}"
-        return f"{where}: stored {_shown(self.stored)}, expected {_shown(self.expected)}"
+        return (
+            f"{where}: stored {_format_value(self.stored)}, expected {_format_value(self.expected)}"
+        )
 
 
 @dataclass(slots=True)
 class VerifyReport:
-    """Everything that was found, and how far the chain goes."""
+    """Result of a verification."""
 
     num_entries: int = 0
-    """Entries that were found in order."""
+    """Number of entries before the first fault of the chain."""
     head: str = ""
-    """The last good entry's hash in hex: note it elsewhere, with the number of entries."""
+    """Hash of the last intact entry, in hex: note it elsewhere, with the number of entries."""
     num_generations: int = 0
     chain_intact: bool = True
     num_findings: int = 0
     findings: list[Finding] = field(default_factory=list)
-    """The first thousand of them."""
+    """The first thousand findings."""
     notes: list[str] = field(default_factory=list)
-    """What is no fault, and worth knowing."""
+    """Remarks that are not faults."""
 
     @property
     def intact(self) -> bool:
-        """Whether everything is as it was written."""
+        """True if the journal is as it was written."""
         return not self.num_findings
 
     @property
     def nothing(self) -> bool:
-        """Whether there was nothing to verify."""
+        """True if the journal is intact and has no entries."""
         return self.intact and not self.num_entries
 
     def add(self, finding: Finding) -> None:
-        """Take note of one finding."""
+        """Count one finding, and keep it if it is one of the first thousand."""
         self.num_findings += 1
         if len(self.findings) < _MAX_KEPT:
             self.findings.append(finding)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bytes):
         return f"{value.hex()[:16]}... ({len(value)} bytes)" if value else "no bytes"
     text = "nothing" if value is None else repr(value)

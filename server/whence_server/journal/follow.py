@@ -1,4 +1,4 @@
-"""Follows one generation: from memory while the reader keeps up, from disk where it lags."""
+"""Following one generation: from memory while the reader keeps up, from disk when it lags."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -15,22 +15,22 @@ async def follow(
     after_offset: int,
     max_batch_bytes: int,
 ) -> AsyncGenerator[list[Entry], None]:
-    """A generation's entries beyond an offset, until FINISHED, which comes in any case.
+    """Yield a generation's entries after an offset, up to and always including FINISHED.
 
     Args:
         live: the generation, if it is running.
-        read: what is on disk beyond an offset; the last entry where there is nothing.
-        check: raises when nothing new can come any more.
-        after_offset: entries up to it are left out.
-        max_batch_bytes: of payloads in a batch; a single entry may exceed it.
+        read: reads the entries on disk after an offset; the last entry if there are none.
+        check: raises if no new entry can be committed.
+        after_offset: offset up to which entries are skipped.
+        max_batch_bytes: limit of the payloads in a batch; a single entry may exceed it.
 
     Raises:
-        RecordDamagedError: of a generation that does not run, entries are missing; those
-            before the first missing one have been yielded.
+        RecordDamagedError: the generation is not running and entries are missing; those before
+            the first missing one have been yielded.
     """
     cursor = after_offset
     while live is not None and not live.closed:
-        batch = live.after(cursor, max_batch_bytes)
+        batch = live.read_after(cursor, max_batch_bytes)
         if batch is None:
             batch = await read(cursor)
         if not batch:
@@ -43,18 +43,18 @@ async def follow(
         cursor = batch[-1].offset
     while True:
         batch = await read(cursor)
-        sound = _up_to_a_gap(batch, cursor)
+        sound = _truncate_at_gap(batch, cursor)
         if sound:
             yield sound
         if len(sound) < len(batch):
-            raise _missing(batch[0].generation_id, sound[-1].offset if sound else cursor)
+            raise _make_missing_error(batch[0].generation_id, sound[-1].offset if sound else cursor)
         if _is_end(batch):
             return
         cursor = batch[-1].offset
 
 
-def _up_to_a_gap(batch: list[Entry], cursor: int) -> list[Entry]:
-    """The entries that follow the cursor without a gap; FINISHED follows every cursor beyond it."""
+def _truncate_at_gap(batch: list[Entry], cursor: int) -> list[Entry]:
+    """Return the entries up to the first gap; FINISHED alone is no gap after a later cursor."""
     if _is_end(batch) and batch[-1].offset <= cursor:
         return batch
     for number, entry in enumerate(batch, start=1):
@@ -63,9 +63,9 @@ def _up_to_a_gap(batch: list[Entry], cursor: int) -> list[Entry]:
     return batch
 
 
-def _missing(generation_id: str, offset: int) -> RecordDamagedError:
+def _make_missing_error(generation_id: str, offset: int) -> RecordDamagedError:
     return RecordDamagedError(
-        generation_id, f"it does not run, and what should follow its entry {offset} is missing"
+        generation_id, f"it is not running, and the entry after its offset {offset} is missing"
     )
 
 

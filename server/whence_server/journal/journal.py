@@ -1,4 +1,4 @@
-"""The journal as the event loop sees it: append, follow, read, delete, verify."""
+"""The journal's interface for the event loop: append, follow, read, delete, verify."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection
@@ -6,7 +6,6 @@ from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
@@ -40,24 +39,17 @@ from whence_server.journal.writer import DEFAULT_PATIENCE_S
 
 __all__ = ["FinishIndex", "GenerationIndex", "Journal"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-_NUM_READERS = 3
-# Lists and walks have threads of their own: a look-up or a stream never waits behind them.
-_NUM_HEAVY_READERS = 2
-_CLEAR_AGAIN_S = 1.0
 _PAGE_BYTES = 1 << 20
 _BATCH_BYTES = 64 << 10
 _BATCH_ENTRIES = 1_024
 _CHAIN_CHUNK = 1_024
 # Larger than any offset or size, and still one of SQLite's integers.
 _MAX_OFFSET = _ALL_BYTES = 2**62
-_TRUNCATE_ATTEMPTS = 5
 
 
 class Journal:
-    """One server's log and its readers: entries are appended, followed, read and deleted."""
+    """One server's log of generations, with its readers."""
 
     def __init__(
         self,
@@ -71,7 +63,7 @@ class Journal:
         patience_s: float,
         release: Callable[[], None],
     ) -> None:
-        """Join a store and its state; `release` is called once it is closed."""
+        """Join a store and its state; call `release` after the journal is closed."""
         self._store = store
         self._log = Log(
             store,
@@ -99,20 +91,20 @@ class Journal:
         tail_entries: int = 64,
         patience_s: float = DEFAULT_PATIENCE_S,
     ) -> "Journal":
-        """Open the log in a directory, or makes both.
+        """Open the log in a directory; create both if they do not exist.
 
         Args:
-            data_dir: made with mode 0700 if it is not there.
-            durability: when an entry becomes visible.
-            commit_interval_s: how long GROUP gathers before it commits.
-            max_pending_bytes: of entries not on disk yet, before `writable` waits.
-            tail_entries: committed entries kept in memory of each running generation.
-            patience_s: how long the journal may be unwritable before those who follow a
-                generation are told.
+            data_dir: the directory; created with mode 0700 if it does not exist.
+            durability: the time at which an entry becomes visible.
+            commit_interval_s: seconds between the commits of GROUP.
+            max_pending_bytes: bytes of uncommitted entries above which `wait_writable` waits.
+            tail_entries: number of committed entries of each running generation to keep in memory.
+            patience_s: seconds that the journal may be unwritable before readers that follow a
+                generation get an error.
 
         Raises:
-            ConfigurationError: another server uses it, it is no journal or a newer version's,
-                or SQLite is too old.
+            ConfigurationError: another server uses the directory, its database is not a journal or
+                of a newer version, or SQLite is too old.
         """
         lock, store, state = await asyncio.to_thread(_open, data_dir, durability)
         return cls(
@@ -128,36 +120,36 @@ class Journal:
 
     @property
     def size_bytes(self) -> int:
-        """What the journal takes on disk."""
+        """Size of the journal on disk."""
         return self._store.size_bytes
 
     @property
     def trouble(self) -> JournalError | None:
-        """Why nothing new can be put on record, at present or for good; None if it can."""
+        """Error that prevents new generations, temporary or final; None if there is none."""
         return self._log.writer.error or self._log.writer.stall
 
     @property
     def lost(self) -> JournalError | None:
-        """Why nothing can be written any more; None as long as that may change."""
+        """Final error after which nothing can be written; None if there is none."""
         return self._log.writer.error
 
     @property
     def trouble_changed(self) -> Signal:
-        """Notified when `trouble` changes."""
-        return self._log.writer.standing
+        """Signal that is notified when `trouble` changes."""
+        return self._log.writer.status_changed
 
     def check_writable(self) -> None:
-        """Return as long as new work can be put on record.
+        """Raise if no new generation can be recorded.
 
         Raises:
-            JournalUnwritableError: not at present.
+            JournalUnwritableError: the disk is full or failing at present.
             JournalError: nothing more can be written.
         """
         self._log.writer.check_writable()
 
-    def time_commits(self, on_time: Callable[[float], None]) -> None:
-        """Let the given function know how long every transaction takes, in seconds."""
-        self._log.writer.on_time = on_time
+    def time_commits(self, on_duration: Callable[[float], None]) -> None:
+        """Call the given function with the duration of every transaction, in seconds."""
+        self._log.writer.on_duration = on_duration
 
     # ---- appending ----
 
@@ -171,40 +163,40 @@ class Journal:
         """Position of the newest entry on disk; 0 in an empty log."""
         return self._log.committed_position
 
-    def unfinished(self) -> list[str]:
-        """Return the ids of generations that an earlier run left open, oldest first."""
-        return self._log.unfinished()
+    def list_unfinished(self) -> list[str]:
+        """Return the ids of generations that an earlier run left unfinished, oldest first."""
+        return self._log.list_unfinished()
 
-    def uncalled(self) -> list[str]:
-        """Return the ids of generations of an earlier run that have no call on record."""
-        return self._log.uncalled()
+    def list_uncalled(self) -> list[str]:
+        """Return the ids of generations of an earlier run that have no CALL entry."""
+        return self._log.list_uncalled()
 
     def create(self, index: GenerationIndex, payload: bytes) -> int:
-        """Append STARTED; return its offset, 1. Errors: see `Log.create`."""
+        """Append STARTED; return its offset, 1. Raises the errors of `Log.create`."""
         return self._log.create(index, payload)
 
     def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
-        """Append one of a running generation's entries; return its offset. See `Log.append`."""
+        """Append an entry of a running generation; return its offset. Raises as `Log.append`."""
         return self._log.append(generation_id, kind, payload)
 
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
-        """Append FINISHED; return its offset. Errors: see `Log.finish`."""
+        """Append FINISHED; return its offset. Raises the errors of `Log.finish`."""
         return self._log.finish(generation_id, payload, index)
 
     def give_up(self, generation_id: str) -> None:
-        """Drop a generation of an earlier run that cannot be finished. See `Log.give_up`."""
+        """Drop an unfinished generation of an earlier run, as `Log.give_up` does."""
         self._log.give_up(generation_id)
 
     def record_call(self, generation_id: str, payload: bytes) -> None:
-        """Append CALL, outside any generation's offsets. Errors: see `Log.record_call`."""
+        """Append CALL, outside any generation's offsets. Raises the errors of `Log.record_call`."""
         self._log.record_call(generation_id, payload)
 
-    async def writable(self) -> None:
-        """Wait while too much is not on disk yet: back-pressure towards the engine."""
-        await self._log.writable()
+    async def wait_writable(self) -> None:
+        """Wait while too many bytes are uncommitted: back-pressure for the engine."""
+        await self._log.wait_writable()
 
     async def flush(self) -> None:
-        """Wait until all that was appended so far is committed. Errors: see `Log.flush`."""
+        """Wait until everything appended so far is committed. Raises the errors of `Log.flush`."""
         await self._log.flush()
 
     # ---- following ----
@@ -212,33 +204,33 @@ class Journal:
     def follow(
         self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = _BATCH_BYTES
     ) -> AsyncGenerator[list[Entry], None]:
-        """A generation's own entries beyond an offset, live, until FINISHED.
+        """Return a generator of a generation's entries after an offset, live, until FINISHED.
 
-        One at a time while the reader keeps up, more when it lags. FINISHED comes in any case,
-        also where `after_offset` lies beyond it.
+        Batches hold one entry while the reader keeps up, more when it lags. FINISHED is always
+        yielded, even if `after_offset` is after it.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its entries are not as they were written, or some are missing.
-            JournalUnwritableError: the disk is full or out of order, for longer than the
-                patience; what can be read has been yielded.
-            JournalError: the writer has failed; what there was has been yielded.
+            RecordDamagedError: its entries are damaged or missing.
+            JournalUnwritableError: the disk has been full or failing for longer than `patience_s`;
+                all readable entries have been yielded.
+            JournalError: the writer has failed; all readable entries have been yielded.
         """
-        live = self._log.live(generation_id)
+        live = self._log.get_live(generation_id)
         return follow(
             live,
-            partial(self._next, generation_id, max_batch_bytes),
+            partial(self._read_next, generation_id, max_batch_bytes),
             partial(self._check_following, live),
             after_offset=min(after_offset, _MAX_OFFSET),
             max_batch_bytes=max_batch_bytes,
         )
 
     def _check_following(self, live: LiveGeneration | None) -> None:
-        """Return as long as something new may come soon."""
+        """Raise if no new entry can be committed, or not within the patience."""
         self._log.writer.check()
         stall = self._log.writer.stall
-        if stall is not None and self._log.writer.told:
-            recorded = live.offset_up_to(self.committed_position) if live else 0
+        if stall is not None and self._log.writer.stall_reported:
+            recorded = live.find_offset(self.committed_position) if live else 0
             raise type(stall)(
                 stall.detail, stall.retry_after_s, recorded_offset=str(recorded)
             ) from stall
@@ -246,17 +238,17 @@ class Journal:
     def follow_all(
         self, after_position: int | None = None, max_batch_bytes: int = _BATCH_BYTES
     ) -> AsyncGenerator[list[Entry], None]:
-        """All entries of all kinds, as they are committed; never ends.
+        """Return an endless generator of all entries of all kinds, as they are committed.
 
-        Only what is on disk is shown, so that a position never stands for two entries, even
-        over a crash.
+        It yields only entries that are on disk, so that a position never names two entries, even
+        after a crash.
 
         Args:
-            after_position: go on beyond this one; None begins with what is appended from now on.
-            max_batch_bytes: of payloads in a batch.
+            after_position: position up to which entries are skipped; None skips all present ones.
+            max_batch_bytes: limit of the payloads in a batch.
 
         Raises:
-            JournalError: the writer has failed; what was committed has been yielded.
+            JournalError: the writer has failed; all committed entries have been yielded.
         """
         cursor = self._log.position if after_position is None else after_position
         return self._follow_all(cursor, max_batch_bytes)
@@ -273,10 +265,10 @@ class Journal:
     async def read_committed(
         self, after_position: int, limit: int = _BATCH_ENTRIES, max_bytes: int = 4 << 20
     ) -> list[Entry]:
-        """Entries of all kinds beyond a position, in order; at least one if there is one.
+        """Return entries of all kinds after a position, in order; at least one if there is one.
 
-        None lies beyond `committed_position`, so that a cursor can `advance` to each of them:
-        the writer's thread may have committed more than the event loop has heard of.
+        Entries after `committed_position` are left out, so that a cursor can `advance` to each
+        returned one: the writer's thread may be ahead of the event loop.
         """
         after = min(after_position, _MAX_OFFSET)
         entries = await self._readers.run(
@@ -288,17 +280,19 @@ class Journal:
         return entries
 
     async def wait_committed(self, after_position: int) -> None:
-        """Return once something is committed beyond a position.
+        """Wait until an entry after a position is committed.
 
         Raises:
-            JournalError: the writer has failed before that.
+            JournalError: the writer has failed first.
         """
         while self._log.writer.committed_position <= after_position:
             self._log.writer.check()
             await self._log.writer.committed.wait()
 
-    async def _next(self, generation_id: str, max_bytes: int, after_offset: int) -> list[Entry]:
-        """What is on disk beyond an offset; the last entry where there is nothing."""
+    async def _read_next(
+        self, generation_id: str, max_bytes: int, after_offset: int
+    ) -> list[Entry]:
+        """Return the entries on disk after an offset; the last entry if there are none."""
         batch = await self._readers.run(
             self._store.read,
             generation_id,
@@ -306,7 +300,7 @@ class Journal:
             limit=_BATCH_ENTRIES,
             max_bytes=max_bytes,
         )
-        return batch or [await self._readers.run(self._store.last, generation_id)]
+        return batch or [await self._readers.run(self._store.read_last, generation_id)]
 
     # ---- looking up ----
 
@@ -317,16 +311,16 @@ class Journal:
         limit: int = _BATCH_ENTRIES,
         kinds: Collection[EntryKind] | None = None,
     ) -> list[Entry]:
-        """Up to `limit` of a generation's own entries beyond an offset, of some kinds or all.
+        """Return up to `limit` entries of a generation after an offset, of some kinds or all.
 
-        Kinds outside a generation's offsets are given only where `kinds` names them: at offset
-        0, before all others, whatever `after_offset` says.
+        Kinds outside a generation's offsets are returned only if `kinds` names them: at offset
+        0, before all others, for every `after_offset`.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
             RecordDamagedError: its rows are not as they were written.
         """
-        await self._settle()
+        await self._flush_pending()
         after = min(after_offset, _MAX_OFFSET)
         entries = await self._readers.run(
             self._store.read, generation_id, after, limit=limit, max_bytes=_ALL_BYTES, kinds=kinds
@@ -335,28 +329,28 @@ class Journal:
         return entries
 
     async def get(self, generation_id: str) -> GenerationRow:
-        """A generation at a glance.
+        """Return a generation's row.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its row leads to another generation's entries.
+            RecordDamagedError: its row points to another generation's entries.
         """
-        row = await self.lookup(generation_id)
+        row = await self.look_up(generation_id)
         if row is None or row.deleted:
             raise GenerationNotFoundError(generation_id, deleted=row is not None)
         if row.foreign:
             raise RecordDamagedError(generation_id, row.damage)
         return row
 
-    async def lookup(self, generation_id: str) -> GenerationRow | None:
-        """What is known of an id: a generation, a tombstone, or nothing."""
-        live = self._log.live(generation_id)
+    async def look_up(self, generation_id: str) -> GenerationRow | None:
+        """Return a generation's row, deleted or not; None if the id is unknown."""
+        live = self._log.get_live(generation_id)
         if live is not None:
             return live.row
-        return await self._readers.run(self._store.generation, generation_id)
+        return await self._readers.run(self._store.find_generation, generation_id)
 
-    async def _settle(self) -> None:
-        """Let a read see all that was appended before it, as long as anything can be written."""
+    async def _flush_pending(self) -> None:
+        """Commit everything appended so far, so that a read sees it, if the journal is writable."""
         if self.trouble is None:
             with suppress(JournalError):
                 await self._log.writer.flush()
@@ -364,39 +358,39 @@ class Journal:
     # ---- the rest ----
 
     async def delete(self, generation_id: str) -> None:
-        """Destroy a generation's content on disk; a tombstone keeps its id from being reused.
+        """Destroy a generation's content on disk; its id stays taken.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted before.
             GenerationRunningError: it has not finished.
-            RecordDamagedError: its row leads to another generation's entries.
-            DeletionPendingError: it is deleted, and a foreign reader of the database keeps the
-                content in the write-ahead log: it is cleared as soon as that can be done.
-            JournalUnwritableError: the disk is full or out of order at present.
+            RecordDamagedError: its row points to another generation's entries.
+            DeletionPendingError: it is deleted, but a reader outside this server keeps the content
+                in the write-ahead log; clearing the log is repeated until it succeeds.
+            JournalUnwritableError: the disk is full or failing at present.
             JournalError: nothing more can be written.
         """
         self.check_writable()
         row = await self.get(generation_id)
-        # One that does not run has no finish where its record is damaged: it can be deleted.
-        if row.finish is None and self._log.live(generation_id) is not None:
+        # A generation that is not running and has no finish is damaged: it can be deleted.
+        if row.finish is None and self._log.get_live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
         if not await self._deletion.delete(generation_id):
             raise DeletionPendingError(generation_id)
 
     async def wait_cleared(self) -> None:
-        """Wait until deleted content has left the write-ahead log."""
+        """Wait until the write-ahead log holds no deleted content."""
         await self._deletion.wait_cleared()
 
-    async def cursor(self, name: str) -> int:
-        """Where a reader of all entries has come to; 0 for a new one."""
+    async def read_cursor(self, name: str) -> int:
+        """Return the position of a reader of all entries; 0 for a new reader."""
         return self._cursors.get(name, 0)
 
     def advance(self, name: str, position: int) -> None:
-        """Move a cursor; durable with the next commit.
+        """Move a cursor; its position is durable with the next commit.
 
         Raises:
             JournalError: nothing more can be written.
-            ValueError: the position lies before the cursor, or beyond what is committed.
+            ValueError: the position is before the cursor or after the last committed entry.
         """
         self._log.writer.check()
         here, last = self._cursors.get(name, 0), self._log.writer.committed_position
@@ -406,21 +400,23 @@ class Journal:
         self._log.writer.submit()
 
     async def verify(self) -> ChainReport:
-        """Walk the whole chain; see `chain` for what it can find and what it cannot."""
-        await self._settle()
+        """Verify the whole chain; the module `chain` describes the faults that it detects."""
+        await self._flush_pending()
         walk, committed = ChainWalk(self._writer_id), self._log.writer.committed_position
         while not walk.broken:
-            rows = await self._readers.run_heavy(self._store.chain, walk.position, _CHAIN_CHUNK)
+            rows = await self._readers.run_heavy(
+                self._store.read_chain, walk.position, _CHAIN_CHUNK
+            )
             if not rows:
                 break
             await self._readers.run_heavy(walk.take, rows)
         return walk.report(committed)
 
     async def close(self) -> None:
-        """Commit what is pending, if that is possible, and lets go of everything.
+        """Commit pending entries, if possible, and close everything.
 
         Raises:
-            JournalError: the last of it could not be written.
+            JournalError: pending entries could not be written.
         """
         await self._deletion.close()
         try:
@@ -430,22 +426,22 @@ class Journal:
             await asyncio.to_thread(self._store.close)
             self._release()
 
-    # The last of the class: its name, the contract's word, hides the built-in from what follows.
+    # The last method of the class, because its name hides the built-in in the methods after it.
     async def list(
         self, list_filter: ListFilter, page_size: int, page_token: str = ""
     ) -> tuple[list[GenerationRow], str]:
-        """A page of generations, newest first, and the next page's token, "" at the end.
+        """Return a page of generations, newest first, and the next page's token, "" at the end.
 
-        A page is bounded in bytes and in what is looked through for it: it may hold fewer than
-        `page_size`, or none, and not be the last.
+        A page is bounded in bytes and in the number of examined generations: a page before the
+        last may hold fewer than `page_size`, or none.
 
         Raises:
-            InvalidRequestError: `page_token` is not one, or belongs to another filter.
+            InvalidRequestError: `page_token` is malformed or belongs to another filter.
         """
         beyond = listing.decode_page_token(page_token, list_filter) if page_token else None
-        await self._settle()
+        await self._flush_pending()
         page = await self._readers.run_heavy(
-            self._store.page, list_filter, beyond, page_size, _PAGE_BYTES
+            self._store.read_page, list_filter, beyond, page_size, _PAGE_BYTES
         )
         if page.end is None:
             return page.rows, ""
@@ -479,7 +475,7 @@ def _open(data_dir: Path, durability: Durability) -> tuple[DirectoryLock, Sqlite
     try:
         _make_private(data_dir)
         store = SqliteStore(data_dir / "journal.db", durability)
-        return lock, store, store.state()
+        return lock, store, store.load_state()
     except BaseException:
         lock.release()
         raise

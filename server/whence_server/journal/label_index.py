@@ -1,4 +1,4 @@
-"""The index over labels: a row for each label of each generation, newest last."""
+"""Index over labels: a row for each label of each generation, newest last."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,26 +18,28 @@ INSERT = "INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?)"
 _SLICE = 2_000
 
 
-def label_rows(
+def make_label_rows(
     generation_id: str, start_time_ns: int, labels: Mapping[str, str]
 ) -> Iterator[tuple[str, str, int, str]]:
-    """A generation's rows in the index."""
+    """Yield a generation's rows of the index."""
     for name, value in labels.items():
-        yield _text(name), _text(value), start_time_ns, generation_id
+        yield _replace_surrogates(name), _replace_surrogates(value), start_time_ns, generation_id
 
 
-def labels_of(stored: str | bytes) -> dict[str, str]:
-    """The labels in a row's JSON.
+def parse_labels(stored: str | bytes) -> dict[str, str]:
+    """Parse the JSON of a row's labels.
 
     Raises:
-        ValueError: it is not an object of strings.
+        ValueError: it is not a JSON object of strings.
     """
     try:
         labels = json.loads(stored)
     except RecursionError:
-        raise ValueError("the labels are no JSON object, but brackets nested too deep") from None
+        raise ValueError(
+            "the labels are JSON that is nested too deeply, not an object of strings"
+        ) from None
     if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
-        raise ValueError("the labels are no JSON object of strings")
+        raise ValueError("the labels are not a JSON object of strings")
     try:
         "".join((*labels, *labels.values())).encode()
     except UnicodeEncodeError:
@@ -46,9 +48,9 @@ def labels_of(stored: str | bytes) -> dict[str, str]:
 
 
 def prepare(connection: Any) -> None:
-    """Make the index and fills it from the generations, a bounded slice a transaction.
+    """Create the index and fill it from the generations, in transactions of bounded size.
 
-    Labels that cannot be read are left out: `verify` names them, and a rebuild brings them back.
+    Unreadable labels are left out: `verify` reports them, and a rebuild restores them.
     """
     connection.execute(_SCHEMA)
     last = ""
@@ -58,19 +60,19 @@ def prepare(connection: Any) -> None:
         (last, _SLICE),
     ).fetchall():
         with connection:
-            connection.executemany(INSERT, _readable(rows))
+            connection.executemany(INSERT, _parse_rows(rows))
         last = rows[-1][0]
 
 
-def _readable(rows: Iterable[tuple[str, int, bytes]]) -> Iterator[tuple[str, str, int, str]]:
+def _parse_rows(rows: Iterable[tuple[str, int, bytes]]) -> Iterator[tuple[str, str, int, str]]:
     for generation_id, start_time_ns, stored in rows:
         try:
-            labels = labels_of(stored)
+            labels = parse_labels(stored)
         except ValueError:
             continue
-        yield from label_rows(generation_id, start_time_ns, labels)
+        yield from make_label_rows(generation_id, start_time_ns, labels)
 
 
-def _text(label: str) -> str:
+def _replace_surrogates(label: str) -> str:
     # A lone surrogate has no UTF-8: one label must not cost a whole batch.
     return label.encode(errors="replace").decode()

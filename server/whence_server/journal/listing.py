@@ -1,4 +1,4 @@
-"""Pages of generations, newest first, that stay in place while new generations arrive."""
+"""Page tokens of lists of generations, which stay valid while generations arrive."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ _MAX_ID_BYTES = 512
 
 
 class PageKey(NamedTuple):
-    """The last generation of a page: the next page begins beyond it."""
+    """Sort key of the last generation of a page, after which the next page begins."""
 
     start_time_ns: int
     generation_id: bytes
@@ -26,30 +26,30 @@ class PageKey(NamedTuple):
 
 def encode_page_token(key: PageKey, list_filter: ListFilter) -> str:
     """An opaque token for the page beyond `key`."""
-    head = _HEAD.pack(_filter_digest(list_filter), key.start_time_ns)
+    head = _HEAD.pack(_digest_filter(list_filter), key.start_time_ns)
     return base64.urlsafe_b64encode(head + key.generation_id[:_MAX_ID_BYTES]).decode()
 
 
 def decode_page_token(token: str, list_filter: ListFilter) -> PageKey:
-    """Where the page begins.
+    """Return the key after which the page begins.
 
     Raises:
-        InvalidRequestError: the token is not one, or belongs to another filter.
+        InvalidRequestError: the token is malformed or belongs to another filter.
     """
     if len(token) > _MAX_TOKEN_CHARACTERS:
-        raise _bad_token("is no token that this server gave out")
+        raise _make_token_error("is not a token that this server returned")
     try:
         raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
         digest, start_time_ns = _HEAD.unpack_from(raw)
         key = PageKey(start_time_ns, raw[_HEAD.size :])
     except (ValueError, struct.error):
-        raise _bad_token("is no token that this server gave out") from None
-    if digest != _filter_digest(list_filter):
-        raise _bad_token("belongs to a list with another filter; begin without a token")
+        raise _make_token_error("is not a token that this server returned") from None
+    if digest != _digest_filter(list_filter):
+        raise _make_token_error("belongs to a list with another filter; start without a token")
     return key
 
 
-def _filter_digest(list_filter: ListFilter) -> bytes:
+def _digest_filter(list_filter: ListFilter) -> bytes:
     parts = [
         list_filter.start_after_ns,
         list_filter.start_before_ns,
@@ -60,5 +60,5 @@ def _filter_digest(list_filter: ListFilter) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:8]
 
 
-def _bad_token(description: str) -> InvalidRequestError:
+def _make_token_error(description: str) -> InvalidRequestError:
     return InvalidRequestError(FieldViolation("page_token", description))

@@ -1,4 +1,4 @@
-"""Keeps a data directory to one server."""
+"""Lock that lets only one server use a data directory."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from whence_server.domain.errors import ConfigurationError
 
 
 class DirectoryLock:
-    """An flock on a file in the directory: the kernel drops it with the process."""
+    """flock on a file in the directory; the kernel releases it when the process ends."""
 
     def __init__(self, directory: Path) -> None:
         """Take the lock.
@@ -31,7 +31,7 @@ class DirectoryLock:
         os.write(self._descriptor, str(os.getpid()).encode())
 
     def release(self) -> None:
-        """Let the next server in; may be called twice."""
+        """Release the lock; calling it twice is allowed."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The appending half of the journal: positions, offsets and hashes are given out here."""
+"""The appending half of the journal: it assigns positions, offsets and hashes."""
 
 import asyncio
 import logging
@@ -6,8 +6,8 @@ import secrets
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError
-from whence_server.journal.chain import SECRET_BYTES, inner_digest, next_hash
-from whence_server.journal.derive import SpineEntry
+from whence_server.journal.chain import SECRET_BYTES, digest_payload, extend_hash
+from whence_server.journal.derive import EntryDigest
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
 from whence_server.journal.store import (
     Batch,
@@ -22,20 +22,20 @@ from whence_server.journal.writer import Writer
 
 _log = logging.getLogger(__name__)
 
-# What an entry costs beside its payload while it waits: tuples, hash, bookkeeping.
+# Bytes of a pending entry besides its payload: tuples, hash, bookkeeping.
 _ENTRY_BYTES = 256
 _OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
 
 
 class Log:
-    """One writer's log. Every method is called from one event loop's thread.
+    """One writer's log; every method must be called from the event loop's thread.
 
     Attributes:
         writer: commits what is appended.
 
-    Appending is synchronous and touches no disk. While the disk is full or out of order (see
-    `writer`), running generations may append and no new one begins. A failure for good is kept,
-    and raised by whatever writes or waits afterwards; what was committed stays readable.
+    Appending is synchronous and touches no disk. While the disk is full or failing, running
+    generations may append and no new one starts. Every later write or wait raises a final error
+    again; committed entries stay readable.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Log:
         self._strict = durability is Durability.STRICT
         self._tail_entries = tail_entries
         self._uncalled = state.uncalled
-        self._deleting: dict[str, list[SpineEntry]] = {}
-        """Calls on generations that are being deleted, appended since the deletion began."""
+        self._deleting: dict[str, list[EntryDigest]] = {}
+        """CALL entries appended during the deletion of a generation, by generation id."""
         self._num_left_out = 0
         self._live = {
             u.index.generation_id: LiveGeneration(
@@ -77,37 +77,37 @@ class Log:
 
     @property
     def position(self) -> int:
-        """Of the newest entry, committed or not; 0 in an empty log."""
+        """Position of the newest entry, committed or not; 0 in an empty log."""
         return self._position
 
     @property
     def committed_position(self) -> int:
-        """Everything up to it is on disk."""
+        """Position of the newest entry on disk; 0 in an empty log."""
         return self.writer.committed_position
 
-    def unfinished(self) -> list[str]:
-        """Ids of generations that an earlier run left open, oldest first: finish them."""
+    def list_unfinished(self) -> list[str]:
+        """Return the ids of generations that an earlier run left unfinished, oldest first."""
         return [i for i, live in self._live.items() if live.recovered and not live.finish]
 
-    def uncalled(self) -> list[str]:
-        """Ids of generations of an earlier run, finished or not, without any call on record."""
+    def list_uncalled(self) -> list[str]:
+        """Return the ids of an earlier run's generations that have no CALL entry."""
         return list(self._uncalled)
 
     def create(self, index: GenerationIndex, payload: bytes) -> int:
-        """Append STARTED; returns its offset, 1.
+        """Append STARTED; return its offset, 1.
 
         Raises:
             GenerationExistsError: the id was used before.
-            JournalUnwritableError: the disk is full or out of order at present.
+            JournalUnwritableError: the disk is full or failing at present.
             JournalError: nothing more can be written.
         """
         self.writer.check_writable()
         generation_id = index.generation_id
         if generation_id in self._live:
             raise GenerationExistsError(generation_id)
-        # One probe of an index, in this thread: readers never wait for the writer, and a
-        # duplicate found only at the commit would take a whole batch with it.
-        if (row := self._store.generation(generation_id)) is not None:
+        # One index look-up, in this thread: readers never wait for the writer, and a duplicate
+        # found only at the commit would make a whole batch fail.
+        if (row := self._store.find_generation(generation_id)) is not None:
             raise GenerationExistsError(generation_id, deleted=row.deleted)
         live = LiveGeneration(index, secrets.token_bytes(SECRET_BYTES), self._position + 1)
         offset = self._append(live, EntryKind.STARTED, payload)
@@ -119,27 +119,27 @@ class Log:
         return offset
 
     def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
-        """Append one of a running generation's own entries; returns its offset.
+        """Append an entry of a running generation; return its offset.
 
         Raises:
             GenerationNotFoundError: the generation is not running.
             JournalError: nothing more can be written.
-            ValueError: the kind has a method of its own.
+            ValueError: another method appends entries of this kind.
         """
         if kind in _OWN_METHODS:
-            raise ValueError(f"{kind.name} entries have a method of their own")
-        offset = self._append(self._running(generation_id), kind, payload)
+            raise ValueError(f"append() takes no {kind.name} entries: another method appends them")
+        offset = self._append(self._get_running(generation_id), kind, payload)
         self.writer.submit()
         return offset
 
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
-        """Append FINISHED; returns its offset.
+        """Append FINISHED; return its offset.
 
         Raises:
             GenerationNotFoundError: the generation is not running.
             JournalError: nothing more can be written.
         """
-        live = self._running(generation_id)
+        live = self._get_running(generation_id)
         offset = self._append(live, EntryKind.FINISHED, payload)
         live.finish = index
         self.writer.pending.finished.append((generation_id, index))
@@ -147,9 +147,9 @@ class Log:
         return offset
 
     def give_up(self, generation_id: str) -> None:
-        """Let go of a generation that an earlier run left open and that cannot be finished.
+        """Drop a generation that an earlier run left unfinished and that cannot be finished.
 
-        Nothing is written. Whoever follows it learns that its end is missing.
+        Nothing is written. Its readers get an error that its end is missing.
         """
         live = self._live.get(generation_id)
         if live is not None and live.recovered and live.finish is None:
@@ -159,9 +159,9 @@ class Log:
     def record_call(self, generation_id: str, payload: bytes) -> None:
         """Append CALL, outside any generation's offsets.
 
-        The entry is read back with `generation_id` if that is known here, else with "". While
-        the disk is full or out of order, calls go on record as far as the bound on memory
-        allows; the rest is counted and logged.
+        Readers see the entry with `generation_id` if the generation is known, else with "". While
+        the disk is full or failing, calls are kept up to the bound on pending bytes; further ones
+        are dropped, counted and logged.
 
         Raises:
             JournalError: nothing more can be written.
@@ -171,31 +171,31 @@ class Log:
             return
         position = self._append_outside(EntryKind.CALL, generation_id, payload)
         if (late := self._deleting.get(generation_id)) is not None:
-            late.append(SpineEntry(position, 0, EntryKind.CALL, inner_digest(b"", payload)))
+            late.append(EntryDigest(position, 0, EntryKind.CALL, digest_payload(b"", payload)))
         self.writer.submit()
 
-    async def writable(self) -> None:
-        """Wait while too much is not on disk yet: back-pressure towards the engine.
+    async def wait_writable(self) -> None:
+        """Wait while too many bytes are uncommitted: back-pressure for the engine.
 
         Raises:
             JournalError: nothing more can be written.
         """
-        await self.writer.writable()
+        await self.writer.wait_writable()
 
     async def flush(self) -> None:
-        """Return once all that was appended so far is committed.
+        """Wait until everything appended so far is committed.
 
         Raises:
-            JournalError: it could not be.
+            JournalError: it could not be committed.
         """
         await self.writer.flush()
 
-    def live(self, generation_id: str) -> LiveGeneration | None:
-        """Return a generation that has no committed end yet; None for any other."""
+    def get_live(self, generation_id: str) -> LiveGeneration | None:
+        """Return a generation whose FINISHED entry is not committed yet; None for any other."""
         return self._live.get(generation_id)
 
     def begin_deletion(self, generation_id: str) -> None:
-        """Remember the calls that are appended on a generation from now on.
+        """Keep the CALL entries that are appended for a generation from now on.
 
         Raises:
             GenerationNotFoundError: its deletion is under way.
@@ -204,7 +204,7 @@ class Log:
             raise GenerationNotFoundError(generation_id, deleted=True)
         self._deleting[generation_id] = []
 
-    def calls_since_deletion(self, generation_id: str) -> list[SpineEntry]:
+    def calls_since_deletion(self, generation_id: str) -> list[EntryDigest]:
         """Return the calls that were appended since `begin_deletion`."""
         return self._deleting[generation_id]
 
@@ -216,7 +216,7 @@ class Log:
         """Append DELETED; the same transaction destroys the generation's content.
 
         Args:
-            generation_id: one whose deletion has begun.
+            generation_id: id of a generation whose deletion has begun.
             deletion: the entry's payload.
 
         Raises:
@@ -226,14 +226,14 @@ class Log:
         self.writer.pending.deleted.append((generation_id, position))
         self.writer.submit()
 
-    def _running(self, generation_id: str) -> LiveGeneration:
+    def _get_running(self, generation_id: str) -> LiveGeneration:
         live = self._live.get(generation_id)
         if live is None or live.finish is not None:
             raise GenerationNotFoundError(generation_id)
         return live
 
     def _append(self, live: LiveGeneration, kind: EntryKind, payload: bytes) -> int:
-        position = self._chain(kind, live.secret, payload)
+        position = self._extend_chain(kind, live.secret, payload)
         live.offset = offset = live.offset + 1
         self.writer.pending.entries.append(
             NewEntry(position, live.started_position, offset, kind, payload, self._hash)
@@ -248,16 +248,16 @@ class Log:
         return offset
 
     def _append_outside(self, kind: EntryKind, generation_id: str, payload: bytes) -> int:
-        position = self._chain(kind, b"", payload)
+        position = self._extend_chain(kind, b"", payload)
         self.writer.pending.outside.append(
             NewOutsideEntry(position, generation_id, kind, payload, self._hash)
         )
         return position
 
-    def _chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
-        """Return out the next position, and moves the chain's hash on to it."""
+    def _extend_chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
+        """Extend the chain by one entry; return its position."""
         self.writer.check()
-        self._hash = next_hash(self._hash, kind, inner_digest(secret, payload))
+        self._hash = extend_hash(self._hash, kind, digest_payload(secret, payload))
         self._position += 1
         pending = self.writer.pending
         pending.last_position = self._position
@@ -267,7 +267,7 @@ class Log:
     def _on_commit(self, batch: Batch) -> None:
         if self._num_left_out:
             _log.error(
-                "%d calls are not on record: they ended while the journal could not be written",
+                "%d calls were not recorded: they ended while the journal could not be written",
                 self._num_left_out,
             )
             self._num_left_out = 0
@@ -278,7 +278,7 @@ class Log:
                     live.show(offset)
         for generation_id, _ in batch.finished:
             live = self._live.pop(generation_id)
-            # After those whom FINISHED has just woken: they take it from memory.
+            # Closed after the readers that FINISHED has just woken have taken it from memory.
             asyncio.get_running_loop().call_soon(live.close)
         for generation_id, _ in batch.deleted:
             self._deleting.pop(generation_id, None)

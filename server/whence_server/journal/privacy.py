@@ -1,4 +1,4 @@
-"""The journal's files for their owner alone: they hold every prompt and every answer."""
+"""Permissions of the journal's files: they hold prompts and answers, for their owner alone."""
 
 import logging
 import os
@@ -13,12 +13,12 @@ _NAMES = ("journal.db", "journal.db-wal", "journal.db-shm", "journal.lock", "dig
 
 
 def make_directory(data_dir: Path) -> None:
-    """Make the data directory with mode 0700, whatever the umask; warns where it is more open.
+    """Create the data directory with mode 0700; log a warning if its mode allows more.
 
-    The mode of one that is there is its owner's business: it may be a mount of its own.
+    The mode of an existing directory is not changed: it may be a mount point.
 
     Raises:
-        OSError: it cannot be made, or is none.
+        OSError: it cannot be created, or is not a directory.
     """
     if not data_dir.is_dir():
         data_dir.mkdir(mode=_DIRECTORY, parents=True, exist_ok=True)
@@ -26,18 +26,18 @@ def make_directory(data_dir: Path) -> None:
     mode = stat.S_IMODE(data_dir.stat().st_mode)
     if mode & _OTHERS:
         _log.warning(
-            "the data directory %s has mode %04o: others than its owner can enter it, and see or "
-            "replace files in it; chmod 700 makes it private",
+            "the data directory %s has mode %04o: other users can enter it, and see or replace "
+            "files in it; chmod 700 makes it private",
             data_dir,
             mode,
         )
 
 
 def make_private(data_dir: Path) -> None:
-    """Return the journal's files mode 0600; SQLite gives its own the database's mode.
+    """Give the journal's files mode 0600; SQLite gives its other files the database's mode.
 
     Raises:
-        OSError: the database's file cannot be made.
+        OSError: the database's file cannot be created.
     """
     descriptor = os.open(data_dir / "journal.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE)
     os.close(descriptor)
@@ -51,7 +51,7 @@ def make_private(data_dir: Path) -> None:
             continue
         except PermissionError:
             _log.warning(
-                "%s has mode %04o, and belongs to somebody else: others may read or write it",
+                "%s has mode %04o and belongs to another user: other users may read or write it",
                 path,
                 mode,
             )

@@ -1,4 +1,4 @@
-"""Threads that read the journal's database, so that the event loop never waits for a disk."""
+"""Threads that read the journal's database: the event loop never waits for a disk."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _NUM_HEAVY_READERS = 2
 
 
 class Readers:
-    """Two pools of threads: look-ups and streams never wait behind lists and walks."""
+    """Two thread pools: look-ups and streams never wait for lists and chain walks."""
 
     def __init__(self) -> None:
         self._light = ThreadPoolExecutor(_NUM_READERS, "journal-reader")
@@ -29,7 +29,7 @@ class Readers:
         return await _run(self._heavy, partial(function, *args, **kwargs))
 
     async def close(self) -> None:
-        """Wait for what is being read, and end the threads."""
+        """Wait for running reads, and end the threads."""
         for pool in (self._light, self._heavy):
             await asyncio.to_thread(pool.shutdown)
 

@@ -1,4 +1,4 @@
-"""Writes the columns beside the entries anew, out of the entries, which stay as they are."""
+"""Rebuilding the columns beside the entries from the entries, which are not changed."""
 
 import secrets
 from pathlib import Path
@@ -13,9 +13,9 @@ from whence_server.journal.expected import (
     Deletion,
     ExpectedRow,
     StoredRow,
-    expected_row,
-    labels_text,
-    stored_row,
+    derive_row,
+    encode_labels,
+    parse_stored_row,
 )
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.lock import DirectoryLock
@@ -24,10 +24,10 @@ from whence_server.journal.sqlite_store import SqliteStore
 
 
 def rebuild_journal(data_dir: Path) -> int:
-    """Rebuild the rows that do not follow from their entries, in one transaction.
+    """Rebuild the rows that differ from their entries, in one transaction.
 
-    The chain has to be intact: only then do entries prove anything. An id of a generation that
-    an earlier version deleted follows from nothing, and stays.
+    The chain has to be intact: the entries are the only source. The id of a generation that
+    an earlier version deleted is in no entry and is not changed.
 
     Returns:
         The number of rows that were changed.
@@ -52,17 +52,17 @@ def rebuild_journal(data_dir: Path) -> int:
 def _rebuild(connection: Any) -> int:
     audit = Audit(connection, VerifyReport(), version=2)
     audit.take([ChainRow(*row) for row in connection.execute(_DELETIONS)])
-    differing = _differing(connection, audit.deletions)
-    # Ids may have changed places: each gives its own up first.
+    differing = _find_differing(connection, audit.deletions)
+    # Two rows may have exchanged their ids: each first gets a temporary one.
     for row, _ in differing:
         _set(connection, row, {"generation_id": f"rebuilding {secrets.token_hex(8)}"})
     for row, expected in differing:
         _set(connection, row, {"generation_id": row.name} | expected.columns)
-        labels = labels_text(expected.labels)
+        labels = encode_labels(expected.labels)
         _set(connection, row, {"labels": labels})
     changed = len(differing) + _rebuild_labels(connection)
     changed += _drop_nameless_cursors(connection)
-    for name, position in cursors.sound_cursors(connection).items():
+    for name, position in cursors.load_cursors(connection).items():
         cursors.advance(connection, {name: position})
     return changed
 
@@ -73,15 +73,15 @@ _DELETIONS = """
 """
 
 
-def _differing(
+def _find_differing(
     connection: Any, deletions: dict[int, Deletion]
 ) -> list[tuple[StoredRow, ExpectedRow]]:
     differing = []
     for values in connection.execute(SELECT_STORED).fetchall():
-        row = stored_row(values)
+        row = parse_stored_row(values)
         deletion = deletions.get(row.started_position)
         try:
-            expected = expected_row(connection, row.started_position, deletion)
+            expected = derive_row(connection, row.started_position, deletion)
         except ValueError:
             continue
         same = all(row.columns[column] == value for column, value in expected.columns.items())
@@ -99,7 +99,7 @@ def _set(connection: Any, row: StoredRow, columns: dict[str, Any]) -> None:
 
 
 def _drop_nameless_cursors(connection: Any) -> int:
-    """Remove cursors whose names are no UTF-8, which nothing asks for; returns their number."""
+    """Remove cursors whose names are not UTF-8, which nothing uses; return their number."""
     nameless = []
     for (raw_name,) in connection.execute("SELECT CAST(name AS BLOB) FROM cursors").fetchall():
         try:
@@ -114,17 +114,19 @@ _LABELS = """
     SELECT CAST(name AS BLOB), CAST(value AS BLOB), start_time_ns, CAST(generation_id AS BLOB)
     FROM labels
 """
-"""As bytes: texts that somebody else wrote may be no UTF-8."""
+"""All labels as bytes, because damaged texts may not be UTF-8."""
 
 
 def _rebuild_labels(connection: Any) -> int:
-    """Fill the index over labels anew, out of the rows; returns the number that differed."""
+    """Rebuild the index over labels from the rows; return the number of changed rows."""
     before = set(connection.execute(_LABELS))
     connection.execute("DELETE FROM labels")
     for generation_id, start_time_ns, labels in connection.execute(
         "SELECT generation_id, start_time_ns, labels FROM generations WHERE deleted = 0"
     ).fetchall():
-        rows = label_index.label_rows(generation_id, start_time_ns, label_index.labels_of(labels))
+        rows = label_index.make_label_rows(
+            generation_id, start_time_ns, label_index.parse_labels(labels)
+        )
         connection.executemany(label_index.INSERT, rows)
     after = set(connection.execute(_LABELS))
     return len(before ^ after)

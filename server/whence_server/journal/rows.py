@@ -1,4 +1,4 @@
-"""The journal's own vocabulary: what it is told beside the bytes, and what it answers."""
+"""Types of the journal's interface: durability, columns, rows and filters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,21 +7,21 @@ from enum import Enum
 from whence_server.domain.decoding import FinishReason
 
 PREVIEW_CHARACTERS = 200
-"""Of a prompt, and of a text, that are kept beside the entries for lists."""
+"""Length of the previews of prompts and texts in lists, in characters."""
 
 
 class Durability(Enum):
-    """When an entry becomes visible to those who follow its generation."""
+    """Time at which an entry becomes visible to readers that follow its generation."""
 
     GROUP = "group"
-    """At once; on disk within the commit interval. A crash may lose the last of it."""
+    """Immediately; on disk within the commit interval. A crash may lose the newest entries."""
     STRICT = "strict"
-    """Once it is on disk, synced: what a reader has seen is never lost."""
+    """After the entry is synced to disk: an entry that was read is never lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationIndex:
-    """A generation's searchable columns, known at its start; all can be had from STARTED."""
+    """A generation's searchable columns; all follow from its STARTED entry."""
 
     generation_id: str
     trace_id: str
@@ -31,32 +31,32 @@ class GenerationIndex:
     request_digest: str
     labels: Mapping[str, str]
     prompt_preview: str
-    """The first 200 characters; "" where the content policy keeps none."""
+    """First 200 characters of the prompt; "" if the content policy keeps none."""
     num_prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class FinishIndex:
-    """What FINISHED adds to them."""
+    """A generation's columns that follow from its FINISHED entry."""
 
     finish_reason: FinishReason
     num_generated_tokens: int
     text_preview: str
-    """The first 200 characters of the first sequence."""
+    """First 200 characters of the first sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRow:
-    """A generation at a glance. Of a deleted one, only its id is left."""
+    """A generation's row; a deleted generation has only its id."""
 
     index: GenerationIndex
     finish: FinishIndex | None = None
-    """None while it runs."""
+    """None while the generation is running."""
     deleted: bool = False
     damage: str = ""
-    """What is wrong with the row, in words; the rest then comes from the entries, or is blank."""
+    """Description of the row's damage; the other fields then follow from entries or are empty."""
     foreign: bool = False
-    """Whether the row leads to another generation's entries: nothing may be read through it."""
+    """True if the row points to another generation's entries, which must not be read."""
 
     @property
     def generation_id(self) -> str:
@@ -65,13 +65,13 @@ class GenerationRow:
 
     @property
     def request_digest(self) -> str:
-        """What makes two requests equal; "" of a deleted generation."""
+        """Digest that is the same for equal requests; "" for a deleted generation."""
         return self.index.request_digest
 
 
 @dataclass(frozen=True, slots=True)
 class ListFilter:
-    """Which generations to list; unset fields match anything."""
+    """Filter of a list of generations; unset fields match everything."""
 
     start_after_ns: int | None = None
     """Unix time, exclusive."""
@@ -80,4 +80,4 @@ class ListFilter:
     model: str = ""
     trace_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """All of them have to be there, with these values."""
+    """Labels that a generation must have, with these values."""

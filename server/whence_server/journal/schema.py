@@ -1,4 +1,4 @@
-"""The SQLite schema, as a list of numbered steps that are never edited, only added to."""
+"""SQLite schema as a list of numbered migrations; old migrations are never edited."""
 
 from typing import Any
 
@@ -53,8 +53,8 @@ CREATE TABLE cursors (
 ) STRICT, WITHOUT ROWID;
 """
 
-# The index over labels is filled before, in slices: see `label_index`. A cursor's seal is NULL
-# only where there is no such entry. Tombstones keep nothing of how their generations ended.
+# `label_index` fills the index over labels before this migration, in slices. A cursor's seal is
+# NULL only if there is no entry at its position. Deleted generations keep no finish reason.
 _BOUND_COLUMNS = """
 CREATE INDEX generations_by_model ON generations (model, start_time_ns, generation_id)
     WHERE deleted = 0;
@@ -64,21 +64,21 @@ UPDATE generations SET finish_reason = 0 WHERE deleted = 1;
 
 MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS)
 _PREPARATIONS = {2: label_index.prepare}
-"""Done before the step of that number, in transactions of its own; may be done again."""
+"""Functions that run before a migration, in their own transactions; may run repeatedly."""
 _COMPLETIONS = {2: seal_cursors}
-"""Done in the transaction of the step of that number."""
+"""Functions that run in the transaction of a migration."""
 
 
 def migrate(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> None:
-    """Bring a database up to date, each step in its own transaction.
+    """Bring a database up to date, each migration in its own transaction.
 
     Raises:
-        ConfigurationError: a newer version wrote it; nothing is changed.
+        ConfigurationError: a newer version wrote the database; nothing is changed.
     """
     version = connection.pragma("user_version")
     if version > len(migrations):
         raise ConfigurationError(
-            f"{connection.filename} has schema version {version}, and this server knows up to "
+            f"{connection.filename} has schema version {version}, and this server supports up to "
             f"{len(migrations)}: start the newer server that wrote it, or choose another --data-dir"
         )
     for number, statements in enumerate(migrations[version:], start=version + 1):

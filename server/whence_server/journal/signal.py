@@ -1,16 +1,16 @@
-"""Wakes coroutines that wait for something new, without polling."""
+"""Notification of waiting coroutines, without polling."""
 
 import asyncio
 
 
 class Signal:
-    """Like asyncio.Condition, without its lock: for one event loop's thread."""
+    """asyncio.Condition without its lock, for one event loop's thread."""
 
     def __init__(self) -> None:
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def wait(self) -> None:
-        """Return at the next `notify`."""
+        """Wait for the next `notify`."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -19,7 +19,7 @@ class Signal:
             self._waiters.discard(waiter)
 
     def notify(self) -> None:
-        """Wake all who wait, in the loop's next turn."""
+        """Wake all waiting coroutines in the loop's next iteration."""
         if self._waiters:
             for waiter in self._waiters:
                 if not waiter.done():

@@ -1,7 +1,7 @@
-"""SQLite's errors as the journal's own.
+"""Translation of SQLite's errors into the journal's errors.
 
-What may go away by itself (a full disk, one that is read-only or out of order) is told apart
-from what will not.
+Errors that may be temporary (a disk that is full, read-only or failing) get another class than
+final ones.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from whence_server.domain.errors import (
     RecordDamagedError,
 )
 
-_PASSING = (
+_TRANSIENT = (
     apsw.IOError,
     apsw.ReadOnlyError,
     apsw.BusyError,
@@ -27,19 +27,19 @@ _PASSING = (
 
 
 @contextmanager
-def passing_faults() -> Iterator[None]:
-    """Raise JournalUnwritableError for what may go away by itself; the rest as it is."""
+def translate_transient_errors() -> Iterator[None]:
+    """Raise JournalUnwritableError for SQLite errors that may be temporary."""
     try:
         yield
     except apsw.FullError as error:
         raise JournalFullError("the disk is full") from error
-    except _PASSING as error:
+    except _TRANSIENT as error:
         raise JournalUnwritableError(type(error).__name__ + ": " + _first_line(error)) from error
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """Raise RecordDamagedError where the database itself is malformed; the rest as it is."""
+def translate_corruption() -> Iterator[None]:
+    """Raise RecordDamagedError for SQLite errors about a malformed database."""
     try:
         yield
     except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError) as error:

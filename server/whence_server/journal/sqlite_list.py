@@ -1,22 +1,22 @@
-"""Pages of generations out of SQLite, each by the index that leaves least to look through.
+"""Pages of generations from SQLite, each read through the most selective index.
 
-A page costs a bounded number of index steps, whatever the filter is: the narrowest index is
-walked in slices, the rest of the filter is asked of each row, and after `MAX_EXAMINED` rows the
-page ends where it has come to.
+A page takes a bounded number of index steps for every filter: the most selective index is walked
+in slices, each row is checked against the rest of the filter, and after `MAX_EXAMINED` rows the
+page ends.
 """
 
 from typing import Any, NamedTuple
 
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import GenerationRow, ListFilter
-from whence_server.journal.sqlite_lookup import rows_of
+from whence_server.journal.sqlite_lookup import load_row
 from whence_server.journal.sqlite_rows import ROW_COLUMNS
 from whence_server.journal.store import Page
 
 MAX_EXAMINED = 8_000
-"""Generations that are looked at for a page: some 20 ms."""
+"""Maximum number of generations examined for a page, in about 20 ms."""
 _SLICE = 1_000
-# A label on more generations than this is no narrower than another one.
+# Labels on more generations than this count as equally selective.
 _MANY = 200
 _INT64 = 2**63 - 1
 # An id as bytes, as in ROW_COLUMNS: one that is no UTF-8 must not cost a page.
@@ -24,7 +24,7 @@ _KEY = "d.start_time_ns, CAST(d.generation_id AS BLOB)"
 
 
 class _Index(NamedTuple):
-    """One way through the generations, in the order of their start."""
+    """An index over generations, ordered by start time."""
 
     source: str
     conditions: tuple[str, ...]
@@ -32,24 +32,24 @@ class _Index(NamedTuple):
 
 
 class _Condition(NamedTuple):
-    """A condition on the index walked, `d`, or on a generation, `g`."""
+    """An SQL condition on the walked index, `d`, or on a generation, `g`."""
 
     sql: str
     bindings: tuple[int | str | bytes, ...]
 
 
-def page(
+def read_page(
     connection: Any, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
 ) -> Page:
-    """See `Store.page`."""
-    index = _narrowest(connection, list_filter)
+    """Read a page as `Store.read_page` does."""
+    index = _choose_index(connection, list_filter)
     if index is None:
         return Page([], None)
     found: list[GenerationRow] = []
     num_bytes = 0
     for _ in range(MAX_EXAMINED // _SLICE):
-        last = _slice_end(connection, index, list_filter, beyond)
-        for row, key, size in _matching(connection, index, list_filter, beyond, last):
+        last = _find_slice_end(connection, index, list_filter, beyond)
+        for row, key, size in _read_matching(connection, index, list_filter, beyond, last):
             num_bytes += size
             if len(found) == limit or (found and num_bytes > max_bytes):
                 return Page(found, beyond)
@@ -61,8 +61,8 @@ def page(
     return Page(found, beyond)
 
 
-def _narrowest(connection: Any, list_filter: ListFilter) -> _Index | None:
-    """The index to walk; None where a label shows that nothing can match."""
+def _choose_index(connection: Any, list_filter: ListFilter) -> _Index | None:
+    """Return the index to walk; None if a label occurs on no generation."""
     indexes = []
     for name, value in list_filter.labels.items():
         ((number,),) = connection.execute(
@@ -87,47 +87,50 @@ def _narrowest(connection: Any, list_filter: ListFilter) -> _Index | None:
     return _Index("generations d INDEXED BY generations_by_start", (live,), ())
 
 
-def _slice_end(
+def _find_slice_end(
     connection: Any, index: _Index, list_filter: ListFilter, beyond: PageKey | None
 ) -> PageKey | None:
-    """The last key of the next slice of the index; None where the rest is no longer than one."""
-    conditions = _walk(index, list_filter, beyond, None)
+    """Return the last key of the index's next slice; None if the rest fits into one."""
+    conditions = _make_walk_conditions(index, list_filter, beyond, None)
     found = connection.execute(
         f"SELECT {_KEY} FROM {index.source} "  # noqa: S608
-        f"WHERE {_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC "
+        f"WHERE {_join_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC "
         "LIMIT 1 OFFSET ?",
-        (*_bindings(conditions), _SLICE - 1),
+        (*_collect_bindings(conditions), _SLICE - 1),
     ).fetchall()
     return PageKey(*found[0]) if found else None
 
 
-def _matching(
+def _read_matching(
     connection: Any,
     index: _Index,
     list_filter: ListFilter,
     beyond: PageKey | None,
     last: PageKey | None,
 ) -> Any:
-    """Yield (row, key, bytes) of the generations of one slice that the filter lets through."""
-    conditions = [*_walk(index, list_filter, beyond, last), *_rest(list_filter)]
+    """Yield (row, key, bytes) of the generations of one slice that match the filter."""
+    conditions = [
+        *_make_walk_conditions(index, list_filter, beyond, last),
+        *_make_filter_conditions(list_filter),
+    ]
     cursor = connection.execute(
         f"SELECT {_KEY}, {ROW_COLUMNS} "  # noqa: S608
         f"FROM {index.source} CROSS JOIN generations g ON g.generation_id = d.generation_id "
-        f"WHERE {_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC",
-        _bindings(conditions),
+        f"WHERE {_join_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC",
+        _collect_bindings(conditions),
     )
     try:
         for start_time_ns, generation_id, *stored in cursor:
             size = sum(len(value) for value in stored if isinstance(value, bytes))
-            yield rows_of(connection, stored), PageKey(start_time_ns, generation_id), size
+            yield load_row(connection, stored), PageKey(start_time_ns, generation_id), size
     finally:
         cursor.close()
 
 
-def _walk(
+def _make_walk_conditions(
     index: _Index, list_filter: ListFilter, beyond: PageKey | None, last: PageKey | None
 ) -> list[_Condition]:
-    """What bounds the walk over the index."""
+    """Return the conditions that bound the walk over the index."""
     conditions = [_Condition(" AND ".join(index.conditions), index.bindings)]
     key = "(d.start_time_ns, d.generation_id)"
     if beyond is not None:
@@ -135,16 +138,16 @@ def _walk(
     if last is not None:
         conditions.append(_Condition(f"{key} >= (?, CAST(? AS TEXT))", last))
     if list_filter.start_after_ns is not None:
-        after = _Condition("d.start_time_ns > ?", (_int64(list_filter.start_after_ns),))
+        after = _Condition("d.start_time_ns > ?", (_clamp_int64(list_filter.start_after_ns),))
         conditions.append(after)
     if list_filter.start_before_ns is not None:
-        before = _Condition("d.start_time_ns < ?", (_int64(list_filter.start_before_ns),))
+        before = _Condition("d.start_time_ns < ?", (_clamp_int64(list_filter.start_before_ns),))
         conditions.append(before)
     return conditions
 
 
-def _rest(list_filter: ListFilter) -> list[_Condition]:
-    """What is asked of each generation on the way."""
+def _make_filter_conditions(list_filter: ListFilter) -> list[_Condition]:
+    """Return the conditions on each walked generation."""
     conditions = [_Condition("g.deleted = 0", ())]
     if list_filter.model:
         conditions.append(_Condition("g.model = ?", (list_filter.model,)))
@@ -159,14 +162,14 @@ def _rest(list_filter: ListFilter) -> list[_Condition]:
     return conditions
 
 
-def _sql(conditions: list[_Condition]) -> str:
+def _join_sql(conditions: list[_Condition]) -> str:
     return " AND ".join(condition.sql for condition in conditions)
 
 
-def _bindings(conditions: list[_Condition]) -> tuple[int | str | bytes, ...]:
+def _collect_bindings(conditions: list[_Condition]) -> tuple[int | str | bytes, ...]:
     return tuple(binding for condition in conditions for binding in condition.bindings)
 
 
-def _int64(value: int) -> int:
+def _clamp_int64(value: int) -> int:
     # A Timestamp reaches from the year 1 to 9999, nanoseconds in 64 bits from 1677 to 2262.
     return max(-_INT64, min(value, _INT64))

@@ -1,4 +1,4 @@
-"""One generation's row and entries out of SQLite; what a row cannot say, its entries do."""
+"""One generation's row and entries from SQLite; entries replace a damaged row."""
 
 import dataclasses
 import logging
@@ -6,16 +6,16 @@ from typing import Any
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
-from whence_server.journal.chain import inner_digest
+from whence_server.journal.chain import digest_payload
 from whence_server.journal.derive import (
     PEEK_BYTES,
-    SpineEntry,
-    index_of_finished,
-    index_of_started,
+    EntryDigest,
+    derive_finished_index,
+    derive_started_index,
     peek_generation_id,
 )
 from whence_server.journal.rows import GenerationRow
-from whence_server.journal.sqlite_rows import KINDS, ROW_COLUMNS, parsed_row
+from whence_server.journal.sqlite_rows import KINDS, ROW_COLUMNS, parse_row
 
 _log = logging.getLogger(__name__)
 
@@ -24,33 +24,35 @@ _MAX_LOGGED = 1_000
 _logged: set[str] = set()
 
 
-def generation(connection: Any, generation_id: str) -> GenerationRow | None:
-    """One generation's row, or a deleted one's tombstone; None where it is not known."""
+def find_generation(connection: Any, generation_id: str) -> GenerationRow | None:
+    """Return a generation's row, deleted or not; None if the id is unknown."""
     found = connection.execute(
         f"SELECT {ROW_COLUMNS} FROM generations g WHERE g.generation_id = ?",  # noqa: S608
         (generation_id,),
     ).fetchall()
-    return rows_of(connection, found[0]) if found else None
+    return load_row(connection, found[0]) if found else None
 
 
-def rows_of(connection: Any, stored: Any) -> GenerationRow:
-    """A row as it is stored, or as its entries say where it makes no sense."""
-    row, started_position = parsed_row(stored)
+def load_row(connection: Any, stored: Any) -> GenerationRow:
+    """Parse a stored row; if it is damaged, derive it from its entries."""
+    row, started_position = parse_row(stored)
     if not row.damage:
         return row
     if row.generation_id not in _logged and len(_logged) < _MAX_LOGGED:
         _logged.add(row.generation_id)
         _log.error(
-            "the journal's row of generation %s is damaged: %s; `whence-server verify` tells more",
+            "the journal's row of generation %s is damaged: %s; run `whence-server verify`",
             row.generation_id,
             row.damage,
         )
     if row.deleted or row.foreign:
         return row
-    return _from_entries(connection, row, started_position)
+    return _derive_from_entries(connection, row, started_position)
 
 
-def _from_entries(connection: Any, row: GenerationRow, started_position: int) -> GenerationRow:
+def _derive_from_entries(
+    connection: Any, row: GenerationRow, started_position: int
+) -> GenerationRow:
     payloads = dict(
         connection.execute(
             "SELECT kind, payload FROM entries WHERE writer = ? AND generation = ? "
@@ -59,23 +61,23 @@ def _from_entries(connection: Any, row: GenerationRow, started_position: int) ->
         ).fetchall()
     )
     try:
-        index = index_of_started(payloads[EntryKind.STARTED])
+        index = derive_started_index(payloads[EntryKind.STARTED])
         finished = payloads.get(EntryKind.FINISHED)
-        finish = None if finished is None else index_of_finished(finished)
+        finish = None if finished is None else derive_finished_index(finished)
     except (ValueError, KeyError):
         return row
     if index.generation_id != row.generation_id:
         blank = dataclasses.replace(row.index, labels={}, prompt_preview="")
-        return GenerationRow(blank, None, damage="its entries say another id", foreign=True)
+        return GenerationRow(blank, None, damage="its entries have another id", foreign=True)
     return GenerationRow(index, finish, damage=row.damage)
 
 
-def started_position(connection: Any, generation_id: str) -> int:
-    """Position of a generation's STARTED entry, which is looked at.
+def find_started_position(connection: Any, generation_id: str) -> int:
+    """Return the position of a generation's STARTED entry, after a check of its id.
 
     Raises:
         GenerationNotFoundError: it is not known, or was deleted.
-        RecordDamagedError: its row leads to another generation's entries.
+        RecordDamagedError: its row points to another generation's entries.
     """
     found = connection.execute(
         "SELECT g.started_position, g.deleted, substr(e.payload, 1, ?) FROM generations g "
@@ -89,13 +91,13 @@ def started_position(connection: Any, generation_id: str) -> int:
     if deleted or first is None:
         raise GenerationNotFoundError(generation_id, deleted=True)
     if peek_generation_id(first) not in (None, generation_id):
-        raise RecordDamagedError(generation_id, "its row leads to another generation's entries")
+        raise RecordDamagedError(generation_id, "its row points to another generation's entries")
     return int(position)
 
 
-def last_entry(connection: Any, generation_id: str) -> Entry:
-    """A generation's newest own entry; raises as `started_position`."""
-    generation = started_position(connection, generation_id)
+def read_last_entry(connection: Any, generation_id: str) -> Entry:
+    """Return a generation's newest own entry; raise as `find_started_position` does."""
+    generation = find_started_position(connection, generation_id)
     found = connection.execute(
         'SELECT position, "offset", kind, payload FROM entries '
         'WHERE writer = ? AND generation = ? ORDER BY "offset" DESC LIMIT 1',
@@ -107,19 +109,19 @@ def last_entry(connection: Any, generation_id: str) -> Entry:
     raise RecordDamagedError(generation_id, "its last entry is missing")
 
 
-def spine(connection: Any, generation_id: str) -> tuple[int, list[SpineEntry]]:
-    """See `Store.spine`."""
-    position = started_position(connection, generation_id)
+def read_entry_digests(connection: Any, generation_id: str) -> tuple[int, list[EntryDigest]]:
+    """Read digests as `Store.read_entry_digests` does."""
+    position = find_started_position(connection, generation_id)
     ((secret,),) = connection.execute(
         "SELECT secret FROM generations WHERE generation_id = ?", (generation_id,)
     )
-    return position, spine_of(connection, position, secret)
+    return position, collect_entry_digests(connection, position, secret)
 
 
-def spine_of(
+def collect_entry_digests(
     connection: Any, generation: int, secret: bytes | None, before: int = 2**62
-) -> list[SpineEntry]:
-    """What deletion leaves, or has left, of a generation's entries before a position."""
+) -> list[EntryDigest]:
+    """Return the digests of a generation's entries before a position."""
     entries = []
     for position, offset, kind, payload, inner in connection.execute(
         'SELECT position, "offset", kind, payload, inner_digest FROM entries '
@@ -128,8 +130,8 @@ def spine_of(
     ):
         if payload is not None:
             key = b"" if kind == EntryKind.CALL else secret or b""
-            kept = inner_digest(key, payload)
+            kept = digest_payload(key, payload)
         else:
             kept = inner or b""
-        entries.append(SpineEntry(position, offset, kind, kept))
+        entries.append(EntryDigest(position, offset, kind, kept))
     return entries

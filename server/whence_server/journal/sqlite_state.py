@@ -1,13 +1,13 @@
-"""Where a log stands when it is opened: told by its entries, not by the columns beside them."""
+"""State of a log when it is opened, from its entries, not from the columns beside them."""
 
 import logging
 from typing import Any
 
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal.chain import SECRET_BYTES, genesis
-from whence_server.journal.cursors import sound_cursors
-from whence_server.journal.sqlite_lookup import generation
+from whence_server.journal.chain import SECRET_BYTES, hash_genesis
+from whence_server.journal.cursors import load_cursors
+from whence_server.journal.sqlite_lookup import find_generation
 from whence_server.journal.store import State, Unfinished
 
 _log = logging.getLogger(__name__)
@@ -34,43 +34,48 @@ _UNCALLED = f"""
 """  # noqa: S608  # constants only
 
 
-def state_of(connection: Any, writer_id: bytes) -> State:
-    """Read where the log stands.
+def load_state(connection: Any, writer_id: bytes) -> State:
+    """Read the state of the log.
 
     Raises:
-        ConfigurationError: a row claims a place beyond the log's end.
+        ConfigurationError: a row has a position after the log's end.
     """
     last = connection.execute(
         "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1",
         (_WRITER,),
     ).fetchall()
-    position, last_hash = last[0] if last else (0, genesis(writer_id))
+    position, last_hash = last[0] if last else (0, hash_genesis(writer_id))
     _check_places(connection, position)
     uncalled = [row[0].decode(errors="replace") for row in connection.execute(_UNCALLED)]
     return State(
-        writer_id, position, last_hash, _unfinished(connection), uncalled, sound_cursors(connection)
+        writer_id,
+        position,
+        last_hash,
+        _load_unfinished(connection),
+        uncalled,
+        load_cursors(connection),
     )
 
 
-def _unfinished(connection: Any) -> list[Unfinished]:
-    """Generations whose newest entry is no FINISHED."""
+def _load_unfinished(connection: Any) -> list[Unfinished]:
+    """Return the generations whose newest entry is not FINISHED."""
     unfinished = []
     for raw_id, started_position, secret, last_offset in connection.execute(_OPEN).fetchall():
         generation_id = raw_id.decode(errors="replace")
-        row = generation(connection, generation_id)
+        row = find_generation(connection, generation_id)
         if row is None or row.foreign or row.deleted or secret is None:
-            _cannot_close(generation_id, row.damage if row else "its id is no UTF-8")
+            _log_unclosable(generation_id, row.damage if row else "its id is not UTF-8")
         elif len(secret) != SECRET_BYTES:
-            _cannot_close(generation_id, "its secret is damaged")
+            _log_unclosable(generation_id, "its secret is damaged")
         else:
             unfinished.append(Unfinished(started_position, secret, last_offset, row.index))
     return unfinished
 
 
-def _cannot_close(generation_id: str, damage: str) -> None:
+def _log_unclosable(generation_id: str, damage: str) -> None:
     _log.error(
-        "generation %s was interrupted and cannot be closed in the record: %s; "
-        "`whence-server verify` tells more",
+        "generation %s was interrupted, and its FINISHED entry cannot be appended: %s; "
+        "run `whence-server verify`",
         generation_id,
         damage or "its row is damaged",
     )
@@ -85,7 +90,7 @@ def _check_places(connection: Any, position: int) -> None:
     if beyond:
         generation_id = beyond[0][0].decode(errors="replace")
         raise ConfigurationError(
-            f"the journal is damaged: generation {generation_id!r} claims a place beyond its "
-            f"newest entry, {position}; `whence-server verify` tells more, and with --rebuild it "
-            "mends what follows from the entries"
+            f"the journal is damaged: generation {generation_id!r} has a position after the "
+            f"newest entry, {position}; run `whence-server verify`, which with --rebuild repairs "
+            "all rows that follow from the entries"
         )

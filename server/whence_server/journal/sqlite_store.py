@@ -1,4 +1,4 @@
-"""The journal's tables in an SQLite database in the data directory."""
+"""The journal's tables in an SQLite database."""
 
 import threading
 import uuid
@@ -12,29 +12,29 @@ import apsw
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import ConfigurationError, JournalError
 from whence_server.journal import cursors, label_index, sqlite_list, sqlite_lookup
-from whence_server.journal.chain import ChainRow, inner_digest
-from whence_server.journal.derive import SpineEntry
-from whence_server.journal.label_index import label_rows
+from whence_server.journal.chain import ChainRow, digest_payload
+from whence_server.journal.derive import EntryDigest
+from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import Durability, GenerationRow, ListFilter
 from whence_server.journal.schema import migrate
-from whence_server.journal.sqlite_errors import passing_faults, readable
+from whence_server.journal.sqlite_errors import translate_corruption, translate_transient_errors
 from whence_server.journal.sqlite_rows import (
     INDEX_COLUMNS,
-    finish_bindings,
-    generation_bindings,
-    offset_condition,
-    own_entries,
+    bind_finish,
+    bind_generation,
+    make_offset_condition,
     read_entries,
+    read_own_entries,
 )
-from whence_server.journal.sqlite_state import state_of
+from whence_server.journal.sqlite_state import load_state
 from whence_server.journal.store import Batch, Page, State
 
 _OLDEST_SQLITE = (3, 51, 3)
-# The only thing to wait for is a checkpoint's wait for a reader.
+# Only a checkpoint waits, for a reader.
 _BUSY_MS = 1_000
 _MAX_LOG_BYTES = 64 << 20
-# One file, one writer: the number tells servers apart where several share a database.
+# Number of the writer: each database has one.
 _WRITER = 1
 
 _INSERT_GENERATION = f"""
@@ -75,10 +75,10 @@ _CHAIN = f"""
 
 
 def check_sqlite_version(version: str) -> None:
-    """Refuse a library with the WAL-reset bug, which can corrupt a database.
+    """Refuse a version of SQLite with the WAL-reset bug, which can corrupt a database.
 
     Raises:
-        ConfigurationError: it is older than 3.51.3.
+        ConfigurationError: the version is older than 3.51.3.
     """
     if tuple(int(part) for part in version.split(".")[:3]) < _OLDEST_SQLITE:
         raise ConfigurationError(
@@ -88,17 +88,17 @@ def check_sqlite_version(version: str) -> None:
 
 
 class SqliteStore:
-    """One connection that writes, and one that reads for every thread that asks.
+    """One connection that writes, and one that reads for each reading thread.
 
     Attributes:
-        writer_id: the log's UUID, 16 bytes; made when the database is.
+        writer_id: the log's UUID, 16 bytes, chosen when the database is created.
     """
 
     def __init__(self, path: Path, durability: Durability) -> None:
-        """Open or creates the database, and brings its schema up to date.
+        """Open or create the database, and bring its schema up to date.
 
         Raises:
-            ConfigurationError: the file is no journal, or a newer version's; or SQLite is too old.
+            ConfigurationError: the file is no journal or of a newer version, or SQLite is too old.
         """
         check_sqlite_version(apsw.sqlite_lib_version())
         self._path = str(path)
@@ -108,7 +108,7 @@ class SqliteStore:
             self._connection: Any = apsw.Connection(self._path)
             _prepare(self._connection, durability)
             migrate(self._connection)
-            self.writer_id = _writer_id(self._connection)
+            self.writer_id = _load_writer_id(self._connection)
             # A crash between a deletion and its checkpoint leaves the content in the log.
             self.truncate_log()
         except (apsw.Error, JournalError) as error:
@@ -116,7 +116,7 @@ class SqliteStore:
 
     @property
     def size_bytes(self) -> int:
-        """The database and its write-ahead log; 0 for what is not there."""
+        """Size of the database and its write-ahead log; a missing file counts as 0."""
         total = 0
         for path in (self._path, f"{self._path}-wal"):
             with suppress(FileNotFoundError):
@@ -126,32 +126,32 @@ class SqliteStore:
     # ---- the writer's thread ----
 
     def write(self, batch: Batch) -> None:
-        """Commit a batch, durably as the store was opened for.
+        """Commit a batch with the durability of the store.
 
         Raises:
-            JournalUnwritableError: the disk is full or out of order; the batch may be tried again.
+            JournalUnwritableError: the disk is full or failing; the batch may be tried again.
         """
-        with passing_faults():
+        with translate_transient_errors():
             self._write(batch)
 
     def _write(self, batch: Batch) -> None:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            connection.executemany(_INSERT_GENERATION, map(generation_bindings, batch.generations))
+            connection.executemany(_INSERT_GENERATION, map(bind_generation, batch.generations))
             for new in batch.generations:
                 index = new.index
-                rows = label_rows(index.generation_id, index.start_time_ns, index.labels)
+                rows = make_label_rows(index.generation_id, index.start_time_ns, index.labels)
                 connection.executemany(label_index.INSERT, rows)
             connection.executemany(_INSERT_ENTRY, batch.entries)
             connection.executemany(_INSERT_OUTSIDE, batch.outside)
-            connection.executemany(_FINISH, map(finish_bindings, batch.finished))
+            connection.executemany(_FINISH, map(bind_finish, batch.finished))
             for generation_id, before in batch.deleted:
                 self._destroy(generation_id, before)
             cursors.advance(connection, batch.cursors)
             connection.execute("COMMIT")
         except BaseException:
-            # A full disk has rolled back already.
+            # After a full disk SQLite has already rolled back.
             if connection.in_transaction:
                 with suppress(apsw.Error):
                     connection.execute("ROLLBACK")
@@ -163,7 +163,7 @@ class SqliteStore:
             (generation_id,),
         ).fetchall()
         if not found:
-            return  # A damaged row must not cost the whole batch.
+            return  # A damaged row must not make the whole batch fail.
         ((generation, secret),) = found
         rows = self._connection.execute(
             "SELECT position, kind, payload FROM entries "
@@ -174,7 +174,7 @@ class SqliteStore:
             "UPDATE entries SET payload = NULL, inner_digest = ? WHERE writer = ? AND position = ?",
             (
                 (
-                    inner_digest(b"" if kind == EntryKind.CALL else secret or b"", payload),
+                    digest_payload(b"" if kind == EntryKind.CALL else secret or b"", payload),
                     _WRITER,
                     position,
                 )
@@ -185,12 +185,12 @@ class SqliteStore:
         self._connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
 
     def truncate_log(self) -> bool:
-        """Clear deleted content out of the write-ahead log; False while a reader holds it.
+        """Remove deleted content from the write-ahead log; return False if a reader holds it.
 
         Raises:
-            JournalUnwritableError: the disk is full or out of order.
+            JournalUnwritableError: the disk is full or failing.
         """
-        with passing_faults():
+        with translate_transient_errors():
             ((busy, _, _),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return not busy
 
@@ -198,34 +198,34 @@ class SqliteStore:
         """Call a function with the write connection, in one transaction.
 
         Raises:
-            JournalUnwritableError: the disk is full or out of order; nothing is changed.
+            JournalUnwritableError: the disk is full or failing; nothing is changed.
         """
-        with passing_faults(), self._connection:
+        with translate_transient_errors(), self._connection:
             return rebuild(self._connection)
 
     # ---- any thread ----
 
-    def state(self) -> State:
-        """Where the log stands."""
-        with self._snapshot() as connection:
-            return state_of(connection, self.writer_id)
+    def load_state(self) -> State:
+        """Read the state of the log."""
+        with self._open_snapshot() as connection:
+            return load_state(connection, self.writer_id)
 
-    def generation(self, generation_id: str) -> GenerationRow | None:
-        """One generation's row, or a deleted one's tombstone. A probe of one index."""
-        with self._snapshot() as connection:
-            return sqlite_lookup.generation(connection, generation_id)
+    def find_generation(self, generation_id: str) -> GenerationRow | None:
+        """Return a generation's row, deleted or not; None if the id is unknown."""
+        with self._open_snapshot() as connection:
+            return sqlite_lookup.find_generation(connection, generation_id)
 
-    def page(
+    def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
     ) -> Page:
-        """Generations newest first, deleted ones left out."""
-        with self._snapshot() as connection:
-            return sqlite_list.page(connection, list_filter, beyond, limit, max_bytes)
+        """Return a page of generations, newest first, without deleted ones."""
+        with self._open_snapshot() as connection:
+            return sqlite_list.read_page(connection, list_filter, beyond, limit, max_bytes)
 
-    def spine(self, generation_id: str) -> tuple[int, list[SpineEntry]]:
-        """Position of a generation's STARTED, and what deletion leaves of its entries."""
-        with self._snapshot() as connection:
-            return sqlite_lookup.spine(connection, generation_id)
+    def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
+        """Return the position of a generation's STARTED entry, and its entries' digests."""
+        with self._open_snapshot() as connection:
+            return sqlite_lookup.read_entry_digests(connection, generation_id)
 
     def read(
         self,
@@ -236,40 +236,40 @@ class SqliteStore:
         max_bytes: int,
         kinds: Collection[EntryKind] | None = None,
     ) -> list[Entry]:
-        """A generation's own entries; stops at either bound, gives at least one if there is one.
+        """Read a generation's own entries up to either bound; at least one if there is one.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its rows are not as they were written.
+            RecordDamagedError: its rows are damaged.
         """
-        with self._snapshot() as connection:
-            generation = sqlite_lookup.started_position(connection, generation_id)
+        with self._open_snapshot() as connection:
+            generation = sqlite_lookup.find_started_position(connection, generation_id)
             rows = connection.execute(
                 'SELECT position, "offset", kind, payload FROM entries '  # noqa: S608
-                f"WHERE writer = ? AND generation = ? AND {offset_condition(kinds)} "
+                f"WHERE writer = ? AND generation = ? AND {make_offset_condition(kinds)} "
                 'ORDER BY "offset", position LIMIT ?',
                 (_WRITER, generation, after_offset, limit),
             )
-            return own_entries(generation_id, rows, max_bytes)
+            return read_own_entries(generation_id, rows, max_bytes)
 
-    def last(self, generation_id: str) -> Entry:
-        """A generation's newest own entry.
+    def read_last(self, generation_id: str) -> Entry:
+        """Return a generation's newest own entry.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its rows are not as they were written.
+            RecordDamagedError: its rows are damaged.
         """
-        with self._snapshot() as connection:
-            return sqlite_lookup.last_entry(connection, generation_id)
+        with self._open_snapshot() as connection:
+            return sqlite_lookup.read_last_entry(connection, generation_id)
 
     def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
-        """Entries of all kinds in order of position; bounded as `read` is."""
-        with self._snapshot() as connection:
+        """Read entries of all kinds by position, up to either bound."""
+        with self._open_snapshot() as connection:
             return read_entries(connection.execute(_READ_ALL, (after_position, limit)), max_bytes)
 
-    def chain(self, after_position: int, limit: int) -> list[ChainRow]:
-        """Entries with all that their hashes are made from."""
-        return [ChainRow(*row) for row in self._rows(_CHAIN, (after_position, limit))]
+    def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
+        """Read entries with everything that their hashes cover."""
+        return [ChainRow(*row) for row in self._read_rows(_CHAIN, (after_position, limit))]
 
     def close(self) -> None:
         """Close every connection."""
@@ -277,19 +277,19 @@ class SqliteStore:
             connection.close()
         self._connection.close()
 
-    def _rows(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
-        with readable():
-            rows: list[Any] = self._reader().execute(sql, bindings).fetchall()
+    def _read_rows(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
+        with translate_corruption():
+            rows: list[Any] = self._get_reader().execute(sql, bindings).fetchall()
         return rows
 
     @contextmanager
-    def _snapshot(self) -> Iterator[Any]:
-        """Several statements that see one state of the database."""
-        connection = self._reader()
-        with readable(), connection:
+    def _open_snapshot(self) -> Iterator[Any]:
+        """Yield a connection whose statements see one state of the database."""
+        connection = self._get_reader()
+        with translate_corruption(), connection:
             yield connection
 
-    def _reader(self) -> Any:
+    def _get_reader(self) -> Any:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READONLY)
@@ -308,7 +308,7 @@ def _prepare(connection: Any, durability: Durability) -> None:
     connection.pragma("journal_size_limit", _MAX_LOG_BYTES)
 
 
-def _writer_id(connection: Any) -> bytes:
+def _load_writer_id(connection: Any) -> bytes:
     with connection:
         connection.execute(
             "INSERT OR IGNORE INTO writers VALUES (?, ?)", (_WRITER, uuid.uuid4().bytes)

@@ -1,4 +1,4 @@
-"""What the journal asks of a database: blocking, called from threads, never from the loop."""
+"""Interface of the journal's database; its blocking methods are called from threads."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from typing import NamedTuple, Protocol
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.journal.chain import ChainRow
-from whence_server.journal.derive import SpineEntry
+from whence_server.journal.derive import EntryDigest
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow, ListFilter
 
 
 @dataclass(frozen=True, slots=True)
 class NewGeneration:
-    """A generation to be put on record."""
+    """A generation to store."""
 
     started_position: int
     secret: bytes
@@ -21,11 +21,11 @@ class NewGeneration:
 
 
 class NewEntry(NamedTuple):
-    """One of a generation's own entries, to be put on record."""
+    """An entry of a generation to store."""
 
     position: int
     generation: int
-    """The generation's started_position."""
+    """Position of the generation's STARTED entry."""
     offset: int
     kind: EntryKind
     payload: bytes
@@ -33,7 +33,7 @@ class NewEntry(NamedTuple):
 
 
 class NewOutsideEntry(NamedTuple):
-    """An entry outside any generation's offsets; its generation may be long gone, or none."""
+    """An entry outside any generation's offsets; its generation may be deleted or unknown."""
 
     position: int
     generation_id: str
@@ -44,17 +44,17 @@ class NewOutsideEntry(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What one transaction writes: all of it or nothing."""
+    """Content of one transaction."""
 
     generations: list[NewGeneration] = field(default_factory=list)
     entries: list[NewEntry] = field(default_factory=list)
     outside: list[NewOutsideEntry] = field(default_factory=list)
     finished: list[tuple[str, FinishIndex]] = field(default_factory=list)
     deleted: list[tuple[str, int]] = field(default_factory=list)
-    """Ids, and each one's DELETED entry's position: the content before it goes."""
+    """Ids with the position of their DELETED entry, before which content is destroyed."""
     cursors: dict[str, int] = field(default_factory=dict)
     last_position: int = 0
-    """Of the entries in it; 0 where there are none."""
+    """Position of the batch's last entry; 0 if it has none."""
     num_bytes: int = 0
 
     def __bool__(self) -> bool:
@@ -63,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A generation that the writer's last run left open."""
+    """A generation that the writer's last run left unfinished."""
 
     started_position: int
     secret: bytes
@@ -72,62 +72,62 @@ class Unfinished:
 
 
 class Page(NamedTuple):
-    """Generations of a list, newest first."""
+    """One page of a list of generations, newest first."""
 
     rows: list[GenerationRow]
     end: PageKey | None
-    """Where the next page goes on; None at the list's end."""
+    """Key after which the next page begins; None at the list's end."""
 
 
 class State(NamedTuple):
-    """Where a writer's log stands when it is opened."""
+    """State of a writer's log when it is opened."""
 
     writer_id: bytes
     position: int
     hash: bytes
     unfinished: list[Unfinished]
     uncalled: list[str]
-    """Generations without the record of any call, whose own was cut off."""
+    """Ids of generations without a CALL entry, because the server ended first."""
     cursors: dict[str, int]
 
 
 class Store(Protocol):
-    """A database that holds one writer's log.
+    """A database with one writer's log.
 
-    `write` and `truncate_log` are called from one thread; all others from any.
+    `write` and `truncate_log` are called from one thread, all other methods from any.
     """
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on disk."""
+        """Size on disk."""
 
-    def state(self) -> State:
-        """Where the log stands."""
+    def load_state(self) -> State:
+        """Read the state of the log."""
 
     def write(self, batch: Batch) -> None:
-        """Commit a batch, durably as the store was opened for."""
+        """Commit a batch with the durability of the store."""
 
     def truncate_log(self) -> bool:
-        """Clear deleted content out of the write-ahead log; False while a reader holds it."""
+        """Remove deleted content from the write-ahead log; return False if a reader holds it."""
 
-    def generation(self, generation_id: str) -> GenerationRow | None:
-        """One generation's row, or a deleted one's tombstone. A probe of one index."""
+    def find_generation(self, generation_id: str) -> GenerationRow | None:
+        """Return a generation's row, deleted or not, with one index look-up; None if unknown."""
 
-    def page(
+    def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
     ) -> Page:
-        """Generations newest first, deleted ones left out.
+        """Return a page of generations, newest first, without deleted ones.
 
-        Stops at either bound (one generation may exceed `max_bytes`), or after a bounded number
-        of generations that were looked at and did not match.
+        The page ends at either bound (one generation may exceed `max_bytes`), or after a bounded
+        number of examined generations.
         """
 
-    def spine(self, generation_id: str) -> tuple[int, list[SpineEntry]]:
-        """Position of a generation's STARTED, and what deletion leaves of its entries.
+    def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
+        """Return the position of a generation's STARTED entry, and its entries' digests.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its row leads to another generation's entries.
+            RecordDamagedError: its row points to another generation's entries.
         """
 
     def read(
@@ -139,28 +139,28 @@ class Store(Protocol):
         max_bytes: int,
         kinds: Collection[EntryKind] | None = None,
     ) -> list[Entry]:
-        """A generation's own entries; stops at either bound, gives at least one if there is one.
+        """Read a generation's own entries up to either bound; at least one if there is one.
 
-        Kinds outside its offsets only where `kinds` names them: at offset 0, before all others,
-        whatever `after_offset` says.
+        Kinds outside its offsets are returned only if `kinds` names them: at offset 0, before all
+        others, for every `after_offset`.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its rows are not as they were written.
+            RecordDamagedError: its rows are damaged.
         """
 
-    def last(self, generation_id: str) -> Entry:
-        """A generation's newest own entry.
+    def read_last(self, generation_id: str) -> Entry:
+        """Return a generation's newest own entry.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
         """
 
     def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
-        """Entries of all kinds in order of position; bounded as `read` is."""
+        """Read entries of all kinds by position, up to either bound."""
 
-    def chain(self, after_position: int, limit: int) -> list[ChainRow]:
-        """Entries with all that their hashes are made from."""
+    def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
+        """Read entries with everything that their hashes cover."""
 
     def close(self) -> None:
         """Close every connection."""

@@ -1,4 +1,4 @@
-"""A running generation as the journal holds it in memory: a bounded tail of its entries."""
+"""Running generations in memory, each with a bounded tail of its entries."""
 
 from collections import deque
 from itertools import islice
@@ -9,17 +9,17 @@ from whence_server.journal.signal import Signal
 
 
 class LiveGeneration:
-    """One generation from its start until its FINISHED entry is on disk.
+    """A generation from its start until its FINISHED entry is on disk.
 
     Attributes:
-        started_position: of its STARTED entry.
+        started_position: position of its STARTED entry.
         secret: the chain's key for its entries.
-        offset: of its newest entry.
-        visible_offset: up to which those who follow it may see.
-        finish: set with its FINISHED entry.
-        recovered: left open by an earlier run.
-        closed: its tail is gone; what it was is on disk.
-        changed: notified when `visible_offset` or `closed` moves.
+        offset: offset of its newest entry.
+        visible_offset: last offset that readers may see.
+        finish: columns of its FINISHED entry; None before.
+        recovered: True if an earlier run left it unfinished.
+        closed: True if its tail is dropped and all its entries are on disk.
+        changed: notified when `visible_offset` or `closed` changes.
     """
 
     __slots__ = (
@@ -56,18 +56,18 @@ class LiveGeneration:
 
     @property
     def row(self) -> GenerationRow:
-        """What a store would answer, as of now."""
+        """Current row, as a store would return it."""
         return GenerationRow(self.index, self.finish)
 
     def push(self, entry: Entry, committed_position: int, max_entries: int) -> None:
-        """Add the newest entry; the oldest leave once they are on disk."""
+        """Add the newest entry; drop the oldest ones that are on disk."""
         tail = self.tail
         tail.append(entry)
         while len(tail) > max_entries and tail[0].position <= committed_position:
             tail.popleft()
 
-    def after(self, offset: int, max_bytes: int) -> list[Entry] | None:
-        """Visible entries beyond `offset`, FINISHED in any case; None if some are on disk only."""
+    def read_after(self, offset: int, max_bytes: int) -> list[Entry] | None:
+        """Return visible entries after `offset`, or FINISHED; None if some are only on disk."""
         tail = self.tail
         first = self.offset - len(tail) + 1
         if offset + 1 < first:
@@ -83,8 +83,8 @@ class LiveGeneration:
             return [tail[-1]]
         return batch
 
-    def offset_up_to(self, position: int) -> int:
-        """Offset of its newest entry that lies at a position or before it; 0 for none."""
+    def find_offset(self, position: int) -> int:
+        """Return the offset of the newest entry at or before a position; 0 if there is none."""
         offset = self.tail[0].offset - 1 if self.tail else self.offset
         for entry in self.tail:
             if entry.position <= position:
@@ -92,12 +92,12 @@ class LiveGeneration:
         return offset
 
     def show(self, offset: int) -> None:
-        """Let readers see up to `offset`, and wakes them."""
+        """Make entries up to `offset` visible, and wake readers."""
         self.visible_offset = offset
         self.changed.notify()
 
     def close(self) -> None:
-        """Let go of the tail: whoever still reads goes on from disk."""
+        """Drop the tail; readers continue from disk."""
         self.closed = True
         self.tail.clear()
         self.changed.notify()

@@ -1,11 +1,11 @@
-"""Verifies a journal that no server uses: its files, its chain, and every column beside it."""
+"""Verification of a journal that no server uses: files, chain and columns."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal.audit import Audit, guarded
+from whence_server.journal.audit import Audit, run_stage
 from whence_server.journal.chain import ChainReport, ChainRow, ChainWalk
 from whence_server.journal.evidence import Evidence, open_evidence
 from whence_server.journal.findings import Finding, VerifyReport
@@ -22,7 +22,7 @@ _CHAIN = """
 
 
 def verify_journal(data_dir: Path) -> VerifyReport:
-    """Verify a journal as it lies on disk, its write-ahead log included; changes nothing.
+    """Verify a journal on disk with its write-ahead log; change nothing.
 
     Raises:
         ConfigurationError: there is no journal, a server uses it, it cannot be read, or a newer
@@ -33,7 +33,7 @@ def verify_journal(data_dir: Path) -> VerifyReport:
 
 
 def verify_evidence(evidence: Evidence) -> VerifyReport:
-    """Verify an opened journal; raises as `verify_journal`."""
+    """Verify an opened journal; raise as `verify_journal` does."""
     report = VerifyReport(notes=list(evidence.log.notes))
     for fault in evidence.log.faults:
         report.add(Finding("journal", "write-ahead log", detail=fault))
@@ -46,38 +46,38 @@ def verify_evidence(evidence: Evidence) -> VerifyReport:
         version[0] = connection.pragma("user_version")
         version[1] = connection.execute("SELECT count(*) FROM sqlite_schema").get
 
-    if not guarded(report, "header", look):
+    if not run_stage(report, "header", look):
         return report
     number, num_objects = version
     if number > len(MIGRATIONS):
         raise ConfigurationError(
-            f"the journal has schema version {number}, and this one knows up to {len(MIGRATIONS)}: "
-            "verify it with the newer version that wrote it"
+            f"the journal has schema version {number}, and this program supports up to "
+            f"{len(MIGRATIONS)}: verify it with the newer version that wrote it"
         )
     if not num_objects:
         return report
-    guarded(report, "pages", lambda: _integrity(connection, report))
+    run_stage(report, "pages", lambda: _check_integrity(connection, report))
     audit = Audit(connection, report, number)
-    guarded(report, "entries", lambda: _chain(connection, report, audit))
+    run_stage(report, "entries", lambda: _verify_chain(connection, report, audit))
     audit.compare()
     return report
 
 
-def _integrity(connection: Any, report: VerifyReport) -> None:
-    """Have SQLite hold its own structures, and its indexes to their tables."""
+def _check_integrity(connection: Any, report: VerifyReport) -> None:
+    """Run SQLite's integrity check of its structures and indexes."""
     for (message,) in connection.execute(f"PRAGMA integrity_check({_MAX_MESSAGES})"):
         if message != "ok":
             for line in message.splitlines():
                 report.add(Finding("database", "", detail=line))
 
 
-def chain_report(
+def walk_chain(
     connection: Any, also: Callable[[list[ChainRow]], None] = lambda _: None
 ) -> Iterator[ChainReport]:
-    """Walk the chain, and gives every entry to `also`, those beyond a break as well.
+    """Walk the chain, and call `also` with all entries, including those after a break.
 
     Yields:
-        What was found so far, after each thousand entries and at the end.
+        The result so far, after each thousand entries and at the end.
     """
     ((writer_id,),) = connection.execute("SELECT writer_id FROM writers WHERE writer = 1")
     walk = ChainWalk(writer_id)
@@ -92,10 +92,10 @@ def chain_report(
     yield walk.report()
 
 
-def _chain(connection: Any, report: VerifyReport, audit: Audit) -> None:
+def _verify_chain(connection: Any, report: VerifyReport, audit: Audit) -> None:
     found = ChainReport(0, "")
     try:
-        for so_far in chain_report(connection, audit.take):
+        for so_far in walk_chain(connection, audit.take):
             found = so_far
     except BaseException:
         report.chain_intact = False

@@ -1,8 +1,8 @@
-"""SQLite's write-ahead log, read without SQLite: what is in it, and what can no longer be read.
+"""Reader of SQLite's write-ahead log that reports the parts that SQLite cannot read.
 
-SQLite takes a log up to the first frame whose checksum is wrong, and says nothing of what lies
-behind it: one flipped byte loses all newer transactions in silence. The format is described in
-SQLite's file format documentation, section 4, and in the comments of its wal.c.
+SQLite reads a log up to the first frame with a wrong checksum and reports nothing about later
+frames: one flipped byte silently loses all newer transactions. SQLite's file format
+documentation, section 4, and the comments of its wal.c describe the format.
 """
 
 import struct
@@ -17,7 +17,7 @@ _LITTLE_ENDIAN, _BIG_ENDIAN = 0x377F0682, 0x377F0683
 _VERSION = 3_007_000
 _PAGE_SIZES = frozenset(2**n for n in range(9, 17))
 _MASK = 0xFFFFFFFF
-# A log that was overwritten so often left no frame: it would have been of terabytes.
+# No frame survives this many later logs: the file would have terabytes.
 _MOST_LOGS = 1 << 24
 # The index beside the log (-shm) begins with: version, unused, change, flags, page size (2),
 # frames, pages, the last frame's checksum (2 words), the log's salts (8 bytes as in the log).
@@ -28,19 +28,19 @@ _COPIED_PLACE = 96
 
 @dataclass(slots=True)
 class LogReport:
-    """A write-ahead log, as far as it can be read."""
+    """Readable content of a write-ahead log, with its faults."""
 
     page_size: int = 0
     pages: dict[int, int] = field(default_factory=dict)
-    """Page number to the offset, in the log, of its newest committed content."""
+    """Offset in the log of each page's newest committed frame, by page number."""
     num_pages: int = 0
-    """Of the database after the last commit; 0 where there is none."""
+    """Size of the database after the last commit, in pages; 0 if there is no commit."""
     num_frames: int = 0
-    """Frames up to the last commit that can be read."""
+    """Number of frames up to the last readable commit."""
     faults: list[str] = field(default_factory=list)
-    """What was lost, in words."""
+    """Descriptions of lost content."""
     notes: list[str] = field(default_factory=list)
-    """What was left out without a loss."""
+    """Descriptions of content that was ignored without a loss."""
 
 
 class _Frame(NamedTuple):
@@ -55,20 +55,20 @@ class _Frame(NamedTuple):
 
 
 def read_log(path: Path, index_path: Path) -> LogReport:
-    """Read a write-ahead log; an absent or an empty one has nothing in it.
+    """Read a write-ahead log; a missing log counts as empty.
 
     Raises:
-        OSError: a file that is there cannot be read.
+        OSError: an existing file cannot be read.
     """
     report = LogReport()
     size = path.stat().st_size if path.exists() else 0
     for file in (path, index_path):
         if file.exists() and not file.is_file():
-            report.faults.append(f"{file.name} is no regular file, and cannot be read")
+            report.faults.append(f"{file.name} is not a regular file and cannot be read")
     if report.faults:
         return report
     if not size:
-        _ask_index_of_nothing(report, index_path)
+        _check_index_without_log(report, index_path)
         return report
     with path.open("rb") as log:
         head = log.read(_HEADER.size)
@@ -80,19 +80,19 @@ def read_log(path: Path, index_path: Path) -> LogReport:
             magic not in (_LITTLE_ENDIAN, _BIG_ENDIAN)
             or version != _VERSION
             or page_size not in _PAGE_SIZES
-            or _checksum(head[:24], (0, 0), order) != checksum
+            or _compute_checksum(head[:24], (0, 0), order) != checksum
         ):
             report.faults.append(
                 f"the write-ahead log's header is damaged: none of its {size} bytes can be read"
             )
             return report
         report.page_size = page_size
-        frames = _frames(log, page_size)
+        frames = _read_frames(log, page_size)
         _walk(report, frames, salts, checksum, order)
         torn = (size - _HEADER.size) % (_FRAME.size + page_size)
     if torn and not report.faults:
-        report.notes.append("the write-ahead log ends in a frame that was never written whole")
-    _ask_index(report, index_path, head[16:24])
+        report.notes.append("the write-ahead log ends with an incomplete frame")
+    _check_index(report, index_path, head[16:24])
     return report
 
 
@@ -103,12 +103,12 @@ def _walk(
     checksum: tuple[int, int],
     order: str,
 ) -> None:
-    """Take frames up to the first that is not in order, then looks for what lies behind it."""
+    """Take frames up to the first invalid one, then report the frames after it."""
     uncommitted: dict[int, int] = {}
     for frame in frames:
-        follows = _checksum(frame.head[:8] + frame.body, checksum, order) == frame.checksum
+        follows = _compute_checksum(frame.head[:8] + frame.body, checksum, order) == frame.checksum
         if frame.salts != salts or not follows:
-            follows = follows or _follows_but_for_a_bit(frame, checksum, order)
+            follows = follows or _has_one_flipped_bit(frame, checksum, order)
             _look_behind(report, frame, follows, frames, salts)
             return
         checksum = frame.checksum
@@ -118,7 +118,7 @@ def _walk(
             report.num_pages, report.num_frames = frame.commit, frame.number
             uncommitted = {}
     if uncommitted:
-        report.notes.append("the write-ahead log ends in a transaction that was never committed")
+        report.notes.append("the write-ahead log ends with a transaction that was never committed")
 
 
 def _look_behind(
@@ -128,7 +128,7 @@ def _look_behind(
     frames: Iterator[_Frame],
     salts: tuple[int, int],
 ) -> None:
-    # A frame of other salts is left over from before the log began anew, unless it follows.
+    # A frame with other salts and a wrong checksum is left over from an earlier log.
     lost = [first] if follows or first.salts == salts else []
     num_foreign = 0
     for frame in (first, *frames) if not lost else frames:
@@ -138,41 +138,41 @@ def _look_behind(
             num_foreign += 1
     if num_foreign:
         report.faults.append(
-            f"{num_foreign} frames of the write-ahead log, behind frame {first.number - 1}, belong "
-            "neither to this log nor to an earlier one: what was written there cannot be read"
+            f"{num_foreign} frames of the write-ahead log, after frame {first.number - 1}, belong "
+            "neither to this log nor to an earlier one: their content cannot be read"
         )
     num_commits = sum(1 for frame in lost if frame.commit)
     if not lost:
         return
     if not num_commits and not follows:
-        # A transaction that failed, or was cut off, was never committed.
+        # The transaction failed or was interrupted.
         report.notes.append(
-            f"the write-ahead log ends in {len(lost)} frames that were never committed"
+            f"the write-ahead log ends with {len(lost)} frames that were never committed"
         )
         return
     report.faults.append(
-        f"frame {first.number} of the write-ahead log is damaged: {len(lost)} frames from there "
-        f"on, which end {num_commits} transactions, cannot be read; what they hold is lost to "
-        "every reader"
+        f"frame {first.number} of the write-ahead log is damaged: {len(lost)} frames from this "
+        f"one on, which end {num_commits} transactions, cannot be read; every reader loses "
+        "their content"
     )
 
 
 def _is_left_over(frame: _Frame, salts: tuple[int, int]) -> bool:
-    """Whether a frame is of a log that was before this one: each adds one to the first salt."""
+    """Return whether a frame is of an earlier log: each new log adds 1 to the first salt."""
     return 0 < (salts[0] - frame.salts[0]) & _MASK < _MOST_LOGS
 
 
-def _follows_but_for_a_bit(frame: _Frame, checksum: tuple[int, int], order: str) -> bool:
-    """Whether one flipped bit in its head is all that is wrong: the frame may end a commit."""
+def _has_one_flipped_bit(frame: _Frame, checksum: tuple[int, int], order: str) -> bool:
+    """Return whether flipping one bit of the frame's head makes its checksum right."""
     head = int.from_bytes(frame.head[:8], "big")
     return any(
-        _checksum((head ^ (1 << bit)).to_bytes(8, "big") + frame.body, checksum, order)
+        _compute_checksum((head ^ (1 << bit)).to_bytes(8, "big") + frame.body, checksum, order)
         == frame.checksum
         for bit in range(64)
     )
 
 
-def _frames(log: BinaryIO, page_size: int) -> Iterator[_Frame]:
+def _read_frames(log: BinaryIO, page_size: int) -> Iterator[_Frame]:
     number, offset = 0, _HEADER.size
     while True:
         head, body = log.read(_FRAME.size), log.read(page_size)
@@ -184,19 +184,19 @@ def _frames(log: BinaryIO, page_size: int) -> Iterator[_Frame]:
         offset += _FRAME.size + page_size
 
 
-def _ask_index(report: LogReport, index_path: Path, raw_salts: bytes) -> None:
-    """The index beside the log knows how many frames there were, if it belongs to it."""
-    num_frames, _, salts = _index(index_path)
+def _check_index(report: LogReport, index_path: Path, raw_salts: bytes) -> None:
+    """Report frames that the index beside the log counts and the log does not have."""
+    num_frames, _, salts = _read_index(index_path)
     if salts == raw_salts and num_frames > report.num_frames and not report.faults:
         report.faults.append(
-            f"the write-ahead log had {num_frames} frames, and {report.num_frames} are left: its "
+            f"the write-ahead log had {num_frames} frames and has {report.num_frames}: its "
             "newest transactions are gone"
         )
 
 
-def _ask_index_of_nothing(report: LogReport, index_path: Path) -> None:
-    """Where the log is absent or empty, the index knows of frames that only the log had."""
-    num_frames, num_copied, _ = _index(index_path)
+def _check_index_without_log(report: LogReport, index_path: Path) -> None:
+    """Report frames that the index counts although the log is missing or empty."""
+    num_frames, num_copied, _ = _read_index(index_path)
     if num_frames > num_copied:
         report.faults.append(
             f"the write-ahead log is gone: it had {num_frames} frames, and {num_copied} of them "
@@ -204,8 +204,8 @@ def _ask_index_of_nothing(report: LogReport, index_path: Path) -> None:
         )
 
 
-def _index(path: Path) -> tuple[int, int, bytes]:
-    """Frames of the log, how many of them were copied into the database, and the log's salts."""
+def _read_index(path: Path) -> tuple[int, int, bytes]:
+    """Read the index; return numbers of frames and of copied frames, and the log's salts."""
     try:
         with path.open("rb") as index:
             head = index.read(_COPIED_PLACE + 4)
@@ -218,7 +218,7 @@ def _index(path: Path) -> tuple[int, int, bytes]:
     return (num_frames, num_copied, salts) if is_set else (0, 0, b"")
 
 
-def _checksum(data: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:
+def _compute_checksum(data: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:
     words = struct.unpack(f"{order}{len(data) // 4}I", data)
     s0, s1 = start
     pairs = iter(words)

@@ -1,9 +1,8 @@
-"""Group commit: what was appended in one interval becomes one transaction on one thread.
+"""Group commit: all entries of one interval become one transaction on one thread.
 
-A transaction that fails because the disk is full or out of order is kept and tried again, with
-growing pauses, until it succeeds: nothing that was appended is lost as long as the process lives.
-Meanwhile the writer is *stalled*: it takes what running generations still append, and refuses
-new ones. Any other failure is final.
+A transaction that fails because the disk is full or failing is retried with growing pauses until
+it succeeds: no appended entry is lost while the process lives. Meanwhile the writer is *stalled*:
+running generations may append, new ones are refused. Any other failure is final.
 """
 
 import asyncio
@@ -32,20 +31,20 @@ DEFAULT_PATIENCE_S = 2.0
 
 
 class Writer:
-    """Sends one batch at a time to the thread that owns the store's write connection.
+    """Commits one batch at a time on the thread that owns the store's write connection.
 
-    All methods are called from the event loop's thread. While a batch is being committed, the
-    next one gathers.
+    All methods must be called from the event loop's thread. The next batch fills while one is
+    being committed.
 
     Attributes:
-        pending: what the next transaction will hold; its owner adds to it, then calls `submit`.
-        committed_position: everything up to it is on disk.
+        pending: content of the next transaction; its owner adds to it, then calls `submit`.
+        committed_position: position of the newest entry on disk.
         committed: notified after every transaction, and when the writer stalls or fails.
-        error: why nothing more can be written, once that is so.
-        stall: why the transaction under way fails, as long as it does and is tried again.
-        standing: notified when `stall` or `error` changes.
-        told: whether the stall has outlasted the patience, so that readers learn of it.
-        on_time: told how long every transaction took, in seconds.
+        error: final error after which nothing can be written; None if there is none.
+        stall: error of the transaction that is being retried; None if there is none.
+        status_changed: notified when `stall` or `error` changes.
+        stall_reported: True if the stall is longer than the patience, so that readers get it.
+        on_duration: called with the duration of every transaction, in seconds.
     """
 
     def __init__(
@@ -65,11 +64,11 @@ class Writer:
         self.committed = Signal()
         self.error: JournalError | None = None
         self.stall: JournalUnwritableError | None = None
-        self.told = False
-        self.standing = Signal()
-        self.on_time: Callable[[float], None] = _ignore
+        self.stall_reported = False
+        self.status_changed = Signal()
+        self.on_duration: Callable[[float], None] = _ignore
         self._store = store
-        # STRICT commits what one turn of the loop appended: nobody sees it any sooner.
+        # STRICT commits at the end of each iteration of the loop: entries become visible then.
         self._delay_s = 0.0 if durability is Durability.STRICT else commit_interval_s
         self._max_pending_bytes = max_pending_bytes
         self._on_commit = on_commit
@@ -88,20 +87,20 @@ class Writer:
         self._closing = False
 
     def check(self) -> None:
-        """Return as long as the journal takes what running generations append.
+        """Raise if running generations cannot append.
 
         Raises:
             JournalError: nothing more can be written.
         """
         if self.error is not None:
-            # A new one each time: a raised exception collects tracebacks and contexts.
+            # A new exception each time: a raised one collects tracebacks and contexts.
             raise type(self.error)(self.error.message) from self.error
 
     def check_writable(self) -> None:
-        """Return as long as new work can be put on record.
+        """Raise if no new generation can be recorded.
 
         Raises:
-            JournalUnwritableError: not at present.
+            JournalUnwritableError: the disk is full or failing at present.
             JournalError: nothing more can be written.
         """
         self.check()
@@ -110,12 +109,12 @@ class Writer:
 
     @property
     def overfull(self) -> bool:
-        """Whether more bytes than the bound are not on disk yet."""
+        """True if more bytes than the bound are uncommitted."""
         in_flight = self._in_flight.num_bytes if self._in_flight else 0
         return self.pending.num_bytes + in_flight > self._max_pending_bytes
 
     def submit(self) -> None:
-        """See to it that what is pending will be committed."""
+        """Schedule the commit of the pending batch."""
         if self._in_flight is None:
             if self._timer is None:
                 self._timer = self._loop.call_later(self._delay_s, self._send)
@@ -123,11 +122,11 @@ class Writer:
                 self._send()
 
     async def flush(self) -> None:
-        """Return once all that was submitted so far is committed.
+        """Wait until everything submitted so far is committed.
 
         Raises:
-            JournalUnwritableError: it could not be, so far.
-            JournalError: it cannot be.
+            JournalUnwritableError: the disk is full or failing at present.
+            JournalError: it cannot be committed.
         """
         self.check_writable()
         last = self._hasten()
@@ -135,8 +134,8 @@ class Writer:
             await self.committed.wait()
             self.check_writable()
 
-    async def writable(self) -> None:
-        """Wait while the writer is stalled, or more bytes than the bound are not on disk yet.
+    async def wait_writable(self) -> None:
+        """Wait while the writer is stalled, or more bytes than the bound are uncommitted.
 
         Raises:
             JournalError: nothing more can be written.
@@ -151,10 +150,10 @@ class Writer:
         return await self._loop.run_in_executor(self._executor, function)
 
     async def close(self) -> None:
-        """Commit what is pending, if it can, and ends the thread.
+        """Commit the pending batch, if possible, and end the thread.
 
         Raises:
-            JournalError: something could not be committed.
+            JournalError: entries could not be committed.
         """
         self._closing = True
         try:
@@ -168,7 +167,7 @@ class Writer:
             await asyncio.to_thread(self._executor.shutdown)
 
     async def _commit_last(self) -> None:
-        """Try everything that is not on disk once more: a failure is final now."""
+        """Try to commit everything that is not on disk; a failure is final."""
         if self.stall is not None:
             self._resend()
         last = self._hasten()
@@ -177,7 +176,7 @@ class Writer:
             self.check()
 
     def _hasten(self) -> int:
-        """Have everything submitted committed without delay; returns the number of its batch."""
+        """Commit the pending batch without delay; return its number."""
         if not self.pending:
             return self._num_sent
         if self._in_flight is None:
@@ -195,37 +194,37 @@ class Writer:
         self._write(batch)
 
     def _resend(self) -> None:
-        """Try the transaction that failed once more."""
+        """Retry the failed transaction."""
         if self._timer is None:
-            return  # It is under way.
+            return  # The retry is running.
         self._cancel_timer()
         if self._in_flight is not None:
             self._write(self._in_flight)
 
     def _write(self, batch: Batch) -> None:
         future = self._loop.run_in_executor(self._executor, self._store.write, batch)
-        future.add_done_callback(partial(self._done, batch, time.perf_counter()))
+        future.add_done_callback(partial(self._on_done, batch, time.perf_counter()))
 
-    def _done(self, batch: Batch, started_s: float, future: asyncio.Future[None]) -> None:
+    def _on_done(self, batch: Batch, started_s: float, future: asyncio.Future[None]) -> None:
         error = future.exception()
         if isinstance(error, JournalUnwritableError) and not self._closing:
             self._stall(error)
             return
         if error is not None:
             self._in_flight = None
-            self._lose(batch, error)
+            self._fail_for_good(batch, error)
             return
         self._in_flight = None
         self._num_done += 1
         self.committed_position = max(self.committed_position, batch.last_position)
-        self._recovered()
+        self._end_stall()
         if self.pending and self.error is None:
             if self._urgent:
                 self._send()
             else:
                 self.submit()
         self._on_commit(batch)
-        self.on_time(time.perf_counter() - started_s)
+        self.on_duration(time.perf_counter() - started_s)
         self.committed.notify()
 
     def _stall(self, error: JournalUnwritableError) -> None:
@@ -234,41 +233,41 @@ class Writer:
         if first:
             self._stalled_since_s = time.monotonic()
             self._retry_s = _FIRST_RETRY_S
-            self._patience = self._loop.call_later(self._patience_s, self._tell)
+            self._patience = self._loop.call_later(self._patience_s, self._report_stall)
             _log.critical(
-                "%s; nothing new is admitted, running generations wait", error, exc_info=error
+                "%s; new requests are refused, running generations wait", error, exc_info=error
             )
         self._timer = self._loop.call_later(self._retry_s, self._resend)
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
         if first:
             self.committed.notify()
-            self.standing.notify()
+            self.status_changed.notify()
 
-    def _tell(self) -> None:
-        """Let those who follow a generation know that its journal is stalled."""
-        self.told = True
+    def _report_stall(self) -> None:
+        """Wake readers that follow a generation, which then get the stall's error."""
+        self.stall_reported = True
         self._on_failure()
 
-    def _recovered(self) -> None:
+    def _end_stall(self) -> None:
         if self.stall is None:
             return
-        self.stall, self.told = None, False
+        self.stall, self.stall_reported = None, False
         if self._patience is not None:
             self._patience.cancel()
         stalled_s = time.monotonic() - self._stalled_since_s
-        _log.warning("the journal can be written again, after %.1f s; nothing is lost", stalled_s)
-        self.standing.notify()
+        _log.warning("the journal is writable again after %.1f s; nothing is lost", stalled_s)
+        self.status_changed.notify()
 
-    def _lose(self, batch: Batch, error: BaseException) -> None:
+    def _fail_for_good(self, batch: Batch, error: BaseException) -> None:
         num_bytes = batch.num_bytes + self.pending.num_bytes
         _log.critical(
-            "the journal cannot be written any more; about %d bytes of entries after position %d "
-            "are not on disk",
+            "the journal can no longer be written; about %d bytes of entries after position %d are "
+            "not on disk",
             num_bytes,
             self.committed_position,
             exc_info=error,
         )
-        failure = JournalLostError(f"the journal cannot be written any more: {error}")
+        failure = JournalLostError(f"the journal can no longer be written: {error}")
         failure.__cause__ = error
         self._fail(failure)
 
@@ -282,8 +281,8 @@ class Writer:
             self.error, self.stall = error, None
             self._on_failure()
             self.committed.notify()
-            self.standing.notify()
+            self.status_changed.notify()
 
 
 def _ignore(_duration_s: float) -> None:
-    """Nobody asked."""
+    """Ignore a duration."""

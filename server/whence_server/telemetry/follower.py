@@ -117,7 +117,7 @@ class DurableCursor:
 
     async def load(self) -> int:
         """Return the position; 0 for a new cursor."""
-        return await self._store.cursor(self._name)
+        return await self._store.read_cursor(self._name)
 
     def save(self, position: int) -> None:
         """Keep the position; durable with the journal's next commit."""

@@ -51,7 +51,7 @@ class CommittedLog(Protocol):
 class CursorStore(Protocol):
     """Positions that outlive the process, by name."""
 
-    async def cursor(self, name: str) -> int:
+    async def read_cursor(self, name: str) -> int:
         """Return the position that a cursor has reached; 0 for a new one."""
         ...
 
