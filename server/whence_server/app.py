@@ -102,12 +102,12 @@ async def _serve(
             max_connections=max_connections(raise_descriptor_limit()),
         ),
         {
-            generation_servicer.SERVICE: GenerationServicer(serving, limits).methods(),
-            trace_servicer.SERVICE: TraceServicer(journal, closing).methods(),
+            generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
+            trace_servicer.SERVICE: TraceServicer(journal, closing).list_methods(),
             training_servicer.SERVICE: TrainingServicer(
                 library, serving, tracer, closing
-            ).methods(),
-            model_servicer.SERVICE: ModelServicer(serving).methods(),
+            ).list_methods(),
+            model_servicer.SERVICE: ModelServicer(serving).list_methods(),
         },
         calls,
     )
@@ -141,7 +141,7 @@ async def _serve(
                 limits=limits,
             )
             live.show_generations(generations)
-            serving.ready(model, tokenizer, generations)
+            serving.set_ready(model, tokenizer, generations)
             return await _until_stopped(settings, rpc, generations, stop, Watch(journal, readiness))
     finally:
         closing.set()

@@ -6,7 +6,7 @@ from pathlib import Path
 import apsw
 
 from whence.v1 import generation_pb2 as g
-from whence_server.journal.label_index import INSERT, label_rows
+from whence_server.journal.label_index import INSERT, make_label_rows
 from whence_server.journal.schema import migrate
 
 START_NS = 1_700_000_000_000_000_000
@@ -54,4 +54,4 @@ def _insert(database: apsw.Connection, number: int, num_labels: int) -> None:
             "t" * 200,
         ),
     )
-    database.executemany(INSERT, label_rows(generation_id, START_NS + number, labels))
+    database.executemany(INSERT, make_label_rows(generation_id, START_NS + number, labels))

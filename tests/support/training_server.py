@@ -51,7 +51,7 @@ async def training_server(
     server = TrainingServer(library, "", asyncio.Event())
     tracer = EmergenceTracer(emergence)
     servicer = TrainingServicer(library, server.serving, tracer, server.closing)
-    services = {training_servicer.SERVICE: servicer.methods()}
+    services = {training_servicer.SERVICE: servicer.list_methods()}
     rpc = await build_server(ServerOptions((listen,)), services, CallLog(lambda call: None))
     await rpc.server.start()
     (server.target,) = rpc.targets

@@ -16,7 +16,7 @@ from whence_server.domain.limits import Limits
 from whence_server.generation.recovery import close_interrupted
 from whence_server.journal.journal import Journal
 from whence_server.rpc import generation_servicer, trace_servicer
-from whence_server.rpc.calls import CallLog, service_handler
+from whence_server.rpc.calls import CallLog, make_service_handler
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
@@ -35,13 +35,13 @@ async def serving(directory):
     journal = await Journal.open(directory)
     server = grpc.aio.server()
     for service, methods in (
-        (trace_servicer.SERVICE, TraceServicer(journal, asyncio.Event()).methods()),
+        (trace_servicer.SERVICE, TraceServicer(journal, asyncio.Event()).list_methods()),
         (
             generation_servicer.SERVICE,
-            GenerationServicer(Serving("tiny", journal), Limits()).methods(),
+            GenerationServicer(Serving("tiny", journal), Limits()).list_methods(),
         ),
     ):
-        handler = service_handler(service, methods, CallLog(lambda _: None))
+        handler = make_service_handler(service, methods, CallLog(lambda _: None))
         server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -1,4 +1,4 @@
-"""Requests that are equal have one digest, whatever order their maps arrive in."""
+"""Equal requests have one digest, in every order of their maps."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ KEYS = ["k10", "k2", "k1", "é", "k", "Z", "kk"]
 
 
 def shuffled(seed: int) -> g.GenerateRequest:
-    """A request with every map that there is, filled in some order."""
+    """Return a request with entries in every map, inserted in random order."""
     keys = random.Random(seed).sample(KEYS, len(KEYS))
     request = g.GenerateRequest(generation_id="", max_duration={"seconds": 5})
     request.chat.messages.add(role="user", content="x")
@@ -37,7 +37,7 @@ def digest(request: g.GenerateRequest) -> str:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_maps_is_no_difference(seed: int) -> None:
+def test_order_of_maps_does_not_change_the_digest(seed: int) -> None:
     request = shuffled(seed)
     assert digest(request) == digest(shuffled(99))
     assert digest(g.GenerateRequest.FromString(request.SerializeToString())) == digest(request)
@@ -51,7 +51,9 @@ print(*[t.digest(t.shuffled(seed)) for seed in range(3)])
 
 @pytest.mark.parametrize("implementation", ["upb", "python"])
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_every_protobuf_gives_the_same(implementation: str, hash_seed: str) -> None:
+def test_every_protobuf_implementation_gives_the_same_digest(
+    implementation: str, hash_seed: str
+) -> None:
     environment = {
         **os.environ,
         "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation,
@@ -68,7 +70,7 @@ def test_every_protobuf_gives_the_same(implementation: str, hash_seed: str) -> N
     assert given == [digest(shuffled(7))] * 3
 
 
-def test_it_is_what_the_contract_says() -> None:
+def test_digest_equals_the_contracts_formula() -> None:
     plain = g.GenerateRequest(prompt="x", decoding=g.Decoding(stop=["a"], max_new_tokens=3))
     assert digest(plain) == hashlib.sha256(plain.SerializeToString()).hexdigest()
     mapped = g.GenerateRequest.FromString(plain.SerializeToString())
@@ -94,7 +96,7 @@ CHANGES: list[Any] = [
 
 
 @pytest.mark.parametrize("change", range(len(CHANGES)))
-def test_any_other_content_is_a_difference(change: int) -> None:
+def test_any_changed_field_changes_the_digest(change: int) -> None:
     others = [shuffled(1), *(shuffled(2) for _ in CHANGES[:change])]
     for other, apply in zip(others[1:], CHANGES, strict=False):
         apply(other)
@@ -103,7 +105,7 @@ def test_any_other_content_is_a_difference(change: int) -> None:
     assert digest(request) not in {digest(other) for other in others}
 
 
-def test_older_records_are_known_again() -> None:
+def test_former_digest_equals_that_of_older_versions() -> None:
     request = shuffled(3)
     converted = generation_request(request, Limits())
     old = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
@@ -116,13 +118,13 @@ def struct(**values: Any) -> struct_pb2.Struct:
     return made
 
 
-def test_a_struct_is_read_alike_in_every_order() -> None:
+def test_struct_json_does_not_depend_on_the_order() -> None:
     texts = {struct_json(shuffled(seed).chat.template_arguments) for seed in range(5)}
     assert len(texts) == 1
     assert list(json.loads(texts.pop())) == sorted(KEYS)
 
 
-def test_integral_numbers_of_a_struct_are_integers() -> None:
+def test_integral_numbers_of_a_struct_become_integers() -> None:
     given = struct(
         a=512, b=1.0, c=-3, d=0.5, e=2**53 - 1, f=2.0**53, g=1e300, h=-0.0, i=[True, None]
     )
@@ -144,12 +146,12 @@ def chat(**fields: Any) -> g.GenerateRequest:
     return g.GenerateRequest(chat=g.ChatInput(messages=messages, **fields))
 
 
-def test_arguments_come_once() -> None:
+def test_struct_and_json_arguments_together_are_refused() -> None:
     both = chat(template_arguments=struct(a=1), template_arguments_json='{"a":1}')
     assert "set one of them" in faults(both)["chat.template_arguments_json"]
 
 
-def test_arguments_are_bounded() -> None:
+def test_template_arguments_are_bounded() -> None:
     most = Limits().max_template_arguments_bytes
     long = chat(template_arguments_json=json.dumps({"a": "x" * most}))
     assert f"at most {most}" in faults(long)["chat.template_arguments_json"]
@@ -196,7 +198,7 @@ MANY = 1_000_000
         ),
     ],
 )
-def test_millions_of_entries_are_counted_and_not_copied(
+def test_millions_of_entries_are_refused_without_a_copy(
     request_: g.GenerateRequest, field: str
 ) -> None:
     (described,) = faults(request_).items()

@@ -1,4 +1,4 @@
-"""What stands around every method: deadlines, bytes that are no message, bugs."""
+"""Wrapping of every method: deadlines, malformed messages, bugs."""
 
 import grpc
 import pytest
@@ -7,15 +7,15 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler
 from whence.v1 import trace_pb2
 from whence_server.domain.errors import JournalError
 from whence_server.domain.generation import CallRecord
-from whence_server.rpc.calls import Call, CallLog, Endpoint, Method, service_handler
+from whence_server.rpc.calls import Call, CallLog, Endpoint, Method, make_service_handler
 
 
 class AbortError(Exception):
-    """What gRPC raises when a call is aborted."""
+    """Exception of an aborted call, as gRPC raises it."""
 
 
 class Context:
-    """A call's context, as far as the wrapping looks at it."""
+    """The parts of a call's context that the wrapping uses."""
 
     def __init__(self, time_remaining_s: float | None = None, peer: str = "ipv4:127.0.0.1:9"):
         self._time_remaining_s = time_remaining_s
@@ -46,7 +46,7 @@ class CallDetails:
 
 
 class Wrapped:
-    """One wrapped method, and the records of its calls."""
+    """Wrap one method; return its handler and the records of its calls."""
 
     def __init__(self, error: Exception | None = None, sampler: Sampler = DEFAULT_ON) -> None:
         self.records: list[CallRecord] = []
@@ -54,7 +54,7 @@ class Wrapped:
         endpoints = [Endpoint("127.0.0.1", 1), Endpoint("/s", None)]
         log = CallLog(self.records.append, endpoints, sampler)
         method = Method("Get", trace_pb2.GetGenerationRequest, unary=self.get, recorded=True)
-        handler = service_handler("s", [method], log).service(CallDetails)
+        handler = make_service_handler("s", [method], log).service(CallDetails)
         self._call, self._parse = handler.stream_unary, handler.request_deserializer
 
     async def get(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
@@ -68,7 +68,7 @@ class Wrapped:
         return await self._call(None, context)
 
 
-async def test_a_call_is_put_on_record() -> None:
+async def test_call_is_recorded() -> None:
     wrapped = Wrapped()
     raw = trace_pb2.GetGenerationRequest(generation_id="g").SerializeToString()
     assert await wrapped.call(Context(peer="unix:"), raw) == b"answer"
@@ -78,7 +78,7 @@ async def test_a_call_is_put_on_record() -> None:
     assert record.end_time_ns >= record.start_time_ns
 
 
-async def test_a_call_that_is_not_sampled_is_on_record_all_the_same() -> None:
+async def test_call_that_is_not_sampled_is_recorded() -> None:
     wrapped = Wrapped(sampler=ALWAYS_OFF)
     await wrapped.call(Context())
     (record,) = wrapped.records
@@ -88,7 +88,7 @@ async def test_a_call_that_is_not_sampled_is_on_record_all_the_same() -> None:
     assert wrapped.records[0].trace_context.sampled
 
 
-async def test_a_deadline_that_has_passed_costs_no_work() -> None:
+async def test_call_after_its_deadline_is_not_run() -> None:
     wrapped, context = Wrapped(AssertionError("it was called")), Context(time_remaining_s=-0.1)
     with pytest.raises(AbortError):
         await wrapped.call(context)
@@ -97,7 +97,7 @@ async def test_a_deadline_that_has_passed_costs_no_work() -> None:
     assert wrapped.records[0].status_code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
 
-async def test_bytes_that_are_no_message() -> None:
+async def test_malformed_message_is_invalid_argument() -> None:
     wrapped, context = Wrapped(), Context()
     with pytest.raises(AbortError):
         await wrapped.call(context, b"\xff\xff")
@@ -106,7 +106,7 @@ async def test_bytes_that_are_no_message() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError("a secret"), JournalError("disk full: /a/secret/path")])
-async def test_what_is_inside_stays_inside(error: Exception) -> None:
+async def test_details_of_internal_errors_are_not_sent(error: Exception) -> None:
     wrapped, context = Wrapped(error), Context()
     with pytest.raises(AbortError):
         await wrapped.call(context)

@@ -1,4 +1,4 @@
-"""Requests that hold too much of something are refused by its number alone."""
+"""Requests with too many entries in a field are refused before the entries are read."""
 
 import pytest
 
@@ -30,13 +30,13 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("field", REQUESTS)
-def test_too_many_are_refused_in_one_sentence(field: str) -> None:
+def test_too_many_entries_are_refused_with_number_and_bound(field: str) -> None:
     with pytest.raises(InvalidRequestError, match="this server takes at most") as caught:
         check_counts(REQUESTS[field], LIMITS)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_as_many_as_are_allowed_pass() -> None:
+def test_maximum_numbers_of_entries_pass() -> None:
     check_counts(
         g.GenerateRequest(
             chat=g.ChatInput(messages=[g.ChatMessage(role="user")] * 4_096),

@@ -1,4 +1,4 @@
-"""Connections take most of the descriptors that the system allows, and never all of them."""
+"""The limit of connections leaves file descriptors for the rest of the server."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], raise_descriptor_limit(),
     ("limit", "expected"),
     [(64, 1), (256, 192), (1_024, 768), (4_096, 3_584), (1 << 20, MAX_CONNECTIONS)],
 )
-def test_some_are_left_for_everything_else(limit: int, expected: int) -> None:
+def test_connection_limit_reserves_descriptors(limit: int, expected: int) -> None:
     assert max_connections(limit) == expected
 
 

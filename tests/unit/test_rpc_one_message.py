@@ -1,4 +1,4 @@
-"""Calls without a message, against a real server of gRPC: they end, and hold no place."""
+"""Calls without a request message end, against a real gRPC server."""
 
 from collections.abc import AsyncIterator
 
@@ -9,10 +9,10 @@ from grpc_health.v1 import health_pb2
 from whence.v1 import trace_pb2
 from whence_server.domain.generation import CallRecord
 from whence_server.rpc import one_message
-from whence_server.rpc.calls import Call, CallLog, Method, service_handler
+from whence_server.rpc.calls import Call, CallLog, Method, make_service_handler
 from whence_server.rpc.standard import Health
 
-HALF_CLOSED, SILENT = "ended without a message", "no message came within"
+HALF_CLOSED, SILENT = "ended without a request message", "no request message within"
 METHODS = ["/s/Get", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"]
 
 
@@ -30,7 +30,7 @@ def records() -> list[CallRecord]:
 async def channel(records: list[CallRecord]) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
     method = Method("Get", trace_pb2.GetGenerationRequest, unary=get, recorded=True)
-    handlers = (service_handler("s", [method], CallLog(records.append)), Health().handler())
+    handlers = (make_service_handler("s", [method], CallLog(records.append)), Health().handler())
     server.add_generic_rpc_handlers(handlers)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -52,7 +52,7 @@ async def test_a_call_that_ends_without_a_message_is_refused(
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_call_that_says_nothing_is_ended(
+async def test_unary_call_without_a_message_is_ended_after_the_timeout(
     channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(one_message, "MESSAGE_S", 0.1)
@@ -61,7 +61,7 @@ async def test_a_call_that_says_nothing_is_ended(
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_stream_that_says_nothing_is_ended(
+async def test_stream_without_a_message_is_ended_after_the_timeout(
     channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(one_message, "MESSAGE_S", 0.1)
@@ -69,7 +69,7 @@ async def test_a_stream_that_says_nothing_is_ended(
         await channel.stream_stream("/grpc.health.v1.Health/Watch")().read()
 
 
-async def test_one_message_is_answered_as_ever(
+async def test_call_with_one_message_is_answered(
     channel: grpc.aio.Channel, records: list[CallRecord]
 ) -> None:
     request = trace_pb2.GetGenerationRequest(generation_id="a")

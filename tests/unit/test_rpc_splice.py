@@ -1,4 +1,4 @@
-"""Spliced envelopes parse into exactly the messages that the generated classes would make."""
+"""Spliced envelopes parse into the messages that the generated classes make."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,10 +7,10 @@ from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.varint import encode_varint
 from whence_server.rpc.splice import (
-    events,
-    list_steps_response,
-    responses,
-    watch_response,
+    build_events,
+    build_list_steps_response,
+    build_responses,
+    build_watch_response,
 )
 
 
@@ -53,7 +53,7 @@ def test_responses_hold_every_entry_once_and_in_order(kinds: list[EntryKind]) ->
     entries = entries_of(kinds)
     seen = []
     offset = 0
-    for raw in responses(entries):
+    for raw in build_responses(entries):
         event = generation_pb2.GenerateResponse.FromString(raw).event
         assert event == generation_pb2.ResumeGenerationResponse.FromString(raw).event
         assert event.first_offset == offset + 1
@@ -64,8 +64,8 @@ def test_responses_hold_every_entry_once_and_in_order(kinds: list[EntryKind]) ->
     assert seen == [entry.payload for entry in entries]
 
 
-def test_the_bytes_are_those_of_the_generated_class() -> None:
-    (raw,) = responses(entries_of([EntryKind.STEP] * 3))
+def test_spliced_bytes_equal_the_generated_classes_serialisation() -> None:
+    (raw,) = build_responses(entries_of([EntryKind.STEP] * 3))
     steps = [step_pb2.Step.FromString(step(7, "ü" * 100))] * 3
     whole = generation_pb2.GenerateResponse(
         event=generation_pb2.GenerationEvent(
@@ -76,24 +76,24 @@ def test_the_bytes_are_those_of_the_generated_class() -> None:
 
 
 def test_watch_responses_carry_id_and_position() -> None:
-    (event,) = events(entries_of([EntryKind.FINISHED]))
-    raw = watch_response(event, "some-position")
+    (event,) = build_events(entries_of([EntryKind.FINISHED]))
+    raw = build_watch_response(event, "some-position")
     response = trace_pb2.WatchGenerationsResponse.FromString(raw)
     assert (response.generation_id, response.position) == ("g", "some-position")
     assert response.event.finished.queue_ns == 5
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_varints_are_protobufs(value: int) -> None:
+def test_varints_equal_protobufs_encoding(value: int) -> None:
     event = generation_pb2.GenerationEvent(first_offset=value).SerializeToString()
     assert event == (b"\x08" + encode_varint(value) if value else b"")
 
 
 @given(st.lists(st.text(max_size=300), max_size=20), st.sampled_from(["", "after:7"]))
-def test_a_page_of_steps(texts: list[str], token: str) -> None:
+def test_list_steps_response_parses_into_its_steps_and_token(texts: list[str], token: str) -> None:
     payloads = [step(index, text) for index, text in enumerate(texts)]
     entries = [Entry(i, "g", i, EntryKind.STEP, payload) for i, payload in enumerate(payloads)]
     expected = trace_pb2.ListStepsResponse(
         steps=[step_pb2.Step.FromString(payload) for payload in payloads], next_page_token=token
     )
-    assert list_steps_response(entries, token) == expected.SerializeToString()
+    assert build_list_steps_response(entries, token) == expected.SerializeToString()

@@ -1,4 +1,4 @@
-"""The status table: every error that the server raises on purpose has its row."""
+"""Statuses of all errors that the server raises on purpose."""
 
 import base64
 import inspect
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from whence_server.domain import errors
-from whence_server.rpc.status import DETAILS_KEY, DOMAIN, GRPC_CODES, abort, error_status
+from whence_server.rpc.status import DETAILS_KEY, DOMAIN, GRPC_CODES, abort, make_status
 
 Trailing: TypeAlias = tuple[tuple[str, bytes], ...]
 
@@ -66,9 +66,9 @@ ALL = [
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_every_error_has_its_code_and_says_its_reason(cls: type[errors.WhenceError]) -> None:
+def test_every_error_has_its_code_and_reason(cls: type[errors.WhenceError]) -> None:
     error, code = EXAMPLES[cls]
-    status = error_status(error)
+    status = make_status(error)
     assert GRPC_CODES[error.code] is code
     assert status.code == code.value[0]
     assert status.message == error.message
@@ -78,14 +78,14 @@ def test_every_error_has_its_code_and_says_its_reason(cls: type[errors.WhenceErr
     assert info.reason == info.reason.upper()
 
 
-def test_every_code_of_the_domain_is_the_wires() -> None:
+def test_every_code_of_the_domain_equals_grpcs() -> None:
     assert {code.name: code.value for code in errors.Code} == {
         code.name: GRPC_CODES[code].value[0] for code in errors.Code
     }
     assert all(code.name == GRPC_CODES[code].name for code in errors.Code)
 
 
-def test_the_tree_in_the_docstring_names_every_error() -> None:
+def test_docstring_tree_names_every_error() -> None:
     assert errors.__doc__ is not None
     missing = [cls.__name__ for cls in ALL if cls.__name__ not in errors.__doc__]
     assert missing == []
@@ -94,26 +94,26 @@ def test_the_tree_in_the_docstring_names_every_error() -> None:
 def test_invalid_requests_name_every_field() -> None:
     error, _ = EXAMPLES[errors.InvalidRequestError]
     bad_request = error_details_pb2.BadRequest()
-    assert error_status(error).details[1].Unpack(bad_request)
+    assert make_status(error).details[1].Unpack(bad_request)
     assert [v.field for v in bad_request.field_violations] == ["prompt", "decoding.sample.top_p"]
 
 
-def test_a_full_queue_says_when_to_come_again() -> None:
+def test_full_queue_has_retry_info() -> None:
     error, _ = EXAMPLES[errors.QueueFullError]
     retry = error_details_pb2.RetryInfo()
-    assert error_status(error).details[1].Unpack(retry)
+    assert make_status(error).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500
 
 
-def test_a_journal_that_cannot_be_written_says_when_to_come_again() -> None:
+def test_unwritable_journal_has_retry_info() -> None:
     error, _ = EXAMPLES[errors.JournalFullError]
     retry = error_details_pb2.RetryInfo()
-    assert error_status(error).details[1].Unpack(retry)
+    assert make_status(error).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 5000
 
 
 class Context:
-    """Takes what a call is aborted with."""
+    """Context that keeps the arguments of an abort."""
 
     async def abort(self, code: grpc.StatusCode, message: str, trailing: Trailing) -> None:
         self.aborted = (code, message, trailing)
@@ -131,7 +131,7 @@ VIOLATIONS = st.lists(st.builds(errors.FieldViolation, TEXT, TEXT), max_size=2_0
     | st.builds(errors.JournalError, TEXT)
 )
 async def test_every_error_fits_into_a_clients_headers(error: errors.WhenceError) -> None:
-    """Of 8 KiB, as gRPC's clients have it, and as it counts them (RFC 9113, section 6.5.2)."""
+    """Count the headers as gRPC does, against 8 KiB (RFC 9113, section 6.5.2)."""
     context = Context()
     with pytest.raises(AssertionError, match="abort returned"):
         await abort(context, error)  # type: ignore[arg-type]  # what abort uses of one
@@ -148,9 +148,9 @@ async def test_every_error_fits_into_a_clients_headers(error: errors.WhenceError
     assert sum(len(name) + len(value) + 32 for name, value in headers.items()) < 8_192
 
 
-def test_of_many_faults_the_first_are_named_and_all_counted() -> None:
+def test_status_names_the_first_violations_and_counts_all() -> None:
     violations = [errors.FieldViolation(f"labels[{i}]", "is too long") for i in range(600)]
-    status = error_status(errors.InvalidRequestError(*violations))
+    status = make_status(errors.InvalidRequestError(*violations))
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status.details[0].Unpack(info)
     assert status.details[1].Unpack(bad_request)

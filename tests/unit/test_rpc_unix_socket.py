@@ -1,4 +1,4 @@
-"""The server's Unix socket: nobody's is taken, nobody else may connect, only its own is removed."""
+"""The server's Unix socket: other listeners' sockets are kept, and others cannot connect."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from whence_server.rpc.unix_socket import UnixSocket
 
 
 class Listener:
-    """Listens where it is told to, as gRPC does."""
+    """Listener on a given path, as gRPC is."""
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -29,7 +29,7 @@ class Listener:
         self.socket.listen()
 
     def accepts(self, path: Path) -> bool:
-        """Whether it is this listener that a client of the path comes to."""
+        """Return whether a client of the path reaches this listener."""
         self.socket.settimeout(5)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -47,14 +47,14 @@ def listener() -> Iterator[Listener]:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A path short enough for a socket, in a private directory."""
+    """Return a path short enough for a socket, in a private directory."""
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o700)
     return Path("s")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o777])
-def test_its_mode_is_the_asked_one_from_the_first_moment(
+def test_socket_has_its_mode_from_the_first_moment(
     path: Path, listener: Listener, mode: int
 ) -> None:
     before = os.umask(0)
@@ -69,7 +69,7 @@ def test_its_mode_is_the_asked_one_from_the_first_moment(
     assert [entry.name for entry in path.parent.iterdir()] == ["s"]
 
 
-def test_whoever_listens_keeps_the_path(path: Path, listener: Listener) -> None:
+def test_socket_of_a_running_listener_is_not_replaced(path: Path, listener: Listener) -> None:
     first = UnixSocket(str(path), 0o600)
     first.bind(listener)
     other = Listener()
@@ -80,7 +80,7 @@ def test_whoever_listens_keeps_the_path(path: Path, listener: Listener) -> None:
     assert listener.accepts(path)
 
 
-def test_a_dead_servers_socket_is_replaced(path: Path, listener: Listener) -> None:
+def test_socket_without_a_listener_is_replaced(path: Path, listener: Listener) -> None:
     dead = Listener()
     with dead.socket:
         dead(str(path))
@@ -90,7 +90,9 @@ def test_a_dead_servers_socket_is_replaced(path: Path, listener: Listener) -> No
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling link"])
-def test_what_is_no_socket_is_left_as_it_is(path: Path, listener: Listener, kind: str) -> None:
+def test_path_that_is_not_a_socket_is_not_changed(
+    path: Path, listener: Listener, kind: str
+) -> None:
     target = Path("precious")
     match kind:
         case "file":
@@ -104,13 +106,13 @@ def test_what_is_no_socket_is_left_as_it_is(path: Path, listener: Listener, kind
             path.symlink_to(target)
     before = path.lstat()
     unix_socket = UnixSocket(str(path), 0o600)
-    with pytest.raises(ConfigurationError, match="something else than a socket is there"):
+    with pytest.raises(ConfigurationError, match="the path exists and is not a socket"):
         unix_socket.bind(listener)
     unix_socket.remove()
     assert path.lstat() == before
 
 
-def test_only_its_own_socket_is_removed(path: Path, listener: Listener) -> None:
+def test_socket_of_another_listener_is_not_removed(path: Path, listener: Listener) -> None:
     first = UnixSocket(str(path), 0o600)
     first.bind(listener)
     path.unlink()
@@ -125,7 +127,7 @@ def test_only_its_own_socket_is_removed(path: Path, listener: Listener) -> None:
         second.remove()
 
 
-def test_of_two_that_start_at_once_one_listens(path: Path) -> None:
+def test_one_of_two_concurrent_starts_listens(path: Path) -> None:
     for _ in range(10):
         listeners = [Listener() for _ in range(4)]
         refused: list[ConfigurationError] = []
@@ -152,7 +154,7 @@ def test_of_two_that_start_at_once_one_listens(path: Path) -> None:
         path.unlink()
 
 
-def test_a_directory_that_others_write_to_is_warned_of(
+def test_directory_writable_by_others_is_logged_as_a_warning(
     path: Path, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path.cwd().chmod(0o777)
@@ -161,7 +163,7 @@ def test_a_directory_that_others_write_to_is_warned_of(
     assert "other users may write to its directory" in caplog.text
 
 
-def test_a_private_directory_is_not_warned_of(
+def test_private_directory_logs_no_warning(
     path: Path, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -173,14 +175,14 @@ def test_a_private_directory_is_not_warned_of(
     ("where", "words"),
     [("x" * 108, "at most 107 bytes"), ("nowhere/s", "No such file")],
 )
-def test_paths_that_can_hold_no_socket(
+def test_unusable_socket_paths_are_refused(
     path: Path, listener: Listener, where: str, words: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
         UnixSocket(str(path.parent / where), 0o600).bind(listener)
 
 
-def test_a_listener_that_fails_leaves_nothing(path: Path) -> None:
+def test_failed_listener_leaves_no_file(path: Path) -> None:
     def fail(_path: str) -> None:
         raise ConfigurationError("no")
 
@@ -192,6 +194,6 @@ def test_a_listener_that_fails_leaves_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["unix-abstract:name", "unix-abstract:1", "unix:a\0b", "unix:"])
-def test_addresses_of_no_path_are_refused(address: str) -> None:
+def test_malformed_unix_addresses_are_refused(address: str) -> None:
     with pytest.raises(ConfigurationError):
         parse_address(address)

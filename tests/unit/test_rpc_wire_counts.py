@@ -1,4 +1,4 @@
-"""Maps that take long to parse are refused by their bytes, before anything is parsed."""
+"""Maps that take long to parse are refused before the message is parsed."""
 
 import pytest
 from google.protobuf.message import Message
@@ -36,26 +36,26 @@ TOO_FULL: dict[str, tuple[Message, str]] = {
 
 
 @pytest.mark.parametrize("case", TOO_FULL)
-def test_maps_that_are_too_full_are_refused_by_their_field(case: str) -> None:
+def test_oversized_maps_are_refused_with_their_field(case: str) -> None:
     message, field = TOO_FULL[case]
     with pytest.raises(InvalidRequestError) as caught:
         check_wire(message.SerializeToString(), message.DESCRIPTOR)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_arguments_in_pieces_count_together() -> None:
+def test_repeated_template_arguments_are_counted_together() -> None:
     pieces = _arguments(30_000).SerializeToString() * 2
     check_wire(_arguments(30_000).SerializeToString(), g.GenerateRequest.DESCRIPTOR)
     with pytest.raises(InvalidRequestError, match="bytes; at most"):
         check_wire(pieces, g.GenerateRequest.DESCRIPTOR)
 
 
-def test_unknown_fields_are_counted_too() -> None:
+def test_unknown_fields_are_counted() -> None:
     with pytest.raises(InvalidRequestError, match="more than 10000 entries"):
         check_wire(b"\xf8\x06\x00" * 30_000, g.GenerateRequest.DESCRIPTOR)
 
 
-def test_large_requests_within_the_limits_pass() -> None:
+def test_large_request_within_the_bounds_passes() -> None:
     request = g.GenerateRequest(
         chat=g.ChatInput(messages=[g.ChatMessage(role="user", content="c" * 900)] * 4_096),
         labels={f"{i}": "v" * 256 for i in range(32)},
@@ -64,6 +64,6 @@ def test_large_requests_within_the_limits_pass() -> None:
     check_wire(g.GenerateRequest(prompt="p" * 4_000_000).SerializeToString(), request.DESCRIPTOR)
 
 
-def test_bytes_that_are_no_message_are_left_to_the_parser() -> None:
+def test_malformed_bytes_are_left_to_the_parser() -> None:
     for raw in (b"\xff" * 100_000, b"\x42\xff\xff\xff\x7f" + b"x" * 100_000, b"\x43" * 9_000):
         check_wire(raw.ljust(70_000, b"\x80"), g.GenerateRequest.DESCRIPTOR)

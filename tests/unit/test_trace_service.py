@@ -1,4 +1,4 @@
-"""TraceService over a journal, on a socket: bounds of a filter, and answers beside damaged rows."""
+"""TraceService over a journal, on a socket: bounds of filters, and damaged rows."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ from whence.v1 import trace_pb2 as t
 from whence.v1 import trace_pb2_grpc
 from whence_server.journal.journal import Journal
 from whence_server.rpc import trace_servicer
-from whence_server.rpc.calls import CallLog, service_handler
+from whence_server.rpc.calls import CallLog, make_service_handler
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.telemetry.journal import UnreadableEntryError
 from whence_server.telemetry.spans.encoder import SpanEncoder
@@ -28,8 +28,8 @@ SWAP_IDS = (
 async def serving(directory):
     journal = await Journal.open(directory)
     server = grpc.aio.server()
-    methods = TraceServicer(journal, asyncio.Event()).methods()
-    handler = service_handler(trace_servicer.SERVICE, methods, CallLog(lambda _: None))
+    methods = TraceServicer(journal, asyncio.Event()).list_methods()
+    handler = make_service_handler(trace_servicer.SERVICE, methods, CallLog(lambda _: None))
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -74,7 +74,7 @@ async def failed(call):
         (t.GenerationFilter(trace_id="1" * 33), "filter.trace_id"),
     ],
 )
-async def test_a_filter_beyond_its_bounds_is_refused_by_field(tmp_path, wanted, field):
+async def test_filter_beyond_its_bounds_is_refused_with_its_field(tmp_path, wanted, field):
     async with serving(tmp_path) as stub:
         refused = await failed(stub.ListGenerations(t.ListGenerationsRequest(filter=wanted)))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -103,7 +103,7 @@ async def test_a_page_token_of_megabytes_is_refused(tmp_path):
         assert list(refused.fields) == ["page_token"]
 
 
-async def test_swapped_ids_give_nobody_the_others_record(tmp_path):
+async def test_rows_with_swapped_ids_are_refused(tmp_path):
     await fill(tmp_path)
     change(tmp_path, *SWAP_IDS)
     async with serving(tmp_path) as stub:
@@ -122,7 +122,7 @@ async def test_swapped_ids_give_nobody_the_others_record(tmp_path):
         assert {s.prompt_preview for s in damaged.values()} == {""}
 
 
-async def test_a_watcher_is_spared_what_is_damaged_and_sees_the_rest(tmp_path):
+async def test_watch_skips_damaged_entries(tmp_path):
     await fill(tmp_path)
     change(tmp_path, *SWAP_IDS)
     async with serving(tmp_path) as stub:
@@ -133,7 +133,7 @@ async def test_a_watcher_is_spared_what_is_damaged_and_sees_the_rest(tmp_path):
         watch.cancel()
 
 
-async def test_exporters_leave_out_what_is_damaged_and_go_on(tmp_path):
+async def test_exporters_skip_damaged_entries(tmp_path):
     await fill(tmp_path)
     change(tmp_path, *SWAP_IDS)
     journal = await Journal.open(tmp_path)
@@ -184,8 +184,10 @@ async def test_exporters_leave_out_what_is_damaged_and_go_on(tmp_path):
         )
     ],
 )
-async def test_no_value_of_any_column_is_internal(tmp_path, statement, table, column, values):
-    """Each answer is a record, or says what is wrong with it; none is a bug."""
+async def test_no_damaged_column_causes_an_internal_error(
+    tmp_path, statement, table, column, values
+):
+    """Each answer is a record or an error that describes its damage, never INTERNAL."""
     await fill(tmp_path / "whole")
     for number, value in enumerate(values):
         directory = tmp_path / str(number)

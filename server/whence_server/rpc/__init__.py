@@ -1,1 +1,1 @@
-"""The contract over gRPC: servicers, conversions, interceptors, the status table."""
+"""gRPC services of the contract: servicers, conversions, errors as statuses."""

@@ -1,4 +1,4 @@
-"""One RPC as a servicer sees it, and the methods' wrapping: parsing, errors, call records."""
+"""Wrapping of every RPC method: parsing, errors as statuses, records of calls."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.tracing import TraceContext
-from whence_server.rpc.one_message import one_message
+from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import GRPC_CODES, abort
 from whence_server.rpc.wire_counts import check_wire
 from whence_server.telemetry.context import trace_context
@@ -34,15 +34,15 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 @dataclass(slots=True)
 class Call:
-    """What a servicer's method knows of its call besides the request."""
+    """One call as a servicer's method sees it, besides the request."""
 
     trace_context: TraceContext
     time_ns: int
-    """Unix time of its arrival."""
+    """Unix time of the call's arrival."""
     monotonic_ns: int
     peer: str
     generation_id: str = ""
-    """Set by methods that start or follow a generation."""
+    """Id of the generation that the method starts or follows; "" for other methods."""
 
 
 UnaryMethod: TypeAlias = Callable[[Any, Call], Awaitable[bytes]]
@@ -51,19 +51,19 @@ StreamMethod: TypeAlias = Callable[[Any, Call], AsyncGenerator[bytes, None]]
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request]):
-    """One row of a servicer's table: exactly one of `unary` and `stream` is set."""
+    """One method of a servicer; exactly one of `unary` and `stream` is set."""
 
     name: str
     request_type: type[Request]
     unary: UnaryMethod | None = None
     stream: StreamMethod | None = None
     recorded: bool = False
-    """Whether the call itself goes on record, and so becomes a SERVER span."""
+    """True if calls are recorded in the journal, and so exported as SERVER spans."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the server listens, as the SERVER span says it."""
+    """Address on which the server listens, as in SERVER spans."""
 
     address: str
     port: int | None
@@ -71,15 +71,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class CallLog:
-    """Writes the record of a call once it has ended."""
+    """Recording of calls after their end."""
 
     record: Callable[[CallRecord], None]
     endpoints: list[Endpoint] = field(default_factory=list)
     sampler: Sampler = DEFAULT_ON
-    """Says at a call's start whether spans are wanted of it; the call is on record anyhow."""
+    """Decides at a call's start if its spans are exported; the call is recorded in any case."""
 
-    def endpoint_for(self, peer: str) -> Endpoint:
-        """The endpoint that a peer of that kind came in by."""
+    def find_endpoint(self, peer: str) -> Endpoint:
+        """Return the endpoint to which a peer is connected, by the kind of its address."""
         by_socket = peer.startswith("unix:")
         for endpoint in self.endpoints:
             if (endpoint.port is None) == by_socket:
@@ -88,23 +88,23 @@ class CallLog:
 
 
 class Malformed:
-    """Bytes that are no message of the method's type."""
+    """Bytes that are not a message of the method's type."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 Parsed: TypeAlias = Message | Malformed | InvalidRequestError
-"""A request, or why it is none."""
+"""A request, or the reason why it is malformed."""
 
 
-def service_handler(
+def make_service_handler(
     service: str, methods: list[Method[Any]], calls: CallLog
 ) -> grpc.GenericRpcHandler:
-    """A service's methods as gRPC wants them, each parsed, guarded and recorded alike."""
+    """Return gRPC's handler of a service whose methods are parsed, guarded and recorded."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in methods:
-        guarded = _Guarded(service, method, calls)
+        guarded = _GuardedMethod(service, method, calls)
         make = (
             grpc.stream_unary_rpc_method_handler
             if method.unary
@@ -118,8 +118,8 @@ def service_handler(
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
-class _Guarded:
-    """Runs one method: what it raises becomes a status, and its end is put on record."""
+class _GuardedMethod:
+    """Wrapper of one method: its errors become statuses, and its end is recorded."""
 
     def __init__(self, service: str, method: Method[Any], calls: CallLog) -> None:
         self._name = f"{service}/{method.name}"
@@ -127,7 +127,7 @@ class _Guarded:
         self._calls = calls
 
     def parse(self, raw: bytes) -> "Parsed":
-        # Never raises: gRPC would answer INTERNAL, and it is the caller's fault.
+        # Never raises: gRPC would end the call with INTERNAL, although the caller is at fault.
         try:
             check_wire(raw, self._method.request_type.DESCRIPTOR)
             return cast("Message", self._method.request_type.FromString(raw))
@@ -141,7 +141,7 @@ class _Guarded:
 
         async def run(parsed: Message, call: Call) -> None:
             nonlocal response
-            assert self._method.unary is not None  # noqa: S101 - chosen by service_handler
+            assert self._method.unary is not None  # noqa: S101 - chosen by make_service_handler
             response = await self._method.unary(parsed, call)
 
         await self._run(context, run)
@@ -149,7 +149,7 @@ class _Guarded:
 
     async def stream(self, _messages: object, context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
-            assert self._method.stream is not None  # noqa: S101 - chosen by service_handler
+            assert self._method.stream is not None  # noqa: S101 - chosen by make_service_handler
             async with aclosing(self._method.stream(parsed, call)) as messages:
                 async for message in messages:
                     await context.write(message)
@@ -169,8 +169,8 @@ class _Guarded:
         )
         context_of_trace = call.trace_context
         with logs.about(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
-            # A call without a message is not put on record: it has cost its caller nothing.
-            request: Parsed = await one_message(context)
+            # A call without a message is not recorded.
+            request: Parsed = await read_one_message(context)
             await self._run_call(request, context, call, run)
 
     async def _run_call(
@@ -182,26 +182,26 @@ class _Guarded:
     ) -> None:
         code = grpc.StatusCode.OK
         try:
-            await run(self._checked(request, context), call)
+            await run(self._check(request, context), call)
         except WhenceError as error:
             code = GRPC_CODES[error.code]
             if code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s failed", self._name, extra=_ids(call))
-                # What is inside is for the log: it may hold paths, or worse.
-                await abort(context, _bug(call.trace_context.trace_id))
+                _log.exception("%s failed", self._name, extra=_make_log_fields(call))
+                # Details go to the log only: they may hold paths or secrets.
+                await abort(context, _make_internal_error(call.trace_context.trace_id))
             await abort(context, error)
         except asyncio.CancelledError:
-            code = _cancelled_code(context)
+            code = _get_cancelled_code(context)
             raise
         except Exception:  # noqa: BLE001 - the boundary: any bug becomes INTERNAL
             code = grpc.StatusCode.INTERNAL
-            _log.exception("%s failed", self._name, extra=_ids(call))
-            await abort(context, _bug(call.trace_context.trace_id))
+            _log.exception("%s failed", self._name, extra=_make_log_fields(call))
+            await abort(context, _make_internal_error(call.trace_context.trace_id))
         finally:
             if self._method.recorded:
                 self._record(call, code)
 
-    def _checked(self, request: Parsed, context: Context) -> Message:
+    def _check(self, request: Parsed, context: Context) -> Message:
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassedError
@@ -212,14 +212,14 @@ class _Guarded:
             raise InvalidRequestError(
                 FieldViolation(
                     "",
-                    f"the bytes are no {expected} (text must be valid UTF-8, without lone "
+                    f"the bytes are not a {expected} (text must be valid UTF-8, without lone "
                     f"surrogates): {request.reason}",
                 )
             )
         return request
 
     def _record(self, call: Call, code: grpc.StatusCode) -> None:
-        endpoint = self._calls.endpoint_for(call.peer)
+        endpoint = self._calls.find_endpoint(call.peer)
         elapsed_ns = time.monotonic_ns() - call.monotonic_ns
         self._calls.record(
             CallRecord(
@@ -235,16 +235,16 @@ class _Guarded:
         )
 
 
-def _ids(call: Call) -> dict[str, str]:
+def _make_log_fields(call: Call) -> dict[str, str]:
     return {logs.GENERATION_ID: call.generation_id} if call.generation_id else {}
 
 
-def _cancelled_code(context: Context) -> grpc.StatusCode:
+def _get_cancelled_code(context: Context) -> grpc.StatusCode:
     remaining_s = context.time_remaining()
     if remaining_s is not None and remaining_s <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 
 
-def _bug(trace_id: str) -> WhenceError:
+def _make_internal_error(trace_id: str) -> WhenceError:
     return WhenceError(f"an error inside the server; its log has it under trace {trace_id}")

@@ -1,4 +1,4 @@
-"""Requests from the wire to the domain: well-formed or refused, every fault by its field."""
+"""Conversion of requests from protobuf to the domain, with the field of every fault."""
 
 import uuid
 from collections.abc import Iterable
@@ -26,19 +26,19 @@ from whence_server.rpc.counts import check_counts
 from whence_server.rpc.request_digest import request_digests, struct_json
 
 _FAULTS_SHOWN = 8
-"""Of one kind: a request can have as many as it has bytes."""
+"""Maximum number of reported faults of one kind."""
 
 
 def generation_request(
     request: generation_pb2.GenerateRequest, limits: Limits
 ) -> GenerationRequest:
-    """The request in the domain's words.
+    """Convert a request to the domain's type.
 
-    What a request may hold only so much of is counted before it is copied: a message of a few
-    megabytes has room for millions of entries.
+    Entries of bounded fields are counted before they are copied: a message of a few megabytes
+    can hold millions of entries.
 
     Raises:
-        InvalidRequestError: with every field at fault.
+        InvalidRequestError: fields break rules; the error names all of them.
     """
     check_counts(request, limits)
     violations: list[FieldViolation] = []
@@ -62,10 +62,10 @@ def generation_request(
 
 
 def require_generation_id(generation_id: str) -> str:
-    """A generation id in a request about one.
+    """Return the generation id of a request; raise if it is missing or malformed.
 
     Raises:
-        InvalidRequestError: it is empty or no UUID.
+        InvalidRequestError: it is empty or not a UUID.
     """
     violations: list[FieldViolation] = []
     if not generation_id:
@@ -127,7 +127,7 @@ def _chat_input(
 def _struct_arguments(
     chat: generation_pb2.ChatInput, limits: Limits, violations: list[FieldViolation]
 ) -> str:
-    """The template arguments of a Struct, as JSON."""
+    """Return the template arguments of a Struct as JSON."""
     field, most = "chat.template_arguments", limits.max_template_arguments_bytes
     if chat.template_arguments.ByteSize() > most:
         num_bytes = chat.template_arguments.ByteSize()
@@ -277,7 +277,7 @@ def _seconds(duration: duration_pb2.Duration) -> float:
 
 
 def page_size(asked: int, default: int, largest: int) -> int:
-    """A page size within bounds.
+    """Return the page size to use, within bounds.
 
     Raises:
         InvalidRequestError: it is negative.

@@ -1,7 +1,7 @@
-"""How many of each a request may hold, told before any of them is looked at.
+"""Bounds on the numbers of entries in a request, checked before any entry is read.
 
-A message of 4 MB can hold a million stop strings. Looking at each of them takes seconds in which
-no stream moves, so that their number alone decides.
+A message of 4 MB can hold a million stop strings. Reading each of them would block the event loop
+for seconds.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from whence_server.domain.limits import Limits
 
 
 def check_counts(request: generation_pb2.GenerateRequest, limits: Limits) -> None:
-    """Refuse a request that holds more of something than is taken.
+    """Refuse a request with more entries in a field than its bound.
 
     Raises:
-        InvalidRequestError: with every field of which there is too much.
+        InvalidRequestError: fields have too many entries; the error names all of them.
     """
     forced = request.decoding.forced.tokens.token_ids
     counted = (

@@ -1,7 +1,7 @@
-"""Keeps error texts within what gRPC carries: a status travels in HTTP/2 headers.
+"""Truncation of error texts to the size of HTTP/2 headers, in which gRPC sends a status.
 
-Clients take 8 KiB of headers by default, and many proxies no more either. An answer beyond that
-reaches the caller as RESOURCE_EXHAUSTED, without the reason that it was to give.
+Clients and many proxies accept 8 KiB of headers by default. A larger status reaches the caller as
+RESOURCE_EXHAUSTED, without its message.
 """
 
 from collections.abc import Sequence
@@ -9,40 +9,42 @@ from collections.abc import Sequence
 from whence_server.domain.errors import FieldViolation
 
 MAX_MESSAGE_BYTES = 2_000
-"""Length of a status message as HTTP/2 carries it, percent-encoded."""
+"""Maximum length of a percent-encoded status message, in bytes."""
 MAX_VIOLATIONS = 32
-"""Fields at fault that one answer names."""
+"""Maximum number of fields at fault in one status."""
 _MAX_VIOLATION_BYTES = 2_000
 _MAX_WORD_BYTES = 400
-"""Length of one field's path, one description or one value of an ErrorInfo."""
+"""Maximum length of a field's path, a description or a value of an ErrorInfo, in bytes."""
 
 
-def fitting(text: str, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
-    """Return the text, cut where it would take more than that many bytes in a header.
+def truncate_text(text: str, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
+    """Return the text, truncated to a number of percent-encoded bytes.
 
-    What has no UTF-8, a lone surrogate, becomes a question mark. gRPC percent-encodes whatever is
-    not printable ASCII, and "%": three bytes for each byte.
+    Lone surrogates become question marks. gRPC percent-encodes "%" and all bytes that are not
+    printable ASCII with three bytes each.
     """
     num_bytes = 0
     for position, character in enumerate(text):
         num_bytes += _encoded_size(character)
         if num_bytes > max_bytes:
-            text = f"{_cut(text[:position], max_bytes - 3)}..."
+            text = f"{_truncate_encoded(text[:position], max_bytes - 3)}..."
             break
     return text.encode(errors="replace").decode()
 
 
-def short(text: str) -> str:
-    """Return the text as one word of an error: a path, a description, an id."""
-    return fitting(text, _MAX_WORD_BYTES)
+def truncate_word(text: str) -> str:
+    """Return the text truncated to the maximum for a path, a description or an id."""
+    return truncate_text(text, _MAX_WORD_BYTES)
 
 
-def named(violations: Sequence[FieldViolation]) -> list[FieldViolation]:
-    """Return those of the violations, from the first on, that an answer has room for."""
+def select_violations(violations: Sequence[FieldViolation]) -> list[FieldViolation]:
+    """Return the first violations, truncated, as many as fit into a status."""
     fitting_ones: list[FieldViolation] = []
     num_bytes = 0
     for violation in violations[:MAX_VIOLATIONS]:
-        shortened = FieldViolation(short(violation.field), short(violation.description))
+        shortened = FieldViolation(
+            truncate_word(violation.field), truncate_word(violation.description)
+        )
         num_bytes += len(shortened.field.encode()) + len(shortened.description.encode())
         if fitting_ones and num_bytes > _MAX_VIOLATION_BYTES:
             break
@@ -50,7 +52,7 @@ def named(violations: Sequence[FieldViolation]) -> list[FieldViolation]:
     return fitting_ones
 
 
-def _cut(text: str, max_bytes: int) -> str:
+def _truncate_encoded(text: str, max_bytes: int) -> str:
     num_bytes = sum(map(_encoded_size, text))
     end = len(text)
     while num_bytes > max_bytes:

@@ -13,24 +13,24 @@ from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import generation_request, require_generation_id
 from whence_server.rpc.serving import Serving
-from whence_server.rpc.splice import require_readable, responses
+from whence_server.rpc.splice import build_responses, require_readable
 
 SERVICE = "whence.v1.GenerationService"
 
-# Converting so much takes a few milliseconds at the most.
+# Converting a request of this size takes a few milliseconds.
 _INLINE_BYTES = 32 << 10
 
 
 class GenerationServicer:
-    """Streams generations out of the journal."""
+    """Servicer that streams generations from the journal."""
 
     def __init__(self, serving: Serving, limits: Limits) -> None:
         self._serving = serving
         self._limits = limits
         self._converting = asyncio.Lock()
 
-    def methods(self) -> list[Method[Any]]:
-        """The service's table."""
+    def list_methods(self) -> list[Method[Any]]:
+        """Return the service's methods."""
         return [
             Method("Generate", generation_pb2.GenerateRequest, stream=self.generate, recorded=True),
             Method(
@@ -45,18 +45,18 @@ class GenerationServicer:
     async def generate(
         self, request: generation_pb2.GenerateRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
-        """Start a generation, or joins the one that an equal request began."""
-        generations = self._serving.generations()
-        wanted = await self._converted(request)
+        """Start a generation, or join the one that an equal request started."""
+        generations = self._serving.get_generations()
+        wanted = await self._convert(request)
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
         call.generation_id = await generations.start(wanted, arrival)
-        async for message in _messages(generations.follow(call.generation_id, 0)):
+        async for message in _read_messages(generations.follow(call.generation_id, 0)):
             yield message
 
-    async def _converted(self, request: generation_pb2.GenerateRequest) -> GenerationRequest:
-        """The request in the domain's words: a large one's in a thread, one at a time.
+    async def _convert(self, request: generation_pb2.GenerateRequest) -> GenerationRequest:
+        """Convert a request to the domain's type; large ones in a thread, one at a time.
 
-        Thousands of messages or template arguments take a while, and streams go on meanwhile.
+        Converting thousands of messages or template arguments would block the event loop.
         """
         if request.ByteSize() <= _INLINE_BYTES:
             return generation_request(request, self._limits)
@@ -66,25 +66,25 @@ class GenerationServicer:
     async def resume(
         self, request: generation_pb2.ResumeGenerationRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
-        """Follow a generation from an offset on, live or recorded; needs no model for it."""
+        """Follow a running or recorded generation after an offset; no model is needed."""
         call.generation_id = require_generation_id(request.generation_id)
         following = self._serving.follow(call.generation_id, request.after_offset)
-        async for message in _messages(following, require_readable):
+        async for message in _read_messages(following, require_readable):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
         """Stop a generation at once."""
         call.generation_id = require_generation_id(request.generation_id)
-        await self._serving.generations().cancel(call.generation_id)
+        await self._serving.get_generations().cancel(call.generation_id)
         return generation_pb2.CancelGenerationResponse().SerializeToString()
 
 
-async def _messages(
+async def _read_messages(
     following: AsyncGenerator[list[Entry], None],
     check: Callable[[list[Entry]], None] = lambda _: None,
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(following) as batches:
         async for entries in batches:
             check(entries)
-            for message in responses(entries):
+            for message in build_responses(entries):
                 yield message

@@ -1,15 +1,15 @@
-"""The addresses that a server listens on where it was given a host's name."""
+"""Resolution of host names to the addresses to listen on."""
 
 import socket
 
 from whence_server.domain.addresses import is_ip_address
 
 
-def listening_addresses(host: str) -> list[str]:
-    """Return the addresses of this machine that a host's name stands for; an address is itself.
+def resolve_addresses(host: str) -> list[str]:
+    """Return the addresses of this machine for a host name; an address is returned as it is.
 
-    gRPC, given a name, is content with the first of them that is free: two servers on one name and
-    port would each have one, and share the callers between them. So each is asked for by itself.
+    Given a name, gRPC listens if any one of its addresses is free: two servers on one name and
+    port would share the callers. So the server binds each address by itself.
     """
     if is_ip_address(host):
         return [host]
@@ -19,13 +19,13 @@ def listening_addresses(host: str) -> list[str]:
         found = []
     names = [str(address[0]) for *_, address in found]
     if host == "localhost":
-        # Clients look for it in both places, whatever the machine's files say.
+        # Clients try both addresses, even if the machine's files name only one.
         names += ["127.0.0.1", "::1"]
-    # Where there are none, gRPC says of the name itself what is wrong with it.
-    return [name for name in dict.fromkeys(names) if _is_here(name)] or [host]
+    # Without addresses, gRPC reports the fault of the name itself.
+    return [name for name in dict.fromkeys(names) if _can_bind(name)] or [host]
 
 
-def _is_here(address: str) -> bool:
+def _can_bind(address: str) -> bool:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,4 +1,4 @@
-"""ModelService: exactly which model answers, and what its token ids mean."""
+"""ModelService: the served model and its vocabulary."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,18 +12,18 @@ from whence_server.text.chat import list_templates
 
 SERVICE = "whence.v1.ModelService"
 
-# A message of this many tokens is about 64 KiB.
+# About 64 KiB in one message.
 _TOKENS_A_MESSAGE = 8_192
 
 
 class ModelServicer:
-    """Answers from what the engine reported at load."""
+    """Servicer for the model's properties, which the engine reports at load."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    def methods(self) -> list[Method[Any]]:
-        """The service's table."""
+    def list_methods(self) -> list[Method[Any]]:
+        """Return the service's methods."""
         return [
             Method("ListModels", model_pb2.ListModelsRequest, unary=self.list_models),
             Method("GetModel", model_pb2.GetModelRequest, unary=self.get_model),
@@ -31,20 +31,20 @@ class ModelServicer:
         ]
 
     async def list_models(self, request: model_pb2.ListModelsRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
-        """The one model of this server, loading or ready."""
-        return model_pb2.ListModelsResponse(models=[self._model()]).SerializeToString()
+        """Return the one model of this server, loading or ready."""
+        return model_pb2.ListModelsResponse(models=[self._make_model_message()]).SerializeToString()
 
     async def get_model(self, request: model_pb2.GetModelRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
-        """The model of that name; empty is the served one."""
+        """Return the model with the requested name; "" requests the served one."""
         self._serving.check_model(request.model)
-        return model_pb2.GetModelResponse(model=self._model()).SerializeToString()
+        return model_pb2.GetModelResponse(model=self._make_model_message()).SerializeToString()
 
     async def get_vocabulary(
         self,
         request: model_pb2.GetVocabularyRequest,
         call: Call,  # noqa: ARG002 - the method's form
     ) -> AsyncGenerator[bytes, None]:
-        """The bytes of every token id, in order."""
+        """Stream the bytes of every token id, in order."""
         self._serving.check_model(request.model)
         if self._serving.tokenizer is None:
             raise ModelNotReadyError
@@ -55,17 +55,17 @@ class ModelServicer:
                 first_token_id=first, tokens=tokens
             ).SerializeToString()
 
-    def _model(self) -> model_pb2.Model:
+    def _make_model_message(self) -> model_pb2.Model:
         info = self._serving.model
         if info is None:
             return model_pb2.Model(
                 model=self._serving.model_name, state=model_pb2.MODEL_STATE_LOADING
             )
-        return model_message(info)
+        return make_model_message(info)
 
 
-def model_message(info: ModelInfo) -> model_pb2.Model:
-    """A loaded model in the contract's words."""
+def make_model_message(info: ModelInfo) -> model_pb2.Model:
+    """Convert a loaded model to its message."""
     run = info.training_run
     return model_pb2.Model(
         model=info.name,

@@ -1,8 +1,8 @@
-"""The one message of a call that takes one, waited for no longer than a client needs to send it.
+"""Reading the request of a call with one request message, with a timeout.
 
-gRPC's own handlers for these calls wait for it without end: a caller who opens streams and says
-nothing would keep them all, and with them the calls that the server takes at once. So every method
-is registered as one that reads a stream, which is the same on the wire.
+gRPC's own handlers for these calls wait without a timeout: a caller who opens streams and sends
+nothing would use up the server's concurrent calls. So every method is registered as one that
+reads a stream, which is the same on the wire.
 """
 
 import asyncio
@@ -14,18 +14,18 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.rpc.status import abort
 
 MESSAGE_S = 60.0
-"""From the headers on: a client sends both at once, but a large message takes a while."""
+"""Seconds from the headers to the complete message, which may be large."""
 
 
-async def one_message(context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-    """Return the call's message; end the call where none comes."""
+async def read_one_message(context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+    """Return the call's message; end the call if none arrives."""
     try:
         async with asyncio.timeout(MESSAGE_S):
             message = await context.read()
     except TimeoutError:
-        await _refuse(context, f"no message came within {MESSAGE_S:g} s")
+        await _refuse(context, f"no request message within {MESSAGE_S:g} s")
     if message is grpc.aio.EOF:
-        await _refuse(context, "the call ended without a message; an empty one has five bytes")
+        await _refuse(context, "the call ended without a request message; send one, if empty")
     return message
 
 

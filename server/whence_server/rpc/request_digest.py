@@ -1,7 +1,7 @@
-"""What makes two requests equal: a digest that does not depend on the order of a map.
+"""Digest of a request, which is equal for equal requests in every order of their maps.
 
-Protobuf's own deterministic serialisation sorts maps, but by an order that differs between its
-implementations and versions. So maps are left out of it, and follow as JSON with sorted keys.
+Protobuf's deterministic serialisation sorts maps in an order that differs between its
+implementations and versions. So maps are removed first, and appended as JSON with sorted keys.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from google.protobuf import struct_pb2
 from whence.v1 import generation_pb2
 
 _FIRST_INEXACT = 2**53
-"""From here on a double no longer tells an integer from its neighbours."""
+"""Smallest integer that a double cannot distinguish from its neighbours."""
 
 
 class RequestDigests(NamedTuple):
     """A request's digests, as hex digits.
 
     Attributes:
-        digest: the one that goes on record.
-        former: what older versions had on record for the same request.
+        digest: the recorded digest.
+        former: the digest that older versions recorded for the same request.
     """
 
     digest: str
@@ -32,10 +32,10 @@ class RequestDigests(NamedTuple):
 def request_digests(
     request: generation_pb2.GenerateRequest, template_arguments: str
 ) -> RequestDigests:
-    """Digest a request.
+    """Compute a request's digests.
 
     Args:
-        request: as it arrived.
+        request: the request as it arrived.
         template_arguments: `struct_json` of its template arguments.
     """
     former = _sha256(request.SerializeToString(deterministic=True))
@@ -49,7 +49,7 @@ def request_digests(
         return RequestDigests(former, former)
     bare = generation_pb2.GenerateRequest()
     bare.CopyFrom(request)
-    # Cleared, the messages around them stay: they may be set and empty in another request.
+    # The messages that hold the maps stay: they may be set and empty in another request.
     for name, entries in (
         ("labels", bare.labels),
         ("logit_bias", bare.decoding.logit_bias),
@@ -64,29 +64,29 @@ def request_digests(
 
 
 def struct_json(struct: struct_pb2.Struct) -> str:
-    """Write a Struct as JSON, the same for all orders of its maps; "" where it is empty.
+    """Write a Struct as JSON, the same for all orders of its maps; "" if it is empty.
 
-    A Struct has doubles alone. An integral one is most probably an integer to its sender: it is
-    written as one, as JavaScript does, as long as doubles tell integers apart.
+    All numbers of a Struct are doubles. Integral ones below 2**53 are written as integers, as
+    JavaScript does.
 
     Raises:
         ValueError: a number is not finite.
     """
     if not struct.fields:
         return ""
-    return json.dumps(_object(struct), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(_convert_object(struct), ensure_ascii=False, separators=(",", ":"))
 
 
-def _object(struct: struct_pb2.Struct) -> dict[str, Any]:
-    return {key: _plain(struct.fields[key]) for key in sorted(struct.fields)}
+def _convert_object(struct: struct_pb2.Struct) -> dict[str, Any]:
+    return {key: _convert_value(struct.fields[key]) for key in sorted(struct.fields)}
 
 
-def _plain(value: struct_pb2.Value) -> Any:
+def _convert_value(value: struct_pb2.Value) -> Any:
     match value.WhichOneof("kind"):
         case "number_value":
             number = value.number_value
             if not math.isfinite(number):
-                raise ValueError(f"{number} is no number in JSON")
+                raise ValueError(f"{number} is not a JSON number")
             exact = number.is_integer() and abs(number) < _FIRST_INEXACT
             return int(number) if exact else number
         case "string_value":
@@ -94,9 +94,9 @@ def _plain(value: struct_pb2.Value) -> Any:
         case "bool_value":
             return value.bool_value
         case "struct_value":
-            return _object(value.struct_value)
+            return _convert_object(value.struct_value)
         case "list_value":
-            return [_plain(item) for item in value.list_value.values]
+            return [_convert_value(item) for item in value.list_value.values]
         case _:
             return None
 

@@ -1,4 +1,4 @@
-"""What the servicers serve: it changes once, when the model has been loaded."""
+"""The served model, which all servicers share; set once it is loaded."""
 
 from collections.abc import AsyncGenerator
 
@@ -11,12 +11,12 @@ from whence_server.text.tokenizer import TextTokenizer
 
 
 class Serving:
-    """The model and its generations, once there are any.
+    """The served model and its generations.
 
     Attributes:
-        model_name: known from the start.
-        model: None while the model is being loaded.
-        tokenizer: as `model`.
+        model_name: name of the model, known before it is loaded.
+        model: None while the model is loading.
+        tokenizer: None while the model is loading.
     """
 
     def __init__(self, model_name: str, journal: Journal) -> None:
@@ -26,22 +26,24 @@ class Serving:
         self.tokenizer: TextTokenizer | None = None
         self._generations: Generations | None = None
 
-    def ready(self, model: ModelInfo, tokenizer: TextTokenizer, generations: Generations) -> None:
-        """From now on requests are served."""
+    def set_ready(
+        self, model: ModelInfo, tokenizer: TextTokenizer, generations: Generations
+    ) -> None:
+        """Set the loaded model; requests are served from now on."""
         self.model, self.tokenizer, self._generations = model, tokenizer, generations
 
-    def generations(self) -> Generations:
-        """The running generations.
+    def get_generations(self) -> Generations:
+        """Return the running generations.
 
         Raises:
-            ModelNotReadyError: the model is being loaded.
+            ModelNotReadyError: the model is loading.
         """
         if self._generations is None:
             raise ModelNotReadyError
         return self._generations
 
     def follow(self, generation_id: str, after_offset: int) -> AsyncGenerator[list[Entry], None]:
-        """A generation's entries beyond an offset: while no model is loaded, recorded ones.
+        """Follow a generation's entries after an offset; without a model, only recorded ones.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
@@ -50,7 +52,7 @@ class Serving:
         return followed.follow(generation_id, after_offset)
 
     def check_model(self, name: str) -> None:
-        """Refuse a model's name that is not served; empty is the one that is.
+        """Refuse the name of another model; "" names the served one.
 
         Raises:
             ModelNotFoundError: another model is served.

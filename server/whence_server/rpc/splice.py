@@ -1,8 +1,8 @@
-"""Builds stream messages around stored bytes: a step is serialised once in its life.
+"""Stream messages built around stored bytes: a step is serialised only once.
 
-A message is a tag, a length and its bytes (protobuf encoding, "Length-Delimited Records"), so
-an envelope can be written around entries that are never parsed. A test holds every envelope
-against the generated classes.
+An embedded message is a tag, a length and its bytes (protobuf encoding, "Length-Delimited
+Records"), so an envelope can be written around entries without parsing them. A test compares every
+envelope with the generated classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,62 +35,64 @@ _MESSAGES: dict[EntryKind, type[Message]] = {
 
 
 def require_readable(entries: Sequence[Entry]) -> None:
-    """Parse what was on disk: no client could read a message around damaged bytes.
+    """Raise if an entry cannot be parsed: no client could read a message around it.
 
     Raises:
-        RecordDamagedError: an entry is no message of its kind.
+        RecordDamagedError: an entry is not a message of its kind.
     """
     for entry in entries:
         try:
             _MESSAGES[entry.kind].FromString(entry.payload)
         except (DecodeError, KeyError) as error:
             raise RecordDamagedError(
-                entry.generation_id, f"its entry {entry.offset} is no message: {error}"
+                entry.generation_id, f"its entry {entry.offset} is not a message: {error}"
             ) from error
 
 
-def _tag(field_number: int, wire_type: int) -> bytes:
+def _encode_tag(field_number: int, wire_type: int) -> bytes:
     return encode_varint(field_number << 3 | wire_type)
 
 
 _VARINT, _LEN = 0, 2
-_FIRST = _tag(_EVENT_FIELDS["first_offset"].number, _VARINT)
-_LAST = _tag(_EVENT_FIELDS["last_offset"].number, _VARINT)
-_CONTENT = {kind: _tag(_EVENT_FIELDS[name].number, _LEN) for kind, name in _KINDS.items()}
-_STEP = _tag(generation_pb2.StepBatch.DESCRIPTOR.fields_by_name["steps"].number, _LEN)
-_RESPONSE = _tag(generation_pb2.GenerateResponse.DESCRIPTOR.fields_by_name["event"].number, _LEN)
+_FIRST = _encode_tag(_EVENT_FIELDS["first_offset"].number, _VARINT)
+_LAST = _encode_tag(_EVENT_FIELDS["last_offset"].number, _VARINT)
+_CONTENT = {kind: _encode_tag(_EVENT_FIELDS[name].number, _LEN) for kind, name in _KINDS.items()}
+_STEP = _encode_tag(generation_pb2.StepBatch.DESCRIPTOR.fields_by_name["steps"].number, _LEN)
+_RESPONSE = _encode_tag(
+    generation_pb2.GenerateResponse.DESCRIPTOR.fields_by_name["event"].number, _LEN
+)
 _WATCH = trace_pb2.WatchGenerationsResponse.DESCRIPTOR.fields_by_name
-_WATCH_ID = _tag(_WATCH["generation_id"].number, _LEN)
-_WATCH_POSITION = _tag(_WATCH["position"].number, _LEN)
-_WATCH_EVENT = _tag(_WATCH["event"].number, _LEN)
+_WATCH_ID = _encode_tag(_WATCH["generation_id"].number, _LEN)
+_WATCH_POSITION = _encode_tag(_WATCH["position"].number, _LEN)
+_WATCH_EVENT = _encode_tag(_WATCH["event"].number, _LEN)
 
 
-def _delimited(tag: bytes, content: bytes) -> bytes:
+def _encode_field(tag: bytes, content: bytes) -> bytes:
     return tag + encode_varint(len(content)) + content
 
 
 class Event(NamedTuple):
-    """A serialised GenerationEvent, and the last of the entries that it holds."""
+    """A serialised GenerationEvent, and its last entry."""
 
     last: Entry
     content: bytes
 
 
-def events(entries: Sequence[Entry]) -> Iterator[Event]:
-    """Entries of one generation as events, steps in a row as one batch."""
+def build_events(entries: Sequence[Entry]) -> Iterator[Event]:
+    """Yield events for the entries of one generation; consecutive steps are one event."""
     for kind, run in groupby(entries, key=lambda entry: entry.kind):
         if kind in _BATCHED:
             batch = list(run)
-            yield Event(batch[-1], _event(batch))
+            yield Event(batch[-1], _build_event(batch))
         else:
             for entry in run:
-                yield Event(entry, _event([entry]))
+                yield Event(entry, _build_event([entry]))
 
 
-def _event(run: list[Entry]) -> bytes:
+def _build_event(run: list[Entry]) -> bytes:
     kind = run[0].kind
     if kind in _BATCHED:
-        content = b"".join(_delimited(_STEP, entry.payload) for entry in run)
+        content = b"".join(_encode_field(_STEP, entry.payload) for entry in run)
     else:
         content = run[0].payload
     return b"".join(
@@ -106,27 +108,27 @@ def _event(run: list[Entry]) -> bytes:
     )
 
 
-def responses(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """Entries as serialised GenerateResponses; ResumeGenerationResponse has the same form."""
-    for event in events(entries):
-        yield _delimited(_RESPONSE, event.content)
+def build_responses(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """Yield serialised GenerateResponses, whose form ResumeGenerationResponse shares."""
+    for event in build_events(entries):
+        yield _encode_field(_RESPONSE, event.content)
 
 
 _LIST_STEPS = trace_pb2.ListStepsResponse.DESCRIPTOR.fields_by_name
-_LISTED = _tag(_LIST_STEPS["steps"].number, _LEN)
-_NEXT_PAGE = _tag(_LIST_STEPS["next_page_token"].number, _LEN)
+_LISTED = _encode_tag(_LIST_STEPS["steps"].number, _LEN)
+_NEXT_PAGE = _encode_tag(_LIST_STEPS["next_page_token"].number, _LEN)
 
 
-def list_steps_response(entries: Sequence[Entry], next_page_token: str) -> bytes:
+def build_list_steps_response(entries: Sequence[Entry], next_page_token: str) -> bytes:
     """Return one serialised ListStepsResponse around stored steps."""
-    steps = b"".join(_delimited(_LISTED, entry.payload) for entry in entries)
-    return steps + (_delimited(_NEXT_PAGE, next_page_token.encode()) if next_page_token else b"")
+    steps = b"".join(_encode_field(_LISTED, entry.payload) for entry in entries)
+    return steps + (_encode_field(_NEXT_PAGE, next_page_token.encode()) if next_page_token else b"")
 
 
-def watch_response(event: Event, position: str) -> bytes:
-    """One serialised WatchGenerationsResponse."""
+def build_watch_response(event: Event, position: str) -> bytes:
+    """Return one serialised WatchGenerationsResponse."""
     return (
-        _delimited(_WATCH_ID, event.last.generation_id.encode())
-        + _delimited(_WATCH_POSITION, position.encode())
-        + _delimited(_WATCH_EVENT, event.content)
+        _encode_field(_WATCH_ID, event.last.generation_id.encode())
+        + _encode_field(_WATCH_POSITION, position.encode())
+        + _encode_field(_WATCH_EVENT, event.content)
     )

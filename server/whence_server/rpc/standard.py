@@ -1,7 +1,7 @@
-"""gRPC's own services, health and reflection, guarded as whence's own methods are.
+"""gRPC's own services, health and reflection, with the same checks as whence's methods.
 
-Their generated registration lets bytes that are no message, and methods that the packages do not
-implement, end in a traceback in the log and a status UNKNOWN.
+With their generated registration, malformed messages and methods that the packages do not
+implement would end with a traceback in the log and the status UNKNOWN.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,25 +15,23 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from whence_server.rpc.calls import Context, Malformed
-from whence_server.rpc.fitting import short
-from whence_server.rpc.one_message import one_message
+from whence_server.rpc.fitting import truncate_word
+from whence_server.rpc.one_message import read_one_message
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 
 
 class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
-    """The standard servicer, with `List` and with errors that say what is wrong."""
+    """The standard health servicer, with `List` and with error messages."""
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
-        """Return one service's state.
-
-        A service that is not known ends the call with NOT_FOUND.
-        """
+        """Return one service's state; end the call with NOT_FOUND for an unknown service."""
         await _refuse_malformed(request, context)
         if request.service not in self._server_status:
             await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"no service {short(request.service)!r} here"
+                grpc.StatusCode.NOT_FOUND,
+                f"unknown service {truncate_word(request.service)!r}",
             )
         return await super().Check(request, context)
 
@@ -46,29 +44,29 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
         return answer
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the contract's name
-        """Stream one service's state, now and whenever it changes."""
+        """Stream one service's state, now and after every change."""
         await _refuse_malformed(request, context)
         await super().Watch(request, context)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return the service as gRPC wants it."""
-        parse_check = _parser(health_pb2.HealthCheckRequest)
+    def make_handler(self) -> grpc.GenericRpcHandler:
+        """Return gRPC's handler of the service."""
+        parse_check = _make_parser(health_pb2.HealthCheckRequest)
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Check": grpc.stream_unary_rpc_method_handler(
-                _of_one_message(self.Check), parse_check, _serialized
+                _adapt_to_stream(self.Check), parse_check, _serialize
             ),
             "List": grpc.stream_unary_rpc_method_handler(
-                _of_one_message(self.List), _parser(health_pb2.HealthListRequest), _serialized
+                _adapt_to_stream(self.List), _make_parser(health_pb2.HealthListRequest), _serialize
             ),
             "Watch": grpc.stream_stream_rpc_method_handler(
-                _of_one_message(self.Watch), parse_check, _serialized
+                _adapt_to_stream(self.Watch), parse_check, _serialize
             ),
         }
         return grpc.method_handlers_generic_handler(HEALTH, methods)
 
 
-def reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
-    """Return reflection over these services, itself and health."""
+def make_reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
+    """Return gRPC's handler of reflection over these services, health and reflection."""
     servicer = ReflectionServicer((*services, HEALTH, REFLECTION))
 
     async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -85,25 +83,25 @@ def reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
         {
             "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
                 info,
-                _parser(reflection_pb2.ServerReflectionRequest),
-                _serialized,
+                _make_parser(reflection_pb2.ServerReflectionRequest),
+                _serialize,
             )
         },
     )
 
 
-def _of_one_message(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+def _adapt_to_stream(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
     async def run(_messages: object, context: Context) -> Any:
-        return await method(await one_message(context), context)
+        return await method(await read_one_message(context), context)
 
     return run
 
 
-def _serialized(message: Message) -> bytes:
+def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _parser(request_type: type[Message]) -> Any:
+def _make_parser(request_type: type[Message]) -> Any:
     def parse(raw: bytes) -> "Message | Malformed":
         try:
             return request_type.FromString(raw)
@@ -116,5 +114,6 @@ def _parser(request_type: type[Message]) -> Any:
 async def _refuse_malformed(request: Any, context: Any) -> None:
     if isinstance(request, Malformed):
         await context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, f"the bytes are no request: {request.reason}"
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"the bytes are not a request: {request.reason}",
         )

@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC statuses with google.rpc details."""
+"""Conversion of errors to gRPC statuses with google.rpc details."""
 
 from typing import NoReturn
 
@@ -17,7 +17,7 @@ from whence_server.domain.errors import (
     TextQueueFullError,
     WhenceError,
 )
-from whence_server.rpc.fitting import fitting, named, short
+from whence_server.rpc.fitting import select_violations, truncate_text, truncate_word
 
 DOMAIN = "whence.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -39,28 +39,28 @@ GRPC_CODES: dict[Code, grpc.StatusCode] = {
     Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
 
-_COME_AGAIN = (QueueFullError, TextQueueFullError, EmergenceBusyError, JournalUnwritableError)
-"""Errors that say when a caller may try again."""
+_RETRYABLE = (QueueFullError, TextQueueFullError, EmergenceBusyError, JournalUnwritableError)
+"""Errors whose `retry_after_s` is sent as RetryInfo."""
 
 
-def error_status(error: WhenceError) -> status_pb2.Status:
-    """Return the error as a google.rpc.Status: a code, a message, and details for programs.
+def make_status(error: WhenceError) -> status_pb2.Status:
+    """Convert an error to a google.rpc.Status: a code, a message, and details for programs.
 
-    It fits into the headers that clients take: of many fields at fault the first ones are named,
-    and `num_violations` of the ErrorInfo says how many there are.
+    The status fits into HTTP/2 headers: it names only the first of many fields at fault, and
+    `num_violations` of the ErrorInfo is the number of all.
     """
-    metadata = {key: short(value) for key, value in error.metadata.items()}
+    metadata = {key: truncate_word(value) for key, value in error.metadata.items()}
     message = error.message
     violations: list[FieldViolation] = []
     if isinstance(error, InvalidRequestError):
-        violations = named(error.violations)
+        violations = select_violations(error.violations)
         num_left_out = len(error.violations) - len(violations)
         if num_left_out:
             metadata["num_violations"] = str(len(error.violations))
-            # The number comes first: what follows may be cut.
-            message = f"{num_left_out} more fields at fault, besides {_joined(violations)}"
+            # The number comes first: the rest may be truncated.
+            message = f"{num_left_out} more fields at fault, besides {_join(violations)}"
         else:
-            message = _joined(violations)
+            message = _join(violations)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     ]
@@ -71,7 +71,7 @@ def error_status(error: WhenceError) -> status_pb2.Status:
                 field=violation.field, description=violation.description
             )
         details.append(bad_request)
-    if isinstance(error, _COME_AGAIN):
+    if isinstance(error, _RETRYABLE):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
@@ -79,16 +79,16 @@ def error_status(error: WhenceError) -> status_pb2.Status:
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    return status_pb2.Status(code=error.code.value, message=fitting(message), details=packed)
+    return status_pb2.Status(code=error.code.value, message=truncate_text(message), details=packed)
 
 
-def _joined(violations: list[FieldViolation]) -> str:
+def _join(violations: list[FieldViolation]) -> str:
     return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
 
 
 async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: WhenceError) -> NoReturn:
     """End the call with the error's status and details."""
-    status = error_status(error)
+    status = make_status(error)
     await context.abort(
         GRPC_CODES[error.code],
         status.message,

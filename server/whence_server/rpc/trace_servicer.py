@@ -1,4 +1,4 @@
-"""TraceService: reads what was recorded, and follows what is being recorded."""
+"""TraceService: recorded generations, and events as they are recorded."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -20,29 +20,34 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import page_size, require_generation_id
-from whence_server.rpc.splice import events, list_steps_response, watch_response
-from whence_server.rpc.watching import WatchFilter, position_token, read_position, until
+from whence_server.rpc.splice import build_events, build_list_steps_response, build_watch_response
+from whence_server.rpc.watching import (
+    WatchFilter,
+    make_position_token,
+    read_position,
+    stop_at_close,
+)
 
 SERVICE = "whence.v1.TraceService"
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
 _DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
-# Well below the 4 MiB that a gRPC client takes by default.
+# Well below the 4 MiB that a gRPC client accepts by default.
 _MAX_STEPS_BYTES = 2 << 20
-# What a request may carry, a filter may ask for.
+# Filters have the same bounds as requests.
 _LIMITS = Limits()
 _MAX_MODEL, _TRACE_ID = 1_024, 32
 
 
 class TraceServicer:
-    """Answers from the journal alone: it works whether or not a model is loaded."""
+    """Servicer that reads the journal alone and needs no model."""
 
     def __init__(self, journal: Journal, closing: asyncio.Event) -> None:
         self._journal = journal
         self._closing = closing
 
-    def methods(self) -> list[Method[Any]]:
-        """The service's table."""
+    def list_methods(self) -> list[Method[Any]]:
+        """Return the service's methods."""
         return [
             Method("GetGeneration", trace_pb2.GetGenerationRequest, unary=self.get_generation),
             Method(
@@ -62,13 +67,13 @@ class TraceServicer:
         ]
 
     async def get_generation(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
-        """The whole start and finish of one generation."""
+        """Return the complete start and finish of one generation."""
         call.generation_id = require_generation_id(request.generation_id)
         row = await self._journal.get(call.generation_id)
         entries = await self._journal.read(
             call.generation_id, kinds=(EntryKind.STARTED, EntryKind.FINISHED)
         )
-        response = trace_pb2.GetGenerationResponse(summary=summary_message(row))
+        response = trace_pb2.GetGenerationResponse(summary=make_summary_message(row))
         try:
             for entry in entries:
                 if entry.kind is EntryKind.STARTED:
@@ -77,29 +82,29 @@ class TraceServicer:
                     response.finished.MergeFromString(entry.payload)
         except DecodeError as error:
             raise RecordDamagedError(
-                call.generation_id, f"an entry is no message: {error}"
+                call.generation_id, f"an entry is not a message: {error}"
             ) from error
         if response.started.generation_id != call.generation_id:
-            raise RecordDamagedError(call.generation_id, "its start says another id")
+            raise RecordDamagedError(call.generation_id, "its STARTED entry has another id")
         return response.SerializeToString()
 
     async def list_generations(
         self, request: trace_pb2.ListGenerationsRequest, call: Call
     ) -> bytes:
-        """A page of summaries, newest first."""
+        """Return a page of summaries, newest first."""
         del call
         rows, next_page_token = await self._journal.list(
-            list_filter(request.filter),
+            convert_filter(request.filter),
             page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
             request.page_token,
         )
         return trace_pb2.ListGenerationsResponse(
-            generations=[summary_message(row) for row in rows],
+            generations=[make_summary_message(row) for row in rows],
             next_page_token=next_page_token,
         ).SerializeToString()
 
     async def list_steps(self, request: trace_pb2.ListStepsRequest, call: Call) -> bytes:
-        """A page of steps, in the order in which they were made."""
+        """Return a page of steps, in the order in which they were made."""
         call.generation_id = require_generation_id(request.generation_id)
         await self._journal.get(call.generation_id)
         limit = page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
@@ -110,29 +115,31 @@ class TraceServicer:
             limit=limit + 1,
             kinds=(kind,),
         )
-        page = _within_bytes(entries[:limit])
+        page = _limit_bytes(entries[:limit])
         more = len(entries) > len(page)
         try:
             for entry in page:
                 step_pb2.Step.FromString(entry.payload)
         except DecodeError as error:
             raise RecordDamagedError(
-                call.generation_id, f"a step is no message: {error}"
+                call.generation_id, f"a step is not a message: {error}"
             ) from error
-        return list_steps_response(page, f"after:{page[-1].offset}" if more else "")
+        return build_list_steps_response(page, f"after:{page[-1].offset}" if more else "")
 
     async def watch_generations(
         self, request: trace_pb2.WatchGenerationsRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
-        """Every event as it happens, of all generations that the filter lets through."""
+        """Stream the events of all generations that match the filter, as they happen."""
         del call
         after = read_position(request.after_position) if request.after_position else None
-        wanted = WatchFilter(self._journal, list_filter(request.filter), request.lifecycle_only)
-        async with aclosing(until(self._journal.follow_all(after), self._closing)) as batches:
+        wanted = WatchFilter(self._journal, convert_filter(request.filter), request.lifecycle_only)
+        async with aclosing(
+            stop_at_close(self._journal.follow_all(after), self._closing)
+        ) as batches:
             async for entries in batches:
-                for run in await wanted.runs(entries):
-                    for event in events(run):
-                        yield watch_response(event, position_token(event.last.position))
+                for run in await wanted.select_runs(entries):
+                    for event in build_events(run):
+                        yield build_watch_response(event, make_position_token(event.last.position))
 
     async def delete_generation(
         self, request: trace_pb2.DeleteGenerationRequest, call: Call
@@ -143,8 +150,8 @@ class TraceServicer:
         return trace_pb2.DeleteGenerationResponse().SerializeToString()
 
 
-def summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
-    """A generation at a glance."""
+def make_summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
+    """Convert a generation's row to a summary."""
     index, finish = row.index, row.finish
     start_time = timestamp_pb2.Timestamp()
     start_time.FromNanoseconds(index.start_time_ns)
@@ -165,24 +172,24 @@ def summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
     return summary
 
 
-def list_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
-    """The filter in the journal's words; unset fields match anything.
+def convert_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
+    """Convert a filter to the journal's type; unset fields match everything.
 
     Raises:
-        InvalidRequestError: it breaks a bound.
+        InvalidRequestError: fields exceed their bounds; the error names all of them.
     """
-    if violations := _filter_violations(given):
+    if violations := _find_filter_violations(given):
         raise InvalidRequestError(*violations)
     return ListFilter(
-        start_after_ns=_time_ns(given, "start_after"),
-        start_before_ns=_time_ns(given, "start_before"),
+        start_after_ns=_get_time_ns(given, "start_after"),
+        start_before_ns=_get_time_ns(given, "start_before"),
         model=given.model,
         trace_id=given.trace_id,
         labels=dict(given.labels),
     )
 
 
-def _filter_violations(given: trace_pb2.GenerationFilter) -> list[FieldViolation]:
+def _find_filter_violations(given: trace_pb2.GenerationFilter) -> list[FieldViolation]:
     found = []
     bounds = (("model", given.model, _MAX_MODEL), ("trace_id", given.trace_id, _TRACE_ID))
     for field, value, most in bounds:
@@ -192,7 +199,7 @@ def _filter_violations(given: trace_pb2.GenerationFilter) -> list[FieldViolation
         found.append(
             FieldViolation(
                 "filter.labels",
-                f"has {len(given.labels)}; at most {_LIMITS.max_labels} are taken",
+                f"has {len(given.labels)} labels; at most {_LIMITS.max_labels} are allowed",
             )
         )
         return found
@@ -210,7 +217,7 @@ def _filter_violations(given: trace_pb2.GenerationFilter) -> list[FieldViolation
     return found
 
 
-def _time_ns(given: trace_pb2.GenerationFilter, field: str) -> int | None:
+def _get_time_ns(given: trace_pb2.GenerationFilter, field: str) -> int | None:
     if not given.HasField(field):  # type: ignore[arg-type]  # one of the two names
         return None
     timestamp = getattr(given, field)
@@ -223,12 +230,12 @@ def _read_step_token(token: str) -> int:
     prefix, _, offset = token.partition(":")
     if prefix != "after" or not offset.isascii() or not offset.isdecimal() or len(offset) > 18:
         raise InvalidRequestError(
-            FieldViolation("page_token", "is not one that ListSteps returned")
+            FieldViolation("page_token", "is no token that ListSteps returned")
         )
     return int(offset)
 
 
-def _within_bytes(entries: list[Entry]) -> list[Entry]:
+def _limit_bytes(entries: list[Entry]) -> list[Entry]:
     total = 0
     for i, entry in enumerate(entries):
         total += len(entry.payload)

@@ -1,4 +1,4 @@
-"""Training runs in the contract's words."""
+"""Messages of TrainingService."""
 
 from itertools import islice
 
@@ -9,14 +9,18 @@ from whence_server.domain.paths import format_path
 from whence_server.lineage.lookup import events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
-from whence_server.rpc.training_requests import document_index, item_token, step_token
+from whence_server.rpc.training_requests import (
+    find_document_index,
+    make_item_token,
+    make_step_token,
+)
 
-# Well below the 4 MiB that a gRPC client takes by default.
+# Well below the 4 MiB that a gRPC client accepts by default.
 _MAX_PAGE_BYTES = 2 << 20
 
 
-def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
-    """A run at a glance."""
+def make_summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
+    """Return the summary of a run."""
     started, dataset, newest = run.started, run.training_set.dataset, run.newest_step()
     last_time = timestamp_pb2.Timestamp()
     last_time.FromNanoseconds(run.last_time_ns)
@@ -47,13 +51,13 @@ def summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
 
 
 _LISTED = ("attempts", "endings", "checkpoints", "evaluations", "gaps")
-"""What a run has any number of, besides its steps: both its attributes and the message's fields."""
+"""Repeated fields of a run besides its steps: names of attributes and of message fields."""
 
 
-def run_message(
+def make_run_message(
     run: TrainingRun, summary: training_pb2.TrainingRunSummary, after: int
 ) -> training_pb2.GetTrainingRunResponse:
-    """A run without its steps: as much as fits a message, after what pages before have given."""
+    """Return one page of a run without its steps, after the first `after` items."""
     response = training_pb2.GetTrainingRunResponse(summary=summary)
     if not after:
         response.started.CopyFrom(run.started)
@@ -64,13 +68,13 @@ def run_message(
     for number, (name, item) in enumerate(items[after:], after):
         num_bytes += item.ByteSize()
         if num_bytes > _MAX_PAGE_BYTES and number > after:
-            response.next_page_token = item_token(number)
+            response.next_page_token = make_item_token(number)
             break
         getattr(response, name).append(item)
     return response
 
 
-def steps_page(
+def make_steps_page(
     run: TrainingRun,
     wanted: StepRange,
     after: tuple[int, int],
@@ -78,7 +82,7 @@ def steps_page(
     *,
     omit_examples: bool,
 ) -> training_pb2.ListTrainingStepsResponse:
-    """The steps that follow one in a range: at most so many, and as many as fit a message."""
+    """Return a page of the steps in a range, at most `limit` and as many as fit a message."""
     refs = list(islice(run.steps.select(wanted, after), limit + 1))
     response = training_pb2.ListTrainingStepsResponse()
     num_bytes = 0
@@ -91,18 +95,18 @@ def steps_page(
             break
         response.steps.append(event.step)
     if len(response.steps) < len(refs):
-        response.next_page_token = step_token(response.steps[-1])
+        response.next_page_token = make_step_token(response.steps[-1])
     return response
 
 
-def document_message(
+def make_document_message(
     run: TrainingRun,
     request: training_pb2.GetDocumentRequest | training_pb2.ReadDocumentRequest,
 ) -> training_pb2.GetDocumentResponse:
-    """A document without its text; with an example's pieces of it where one was asked for."""
+    """Return a document without its text; with the pieces of the requested example, if any."""
     training_set = run.training_set
     if request.WhichOneof("document") != "example_id":
-        index = document_index(request, training_set)
+        index = find_document_index(request, training_set)
         return training_pb2.GetDocumentResponse(index=index, document=training_set.document(index))
     pieces = training_set.pieces(request.example_id)
     index = pieces[0].document_index
@@ -118,12 +122,12 @@ def document_message(
     )
 
 
-def proof_message(
+def make_proof_message(
     run: TrainingRun, request: training_pb2.GetInclusionProofRequest
 ) -> training_pb2.GetInclusionProofResponse:
-    """A document's way up to the Merkle root."""
+    """Return the inclusion proof of a document."""
     training_set = run.training_set
-    index = document_index(request, training_set)
+    index = find_document_index(request, training_set)
     audit_path = training_set.audit_path(index)
     dataset = training_set.dataset
     return training_pb2.GetInclusionProofResponse(

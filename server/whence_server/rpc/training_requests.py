@@ -1,4 +1,4 @@
-"""What requests about training runs ask for: well-formed or refused, every fault by its field."""
+"""Checks and conversion of requests about training runs, with the field of every fault."""
 
 import re
 from typing import NamedTuple, TypeAlias
@@ -23,7 +23,7 @@ DocumentRequest: TypeAlias = (
 
 
 class RunToken(NamedTuple):
-    """The last run of a page, by what runs are sorted by."""
+    """Sort key of the last run of a page."""
 
     start_time_ns: int
     training_run_id: str
@@ -33,43 +33,43 @@ class RunToken(NamedTuple):
 
 
 def read_run_token(token: str) -> RunToken | None:
-    """The token of the page before; None for the first page.
+    """Parse the token of the previous page; None for the first page.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: the token is malformed.
     """
     if not token:
         return None
     match = _RUN_TOKEN.fullmatch(token)
     if match is None:
-        raise _not_returned("ListTrainingRuns")
+        raise _make_token_error("ListTrainingRuns")
     return RunToken(int(match[1]), match[2])
 
 
 def read_step_token(token: str) -> tuple[int, int]:
-    """Number and attempt of the last step of the page before.
+    """Parse number and attempt of the previous page's last step; 0, 0 for the first page.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: the token is malformed.
     """
     if not token:
         return 0, 0
     match = _STEP_TOKEN.fullmatch(token)
     if match is None:
-        raise _not_returned("ListTrainingSteps")
+        raise _make_token_error("ListTrainingSteps")
     return int(match[1]), int(match[2])
 
 
-def step_token(step: training_pb2.TrainingStep) -> str:
-    """Where the page after this step begins."""
+def make_step_token(step: training_pb2.TrainingStep) -> str:
+    """Return the token of the page after this step."""
     return f"after:{step.step}:{step.attempt}"
 
 
-def step_range(request: training_pb2.ListTrainingStepsRequest) -> StepRange:
-    """Which steps are asked for.
+def read_step_range(request: training_pb2.ListTrainingStepsRequest) -> StepRange:
+    """Return the requested range of steps.
 
     Raises:
-        InvalidRequestError: with every field at fault.
+        InvalidRequestError: fields break rules; the error names all of them.
     """
     violations = [
         FieldViolation(field, f"must be at most {_LARGEST_STEP}")
@@ -94,10 +94,10 @@ def step_range(request: training_pb2.ListTrainingStepsRequest) -> StepRange:
 def check_document(
     request: DocumentRequest,
 ) -> None:
-    """Refuse a request that names no document, or none that there can be.
+    """Refuse a request without a document, or with a malformed digest.
 
     Raises:
-        InvalidRequestError: with the field at fault.
+        InvalidRequestError: a field breaks a rule.
     """
     kind = request.WhichOneof("document")
     if kind is None:
@@ -113,11 +113,11 @@ def check_document(
         )
 
 
-def document_index(
+def find_document_index(
     request: DocumentRequest,
     training_set: TrainingSet,
 ) -> int:
-    """Index of the document that is asked for by `index` or `sha256`.
+    """Return the index of the document that `index` or `sha256` names.
 
     Raises:
         DocumentNotFoundError: the training set has no such document.
@@ -127,13 +127,13 @@ def document_index(
     return request.index
 
 
-def byte_range(
+def read_byte_range(
     request: training_pb2.ReadDocumentRequest, document: training_pb2.TrainingDocument
 ) -> tuple[int, int]:
-    """The bytes of a document that are asked for, counted from its beginning.
+    """Return the requested range of a document's bytes, relative to its beginning.
 
     Raises:
-        InvalidRequestError: with the field at fault.
+        InvalidRequestError: a field breaks a rule.
     """
     size = document.end_byte - document.begin_byte
     begin, end = request.begin_byte, request.end_byte or size
@@ -147,7 +147,7 @@ def byte_range(
 
 
 def read_item_token(token: str) -> int:
-    """How much of a run was given by the pages before; 0 for the first page.
+    """Parse the number of items on the previous pages; 0 for the first page.
 
     Raises:
         InvalidRequestError: GetTrainingRun returned no such token.
@@ -156,14 +156,14 @@ def read_item_token(token: str) -> int:
         return 0
     match = _ITEM_TOKEN.fullmatch(token)
     if match is None:
-        raise _not_returned("GetTrainingRun")
+        raise _make_token_error("GetTrainingRun")
     return int(match[1])
 
 
-def item_token(num_given: int) -> str:
-    """The page that goes on after so much of a run."""
+def make_item_token(num_given: int) -> str:
+    """Return the token of the page after a number of items."""
     return f"after:{num_given}"
 
 
-def _not_returned(method: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation("page_token", f"is not one that {method} returned"))
+def _make_token_error(method: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation("page_token", f"is no token that {method} returned"))

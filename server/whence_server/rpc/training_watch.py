@@ -1,4 +1,4 @@
-"""Follows a run's record as it grows, whichever process writes it, until the run has ended."""
+"""Following a training record as any process appends to it, until the run has ended."""
 
 import asyncio
 import logging
@@ -18,26 +18,26 @@ from whence_server.lineage.run import TrainingRun
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
-# Well below the 4 MiB that a gRPC client takes by default.
+# Well below the 4 MiB that a gRPC client accepts by default.
 _MAX_MESSAGE_BYTES = 1 << 20
 _MAX_EVENTS = 1_000
 
 
 class WatchStart(NamedTuple):
-    """Where a watch begins."""
+    """Start of a watch."""
 
     training_run_id: str
     reader: RecordReader
     after_position: int
-    """Entries up to it are skipped."""
+    """Position up to which entries are skipped."""
     known_position: int
-    """How far the run was read when the watch began."""
+    """Position up to which the run was read when the watch began."""
     ended: bool
-    """And whether it had ended there."""
+    """True if the run had ended at `known_position`."""
 
 
-def watch_start(run: TrainingRun, after_position: int | None) -> WatchStart:
-    """Where to begin in a run's record; None is with what is recorded from now on.
+def start_watch(run: TrainingRun, after_position: int | None) -> WatchStart:
+    """Start a watch after a position of a run's record; None skips all present entries.
 
     Raises:
         InvalidRequestError: the record has no such position.
@@ -46,36 +46,36 @@ def watch_start(run: TrainingRun, after_position: int | None) -> WatchStart:
     after = newest if after_position is None else after_position
     if after > newest:
         raise InvalidRequestError(
-            FieldViolation("after_position", f"is {after}; the record has {newest} entries so far")
+            FieldViolation("after_position", f"is {after}; the record has {newest} entries")
         )
     return WatchStart(run.id, run.reader_after(after), after, newest, run.ended)
 
 
-async def watched(start: WatchStart) -> AsyncGenerator[bytes, None]:
-    """Serialised WatchTrainingRunResponse messages, until the run has ended.
+async def watch_run(start: WatchStart) -> AsyncGenerator[bytes, None]:
+    """Yield serialised WatchTrainingRunResponse messages, until the run has ended.
 
     Raises:
-        TrainingRunNotFoundError: the record is gone, or is not intact any more.
+        TrainingRunNotFoundError: the record was removed or damaged.
     """
     ended = start.ended
     while True:
         try:
             events = await asyncio.to_thread(start.reader.read)
         except LineageError as error:
-            _log.warning("a training run is not followed any further: %s", error)
+            _log.warning("the watch of a training run ends, its record is unreadable: %s", error)
             raise TrainingRunNotFoundError(start.training_run_id) from error
-        for message in _messages([e for e in events if e.position > start.after_position]):
+        for message in _batch_events([e for e in events if e.position > start.after_position]):
             yield message
         for recorded in events:
             if recorded.position > start.known_position:
-                ended = _ended_after(recorded.event, ended=ended)
+                ended = _has_ended(recorded.event, ended=ended)
         if not events:
             if ended:
                 return
             await asyncio.sleep(_POLL_S)
 
 
-def _ended_after(event: training_pb2.TrainingEvent, *, ended: bool) -> bool:
+def _has_ended(event: training_pb2.TrainingEvent, *, ended: bool) -> bool:
     kind = event.WhichOneof("event")
     if kind == "attempt_finished":
         return event.attempt_finished.state not in (
@@ -85,7 +85,7 @@ def _ended_after(event: training_pb2.TrainingEvent, *, ended: bool) -> bool:
     return ended and kind != "attempt_started"
 
 
-def _messages(events: list[RecordedEvent]) -> Iterator[bytes]:
+def _batch_events(events: list[RecordedEvent]) -> Iterator[bytes]:
     response = training_pb2.WatchTrainingRunResponse()
     num_bytes = 0
     for recorded in events:

@@ -1,9 +1,9 @@
-"""A Unix socket of the server's own: taken from nobody, open to nobody else, removed at the end.
+"""The server's Unix socket: it replaces no other listener's, and its mode holds from the start.
 
-gRPC alone would take a socket away from whoever listens on it, give it the mode that the umask
-leaves, and remove at its end whatever lies at the path then. So gRPC binds a name of this module's
-making beside the path, under a umask, and the socket is moved to the path once it listens: at
-no moment is it open to others, and a path is never without a listener while it is replaced.
+gRPC alone would replace the socket of another listener, leave the mode to the umask, and at its end
+remove any file at the path. So gRPC binds a temporary name beside the path, under a umask, and the
+socket is renamed to the path once it listens: it is never open to other users, and the path always
+has a listener while it is replaced.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from whence_server.domain.errors import ConfigurationError
 _log = logging.getLogger(__name__)
 
 MAX_PATH_BYTES = 107
-"""Length of a Unix socket's path, by the kernel's structure for it (`man 7 unix`)."""
+"""Maximum length of a Unix socket's path (`man 7 unix`)."""
 _LOCK_PATIENCE_S = 10.0
 _CONNECT_PATIENCE_S = 2.0
 
@@ -31,8 +31,8 @@ class UnixSocket:
     """A path at which this process listens, from `bind` to `remove`.
 
     Args:
-        path: where clients connect.
-        mode: permissions of the socket; who may write to it may connect.
+        path: path to which clients connect.
+        mode: permissions of the socket; users with write permission can connect.
     """
 
     def __init__(self, path: str, mode: int) -> None:
@@ -44,31 +44,31 @@ class UnixSocket:
         self._inode: tuple[int, int] | None = None
 
     def bind(self, listen: Callable[[str], object]) -> None:
-        """Have `listen` bind and listen at the path that it is given, and move that to our path.
+        """Call `listen` with a temporary path, then rename that socket to the path.
 
         Raises:
-            ConfigurationError: somebody listens there, or something else than a socket is there,
-                or no socket can be made there.
+            ConfigurationError: another process listens at the path, the path is not a socket, or
+                no socket can be created there.
         """
         if len(os.fsencode(self._path)) > MAX_PATH_BYTES:
-            raise self._refusal(
-                f"a Unix socket's path has at most {MAX_PATH_BYTES} bytes, and this one "
+            raise self._make_error(
+                f"a Unix socket's path has at most {MAX_PATH_BYTES} bytes, and this one has "
                 f"{len(os.fsencode(self._path))}"
             )
         try:
             self._directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._warn_of_others()
-            with _locked(self._directory):
+            with _hold_lock(self._directory):
                 self._require_free()
                 self._listen(listen)
         except (OSError, ValueError) as error:
-            raise self._refusal(str(error)) from error
+            raise self._make_error(str(error)) from error
 
     def remove(self) -> None:
-        """Remove the socket from its path, unless something else is there by now."""
+        """Remove the socket from its path, unless another file is there."""
         if self._inode is not None:
             with suppress(FileNotFoundError):
-                if self._inode == self._inode_of(self._name):
+                if self._inode == self._get_inode(self._name):
                     os.unlink(self._name, dir_fd=self._directory)
             self._inode = None
         if self._directory >= 0:
@@ -76,7 +76,7 @@ class UnixSocket:
             self._directory = -1
 
     def _listen(self, listen: Callable[[str], object]) -> None:
-        # Reached through the directory's descriptor, a longer name is no longer path.
+        # Through the directory's descriptor, the path is short for every directory.
         name = f".{secrets.token_hex(4)}.sock"
         directory = f"/proc/self/fd/{self._directory}"
         if not Path(directory).is_dir():
@@ -91,16 +91,16 @@ class UnixSocket:
         except OSError:
             os.unlink(name, dir_fd=self._directory)
             raise
-        self._inode = self._inode_of(self._name)
+        self._inode = self._get_inode(self._name)
 
     def _require_free(self) -> None:
-        """Make sure that nothing is at the path, or a socket on which nobody listens any more."""
+        """Raise unless the path is free or a socket without a listener."""
         try:
             there = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(there.st_mode):
-            raise self._refusal("something else than a socket is there, which is left as it is")
+            raise self._make_error("the path exists and is not a socket; choose another path")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_CONNECT_PATIENCE_S)
             try:
@@ -110,10 +110,10 @@ class UnixSocket:
             except FileNotFoundError:
                 return
             except OSError as error:
-                raise self._refusal(f"a socket is there, and nobody can tell whose: {error}") from (
-                    error
-                )
-        raise self._refusal("another process listens there; stop it, or choose another path")
+                raise self._make_error(
+                    f"cannot tell if a process listens on the socket: {error}"
+                ) from (error)
+        raise self._make_error("another process listens there; stop it, or choose another path")
 
     def _warn_of_others(self) -> None:
         directory = os.fstat(self._directory)
@@ -127,20 +127,20 @@ class UnixSocket:
                 directory.st_uid,
             )
 
-    def _inode_of(self, name: str) -> tuple[int, int]:
+    def _get_inode(self, name: str) -> tuple[int, int]:
         found = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
         return found.st_dev, found.st_ino
 
-    def _refusal(self, why: str) -> ConfigurationError:
+    def _make_error(self, why: str) -> ConfigurationError:
         return ConfigurationError(f"--listen unix:{self._path}: cannot listen there: {why}")
 
 
 @contextmanager
-def _locked(directory: int) -> Iterator[None]:
-    """Hold the directory's lock: of two servers that start at once, the second sees the first.
+def _hold_lock(directory: int) -> Iterator[None]:
+    """Hold the directory's lock, so that of two starting servers the second finds the first.
 
     Raises:
-        OSError: somebody else holds it for long.
+        OSError: another process holds the lock for longer than the patience.
     """
     give_up = time.monotonic() + _LOCK_PATIENCE_S
     while True:

@@ -1,4 +1,4 @@
-"""Which entries a watcher wants to see, and the positions it goes on from."""
+"""Filter and positions of WatchGenerations."""
 
 import asyncio
 import base64
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 _PREFIX = b"p1:"
 _LIFECYCLE = frozenset({EntryKind.STARTED, EntryKind.FINISHED})
-# Generations whose match is remembered: more than ever run at once.
+# Number of generations whose match is cached: more than run at the same time.
 _MAX_REMEMBERED = 10_000
 
 
-def position_token(position: int) -> str:
-    """A journal position as an opaque string."""
+def make_position_token(position: int) -> str:
+    """Return a journal position as an opaque token."""
     return base64.urlsafe_b64encode(_PREFIX + str(position).encode()).decode()
 
 
 def read_position(token: str) -> int:
-    """The position in a token of `position_token`.
+    """Parse a token of `make_position_token`.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: the token is malformed.
     """
     try:
         raw = base64.b64decode(token, altchars=b"-_", validate=True)
@@ -48,10 +48,10 @@ def read_position(token: str) -> int:
     )
 
 
-async def until(
+async def stop_at_close(
     batches: AsyncGenerator[T, None], closing: asyncio.Event
 ) -> AsyncGenerator[T, None]:
-    """The batches as they come, up to their end or the moment at which the server closes."""
+    """Yield batches until they end or the server closes."""
     closed = asyncio.ensure_future(closing.wait())
     try:
         while True:
@@ -74,7 +74,7 @@ async def until(
 
 
 class WatchFilter:
-    """Lets through the entries that one watcher asked for."""
+    """Selection of the entries that one watcher requested."""
 
     def __init__(self, journal: Journal, wanted: ListFilter, lifecycle_only: bool) -> None:
         self._journal = journal
@@ -82,8 +82,8 @@ class WatchFilter:
         self._lifecycle_only = lifecycle_only
         self._matches: dict[str, bool] = {}
 
-    async def runs(self, entries: list[Entry]) -> list[list[Entry]]:
-        """The wanted entries, cut where the generation changes."""
+    async def select_runs(self, entries: list[Entry]) -> list[list[Entry]]:
+        """Return the matching entries, grouped into runs of one generation."""
         wanted = [entry for entry in entries if await self._wants(entry)]
         return [list(run) for _, run in groupby(wanted, key=lambda entry: entry.generation_id)]
 
@@ -93,15 +93,15 @@ class WatchFilter:
         if self._lifecycle_only and entry.kind not in _LIFECYCLE:
             return False
         generation_id = entry.generation_id
-        if not _readable(entry):
+        if not _is_readable(entry):
             self._matches[generation_id] = False
         if generation_id not in self._matches:
             if len(self._matches) >= _MAX_REMEMBERED:
                 self._matches.clear()
-            self._matches[generation_id] = await self._matching(generation_id)
+            self._matches[generation_id] = await self._matches_filter(generation_id)
         return self._matches[generation_id]
 
-    async def _matching(self, generation_id: str) -> bool:
+    async def _matches_filter(self, generation_id: str) -> bool:
         try:
             index = (await self._journal.get(generation_id)).index
         except (GenerationNotFoundError, RecordDamagedError):
@@ -116,8 +116,8 @@ class WatchFilter:
         )
 
 
-def _readable(entry: Entry) -> bool:
-    """Whether a watcher could read it: one damaged entry must not end the watch of all others."""
+def _is_readable(entry: Entry) -> bool:
+    """Return whether an entry can be parsed: a damaged one must not end the watch."""
     try:
         require_readable([entry])
     except RecordDamagedError:

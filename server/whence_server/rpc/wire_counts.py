@@ -1,7 +1,7 @@
-"""Bounds on maps with text keys, held to a message's bytes before it is parsed.
+"""Bounds on maps with text keys, checked in a message's bytes before it is parsed.
 
-Parsing such a map takes longer the fuller it is, and no stream moves meanwhile: 350,000 labels, in
-4 MB, took two seconds of processor time.
+Parsing a large map blocks the event loop: 350,000 labels, in 4 MB, took two seconds of processor
+time.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.varint import decode_varint
 
 SMALL_BYTES = 64 << 10
-"""Of a message that is parsed as it is."""
+"""Size up to which a message is parsed without this check, in bytes."""
 MAX_FIELDS = 10_000
-"""Of a larger message and its parts that hold maps: 4,096 messages of a chat are most of them."""
+"""Maximum number of fields in a larger message and its parts that hold maps."""
 MAX_STRUCT_BYTES = Limits().max_template_arguments_bytes
 
 _STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
@@ -27,31 +27,31 @@ _SIZES = {_FIXED64: 8, _FIXED32: 4, _GROUP_BEGIN: 0, _GROUP_END: 0}
 
 
 def check_wire(raw: bytes, descriptor: Descriptor) -> None:
-    """Refuse a message whose maps are too full to be parsed.
+    """Refuse a message whose maps have too many entries.
 
-    Bytes that are no message pass: the parser says what is wrong with them.
+    Malformed bytes pass: the parser reports them.
 
     Raises:
-        InvalidRequestError: with the field that holds too much.
+        InvalidRequestError: a field has too many entries or bytes.
     """
     if len(raw) > SMALL_BYTES and _holds_map(descriptor):
         _Tally().add(memoryview(raw), descriptor, "")
 
 
 class _Tally:
-    """Fields and bytes so far: a part may come in several pieces, which a parser merges."""
+    """Numbers of fields and bytes so far; a parser merges repeated occurrences of a part."""
 
     def __init__(self) -> None:
         self._num_fields = 0
         self._struct_bytes = 0
 
     def add(self, raw: memoryview, descriptor: Descriptor, prefix: str) -> None:
-        for number, content in _fields(raw):
+        for number, content in _read_fields(raw):
             field = descriptor.fields_by_number.get(number)
             name = prefix + (field.name if field else str(number))
             self._num_fields += 1
             if self._num_fields > MAX_FIELDS:
-                raise _refused(name, f"is one of more than {MAX_FIELDS} entries of its message")
+                raise _make_error(name, f"is one of more than {MAX_FIELDS} entries of its message")
             if field is None or field.message_type is None:
                 continue
             if field.message_type.full_name == _STRUCT:
@@ -62,8 +62,8 @@ class _Tally:
     def _add_struct(self, name: str, num_bytes: int) -> None:
         self._struct_bytes += num_bytes
         if self._struct_bytes > MAX_STRUCT_BYTES:
-            description = f"has {self._struct_bytes} bytes; at most {MAX_STRUCT_BYTES} are taken"
-            raise _refused(name, description)
+            description = f"has {self._struct_bytes} bytes; at most {MAX_STRUCT_BYTES} are allowed"
+            raise _make_error(name, description)
 
 
 @cache
@@ -79,17 +79,17 @@ def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
-def _fields(raw: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield each field's number and its bytes, as far as the message is one."""
+def _read_fields(raw: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield each field's number and bytes, up to the first malformed one."""
     offset = 0
     try:
         while offset < len(raw):
-            tag, offset = _varint(raw, offset)
+            tag, offset = _read_varint(raw, offset)
             wire_type, begin = tag & 7, offset
             if wire_type == _VARINT:
-                _, offset = _varint(raw, offset)
+                _, offset = _read_varint(raw, offset)
             elif wire_type == _LENGTH:
-                length, begin = _varint(raw, offset)
+                length, begin = _read_varint(raw, offset)
                 offset = begin + length
             elif wire_type in _SIZES:
                 offset += _SIZES[wire_type]
@@ -100,8 +100,8 @@ def _fields(raw: memoryview) -> Iterator[tuple[int, memoryview]]:
         return
 
 
-def _varint(raw: memoryview, offset: int) -> tuple[int, int]:
-    """Read an integer; return it, and the offset after it.
+def _read_varint(raw: memoryview, offset: int) -> tuple[int, int]:
+    """Read a varint; return it, and the offset after it.
 
     Raises:
         ValueError: the message ends within it, or it is too long.
@@ -112,5 +112,5 @@ def _varint(raw: memoryview, offset: int) -> tuple[int, int]:
     return found
 
 
-def _refused(field: str, description: str) -> InvalidRequestError:
+def _make_error(field: str, description: str) -> InvalidRequestError:
     return InvalidRequestError(FieldViolation(field, description))
