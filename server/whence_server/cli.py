@@ -126,7 +126,7 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    given = config.train_settings(parsed)
+    given = config.read_train_settings(parsed)
     if importlib.util.find_spec("accelerate") is None:
         raise ConfigurationError("accelerate is not installed: pip install 'whence[server,train]'")
     use_passive_waiting()

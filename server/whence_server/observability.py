@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
-from whence_server.config import ServeConfig, otlp_settings, unused_variables
+from whence_server.config import ServeConfig, find_unused_variables, read_otlp_settings
 from whence_server.config.telemetry import (
     CAPTURE_VARIABLE,
     read_content_capture,
@@ -61,11 +61,11 @@ class Observability:
         self._journal = journal
         self._settings = settings
         self._resource = service_resource(version("whence"), environment=environment)
-        unused = unused_variables(environment)
+        unused = find_unused_variables(environment)
         if unused:
             _log.warning("set and not used by whence: %s", ", ".join(unused))
         self._content = read_content_capture(environment)
-        destination = otlp_settings(environment, "metrics")
+        destination = read_otlp_settings(environment, "metrics")
         push = read_push_options(destination, environment)
         # Made before a sink opens connections: it raises where its settings mean nothing.
         exporter = (
@@ -140,7 +140,7 @@ class Observability:
 
     def _event_export(self) -> "dict[str, _Export]":
         # Read even where nothing is sent: what is wrong in it is to be known at the start.
-        destination = otlp_settings(self._settings.opentelemetry, "logs")
+        destination = read_otlp_settings(self._settings.opentelemetry, "logs")
         if not self._content.on_events:
             return {}
         if destination is None:

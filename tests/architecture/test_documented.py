@@ -6,9 +6,9 @@ from pathlib import Path
 
 from whence_server.config import (
     flag_of,
+    get_train_fields,
+    get_train_flag,
     setting_fields,
-    train_fields,
-    train_flag,
     variable_of,
 )
 from whence_server.training import record
@@ -36,7 +36,9 @@ def test_no_other_setting_is_documented() -> None:
 
 def test_every_setting_of_a_training_is_documented_and_no_other() -> None:
     rows = re.findall(r"^\| `(--[a-z0-9-]+)` \| (?:`.*`)? ?\| (.+) \|$", TRAINING, re.MULTILINE)
-    assert rows == [(train_flag(field.name), field.metadata["help"]) for field in train_fields()]
+    assert rows == [
+        (get_train_flag(field.name), field.metadata["help"]) for field in get_train_fields()
+    ]
 
 
 def test_every_argument_of_record_is_documented() -> None:

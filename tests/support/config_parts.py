@@ -1,4 +1,4 @@
-"""Settings as flags and an environment make them."""
+"""Settings from flags and an environment, for tests."""
 
 import argparse
 

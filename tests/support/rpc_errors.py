@@ -1,4 +1,4 @@
-"""Reads what a failed call says: its status, its reason, the fields at fault."""
+"""Parsing of failed calls: status, reason, fields at fault."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class Failure:
 
 
 def failure_of(error: grpc.RpcError) -> Failure:
-    """The parts of an error that clients see."""
+    """Parse the parts of an error that clients see."""
     reason, fields, metadata = "", {}, {}
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin":

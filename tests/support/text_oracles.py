@@ -1,4 +1,4 @@
-"""Tokenizers of every decoding family, and what their text should be by the plainest rules."""
+"""Tokenizers of every decoding family, and simple reference implementations of their text."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CORPUS = [
     "def generate(prompt): return model(prompt)",
 ]
 PADDING = 7
-"""Ids that the model has beyond its tokenizer."""
+"""Number of ids that the model has beyond its tokenizer."""
 
 
 def byte_level() -> Tokenizer:
@@ -193,7 +193,7 @@ def _begin_with(tokenizer: Tokenizer, token: str) -> None:
 
 
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """The tokenizer's own decode, but characters of a malformed run of byte tokens stay.
+    """Return the tokenizer's own decode, with valid characters kept in malformed byte runs.
 
     The run's other bytes are one U+FFFD each, as `tokenizers` has it for all of them.
     """
@@ -217,7 +217,7 @@ def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
-    """The text before the stop string that is completed first, and which it is."""
+    """Return the text before the stop string that is completed first, and that string."""
     for end in range(1, len(text) + 1):
         completed = [stop for stop in stops if text[:end].endswith(stop)]
         if completed:
@@ -229,7 +229,7 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
 def stopped(
     tokenizer: Tokenizer, ids: list[int], pieces: list[str], stops: tuple[str, ...]
 ) -> tuple[int, str, str | None]:
-    """The tokens, the output and the stop string of a sequence, by searching all text each time.
+    """Return tokens, output and stop string of a sequence, by a search of all text each time.
 
     Args:
         tokenizer: the sequence's.
@@ -280,7 +280,7 @@ def _cut(parts: list[tuple[str, bool]], stops: tuple[str, ...]) -> tuple[str, st
 
 
 def _inside(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token's text after another one, which is no byte token."""
+    """Return a token's text after another one that is not a byte token."""
     before = tokenizer.encode("a", add_special_tokens=False).ids
     text: str = tokenizer.decode([*before, token_id], skip_special_tokens=False)
     return text[len(tokenizer.decode(before, skip_special_tokens=False)) :]

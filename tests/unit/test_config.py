@@ -1,4 +1,4 @@
-"""Settings: every one validated, none accepted and ignored."""
+"""Settings: each is validated, and unknown ones are refused."""
 
 import argparse
 from pathlib import Path
@@ -22,13 +22,13 @@ def test_defaults() -> None:
     assert settings.served_name == "some/where"
 
 
-def test_a_flag_wins_over_the_environment() -> None:
+def test_flag_takes_precedence_over_the_environment() -> None:
     assert read("--model", "a", WHENCE_MAX_QUEUE="7").max_queue == 7
     assert read("--model", "a", "--max-queue", "9", WHENCE_MAX_QUEUE="7").max_queue == 9
     assert read(WHENCE_MODEL="b").model == "b"
 
 
-def test_several_addresses() -> None:
+def test_listen_takes_several_addresses() -> None:
     settings = read("--model", "a", "--listen", "127.0.0.1:1, unix:/tmp/s")
     assert settings.listen == ("127.0.0.1:1", "unix:/tmp/s")
 
@@ -45,7 +45,9 @@ METRICS_ALLOWED = [
 
 
 @pytest.mark.parametrize(("address", "flags"), METRICS_ALLOWED)
-def test_where_the_metrics_page_may_listen(address: str, flags: tuple[str, ...]) -> None:
+def test_metrics_page_listens_on_loopback_or_with_a_flag(
+    address: str, flags: tuple[str, ...]
+) -> None:
     settings = read("--model", "a", "--metrics-listen", address, *flags)
     assert settings.metrics_listen == address
 
@@ -54,8 +56,8 @@ def test_where_the_metrics_page_may_listen(address: str, flags: tuple[str, ...])
     "address",
     ["0.0.0.0:9464", "[::]:1", "::1", "192.0.2.1:1", "example.org:1", "[::ffff:1.2.3.4]:1"],
 )
-def test_the_metrics_page_is_not_open_to_others_by_itself(address: str) -> None:
-    """As with gRPC, whose words these are."""
+def test_metrics_page_beyond_loopback_is_refused_by_default(address: str) -> None:
+    """Expect the message of gRPC's --listen for this flag."""
     for settings in (
         {"WHENCE_METRICS_LISTEN": address},
         {"WHENCE_METRICS_LISTEN": address, "WHENCE_INSECURE_METRICS_ANYWHERE": "false"},
@@ -68,7 +70,7 @@ def test_the_metrics_page_is_not_open_to_others_by_itself(address: str) -> None:
         )
 
 
-def test_a_directory_serves_under_its_name(tmp_path: Path) -> None:
+def test_served_name_is_the_directorys_name(tmp_path: Path) -> None:
     (tmp_path / "my-model").mkdir()
     assert read("--model", f"{tmp_path}/my-model/").served_name == "my-model"
     assert read("--model", str(tmp_path), "--model-name", "x").served_name == "x"
@@ -92,7 +94,7 @@ def test_a_directory_serves_under_its_name(tmp_path: Path) -> None:
         (("--model", "a"), {"WHENCE_TRUST_REMOTE_CODE": "maybe"}, "expected true or false"),
     ],
 )
-def test_wrong_settings_say_what_would_be_right(
+def test_malformed_setting_is_an_error_with_the_expected_form(
     flags: tuple[str, ...], environment: dict[str, str], words: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -105,12 +107,12 @@ def test_unknown_flags_are_errors() -> None:
         read("--model", "a", "--max-queu", "7")
 
 
-def test_the_clients_variables_may_stand_beside() -> None:
+def test_the_clients_variables_are_not_unknown_settings() -> None:
     beside = {"WHENCE_TARGET": "127.0.0.1:1", "WHENCE_TRACE_URL": "http://h/{trace_id}"}
     assert read("--model", "a", **beside).model == "a"
 
 
-def test_training_runs_are_directories_that_are_there(tmp_path: Path) -> None:
+def test_training_runs_must_be_existing_directories(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     both = f"{tmp_path / 'a'}, {tmp_path / 'b'}"

@@ -1,4 +1,4 @@
-"""Text in OpenTelemetry's variables: right, or an error that names the variable and the place."""
+"""Malformed text in OpenTelemetry's variables is an error with variable and position."""
 
 import base64
 from urllib.parse import quote
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.resources import OTELResourceDetector
 
-from whence_server.config.otlp import otlp_settings, unused_variables
+from whence_server.config.otlp import find_unused_variables, read_otlp_settings
 from whence_server.config.telemetry import read_push_options
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
@@ -33,14 +33,14 @@ EVERY_VARIABLE = [
 def test_bytes_that_are_not_utf_8_are_an_error_with_the_variables_name(name: str) -> None:
     for read in (
         lambda: destination(**{name: LATIN_1}),
-        lambda: otlp_settings({name: LATIN_1}, "metrics"),
+        lambda: read_otlp_settings({name: LATIN_1}, "metrics"),
     ):
         with pytest.raises(ConfigurationError) as caught:
             read()
         assert str(caught.value) == f"{name}: byte 4 (0xE9) is not UTF-8; expected UTF-8"
 
 
-def test_so_are_those_of_settings_that_are_text() -> None:
+def test_settings_that_are_text_must_be_utf_8() -> None:
     with pytest.raises(ConfigurationError, match="WHENCE_MODEL_NAME: byte 4"):
         destination(WHENCE_MODEL_NAME=LATIN_1)
     with pytest.raises(ConfigurationError, match="--model-name: byte 4"):
@@ -120,15 +120,15 @@ def test_headers_that_http_needs_for_itself_are_an_error(name: str) -> None:
         destination(**HTTP, **ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS=f"{name}=x")
 
 
-def test_http_takes_more_names() -> None:
+def test_http_allows_more_header_names_than_grpc() -> None:
     text = "x-token-bin=any text,x!y=1,user-agent=me"
     headers = otlp(**HTTP, **ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS=text).headers
     assert headers == {"x-token-bin": "any text", "x!y": "1", "user-agent": "me"}
 
 
 @pytest.mark.parametrize("padded", [True, False])
-async def test_a_binary_header_arrives_as_its_bytes(padded: bool) -> None:
-    """Over spans' and metrics' exporters alike: the first sends for logs, too."""
+async def test_binary_header_arrives_decoded(padded: bool) -> None:
+    """Check the exporters of spans and of metrics; logs use that of spans."""
     token, seen = bytes(range(256)) + b"\xff", []
 
     async def export(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -170,21 +170,21 @@ async def test_a_binary_header_arrives_as_its_bytes(padded: bool) -> None:
         ("OTEL_EXPORTER_OTLP_HEADERS", "x"),
     ],
 )
-def test_what_is_malformed_is_an_error_where_nothing_is_sent_too(name: str, value: str) -> None:
+def test_malformed_variable_is_an_error_even_without_export(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}"):
         destination(**{name: value})
     with pytest.raises(ConfigurationError, match=f"{name}"):
-        otlp_settings({name: value}, "logs")
+        read_otlp_settings({name: value}, "logs")
 
 
-def test_so_it_is_for_metrics_own_variables() -> None:
+def test_malformed_metrics_variable_is_an_error_even_without_export() -> None:
     assert read_push_options(None, {}) is None
     for value in ("0", "9" * 5_000, "1e3", "²"):
         with pytest.raises(ConfigurationError, match="OTEL_METRIC_EXPORT_INTERVAL"):
             read_push_options(None, {"OTEL_METRIC_EXPORT_INTERVAL": value})
 
 
-def test_variables_that_nothing_reads_are_named() -> None:
+def test_unused_variables_are_listed() -> None:
     environment = {
         **ENDPOINT,
         "OTEL_BSP_SCHEDULE_DELAY": "1",
@@ -194,4 +194,4 @@ def test_variables_that_nothing_reads_are_named() -> None:
         "OTEL_TRACES_SAMPLER_ARG": "1",
         "HOME": "/",
     }
-    assert unused_variables(environment) == ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_PROPAGATORS"]
+    assert find_unused_variables(environment) == ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_PROPAGATORS"]

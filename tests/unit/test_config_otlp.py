@@ -1,4 +1,4 @@
-"""OpenTelemetry's variables: read as its specification says, and never silently wrong."""
+"""OpenTelemetry's variables are read as specified, and malformed ones are errors."""
 
 import os
 from pathlib import Path
@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 from config_parts import ENDPOINT, HTTP, destination, otlp
 
-from whence_server.config import otlp_settings
+from whence_server.config import read_otlp_settings
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, Signal, parse_grpc_target
 
 
-def test_nothing_set_is_no_export() -> None:
+def test_without_variables_there_is_no_export() -> None:
     assert destination() is None
     assert destination(OTEL_EXPORTER_OTLP_HEADERS="a=b") is None
     assert destination(OTEL_EXPORTER_OTLP_ENDPOINT="", OTEL_TRACES_EXPORTER="") is None
 
 
-def test_an_endpoint_is_enough() -> None:
+def test_endpoint_alone_enables_export() -> None:
     assert otlp("--otlp-endpoint", "http://a:1") == OtlpSettings(endpoint="http://a:1")
     assert otlp(OTEL_EXPORTER_OTLP_ENDPOINT=" http://a:1 ").endpoint == "http://a:1"
 
 
-def test_who_goes_first() -> None:
+def test_flags_precede_signal_variables_and_those_precede_general_ones() -> None:
     both = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:4317",
@@ -49,17 +49,17 @@ def test_who_goes_first() -> None:
         ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
     ],
 )
-def test_http_appends_the_path_to_what_is_for_all_signals(base: str, url: str) -> None:
+def test_http_appends_the_path_to_the_general_endpoint(base: str, url: str) -> None:
     assert otlp(**HTTP, OTEL_EXPORTER_OTLP_ENDPOINT=base).endpoint == url
     assert otlp("--otlp-protocol", "http/protobuf", "--otlp-endpoint", base).endpoint == url
 
 
 @pytest.mark.parametrize("url", ["http://a:4318", "https://a/x/y?key=1", "http://a/v1/traces"])
-def test_http_takes_the_signals_own_endpoint_as_it_is(url: str) -> None:
+def test_http_does_not_change_the_signals_own_endpoint(url: str) -> None:
     assert otlp(**HTTP, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=url).endpoint == url
 
 
-def test_otlp_asked_for_goes_to_the_protocols_default() -> None:
+def test_exporter_otlp_without_an_endpoint_uses_the_default_one() -> None:
     assert otlp(OTEL_TRACES_EXPORTER="otlp").endpoint == "http://localhost:4317"
     assert otlp("--span-exporter", "otlp").endpoint == "http://localhost:4317"
     assert otlp(OTEL_TRACES_EXPORTER="otlp", **HTTP).endpoint == "http://localhost:4318/v1/traces"
@@ -74,12 +74,12 @@ def test_otlp_asked_for_goes_to_the_protocols_default() -> None:
         {"WHENCE_SPAN_EXPORTER": "none", "OTEL_TRACES_EXPORTER": "otlp"},
     ],
 )
-def test_off_is_off(off: dict[str, str]) -> None:
+def test_disabling_variables_disable_export(off: dict[str, str]) -> None:
     assert destination("--otlp-endpoint", "http://a:1", **off) is None
     assert destination("--otlp-protocol", "grpc", **off) is None
 
 
-def test_another_exporter() -> None:
+def test_other_exporter_is_returned_by_name() -> None:
     assert destination(OTEL_TRACES_EXPORTER="console") == "console"
     assert destination("--span-exporter", "my.pkg:Exporter") == "my.pkg:Exporter"
     both = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_TRACES_EXPORTER": "console"}
@@ -87,7 +87,7 @@ def test_another_exporter() -> None:
     assert isinstance(destination("--span-exporter", "otlp", **both), OtlpSettings)
 
 
-def test_all_the_rest(tmp_path: Path) -> None:
+def test_all_other_variables_are_read(tmp_path: Path) -> None:
     pem = tmp_path / "some.pem"
     pem.write_text("")
     settings = otlp(
@@ -116,7 +116,7 @@ def test_all_the_rest(tmp_path: Path) -> None:
     assert otlp(**endless).timeout_s is None
 
 
-def test_metrics_have_settings_of_their_own() -> None:
+def test_metrics_variables_are_independent_of_traces() -> None:
     environment = {
         **HTTP,
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318",
@@ -124,12 +124,12 @@ def test_metrics_have_settings_of_their_own() -> None:
         "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2000",
         "OTEL_METRICS_EXPORTER": "otlp",
     }
-    metrics = otlp_settings(environment, "metrics")
+    metrics = read_otlp_settings(environment, "metrics")
     assert metrics is not None
     assert (metrics.endpoint, metrics.timeout_s) == ("http://a:4318/v1/metrics", 1.0)
-    assert otlp_settings(environment | {"OTEL_METRICS_EXPORTER": "none"}, "metrics") is None
-    assert otlp_settings({}, "metrics") is None
-    assert otlp_settings({}, "metrics", endpoint="http://b:1") is not None
+    assert read_otlp_settings(environment | {"OTEL_METRICS_EXPORTER": "none"}, "metrics") is None
+    assert read_otlp_settings({}, "metrics") is None
+    assert read_otlp_settings({}, "metrics", endpoint="http://b:1") is not None
 
 
 @pytest.mark.parametrize("signal", ["metrics", "logs"])
@@ -141,12 +141,12 @@ def test_metrics_have_settings_of_their_own() -> None:
         ("console", ""),
     ],
 )
-def test_an_exporter_that_would_only_turn_the_push_off(
+def test_other_exporters_of_metrics_and_logs_are_refused(
     signal: Signal, names: str, advice: str
 ) -> None:
     variable, name = f"OTEL_{signal.upper()}_EXPORTER", names.rpartition(",")[2]
     with pytest.raises(ConfigurationError) as caught:
-        otlp_settings(ENDPOINT | {variable: names}, signal)
+        read_otlp_settings(ENDPOINT | {variable: names}, signal)
     assert str(caught.value) == f"{variable} '{name}': expected otlp or none{advice}"
 
 
@@ -171,7 +171,7 @@ def test_an_exporter_that_would_only_turn_the_push_off(
         (("--span-exporter", "not a name"), {}, "--span-exporter 'not a name': expected otlp"),
         ((), {"OTEL_TRACES_EXPORTER": "a b"}, "OTEL_TRACES_EXPORTER 'a b': expected otlp"),
         ((), {"OTEL_TRACES_EXPORTER": "otlp,console"}, "expected one exporter"),
-        ((), {"OTEL_TRACES_EXPORTER": "none,console"}, "none stands alone"),
+        ((), {"OTEL_TRACES_EXPORTER": "none,console"}, "none excludes other exporters"),
         (
             ("--otlp-endpoint", "http://a:1"),
             {"OTEL_TRACES_EXPORTER": "console"},
@@ -226,7 +226,7 @@ def test_an_exporter_that_would_only_turn_the_push_off(
         ),
     ],
 )
-def test_wrong_settings_say_where_and_what_would_be_right(
+def test_malformed_setting_is_an_error_with_source_and_expected_form(
     flags: tuple[str, ...], environment: dict[str, str], words: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -253,15 +253,15 @@ def test_grpc_targets(endpoint: str, insecure: bool, target: str, secure: bool) 
 
 
 @pytest.mark.parametrize("endpoint", ["", "unix:", "ftp://x:1", "x:port", "http://:1", "http://["])
-def test_what_is_no_grpc_target(endpoint: str) -> None:
+def test_malformed_grpc_targets_are_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="give http://HOST:PORT"):
         parse_grpc_target(endpoint)
 
 
-def test_a_pipe_for_a_certificate_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_as_certificate_is_refused_without_blocking(tmp_path: Path) -> None:
     pipe = tmp_path / "ca.pem"
     os.mkfifo(pipe)
-    with pytest.raises(ConfigurationError, match="no regular file"):
+    with pytest.raises(ConfigurationError, match="not a regular file"):
         destination(
             OTEL_EXPORTER_OTLP_ENDPOINT="http://a:1", OTEL_EXPORTER_OTLP_CERTIFICATE=str(pipe)
         )

@@ -1,4 +1,4 @@
-"""The settings of a training: each validated, none without effect, all in the record's recipe."""
+"""Settings of a training: each is validated, has an effect, and is in the record's recipe."""
 
 import argparse
 from typing import Any
@@ -13,7 +13,7 @@ from whence_server.domain.errors import ConfigurationError
 def given(*arguments: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     config.add_train_arguments(parser)
-    return config.train_settings(parser.parse_args(arguments))
+    return config.read_train_settings(parser.parse_args(arguments))
 
 
 MINIMAL = ("--output", "/out", "/text")
@@ -22,8 +22,8 @@ MINIMAL = ("--output", "/out", "/text")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("/text",), "--output: where is the model to be written"),
-        (("--output", "/out"), "TEXT: what is to be trained on"),
+        (("/text",), "--output is missing: give a directory"),
+        (("--output", "/out"), "TEXT is missing: give text files"),
         ((*MINIMAL, "--epochs", "0"), "--epochs '0': expected a number above 0"),
         ((*MINIMAL, "--epochs", "nan"), "--epochs 'nan': expected a number above 0"),
         ((*MINIMAL, "--max-steps", "x"), "--max-steps 'x': expected a whole number from 1"),
@@ -45,15 +45,17 @@ MINIMAL = ("--output", "/out", "/text")
             (*MINIMAL, "--max-steps", "5", "--warmup-steps", "5"),
             "--warmup-steps 5: the learning rate would never reach its peak in --max-steps 5",
         ),
-        ((*MINIMAL, "--eval-steps", "3"), "--eval-steps: there is nothing to measure on"),
+        ((*MINIMAL, "--eval-steps", "3"), "--eval-steps: --eval is missing"),
         ((*MINIMAL, "--dtype", "float16"), "--dtype 'float16': expected one of float32, bfloat16"),
         ((*MINIMAL, "--learning-rate", "-1"), "--learning-rate '-1': expected a number above 0"),
         ((*MINIMAL, "--unusable", "ignore"), "--unusable 'ignore': expected one of refuse"),
     ],
 )
-def test_wrong_settings_are_named(arguments: tuple[str, ...], message: str) -> None:
+def test_malformed_training_setting_is_an_error_with_its_flag(
+    arguments: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        config.train_config(given(*arguments))
+        config.make_train_config(given(*arguments))
     assert message in str(raised.value)
 
 
@@ -63,24 +65,24 @@ def test_accelerates_variables_are_refused() -> None:
         refuse_variables({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_A": "", "PATH": ""})
 
 
-def test_a_recipe_gives_the_settings_back_and_refuses_others() -> None:
+def test_recipe_restores_settings_and_refuses_different_ones() -> None:
     settings = given(*MINIMAL, "--eval", "/e1", "--eval", "/e2", "--epochs", "0.5", "--seed", "3")
-    made = config.train_config(settings)
+    made = config.make_train_config(settings)
     assert made.eval == ("/e1", "/e2")
     recipe = made.recipe_json()
     assert "output" not in recipe
-    again = config.recorded_config(recipe, given("--output", "/elsewhere", "--resume"))
+    again = config.restore_train_config(recipe, given("--output", "/elsewhere", "--resume"))
     assert (again.output, again.resume, again.epochs) == ("/elsewhere", True, 0.5)
-    assert config.recorded_config(recipe, {"seed": 3, "output": "/out"}) == made
+    assert config.restore_train_config(recipe, {"seed": 3, "output": "/out"}) == made
     with pytest.raises(ConfigurationError, match="--seed was 3, is 4; TEXT was /text, is /a /b"):
-        config.recorded_config(recipe, {"seed": 4, "texts": ("/a", "/b")})
+        config.restore_train_config(recipe, {"seed": 4, "texts": ("/a", "/b")})
     for broken in ("", "[]", '{"unknown": 1}'):
-        with pytest.raises(ConfigurationError, match="no recipe that this version can go on with"):
-            config.recorded_config(broken, {})
+        with pytest.raises(ConfigurationError, match="cannot read the record's recipe"):
+            config.restore_train_config(broken, {})
 
 
 def test_paths_are_made_absolute_and_defaults_are_one_epoch() -> None:
-    settings = config.train_config(given("--output", "out", "text"))
+    settings = config.make_train_config(given("--output", "out", "text"))
     assert settings.output.startswith("/")
     assert settings.texts[0].startswith("/")
     assert (settings.epochs, settings.max_steps) == (0.0, 0)

@@ -1,4 +1,4 @@
-"""The bound on what one token stands for never refuses a text whose tokens would fit."""
+"""The bound on bytes for each token refuses no text whose tokens would fit."""
 
 import unicodedata
 from functools import cache
@@ -21,7 +21,7 @@ def with_normalizer(normalizer: normalizers.Normalizer) -> Tokenizer:
 
 
 def llama() -> Tokenizer:
-    """Llama 2's real form: BPE, with a token for every byte."""
+    """Return a tokenizer of Llama 2's form: BPE with a token for every byte."""
     tokens = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", "▁▁", "a", "▁a"]
     tokenizer = Tokenizer(
         models.BPE(
@@ -39,7 +39,7 @@ def llama() -> Tokenizer:
 
 
 def stripping() -> Tokenizer:
-    """Phi-3's family: an added token swallows the white space beside it."""
+    """Return a tokenizer of Phi-3's form: an added token strips white space beside it."""
     tokenizer = byte_level()
     tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True, lstrip=True)])
     return tokenizer
@@ -48,7 +48,7 @@ def stripping() -> Tokenizer:
 def without_bytes(
     unknown: str | None = None, normalizer: normalizers.Normalizer | None = None
 ) -> Tokenizer:
-    """SmolLM2's family: bytes that no text of its training had have no token, and vanish."""
+    """Return a tokenizer of SmolLM2's form: bytes without a token are dropped."""
     letters = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"Ă", "x"})
     tokens = [*letters, *([unknown] if unknown else [])]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -89,9 +89,7 @@ TEXTS = st.text(max_size=60) | st.text(
 @pytest.mark.parametrize("name", BOUNDED)
 @settings(max_examples=40, deadline=None)
 @given(text=TEXTS, times=st.integers(1, 30))
-def test_no_text_has_more_bytes_than_its_tokens_can_stand_for(
-    name: str, text: str, times: int
-) -> None:
+def test_text_has_no_more_bytes_than_its_tokens_allow(name: str, text: str, times: int) -> None:
     tokenizer, bound = bounded(name)
     for spelled in (text * times, f"{text} <|user|> {text}<|end|><tool call>{text}" * times):
         num_tokens = len(tokenizer.encode(spelled, add_special_tokens=False).ids)
@@ -128,7 +126,7 @@ UNBOUNDED = {
 
 
 @pytest.mark.parametrize("name", UNBOUNDED)
-def test_there_is_no_bound_where_text_may_vanish(name: str) -> None:
+def test_tokenizers_that_drop_text_have_no_bound(name: str) -> None:
     make, text = UNBOUNDED[name]
     tokenizer = make()
     assert find_text_bound(tokenizer) is None
@@ -136,17 +134,17 @@ def test_there_is_no_bound_where_text_may_vanish(name: str) -> None:
         assert len(tokenizer.encode(text, add_special_tokens=False).ids) <= 2
 
 
-def test_a_split_that_keeps_what_it_splits_is_bounded() -> None:
+def test_split_that_keeps_its_separator_has_a_bound() -> None:
     for behavior in ("isolated", "merged_with_previous", "contiguous"):
         assert find_text_bound(split(behavior)) == find_text_bound(byte_level())
 
 
-def test_normalizers_shorten_no_further_than_is_said() -> None:
+def test_normalizers_shorten_text_by_at_most_their_factor() -> None:
     characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
     size = {c: len(c.encode()) for c in characters}
     apart = {c: unicodedata.normalize("NFD", c) for c in characters}
     longest: dict[str, int] = {}
-    """The longest character that decomposes to this single one."""
+    """Return the longest character that decomposes to the given one."""
     for c, parts in apart.items():
         if len(parts) == 1:
             longest[parts] = max(longest.get(parts, 0), size[c])
@@ -163,7 +161,7 @@ def test_what_may_vanish_is_not_counted() -> None:
     assert without_bytes().encode("x\x02" * 10).ids == []
 
 
-def test_the_refusal_says_what_would_fit() -> None:
+def test_refusal_of_a_long_text_names_the_bound() -> None:
     check_text_size("é" * 50, "prompt", 10, TextBound(10), what="this server takes")
     check_text_size("x" * 10**6, "prompt", 10, None, what="this server takes")
     with pytest.raises(InvalidRequestError) as caught:

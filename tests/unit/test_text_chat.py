@@ -1,4 +1,4 @@
-"""Chat templates, against transformers' `apply_chat_template`."""
+"""Chat templates, compared with transformers' `apply_chat_template`."""
 
 from datetime import datetime
 
@@ -108,7 +108,7 @@ def ours(source: str, messages: tuple[ChatMessage, ...], **arguments: object) ->
 
 
 def refusal(source: str | None, *messages: ChatMessage, **arguments: object) -> tuple[str, str]:
-    """The field at fault and the description."""
+    """Return the field at fault and the description."""
     with pytest.raises(InvalidRequestError) as caught:
         ChatTemplate(source, SPECIAL).render(messages, arguments)
     (violation,) = caught.value.violations
@@ -140,20 +140,20 @@ def test_renders_any_content_as_transformers_does(source: str, contents: list[st
     assert ours(source, messages) == theirs(source, messages)
 
 
-def test_the_date_is_today() -> None:
+def test_strftime_now_is_today() -> None:
     form = "%Y-%m-%d %H"
     before = datetime.now().astimezone().strftime(form)
     text = ours(f"{{{{ strftime_now('{form}') }}}}", TALK)
     assert text in {before, datetime.now().astimezone().strftime(form)}
 
 
-def test_a_model_without_a_template_says_so() -> None:
+def test_model_without_a_template_is_an_error() -> None:
     field, description = refusal(None, *TALK)
     assert field == "chat"
     assert "no chat template" in description
 
 
-def test_a_templates_own_refusal_is_told() -> None:
+def test_raise_exception_is_an_error_with_its_message() -> None:
     field, description = refusal(MISTRAL, *TALK)
     assert field == "chat.messages"
     assert "roles must alternate user/assistant" in description
@@ -192,28 +192,28 @@ def test_a_failing_template_is_an_error_of_the_request(source: str, part: str) -
         "{{ '{0.__class__.__mro__[1]}'.format(messages) }}",
     ],
 )
-def test_templates_are_kept_in_the_sandbox(source: str) -> None:
+def test_templates_cannot_leave_the_sandbox(source: str) -> None:
     field, _ = refusal(source, *TALK)
     assert field == "chat"
 
 
-def test_a_template_that_goes_on_and_on_is_stopped() -> None:
+def test_endless_output_is_refused() -> None:
     loops = "{% for i in range(100000) %}" * 3 + "x" * 100 + "{% endfor %}" * 3
     assert str(chat.MAX_CHARACTERS) in refusal(loops, *TALK)[1]
     assert "Range too big" in refusal("{{ range(10**6)|length }}", *TALK)[1]
 
 
-def test_a_conversation_needs_a_message() -> None:
+def test_empty_conversation_is_refused() -> None:
     assert refusal(CHATML) == ("chat.messages", "must hold at least one message")
 
 
-def test_a_lone_surrogate_is_found_in_its_message() -> None:
+def test_lone_surrogate_is_an_error_with_its_message() -> None:
     field, description = refusal(CHATML, TALK[0], ChatMessage("user", "ab\ud800"))
     assert field == "chat.messages[1].content"
     assert "at character 2" in description
 
 
-def test_the_callers_arguments_stay_as_they_are() -> None:
+def test_rendering_does_not_change_the_callers_arguments() -> None:
     arguments = {"items": [1]}
     template = ChatTemplate(
         "{% set items = items + [2] %}{{ items }}{% set bos_token = 1 %}", SPECIAL

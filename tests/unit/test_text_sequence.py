@@ -44,7 +44,7 @@ def both(family: str) -> PreTrainedTokenizerFast:
 
 @st.composite
 def token_ids(draw: st.DrawFn, family: str) -> list[int]:
-    """A text's ids, any ids at all (padding and special ones too), or bytes in a row."""
+    """Generate ids of a text, any ids (padding and special ones too), or runs of byte tokens."""
     tokenizer = oracle(family)
     size = tokenizer.get_vocab_size() + PADDING
     text = st.text(max_size=12).map(lambda t: tokenizer.encode(t).ids)
@@ -97,7 +97,7 @@ def test_valid_runs_of_byte_tokens_are_the_tokenizers_own_decode(
 @byte_fallbacks
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_character_leaves_with_its_last_byte(family: str, data: st.DataObject) -> None:
+def test_character_is_returned_with_its_last_byte(family: str, data: st.DataObject) -> None:
     before = data.draw(token_ids(family))
     character = data.draw(st.characters(exclude_categories=["Cs"]))
     tokens = [oracle(family).token_to_id("a"), *(3 + byte for byte in character.encode())]
@@ -116,7 +116,7 @@ def test_a_stop_string_of_three_emojis_stops_at_its_last_byte(family: str) -> No
 
 
 @byte_fallbacks
-def test_what_was_sent_stays_when_the_run_turns_out_malformed(family: str) -> None:
+def test_returned_text_stays_if_a_byte_run_becomes_malformed(family: str) -> None:
     ids = [3 + byte for byte in "é😀".encode() + b"\xf0\x9f" + "é".encode() + b"\xff"]
     pieces = push_all(family, ids)
     assert "".join(p.text for p in pieces) == "é😀\ufffd\ufffdé\ufffd"
@@ -191,7 +191,7 @@ def test_a_stop_string_may_hold_special_tokens(stop: str, output: str, num_token
     assert pieces[-1].stop == (None if stop == "cb" else stop)
 
 
-def test_text_is_withheld_only_while_a_special_token_may_complete_a_stop() -> None:
+def test_text_is_held_only_while_a_special_token_may_complete_a_stop() -> None:
     token_id = oracle("byte_level").token_to_id
     ids = [token_id(token) for token in ("a", "c", "<|end|>", "d", "c", "b", "c", "<|end|>", "b")]
     texts = [p.text for p in push_all("byte_level", ids, ("c<|end|>b",))]
@@ -212,7 +212,7 @@ def test_an_incomplete_character_before_a_special_stop_is_output() -> None:
 
 
 @pytest.mark.parametrize("stop", [" the", "</s> the"])
-def test_a_stop_string_finds_the_space_that_an_output_begins_without(stop: str) -> None:
+def test_stop_string_matches_the_stripped_space_at_the_beginning(stop: str) -> None:
     ids = [oracle("byte_fallback").token_to_id(t) for t in ("</s>", "▁the", "ing")]
     assert [p.text for p in push_all("byte_fallback", ids)] == ["", "the", "ing"]
     assert push_all("byte_fallback", ids, (stop,)) == [
@@ -240,7 +240,7 @@ def test_byte_ranges_cover_the_output(family: str, data: st.DataObject) -> None:
 @given(text=st.text(max_size=30))
 @example(text="你好😀é")
 def test_each_byte_belongs_to_the_token_that_made_it(text: str) -> None:
-    """Exactly so for valid text in a byte-level tokenizer."""
+    """Byte ranges are exact for valid text in a byte-level tokenizer."""
     tokenizer = text_tokenizer("byte_level")
     ids = tokenizer.encode(text, add_special_tokens=False)
     vocabulary = tokenizer.list_vocabulary()
@@ -261,14 +261,14 @@ def test_the_prompts_pieces_join_to_its_decode(family: str, data: st.DataObject)
 
 
 @families
-def test_a_padded_vocabulary_decodes_to_nothing(family: str) -> None:
+def test_padding_ids_decode_to_nothing(family: str) -> None:
     size = oracle(family).get_vocab_size()
     padded = list(range(size, size + PADDING + 5))
     pieces = push_all(family, padded)
     assert pieces == [Piece("", 0, 0, None)] * len(padded)
 
 
-def test_a_padded_id_does_not_break_a_character_apart() -> None:
+def test_padding_id_inside_a_character_keeps_it_whole() -> None:
     family = "byte_fallback"
     first, *rest = (3 + byte for byte in "語".encode())
     ids = [first, oracle(family).get_vocab_size(), 2, *rest, 2]
@@ -283,7 +283,7 @@ def test_a_stripped_byte_is_in_no_range() -> None:
     assert push_all("byte_fallback", [space, end_of_sequence])[-1] == Piece("", 0, 0, None)
 
 
-def test_a_space_is_kept_where_only_a_texts_first_ones_are_stripped() -> None:
+def test_only_the_first_spaces_of_a_text_are_stripped() -> None:
     ids = [oracle("strip_three").token_to_id(t) for t in ("▁▁", "▁▁", "▁", "▁the", "▁", "▁the")]
     assert "".join(p.text for p in push_all("strip_three", ids)) == "   the  the"
 
@@ -300,7 +300,7 @@ def test_a_character_appears_with_the_token_that_completes_it() -> None:
     ]
 
 
-def test_what_is_held_for_a_stop_is_released_at_the_end() -> None:
+def test_text_held_for_a_stop_is_released_at_the_end() -> None:
     tokenizer = text_tokenizer("byte_level")
     ids = [tokenizer.list_vocabulary().index(letter.encode()) for letter in "xEN"]
     assert push_all("byte_level", ids, ("END",)) == [

@@ -1,4 +1,4 @@
-"""Stop strings over text that comes in pieces."""
+"""Stop strings in text that arrives in pieces."""
 
 import pytest
 from hypothesis import example, given
@@ -41,13 +41,15 @@ def test_cuts_before_the_first_completed_stop_however_the_text_arrives(
 
 
 @given(before=ANY, stop=st.text(min_size=1, max_size=8), after=ANY, data=st.data())
-def test_any_unicode(before: str, stop: str, after: str, data: st.DataObject) -> None:
+def test_stop_string_of_any_unicode_is_found(
+    before: str, stop: str, after: str, data: st.DataObject
+) -> None:
     text = before + stop + after
     bounds = data.draw(st.lists(st.integers(0, len(text)), max_size=10))
     assert run(text, (stop,), bounds) == cut(text, (stop,))
 
 
-def test_of_stops_completed_together_the_earliest_beginning_wins() -> None:
+def test_earliest_of_stops_completed_together_counts() -> None:
     assert StopSearch(["b", "ab", "xab"]).feed("xxab") == ("x", "xab")
 
 
@@ -60,8 +62,8 @@ def test_an_empty_stop_is_refused() -> None:
         StopSearch(["a", ""])
 
 
-def test_many_long_stops_look_at_each_character_a_bounded_number_of_times() -> None:
-    """64 stops of 1,024 letters that all but match: quadratic work would take minutes."""
+def test_many_long_stops_take_linear_time() -> None:
+    """Search 64 almost matching stop strings of 1,024 letters, for minutes if in quadratic time."""
     stops = ["a" * 1023 + chr(ord("b") + i) for i in range(64)]
     search = StopSearch(stops)
     pieces = [search.feed("a" * 10).text for _ in range(1000)]
@@ -75,7 +77,7 @@ def test_many_long_stops_look_at_each_character_a_bounded_number_of_times() -> N
 )
 @example(parts=[("a", True), ("b", False), ("a", True)], stops=["aba"])
 @example(parts=[("aa", True), ("b", False)], stops=["ab"])
-def test_what_is_no_output_is_searched_and_left_out(
+def test_text_that_is_not_output_is_searched_and_not_released(
     parts: list[tuple[str, bool]], stops: list[str]
 ) -> None:
     search = StopSearch(stops)
@@ -93,10 +95,8 @@ def test_what_is_no_output_is_searched_and_left_out(
 
 
 @pytest.mark.parametrize("stop", ["a" * 1000 + "b", "ab" * 500 + "c", "aab" * 300 + "aac"])
-def test_one_character_never_undoes_a_long_match_step_by_step(
-    stop: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At most a logarithm of its length, in the golden ratio (Knuth, Morris and Pratt)."""
+def test_one_character_takes_logarithmic_time(stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One character takes at most log(length) steps, base golden ratio (Knuth, Morris, Pratt)."""
     num_falls = 0
     fall = text_stops._Pattern.fall
 

@@ -1,4 +1,4 @@
-"""The arguments of chat templates: as JSON has them, and as `apply_chat_template` takes them."""
+"""Arguments of chat templates: strict JSON, rendered as `apply_chat_template` does."""
 
 import inspect
 import json
@@ -121,13 +121,13 @@ def test_any_json_renders_as_with_transformers(value: Any, n: Any) -> None:
         ('{"a":"' + '\\"' * 500_000, "Unterminated string"),
     ],
 )
-def test_what_is_not_strict_json_is_refused_with_its_place(text: str, part: str) -> None:
+def test_malformed_json_is_refused_with_its_position(text: str, part: str) -> None:
     if text.startswith('{"a":{"a":'):  # one level more than is taken
         text = '{"a":' + text + "}"
     assert part in fault(text)
 
 
-def test_what_only_looks_wrong_is_taken() -> None:
+def test_unusual_valid_json_is_accepted() -> None:
     deep: Any = 1
     for _ in range(MAX_DEPTH - 1):
         deep = [deep]
@@ -151,7 +151,7 @@ def test_every_parameter_of_apply_chat_template_is_honoured_or_refused_by_name()
 
 
 @pytest.mark.parametrize("name", ["messages", "conversations", "self"])
-def test_what_transformers_cannot_pass_on_is_refused(name: str) -> None:
+def test_reserved_names_are_refused(name: str) -> None:
     with pytest.raises(TypeError):
         theirs(SHOW, {name: 1})
     assert name in REFUSED
@@ -199,7 +199,7 @@ def test_the_final_message_is_continued_as_transformers_does(
         assert ours(source, json.dumps(arguments), messages) == expected
 
 
-def test_going_on_and_beginning_anew_contradict() -> None:
+def test_continue_final_message_contradicts_add_generation_prompt() -> None:
     arguments = {"continue_final_message": True, "add_generation_prompt": True}
     with pytest.raises(ValueError, match="not compatible"):
         theirs(KEEPS, arguments)
@@ -217,7 +217,7 @@ NAMED = {
 @pytest.mark.parametrize("source", [NAMED, {"default": "d", "rag": "r"}, "single {{ tools }}"])
 @pytest.mark.parametrize("arguments", [{}, {"tools": []}, {"tools": [TOOL]}, {"tools": None}])
 @pytest.mark.parametrize("name", ["", "default", "rag", "tool_use"])
-def test_a_template_is_chosen_as_transformers_does(
+def test_template_is_chosen_as_in_transformers(
     source: Any, arguments: dict[str, Any], name: str
 ) -> None:
     known = {"default": source} if isinstance(source, str) else source
@@ -230,7 +230,7 @@ def test_a_template_is_chosen_as_transformers_does(
     assert ours(source, json.dumps(arguments), name=name) == expected
 
 
-def test_without_a_default_a_name_is_needed() -> None:
+def test_several_templates_without_a_default_need_a_name() -> None:
     source = {"tool_use": "t", "rag": "r"}
     with pytest.raises(ValueError, match="no default"):
         theirs(source, {})
@@ -242,18 +242,18 @@ def test_without_a_default_a_name_is_needed() -> None:
     assert ours(source, "", name="rag") == "r"
 
 
-def test_dicts_can_be_made_from_keys() -> None:
+def test_templates_can_call_dict_fromkeys() -> None:
     source = "{{ dict.fromkeys(['a', 'b'], 0) }}{{ dict(a=1) }}"
     assert ours(source, "") == theirs(source, {})
 
 
-def test_a_long_complaint_is_cut() -> None:
+def test_long_template_error_is_truncated() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         ours("{{ raise_exception(messages[0].content) }}", "", (ChatMessage("user", "x" * 10**5),))
     assert len(str(caught.value)) < 1_000
 
 
-def test_a_complaint_is_valid_text() -> None:
+def test_template_error_is_valid_unicode() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         ours("{{ raise_exception('bad \\ud800 half') }}", "")
     assert str(caught.value) == "chat.messages: refused by the chat template: bad \\ud800 half"

@@ -1,4 +1,4 @@
-"""Encoding and the vocabulary, against transformers and `tokenizers`."""
+"""Encoding and the vocabulary, compared with transformers and `tokenizers`."""
 
 from functools import cache
 
@@ -104,7 +104,7 @@ def test_tokens_are_as_they_appear_inside_a_text(family: str, token: str, raw: b
     assert ours.get_token_text(token_id) == ("<0xE2>" if raw == b"\xe2" else raw.decode())
 
 
-def test_special_tokens_are_told_apart() -> None:
+def test_is_special_distinguishes_special_tokens() -> None:
     ours, theirs = both("byte_level")
     assert ours.is_special(theirs.convert_tokens_to_ids("<|end|>"))
     assert not ours.is_special(theirs.convert_tokens_to_ids("<tool call>"))

@@ -1,4 +1,4 @@
-"""What the front makes of a tokenizer's files, against `AutoTokenizer` on the same directory."""
+"""Tokenizer files in the front, compared with `AutoTokenizer` on the same directory."""
 
 import ast
 import inspect
@@ -33,18 +33,18 @@ ARGUMENTS_OF_LOADING = {
     *("gguf_file", "is_local", "local_files_only", "mistral_format", "proxies", "revision"),
     *("subfolder", "token", "tokenizer_type", "trust_remote_code"),
 }
-"""Given by who calls `from_pretrained`; a file that had them would be overruled or refused."""
+"""Keys that callers of `from_pretrained` give; in a file they are overridden or refused."""
 PARTS_OF_TOKENIZER_JSON = {
     *("_json_padding", "_json_truncation", "_spm_precompiled_charsmap", "merges", "merges_file"),
     *("post_processor", "tokenizer", "tokenizer_file", "tokenizer_object", "tokenizer_padding"),
     *("tokenizer_truncation", "vocab", "vocab_file", "normalizer_file"),
 }
-"""Filled in by transformers from the files beside the configuration."""
+"""Keys that transformers sets from the files beside the configuration."""
 OTHER_TASKS = {
     *("extra_ids", "language", "mask_token_sent", "offset", "predict_timestamps", "src_lang"),
     *("task", "tgt_lang"),
 }
-"""Of speech, translation and summaries; exported with what the class makes of them."""
+"""Keys of speech, translation and summarisation classes, which are exported as applied."""
 
 TEXTS = [
     "The  quick brown fox , isn't it ? I 'm sure that 's 12 . do n't ' x ' we 've !",
@@ -124,7 +124,7 @@ NOT_VALUES = {
 
 
 def keys_read_by(function: Callable[..., object]) -> set[str]:
-    """The keys of a configuration that a function of transformers takes from it."""
+    """Return the keys of a configuration that a function of transformers reads."""
     names = {"kwargs", "init_kwargs", "local_kwargs", "tokenizer_config", "init_configuration"}
     found: set[str] = set()
     for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
@@ -172,7 +172,7 @@ def test_every_key_that_transformers_reads_is_listed() -> None:
     assert read - KEYS == set()
 
 
-def test_every_listed_key_is_tried() -> None:
+def test_every_listed_key_is_tested() -> None:
     assert {*VALUES, *NOT_VALUES} - {"fill_token"} == KEYS
 
 
@@ -200,7 +200,9 @@ def compare(directory: Path) -> None:
 
 @pytest.mark.parametrize("family", ["byte_level", "byte_fallback", "word_piece"])
 @pytest.mark.parametrize("key", VALUES)
-def test_the_front_does_as_transformers_does(key: str, family: str, tmp_path: Path) -> None:
+def test_setting_has_the_same_effect_as_in_transformers(
+    key: str, family: str, tmp_path: Path
+) -> None:
     for value in VALUES[key]:
         changes = {key: value}
         if "for_bpe" in key:
@@ -230,7 +232,7 @@ def test_a_class_is_exported_with_its_own_settings(kind: str, family: str, tmp_p
 
 
 def test_settings_that_change_text_do_change_it(tmp_path: Path) -> None:
-    """The comparisons above would hold as well if neither side heeded a setting."""
+    """Check that settings have an effect: the other tests pass if both sides ignore one."""
     plain = TextTokenizer(
         read_text_files(AutoTokenizer.from_pretrained(saved(tmp_path, "word_piece"))), 300
     )
@@ -253,7 +255,7 @@ def test_a_chosen_tokenizer_file_is_read(tmp_path: Path) -> None:
     assert "tokenizer.4.0.0.json" in list_tokenizer_files(tmp_path), "the digest covers it"
 
 
-def test_a_class_with_code_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+def test_class_with_its_own_code_is_refused_by_name(tmp_path: Path) -> None:
     class Shouting(PreTrainedTokenizerFast):
         def _decode(self, *args: object, **kwargs: object) -> str:
             return super()._decode(*args, **kwargs).upper()
@@ -284,8 +286,8 @@ def test_a_class_that_fails_on_a_sample_is_refused_by_name(tmp_path: Path) -> No
         check_tokenizer(made)
 
 
-def test_a_place_to_fill_in_is_refused(tmp_path: Path) -> None:
-    """CodeLlama's class makes a prefix and a suffix of such a text."""
+def test_fill_token_in_a_prompt_is_refused(tmp_path: Path) -> None:
+    """CodeLlama's class splits a text with a fill token into prefix and suffix."""
     directory = saved(tmp_path, "byte_fallback_bpe", tokenizer_class="CodeLlamaTokenizer")
     tokenizer = TextTokenizer(read_text_files(AutoTokenizer.from_pretrained(directory)), 400)
     with pytest.raises(InvalidRequestError, match="<FILL_ME>"):
@@ -303,7 +305,7 @@ def test_cleans_up_as_transformers_does(text: str) -> None:
 
 
 class Parts:
-    """A detokenizer whose tokens are the given texts; one is held back until the end."""
+    """Detokenizer whose tokens are the given texts; one is held back until the end."""
 
     num_held_bytes = 0
 
@@ -319,7 +321,7 @@ class Parts:
 
 
 @given(parts=st.lists(PUNCTUATION, max_size=8), held=PUNCTUATION)
-def test_text_in_pieces_is_cleaned_up_like_the_whole(parts: list[str], held: str) -> None:
+def test_cleaned_pieces_join_to_the_cleaned_text(parts: list[str], held: str) -> None:
     cleaning = CleaningDetokenizer(Parts(parts, held))
     pieces = [cleaning.push(index) for index in range(len(parts))]
     expected = clean_up("".join(parts) + held)
@@ -328,7 +330,7 @@ def test_text_in_pieces_is_cleaned_up_like_the_whole(parts: list[str], held: str
 
 
 @given(text=PUNCTUATION)
-def test_nothing_is_held_back_behind_a_letter_that_no_punctuation_changes(text: str) -> None:
+def test_no_text_is_held_after_a_letter(text: str) -> None:
     text += "b"
     cleaning = CleaningDetokenizer(Parts(list(text), ""))
     released = "".join(cleaning.push(index) for index in range(len(text)))

@@ -1,16 +1,16 @@
-"""The only reader of flags, environment and the files that they name."""
+"""Settings from flags, environment variables and the files that they name."""
 
-from whence_server.config.otlp import otlp_settings, unused_variables
+from whence_server.config.otlp import find_unused_variables, read_otlp_settings
 from whence_server.config.settings import ServeConfig, add_arguments, serve_config, setting_fields
 from whence_server.config.spelling import flag_of, variable_of
 from whence_server.config.training import (
     TrainConfig,
     add_train_arguments,
-    recorded_config,
-    train_config,
-    train_fields,
-    train_flag,
-    train_settings,
+    get_train_fields,
+    get_train_flag,
+    make_train_config,
+    read_train_settings,
+    restore_train_config,
 )
 
 __all__ = [
@@ -18,15 +18,15 @@ __all__ = [
     "TrainConfig",
     "add_arguments",
     "add_train_arguments",
+    "find_unused_variables",
     "flag_of",
-    "otlp_settings",
-    "recorded_config",
+    "get_train_fields",
+    "get_train_flag",
+    "make_train_config",
+    "read_otlp_settings",
+    "read_train_settings",
+    "restore_train_config",
     "serve_config",
     "setting_fields",
-    "train_config",
-    "train_fields",
-    "train_flag",
-    "train_settings",
-    "unused_variables",
     "variable_of",
 ]

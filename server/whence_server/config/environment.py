@@ -1,8 +1,8 @@
-"""The process's environment variables, for code that starts without a settings object.
+"""Environment variables of the process, for code without a settings object.
 
-Commands read their settings from flags and these variables together (`config.settings`,
-`config.training`). A training script of the user's own has no flags of whence's: what the recorder
-needs of the environment, it asks for here.
+Commands read their settings from flags and environment variables (`config.settings`,
+`config.training`). A user's own training script has no flags of whence: its recorder reads the
+environment here.
 """
 
 import os
@@ -22,12 +22,12 @@ _DETERMINISM = frozenset(
 
 
 def process_environment() -> Mapping[str, str]:
-    """Return a copy of the environment variables as they are now."""
+    """Return a copy of the present environment variables."""
     return dict(os.environ)
 
 
-def determinism_variables() -> dict[str, str]:
-    """Return the variables that decide whether a training gives the same bits again, by name."""
+def read_determinism_variables() -> dict[str, str]:
+    """Return the variables that decide if a training is reproducible bit by bit, by name."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -35,15 +35,15 @@ def determinism_variables() -> dict[str, str]:
     }
 
 
-def world_size() -> int:
-    """Return the number of processes that train together, as torchrun tells each of them."""
+def read_world_size() -> int:
+    """Return the number of processes that train together, which torchrun sets; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def use_passive_waiting() -> None:
-    """Have OpenMP's threads sleep while they wait for each other, unless the user chose otherwise.
+    """Make OpenMP's threads sleep while they wait, unless the user set OMP_WAIT_POLICY.
 
-    Threads that spin make a training ten times slower beside any other busy process. OpenMP reads
-    the variable once, when torch is loaded: call this before.
+    Spinning threads make a training ten times slower beside any other busy process. OpenMP reads
+    the variable once, when torch is loaded: call this function before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

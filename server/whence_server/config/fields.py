@@ -5,17 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 REQUIRED: Any = dataclasses.MISSING
-"""The default of a setting that has none."""
+"""Default of a setting that must be given."""
 
 
 def setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
     """Return the field of a settings class for one setting.
 
     Args:
-        default: the value where neither flag nor environment variable gives one, or `REQUIRED`.
-        parse: reads the text of a flag or variable; raises ValueError that says what is expected.
-        text: the help text.
-        metavar: the value's placeholder in the help text; "" for a switch or a choice.
+        default: value without a flag and an environment variable, or `REQUIRED`.
+        parse: parser of the text; raises ValueError that says what is expected.
+        text: help text.
+        metavar: placeholder of the value in the help text; "" for a switch or a choice.
     """
     metadata = {"parse": parse, "help": text, "metavar": metavar}
     if default is REQUIRED:

@@ -1,4 +1,4 @@
-"""Where signals go over OTLP, from OpenTelemetry's own variables; docs/settings.md lists them."""
+"""OTLP destinations of signals, from OpenTelemetry's variables (listed in docs/settings.md)."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ _USED = re.compile(
 )
 
 
-def otlp_settings(
+def read_otlp_settings(
     environment: Mapping[str, str],
     signal: Signal,
     *,
@@ -48,40 +48,47 @@ def otlp_settings(
     endpoint: str = "",
     protocol: str = "",
 ) -> OtlpSettings | None:
-    """Where a signal goes over OTLP, from OpenTelemetry's variables; None is nowhere.
+    """Read the OTLP destination of a signal from OpenTelemetry's variables; None for no export.
 
-    A signal's own variables go before those for all, and an empty one counts as unset. Nothing
-    is sent where no endpoint is set, unless OTEL_{SIGNAL}_EXPORTER asks for "otlp".
+    A signal's own variables take precedence over those for all signals; an empty variable counts
+    as unset. Without an endpoint there is no export, unless OTEL_{SIGNAL}_EXPORTER is "otlp".
 
     Args:
-        environment: where the variables are.
-        signal: whose.
-        exporter: goes before OTEL_{SIGNAL}_EXPORTER.
-        endpoint: goes before the variables; for all signals, so HTTP's path is appended to it.
-        protocol: goes before the variables.
+        environment: environment variables.
+        signal: the signal.
+        exporter: takes precedence over OTEL_{SIGNAL}_EXPORTER.
+        endpoint: takes precedence over the variables; for all signals, so HTTP's path is
+            appended.
+        protocol: takes precedence over the variables.
 
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
     check_text(environment)
-    exporters = _exporters(environment, signal, exporter)
+    exporters = _read_exporters(environment, signal, exporter)
     if signal != "traces":
         _check_others(signal, exporters)
-    if _sdk_disabled(environment) or "none" in exporters or (exporters and "otlp" not in exporters):
+    if (
+        _is_sdk_disabled(environment)
+        or "none" in exporters
+        or (exporters and "otlp" not in exporters)
+    ):
         return None
 
     def standard(name: str, parse: Callable[[str], T], default: T, *, secret: bool = False) -> T:
-        for variable in (_of_signal(signal, name), _of_all(name)):
+        for variable in (_name_for_signal(signal, name), _name_for_all(name)):
             text = environment.get(variable, "").strip()
             if text:
-                return _parsed(variable, text, parse, secret=secret)
+                return _parse(variable, text, parse, secret=secret)
         return default
 
     chosen = (
-        OtlpProtocol(protocol) if protocol else standard("PROTOCOL", _protocol, OtlpProtocol.GRPC)
+        OtlpProtocol(protocol)
+        if protocol
+        else standard("PROTOCOL", _parse_protocol, OtlpProtocol.GRPC)
     )
     insecure = standard("INSECURE", standard_boolean, default=False)
-    address = _endpoint(environment, signal, chosen, endpoint, insecure=insecure)
+    address = _read_endpoint(environment, signal, chosen, endpoint, insecure=insecure)
 
     def headers(text: str) -> dict[str, str]:
         return parse_headers(text, grpc=chosen is OtlpProtocol.GRPC)
@@ -101,26 +108,27 @@ def otlp_settings(
         given, missing = "CLIENT_KEY", "CLIENT_CERTIFICATE"
         if settings.client_key is None:
             given, missing = missing, given
-        raise ConfigurationError(f"{_of_all(given)}: it needs {_of_all(missing)} beside it")
-    # What is malformed is an error even where nothing is sent yet.
+        raise ConfigurationError(
+            f"{_name_for_all(given)}: {_name_for_all(missing)} must be set too"
+        )
+    # Malformed variables are errors even if nothing is sent.
     return settings if address or exporters else None
 
 
 def check_text(environment: Mapping[str, str]) -> None:
-    """Check what cannot travel as text in OpenTelemetry's variables, and the resource's list.
+    """Check that OpenTelemetry's variables are UTF-8 and the resource attributes well-formed.
 
     Raises:
-        ConfigurationError: one holds other bytes than UTF-8, or is malformed; the message names
-            it.
+        ConfigurationError: a variable is not UTF-8 or malformed; the message names it.
     """
     for name, value in sorted(environment.items()):
         if name.startswith("OTEL_"):
             require_utf8(name, value)
-    _parsed(_ATTRIBUTES, environment.get(_ATTRIBUTES, ""), parse_resource_attributes, secret=True)
+    _parse(_ATTRIBUTES, environment.get(_ATTRIBUTES, ""), parse_resource_attributes, secret=True)
 
 
-def unused_variables(environment: Mapping[str, str]) -> list[str]:
-    """Names the OpenTelemetry variables that are set and that nothing here reads."""
+def find_unused_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of set OpenTelemetry variables that whence does not use."""
     return [
         name
         for name, value in sorted(environment.items())
@@ -131,48 +139,48 @@ def unused_variables(environment: Mapping[str, str]) -> list[str]:
 def span_destination(
     environment: Mapping[str, str], exporter: str, endpoint: str, protocol: str
 ) -> OtlpSettings | str | None:
-    """An OTLP destination, the name of an exporter that is not ours, or None for no export."""
+    """Return an OTLP destination, the name of another exporter, or None for no export."""
     check_text(environment)
-    names = _exporters(environment, "traces", exporter)
+    names = _read_exporters(environment, "traces", exporter)
     if len(names) > 1:
         raise ConfigurationError(
             f"OTEL_TRACES_EXPORTER {','.join(names)!r}: expected one exporter; a collector can "
             "pass spans on to several"
         )
-    if _sdk_disabled(environment) or not names or names[0] in ("otlp", "none"):
-        found = otlp_settings(
+    if _is_sdk_disabled(environment) or not names or names[0] in ("otlp", "none"):
+        found = read_otlp_settings(
             environment, "traces", exporter=exporter, endpoint=endpoint, protocol=protocol
         )
-        if found is None and protocol and not names and not _sdk_disabled(environment):
+        if found is None and protocol and not names and not _is_sdk_disabled(environment):
             raise ConfigurationError(
                 f"{flag_of('otlp_protocol')} {protocol!r}: spans go nowhere; give "
-                f"{flag_of('otlp_endpoint')} beside it, or leave it out"
+                f"{flag_of('otlp_endpoint')} too, or leave it out"
             )
         return found
     for name, given in (("otlp_endpoint", endpoint), ("otlp_protocol", protocol)):
         if given:
             raise ConfigurationError(
-                f"{flag_of(name)} {given!r}: spans go to {names[0]!r}, which has "
-                f"settings of its own; leave one of them out, or ask for "
+                f"{flag_of(name)} {given!r}: the exporter {names[0]!r} has its own "
+                f"settings; leave one of them out, or give "
                 f"{flag_of('span_exporter')} otlp"
             )
     return names[0]
 
 
-def _exporters(environment: Mapping[str, str], signal: Signal, wanted: str) -> tuple[str, ...]:
-    """Who is to send a signal: the names in OTEL_{SIGNAL}_EXPORTER, unless one is `wanted`."""
+def _read_exporters(environment: Mapping[str, str], signal: Signal, wanted: str) -> tuple[str, ...]:
+    """Return the exporters of a signal: `wanted`, or the names in OTEL_{SIGNAL}_EXPORTER."""
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     text = wanted or environment.get(variable, "")
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        _parsed(variable, name, exporter_name)
+        _parse(variable, name, exporter_name)
     if "none" in names and len(names) > 1:
-        raise ConfigurationError(f"{variable} {text!r}: none stands alone")
+        raise ConfigurationError(f"{variable} {text!r}: none excludes other exporters")
     return names
 
 
 def _check_others(signal: Signal, names: tuple[str, ...]) -> None:
-    """Refuse what would only turn a signal's OTLP off: metrics and logs go nowhere else."""
+    """Refuse other exporters than otlp and none for metrics and logs."""
     for name in names:
         if name not in ("otlp", "none"):
             advice = ""
@@ -183,7 +191,7 @@ def _check_others(signal: Signal, names: tuple[str, ...]) -> None:
             )
 
 
-def _endpoint(
+def _read_endpoint(
     environment: Mapping[str, str],
     signal: Signal,
     protocol: OtlpProtocol,
@@ -191,7 +199,7 @@ def _endpoint(
     *,
     insecure: bool,
 ) -> str:
-    """A signal's endpoint, checked: HTTP's with its path; "" where none is set."""
+    """Return a signal's checked endpoint, HTTP's with its path; "" if none is set."""
 
     def grpc(text: str) -> str:
         parse_grpc_target(text, insecure=insecure)
@@ -201,38 +209,38 @@ def _endpoint(
         return append_signal_path(text, signal)
 
     http = protocol is OtlpProtocol.HTTP_PROTOBUF
-    own, shared = _of_signal(signal, "ENDPOINT"), _of_all("ENDPOINT")
+    own, shared = _name_for_signal(signal, "ENDPOINT"), _name_for_all("ENDPOINT")
     for source, text, parse in (
         (flag_of("otlp_endpoint"), wanted, of_all if http else grpc),
         (own, environment.get(own, ""), check_http_url if http else grpc),
         (shared, environment.get(shared, ""), of_all if http else grpc),
     ):
         if text.strip():
-            return _parsed(source, text.strip(), parse)
+            return _parse(source, text.strip(), parse)
     return ""
 
 
-def _parsed(source: str, text: str, parse: Callable[[str], T], *, secret: bool = False) -> T:
+def _parse(source: str, text: str, parse: Callable[[str], T], *, secret: bool = False) -> T:
     try:
         return parse(text)
     except ValueError as error:
-        # Neither the keys in headers nor a password in a URL are for the log.
+        # Keys in headers and passwords in URLs must not reach the log.
         shown = "" if secret else f" {re.sub(r'//[^/@]*@', '//***@', text)!r}"
         raise ConfigurationError(f"{source}{shown}: {error}") from None
 
 
-def _sdk_disabled(environment: Mapping[str, str]) -> bool:
+def _is_sdk_disabled(environment: Mapping[str, str]) -> bool:
     variable = "OTEL_SDK_DISABLED"
-    return _parsed(variable, environment.get(variable, "").strip() or "false", standard_boolean)
+    return _parse(variable, environment.get(variable, "").strip() or "false", standard_boolean)
 
 
-def _protocol(text: str) -> OtlpProtocol:
+def _parse_protocol(text: str) -> OtlpProtocol:
     return OtlpProtocol(choice(*OtlpProtocol)(text))
 
 
-def _of_signal(signal: Signal, name: str) -> str:
+def _name_for_signal(signal: Signal, name: str) -> str:
     return f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}"
 
 
-def _of_all(name: str) -> str:
+def _name_for_all(name: str) -> str:
     return f"OTEL_EXPORTER_OTLP_{name}"

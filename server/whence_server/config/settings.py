@@ -213,14 +213,14 @@ class ServeConfig:
         "FORMAT",
     )
     opentelemetry: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """No setting of its own: OpenTelemetry's variables, for the parts that read more of them."""
+    """OpenTelemetry's environment variables; not a setting of its own."""
     span_destination: OtlpSettings | str | None = None
-    """No setting of its own: what those about spans and OpenTelemetry's variables come to. An
-    OTLP destination, the name of an exporter, or None for no export."""
+    """Destination of spans, from the settings about spans and OpenTelemetry's variables: an OTLP
+    destination, the name of an exporter, or None for no export; not a setting of its own."""
 
     @property
     def served_name(self) -> str:
-        """The name under which clients ask for the model."""
+        """Name that clients use for the model."""
         if self.model_name:
             return self.model_name
         path = Path(self.model)
@@ -238,12 +238,12 @@ def _check_metrics_listen(config: ServeConfig) -> None:
 
 
 def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of `ServeConfig` that are settings."""
+    """Return the fields of `ServeConfig` that are settings."""
     return tuple(field for field in dataclasses.fields(ServeConfig) if field.metadata)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put every setting on a parser; `serve_config` reads what it parsed."""
+    """Add every setting to a parser; `serve_config` reads the parsed flags."""
     for field in setting_fields():
         text = f"{field.metadata['help']} [{variable_of(field.name)}]".replace("%", "%%")
         if field.metadata["parse"] is switch:
@@ -257,10 +257,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServeConfig:
-    """The settings from parsed flags and the environment.
+    """Read the settings from parsed flags and the environment.
 
     Raises:
-        ConfigurationError: a setting that is missing, malformed or unknown.
+        ConfigurationError: a setting is missing, malformed or unknown.
     """
     fields = {field.name: field for field in setting_fields()}
     known = {variable_of(name) for name in fields} | CLIENT_VARIABLES

@@ -1,7 +1,6 @@
-"""How a setting is spelt: its flag, its environment variable, and its value as text.
+"""Flags, environment variables and parsers of settings.
 
-Each parser takes the text and gives the value; what it cannot read is a ValueError that says what
-would be right.
+Each parser returns the value of a text, or raises a ValueError that says what is expected.
 """
 
 import re
@@ -15,20 +14,20 @@ LEAST_STALL_S = 5.0
 
 
 def flag_of(field: str) -> str:
-    """The command-line flag of a setting."""
+    """Return the command-line flag of a setting."""
     return "--" + field.replace("_", "-")
 
 
 def variable_of(field: str) -> str:
-    """The environment variable of a setting."""
+    """Return the environment variable of a setting."""
     return "WHENCE_" + field.upper()
 
 
 def require_utf8(source: str, text: str) -> None:
-    """Refuse a text with bytes that are not UTF-8, which Python keeps as lone surrogates.
+    """Refuse text with bytes that are not UTF-8, which Python decodes as lone surrogates.
 
     Raises:
-        ConfigurationError: it has some.
+        ConfigurationError: the text has other bytes than UTF-8.
     """
     try:
         text.encode()
@@ -40,7 +39,7 @@ def require_utf8(source: str, text: str) -> None:
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers within bounds."""
+    """Return a parser of whole numbers within bounds."""
 
     def parse(text: str) -> int:
         value = int(text) if re.fullmatch(r"-?[0-9]+", text) else None
@@ -53,14 +52,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def permissions(text: str) -> int:
-    """Read a file's mode in octal, which lets its owner read and write."""
+    """Parse a file's mode in octal, with read and write permission for its owner."""
     if not re.fullmatch(r"0?[67][0-7][0-7]", text):
         raise ValueError("expected permissions in octal, from 600 to 777")
     return int(text, 8)
 
 
 def seconds(text: str) -> float:
-    """Seconds, from 0 on."""
+    """Parse seconds, from 0 on."""
     try:
         value = float(text)
     except ValueError:
@@ -71,7 +70,7 @@ def seconds(text: str) -> float:
 
 
 def stall_seconds(text: str) -> float:
-    """Read seconds, from 5 on: a heart beats once a second; or 0 for never."""
+    """Parse seconds, from 5 on (a heartbeat comes every second), or 0 for never."""
     value = seconds(text)
     if 0 < value < LEAST_STALL_S:
         raise ValueError(f"expected seconds, from {LEAST_STALL_S:g} on, or 0")
@@ -79,7 +78,7 @@ def stall_seconds(text: str) -> float:
 
 
 def choice(*values: str) -> Callable[[str], str]:
-    """A parser that takes one of the values."""
+    """Return a parser that accepts one of the values."""
 
     def parse(text: str) -> str:
         if text not in values:
@@ -90,7 +89,7 @@ def choice(*values: str) -> Callable[[str], str]:
 
 
 def switch(text: str) -> bool:
-    """True or false, in the usual words; empty is false."""
+    """Parse true or false, in the usual words; "" is false."""
     if text.lower() in ("1", "true", "yes", "on"):
         return True
     if text.lower() in ("0", "false", "no", "off", ""):
@@ -99,7 +98,7 @@ def switch(text: str) -> bool:
 
 
 def addresses(text: str) -> tuple[str, ...]:
-    """At least one, separated by commas; what each means is for who listens."""
+    """Parse at least one address, separated by commas; their form is not checked."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
         raise ValueError("expected at least one address")
@@ -107,19 +106,19 @@ def addresses(text: str) -> tuple[str, ...]:
 
 
 def text_of(text: str) -> str:
-    """Any text but none."""
+    """Parse a text that is not empty."""
     if not text:
         raise ValueError("must not be empty")
     return text
 
 
 def path_of(text: str) -> Path:
-    """A path, whether or not anything is there."""
+    """Parse a path, which need not exist."""
     return Path(text_of(text))
 
 
 def directories(text: str) -> tuple[Path, ...]:
-    """Any number of directories that are there, separated by commas."""
+    """Parse any number of existing directories, separated by commas."""
     found = tuple(Path(part.strip()) for part in text.split(",") if part.strip())
     for path in found:
         if not path.is_dir():
@@ -130,21 +129,21 @@ def directories(text: str) -> tuple[Path, ...]:
 
 
 def device_of(text: str) -> str:
-    """One of torch's devices, as torch spells it."""
+    """Parse the name of a torch device."""
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?|mps", text):
         raise ValueError("expected cpu, cuda, cuda:N or mps")
     return text
 
 
 def host_and_port(text: str) -> str:
-    """Return the text if it is an address, or empty."""
+    """Check that the text is HOST:PORT or empty; return it."""
     if text:
         parse_host_port(text)
     return text
 
 
 def step_spans(text: str) -> int | None:
-    """How many; None for all."""
+    """Parse a number, "off" (0) or "all" (None)."""
     if text == "all":
         return None
     if text == "off":
@@ -156,7 +155,7 @@ def step_spans(text: str) -> int | None:
 
 
 def exporter(text: str) -> str:
-    """Who sends a signal: a name, MODULE:CALLABLE, or nothing."""
+    """Parse an exporter: a name, MODULE:CALLABLE, or ""."""
     if text and not re.fullmatch(r"[\w.-]+|[\w.]+:[\w.]+", text):
         raise ValueError(
             "expected otlp, none, the name of one installed exporter, or MODULE:CALLABLE"
@@ -165,17 +164,17 @@ def exporter(text: str) -> str:
 
 
 def standard_boolean(text: str) -> bool:
-    """OpenTelemetry's own booleans: it forbids to take "1" or "yes" for true."""
+    """Parse OpenTelemetry's booleans, whose specification forbids "1" and "yes"."""
     if text.lower() not in ("true", "false"):
         raise ValueError("expected true or false")
     return text.lower() == "true"
 
 
 def readable_file(text: str) -> Path:
-    """A file that can be read now, and again later: no pipe, which would be waited for."""
+    """Parse the path of a readable regular file; a pipe would block."""
     try:
         if Path(text).exists() and not Path(text).is_file():
-            raise ValueError("it is no regular file; expected the path of a PEM file")
+            raise ValueError("it is not a regular file; expected the path of a PEM file")
         with Path(text).open("rb"):
             return Path(text)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Sampling, content capture and the metrics push, from OpenTelemetry's environment variables."""
+"""Settings of sampling, content capture and metrics push, from OpenTelemetry's variables."""
 
 import math
 import re
@@ -26,7 +26,7 @@ def read_sampling(environment: Mapping[str, str]) -> Sampling:
     """Read OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG.
 
     Raises:
-        ConfigurationError: there is no sampler of that name, or its argument is wrong.
+        ConfigurationError: the sampler is unknown, or its argument is malformed.
     """
     name = environment.get(SAMPLER_VARIABLE, "").strip().lower()
     argument = environment.get(ARGUMENT_VARIABLE, "").strip()
@@ -38,7 +38,7 @@ def read_sampling(environment: Mapping[str, str]) -> Sampling:
             f"{SAMPLER_VARIABLE} is {name!r}; it must be one of {known}"
         ) from None
     if kind.takes_ratio:
-        return Sampling(kind, _ratio(argument))
+        return Sampling(kind, _parse_ratio(argument))
     if argument:
         with_ratio = " or ".join(one for one in SamplerKind if one.takes_ratio)
         raise ConfigurationError(
@@ -49,10 +49,10 @@ def read_sampling(environment: Mapping[str, str]) -> Sampling:
 
 
 def read_content_capture(environment: Mapping[str, str]) -> ContentCapture:
-    """Read OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT; without it nothing is captured.
+    """Read OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT; unset means NO_CONTENT.
 
-    "false" means NO_CONTENT, as it did before the variable had four values. "true" is refused:
-    it does not say where content should go.
+    "false" means NO_CONTENT, as before the variable had four values. "true" is refused: it does
+    not say whether content goes to spans or events.
 
     Raises:
         ConfigurationError: the variable has another value.
@@ -72,22 +72,22 @@ def read_content_capture(environment: Mapping[str, str]) -> ContentCapture:
 def read_push_options(
     destination: OtlpSettings | None, environment: Mapping[str, str]
 ) -> PushOptions | None:
-    """Read the standard variables that only metrics have; an empty one counts as unset.
+    """Read the standard variables for metrics only; an empty variable counts as unset.
 
     Args:
-        destination: where metrics are sent; with None the variables are checked all the same, and
-            None is returned.
+        destination: destination of metrics; with None the variables are only checked, and None
+            is returned.
         environment: the environment variables.
 
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
-    interval_s = _interval_s(environment.get(_INTERVAL, "").strip() or "60000")
-    preference = _preference(environment.get(_PREFERENCE, "").strip().lower() or "cumulative")
+    interval_s = _parse_interval_s(environment.get(_INTERVAL, "").strip() or "60000")
+    preference = _parse_preference(environment.get(_PREFERENCE, "").strip().lower() or "cumulative")
     return None if destination is None else PushOptions(destination, interval_s, preference)
 
 
-def _ratio(text: str) -> float:
+def _parse_ratio(text: str) -> float:
     if not text:
         return 1.0
     try:
@@ -101,7 +101,7 @@ def _ratio(text: str) -> float:
     return ratio
 
 
-def _preference(text: str) -> TemporalityPreference:
+def _parse_preference(text: str) -> TemporalityPreference:
     try:
         return TemporalityPreference(text)
     except ValueError:
@@ -109,7 +109,7 @@ def _preference(text: str) -> TemporalityPreference:
         raise ConfigurationError(f"{_PREFERENCE} {text!r}: expected one of {known}") from None
 
 
-def _interval_s(text: str) -> float:
+def _parse_interval_s(text: str) -> float:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
         raise ConfigurationError(f"{_INTERVAL} {text!r}: expected whole milliseconds above 0")
     return int(text) / 1e3

@@ -1,7 +1,7 @@
-"""Every setting of `whence-server train`, read from flags.
+"""Settings of `whence-server train`, read from flags.
 
-A training is described whole on its command line, and then in its record: variables by which
-accelerate would change it are refused. A setting is a field of `TrainConfig`; its flag is
+The command line, and then the record, describe a training completely: environment variables with
+which accelerate would change it are refused. A setting is a field of `TrainConfig`; its flag is
 `--field-name`.
 """
 
@@ -20,13 +20,13 @@ from whence_server.domain.errors import ConfigurationError
 
 WITHOUT_WARMUP = ("constant",)
 ACCELERATE = "ACCELERATE_"
-"""How the variables begin by which accelerate, and through it `Trainer`, is set up."""
+"""Prefix of the environment variables that configure accelerate, and through it `Trainer`."""
 _UNRECORDED = ("output", "resume")
-"""Where a run lies and whether it goes on is not how it is made."""
+"""Settings that are not part of a run's recipe."""
 
 
 def _number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
-    """A parser of numbers within bounds; `above` leaves the lower one out."""
+    """Return a parser of numbers within bounds; with `above`, `low` is excluded."""
 
     def parse(text: str) -> float:
         try:
@@ -42,7 +42,7 @@ def _number(low: float, high: float, *, above: bool = False) -> Callable[[str], 
 
 
 def _path(text: str) -> str:
-    """A path, made absolute: the record is read elsewhere too."""
+    """Parse a path; return it as absolute, because the record may be read elsewhere."""
     return str(Path(text_of(text)).expanduser().absolute())
 
 
@@ -54,7 +54,7 @@ def _override(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The settings of a training, validated."""
+    """The validated settings of a training."""
 
     output: str = setting(
         "", _path, "directory for the model, its record and its checkpoints", "DIR"
@@ -66,7 +66,7 @@ class TrainConfig:
         "NAME",
     )
     texts: tuple[str, ...] = ()
-    """The positional arguments: files and folders."""
+    """Positional arguments: files and folders."""
     unusable: str = setting(
         "refuse",
         choice("refuse", "skip", "replace"),
@@ -163,71 +163,71 @@ class TrainConfig:
     )
 
     def recipe_json(self) -> str:
-        """All that a run's making depends on."""
+        """Return as JSON all settings on which the result of a run depends."""
         fields = dataclasses.asdict(self)
         return json.dumps({k: v for k, v in fields.items() if k not in _UNRECORDED})
 
 
-def train_fields() -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of `TrainConfig` that are flags."""
+def get_train_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """Return the fields of `TrainConfig` that are flags."""
     return tuple(field for field in dataclasses.fields(TrainConfig) if field.metadata)
 
 
-def train_flag(name: str) -> str:
-    """How a setting of `TrainConfig` is given on the command line."""
+def get_train_flag(name: str) -> str:
+    """Return the flag or argument of a setting of `TrainConfig`."""
     return {"from_model": "--from", "texts": "TEXT"}.get(name) or flag_of(name)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put every setting on a parser; `train_settings` reads what it parsed."""
+    """Add every setting to a parser; `read_train_settings` reads the parsed flags."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files or folders")
-    for field in train_fields():
+    for field in get_train_fields():
         how: dict[str, Any] = {"metavar": field.metadata["metavar"]}
         if field.metadata["parse"] is switch:
             how = {"action": "store_const", "const": "true"}
         elif isinstance(field.default, tuple):
             how["action"] = "append"
         text = field.metadata["help"].replace("%", "%%")
-        parser.add_argument(train_flag(field.name), dest=field.name, help=text, **how)
+        parser.add_argument(get_train_flag(field.name), dest=field.name, help=text, **how)
 
 
-def train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given, by name; the others have their defaults.
+def read_train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the given settings, by name; the others have their defaults.
 
     Raises:
-        ConfigurationError: one is malformed; the message names it.
+        ConfigurationError: a setting is malformed; the message names it.
     """
     values: dict[str, Any] = {}
     if arguments.texts:
-        values["texts"] = tuple(_parsed("TEXT", text, _path) for text in arguments.texts)
-    for field in train_fields():
+        values["texts"] = tuple(_parse("TEXT", text, _path) for text in arguments.texts)
+    for field in get_train_fields():
         given = getattr(arguments, field.name)
         if given is None:
             continue
-        flag, parse = train_flag(field.name), field.metadata["parse"]
+        flag, parse = get_train_flag(field.name), field.metadata["parse"]
         if isinstance(given, list):
-            values[field.name] = tuple(_parsed(flag, text, parse) for text in given)
+            values[field.name] = tuple(_parse(flag, text, parse) for text in given)
         else:
-            values[field.name] = _parsed(flag, given, parse)
+            values[field.name] = _parse(flag, given, parse)
     return values
 
 
-def train_config(values: Mapping[str, Any]) -> TrainConfig:
-    """A whole new training, from the settings that were given.
+def make_train_config(values: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of a new training from the given ones.
 
     Raises:
-        ConfigurationError: one is missing, or two do not go together.
+        ConfigurationError: a setting is missing, or two contradict.
     """
     config = TrainConfig(**values)
     if not config.output:
-        raise ConfigurationError("--output: where is the model to be written? Give a directory")
+        raise ConfigurationError("--output is missing: give a directory for the model")
     if not config.texts:
-        raise ConfigurationError("TEXT: what is to be trained on? Give text files or folders")
-    _exclusive(values, "epochs", "max_steps", "both say how long to train")
-    _exclusive(values, "config", "model_type", "both say what a new model is like")
-    _exclusive(values, "tokenizer", "vocab_size", "the size is for one that is trained")
+        raise ConfigurationError("TEXT is missing: give text files or folders to train on")
+    _refuse_both(values, "epochs", "max_steps", "both say how long to train")
+    _refuse_both(values, "config", "model_type", "both say what a new model is like")
+    _refuse_both(values, "tokenizer", "vocab_size", "the size is for one that is trained")
     for name in ("config", "model_type", "config_override", "tokenizer", "vocab_size"):
-        _exclusive(values, "from_model", name, "it has a model and a tokenizer already")
+        _refuse_both(values, "from_model", name, "it has a model and a tokenizer already")
     if config.scheduler in WITHOUT_WARMUP and config.warmup_steps:
         raise ConfigurationError(
             f"--warmup-steps {config.warmup_steps}: --scheduler {config.scheduler} has no warm-up; "
@@ -239,29 +239,29 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
             f"in --max-steps {config.max_steps}; give fewer"
         )
     if config.eval_steps and not config.eval:
-        raise ConfigurationError("--eval-steps: there is nothing to measure on; give --eval PATH")
+        raise ConfigurationError("--eval-steps: --eval is missing; give --eval PATH")
     return config
 
 
 def refuse_variables(environment: Mapping[str, str]) -> None:
-    """Refuse what would have a say in a training that its recipe does not tell of.
+    """Refuse environment variables that would change a training outside its recipe.
 
     Raises:
-        ConfigurationError: naming the variables.
+        ConfigurationError: there are some; the message names them.
     """
     found = sorted(name for name in environment if name.startswith(ACCELERATE))
     if found:
         raise ConfigurationError(
             f"{', '.join(found)}: whence-server train takes no settings from accelerate's "
-            "environment variables, which its recipe would not tell of: unset them, and give flags"
+            "environment variables, because its record would not have them: unset them, use flags"
         )
 
 
-def recorded_config(recipe_json: str, values: Mapping[str, Any]) -> TrainConfig:
-    """A training that goes on: as recorded, where nothing else was given.
+def restore_train_config(recipe_json: str, values: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of a resumed training from its record and the given ones.
 
     Raises:
-        ConfigurationError: the recipe is not one of this version's, or something else was given.
+        ConfigurationError: the recipe is of another version, or a given setting differs.
     """
     try:
         recipe: dict[str, Any] = json.loads(recipe_json)
@@ -271,33 +271,33 @@ def recorded_config(recipe_json: str, values: Mapping[str, Any]) -> TrainConfig:
         config = TrainConfig(**fields)
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigurationError(
-            f"the record holds no recipe that this version can go on with: {error}"
+            f"this version cannot resume the run: it cannot read the record's recipe: {error}"
         ) from error
     different = [
-        f"{train_flag(name)} was {_shown(getattr(config, name))}, is {_shown(value)}"
+        f"{get_train_flag(name)} was {_format(getattr(config, name))}, is {_format(value)}"
         for name, value in values.items()
         if name not in _UNRECORDED and getattr(config, name) != value
     ]
     if different:
         raise ConfigurationError(
-            f"--resume goes on with the run as it is on record: {'; '.join(different)}"
+            f"--resume continues the run with its recorded settings: {'; '.join(different)}"
         )
     return dataclasses.replace(config, **{k: values[k] for k in _UNRECORDED if k in values})
 
 
-def _exclusive(values: Mapping[str, Any], one: str, other: str, reason: str) -> None:
+def _refuse_both(values: Mapping[str, Any], one: str, other: str, reason: str) -> None:
     if one in values and other in values:
         raise ConfigurationError(
-            f"{train_flag(one)} and {train_flag(other)} do not go together: {reason}"
+            f"{get_train_flag(one)} and {get_train_flag(other)} contradict: {reason}"
         )
 
 
-def _parsed(source: str, text: str, parse: Callable[[str], Any]) -> Any:
+def _parse(source: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
         raise ConfigurationError(f"{source} {text!r}: {error}") from None
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return " ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,1 +1,1 @@
-"""Between text and token ids: tokenizing, detokenizing, stop strings, chat templates."""
+"""Text and token ids: tokenizing, detokenizing, stop strings, chat templates."""

@@ -1,4 +1,4 @@
-"""The most bytes of a text that one token can stand for, where there is a most.
+"""Upper bound of the bytes of text that one token represents, for tokenizers that have one.
 
 A text with more bytes than all tokens of a prompt can stand for is too long before it is
 tokenized. Many tokenizers leave out any part of a text, or make one token of any unknown word:
@@ -14,22 +14,22 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 NORMALIZERS = {"NFC": 4, "NFD": 3, "Lowercase": 3, "Prepend": 1}
-"""By how much each can shorten a text's UTF-8: three bytes of the Kelvin sign become one K."""
+"""Factor by which each shortens a text's UTF-8 at most: 3 bytes of the Kelvin sign become K."""
 
 KEEPING = {"ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "UnicodeScripts", "Sequence"}
-"""Pre-tokenizers that drop nothing, unless a behavior of "Removed" says otherwise."""
+"""Pre-tokenizers that drop nothing, unless their behavior is "Removed"."""
 
 _WHITE_SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 
 
 @dataclass(frozen=True, slots=True)
 class TextBound:
-    """What is known of a tokenizer before it has read a text.
+    """Bound on the text that tokens of a tokenizer represent.
 
     Attributes:
-        max_token_bytes: most bytes of a text, in UTF-8, that one token stands for.
-        uncounted: bytes that may come to stand for nothing: those without a token, and white
-            space where an added token swallows it.
+        max_token_bytes: maximum number of UTF-8 bytes of text that one token represents.
+        uncounted: bytes that may be dropped: those without a token, and white space if an added
+            token strips it.
     """
 
     max_token_bytes: int

@@ -1,7 +1,7 @@
-"""Renders a model's chat template as transformers' `apply_chat_template` does.
+"""Rendering of a model's chat template, as transformers' `apply_chat_template` does it.
 
-A template's time and memory are not bounded here: the text process is killed where one goes on
-and on (`generation.text_process`).
+Time and memory are not bounded here: the text process is killed if a template takes too long
+(`generation.text_process`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from whence_server.text.template_arguments import check_names
 from whence_server.text.unicode import LoneSurrogateError, check_unicode
 
 MAX_CHARACTERS = 4_000_000
-"""Longest prompt that a template may make; a million tokens are about as much."""
+"""Maximum length of a rendered prompt: about a million tokens."""
 
 MAX_REASON = 500
-"""Characters of what a template says is wrong."""
+"""Maximum length of a template's error message, in characters."""
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-"""Names that transformers chooses by itself, the second where a request brings tools."""
+"""Template names that transformers chooses by itself; the second for requests with tools."""
 
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-"""transformers' mark for the end of a message that is to be continued."""
+"""transformers' mark for the end of a message to continue."""
 
 
 class ChatTemplate:
-    """A model's chat templates, each compiled at its first use."""
+    """A model's chat templates, compiled at their first use."""
 
     def __init__(
         self, source: str | Mapping[str, str] | None, special_tokens: Mapping[str, str]
@@ -38,8 +38,8 @@ class ChatTemplate:
         """Keep the templates.
 
         Args:
-            source: Jinja; several by their names; or None where the model has no chat template.
-            special_tokens: variables for it, such as {"bos_token": "<s>"}.
+            source: Jinja source; several sources by name; None if the model has no template.
+            special_tokens: template variables, for example {"bos_token": "<s>"}.
         """
         self._sources = list_templates(source)
         self._special_tokens = dict(special_tokens)
@@ -54,14 +54,14 @@ class ChatTemplate:
 
         Args:
             messages: the conversation, oldest first.
-            arguments: further variables, of JSON's types; they go before those that the
-                template has by default (special tokens, `add_generation_prompt`, which is
-                true, and `tools` and `documents`, which are None). `continue_final_message`
-                leaves the last message open, and then `add_generation_prompt` is false.
-            name: the template's; empty chooses as transformers does.
+            arguments: further variables, of JSON's types; they override the defaults (special
+                tokens; `add_generation_prompt`, true; `tools` and `documents`, None).
+                `continue_final_message` leaves the last message open, and then
+                `add_generation_prompt` is false.
+            name: name of the template; "" chooses as transformers does.
 
         Raises:
-            InvalidRequestError: there is no such template, or it cannot or will not render this.
+            InvalidRequestError: the template does not exist, fails, or refuses the conversation.
         """
         arguments = dict(arguments or {})
         source = self._get_source(name, has_tools=arguments.get("tools") is not None)
@@ -95,7 +95,7 @@ class ChatTemplate:
                 f"is {name[:64]!r}; the model's chat templates are {_list_names(sources)}",
             )
         for chosen in (TOOL_USE, DEFAULT) if has_tools else (DEFAULT,):
-            # A model's only template is the default, whatever it is called with.
+            # A model's only template is the default, with and without tools.
             if chosen in sources:
                 return sources[chosen]
         raise _make_invalid(
@@ -166,7 +166,7 @@ def _take_continued_field(arguments: dict[str, Any]) -> str:
 
 
 def _open_final_message(conversation: list[dict[str, str]], field: str, source: str) -> str:
-    """Mark where the last message ends; return what it says."""
+    """Append the mark to the last message; return its text."""
     final = conversation[-1].get(field)
     if final is None:
         raise _refuse_continuation(f"the last message has no {field[:64]!r} to continue")
@@ -177,7 +177,7 @@ def _open_final_message(conversation: list[dict[str, str]], field: str, source: 
 
 
 def _cut_at_tag(text: str, final: str) -> str:
-    """The prompt up to the end of the last message, exactly where transformers cuts it."""
+    """Truncate the prompt at the end of the last message, exactly where transformers does."""
     tag = _CONTINUE_TAG.strip()
     if final.strip() not in text or tag not in text:
         raise _refuse_continuation(
@@ -187,7 +187,7 @@ def _cut_at_tag(text: str, final: str) -> str:
     end = text.rindex(tag)
     if text[end : end + len(_CONTINUE_TAG)] == _CONTINUE_TAG:
         return text[:end]
-    # The template trims messages: what it trimmed is not to come back before the cut.
+    # The template trims messages: trim the text before the cut as well.
     return text[:end].rstrip()
 
 

@@ -1,7 +1,7 @@
-"""The jinja2 environment of chat templates: all that a template may count on in transformers.
+"""The jinja2 environment of chat templates, with the functions and filters of transformers.
 
-Templates are the model's, messages and arguments are the caller's: they see plain data only, in
-jinja2's immutable sandbox. Time and memory are bounded by the process that renders them.
+Templates come from the model, messages and arguments from the caller: templates see only plain
+data, in jinja2's immutable sandbox. The rendering process bounds time and memory.
 """
 
 import json
@@ -19,7 +19,7 @@ from jinja2.utils import Namespace
 
 
 class RefusedError(TemplateRuntimeError):
-    """The template called `raise_exception`."""
+    """Error of a template that called `raise_exception`."""
 
 
 @cache
@@ -27,7 +27,7 @@ def compile_template(source: str) -> Template:
     """Compile a chat template, once.
 
     Raises:
-        jinja2.TemplateSyntaxError: it is no template.
+        jinja2.TemplateSyntaxError: the source is malformed.
     """
     return _make_environment().from_string(source)
 
@@ -48,7 +48,7 @@ def _make_environment() -> Environment:
 
 
 class _GenerationTag(Extension):
-    """Accepts `{% generation %}`, which marks what an assistant said; here it marks nothing."""
+    """The tag `{% generation %}`, which marks an assistant's text; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -73,7 +73,7 @@ def _dump_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without the HTML escapes of jinja2's own filter."""
+    """Return the value as JSON, without the HTML escapes of jinja2's own filter."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -88,7 +88,7 @@ def _format_now(form: str) -> str:
 
 
 class _Dict:
-    """`dict` for templates: the type itself would give them its attributes as well."""
+    """`dict` for templates, without the attributes of the type itself."""
 
     def __call__(self, *args: Mapping[str, object], **kwargs: object) -> dict[str, object]:
         return dict(*args, **kwargs)
@@ -105,9 +105,11 @@ def _make_namespace(*args: Mapping[str, object], **kwargs: object) -> Namespace:
 
 
 class _PublicNamespace(Namespace):
-    """Takes no names with a leading underscore: those are Python's, not the template's."""
+    """Namespace that refuses names with a leading underscore, which are Python's."""
 
     def __setitem__(self, name: str, value: object) -> None:
         if name.startswith("_"):
-            raise SecurityError(f"a namespace has no attributes such as {name!r}")
+            raise SecurityError(
+                f"a namespace cannot have the attribute {name!r}: it begins with an underscore"
+            )
         super().__setitem__(name, value)

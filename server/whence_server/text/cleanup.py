@@ -1,4 +1,4 @@
-"""Removes spaces before punctuation, as transformers' `clean_up_tokenization`, piece by piece."""
+"""Removal of spaces before punctuation, as transformers' `clean_up_tokenization`, in pieces."""
 
 from whence_server.text.detokenizer import Detokenizer
 
@@ -14,35 +14,35 @@ REPLACEMENTS = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""In transformers' order: each is applied to the text that the one before it has made."""
+"""Replacements in transformers' order: each is applied to the result of the previous one."""
 
 
 def clean_up(text: str) -> str:
-    """Return a whole text without spaces that only a tokenizer puts before punctuation."""
+    """Return a whole text without a tokenizer's spaces before punctuation."""
     for old, new in REPLACEMENTS:
         text = text.replace(old, new)
     return text
 
 
 class CleaningDetokenizer:
-    """Another detokenizer's text, cleaned up; the pieces join to `clean_up` of all.
+    """Detokenizer that cleans up another one's text; the pieces join to `clean_up` of all.
 
-    A space at the end is held back until the next character says whether it stays.
+    A space at the end is held back until the next character decides if it stays.
     """
 
     def __init__(self, detokenizer: Detokenizer) -> None:
         self._detokenizer = detokenizer
-        self._stages = [_Replacing(old, new) for old, new in REPLACEMENTS]
+        self._stages = [_Replacer(old, new) for old, new in REPLACEMENTS]
 
     @property
     def num_held_bytes(self) -> int:
-        """Those of an incomplete character, and of the text that punctuation may change."""
+        """Bytes of an incomplete character and of text that punctuation may change."""
         held = sum(len(stage.held.encode()) for stage in self._stages)
         return self._detokenizer.num_held_bytes + held
 
     @property
     def held_text(self) -> str:
-        """Return what `flush` would return."""
+        """Text that `flush` would return."""
         text = self._detokenizer.held_text
         for stage in self._stages:
             text = (stage.held + text).replace(stage.old, stage.new)
@@ -63,13 +63,13 @@ class CleaningDetokenizer:
         return text
 
 
-class _Replacing:
+class _Replacer:
     """`str.replace` over a text that arrives in pieces.
 
     Attributes:
-        old: what is replaced.
-        new: by what.
-        held: the end of the text so far, which may be the beginning of `old`.
+        old: text to replace.
+        new: replacement.
+        held: end of the text so far that may be the beginning of `old`.
     """
 
     __slots__ = ("held", "new", "old")

@@ -1,9 +1,9 @@
-"""Turns token ids into text one by one; the pieces join to the tokenizer's own decode of all.
+"""Detokenizing token by token; the pieces join to the tokenizer's own decode of all.
 
-Two strategies. Byte-level tokenizers decode to bytes, whose text Python's incremental decoder
-gives exactly. For every other decoder a short window of tokens is decoded with the new one and
-without it, and the difference is what the new one adds. The one exception are byte tokens that
-are not valid UTF-8: see `WindowedDetokenizer`.
+Byte-level tokenizers decode to bytes, which Python's incremental decoder turns into text exactly.
+For every other decoder, a short window of tokens is decoded with the new token and without it, and
+the difference is the new text. Byte tokens that are not valid UTF-8 are the one exception, which
+`WindowedDetokenizer` describes.
 """
 
 import codecs
@@ -13,23 +13,22 @@ from typing import Protocol, TypeAlias
 
 REPLACEMENT = "\ufffd"
 
-# As many tokens as it may take until a decoder that strips text at its beginning, or repairs
-# bytes at its end, is through with that.
+# Maximum number of tokens at the beginning or end of a text that a decoder strips or repairs.
 _MAX_CONTEXT = 16
 
 Decode: TypeAlias = Callable[[list[str]], str]
 
 
 class Detokenizer(Protocol):
-    """The decoding of one sequence."""
+    """Incremental decoder of one sequence."""
 
     @property
     def num_held_bytes(self) -> int:
-        """Raw bytes taken in that are not text yet."""
+        """Number of raw bytes that are not text yet."""
 
     @property
     def held_text(self) -> str:
-        """Return what `flush` would return."""
+        """Text that `flush` would return."""
 
     def push(self, token_id: int) -> str:
         """Take the next token; returns the text that became certain with it."""
@@ -39,7 +38,7 @@ class Detokenizer(Protocol):
 
 
 class ByteLevelDetokenizer:
-    """For decoders of type ByteLevel: token, raw bytes, UTF-8.
+    """Detokenizer for decoders of type ByteLevel.
 
     Malformed bytes become U+FFFD as in `tokenizers`: one for each maximal subpart (Unicode,
     section 3.9), which is also what Python's `errors="replace"` does.
@@ -52,12 +51,12 @@ class ByteLevelDetokenizer:
 
     @property
     def num_held_bytes(self) -> int:
-        """At most three: a character's beginning."""
+        """Number of bytes of an incomplete character, at most 3."""
         return len(self._utf8.getstate()[0])
 
     @property
     def held_text(self) -> str:
-        """Return what `flush` would return."""
+        """Text that `flush` would return."""
         return self._utf8.getstate()[0].decode(errors="replace")
 
     def push(self, token_id: int) -> str:
@@ -72,17 +71,16 @@ class ByteLevelDetokenizer:
 
 
 class WindowedDetokenizer:
-    """For any other decoder.
+    """Detokenizer for all other decoders.
 
-    It has to be local: text may depend on a token's neighbours and on being the first, as it
-    does in Metaspace, WordPiece and Strip, but a token must not change text that earlier ones
-    made (Replace after Fuse with a pattern that spans tokens).
+    The decoder must be local: a token's text may depend on its neighbours and on being the first,
+    as in Metaspace, WordPiece and Strip, but a token must not change the text of earlier ones (as
+    Replace after Fuse does with a pattern that spans tokens).
 
-    Byte tokens, such as <0xE2> where the decoder has a ByteFallback, become text with the byte
-    that completes a character. A byte that belongs to no character becomes one U+FFFD, and the
-    characters beside it stay. `tokenizers` decodes a run of byte tokens only as a whole, and
-    turns every byte of a run with a single malformed one into U+FFFD: text that has been sent
-    could not be taken back then.
+    Byte tokens (<0xE2> and the like, with a ByteFallback decoder) become text with the byte that
+    completes a character. A byte that belongs to no character becomes one U+FFFD, and the
+    characters beside it stay. `tokenizers` decodes a run of byte tokens as a whole and turns all of
+    a run with one malformed byte into U+FFFD, which would change text that was already sent.
     """
 
     def __init__(
@@ -97,16 +95,16 @@ class WindowedDetokenizer:
 
         Args:
             decode: the tokenizer's decoder.
-            tokens: by id; None for an id that adds no text.
-            byte_values: the byte of each byte token, by id.
-            holds_replacement: U+FFFD at the end of a text may be a character's first bytes,
-                as it is where ByteLevel is one part of the decoder among others.
+            tokens: tokens by id; None for an id that adds no text.
+            byte_values: byte of each byte token, by id.
+            holds_replacement: True if U+FFFD at the end of a text may be a character's first
+                bytes, as with ByteLevel as one of several parts of the decoder.
         """
         self._decode = decode
         self._tokens = tokens
         self._byte_values = byte_values
         self._holds_replacement = holds_replacement
-        # The last tokens; those of one character, which may be several bytes, stay together.
+        # The last tokens; the byte tokens of one character form one unit.
         self._context: list[list[str]] = []
         self._context_text = ""
         # A character's first bytes, and their tokens.
@@ -115,12 +113,12 @@ class WindowedDetokenizer:
 
     @property
     def num_held_bytes(self) -> int:
-        """At most three: a character's beginning; held U+FFFD are not counted."""
+        """Number of bytes of an incomplete character, at most 3; held U+FFFD are not counted."""
         return len(self._bytes)
 
     @property
     def held_text(self) -> str:
-        """Return what `flush` would return."""
+        """Text that `flush` would return."""
         decoded = self._decode([token for unit in self._context for token in unit])
         return REPLACEMENT * len(self._bytes) + decoded[len(self._context_text) :]
 
@@ -128,7 +126,7 @@ class WindowedDetokenizer:
         """Take the next token; ids beyond the vocabulary add nothing."""
         token = self._tokens[token_id] if token_id < len(self._tokens) else None
         if token is None:
-            # Left out here: it neither begins a text nor ends a run of bytes.
+            # The token is ignored: it neither begins a text nor ends a run of bytes.
             return ""
         byte = self._byte_values.get(token_id)
         if byte is None:
@@ -157,13 +155,13 @@ class WindowedDetokenizer:
         return self._add(character)
 
     def _give_up(self) -> str:
-        """Return U+FFFD for each byte of a character that will not be completed."""
+        """Add U+FFFD for each byte of a character that will not be completed; return the text."""
         count, self._bytes, self._byte_tokens = len(self._bytes), b"", []
-        # As a token of its own, which ends the decoder's run of byte tokens.
+        # U+FFFD as a separate token ends the decoder's run of byte tokens.
         return "".join(self._add([REPLACEMENT]) for _ in range(count))
 
     def _add(self, unit: list[str]) -> str:
-        """Return what a token, or a character's bytes, add to the text."""
+        """Add a token, or a character's byte tokens; return the new text."""
         units = [*self._context, unit]
         text = self._take_certain(units)
         added = text[len(self._context_text) :]
@@ -188,12 +186,12 @@ class WindowedDetokenizer:
 
 
 class _Utf8State(Enum):
-    """The bytes since the last character."""
+    """State of the bytes after the last character."""
 
     BEGUN = auto()
-    """A character's first bytes."""
+    """First bytes of a character."""
     COMPLETE = auto()
-    """Exactly one character."""
+    """Exactly one complete character."""
     MALFORMED = auto()
 
 

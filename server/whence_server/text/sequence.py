@@ -1,4 +1,4 @@
-"""The text of one sequence as it grows: decoded, cut at a stop string, measured in bytes."""
+"""The growing text of one sequence: decoded, truncated at a stop string, measured in bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,41 +9,41 @@ from whence_server.text.stops import Searched, StopSearch
 
 
 class Piece(NamedTuple):
-    """What one token did to the text."""
+    """Change of the text by one token."""
 
     text: str
-    """Text that became certain with it; the pieces join to exactly the output."""
+    """Text that became certain with the token; the pieces join to exactly the output."""
     begin_byte: int
     end_byte: int
-    """The bytes of the output that this token itself made, [begin, end), in UTF-8.
+    """Range of the output's UTF-8 bytes that come from this token, [begin, end).
 
-    Contiguous from piece to piece. They may reach beyond the text released so far, and, where
-    a stop string cut the output, beyond its end: clip them to the final text.
+    Ranges are contiguous. They may exceed the text released so far, and the output if a stop
+    string truncated it: clip them to the final text.
     """
     stop: str | None
-    """The stop string that this token completed: it is the sequence's last."""
+    """Stop string that this token completed, which ends the sequence; None if none."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnseenText:
-    """Text of tokens that the output leaves out, and that stop strings are found in.
+    """Text that is not part of the output, but in which stop strings are searched.
 
-    Together with the output it is the text that transformers' `stop_strings` match: every
-    token as it stands inside a text, special tokens included.
+    With the output it forms the text that transformers' `stop_strings` match: every token as
+    inside a text, special tokens included.
     """
 
     special_tokens: Mapping[int, str] = field(default_factory=dict)
-    """By id."""
+    """Text of special tokens, by id."""
     inside: Sequence[bytes] = ()
-    """By id, each other token's bytes inside a text, where the decoder strips those that a
-    text begins with."""
+    """Bytes of the other tokens inside a text, by id; empty if the decoder never strips the
+    beginning of a text."""
 
     def find_before(self, token_id: int, begin: str) -> str:
         """Return what the decoder has stripped from a token at the beginning of an output.
 
         Args:
-            token_id: the token's.
-            begin: the text that is left of it.
+            token_id: the token's id.
+            begin: the rest of the token's text.
         """
         if token_id >= len(self.inside) or token_id in self.special_tokens:
             return ""
@@ -57,13 +57,13 @@ NOTHING_UNSEEN = UnseenText()
 
 
 class SequenceText:
-    """The output text of one sequence.
+    """Output text of one sequence.
 
-    Stop strings are searched in the output and in what it leaves out, from the first token of
-    the sequence on: none begins in the prompt.
+    Stop strings are searched in the output and in the unseen text, from the first token of the
+    sequence on: none begins in the prompt.
 
-    The bytes of a character that is not complete yet count as they come, raw; where they turn
-    out to be none and become U+FFFD, the token that settles it takes the difference.
+    Raw bytes of an incomplete character are counted as they arrive. If they become U+FFFD, the
+    token that decides it gets the difference in bytes.
     """
 
     def __init__(
@@ -79,22 +79,22 @@ class SequenceText:
         self._num_decoded_bytes = 0
         self._end_byte = 0
         self._ended = False
-        # Text that was held back when the special token came that was pushed last.
+        # Text that was held back when the last special token was pushed.
         self._passed = ""
 
     @property
     def text(self) -> str:
-        """Everything released so far."""
+        """Text released so far."""
         return "".join(self._released)
 
     def push(self, token_id: int, *, last: bool) -> Piece:
         """Take the next token.
 
-        With `last`, what was held back is released: an incomplete character as U+FFFD, and
-        the beginning of a stop string that was never completed.
+        With `last`, held text is released: an incomplete character as U+FFFD, and the beginning
+        of a stop string that was never completed.
 
         Raises:
-            RuntimeError: the sequence has ended already.
+            RuntimeError: the sequence has ended.
         """
         if self._ended:
             raise RuntimeError("the sequence has ended: no token may follow its last one")
@@ -137,8 +137,8 @@ class SequenceText:
     def _take_special(self, search: StopSearch, name: str, *, last: bool) -> Searched:
         """Search a special token's name, after the text that is held back before it.
 
-        A later token may still complete a character with what is held. Until then it is
-        searched as if none did, so that no stop string reaches across it.
+        A later token may still complete a character with the held bytes. Until then they are
+        searched as incomplete, so that no stop string spans them.
         """
         held = self._detokenizer.held_text
         searched = Searched("", None)
@@ -159,8 +159,8 @@ class SequenceText:
         return Searched(released, searched.stop)
 
     def _count(self, text: str) -> None:
-        """Add what a token made to the bytes of the output."""
+        """Add a token's text to the byte count of the output."""
         self._num_decoded_bytes += len(text) if text.isascii() else len(text.encode())
-        # Never backwards: a decoder may strip a byte that counted when it came.
+        # The count never decreases: a decoder may strip a byte that was already counted.
         num_bytes = self._num_decoded_bytes + self._detokenizer.num_held_bytes
         self._end_byte = max(self._end_byte, num_bytes)

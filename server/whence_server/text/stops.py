@@ -1,12 +1,11 @@
-"""Finds where a stop string ends a text that arrives in pieces.
+"""Search for stop strings in a text that arrives in pieces.
 
-The text may hold parts that are no output, such as the names of special tokens: they are
-searched like the rest, and left out of what is released.
+The text may have parts that are not output (names of special tokens): they are searched like the
+rest, and not released.
 
-Knuth, Morris and Pratt's matching ("Fast pattern matching in strings", 1977), one automaton
-for each stop string: its state is exactly what has to be known here, the length of the longest
-suffix that might still begin the stop. One character costs it at most a logarithm of the stop's
-length (section 5), so that no text makes a single token expensive.
+Matching by Knuth, Morris and Pratt ("Fast pattern matching in strings", 1977), with one automaton
+for each stop string: its state is the length of the longest suffix that may begin the stop string.
+One character takes time logarithmic in the stop string's length (section 5).
 """
 
 from collections import deque
@@ -16,19 +15,19 @@ from typing import NamedTuple
 
 
 class Searched(NamedTuple):
-    """What became certain with one more piece of text."""
+    """Result of one more piece of text."""
 
     text: str
-    """Output that no stop string can claim any more; together with what came before."""
+    """Output that can no longer be part of a stop string; held text of earlier pieces included."""
     stop: str | None
-    """The stop string that was completed: the text ends before it."""
+    """Completed stop string, before which the text ends; None if none."""
 
 
 class StopSearch:
-    """Cuts a text before the stop string that is completed first.
+    """Search for the stop string that is completed first, before which the text ends.
 
-    Of those completed by the same character it is the one that begins earliest. The outcome
-    does not depend on how the text is cut into pieces.
+    If one character completes several, the one that begins earliest counts. The result does not
+    depend on the division of the text into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -38,10 +37,10 @@ class StopSearch:
             ValueError: a stop string is empty.
         """
         self._automata = [_Automaton(stop) for stop in stops]
-        # What has not been released: text, and whether it is output (None: not known yet).
+        # Text that is not released, and True if it is output (None: not known yet).
         self._kept: deque[tuple[str, bool | None]] = deque()
         self._num_kept = 0
-        # As many of the last characters kept may belong to a stop string.
+        # Number of the last kept characters that may belong to a stop string.
         self._num_claimed = 0
 
     def feed(self, text: str, *, output: bool | None = True) -> Searched:
@@ -49,8 +48,8 @@ class StopSearch:
 
         Args:
             text: the piece.
-            output: whether it is released once no stop string can claim it; None where
-                `settle` will say so. Nothing behind it is released before.
+            output: True if the piece is output; None if `settle` decides it later. No later text
+                is released before that.
         """
         stop: str | None = None
         stop_end = 0
@@ -70,21 +69,21 @@ class StopSearch:
         return Searched(self._release(), stop)
 
     def settle(self, *, output: bool) -> str:
-        """Decide on the piece that was fed without being known to be output or not.
+        """Decide if the undecided piece is output.
 
         Returns:
-            The output that is released with it.
+            The output that is released.
         """
         self._kept = deque((text, output if known is None else known) for text, known in self._kept)
         return self._release()
 
     def flush(self) -> str:
-        """What was held back, now that no more text comes."""
+        """Return the held text after the last piece."""
         self._num_claimed = 0
         return self._release()
 
     def _drop(self, num_characters: int) -> None:
-        """Remove the last of the kept characters."""
+        """Remove the last kept characters."""
         self._num_kept -= num_characters
         while num_characters:
             text, output = self._kept.pop()
@@ -93,7 +92,7 @@ class StopSearch:
             num_characters -= min(num_characters, len(text))
 
     def _release(self) -> str:
-        """Remove the first characters that no stop string claims; return the output in them."""
+        """Remove the first characters that belong to no stop string; return their output."""
         released: list[str] = []
         while self._kept and (output := self._kept[0][1]) is not None:
             text, _ = self._kept.popleft()
@@ -108,11 +107,11 @@ class StopSearch:
 
 
 class _Automaton:
-    """Matches one stop string.
+    """Automaton that matches one stop string.
 
     Attributes:
-        stop: what it looks for.
-        num_matched: length of the longest proper prefix of `stop` that the text ends with.
+        stop: the stop string.
+        num_matched: length of the longest proper prefix of `stop` at the text's end.
     """
 
     __slots__ = ("_pattern", "num_matched", "stop")
@@ -149,9 +148,9 @@ class _Automaton:
 
 
 class _Pattern:
-    """Where matching of one stop string goes on after a mismatch.
+    """Failure tables of one stop string, which give the state after a mismatch.
 
-    The tables grow with what has been matched: a long stop costs nothing up front.
+    The tables grow with the matched prefix: a long stop string takes no time in advance.
     """
 
     __slots__ = ("_borders", "_falls", "_stop")
@@ -164,9 +163,9 @@ class _Pattern:
         self._falls = [-1]
 
     def fall(self, length: int) -> int:
-        """Return how much stays matched where another character than stop[length] follows.
+        """Return the matched length after a mismatch with stop[length].
 
-        It is to be compared with that character again; -1 where the character begins nothing.
+        Compare the character again at that length; -1 if the character begins no match.
         """
         while len(self._falls) <= length:
             self._extend()

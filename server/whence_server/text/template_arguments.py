@@ -1,7 +1,7 @@
-"""The arguments of a chat template: a JSON object, read strictly.
+"""Strict parsing of a chat template's arguments, a JSON object.
 
-They reach the template as `json.loads` gives them: integers stay integers, and an object's keys
-keep their order. Refused is JSON that could be read in two ways, or that no template needs.
+The template gets the values of `json.loads`: integers stay integers, and an object's keys keep
+their order. JSON that is ambiguous, or that no template needs, is refused.
 """
 
 import json
@@ -15,11 +15,11 @@ from whence_server.text.unicode import LoneSurrogateError, check_unicode
 
 FIELD = "chat.template_arguments_json"
 MAX_DEPTH = 64
-"""Objects and arrays within each other, the outermost included."""
+"""Maximum nesting depth of objects and arrays, the outermost included."""
 
-# A string that never ends is matched to the text's end, so that no part is looked at twice.
+# An unterminated string matches up to the text's end, so that no part is scanned twice.
 MAX_DIGITS = 1_000
-"""Of an integer; reading one takes time that grows with their square."""
+"""Maximum number of digits of an integer; parsing takes quadratic time."""
 
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]|NaN|-?Infinity', re.DOTALL)
 
@@ -40,15 +40,15 @@ REFUSED: Mapping[str, str] = {
     "return_assistant_tokens_mask": "asks for a mask, which a generation has no use for",
     "tokenizer_kwargs": _TOKENIZING,
 }
-"""Parameters of transformers' `apply_chat_template` that mean nothing here, and why not."""
+"""Parameters of transformers' `apply_chat_template` that are refused, with the reason."""
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """Read the arguments from JSON; an empty text has none.
+    """Parse the arguments from JSON; "" has none.
 
     Raises:
-        InvalidRequestError: it is no JSON object, nests too deeply, has a key twice or a number
-            that is not finite, or names a parameter that is not a template's.
+        InvalidRequestError: it is not a JSON object, is nested too deeply, repeats a key, has a
+            number that is not finite, or has a name in `REFUSED`.
     """
     if not text:
         return {}
@@ -74,10 +74,10 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 
 def check_names(arguments: Mapping[str, Any]) -> None:
-    """Refuse what is no variable of a template, and `tools` and `documents` of another form.
+    """Refuse names in `REFUSED`, and `tools` and `documents` that are not lists of objects.
 
     Raises:
-        InvalidRequestError: with every argument at fault.
+        InvalidRequestError: arguments break rules; the error names all of them.
     """
     faults = [
         FieldViolation("chat.template_arguments", f"has `{name}`, which {REFUSED[name]}")
@@ -95,7 +95,7 @@ def check_names(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_nesting(text: str) -> None:
-    """Raise where brackets nest too deeply for a recursive reader, or a number is none."""
+    """Refuse brackets that are nested too deeply, and NaN and Infinity."""
     depth = 0
     for mark in _MARKS.finditer(text):
         match mark[0][0]:
@@ -142,7 +142,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_text(value: Any) -> None:
-    """Raise where an escape spells half of a surrogate pair: a prompt cannot hold it."""
+    """Refuse lone surrogates, which an escape can spell: a prompt cannot hold them."""
     if isinstance(value, str):
         try:
             check_unicode(value)

@@ -1,4 +1,4 @@
-"""A model's tokenizer as the front uses it: text to ids, ids to text, one piece at a time."""
+"""A model's tokenizer: text to ids, and ids to text, as a whole and token by token."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -32,18 +32,18 @@ from whence_server.text.vocabulary import (
 
 
 class TextEncoder:
-    """Encodes, decodes and renders chats exactly as transformers does with the same files.
+    """Tokenizer that encodes, decodes and renders chats as transformers does with the same files.
 
-    Immutable once made, and safe to use from several threads.
+    Immutable, and safe to use from several threads.
 
     Attributes:
-        bound: what a text's length says of its tokens; None where it says nothing.
+        bound: bound on the bytes of text that one token represents; None if there is none.
     """
 
     def __init__(self, files: TextFiles) -> None:
         """Load the tokenizer from its files, as the engine exported them."""
         self._tokenizer = Tokenizer.from_str(files.tokenizer_json)
-        # Settings of the tokenizer's training that transformers leaves out of a call as well.
+        # Settings of the tokenizer's training, which transformers ignores in a call as well.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = files.split_special_tokens
@@ -54,21 +54,21 @@ class TextEncoder:
         self.bound = find_text_bound(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text; special tokens that it spells out are taken as such.
+        """Return the ids of a text; names of special tokens in it become special tokens.
 
-        Where the tokenizer's configuration has `split_special_tokens`, they are plain text.
+        With `split_special_tokens` in the tokenizer's configuration, they are plain text.
 
         Raises:
             LoneSurrogateError: the text is not valid Unicode.
-            InvalidRequestError: it has a place to fill in.
+            InvalidRequestError: the text has a place to fill in.
         """
         check_unicode(text)
         if self._fill_token and self._fill_token in text:
             raise InvalidRequestError(
                 FieldViolation(
                     "prompt",
-                    f"holds {self._fill_token}, a place to fill in, and infilling is not offered: "
-                    "spell the prefix, suffix and middle tokens out",
+                    f"holds {self._fill_token}, a place to fill in: infilling is not supported; "
+                    "write the prefix, suffix and middle tokens instead",
                 )
             )
         token_ids: list[int] = self._tokenizer.encode(
@@ -77,10 +77,10 @@ class TextEncoder:
         return token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a sequence; special tokens and ids without a token add none.
+        """Return the text of a sequence; special tokens and ids without a token add none.
 
-        It is the text that its tokens make one by one. Only where byte tokens are not valid
-        UTF-8 does it differ from the tokenizer's own; see `WindowedDetokenizer`.
+        It equals the joined pieces of incremental decoding, which differ from the tokenizer's
+        own decode only for byte tokens that are not valid UTF-8; see `WindowedDetokenizer`.
         """
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         if self._byte_values and REPLACEMENT in text:
@@ -94,9 +94,9 @@ class TextEncoder:
         template_arguments: Mapping[str, object],
         template_name: str = "",
     ) -> str:
-        """The prompt that the model's chat template makes; see `ChatTemplate.render`.
+        """Render a prompt with the model's chat template; see `ChatTemplate.render`.
 
-        It has its special tokens already: encode it without adding any.
+        The prompt has its special tokens already: encode it without adding any.
         """
         return self._chat.render(messages, template_arguments, template_name)
 
@@ -105,7 +105,7 @@ class TextEncoder:
         decoder = self._tokenizer.decoder
         return partial(
             WindowedDetokenizer,
-            # As `tokenizers` does where there is no decoder.
+            # Without a decoder `tokenizers` joins with spaces.
             " ".join if decoder is None else decoder.decode,
             list_visible_tokens(self._tokenizer),
             self._byte_values,
@@ -114,15 +114,15 @@ class TextEncoder:
 
 
 class TextTokenizer(TextEncoder):
-    """A tokenizer that also knows each token by itself, for texts that grow token by token."""
+    """Tokenizer for texts that grow token by token, with the text of each single token."""
 
     def __init__(self, files: TextFiles, vocabulary_size: int) -> None:
         """Load the tokenizer.
 
         Args:
-            files: as the engine exported them.
-            vocabulary_size: rows of the model's output head; what it has beyond the
-                tokenizer's vocabulary stands for no text.
+            files: files that the engine exported.
+            vocabulary_size: rows of the model's output head; rows beyond the tokenizer's
+                vocabulary have no text.
         """
         super().__init__(files)
         self._special_ids = frozenset(list_special_tokens(self._tokenizer))
@@ -136,7 +136,7 @@ class TextTokenizer(TextEncoder):
     def make_sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
         """A new sequence's text, empty, to end before the first of the stop strings.
 
-        They are found in the text with special tokens, as by transformers' `stop_strings`.
+        Stop strings match the text with special tokens, as transformers' `stop_strings` do.
         """
         detokenizer = self._new_detokenizer()
         if self._cleans_up:
@@ -152,23 +152,23 @@ class TextTokenizer(TextEncoder):
     def list_vocabulary(self) -> list[bytes]:
         """The raw bytes of every id below the vocabulary's size; not to be changed.
 
-        Byte-level tokens are exact. Others are as they appear inside a text: with a space
-        where they begin a word, and one byte each for byte tokens. Special tokens are their
-        name, ids without a token b"".
+        Byte-level tokens are exact. Others are as inside a text: with a space if they begin a
+        word, and one byte for each byte token. Special tokens have their name, ids without a
+        token b"".
         """
         return self._vocabulary
 
     def get_token_text(self, token_id: int) -> str:
         """One token's own text, a special token's name included.
 
-        Bytes that are no character by themselves are named, as in "<0xF0 0x9F>".
+        Bytes that are not a character are named, as in "<0xF0 0x9F>".
         """
         if token_id >= len(self._vocabulary):
             return ""
         return name_bytes(self._vocabulary[token_id])
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token adds no text to an output."""
+        """Return whether the token adds no text to an output."""
         return token_id in self._special_ids
 
     def _choose_detokenizer(self) -> Callable[[], Detokenizer]:

@@ -1,11 +1,11 @@
-"""Text that can be encoded at all."""
+"""Check for text that cannot be encoded as UTF-8."""
 
 
 class LoneSurrogateError(ValueError):
-    """A text holds half of a UTF-16 surrogate pair, which is no character.
+    """Error of a text with half of a UTF-16 surrogate pair, which is not a character.
 
     Attributes:
-        position: its index in the text, in characters.
+        position: index of the surrogate in the text, in characters.
     """
 
     def __init__(self, text: str, position: int) -> None:

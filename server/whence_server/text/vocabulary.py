@@ -1,4 +1,4 @@
-"""What each token id of a tokenizer stands for, as raw bytes."""
+"""Raw bytes and text of each token id of a tokenizer."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 _FRAGMENT = re.compile("[\udc80-\udcff]+")
-"""Bytes that are no UTF-8, as the `surrogateescape` of PEP 383 has them."""
+"""Bytes that are not UTF-8, decoded with `surrogateescape` (PEP 383)."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -41,7 +41,7 @@ def list_special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
     return {
         token_id: token
         for token_id, token in added.items()
-        # One that the normalizer changes is text to the decoder, which knows it by its name.
+        # The decoder identifies special tokens by name: one that the normalizer changes is text.
         if token.special and tokenizer.id_to_token(token_id) == token.content
     }
 
@@ -67,8 +67,8 @@ def map_byte_values(tokenizer: Tokenizer) -> dict[int, int]:
 def map_special_texts(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the text of each special token inside a text that shows them.
 
-    Where the decoder makes no text of the token's name (a byte-level one takes "é" for a single
-    byte), it is the name.
+    If the decoder cannot decode the token's name (a byte-level one takes "é" for a single byte),
+    the text is the name.
     """
     special = list_special_tokens(tokenizer)
     in_text = _map_byte_level if is_byte_level(tokenizer) else _decode_in_context
@@ -79,7 +79,7 @@ def map_special_texts(tokenizer: Tokenizer) -> dict[int, str]:
 def list_vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """The raw bytes of the ids below `size`, as they would stand inside a text.
 
-    Special tokens are their own name; ids without a token are b"".
+    Special tokens have their name; ids without a token have b"".
     """
     vocabulary = [b""] * size
     in_text = _map_byte_level if is_byte_level(tokenizer) else _decode_in_context
@@ -110,8 +110,8 @@ def _map_byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
 def _map_byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """GPT-2's mapping of bytes to characters, reversed.
 
-    Printable Latin-1 characters stand for themselves; the alphabet's others stand, in
-    ascending order, for the bytes that are left.
+    Printable Latin-1 characters map to themselves; the alphabet's other characters map, in
+    ascending order, to the other bytes.
     """
     alphabet = sorted(ByteLevel.alphabet())
     byte_of = {ord(c): ord(c) for c in alphabet if ord(c) < 256}
@@ -119,12 +119,12 @@ def _map_byte_level(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[
     byte_of |= {ord(c): next(left) for c in alphabet if ord(c) >= 256}
     to_latin1 = {code: chr(byte) for code, byte in byte_of.items()}
     for token_id in token_ids:
-        # Not the name that `get_vocab` gives: a normalizer may have changed an added token.
+        # `get_vocab` may have another name: a normalizer may change an added token.
         token = tokenizer.id_to_token(token_id) or ""
         if all(ord(c) in byte_of for c in token):
             yield token_id, token.translate(to_latin1).encode("latin-1")
         else:
-            # An added token that is written as plain text: the decoder leaves it as it is.
+            # The decoder does not change an added token that is plain text.
             yield token_id, token.encode()
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import set_seed
 
 from whence.v1.training_pb2 import Checkpoint
-from whence_server.config.training import recorded_config
+from whence_server.config.training import restore_train_config
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
 from whence_server.engine.digests import digest_files, digest_weights
@@ -161,7 +161,7 @@ def beginning(run: TrainingRun, tokenizer: Any) -> Any | None:
                 dtype = contents.dtype_of(run.checkpoints[0]) if run.checkpoints else None
                 model, _ = contents.load(Path(started.parent.source), started.architecture, dtype)
         elif started.recipe_json:
-            settings = recorded_config(started.recipe_json, {})
+            settings = restore_train_config(started.recipe_json, {})
             set_seed(settings.seed)
             model = initial_model(settings, tokenizer)
     except ConfigurationError:

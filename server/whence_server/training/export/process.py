@@ -21,7 +21,7 @@ from opentelemetry.sdk.resources import Resource
 
 from whence_server import logs
 from whence_server.config.environment import process_environment
-from whence_server.config.otlp import otlp_settings, span_destination
+from whence_server.config.otlp import read_otlp_settings, span_destination
 from whence_server.config.telemetry import read_push_options, read_sampling
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.lineage.reader import RecordReader
@@ -130,7 +130,7 @@ async def _follow(cursor: TraceCursor, ended: asyncio.Event) -> None:
 
 
 def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetrics | None:
-    destination = otlp_settings(environment, "metrics")
+    destination = read_otlp_settings(environment, "metrics")
     options = read_push_options(destination, environment)
     if destination is None or options is None:
         return None

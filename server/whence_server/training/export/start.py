@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from whence_server.config.environment import process_environment
-from whence_server.config.otlp import otlp_settings, span_destination
+from whence_server.config.otlp import read_otlp_settings, span_destination
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def is_wanted(environment: Mapping[str, str] | None = None) -> bool:
     """
     environment = process_environment() if environment is None else environment
     spans = span_destination(environment, "", "", "")
-    return spans is not None or otlp_settings(environment, "metrics") is not None
+    return spans is not None or read_otlp_settings(environment, "metrics") is not None
 
 
 class TrainingExport:

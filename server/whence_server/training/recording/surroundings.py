@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from whence_server.config.environment import determinism_variables
+from whence_server.config.environment import read_determinism_variables
 
 _PACKAGES = (
     "accelerate",
@@ -71,7 +71,7 @@ def determinism(arguments: Any) -> dict[str, str]:
         "num_interop_threads": torch.get_num_interop_threads(),
         "dataloader_num_workers": arguments.dataloader_num_workers,
     }
-    found |= determinism_variables()
+    found |= read_determinism_variables()
     return {name: str(value) for name, value in found.items()}
 
 

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from whence_server.config.environment import world_size
-from whence_server.config.training import TrainConfig, recorded_config, train_config
+from whence_server.config.environment import read_world_size
+from whence_server.config.training import TrainConfig, make_train_config, restore_train_config
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME, is_begun
@@ -42,7 +42,7 @@ def train(given: dict[str, Any]) -> Trained:
     comes last.
 
     Args:
-        given: settings by their name in `TrainConfig`; see `config.train_settings`.
+        given: settings by their name in `TrainConfig`; see `config.read_train_settings`.
 
     Raises:
         ConfigurationError: a setting or a text is wrong.
@@ -51,7 +51,7 @@ def train(given: dict[str, Any]) -> Trained:
     _require_one_process()
     if given.get("resume"):
         return _resume(given)
-    settings = train_config(given)
+    settings = make_train_config(given)
     output = Path(settings.output)
     require_empty(output)
     return _train(settings, None, None, None)
@@ -76,7 +76,7 @@ def continue_from(
         ConfigurationError: it is not the record of a `whence-server train`.
     """
     recorded = read_run(record_path)
-    settings = recorded_config(recorded.started.recipe_json, {})
+    settings = restore_train_config(recorded.started.recipe_json, {})
     prepared = prepare(settings, recorded, checkpoint)
     trainer = text_trainer(settings, prepared, working_directory, saves=False)
     trainer.add_callback(StopAt(until_step))
@@ -100,7 +100,7 @@ def _resume(given: dict[str, Any]) -> Trained:
     writer = RecordWriter.resume(path)
     try:
         recorded = read_run(path)
-        settings = recorded_config(recorded.started.recipe_json, given)
+        settings = restore_train_config(recorded.started.recipe_json, given)
         if resuming.is_complete(output, recorded):
             _log.info("%s is complete: nothing is left to train", output)
             return Trained(output, None)
@@ -157,7 +157,7 @@ def _train(
 
 
 def _require_one_process() -> None:
-    if world_size() > 1:
+    if read_world_size() > 1:
         raise ConfigurationError(
             "whence-server train runs in one process; for several, record a Trainer script of "
             "your own (whence_server.training.record) under torchrun"
