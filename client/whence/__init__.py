@@ -1,4 +1,4 @@
-"""The client of whence: streams a language model's tokens, and says where each came from.
+"""Client of whence: streams a language model's tokens with the provenance of each.
 
     from whence import Client
 
@@ -7,7 +7,7 @@
             for token in generation:
                 print(token.text, end="")
 
-Names are loaded when they are first asked for, so that `whence.v1` alone costs nothing.
+Names are imported at their first use, so that importing `whence.v1` alone is fast.
 """
 
 from importlib import import_module
@@ -101,7 +101,7 @@ _MODULES = {
     "Vocabulary": "whence.vocabulary",
     "verify_inclusion": "whence.merkle",
 }
-"""Where each public name lives; those not listed are in `whence.errors`."""
+"""Module of each public name; names not listed are in `whence.errors`."""
 
 
 def __getattr__(name: str) -> object:

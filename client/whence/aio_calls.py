@@ -1,4 +1,4 @@
-"""Calls over an asyncio channel: one answer, all pages, or a stream that resumes."""
+"""Calls over an asyncio channel: unary calls, lists of pages, streams that resume."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -13,7 +13,7 @@ from whence.channel import channel_options, resolve_target
 from whence.errors import WhenceError
 from whence.propagation import with_trace_context
 from whence.resume import Resumable
-from whence.status import error_from_rpc, translated
+from whence.status import error_from_rpc, translate_errors
 from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
@@ -35,13 +35,13 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class AsyncCalls:
-    """A channel and its stubs; translates every error at this boundary.
+    """A channel and its stubs; gRPC errors become `WhenceError`s here.
 
     Args:
-        target: see `whence.channel.resolve_target`.
-        credentials: for TLS; None for plaintext.
-        metadata: sent with every call, besides the current span's context.
-        timeout_s: of every call that is not a stream.
+        target: target of `whence.channel.resolve_target`.
+        credentials: credentials for TLS; None for plaintext.
+        metadata: metadata of every call, besides the current span's context.
+        timeout_s: timeout of every call that is not a stream, in seconds.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class AsyncCalls:
         }
 
     async def close(self) -> None:
-        """Close the channel, and with it every call."""
+        """Close the channel, which ends every call."""
         await self._channel.close()
 
     async def unary(
@@ -82,8 +82,8 @@ class AsyncCalls:
         *,
         timeout_s: float | None = None,
     ) -> ResponseT:
-        """The one answer to a request."""
-        with translated():
+        """Call a unary method; return its response."""
+        with translate_errors():
             return await method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
@@ -97,11 +97,11 @@ class AsyncCalls:
         *,
         is_timed: bool = True,
     ) -> AsyncGenerator[ResponseT, None]:
-        """The answers of a stream that is not worth resuming.
+        """Yield the responses of a stream that is not resumed.
 
-        Closing it before its end cancels the call.
+        Closing the generator before its end cancels the call.
         """
-        with translated():
+        with translate_errors():
             call = method(
                 request,
                 timeout=self._timeout_s if is_timed else None,
@@ -116,7 +116,7 @@ class AsyncCalls:
     async def pages(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
     ) -> AsyncIterator[Page]:
-        """Every page of a list, each asked for when it is needed."""
+        """Yield every page of a list; pages are fetched when needed."""
         listing: Any = request
         while True:
             page: Any = await self.unary(method, listing)
@@ -128,8 +128,8 @@ class AsyncCalls:
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> "AsyncFollowing[Item]":
-        """Begin a stream that resumes by itself."""
-        # Once: calls that resume it later have the same parent, wherever it is read.
+        """Start a stream that resumes after a broken connection."""
+        # Computed once: calls that resume the stream have the same parent span.
         both = with_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> Any:
@@ -140,7 +140,7 @@ class AsyncCalls:
 
 
 class AsyncFollowing(Generic[Item]):
-    """The items of a resumable stream, over as many calls as it takes.
+    """Items of a resumable stream, over as many calls as needed.
 
     An asynchronous iterator and context manager; `close` may be called from another task,
     and ends the iteration.
@@ -172,13 +172,13 @@ class AsyncFollowing(Generic[Item]):
             except grpc.RpcError as rpc_error:
                 error = error_from_rpc(rpc_error)
             except asyncio.CancelledError:
-                # gRPC raises it for its call's own cancellation, too.
+                # gRPC also raises it for the cancellation of its own call.
                 if not self._closed.is_set():
                     raise
-            # Read to its end even when complete, so that the server sees the call end well.
+            # A complete stream is read to its end, so that the call ends with OK.
             if self._ended():
                 break
-            delay_s = self._stream.broke_off(error)
+            delay_s = self._stream.handle_break(error)
             if self._ended():
                 break
             with suppress(TimeoutError):
@@ -191,6 +191,6 @@ class AsyncFollowing(Generic[Item]):
         return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading, and cancel the call."""
         self._closed.set()
         self._call.cancel()

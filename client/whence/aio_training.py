@@ -1,4 +1,4 @@
-"""Training runs on record, asynchronously: `client.training_runs`."""
+"""Recorded training runs, for the asynchronous client: `client.training_runs`."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -19,9 +19,9 @@ from whence.v1 import training_pb2 as pb
 
 
 class AsyncTrainingRuns:
-    """The training runs that the server knows of.
+    """Training runs that the server knows.
 
-    Where a run's id is left out, the one that made the server's default model is meant.
+    The default of every `training_run_id` is the run that made the server's default model.
     """
 
     def __init__(self, calls: AsyncCalls, policy: RetryPolicy) -> None:
@@ -29,7 +29,7 @@ class AsyncTrainingRuns:
         self._policy = policy
 
     async def list(self, *, page_size: int = 0) -> AsyncIterator[pb.TrainingRunSummary]:
-        """Every run, newest first, page after page as they are needed."""
+        """Yield every run, newest first; pages are fetched when needed."""
         request = pb.ListTrainingRunsRequest(page_size=page_size)
         pages = self._calls.pages(self._calls.training.ListTrainingRuns, request)
         async for page in pages:
@@ -37,10 +37,10 @@ class AsyncTrainingRuns:
                 yield summary
 
     async def get(self, training_run_id: str = "") -> pb.GetTrainingRunResponse:
-        """One run without its steps: how it was set up, what it read, its checkpoints.
+        """Return one run without its steps: settings, training set, checkpoints.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such run.
         """
         request = pb.GetTrainingRunRequest(training_run_id=training_run_id)
         pages = self._calls.pages(self._calls.training.GetTrainingRun, request)
@@ -61,16 +61,16 @@ class AsyncTrainingRuns:
         omit_examples: bool = False,
         page_size: int = 0,
     ) -> AsyncIterator[pb.TrainingStep]:
-        """Optimizer steps by number, page after page as they are needed.
+        """Yield optimizer steps by number; pages are fetched when needed.
 
         Args:
-            training_run_id: whose.
-            first_step: 0 is the first on record.
-            last_step: 0 is the newest.
-            stride: one step in so many, and the last one.
-            include_superseded: also those that were made and then discarded by a resume.
-            omit_examples: without the ids of the examples.
-            page_size: steps a call; 0 takes the server's default.
+            training_run_id: id of the run.
+            first_step: number of the first step; 0 for the first recorded one.
+            last_step: number of the last step; 0 for the newest one.
+            stride: interval between yielded steps; the last step is always yielded.
+            include_superseded: also yield steps that a resumed run discarded.
+            omit_examples: leave out the ids of the examples.
+            page_size: number of steps in a call; 0 for the server's default.
 
         Raises:
             ValueError: a number that the wire cannot carry.
@@ -93,12 +93,12 @@ class AsyncTrainingRuns:
     def watch(
         self, training_run_id: str = "", *, after_position: int | None = None
     ) -> AsyncFollowing[pb.WatchTrainingRunResponse]:
-        """A run's events as they are recorded; resumes by itself, and ends with the run.
+        """Follow a run's events as they are recorded, until the run ends; resumes if it breaks.
 
         Args:
-            training_run_id: whose.
-            after_position: go on after this entry; 0 gives all. Left out, it begins with what
-                is recorded from now on.
+            training_run_id: id of the run.
+            after_position: position after which to continue; 0 for all events, None to skip all
+                past ones.
 
         Raises:
             ValueError: a number that the wire cannot carry.
@@ -115,19 +115,19 @@ class AsyncTrainingRuns:
         example_id: int | None = None,
         omit_text: bool = False,
     ) -> pb.GetDocumentResponse:
-        """A document of the training set, and its text.
+        """Return a document of the training set, with its text.
 
         Args:
-            training_run_id: whose.
-            index: which, by its place in the training set; or one of the next two.
-            sha256: by the digest of its text.
-            example_id: the document that this example's first piece was cut from.
+            training_run_id: id of the run.
+            index: index of the document in the training set; or give one of the next two.
+            sha256: digest of the document's text.
+            example_id: id of an example, whose first piece is from the document.
             omit_text: leave the text out.
 
         Raises:
             TypeError: not exactly one document was named.
             NotFoundError: there is no such run or document.
-            FailedPreconditionError: its source no longer has the text that was trained on.
+            FailedPreconditionError: the document's source has changed since the training.
         """
         request = document_request(
             training_run_id,
@@ -169,21 +169,21 @@ class AsyncTrainingRuns:
         begin_byte: int = 0,
         end_byte: int = 0,
     ) -> AsyncIterator[bytes]:
-        """A range of a document's bytes, in pieces as they arrive; for documents of any size.
+        """Yield a range of a document's bytes, in pieces; for documents of any size.
 
         Args:
-            training_run_id: whose.
-            index: which, by its place in the training set; or one of the next two.
-            sha256: by the digest of its text.
-            example_id: the document that this example's first piece was cut from.
-            begin_byte: the first byte, counted from the document's beginning.
-            end_byte: the first byte after the range; 0 is the document's end.
+            training_run_id: id of the run.
+            index: index of the document in the training set; or give one of the next two.
+            sha256: digest of the document's text.
+            example_id: id of an example, whose first piece is from the document.
+            begin_byte: first byte of the range, relative to the document's beginning.
+            end_byte: first byte after the range; 0 for the document's end.
 
         Raises:
             TypeError: not exactly one document was named.
             InvalidRequestError: the document has no such range.
             NotFoundError: there is no such run or document.
-            FailedPreconditionError: its source no longer has the text that was trained on.
+            FailedPreconditionError: the document's source has changed since the training.
         """
         request = read_document_request(
             training_run_id,
@@ -201,7 +201,7 @@ class AsyncTrainingRuns:
     async def inclusion_proof(
         self, training_run_id: str = "", *, index: int | None = None, sha256: str | None = None
     ) -> pb.GetInclusionProofResponse:
-        """A proof that a document was in the training set; `whence.verify_inclusion` checks it.
+        """Return a proof that a document is in the training set, for `whence.verify_inclusion`.
 
         Raises:
             TypeError: not exactly one document was named.
@@ -218,21 +218,20 @@ class AsyncTrainingRuns:
         continuation: str,
         omit_groups: bool = False,
     ) -> AsyncGenerator[pb.TraceEmergenceResponse, None]:
-        """How a text's probability grew over the run's checkpoints, as it is computed.
+        """Stream a text's probability at the run's checkpoints, as it is computed.
 
-        It has no timeout; its `aclose` ends the computation.
+        The call has no timeout; `aclose` ends the computation.
 
         Args:
-            training_run_id: whose.
-            prompt: what the continuation follows.
-            continuation: the text whose probability is traced.
-            omit_groups: leave out what each group of parameters did, which costs most.
+            training_run_id: id of the run.
+            prompt: text before the continuation.
+            continuation: text whose probability is computed.
+            omit_groups: leave out the contributions of parameter groups, which take most time.
 
         Raises:
             NotFoundError: there is no such run.
-            ResourceExhaustedError: another text is being traced; `retry_delay_s` says when to
-                come again.
-            FailedPreconditionError: the run's checkpoints do not allow it.
+            ResourceExhaustedError: another text is being traced; retry after `retry_delay_s`.
+            FailedPreconditionError: the run has too few usable checkpoints.
         """
         request = emergence_request(training_run_id, prompt, continuation, omit_groups=omit_groups)
         return self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)

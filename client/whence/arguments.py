@@ -1,4 +1,4 @@
-"""Single arguments on their way into a message: what the wire cannot carry is refused by name."""
+"""Conversion of single arguments to protobuf; unrepresentable ones are refused by name."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from whence.v1 import generation_pb2 as pb
 
 @contextmanager
 def naming(option: str) -> Iterator[None]:
-    """Say which option it was that protobuf, or arithmetic, refused."""
+    """Add the option's name to errors raised inside."""
     try:
         yield
     except TypeError as error:
@@ -23,7 +23,7 @@ def naming(option: str) -> Iterator[None]:
 
 
 def text(where: str, value: object) -> str:
-    """The value, if UTF-8 can carry it."""
+    """Return the value; raise if it is not text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise TypeError(f"{where} must be text, not {type(value).__name__}")
     try:
@@ -37,7 +37,7 @@ def text(where: str, value: object) -> str:
 
 
 def texts(option: str, value: Any) -> list[str]:
-    """One text or several."""
+    """Return the texts of an option that takes one or several."""
     if isinstance(value, str):
         return [text(option, value)]
     with naming(option):
@@ -46,7 +46,7 @@ def texts(option: str, value: Any) -> list[str]:
 
 
 def token_input(option: str, token_ids: Any) -> pb.TokenInput:
-    """Token ids as the wire carries them."""
+    """Return token ids as a message."""
     if isinstance(token_ids, bytes | bytearray):
         raise TypeError(f"{option} must be text or token ids, not bytes: decode them")
     with naming(option):
@@ -54,24 +54,24 @@ def token_input(option: str, token_ids: Any) -> pb.TokenInput:
 
 
 def mapping(option: str, value: Any) -> Mapping[Any, Any]:
-    """The value, if it is a mapping."""
+    """Return the value; raise if it is not a mapping."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{option} must be a mapping, not {type(value).__name__}")
     return value
 
 
 def json_object(option: str, value: Mapping[str, Any]) -> str:
-    """The mapping as JSON text, its keys in their order."""
+    """Return the mapping as JSON, with its keys in their order."""
     return json.dumps(_plain(option, value), ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(where: str, value: object) -> Any:
-    """The value in JSON's own types; `json` would make text of keys that are none, for instance."""
+    """Return the value in JSON's types; raise for others, which `json` would partly convert."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}, which is no number in JSON")
+            raise ValueError(f"{where} is {value}, which is not a JSON number")
         return value
     if isinstance(value, str):
         return text(where, value)
@@ -83,14 +83,16 @@ def _plain(where: str, value: object) -> Any:
 
 
 def choice(option: str, value: Any, choices: Mapping[str, int]) -> int:
-    """The enum value behind a name."""
+    """Return the enum value of a name."""
     if value not in choices:
-        raise ValueError(f"{option} is {value!r}; it can be {', '.join(map(repr, choices))}")
+        raise ValueError(
+            f"{option} is {value!r}; it must be one of {', '.join(map(repr, choices))}"
+        )
     return choices[value]
 
 
 def duration(option: str, seconds: Any) -> Duration:
-    """Seconds as the wire carries them."""
+    """Return seconds as a Duration."""
     carried = Duration()
     with naming(option):
         carried.FromNanoseconds(round(seconds * 1e9))

@@ -1,4 +1,4 @@
-"""How long to wait before trying again, and when to give up; no clock but the given one."""
+"""Delays between retries, and the end of retrying; uses only the given clock."""
 
 import secrets
 import time
@@ -12,13 +12,13 @@ _RANDOM = secrets.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How patient a stream is with a broken connection.
+    """Bounds of retrying a stream over a broken connection.
 
     Attributes:
-        connect_timeout_s: how long a stream that has brought nothing yet is tried again.
-        resume_timeout_s: how long one that had begun is tried again, from its last event on.
-        first_delay_s: upper bound of the first wait; doubled with every further one.
-        longest_delay_s: upper bound of all waits.
+        connect_timeout_s: seconds to retry a stream without events.
+        resume_timeout_s: seconds to retry a stream after its last event.
+        first_delay_s: upper bound of the first delay, in seconds; doubled with every retry.
+        longest_delay_s: upper bound of all delays, in seconds.
     """
 
     connect_timeout_s: float = 5.0
@@ -28,14 +28,14 @@ class RetryPolicy:
 
 
 class Backoff:
-    """Exponential back-off with full jitter, begun anew whenever something arrived.
+    """Exponential back-off with full jitter, which restarts after every event.
 
     (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.)
 
     Args:
-        policy: the bounds.
-        clock: seconds, monotonic.
-        jitter: uniform in [0, 1).
+        policy: bounds of the delays.
+        clock: returns monotonic seconds.
+        jitter: returns uniform random numbers in [0, 1).
     """
 
     def __init__(
@@ -52,20 +52,22 @@ class Backoff:
         self._broken_since: float | None = None
         self._bound_s = policy.first_delay_s
 
-    def arrived(self) -> None:
-        """The stream brought something: it works."""
+    def restart(self) -> None:
+        """Restart the back-off, because an event arrived."""
         self._patience_s = self._policy.resume_timeout_s
         self._broken_since = None
         self._bound_s = self._policy.first_delay_s
 
-    def delay_s(self, error: WhenceError | None) -> float:
-        """Seconds to wait now that the stream broke with `error`, or just ended.
+    def next_delay_s(self, error: WhenceError | None) -> float:
+        """Return the seconds to wait after the stream broke with `error`, or ended without one.
 
         Raises:
-            WhenceError: that error, where it cannot pass or patience is at its end.
+            WhenceError: the given error, if it is permanent or the time for retries is over.
         """
         if error is None:
-            error = UnavailableError("the stream ended before its time", reason="STREAM_BROKEN")
+            error = UnavailableError(
+                "the stream ended before the generation finished", reason="STREAM_BROKEN"
+            )
         elif not isinstance(error, UnavailableError):
             raise error
         now = self._clock()

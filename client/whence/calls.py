@@ -1,4 +1,4 @@
-"""Calls over a synchronous channel: one answer, all pages, or a stream that resumes."""
+"""Calls over a synchronous channel: unary calls, lists of pages, streams that resume."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from whence.channel import channel_options, resolve_target
 from whence.errors import WhenceError
 from whence.propagation import with_trace_context
 from whence.resume import Resumable
-from whence.status import error_from_rpc, translated
+from whence.status import error_from_rpc, translate_errors
 from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
@@ -27,13 +27,13 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class Calls:
-    """A channel and its stubs; translates every error at this boundary.
+    """A channel and its stubs; gRPC errors become `WhenceError`s here.
 
     Args:
-        target: see `whence.channel.resolve_target`.
-        credentials: for TLS; None for plaintext.
-        metadata: sent with every call, besides the current span's context.
-        timeout_s: of every call that is not a stream.
+        target: target of `whence.channel.resolve_target`.
+        credentials: credentials for TLS; None for plaintext.
+        metadata: metadata of every call, besides the current span's context.
+        timeout_s: timeout of every call that is not a stream, in seconds.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Calls:
         }
 
     def close(self) -> None:
-        """Close the channel, and with it every call."""
+        """Close the channel, which ends every call."""
         self._channel.close()
 
     def unary(
@@ -74,8 +74,8 @@ class Calls:
         *,
         timeout_s: float | None = None,
     ) -> ResponseT:
-        """The one answer to a request."""
-        with translated():
+        """Call a unary method; return its response."""
+        with translate_errors():
             return method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
@@ -89,11 +89,11 @@ class Calls:
         *,
         is_timed: bool = True,
     ) -> Iterator[ResponseT]:
-        """The answers of a stream that is not worth resuming.
+        """Yield the responses of a stream that is not resumed.
 
-        Leaving it before its end cancels the call.
+        Closing the generator before its end cancels the call.
         """
-        with translated():
+        with translate_errors():
             call = method(
                 request,
                 timeout=self._timeout_s if is_timed else None,
@@ -107,7 +107,7 @@ class Calls:
     def pages(
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
     ) -> Iterator[Page]:
-        """Every page of a list, each asked for when it is needed."""
+        """Yield every page of a list; pages are fetched when needed."""
         listing: Any = request
         while True:
             page: Any = self.unary(method, listing)
@@ -119,8 +119,8 @@ class Calls:
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> "Following[Item]":
-        """Begin a stream that resumes by itself."""
-        # Once: calls that resume it later have the same parent, wherever it is read.
+        """Start a stream that resumes after a broken connection."""
+        # Computed once: calls that resume the stream have the same parent span.
         both = with_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> grpc.Call:
@@ -134,7 +134,7 @@ class Calls:
 
 
 class Following(Generic[Item]):
-    """The items of a resumable stream, over as many calls as it takes.
+    """Items of a resumable stream, over as many calls as needed.
 
     An iterator and a context manager; `close` may be called from another thread, and ends
     the iteration.
@@ -165,10 +165,10 @@ class Following(Generic[Item]):
                         return item
             except grpc.RpcError as rpc_error:
                 error = error_from_rpc(rpc_error)
-            # Read to its end even when complete, so that the server sees the call end well.
+            # A complete stream is read to its end, so that the call ends with OK.
             if self._ended():
                 break
-            delay_s = self._stream.broke_off(error)
+            delay_s = self._stream.handle_break(error)
             if self._ended():
                 break
             self._closed.wait(delay_s)
@@ -180,6 +180,6 @@ class Following(Generic[Item]):
         return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading, and cancel the call."""
         self._closed.set()
         self._call.cancel()

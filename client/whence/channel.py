@@ -1,4 +1,4 @@
-"""Where the server is, and how the connection to it behaves."""
+"""Address of the server, and options of the connection."""
 
 import os
 import re
@@ -11,12 +11,12 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):\d{1,5}")
 _LOCAL = re.compile(r"unix|vsock|localhost:|127\.|\[::1\]:|ipv4:127\.|ipv6:%?\[::1\]")
 
 _OPTIONS = (
-    # Finds out that a peer is gone without a word; the server allows pings every 10 s.
+    # Detects a peer that is silently gone; the server allows pings every 10 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # A long prefill sends nothing for longer than gRPC's default of two pings.
     ("grpc.http2.max_pings_without_data", 0),
-    # A lagging reader gets large batches of steps.
+    # Lagging readers get large batches of steps.
     ("grpc.max_receive_message_length", 64 * 2**20),
     # A server that restarts should be found again in seconds, not in gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -25,7 +25,7 @@ _OPTIONS = (
 
 
 def resolve_target(target: str | None) -> str:
-    """The server's address: as given, or $WHENCE_TARGET, or 127.0.0.1:50051.
+    """Return the server's address: the given one, else $WHENCE_TARGET, else 127.0.0.1:50051.
 
     Raises:
         ValueError: the address has neither a port nor one of gRPC's schemes.
@@ -40,7 +40,7 @@ def resolve_target(target: str | None) -> str:
 
 
 def _is_text(target: str) -> bool:
-    """Return whether it is UTF-8: other bytes are lone surrogates in Python's environment."""
+    """Return whether the target is UTF-8; Python decodes other bytes as lone surrogates."""
     try:
         target.encode()
     except UnicodeEncodeError:
@@ -49,9 +49,9 @@ def _is_text(target: str) -> bool:
 
 
 def channel_options(target: str) -> list[tuple[str, int]]:
-    """The options of gRPC for a channel to this target."""
+    """Return gRPC's channel options for a target."""
     options = list(_OPTIONS)
     if _LOCAL.match(target):
-        # An HTTP proxy of the environment cannot reach this machine's own loopback.
+        # An HTTP proxy from the environment cannot reach this machine's loopback.
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -28,16 +28,16 @@ class Client:
     """A connection to a whence server; safe to share between threads.
 
     Args:
-        target: "HOST:PORT" or "unix:PATH"; left out, $WHENCE_TARGET or 127.0.0.1:50051.
-        credentials: for TLS; None for plaintext.
-        metadata: gRPC metadata that is sent with every call.
-        timeout_s: of every call that is not a stream; None waits for ever.
-        connect_timeout_s: how long a stream that has brought nothing yet is tried again
-            while the server is UNAVAILABLE.
-        resume_timeout_s: how long one that broke off is tried again.
+        target: "HOST:PORT" or "unix:PATH"; default: $WHENCE_TARGET, else 127.0.0.1:50051.
+        credentials: credentials for TLS; None for plaintext.
+        metadata: gRPC metadata of every call.
+        timeout_s: timeout of every call that is not a stream, in seconds; None for no timeout.
+        connect_timeout_s: seconds to retry a stream without events while the server is
+            UNAVAILABLE.
+        resume_timeout_s: seconds to retry a stream that broke after its first event.
 
     Raises:
-        ValueError: the target is no address.
+        ValueError: the target is not an address.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls under way end."""
+        """Close the connection; running calls end."""
         self._calls.close()
 
     def generate(
@@ -74,7 +74,7 @@ class Client:
 
         Args:
             prompt: text, or token ids; or give `messages`.
-            options: see `GenerateOptions`.
+            options: options of `GenerateOptions`.
 
         Raises:
             TypeError: an unknown option, or a value of the wrong type.
@@ -94,21 +94,21 @@ class Client:
         self._calls.unary(self._calls.generation.CancelGeneration, request)
 
     def models(self) -> list[model_pb2.Model]:
-        """What is served."""
+        """Return the served models."""
         answer = self._calls.unary(self._calls.model.ListModels, model_pb2.ListModelsRequest())
         return list(answer.models)
 
     def model(self, model: str = "") -> model_pb2.Model:
-        """One model, the default one if none is named.
+        """Return one model, by default the server's default model.
 
         Raises:
-            NotFoundError: it is not served here.
+            NotFoundError: the server does not serve the model.
         """
         request = model_pb2.GetModelRequest(model=model)
         return self._calls.unary(self._calls.model.GetModel, request).model
 
     def vocabulary(self, model: str = "") -> Vocabulary:
-        """What the model's token ids mean; fetched once for each tokenizer."""
+        """Return the model's vocabulary, which is fetched once for each tokenizer."""
         served = self.model(model)
         return self._vocabulary(served.model, served.tokenizer_digest)
 
@@ -128,10 +128,10 @@ class Client:
 
 
 class Generation(GenerationState):
-    """A generation under way: an iterator over its tokens, and a context manager.
+    """A running generation: an iterator over its tokens and a context manager.
 
-    It resumes by itself after a broken connection; every token comes exactly once, in
-    order. Leaving the with-block before the end cancels it on the server.
+    It resumes after a broken connection; every token is yielded exactly once, in order.
+    Leaving the with-block before the end cancels the generation on the server.
     """
 
     def __init__(
@@ -162,11 +162,11 @@ class Generation(GenerationState):
         return self
 
     def __next__(self) -> Token:
-        """The next token, of whichever sequence.
+        """Return the next token, of any sequence.
 
         Raises:
             GenerationFailedError: the generation failed, after all of its tokens.
-            WhenceError: the stream cannot go on.
+            WhenceError: the stream cannot continue.
         """
         while not self._pending:
             event = self._next_event()
@@ -176,24 +176,24 @@ class Generation(GenerationState):
         return self._pending.popleft()
 
     def events(self) -> Iterator[generation_pb2.GenerationEvent]:
-        """The events as they are on the wire, instead of tokens; raises as iteration does.
+        """Yield the events of the contract instead of tokens; raise as iteration does.
 
-        `tokens_of` makes tokens of them.
+        `tokens_of` returns the tokens of an event.
         """
         while (event := self._next_event()) is not None:
             yield event
 
     def result(self) -> Self:
-        """Read to the end, and gives this generation back."""
+        """Read to the end; return this generation."""
         for _ in self.events():
             pass
         return self
 
     def close(self) -> None:
-        """Read no more, and cancels the generation on the server unless it has finished."""
+        """Stop reading, and cancel the generation on the server unless it has finished."""
         if self.finished is None and self._may_run:
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
-            # It may be over or out of reach, and its grace bounds what it can still cost.
+            # The generation may be over or unreachable; then `disconnect_grace` ends it.
             with suppress(WhenceError):
                 self._calls.unary(
                     self._calls.generation.CancelGeneration, request, timeout_s=CLOSE_TIMEOUT_S
@@ -205,7 +205,7 @@ class Generation(GenerationState):
         try:
             event = next(self._following, None)
         except WhenceError as error:
-            # A deadline ends the reading alone; any other refusal leaves nothing to cancel.
+            # After a deadline the generation still runs; after any other error it does not.
             self._may_run = isinstance(error, DeadlineExceededError)
             raise
         if event is None:
@@ -216,7 +216,7 @@ class Generation(GenerationState):
 
 
 class Generations:
-    """What the server has recorded: `client.generations`."""
+    """Recorded generations of the server: `client.generations`."""
 
     def __init__(self, calls: Calls, policy: RetryPolicy, lookup: VocabularyLookup) -> None:
         self._calls = calls
@@ -226,7 +226,7 @@ class Generations:
     def list(
         self, *, page_size: int = 0, **options: Unpack[FilterOptions]
     ) -> Iterator[trace_pb2.GenerationSummary]:
-        """Recorded generations, newest first, page after page as they are needed.
+        """Yield recorded generations, newest first; pages are fetched when needed.
 
         Raises:
             TypeError: an unknown option, or a value of the wrong type.
@@ -240,10 +240,10 @@ class Generations:
         return (summary for page in pages for summary in page.generations)
 
     def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
-        """One generation: its summary, its start, and its finish once there is one.
+        """Return one generation: its summary, start and, if finished, finish.
 
         Raises:
-            NotFoundError: there is none, or it was deleted.
+            NotFoundError: the generation is unknown or was deleted.
         """
         request = trace_pb2.GetGenerationRequest(generation_id=generation_id)
         return self._calls.unary(self._calls.trace.GetGeneration, request)
@@ -251,10 +251,10 @@ class Generations:
     def steps(
         self, generation_id: str, *, prompt: bool = False, page_size: int = 0
     ) -> Iterator[Token]:
-        """A generation's tokens as recorded, or its prompt's.
+        """Yield a generation's recorded tokens, or those of its prompt.
 
         Raises:
-            NotFoundError: there is none, or it was deleted.
+            NotFoundError: the generation is unknown or was deleted.
         """
         reader = TokenReader(self.get(generation_id).started, self._lookup)
         request = trace_pb2.ListStepsRequest(
@@ -270,12 +270,12 @@ class Generations:
         after_position: str = "",
         **options: Unpack[FilterOptions],
     ) -> Following[trace_pb2.WatchGenerationsResponse]:
-        """Every generation's events as they happen; resumes by itself.
+        """Follow the events of all generations as they happen; resumes after a broken connection.
 
         Args:
             lifecycle_only: only starts and finishes, no steps.
-            after_position: go on after this one; empty starts with what happens from now on.
-            options: see `FilterOptions`.
+            after_position: position after which to continue; "" skips all past events.
+            options: options of `FilterOptions`.
 
         Raises:
             TypeError: an unknown option, or a value of the wrong type.
@@ -289,10 +289,10 @@ class Generations:
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
 
     def delete(self, generation_id: str) -> None:
-        """Destroy a generation's content for good; its id stays taken.
+        """Destroy a generation's content irrecoverably; its id stays taken.
 
         Raises:
-            NotFoundError: there is none, or it was deleted before.
+            NotFoundError: the generation is unknown or was already deleted.
         """
         request = trace_pb2.DeleteGenerationRequest(generation_id=generation_id)
         self._calls.unary(self._calls.trace.DeleteGeneration, request)

@@ -1,4 +1,4 @@
-"""What a generation's tokens could look back at: the prompt, and their own sequence so far."""
+"""Contexts of a generation's tokens: the prompt, and the earlier tokens of their sequence."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from whence.v1.step_pb2 import Step
 
 
 class Context:
-    """The token ids of one generation, by sequence and position, as far as they have been read.
+    """Token ids of one generation that were read so far, by sequence and position.
 
     Positions count from the prompt's first token; the generated ones follow.
     """
@@ -16,15 +16,14 @@ class Context:
         self._generated: dict[int, dict[int, int]] = {}
 
     def add(self, step: Step) -> None:
-        """Take in a generated step; one that is known already changes nothing."""
+        """Add a generated step; adding it again has no effect."""
         if step.HasField("token_id"):
             self._generated.setdefault(step.sequence_index, {})[step.index] = step.token_id
 
-    def before(self, sequence_index: int, index: int) -> tuple[int, ...]:
-        """The ids that a sequence's token of this index follows.
+    def list_before(self, sequence_index: int, index: int) -> tuple[int, ...]:
+        """Return the ids before a sequence's token of this index, up to the first unknown id.
 
-        It ends where an id is not known: before the first that was not read, and at once where
-        the content policy keeps ids out of the journal.
+        It is empty if the content policy keeps ids out of the journal.
         """
         generated = self._generated.get(sequence_index, {})
         before = list(self._prompt)
@@ -35,9 +34,9 @@ class Context:
         return tuple(before)
 
     def token_id(self, sequence_index: int, position: int) -> int | None:
-        """The id at a position of a sequence's context; None where it is not known."""
+        """Return the id at a position of a sequence's context; None if it is unknown."""
         if not self._prompt:
-            return None  # what is not known at the beginning leaves no position known
+            return None  # without the prompt's length no position is known
         if position < len(self._prompt):
             return self._prompt[position]
         return self._generated.get(sequence_index, {}).get(position - len(self._prompt))

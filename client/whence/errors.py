@@ -1,21 +1,21 @@
-"""Every error that the client raises about the server's answer.
+"""Errors of calls to the server.
 
     WhenceError                   a code, a reason and metadata for programs, a message for people
     ├── InvalidRequestError       INVALID_ARGUMENT, OUT_OF_RANGE: `violations` names each field
     ├── NotFoundError             NOT_FOUND: no such generation, model, training run, document
     ├── AlreadyExistsError        ALREADY_EXISTS: the generation id belongs to another request
-    ├── ResourceExhaustedError    RESOURCE_EXHAUSTED: `retry_delay_s` says when to come again
+    ├── ResourceExhaustedError    RESOURCE_EXHAUSTED: retry after `retry_delay_s`
     ├── FailedPreconditionError   FAILED_PRECONDITION: the model is loading, a document changed
-    ├── UnavailableError          UNAVAILABLE: no server, or one on its way out
+    ├── UnavailableError          UNAVAILABLE: no server, or one that shuts down
     ├── DeadlineExceededError     DEADLINE_EXCEEDED: `timeout_s` passed
     ├── CallCancelledError        CANCELLED: somebody cancelled the call
-    ├── UnimplementedError        UNIMPLEMENTED: this server does not offer it
+    ├── UnimplementedError        UNIMPLEMENTED: the server does not support it
     ├── PermissionDeniedError     PERMISSION_DENIED
     ├── UnauthenticatedError      UNAUTHENTICATED
     ├── InternalError             INTERNAL, UNKNOWN, ABORTED, DATA_LOSS: a fault of the server
-    └── GenerationFailedError     the generation began, and could not go on
+    └── GenerationFailedError     the generation started and then failed
 
-Arguments that no request could carry are ValueError or TypeError, before any call is made.
+Arguments that no request can represent raise ValueError or TypeError before any call.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 
 class Code(IntEnum):
-    """google.rpc.Code: the numbers are the wire's."""
+    """Codes of google.rpc.Code, with its numbers."""
 
     OK = 0
     CANCELLED = 1
@@ -53,15 +53,15 @@ class FieldViolation(NamedTuple):
 
 
 class WhenceError(Exception):
-    """The server's answer to a call was an error.
+    """Error with which the server answered a call.
 
     Attributes:
         code: the call's status.
         reason: UPPER_SNAKE_CASE, for programs, such as "QUEUE_FULL"; empty if none was sent.
-        message: for people.
+        message: description for people.
         metadata: ids and limits, for programs.
         violations: the fields at fault, for INVALID_ARGUMENT.
-        retry_delay_s: how long the server asks to wait before a retry, where it says so.
+        retry_delay_s: seconds to wait before a retry; None if the server sent none.
     """
 
     code = Code.UNKNOWN
@@ -86,7 +86,7 @@ class WhenceError(Exception):
 
 
 class InvalidRequestError(WhenceError):
-    """The request can never be served as it is."""
+    """The request is invalid and must be changed."""
 
     code = Code.INVALID_ARGUMENT
 
@@ -104,37 +104,37 @@ class AlreadyExistsError(WhenceError):
 
 
 class ResourceExhaustedError(WhenceError):
-    """The server has no room now; `retry_delay_s` says when to come again."""
+    """The server is at a limit; retry after `retry_delay_s`."""
 
     code = Code.RESOURCE_EXHAUSTED
 
 
 class FailedPreconditionError(WhenceError):
-    """Something else has to happen first, such as the model's loading."""
+    """The server is not in the required state: the model is loading, or a document changed."""
 
     code = Code.FAILED_PRECONDITION
 
 
 class UnavailableError(WhenceError):
-    """No server could be reached, or it is on its way out."""
+    """No server could be reached, or it is shutting down."""
 
     code = Code.UNAVAILABLE
 
 
 class DeadlineExceededError(WhenceError):
-    """The call's time was up."""
+    """The call's timeout has passed."""
 
     code = Code.DEADLINE_EXCEEDED
 
 
 class CallCancelledError(WhenceError):
-    """The call was cancelled, by this process or on its way."""
+    """The call was cancelled, by this process or another one."""
 
     code = Code.CANCELLED
 
 
 class UnimplementedError(WhenceError):
-    """The server does not offer this."""
+    """The server does not support the method."""
 
     code = Code.UNIMPLEMENTED
 
@@ -146,19 +146,19 @@ class PermissionDeniedError(WhenceError):
 
 
 class UnauthenticatedError(WhenceError):
-    """The caller did not say who it is."""
+    """The caller is not authenticated."""
 
     code = Code.UNAUTHENTICATED
 
 
 class InternalError(WhenceError):
-    """A fault of the server, or of something between."""
+    """A fault of the server, or of a proxy before it."""
 
     code = Code.INTERNAL
 
 
 class GenerationFailedError(WhenceError):
-    """The generation began and could not go on; what was streamed before stands."""
+    """The generation started and then failed; the tokens streamed before stay valid."""
 
     code = Code.INTERNAL
 
@@ -181,4 +181,4 @@ ERRORS: Mapping[Code, type[WhenceError]] = {
     Code.DATA_LOSS: InternalError,
     Code.UNAUTHENTICATED: UnauthenticatedError,
 }
-"""The one table from statuses to errors."""
+"""Error class of each status code."""

@@ -1,4 +1,4 @@
-"""What a client knows of a generation while it streams, without I/O."""
+"""State of a generation while it streams, without I/O."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ VocabularyLookup = Callable[[str, str, int], str]
 
 
 class FinishReason(StrEnum):
-    """Why a sequence, or a generation as a whole, ended."""
+    """Reason why a sequence or a generation ended."""
 
     UNKNOWN = "unknown"
     """A reason that this version of the client does not know."""
@@ -33,7 +33,7 @@ class FinishReason(StrEnum):
 
     @classmethod
     def from_wire(cls, number: int) -> "FinishReason":
-        """The reason behind an enum value of the contract."""
+        """Return the reason of an enum value of the contract."""
         if number not in pb.FinishReason.values():
             return cls.UNKNOWN
         name = pb.FinishReason.Name(pb.FinishReason.ValueType(number))
@@ -42,29 +42,29 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
-    """One returned sequence, as far as it has come."""
+    """One returned sequence, complete or so far."""
 
     sequence_index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
-    """None while it runs, like all that follows."""
+    """None while the sequence is running."""
     stop: str | None = None
-    """The stop string or token that ended it, where one did."""
+    """Stop string or token that ended the sequence; None if none did, or while it is running."""
     logprob: float | None = None
-    """Sum of the tokens' own logprobs, in nats."""
+    """Sum of the tokens' logprobs, in nats; None while the sequence is running."""
     score: float | None = None
-    """Of beam search: the final, length-penalised score."""
+    """Final, length-penalised score of beam search; None for other strategies."""
 
 
 def open_stream(
     prompt: Prompt | None, options: GenerateOptions, policy: RetryPolicy
 ) -> tuple[GenerationStream, Mapping[str, str]]:
-    """The stream that a call of `generate` asks for, and the metadata of its calls.
+    """Return the stream of a call of `generate`, and the metadata of its calls.
 
     Raises:
-        TypeError: see `generate_request`.
-        ValueError: see `generate_request`.
+        TypeError: an unknown option, or a value of the wrong type.
+        ValueError: a value that the wire cannot carry, or options that contradict.
     """
     request = generate_request(prompt, options)
     stream = GenerationStream(request, Backoff(policy), timeout_s=options.get("timeout_s"))
@@ -72,7 +72,7 @@ def open_stream(
 
 
 class TokenReader:
-    """Makes tokens of one generation's steps."""
+    """Conversion of one generation's steps to tokens."""
 
     def __init__(self, started: pb.GenerationStarted, lookup: VocabularyLookup) -> None:
         self._started = started
@@ -82,11 +82,11 @@ class TokenReader:
         self._context = Context(started.prompt_token_ids)
 
     def read(self, steps: Iterable[Step], *, prompt: bool = False) -> list[Token]:
-        """The steps as typed views.
+        """Return the steps as tokens.
 
         Args:
-            steps: the generation's, or of its prompt.
-            prompt: whether they are the prompt's.
+            steps: steps of the generation, or of its prompt.
+            prompt: True for steps of the prompt.
         """
         if prompt:
             nothing = Context(())
@@ -106,7 +106,7 @@ class TokenReader:
 
 
 class GenerationState:
-    """A generation's record so far: what both clients' generations show of it."""
+    """State of a generation so far, for both clients."""
 
     def __init__(self, generation_id: str, lookup: VocabularyLookup) -> None:
         self._id = generation_id
@@ -125,39 +125,39 @@ class GenerationState:
 
     @property
     def started(self) -> pb.GenerationStarted | None:
-        """What was fixed before the first token; None until it arrived."""
+        """Start of the generation, with its effective settings; None before it arrives."""
         return self._started
 
     @property
     def finished(self) -> pb.GenerationFinished | None:
-        """How the generation ended; None while it runs."""
+        """Finish of the generation; None while it is running."""
         return self._finished
 
     @property
     def trace_id(self) -> str:
-        """W3C id of the request's trace; empty until `started` arrived."""
+        """W3C id of the request's trace; "" before `started` arrives."""
         return "" if self._started is None else self._started.trace_id
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the generation ended; None while it runs."""
+        """Reason why the generation ended; None while it is running."""
         if self._finished is None:
             return None
         return FinishReason.from_wire(self._finished.finish_reason)
 
     @property
     def prompt_tokens(self) -> tuple[Token, ...]:
-        """The prompt's own tokens, with `trace_prompt=True`."""
+        """Tokens of the prompt; empty without `trace_prompt=True`."""
         return tuple(self._prompt_tokens)
 
     @property
     def text(self) -> str:
-        """The first sequence's text so far; of beam search, the best one's."""
+        """Text of the first sequence so far; of the best one for beam search."""
         return self.sequences[0].text if self.sequences else ""
 
     @property
     def sequences(self) -> tuple[GeneratedSequence, ...]:
-        """The returned sequences as far as they have come; of beam search, best first."""
+        """Returned sequences so far; best first for beam search."""
         if self._finished is not None:
             return tuple(map(_sequence, self._finished.sequences))
         return tuple(
@@ -166,11 +166,11 @@ class GenerationState:
         )
 
     def tokens_of(self, event: pb.GenerationEvent) -> list[Token]:
-        """The generated tokens in one of this generation's events; none in most kinds."""
+        """Return the generated tokens of one of this generation's events."""
         return self._reader.read(event.steps.steps)
 
     def _observe(self, event: pb.GenerationEvent) -> None:
-        """Take in the next event."""
+        """Update the state with the next event."""
         match event.WhichOneof("event"):
             case "started":
                 self._started = event.started

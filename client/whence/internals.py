@@ -1,4 +1,4 @@
-"""Typed views of what was recorded of a step inside the model: its sources, its layers."""
+"""Typed views of a step's internals: its sources and layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,55 +11,55 @@ TextOf = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A context position that a token drew on directly."""
+    """A context position that a token attended to directly."""
 
     position: int
-    """In the context: the prompt's tokens first, then its own sequence's, from 0."""
+    """Position in the context, from 0: the prompt's tokens, then its own sequence's."""
     share: float
-    """Of all that the token drew from its context, in [0, 1]."""
+    """Share of the position in everything that the token drew from its context, in [0, 1]."""
     token_id: int | None
-    """The token there; None where the content policy keeps ids out of the journal."""
+    """Id of the token there; None if the content policy keeps ids out of the journal."""
     _text_of: TextOf = field(repr=False, compare=False)
 
     @property
     def text(self) -> str:
-        """The token's own text, from the model's vocabulary; see `Candidate.text`."""
+        """Text of the token, from the model's vocabulary, as `Candidate.text`."""
         return "" if self.token_id is None else self._text_of(self.token_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What could be decoded after one layer, among the step's candidates alone."""
+    """Prediction decoded after one layer, among the step's candidates."""
 
     index: int
-    """From 0, the layer nearest to the input."""
+    """Number of the layer; 0 is nearest to the input."""
     share: float
     """The chosen token's probability among the candidates and itself, in [0, 1]."""
     leader_token_id: int | None
-    """The likeliest of them; None where the content policy keeps ids out of the journal."""
+    """Id of the likeliest of them; None if the content policy keeps ids out of the journal."""
     _text_of: TextOf = field(repr=False, compare=False)
 
     @property
     def leader_text(self) -> str:
-        """The leader's own text, from the model's vocabulary; see `Candidate.text`."""
+        """Text of the leader, from the model's vocabulary, as `Candidate.text`."""
         return "" if self.leader_token_id is None else self._text_of(self.leader_token_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Internals:
-    """How a token formed inside the model; its parts are read when they are asked for.
+    """Internals of a token: its sources in the context, and its probability at every layer.
 
-    A part that the model cannot give is empty, and `started.unavailable` says why.
+    Parts that the model cannot give are empty; `started.unavailable` has the reasons.
     """
 
     step: Step
-    """The record itself; see `Internals` in step.proto."""
+    """The recorded step; its `internals` are described in step.proto."""
     _context: Context = field(repr=False, compare=False)
     _text_of: TextOf = field(repr=False, compare=False)
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The positions that it drew on directly, strongest first; the rest is not listed."""
+        """Positions that the token attended to directly, strongest first, without weak ones."""
         recorded = self.step.internals
         return tuple(
             Source(
@@ -75,13 +75,13 @@ class Internals:
 
     @property
     def self_share(self) -> float | None:
-        """The share of the newest position, the one that predicted the token."""
+        """Share of the newest position, which predicted the token; None if it is not recorded."""
         recorded = self.step.internals
         return recorded.self_share if recorded.HasField("self_share") else None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """After every layer, what was decodable there: not what caused the choice."""
+        """Prediction decoded after every layer, which is not the cause of the choice."""
         recorded = self.step.internals
         return tuple(
             Layer(index, share, leader_id(self.step, leader), self._text_of)
@@ -92,9 +92,9 @@ class Internals:
 
 
 def leader_id(step: Step, leader: int) -> int | None:
-    """The token that an entry of `Internals.layer_leaders` means.
+    """Return the token id of an entry of `Internals.layer_leaders`.
 
-    It is an index into the step's candidates; one beyond them stands for the chosen token.
+    The entry is an index into the step's candidates; an index beyond them is the chosen token.
     """
     candidates = step.candidates.token_ids
     if leader < len(candidates):

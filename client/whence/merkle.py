@@ -1,4 +1,4 @@
-"""Checks that a document was in a training set, without trusting who says so.
+"""Verification that a document is in a training set, without trust in the server.
 
 The tree and its proofs are those of RFC 9162 (Certificate Transparency 2.0), section 2.1.
 """
@@ -9,13 +9,13 @@ from whence.v1.training_pb2 import GetInclusionProofResponse
 
 
 def verify_inclusion(proof: GetInclusionProofResponse, root: bytes | str | None = None) -> bool:
-    """Whether the proof's leaf is in the tree with this root (section 2.1.3.2).
+    """Return whether the proof's leaf is in the tree with this root (section 2.1.3.2).
 
     Args:
-        proof: as `inclusion_proof` gives it; `leaf_data` is the document's own SHA-256, to be
-            computed from its text where that is at hand.
-        root: the root to hold it against, raw or as hex: one that was noted elsewhere proves
-            most. Left out, the proof's own, which proves no more than that the two agree.
+        proof: result of `inclusion_proof`; compare `leaf_data` with the SHA-256 of the document's
+            text if you have it.
+        root: trusted Merkle root that was noted elsewhere, raw or as hex. The default is the
+            proof's own root, which proves only that the proof is consistent.
     """
     wanted = proof.root if root is None else bytes.fromhex(root) if isinstance(root, str) else root
     if proof.leaf_index >= proof.tree_size:

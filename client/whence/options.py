@@ -1,4 +1,4 @@
-"""What `generate` takes: one declaration for the synchronous and the asynchronous client."""
+"""Options of `generate`, for the synchronous and the asynchronous client."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -38,9 +38,8 @@ class ChatMessage(TypedDict):
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of `generate`; None is the same as leaving an option out.
 
-    What is left out takes the model's own generation config. At most one way of choosing
-    tokens may be asked for: greedy, sampling, beam search or forced; naming any of the
-    options of one asks for it.
+    Defaults are those of the model's generation config. At most one strategy may be chosen:
+    greedy, sampling, beam search or forced; any option of a strategy chooses it.
     """
 
     messages: Sequence[ChatMessage] | None
@@ -48,7 +47,7 @@ class GenerateOptions(TypedDict, total=False):
     template_arguments: Mapping[str, object] | None
     """Variables for the chat template, such as `tools`; values as in JSON, in their order."""
     template_name: str | None
-    """One of the model's chat templates, where it has several: see `Model.chat_templates`."""
+    """Name of one of the model's chat templates (`Model.chat_templates`)."""
     model: str | None
     add_special_tokens: Annotated[bool | None, Option("decoding.add_special_tokens")]
     """Whether the tokenizer adds its special tokens to a text prompt."""
@@ -197,19 +196,19 @@ class GenerateOptions(TypedDict, total=False):
     """Token ids whose log probabilities every step has: see `Token.requested_logprobs`."""
 
     generation_id: str | UUID | None
-    """A UUID; the client makes one where none is given. An equal request under the same id
-    joins that generation and replays it from its first event."""
+    """UUID of the generation; by default the client makes one. An equal request with the same id
+    joins that generation and gets its events from the first one on."""
     labels: Mapping[str, str] | None
     disconnect_grace_s: float | None
-    """How long the generation goes on without a reader; 30 s if left out, which leaves the
-    client time to resume."""
+    """Seconds that the generation continues without a reader; default: 30, so that the client
+    can resume."""
     max_duration_s: float | None
-    """Ends the generation with the finish reason "timeout"."""
+    """Seconds after which the generation ends with the finish reason "timeout"."""
 
     timeout_s: float | None
-    """Ends the reading with DeadlineExceededError, resumed calls included."""
+    """Seconds after which reading ends with DeadlineExceededError, over all resumed calls."""
     metadata: Mapping[str, str] | None
-    """gRPC metadata of the calls, such as a `traceparent`."""
+    """gRPC metadata of the calls, for example a `traceparent`."""
 
 
 OPTIONS: dict[str, Option] = {
@@ -221,12 +220,12 @@ OPTIONS: dict[str, Option] = {
 
 
 class FilterOptions(TypedDict, total=False):
-    """Which recorded generations are meant; None, and what is left out, matches any."""
+    """Filter of recorded generations; None and missing options match everything."""
 
     start_after: datetime | None
-    """With a time zone, like the next."""
+    """Time with a time zone; generations must have started later."""
     start_before: datetime | None
     model: str | None
     trace_id: str | None
     labels: Mapping[str, str] | None
-    """All of them, with these values."""
+    """Labels that a generation must have, with these values."""

@@ -1,4 +1,4 @@
-"""The caller's trace goes on in the server, where the program uses OpenTelemetry."""
+"""Propagation of the current OpenTelemetry span to the server."""
 
 import sys
 from collections.abc import Mapping
@@ -7,24 +7,24 @@ from importlib import import_module
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
-# Whoever has a current span, or baggage, has this module. It is not imported for a program that
-# does without: the client neither needs OpenTelemetry nor waits for it.
+# A program with a current span or baggage has imported this module. The client does not import it
+# itself: it does not need OpenTelemetry.
 _CONTEXT_MODULE = "opentelemetry.context"
 
 
 def with_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return a call's metadata, with the current span's context (W3C, as the program has it set).
+    """Return a call's metadata with the current span's context (W3C, by the set propagators).
 
-    What the metadata has already stays: a `traceparent` of its own comes with its own
-    `tracestate`, or with none.
+    Keys of the given metadata take precedence: with its own `traceparent`, no other `tracestate`
+    is added.
 
     Args:
-        metadata: what the user sends.
+        metadata: the user's metadata.
     """
     injected: dict[str, str] = {}
     if _CONTEXT_MODULE in sys.modules:
         import_module("opentelemetry.propagate").inject(injected)
-    # gRPC's keys are in lower case, and so are W3C's; other propagators' may not be.
+    # gRPC requires keys in lower case; those of propagators other than W3C's may not be.
     injected = {key.lower(): value for key, value in injected.items()}
     if TRACEPARENT in metadata:
         injected.pop(TRACESTATE, None)

@@ -1,7 +1,7 @@
-"""Keyword arguments become requests.
+"""Conversion of keyword arguments to requests.
 
-Only what the wire cannot carry is refused here, and what contradicts itself; everything else
-is the server's to judge, which knows the model.
+Only values that protobuf cannot represent, and contradictions, are refused here; the server, which
+knows the model, checks everything else.
 """
 
 import uuid
@@ -38,7 +38,7 @@ _STRATEGIES = {
 
 
 def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.GenerateRequest:
-    """The request that a call of `generate` stands for, its generation id always set.
+    """Return the request of a call of `generate`, with a generation id.
 
     Raises:
         TypeError: an unknown option, a value of the wrong type, or not exactly one of
@@ -67,7 +67,7 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
 
 
 def generation_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
-    """The filter that these arguments of `list` and `watch` stand for.
+    """Return the filter of a call of `list` or `watch`.
 
     Raises:
         TypeError: an unknown option, or a value of the wrong type.

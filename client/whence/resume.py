@@ -1,6 +1,6 @@
-"""Streams that outlive their connection, without I/O: which call comes next, what is new.
+"""Logic of streams that resume after a broken connection, without I/O.
 
-The clients feed in what arrives and how a call ended, and make the calls asked for.
+The clients make the calls, and pass on responses and the ends of calls.
 """
 
 import time
@@ -33,33 +33,33 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Resumable(Protocol[Item_co]):
-    """A stream over as many calls as it takes."""
+    """A stream over as many calls as needed."""
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more will come."""
+        """True if the stream has ended."""
 
     def next_call(self) -> tuple[Request, float | None]:
-        """The call to make now, and its timeout in seconds."""
+        """Return the request of the next call, and its timeout in seconds."""
 
     def receive(self, response: Response) -> Item_co | None:
-        """What is new in a response; None if nothing is."""
+        """Return the new item of a response; None if it has none."""
 
-    def broke_off(self, error: WhenceError | None) -> float:
-        """Seconds to wait before the next call, after one that ended with or without an error.
+    def handle_break(self, error: WhenceError | None) -> float:
+        """Return the seconds to wait before the next call, after one ended.
 
-        An end without one may have been the end of it all: `complete` says so then.
+        After an end without an error, `complete` may be true: no call follows.
 
         Raises:
-            WhenceError: the stream cannot go on.
+            WhenceError: the stream cannot continue.
         """
 
 
 class GenerationStream:
-    """One generation's events, each exactly once and in order.
+    """Stream of one generation's events, each exactly once and in order.
 
-    Until its first event arrived the same Generate call is repeated, which its generation
-    id makes idempotent; from then on ResumeGeneration goes on after the last offset seen.
+    Before the first event the same Generate call is repeated, which its generation id makes
+    idempotent; then ResumeGeneration continues after the last offset.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class GenerationStream:
 
     @property
     def complete(self) -> bool:
-        """Whether `finished` was seen."""
+        """True after the event `finished`."""
         return self._complete
 
     def next_call(self) -> tuple[GenerateRequest | ResumeGenerationRequest, float | None]:
-        """Generate until anything arrived, then ResumeGeneration."""
+        """Return Generate before the first event, then ResumeGeneration."""
         if self._last_offset == 0:
             return self._request, self._left_s()
         resume = ResumeGenerationRequest(
@@ -93,13 +93,13 @@ class GenerationStream:
         return resume, self._left_s()
 
     def receive(self, response: Response) -> GenerationEvent | None:
-        """The event, without what was seen before.
+        """Return the event without the offsets that were received before.
 
         Raises:
-            InternalError: events are missing in between.
+            InternalError: events before it are missing.
         """
         if not isinstance(response, GenerateResponse | ResumeGenerationResponse):
-            raise TypeError(f"a generation brings no {type(response).__name__}")
+            raise TypeError(f"a generation has no {type(response).__name__}")
         event = response.event
         if event.last_offset <= self._last_offset:
             return None
@@ -110,14 +110,14 @@ class GenerationStream:
                 reason="EVENTS_MISSING",
             )
         fresh = _without_first(event, self._last_offset + 1 - event.first_offset)
-        self._backoff.arrived()
+        self._backoff.restart()
         self._last_offset = event.last_offset
         self._complete = event.HasField("finished")
         return fresh
 
-    def broke_off(self, error: WhenceError | None) -> float:
-        """Wait for the connection, though never beyond the deadline."""
-        delay_s = self._backoff.delay_s(error)
+    def handle_break(self, error: WhenceError | None) -> float:
+        """Return the seconds to wait, at most until the deadline."""
+        delay_s = self._backoff.next_delay_s(error)
         left_s = self._left_s()
         return delay_s if left_s is None else min(delay_s, left_s)
 
@@ -126,10 +126,10 @@ class GenerationStream:
 
 
 class WatchStream:
-    """Every generation's events, resumed after the last position seen.
+    """Stream of all generations' events, resumed after the last position.
 
-    What happens between a break and the first event of a watch without a position cannot
-    be known; give `after_position` to miss nothing from the start.
+    A watch without a position misses events if it breaks before its first event; give
+    `after_position` to miss none.
     """
 
     complete = False
@@ -139,26 +139,26 @@ class WatchStream:
         self._backoff = backoff
 
     def next_call(self) -> tuple[WatchGenerationsRequest, None]:
-        """The same watch, from the last position on; without a timeout."""
+        """Return the watch after the last position, without a timeout."""
         return self._request, None
 
     def receive(self, response: Response) -> WatchGenerationsResponse | None:
-        """The response as it is."""
+        """Return the response, and note its position."""
         if not isinstance(response, WatchGenerationsResponse):
-            raise TypeError(f"a watch brings no {type(response).__name__}")
-        self._backoff.arrived()
+            raise TypeError(f"a watch has no {type(response).__name__}")
+        self._backoff.restart()
         self._request.after_position = response.position
         return response
 
-    def broke_off(self, error: WhenceError | None) -> float:
-        """Wait for the connection."""
-        return self._backoff.delay_s(error)
+    def handle_break(self, error: WhenceError | None) -> float:
+        """Return the seconds to wait before the next call."""
+        return self._backoff.next_delay_s(error)
 
 
 class TrainingRunStream:
-    """A training run's events, resumed after the last position seen, until the run has ended.
+    """Stream of a training run's events, resumed after the last position until the run ends.
 
-    The server ends the call well with the run alone; when it closes itself, with an error.
+    The server ends the call with OK only at the run's end; when it shuts down, with an error.
     """
 
     def __init__(self, request: WatchTrainingRunRequest, backoff: Backoff) -> None:
@@ -168,29 +168,29 @@ class TrainingRunStream:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has ended."""
+        """True if the run has ended."""
         return self._complete
 
     def next_call(self) -> tuple[WatchTrainingRunRequest, None]:
-        """The same watch, from the last position on; without a timeout."""
+        """Return the watch after the last position, without a timeout."""
         return self._request, None
 
     def receive(self, response: Response) -> WatchTrainingRunResponse | None:
-        """The response as it is."""
+        """Return the response, and note its position."""
         if not isinstance(response, WatchTrainingRunResponse):
-            raise TypeError(f"a training run brings no {type(response).__name__}")
-        self._backoff.arrived()
+            raise TypeError(f"a training run has no {type(response).__name__}")
+        self._backoff.restart()
         self._request.after_position = response.last_position
         return response
 
-    def broke_off(self, error: WhenceError | None) -> float:
-        """Wait for the connection, unless that was the run's end."""
+    def handle_break(self, error: WhenceError | None) -> float:
+        """Return the seconds to wait; an end without an error is the run's end."""
         self._complete = error is None
-        return 0.0 if error is None else self._backoff.delay_s(error)
+        return 0.0 if error is None else self._backoff.next_delay_s(error)
 
 
 def _without_first(event: GenerationEvent, num_seen: int) -> GenerationEvent:
-    """The event less its first `num_seen` offsets."""
+    """Return the event without its first `num_seen` offsets."""
     if num_seen == 0:
         return event
     kind = event.WhichOneof("event")
@@ -201,7 +201,7 @@ def _without_first(event: GenerationEvent, num_seen: int) -> GenerationEvent:
     if kind not in {"prompt_steps", "steps"} or len(batch.steps) != num_offsets:
         raise InternalError(
             f"a {kind} event over the offsets {event.first_offset} to {event.last_offset} "
-            "cannot be taken up in its middle",
+            "cannot be resumed in its middle",
             reason="EVENT_INDIVISIBLE",
         )
     fresh.first_offset += num_seen

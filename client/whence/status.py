@@ -1,4 +1,4 @@
-"""Where gRPC's errors become ours: the status, and its google.rpc details."""
+"""Conversion of gRPC errors to `WhenceError`s, with their google.rpc details."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn a gRPC error raised inside into the WhenceError that it stands for."""
+def translate_errors() -> Iterator[None]:
+    """Raise the corresponding WhenceError for a gRPC error raised inside."""
     try:
         yield
     except grpc.RpcError as error:
@@ -23,8 +23,8 @@ def translated() -> Iterator[None]:
 
 
 def error_from_rpc(error: grpc.RpcError) -> WhenceError:
-    """The error that a failed call stands for; of the sync and the asyncio API alike."""
-    # The stub types know no status on RpcError; every error that a call raises carries one.
+    """Return the WhenceError of a failed call, of the synchronous or the asyncio API."""
+    # The types of RpcError have no status, but every error that a call raises has one.
     call: Any = error
     code = Code(call.code().value[0])
     kind = ERRORS.get(code, InternalError)
@@ -33,7 +33,7 @@ def error_from_rpc(error: grpc.RpcError) -> WhenceError:
 
 
 def _details(trailing_metadata: Any) -> dict[str, Any]:
-    """The google.rpc details that the server sent, as keyword arguments of WhenceError."""
+    """Return the server's google.rpc details as keyword arguments of WhenceError."""
     found: dict[str, Any] = {}
     for any_detail in _status(trailing_metadata).details:
         info = error_details_pb2.ErrorInfo()
@@ -58,5 +58,5 @@ def _status(trailing_metadata: Any) -> Any:
             try:
                 return status_pb2.Status.FromString(value)
             except DecodeError:
-                break  # a proxy's scribble: the status itself is still worth raising
+                break  # malformed by a proxy: the status itself is raised
     return status_pb2.Status()

@@ -1,4 +1,4 @@
-"""Typed views of recorded steps; absent is None, and zero always means zero."""
+"""Typed views of recorded steps; absent values are None."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ from whence.v1.step_pb2 import Step
 
 
 class ProcessorEffect(NamedTuple):
-    """What one logits processor did to a step's distribution."""
+    """Effect of one logits processor on a step's distribution."""
 
     name: str
     num_kept: int
-    """Tokens that could still be drawn afterwards."""
+    """Number of tokens with a probability above 0 afterwards."""
     removed_mass: float
-    """Probability mass taken away before renormalising, in [0, 1]."""
+    """Probability mass removed before renormalisation, in [0, 1]."""
     token_logprob: float
-    """log p(chosen token) afterwards, in nats."""
+    """Logprob of the chosen token afterwards, in nats."""
 
 
 class Draw(NamedTuple):
@@ -28,24 +28,24 @@ class Draw(NamedTuple):
     noise: float
     """-log(u) of the chosen token."""
     runner_up_token_id: int | None
-    """The token that would have won without the chosen one."""
+    """Token that would have been chosen without the chosen one."""
     margin: float | None
-    """Nats by which the chosen token could have been less likely and still have won."""
+    """Nats by which the chosen token could have been less likely and still be chosen."""
 
 
 class Timing(NamedTuple):
-    """When a step happened and what it cost."""
+    """Times and sizes of a step."""
 
     elapsed_ns: int
-    """From the request's arrival until the token was ready."""
+    """Time from the request's arrival until the token was ready."""
     forward_ns: int
     """Wall time of the whole batch's forward pass."""
     select_ns: int
-    """And of choosing its tokens."""
+    """Wall time of choosing the whole batch's tokens."""
     batch_size: int
-    """Sequences decoded together in this step."""
+    """Number of sequences decoded together in this step."""
     context_length: int
-    """Positions in this sequence's key-value cache."""
+    """Number of positions in this sequence's key-value cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +54,40 @@ class Candidate:
 
     token_id: int
     logprob: float
-    """Under the model's own distribution, in nats."""
+    """Logprob under the model's distribution, in nats."""
     sampling_logprob: float | None
-    """Under the distribution drawn from; -inf where a processor removed the token."""
+    """Logprob under the sampling distribution, in nats; -inf if a processor removed the token."""
     _text_of: Callable[[int], str] = field(repr=False, compare=False)
 
     @property
     def text(self) -> str:
-        """The token's own text, from the model's vocabulary.
+        """Text of the token, from the model's vocabulary.
 
-        Bytes that are no character by themselves are named: "<0xF0 0x9F>".
-        Asked for the first time, `Client` fetches the vocabulary; `AsyncClient` cannot in
-        a property, and needs `await client.vocabulary()` first.
+        Bytes that are not a character are named: "<0xF0 0x9F>". `Client` fetches the vocabulary
+        at the first use; `AsyncClient` needs `await client.vocabulary()` before.
 
         Raises:
-            FailedPreconditionError: of an `AsyncClient`, the vocabulary is not loaded yet.
+            FailedPreconditionError: the vocabulary of an `AsyncClient` is not loaded.
         """
         return self._text_of(self.token_id)
 
     @property
     def probability(self) -> float:
-        """Under the model's own distribution."""
+        """Probability under the model's distribution."""
         return math.exp(self.logprob)
 
     @property
     def sampling_probability(self) -> float | None:
-        """Under the distribution drawn from."""
+        """Probability under the sampling distribution; None if it was not recorded."""
         return _exp(self.sampling_logprob)
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One decoding step: the token that was chosen, and the decision that chose it."""
+    """One decoding step: the chosen token, and how it was chosen."""
 
     step: Step
-    """The record itself; see step.proto."""
+    """The recorded step, described in step.proto."""
     _processor_names: tuple[str, ...] = field(repr=False, compare=False)
     _text_of: Callable[[int], str] = field(repr=False, compare=False)
     _context: Context = field(repr=False, compare=False)
@@ -96,17 +95,17 @@ class Token:
 
     @property
     def text(self) -> str:
-        """Text that became certain with this token; may be empty (see step.proto)."""
+        """Text that became certain with this token; may be "" (see step.proto)."""
         return self.step.text
 
     @property
     def token_text(self) -> str:
-        """The token's own text, from the model's vocabulary; see `Candidate.text`."""
+        """Text of the token, from the model's vocabulary, as `Candidate.text`."""
         return "" if self.token_id is None else self._text_of(self.token_id)
 
     @property
     def token_id(self) -> int | None:
-        """None only where the content policy keeps ids out of the journal."""
+        """Id of the token; None if the content policy keeps ids out of the journal."""
         return self.step.token_id if self.step.HasField("token_id") else None
 
     @property
@@ -116,52 +115,52 @@ class Token:
 
     @property
     def sequence_index(self) -> int:
-        """Which returned sequence this token extends, from 0."""
+        """Index of the token's sequence among the returned ones, from 0."""
         return self.step.sequence_index
 
     @property
     def text_bytes(self) -> range:
-        """The bytes of its sequence's text, in UTF-8, that this token itself made."""
+        """Range of the UTF-8 bytes of its sequence's text that come from this token."""
         return range(self.step.text_begin_byte, self.step.text_end_byte)
 
     @property
     def logprob(self) -> float | None:
-        """Under the model's own distribution, in nats; None for a prompt's first token."""
+        """Logprob under the model's distribution, in nats; None for a prompt's first token."""
         return self.step.logprob if self.step.HasField("logprob") else None
 
     @property
     def probability(self) -> float | None:
-        """Under the model's own distribution."""
+        """Probability under the model's distribution."""
         return _exp(self.logprob)
 
     @property
     def sampling_logprob(self) -> float | None:
-        """Under the distribution that it was drawn from, after all processors, in nats."""
+        """Logprob under the sampling distribution, after all processors, in nats."""
         return self.step.sampling_logprob if self.step.HasField("sampling_logprob") else None
 
     @property
     def sampling_probability(self) -> float | None:
-        """Under the distribution that it was drawn from."""
+        """Probability under the sampling distribution, after all processors."""
         return _exp(self.sampling_logprob)
 
     @property
     def rank(self) -> int | None:
-        """How many tokens the model itself held more likely."""
+        """Number of tokens that are more likely under the model's distribution."""
         return self.step.rank if self.step.HasField("rank") else None
 
     @property
     def entropy(self) -> float | None:
-        """Of the model's own distribution, in nats."""
+        """Entropy of the model's distribution, in nats."""
         return self.step.entropy if self.step.HasField("entropy") else None
 
     @property
     def sampling_entropy(self) -> float | None:
-        """Of the distribution drawn from, in nats."""
+        """Entropy of the sampling distribution, in nats."""
         return self.step.sampling_entropy if self.step.HasField("sampling_entropy") else None
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The step's most likely tokens, most likely first; empty where none were traced."""
+        """Most likely tokens of the step, most likely first; empty if none were recorded."""
         recorded = self.step.candidates
         return self._listed(recorded.token_ids, recorded.logprobs, recorded.sampling_logprobs)
 
@@ -189,7 +188,7 @@ class Token:
 
     @property
     def processors(self) -> tuple[ProcessorEffect, ...]:
-        """What each logits processor did, in the order of application."""
+        """Effects of the logits processors, in the order of application."""
         if not self.step.HasField("processors"):
             return ()
         effects = self.step.processors
@@ -206,7 +205,7 @@ class Token:
 
     @property
     def draw(self) -> Draw | None:
-        """Only for sampling: the other strategies draw nothing."""
+        """Random draw of the token; None for other strategies than sampling."""
         if not self.step.HasField("draw"):
             return None
         draw = self.step.draw
@@ -218,7 +217,7 @@ class Token:
 
     @property
     def timing(self) -> Timing | None:
-        """When the step happened and what it cost."""
+        """Times and sizes of the step; None if they were not recorded."""
         if not self.step.HasField("timing"):
             return None
         timing = self.step.timing
@@ -232,26 +231,26 @@ class Token:
 
     @property
     def internals(self) -> Internals | None:
-        """How the token formed inside the model; only with `detail="internals"`."""
+        """Internals of the token; None without `detail="internals"`."""
         if not self.step.HasField("internals"):
             return None
         return Internals(self.step, self._context, self._text_of)
 
     @property
     def context_token_ids(self) -> tuple[int, ...]:
-        """The tokens that it follows, which `internals.sources` gives positions in.
+        """Ids of the tokens before this one, to which `internals.sources` has positions.
 
-        The prompt's, then its own sequence's; empty where the content policy keeps ids out
-        of the journal, and of a prompt's own tokens.
+        They are the prompt's, then its own sequence's; empty for tokens of the prompt, and if
+        the content policy keeps ids out of the journal.
         """
-        return self._context.before(self.sequence_index, self.index)
+        return self._context.list_before(self.sequence_index, self.index)
 
     def text_of(self, token_id: int) -> str:
-        """Any token's text, from the vocabulary of the model that made this one."""
+        """Return any token's text, from the vocabulary of this token's model."""
         return self._text_of(token_id)
 
     def text_at(self, position: int) -> str:
-        """The text of the token at a position of its context; empty where that is not known."""
+        """Return the text of the token at a position of the context; "" if it is unknown."""
         token_id = self._context.token_id(self.sequence_index, position)
         return "" if token_id is None else self._text_of(token_id)
 

@@ -1,6 +1,6 @@
-"""Keyword arguments about training runs become requests.
+"""Conversion of keyword arguments to requests about training runs.
 
-Only what the wire cannot carry is refused here; everything else is the server's to judge.
+Only values that protobuf cannot represent are refused here; the server checks everything else.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def steps_request(
     omit_examples: bool,
     page_size: int,
 ) -> pb.ListTrainingStepsRequest:
-    """The request behind `steps`.
+    """Return the request of `steps`.
 
     Raises:
         ValueError: a number that the wire cannot carry.
@@ -42,7 +42,7 @@ def steps_request(
 
 
 def watch_request(training_run_id: str, after_position: int | None) -> pb.WatchTrainingRunRequest:
-    """The request behind `watch`.
+    """Return the request of `watch`.
 
     Raises:
         ValueError: a number that the wire cannot carry.
@@ -62,7 +62,7 @@ def document_request(
     example_id: int | None,
     omit_text: bool,
 ) -> pb.GetDocumentRequest:
-    """The request behind `document`.
+    """Return the request of `document`.
 
     Raises:
         TypeError: not exactly one document was named.
@@ -92,7 +92,7 @@ def read_document_request(
     begin_byte: int,
     end_byte: int,
 ) -> pb.ReadDocumentRequest:
-    """The request behind `read_document`.
+    """Return the request of `read_document`.
 
     Raises:
         TypeError: not exactly one document was named.
@@ -118,7 +118,7 @@ def is_too_large(error: InvalidRequestError) -> bool:
 def inclusion_proof_request(
     training_run_id: str, *, index: int | None, sha256: str | None
 ) -> pb.GetInclusionProofRequest:
-    """The request behind `inclusion_proof`.
+    """Return the request of `inclusion_proof`.
 
     Raises:
         TypeError: not exactly one document was named.
@@ -137,7 +137,7 @@ def inclusion_proof_request(
 def emergence_request(
     training_run_id: str, prompt: str, continuation: str, *, omit_groups: bool
 ) -> pb.TraceEmergenceRequest:
-    """The request behind `trace_emergence`.
+    """Return the request of `trace_emergence`.
 
     Raises:
         ValueError: text that the wire cannot carry.

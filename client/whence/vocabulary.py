@@ -1,4 +1,4 @@
-"""What token ids mean, so that candidates can travel as bare ids."""
+"""Texts and bytes of token ids, because the server sends candidates as ids."""
 
 import re
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from typing import overload
 from whence.v1.model_pb2 import GetVocabularyResponse
 
 _FRAGMENT = re.compile("[\udc80-\udcff]+")
-"""Bytes that are no UTF-8, as the `surrogateescape` of PEP 383 has them."""
+"""Bytes that are not UTF-8, decoded with `surrogateescape` (PEP 383)."""
 
 
 class Vocabulary:
     """A tokenizer's tokens by id.
 
-    Ids beyond the tokenizer's own, which padded models have, are without bytes and text.
+    Ids beyond the tokenizer's own, which padded models have, have no bytes and no text.
     """
 
     def __init__(self, tokens: tuple[bytes, ...]) -> None:
@@ -33,11 +33,11 @@ class Vocabulary:
         return self._tokens[token_id]
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The token's bytes, which need not be valid UTF-8 by themselves."""
+        """Return the token's bytes, which may not be valid UTF-8 by themselves."""
         return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else b""
 
     def text_of(self, token_id: int) -> str:
-        """The token for people to read: bytes that are no UTF-8 are named, as in "<0xF0 0x9F>"."""
+        """Return the token as readable text: bytes that are not UTF-8 are named: "<0xF0 0x9F>"."""
         escaped = self.bytes_of(token_id).decode("utf-8", "surrogateescape")
         return _FRAGMENT.sub(_named_bytes, escaped)
 
@@ -48,17 +48,17 @@ def _named_bytes(fragment: re.Match[str]) -> str:
 
 
 class VocabularyBuilder:
-    """Puts a vocabulary together from the parts in which it is streamed."""
+    """Builder of a vocabulary from the parts in which it is streamed."""
 
     def __init__(self) -> None:
         self._tokens: list[bytes] = []
 
     def add(self, part: GetVocabularyResponse) -> None:
-        """Take in the next part; ids that no part names have no bytes."""
+        """Add the next part; ids in no part have no bytes."""
         missing = part.first_token_id + len(part.tokens) - len(self._tokens)
         self._tokens.extend([b""] * missing)
         self._tokens[part.first_token_id : part.first_token_id + len(part.tokens)] = part.tokens
 
     def build(self) -> Vocabulary:
-        """The vocabulary of all parts so far."""
+        """Return the vocabulary of all parts so far."""
         return Vocabulary(tuple(self._tokens))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser, complaints, look, requests
-from inside_steps import inside_journal, inside_step
+from internals_steps import inside_journal, inside_step
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver

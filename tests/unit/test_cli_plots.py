@@ -1,4 +1,4 @@
-"""Plots of block characters: what is high stands high, and what is no number says so."""
+"""Plots of block characters: heights by value, and marks for values that are not finite."""
 
 import math
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whence.cli.plots import BLOCKS, HeatScale, axis, bar, binned, column_chart
+from whence.cli.plots import BLOCKS, HeatScale, axis, bar, bin_means, column_chart
 
 FINITE = st.floats(-1e6, 1e6)
 
 
 def heights(lines: list[str], num_columns: int) -> list[int]:
-    """Filled eighths of every column, counted back from the drawing."""
+    """Return the filled eighths of every column of a chart."""
     drawn = [line.ljust(num_columns)[11:] for line in lines]
     return [sum(BLOCKS.index(cell) for cell in column) for column in zip(*drawn, strict=True)]
 
@@ -23,7 +23,7 @@ def test_a_chart_keeps_its_width_and_the_values_order(values: list[float]) -> No
     assert len(lines) == 6
     assert all(len(line) <= 80 for line in lines)
     drawn = heights(lines, 80)
-    means = binned(values, 69)
+    means = bin_means(values, 69)
     assert len(drawn) == len(means) == 69
     order = sorted(range(69), key=means.__getitem__)
     assert [drawn[i] for i in order] == sorted(drawn)
@@ -49,7 +49,7 @@ def test_what_is_no_number_is_marked_at_the_bottom() -> None:
 
 @given(st.lists(FINITE, min_size=1, max_size=50), st.integers(1, 60))
 def test_means_cover_every_value_once_or_stretch(values: list[float], num_columns: int) -> None:
-    means = binned(values, num_columns)
+    means = bin_means(values, num_columns)
     assert len(means) == num_columns
     if len(values) % num_columns == 0:
         assert math.fsum(means) * (len(values) // num_columns) == pytest.approx(

@@ -1,4 +1,4 @@
-"""Which steps are plotted: few enough, and those whose norms are on record among them."""
+"""Thinning of plotted steps, which keeps steps with recorded norms."""
 
 import pytest
 from lineage_records import training_step
@@ -23,7 +23,7 @@ def test_fewer_steps_still_have_norms(norm_stride: int) -> None:
         training_step(number, 1, 2, **({} if number % norm_stride == 0 else without))
         for number in range(1, 1_001)
     ]
-    thinned = Course(steps, 1).thinned(100)
+    thinned = Course(steps, 1).thin(100)
     assert [step.step for step in thinned.steps] == list(range(10, 1_001, 10))
     assert thinned.measured == list(range(10, 1_001, 10))
     assert thinned.covers == "100 steps, one in 10"

@@ -1,10 +1,10 @@
-"""A token's inside: typed views, the objects of `--json`, what reaches the terminal."""
+"""A token's internals: typed views, objects of `--json`, output on the terminal."""
 
 import pytest
 from client_fake_server import VOCABULARY, step
-from inside_steps import METHOD, PROMPT_IDS, inside_journal
+from internals_steps import METHOD, PROMPT_IDS, inside_journal
 
-from whence.cli.inside import inside_lines, missing_lines
+from whence.cli.internals import internals_lines, missing_lines
 from whence.cli.json_lines import event_objects, token_object
 from whence.cli.one_step import step_lines
 from whence.generation import GenerationState, TokenReader
@@ -71,8 +71,8 @@ def test_what_is_not_on_record_is_absent():
     (token,) = reader().read([step(0, 1, "Hello")])
     assert token.internals is None
     assert "internals" not in token_object(token)
-    (told,) = inside_lines(token, color=True)
-    assert told.strip() == "no internals are on record"
+    (told,) = internals_lines(token, color=True)
+    assert told.strip() == "no internals are recorded"
 
 
 def test_without_ids_positions_and_shares_are_left():
@@ -90,7 +90,7 @@ def test_without_ids_positions_and_shares_are_left():
     assert {layer.leader_token_id for layer in token.internals.layers} == {None}
     assert token_object(token)["internals"]["sources"][0] == {"position": 1, "share": 0.5}
     assert token_object(token)["internals"]["layers"][0] == {"index": 0, "share": 0.25}
-    assert any("50.0%" in line for line in inside_lines(token, color=True))
+    assert any("50.0%" in line for line in internals_lines(token, color=True))
 
 
 def test_a_prompts_own_tokens_have_no_context():
@@ -129,7 +129,7 @@ def test_the_start_says_the_method_and_what_is_missing():
 
 def test_the_terminal_shows_sources_beside_layers():
     token = reader().read(recorded())[0]
-    assert [line.split() for line in inside_lines(token, color=False)] == [
+    assert [line.split() for line in internals_lines(token, color=False)] == [
         ["position", "drew", "on", "share", "layer", "leading", "itself"],
         ["1", '"Hello"', "50.0%", "0", '"<0xC3>"', "25.0%"],
         ["0", '"<s>"', "12.5%", "1", '"Hello"', "50.0%", "<"],
@@ -139,13 +139,13 @@ def test_the_terminal_shows_sources_beside_layers():
 
 
 def layer_lines(leaders: list[int]) -> list[list[str]]:
-    """The table of layers alone, where each of them leads with an index into the candidates."""
+    """Return the table of layers, with the given leaders as indices into the candidates."""
     step = recorded()[0]
     step.internals.ClearField("self_share")
     step.internals.layer_leaders[:] = leaders
     step.internals.layer_shares[:] = [(layer + 1) / 100 for layer in range(len(leaders))]
     (token,) = reader().read([step])
-    return [line.split() for line in inside_lines(token, color=False)]
+    return [line.split() for line in internals_lines(token, color=False)]
 
 
 def test_many_layers_are_shown_by_where_the_leader_changes():
@@ -166,8 +166,8 @@ def test_few_layers_have_a_row_each():
 
 def test_colour_shows_the_context_by_share():
     token = reader().read(recorded())[1]
-    context, *table = inside_lines(token, color=True)
-    assert table == list(inside_lines(token, color=False))
+    context, *table = internals_lines(token, color=True)
+    assert table == list(internals_lines(token, color=False))
     assert context.count("\x1b[38;5;") == 3, "two sources and the newest"
     deepest = "\x1b[38;5;231;48;5;19mHello\x1b[39;49m"
     assert deepest in context
@@ -179,14 +179,14 @@ def test_a_long_context_is_shortened_where_nothing_was_drawn_from_it(whole, shor
     far = recorded()[0]
     far.internals.source_positions[:] = [40, 1]
     (token,) = reader((2,) * 80).read([far])
-    context = next(iter(inside_lines(token, color=True, whole=whole)))
+    context = next(iter(internals_lines(token, color=True, whole=whole)))
     assert ("tokens…" in context) == shortened
     assert context.count("world") == (80 if whole else 5 + 7 + 4)
 
 
 def test_control_characters_of_a_context_do_not_reach_the_terminal():
     (token,) = reader((4, 4)).read([recorded()[0]])
-    context = next(iter(inside_lines(token, color=True)))
+    context = next(iter(internals_lines(token, color=True)))
     assert "\x1b[31m" not in context
     assert "\\x1b[31m" in context
 

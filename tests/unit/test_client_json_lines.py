@@ -1,4 +1,4 @@
-"""The objects that `whence generate --json` prints of a beam search's rounds."""
+"""Objects of beam-search rounds that `whence generate --json` prints."""
 
 from whence.cli.json_lines import event_objects, line
 from whence.generation import GenerationState

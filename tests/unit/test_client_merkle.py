@@ -1,4 +1,4 @@
-"""Inclusion proofs against an implementation of RFC 9162 written down here, word for word."""
+"""Inclusion proofs, compared with a literal implementation of RFC 9162."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ from whence.v1.training_pb2 import GetInclusionProofResponse
 
 
 def path(index: int, leaves: list[bytes]) -> list[bytes]:
-    """Section 2.1.3.1: the audit path, by the recursive definition."""
+    """Return the audit path by the recursive definition of section 2.1.3.1."""
     if len(leaves) == 1:
         return []
     k = 1

@@ -1,4 +1,4 @@
-"""What the package promises by name, and what importing it costs."""
+"""Public names of the package, and the modules that importing it loads."""
 
 import inspect
 import subprocess

@@ -1,4 +1,4 @@
-"""Keyword arguments become requests, or are refused by name."""
+"""Keyword arguments are converted to requests, or refused by name."""
 
 import uuid
 from datetime import UTC, datetime
@@ -173,7 +173,7 @@ def test_contradictions_name_both_options(options, named):
             None,
             {"messages": [], "template_arguments": {"a": [1, float("nan")]}},
             ValueError,
-            r"template_arguments\['a'\]\[1\] is nan, which is no number in JSON",
+            r"template_arguments\['a'\]\[1\] is nan, which is not a JSON number",
         ),
         (
             None,

@@ -1,4 +1,4 @@
-"""The stream that outlives its connection, without one."""
+"""Logic of resuming streams, without a connection."""
 
 import pytest
 from client_fake_server import batched, journal, step
@@ -34,7 +34,7 @@ def stream_and_clock(timeout_s: float | None = None) -> tuple[GenerationStream, 
     overlap=st.integers(0, 5),
 )
 def test_every_step_comes_once_in_order_whatever_the_batches_and_breaks(sizes, cuts, overlap):
-    """Also from a server that repeats up to `overlap` events before the wanted one."""
+    """The server may repeat up to `overlap` events before the requested one."""
     whole = journal([step(index, 1, str(index)) for index in range(10)])
     stream, _ = stream_and_clock()
     seen: list[int] = []
@@ -55,7 +55,7 @@ def test_every_step_comes_once_in_order_whatever_the_batches_and_breaks(sizes, c
                 seen += [s.index for s in fresh.steps.steps]
         if stream.complete:
             break
-        stream.broke_off(UnavailableError("gone"))
+        stream.handle_break(UnavailableError("gone"))
     assert stream.complete
     assert seen == list(range(10))
 
@@ -77,12 +77,12 @@ def test_waits_double_up_to_their_bound_and_begin_anew_after_progress():
     event = pb.GenerationEvent(first_offset=1, last_offset=1)
     stream.receive(pb.GenerateResponse(event=event))
     gone = UnavailableError("gone")
-    waits = [stream.broke_off(gone) for _ in range(9)]
+    waits = [stream.handle_break(gone) for _ in range(9)]
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 2.5, 2.5]
     event.first_offset = event.last_offset = 2
     clock.now += 1000
     stream.receive(pb.GenerateResponse(event=event))
-    assert stream.broke_off(None) == 0.05
+    assert stream.handle_break(None) == 0.05
 
 
 def test_patience_ends_sooner_before_the_first_event():
@@ -91,39 +91,39 @@ def test_patience_ends_sooner_before_the_first_event():
         for _ in range(events):
             first = pb.GenerationEvent(first_offset=1, last_offset=1)
             stream.receive(pb.GenerateResponse(event=first))
-        stream.broke_off(UnavailableError("gone"))
+        stream.handle_break(UnavailableError("gone"))
         clock.now += patience_s - 0.01
-        assert stream.broke_off(UnavailableError("gone")) == pytest.approx(0.01)
+        assert stream.handle_break(UnavailableError("gone")) == pytest.approx(0.01)
         clock.now += 0.01
         with pytest.raises(UnavailableError, match="gone"):
-            stream.broke_off(UnavailableError("gone"))
-        with pytest.raises(UnavailableError, match="ended before its time"):
-            stream.broke_off(None)
+            stream.handle_break(UnavailableError("gone"))
+        with pytest.raises(UnavailableError, match="ended before the generation finished"):
+            stream.handle_break(None)
 
 
 def test_a_repeated_event_is_no_progress():
     stream, clock = stream_and_clock()
     event = pb.GenerateResponse(event=pb.GenerationEvent(first_offset=1, last_offset=1))
     stream.receive(event)
-    stream.broke_off(None)
+    stream.handle_break(None)
     clock.now += 30
     assert stream.receive(event) is None
     with pytest.raises(UnavailableError):
-        stream.broke_off(None)
+        stream.handle_break(None)
 
 
 def test_only_what_can_pass_is_waited_for_and_the_server_may_say_how_long():
     stream, _ = stream_and_clock()
     with pytest.raises(NotFoundError):
-        stream.broke_off(NotFoundError("no such generation"))
-    assert stream.broke_off(UnavailableError("busy", retry_delay_s=2.0)) == 2.0
+        stream.handle_break(NotFoundError("no such generation"))
+    assert stream.handle_break(UnavailableError("busy", retry_delay_s=2.0)) == 2.0
 
 
 def test_the_deadline_spans_all_calls():
     stream, clock = stream_and_clock(timeout_s=10.0)
     assert stream.next_call() == (REQUEST, 10.0)
     clock.now += 9.99
-    assert stream.broke_off(UnavailableError("gone")) == pytest.approx(0.01)
+    assert stream.handle_break(UnavailableError("gone")) == pytest.approx(0.01)
     clock.now += 1
     assert stream.next_call() == (REQUEST, 0.0)
 

@@ -1,4 +1,4 @@
-"""Templates of links to traces: what is taken, and what is wrong with the others."""
+"""Templates of links to traces: accepted ones, and the errors of malformed ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Typed views of steps, vocabularies and addresses, and what reaches the terminal."""
+"""Typed views of steps, vocabularies and addresses, and output on the terminal."""
 
 import math
 

@@ -207,7 +207,7 @@ def test_other_exporters_of_metrics_and_logs_are_refused(
         (
             (),
             ENDPOINT | {"OTEL_EXPORTER_OTLP_CLIENT_KEY": __file__},
-            "OTEL_EXPORTER_OTLP_CLIENT_KEY: it needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE must",
         ),
         (
             (),

@@ -18,7 +18,7 @@ from client_fake_server import VOCABULARY
 from hatchling.builders.wheel import WheelBuilder
 from hypothesis import given
 from hypothesis import strategies as st
-from inside_steps import inside_journal
+from internals_steps import inside_journal
 
 from whence.page import check_writable, page, write_page
 from whence.v1.generation_pb2 import GenerationStarted

@@ -1,4 +1,4 @@
-"""The client that a command line asks for."""
+"""Client and argument types of the command line."""
 
 import argparse
 
@@ -7,10 +7,10 @@ from whence.client import Client
 
 
 def connect(arguments: argparse.Namespace) -> Client:
-    """A client of the server that `--target` names.
+    """Return a client of the server that `--target` names.
 
     Raises:
-        UsageError: the target is no address.
+        UsageError: the target is not an address.
     """
     try:
         return Client(arguments.target, connect_timeout_s=arguments.connect_timeout)
@@ -19,7 +19,7 @@ def connect(arguments: argparse.Namespace) -> Client:
 
 
 def key_value(text: str) -> tuple[str, str]:
-    """A `KEY=VALUE` of the command line.
+    """Parse `KEY=VALUE`.
 
     Raises:
         argparse.ArgumentTypeError: there is no "=".

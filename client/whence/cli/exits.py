@@ -1,4 +1,4 @@
-"""What the command's exit status says."""
+"""Exit statuses of the command."""
 
 from whence.errors import (
     AlreadyExistsError,
@@ -27,11 +27,11 @@ exit status:
 
 
 class UsageError(Exception):
-    """The command line asks for what cannot be."""
+    """Error of the command line: contradictory or impossible arguments."""
 
 
 def exit_status(error: WhenceError) -> int:
-    """The exit status that an error stands for."""
+    """Return the exit status of an error."""
     if isinstance(error, UnavailableError):
         return UNREACHABLE
     if isinstance(error, InvalidRequestError | NotFoundError | AlreadyExistsError):

@@ -1,4 +1,4 @@
-"""`whence generate`: tokens as they come."""
+"""`whence generate`: generates, and prints tokens as they arrive."""
 
 import argparse
 import json
@@ -10,9 +10,9 @@ from typing import Any
 from whence.cli.connection import connect, key_value
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.html import add_html, page_path, save_page
-from whence.cli.inside import inside_lines, missing_lines
+from whence.cli.internals import internals_lines, missing_lines
 from whence.cli.json_lines import FIELDS, event_objects, line
-from whence.cli.render import painted, safe, table_heading, table_row, wants_color
+from whence.cli.render import paint, safe, table_heading, table_row, wants_color
 from whence.cli.trace_link import MEANING, trace_link, trace_url_template
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
@@ -175,10 +175,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Generate, shows it, and sums it up.
+    """Run a generation; print its tokens and a summary.
 
     Raises:
-        UsageError: options that contradict, or values that no request can carry.
+        UsageError: options that contradict, or values that no request can represent.
         WhenceError: the server's answer was an error.
     """
     template = _trace_url(arguments)
@@ -187,9 +187,9 @@ def run(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client, _start(client, arguments) as generation:
         kept: list[Token] | None = None if path is None else []
         try:
-            _show(_keeping(generation, kept), generation, arguments)
+            _show(_keep_tokens(generation, kept), generation, arguments)
         finally:
-            # A generation that failed is summed up as well, and has its page.
+            # A failed generation has a summary and a page, too.
             if generation.finished is not None and not arguments.quiet:
                 print(_summary(generation, time.monotonic() - begun), file=sys.stderr)
                 if link := trace_link(template, generation):
@@ -220,10 +220,10 @@ def _show(
         _show_text((token for _, tokens in events for token in tokens), color=color)
 
 
-def _keeping(
+def _keep_tokens(
     generation: Generation, kept: list[Token] | None
 ) -> Iterator[tuple[GenerationEvent, list[Token]]]:
-    """The generation's events with their tokens, which are kept if there is a place for them."""
+    """Yield the generation's events with their tokens, which are added to `kept` if given."""
     for event in generation.events():
         tokens = generation.tokens_of(event)
         if kept is not None:
@@ -245,7 +245,9 @@ def _start(client: Client, arguments: argparse.Namespace) -> Generation:
         if (value := getattr(arguments, name, None)) is not None
     }
     if arguments.internals and options.setdefault("detail", "internals") != "internals":
-        raise UsageError(f"--internals asks for them, and --detail {arguments.detail} does not")
+        raise UsageError(
+            f"--internals and --detail {arguments.detail} contradict: leave one of them out"
+        )
     for name in ("labels", "logit_bias"):
         if name in options:
             options[name] = dict(options[name])
@@ -261,11 +263,11 @@ def _start(client: Client, arguments: argparse.Namespace) -> Generation:
 
 
 def _show_text(tokens: Iterable[Token], *, color: bool) -> None:
-    """The first sequence as it comes; the others, which come between, after it."""
+    """Print the first sequence as it arrives, and then the others."""
     later: dict[int, list[str]] = {}
     try:
         for token in tokens:
-            shown = _shown(token, color=color)
+            shown = _format_token(token, color=color)
             if token.sequence_index == 0:
                 print(shown, end="", flush=True)
             else:
@@ -276,8 +278,8 @@ def _show_text(tokens: Iterable[Token], *, color: bool) -> None:
         print(f"--- sequence {sequence_index} ---\n{''.join(texts)}")
 
 
-def _shown(token: Token, *, color: bool) -> str:
-    return painted(safe(token.text), token.probability) if color else safe(token.text)
+def _format_token(token: Token, *, color: bool) -> str:
+    return paint(safe(token.text), token.probability) if color else safe(token.text)
 
 
 def _show_table(
@@ -287,7 +289,7 @@ def _show_table(
     color: bool,
     internals: bool,
 ) -> None:
-    """The prompt's tokens, where they are traced, and then the generated ones."""
+    """Print the prompt's tokens, if they are recorded, and then the generated ones."""
     num_prompt_tokens = 0
     begun = False
     for event, tokens in events:
@@ -305,7 +307,7 @@ def _show_table(
                     print(told)
         for token in tokens:
             print(table_row(token, color=color), flush=True)
-            for told in inside_lines(token, color=color) if internals else ():
+            for told in internals_lines(token, color=color) if internals else ():
                 print(told, flush=True)
 
 
@@ -315,7 +317,7 @@ def _show_json(events: Iterable[GenerationEvent], generation: Generation) -> Non
             for fields in event_objects(event, generation):
                 print(line(fields), flush=True)
     except GenerationFailedError:
-        # The last object says so already; the exit status does as well.
+        # The last object and the exit status show the failure already.
         return
 
 
@@ -337,9 +339,9 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text[:64]!r} is no JSON object")
+        raise argparse.ArgumentTypeError(f"{text[:64]!r} is not a JSON object")
     return value
 
 

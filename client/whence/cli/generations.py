@@ -1,4 +1,4 @@
-"""`whence generations`: what the server has recorded."""
+"""`whence generations`: recorded generations of the server."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from whence.cli.exits import EXITS, OK, UsageError
 from whence.cli.html import add_html, page_path, save_page
 from whence.cli.json_lines import FIELDS, line, message_object, token_object
 from whence.cli.one_step import step_lines
-from whence.cli.render import fitted, quoted, safe, table_heading, table_row, wants_color
+from whence.cli.render import fit_columns, quote, safe, table_heading, table_row, wants_color
 from whence.client import Client
 from whence.generation import FinishReason
 from whence.tokens import Token
@@ -123,15 +123,15 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Print one generation, and its steps or one of them if asked for; writes its page.
+    """Print one generation, with its steps or one of them on request; write its page.
 
     Raises:
-        UsageError: there is no such step, or its page cannot be written.
+        UsageError: the step does not exist, or the page cannot be written.
     """
     if arguments.sequence is not None and arguments.step is None:
-        raise UsageError("--sequence says whose --step is meant: give that too")
+        raise UsageError("--sequence needs --step: give both")
     if arguments.prompt and (arguments.step is None or arguments.sequence is not None):
-        raise UsageError("--prompt goes with --step, and without --sequence")
+        raise UsageError("--prompt needs --step, and contradicts --sequence")
     path = page_path(arguments)
     with connect(arguments) as client:
         generation = client.generations.get(arguments.generation_id)
@@ -178,7 +178,7 @@ def _step(client: Client, arguments: argparse.Namespace) -> Token:
             return token
         num_steps += 1
     whose = "the prompt" if arguments.prompt else f"sequence {sequence_index}"
-    raise UsageError(f"{whose} has no step {arguments.step}: {num_steps} are on record")
+    raise UsageError(f"{whose} has no step {arguments.step}: {num_steps} are recorded")
 
 
 def _save(path: Path, client: Client, generation: GetGenerationResponse) -> None:
@@ -210,10 +210,12 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
 
 def run_delete(arguments: argparse.Namespace) -> int:
-    """Delete a generation, once that is confirmed."""
+    """Delete a generation after confirmation."""
     if not arguments.yes:
         if not sys.stdin.isatty():
-            raise UsageError("nobody is there to confirm: give --yes to delete without asking")
+            raise UsageError(
+                "standard input is not a terminal: give --yes to delete without confirmation"
+            )
         answer = input(f"Destroy the content of {safe(arguments.generation_id)} for good? [y/N] ")
         if answer.strip().lower() not in {"y", "yes"}:
             raise UsageError("nothing was deleted")
@@ -231,10 +233,11 @@ def _filter(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _summary_row(summary: GenerationSummary) -> str:
-    preview = quoted(summary.prompt_preview + summary.text_preview)
+    preview = quote(summary.prompt_preview + summary.text_preview)
     return (
         f"{safe(summary.generation_id):36}  {_time(summary.start_time)}  "
-        f"{_reason(summary):>15}  {summary.num_generated_tokens:>6}  {fitted(preview, 60).rstrip()}"
+        f"{_reason(summary):>15}  {summary.num_generated_tokens:>6}  "
+        f"{fit_columns(preview, 60).rstrip()}"
     )
 
 
@@ -279,7 +282,7 @@ def _event_row(watched: WatchGenerationsResponse) -> str:
             reason = FinishReason.from_wire(event.finished.finish_reason)
             return f"{told}  {reason}, {event.finished.num_generated_tokens} tokens"
         case "steps":
-            return f"{told}  {quoted(''.join(step.text for step in event.steps.steps))}"
+            return f"{told}  {quote(''.join(step.text for step in event.steps.steps))}"
         case _:
             return told.rstrip()
 

@@ -1,4 +1,4 @@
-"""`--html FILE`: the generation as a page."""
+"""Option `--html FILE`, which writes the generation as a page."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ def add_html(group: Any) -> None:
 
 
 def page_path(arguments: argparse.Namespace) -> Path | None:
-    """Where a page is asked for; None where none is.
+    """Return the path of the page; None without `--html`.
 
     Raises:
-        UsageError: it could not be written there.
+        UsageError: no page can be written there.
     """
     if arguments.html is None:
         return None
@@ -35,7 +35,7 @@ def page_path(arguments: argparse.Namespace) -> Path | None:
     try:
         check_writable(path)
     except (OSError, ValueError) as error:
-        raise UsageError(_complaint(path, error)) from None
+        raise UsageError(_format_error(path, error)) from None
     return path
 
 
@@ -58,20 +58,20 @@ def save_page(
     try:
         write_page(path, content)
     except OSError as error:
-        raise UsageError(_complaint(path, error)) from None
+        raise UsageError(_format_error(path, error)) from None
 
 
 def _vocabulary(client: Client, started: GenerationStarted) -> Vocabulary | None:
-    """What the ids mean, if their model is still served: without it, ids are shown."""
+    """Return the vocabulary of the generation's model; None if it is no longer served."""
     try:
         served = client.model(started.model)
         if served.tokenizer_digest != started.tokenizer_digest:
-            return None  # another model has the name by now
+            return None  # another model now has the name
         return client.vocabulary(started.model)
     except WhenceError:
         return None
 
 
-def _complaint(path: Path, error: Exception) -> str:
+def _format_error(path: Path, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"--html {path}: {reason}"

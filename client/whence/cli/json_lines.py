@@ -1,4 +1,4 @@
-"""The objects that `--json` prints, one a line."""
+"""Objects that `--json` prints, one on each line."""
 
 import json
 import math
@@ -41,20 +41,20 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
 
 
 def line(value: dict[str, Any]) -> str:
-    """An object on a line; ASCII, so that no terminal can take harm."""
+    """Return an object as one line of ASCII JSON, which is safe for every terminal."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def message_object(message: Message) -> dict[str, Any]:
-    """A message by protobuf's own JSON mapping, with the field names of the contract."""
+    """Convert a message by protobuf's JSON mapping, with the field names of the contract."""
     as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return as_dict
 
 
 def complete_object(message: Message) -> dict[str, Any]:
-    """As `message_object`, with the fields that are zero, false or empty as well.
+    """Convert a message by protobuf's JSON mapping, with zero, false and empty fields.
 
-    What can be absent and is, is left out.
+    Absent fields with presence are left out.
     """
     try:
         options: dict[str, Any] = {"always_print_fields_with_no_presence": True}
@@ -65,7 +65,7 @@ def complete_object(message: Message) -> dict[str, Any]:
 
 
 def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterator[dict[str, Any]]:
-    """The objects of an event that `generation` has just brought."""
+    """Yield the objects of the newest event of `generation`."""
     match event.WhichOneof("event"):
         case "started":
             yield _started(generation)
@@ -82,7 +82,7 @@ def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterat
 
 
 def token_object(token: Token) -> dict[str, Any]:
-    """A token's fields, as `FIELDS` lists them."""
+    """Return a token's fields, as `FIELDS` lists them."""
     return _present(
         {
             "sequence_index": token.sequence_index,
@@ -131,7 +131,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
 
 
 def _beam_round(beam_round: BeamRound) -> dict[str, Any]:
-    # Protobuf's own mapping would leave out whatever is 0 or false, the first parent among it.
+    # Protobuf's mapping would leave out fields that are 0 or false, the first parent among them.
     timing = beam_round.timing
     return _present(
         {
@@ -249,5 +249,5 @@ def _numbers(record: Any) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float | None:
-    """The shortest decimal that is the same float32; None for what JSON has no number for."""
+    """Round to the digits of a float32; return None for values that JSON has no number for."""
     return float(f"{value:.9g}") if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The `whence` command: its parser, and what its errors come to."""
+"""The `whence` command: its parser, and the exit statuses of its errors."""
 
 import argparse
 import os
@@ -12,16 +12,16 @@ from whence.errors import WhenceError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; gives its exit status (see `whence --help`)."""
+    """Run the command; return its exit status (listed in `whence --help`)."""
     arguments = parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character should not end the generation.
+        # A character that the terminal cannot show must not end the generation.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at its end.
+        # The interpreter flushes standard output again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.BROKEN_PIPE
     except KeyboardInterrupt:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--target",
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Option that looks up the version only when it is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from whence import __version__

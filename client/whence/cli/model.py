@@ -1,4 +1,4 @@
-"""`whence model`: what is served."""
+"""`whence model`: the served models."""
 
 import argparse
 from typing import Any
@@ -24,7 +24,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every model that is served."""
+    """Print every served model."""
     with connect(arguments) as client:
         models = client.models()
     if arguments.json:

@@ -1,15 +1,15 @@
-"""`whence generations show ID --step N`: all that is on record of one token."""
+"""`whence generations show ID --step N`: the complete record of one token."""
 
 import math
 from collections.abc import Iterator, Sequence
 
-from whence.cli.inside import inside_lines
+from whence.cli.internals import internals_lines
 from whence.cli.render import (
     CANDIDATE_COLUMNS,
-    fitted,
-    named,
+    fit_columns,
+    fit_name,
     percent,
-    quoted,
+    quote,
     safe,
     table_heading,
     table_row,
@@ -21,12 +21,12 @@ _NAME_COLUMNS = CANDIDATE_COLUMNS + 10
 
 
 def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[str]:
-    """The step's record, for people to read.
+    """Yield the lines of a step's record.
 
     Args:
-        token: the step's.
-        color: whether probabilities and shares are shown as colours too.
-        prompt: whether it is of the prompt, which has no internals.
+        token: token of the step.
+        color: True to show probabilities and shares as colours too.
+        prompt: True for a token of the prompt, which has no internals.
     """
     yield table_heading(prompt=prompt)
     yield table_row(token, color=color, prompt=prompt)
@@ -35,7 +35,7 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
     yield from _processors(token)
     yield from _choice(token)
     if not prompt:
-        yield from inside_lines(token, color=color, whole=True)
+        yield from internals_lines(token, color=color, whole=True)
     yield from _timing(token)
 
 
@@ -55,9 +55,9 @@ def _processors(token: Token) -> Iterator[str]:
     if not token.processors:
         return
     heads = f"{'kept':>7}  {'removed':>7}  {'token':>7}"
-    yield f"{_INDENT}{fitted('processor', _NAME_COLUMNS)}  {heads}"
+    yield f"{_INDENT}{fit_columns('processor', _NAME_COLUMNS)}  {heads}"
     for effect in token.processors:
-        name = fitted(safe(effect.name), _NAME_COLUMNS)
+        name = fit_columns(safe(effect.name), _NAME_COLUMNS)
         after = percent(math.exp(effect.token_logprob))
         row = f"{effect.num_kept:>7,}  {percent(effect.removed_mass):>7}  {after:>7}"
         yield f"{_INDENT}{name}  {row}"
@@ -69,7 +69,7 @@ def _choice(token: Token) -> Iterator[str]:
         return
     yield f"{_INDENT}drawn with noise {draw.noise:g}"
     if draw.margin is not None and draw.runner_up_token_id is not None:
-        runner_up = quoted(token.text_of(draw.runner_up_token_id))
+        runner_up = quote(token.text_of(draw.runner_up_token_id))
         yield f"{_INDENT}{draw.margin:.3f} nats less likely, and it had been {runner_up}"
 
 

@@ -1,30 +1,30 @@
-"""Small plots for a terminal: block characters, readable without colour and at 80 columns."""
+"""Plots of block characters for a terminal, readable without colour and at 80 columns."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-"""A cell that is filled by no, one, ... eight eighths."""
+"""Cells filled by 0 to 8 eighths."""
 NOT_A_NUMBER = "!"
 NOTHING = "·"
 _EIGHTHS = len(BLOCKS) - 1
 _RAMP = (18, 20, 26, 31, 36, 71, 148, 226)
-"""Blue to yellow in the 256-colour palette, one for each of `BLOCKS` but the first."""
+"""Colours of the 256-colour palette, blue to yellow, for each of `BLOCKS` but the first."""
 _LABEL_COLUMNS = 9
 
 
 def column_chart(values: Sequence[float], num_columns: int, num_rows: int = 6) -> list[str]:
-    """The values from left to right as columns between the least and the greatest of them.
+    """Draw values as a column chart from their minimum to their maximum; return its lines.
 
-    Several values share a column, which then shows their mean; one that is not finite is told by
-    a mark at the bottom.
+    A column is the mean of its values; with a value that is not finite, it has a mark at the
+    bottom.
 
     Args:
-        values: at least one.
-        num_columns: how wide the chart is, its labels included.
-        num_rows: how high it is.
+        values: values from left to right, at least one.
+        num_columns: width of the chart with its labels, in characters.
+        num_rows: height of the chart, in lines.
     """
-    means = binned(values, num_columns - _LABEL_COLUMNS - 2)
+    means = bin_means(values, num_columns - _LABEL_COLUMNS - 2)
     finite = [mean for mean in means if math.isfinite(mean)]
     low, high = (min(finite), max(finite)) if finite else (math.nan, math.nan)
     levels = [_level(mean, low, high, num_rows * _EIGHTHS) for mean in means]
@@ -38,19 +38,19 @@ def column_chart(values: Sequence[float], num_columns: int, num_rows: int = 6) -
 
 
 def axis(first: int, last: int, num_columns: int, indent: int = _LABEL_COLUMNS + 2) -> str:
-    """The steps at both ends of a chart, below it."""
+    """Return the axis below a chart, with the first and the last step."""
     begin, end = f"step {first:,}", f"{last:,}"
     return f"{'':>{indent}}{begin}{end:>{max(num_columns - indent - len(begin), len(end) + 1)}}"
 
 
 class HeatScale:
-    """Levels of a heat map's cells, logarithmic.
+    """Logarithmic levels of a heat map's cells.
 
-    The lowest level takes in the lowest twentieth of the values: a warm-up's first steps would
-    otherwise take up the whole scale.
+    The lowest level holds the lowest twentieth of the values: otherwise the first steps of a
+    warm-up would use most of the scale.
 
     Args:
-        values: of all cells; those that are not above zero have no level.
+        values: values of all cells; values that are not above 0 have no level.
     """
 
     def __init__(self, values: Iterable[float]) -> None:
@@ -63,7 +63,7 @@ class HeatScale:
         return f"{BLOCKS[1]} at most {low:.1e}, {BLOCKS[-1]} {high:.1e}, logarithmic in between"
 
     def cell(self, value: float, *, color: bool) -> str:
-        """A value's cell: a mark of its own for zero, and for what is no number."""
+        """Return a value's cell; 0 and values that are not finite have their own marks."""
         if not math.isfinite(value):
             return NOT_A_NUMBER
         if value <= 0:
@@ -74,7 +74,7 @@ class HeatScale:
 
 
 def bar(value: float, largest: float, num_columns: int) -> str:
-    """A horizontal bar for a value from 0 to the largest."""
+    """Return a horizontal bar for a value from 0 to the largest."""
     if not (math.isfinite(value) and largest > 0):
         return ""
     eighths = round(max(value, 0.0) / largest * num_columns * _EIGHTHS)
@@ -82,10 +82,11 @@ def bar(value: float, largest: float, num_columns: int) -> str:
     return "█" * whole + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[rest]
 
 
-def binned(values: Sequence[float], num_columns: int) -> list[float]:
-    """The values' means in equal shares, one a column; stretched where there are fewer values.
+def bin_means(values: Sequence[float], num_columns: int) -> list[float]:
+    """Return the means of equal shares of the values, one for each column.
 
-    A share with a value that is not finite has no mean.
+    Fewer values than columns are repeated. The mean of a share with a value that is not finite is
+    NaN.
     """
     shares = []
     for column in range(num_columns):
@@ -97,7 +98,7 @@ def binned(values: Sequence[float], num_columns: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number in at most nine characters."""
+    """Format a number in at most nine characters."""
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e3:
@@ -107,7 +108,7 @@ def number(value: float) -> str:
 
 
 def _level(value: float, low: float, high: float, num_levels: int) -> int:
-    """From 1 to `num_levels`; 0 for what is not finite."""
+    """Return a level from 1 to `num_levels`; 0 for a value that is not finite."""
     if not math.isfinite(value):
         return 0
     share = (value - low) / (high - low) if high > low else 0.5

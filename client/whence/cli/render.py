@@ -1,4 +1,4 @@
-"""What reaches the terminal: escaped text, colours by probability, aligned columns."""
+"""Formatting for the terminal: escaped text, colours by probability, aligned columns."""
 
 import os
 import re
@@ -14,13 +14,13 @@ _RAMP = (196, 202, 208, 214, 220, 226, 190, 154, 118, 82, 46)
 """Red to green in the 256-colour palette, for probabilities from 0 to 1."""
 
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that make a line read otherwise than it was written."""
+"""Characters that change the order in which a line is displayed."""
 
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
-"""Letters of Hangul that show nothing."""
+"""Invisible letters of Hangul."""
 
 _JOINING = frozenset("\u200c\u200d\ufe0e\ufe0f")
-"""Characters that show nothing themselves, and change what is before them."""
+"""Invisible characters that change the display of the previous character."""
 
 _NAMED_BYTES = re.compile("<0x[0-9A-F]{2}[^>]*>")
 
@@ -29,9 +29,9 @@ CANDIDATE_COLUMNS = 12
 
 
 def safe(text: str) -> str:
-    """The text with every control character but newline and tab made visible.
+    """Return the text with escapes for all control characters except newline and tab.
 
-    A model can emit escape sequences, and a terminal would obey them.
+    A model can emit escape sequences, which a terminal would execute.
     """
     return "".join(_visible(character) for character in text)
 
@@ -45,14 +45,14 @@ def _visible(character: str) -> str:
     return character
 
 
-def quoted(text: str) -> str:
-    """The text on one line, in quotes, so that its blanks can be seen, and told apart."""
-    escaped = safe(_unhidden(text.replace("\\", "\\\\")))
+def quote(text: str) -> str:
+    """Return the text in quotes on one line, with escapes for invisible characters."""
+    escaped = safe(_show_hidden(text.replace("\\", "\\\\")))
     return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
-def _unhidden(text: str) -> str:
-    """The text with the code of each character that shows nothing, or no more than a space."""
+def _show_hidden(text: str) -> str:
+    """Return the text with the code of each character that is invisible or looks like a space."""
     if text.isascii():
         return text
     return "".join(
@@ -76,15 +76,15 @@ def _is_hidden(character: str, before: str) -> bool:
 
 
 def wants_color(mode: ColorMode, stream: TextIO) -> bool:
-    """Whether to colour: as said, else on a terminal unless NO_COLOR is set (no-color.org)."""
+    """Return whether to use colours; "auto": on a terminal without NO_COLOR (no-color.org)."""
     if mode != "auto":
         return mode == "always"
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return stream.isatty() and not plain
 
 
-def painted(text: str, probability: float | None) -> str:
-    """The text in the colour of its probability, from red to green."""
+def paint(text: str, probability: float | None) -> str:
+    """Return the text in the colour of its probability, from red to green."""
     if probability is None or not text:
         return text
     color = _RAMP[min(int(probability * len(_RAMP)), len(_RAMP) - 1)]
@@ -92,9 +92,9 @@ def painted(text: str, probability: float | None) -> str:
 
 
 def table_heading(*, prompt: bool = False) -> str:
-    """The column names of `table_row`."""
+    """Return the column names of `table_row`."""
     place = "prompt" if prompt else ""
-    return f"{place:>7}  {fitted('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
+    return f"{place:>7}  {fit_columns('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
 
 
 def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
@@ -102,14 +102,14 @@ def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
 
     Args:
         token: the token.
-        color: whether its probability is shown as a colour too.
-        prompt: whether it is the prompt's, whose place is its index alone.
+        color: True to show its probability as a colour too.
+        prompt: True for a token of the prompt, whose place is its index alone.
     """
     place = f"{token.index}" if prompt else f"{token.sequence_index}/{token.index}"
-    text = named(token.token_text or token.text, TOKEN_COLUMNS)
+    text = fit_name(token.token_text or token.text, TOKEN_COLUMNS)
     rank = "" if token.rank is None else str(token.rank)
     row = (
-        f"{place:>7}  {painted(text, token.probability) if color else text}  "
+        f"{place:>7}  {paint(text, token.probability) if color else text}  "
         f"{percent(token.probability):>6}  {rank:>5}  {'  '.join(_runners_up(token))}"
     )
     if token.requested_logprobs:
@@ -124,31 +124,31 @@ def _runners_up(token: Token) -> Iterator[str]:
 
 
 def _candidate(candidate: Candidate) -> str:
-    text = named(candidate.text, CANDIDATE_COLUMNS)
+    text = fit_name(candidate.text, CANDIDATE_COLUMNS)
     return f"{text} {percent(candidate.probability):>6}"
 
 
 def percent(probability: float | None) -> str:
-    """A probability in per cent; blank if unknown."""
+    """Format a probability in per cent; "" if it is unknown."""
     return "" if probability is None else f"{probability:.1%}"
 
 
-def named(text: str, num_columns: int) -> str:
-    """Return a token's text in quotes, cut or padded to a number of terminal columns.
+def fit_name(text: str, num_columns: int) -> str:
+    """Return a token's text in quotes, truncated or padded to a number of terminal columns.
 
-    Named bytes are never cut: tokens that begin a character often differ in the last one alone.
+    Named bytes are not truncated: tokens of partial characters often differ in the last byte.
     """
-    shown = quoted(text)
-    return (padded if _NAMED_BYTES.search(text) else fitted)(shown, num_columns)
+    shown = quote(text)
+    return (padded if _NAMED_BYTES.search(text) else fit_columns)(shown, num_columns)
 
 
 def padded(text: str, num_columns: int) -> str:
-    """Return the text padded to a number of terminal columns, and never cut."""
+    """Return the text padded to a number of terminal columns, without truncation."""
     return text + " " * (num_columns - columns(text))
 
 
-def fitted(text: str, num_columns: int) -> str:
-    """The text cut or padded to so many columns of a terminal."""
+def fit_columns(text: str, num_columns: int) -> str:
+    """Return the text truncated or padded to a number of terminal columns."""
     shown = ""
     used = 0
     total = columns(text)

@@ -1,4 +1,4 @@
-"""Which training run a command line means, and how runs, steps and events are told in a line."""
+"""Selection of a training run on the command line, and lines for runs, steps and events."""
 
 import re
 from typing import Any
@@ -16,10 +16,10 @@ _NUM_SHOWN = 5
 
 
 def run_id(client: Client, given: str | None) -> str:
-    """The id of the run that is meant: whole, by a prefix that is unique, or the served model's.
+    """Return the id of the selected run: a whole id, a unique prefix, or "" for the default run.
 
     Raises:
-        UsageError: no run's id begins so, or several do.
+        UsageError: no run's id begins with the prefix, or several do.
     """
     if not given or _WHOLE_ID.fullmatch(given):
         return given or ""
@@ -34,7 +34,7 @@ def run_id(client: Client, given: str | None) -> str:
 
 
 def summary_row(run: pb.TrainingRunSummary) -> str:
-    """A run on a line: by the beginning of its id, which will do for a command."""
+    """Return a run's line, with a prefix of its id."""
     loss = f"loss {number(run.loss)}" if run.HasField("loss") else ""
     return (
         f"{safe(run.training_run_id)[:8]}  {time_of(run.start_time)[:16]}  "
@@ -43,7 +43,7 @@ def summary_row(run: pb.TrainingRunSummary) -> str:
 
 
 def progress(run: pb.TrainingRunSummary) -> str:
-    """How far a run has come."""
+    """Return a run's present step, and its planned number of steps."""
     return f"step {run.step:,}" + (f"/{run.num_planned_steps:,}" if run.num_planned_steps else "")
 
 
@@ -54,7 +54,7 @@ STEP_HEADING = (
 
 
 def step_row(step: pb.TrainingStep) -> str:
-    """A step on a line."""
+    """Return a step's line."""
     norm = number(step.grad_norm) if step.HasField("grad_norm") else ""
     num_examples = sum(len(rank.example_ids) for rank in step.ranks)
     return (
@@ -65,7 +65,7 @@ def step_row(step: pb.TrainingStep) -> str:
 
 
 def event_row(event: pb.TrainingEvent) -> str:
-    """What happened, on a line."""
+    """Return an event's line."""
     kind = event.WhichOneof("event") or "unknown"
     told: Any = getattr(event, kind, None)
     match kind:
@@ -95,7 +95,7 @@ def event_row(event: pb.TrainingEvent) -> str:
 
 
 def dataset_text(dataset: pb.TrainingDataset) -> str:
-    """What a run reads, in words."""
+    """Describe a run's training set."""
     parts = [
         f"{dataset.num_documents:,} documents" if dataset.num_documents else "",
         f"{dataset.num_examples:,} examples" if dataset.num_examples else "",
@@ -106,29 +106,29 @@ def dataset_text(dataset: pb.TrainingDataset) -> str:
 
 
 def ending_text(ending: pb.AttemptFinished) -> str:
-    """How an attempt ended, in words."""
+    """Describe the end of an attempt."""
     error = f": {safe(ending.error)}" if ending.error else ""
     return f"{state_name(ending.state)} at step {ending.step:,}{error}"
 
 
 def gap_text(gap: pb.RecordingGap) -> str:
-    """Return a sentence that says what is not on record, and why."""
+    """Describe a gap of the record, with its reason."""
     return f"{safe(gap.subject)} after step {gap.step:,}: {safe(gap.reason)}"
 
 
 def metrics_text(evaluation: pb.Evaluation) -> str:
-    """An evaluation's metrics, by name."""
+    """Return an evaluation's metrics, sorted by name."""
     return "  ".join(
         f"{safe(name)} {number(value)}" for name, value in sorted(evaluation.metrics.items())
     )
 
 
 def state_name(state: pb.TrainingState.ValueType) -> str:
-    """Where a run stands, in a word."""
+    """Return the name of a run's state."""
     known = state in pb.TrainingState.values()
     return pb.TrainingState.Name(state).removeprefix("TRAINING_STATE_").lower() if known else "?"
 
 
 def time_of(timestamp: Timestamp) -> str:
-    """To the second, in UTC."""
+    """Format a time in UTC, to the second."""
     return timestamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")

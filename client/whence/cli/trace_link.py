@@ -1,4 +1,4 @@
-"""A link that opens a generation's trace where its spans went."""
+"""Link to a generation's trace in the user's trace viewer."""
 
 import os
 from urllib.parse import urlsplit
@@ -17,10 +17,10 @@ _SAMPLED = 1
 
 
 def trace_url_template(text: str | None) -> str:
-    """The template: as given, or $WHENCE_TRACE_URL, or empty for no link.
+    """Return the template: the given one, else $WHENCE_TRACE_URL, else "" for no link.
 
     Raises:
-        ValueError: it is no URL of a page, or has no place for the trace id.
+        ValueError: the template is not an HTTP URL, or has no {trace_id}.
     """
     chosen, where = text, "the trace URL"
     if chosen is None:
@@ -35,7 +35,7 @@ def trace_url_template(text: str | None) -> str:
 
 
 def trace_link(template: str, generation: GenerationState) -> str:
-    """The link to a generation's trace; empty without a template, and where no span is made."""
+    """Return the link to a generation's trace; "" without a template or a sampled trace."""
     started = generation.started
     if not template or started is None or not started.trace_flags & _SAMPLED:
         return ""

@@ -1,4 +1,4 @@
-"""`whence training`: where the weights came from."""
+"""`whence training`: the training runs that made the weights."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.json_lines import complete_object, line
-from whence.cli.render import quoted, safe, wants_color
+from whence.cli.render import quote, safe, wants_color
 from whence.cli.runs import (
     STEP_HEADING,
     event_row,
@@ -21,9 +21,9 @@ from whence.cli.runs import (
     step_row,
     summary_row,
 )
-from whence.cli.training_explain import explanation, gathered
+from whence.cli.training_explain import explanation, gather_responses
 from whence.cli.training_page import write_run_page
-from whence.cli.training_show import course_of, details, pictures
+from whence.cli.training_show import details, fetch_course, pictures
 from whence.merkle import verify_inclusion
 from whence.v1 import training_pb2 as pb
 
@@ -148,12 +148,12 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Print one run and its plots; writes its page where asked for."""
+    """Print one run and its plots; write its page on request."""
     with connect(arguments) as client:
         run = client.training_runs.get(run_id(client, arguments.training_run))
         course = None
         if arguments.html or not arguments.json:
-            course = course_of(client, run)
+            course = fetch_course(client, run)
     if arguments.html and course is not None:
         write_run_page(arguments.html, run, course)
     if arguments.json or course is None:
@@ -185,7 +185,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
 
 def run_steps(arguments: argparse.Namespace) -> int:
-    """Print steps, one a line."""
+    """Print steps, one on each line."""
     if not arguments.json:
         print(STEP_HEADING)
     with connect(arguments) as client:
@@ -202,7 +202,7 @@ def run_steps(arguments: argparse.Namespace) -> int:
 
 
 def run_document(arguments: argparse.Namespace) -> int:
-    """Print where a document is, and its text."""
+    """Print a document's location and text."""
     if arguments.raw and (arguments.json or arguments.no_text):
         raise UsageError("--raw prints the text alone: leave out --json and --no-text")
     if (arguments.begin or arguments.end) and not arguments.raw:
@@ -244,7 +244,7 @@ def run_document(arguments: argparse.Namespace) -> int:
 
 
 def run_proof(arguments: argparse.Namespace) -> int:
-    """Fetch a proof and checks it here; exits with 1 where it proves nothing."""
+    """Fetch a proof and verify it locally; return 1 if it does not hold."""
     which = _which(arguments.which)
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)
@@ -273,7 +273,7 @@ def run_proof(arguments: argparse.Namespace) -> int:
 
 
 def _problem(proof: pb.GetInclusionProofResponse, sha256: str, index: int | None, root: str) -> str:
-    """Why it does not prove that the document asked for is in the tree; "" where it does."""
+    """Return why a proof does not hold for the requested document; "" if it holds."""
     if index is not None and proof.leaf_index != index:
         return f"this is a proof of document {proof.leaf_index}, and {index} was asked for"
     if proof.leaf_data.hex() != sha256:
@@ -284,7 +284,7 @@ def _problem(proof: pb.GetInclusionProofResponse, sha256: str, index: int | None
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
-    """Traces a text's emergence, and shows it once it is computed."""
+    """Trace a text's emergence, and print it."""
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)
         answers: list[pb.TraceEmergenceResponse] = []
@@ -307,8 +307,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
             return OK
         run = client.training_runs.get(wanted)
         print(f"run {safe(run.summary.training_run_id)}")
-        print(f"log p({quoted(arguments.continuation)} | {quoted(arguments.prompt)}), in nats\n")
-        found = gathered(answers)
+        print(f"log p({quote(arguments.continuation)} | {quote(arguments.prompt)}), in nats\n")
+        found = gather_responses(answers)
         for text in explanation(
             client,
             run,

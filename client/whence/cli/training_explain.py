@@ -1,4 +1,4 @@
-"""How a text's probability grew, as text: the curve, then the checkpoints of the largest change."""
+"""Printing of a text's emergence: its curve, and details of the largest change."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from whence.cli.exits import UsageError
 from whence.cli.plots import bar
-from whence.cli.render import fitted, quoted, safe
+from whence.cli.render import fit_columns, quote, safe
 from whence.client import Client
 from whence.errors import FailedPreconditionError, NotFoundError
 from whence.v1 import training_pb2 as pb
@@ -20,26 +20,26 @@ _MOST_IDS = 8
 
 
 class Emergence(NamedTuple):
-    """All that was told of one text."""
+    """Traced emergence of one text."""
 
     started: pb.EmergenceStarted
     points: list[pb.EmergencePoint]
     intervals: list[pb.EmergenceInterval]
 
-    def around(self, step: int) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
-        """The two points between which a step was made."""
+    def find_around(self, step: int) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
+        """Return the two points around a step; None if there are none."""
         return next(
             (pair for pair in pairwise(self.points) if pair[0].step < step <= pair[1].step), None
         )
 
-    def largest_change(self) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
-        """The two points between which the probability changed most, either way."""
+    def find_largest_change(self) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
+        """Return the two points between which the logprob changed most."""
         changes = [pair for pair in pairwise(self.points) if math.isfinite(_change(*pair))]
         return max(changes, key=lambda pair: abs(_change(*pair)), default=None)
 
 
-def gathered(answers: Sequence[pb.TraceEmergenceResponse]) -> Emergence:
-    """The messages of one answer, by kind."""
+def gather_responses(answers: Sequence[pb.TraceEmergenceResponse]) -> Emergence:
+    """Group the responses of one call by kind."""
     started = next((a.started for a in answers if a.HasField("started")), pb.EmergenceStarted())
     return Emergence(
         started,
@@ -57,21 +57,21 @@ def explanation(
     num_examples: int,
     step: int | None = None,
 ) -> Iterator[str]:
-    """The curve over all checkpoints; then tokens, groups and examples for one change.
+    """Yield the curve over all checkpoints, then tokens, groups and examples of one change.
 
     Args:
-        client: asked for the documents.
-        run: whose emergence it is.
-        emergence: as it was traced.
+        client: client that fetches the documents.
+        run: the training run.
+        emergence: traced emergence.
         text: the continuation.
-        num_examples: whose documents are looked up at most.
-        step: the change is that around this step; None is the largest.
+        num_examples: maximum number of examples to look up.
+        step: step whose change is explained; None for the largest change.
 
     Raises:
-        UsageError: no two checkpoints lie around that step.
+        UsageError: there are no checkpoints before and after the step.
     """
     yield from _curve(emergence.points)
-    chosen = emergence.largest_change() if step is None else emergence.around(step)
+    chosen = emergence.find_largest_change() if step is None else emergence.find_around(step)
     if chosen is None:
         if step is not None:
             raise UsageError(f"there are no checkpoints before and after step {step:,}")
@@ -117,7 +117,7 @@ def _tokens(
         started.continuation_texts, before.token_logprobs, after.token_logprobs, strict=False
     )
     for text, old, new in told:
-        shown = fitted(quoted(text), _TOKEN_COLUMNS)
+        shown = fit_columns(quote(text), _TOKEN_COLUMNS)
         yield f"{shown}  {old:>9.3f}  {new:>9.3f}  {new - old:>+8.3f}"
 
 
@@ -130,7 +130,7 @@ def _groups(groups: Sequence[pb.ParameterGroup], interval: pb.EmergenceInterval)
     yield ""
     yield f"{'contributed by':<{_GROUP_COLUMNS}}  {'nats':>8}"
     for name, change in by_size:
-        shown = fitted(safe(name), _GROUP_COLUMNS)
+        shown = fit_columns(safe(name), _GROUP_COLUMNS)
         yield f"{shown}  {change:>+8.3f}  {bar(abs(change), largest, _BAR_COLUMNS)}".rstrip()
     told = f"what {interval.num_gradients} gradients along the line missed"
     yield f"{'gap':<{_GROUP_COLUMNS}}  {interval.gap:>+8.3f}  {told}"
@@ -143,7 +143,7 @@ def _examples(
     text: bytes,
     num_examples: int,
 ) -> Iterator[str]:
-    """The documents that were trained on in between; first those that showed the text itself."""
+    """Yield the documents trained on in the interval, those with the text first."""
     ids = list(dict.fromkeys(interval.example_ids))
     if not ids:
         return
@@ -165,13 +165,13 @@ def _examples(
 
 
 class _Document(NamedTuple):
-    """A document that was trained on."""
+    """A document of the interval, with its examples."""
 
     index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
     place: pb.TrainingDocument
     examples: list[int]
     having: list[int]
-    """Those whose piece of it has the text that is explained."""
+    """Examples whose piece of the document has the explained text."""
 
     def lines(self) -> Iterator[str]:
         place = self.place
@@ -179,14 +179,18 @@ class _Document(NamedTuple):
             f"  document {self.index}  {safe(place.source)} bytes {place.begin_byte:,} to "
             f"{place.end_byte:,}"
         )
-        told = f"examples {_listed(self.examples)}"
-        yield f"    {told}; {_listed(self.having)} with the text" if self.having else f"    {told}"
+        told = f"examples {_format_ids(self.examples)}"
+        yield (
+            f"    {told}; {_format_ids(self.having)} with the text"
+            if self.having
+            else f"    {told}"
+        )
 
 
 def _documents(
     client: Client, training_run_id: str, example_ids: Sequence[int], text: bytes
 ) -> dict[int, _Document]:
-    """The documents of these examples, by index."""
+    """Return the documents of the examples, by index."""
     pieces: dict[int, list[tuple[int, pb.ExamplePiece]]] = {}
     for example_id in example_ids:
         answer = client.training_runs.document(
@@ -223,7 +227,7 @@ def _document(
 def _cut_out(
     client: Client, training_run_id: str, index: int, pieces: Sequence[pb.ExamplePiece]
 ) -> list[bytes]:
-    """The bytes of pieces of one document, which goes by and is not kept."""
+    """Return the bytes of pieces of one document, which is read as a stream."""
     first, last = min(p.begin_byte for p in pieces), max(p.end_byte for p in pieces)
     cut = [bytearray() for _ in pieces]
     at = first
@@ -236,7 +240,7 @@ def _cut_out(
     return list(map(bytes, cut))
 
 
-def _listed(example_ids: Sequence[int]) -> str:
+def _format_ids(example_ids: Sequence[int]) -> str:
     more = ", ..." if len(example_ids) > _MOST_IDS else ""
     return ", ".join(map(str, example_ids[:_MOST_IDS])) + more
 

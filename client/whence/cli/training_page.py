@@ -1,4 +1,4 @@
-"""A training run as a page of HTML that needs nothing else: plotly draws it (extra `plots`)."""
+"""A training run as a self-contained HTML page, drawn by plotly (extra `plots`)."""
 
 import html
 import math
@@ -12,7 +12,7 @@ from whence.page.file import write_page
 from whence.v1 import training_pb2 as pb
 
 MAX_COLUMNS = 2_000
-"""Steps on the page; of a longer run, one in so many."""
+"""Maximum number of steps on the page; longer runs are thinned."""
 INSTALL = "pip install 'whence[plots]'"
 
 _PAGE = """\
@@ -36,12 +36,12 @@ pre {{ overflow-x: auto }}
 
 
 def write_run_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
         UsageError: plotly is not installed, or the file cannot be written.
     """
-    figure = _figure(run, course.thinned(MAX_COLUMNS))
+    figure = _figure(run, course.thin(MAX_COLUMNS))
     page = _PAGE.format(
         title=html.escape(f"Training run {run.summary.name or run.summary.training_run_id}"),
         figure=figure.to_html(
@@ -119,7 +119,7 @@ def _heatmap(graph_objects: Any, groups: list[str], course: Course) -> Any:
 
 
 def _checkpoints(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
-    """A line over the whole page at each."""
+    """Return a vertical line for each checkpoint."""
     line = {"color": "lightgray", "dash": "dot", "width": 1}
     everywhere = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": line}
     steps = {checkpoint.step for checkpoint in run.checkpoints}
@@ -129,7 +129,7 @@ def _checkpoints(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
 def _evaluations(
     run: pb.GetTrainingRunResponse,
 ) -> dict[str, tuple[list[int], list[float | None]]]:
-    """Losses on other text: steps and values by the metric's name, gaps included."""
+    """Return steps and values of evaluation losses, by metric; None for values not finite."""
     found: dict[str, tuple[list[int], list[float | None]]] = {}
     for evaluation in run.evaluations:
         for name, value in evaluation.metrics.items():
@@ -141,5 +141,5 @@ def _evaluations(
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:
-    """What is no number is a gap."""
+    """Replace values that are not finite by None, which plotly draws as gaps."""
     return [value if math.isfinite(value) else None for value in values]

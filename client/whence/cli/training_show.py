@@ -1,11 +1,11 @@
-"""A training run as text: how it was set up, how it went, and its plots."""
+"""A training run as text: its settings, its course and its plots."""
 
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import NamedTuple
 
-from whence.cli.plots import HeatScale, axis, binned, column_chart
-from whence.cli.render import fitted, safe
+from whence.cli.plots import HeatScale, axis, bin_means, column_chart
+from whence.cli.render import fit_columns, safe
 from whence.cli.runs import (
     dataset_text,
     ending_text,
@@ -19,7 +19,7 @@ from whence.client import Client
 from whence.v1 import training_pb2 as pb
 
 MAX_STEPS = 20_000
-"""Steps that are fetched for the plots; of a longer run, one in so many."""
+"""Maximum number of steps fetched for the plots; longer runs are thinned."""
 _PAGE_STEPS = 5_000
 _NAME_COLUMNS = 14
 _GROUP_COLUMNS = 20
@@ -27,29 +27,29 @@ _MOST_LINES = 12
 
 
 class Course(NamedTuple):
-    """A run's steps, all or one in so many."""
+    """A run's steps, all of them or one in `stride`."""
 
     steps: list[pb.TrainingStep]
     stride: int
 
     @property
     def covers(self) -> str:
-        """Which steps these are, in words."""
+        """Description of the included steps."""
         steps = f"{len(self.steps):,} step{'' if len(self.steps) == 1 else 's'}"
         return steps if self.stride == 1 else f"{steps}, one in {self.stride:,}"
 
     @property
     def measured(self) -> list[int]:
-        """The steps whose norms are on record."""
+        """Numbers of the steps with recorded norms."""
         return [step.step for step in self.steps if step.update_norms]
 
-    def thinned(self, max_steps: int) -> "Course":
-        """The same with fewer steps, round numbers of them left out in between."""
+    def thin(self, max_steps: int) -> "Course":
+        """Return the course with at most `max_steps` steps, thinned by a round stride."""
         one_in = round_stride(len(self.steps), max_steps)
         return Course(self.steps[one_in - 1 :: one_in], self.stride * one_in)
 
     def relative_updates(self, group: int) -> list[float]:
-        """A group's update norm over its weight norm, at each step that has both."""
+        """Return a group's ratios of update norm to weight norm, for steps that have both."""
         return [
             step.update_norms[group] / step.weight_norms[group] if step.weight_norms[group] else 0.0
             for step in self.steps
@@ -57,8 +57,8 @@ class Course(NamedTuple):
         ]
 
 
-def course_of(client: Client, run: pb.GetTrainingRunResponse) -> Course:
-    """The steps that count, few enough to be plotted."""
+def fetch_course(client: Client, run: pb.GetTrainingRunResponse) -> Course:
+    """Fetch a run's steps, thinned to at most `MAX_STEPS`."""
     stride = round_stride(run.summary.step, MAX_STEPS)
     steps = client.training_runs.steps(
         run.summary.training_run_id,
@@ -71,7 +71,7 @@ def course_of(client: Client, run: pb.GetTrainingRunResponse) -> Course:
 
 
 def round_stride(num_steps: int, max_steps: int) -> int:
-    """One step in so many: a round number, as norms may be on record for such steps alone."""
+    """Return a round stride, because norms are often recorded at round steps only."""
     stride, factors = 1, cycle((2, 2.5, 2))
     while num_steps > stride * max_steps:
         stride = int(stride * next(factors))
@@ -79,7 +79,7 @@ def round_stride(num_steps: int, max_steps: int) -> int:
 
 
 def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
-    """What is on record of a run besides its steps."""
+    """Yield the lines of a run's record besides its steps."""
     for name, value in _facts(run).items():
         yield f"{name:<{_NAME_COLUMNS}}  {safe(value)}"
     yield from _section("attempts", [_attempt(run, attempt) for attempt in run.attempts])
@@ -93,7 +93,7 @@ def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
 def pictures(
     run: pb.GetTrainingRunResponse, course: Course, num_columns: int, *, color: bool
 ) -> Iterator[str]:
-    """Loss, learning rate, and how far each step moved each group of parameters."""
+    """Yield plots of loss, learning rate and relative updates by parameter group."""
     if not course.steps:
         yield "no step is on record yet"
         return
@@ -118,13 +118,13 @@ def _update_map(
         yield "update norms are not on record"
         return
     indent = min(max(map(len, rows)), _GROUP_COLUMNS) + 2
-    means = {name: binned(values, num_columns - indent) for name, values in rows.items()}
+    means = {name: bin_means(values, num_columns - indent) for name, values in rows.items()}
     scale = HeatScale(mean for row in means.values() for mean in row)
     yield "relative updates: norm of a step's change over the norm of the weights, by group"
     yield f"({scale}; a cell is a mean)"
     for name, row in means.items():
         cells = "".join(scale.cell(mean, color=color) for mean in row)
-        yield f"{fitted(safe(name), indent - 2)}  {cells}"
+        yield f"{fit_columns(safe(name), indent - 2)}  {cells}"
     yield axis(course.measured[0], course.measured[-1], num_columns, indent)
 
 
@@ -158,7 +158,7 @@ def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
 
 def _parent(started: pb.TrainingRunStarted) -> str:
     if not started.HasField("parent"):
-        # `whence-server train`, which has a recipe, names a parent wherever there is one.
+        # Runs of `whence-server train`, which have a recipe, record every parent.
         return "random weights" if started.recipe_json else "not on record"
     parent = started.parent
     run = f", run {parent.training_run_id}" if parent.training_run_id else ""
@@ -166,13 +166,13 @@ def _parent(started: pb.TrainingRunStarted) -> str:
 
 
 def _base(started: pb.TrainingRunStarted) -> str:
-    """The frozen model below an adapter; "" where none is trained."""
+    """Describe the frozen model below an adapter; "" without an adapter."""
     base = started.adapter_base
     return f"{base.source}, weights digest {base.weights_digest}" if base.ByteSize() else ""
 
 
 def _result(run: pb.GetTrainingRunResponse) -> dict[str, str]:
-    """The digests of what came of it: of the newest checkpoint, else of the last attempt's end."""
+    """Return the digests of the newest checkpoint, else of the last attempt's end."""
     if run.checkpoints:
         newest = run.checkpoints[-1]
         return {"model digest": newest.model_digest, "weights digest": newest.weights_digest}
@@ -206,7 +206,7 @@ def _checkpoints(run: pb.GetTrainingRunResponse) -> list[str]:
 
 
 def _is_superseded(checkpoint: pb.Checkpoint, attempts: Sequence[pb.AttemptStarted]) -> bool:
-    """Whether a later attempt went on from an earlier step."""
+    """Return whether a later attempt continued from an earlier step."""
     return any(
         attempt.attempt > checkpoint.attempt and attempt.resumed_step < checkpoint.step
         for attempt in attempts
@@ -214,7 +214,7 @@ def _is_superseded(checkpoint: pb.Checkpoint, attempts: Sequence[pb.AttemptStart
 
 
 def _short(digest: str) -> str:
-    return fitted(safe(digest) or "none", 14)
+    return fit_columns(safe(digest) or "none", 14)
 
 
 def _section(name: str, lines: list[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A generation as one self-contained page of HTML: made by the client, of the record alone."""
+"""A generation's record as one self-contained HTML page."""
 
 from whence.page.document import page
 from whence.page.file import check_writable, write_page

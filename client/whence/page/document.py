@@ -1,4 +1,4 @@
-"""The page itself: a template, its style and its program, and the record as data."""
+"""The page: a template with style and program, and the record as data."""
 
 import hashlib
 import html
@@ -15,7 +15,7 @@ from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
 
 _PROGRAM = ("parts.js", "text.js", "details.js", "page.js")
-# What a browser would take for the end of a script, or for markup inside of it.
+# Characters that a browser could take for the end of a script or for markup.
 _MARKUP = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
 
@@ -27,20 +27,20 @@ def page(
     prompt_steps: Iterable[Step] = (),
     vocabulary: Vocabulary | None = None,
 ) -> str:
-    """A generation as a page of HTML that needs nothing else, neither files nor a network.
+    """Return a generation as an HTML page that needs no other files and no network.
 
-    Whatever the record holds is data to the page: text is never taken for markup, and its
-    Content-Security-Policy lets no other program run than its own.
+    The record is data to the page: its text is never interpreted as markup, and the
+    Content-Security-Policy lets only the page's own program run.
 
     Args:
         started: the generation's start.
-        finished: its end; None while it runs.
-        steps: its tokens, in the order in which they were recorded.
-        prompt_steps: its prompt's, where they were traced.
-        vocabulary: what the token ids mean; without it they are shown as numbers.
+        finished: the generation's finish; None while it is running.
+        steps: steps of the generation, in the order in which they were recorded.
+        prompt_steps: steps of the prompt, if they were recorded.
+        vocabulary: texts of the token ids; without it they are shown as numbers.
 
     Returns:
-        The page; as a file, in UTF-8.
+        The page, to be encoded as UTF-8.
     """
     record = page_record(started, finished, steps, prompt_steps, vocabulary)
     style = _resource("page.css")
@@ -53,12 +53,12 @@ def page(
         "program": program,
         "text": _ascii(html.escape(record["prompt"]["text"] + record["text"])),
     }
-    # In one pass: what is put in is not looked at again.
+    # In one pass, so that inserted text is not scanned again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _resource("page.html"))
 
 
 def _policy(program: str, style: str) -> str:
-    """Let run what is on the page, by its digest, and nothing be fetched."""
+    """Return a policy that allows the page's program and style by digest, and no requests."""
     return (
         f"default-src 'none'; script-src '{_digest(program)}'; style-src '{_digest(style)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -74,9 +74,9 @@ def _data(record: dict[str, Any]) -> str:
 
 
 def _ascii(escaped: str) -> str:
-    """Text in references to its characters, so that no encoding can make another of it.
+    """Return text as ASCII with character references, which is the same in every encoding.
 
-    A character that HTML has no reference for (a control character) is shown as U+FFFD.
+    Control characters, for which HTML has no reference, become U+FFFD.
     """
     shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", escaped)
     return shown.encode("ascii", "xmlcharrefreplace").decode()

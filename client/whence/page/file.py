@@ -1,4 +1,4 @@
-"""Where a page is written to: whole, or not at all."""
+"""Atomic writing of a page to a file."""
 
 import os
 import tempfile
@@ -7,26 +7,26 @@ from pathlib import Path
 
 
 def check_writable(path: Path) -> None:
-    """Make sure, before anything is spent, that a page can be written there.
+    """Raise if a page cannot be written to the path, before anything is generated.
 
     Raises:
-        OSError: it cannot; the message says why.
+        OSError: the path cannot be written; the message has the reason.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory: name a file in it")
     if not path.parent.is_dir():
-        raise NotADirectoryError(f"{path.parent} is no directory: make it first")
+        raise NotADirectoryError(f"{path.parent} is not a directory: create it first")
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no ordinary file: name another")
+        raise OSError(f"{path} is not a regular file: choose another")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path.parent} may not be written to: name another directory")
+        raise PermissionError(f"{path.parent} is not writable: choose another directory")
 
 
 def write_page(path: Path, content: str) -> None:
-    """Write a page beside its place, and then moves it there: nobody ever sees half of one.
+    """Write a page to a temporary file beside the path, then rename it to the path.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: it cannot be written; an existing file is not changed.
     """
     check_writable(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -44,7 +44,7 @@ def write_page(path: Path, content: str) -> None:
 
 
 def _umask() -> int:
-    """What this process takes away from a new file's permissions; it can only be set."""
+    """Return the umask, which can only be read by setting it."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask

@@ -1,4 +1,4 @@
-"""What a page shows of a generation, as plain data for its program (page.js)."""
+"""Data of a generation for the page's program (page.js)."""
 
 import codecs
 import math
@@ -25,9 +25,9 @@ def page_record(
     prompt_steps: Iterable[Step],
     vocabulary: Vocabulary | None,
 ) -> dict[str, Any]:
-    """The record as JSON can carry it: absent stays absent, null is minus infinity.
+    """Return the record as JSON values; absent values are left out, null is minus infinity.
 
-    Numbers have five digits, which is more than a picture shows.
+    Numbers are rounded to five digits.
     """
     sequences: dict[int, list[Step]] = {}
     for step in steps:
@@ -182,7 +182,7 @@ def _used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[int]:
 
 
 def _texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list[str]:
-    """What each token adds to their text: a character belongs to the token that completes it."""
+    """Return each token's text; a character belongs to the token that completes it."""
     if vocabulary is None:
         return []
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

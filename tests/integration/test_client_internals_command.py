@@ -1,4 +1,4 @@
-"""The command's internals and pages, against a server that follows a script."""
+"""Internals and pages of the command, against a scripted server."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from client_fake_server import TOKEN_IDS, VOCABULARY, FakeServer, journal
-from inside_steps import inside_journal, inside_step
+from internals_steps import inside_journal, inside_step
 
 from whence.cli.main import main
 from whence.v1 import generation_pb2 as pb
@@ -74,8 +74,8 @@ def test_one_step_of_a_recorded_generation(server, command):
     _, step = map(json.loads, as_json.splitlines())
     assert (step["index"], step["internals"]["self_share"]) == (3, 0.25)
     for wrong, said in (
-        (["--step", "9"], "sequence 0 has no step 9: 5 are on record"),
-        (["--step", "0", "--sequence", "1"], "sequence 1 has no step 0: 0 are on record"),
+        (["--step", "9"], "sequence 0 has no step 9: 5 are recorded"),
+        (["--step", "0", "--sequence", "1"], "sequence 1 has no step 0: 0 are recorded"),
         (["--sequence", "1"], "--step"),
         (["--step", "-1"], "--step"),
         (["--step", "1", "--steps"], "--step"),
@@ -92,7 +92,7 @@ def test_bytes_that_are_no_character_are_told_apart(server, command):
 
 
 def with_traced_prompt() -> list[pb.GenerationEvent]:
-    """Its first token has no probability; of the others the candidates are traced."""
+    """Return a prompt's steps: the first has no probability, the others have candidates."""
     started, *rest = inside_journal()
     started.started.effective_trace.prompt = True
     steps = [Step(index=0, token_id=0)]
@@ -136,8 +136,8 @@ def test_a_recorded_prompts_tokens_are_shown_with_the_steps(server, command):
     assert '"Hello"' in one
     assert "no internals" not in one
     for wrong, said in (
-        (["--step", "3", "--prompt"], "the prompt has no step 3: 3 are on record"),
-        (["--prompt"], "--prompt goes with --step"),
+        (["--step", "3", "--prompt"], "the prompt has no step 3: 3 are recorded"),
+        (["--prompt"], "--prompt needs --step"),
         (["--step", "0", "--sequence", "0", "--prompt"], "without --sequence"),
     ):
         refused = command("generations", "show", "g", *wrong)

@@ -1,39 +1,39 @@
-"""What reaches the terminal of a token's internals: its context by shares, its layers."""
+"""Printing of a token's internals: its context by shares, and its layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
 
-from whence.cli.render import CANDIDATE_COLUMNS, columns, named, padded, percent, quoted, safe
+from whence.cli.render import CANDIDATE_COLUMNS, columns, fit_name, padded, percent, quote, safe
 from whence.internals import Internals, Layer
 from whence.tokens import Token
 
 LISTED = 8
-"""Sources in the list, strongest first; `--json` has all."""
+"""Maximum number of listed sources, strongest first; `--json` has all."""
 
 MOST_LAYERS = 12
-"""More layers than these are shown by where the leader changes; `--json` has all."""
+"""Maximum number of layers shown one by one; more are grouped by leader; `--json` has all."""
 
 _INDENT = " " * 9
 _GAP = " " * 3
 _BLOCK_COLUMNS = 32
-# From pale to deep blue in the 256-colour palette, each with ink that can be read on it.
+# (text, background) from pale to deep blue in the 256-colour palette.
 _SHADES = ((16, 189), (16, 153), (16, 117), (16, 75), (231, 33), (231, 27), (231, 21), (231, 19))
-_SPREAD = 0.7  # small shares are spread out, so that they can be told apart
+_SPREAD = 0.7  # below 1, so that small shares get different shades
 _KEPT_AROUND = 3
 _LONGEST_GAP = 8
 
 
-def inside_lines(token: Token, *, color: bool, whole: bool = False) -> Iterator[str]:
-    """What is on record of a token's inside, on lines below its own.
+def internals_lines(token: Token, *, color: bool, whole: bool = False) -> Iterator[str]:
+    """Yield the lines of a token's recorded internals.
 
     Args:
         token: the token.
-        color: whether the context's shares are shown as colours; they are listed anyway.
-        whole: shows also those stretches of the context that it drew nothing from.
+        color: True to print the context in colours of the shares, which are also listed.
+        whole: True to print the parts of the context without shares too.
     """
     internals = token.internals
     if internals is None:
-        yield f"{_INDENT}no internals are on record"
+        yield f"{_INDENT}no internals are recorded"
         return
     if color and token.context_token_ids and internals.self_share is not None:
         yield f"{_INDENT}{'context':>8}  " + "".join(_context(token, internals, whole=whole))
@@ -46,13 +46,13 @@ def inside_lines(token: Token, *, color: bool, whole: bool = False) -> Iterator[
 
 
 def missing_lines(unavailable: Mapping[str, str]) -> Iterator[str]:
-    """What the model cannot give, and why: `GenerationStarted.unavailable`."""
+    """Yield lines for the internals that the model cannot give, with the reasons."""
     for part, reason in sorted(unavailable.items()):
         yield f"{_INDENT}no {safe(part)}: {safe(reason)}"
 
 
 def _sources(internals: Internals) -> list[str]:
-    """A table of the strongest, of the newest position, and of what is left."""
+    """Return a table of the strongest sources, the newest position and the rest."""
     if internals.self_share is None:
         return []
     listed = internals.sources[:LISTED]
@@ -60,7 +60,7 @@ def _sources(internals: Internals) -> list[str]:
     return [
         _row("position", "drew on", "share"),
         *(
-            _row(source.position, _named(source.token_id, source.text), percent(source.share))
+            _row(source.position, _fit_name(source.token_id, source.text), percent(source.share))
             for source in listed
         ),
         _row("", "the newest", percent(internals.self_share)),
@@ -69,21 +69,21 @@ def _sources(internals: Internals) -> list[str]:
 
 
 def _layers(token: Token, internals: Internals) -> list[str]:
-    """A table of the layers, each run with its last one's share; a mark where the token leads."""
+    """Return a table of layers or groups of layers, with a mark if the token leads."""
     if not internals.layers:
         return []
     rows = [_row("layer", "leading", "itself")]
     for run in _runs(internals.layers):
         first, last = run[0], run[-1]
         leads = last.leader_token_id is not None and last.leader_token_id == token.token_id
-        text = _named(last.leader_token_id, last.leader_text)
+        text = _fit_name(last.leader_token_id, last.leader_text)
         place = f"{first.index}" if len(run) == 1 else f"{first.index}-{last.index}"
         rows.append(_row(place, text, percent(last.share)) + (" <" if leads else ""))
     return rows
 
 
 def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Yield each layer; of many, those in a row that have the same leader, together."""
+    """Yield single layers; if there are many, groups of consecutive ones with the same leader."""
     if len(layers) <= MOST_LAYERS:
         yield from ([layer] for layer in layers)
     else:
@@ -95,29 +95,29 @@ def _row(first: int | str, text: str, share: str) -> str:
     return f"{first:>8}  {padded(text, CANDIDATE_COLUMNS)}  {share:>6}"
 
 
-def _named(token_id: int | None, text: str) -> str:
-    return "" if token_id is None else named(text, CANDIDATE_COLUMNS)
+def _fit_name(token_id: int | None, text: str) -> str:
+    return "" if token_id is None else fit_name(text, CANDIDATE_COLUMNS)
 
 
 def _context(token: Token, internals: Internals, *, whole: bool) -> Iterator[str]:
-    """The context's tokens, each in the shade of its share."""
+    """Yield the context's tokens, each in the colour of its share."""
     length = len(token.context_token_ids)
     shares = {source.position: source.share for source in internals.sources}
     shares[length - 1] = internals.self_share or 0.0
     most = max(shares.values())
-    shown = range(length) if whole else _near(shares, length)
+    shown = range(length) if whole else _select_positions(shares, length)
     before = -1
     for position in shown:
         if position > before + 1:
             yield f" …{position - before - 1} tokens… "
         before = position
-        text = quoted(token.text_at(position))[1:-1]
+        text = quote(token.text_at(position))[1:-1]
         share = shares.get(position, 0.0)
-        yield _shaded(text, share / most) if share > 0 else text
+        yield _shade(text, share / most) if share > 0 else text
 
 
-def _near(shares: Mapping[int, float], length: int) -> list[int]:
-    """The positions that have a share, what is around them, and gaps too short to leave out."""
+def _select_positions(shares: Mapping[int, float], length: int) -> list[int]:
+    """Return positions with a share, their neighbours, and short gaps between them."""
     kept = sorted(
         {
             near
@@ -133,6 +133,6 @@ def _near(shares: Mapping[int, float], length: int) -> list[int]:
     return filled
 
 
-def _shaded(text: str, strength: float) -> str:
+def _shade(text: str, strength: float) -> str:
     ink, paper = _SHADES[min(int(strength**_SPREAD * len(_SHADES)), len(_SHADES) - 1)]
     return f"\x1b[38;5;{ink};48;5;{paper}m{text}\x1b[39;49m"
