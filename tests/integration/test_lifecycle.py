@@ -18,7 +18,7 @@ from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
-from whence_server.rpc.watching import position_token
+from whence_server.rpc.watching import make_position_token
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -49,7 +49,9 @@ def first_step(call) -> str:
 def wait_finished(channel: grpc.Channel, generation_id: str) -> g.GenerationFinished:
     """Awaits its end without being one of its readers: by watching from the journal's start."""
     watch = trace_pb2_grpc.TraceServiceStub(channel).WatchGenerations(
-        trace_pb2.WatchGenerationsRequest(lifecycle_only=True, after_position=position_token(0))
+        trace_pb2.WatchGenerationsRequest(
+            lifecycle_only=True, after_position=make_position_token(0)
+        )
     )
     try:
         for update in watch:
@@ -280,7 +282,7 @@ def test_a_watch_goes_on_from_any_event(server: ServerProcess, channel: grpc.Cha
     *_, last = generate(channel, g.GenerateRequest(prompt="x", labels={"watch": "me"}))
     assert last.event.HasField("finished")
     stub = trace_pb2_grpc.TraceServiceStub(channel)
-    position, offset, kinds = position_token(0), 0, []
+    position, offset, kinds = make_position_token(0), 0, []
     while "finished" not in kinds:
         watch = stub.WatchGenerations(
             trace_pb2.WatchGenerationsRequest(

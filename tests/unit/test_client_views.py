@@ -120,7 +120,7 @@ def test_no_control_character_reaches_the_terminal(text):
     assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
     assert not any(0x7F <= ord(c) < 0xA0 for c in shown)
     assert not any(c in "\u202e\u2066\u200f" for c in shown)
-    assert "\n" not in render.quoted(text)
+    assert "\n" not in render.quote(text)
 
 
 @pytest.mark.parametrize("text", ["plain", "é中文", "👩‍👧", "tab\tand\nnewline"])
@@ -130,14 +130,14 @@ def test_ordinary_text_is_shown_as_it_is(text):
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Mn", "Me", "Cs"])))
 def test_fitted_text_has_the_width_that_was_asked_for(text):
-    fitted = render.fitted(text, 8)
+    fitted = render.fit_columns(text, 8)
     assert sum(map(render._columns, fitted)) == 8
 
 
 def test_colours_go_from_red_to_green():
-    assert render.painted("x", 0.0) == "\x1b[38;5;196mx\x1b[39m"
-    assert render.painted("x", 1.0) == "\x1b[38;5;46mx\x1b[39m"
-    assert render.painted("x", None) == "x"
+    assert render.paint("x", 0.0) == "\x1b[38;5;196mx\x1b[39m"
+    assert render.paint("x", 1.0) == "\x1b[38;5;46mx\x1b[39m"
+    assert render.paint("x", None) == "x"
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_bytes_that_are_no_character_are_named(token, text):
 
 
 def test_named_bytes_are_never_cut():
-    first, second = render.named("<0xF0 0x9F 0x98>", 12), render.named("<0xF0 0x9F 0x99>", 12)
+    first, second = render.fit_name("<0xF0 0x9F 0x98>", 12), render.fit_name("<0xF0 0x9F 0x99>", 12)
     assert (first, second) == ('"<0xF0 0x9F 0x98>"', '"<0xF0 0x9F 0x99>"')
-    assert render.named("<0xF0>", 12) == '"<0xF0>"    '
-    assert render.named("a long token", 8) == '"a long\u2026'
+    assert render.fit_name("<0xF0>", 12) == '"<0xF0>"    '
+    assert render.fit_name("a long token", 8) == '"a long\u2026'
 
 
 @pytest.mark.parametrize(

@@ -117,18 +117,21 @@ async def test_a_changed_secret_is_found(data_dir, row, value):
             [INSERT_AT_999],
             "no generation starts at position 999",
         ),
-        (["UPDATE cursors SET position = 999 WHERE name = 'otlp-spans'"], "beyond"),
-        (["UPDATE cursors SET position = -1 WHERE name = 'otlp-spans'"], "beyond"),
-        (["UPDATE cursors SET position = 8 WHERE name = 'otlp-spans'"], "sealed"),
-        (["UPDATE cursors SET seal = NULL"], "sealed"),
-        (["UPDATE cursors SET name = 'other' WHERE name = 'otlp-spans'"], "sealed"),
+        (["UPDATE cursors SET position = 999 WHERE name = 'otlp-spans'"], "after the newest entry"),
+        (["UPDATE cursors SET position = -1 WHERE name = 'otlp-spans'"], "after the newest entry"),
+        (["UPDATE cursors SET position = 8 WHERE name = 'otlp-spans'"], "does not match its seal"),
+        (["UPDATE cursors SET seal = NULL"], "does not match its seal"),
+        (
+            ["UPDATE cursors SET name = 'other' WHERE name = 'otlp-spans'"],
+            "does not match its seal",
+        ),
         (
             [
                 "UPDATE cursors SET name = 'x' WHERE name = 'otlp-spans'",
                 "UPDATE cursors SET name = 'otlp-spans' WHERE name = 'otlp-events'",
                 "UPDATE cursors SET name = 'otlp-events' WHERE name = 'x'",
             ],
-            "sealed",
+            "does not match its seal",
         ),
         (["UPDATE generations SET labels = labels || ' '"], "labels: stored"),
         (["UPDATE generations SET labels = replace(labels, ': ', ':')"], "labels: stored"),
@@ -191,14 +194,14 @@ async def test_calls_appended_during_a_deletion_are_covered_by_its_digest(tmp_pa
     begin(journal, FIRST, 1)
     end(journal, FIRST, 1)
     await journal.flush()
-    reading = journal._store.spine
+    reading = journal._store.read_entry_digests
 
     def read_slowly(generation_id):
         entries = reading(generation_id)
         journal._log.writer._loop.call_soon_threadsafe(call, journal, FIRST)
         return entries
 
-    journal._store.spine = read_slowly
+    journal._store.read_entry_digests = read_slowly
     await journal.delete(FIRST)
     call(journal, FIRST)
     await journal.close()

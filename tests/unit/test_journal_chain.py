@@ -252,7 +252,7 @@ async def test_deleting_twice_at_once_is_recorded_once(tmp_path):
 
 
 async def test_deleted_content_is_cleared_after_a_foreign_reader_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("whence_server.journal.journal._CLEAR_AGAIN_S", 0.01)
+    monkeypatch.setattr("whence_server.journal.deletion._CLEAR_AGAIN_S", 0.01)
     journal = await Journal.open(tmp_path)
     whole(journal, "g", payload=PROMPT)
     await journal.flush()

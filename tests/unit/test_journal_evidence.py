@@ -36,7 +36,7 @@ def data_dir(template, tmp_path):
 
 
 @pytest.fixture
-async def get_live(tmp_path):
+async def live(tmp_path):
     """Copy a journal of a killed server, with most of it in the write-ahead log."""
     journal = await Journal.open(tmp_path / "source")
     for number in range(1, 6):
@@ -349,7 +349,7 @@ def test_bytes_after_the_last_page_are_found(data_dir, extra):
     with (data_dir / "journal.db").open("ab") as file:
         file.write(extra)
     findings = [str(finding) for finding in verify_journal(data_dir).findings]
-    assert any(f"{len(extra)} bytes behind its last page" in finding for finding in findings)
+    assert any(f"{len(extra)} bytes after its last page" in finding for finding in findings)
 
 
 @pytest.mark.parametrize("missing", [1, 100, PAGE - 1])

@@ -138,7 +138,7 @@ async def test_pending_calls_are_bounded_during_a_stall(tmp_path, caplog):
     empty(journal)
     await journal.wait_writable()
     await journal.flush()
-    assert "50 calls are not on record" in caplog.text
+    assert "50 calls were not recorded" in caplog.text
     await journal.close()
 
 

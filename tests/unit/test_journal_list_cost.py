@@ -103,10 +103,10 @@ def test_query_planner_uses_the_intended_indexes(database):
         (ListFilter(trace_id="7"), "generations_by_trace (trace_id=?"),
         (ListFilter(start_after_ns=5), "generations_by_start (start_time_ns>?"),
     ):
-        chosen = sqlite_list._narrowest(database, wanted)
-        conditions = sqlite_list._walk(chosen, wanted, None, None)
-        sql = f"SELECT 1 FROM {chosen.source} WHERE {sqlite_list._sql(conditions)}"
-        bindings = sqlite_list._bindings(conditions)
+        chosen = sqlite_list._choose_index(database, wanted)
+        conditions = sqlite_list._make_walk_conditions(chosen, wanted, None, None)
+        sql = f"SELECT 1 FROM {chosen.source} WHERE {sqlite_list._join_sql(conditions)}"
+        bindings = sqlite_list._collect_bindings(conditions)
         plan = database.execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
         plans.append(plan)
         assert index in plan[0][3]

@@ -30,7 +30,10 @@ def records() -> list[CallRecord]:
 async def channel(records: list[CallRecord]) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
     method = Method("Get", trace_pb2.GetGenerationRequest, unary=get, recorded=True)
-    handlers = (make_service_handler("s", [method], CallLog(records.append)), Health().handler())
+    handlers = (
+        make_service_handler("s", [method], CallLog(records.append)),
+        Health().make_handler(),
+    )
     server.add_generic_rpc_handlers(handlers)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
