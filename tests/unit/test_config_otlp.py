@@ -175,12 +175,12 @@ def test_other_exporters_of_metrics_and_logs_are_refused(
         (
             ("--otlp-endpoint", "http://a:1"),
             {"OTEL_TRACES_EXPORTER": "console"},
-            "spans go to 'console'",
+            "the exporter 'console' has its own",
         ),
         (
             ("--otlp-protocol", "grpc"),
             {"OTEL_TRACES_EXPORTER": "console"},
-            "--otlp-protocol 'grpc': spans go to 'console'",
+            "--otlp-protocol 'grpc': the exporter 'console' has its own",
         ),
         (("--otlp-protocol", "grpc"), {}, "--otlp-protocol 'grpc': spans go nowhere; give"),
         ((), {"OTEL_SDK_DISABLED": "1"}, "OTEL_SDK_DISABLED '1': expected true or false"),

@@ -27,7 +27,7 @@ MINIMAL = ("--output", "/out", "/text")
         ((*MINIMAL, "--epochs", "0"), "--epochs '0': expected a number above 0"),
         ((*MINIMAL, "--epochs", "nan"), "--epochs 'nan': expected a number above 0"),
         ((*MINIMAL, "--max-steps", "x"), "--max-steps 'x': expected a whole number from 1"),
-        ((*MINIMAL, "--epochs", "1", "--max-steps", "2"), "--epochs and --max-steps do not go"),
+        ((*MINIMAL, "--epochs", "1", "--max-steps", "2"), "--epochs and --max-steps contradict"),
         ((*MINIMAL, "--vocab-size", "256"), "--vocab-size '256': expected a whole number from 257"),
         ((*MINIMAL, "--tokenizer", "/t", "--vocab-size", "300"), "the size is for one that is"),
         (
