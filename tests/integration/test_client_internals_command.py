@@ -138,7 +138,7 @@ def test_a_recorded_prompts_tokens_are_shown_with_the_steps(server, command):
     for wrong, said in (
         (["--step", "3", "--prompt"], "the prompt has no step 3: 3 are recorded"),
         (["--prompt"], "--prompt needs --step"),
-        (["--step", "0", "--sequence", "0", "--prompt"], "without --sequence"),
+        (["--step", "0", "--sequence", "0", "--prompt"], "contradicts --sequence"),
     ):
         refused = command("generations", "show", "g", *wrong)
         assert (refused.returncode, said in refused.stderr) == (2, True), wrong
@@ -181,8 +181,8 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_spent(
     (tmp_path / "file").write_text("x")
     for path, said in (
         (tmp_path, "is a directory"),
-        (tmp_path / "missing" / "a.html", "no directory"),
-        (tmp_path / "file" / "a.html", "no directory"),
+        (tmp_path / "missing" / "a.html", "not a directory"),
+        (tmp_path / "file" / "a.html", "not a directory"),
     ):
         for arguments in (["generate", "The"], ["generations", "show", "g"]):
             refused = command(*arguments, "--html", str(path))

@@ -1,7 +1,7 @@
-"""The domain as protobuf bytes: what the journal stores, and every stream and span is made of.
+"""Encoding of the domain's types as protobuf bytes, which the journal stores and streams send.
 
-What is None in the domain is absent in the message. Each function serialises once: the bytes
-are hashed and kept, never made again from a parsed message.
+Values that are None are absent in the message. Each function serialises once: the bytes are hashed
+and kept, and never serialised again from a parsed message.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ from whence_server.domain.steps import (
 
 
 def encode_step(step: Step) -> bytes:
-    """whence.v1.Step: once for every token, so it is written for speed.
+    """Return a serialised whence.v1.Step; it is optimised, because every token needs one.
 
     Filling submessages in place takes half the time of passing them to a constructor.
     """
@@ -69,7 +69,7 @@ def encode_step(step: Step) -> bytes:
 
 
 def encode_beam_round(beam_round: BeamRound) -> bytes:
-    """whence.v1.BeamRound."""
+    """Return a serialised whence.v1.BeamRound."""
     proto = generation_pb2.BeamRound(index=beam_round.index)
     for parent, token_id, logprob, score, kept, finished in beam_round.continuations:
         proto.continuations.add(
@@ -85,7 +85,7 @@ def encode_beam_round(beam_round: BeamRound) -> bytes:
 
 
 def encode_started(started: Started) -> bytes:
-    """whence.v1.GenerationStarted."""
+    """Return a serialised whence.v1.GenerationStarted."""
     context, model = started.trace_context, started.model
     return generation_pb2.GenerationStarted(
         generation_id=started.generation_id,
@@ -115,7 +115,7 @@ def encode_started(started: Started) -> bytes:
 
 
 def encode_finished(finished: Finished) -> bytes:
-    """whence.v1.GenerationFinished."""
+    """Return a serialised whence.v1.GenerationFinished."""
     return generation_pb2.GenerationFinished(
         sequences=[_sequence(result) for result in finished.sequences],
         finish_reason=_finish_reason(finished.finish_reason),
@@ -131,7 +131,7 @@ def encode_finished(finished: Finished) -> bytes:
 
 
 def encode_call(call: CallRecord) -> bytes:
-    """whence.v1.Call."""
+    """Return a serialised whence.v1.Call."""
     context = call.trace_context
     return call_pb2.Call(
         trace_id=context.trace_id,
@@ -168,7 +168,7 @@ def decoding_to_proto(decoding: Decoding) -> generation_pb2.Decoding:
 
 
 def configured_to_proto(decoding: Decoding) -> generation_pb2.ConfiguredDecoding | None:
-    """Return what the model's generation config alone asks for; None where it is nothing."""
+    """Convert the settings of the model's generation config alone; None if there are none."""
     configured = decoding.configured
     proto = generation_pb2.ConfiguredDecoding(
         sequence_biases=[
@@ -199,7 +199,7 @@ def trace_to_proto(trace: TraceOptions) -> generation_pb2.TraceOptions:
 
 
 def environment_to_proto(model: ModelInfo) -> generation_pb2.Environment:
-    """What else the numbers depend on."""
+    """Convert the environment on which the numbers depend."""
     environment = model.environment
     return generation_pb2.Environment(
         whence_version=environment.whence_version,
@@ -214,7 +214,7 @@ def environment_to_proto(model: ModelInfo) -> generation_pb2.Environment:
 
 
 def training_run_to_proto(model: ModelInfo) -> generation_pb2.TrainingRunRef | None:
-    """The run that made the model's weights; None where it is not known."""
+    """Convert the training run of the model's weights; None if it is unknown."""
     run = model.training_run
     if run is None:
         return None
@@ -228,7 +228,7 @@ def training_run_to_proto(model: ModelInfo) -> generation_pb2.TrainingRunRef | N
 
 
 def timestamp(time_ns: int) -> Timestamp:
-    """Unix nanoseconds, none of them lost."""
+    """Convert Unix nanoseconds to a Timestamp, exactly."""
     seconds, nanos = divmod(time_ns, 10**9)
     return Timestamp(seconds=seconds, nanos=nanos)
 
