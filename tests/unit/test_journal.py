@@ -164,18 +164,18 @@ async def test_entries_rows_and_unfinished_generations_survive_a_restart(tmp_pat
 async def test_cursors_only_move_forward_and_are_durable(tmp_path):
     journal = await Journal.open(tmp_path)
     whole(journal, "g")
-    assert await journal.cursor("otlp") == 0
+    assert await journal.read_cursor("otlp") == 0
     with pytest.raises(ValueError, match="from 0 to 0"):
         journal.advance("otlp", 1)
     await journal.flush()
     journal.advance("otlp", 4)
     journal.advance("other", 1)
-    assert await journal.cursor("otlp") == 4
+    assert await journal.read_cursor("otlp") == 4
     with pytest.raises(ValueError, match="from 4 to 5, not 3"):
         journal.advance("otlp", 3)
     await journal.close()
     journal = await Journal.open(tmp_path)
-    assert (await journal.cursor("otlp"), await journal.cursor("other")) == (4, 1)
+    assert (await journal.read_cursor("otlp"), await journal.read_cursor("other")) == (4, 1)
     await journal.close()
 
 

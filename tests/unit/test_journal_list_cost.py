@@ -164,7 +164,7 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     journal = await Journal.open(tmp_path)
     rows, _ = await journal.list(ListFilter(labels={"parity": "1"}), 100)
     assert len(rows) == 24
-    assert await journal.cursor("otlp-spans") == 3
+    assert await journal.read_cursor("otlp-spans") == 3
     await journal.close()
     database = apsw.Connection(str(path))
     left = database.execute("SELECT * FROM labels").fetchall()

@@ -42,9 +42,9 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
 def _listed(candidates: Sequence[Candidate], heading: str) -> Iterator[str]:
     if not candidates:
         return
-    yield f"{_INDENT}{fitted(heading, _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
+    yield f"{_INDENT}{fit_columns(heading, _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
     for candidate in candidates:
-        text = named(candidate.text, _NAME_COLUMNS)
+        text = fit_name(candidate.text, _NAME_COLUMNS)
         removed = candidate.sampling_logprob == -math.inf
         chosen_from = "removed" if removed else percent(candidate.sampling_probability)
         row = f"{_INDENT}{text}  {percent(candidate.probability):>7}  {chosen_from:>11}"

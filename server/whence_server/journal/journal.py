@@ -381,7 +381,7 @@ class Journal:
         """Wait until the write-ahead log holds no deleted content."""
         await self._deletion.wait_cleared()
 
-    async def cursor(self, name: str) -> int:
+    async def read_cursor(self, name: str) -> int:
         """Return the position of a reader of all entries; 0 for a new reader."""
         return self._cursors.get(name, 0)
 
