@@ -404,7 +404,7 @@ async def test_an_empty_id_is_the_run_that_made_the_served_model(
     assert loading.value.reason == "MODEL_LOADING"
     assert (await client.training_runs.get(builder.id)).summary.served_models == []
     await server.load(tmp_path)
-    with pytest.raises(NotFoundError, match="no training run of the served model is known"):
+    with pytest.raises(NotFoundError, match="no record of the training run of its model"):
         await client.training_runs.get()
     digest = server.serving.model.model_digest  # type: ignore[union-attr]
     builder.checkpoint(7, ".", model_digest=digest)

@@ -54,12 +54,12 @@ def test_settings_that_are_text_must_be_utf_8() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a=1,b", "attribute 2 is no KEY=VALUE; expected KEY=VALUE,KEY=VALUE"),
-        ("=1", "attribute 1 is no KEY=VALUE"),
-        ("a=1, a=2", "attribute 2 (a) is there twice"),
-        ("a=100%", "attribute 1 (a) has a % that begins no escape"),
-        ("a=%zz", "attribute 1 (a) has a % that begins no escape"),
-        ("a=%e9", "attribute 1 (a) is no UTF-8 once it is decoded"),
+        ("a=1,b", "attribute 2 is not KEY=VALUE; expected KEY=VALUE,KEY=VALUE"),
+        ("=1", "attribute 1 is not KEY=VALUE"),
+        ("a=1, a=2", "attribute 2 (a) is given twice"),
+        ("a=100%", "attribute 1 (a) has a % without two hex digits"),
+        ("a=%zz", "attribute 1 (a) has a % without two hex digits"),
+        ("a=%e9", "attribute 1 (a) is not UTF-8 after percent-decoding"),
         ("a=%00", "attribute 1 (a) holds a control character"),
         ("a=x\ny", "attribute 1 (a) holds a control character"),
         ("%ff=1", "attribute 1 is no UTF-8"),
@@ -92,19 +92,19 @@ def test_resource_attributes_are_read_as_the_sdk_reads_them(attributes: dict[str
     [
         ("x-token-bin=not base64!", "header 1 (x-token-bin): over gRPC, the value of a name"),
         ("x-token-bin=abcde", "header 1 (x-token-bin): over gRPC"),
-        ("a=1,A=2", "header 2 (a) is there twice; give it once"),
-        ("grpc-timeout=1S", "header 1 (grpc-timeout) is set by the transport itself"),
-        ("Content-Type=text/plain", "header 1 (content-type) is set by the transport itself"),
-        ("te=gzip", "header 1 (te) is set by the transport itself"),
-        ("user-agent=me", "header 1 (user-agent) is set by the transport itself"),
-        ("x!y=1", "header 1 (x!y): gRPC takes names of letters"),
+        ("a=1,A=2", "header 2 (a) is given twice; give it once"),
+        ("grpc-timeout=1S", "header 1 (grpc-timeout) is set by the transport"),
+        ("Content-Type=text/plain", "header 1 (content-type) is set by the transport"),
+        ("te=gzip", "header 1 (te) is set by the transport"),
+        ("user-agent=me", "header 1 (user-agent) is set by the transport"),
+        ("x!y=1", "header 1 (x!y): gRPC allows only letters"),
         ("x=a%09b", "header 1 (x): its value has characters"),
         ("x=%C3%A9", "header 1 (x): its value has characters"),
         ("x=é", "header 1 (x): its value has characters"),
-        ("é=x", "header 1 is no NAME=VALUE"),
-        ("x=50%", "header 1 (x) has a % that begins no escape"),
+        ("é=x", "header 1 is not NAME=VALUE"),
+        ("x=50%", "header 1 (x) has a % without two hex digits"),
         ("x=%e9", "header 1 (x) is no UTF-8"),
-        (":path=/x", "header 1 is no NAME=VALUE"),
+        (":path=/x", "header 1 is not NAME=VALUE"),
     ],
 )
 def test_headers_that_grpc_would_not_send_are_an_error(text: str, words: str) -> None:
@@ -116,7 +116,7 @@ def test_headers_that_grpc_would_not_send_are_an_error(text: str, words: str) ->
 
 @pytest.mark.parametrize("name", ["content-encoding", "Transfer-Encoding", "connection", "upgrade"])
 def test_headers_that_http_needs_for_itself_are_an_error(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="is set by the transport itself"):
+    with pytest.raises(ConfigurationError, match="is set by the transport"):
         destination(**HTTP, **ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS=f"{name}=x")
 
 

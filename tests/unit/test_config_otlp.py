@@ -153,15 +153,19 @@ def test_other_exporters_of_metrics_and_logs_are_refused(
 @pytest.mark.parametrize(
     ("flags", "environment", "words"),
     [
-        (("--otlp-endpoint", "ftp://x:1"), {}, "--otlp-endpoint 'ftp://x:1': scheme 'ftp'; give"),
-        (("--otlp-endpoint", "http://x:1/path"), {}, "nothing but a host and a port"),
+        (("--otlp-endpoint", "ftp://x:1"), {}, "--otlp-endpoint 'ftp://x:1': its scheme is 'ftp'"),
+        (("--otlp-endpoint", "http://x:1/path"), {}, "it has a path, query or fragment"),
         (("--otlp-endpoint", "x:port"), {}, "--otlp-endpoint 'x:port': Port could not be cast"),
-        (("--otlp-endpoint", "http://:4317"), {}, "it names no host"),
+        (("--otlp-endpoint", "http://:4317"), {}, "it has no host"),
         (("--otlp-endpoint", "http://["), {}, "Invalid IPv6 URL"),
-        (("--otlp-endpoint", "http://u:secret@x:1"), {}, "'http://***@x:1': it names a user"),
+        (("--otlp-endpoint", "http://u:secret@x:1"), {}, "'http://***@x:1': it has a user name"),
         (("--otlp-protocol", "http/json"), {}, "expected one of grpc, http/protobuf"),
         (("--otlp-endpoint", "a:1"), HTTP, "it has no scheme; give http://"),
-        (("--otlp-endpoint", "http://a/v1/traces"), HTTP, "/v1/traces is appended here"),
+        (
+            ("--otlp-endpoint", "http://a/v1/traces"),
+            HTTP,
+            "it ends in /v1/traces, which is appended",
+        ),
         (("--otlp-endpoint", "http://a/?k=v"), HTTP, "it has a query"),
         (
             (),
@@ -212,12 +216,12 @@ def test_other_exporters_of_metrics_and_logs_are_refused(
         (
             (),
             ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": "a=1,secret"},
-            "OTEL_EXPORTER_OTLP_HEADERS: header 2 is no NAME=VALUE",
+            "OTEL_EXPORTER_OTLP_HEADERS: header 2 is not NAME=VALUE",
         ),
         (
             (),
             ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": "a b=secret"},
-            "OTEL_EXPORTER_OTLP_HEADERS: header 1 is no NAME=VALUE",
+            "OTEL_EXPORTER_OTLP_HEADERS: header 1 is not NAME=VALUE",
         ),
         (
             (),

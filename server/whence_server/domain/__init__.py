@@ -1,1 +1,1 @@
-"""The frozen vocabulary that every other room speaks; standard library only."""
+"""Immutable types that all packages of the server share; standard library only."""

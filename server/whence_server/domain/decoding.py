@@ -1,4 +1,4 @@
-"""How the tokens of a generation are chosen: what is asked for, and what is applied."""
+"""Decoding and trace settings of a generation, as applied."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,26 +30,26 @@ class EarlyStopping(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """Processing that only a model's generation config can ask for.
+    """Logits processing that only a model's generation config can turn on.
 
-    Names and meaning are those of transformers' `GenerationConfig`; neutral values are off.
+    Names and meaning are those of transformers' `GenerationConfig`; a neutral value is off.
     """
 
     sequence_biases: tuple[tuple[tuple[int, ...], float], ...] = ()
     """(token ids, amount added to the last one's logit where the others come before it)."""
     suppress_token_ids: tuple[int, ...] = ()
-    """Never chosen."""
+    """Tokens that are never chosen."""
     begin_suppress_token_ids: tuple[int, ...] = ()
-    """Not chosen at step `begin_suppress_index`."""
+    """Tokens that are not chosen at step `begin_suppress_index`."""
     begin_suppress_index: int = 0
     forced_bos_token_id: int | None = None
     """The first token; for prompts of one token."""
     forced_eos_token_ids: tuple[int, ...] = ()
-    """The last token that the length allows is one of these."""
+    """Tokens of which one is forced at the last step that `max_new_tokens` allows."""
     top_h: float = 0.0
-    """Keeps the likeliest tokens up to this share of the entropy; 0 is off."""
+    """Share of the entropy that the most likely tokens are kept up to; 0 is off."""
     renormalize_logits: bool = False
-    """Logits become logprobs after all other processors."""
+    """True if scores are normalised to logprobs after all other processors."""
 
 
 _CHOOSING = frozenset({Strategy.GREEDY, Strategy.SAMPLE, Strategy.BEAM_SEARCH})
@@ -70,7 +70,7 @@ def _is_temperature(value: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """A request's decoding settings as really applied: nothing is left to a default.
+    """A request's decoding settings as applied, with all defaults filled in.
 
     Settings that the strategy does not use hold their neutral value: their field's default.
     Probabilities and penalties follow transformers' `GenerationConfig` in name and meaning. Fields
@@ -170,7 +170,7 @@ class Decoding:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the batch that it takes: its sequences, or its beams."""
+        """Rows that the generation has in the batch: its sequences, or its beams."""
         if self.strategy is Strategy.BEAM_SEARCH:
             return self.num_beams
         return self.num_return_sequences
@@ -251,7 +251,7 @@ class GenerationDefaults:
 
 
 class TraceDetail(Enum):
-    """How much is recorded of each step; a larger value contains the smaller."""
+    """Amount that is recorded of each step; a larger value includes the smaller ones."""
 
     TOKENS = 1
     DECISIONS = 2
@@ -260,7 +260,7 @@ class TraceDetail(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """What is recorded of a generation, as granted."""
+    """Trace settings of a generation, as granted."""
 
     detail: Annotated[TraceDetail, Option("trace", Kind.CHOICE)] = TraceDetail.DECISIONS
     num_candidates: Annotated[int, Option("trace")] = 8
@@ -292,7 +292,7 @@ class TraceRequest:
 
 
 class FinishReason(Enum):
-    """Why a sequence, or a generation as a whole, ended; values as in the contract."""
+    """Reason for the end of a sequence or of a whole generation; the numbers are the contract's."""
 
     END_OF_SEQUENCE = 1
     STOP = 2

@@ -1,8 +1,8 @@
-"""The contract between the front and an engine, whichever it is: messages, and `Engine` itself.
+"""Interface between the front (the process that serves gRPC) and an engine (which runs the model).
 
-Named tuples of plain values: one `Turn` crosses the process boundary for every step of the
-whole batch, so it has to be cheap to pickle. An engine imports this module, and the front imports
-no engine but where the server is put together.
+Messages are named tuples of plain values, which are cheap to pickle: one `Turn` crosses the
+process boundary for every step of the whole batch. An engine imports this module; of the front,
+only `app` imports an engine.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -17,34 +17,34 @@ from whence_server.domain.steps import BeamContinuation, Decision
 
 
 class Replay(NamedTuple):
-    """A sequence that goes on where an earlier engine process left it."""
+    """Tokens of a sequence that continues after the death of the engine process that began it."""
 
     sequence_index: int
     token_ids: list[int]
-    """What was generated before."""
+    """Tokens generated before."""
 
 
 class Admit(NamedTuple):
-    """Run this generation; all its sequences share one prompt."""
+    """Request to run a generation; all its sequences share one prompt."""
 
     generation_id: str
     prompt_token_ids: list[int]
     decoding: Decoding
     trace: TraceOptions
     replays: Sequence[Replay] = ()
-    """The sequences that are to go on; none for a generation that begins, and none for a beam
-    search, which begins again."""
+    """Sequences to continue; empty for a new generation, and for a beam search, which starts
+    again from the prompt."""
 
 
 class StopSequence(NamedTuple):
-    """The front found this sequence's end (a stop string)."""
+    """Request to end one sequence, in whose text the front found a stop string."""
 
     generation_id: str
     sequence_index: int
 
 
 class StopGeneration(NamedTuple):
-    """Nobody wants this generation any more."""
+    """Request to end a generation that was cancelled, has failed or has timed out."""
 
     generation_id: str
 
@@ -66,24 +66,24 @@ class StepMade(NamedTuple):
     context_length: int
     """Positions of the sequence in the cache when the token was chosen."""
     finish: FinishReason | None
-    """END_OF_SEQUENCE, STOP (a stop token id) or LENGTH where this token is the last."""
+    """END_OF_SEQUENCE, STOP (a stop token id) or LENGTH if this token is the last; else None."""
 
 
 class Cost(NamedTuple):
-    """When a forward pass and the choice from it were done, and what they cost."""
+    """Time and durations of a forward pass and of the choice of tokens from its logits."""
 
     ready_ns: int
-    """CLOCK_MONOTONIC when the tokens were chosen."""
+    """CLOCK_MONOTONIC time at which the tokens were chosen."""
     forward_ns: int
-    """Wall time of the forward pass; of a prompt's last chunk, where there were several."""
+    """Wall time of the forward pass; for a prompt read in chunks, that of the last chunk."""
     select_ns: int
-    """From the logits to the chosen tokens and their record, for the whole batch."""
+    """Wall time from the logits to the chosen tokens and their decisions, for the whole batch."""
     batch_size: int
-    """Sequences that took a step."""
+    """Number of sequences that took a step."""
 
 
 class BeamRoundMade(NamedTuple):
-    """One round of a generation's beam search, while it is under way."""
+    """One round of a generation's beam search, sent while the search runs."""
 
     generation_id: str
     index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
@@ -93,7 +93,7 @@ class BeamRoundMade(NamedTuple):
 
 
 class BeamStep(NamedTuple):
-    """A step of a sequence that won; its round is long past."""
+    """A step of a sequence that a beam search returns; sent after the search has ended."""
 
     decision: Decision
     context_length: int
@@ -101,57 +101,61 @@ class BeamStep(NamedTuple):
 
 
 class BeamSequence(NamedTuple):
-    """A sequence that won a beam search."""
+    """A sequence that a beam search returns."""
 
     score: float
-    """Length-penalised."""
+    """Sum of the tokens' logprobs with the length penalty applied."""
     finish: FinishReason
     steps: list[BeamStep]
 
 
 class BeamSteps(NamedTuple):
-    """Some steps in a row of a sequence that won: all at once would hold up everybody."""
+    """A slice of the steps of a sequence that a beam search returns.
+
+    Slices bound the time for which the end of a search delays other streams.
+    """
 
     generation_id: str
     sequence_index: int
     first_index: int
-    """Of the first of `steps`."""
+    """Index, in the sequence, of the first of `steps`."""
     steps: list[BeamStep]
     score: float
     finish: FinishReason | None
-    """With the sequence's last steps."""
+    """Set in the slice with the sequence's last step; else None."""
 
 
 class BeamSearchDone(NamedTuple):
-    """A generation's beam search is over."""
+    """The end of a generation's beam search."""
 
     generation_id: str
     sequences: list[BeamSequence]
-    """Those that are returned, best first; over the wire none, as `BeamSteps` came before."""
+    """The returned sequences, best first; empty in messages to the front, which has received
+    them as `BeamSteps`."""
 
 
 class Prefilled(NamedTuple):
-    """A generation's prompt has been read; its first steps come in the same turn or later."""
+    """The end of a generation's prefill; its first steps come in the same turn or later."""
 
     generation_id: str
     started_ns: int
-    """CLOCK_MONOTONIC when its prefill began: what came before was the queue."""
+    """CLOCK_MONOTONIC time at which prefill began; before it the generation was queued."""
     finished_ns: int
     num_chunks: int
-    """Forward passes that read it."""
+    """Forward passes that read the prompt."""
 
 
 class PromptScored(NamedTuple):
-    """What the model said of a prompt's own tokens, of one piece that was read."""
+    """Decisions for the prompt's own tokens, from one chunk of the prompt."""
 
     generation_id: str
     first_index: int
-    """Of the first token in the prompt."""
+    """Index, in the prompt, of the first token."""
     decisions: list[Decision]
 
 
 class GenerationFailed(NamedTuple):
-    """One generation cannot go on, and has left the batch; the others do."""
+    """The failure of one generation, which has left the batch; the others go on."""
 
     generation_id: str
     reason: str
@@ -160,31 +164,32 @@ class GenerationFailed(NamedTuple):
 
 
 class Utilisation(NamedTuple):
-    """How busy the engine is."""
+    """Load of the engine."""
 
     num_cache_tokens: int = 0
-    """Positions that are spoken for, padding included."""
+    """Reserved positions of the key-value cache, padding included."""
     num_prefill_chunks: int = 0
-    """Forward passes over prompts since this engine process started."""
+    """Forward passes over prompts since the engine process started."""
 
 
 class Turn(NamedTuple):
-    """One forward pass and all that came of it.
+    """One forward pass and its results.
 
-    It served either the running sequences, together, or a prompt, whose sequences' first steps
-    it brings; a prompt's earlier chunks bring nothing but its own tokens' record where that is
-    asked for. Failures, and slices of a beam search's end, may come alone.
+    The pass covered either all running sequences or one chunk of a prompt. A prompt's last chunk
+    brings the first steps of its sequences; an earlier chunk brings only decisions for the
+    prompt's own tokens, if the request traces them. A turn without a forward pass brings failures
+    or the slices of a finished beam search.
     """
 
     cost: Cost
     utilisation: Utilisation = Utilisation()
     prompt_scored: Sequence[PromptScored] = ()
-    """Come before the prompts' `prefilled`, or with it."""
+    """Sent before the prompt's `prefilled`, or with it."""
     prefilled: Sequence[Prefilled] = ()
     steps: Sequence[StepMade] = ()
     failed: Sequence[GenerationFailed] = ()
     beam_rounds: Sequence[BeamRoundMade] = ()
-    """Come before the searches that they end."""
+    """Sent before the `beam_searches` that they end."""
     beam_steps: Sequence[BeamSteps] = ()
     beam_searches: Sequence[BeamSearchDone] = ()
 
@@ -193,52 +198,52 @@ class Turn(NamedTuple):
 
 
 class EngineState(StrEnum):
-    """What an engine is doing."""
+    """State of an engine."""
 
     STARTING = "starting"
     """The model is being loaded for the first time."""
     RUNNING = "running"
     RESTARTING = "restarting"
-    """The process has died, and another takes its place."""
+    """The process has died, and another one is being started."""
     LOST = "lost"
-    """It does not start any more: the server ends."""
+    """The engine could not be started again; the server ends."""
     STOPPED = "stopped"
 
 
 class Engine(Protocol):
-    """An engine as the front sees it: its messages, and its life from the start to the end."""
+    """An engine as the front uses it: start, messages, restart and stop."""
 
     @property
     def state(self) -> EngineState:
-        """What it is doing."""
+        """State of the engine."""
 
     @property
     def pid(self) -> int | None:
-        """The id of its process, whose memory the metrics report; None where it has none."""
+        """Id of the engine's process, whose memory the metrics report; None if it has none."""
 
     async def start(self) -> ModelInfo:
-        """Load the model; return its description.
+        """Load the model and return its description.
 
         Raises:
             ConfigurationError: the model cannot be served.
         """
 
     def send(self, message: FrontMessage) -> None:
-        """Hand over a message; never block."""
+        """Send a message without blocking."""
 
     def read_turns(self) -> AsyncIterator[Turn]:
-        """Yield every turn, until the engine is stopped.
+        """Yield every turn until the engine is stopped.
 
         Raises:
-            EngineLostError: it died; `restart` may bring it back.
+            EngineLostError: the engine died; `restart` may start it again.
         """
 
     async def restart(self) -> None:
-        """Start it again after its death.
+        """Start the engine again after its death.
 
         Raises:
-            EngineLostError: it does not start any more, or its weights are other ones.
+            EngineLostError: the engine does not start, or its weights have changed.
         """
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop the engine."""

@@ -1,14 +1,14 @@
-"""The journal's entries: what happened, in the order in which it happened."""
+"""The journal's entries, in the order in which they were written."""
 
 from enum import IntEnum
 from typing import NamedTuple
 
 
 class EntryKind(IntEnum):
-    """What an entry's payload is. The numbers are on disk: never reuse one."""
+    """Type of an entry's payload; the numbers are on disk and never reused."""
 
     UNREADABLE = 0
-    """Never on disk: stands for an entry whose row makes no sense, without a payload."""
+    """Stands for an entry whose row is damaged; never on disk, and without a payload."""
     STARTED = 1
     """whence.v1.GenerationStarted"""
     PROMPT_STEP = 2
@@ -20,24 +20,25 @@ class EntryKind(IntEnum):
     FINISHED = 5
     """whence.v1.GenerationFinished"""
     CALL = 6
-    """whence.v1.Call: outside the generation's own offsets"""
+    """whence.v1.Call; has no offset in the generation"""
     DELETED = 7
-    """whence.v1.Deletion: the generation's content was destroyed; outside its offsets. Empty in
-    journals of earlier versions."""
+    """whence.v1.Deletion, written when the generation's content was destroyed; has no offset in
+    the generation. Empty in journals of earlier versions."""
 
 
 OUTSIDE_OFFSETS = frozenset({EntryKind.CALL, EntryKind.DELETED})
-"""Kinds that no stream of the generation shows."""
+"""Kinds that have no offset, and that streams of a generation leave out."""
 
 
 class Entry(NamedTuple):
-    """One immutable record."""
+    """One immutable entry of the journal."""
 
     position: int
-    """Place in the writer's log, from 1 without gaps."""
+    """Number in the journal, from 1 without gaps."""
     generation_id: str
     offset: int
-    """Place among the generation's own entries, from 1 without gaps; 0 outside them."""
+    """Number among the generation's own entries, from 1 without gaps; 0 for kinds in
+    OUTSIDE_OFFSETS."""
     kind: EntryKind
     payload: bytes
-    """The serialised message; empty once the content was deleted."""
+    """The serialised message; empty after the content was deleted."""

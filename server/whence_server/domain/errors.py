@@ -1,31 +1,31 @@
-"""Every error that the server raises on purpose.
+"""Errors that the server raises on purpose.
 
 WhenceError                     a code, a machine-readable reason, a message
-├── InvalidRequestError         INVALID_ARGUMENT, names each field at fault
+├── InvalidRequestError         INVALID_ARGUMENT, names each wrong field
 ├── GenerationNotFoundError     NOT_FOUND
 ├── ModelNotFoundError          NOT_FOUND
 ├── TrainingRunNotFoundError    NOT_FOUND
 ├── DocumentNotFoundError       NOT_FOUND
 ├── DocumentChangedError        FAILED_PRECONDITION
 ├── EmergenceRefusedError       FAILED_PRECONDITION
-├── EmergenceBusyError          RESOURCE_EXHAUSTED, says when to come again
+├── EmergenceBusyError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationRunningError      FAILED_PRECONDITION
-├── QueueFullError              RESOURCE_EXHAUSTED, says when to come again
-├── TextQueueFullError          RESOURCE_EXHAUSTED, says when to come again
-├── TextProcessError            INTERNAL: the text process broke down
+├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
+├── TextQueueFullError          RESOURCE_EXHAUSTED, gives a retry delay
+├── TextProcessError            INTERNAL: the text process failed
 ├── ModelNotReadyError          FAILED_PRECONDITION
 ├── NotOfferedError             UNIMPLEMENTED
 ├── DrainingError               UNAVAILABLE
 ├── EngineLostError             UNAVAILABLE
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
-├── GenerationFailedError       INTERNAL: one generation could not go on
-├── ConfigurationError          ends the start
-├── DeletionPendingError        FAILED_PRECONDITION: deleted, and not gone from disk yet
-├── RecordDamagedError          DATA_LOSS: a generation's rows are not as they were written
+├── GenerationFailedError       INTERNAL: one generation failed
+├── ConfigurationError          the server does not start
+├── DeletionPendingError        FAILED_PRECONDITION: deleted, but still on disk
+├── RecordDamagedError          DATA_LOSS: a generation's rows have changed since they were written
 ├── JournalError                INTERNAL
-│   ├── JournalUnwritableError  UNAVAILABLE, says when to come again
-│   │   └── JournalFullError    RESOURCE_EXHAUSTED: the disk has no room
+│   ├── JournalUnwritableError  UNAVAILABLE, gives a retry delay
+│   │   └── JournalFullError    RESOURCE_EXHAUSTED: the disk is full
 │   └── JournalLostError        UNAVAILABLE: the server ends
 └── LineageError                INTERNAL: a training run's record
 """
@@ -35,7 +35,7 @@ from enum import Enum
 
 
 class Code(Enum):
-    """google.rpc.Code: the numbers are the wire's."""
+    """Status codes, with the numbers of google.rpc.Code."""
 
     CANCELLED = 1
     UNKNOWN = 2
@@ -55,7 +55,7 @@ class Code(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field at fault: its path in the request, and the rule that it breaks."""
+    """A wrong field: its path in the request, and the rule that it breaks."""
 
     field: str
     description: str
@@ -65,7 +65,7 @@ class WhenceError(Exception):
     """Base of all errors that the server raises on purpose.
 
     Attributes:
-        code: the status that a live call gets.
+        code: status of the call that raises the error.
         reason: UPPER_SNAKE_CASE, for programs.
         metadata: ids and limits, for programs.
     """
@@ -80,7 +80,7 @@ class WhenceError(Exception):
 
 
 class InvalidRequestError(WhenceError):
-    """The request can never be served as it is."""
+    """The request is invalid and would fail every time."""
 
     code = Code.INVALID_ARGUMENT
     reason = "INVALID_REQUEST"
@@ -90,18 +90,18 @@ class InvalidRequestError(WhenceError):
         self.violations = violations
 
     def __reduce__(self) -> tuple[type["InvalidRequestError"], tuple[FieldViolation, ...]]:
-        # It crosses from the text process to the front.
+        # The error is pickled in the text process and raised in the front.
         return type(self), self.violations
 
 
 class GenerationNotFoundError(WhenceError):
-    """No such generation, or its content was deleted."""
+    """The generation does not exist, or its content was deleted."""
 
     code = Code.NOT_FOUND
     reason = "GENERATION_NOT_FOUND"
 
     def __init__(self, generation_id: str, *, deleted: bool = False) -> None:
-        what = "was deleted" if deleted else "is not known here"
+        what = "was deleted" if deleted else "does not exist on this server"
         super().__init__(f"generation {generation_id!r} {what}", generation_id=generation_id)
         if deleted:
             self.reason = "GENERATION_DELETED"
@@ -122,39 +122,39 @@ class ModelNotFoundError(WhenceError):
 
 
 class TrainingRunNotFoundError(WhenceError):
-    """No record of such a training run is known to this server."""
+    """The server has no record of the training run."""
 
     code = Code.NOT_FOUND
     reason = "TRAINING_RUN_NOT_FOUND"
 
     def __init__(self, training_run_id: str) -> None:
         what = (
-            f"training run {training_run_id!r} is not known here"
+            f"this server has no record of training run {training_run_id!r}"
             if training_run_id
-            else "no training run of the served model is known here"
+            else "this server has no record of the training run of its model"
         )
         super().__init__(
-            f"{what}; --training-runs names directories with records",
+            f"{what}; pass the directory with the record to --training-runs",
             training_run_id=training_run_id,
         )
 
 
 class DocumentNotFoundError(WhenceError):
-    """The training set has no such document or example, or their text is not on record."""
+    """The training set lacks the document or example, or its text is not in the record."""
 
     code = Code.NOT_FOUND
     reason = "DOCUMENT_NOT_FOUND"
 
 
 class DocumentChangedError(WhenceError):
-    """A document's source no longer has the text that was trained on."""
+    """A document's source has changed since the model was trained on it."""
 
     code = Code.FAILED_PRECONDITION
     reason = "DOCUMENT_CHANGED"
 
 
 class EmergenceRefusedError(WhenceError):
-    """A text's emergence cannot be traced over this run's checkpoints."""
+    """The emergence of a text cannot be traced over the training run's checkpoints."""
 
     code = Code.FAILED_PRECONDITION
 
@@ -164,7 +164,7 @@ class EmergenceRefusedError(WhenceError):
 
 
 class EmergenceBusyError(WhenceError):
-    """Another text's emergence is being traced: it takes whole models into memory."""
+    """The emergence of another text is being traced; each trace loads whole models into memory."""
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "EMERGENCE_BUSY"
@@ -178,7 +178,7 @@ class EmergenceBusyError(WhenceError):
 
 
 class GenerationExistsError(WhenceError):
-    """The generation id is taken by another request, or was deleted."""
+    """The generation id belongs to a different request, or to a deleted generation."""
 
     code = Code.ALREADY_EXISTS
     reason = "GENERATION_EXISTS"
@@ -196,7 +196,7 @@ class GenerationExistsError(WhenceError):
 
 
 class GenerationRunningError(WhenceError):
-    """The generation has to have finished for this."""
+    """The generation is still running, and the call needs a finished one."""
 
     code = Code.FAILED_PRECONDITION
     reason = "GENERATION_RUNNING"
@@ -209,7 +209,7 @@ class GenerationRunningError(WhenceError):
 
 
 class QueueFullError(WhenceError):
-    """More requests wait than the server allows."""
+    """Too many sequences wait for the engine."""
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
@@ -224,14 +224,14 @@ class QueueFullError(WhenceError):
 
 
 class TextQueueFullError(WhenceError):
-    """More bytes of requests wait for the text process than the server holds in memory."""
+    """Too many bytes of requests wait for the text process."""
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "TEXT_QUEUE_FULL"
 
     def __init__(self, max_bytes: int, retry_after_s: float) -> None:
         super().__init__(
-            f"long requests are waiting already, {max_bytes} bytes at the most; "
+            f"the text process has a queue of long requests, limited to {max_bytes} bytes; "
             f"try again in {retry_after_s:g} s",
             max_bytes=str(max_bytes),
         )
@@ -239,7 +239,7 @@ class TextQueueFullError(WhenceError):
 
 
 class TextProcessError(WhenceError):
-    """The process that renders chat templates and tokenizes does not work."""
+    """The process that renders chat templates and tokenizes has failed."""
 
     reason = "TEXT_PROCESS_FAILED"
 
@@ -255,14 +255,14 @@ class ModelNotReadyError(WhenceError):
 
 
 class NotOfferedError(WhenceError):
-    """The contract has it, this version of the server does not do it yet."""
+    """The server does not implement a part of the contract that the request uses."""
 
     code = Code.UNIMPLEMENTED
     reason = "NOT_OFFERED"
 
 
 class DrainingError(WhenceError):
-    """The server is on its way out and admits nothing more."""
+    """The server is shutting down and admits no new requests."""
 
     code = Code.UNAVAILABLE
     reason = "DRAINING"
@@ -272,7 +272,7 @@ class DrainingError(WhenceError):
 
 
 class EngineLostError(WhenceError):
-    """The engine process has died and could not be had back."""
+    """The engine process has died."""
 
     code = Code.UNAVAILABLE
     reason = "ENGINE_LOST"
@@ -282,7 +282,7 @@ class EngineLostError(WhenceError):
 
 
 class DeadlinePassedError(WhenceError):
-    """The call's deadline had passed before any work was done."""
+    """The call's deadline had passed when the call arrived."""
 
     code = Code.DEADLINE_EXCEEDED
     reason = "DEADLINE_PASSED"
@@ -292,7 +292,7 @@ class DeadlinePassedError(WhenceError):
 
 
 class GenerationFailedError(WhenceError):
-    """One generation could not go on; the others do."""
+    """One generation failed; the others go on."""
 
     code = Code.INTERNAL
 
@@ -302,7 +302,7 @@ class GenerationFailedError(WhenceError):
 
 
 class ConfigurationError(WhenceError):
-    """A setting, a model or a data directory that the server cannot start with."""
+    """The server cannot start with a setting, a model or a data directory."""
 
     code = Code.FAILED_PRECONDITION
     reason = "CONFIGURATION"
@@ -316,10 +316,10 @@ class JournalError(WhenceError):
 
 
 class JournalUnwritableError(JournalError):
-    """The journal cannot be written at present; the server goes on trying.
+    """The journal cannot be written at present; the server keeps trying.
 
     Attributes:
-        retry_after_s: seconds after which a caller may try again.
+        retry_after_s: seconds after which a caller may retry.
     """
 
     code = Code.UNAVAILABLE
@@ -327,8 +327,8 @@ class JournalUnwritableError(JournalError):
 
     def __init__(self, detail: str, retry_after_s: float = 5.0, **metadata: str) -> None:
         super().__init__(
-            f"the journal cannot be written at present ({detail}), so nothing new can be put on "
-            "record; the server tries again by itself",
+            f"the journal cannot be written at present ({detail}), so the server admits no new "
+            "requests; it keeps trying to write",
             **metadata,
         )
         self.detail = detail
@@ -336,21 +336,21 @@ class JournalUnwritableError(JournalError):
 
 
 class JournalFullError(JournalUnwritableError):
-    """The disk with the journal has no room left."""
+    """The disk with the journal is full."""
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "JOURNAL_FULL"
 
 
 class JournalLostError(JournalError):
-    """The journal cannot be written, and trying again would not help: the server ends."""
+    """The journal cannot be written, and the server ends, because a retry would not help."""
 
     code = Code.UNAVAILABLE
     reason = "JOURNAL_LOST"
 
 
 class DeletionPendingError(WhenceError):
-    """A generation is deleted, and its content still lies in the write-ahead log."""
+    """A generation is deleted, but the write-ahead log still has its content."""
 
     code = Code.FAILED_PRECONDITION
     reason = "CONTENT_STILL_IN_LOG"
@@ -365,7 +365,7 @@ class DeletionPendingError(WhenceError):
 
 
 class RecordDamagedError(WhenceError):
-    """A generation's rows in the journal are not as they were written."""
+    """A generation's rows in the journal have changed since they were written."""
 
     code = Code.DATA_LOSS
     reason = "RECORD_DAMAGED"

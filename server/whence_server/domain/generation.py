@@ -1,4 +1,4 @@
-"""A generation from its start to its finish, as the journal records it."""
+"""The start and the finish of a generation, and its calls, as the journal records them."""
 
 from dataclasses import dataclass, field
 
@@ -10,12 +10,12 @@ from whence_server.domain.tracing import TraceContext
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What was fixed before the first token."""
+    """Properties of a generation that are fixed before its first token."""
 
     generation_id: str
     trace_context: TraceContext
     start_time_ns: int
-    """Unix time of the request's arrival."""
+    """Unix time, in ns, of the request's arrival."""
     model: ModelInfo
     prompt: str
     prompt_token_ids: tuple[int, ...]
@@ -25,11 +25,11 @@ class Started:
     request_digest: str
     labels: dict[str, str] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
-    """Parts of the trace that were asked for and cannot be given, and why."""
+    """Requested parts of the trace that are not available, each with the reason."""
     source_method: str = ""
-    """How sources are found; empty where none are recorded."""
+    """Method that computes sources; empty if none are recorded."""
     operation: str = "text_completion"
-    """The GenAI operation: "chat" where the request had a chat input."""
+    """GenAI operation name: "chat" if the request had a chat input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class SequenceResult:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop: str = ""
-    """The stop string, or the stop token's text, that ended it."""
+    """The stop string, or the stop token's text, that ended the sequence; else empty."""
     logprob: float | None = None
     score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a generation failed, as a live call would have got it."""
+    """Error of a failed generation: the status, reason and message of its call."""
 
     code: Code
     reason: str
@@ -57,7 +57,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a generation ended."""
+    """Results of a generation, and the reason for its end."""
 
     sequences: tuple[SequenceResult, ...]
     finish_reason: FinishReason
@@ -67,15 +67,15 @@ class Finished:
     prefill_ns: int
     decode_ns: int
     end_time_ns: int
-    """Unix time."""
+    """Unix time in ns."""
     failure: Failure | None = None
     num_prefill_chunks: int | None = None
-    """Forward passes that read the prompt; None where it was not read to its end."""
+    """Forward passes that read the prompt; None if it was not read completely."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One RPC, from its arrival to its status: what its SERVER span is made from."""
+    """One RPC, from its arrival to its status; the source of its SERVER span."""
 
     trace_context: TraceContext
     method: str

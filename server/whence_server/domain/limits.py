@@ -1,24 +1,24 @@
-"""The bounds that one server keeps, so that no request can take it away from the others."""
+"""Limits on requests, so that none can starve the others."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask for, and how many may ask at once."""
+    """Limits on one request, and on all waiting requests together."""
 
     max_queue: int = 1024
-    """Sequences that may wait for their prefill; the next is RESOURCE_EXHAUSTED."""
+    """Sequences that may wait for prefill; further requests get RESOURCE_EXHAUSTED."""
     max_prompt_tokens: int = 0
-    """0 is the model's context less one."""
+    """Tokens of a prompt; 0 allows the model's context length minus 1."""
     max_batch_size: int = 64
-    """Sequences decoded together: no request can have more."""
+    """Sequences that decode together; also the bound for one request."""
     max_cache_tokens: int = 131_072
-    """Positions of all running sequences: no request can need more."""
+    """Cache positions of all running sequences; also the bound for one request."""
     default_max_new_tokens: int = 256
     max_return_sequences: int = 64
     max_messages: int = 4096
-    """Of a conversation."""
+    """Messages of one conversation."""
     max_stop_strings: int = 64
     max_stop_characters: int = 1024
     max_stop_token_ids: int = 64
@@ -27,13 +27,14 @@ class Limits:
     max_bad_word_characters: int = 1024
     max_template_arguments_bytes: int = 1 << 20
     max_template_s: float = 2.0
-    """Processor time for a chat template to make a prompt."""
+    """CPU seconds to render a chat template."""
     max_text_s: float = 60.0
-    """Processor time for all of a request's text; more in proportion beyond 4 MiB."""
+    """CPU seconds to prepare a request's text; grows in proportion beyond 4 MiB."""
     max_template_memory_bytes: int = 256 << 20
-    """Memory beyond what the text process has when it is idle."""
+    """Memory of the text process above its idle memory."""
     max_waiting_text_bytes: int = 64 << 20
-    """Requests that wait for the text process; the next is RESOURCE_EXHAUSTED."""
+    """Total size of the requests that wait for the text process; further ones get
+    RESOURCE_EXHAUSTED."""
     default_candidates: int = 8
     max_candidates: int = 128
     """Also the most token ids whose logprobs a request can ask for."""

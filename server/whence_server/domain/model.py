@@ -1,4 +1,4 @@
-"""What is known of a loaded model: its identity, its limits, its text side."""
+"""Description of a loaded model: identity, limits, defaults and tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ class TextFiles:
 
     Attributes:
         tokenizer_json: the serialised `tokenizers.Tokenizer`.
-        chat_template: Jinja source; several by their names; or None where the model has none.
+        chat_template: Jinja source, or several by name; None if the model has none.
         special_tokens: the template's variables, such as {"bos_token": "<s>"}.
-        split_special_tokens: special tokens that a text spells out are encoded as plain text.
-        cleans_up_spaces: spaces before punctuation are removed from decoded text.
-        fill_token: a place to fill in, which the tokenizer's class encodes in its own way; empty
-            where there is none.
+        split_special_tokens: True if special tokens in a text are encoded as plain text.
+        cleans_up_spaces: True if spaces before punctuation are removed from decoded text.
+        fill_token: infilling token, which the tokenizer's class encodes specially; empty if there
+            is none.
     """
 
     tokenizer_json: str
@@ -39,7 +39,7 @@ class TextFiles:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What else the numbers depend on."""
+    """Versions and settings that the model's numbers depend on, besides its files."""
 
     whence_version: str
     torch_version: str
@@ -52,11 +52,11 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class InternalsInfo:
-    """What can be recorded of what happens inside a model.
+    """Internals of a model that can be recorded.
 
     Attributes:
-        source_method: how sources are found; empty where they cannot be.
-        unavailable: "sources" and "layers" where the model cannot give them, and why.
+        source_method: method that computes sources; empty if the model gives none.
+        unavailable: reason for each of "sources" and "layers" that the model does not give.
     """
 
     source_method: str = ""
@@ -65,17 +65,17 @@ class InternalsInfo:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRunRef:
-    """The training run that made a model's weights, as far as it is on record."""
+    """Reference to the training run that made a model's weights."""
 
     training_run_id: str
     trace_id: str
     """W3C id of the run's trace, 32 hex digits."""
     span_id: str
-    """And of its root span, 16 hex digits."""
+    """W3C id of the run's root span, 16 hex digits."""
     step: int
-    """The optimizer step after which the weights were saved."""
+    """Optimizer step after which the weights were saved."""
     record_head: str
-    """The newest hash of the run's record when the model was loaded, 64 hex digits."""
+    """Newest hash of the run's record when the model was loaded, 64 hex digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +83,18 @@ class AdapterInfo:
     """An adapter that is part of a loaded model."""
 
     peft_type: str
-    """"LORA", ..."""
+    """PEFT's name of the type, e.g. "LORA"."""
     digest: str
-    """Model signing's digest over the adapter's configuration and weights."""
+    """OpenSSF model signing digest over the adapter's configuration and weights."""
     base: str
-    """The base's name in the adapter's configuration; "" where it lies beside the adapter."""
+    """The base model's name in the adapter's configuration; "" if both are in one directory."""
     base_model_digest: str
-    """See `ModelInfo.model_digest`: that of the base alone; "" where it has no tokenizer."""
+    """`ModelInfo.model_digest` of the base alone; "" if the base has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A loaded model, as the engine reports it once it is ready."""
+    """A loaded model, as the engine reports it when it is ready."""
 
     name: str
     architecture: str
@@ -102,7 +102,7 @@ class ModelInfo:
     num_parameters: int
     num_layers: int
     vocabulary_size: int
-    """Rows of the output head; may exceed the tokenizer's."""
+    """Rows of the output head; may exceed the tokenizer's vocabulary."""
     max_context_length: int
     model_digest: str
     tokenizer_digest: str
@@ -110,13 +110,13 @@ class ModelInfo:
     files: tuple[FileDigest, ...]
     loaded_files: tuple[str, ...]
     batched: bool
-    """Whether its sequences are decoded together."""
+    """True if sequences are decoded together."""
     environment: Environment
     defaults: GenerationDefaults
     text: TextFiles
     internals: InternalsInfo = field(default_factory=InternalsInfo)
     directory: str = ""
-    """Where its files lie on this machine."""
+    """Directory of the model's files on this machine."""
     training_run: TrainingRunRef | None = None
-    """Filled in by the front, which knows the records."""
+    """Filled in by the front, which reads the training records."""
     adapter: AdapterInfo | None = None

@@ -1,7 +1,8 @@
-"""Lists of names and values in OpenTelemetry's variables: headers, and resource attributes.
+"""Parsers of the lists in OpenTelemetry's variables: headers and resource attributes.
 
-Every function here raises ValueError for what it cannot read, and says what would be right. What
-is wrong is told by its place: headers hold keys, and errors are logged.
+Each function raises ValueError on invalid text, with a message that says what would be right. The
+message gives the position of the wrong entry and not its value: headers may hold keys, and
+messages are logged.
 """
 
 import base64
@@ -17,55 +18,55 @@ _GRPC_VISIBLE = re.compile(r"[\x20-\x7e]*")
 _ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 BINARY_SUFFIX = "-bin"
-_OURS = frozenset(
+_TRANSPORT_HEADERS = frozenset(
     {
         *("connection", "content-encoding", "content-length", "content-type", "expect"),
         *("keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
     }
 )
-"""Said by the transport itself: another value would break requests, or be dropped."""
-_GRPCS = frozenset({"accept-encoding", "host", "user-agent"})
+"""Headers that the transport sets: another value would break requests, or be dropped."""
+_GRPC_HEADERS = frozenset({"accept-encoding", "host", "user-agent"})
 
 
 def parse_headers(text: str, *, grpc: bool) -> dict[str, str]:
-    """Read "name=value,name=value", where values are percent-encoded; names in lower case.
+    """Read "name=value,name=value" with percent-encoded values; return names in lower case.
 
     Args:
-        text: the variable's.
-        grpc: whether they become gRPC's metadata, which allows less. A name that ends in "-bin"
-            has a binary value there, in base64.
+        text: value of the variable.
+        grpc: whether the headers are for gRPC metadata, which allows fewer characters. There, a
+            name that ends in "-bin" has a binary value in base64.
     """
     headers: dict[str, str] = {}
     for place, pair in _split_pairs(text, "header"):
         name, equals, value = pair.partition("=")
         name = unquote(name.strip()).lower()
         if not equals or not _TOKEN.fullmatch(name):
-            raise ValueError(f"{place} is no NAME=VALUE; expected NAME=VALUE,NAME=VALUE")
+            raise ValueError(f"{place} is not NAME=VALUE; expected NAME=VALUE,NAME=VALUE")
         what = f"{place} ({name})"
         if name in headers:
-            raise ValueError(f"{what} is there twice; give it once")
+            raise ValueError(f"{what} is given twice; give it once")
         headers[name] = _decode(value.strip(), what)
         _check_header(name, headers[name], what, grpc=grpc)
     return headers
 
 
 def decode_binary_value(text: str) -> bytes:
-    """Decode the value of a gRPC header whose name ends in "-bin": base64, padded or not."""
+    """Decode the base64 value, padded or not, of a gRPC header whose name ends in "-bin"."""
     padded = text.rstrip("=")
     return base64.b64decode(padded + "=" * (-len(padded) % 4), validate=True)
 
 
 def parse_resource_attributes(text: str) -> dict[str, str]:
-    """Read "key=value,key=value", where commas and the like are percent-encoded."""
+    """Read "key=value,key=value" with percent-encoded keys and values."""
     attributes: dict[str, str] = {}
     for place, pair in _split_pairs(text, "attribute"):
         key, equals, value = pair.partition("=")
         key = _decode(key.strip(), place)
         if not equals or not key:
-            raise ValueError(f"{place} is no KEY=VALUE; expected KEY=VALUE,KEY=VALUE")
+            raise ValueError(f"{place} is not KEY=VALUE; expected KEY=VALUE,KEY=VALUE")
         what = f"{place} ({key})"
         if key in attributes:
-            raise ValueError(f"{what} is there twice; give it once")
+            raise ValueError(f"{what} is given twice; give it once")
         attributes[key] = _decode(value.strip(), what)
         if _CONTROL.search(key + attributes[key]):
             raise ValueError(f"{what} holds a control character; expected text")
@@ -73,14 +74,15 @@ def parse_resource_attributes(text: str) -> dict[str, str]:
 
 
 def _check_header(name: str, value: str, what: str, *, grpc: bool) -> None:
-    if name in _OURS or (grpc and (name in _GRPCS or name.startswith("grpc-"))):
-        raise ValueError(f"{what} is set by the transport itself; leave it out")
+    is_grpc_header = name in _GRPC_HEADERS or name.startswith("grpc-")
+    if name in _TRANSPORT_HEADERS or (grpc and is_grpc_header):
+        raise ValueError(f"{what} is set by the transport; leave it out")
     if not (_GRPC_VISIBLE if grpc else _VISIBLE).fullmatch(value):
-        raise ValueError(f"{what}: its value has characters that no header can hold")
+        raise ValueError(f"{what}: its value has characters that a header cannot hold")
     if not grpc:
         return
     if not _GRPC_NAME.fullmatch(name):
-        raise ValueError(f"{what}: gRPC takes names of letters, digits, '_', '-' and '.' only")
+        raise ValueError(f"{what}: gRPC allows only letters, digits, '_', '-' and '.' in names")
     if name.endswith(BINARY_SUFFIX):
         try:
             decode_binary_value(value)
@@ -92,7 +94,7 @@ def _check_header(name: str, value: str, what: str, *, grpc: bool) -> None:
 
 
 def _split_pairs(text: str, noun: str) -> Iterator[tuple[str, str]]:
-    """Return each pair with words for its place; empty ones, as after a last comma, are none."""
+    """Yield each non-empty pair with a description of its position."""
     for place, pair in enumerate(text.split(","), 1):
         if pair.strip():
             yield f"{noun} {place}", pair
@@ -100,8 +102,8 @@ def _split_pairs(text: str, noun: str) -> Iterator[tuple[str, str]]:
 
 def _decode(text: str, what: str) -> str:
     if _ESCAPE.search(text):
-        raise ValueError(f"{what} has a % that begins no escape such as %20; write %25 for a %")
+        raise ValueError(f"{what} has a % without two hex digits after it; write %25 for a %")
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
-        raise ValueError(f"{what} is no UTF-8 once it is decoded; expected UTF-8") from None
+        raise ValueError(f"{what} is not UTF-8 after percent-decoding; expected UTF-8") from None

@@ -1,4 +1,4 @@
-"""Which logits processors a request's settings call for, and in which order."""
+"""Logits processors that a request's settings turn on, and their order."""
 
 from collections.abc import Callable
 
@@ -36,11 +36,11 @@ PROCESSORS = (*_BEFORE_WARPERS, *_WARPERS, *_AFTER_WARPERS)
 
 
 def list_processor_names(decoding: Decoding) -> tuple[str, ...]:
-    """Names the processors that will change a step's distribution, in order of application.
+    """Return the names of the processors that change a step's distribution, in order.
 
-    The order is that of transformers' `generate`: what penalises or forbids comes first,
-    the sampling warpers last. A setting at its neutral value adds no processor, and a forced
-    continuation is read under the model's own distribution, with none.
+    The order is that of transformers' `generate`: processors that penalise or forbid tokens come
+    first, the sampling warpers last. A setting at its neutral value adds no processor. A forced
+    continuation has none: it is scored under the model's own distribution.
     """
     if decoding.strategy is Strategy.FORCED:
         return ()

@@ -1,4 +1,4 @@
-"""A generation as it was asked for: unset fields are None until the model fills them in."""
+"""A generation request as received: unset fields are None."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ class ChatInput:
 
     messages: tuple[ChatMessage, ...]
     template_arguments_json: str = ""
-    """The template's variables as a JSON object, not read yet; empty for none."""
+    """The template's variables as a JSON object, not parsed yet; empty for none."""
     template_name: str = ""
-    """Which of the model's chat templates; empty for the one that transformers takes."""
+    """Name of one of the model's chat templates; empty for transformers' choice."""
 
 
 GenerationInput: TypeAlias = str | ChatInput | TokenInput
@@ -31,18 +31,18 @@ GenerationInput: TypeAlias = str | ChatInput | TokenInput
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One request, well-formed, not yet held against a model."""
+    """One well-formed request, not yet checked against the model."""
 
     input: GenerationInput
     digest: str
-    """What equal requests have in common: see GenerationStarted.request_digest."""
+    """Digest that equal requests share; see GenerationStarted.request_digest."""
     former_digest: str = ""
-    """The digest that older versions had on record for it, where that is another one."""
+    """Digest that older versions recorded for the request, if it differs; else empty."""
     model: str = ""
     decoding: DecodingRequest = field(default_factory=DecodingRequest)
     trace: TraceRequest = field(default_factory=TraceRequest)
     size_bytes: int = 0
-    """On the wire: says whether working on it is a matter of microseconds."""
+    """Size of the serialised request, an estimate of the time to prepare it."""
     generation_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     disconnect_grace_s: float = 0.0

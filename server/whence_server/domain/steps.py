@@ -1,7 +1,7 @@
-"""One decoding step: the token that was chosen, and the decision that chose it.
+"""One decoding step: the chosen token, and the decision that chose it.
 
-Named tuples and not dataclasses: these are made and unpickled once for every token, where
-a frozen dataclass costs three times as much.
+The types are named tuples, because they are made and unpickled for every token, and a frozen
+dataclass costs three times as much.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ class Candidates(NamedTuple):
     logprobs: list[float]
     """Under the model's own distribution, in nats."""
     sampling_logprobs: list[float]
-    """Under the distribution drawn from; -inf where a processor removed the token."""
+    """Under the processed distribution, in nats; -inf if a processor removed the token."""
 
 
 class ProcessorEffects(NamedTuple):
-    """What each logits processor did, in the order of application."""
+    """Effects of each logits processor, in order of application."""
 
     num_kept: list[int]
     removed_mass: list[float]
@@ -33,22 +33,23 @@ class Draw(NamedTuple):
     """-log(u) of the chosen token."""
     runner_up_token_id: int | None
     margin: float | None
-    """Nats by which the chosen token could have been less likely and still have won."""
+    """Nats by which the chosen token's logprob could be lower and the token still be chosen."""
 
 
 class Internals(NamedTuple):
-    """How a token formed inside the model; what the model cannot give is empty or None."""
+    """Sources and layer readouts of a token; empty or None if the model does not give them."""
 
     source_positions: list[int]
-    """Context positions drawn on directly, strongest first, the newest not among them."""
+    """Context positions that attention read from, without the newest, largest share first."""
     source_shares: list[float]
-    """Of all that was drawn from the context, one for each position."""
+    """Share of each of `source_positions` in all that was read from the context."""
     self_share: float | None
-    """The newest position's; None without sources."""
+    """Share of the newest position; None without sources."""
     layer_shares: list[float]
-    """After each layer, the chosen token's probability among the candidates and itself."""
+    """The chosen token's probability among the candidates and itself, after each layer."""
     layer_leaders: list[int]
-    """Which candidate led there, by its index; one beyond the last is the chosen token."""
+    """Index of the most likely candidate after each layer; one beyond the last is the chosen
+    token."""
 
 
 class RequestedLogprobs(NamedTuple):
@@ -61,11 +62,12 @@ class RequestedLogprobs(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What the engine knows of one step."""
+    """The chosen token of one step, and the numbers that explain the choice."""
 
     token_id: int
     logprob: float | None
-    """Under the model's own distribution, before any processor; None for a prompt's first."""
+    """Under the model's own distribution, before any processor; None for the first token of a
+    prompt."""
     sampling_logprob: float | None = None
     rank: int | None = None
     entropy: float | None = None
@@ -78,10 +80,10 @@ class Decision(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """When a step happened and what it cost."""
+    """Time and durations of a step."""
 
     elapsed_ns: int
-    """From the request's arrival until the token was ready."""
+    """Time from the request's arrival until the token was chosen."""
     forward_ns: int
     select_ns: int
     batch_size: int
@@ -89,23 +91,23 @@ class Timing(NamedTuple):
 
 
 class BeamContinuation(NamedTuple):
-    """A hypothesis of beam search, longer by one token."""
+    """A beam search hypothesis, extended by one token."""
 
     parent: int
-    """Place among the previous round's kept continuations, as listed; 0 in the first round."""
+    """Index among the kept continuations of the previous round; 0 in the first round."""
     token_id: int
     logprob: float
-    """Of the token, after all processors: what it added to the score."""
+    """Logprob of the token after all processors, which is added to the score."""
     score: float
-    """Sum of these so far."""
+    """Sum of the hypothesis's logprobs so far."""
     kept: bool
-    """Whether it goes on into the next round."""
+    """True if the hypothesis continues in the next round."""
     finished: bool
-    """Whether it ended and competes as a finished hypothesis."""
+    """True if the hypothesis ended and competes as a finished one."""
 
 
 class BeamRound(NamedTuple):
-    """One round of beam search: what is recorded while it is under way."""
+    """One round of a beam search, recorded while the search runs."""
 
     index: int  # type: ignore[assignment]  # the contract's name; tuple.index is not wanted here
     continuations: list[BeamContinuation]
@@ -113,7 +115,7 @@ class BeamRound(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A decision with its place in the sequence, its text and its timing: what is recorded."""
+    """A recorded step: a decision with its index, text and timing."""
 
     sequence_index: int
     index: int  # type: ignore[assignment]  # the contract's name; tuple.index is not wanted here

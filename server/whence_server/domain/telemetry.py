@@ -1,6 +1,6 @@
-"""Settings of spans, events and metrics that OpenTelemetry's environment variables give.
+"""Settings of spans, events and metrics from OpenTelemetry's environment variables.
 
-`config.telemetry` reads them; the telemetry packages act on them.
+`config.telemetry` reads them; the telemetry packages apply them.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class SamplerKind(StrEnum):
 
     @property
     def takes_ratio(self) -> bool:
-        """Whether OTEL_TRACES_SAMPLER_ARG means anything for it."""
+        """True if the sampler uses OTEL_TRACES_SAMPLER_ARG."""
         return self in {SamplerKind.TRACE_ID_RATIO, SamplerKind.PARENT_BASED_TRACE_ID_RATIO}
 
 
@@ -30,7 +30,7 @@ class Sampling:
     """The sampler of request traces.
 
     Attributes:
-        kind: requests follow their callers' decision by default; those without a trace are sampled.
+        kind: the default follows the caller's decision, and samples requests without a trace.
         ratio: the share of traces to sample, from 0 to 1, for the kinds that take a ratio.
     """
 
@@ -39,7 +39,7 @@ class Sampling:
 
 
 class ContentCapture(Enum):
-    """Where prompts, outputs and tokens' texts go."""
+    """Places to which prompts, outputs and tokens' texts are exported."""
 
     NO_CONTENT = "NO_CONTENT"
     SPAN_ONLY = "SPAN_ONLY"
@@ -48,17 +48,17 @@ class ContentCapture(Enum):
 
     @property
     def on_spans(self) -> bool:
-        """Whether spans carry content."""
+        """True if spans carry content."""
         return self in {ContentCapture.SPAN_ONLY, ContentCapture.SPAN_AND_EVENT}
 
     @property
     def on_events(self) -> bool:
-        """Whether there are events, and they carry content."""
+        """True if events are exported, with content."""
         return self in {ContentCapture.EVENT_ONLY, ContentCapture.SPAN_AND_EVENT}
 
 
 class TemporalityPreference(StrEnum):
-    """Metrics that count from the start of the process, and metrics that count from the last push.
+    """Temporality of pushed metrics: totals since the process started, or since the last push.
 
     The values are those of OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.
     """
@@ -73,7 +73,7 @@ class PushOptions:
     """Settings of the metrics push.
 
     Attributes:
-        destination: where metrics are sent.
+        destination: OTLP destination of metrics.
         interval_s: seconds between two pushes.
         preference: the temporality of counters and histograms.
     """

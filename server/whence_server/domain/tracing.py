@@ -1,4 +1,4 @@
-"""Where a request stands in a distributed trace (W3C Trace Context)."""
+"""Position of a request in a distributed trace (W3C Trace Context)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ SAMPLED = 0x01
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """The request's own SERVER span, and its parent as the caller sent it.
+    """Ids of the request's SERVER span, and of its parent span as the caller sent it.
 
     Ids are lower-case hex: 32 digits for the trace, 16 for a span.
     """
@@ -20,5 +20,5 @@ class TraceContext:
 
     @property
     def sampled(self) -> bool:
-        """Whether spans are wanted for this request."""
+        """True if the request's spans are sampled."""
         return bool(self.trace_flags & SAMPLED)

@@ -1,4 +1,4 @@
-"""Protobuf's variable-length integers: seven bits a byte, the lowest first.
+"""Protobuf's variable-length integers: seven bits a byte, least significant first.
 
 Source: the Protocol Buffers encoding guide, "Base 128 Varints".
 """
@@ -7,8 +7,8 @@ _MAX_BYTES = 10
 
 
 def encode_varint(value: int) -> bytes:
-    """Serialise an integer of at least 0."""
-    # Most are short, and are made in half the time without the loop.
+    """Encode a non-negative integer."""
+    # Most are short; without the loop they take half the time.
     if value < 1 << 7:
         return bytes((value,))
     if value < 1 << 14:
@@ -27,10 +27,10 @@ def encode_varint(value: int) -> bytes:
 
 
 def decode_varint(buffer: bytes | memoryview, begin: int) -> tuple[int, int] | None:
-    """Read an integer from the buffer.
+    """Decode the integer at offset `begin` of a buffer.
 
     Returns:
-        The integer and the offset after it; None where the buffer ends within it.
+        The integer and the offset after it; None if the buffer ends within it.
 
     Raises:
         ValueError: it is longer than ten bytes.

@@ -1,1 +1,1 @@
-"""Generations: from an admitted request through the engine's steps to the journal."""
+"""Generations: admission of requests, the engine's steps, and their entries in the journal."""

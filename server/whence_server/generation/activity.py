@@ -1,15 +1,15 @@
-"""How busy the engine is, over all its processes."""
+"""Load of the engine, over all its processes since the server's start."""
 
 from whence_server.domain.engine import Turn, Utilisation
 
 
 class EngineActivity:
-    """What the engine's latest turn said of its load, and how much it has done in all.
+    """The engine's load in its latest turn, and totals over its processes.
 
     Attributes:
         batch_size: sequences that took a step in the latest turn; 0 when nothing runs.
-        num_cache_tokens: positions of the key-value cache that are spoken for.
-        num_restarts: how often the engine process was started again.
+        num_cache_tokens: reserved positions of the key-value cache.
+        num_restarts: number of restarts of the engine process.
     """
 
     def __init__(self) -> None:
@@ -25,18 +25,18 @@ class EngineActivity:
         return self._num_chunks_before + self._utilisation.num_prefill_chunks
 
     def note_turn(self, turn: Turn) -> None:
-        """Take note of a turn."""
+        """Update the load from a turn."""
         self._utilisation = turn.utilisation
         self.batch_size = turn.cost.batch_size
         self.num_cache_tokens = turn.utilisation.num_cache_tokens
 
     def note_idle(self) -> None:
-        """Take note that nothing runs any more."""
+        """Set the load to 0, as nothing runs."""
         self.batch_size = 0
         self.num_cache_tokens = 0
 
     def note_restart(self) -> None:
-        """Take note that another process has taken over."""
+        """Count a restart of the engine process."""
         self.num_restarts += 1
         self._num_chunks_before = self.num_prefill_chunks
         self._utilisation = Utilisation()

@@ -1,4 +1,4 @@
-"""What a request's settings must hold to, rule by rule, each fault under its field's path."""
+"""Checks of a request's settings; each fault is reported with the path of its field."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,24 +19,24 @@ from whence_server.text.bounds import TextBound
 
 
 class Faults:
-    """Collects what is wrong with a request."""
+    """Collector of a request's faults."""
 
     def __init__(self) -> None:
         self.violations: list[FieldViolation] = []
 
     def expect(self, ok: bool, field: str, description: str) -> None:
-        """Note a fault of `field` unless `ok`."""
+        """Add a fault of `field` unless `ok`."""
         if not ok:
             self.violations.append(FieldViolation(field, description))
 
     def raise_if_any(self) -> None:
-        """Raise InvalidRequestError with every fault noted."""
+        """Raise InvalidRequestError with all faults, if there are any."""
         if self.violations:
             raise InvalidRequestError(*self.violations)
 
 
 def compute_longest_prompt(model: ModelInfo, limits: Limits) -> int:
-    """Return the most tokens that a prompt may have."""
+    """Return the largest number of tokens that a prompt may have."""
     longest = model.max_context_length - 1
     if limits.max_prompt_tokens:
         longest = min(longest, limits.max_prompt_tokens)
@@ -46,17 +46,17 @@ def compute_longest_prompt(model: ModelInfo, limits: Limits) -> int:
 def check_text_size(
     text: str, field: str, max_tokens: int, bound: TextBound | None, *, what: str
 ) -> None:
-    """Refuse a text that has more bytes than its tokens can stand for, before it is tokenized.
+    """Refuse a text, before it is tokenized, whose bytes cannot fit into `max_tokens` tokens.
 
     Args:
-        text: to be tokenized.
-        field: where it came from.
-        max_tokens: most tokens that it may make.
-        bound: of the tokenizer; None refuses nothing.
-        what: takes the tokens, in words.
+        text: text to tokenize.
+        field: path of the text's field in the request.
+        max_tokens: largest number of tokens allowed.
+        bound: bytes that a token of the tokenizer can stand for; None allows any text.
+        what: subject and verb of the message, e.g. "this server takes".
 
     Raises:
-        InvalidRequestError: it is longer than that.
+        InvalidRequestError: the text is too long.
     """
     if bound is None:
         return
@@ -76,10 +76,10 @@ def check_text_size(
 
 
 def check_prompt(token_ids: Sequence[int], field: str, model: ModelInfo, limits: Limits) -> None:
-    """Refuse a prompt that the model cannot take.
+    """Refuse a prompt that the model cannot read.
 
     Raises:
-        InvalidRequestError: it is empty, too long, or has ids outside the vocabulary.
+        InvalidRequestError: the prompt is empty, too long, or has ids outside the vocabulary.
     """
     faults = Faults()
     faults.expect(bool(token_ids), field, "must hold at least one token")
@@ -149,7 +149,7 @@ def _expect_distinct(faults: Faults, field: str, values: Sequence[Any]) -> None:
 def check_lengths(
     faults: Faults, request: DecodingRequest, decoding: Decoding, asked_max: int
 ) -> None:
-    """At least one token, and no more wanted at least than allowed at most."""
+    """Check that `max_new_tokens` is at least 1 and `min_new_tokens` does not exceed it."""
     faults.expect(
         request.max_new_tokens is None or request.max_new_tokens > 0,
         "decoding.max_new_tokens",
@@ -193,7 +193,7 @@ def check_biases(faults: Faults, decoding: Decoding, model: ModelInfo, limits: L
 def check_beams(
     faults: Faults, request: DecodingRequest, decoding: Decoding, limits: Limits
 ) -> None:
-    """Beams: more than one, no more than decode together, at least as many as are returned."""
+    """Check the number of beams, the length penalty, and that there are no stop strings."""
     field = "decoding.beam_search.num_beams"
     num_beams = decoding.num_beams
     if request.num_beams is None and num_beams == 1:
@@ -231,7 +231,7 @@ def check_beams(
 def check_sequences(
     faults: Faults, decoding: Decoding, num_prompt_tokens: int, limits: Limits
 ) -> None:
-    """Several sequences only where the strategy can make them differ, and where they fit."""
+    """Check that the strategy can return several sequences, and that they fit into the cache."""
     n, num_rows = decoding.num_return_sequences, decoding.num_rows
     needed = num_rows * (num_prompt_tokens + decoding.max_new_tokens)
     rows = "beams" if decoding.strategy is Strategy.BEAM_SEARCH else "sequences"
@@ -257,7 +257,7 @@ def check_sequences(
 def expect_in_vocabulary(
     faults: Faults, field: str, token_ids: Sequence[int], model: ModelInfo
 ) -> None:
-    """Note the first id that is no token of the model."""
+    """Add a fault for the first id outside the model's vocabulary."""
     outside = next(
         (i for i, token_id in enumerate(token_ids) if token_id >= model.vocabulary_size), None
     )

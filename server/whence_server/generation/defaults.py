@@ -1,4 +1,4 @@
-"""Values of unset decoding fields, from the model's generation config."""
+"""Defaults of unset decoding fields, from the model's generation config."""
 
 import dataclasses
 from typing import Any
@@ -37,7 +37,7 @@ def resolve_value(
 def get_default_max_new_tokens(
     defaults: GenerationDefaults, num_prompt_tokens: int, limits: Limits
 ) -> int:
-    """Return the most new tokens where a request does not say; at least 1."""
+    """Return the default of `max_new_tokens`; at least 1."""
     if defaults.max_new_tokens is not None:
         return defaults.max_new_tokens
     if defaults.max_length is not None:
@@ -46,7 +46,7 @@ def get_default_max_new_tokens(
 
 
 def get_default_min_new_tokens(defaults: GenerationDefaults, num_prompt_tokens: int) -> int:
-    """Return the fewest new tokens where a request does not say."""
+    """Return the default of `min_new_tokens`."""
     if defaults.min_new_tokens is not None:
         return defaults.min_new_tokens
     return max(defaults.min_length - num_prompt_tokens, 0)
@@ -55,7 +55,7 @@ def get_default_min_new_tokens(defaults: GenerationDefaults, num_prompt_tokens: 
 def check_default_length(
     faults: Faults, request: DecodingRequest, defaults: GenerationDefaults, num_prompt_tokens: int
 ) -> None:
-    """Note a prompt that fills the generation config's max_length, as `generate` refuses it."""
+    """Add a fault if the prompt fills the generation config's max_length, as in `generate`."""
     longest = defaults.max_length
     counts = request.max_new_tokens is None and defaults.max_new_tokens is None
     if counts and longest is not None:
@@ -74,10 +74,11 @@ def select_configured(
     *,
     sampling: bool,
 ) -> Configured:
-    """Return what the model's generation config alone asks for, as far as it applies.
+    """Return the processing that only the generation config can turn on, as it applies here.
 
-    `generate` forces the first token where the prompt has one token only, and then suppresses
-    tokens at the step after. Its `sequence_bias` is what `logit_bias` sets.
+    As in `generate`, the first token is forced only after a prompt of one token, and
+    `begin_suppress_tokens` then applies at the second step. A request's `logit_bias` replaces the
+    config's `sequence_bias`.
     """
     configured = defaults.configured
     forces_first = num_prompt_tokens == 1 and configured.forced_bos_token_id is not None
@@ -91,7 +92,7 @@ def select_configured(
 
 
 def say_where_from(faults: Faults, request: DecodingRequest) -> None:
-    """Add to faults of fields that the request leaves unset where their values are from."""
+    """Add to faults of unset fields that their values are from the model's generation config."""
     for i, violation in enumerate(faults.violations):
         name = violation.field.rpartition(".")[2].partition("[")[0]
         if name in _FROM_CONFIG and getattr(request, name) in {None, ()}:

@@ -1,6 +1,6 @@
-"""Everything about a request that has to be known before it can start: text, ids, settings.
+"""Preparation of a request before it starts: prompt text, token ids and settings.
 
-Pure and without I/O: short requests are prepared in the front, all others in the text process.
+The functions do no I/O. The front prepares short requests itself, and the text process all others.
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from whence_server.text.unicode import LoneSurrogateError
 
 
 class Prepared(NamedTuple):
-    """A request that can start.
+    """A prepared request.
 
     Attributes:
-        prompt: as given, or as the chat template made it.
-        token_ids: the prompt's.
-        decoding: as really applied.
+        prompt: as given, or as the chat template rendered it.
+        token_ids: token ids of the prompt.
+        decoding: as applied.
         trace: as granted.
-        unavailable: parts of the trace that were asked for and cannot be given, and why.
+        unavailable: requested parts of the trace that are not available, each with the reason.
     """
 
     prompt: str
@@ -40,22 +40,22 @@ class Prepared(NamedTuple):
 
 
 INLINE_BYTES = 4_000
-"""Of a request: tokenizing so much takes about a millisecond."""
+"""Size up to which the front prepares a request itself, in about 1 ms."""
 
 SHORT_BYTES = 64 << 10
-"""Of a request that may go before long ones: tokenizing so much takes some 50 ms."""
+"""Size up to which a request may overtake long ones; it is tokenized in about 50 ms."""
 
 
 def is_quick(request: GenerationRequest) -> bool:
-    """Tell whether a request is prepared in no time, whatever it says.
+    """Return whether preparing a request takes about a millisecond at most.
 
-    A chat template is the model's code, and may do anything with the shortest of messages.
+    Chats are never quick: a chat template is the model's code, and may run long on any message.
     """
     return request.size_bytes <= INLINE_BYTES and not isinstance(request.input, ChatInput)
 
 
 def name_input_field(request: GenerationRequest) -> str:
-    """Return the field of the request that holds its input."""
+    """Return the name of the request's input field."""
     if isinstance(request.input, str):
         return "prompt"
     return "chat" if isinstance(request.input, ChatInput) else "tokens"
@@ -64,10 +64,10 @@ def name_input_field(request: GenerationRequest) -> str:
 def check_size(
     request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> None:
-    """Refuse at once what is too long, however it is tokenized.
+    """Refuse a request whose text is too long under any tokenization.
 
     Raises:
-        InvalidRequestError: the prompt, or the text to be forced, cannot fit.
+        InvalidRequestError: the prompt or the forced text cannot fit.
     """
     longest = compute_longest_prompt(model, limits)
     bound = tokenizer.bound
@@ -84,11 +84,11 @@ def check_size(
 def prepare_request(
     request: GenerationRequest, *, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> Prepared:
-    """Hold a request against the model.
+    """Check a request against the model, tokenize it and fill in defaults.
 
     Raises:
-        InvalidRequestError: it can never be served as it is.
-        NotOfferedError: it asks for what this server does not do.
+        InvalidRequestError: the request is invalid for this model and server.
+        NotOfferedError: the server does not implement a part of the request.
     """
     check_size(request, model=model, limits=limits, tokenizer=tokenizer)
     trace, unavailable = resolve_trace(request.trace, model, limits)

@@ -1,9 +1,9 @@
-"""Who is sent to the engine, and when: after a death the suspects go back one at a time.
+"""Readmission of generations to the engine after its death, one at a time.
 
-Any of the generations that were running may have killed the engine. They are admitted again
-one after the other, each once the one before it has got further than it was. If the engine dies
-in a trial, that one is tried again, first of all and so alone; if it dies then too, it is to
-blame beyond doubt, and fails.
+Any generation that was running may have killed the engine. They are admitted again one after the
+other: each is on trial until it has made new steps, and only then the next one is admitted. If
+the engine dies during a trial, the generation on trial is tried first, and alone. If the engine
+dies again, that generation is the cause, and fails.
 """
 
 from collections import deque
@@ -13,13 +13,13 @@ from whence_server.domain.engine import Admit
 from whence_server.generation.running import RunningGeneration
 
 STEPS_TO_CLEAR = 2
-"""New steps after which a generation on trial has passed what it died at."""
+"""New steps after which a generation's trial ends."""
 MAX_DEATHS = 5
-"""However innocent each time: nothing is tried for ever."""
+"""Deaths of the engine during a generation after which it fails, on trial or not."""
 
 
 class Readmission:
-    """Sends admissions at once, or holds them back while the engine is down or a trial runs."""
+    """Sender of admissions, which holds them back while the engine is down or a trial runs."""
 
     def __init__(self, send: Callable[[Admit], None]) -> None:
         self._send = send
@@ -31,31 +31,31 @@ class Readmission:
         self._steps_on_trial = 0
 
     def admit(self, running: RunningGeneration) -> None:
-        """Send a new generation, or keeps it until no trial is on any more."""
+        """Send a new generation to the engine, or hold it until the trials have ended."""
         if self._down or self._on_trial is not None:
             self._held.append(running)
         else:
             self._dispatch(running)
 
     def has_sent(self, running: RunningGeneration) -> bool:
-        """Whether the engine knows of it."""
+        """Return whether the generation was sent to the engine that runs now."""
         return running.id in self._sent
 
     def note_step(self, running: RunningGeneration) -> None:
-        """Take note of a step that was made; the trial of its generation may end with it."""
+        """Count a step of a generation, which may end its trial."""
         if running is self._on_trial:
             self._steps_on_trial += 1
             if self._steps_on_trial >= STEPS_TO_CLEAR:
                 self._begin_next_trial()
 
     def forget(self, running: RunningGeneration) -> None:
-        """Take note that a generation has ended, whichever way."""
+        """Remove a generation that has ended."""
         self._sent.discard(running.id)
         if running is self._on_trial:
             self._begin_next_trial()
 
     def note_death(self, running: Iterable[RunningGeneration]) -> list[RunningGeneration]:
-        """Take note of a death; returns those that are to blame for it, to be failed."""
+        """Prepare trials after the engine's death; return the generations to fail for it."""
         self._down = True
         blamed = []
         suspects = [g for g in running if g.id in self._sent]
@@ -66,7 +66,7 @@ class Readmission:
             if generation.num_deaths >= MAX_DEATHS and generation not in blamed:
                 blamed.append(generation)
         again = [g for g in suspects if g not in blamed]
-        # First among them, and so alone, the one that was on trial beside others.
+        # The one that was on trial beside others is tried first, and so alone.
         again.sort(key=lambda g: g is not self._on_trial)
         self._trials.extendleft(reversed(again))
         self._on_trial = None
@@ -74,7 +74,7 @@ class Readmission:
         return blamed
 
     def note_restart(self) -> None:
-        """Begin to send again."""
+        """Resume sending after the engine's restart."""
         self._down = False
         self._begin_next_trial()
 

@@ -1,4 +1,4 @@
-"""Closes what a crash left open: nothing stays running in the record for ever."""
+"""Recovery after a crash: generations and calls left open in the journal are closed."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -24,15 +24,15 @@ _DAMAGE = (RecordDamagedError, GenerationNotFoundError, DecodeError, ValueError,
 
 
 async def close_interrupted(journal: Journal) -> int:
-    """Write FINISHED, as INTERRUPTED, for every generation that a crash cut off.
+    """Write FINISHED, with reason INTERRUPTED, for every generation that a crash interrupted.
 
-    What was committed of it stands: the results are rebuilt from its steps, and it ends at
-    the time of its last one. A call that was cut off goes on record as UNAVAILABLE, also
-    where its generation had finished: without it, the spans would lack their root. A generation
-    whose record is damaged is named in the log, and left as it is.
+    The results are rebuilt from the committed steps, and the end time is that of the last step.
+    A call that was interrupted is recorded as UNAVAILABLE, even if its generation had finished,
+    because the call gives the root span. A generation whose journal rows are damaged is logged
+    and not changed.
 
     Returns:
-        How many generations were closed.
+        Number of generations closed.
     """
     unfinished = journal.list_unfinished()
     closed = []
@@ -52,7 +52,7 @@ async def close_interrupted(journal: Journal) -> int:
 async def _try_close(
     close: Callable[[Journal, str], Awaitable[None]], journal: Journal, generation_id: str
 ) -> bool:
-    """Close one generation; False where its record is damaged: the others are closed anyhow."""
+    """Close one generation and return True; return False, and log, if its rows are damaged."""
     try:
         await close(journal, generation_id)
     except _DAMAGE as error:
@@ -97,7 +97,7 @@ async def _finish(journal: Journal, generation_id: str) -> None:
 async def _end_call(journal: Journal, generation_id: str) -> None:
     started = await _read_started(journal, generation_id)
     for entry in await journal.read(generation_id, kinds=(EntryKind.CALL,)):
-        # Other calls, that resumed it, may have ended before.
+        # Other calls that resumed the generation may have ended before.
         if call_pb2.Call.FromString(entry.payload).span_id == started.span_id:
             return
     finished = generation_pb2.GenerationFinished()
@@ -138,7 +138,7 @@ def _make_interrupted_call(
 
 
 class _Results:
-    """The sequences of a generation, put together again from its recorded steps."""
+    """Sequences of a generation, rebuilt from its recorded steps."""
 
     def __init__(self, num_sequences: int) -> None:
         self._texts: list[list[str]] = [[] for _ in range(num_sequences)]

@@ -1,6 +1,7 @@
-"""Holds a request against the model and the server's limits: every default is filled in here.
+"""Resolution of a request's settings against the model and the server's limits.
 
-All faults of a request are collected and told at once, each under its field's path.
+Defaults are filled in here. All faults of a request are raised together, each with the path of
+its field.
 """
 
 import secrets
@@ -50,16 +51,16 @@ _EARLY_STOPPING: dict[bool | str, EarlyStopping] = {
     False: EarlyStopping.HEURISTIC,
     "never": EarlyStopping.NEVER,
 }
-"""By transformers' values."""
+"""Our values by those of transformers."""
 
 NUM_PARTS = 2
-"""Of TRACE_DETAIL_INTERNALS: "sources" and "layers"."""
+"""Number of the parts of TRACE_DETAIL_INTERNALS: "sources" and "layers"."""
 
 
 def resolve_trace(
     request: TraceRequest, model: ModelInfo, limits: Limits
 ) -> tuple[TraceOptions, dict[str, str]]:
-    """The trace that is granted, and what of the wish cannot be had, with the reason.
+    """Return the granted trace, and the reason for each requested part that is not available.
 
     Raises:
         InvalidRequestError: more candidates than the server gives, or ids that are no tokens.
@@ -104,13 +105,13 @@ def resolve_decoding(
     limits: Limits,
     tokenizer: TextEncoder,
 ) -> Decoding:
-    """The settings as they will really be applied.
+    """Return the settings as applied.
 
-    Unset fields take the model's generation config, the seed is chosen where none is given,
-    and `max_new_tokens` is cut to what the context still holds.
+    Unset fields take the values of the model's generation config, a missing seed is drawn at
+    random, and `max_new_tokens` is limited to the room left in the context.
 
     Raises:
-        InvalidRequestError: settings out of range, or contradicting each other; all of them.
+        InvalidRequestError: settings are out of range or exclude each other; names all of them.
     """
     defaults = model.defaults
     strategy = request.strategy or _choose_default_strategy(model)

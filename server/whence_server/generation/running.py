@@ -1,4 +1,4 @@
-"""One running generation: the engine's decisions become text, steps and journal entries."""
+"""One running generation, whose decisions become text, steps and journal entries."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
-# What the engine gives as a reason, where it is not the server's own fault.
+# Status codes by the engine's reasons for a failure; all other reasons are INTERNAL.
 _FAILURE_CODES = {
     "NO_TOKEN_LEFT": Code.INVALID_ARGUMENT,
     "OUT_OF_MEMORY": Code.RESOURCE_EXHAUSTED,
@@ -40,7 +40,7 @@ _FAILURE_CODES = {
 
 @dataclass(slots=True)
 class _Sequence:
-    """What has come of one sequence so far."""
+    """State of one sequence."""
 
     text: SequenceText
     token_ids: list[int] = field(default_factory=list)
@@ -51,15 +51,15 @@ class _Sequence:
 
 
 class RunningGeneration:
-    """Records the steps of one generation, and closes it once.
+    """Recorder of one generation's steps and of its finish.
 
     Attributes:
-        started: what was fixed before the first token.
-        arrival_ns: CLOCK_MONOTONIC of the request's arrival; all durations count from it.
-        num_readers: calls that follow it right now.
-        grace_s: how long it goes on without any.
-        num_deaths: how often the engine died while this was running in it.
-        done: set once FINISHED is in the journal.
+        started: properties that were fixed before the first token.
+        arrival_ns: CLOCK_MONOTONIC time of the request's arrival; all durations start there.
+        num_readers: number of calls that follow the generation now.
+        grace_s: time for which the generation goes on without a reader.
+        num_deaths: number of deaths of the engine while it ran this generation.
+        done: set when FINISHED is in the journal.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RunningGeneration:
         self._prompt_text = tokenizer.make_sequence_text()
         self._num_prompt_steps = 0
         self._rounds: list[int] = []
-        """What became of each recorded round of a beam search, hashed."""
+        """Hash of the outcome of each recorded beam search round."""
         self._num_prefill_chunks: int | None = None
         self._prefill_started_ns: int | None = None
         self._prefill_finished_ns: int | None = None
@@ -99,12 +99,12 @@ class RunningGeneration:
 
     @property
     def waiting(self) -> bool:
-        """Whether the engine has yet to read its prompt."""
+        """True until the engine has read the prompt completely."""
         return self._prefill_finished_ns is None
 
     def make_admission(self) -> Admit:
-        """What the engine has to know to begin, or to go on after the recorded steps."""
-        # A beam search has no sequences before its end: it begins again.
+        """Return the message that starts the generation, or continues it after recorded steps."""
+        # A beam search has no sequences before its end, so that it starts again.
         is_search = self.started.decoding.strategy is Strategy.BEAM_SEARCH
         begun = not is_search and any(sequence.token_ids for sequence in self._sequences)
         replays = [
@@ -121,9 +121,9 @@ class RunningGeneration:
         )
 
     def record_prompt(self, scored: PromptScored) -> Iterator[None]:
-        """Record steps of the prompt itself, one at every `next`.
+        """Record the steps of the prompt itself, one for each `next`.
 
-        After an engine's death the prompt is read again: what is on record is left out.
+        After an engine's death the prompt is read again, and recorded steps are skipped.
         """
         last = len(self.started.prompt_token_ids) - 1
         for index, decision in enumerate(scored.decisions, scored.first_index):
@@ -136,7 +136,7 @@ class RunningGeneration:
             yield
 
     def record_prefill(self, prefilled: Prefilled) -> None:
-        """Note when the prompt was read."""
+        """Keep the times of the first prefill."""
         if self._prefill_finished_ns is not None:
             return
         self._prefill_started_ns = prefilled.started_ns
@@ -144,10 +144,10 @@ class RunningGeneration:
         self._num_prefill_chunks = prefilled.num_chunks
 
     def record_step(self, made: StepMade, turn: Turn) -> bool:
-        """Record one step; returns whether the sequence ended with it by a stop string.
+        """Record one step; return whether a stop string ended the sequence with it.
 
-        Steps that the engine made beyond a sequence's end are dropped: they are neither
-        journalled nor counted.
+        Steps that the engine made beyond the end of a sequence are dropped: they are neither
+        recorded nor counted.
         """
         sequence = self._sequences[made.sequence_index]
         if sequence.finish_reason is not None:
@@ -157,21 +157,20 @@ class RunningGeneration:
         return made.finish is None and sequence.finish_reason is not None
 
     def record_round(self, made: BeamRoundMade, cost: Cost) -> bool:
-        """Record one round of a beam search; returns whether it is new.
+        """Record one round of a beam search; return whether it is new.
 
-        After an engine's death the search begins again: rounds that are on record come once
-        more, and have to be the same.
+        After an engine's death the search starts again. Its rounds must equal the recorded ones.
 
         Raises:
-            GenerationFailedError: the search takes another course than the recorded one.
+            GenerationFailedError: the round differs from the recorded one.
         """
         outcome = [(c.parent, c.token_id) for c in made.continuations if c.kept or c.finished]
         if made.index < len(self._rounds):
             if self._rounds[made.index] != hash(tuple(outcome)):
                 raise GenerationFailedError(
                     "SEARCH_DIVERGED",
-                    f"after the engine's restart, round {made.index} of the beam search came "
-                    "out otherwise than recorded: scores lay closer together than rounding",
+                    f"after the engine's restart, round {made.index} of the beam search differs "
+                    "from the recorded one: scores differed by less than rounding errors",
                 )
             return False
         self._rounds.append(hash(tuple(outcome)))
@@ -181,9 +180,9 @@ class RunningGeneration:
         return True
 
     def record_search(self, won: BeamSteps) -> Iterator[None]:
-        """Record steps of a sequence that won a beam search, one at every `next`.
+        """Record steps of a sequence that a beam search returns, one for each `next`.
 
-        After an engine's death the search begins again: what is on record is left out.
+        After an engine's death the search starts again, and recorded steps are skipped.
         """
         sequence = self._sequences[won.sequence_index]
         sequence.score = won.score
@@ -213,7 +212,7 @@ class RunningGeneration:
         timing: Timing,
         finish: FinishReason | None,
     ) -> None:
-        """Record one step, with which the sequence ends if its text or `finish` says so."""
+        """Record one step; end the sequence at a stop string, or if `finish` is set."""
         sequence = self._sequences[sequence_index]
         piece = sequence.text.push(decision.token_id, last=finish is not None)
         sequence.token_ids.append(decision.token_id)
@@ -238,11 +237,11 @@ class RunningGeneration:
 
     @property
     def complete(self) -> bool:
-        """Whether every sequence has come to its end."""
+        """True if every sequence has ended."""
         return all(s.finish_reason is not None for s in self._sequences)
 
     def finish(self, reason: FinishReason | None = None, failure: Failure | None = None) -> None:
-        """Write FINISHED, once; `reason` is None where the sequences' own reasons stand."""
+        """Write FINISHED, once; with `reason` None the first sequence's reason is recorded."""
         if self.done.is_set():
             return
         for timer in self.timers.values():
@@ -290,7 +289,7 @@ class RunningGeneration:
         )
 
     def fail(self, reason: str, message: str) -> None:
-        """Close it as FAILED, with the code that a live call would have got."""
+        """Write FINISHED with reason FAILED and the status of the error."""
         code = _FAILURE_CODES.get(reason, Code.INTERNAL)
         self.finish(FinishReason.FAILED, Failure(code, reason, message))
 

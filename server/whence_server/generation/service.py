@@ -1,4 +1,4 @@
-"""All generations of one server: started, followed, stopped, and closed whatever happens."""
+"""Start, follow, stop and close the generations of one server."""
 
 import asyncio
 import logging
@@ -41,29 +41,29 @@ from whence_server.text.tokenizer import TextTokenizer
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 1.0
-# Recording so many takes about a millisecond and a half.
+# Steps recorded before other tasks get a turn: about 1.5 ms.
 _STEPS_IN_A_SLICE = 16
-# How long the call that started a generation has to begin reading it.
+# Seconds within which the call that started a generation has to begin reading it.
 _FIRST_READER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """When and with which trace context a request came in."""
+    """Time and trace context of a request's arrival."""
 
     trace_context: TraceContext
     time_ns: int
-    """Unix time."""
+    """Unix time in ns."""
     monotonic_ns: int
 
 
 class Generations:
-    """Admits requests to the engine, records what comes of them, lets anyone follow.
+    """Service that admits requests to the engine, records their results and lets calls follow them.
 
-    All methods are called from one event loop. `run` has to be running as a task.
+    All methods are called from one event loop, in which `run` runs as a task.
 
     Attributes:
-        activity: how busy the engine is.
+        activity: load of the engine.
     """
 
     def __init__(
@@ -99,21 +99,22 @@ class Generations:
 
     @property
     def num_waiting_sequences(self) -> int:
-        """Sequences whose prompt the engine has yet to read to its end."""
+        """Sequences whose prompt the engine has not read completely."""
         return sum(g.started.decoding.num_rows for g in self._running.values() if g.waiting)
 
     # ---- starting ----
 
     async def start(self, request: GenerationRequest, arrival: Arrival) -> str:
-        """Admit a request, or joins the generation that an equal request began.
+        """Admit a request, or join the generation that an equal request began.
 
         Returns:
             The generation's id.
 
         Raises:
-            InvalidRequestError, ModelNotFoundError, NotOfferedError: never possible.
+            InvalidRequestError, ModelNotFoundError, NotOfferedError: the request is wrong.
             GenerationExistsError: its id belongs to another request.
-            QueueFullError, DrainingError, EngineLostError, JournalUnwritableError: not now.
+            QueueFullError, DrainingError, EngineLostError, JournalUnwritableError: the server
+                cannot admit requests now.
         """
         generation_id = request.generation_id or str(uuid.uuid4())
         while (other := self._starting.get(generation_id)) is not None:
@@ -122,7 +123,7 @@ class Generations:
         num_sequences = self._count_rows(request)
         self._num_starting += num_sequences
         try:
-            if not (request.generation_id and await self._joins(request)):
+            if not (request.generation_id and await self._has_begun(request)):
                 self._check_admission(request)
                 await self._start_new(generation_id, request, arrival)
         finally:
@@ -150,14 +151,15 @@ class Generations:
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + self.num_waiting_sequences
-        # One that finds nobody before it is never too many.
+        # If nothing else waits, a request of any number of sequences is admitted.
         if waiting > max(self._limits.max_queue, self._count_rows(request)):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
 
     def _count_rows(self, request: GenerationRequest) -> int:
-        """Rows of the batch that a request wants, as far as it says so itself.
+        """Return the number of batch rows that the request's own fields ask for.
 
-        One that wants more than there are will be refused: until then it must not fill the queue.
+        The result is limited to the batch size, so that a request that will be refused for asking
+        for more does not fill the queue meanwhile.
         """
         decoding = request.decoding
         wanted = max(decoding.num_beams or 1, decoding.num_return_sequences or 1)
@@ -190,7 +192,7 @@ class Generations:
         self._admit(started, request, arrival)
 
     async def _prepare(self, request: GenerationRequest) -> Prepared:
-        """The request held against the model: elsewhere, unless that takes no time at all."""
+        """Prepare a request: here if that is quick, else in a text process."""
         model, limits, tokenizer = self._model, self._limits, self._tokenizer
         if is_quick(request):
             return prepare_request(request, model=model, limits=limits, tokenizer=tokenizer)
@@ -229,12 +231,12 @@ class Generations:
     async def follow(
         self, generation_id: str, after_offset: int
     ) -> AsyncGenerator[list[Entry], None]:
-        """The generation's entries beyond `after_offset`, live, until its finish.
+        """Yield the generation's entries after `after_offset`, as they are made, until its finish.
 
-        While at least one call follows it, a generation is not abandoned.
+        A generation is not abandoned while at least one call follows it.
 
         Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
+            GenerationNotFoundError: the generation does not exist, or was deleted.
         """
         with self._count_reader(generation_id):
             async for entries in self._journal.follow(generation_id, after_offset):
@@ -256,10 +258,10 @@ class Generations:
                 self._set_timer(running, "grace", running.grace_s, FinishReason.CANCELLED)
 
     async def cancel(self, generation_id: str) -> None:
-        """Stop a generation at once; one that has finished stays as it is.
+        """Stop a generation at once; do nothing if it has finished.
 
         Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
+            GenerationNotFoundError: the generation does not exist, or was deleted.
         """
         running = self._running.get(generation_id)
         if running is None:
@@ -297,11 +299,12 @@ class Generations:
     # ---- the engine's side ----
 
     async def run(self) -> None:
-        """Record what the engine makes, over its deaths and restarts.
+        """Record the engine's turns, and restart the engine after its deaths.
 
         Raises:
-            EngineLostError: it could not be had back; what was running is INTERRUPTED.
-            JournalError: nothing can be written any more; what was running ends unrecorded.
+            EngineLostError: the engine could not be restarted; running generations are finished
+                as INTERRUPTED.
+            JournalError: the journal cannot be written; running generations end unrecorded.
         """
         try:
             while True:
@@ -311,7 +314,7 @@ class Generations:
                         await self._record_prompts(turn)
                         self._record(turn)
                         await self._record_searches(turn)
-                        # What has come already is read without waiting: others get their turn.
+                        # Turns that are buffered are read without waiting: let other tasks run.
                         await asyncio.sleep(0)
                         # A full disk or a slow one holds the engine back, not the memory.
                         await self._journal.wait_writable()
@@ -324,7 +327,7 @@ class Generations:
             raise
         finally:
             for running in list(self._running.values()):
-                # Where the journal is lost, the next start closes it.
+                # If the journal is lost, the next start closes the generation.
                 with suppress(JournalError):
                     running.finish(FinishReason.INTERRUPTED)
                 self._forget(running)
@@ -333,7 +336,8 @@ class Generations:
         _log.error("%s; %d generations were running", error, len(self._running))
         for running in self._readmission.note_death(self._running.values()):
             running.fail(
-                "ENGINE_CRASHED", "the engine process died of this generation, and of it alone"
+                "ENGINE_CRASHED",
+                "the engine process died while it ran this generation alone; it is not tried again",
             )
             self._forget(running)
         await self._engine.restart()
@@ -374,7 +378,7 @@ class Generations:
                     self._readmission.note_step(running)
 
     async def _record_prompts(self, turn: Turn) -> None:
-        """Record the prompts' own steps, a slice at a time."""
+        """Record the steps of prompts, a slice at a time."""
         for scored in turn.prompt_scored:
             running = self._running.get(scored.generation_id)
             if running is not None:
@@ -382,7 +386,7 @@ class Generations:
                     await _record_in_slices(running, running.record_prompt(scored))
 
     async def _record_searches(self, turn: Turn) -> None:
-        """Record what won the beam searches that are over, a slice at a time."""
+        """Record the sequences that finished beam searches return, a slice at a time."""
         for won in turn.beam_steps:
             running = self._running.get(won.generation_id)
             if running is not None:
@@ -397,10 +401,10 @@ class Generations:
 
     @contextmanager
     def _isolate(self, running: RunningGeneration) -> Iterator[None]:
-        """Close a generation that cannot be recorded as failed, and let the others go on.
+        """Fail the generation if it cannot be recorded, and let the others go on.
 
         Raises:
-            WhenceError: not this generation but the journal cannot go on.
+            WhenceError: the journal failed, and not this generation alone.
         """
         try:
             yield
@@ -408,12 +412,14 @@ class Generations:
             self._fail(running, error.reason, error.message)
         except WhenceError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this generation's alone
+        except Exception as error:  # noqa: BLE001 - any error ends this generation alone
             _log.exception(
                 "a generation cannot be recorded", extra={logs.GENERATION_ID: running.id}
             )
             self._fail(
-                running, "RECORDING_FAILED", f"it cannot be recorded: {type(error).__name__}"
+                running,
+                "RECORDING_FAILED",
+                f"the generation cannot be recorded: {type(error).__name__}",
             )
 
     def _fail(self, running: RunningGeneration, reason: str, message: str) -> None:
@@ -422,20 +428,23 @@ class Generations:
         self._forget(running)
 
     async def drain(self, grace_s: float) -> None:
-        """Admit nothing more, lets what runs finish within the grace, interrupts the rest."""
+        """Admit nothing more, let generations finish within the grace, and interrupt the rest."""
         self._draining = True
         await self._texts.close()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
-            _log.warning("interrupting %d generations after the grace", len(self._running))
+            _log.warning(
+                "interrupting %d generations that have not finished within the grace",
+                len(self._running),
+            )
         for running in list(self._running.values()):
             self._stop(running, FinishReason.INTERRUPTED)
 
 
 async def _record_in_slices(running: RunningGeneration, recording: Iterator[None]) -> None:
-    """Record step after step, unless the generation ends meanwhile, and lets others have turns."""
+    """Record steps until the generation ends, and let other tasks run between slices."""
     for number, _ in enumerate(recording, 1):
         if number % _STEPS_IN_A_SLICE == 0:
             await asyncio.sleep(0)
@@ -444,7 +453,7 @@ async def _record_in_slices(running: RunningGeneration, recording: Iterator[None
 
 
 def make_arrival(trace_context: TraceContext) -> Arrival:
-    """A request that arrives at this moment."""
+    """Return the arrival of a request at this moment."""
     return Arrival(trace_context, time.time_ns(), time.monotonic_ns())
 
 

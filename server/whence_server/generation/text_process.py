@@ -1,4 +1,4 @@
-"""The front's handle on one text process."""
+"""Client of one text process, in the front."""
 
 import asyncio
 import logging
@@ -30,24 +30,24 @@ from whence_server.processes.watchdog import Watchdog, read_processor_time
 
 _log = logging.getLogger(__name__)
 
-# -P: modules that lie in the working directory are not imported.
+# -P: do not import modules from the working directory.
 COMMAND = (sys.executable, "-P", "-m", "whence_server.generation.text_worker")
 _WALL_FACTOR = 5.0
-"""How much longer than its processor time a request may take on a busy machine."""
+"""Bound of a request's wall time, as a multiple of its CPU time limit, on a busy machine."""
 _LOOK_S = 1.0
 _PATIENCE = 10
-"""Looks in a row at a process that spends no processor time, after which it does not run: it was
-stopped, and would hold up its requests until their longest time has passed."""
+"""Successive looks without CPU time after which a process is killed: it was stopped, and would
+delay its requests until their time limit."""
 _ENDING_S = 5.0
-"""How long a process that has closed its end may take to be gone."""
+"""Seconds that a process may take to exit after it has closed its socket."""
 
 
 class ProcessEndedError(Exception):
-    """The process ended, and not because of a limit: another one may do better."""
+    """The process ended, and not because of a limit: a retry in another process may succeed."""
 
 
 class TextProcess:
-    """One text process, from its start to its end; it takes one request at a time."""
+    """One text process, from its start to its end; it prepares one request at a time."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -57,21 +57,21 @@ class TextProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process's id, once it has been started."""
+        """Id of the process; None before the start."""
         return self._process.pid if self._process else None
 
     @property
     def has_ended(self) -> bool:
-        """Whether it takes no more requests."""
+        """True if the process takes no requests: before its start, and after its end."""
         if self._process is None or self._reader is None:
             return True
         return self._process.returncode is not None or self._reader.at_eof()
 
     async def start(self) -> None:
-        """Start the process and waits until it has loaded the tokenizer.
+        """Start the process, and wait until it has loaded the tokenizer.
 
         Raises:
-            TextProcessError: it does not start.
+            TextProcessError: the process does not start.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -82,7 +82,7 @@ class TextProcess:
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-                # A Ctrl-C in the terminal is for the front.
+                # The front alone handles a Ctrl-C in the terminal.
                 start_new_session=True,
             )
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -106,14 +106,14 @@ class TextProcess:
         """Prepare a request; see `prepare.prepare_request`.
 
         Raises:
-            InvalidRequestError: the request's fault, a limit that was passed among others.
-            ProcessEndedError: the process ended, for another reason.
+            InvalidRequestError: the request is invalid, or exceeded a limit.
+            ProcessEndedError: the process ended for another reason.
         """
         assert self._writer is not None  # noqa: S101 - it was started
         if request.size_bytes <= SHORT_BYTES:
             self._writer.write(channel.encode(request))
         else:
-            # Thousands of messages take a while to write out.
+            # Thousands of messages take long to pickle.
             self._writer.write(await asyncio.to_thread(channel.encode, request))
         limit_s = compute_text_seconds(request, self._setup.limits) * _WALL_FACTOR
         try:
@@ -130,12 +130,12 @@ class TextProcess:
         return prepared
 
     def kill(self) -> None:
-        """End the process at once, whatever it does; `prepare` then raises."""
+        """Kill the process; a running `prepare` then raises."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
     async def stop(self) -> int:
-        """End the process at once; returns its exit status, negative for a signal."""
+        """Kill the process; return its exit status, negative for a signal."""
         if self._writer is not None:
             self._writer.close()
         if self._process is None:
@@ -144,9 +144,9 @@ class TextProcess:
         return await self._process.wait()
 
     async def _wait_for_exit(self) -> int:
-        """Wait for a process that has closed its end; returns its exit status, as `stop`.
+        """Wait for a process that has closed its socket; return its exit status, as `stop` does.
 
-        It is not killed: a signal to a process that has just ended loses its exit status.
+        The process is killed only after a delay: a signal would hide the reason for its end.
         """
         if self._process is not None:
             with suppress(TimeoutError):
@@ -154,7 +154,7 @@ class TextProcess:
         return await self.stop()
 
     async def _await_answer(self) -> Any:
-        """The next message of a process that has work to do: one that does not run is killed."""
+        """Return the next message; kill the process if it does not run meanwhile."""
         watching = asyncio.create_task(self._watch(), name="text-process-watchdog")
         try:
             return await self._receive()
@@ -172,7 +172,7 @@ class TextProcess:
             await asyncio.sleep(_LOOK_S)
 
     async def _receive(self) -> Any:
-        """The next message, or None where the process's end has closed."""
+        """Return the next message; None if the process has closed its socket."""
         assert self._reader is not None  # noqa: S101 - it was started
         try:
             header = await self._reader.readexactly(channel.HEADER.size)
@@ -185,7 +185,7 @@ class TextProcess:
         if -status in {TEMPLATE_OVERTIME, TEXT_OVERTIME}:
             return self._explain_overtime(request, -status)
         if -status == signal.SIGABRT:
-            # Compiled code that gets no memory has no other way out.
+            # Compiled code aborts if it gets no memory.
             return InvalidRequestError(
                 FieldViolation(
                     name_input_field(request), "needs more memory than the text process may have"
@@ -200,15 +200,14 @@ class TextProcess:
             return InvalidRequestError(
                 FieldViolation(
                     "chat",
-                    "the model's chat template does not come to an end on it: it was stopped "
-                    f"after {limits.max_template_s:g} s of processor time",
+                    "the model's chat template does not end on this conversation: it was stopped "
+                    f"after {limits.max_template_s:g} s of CPU time",
                 )
             )
         seconds = compute_text_seconds(request, limits)
         return InvalidRequestError(
             FieldViolation(
                 name_input_field(request),
-                f"takes too long to be made into tokens: stopped after {seconds:g} s of "
-                "processor time",
+                f"takes too long to tokenize: stopped after {seconds:g} s of CPU time",
             )
         )

@@ -1,15 +1,15 @@
 """The text process: `python -m whence_server.generation.text_worker FD`.
 
-It runs what may take long or never end, and what holds the interpreter's lock meanwhile: chat
-templates, which are the model's code on the caller's data, and tokenizing. It can be killed.
+It renders chat templates (the model's code on the caller's data) and tokenizes. Both may run long
+or never end, and hold the GIL meanwhile, so they run in a process that can be killed.
 
-FD is its end of a socket pair, inherited from the front. The first message is a `Setup`; READY
-answers it. Then each `GenerationRequest` is answered by a `Prepared` or by the error to raise. The
-front sends nothing while it waits for an answer, so that anything that then happens on the socket
-is its end: the kernel ends this process with SIGIO, even while it holds the interpreter's lock.
+FD is the process's end of a socket pair, inherited from the front. The first message is a `Setup`,
+which READY answers. Each `GenerationRequest` is answered by a `Prepared` or by the error to raise.
+The front sends nothing while it waits for an answer, so that any event on the socket then means
+that the front has closed it: the kernel ends this process with SIGIO, even while it holds the GIL.
 
-The kernel's timers bound the processor time: SIGVTALRM ends a chat template that goes on too
-long, SIGPROF a request as a whole. Memory is bounded by RLIMIT_AS.
+The kernel's timers limit CPU time: SIGVTALRM ends a chat template that runs too long, SIGPROF a
+request as a whole. RLIMIT_AS limits memory.
 """
 
 import fcntl
@@ -34,20 +34,20 @@ from whence_server.text.tokenizer import TextEncoder
 
 READY = "ready"
 TEMPLATE_OVERTIME, TEXT_OVERTIME = signal.SIGVTALRM, signal.SIGPROF
-"""Signals that end this process when a time limit is passed."""
+"""Signals that end this process when a time limit is exceeded."""
 
 USUAL_BYTES = 4 << 20
-"""Up to this size, a request's time limit is `Limits.max_text_s`."""
+"""Size up to which a request's time limit is `Limits.max_text_s`."""
 
 _MEMORY_PER_BYTE = 512
-"""Of a text that is tokenized: the tokenizer's own lists took 350 bytes for each."""
+"""Memory allowed for each byte of a tokenized text; the tokenizer's lists were measured at 350."""
 
 _KEPT_MEMORY_BYTES = 128 << 20
-"""A process that has kept more than this after a request ends, and another takes its place."""
+"""Memory kept after a request beyond which the process exits, to be replaced by a new one."""
 
 
 class Setup(NamedTuple):
-    """What a text process has to know from the start."""
+    """First message to a text process."""
 
     model: ModelInfo
     limits: Limits
@@ -55,9 +55,9 @@ class Setup(NamedTuple):
 
 def main(descriptor: int) -> int:
     """Serve the front at the other end of the socket until it closes."""
-    # The front decides when to end: a Ctrl-C in its terminal is for it alone.
+    # The front alone handles a Ctrl-C in its terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a caller sent is not to lie about in a core file.
+    # Callers' data must not be left in core files.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = socket.socket(fileno=descriptor)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
@@ -90,17 +90,17 @@ def _answer(
     except WhenceError as error:
         return error
     except MemoryError:
-        description = f"needs more than {memory_bytes >> 20} MiB of memory to be made into tokens"
+        description = f"needs more than {memory_bytes >> 20} MiB of memory to tokenize"
         return InvalidRequestError(FieldViolation(name_input_field(request), description))
 
 
 def compute_text_seconds(request: GenerationRequest, limits: Limits) -> float:
-    """Return the processor time that a request's text may take."""
+    """Return the CPU time limit, in seconds, for preparing a request's text."""
     return limits.max_text_s * max(1.0, request.size_bytes / USUAL_BYTES)
 
 
 class _BoundedEncoder(TextEncoder):
-    """Renders chat templates within their own limits."""
+    """Encoder that renders chat templates under their own time and memory limits."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup.model.text)
@@ -122,7 +122,7 @@ class _BoundedEncoder(TextEncoder):
 
 @contextmanager
 def _limit_time(timer: int, seconds: float) -> Iterator[None]:
-    """Have the kernel end this process once it has computed for so long."""
+    """Have the kernel end this process after `seconds` of CPU time."""
     signal.setitimer(timer, seconds)
     try:
         yield
@@ -132,7 +132,7 @@ def _limit_time(timer: int, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _limit_memory(further_bytes: int) -> Iterator[None]:
-    """Have allocations fail beyond what is in use now and so many bytes more."""
+    """Make allocations fail beyond `further_bytes` more than are in use now."""
     in_use = _read_memory_bytes()
     if not in_use:
         yield
@@ -149,7 +149,7 @@ def _limit_memory(further_bytes: int) -> Iterator[None]:
 
 
 def _read_memory_bytes() -> int:
-    """The address space in use, which is what RLIMIT_AS counts; 0 where it is not told."""
+    """Return the address space in use, as RLIMIT_AS counts it; 0 if it is not known."""
     try:
         pages = int(Path("/proc/self/statm").read_bytes().split()[0])
     except OSError:
@@ -159,7 +159,7 @@ def _read_memory_bytes() -> int:
 
 @contextmanager
 def _end_with_the_front(connection: socket.socket) -> Iterator[None]:
-    """Have the kernel end this process when the front closes the socket, or ends."""
+    """Have the kernel end this process when the front closes the socket, or exits."""
     flags: int = fcntl.fcntl(connection, fcntl.F_GETFL)
     fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
     try:

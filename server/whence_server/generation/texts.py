@@ -1,8 +1,8 @@
-"""Requests' texts, prepared where they stop nobody: in two processes that can be killed.
+"""Preparation of chats and long texts in two child processes, which can be killed.
 
-Chat templates and long texts go there. One of the two processes takes short requests alone, so
-that a usual chat never waits behind a long text; the other takes both, and starts when there is
-work for it. A process that has ended is replaced at once.
+One of the two processes takes short requests only, so that a short chat never waits behind a long
+text. The other takes both, and starts when there is work for it. A process that has ended is
+replaced at once.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from whence_server.generation.text_worker import Setup
 _log = logging.getLogger(__name__)
 
 ABANDONED_GRACE_S = 0.25
-"""How long a request may go on that nobody waits for any more: a new process takes longer."""
+"""Seconds after which the process of an abandoned request is killed; a restart takes longer."""
 _MAX_ATTEMPTS = 2
 _RETRY_AFTER_S = 1.0
 
 
 class Texts(Protocol):
-    """Whatever prepares requests."""
+    """Interface that prepares requests."""
 
     async def prepare(self, request: GenerationRequest) -> Prepared:
-        """See `prepare.prepare_request`, which also says what it raises."""
+        """Prepare a request; `prepare.prepare_request` documents result and errors."""
 
     async def close(self) -> None:
-        """End what is being prepared with DrainingError, and prepares nothing more."""
+        """Raise DrainingError in every `prepare`, running or later."""
 
 
 @dataclass(eq=False)
@@ -47,13 +47,13 @@ class _Job:
 
 @dataclass(eq=False)
 class _Lane:
-    """A place for one process.
+    """One of the two processes, through its restarts.
 
     Attributes:
-        takes_long: whether it takes long requests too.
-        process: None until there is work for it, and while another one is being started.
-        starting: a process is on its way.
-        job: the request that it is at.
+        takes_long: True if the process takes long requests too.
+        process: None until there is work for it, and while a process is being started.
+        starting: True while a process is being started.
+        job: the request being prepared.
     """
 
     takes_long: bool
@@ -64,13 +64,13 @@ class _Lane:
 
 @dataclass
 class TextProcesses:
-    """Prepares requests in text processes.
+    """Pool of two text processes that prepare requests.
 
     All methods are called from one event loop.
 
     Args:
-        model: the model that requests are held against.
-        limits: of the server.
+        model: the model that requests are checked against.
+        limits: limits of the server.
     """
 
     model: ModelInfo
@@ -84,7 +84,7 @@ class TextProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """The ids of the processes that there are."""
+        """Ids of the processes that run."""
         return [lane.process.pid for lane in self._lanes if lane.process and lane.process.pid]
 
     def start(self) -> None:
@@ -94,18 +94,18 @@ class TextProcesses:
     async def prepare(self, request: GenerationRequest) -> Prepared:
         """Prepare a request; see `prepare.prepare_request`.
 
-        Where nobody waits for the answer any more, the process that is at it is killed.
+        If the call is cancelled, the process that prepares the request is killed.
 
         Raises:
-            InvalidRequestError: also where a limit of time or memory was passed.
-            TextQueueFullError: too much is waiting.
-            TextProcessError: no process can do it.
-            DrainingError: the server is on its way out.
+            InvalidRequestError: the request is invalid, or exceeded a time or memory limit.
+            TextQueueFullError: too many bytes of requests are waiting.
+            TextProcessError: no process can be started, or two ended during the request.
+            DrainingError: the server is shutting down.
         """
         if self._closed:
             raise DrainingError
         most = self.limits.max_waiting_text_bytes
-        # One that finds nobody before it is never too large.
+        # If nothing else waits, a request of any size is taken.
         if self._num_bytes and self._num_bytes + request.size_bytes > most:
             raise TextQueueFullError(most, _RETRY_AFTER_S)
         job = _Job(request, asyncio.get_running_loop().create_future())
@@ -119,7 +119,7 @@ class TextProcesses:
             self._abandon(job)
 
     async def close(self) -> None:
-        """End what is being prepared with DrainingError, and every process."""
+        """Fail all requests with DrainingError, and end both processes."""
         self._closed = True
         for queue in (self._short, self._long):
             _fail(queue, DrainingError())
@@ -139,7 +139,7 @@ class TextProcesses:
         return self._long if request.size_bytes > SHORT_BYTES else self._short
 
     def _dispatch(self) -> None:
-        """Return work to idle processes, and starts one where there is more."""
+        """Give waiting requests to idle processes; start a process if there are more."""
         first = self._lanes[0]
         for lane in self._lanes:
             queues = (self._long, self._short) if lane.takes_long else (self._short,)
@@ -147,7 +147,7 @@ class TextProcesses:
             if queue is None or self._closed:
                 continue
             if lane.process is None:
-                # For short requests alone, another process only where the first is at work.
+                # Short requests start the second process only while the first is busy.
                 if lane is first or first.job is not None or queue is self._long:
                     self._begin_start(lane)
             elif lane.job is None:
@@ -166,28 +166,28 @@ class TextProcesses:
 
     async def _start(self, lane: _Lane) -> None:
         try:
-            lane.process = await self._started()
+            lane.process = await self._start_process_retrying()
         except TextProcessError as error:
-            _log.exception("no text process can be started")
+            _log.exception("a text process cannot be started; waiting requests fail")
             for queue in (self._short, self._long) if lane.takes_long else (self._short,):
                 _fail(queue, error)
         finally:
             lane.starting = False
         self._dispatch()
 
-    async def _started(self) -> TextProcess:
-        """Start a process, and another one where the first ends before it is ready.
+    async def _start_process_retrying(self) -> TextProcess:
+        """Start a process, with a second try if the first one ends before it is ready.
 
         Raises:
-            TextProcessError: neither starts.
+            TextProcessError: neither try succeeds.
         """
         try:
-            return await self._one_started()
+            return await self._start_process()
         except TextProcessError as error:
-            _log.warning("a text process did not start, and another is tried: %s", error)
-            return await self._one_started()
+            _log.warning("a text process did not start; trying once more: %s", error)
+            return await self._start_process()
 
-    async def _one_started(self) -> TextProcess:
+    async def _start_process(self) -> TextProcess:
         process = TextProcess(Setup(self.model, self.limits))
         try:
             await process.start()
@@ -202,7 +202,7 @@ class TextProcesses:
             prepared = await process.prepare(job.request)
         except ProcessEndedError as error:
             self._try_again(job, error)
-        except Exception as error:  # noqa: BLE001 - whoever waits for it raises it
+        except Exception as error:  # noqa: BLE001 - raised in `prepare`
             _fail([job], error)
         else:
             if not job.done.done():
@@ -214,17 +214,22 @@ class TextProcesses:
         self._dispatch()
 
     def _try_again(self, job: _Job, error: ProcessEndedError) -> None:
-        """The process may have ended before it saw the request: memory ran out elsewhere, say."""
+        """Retry a request once: the process may have ended for another reason than the request."""
         if job.done.done():
             return
-        _log.warning("a text process ended: %s", error)
+        _log.warning("a text process ended while it prepared a request: %s", error)
         if job.num_attempts < _MAX_ATTEMPTS:
             self._get_queue(job.request).appendleft(job)
         else:
-            _fail([job], TextProcessError(f"the text process ended twice of a request: {error}"))
+            _fail(
+                [job],
+                TextProcessError(
+                    f"the text process ended twice while it prepared this request: {error}"
+                ),
+            )
 
     def _abandon(self, job: _Job) -> None:
-        """Forget a request whose caller has gone."""
+        """Drop a request that is done or cancelled; kill the process that still prepares it."""
         job.done.cancel()
         queue = self._get_queue(job.request)
         if job in queue:

@@ -1,1 +1,1 @@
-"""Child processes of the server: messages between them, signs of life, and the watchdog."""
+"""Child processes of the server: messages, heartbeat and watchdog."""

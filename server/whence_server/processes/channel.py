@@ -1,7 +1,7 @@
-"""Messages between the front and a process that it started: length-prefixed pickles.
+"""Messages between the server and a child process: length-prefixed pickles.
 
-Pickle, because both ends are one program that started the other over an anonymous socket pair:
-nobody else can write to it, and nothing is faster for the trees of named tuples that a step is.
+Pickle is safe here, because only the two processes can write to their anonymous socket pair. It
+is the fastest encoding for the nested named tuples of a step.
 """
 
 import pickle
@@ -10,25 +10,25 @@ import struct
 from typing import Any
 
 HEADER = struct.Struct("!I")
-"""The payload's length in bytes."""
+"""Frame header: the payload's length in bytes."""
 
 
 def encode(message: Any) -> bytes:
-    """The message as it goes over the socket."""
+    """Return a message as a frame: header and payload."""
     payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return HEADER.pack(len(payload)) + payload
 
 
 def decode(payload: bytes) -> Any:
-    """The message in a frame's payload."""
+    """Return the message in a frame's payload."""
     return pickle.loads(payload)  # noqa: S301 - written by our own other process
 
 
 def receive(connection: socket.socket) -> Any:
-    """Blocks for the next message.
+    """Return the next message, blocking until it has arrived.
 
     Raises:
-        EOFError: the other end has closed, or is gone.
+        EOFError: the other end has closed the connection, or has ended.
     """
     (length,) = HEADER.unpack(_read(connection, HEADER.size))
     return decode(_read(connection, length))

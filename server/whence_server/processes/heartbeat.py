@@ -1,7 +1,7 @@
-"""The engine process's heartbeat: a thread of it says, once a second, how far it has come.
+"""Heartbeat of the engine process: a thread that reports its progress once a second.
 
-A thread of its own, because a forward pass may take minutes. torch lets go of the interpreter's
-lock while it computes, so that the thread gets its turn. The front's `watchdog` judges the beats.
+The heartbeat has its own thread, because a forward pass may take minutes. torch releases the GIL
+while it computes, so that the thread can run. The front's `watchdog` reads the beats.
 """
 
 import os
@@ -16,34 +16,34 @@ _FRAME = struct.Struct("!QBQQ")
 
 
 class Phase(IntEnum):
-    """What the engine's main thread is doing."""
+    """Activity of the engine's main thread."""
 
     LOADING = 0
     IDLE = 1
-    """It waits for a message."""
+    """Waits for a message."""
     WORKING = 2
     SENDING = 3
-    """It hands a turn to the front, which may be slow to take it."""
+    """Sends a turn to the front, which may read it slowly."""
 
 
 class Beat(NamedTuple):
-    """What one beat says."""
+    """One beat of the heartbeat."""
 
     number: int
-    """Beats before it."""
+    """Number of beats before this one."""
     phase: Phase
     num_turns: int
-    """Turns that the loop has begun."""
+    """Number of turns that the engine's loop has begun."""
     busy_ns: int
-    """Processor time of all threads but the heartbeat's own."""
+    """CPU time of all threads except the heartbeat's own."""
 
 
 class Heart:
-    """Beats into a pipe until the process ends.
+    """Writer of the heartbeat, into a pipe, until the process ends.
 
     Args:
-        descriptor: the pipe's end to write to; it is made non-blocking, so that a front that
-            does not read stops nothing. What finds no room is dropped.
+        descriptor: write end of the pipe. It is made non-blocking, and beats that do not fit are
+            dropped, so that a front that does not read cannot block the engine.
 
     Attributes:
         phase: set by the main thread.
@@ -57,7 +57,7 @@ class Heart:
         self.num_turns = 0
 
     def start(self) -> None:
-        """Start to beat."""
+        """Start the heartbeat thread."""
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _run(self) -> None:
@@ -70,16 +70,16 @@ class Heart:
             except BlockingIOError:
                 pass
             except OSError:
-                return  # the front is gone, and so is this process in a moment
+                return  # the front has ended, and this process is about to
             number += 1
             time.sleep(INTERVAL_S)
 
 
 class Pulse:
-    """The front's end of the pipe.
+    """Reader of the heartbeat, in the front.
 
     Args:
-        descriptor: the pipe's end to read from, which `close` closes.
+        descriptor: read end of the pipe; `close` closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -89,7 +89,7 @@ class Pulse:
         self._newest: Beat | None = None
 
     def read_newest(self) -> Beat | None:
-        """Return the newest beat that has come; None before the first."""
+        """Return the newest beat received; None before the first."""
         while True:
             try:
                 part = os.read(self._descriptor, 1 << 16)
@@ -107,7 +107,7 @@ class Pulse:
         return self._newest
 
     def close(self) -> None:
-        """Close the pipe's end; harmless when repeated."""
+        """Close the pipe's read end; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
