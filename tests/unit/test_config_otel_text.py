@@ -62,7 +62,7 @@ def test_settings_that_are_text_must_be_utf_8() -> None:
         ("a=%e9", "attribute 1 (a) is not UTF-8 after percent-decoding"),
         ("a=%00", "attribute 1 (a) holds a control character"),
         ("a=x\ny", "attribute 1 (a) holds a control character"),
-        ("%ff=1", "attribute 1 is no UTF-8"),
+        ("%ff=1", "attribute 1 is not UTF-8"),
     ],
 )
 def test_malformed_resource_attributes_are_an_error(text: str, words: str) -> None:

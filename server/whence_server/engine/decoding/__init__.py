@@ -1,4 +1,4 @@
-"""Which token comes next, and why: from one step's logits to its decisions, for all rows at once.
+"""Choice of the next tokens: from one step's logits to its decisions, for all rows at once.
 
 logits -> pipeline (processors, stage by stage) -> choose, or beam -> record -> Decision
 """

@@ -1,7 +1,7 @@
-"""Beam search, as transformers' `generate` does it: the likeliest continuations, side by side.
+"""Beam search, as in transformers' `generate`.
 
-The scores are kept in float32 tensors and changed by the operations that `generate` uses, in
-their order, so that they are the same to the bit where the logits are. (Method: Graves, "Sequence
+Scores are kept in float32 tensors, with the operations of `generate` in the same order, so that
+equal logits give bit-identical scores. (Method: Graves, "Sequence
 Transduction with Recurrent Neural Networks", 2012; length normalisation by a power of the
 length: Wu et al., "Google's Neural Machine Translation System", 2016, section 7.)
 """
@@ -15,20 +15,20 @@ from whence_server.domain.decoding import Decoding, EarlyStopping, FinishReason
 from whence_server.domain.steps import BeamContinuation, Decision
 
 OUT_OF_THE_RACE = -1.0e9
-"""What `generate` adds to the score of whatever must not be chosen."""
+"""Amount that `generate` adds to the score of a hypothesis that must not be chosen."""
 
 
 @dataclass(slots=True, eq=False)
 class Hypothesis:
-    """A continuation of the prompt: its newest token, and what came before.
+    """A continuation of the prompt: its newest token, linked to the hypothesis before it.
 
     Attributes:
-        before: the hypothesis that it extends; None for a first token.
-        token_id: what it adds.
-        parent: which of the beams, at the time, it extends.
-        score: sum of logprobs; once it has finished, with the length penalty applied.
-        finish: why it ended; None while it goes on.
-        decision: what is recorded of the token.
+        before: the hypothesis that this one extends; None for a first token.
+        token_id: the newest token.
+        parent: index of the extended hypothesis among the beams of the round.
+        score: sum of logprobs; with the length penalty applied once the hypothesis has finished.
+        finish: reason for the end; None while the hypothesis goes on.
+        decision: the decision that is recorded for the token.
     """
 
     before: "Hypothesis | None"
@@ -39,7 +39,7 @@ class Hypothesis:
     decision: Decision | None = None
 
     def list_path(self) -> list["Hypothesis"]:
-        """From the first token to this one."""
+        """Return the hypotheses from the first token to this one."""
         steps = []
         step: Hypothesis | None = self
         while step is not None:
@@ -49,14 +49,14 @@ class Hypothesis:
 
 
 class Round(NamedTuple):
-    """What one round did.
+    """The result of one round.
 
     Attributes:
-        index: of the tokens that it added.
-        continuations: all that were considered, best first.
-        survivors: the new hypotheses that are not lost: those that go on, and those that have
-            finished and are among the best so far.
-        is_last: whether the search ends with it.
+        index: step index of the tokens that the round added.
+        continuations: all continuations considered, best first.
+        survivors: the new hypotheses that are kept: those that go on, and finished ones that are
+            among the best so far.
+        is_last: True if the search ends with this round.
     """
 
     index: int  # type: ignore[assignment]  # the contract's name; nobody calls tuple.index
@@ -66,14 +66,14 @@ class Round(NamedTuple):
 
 
 class BeamSearch:
-    """The state of one search.
+    """State of one beam search.
 
     Args:
-        decoding: a request's, for beam search.
-        max_new_tokens: after which every hypothesis ends: the request's, or less.
+        decoding: settings of a request for beam search.
+        max_new_tokens: length at which every hypothesis ends: the request's, or less.
 
     Attributes:
-        beams: the hypotheses that go on, best first; before the first round, none of them.
+        beams: the hypotheses that go on, best first; empty before the first round.
     """
 
     def __init__(self, decoding: Decoding, max_new_tokens: int) -> None:
@@ -84,14 +84,14 @@ class BeamSearch:
         self._max_new_tokens = max_new_tokens
         self._eos_token_ids = frozenset(() if decoding.ignore_eos else decoding.eos_token_ids)
         self._stop_token_ids = frozenset(decoding.stop_token_ids)
-        # Enough for as many as there are beams to go on, whichever of them end.
+        # Enough candidates for num_beams to go on, even if all ending ones are among the best.
         num_ends = len(self._eos_token_ids | self._stop_token_ids)
         self._num_considered = max(2, 1 + num_ends) * num_beams
         self._num_rounds = 0
         self.beams: list[Hypothesis] = []
         self._places = [0] * num_beams
-        """Of each beam among the last round's kept continuations, as listed."""
-        # In the first round all beams are the bare prompt: one of them speaks for all.
+        """Index of each beam among the kept continuations of the last round."""
+        # In the first round all beams are the bare prompt: only the first one counts.
         self._scores = torch.full((num_beams,), OUT_OF_THE_RACE)
         self._scores[0] = 0.0
         self._finished: list[Hypothesis | None] = [None] * num_beams
@@ -101,7 +101,7 @@ class BeamSearch:
 
     @property
     def winners(self) -> list[Hypothesis]:
-        """The best finished hypotheses, best first; as many as the request wants, if there are."""
+        """The best finished hypotheses, best first; at most the number that the request returns."""
         finished = self._finished[: self._num_winners]
         return [hypothesis for hypothesis in finished if hypothesis is not None]
 
@@ -109,7 +109,7 @@ class BeamSearch:
         """Extend the beams by a token.
 
         Args:
-            logprobs: float32 [beams, V]: of each beam's next token, after all processors.
+            logprobs: float32 [beams, V], of each beam's next token, after all processors.
         """
         vocabulary_size = logprobs.shape[1]
         totals = (logprobs + self._scores.to(logprobs.device)[:, None]).reshape(1, -1)
@@ -121,7 +121,7 @@ class BeamSearch:
             for index, score in zip(best.indices[0].tolist(), scores.tolist(), strict=True)
         ]
         ends = torch.tensor([candidate.finish is not None for candidate in candidates])
-        # Only the best can finish: the others are there for the search to go on with.
+        # Only the best num_beams candidates can finish; the others only replace them as beams.
         competes = ends & (torch.arange(len(candidates)) < self._num_beams)
         running = scores + ends.to(torch.float32) * OUT_OF_THE_RACE
         kept = torch.topk(running, self._num_beams).indices
@@ -163,7 +163,7 @@ class BeamSearch:
     def _finish(
         self, candidates: list[Hypothesis], scores: torch.Tensor, competes: torch.Tensor
     ) -> list[Hypothesis]:
-        """Let what has ended compete with what had before; returns those that got in."""
+        """Merge hypotheses that end in this round into the finished ones; return those kept."""
         scores = scores / (self._num_rounds + 1) ** self._length_penalty
         if self._is_enough():
             scores = scores + OUT_OF_THE_RACE
@@ -192,11 +192,11 @@ class BeamSearch:
         return entered
 
     def _is_enough(self) -> bool:
-        """Whether nothing more is wanted, as many as there are beams having finished."""
+        """Return whether num_beams hypotheses have finished and the request stops there."""
         return self._early_stopping is EarlyStopping.WHEN_ENOUGH and bool(self._is_finished.all())
 
     def _is_over(self, *, all_end: bool) -> bool:
-        """Whether the search ends, judged after a round's tokens have been counted."""
+        """Return whether the search ends; called after the round's tokens have been counted."""
         length = self._num_rounds
         if self._early_stopping is EarlyStopping.NEVER and self._length_penalty > 0:
             length = self._max_new_tokens

@@ -1,4 +1,4 @@
-"""One step for a whole batch: which token comes next in each row, and why."""
+"""Choice of the next token in each row of a batch, with the decisions that explain it."""
 
 import math
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from whence_server.engine.decoding.scratch import Scratch
 
 
 class Chooser:
-    """Chooses the tokens of one model's batches.
+    """Chooser of the tokens of one model's batches.
 
-    What a row gets depends on nothing but its own logits and settings: not on its neighbours,
-    and its token and logprobs not on how much of the decision is recorded.
+    A row's result depends on its own logits and settings only, and not on other rows. Its token
+    and logprobs do not depend on the trace detail.
 
     Args:
-        vocabulary_size: V, the model's logits for each position.
-        device: where the logits are. A device without float64 leaves the choosing to the CPU.
+        vocabulary_size: V, the number of logits of each position.
+        device: device of the logits. On a device without float64 the CPU chooses.
     """
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
@@ -43,14 +43,15 @@ class Chooser:
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Decision | NoChoice]:
-        """Make one step of every row; appends nothing to them.
+        """Choose the next token of every row; the rows are not changed.
 
         Args:
             logits: [B, V], of the rows' newest positions, in any floating-point type.
-            rows: B of them, greedy, sampled or forced.
+            rows: B greedy, sampled or forced rows.
 
         Returns:
-            For each row its decision, or why there is none: `NonFiniteLogits`, `NothingLeft`.
+            For each row its decision, or the reason for having none: `NonFiniteLogits` or
+            `NothingLeft`.
         """
         if not rows:
             return []
@@ -63,15 +64,15 @@ class Chooser:
     def extend_beams(
         self, logits: torch.Tensor, rows: Sequence[Row], search: BeamSearch
     ) -> Round | NoChoice:
-        """Make one round of a beam search; appends nothing to its rows.
+        """Run one round of a beam search; the rows are not changed.
 
         Args:
             logits: [beams, V], of the beams' newest positions, in any floating-point type.
             rows: the beams, in the search's order.
-            search: changed; the survivors of the round carry their decisions.
+            search: the search, advanced in place; the round's survivors get their decisions.
         """
         logits = logits.to(device=self._device, dtype=torch.float32)
-        # As in `generate`, processors change the beams' logprobs, and not their logits.
+        # As in `generate`, processors act on the beams' logprobs and not on their logits.
         scores = torch.log_softmax(logits, -1)
         if bool(scores[:, 0].isnan().any()):
             return NonFiniteLogits()
@@ -99,15 +100,15 @@ class Chooser:
     def score_prompt(
         self, logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions
     ) -> list[Decision]:
-        """Explain tokens that were given, under the model's own distribution.
+        """Return decisions for given tokens, under the model's own distribution.
 
         Args:
             logits: [T, V], in any floating-point type.
-            next_token_ids: int64 [T], the token that follows each of those positions.
-            trace: how much is recorded of each.
+            next_token_ids: int64 [T], the token that follows each position.
+            trace: trace settings.
 
         Raises:
-            GenerationFailedError: NON_FINITE_LOGITS: there is a NaN or an infinity among them.
+            GenerationFailedError: NON_FINITE_LOGITS, if the logits hold a NaN or an infinity.
         """
         return score_prompt(
             logits.to(self._device), next_token_ids.to(self._device), trace, self._kernels
@@ -144,7 +145,7 @@ class Chooser:
     def _compute_probabilities(
         self, distributions: Distributions, rows: Sequence[Row]
     ) -> torch.Tensor | None:
-        """Of what the rows are drawn from: [B, V]; None where nobody needs them."""
+        """Return the probabilities [B, V] that rows are drawn from; None if no row needs them."""
         draws = any(row.decoding.strategy is Strategy.SAMPLE for row in rows)
         if not draws and not any(row.detailed for row in rows):
             return None
@@ -154,7 +155,7 @@ class Chooser:
 
 
 def _select_rows(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Some rows' values [B, V], without a copy where they are all."""
+    """Return some rows of values [B, V]; without a copy if all rows are selected."""
     return values if len(index) == len(rows) else values.index_select(0, index)
 
 

@@ -1,6 +1,6 @@
 """`Kernels` for the CPU, compiled by numba when this module is imported.
 
-Each loop is over one row. They release the GIL and start no threads: torch's stay undisturbed.
+The loops release the GIL, and start no threads that would compete with torch's.
 """
 
 import math
@@ -26,11 +26,11 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _WORD_SIZE = 2.0**-32
 _LOG_LEAST_NOISE = math.log(-math.log1p(-(2.0**-33)))
-"""Of the largest u that there is."""
+"""log(-log(u)) of the largest possible u."""
 _PRUNING_MARGIN = 1.0 + 1e-5
-"""Far above the rounding of a float32 probability: pruning never decides."""
+"""Factor far above the rounding of a float32 probability, so that pruning never changes a draw."""
 _LEAST_NORMAL = np.float32(1e-37)
-"""Below it float32 has fewer digits, or none."""
+"""Value below which float32 loses precision."""
 
 
 def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
@@ -43,8 +43,8 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
 def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     """See `Kernels.compute_entropies`.
 
-    torch divides a sum among its threads by the shape of the whole batch: its last digits would
-    tell how many neighbours a row had.
+    torch's own sum would depend on the batch size in its last digits, because torch splits sums
+    among threads by the shape of the whole batch.
     """
     found = torch.empty(len(logprobs), dtype=torch.float32)
     _compute_entropies(_to_array(logprobs), _to_array(probabilities), found.numpy())
@@ -61,9 +61,9 @@ def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tens
 def keep_nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     """See `Kernels.keep_nucleus`.
 
-    Sums the probabilities in bins of their score, so that only the bin that the boundary falls
-    in has to be ordered. Sums are float64: where transformers' running float32 sum is within its
-    rounding of the boundary, a token more or less may stay.
+    Probabilities are summed in bins of their scores, so that only the bin at the boundary has to
+    be sorted. Sums are float64; if transformers' float32 sum is within rounding of the boundary,
+    one token more or less may stay.
     """
     scores = scores.contiguous()
     probabilities = torch.softmax(scores, -1).numpy()
@@ -122,7 +122,7 @@ def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
         threshold = thresholds[row]
         for begin in range(0, values.shape[1], _BLOCK):
             block = values[row, begin : begin + _BLOCK]
-            # As narrow as the values, so that they are compared eight at a time.
+            # 32 bits as the values, so that SIMD compares eight at a time.
             count: Any = np.int32(0)
             for i in range(len(block)):
                 count += np.int32(block[i] > threshold)
@@ -189,13 +189,13 @@ def _remove_bins(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
     boundaries: Any,
     most_removed: Any,
 ) -> None:
-    """Remove the bins that fit into `most_removed` whole, and takes their mass from it."""
+    """Remove the bins whose mass fits into `most_removed`, and subtract it there."""
     num_tokens = scores.shape[1]
     for row in range(scores.shape[0]):
         top = tops[row]
         for i in range(num_tokens):
             distance = (top - scores[row, i]) * _BINS_PER_NAT
-            # So written, NaN is in the last bin as well.
+            # Written like this, NaN falls into the last bin.
             bin_of = distance if distance < _LAST_BIN else _LAST_BIN  # noqa: FURB136 - see above
             bins[row, i] = np.uint16(bin_of)
         for i in range(_NUM_BINS):
@@ -215,7 +215,7 @@ def _remove_bins(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
     nb.void(nb.uint32[::1], nb.int64, nb.uint64[:, ::1], nb.int64, nb.uint32[::1]), nogil=True
 )
 def _compute_first_words(token_ids: Any, num_ids: int, keys: Any, row: int, words: Any) -> None:
-    """Philox4x32-10's first output word for the counters (token id, index, sequence, 0)."""
+    """Compute Philox4x32-10's first output word of counters (token id, index, sequence, 0)."""
     low, high, index, sequence_index = keys[row, 0], keys[row, 1], keys[row, 2], keys[row, 3]
     for i in range(num_ids):
         c0, c1, c2, c3 = np.uint64(token_ids[i]), index, sequence_index, np.uint64(0)
@@ -256,7 +256,7 @@ def _run_race(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
         best, second = math.inf, math.inf  # Logarithms of the keys -log(u) / p.
         winner, runner_up, noise = np.int64(-1), np.int64(-1), 0.0
         for begin in range(0, num_tokens, _BLOCK):
-            # Less likely ones could not win with the least noise that there is.
+            # Less likely tokens could not win even with the smallest noise.
             least = _LOG_LEAST_NOISE - second - 1e-3
             num_possible = 0
             block = logprobs[row, begin : begin + _BLOCK]
@@ -264,7 +264,7 @@ def _run_race(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
                 possible[num_possible] = begin + i
                 num_possible += block[i] > least
             _compute_first_words(possible, num_possible, keys, row, words)
-            # -log(u) >= 1 - u: the logarithm is seldom needed.
+            # As -log(u) >= 1 - u, the logarithm is seldom needed.
             reach = math.exp(second) * _PRUNING_MARGIN
             num_open = 0
             for i in range(num_possible):

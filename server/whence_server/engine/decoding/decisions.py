@@ -1,4 +1,4 @@
-"""From a step's distributions and choices to the decisions that are recorded."""
+"""Construction of the recorded decisions from a step's distributions and choices."""
 
 import math
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from whence_server.engine.decoding.scratch import Scratch
 
 @dataclass(frozen=True, slots=True)
 class NoChoice:
-    """Why a row has no next token.
+    """Reason for a row's having no next token.
 
     Attributes:
         reason: UPPER_SNAKE_CASE, for programs.
-        message: for people.
+        message: text for people.
     """
 
     reason: str
@@ -37,7 +37,7 @@ class NoChoice:
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteLogits(NoChoice):
-    """The model gave NaN or +infinity, or -infinity for every token."""
+    """The model's logits hold NaN or +infinity, or are all -infinity."""
 
     reason: str = "NON_FINITE_LOGITS"
     message: str = "the model's logits hold NaN or an infinity: they are no distribution"
@@ -45,7 +45,7 @@ class NonFiniteLogits(NoChoice):
 
 @dataclass(frozen=True, slots=True)
 class NothingLeft(NoChoice):
-    """The request's own settings leave no token, or overflow."""
+    """The request's settings remove every token, or make the scores overflow."""
 
     reason: str = "NO_TOKEN_LEFT"
     message: str = (
@@ -55,13 +55,13 @@ class NothingLeft(NoChoice):
 
 
 class Choice(NamedTuple):
-    """What was chosen, on the device.
+    """The chosen tokens, on the device.
 
     Attributes:
         token_ids: int64 [B].
-        probabilities: [B, V], of the distributions drawn from; None where nobody needs them.
-        race: of the sampled rows, in their order.
-        sampled: which of the rows these are.
+        probabilities: [B, V], of the distributions drawn from; None if no row needs them.
+        race: outcome of the draws of the sampled rows, in their order.
+        sampled: indices of the sampled rows.
     """
 
     token_ids: torch.Tensor
@@ -71,13 +71,13 @@ class Choice(NamedTuple):
 
 
 class _Numbers(NamedTuple):
-    """A step's numbers on the host; what was not asked for is empty."""
+    """A step's numbers on the host; numbers that no row asked for are empty."""
 
     token_ids: list[int]
     token_logprobs: list[float]
-    """Of the chosen token, under each of `Distributions.logprobs`."""
+    """Logprob of the chosen token under each row of `Distributions.logprobs`."""
     num_kept: list[int]
-    """Tokens that each of `Distributions.logprobs` leaves."""
+    """Number of tokens that each row of `Distributions.logprobs` leaves."""
     ranks: list[int]
     entropies: list[float]
     sampling_entropies: list[float]
@@ -92,7 +92,7 @@ class _Numbers(NamedTuple):
 
 
 class DecisionBuilder:
-    """Measures a step for the whole batch, and cuts the numbers into decisions."""
+    """Builder of decisions, which computes their numbers for the whole batch at once."""
 
     def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -101,7 +101,7 @@ class DecisionBuilder:
     def build_decisions(
         self, distributions: Distributions, rows: Sequence[Row], choice: Choice
     ) -> list[Decision | NoChoice]:
-        """What was decided in each row, and why."""
+        """Return each row's decision, or the reason for having none."""
         tensors = self._measure(distributions, rows, choice)
         numbers = _Numbers(*(tensor.tolist() for tensor in statistics.copy_to_host(tensors)))
         draws = {i: place for place, i in enumerate(choice.sampled)}
@@ -113,7 +113,7 @@ class DecisionBuilder:
     def _measure(
         self, distributions: Distributions, rows: Sequence[Row], choice: Choice
     ) -> list[torch.Tensor]:
-        """In the order of `_Numbers`."""
+        """Compute the tensors of `_Numbers`, in its order."""
         token_ids, logprobs = choice.token_ids, distributions.logprobs
         owned = token_ids
         if len(distributions.owners) > len(rows):
@@ -216,10 +216,10 @@ def _make_requested(
 
 
 def _make_effects(numbers: _Numbers, i: int, after_stages: list[int]) -> ProcessorEffects:
-    """What each stage did.
+    """Return the effects of each stage.
 
-    A stage that removes tokens leaves the scores of the others as they are: renormalising then
-    makes each of them more likely by the same factor, and the chosen one's tells the mass.
+    A stage that removes tokens does not change the scores of the others. Renormalising then
+    multiplies their probabilities by one factor, so that the chosen token's gives the removed mass.
     """
     removed_mass = []
     before = i
@@ -239,10 +239,10 @@ def _make_effects(numbers: _Numbers, i: int, after_stages: list[int]) -> Process
 
 
 def _compute_removed_mass(before: float, after: float) -> float:
-    """The mass that a stage removed, by one token's logprobs before and after it.
+    """Return the mass that a stage removed, from one token's logprobs before and after it.
 
-    A stage cannot make a token less likely by removing others, but rounding can: by any amount
-    where the logprobs themselves are huge.
+    Removing tokens cannot make another one less likely, but rounding can, by any amount if the
+    logprobs are huge; the mass is then 0.
     """
     if not before < after:
         return 0.0

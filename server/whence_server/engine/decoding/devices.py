@@ -1,4 +1,4 @@
-"""Which implementation of the kernels a device gets."""
+"""Choice of a device's implementation of the kernels."""
 
 import torch
 
@@ -6,7 +6,7 @@ from whence_server.engine.decoding.kernels import Kernels
 
 
 def choose_kernels(device: torch.device) -> Kernels:
-    """The implementation for a device; the CPU's is compiled on first use."""
+    """Return the implementation for a device; the CPU's is compiled on first use."""
     if device.type == "cpu":
         from whence_server.engine.decoding import cpu_kernels
 

@@ -1,8 +1,8 @@
-"""The passes over the vocabulary that torch has no single fast operation for.
+"""Operations over the vocabulary for which torch has no single fast operation.
 
-Two implementations, checked against each other: `cpu_kernels` is compiled for the CPU, where a
-sort of the vocabulary would cost more than a small model's forward pass; `torch_kernels` runs on
-any device.
+There are two implementations, tested against each other. `cpu_kernels` is compiled for the CPU,
+where sorting the vocabulary would take longer than a small model's forward pass. `torch_kernels`
+runs on any device.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 
 
 class DrawKey(NamedTuple):
-    """What, besides the token id, a row's noise is a function of; see `Draw` in step.proto."""
+    """Arguments of a row's noise function besides the token id; see `Draw` in step.proto."""
 
     seed_low: int
     seed_high: int
@@ -21,13 +21,13 @@ class DrawKey(NamedTuple):
 
 
 class Race(NamedTuple):
-    """The outcome of an exponential race; everything is [rows].
+    """The outcome of exponential races; all tensors are [rows].
 
     Attributes:
-        token_ids: int64: the winners; 0 where no token could be drawn.
-        noises: float64: -log(u) of the winners.
-        runner_up_token_ids: int64: -1 where no other token could be drawn.
-        margins: float64, nats.
+        token_ids: int64, the winners; 0 if no token could be drawn.
+        noises: float64, -log(u) of the winners.
+        runner_up_token_ids: int64, the second places; -1 if no other token could be drawn.
+        margins: float64, nats between winner and runner-up.
     """
 
     token_ids: torch.Tensor
@@ -37,36 +37,36 @@ class Race(NamedTuple):
 
 
 class Kernels(Protocol):
-    """The passes, over float32 [rows, V]."""
+    """The operations, over float32 [rows, V]."""
 
     def count_above(self, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-        """Count each row's values above its threshold [rows]: int64 [rows]."""
+        """Return the number of each row's values above its threshold [rows]: int64 [rows]."""
 
     def compute_entropies(
         self, logprobs: torch.Tensor, probabilities: torch.Tensor
     ) -> torch.Tensor:
-        """Entropy of each row in nats, from both of its forms: float32 [rows]."""
+        """Return each row's entropy in nats: float32 [rows]."""
 
     def find_top_candidates(self, scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
-        """Ids of each row's largest scores, of equal ones the lowest ids: int64 [rows, n].
+        """Return ids of each row's largest scores, lower ids first among equals: int64 [rows, n].
 
-        The first n are the same whatever `num_candidates` is.
+        The first n ids do not depend on `num_candidates`.
         """
 
     def keep_nucleus(self, scores: torch.Tensor, top_p: float) -> torch.Tensor:
-        """Top-p: -inf for the least likely tokens that have at most 1 - top_p together.
+        """Apply top-p: set the least likely tokens, of total mass at most 1 - top_p, to -inf.
 
-        As transformers' `TopPLogitsWarper`: at least one token stays, and which of equally likely
-        ones go is left open.
+        As in transformers' `TopPLogitsWarper`, at least one token stays, and the choice among
+        equally likely tokens is not defined.
         """
 
     def run_race(
         self, logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence[DrawKey]
     ) -> Race:
-        """Draw a token for each row; only those with a logprob above -inf can be drawn.
+        """Draw a token for each row, among those with a logprob above -inf.
 
         Args:
             logprobs: [rows, V], normalised: the distribution drawn from.
-            probabilities: their exponentials.
+            probabilities: [rows, V], exponentials of `logprobs`.
             keys: one for each row.
         """

@@ -1,4 +1,4 @@
-"""From a step's scores to the distributions that its tokens are drawn from, stage by stage."""
+"""Application of logits processors to a step's scores, stage by stage."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,15 +16,15 @@ class Distributions(NamedTuple):
     """A batch's distributions: the model's own, and those after its processors.
 
     Attributes:
-        scores: float32 [B, V]: the model's own.
-        processed: float32 [B, V]: the scores after all processors; the same where none applies.
+        scores: float32 [B, V], the model's own.
+        processed: float32 [B, V], the scores after all processors; `scores` if none applies.
         logprobs: float32 [N, V], normalised: first the model's own in the order of the rows, then
-            what some of the stages left. A row of NaN is no distribution. Valid until the
+            those after some of the stages. A row of NaN is no distribution. Valid until the
             pipeline's next run.
-        final_logprobs: [B, V]: of them, those that are drawn from.
-        owners: [N]: which of the batch's rows each of them belongs to.
-        after_stages: for each row that is explained, which of `logprobs` each of its stages left.
-        finals: for each row, which of `logprobs` it is drawn from.
+        final_logprobs: [B, V], the rows of `logprobs` that are drawn from.
+        owners: [N], index in the batch of the row that each distribution belongs to.
+        after_stages: for each detailed row, the index in `logprobs` after each of its stages.
+        finals: for each row, the index in `logprobs` of the distribution drawn from.
     """
 
     scores: torch.Tensor
@@ -37,7 +37,7 @@ class Distributions(NamedTuple):
 
 
 class _Application(NamedTuple):
-    """One stage, for the rows that share it; `begin` is its place in the table, if it has one."""
+    """One stage and the rows that share it; `begin` is its first row in `logprobs`, or None."""
 
     stage: Stage
     members: list[int]
@@ -45,7 +45,7 @@ class _Application(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What one step does; the last three are as in `Distributions`."""
+    """Plan of one step; the last three fields are those of `Distributions`."""
 
     applications: list[_Application]
     owners: list[int]
@@ -54,7 +54,7 @@ class _Plan(NamedTuple):
 
 
 class Pipeline:
-    """Applies each stage to all rows that share its setting at once, one stage after another."""
+    """Pipeline of stages, each of which is applied to all rows that share its setting at once."""
 
     def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
         self._stages = Stages(vocabulary_size, device, kernels)
@@ -63,18 +63,18 @@ class Pipeline:
         self._table = Scratch(vocabulary_size, device)
 
     def run(self, scores: torch.Tensor, rows: Sequence[Row]) -> Distributions:
-        """Make a step's distributions.
+        """Compute a step's distributions.
 
         Args:
-            scores: float32 [B, V]; not changed. Rows that are no distribution go through the
-                stages as zeros, so that no processor stumbles over them.
-            rows: B of them.
+            scores: float32 [B, V], not changed. Rows with non-finite scores go through the stages
+                as zeros, so that no processor fails on them.
+            rows: B rows.
         """
         plan = _make_plan([self._get_stages(row) for row in rows], rows)
         table = self._table.take(len(plan.owners))
         own = table[: len(rows)]
         torch.log_softmax(scores, -1, out=own)
-        # One NaN or +inf among them, or nothing but -inf, and all of a row is NaN.
+        # A row is all NaN if one score is NaN or +inf, or if all are -inf.
         broken = own[:, :1].isnan()
         if scores.is_cuda or broken.any():
             scores = torch.where(broken, 0.0, scores)
@@ -96,7 +96,7 @@ class Pipeline:
         )
 
     def process(self, scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """What the stages leave of scores [B, V], and nothing else of `run`."""
+        """Return scores [B, V] after all stages, without the other results of `run`."""
         processed = scores
         for application in _make_plan([self._get_stages(row) for row in rows], rows).applications:
             _, processed = self._apply(application, processed, rows, scores)
@@ -109,7 +109,7 @@ class Pipeline:
         rows: Sequence[Row],
         scores: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of the rows that the stage is for, and then those of all rows."""
+        """Return the new scores of the stage's own rows, and the new scores of all rows."""
         stage, members, _ = application
         token_ids = self._pad_histories([rows[i] for i in members] if stage.reads_history else [])
         if len(members) == len(rows):
@@ -122,10 +122,10 @@ class Pipeline:
         return after, processed.index_copy_(0, index, after)
 
     def _pad_histories(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Token ids [rows, T], filled up on the left with an id that no vocabulary has.
+        """Return token ids [rows, T], padded on the left with an id outside the vocabulary.
 
-        transformers' processors ignore ids beyond the scores; n-grams, bad words and penalties
-        look at a row from its end, so that a longer neighbour changes nothing for it.
+        transformers' processors ignore ids beyond the scores. N-grams, bad words and penalties
+        read a row from its end, so that the padding does not change their results.
         """
         histories = [row.token_ids for row in rows]
         longest = max(map(len, histories), default=0)

@@ -1,4 +1,4 @@
-"""The logits processors of a request: transformers' own, each made once for its setting."""
+"""A request's logits processors: transformers' own, each built once for its setting."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from whence_server.domain.processors import PROCESSORS, list_processor_names
 from whence_server.engine.decoding.kernels import Kernels
 
 MAX_CACHED_STAGES = 64
-"""A bias holds a number for every token of the vocabulary: bounded."""
+"""Number of cached processors; bounded, as a bias holds a number for every token."""
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(token ids [rows, T], scores [rows, V]) -> scores [rows, V]; changes neither in place."""
+"""(token ids [rows, T], scores [rows, V]) -> scores [rows, V]; changes neither argument."""
 
 
 class Setting(NamedTuple):
-    """A processor that applies, and what it is set to."""
+    """A processor's name, value and range of steps."""
 
     name: str
     value: Hashable
     until: int | None = None
-    """The step index from which on it no longer applies."""
+    """Step index before which the processor applies; None for no end."""
     since: int = 0
-    """The first step index at which it applies."""
+    """First step index at which the processor applies."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,11 +35,11 @@ class Stage:
     """A processor, ready for all rows that share its setting.
 
     Attributes:
-        order: place among all processors.
-        processor: what it does.
-        reads_history: whether it looks at the tokens before.
-        until: the step index from which on it no longer applies.
-        since: the first step index at which it applies.
+        order: position among all processors.
+        processor: the function on scores.
+        reads_history: True if the processor reads the previous tokens.
+        until: step index before which the processor applies; None for no end.
+        since: first step index at which the processor applies.
     """
 
     order: int
@@ -49,7 +49,7 @@ class Stage:
     since: int
 
     def applies(self, index: int) -> bool:
-        """Whether it changes anything at that step."""
+        """Return whether the processor changes scores at a step."""
         return (
             self.processor is not _keep
             and index >= self.since
@@ -58,7 +58,7 @@ class Stage:
 
 
 def list_settings(decoding: Decoding) -> tuple[Setting, ...]:
-    """What applies to a request, in the order of `list_processor_names`."""
+    """Return a request's processor settings, in the order of `list_processor_names`."""
     return tuple(_make_setting(name, decoding) for name in list_processor_names(decoding))
 
 
@@ -68,11 +68,11 @@ def _make_setting(name: str, decoding: Decoding) -> Setting:
         case "no_repeat_ngram":
             return Setting(name, decoding.no_repeat_ngram_size)
         case "bad_words":
-            # As in transformers, the end of sequence itself can be no bad word.
+            # As in transformers, an end-of-sequence token cannot be a bad word.
             ends = {(token_id,) for token_id in eos_token_ids}
             return Setting(name, tuple(word for word in decoding.bad_word_ids if word not in ends))
         case "min_new_tokens":
-            # transformers suppresses the end of sequence alone; a stop id would end it as well.
+            # transformers suppresses only end-of-sequence; here stop ids end a sequence too.
             ends_sequence = sorted({*eos_token_ids, *decoding.stop_token_ids})
             return Setting(name, tuple(ends_sequence), decoding.min_new_tokens)
         case _ if name in _CONFIGURED:
@@ -82,7 +82,7 @@ def _make_setting(name: str, decoding: Decoding) -> Setting:
 
 
 def _make_configured_setting(name: str, decoding: Decoding) -> Setting:
-    """Return the setting of a processor that the model's generation config alone asks for."""
+    """Return the setting of a processor that only a generation config can turn on."""
     configured = decoding.configured
     match name:
         case "begin_suppress_tokens":
@@ -98,7 +98,7 @@ def _make_configured_setting(name: str, decoding: Decoding) -> Setting:
 
 
 class Stages:
-    """Makes processors out of settings, and remembers them."""
+    """Cache of the processors built from settings."""
 
     def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
         self._vocabulary_size = vocabulary_size
@@ -107,7 +107,7 @@ class Stages:
         self._stage = lru_cache(MAX_CACHED_STAGES)(self._make)
 
     def make_stages(self, row_settings: tuple[Setting, ...]) -> tuple[Stage, ...]:
-        """The stages of a row; the same objects for the same settings."""
+        """Return the stages of a row; equal settings give the same objects."""
         return tuple(self._stage(setting) for setting in row_settings)
 
     def _make(self, setting: Setting) -> Stage:
@@ -142,7 +142,7 @@ def _keep(_token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 
 def _guard(warper: Processor) -> Processor:
-    """Return a warper that leaves rows without a token alone: it refuses a batch for one."""
+    """Wrap a warper that fails on rows without a token, so that it skips them."""
 
     def process(token_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         has_choice = scores.amax(-1, keepdim=True).isfinite()
@@ -172,7 +172,7 @@ _BIASES: dict[str, Callable[[Any], dict[tuple[int, ...], float]]] = {
     "bad_words": lambda value: dict.fromkeys(value, -torch.inf),
     "min_new_tokens": lambda value: {(token_id,): -torch.inf for token_id in value},
 }
-"""Those that add to logits: amounts by token ids, the last of which gets its amount."""
+"""Processors that add to logits, as amounts by token ids; the last of the ids gets the amount."""
 
 _ON_DEVICE: dict[str, Callable[[Any, str], Processor]] = {
     "eta_cutoff": lambda value, device: _guard(
@@ -180,7 +180,7 @@ _ON_DEVICE: dict[str, Callable[[Any, str], Processor]] = {
     ),
     "suppress_tokens": logits_process.SuppressTokensLogitsProcessor,
     "begin_suppress_tokens": logits_process.SuppressTokensLogitsProcessor,
-    # They are applied at their step alone, where no history is asked for: the length is 0.
+    # Both apply at one step only and read no history, so that the length they see is 0.
     "forced_bos_token": lambda value, device: logits_process.ForcedEOSTokenLogitsProcessor(
         1, list(value), device
     ),
@@ -188,7 +188,7 @@ _ON_DEVICE: dict[str, Callable[[Any, str], Processor]] = {
         1, list(value), device
     ),
 }
-"""Those that hold tensors of their own."""
+"""Processors that hold tensors on the device."""
 
 _CONFIGURED = {
     "sequence_bias": "sequence_biases",
@@ -199,7 +199,7 @@ _CONFIGURED = {
     "top_h": "top_h",
     "renormalize_logits": "renormalize_logits",
 }
-"""Fields of `Configured`, by the processors that they ask for."""
+"""Fields of `Configured`, by the processors that they turn on."""
 
 _READS_HISTORY = frozenset({"repetition_penalty", "no_repeat_ngram", "bad_words", "sequence_bias"})
 

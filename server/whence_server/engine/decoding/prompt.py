@@ -1,4 +1,4 @@
-"""The trace of tokens that were given: a prompt's."""
+"""Decisions for a prompt's own tokens."""
 
 import math
 from typing import Any
@@ -14,13 +14,13 @@ from whence_server.engine.decoding.kernels import Kernels
 
 MAX_TEMPORARY_BYTES = 16 * 2**20
 _NUM_TEMPORARIES = 4
-"""Scores, logprobs, probabilities and their product: float32."""
+"""Number of float32 temporaries: scores, logprobs, probabilities and their product."""
 
 
 def score_prompt(
     logits: torch.Tensor, next_token_ids: torch.Tensor, trace: TraceOptions, kernels: Kernels
 ) -> list[Decision]:
-    """See `Chooser.score_prompt`; a slice at a time, so that a long prompt needs no more memory."""
+    """See `Chooser.score_prompt`; works in slices, so that memory does not grow with the prompt."""
     num_rows = max(1, MAX_TEMPORARY_BYTES // (4 * _NUM_TEMPORARIES * logits.shape[1]))
     decisions: list[Decision] = []
     for begin in range(0, len(logits), num_rows):
@@ -75,6 +75,6 @@ def _make_decision(
         logprob,
         rank=rank,
         entropy=entropy,
-        # Nothing is drawn here: no third column.
+        # Nothing is drawn, so that there are no sampling logprobs.
         candidates=Candidates(candidates[0], candidates[1], []) if candidates else None,
     )

@@ -1,4 +1,4 @@
-"""One sequence as choosing its tokens needs it."""
+"""State of one sequence that the choice of its tokens needs."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from whence_server.engine.decoding.processors import Setting, Stage, list_settin
 
 
 class Row:
-    """The mutable state of one sequence; what a request fixes is derived here, once.
+    """Mutable state of one sequence, with values derived once from its request.
 
     Args:
         decoding: as applied.
         trace: as granted.
-        sequence_index: which of the request's sequences this is.
-        prompt_token_ids: the prompt; with what was generated before, where a sequence goes on.
-        num_generated: how many of `prompt_token_ids`, at their end, were generated.
+        sequence_index: index of the sequence among the request's.
+        prompt_token_ids: the prompt, followed by tokens generated before the engine's restart.
+        num_generated: number of generated tokens at the end of `prompt_token_ids`.
 
     Attributes:
         index: number of tokens generated so far: the index of the step to make.
@@ -71,22 +71,22 @@ class Row:
 
     @property
     def token_ids(self) -> npt.NDArray[np.int64]:
-        """The prompt and what has been generated: a view, valid until the next `append`."""
+        """Tokens of the prompt and generated ones: a view, valid until the next `append`."""
         return self._token_ids[: self._num_tokens]
 
     @property
     def forced_token_id(self) -> int | None:
-        """The token that the next step is given; None where it is chosen."""
+        """The forced token of the next step; None if the token is chosen."""
         if self.decoding.strategy is not Strategy.FORCED:
             return None
         return self.decoding.forced_token_ids[self.index]
 
     def rewrite(self, token_ids: npt.NDArray[np.int64]) -> None:
-        """Take over another past of the same length: a beam that extends another hypothesis."""
+        """Replace all tokens by equally many, for a beam that changes its hypothesis."""
         self._token_ids[: self._num_tokens] = token_ids
 
     def append(self, token_id: int) -> None:
-        """Add the token of the step just made."""
+        """Append the token of the step just made."""
         if self._num_tokens == len(self._token_ids):
             self._token_ids = np.concatenate([self._token_ids, np.empty_like(self._token_ids)])
         self._token_ids[self._num_tokens] = token_id

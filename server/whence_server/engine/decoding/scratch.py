@@ -1,20 +1,20 @@
-"""Memory that is kept from step to step."""
+"""Memory that is reused from step to step."""
 
 import torch
 
 
 class Scratch:
-    """Room for float32 [rows, V], written anew in each step.
+    """Buffer for float32 [rows, V], overwritten in each step.
 
-    Fresh memory of this size costs more than what is written to it: the allocator gives it back
-    to the system when a step ends, and every page is faulted in again in the next.
+    Allocating this size in each step would cost more than writing to it: the allocator returns
+    the memory to the system at the end of a step, and each page faults again in the next one.
     """
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self._room = torch.empty(0, vocabulary_size, device=device)
 
     def take(self, num_rows: int) -> torch.Tensor:
-        """Some rows, contiguous, with anything in them; the same memory at every call."""
+        """Return contiguous rows with undefined content; each call returns the same memory."""
         if len(self._room) < num_rows:
             self._room = self._room.new_empty(num_rows, self._room.shape[1])
         return self._room[:num_rows]

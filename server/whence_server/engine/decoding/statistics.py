@@ -1,4 +1,4 @@
-"""The numbers of a trace, computed for the whole batch on the device."""
+"""Numbers of a trace, computed for the whole batch on the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,14 +22,14 @@ class TopCandidates(NamedTuple):
 
 
 def gather_logprobs(logprobs: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """One token's logprob of each row [B, V]: [B]."""
+    """Return the logprob of one token in each row of [B, V]: [B]."""
     return logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
 
 
 def compute_ranks(scores: torch.Tensor, token_ids: torch.Tensor, kernels: Kernels) -> torch.Tensor:
-    """How many tokens are more likely than the given one: int64 [B].
+    """Return the number of tokens in each row more likely than the given one: int64 [B].
 
-    Counts scores and not logprobs, whose rounding makes ties.
+    Scores are compared and not logprobs, whose rounding makes ties.
     """
     return kernels.count_above(scores, gather_logprobs(scores, token_ids))
 
@@ -37,7 +37,7 @@ def compute_ranks(scores: torch.Tensor, token_ids: torch.Tensor, kernels: Kernel
 def find_top_candidates(
     scores: torch.Tensor, logprobs: torch.Tensor, num_candidates: int, kernels: Kernels
 ) -> TopCandidates:
-    """The most likely tokens, most likely first, of equal ones the lowest ids first."""
+    """Return the most likely tokens, most likely first, lower ids first among equals."""
     token_ids = kernels.find_top_candidates(scores, num_candidates)
     return TopCandidates(token_ids, logprobs.gather(-1, token_ids))
 
@@ -51,21 +51,21 @@ def pad_ids(ids: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
 
 
 def copy_to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Bring tensors to the CPU in one copy, whatever their types and shapes."""
+    """Copy tensors of any types and shapes to the CPU in one transfer."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return list(tensors)
     return unpack(pack(tensors).cpu(), tensors)
 
 
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Lay tensors' bytes one after another: uint8."""
+    """Concatenate the tensors' bytes: uint8."""
     return torch.cat(
         [tensors[i].contiguous().flatten().view(torch.uint8) for i in _sort_by_alignment(tensors)]
     )
 
 
 def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Take apart what `pack` laid together; types and shapes as those of `like`."""
+    """Split the result of `pack` into tensors with the types and shapes of `like`."""
     found: list[torch.Tensor] = list(like)
     begin = 0
     for i in _sort_by_alignment(like):
@@ -76,5 +76,5 @@ def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Ten
 
 
 def _sort_by_alignment(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """An order in which each tensor begins at a multiple of its element's size."""
+    """Return an order in which each tensor begins at a multiple of its element size."""
     return sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())

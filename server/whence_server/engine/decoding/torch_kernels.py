@@ -1,4 +1,4 @@
-"""`Kernels` in plain torch, for any device that has int64 and float64."""
+"""`Kernels` in torch, for any device that has int64 and float64."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,15 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
 
 def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     """See `Kernels.compute_entropies`."""
-    # 0 * -inf is NaN, and counts as 0.
+    # 0 * -inf is NaN, which nansum counts as 0.
     return -(probabilities * logprobs).nansum(-1)
 
 
 def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
     """See `Kernels.find_top_candidates`.
 
-    `topk` orders equal scores as it likes: each is made one integer together with its id.
+    The order of equal scores in `topk` is undefined, so that score and id are packed into one
+    integer.
     """
     num_tokens = scores.shape[1]
     bits = (scores + 0.0).view(torch.int32)
@@ -68,16 +69,16 @@ Counter = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def philox_4x32(counter: Counter, key: tuple[torch.Tensor, torch.Tensor]) -> Counter:
-    """Philox4x32-10.
+    """Compute Philox4x32-10.
 
     Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 
     Args:
         counter: four words, each an int64 tensor of numbers below 2^32; all six broadcast.
-        key: two words.
+        key: two words of the same type.
 
     Returns:
-        Four words, likewise.
+        Four words of the same type.
     """
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_NUM_ROUNDS):
@@ -89,6 +90,6 @@ def philox_4x32(counter: Counter, key: tuple[torch.Tensor, torch.Tensor]) -> Cou
 
 
 def _multiply(word: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The high and low words of a product; int64 wraps, so its sign bit is a shift's to clear."""
+    """Return the high and low words of a product; int64 wraps, so that the shift is masked."""
     product = word * factor
     return (product >> 32) & _MASK, product & _MASK
