@@ -80,7 +80,7 @@ def test_it_is_for_weights_of_one_type(tiny_model: TinyModel, texts: Path, tmp_p
     arguments = ["--output", str(path), "--dtype", "bfloat16"]
     assert main(["weigh-heads", str(directory), str(texts), *arguments]) == 0
     load(engine_options(directory, head_weights=str(path), dtype="bfloat16"))
-    with pytest.raises(ConfigurationError, match="it is for the weights with digest"):
+    with pytest.raises(ConfigurationError, match="it is for weights with digest"):
         load(engine_options(directory, head_weights=str(path), dtype="float32"))
 
 
@@ -99,9 +99,9 @@ def test_files_that_are_no_text_can_be_left_out(
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("there already", "heads.json is there already"),
+        ("there already", "heads.json exists already"),
         ("no folder", "nowhere is no directory"),
-        ("a folder", "texts is there already"),
+        ("a folder", "texts exists already"),
         ("no model", "nothing is no directory: a model that lies here is needed"),
         ("no end of text", "has no end-of-sequence token"),
         ("no text", "nothing.txt"),

@@ -103,7 +103,7 @@ def test_resource_attributes_are_read_as_the_sdk_reads_them(attributes: dict[str
         ("x=é", "header 1 (x): its value has characters"),
         ("é=x", "header 1 is not NAME=VALUE"),
         ("x=50%", "header 1 (x) has a % without two hex digits"),
-        ("x=%e9", "header 1 (x) is no UTF-8"),
+        ("x=%e9", "header 1 (x) is not UTF-8"),
         (":path=/x", "header 1 is not NAME=VALUE"),
     ],
 )

@@ -65,7 +65,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str | None) -> None:
 def test_what_is_written_is_read_and_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     write_head_weights(path, DIGEST, [[1.0, 0.25]])
-    with pytest.raises(ConfigurationError, match=r"heads\.json is there already"):
+    with pytest.raises(ConfigurationError, match=r"heads\.json exists already"):
         write_head_weights(path, DIGEST, [[0.5, 1.0]])
     assert read_head_weights(str(path), DIGEST).values == [[1.0, 0.25]]
     with pytest.raises(ConfigurationError, match="cannot be written: No such file"):

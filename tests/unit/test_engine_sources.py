@@ -169,4 +169,4 @@ def test_norms_that_no_step_could_use_are_noticed_at_load(
     monkeypatch.setattr(OutputNorms, "compute", lambda _self, values: torch.zeros(5, len(values)))
     probe, info = build_probe(model, style, None, None)
     assert probe.norms is None
-    assert "cannot be taken apart" in info.unavailable["sources"]
+    assert "its attention cannot be read" in info.unavailable["sources"]

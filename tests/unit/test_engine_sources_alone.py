@@ -132,7 +132,7 @@ def test_heads_that_are_gated_give_no_sources(tiny_model: TinyModel) -> None:
     # The gate is the newest token's: what a value adds is another thing at every step.
     probe, info = probe_of(model_of(tiny_model("qwen3_next")))
     assert probe.norms is None
-    assert "do not go through one linear projection as they are" in info.unavailable["sources"]
+    assert "are not the unchanged input of one linear projection" in info.unavailable["sources"]
 
 
 def test_one_layer_of_many_that_attends_by_itself_is_noticed(tiny_model: TinyModel) -> None:
@@ -142,7 +142,7 @@ def test_one_layer_of_many_that_attends_by_itself_is_noticed(tiny_model: TinyMod
     model.model.layers[2].self_attn.config = own
     probe, info = probe_of(model)
     assert probe.norms is None
-    assert info.unavailable["sources"] == "3 of its 4 layers that attend do so by our function"
+    assert info.unavailable["sources"] == "only 3 of its 4 attention layers use our function"
 
 
 def test_one_layer_that_attends_by_itself_is_noticed_where_layers_share_what_is_kept(
@@ -154,7 +154,7 @@ def test_one_layer_that_attends_by_itself_is_noticed_where_layers_share_what_is_
     probe_building.check_own_cache(model, attended, output)
     output.past_key_values.layers.pop()
     probe_building.check_own_cache(model, attended, output)
-    with pytest.raises(UnavailableError, match="3 of its 4 layers that attend"):
+    with pytest.raises(UnavailableError, match="only 3 of its 4 attention layers"):
         probe_building.check_own_cache(model, attended[:3], output)
 
 
@@ -184,7 +184,8 @@ def test_other_sources_token_by_token_are_noticed(
     probe, info = probe_of(model)
     assert probe.norms is None
     assert (
-        info.unavailable["sources"] == "token by token, it reads other positions than in one pass"
+        info.unavailable["sources"]
+        == "its sources differ between one pass and decoding token by token"
     )
 
 
@@ -198,5 +199,5 @@ def test_head_weights_are_those_of_the_layers_that_attend(
     loaded = load(engine_options(directory, head_weights=str(path)))
     assert loaded.info.internals.source_method.startswith(f"{METHOD};head-weights=sha256:")
     path.write_text(json.dumps({"weights_digest": digest, "head_weights": [[1.0] * 4] * 4}))
-    with pytest.raises(ConfigurationError, match="2 layers of 4 heads that attend"):
+    with pytest.raises(ConfigurationError, match="2 attention layers of 4 heads"):
         load(engine_options(directory, head_weights=str(path)))

@@ -1,1 +1,1 @@
-"""Probes of the model while it decodes: direct sources, and the layers' readouts."""
+"""Probes of a model while it decodes: sources from attention, and readouts of its layers."""

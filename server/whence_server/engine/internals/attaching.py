@@ -1,4 +1,4 @@
-"""Attaches a step's probe readout to the decisions that were made in it."""
+"""Addition of a step's probe readout to the decisions of the step."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from whence_server.engine.internals.probed_rows import ProbeReadout
 def attach_internals(
     decisions: Sequence[Decision | NoChoice], readout: ProbeReadout
 ) -> list[Decision | NoChoice]:
-    """Return the decisions, those of the probed rows with their internals.
+    """Return the decisions, with internals for the probed rows.
 
     Args:
         decisions: one for each row.
-        readout: its rows are places among the decisions.
+        readout: readout whose rows are indices of `decisions`.
     """
     complete = list(decisions)
     made = [
@@ -32,11 +32,11 @@ def attach_internals(
 
 
 def attach_internals_to_round(made: Round, readout: ProbeReadout) -> None:
-    """Complete the decisions of a search's round: each token drew on what its parent read.
+    """Add internals to the decisions of a beam search round; a token's are those of its parent.
 
     Args:
-        made: its survivors' decisions are changed.
-        readout: its rows are beams, all of them or none.
+        made: the round, whose survivors' decisions are replaced.
+        readout: readout whose rows are beams: all of them, or none.
     """
     survivors = [
         (survivor, survivor.decision)

@@ -1,10 +1,10 @@
-"""The attention function that a model is served with, whether or not anyone asks for weights.
+"""The attention function that models are served with, which can give the attention weights.
 
-transformers' models look their attention up by name, so one function serves them all. Over many
-tokens it is the model's original one. At one token in float32 it is softmax(q K) V spelt out,
-which costs what the fused kernel costs and has the weights in its hands. In half precision, where
-spelling it out would round the scores, the original computes there too, and the weights are
-computed beside it when somebody asks. Either way, asking changes no bit of what the model says.
+transformers' models look their attention function up by name, so that one function serves all.
+For several tokens it calls the model's original. For one token in float32 it computes
+softmax(q K) V step by step, which is as fast as the fused kernel and gives the weights. In half
+precision that would round the scores, so the original computes the output, and the weights are
+computed separately when a probe reads them. Probing never changes the model's output.
 """
 
 import ast
@@ -22,24 +22,24 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 NAMES = {"sdpa": "whence_sdpa", "eager": "whence_eager"}
-"""What stands in for each of transformers' own."""
+"""Names of our functions, by the names of transformers' functions that they replace."""
 NONE_ATTENDS = "its layers are recurrent, or have attention code of their own"
 NOT_HANDLED = ("s_aux", "position_bias", "sinks", "head_mask", "alibi")
-"""Arguments by which some models change the weights in ways of their own."""
+"""Arguments with which some models change the weights, and which we do not implement."""
 
 
 class NotHandledError(Exception):
-    """The model's attention is something else than softmax(q K) V with a mask and a soft cap."""
+    """The model's attention is not softmax(q K) V with a mask and a soft cap."""
 
 
 class LayerAttention(NamedTuple):
-    """What one layer's attention did in a pass that is watched.
+    """One layer's attention in a probed forward pass.
 
-    Columns are positions, the newest last; a layer that sees few may be given those alone.
+    Columns are positions, the newest last; a layer with a window may have only its last columns.
 
     Attributes:
-        module: the layer's attention.
-        weights: float32 [rows, heads, columns], of the newest token; they add up to 1.
+        module: the layer's attention module.
+        weights: float32 [rows, heads, columns], of the newest token; they sum to 1.
         values: [rows, value heads, columns, head size].
         output: [rows, tokens, heads, head size].
     """
@@ -51,15 +51,15 @@ class LayerAttention(NamedTuple):
 
 
 ReadAttention = Callable[[], LayerAttention]
-"""Works out what a layer did, for whoever watches."""
+"""Computes one layer's attention, when a probe asks for it."""
 
 _callbacks: list[Callable[[ReadAttention], None]] = []
-"""Whoever watches, the innermost last. The engine computes in one thread."""
+"""Callbacks of the active probes, the innermost last. The engine computes in one thread."""
 
 
 @contextmanager
 def collect_attention() -> Iterator[list[LayerAttention]]:
-    """Collect all that the layers' attention does in the passes within."""
+    """Collect the layers' attention in the forward passes within the context."""
     attended: list[LayerAttention] = []
     with probe_attention(lambda read: attended.append(read())):
         yield attended
@@ -67,7 +67,7 @@ def collect_attention() -> Iterator[list[LayerAttention]]:
 
 @contextmanager
 def probe_attention(callback: Callable[[ReadAttention], None]) -> Iterator[None]:
-    """Let `callback` look at each layer's attention in the passes within."""
+    """Call `callback` with each layer's attention in the forward passes within the context."""
     _callbacks.append(callback)
     try:
         yield
@@ -76,10 +76,10 @@ def probe_attention(callback: Callable[[ReadAttention], None]) -> Iterator[None]
 
 
 def adopt(model: Any) -> str | None:
-    """Put our function into the model's place, if its attention can be served by it.
+    """Replace the model's attention function by ours, if ours can compute it.
 
     Returns:
-        Why not; then the model is as it was. None where it is in place.
+        The reason why it cannot, with the model left unchanged; None if ours is in place.
     """
     original = get_implementation(model)
     if original not in NAMES:
@@ -93,18 +93,18 @@ def adopt(model: Any) -> str | None:
         obstacle = f"its attention cannot be served: {error}"
     kinds = {type(module) for module in model.modules()}
     if obstacle is None and any(_asks_for(kind, original) for kind in kinds):
-        obstacle = f"its layers do something else where their attention is not called {original!r}"
+        obstacle = f"its layers' code depends on the attention's being called {original!r}"
     if obstacle is not None:
         restore(model)
     return obstacle
 
 
 def _asks_for(kind: type[torch.nn.Module], name: str) -> bool:
-    """Tell whether a layer's code compares the name of its attention with this one.
+    """Return whether a layer's code compares the name of its attention function with `name`.
 
-    Layers that pick tokens (DeepSeek's indexer, MiniMax-M3's blocks) hide the others only where the
-    name is one of transformers' own, and see all of them without a word where it is not. Prompts as
-    short as those that a model is tried with do not show it.
+    Layers that select tokens (DeepSeek's indexer, MiniMax-M3's blocks) mask the others only if the
+    name is one of transformers' own; otherwise they silently attend to all tokens. The short
+    prompts with which a model is tested do not show this.
     """
     if kind.__module__.startswith("torch.") or issubclass(kind, PreTrainedModel):
         return False
@@ -125,36 +125,36 @@ def _asks_for(kind: type[torch.nn.Module], name: str) -> bool:
 
 
 def install(model: Any) -> None:
-    """Put our function into the place of an original that it has served before."""
+    """Replace the attention function of a model that `adopt` has accepted before."""
     model.set_attn_implementation(NAMES[get_implementation(model)])
 
 
 def restore(model: Any) -> None:
-    """Return the model its original attention back."""
+    """Give the model its original attention function back."""
     original = get_original_implementation(model)
     if get_implementation(model) != original:
         model.set_attn_implementation(original)
 
 
 def get_implementation(model: Any) -> str:
-    """The name of the attention that the model looks up."""
+    """Return the name of the attention function that the model looks up."""
     config = model.config.get_text_config(decoder=True)
     return str(config._attn_implementation)  # noqa: SLF001 - no other way
 
 
 def get_original_implementation(model: Any) -> str:
-    """What transformers itself calls it: "sdpa", "eager", ..."""
+    """Return transformers' own name of the model's attention: "sdpa", "eager", ..."""
     name = get_implementation(model)
     return next((original for original, ours in NAMES.items() if ours == name), name)
 
 
 def _get_original_eager(module: torch.nn.Module) -> Any:
-    """Every modelling file has its own, by this name."""
+    """Return the eager attention of the module's modelling file; each file has its own."""
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
 def _wrap(original: Callable[[torch.nn.Module], Any]) -> Any:
-    """Our function, with what it stands in for."""
+    """Return our attention function for the original that it replaces."""
 
     def attend(
         module: torch.nn.Module,
@@ -164,12 +164,12 @@ def _wrap(original: Callable[[torch.nn.Module], Any]) -> Any:
         attention_mask: torch.Tensor | None,
         **arguments: Any,
     ) -> tuple[torch.Tensor, None]:
-        """As transformers calls it; gives [rows, tokens, heads, head size]."""
+        """Compute attention, with transformers' signature: [rows, tokens, heads, head size]."""
         for name in NOT_HANDLED:
             if arguments.get(name) is not None:
                 raise NotHandledError(f"it takes {name}")
         weights = None
-        # What is captured as a graph is one token: to ask would be a branch in it.
+        # A captured graph has one token; reading the shape would add a branch to the graph.
         if query.dtype == torch.float32 and (is_tracing() or query.shape[2] == 1):
             weights = _compute_weights(module, query, key, attention_mask, **arguments)
             output = torch.matmul(weights, value).flatten(1, 2).unsqueeze(1)
@@ -194,7 +194,7 @@ def _wrap(original: Callable[[torch.nn.Module], Any]) -> Any:
 
 AttentionInterface.register(NAMES["sdpa"], _wrap(lambda _module: sdpa_attention_forward))
 AttentionInterface.register(NAMES["eager"], _wrap(_get_original_eager))
-# Without its mask function under the same name, transformers makes no masks, and says nothing.
+# Without a mask function of the same name, transformers silently makes no masks.
 AttentionMaskInterface.register(NAMES["sdpa"], sdpa_mask)
 AttentionMaskInterface.register(NAMES["eager"], eager_mask)
 
@@ -209,15 +209,15 @@ def _compute_weights(
     softcap: float | None = None,
     **_others: Any,
 ) -> torch.Tensor:
-    """Of one token: float32 [rows, key heads, query heads that share one, columns].
+    """Compute one token's weights: float32 [rows, key heads, query heads of each, columns].
 
     Args:
-        module: may say how many query heads share a key's.
+        module: attention module; may have `num_key_value_groups`, the query heads of a key head.
         query: [rows, heads, 1, head size]
         key: [rows, key heads, columns, head size]
-        mask: [rows, 1, 1, columns], added to the scores, or True for what is seen.
-        scaling: of the scores; None for the usual one.
-        softcap: keeps the scores within plus and minus itself.
+        mask: [rows, 1, 1, columns]: added to the scores; or boolean, True for visible columns.
+        scaling: factor of the scores; None for 1 / sqrt(head size).
+        softcap: bound of the scores' absolute value, by tanh; None for no bound.
     """
     if scaling is None:
         scaling = query.shape[-1] ** -0.5

@@ -1,10 +1,10 @@
-"""One weight for each attention head, from a file that is tied to the weights it was fitted on.
+"""Files with one weight for each attention head, fitted for a model.
 
     {"weights_digest": "<64 hex digits>", "head_weights": [[1.0, 0.5, ...], ...]}
 
-with a list for each layer, and in it a number for each head. Fitted so that attention agrees with
-what ablations show, they make sources more faithful (Cohen-Wang et al., "Learning to Attribute
-with Attention", 2025). Other weights need other numbers: hence the digest.
+with a list for each layer, and in it a number for each head. Head weights that are fitted so that
+attention agrees with ablations make sources more faithful (Cohen-Wang et al., "Learning to
+Attribute with Attention", 2025). They hold for one set of model weights, named by the digest.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ MAX_SHOWN = 40
 
 
 class HeadWeights(NamedTuple):
-    """theta, and which file it is from.
+    """Head weights (theta), and the digest of their file.
 
     Attributes:
         values: a list for each layer, with a number for each head.
@@ -36,10 +36,10 @@ class HeadWeights(NamedTuple):
 
 
 def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
-    """Read a file, and holds it against the model's weights.
+    """Read a file of head weights, and check that it is for the model.
 
     Raises:
-        ConfigurationError: it cannot be read, is no such file, or is another model's.
+        ConfigurationError: the file cannot be read, is malformed, or is for other weights.
     """
     where = f"--head-weights {path}"
     try:
@@ -53,8 +53,8 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
         )
     if document["weights_digest"] != weights_digest:
         raise ConfigurationError(
-            f"{where}: it is for the weights with digest {document['weights_digest']}, and the "
-            f"model's are {weights_digest}"
+            f"{where}: it is for weights with digest {document['weights_digest']}, but the "
+            f"model's digest is {weights_digest}"
         )
     values = document["head_weights"]
     rows = values if isinstance(values, list) else []
@@ -75,18 +75,18 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
 
 
 def write_head_weights(path: Path, weights_digest: str, values: Sequence[Sequence[float]]) -> None:
-    """Write a file that `read_head_weights` reads; whole, or not at all.
+    """Write a file for `read_head_weights`, atomically.
 
     Raises:
-        ConfigurationError: it is there already, or cannot be written.
+        ConfigurationError: the file exists already, or cannot be written.
     """
     text = json.dumps({"weights_digest": weights_digest, "head_weights": values}) + "\n"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(text, encoding="utf-8")
-        os.link(partial, path)  # unlike a rename, it replaces nothing
+        os.link(partial, path)  # unlike a rename, does not replace an existing file
     except FileExistsError:
-        raise ConfigurationError(f"{path} is there already") from None
+        raise ConfigurationError(f"{path} exists already; give another path") from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
     finally:
@@ -95,7 +95,7 @@ def write_head_weights(path: Path, weights_digest: str, values: Sequence[Sequenc
 
 
 def _is_weight(value: Any) -> bool:
-    # Compared, not converted: an integer may be too large for a float.
+    # Compared and not converted, as an integer may be too large for a float.
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

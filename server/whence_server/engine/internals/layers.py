@@ -1,4 +1,4 @@
-"""A model's layers: found, listened to, and left out."""
+"""Access to a model's layers: find them, read their outputs, and replace them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from torch.jit._trace import is_tracing
 from whence_server.engine.internals.sources import UnavailableError
 
 ReadOutput = Callable[[], torch.Tensor]
-"""Takes a layer's output for the newest token, [rows, width]."""
+"""Returns a layer's output for the newest token, [rows, width]."""
 
 
 def find_layers(model: Any) -> torch.nn.ModuleList:
-    """The blocks that the residual stream goes through, first to last.
+    """Return the blocks that the residual stream passes through, first to last.
 
     Raises:
-        UnavailableError: there is no list of as many modules as the config says.
+        UnavailableError: no module list has the config's number of layers.
     """
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [
@@ -32,7 +32,7 @@ def find_layers(model: Any) -> torch.nn.ModuleList:
 
 @contextmanager
 def collect_layer_outputs(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collect what each layer gives for the newest token, [rows, width], in the passes within."""
+    """Collect each layer's output for the newest token, [rows, width], within the context."""
     outputs: list[torch.Tensor] = []
     with probe_layers(layers, lambda read: outputs.append(read())):
         yield outputs
@@ -42,7 +42,7 @@ def collect_layer_outputs(layers: Sequence[torch.nn.Module]) -> Iterator[list[to
 def probe_layers(
     layers: Sequence[torch.nn.Module], callback: Callable[[ReadOutput], None]
 ) -> Iterator[None]:
-    """Let `callback` look at each layer's output for the newest token in the passes within."""
+    """Call `callback` with each layer's output for the newest token, within the context."""
     handles = [
         layer.register_forward_hook(
             lambda _module, _args, output: callback(lambda: _take_newest(output))
@@ -60,12 +60,12 @@ def probe_layers(
 def replace_layers(
     layers: Sequence[torch.nn.Module], instead: Callable[[torch.Tensor], torch.Tensor], like: Any
 ) -> Iterator[None]:
-    """Let `instead` answer for the layers: it takes and gives the residual stream.
+    """Replace the layers' computation by a function of the residual stream, within the context.
 
     Args:
-        layers: those that do not compute within.
-        instead: [rows, tokens, width] to the same.
-        like: what one of the layers gave: some models want a tuple.
+        layers: the layers to replace.
+        instead: function from [rows, tokens, width] to the same shape.
+        like: output of one of the layers, for its form: some models need a tuple.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def replace_layers(
 
 
 def run_first_layer(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
-    """What the first layer gives, in the form that the model wants it."""
+    """Return the first layer's output, in the form that the model uses."""
     seen: list[Any] = []
     handle = layers[0].register_forward_hook(lambda _module, _args, output: seen.append(output))
     try:
@@ -95,5 +95,5 @@ def run_first_layer(model: Any, layers: Sequence[torch.nn.Module]) -> Any:
 def _take_newest(output: Any) -> torch.Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     newest: torch.Tensor = hidden[:, -1]
-    # A view would keep all of a prompt's tokens alive. What is captured as a graph is one token.
+    # A view would keep the outputs of all tokens alive. A captured graph has one token.
     return newest if is_tracing() or hidden.shape[1] == 1 else newest.clone()

@@ -1,11 +1,11 @@
-"""What could be decoded after each layer, by the model's own last stages.
+"""Lens: token probabilities after each layer, by the model's own last stages.
 
-A layer's output is sent through everything that the model itself does after its last layer, its
-later layers left out. That is the model's own forward pass, with its layers replaced by one that
-hands the output on: norms, projections, scaling and soft caps are the architecture's, whatever
-they are (a norm and the head alone are wrong for several). Only the rows of the head that a step's
-candidates need are multiplied. (Reading layers through the head: nostalgebraist, "interpreting
-GPT: the logit lens", 2020.) It says what is decodable there, not what caused the choice.
+A layer's output is sent through all that the model does after its last layer, and the later layers
+are left out. To this end the model's forward pass runs with its layers replaced by a function that
+returns the output, so that norms, projections, scaling and soft caps are the architecture's own (a
+norm and the head alone would be wrong for several architectures). Only the rows of the head that
+a step's candidates need are multiplied. (Method: nostalgebraist, "interpreting GPT: the logit
+lens", 2020.) The result shows what is decodable after a layer, not what caused the choice.
 """
 
 import warnings
@@ -27,16 +27,16 @@ from whence_server.engine.internals.sources import UnavailableError
 from whence_server.engine.torchscript import trace
 
 NUM_PROBED = 12
-"""Token ids whose logits are compared before a lens is trusted."""
+"""Number of token ids whose logits are compared before a lens is used."""
 PROMPT = (3, 10, 17, 24, 31)
 
 
 class LensReadout(NamedTuple):
-    """How one token formed.
+    """Probabilities of one token after each layer.
 
     Attributes:
-        shares: after each layer, the chosen token's probability among the candidates and itself.
-        leaders: which candidate led there; one beyond the last is the chosen token.
+        shares: the chosen token's probability among the candidates and itself.
+        leaders: index of the most likely candidate; one beyond the last is the chosen token.
     """
 
     shares: list[float]
@@ -44,10 +44,10 @@ class LensReadout(NamedTuple):
 
 
 class Lens:
-    """Reads layers' outputs through a model's last stages. Make one with `build_lens`.
+    """Reader of layers' outputs through a model's last stages; made by `build_lens`.
 
     Attributes:
-        layers: whose outputs it reads.
+        layers: the layers whose outputs are read.
     """
 
     def __init__(self, layers: Sequence[torch.nn.Module], stages: Any) -> None:
@@ -55,11 +55,11 @@ class Lens:
         self._stages = stages
 
     def compute_logits(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """The logits that some tokens would have after each layer.
+        """Return the logits of some tokens after each layer.
 
         Args:
             hidden: [rows, layers, width], the layers' outputs for the newest token.
-            token_ids: int64 [rows, n], which tokens.
+            token_ids: int64 [rows, n], the tokens.
 
         Returns:
             float32 [rows, layers, n]
@@ -72,7 +72,7 @@ class Lens:
 
         Args:
             hidden: [rows, layers, width]
-            decisions: one for each row; one without candidates has no reading.
+            decisions: one for each row; the readout of one without candidates is None.
         """
         rows = [row for row, decision in enumerate(decisions) if _list_candidates(decision)]
         lens_readouts: list[LensReadout | None] = [None] * len(decisions)
@@ -84,10 +84,10 @@ class Lens:
         return lens_readouts
 
     def _read(self, hidden: torch.Tensor, decisions: Sequence[Decision]) -> list[LensReadout]:
-        """The same for rows all of which have candidates."""
+        """Read the layers for rows that all have candidates."""
         tables = [_list_tokens(decision) for decision in decisions]
         widest = max(len(table) for table in tables)
-        # Filled up with the chosen token, whose copies are then left out of the running.
+        # Padded with the chosen token; the copies are masked below.
         padded = [table[:-1] + table[-1:] * (widest - len(table) + 1) for table in tables]
         token_ids = torch.tensor(padded, device=hidden.device)
         logits = self.compute_logits(hidden, token_ids)
@@ -109,12 +109,12 @@ def _list_candidates(decision: Decision) -> list[int]:
 
 
 def _list_tokens(decision: Decision) -> list[int]:
-    """The step's candidates and, last, the chosen token."""
+    """Return the step's candidates followed by the chosen token."""
     return [*_list_candidates(decision), decision.token_id]
 
 
 def _find_place(decision: Decision) -> int:
-    """Of the chosen token among the candidates; one beyond the last where it is not there."""
+    """Return the chosen token's index among the candidates; one beyond the last if it is none."""
     candidates = _list_candidates(decision)
     if decision.token_id in candidates:
         return candidates.index(decision.token_id)
@@ -122,26 +122,26 @@ def _find_place(decision: Decision) -> int:
 
 
 def _mark_repeated(decision: Decision, table: list[int], widest: int) -> list[bool]:
-    """Which of the columns repeat the chosen token."""
+    """Return, for each column, whether it repeats the chosen token."""
     num_real = len(table) - 1 if decision.token_id in table[:-1] else len(table)
     return [column >= num_real for column in range(widest)]
 
 
 @torch.inference_mode()
 def build_lens(model: Any) -> Lens:
-    """Make a lens, and compares it with the model.
+    """Build a lens, and check it against the model.
 
-    At the last layer it has to give the model's own logits, and further down those of the whole
+    After the last layer it must give the model's own logits, and after other layers those of the
     model with its later layers left out.
 
     Raises:
-        UnavailableError: it does not, or the model cannot be taken apart like that.
+        UnavailableError: the logits differ, or the model's layers cannot be replaced.
     """
     layers = list(find_layers(model))
     try:
         like = run_first_layer(model, layers)
         stages = _Stages(model, layers, like)
-        with suppress(Exception):  # captured code, tried out: the modules do the work then
+        with suppress(Exception):  # if the captured graph fails, the modules are used
             lens = Lens(layers, _trace(stages, len(layers), like))
             _compare(model, lens, like)
             return lens
@@ -171,7 +171,7 @@ def _compare(model: Any, lens: Lens, like: Any) -> None:
     if len(outputs) != len(layers):
         raise UnavailableError("its layers run in another order than they are listed")
     hidden = torch.stack(outputs, 1)  # (1, layers, width)
-    # As the graph will be called with other numbers of rows and tokens: two ways.
+    # Two shapes, as the graph will be called with other numbers of rows and tokens.
     ids = torch.arange(NUM_PROBED, device=model.device) * (len(own) // NUM_PROBED)
     once = lens.compute_logits(hidden, ids[None, :5])[0]
     twice = lens.compute_logits(hidden.repeat(2, 1, 1), torch.stack((ids.flip(0), ids)))[1]
@@ -200,21 +200,21 @@ def _make_prompt(model: Any) -> torch.Tensor:
 
 
 def _trace(stages: "_Stages", num_layers: int, like: Any) -> Any:
-    """The stages as a graph: without the Python, and without what the layers alone needed."""
+    """Return the stages as a TorchScript graph, without Python and without the layers' inputs."""
     output = like[0] if isinstance(like, tuple) else like
     hidden = output.new_zeros(2, num_layers, output.shape[-1])
     token_ids = torch.ones(2, 3, dtype=torch.int64, device=output.device)
     with warnings.catch_warnings():
-        # What the model decides by shapes is for layers that do not run; comparing will tell.
+        # Branches on shapes are in layers that do not run; `_compare` checks the result.
         warnings.simplefilter("ignore")
         return trace(stages, (hidden, token_ids))
 
 
 class _Stages(torch.nn.Module):
-    """A model's forward pass from the last layer's output on, for some tokens of each row.
+    """A model's forward pass after the last layer, for some tokens of each row.
 
-    The layers of a row take the place of its tokens: what comes after the last layer treats each
-    position by itself, which `_compare` checks.
+    A row's layers are passed in place of its positions, because the stages after the last layer
+    treat each position independently, which `_compare` checks.
     """
 
     def __init__(self, model: Any, layers: Sequence[torch.nn.Module], like: Any) -> None:
@@ -222,16 +222,16 @@ class _Stages(torch.nn.Module):
         self._model = model
         self._head = model.get_output_embeddings()
         if not isinstance(self._head, torch.nn.Linear):
-            raise UnavailableError("its head is no linear layer over the vocabulary")
+            raise UnavailableError("its head is not a linear layer over the vocabulary")
         self._layers = layers
         self._like = like
 
     def forward(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """[rows, layers, width] and int64 [rows, n] to [rows, layers, n]."""
+        """Map [rows, layers, width] and token ids int64 [rows, n] to logits [rows, layers, n]."""
         head = self._head
 
         def project_rows(features: torch.Tensor) -> torch.Tensor:
-            # An index into the weight would say the same, and take four times as long.
+            # Indexing the weight would give the same, and take four times as long.
             weight = embedding(token_ids, head.weight)  # (rows, n, width)
             logits = torch.matmul(features, weight.mT)
             return logits if head.bias is None else logits + head.bias[token_ids].unsqueeze(1)

@@ -1,7 +1,7 @@
-"""Probes a forward pass: its layers' outputs and their attention, without being in its way.
+"""Probe of a forward pass: layers' outputs and attention.
 
-Whatever goes wrong in looking is kept until somebody asks for what was seen: the pass goes on, and
-gives what it gives unwatched.
+A failure in the probe does not disturb the pass, whose output is the same as without a probe. The
+error is kept, and raised when the activations are read.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +17,11 @@ from whence_server.engine.internals.sources import OutputNorms
 
 
 class Probe(NamedTuple):
-    """What a model's probe looks at.
+    """A model's probe.
 
     Attributes:
-        norms: None where it gives no sources.
-        lens: None where it gives no layers.
+        norms: computes sources; None if the model gives none.
+        lens: reads layers; None if the model's layers cannot be read.
     """
 
     norms: OutputNorms | None
@@ -32,13 +32,14 @@ NO_PROBE = Probe(None, None)
 
 
 class Activations(NamedTuple):
-    """What a forward pass showed of all its rows.
+    """Activations of a forward pass, of all its rows.
 
     Attributes:
         hidden: the layers' outputs, [B, layers, width]; None without a lens.
-        weights: of each layer that attends, [B, heads, columns]; empty without sources.
-        values: of the same, [B, value heads, tokens, head size] of the tokens that were read; empty
-            where they were not asked for.
+        weights: attention weights of each layer that attends, [B, heads, columns]; empty without
+            sources.
+        values: values of each layer that attends, [B, value heads, tokens, head size], of the
+            tokens read in the pass; empty if not requested.
     """
 
     hidden: torch.Tensor | None
@@ -47,10 +48,10 @@ class Activations(NamedTuple):
 
 
 class ProbeError(Exception):
-    """Failure to read the activations of a pass.
+    """Failure to read the activations of a forward pass.
 
     Args:
-        cause: why.
+        cause: the original error.
     """
 
     def __init__(self, cause: Exception) -> None:
@@ -60,10 +61,10 @@ class ProbeError(Exception):
 
 @contextmanager
 def translate_probe_errors() -> Iterator[None]:
-    """What goes wrong within is no fault of the model's.
+    """Translate any error within the context into a ProbeError.
 
     Raises:
-        ProbeError: it did.
+        ProbeError: the code within failed.
     """
     try:
         yield
@@ -73,12 +74,12 @@ def translate_probe_errors() -> Iterator[None]:
 
 @contextmanager
 def probing(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer"]:
-    """See what the pass within shows.
+    """Collect the activations of the forward pass within the context.
 
     Args:
-        probe: the model's.
-        values: whether to keep those of the tokens that are read, where their cache is the model's
-            own business.
+        probe: the model's probe.
+        values: whether to keep the attention values of the tokens read, for models whose cache
+            has a layout of its own.
     """
     buffer = ActivationBuffer(values=values)
     with probe_layers(probe.lens.layers if probe.lens else (), buffer.add_output):
@@ -90,10 +91,10 @@ def probing(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer
 
 
 class ActivationBuffer:
-    """What is collected during a pass; complete after it.
+    """Buffer that collects activations during a forward pass, and is complete after it.
 
     Attributes:
-        outputs: each layer's for the newest token, [B, width].
+        outputs: each layer's output for the newest token, [B, width].
         weights: as in `Activations`.
         values: as in `Activations`.
     """
@@ -107,10 +108,10 @@ class ActivationBuffer:
 
     @property
     def activations(self) -> Activations:
-        """All of it.
+        """The collected activations.
 
         Raises:
-            Exception: whatever went wrong while it was collected.
+            Exception: the first error during collection.
         """
         if self._error is not None:
             raise self._error
@@ -118,11 +119,11 @@ class ActivationBuffer:
         return Activations(hidden, self.weights, self.values)
 
     def add_output(self, read: Callable[[], torch.Tensor]) -> None:
-        """Take a layer's output."""
+        """Add a layer's output."""
         self._collect(lambda: self.outputs.append(read()))
 
     def add_attention(self, read: Callable[[], LayerAttention]) -> None:
-        """Take what a layer's attention did, and keeps nothing else of it alive."""
+        """Add a layer's attention weights and values, and keep no other tensor alive."""
         self._collect(lambda: self._keep(read()))
 
     def _keep(self, attended: LayerAttention) -> None:
@@ -135,5 +136,5 @@ class ActivationBuffer:
         if self._error is None:
             try:
                 take()
-            except Exception as error:  # noqa: BLE001 - the pass is not ours alone
+            except Exception as error:  # noqa: BLE001 - the pass must go on
                 self._error = error

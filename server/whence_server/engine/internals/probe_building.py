@@ -1,4 +1,4 @@
-"""Builds the probe of a model, by trying: what a model does not give has a reason."""
+"""Construction of a model's probe by trial; each part that is unavailable has a reason."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -37,17 +37,17 @@ def build_probe(
     obstacle: str | None,
     head_weights: HeadWeights | None,
 ) -> tuple[Probe, InternalsInfo]:
-    """What can be seen of a model, and what is said of it.
+    """Return a model's probe, and the description of the internals that it gives.
 
     Args:
         model: in eval mode, with our attention in place if there is no obstacle.
-        style: how it is called; None where every sequence decodes by itself.
-        obstacle: to sources, if one is known already.
+        style: call style for a batch; None if every sequence decodes by itself.
+        obstacle: reason why the model gives no sources, if known already.
         head_weights: theta; None for 1.
 
     Raises:
-        ConfigurationError: `head_weights` are not one for each head, or the model gives no
-            sources that they could weigh.
+        ConfigurationError: `head_weights` do not match the model's heads, or the model gives no
+            sources.
     """
     unavailable: dict[str, str] = {}
     norms: OutputNorms | None = None
@@ -59,14 +59,14 @@ def build_probe(
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
-        unavailable["sources"] = f"it cannot be taken apart: {type(error).__name__}: {error}"
+        unavailable["sources"] = f"its attention cannot be read: {type(error).__name__}: {error}"
     try:
         lens = build_lens(model)
     except UnavailableError as reason:
         unavailable["layers"] = str(reason)
     if head_weights is not None and norms is None:
         raise ConfigurationError(
-            "--head-weights: the model gives no sources for them to weigh: "
+            "--head-weights: the model gives no sources, which the weights are for: "
             + unavailable["sources"]
         )
     for part, why in unavailable.items():
@@ -108,7 +108,7 @@ def _build_norms(
     of_each = norms.compute([one.values[0] for one in attended]).unsqueeze(0)
     read = sum_contributions([one.weights for one in attended], of_each, None)
     if not torch.isfinite(read).all():
-        raise UnavailableError("what its heads read comes to no number")
+        raise UnavailableError("the norms of what its heads read are not finite")
     if style is None:
         _check_singly(model, norms, ids, read[0] / read.sum())
     return norms
@@ -120,7 +120,7 @@ def _make_tokens(model: Any) -> list[int]:
 
 
 def _check_cached(attended: Sequence[LayerAttention], cache: BatchedCache) -> None:
-    """Whether every layer attends by our function, to what our cache holds."""
+    """Check that every layer attends by our function, to the values in our cache."""
     _check_all_attend(len(attended), len(cache.layers))
     for one, values in zip(attended, cache.values, strict=True):
         if not (one.values.shape == values.shape and torch.equal(one.values, values)):
@@ -128,17 +128,17 @@ def _check_cached(attended: Sequence[LayerAttention], cache: BatchedCache) -> No
 
 
 def check_own_cache(model: Any, attended: Sequence[LayerAttention], output: Any) -> None:
-    """Whether all attention is by our function, and over columns whose order is known."""
+    """Check that all attention is by our function, over columns of known order."""
     cache = output.get("past_key_values")
     kept = [
         layer
         for layer in (cache.layers if isinstance(cache, Cache) else ())
         if getattr(layer, "values", None) is not None
     ]
-    # Of these it is known that they keep the newest positions, in order, whatever their window.
+    # DynamicLayer and its subclasses keep the newest positions in order, with any window.
     if not kept or not all(isinstance(layer, DynamicLayer) for layer in kept):
         raise UnavailableError("it keeps its values in a cache of its own kind")
-    # Layers that share what is kept attend nevertheless.
+    # There may be more attending layers than cache layers, as some share a cache layer.
     _check_all_attend(len(attended), len(kept))
     seen = {one.module for one in attended}
     kinds = {type(module) for module in seen}
@@ -149,20 +149,20 @@ def check_own_cache(model: Any, attended: Sequence[LayerAttention], output: Any)
 def _check_all_attend(num_seen: int, num_layers: int) -> None:
     if num_seen < num_layers:
         raise UnavailableError(
-            f"{num_seen} of its {num_layers} layers that attend do so by our function"
+            f"only {num_seen} of its {num_layers} attention layers use our function"
         )
 
 
 def _check_singly(
     model: Any, norms: OutputNorms, ids: Sequence[int], expected: torch.Tensor
 ) -> None:
-    """Whether token by token the newest reads what it reads in one pass over all of them.
+    """Check that decoding token by token gives the sources of one pass over all tokens.
 
     Args:
-        model: decodes each sequence by itself.
-        norms: its own.
+        model: a model that decodes each sequence by itself.
+        norms: the model's norms.
         ids: tokens.
-        expected: [tokens], shares of what the last one reads.
+        expected: [tokens], the last token's shares in one pass.
     """
     runner = SoloRunner(model, Probe(norms, None))
     prompt = runner.start(list(ids[:-2]), probed=True)
@@ -178,11 +178,11 @@ def _check_singly(
         shares[-1] = sources.self_share or 0.0
     tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 5e-2
     if not torch.allclose(shares, expected, rtol=0, atol=tolerance):
-        raise UnavailableError("token by token, it reads other positions than in one pass")
+        raise UnavailableError("its sources differ between one pass and decoding token by token")
 
 
 def _check_weights(attended: LayerAttention) -> None:
-    """Whether the weights and the values are what the heads' outputs are made of."""
+    """Check that the heads' outputs are the weighted sums of the values."""
     weights, values = attended.weights, attended.values  # (1, heads, columns)
     sharing = weights.shape[1] // values.shape[1]
     spread = values.repeat_interleave(sharing, 1)
@@ -190,11 +190,11 @@ def _check_weights(attended: LayerAttention) -> None:
     expected = attended.output[:, -1].float()
     tolerance = 1e-3 if torch.finfo(values.dtype).bits >= 32 else 5e-2
     if not torch.allclose(output, expected, rtol=0, atol=tolerance * float(expected.abs().max())):
-        raise UnavailableError("its heads give something else than their weights' mean of values")
+        raise UnavailableError("its heads' outputs are not the weighted sums of their values")
 
 
 def _find_attention_modules(model: Any) -> list[torch.nn.Module]:
-    """The modules that call our function; found by watching a pass."""
+    """Return the modules that call our function in a forward pass."""
     with collect_attention() as attended:
         model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device))
     return [one.module for one in attended]
@@ -202,7 +202,7 @@ def _find_attention_modules(model: Any) -> list[torch.nn.Module]:
 
 @contextmanager
 def _collect_linear_inputs(modules: Sequence[torch.nn.Module]) -> Iterator[list[ModuleInput]]:
-    """Collect what the weight matrices within these modules are given."""
+    """Collect the inputs of the submodules that have a weight matrix, within the context."""
     inputs: list[ModuleInput] = []
     handles = []
     for attention in dict.fromkeys(modules):  # several layers may share one

@@ -1,7 +1,7 @@
-"""What is seen of the rows that asked: their newest tokens' sources and layers.
+"""State and readouts of the probed rows of a batch.
 
-Rows that did not ask carry nothing. Those that did have, beside the key-value cache and moved
-like it, the norms of their positions: 4 bytes for each head of each layer and position.
+Rows that are not probed have no state here. For each probed row the norms of its positions are
+kept beside the key-value cache, and moved like it: 4 bytes for each head, layer and position.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from whence_server.engine.internals.sources import Sources, list_sources, sum_co
 
 
 class ProbeReadout(NamedTuple):
-    """What is seen of some rows' newest tokens, before what follows them is chosen.
+    """Readout of some rows' newest tokens, before their next tokens are chosen.
 
     Attributes:
-        lens: reads `hidden`; None where the model gives no layers.
-        rows: of the batch, one for each entry of the others.
-        sources: empty where the model gives none.
-        hidden: [rows, layers, width]; None where the model gives no layers.
+        lens: reads `hidden`; None if the model's layers cannot be read.
+        rows: row numbers in the batch, one for each entry of the other fields.
+        sources: empty if the model gives none.
+        hidden: [rows, layers, width]; None if the model's layers cannot be read.
     """
 
     lens: Lens | None
@@ -32,9 +32,9 @@ class ProbeReadout(NamedTuple):
     hidden: torch.Tensor | None
 
     def select(self, rows: Sequence[int]) -> "ProbeReadout":
-        """The entries of these rows of the batch, of each that was probed, as often as named.
+        """Return the entries of the given rows that are probed; a row may be given several times.
 
-        Its own `rows` are places in the given ones.
+        The `rows` of the result are indices of the given ones.
         """
         entries = {row: entry for entry, row in enumerate(self.rows)}
         places = [place for place, row in enumerate(rows) if row in entries]
@@ -46,7 +46,7 @@ class ProbeReadout(NamedTuple):
         return ProbeReadout(self.lens, places, sources, hidden)
 
     def build_internals(self, decisions: Sequence[Decision]) -> list[Internals]:
-        """What is recorded of the tokens that were chosen, one for each row."""
+        """Return the internals to record for the chosen tokens, one for each row."""
         if not decisions:
             return []
         lens_readouts: Sequence[LensReadout | None] = [None] * len(decisions)
@@ -57,32 +57,32 @@ class ProbeReadout(NamedTuple):
 
 
 class ProbedRows:
-    """The rows of a batch that asked, with their positions' norms.
+    """The probed rows of a batch, with the norms of their positions.
 
-    Rows go by their numbers in the batch, as in `Runner`.
+    Rows have the numbers that they have in the batch, as in `Runner`.
     """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._rows: list[int] = []
-        """Of the batch, in the order of the norms' own rows."""
+        """Row numbers in the batch, in the order of the rows of `_norms`."""
         self._lengths: list[int] = []
         self._norms = _Norms()
 
     @property
     def rows(self) -> list[int]:
-        """Those that are probed."""
+        """Numbers of the probed rows."""
         return self._rows
 
     def join(self, rows: Sequence[int], prompt: "ProbedPrompt") -> None:
-        """Take in rows that continue one prompt."""
+        """Add rows that continue one prompt."""
         self._rows += rows
         self._lengths += [prompt.length] * len(rows)
         if prompt.norms is not None:
             self._norms.insert_columns([prompt.norms], len(rows))
 
     def leave(self, row: int, last: int) -> None:
-        """Drop a row, if it is probed; the batch's last row takes its number."""
+        """Drop a row, if it is probed; the batch's last row gets its number."""
         if row in self._rows:
             place = self._rows.index(row)
             if self._probe.norms is not None:
@@ -95,7 +95,7 @@ class ProbedRows:
             self._rows[self._rows.index(last)] = row
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Make each destination a copy of what its source was before: all ask, or none."""
+        """Copy sources to destinations, as they were before the call; all are probed, or none."""
         places = {row: place for place, row in enumerate(self._rows)}
         pairs = [
             (places[source], places[destination])
@@ -114,11 +114,11 @@ class ProbedRows:
     def read_probe(
         self, activations: Activations, newest_values: Sequence[torch.Tensor]
     ) -> ProbeReadout:
-        """Take in a step's new column, and says what the rows drew on.
+        """Add a step's new column, and return the readout of the probed rows.
 
         Args:
-            activations: of all rows.
-            newest_values: each layer's, of the step's own column: [B, value heads, head size].
+            activations: activations of all rows.
+            newest_values: each layer's values in the step's column: [B, value heads, head size].
         """
         everyone = self._rows == list(range(len(newest_values[0]) if newest_values else 0))
         index = None if everyone else torch.tensor(self._rows, device=newest_values[0].device)
@@ -140,16 +140,16 @@ class ProbedRows:
 
 
 class ProbedPrompt:
-    """A prompt that is read for rows that ask, with the norms of what has been read of it.
+    """Norms of the positions of a prompt whose rows will be probed.
 
     Args:
-        probe: the model's.
-        length: the whole prompt's.
+        probe: the model's probe.
+        length: number of tokens of the prompt.
 
     Attributes:
-        length: the same.
-        norms: [1, K, length], see `OutputNorms`; None before anything was read, and where the
-            model gives no sources.
+        length: number of tokens of the prompt.
+        norms: [1, K, length], see `OutputNorms`; None before the first chunk, and if the model
+            gives no sources.
     """
 
     def __init__(self, probe: Probe, length: int) -> None:
@@ -158,11 +158,11 @@ class ProbedPrompt:
         self.norms: torch.Tensor | None = None
 
     def read(self, start: int, values: Sequence[torch.Tensor]) -> None:
-        """Take in a piece of it, which is never looked at again.
+        """Add the norms of one chunk.
 
         Args:
-            start: the position that it begins at.
-            values: each layer's, of the piece: [1, value heads, tokens, head size].
+            start: position of the chunk's first token.
+            values: each layer's values in the chunk: [1, value heads, tokens, head size].
         """
         if self._probe.norms is None:
             return
@@ -172,10 +172,10 @@ class ProbedPrompt:
         self.norms[0, :, start : start + norms.shape[1]] = norms
 
     def read_probe(self, activations: Activations) -> ProbeReadout:
-        """What its newest token drew on, as row 0, once all of it has been read.
+        """Return the readout of the prompt's last token, as row 0; called after the last chunk.
 
         Args:
-            activations: of the pass that read its end.
+            activations: activations of the pass over the last chunk.
         """
         sources: list[Sources] = []
         if self.norms is not None:
@@ -186,21 +186,21 @@ class ProbedPrompt:
 
 
 class _Norms(Columns):
-    """[rows, K, columns]; see `OutputNorms`."""
+    """Buffer of norms, [rows, K, columns]; see `OutputNorms`."""
 
     def __init__(self) -> None:
         super().__init__("norms")
         self.norms: torch.Tensor
 
     def append(self, column: torch.Tensor) -> torch.Tensor:
-        """Write a column [rows, K] for all rows; returns all visible ones."""
+        """Append a column [rows, K]; return all visible columns, [rows, K, columns]."""
         self.make_room(1)
         self.norms[: self.num_rows, :, self.end] = column
         self.end += 1
         return self.norms[: self.num_rows, :, self.start : self.end]
 
     def trim(self, longest: int) -> None:
-        """Hide the columns in which no row has anything any more."""
+        """Hide the columns that no row uses any more."""
         if self.is_initialized:
             self.start = self.end - longest
 

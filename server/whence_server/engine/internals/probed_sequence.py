@@ -1,7 +1,7 @@
-"""What is kept of one sequence that decodes by itself and is probed: its positions' norms.
+"""State of one probed sequence that decodes by itself: the norms of its positions.
 
-How its cache is laid out is the model's own business: values are taken as attention is given them,
-with each pass, and weights by where they stand from the newest position backwards.
+The model's cache may have any layout. Values are therefore read from the arguments of attention
+in each pass, and weights are aligned at the newest position.
 """
 
 import torch
@@ -11,44 +11,44 @@ from whence_server.engine.internals.sources import Sources, list_sources, sum_co
 
 
 class ProbedSequence:
-    """One sequence, from its prompt on. Every pass over it has to be watched, and then seen.
+    """One probed sequence. Every forward pass over it is probed, and then read.
 
     Args:
-        probe: the model's.
+        probe: the model's probe.
 
     Attributes:
-        watch: of its last pass, until it has been seen; None before the first.
+        buffer: activations of the last pass, until they are read; else None.
     """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self.buffer: ActivationBuffer | None = None
         self._norms: torch.Tensor | None = None
-        """[1, K, positions], see `OutputNorms`; replaced, never written to."""
+        """[1, K, positions], see `OutputNorms`; replaced and never changed in place."""
 
     def copy(self) -> "ProbedSequence":
-        """One that goes its own way from here on."""
+        """Return an independent copy."""
         other = ProbedSequence(self._probe)
         other.buffer = self.buffer
         other._norms = self._norms
         return other
 
     def restart(self) -> None:
-        """Forget its positions: its next pass reads all of them once more."""
+        """Drop the norms, as the next pass reads all positions again."""
         self._norms = None
 
     def read_probe(self) -> tuple[list[Sources], torch.Tensor | None]:
-        """Take in what its last pass read, and says what the newest position drew on.
+        """Add the norms of the last pass, and return the readout of the newest position.
 
         Returns:
-            Its sources, none where the model gives none; its layers' outputs, [1, layers, width],
-            None where the model gives no layers.
+            The sources, empty if the model gives none; and the layers' outputs,
+            [1, layers, width], None if the model's layers cannot be read.
 
         Raises:
-            Exception: whatever went wrong while it was watched.
+            Exception: the first error while the pass was probed.
         """
         if self.buffer is None:
-            raise RuntimeError("no pass over it has been watched")
+            raise RuntimeError("read_probe() needs a probed pass over the sequence before it")
         activations, self.buffer = self.buffer.activations, None
         if self._probe.norms is None:
             return [], activations.hidden

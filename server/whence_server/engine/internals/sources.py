@@ -1,20 +1,19 @@
-"""Direct sources: which context positions the newest token read from, weighed by what it got there.
+"""Direct sources: the context positions that attention read from, weighted by value norms.
 
 The share of position j is proportional to
 
     sum over layers l, heads h of  theta[l, h] * a[l, h, newest, j] * |v[l, h, j] W_O[l, h]|
 
-with a the attention weights, v the head's value at j and W_O[l, h] the rows of the layer's output
-projection that the head feeds: attention alone would count positions whose values are next to
-nothing. (Kobayashi et al., "Attention is Not Only a Weight: Analyzing Transformers with Vector
-Norms", 2020, section 3;
-theta, one weight a head, as in Cohen-Wang et al., "Learning to Attribute with Attention", 2025; 1
-where none are given.) Directly read is not the same as where it came from: a position's value
-holds what earlier layers had moved there.
+where a are the attention weights, v is the head's value at j, and W_O[l, h] are the rows of the
+layer's output projection that the head feeds. Attention weights alone would count positions with
+tiny values. (Kobayashi et al., "Attention is Not Only a Weight: Analyzing Transformers with Vector
+Norms", 2020, section 3. theta is one weight for each head, as in Cohen-Wang et al., "Learning to
+Attribute with Attention", 2025; the default is 1.) A direct source is not always the origin of the
+information: a position's value also holds what earlier layers moved there.
 
-The norms of a position never change, so they are computed once for each token in the cache, and
-through G[l, h] = W_O[l, h] W_O[l, h]^T, so that |v W_O| = sqrt(v G v) costs a head's size and not
-the model's width.
+A position's norms never change, so that they are computed once for each token in the cache. With
+G[l, h] = W_O[l, h] W_O[l, h]^T, the norm |v W_O| = sqrt(v G v) costs a head's size and not the
+model's width.
 """
 
 import math
@@ -28,23 +27,22 @@ from whence_server.engine.internals.attention import LayerAttention
 
 METHOD = "value-norm-attention/1"
 MAX_SOURCES = 16
-"""Positions that are listed of a step."""
+"""Number of positions listed for a step."""
 COLUMNS_TOGETHER = 256
-"""Of all layers together, whose norms are computed in one piece: what bounds the memory for it."""
+"""Columns, summed over layers, whose norms are computed at once; bounds the memory."""
 
 
 class UnavailableError(Exception):
-    """A model cannot give a part of its internals; says why."""
+    """A model cannot give a part of its internals; the message is the reason."""
 
 
 class Sources(NamedTuple):
-    """Where one token read from.
+    """Sources of one token.
 
     Attributes:
-        positions: strongest first, without the newest.
-        shares: one for each.
-        self_share: of the newest position; None where nothing was read at all: every value that
-            was attended to, sent through its head's projection, is zero.
+        positions: context positions without the newest, largest share first.
+        shares: share of each position.
+        self_share: share of the newest position; None if all contributions are zero.
     """
 
     positions: list[int]
@@ -53,20 +51,20 @@ class Sources(NamedTuple):
 
 
 class OutputNorms:
-    """What |v W_O| comes to, for all heads of all layers at once.
+    """Computation of |v W_O| for all heads of all layers at once.
 
-    K is the number of heads of all layers together, layer after layer.
+    K is the total number of heads of all layers, in the order of the layers.
 
     Args:
-        projections: for each layer that attends [heads, head size, model width]: how a head's
-            output reaches the residual stream.
-        num_value_heads: of each layer; as many heads in a row share each.
-        head_weights: theta, [layers, heads], of the layers that attend; None for 1. Only how they
-            compare counts.
+        projections: for each layer that attends, its heads' output projections
+            [heads, head size, model width].
+        num_value_heads: value heads of each layer; successive heads share one.
+        head_weights: theta, [layers, heads], of the layers that attend; None for 1. Only their
+            ratios matter.
 
     Raises:
-        UnavailableError: the layers' heads differ in size.
-        ConfigurationError: `head_weights` are not one for each head.
+        UnavailableError: the layers' heads differ in number or size.
+        ConfigurationError: the shape of `head_weights` is not [layers, heads].
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class OutputNorms:
         grams = [torch.bmm(heads, heads.mT) for heads in (p.float() for p in projections)]
         self._num_value_heads = num_value_heads
         num_heads, size = projections[0].shape[:2]
-        # The heads that share a value are multiplied with it at once: nothing is repeated.
+        # The heads that share a value are multiplied with it at once, without repeating it.
         shared = torch.cat(grams).view(-1, num_heads // num_value_heads, size, size)
         self._grams = shared.transpose(1, 2).flatten(2)  # (layers * value heads, d, sharing * d)
         self._thetas: torch.Tensor | None = None
@@ -89,20 +87,21 @@ class OutputNorms:
             expected = (len(projections), num_heads)
             if tuple(thetas.shape) != expected:
                 raise ConfigurationError(
-                    f"--head-weights: they are {tuple(thetas.shape)}; the model has "
-                    f"{expected[0]} layers of {expected[1]} heads that attend"
+                    f"--head-weights: the shape of head_weights is {tuple(thetas.shape)}; it must "
+                    f"be {expected}: the model has {expected[0]} attention layers of "
+                    f"{expected[1]} heads"
                 )
-            # The largest is 1: whatever the file's scale, a sum of products does not overflow.
+            # Scaled to a maximum of 1, so that sums of products cannot overflow.
             thetas = (thetas / thetas.max()).to(self._grams.device, torch.float32)
             self._thetas = thetas.flatten().unsqueeze(1)  # (K, 1)
 
     def compute(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The norms theta * |v W_O|: float32 [K, n].
+        """Return the norms theta * |v W_O|: float32 [K, n].
 
         Args:
-            values: each layer's, [value heads, n, head size].
+            values: each layer's values, [value heads, n, head size].
         """
-        # A step's few columns in one piece, a prompt's many layer by layer.
+        # The few columns of a step at once, the many of a prompt layer by layer.
         together = max(1, COLUMNS_TOGETHER // values[0].shape[1])
         norms = torch.cat(
             [
@@ -113,7 +112,7 @@ class OutputNorms:
         return norms if self._thetas is None else norms.mul_(self._thetas)
 
     def _compute(self, first: int, values: Sequence[torch.Tensor]) -> torch.Tensor:
-        """|v W_O| of the heads of these layers, which begin with the `first`: [heads, n]."""
+        """Return |v W_O| of the heads of the layers from `first` on: [heads, n]."""
         heads = slice(first * self._num_value_heads, (first + len(values)) * self._num_value_heads)
         stacked = torch.cat(list(values)).float()  # (their value heads, n, d)
         products = torch.bmm(stacked, self._grams[heads]).unflatten(2, (-1, stacked.shape[2]))
@@ -124,17 +123,17 @@ class OutputNorms:
 def find_projections(
     passes: Sequence[LayerAttention], inputs: Sequence["ModuleInput"]
 ) -> list[torch.Tensor]:
-    """Find each layer's output projection by what it was given: the heads' outputs as they are.
+    """Find each layer's output projection: the linear module whose input is the heads' outputs.
 
     Args:
-        passes: one for each layer, of one pass.
-        inputs: of every linear module within these layers' attention, in the same pass.
+        passes: each layer's attention, in one forward pass.
+        inputs: inputs of every linear module within the layers' attention, in the same pass.
 
     Returns:
         For each layer [heads, head size, model width].
 
     Raises:
-        UnavailableError: what the heads say is changed first, or goes through no linear module.
+        UnavailableError: the heads' outputs are not the input of exactly one linear module.
     """
     found = []
     for attended in passes:
@@ -146,7 +145,7 @@ def find_projections(
         ]
         if len(fed) != 1:
             raise UnavailableError(
-                "the heads' outputs do not go through one linear projection as they are"
+                "its heads' outputs are not the unchanged input of one linear projection"
             )
         _, num_heads, size = attended.output.shape[1:]
         weight = _get_weight(fed[0].module)
@@ -157,12 +156,12 @@ def find_projections(
 
 
 class ModuleInput(NamedTuple):
-    """What a module was called with.
+    """The input of a module in a forward pass.
 
     Attributes:
-        attention: the attention module that it is part of.
-        module: itself.
-        tensor: its first argument.
+        attention: the attention module that the module is part of.
+        module: the module.
+        tensor: the module's first argument.
     """
 
     attention: torch.nn.Module
@@ -171,7 +170,7 @@ class ModuleInput(NamedTuple):
 
 
 def _get_weight(module: Any) -> torch.Tensor:
-    """As [inputs, outputs]. transformers' Conv1D keeps it so, torch's Linear the other way."""
+    """Return the weight as [inputs, outputs]: as in transformers' Conv1D, transposed in Linear."""
     weight: torch.Tensor = module.weight
     return weight.mT if isinstance(module, torch.nn.Linear) else weight
 
@@ -192,13 +191,13 @@ def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def sum_contributions(
     weights: Sequence[torch.Tensor], norms: torch.Tensor, rows: Sequence[int] | None
 ) -> torch.Tensor:
-    """What each position gave to the newest: float32 [R, W], shares before they add up to 1.
+    """Return each position's contribution to the newest one, not normalised: float32 [R, W].
 
     Args:
-        weights: each layer's, [B, heads, columns], the newest position last: the last W columns
-            count, and a layer that has fewer sees nothing of the positions before them.
+        weights: each layer's attention weights, [B, heads, columns], the newest position last. The
+            last W columns are used; a layer with fewer has weight 0 for the positions before them.
         norms: [R, K, W], see `OutputNorms.compute`.
-        rows: which R of the B rows; None for all of them, in their order.
+        rows: the R rows of the batch to use; None for all, in their order.
     """
     if rows is not None:
         index = torch.tensor(rows, device=norms.device)
@@ -209,7 +208,7 @@ def sum_contributions(
 
 
 def _take_newest(weights: torch.Tensor, width: int) -> torch.Tensor:
-    """The last columns; 0 for those that are not there."""
+    """Return the last `width` columns, padded with 0 on the left."""
     missing = width - weights.shape[-1]
     if missing > 0:
         return torch.nn.functional.pad(weights, (missing, 0))
@@ -217,11 +216,11 @@ def _take_newest(weights: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def list_sources(contributions: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:
-    """Cut [R, W] into what is recorded of each row.
+    """Return each row's sources from contributions [R, W].
 
     Args:
-        contributions: right-aligned, the newest position in the last column.
-        lengths: how many positions each row has.
+        contributions: right-aligned, with the newest position in the last column.
+        lengths: number of positions of each row.
     """
     width = contributions.shape[1]
     shares = contributions / contributions.sum(1, keepdim=True)

@@ -1,15 +1,14 @@
-"""Head weights from the model itself: a head counts by how long the stream is that it adds to.
+"""Head weights from a model's residual stream: a head counts relative to the stream's norm.
 
-What a head adds to the residual stream matters as far as it compares with what is there already,
-which the norm that comes next divides by: contributions are held against the residual connection
-in Kobayashi et al., "Incorporating Residual and Normalization Layers into Analysis of Masked
-Language Models", EMNLP 2021, section 3. Where the stream is short, as in a first layer that takes
-in embeddings alone, little is much: counted alike, later layers' heads look stronger than they are.
-Hence
+The effect of a head's output depends on its size relative to the residual stream to which it is
+added, because the next norm divides by the stream's norm. (Kobayashi et al., "Incorporating
+Residual and Normalization Layers into Analysis of Masked Language Models", EMNLP 2021, section 3,
+compare contributions with the residual connection.) The stream's norm grows with depth, so that
+with equal weights the heads of later layers would seem stronger than they are. Hence
 
     theta[l, h] = mean over tokens of 1 / |x[l]|
 
-where x[l] is the stream that layer l takes in. All heads of a layer have the same.
+where x[l] is the stream at the input of layer l. All heads of a layer have the same weight.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,17 +23,17 @@ from whence_server.engine.internals.sources import UnavailableError
 
 @torch.inference_mode()
 def compute_stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[list[float]]:
-    """One weight for each head, by the residual stream that its layer adds to.
+    """Return one weight for each head, from the residual stream at its layer's input.
 
     Args:
         model: in eval mode, with our attention in place.
-        pieces: token ids of text that is like what the model is used on; at least one piece.
+        pieces: token ids of texts typical for the model's use; at least one piece.
 
     Returns:
         For each layer that attends, in order, a number for each head; the largest is 1.
 
     Raises:
-        UnavailableError: its layers cannot be found, or a stream is zero, or no number.
+        UnavailableError: the layers cannot be found, or a stream is zero or not finite.
     """
     collector = _StreamCollector()
     handles = [
@@ -56,7 +55,7 @@ def compute_stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[
             handle.remove()
     means = [total / num_tokens for total in sums]
     if not means or not all(0 < mean < float("inf") for mean in means):
-        raise UnavailableError("the residual stream of a layer that attends has no length")
+        raise UnavailableError("the residual stream of an attention layer is zero or not finite")
     largest = max(means)
     return [
         [mean / largest] * heads for mean, heads in zip(means, collector.num_heads, strict=True)
@@ -64,28 +63,28 @@ def compute_stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[
 
 
 class _StreamCollector:
-    """What the layers of one pass take in.
+    """Collector of the inputs of the attention layers in one forward pass.
 
     Attributes:
-        streams: [tokens, width], of each layer that attends, when it does.
-        num_heads: of each of the same.
+        streams: residual stream at the input of each layer that attends, [tokens, width].
+        num_heads: number of heads of each layer that attends.
     """
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the pass before."""
+        """Clear the collected data for a new pass."""
         self._stream: torch.Tensor | None = None
         self.streams: list[torch.Tensor] = []
         self.num_heads: list[int] = []
 
     def take_input(self, _layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Is told of a layer's input."""
+        """Keep a layer's input; a forward pre-hook."""
         self._stream = (args[0] if args else kwargs["hidden_states"])[0]
 
     def take_attention(self, read: Callable[[], LayerAttention]) -> None:
-        """Is told that the layer attends."""
+        """Add the current layer, which attends."""
         if self._stream is None:
             raise UnavailableError("it attends outside its layers")
         self.streams.append(self._stream)
