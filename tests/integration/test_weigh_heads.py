@@ -99,9 +99,9 @@ def test_files_that_are_no_text_can_be_left_out(
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("there already", "heads.json exists already"),
+        ("there already", "heads.json is there already"),
         ("no folder", "nowhere is no directory"),
-        ("a folder", "texts exists already"),
+        ("a folder", "texts is there already"),
         ("no model", "nothing is no directory: a model that lies here is needed"),
         ("no end of text", "has no end-of-sequence token"),
         ("no text", "nothing.txt"),

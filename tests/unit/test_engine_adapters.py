@@ -72,7 +72,9 @@ def test_a_base_that_is_missing_is_named(adapter: Path, name: str) -> None:
     configure(adapter, base_model_name_or_path=name)
     message = refusal(adapter)
     assert f"is an adapter of {name}, which cannot be found" in message
-    assert "set base_model_name_or_path in adapter_config.json to where it lies" in message
+    assert (
+        "set base_model_name_or_path in adapter_config.json to its directory or hub id" in message
+    )
 
 
 @pytest.mark.parametrize("name", [None, "", 3])
@@ -84,7 +86,7 @@ def test_an_adapter_that_names_no_base_is_refused(adapter: Path, name: object) -
 @pytest.mark.parametrize("content", ["{", "[]", "null", '{"r": 4}', "\x00"])
 def test_a_broken_configuration_is_refused(adapter: Path, content: str) -> None:
     (adapter / "adapter_config.json").write_text(content)
-    assert "adapter_config.json is no adapter's configuration" in refusal(adapter)
+    assert "adapter_config.json is not an adapter's configuration" in refusal(adapter)
 
 
 def test_a_base_that_is_an_adapter_itself_is_refused(adapter: Path, saved: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_base_that_is_an_adapter_itself_is_refused(adapter: Path, saved: Path)
 
 def test_another_models_adapter_is_refused(adapter: Path, tiny_model: Callable[..., Path]) -> None:
     configure(adapter, base_model_name_or_path=str(tiny_model("gpt2")))
-    assert "cannot be put on" in refusal(adapter)
+    assert "cannot be added to" in refusal(adapter)
 
 
 def test_an_adapter_of_a_base_of_another_size_is_refused(
@@ -103,7 +105,7 @@ def test_an_adapter_of_a_base_of_another_size_is_refused(
 ) -> None:
     edit_tensors(adapter, lambda t: t.update({n: v[:, :-1].contiguous() for n, v in t.items()}))
     message = refusal(adapter)
-    assert "is one of another base: 12 of its tensors have another shape" in message
+    assert "is for another base model: the shapes of 12 of its tensors differ" in message
     assert "size mismatch for base_model.model.model.layers.0" in message
 
 

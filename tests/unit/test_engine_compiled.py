@@ -49,7 +49,7 @@ def test_what_was_cut_short_is_compiled_anew(
     file.write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         assert _made()(21) == 42
-    assert f"compiled anew, as {tmp_path} serves no cache: EOFError" in caplog.text
+    assert f"cache in {tmp_path} is not used: EOFError" in caplog.text
 
 
 def test_a_place_that_takes_nothing_stops_no_engine(

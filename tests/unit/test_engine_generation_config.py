@@ -251,7 +251,7 @@ def test_a_range_that_generate_checks_in_sampling_counts_where_the_model_samples
     check_file(tmp_path)
     with caplog.at_level(logging.WARNING):
         defaults(**{name: value})
-    assert f"requests for samples must set their own: {name} ({value!r})" in caplog.text
+    assert f"sampling requests must set their own: {name} ({value!r})" in caplog.text
     assert f"{name} is {value!r}" in refusal(tmp_path, do_sample=True, **{name: value})
 
 
@@ -331,7 +331,7 @@ def test_fields_that_transformers_does_not_know_are_named(
         check_file(tmp_path)
     [record] = caplog.records
     assert record.getMessage().endswith(
-        "ignored, as transformers' generate ignores it: chat_format, temprature"
+        "that transformers' generate does not know are ignored: chat_format, temprature"
     )
 
 

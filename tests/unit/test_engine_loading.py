@@ -209,7 +209,7 @@ def configure(**changes: object) -> Callable[[Path], object]:
         (write("tokenizer.json", "{}"), "the tokenizer in"),
         (configure(model_type="nonesuch"), "nonesuch"),
         (configure(model_type="bert"), "a 'bert' model, which is an encoder"),
-        (configure(model_type="t5"), "a 't5' model, which maps a text to a text"),
+        (configure(model_type="t5"), "a 't5' model, which is an encoder-decoder"),
         (configure(model_type="vit"), "'vit' model, for which AutoModelForCausalLM"),
     ],
 )

@@ -190,7 +190,7 @@ def test_so_does_one_that_cannot_tell_its_rows_positions(
     monkeypatch.setattr(model, "forward", without_positions)
     with caplog.at_level("INFO", "whence_server.engine.batching_check"):
         assert check_batching(model) is None
-    assert "other logits for a batch of two prompts than for each alone" in caplog.text
+    assert "its logits differ between a batch of two prompts and each prompt alone" in caplog.text
 
 
 def test_a_model_that_looks_ahead_is_refused(tiny_model: TinyModel) -> None:

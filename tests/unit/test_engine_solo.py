@@ -215,10 +215,11 @@ def test_copied_rows_of_every_kind_of_state(model: Any) -> None:
 def test_a_prompt_is_read_whole_and_once(mamba: Any) -> None:
     runner = SoloRunner(mamba)
     prompt = runner.start([5, 6, 7])
-    with pytest.raises(ValueError, match="has not been read"):
+    with pytest.raises(ValueError, match="needs a prompt that has been read"):
         runner.join(prompt)
     with pytest.raises(
-        ValueError, match="2 tokens of a prompt of 3, after 0: 3 of it have to be read whole"
+        ValueError,
+        match="cannot read 2 tokens of a prompt of 3 after 0: the first 3 have to be read at once",
     ):
         runner.prefill(prompt, 2, all_logits=False)
     runner.prefill(prompt, 3, all_logits=False)

@@ -124,7 +124,7 @@ def test_a_model_that_ours_would_change_keeps_its_own(tiny_model: TinyModel) -> 
         AttentionInterface.register("whence_sdpa", ours)
     assert attention.get_implementation(loaded.model) == "sdpa"
     assert loaded.info.internals.unavailable == {
-        "sources": "with our attention it gives other logits"
+        "sources": "with our attention function it gives other logits"
     }
 
 

@@ -1,4 +1,4 @@
-"""The engine: a process of its own that owns the model and chooses the tokens.
+"""The engine: the process that holds the model and chooses the tokens.
 
-Importing this package imports no torch: the front uses `link` and `messages` of it.
+Importing this package does not import torch, as the front imports `supervisor` and `handshake`.
 """

@@ -1,7 +1,7 @@
-"""Adapters: what PEFT adds to a base model, loaded as PEFT does it, or refused by name.
+"""PEFT adapters: loaded as PEFT loads them, or refused.
 
-PEFT fills in whatever an adapter's file lacks with fresh values, and leaves out whatever it has too
-much, with no more than a warning. Here both end the start, as for a model's own weights.
+PEFT initialises tensors that an adapter's file lacks, and ignores superfluous ones, with a warning
+only. Here the server does not start in either case, as for a model's own weights.
 """
 
 import warnings
@@ -15,25 +15,25 @@ from whence_server.domain.errors import ConfigurationError
 SERVED_TYPES = frozenset(
     {"ADALORA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "TRAINABLE_TOKENS", "VERA"}
 )
-"""PEFT types that change layers of the base and nothing else; each is held to PEFT in a test."""
+"""PEFT types that change only layers of the base; tests compare each with PEFT."""
 _PER_INPUT = ("alora_invocation_tokens", "arrow_config", "layer_replication")
-"""Settings of LoRA under which a layer's work depends on more than its input, or layers repeat."""
+"""LoRA settings with which a layer depends on more than its input, or layers are repeated."""
 NAMES_SHOWN = 10
 
 
 def apply_adapter(model: Any, directory: Path, device: str) -> Any:
-    """Put an adapter's layers into its base model.
+    """Insert an adapter's layers into its base model.
 
     Args:
         model: the base, changed in place.
-        directory: where the adapter lies.
-        device: where the weights are to be.
+        directory: the adapter's directory.
+        device: device of the adapter's weights.
 
     Returns:
         PEFT's model around the base.
 
     Raises:
-        ConfigurationError: it cannot be loaded exactly as it is.
+        ConfigurationError: the adapter cannot be loaded exactly.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -46,7 +46,7 @@ def _load_adapted(
     import peft
 
     config = peft.PeftConfig.from_pretrained(str(directory))
-    # PEFT's own word for a field that this release does not know, and would leave out.
+    # PEFT's warning about fields that this release does not know, and would ignore.
     unknown = [str(w.message) for w in caught if "Unexpected keyword arguments" in str(w.message)]
     if unknown:
         raise ConfigurationError(
@@ -63,18 +63,18 @@ def _load_adapted(
         if not wrong:
             raise
         raise ConfigurationError(
-            f"the adapter in {directory} is one of another base: {len(wrong)} of its tensors have "
-            f"another shape than this one's, such as: {wrong[0]}"
+            f"the adapter in {directory} is for another base model: the shapes of {len(wrong)} of "
+            f"its tensors differ, such as: {wrong[0]}"
         ) from error
     _check_tensors(loading, directory)
     return adapted
 
 
 def check_alone(adapted: Any) -> None:
-    """Check that the base with the adapter's layers computes what PEFT's model does.
+    """Check that the base with the adapter's layers gives the logits of PEFT's model.
 
     Raises:
-        ConfigurationError: it does not, so that the adapter is more than layers of its base.
+        ConfigurationError: the logits differ, as the adapter changes more than layers.
     """
     base = adapted.get_base_model()
     ids = torch.arange(1, 8, device=base.device)[None] % base.config.get_text_config().vocab_size
@@ -104,7 +104,7 @@ def _refuse(what: str) -> ConfigurationError:
 
 
 def _check_tensors(loading: Any, directory: Path) -> None:
-    """Refuse an adapter whose file does not hold exactly its tensors."""
+    """Raise ConfigurationError if the adapter's file lacks tensors or has superfluous ones."""
     faults = [
         f"{len(names)} {kind}: {', '.join(sorted(names)[:NAMES_SHOWN])}"
         + (", ..." if len(names) > NAMES_SHOWN else "")
@@ -116,6 +116,6 @@ def _check_tensors(loading: Any, directory: Path) -> None:
     ]
     if faults:
         raise ConfigurationError(
-            f"the tensors of the adapter in {directory} are not those of its configuration: "
+            f"the tensors of the adapter in {directory} do not match its configuration: "
             f"{'; '.join(faults)}"
         )

@@ -1,4 +1,4 @@
-"""The rows that decode together: a step for all of them, and what each takes from it."""
+"""The batch: the rows that decode together, one step at a time."""
 
 import logging
 import time
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class BatchLostError(Exception):
-    """The rows are in a state that nobody knows.
+    """A failure has left the rows in an undefined state.
 
     Args:
-        reason: why.
+        reason: the original error.
     """
 
     def __init__(self, reason: Exception) -> None:
@@ -42,39 +42,41 @@ class BatchLostError(Exception):
 
 
 class Batch(Generic[PromptT]):
-    """Sequences and beams that decode together; the runner's rows, in the same order.
+    """Sequences and beams that decode together, in the order of the runner's rows.
 
     Args:
         runner: runs the forward passes.
         chooser: chooses the tokens.
-        left: told the job of every row that leaves.
+        on_leave: called with the job id of every row that leaves.
     """
 
     def __init__(
-        self, runner: ModelRunner[PromptT], chooser: Chooser, left: Callable[[str], None]
+        self, runner: ModelRunner[PromptT], chooser: Chooser, on_leave: Callable[[str], None]
     ) -> None:
         self._runner = runner
         self._chooser = IsolatingChooser(chooser, runner.synchronize)
-        self._left = left
+        self._on_leave = on_leave
         self._rows: list[BatchRow] = []
         self._beams: dict[str, Beams] = {}
-        """Searches under way, by their generations' ids."""
+        """Running beam searches, by their generations' ids."""
 
     @property
     def num_rows(self) -> int:
-        """Rows that decode."""
+        """Number of rows that decode."""
         return len(self._rows)
 
     @property
     def generation_ids(self) -> set[str]:
-        """Whose rows they are."""
+        """Ids of the generations that have rows."""
         return {batch_row.generation_id for batch_row in self._rows}
 
     def step(self) -> Turn:
-        """Read each row's newest token and chooses the next.
+        """Read each row's newest token and choose the next one.
 
-        Whatever it raises leaves the rows in a state that nobody knows: `clear` them. What fails
-        while activations are read ends the generations that are probed, and no other.
+        A failure to read activations ends the probed generations, and no others.
+
+        Raises:
+            Exception: the step failed, and the rows are in an undefined state; call `clear`.
         """
         started_ns = time.monotonic_ns()
         logits = self._runner.decode([batch_row.token_id for batch_row in self._rows])
@@ -86,7 +88,7 @@ class Batch(Generic[PromptT]):
             chosen = chosen.attach_internals(self._rows, self._runner.read_probe())
         except Exception as error:
             self._runner.synchronize()  # raises if the device is lost
-            logger.exception("what a step showed of the model cannot be recorded")
+            logger.exception("the activations of a step cannot be read; probed generations fail")
             self._runner.stop_probing()
             chosen = chosen.drop_probed(error)
         forward_ns = forward_end_ns - started_ns
@@ -95,18 +97,18 @@ class Batch(Generic[PromptT]):
     def start(
         self, rows: list[BatchRow], prompt: PromptT, logits: torch.Tensor, forward_ns: int
     ) -> Turn:
-        """Let rows in that go on from one prompt, with their first tokens.
+        """Add the rows that continue one prompt, with their first tokens.
 
         Args:
-            rows: those of one generation.
-            prompt: the runner's, read to its end.
+            rows: rows of one generation.
+            prompt: the runner's prompt, completely read.
             logits: [1, V], after the prompt's last token.
-            forward_ns: what they cost.
+            forward_ns: wall time of the forward pass.
 
         Raises:
-            GenerationFailedError: there was nothing to choose; the batch is as it was.
-            ProbeError: the activations cannot be read; the batch is as it was.
-            BatchLostError: all rows are in a state that nobody knows: `clear` them.
+            GenerationFailedError: no token can be chosen; the batch is unchanged.
+            ProbeError: the activations cannot be read; the batch is unchanged.
+            BatchLostError: all rows are in an undefined state; call `clear`.
         """
         forward_end_ns = time.monotonic_ns()
         beams = [Beams(rows)] if rows[0].is_beam else []
@@ -121,14 +123,14 @@ class Batch(Generic[PromptT]):
         try:
             self._runner.join(prompt, len(rows))
         except Exception as error:
-            # Half of the layers may have the new rows.
+            # Only some of the layers may have the new rows.
             raise BatchLostError(error) from error
         self._rows += rows
         self._beams.update({search.generation_id: search for search in beams})
         return self._take(chosen, measure_cost(forward_end_ns, forward_ns, len(rows)))
 
     def leave_sequence(self, generation_id: str, sequence_index: int) -> None:
-        """Take out a sequence, if it is there."""
+        """Remove a sequence, if it is in the batch."""
         self._leave(
             batch_row
             for batch_row in self._rows
@@ -138,13 +140,13 @@ class Batch(Generic[PromptT]):
         )
 
     def leave_generation(self, generation_id: str) -> None:
-        """Take out all rows of a generation."""
+        """Remove all rows of a generation."""
         self._leave(r for r in self._rows if r.generation_id == generation_id)
 
     def clear(self) -> None:
-        """Drop all rows, whatever state they are in."""
+        """Remove all rows, in any state."""
         for batch_row in self._rows:
-            self._left(batch_row.job_id)
+            self._on_leave(batch_row.job_id)
         self._rows.clear()
         self._beams.clear()
         self._runner.clear()
@@ -155,7 +157,7 @@ class Batch(Generic[PromptT]):
         rows: Sequence[BatchRow],
         searches: Collection[Beams],
     ) -> "_Chosen":
-        """Choose for every row of [rows, V]: for each by itself, or for a search's together."""
+        """Choose tokens from logits [rows, V]: for each sequence, and for each search's beams."""
         single = [i for i, batch_row in enumerate(rows) if not batch_row.is_beam]
         decisions: Sequence[Decision | NoChoice] = ()
         if single:
@@ -171,7 +173,7 @@ class Batch(Generic[PromptT]):
         return _Chosen([rows[i] for i in single], decisions, rounds)
 
     def _take(self, chosen: "_Chosen", cost: Cost) -> Turn:
-        """Append the chosen tokens; whatever ends with them leaves."""
+        """Append the chosen tokens, and remove the rows that end with them."""
         steps: list[StepMade] = []
         rounds: list[BeamRoundMade] = []
         searches: list[BeamSearchDone] = []
@@ -192,7 +194,7 @@ class Batch(Generic[PromptT]):
                 done = beams.finish() if made.is_last else None
                 copies = [] if made.is_last else beams.arrange()
             except Exception as error:
-                logger.exception("a round of a beam search cannot be taken")
+                logger.exception("a beam search fails, as its round cannot be applied")
                 broken.append((beams, explain_no_choice(error)))
                 continue
             rounds.append(taken)
@@ -215,7 +217,7 @@ class Batch(Generic[PromptT]):
         )
 
     def _copy(self, pairs: Sequence[tuple[BatchRow, BatchRow]]) -> None:
-        """Copy rows of the cache onto others."""
+        """Copy rows of the cache to others."""
         if pairs:
             places = {id(batch_row): i for i, batch_row in enumerate(self._rows)}
             self._runner.copy_rows(
@@ -224,26 +226,26 @@ class Batch(Generic[PromptT]):
             )
 
     def _leave(self, leaving: Iterable[BatchRow]) -> None:
-        """Take rows out of the batch; from the back, since the last row fills each gap."""
+        """Remove rows from the batch, last ones first, as the last row fills each gap."""
         gone = {id(batch_row) for batch_row in leaving}
         if not gone:
             return
         for row in reversed([i for i, r in enumerate(self._rows) if id(r) in gone]):
             batch_row = self._rows[row]
             self._runner.leave(row)
-            self._left(batch_row.job_id)
+            self._on_leave(batch_row.job_id)
             self._beams.pop(batch_row.generation_id, None)
             self._rows[row] = self._rows[-1]
             self._rows.pop()
 
 
 class _Chosen(NamedTuple):
-    """What was chosen for some rows, before any of it is taken.
+    """The choices for some rows, before they are applied.
 
     Attributes:
-        sequences: those that choose by themselves.
-        decisions: one for each of them.
-        rounds: one for each search.
+        sequences: rows that are not beams.
+        decisions: one for each of `sequences`.
+        rounds: one for each beam search.
     """
 
     sequences: list[BatchRow]
@@ -251,7 +253,7 @@ class _Chosen(NamedTuple):
     rounds: list[tuple[Beams, Round | NoChoice]]
 
     def attach_internals(self, rows: Sequence[BatchRow], readout: ProbeReadout | None) -> "_Chosen":
-        """The same with what was seen of the rows, which are those that it was chosen for."""
+        """Return a copy whose decisions have internals from the readout of `rows`."""
         if readout is None:
             return self
         places = {id(batch_row): i for i, batch_row in enumerate(rows)}
@@ -263,10 +265,7 @@ class _Chosen(NamedTuple):
         return self._replace(decisions=attach_internals(self.decisions, single))
 
     def drop_probed(self, error: Exception) -> "_Chosen":
-        """Return the same with no choice for the rows that are probed.
-
-        Their record would lack what it promises; the others' lacks nothing.
-        """
+        """Return a copy with no choice for the probed rows, as their internals are missing."""
         why = NoChoice(*describe_probe_failure(error))
         decisions = [
             why if batch_row.row.probed else decision
@@ -276,10 +275,10 @@ class _Chosen(NamedTuple):
         return self._replace(decisions=decisions, rounds=rounds)
 
     def list_failed(self, broken: Iterable[tuple[Beams, NoChoice]] = ()) -> list[GenerationFailed]:
-        """Generations for which there was nothing to choose, each once.
+        """Return the generations for which no token can be chosen, each once.
 
         Args:
-            broken: searches whose round could not be taken.
+            broken: searches whose round could not be applied.
         """
         failed: dict[str, GenerationFailed] = {}
         for batch_row, decision in zip(self.sequences, self.decisions, strict=True):
@@ -297,7 +296,7 @@ class _Chosen(NamedTuple):
 
 
 def measure_cost(forward_end_ns: int, forward_ns: int, batch_size: int) -> Cost:
-    """Of a forward pass that ended then, and of all that was done since."""
+    """Return the cost of a forward pass that ended at `forward_end_ns`, and of the time since."""
     ready_ns = time.monotonic_ns()
     return Cost(ready_ns, forward_ns, ready_ns - forward_end_ns, batch_size)
 

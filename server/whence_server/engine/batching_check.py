@@ -1,11 +1,11 @@
-"""What a model's forward pass accepts: read from its signature and config, then tried out.
+"""Check, at load, of the ways in which a model can be called: in batches, or singly.
 
-Trying is what makes the answer trustworthy for any architecture: two prompts of different
-length, one of them read in two chunks, take a step together, and the logits have to be those of
-a plain forward pass over each. A model that numbers its columns in a way of its own, looks at
-later tokens, or loses its state between chunks is found out before it serves anyone. It is then
-tried with each sequence by itself, and refused only if that is not right either. What shows with
-long sequences alone, `frequencies` finds.
+The arguments of a forward pass are read from its signature and config, and then tested, which
+works for any architecture. Two prompts of different length, one of them read in two chunks, take
+a step together, and the logits must equal those of a plain forward pass over each. A model that
+numbers positions in its own way, attends to later tokens, or loses its state between chunks fails
+the test. It is then tested with each sequence by itself, and refused if that fails too. Faults
+that show only with long sequences are found by `frequencies`.
 """
 
 import inspect
@@ -31,21 +31,23 @@ logger = logging.getLogger(__name__)
 SLIDING = {"sliding_attention"}
 ATTENTION = {"full_attention"} | SLIDING
 PICKED = ("keep_window_size", "index_topk")
-"""Config fields of attention that picks so many tokens by topk (Doge, DeepSeek's indexer)."""
+"""Config fields with the number of tokens that attention selects by topk (Doge, DeepSeek's
+indexer)."""
 
 
 def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
-    """Find the fastest way to call the model that gives the right logits.
+    """Find the fastest way to call the model that gives correct logits.
 
     Args:
         model: as loaded.
-        rotary: its modules that depend on length; found here if None.
+        rotary: the model's rotary modules that depend on length; found here if None.
 
     Returns:
-        How to call it for a batch; None where every sequence has to be decoded by itself.
+        The call style for a batch; None if every sequence has to be decoded by itself.
 
     Raises:
-        ConfigurationError: it gives other logits token by token than in one pass, even so.
+        ConfigurationError: even for a single sequence, the logits differ between decoding token
+            by token and one pass.
     """
     name = type(model).__name__
     _refuse_switching_attention(model)
@@ -55,11 +57,11 @@ def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyl
         for style in _list_styles(model):
             if _works_together(model, style):
                 return style
-        obstacle = "it gives other logits for a batch of two prompts than for each alone"
+        obstacle = "its logits differ between a batch of two prompts and each prompt alone"
     if not _works_singly(model, rotary):
         raise ConfigurationError(
-            f"{name} cannot be decoded token by token: with what it keeps of the tokens before, "
-            "it gives other logits than in one pass over all of them"
+            f"{name} cannot be decoded token by token: with its cache or state it gives other "
+            "logits than in one pass over all tokens"
         )
     logger.info("%s decodes each sequence by itself: %s", name, obstacle)
     return None
@@ -83,18 +85,18 @@ def _refuse_switching_attention(model: Any) -> None:
 
 
 def _find_obstacle(model: Any, rotary: Frequencies) -> str | None:
-    """Why a batch need not even be tried."""
+    """Return a reason why the model cannot be batched, known without a test; None if none is."""
     if rotary:
-        # The short prompts below would not show it.
+        # The test's short prompts would not show this.
         return "its rotary frequencies depend on the longest position of a forward pass"
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state"
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return "its forward pass takes no past_key_values"
     if _picks_tokens(model):
-        # Of tokens that count alike, topk takes those that lie well: in the columns of a batch
-        # other ones than alone. The short prompts below would not show it.
-        return "its attention picks tokens, fewer than its context holds"
+        # Among equal scores topk selects by position, which differs between the columns of a
+        # batch and a single sequence. The test's short prompts would not show this.
+        return "its attention selects fewer tokens than its context holds"
     other = sorted(set(_read_layer_types(model)) - ATTENTION)
     return f"it has {', '.join(other)} layers" if other else None
 
@@ -111,7 +113,7 @@ def _read_layer_types(model: Any) -> list[str]:
 
 
 def _read_windows(model: Any) -> tuple[tuple[str, int | None], ...] | None:
-    """How far each kind of layer sees; None where layers of one kind differ in it."""
+    """Return the window of each kind of layer; None if layers of one kind have different ones."""
     windows: dict[str, int | None] = {}
     layers = zip(
         *get_layer_types_and_kwargs(model.config.get_text_config(decoder=True)), strict=True
@@ -124,7 +126,7 @@ def _read_windows(model: Any) -> tuple[tuple[str, int | None], ...] | None:
 
 
 def _list_styles(model: Any) -> Iterator[ForwardStyle]:
-    """The ways to call it for a batch, the fastest first."""
+    """Yield the call styles to test for a batch, the fastest first."""
     parameters = inspect.signature(model.forward).parameters
     style = ForwardStyle(
         num_layers=len(_read_layer_types(model)),
@@ -148,8 +150,8 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
                 runner.prefill(prompt, num_tokens, all_logits=False)
             runner.join(prompt)
         together = runner.decode([long[-1], short[-1]])
-    except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
-        logger.debug("%s does not take %s: %s", type(model).__name__, style, error)
+    except Exception as error:  # noqa: BLE001 - code of others: any failure means no
+        logger.debug("%s cannot be called with %s: %s", type(model).__name__, style, error)
         return False
     return all(
         _are_alike(model, logits, _run_plain(model, token_ids)[-1])
@@ -158,7 +160,7 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
 
 
 def _works_singly(model: Any, rotary: Frequencies) -> bool:
-    """Two sequences in turns: state that lives in the model itself would be mixed up."""
+    """Decode two sequences in turns, which would mix up state kept in the model itself."""
     sequences = _make_prompts(model)
     plain = [_run_plain(model, token_ids) for token_ids in sequences]
     try:
@@ -170,8 +172,8 @@ def _works_singly(model: Any, rotary: Frequencies) -> bool:
                 return False
             runner.join(prompt)
         steps = [runner.decode([token_ids[i] for token_ids in sequences]) for i in (-2, -1)]
-    except Exception as error:  # noqa: BLE001 - foreign code, tried out: any failure means no
-        logger.warning("%s does not decode: %r", type(model).__name__, error)
+    except Exception as error:  # noqa: BLE001 - code of others: any failure means no
+        logger.warning("%s cannot decode two sequences in turns: %r", type(model).__name__, error)
         return False
     return all(
         _are_alike(model, logits, expected[-2:])
@@ -187,14 +189,14 @@ def _make_prompts(model: Any) -> tuple[list[int], list[int]]:
 
 @torch.inference_mode()
 def _run_plain(model: Any, token_ids: list[int]) -> torch.Tensor:
-    """[tokens, V], of one pass over all of them."""
+    """Return the logits [tokens, V] of one pass over all tokens."""
     input_ids = torch.tensor([token_ids], device=model.device)
     return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
 def _are_alike(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal but for rounding, which is measured against the largest logit; NaN equals NaN."""
-    # The model's type, not the logits': some compute in half precision and return float32.
+    """Return whether logits are equal up to rounding, relative to the largest; NaN equals NaN."""
+    # The model's dtype, not the logits': some compute in half precision and return float32.
     tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 1e-1
     scale = float(expected.nan_to_num().abs().max())
     return torch.allclose(logits, expected, rtol=0, atol=tolerance * scale, equal_nan=True)

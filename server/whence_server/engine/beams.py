@@ -1,4 +1,4 @@
-"""A beam search among the rows of the batch: which row is which beam, and what came of it."""
+"""A beam search in the batch: the rows of its beams, and the cost of its rounds."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from whence_server.engine.jobs import BatchRow
 
 
 class Beams:
-    """One generation's search, whose rows come and leave together.
+    """One generation's beam search, whose rows enter and leave the batch together.
 
     Args:
-        rows: as many as there are beams, all at the prompt's end.
+        rows: one row for each beam, all at the prompt's end.
 
     Attributes:
-        rows: in the order of the search's beams.
+        rows: the rows in the order of the search's beams.
         search: the search itself.
     """
 
@@ -29,32 +29,32 @@ class Beams:
         self.rows = list(rows)
         self.search = BeamSearch(first.row.decoding, first.num_steps)
         self._rounds: list[tuple[Cost, int]] = []
-        """Cost and context length of each."""
+        """Cost and context length of each round."""
 
     @property
     def generation_id(self) -> str:
-        """Whose search it is."""
+        """Id of the search's generation."""
         return self.rows[0].generation_id
 
     @property
     def num_rounds(self) -> int:
-        """Rounds that have been made."""
+        """Number of rounds made."""
         return len(self._rounds)
 
     def take(self, made: Round, cost: Cost) -> BeamRoundMade:
-        """Take note of a round that was made."""
+        """Add a round; return the message that reports it."""
         context_length = self.rows[0].context_length
         self._rounds.append((cost, context_length))
         return BeamRoundMade(self.generation_id, made.index, made.continuations, context_length)
 
     def arrange(self) -> list[tuple[BatchRow, BatchRow]]:
-        """Return each of the search's new beams a row, and the row its new token.
+        """Assign the search's new beams to rows, and append their tokens.
 
-        A beam stays in its parent's row where it is the first to want it, so that little of
-        the cache has to be copied.
+        The first beam of each parent stays in the parent's row, so that little of the cache is
+        copied.
 
         Returns:
-            What has to be copied in the cache: pairs of (from, to).
+            Pairs (from, to) of rows to copy in the cache.
         """
         parents = [self.rows[beam.parent] for beam in self.search.beams]
         free = {id(row): row for row in self.rows}
@@ -63,18 +63,18 @@ class Beams:
         copies = []
         for i, (row, parent) in enumerate(zip(rows, parents, strict=True)):
             if row is None:
-                row = next(spare)  # noqa: PLW2901 - one that nobody's parent keeps
+                row = next(spare)  # noqa: PLW2901 - a row that no beam has kept
                 row.row.rewrite(parent.row.token_ids)
                 copies.append((parent, row))
             rows[i] = row
-        # At the prompt's end all rows are the same.
+        # After the first round nothing is copied, as all rows equal the prompt's cache.
         self.rows = [row for row in rows if row is not None]
         for row, beam in zip(self.rows, self.search.beams, strict=True):
             row.append(beam.token_id)
         return copies if len(self._rounds) > 1 else []
 
     def finish(self) -> BeamSearchDone:
-        """The sequences that won, with all their steps."""
+        """Return the sequences that the search returns, with all their steps."""
         return BeamSearchDone(
             self.generation_id, [self._make_sequence(winner) for winner in self.search.winners]
         )

@@ -1,18 +1,17 @@
-"""Keys and values of all running sequences, written in place in buffers that grow by doubling.
+"""Key-value cache of all running sequences, written in place in buffers that grow by doubling.
 
-Rows are sequences, columns are positions, and all rows end at the same column: a step writes
-one column for every row at once. A row that is shorter than the widest begins further right;
-the columns before its first are padding, which the attention mask hides. So the distance
-between two columns of a row is the distance between their positions, and sliding windows,
-relative biases and rotary embeddings see what they would see alone.
+Rows are sequences, columns are positions, and all rows end at the same column, so that a step
+writes one column for all rows. A row that is shorter than the longest begins further right; the
+columns before its first are padding, which the attention mask hides. The distance between two
+columns of a row equals the distance between their positions, so that sliding windows, relative
+biases and rotary embeddings work as for a single sequence.
 
     start           end
       v              v
     | . . . a b c d e|      padding 3, length 5
     | g h i j k l m n|      padding 0, length 8: the widest
 
-transformers' own `DynamicCache` concatenates every layer at every step, and can neither take in
-a row nor let one go.
+transformers' `DynamicCache` concatenates every layer at every step, and cannot add or remove rows.
 """
 
 from collections.abc import Sequence
@@ -25,14 +24,14 @@ from whence_server.engine.columns import Columns, make_buffer
 
 
 class BatchedCache(Cache):
-    """The cache of a batch whose rows come and go; also that of a single prompt in prefill.
+    """Cache of a batch whose rows come and go, and of a single prompt in prefill.
 
     Args:
-        num_layers: the model's attention layers.
-        num_columns: columns to have room for from the start; 0 leaves it to the first insert.
+        num_layers: number of the model's attention layers.
+        num_columns: initial capacity in columns; 0 leaves it to the first insert.
 
     Attributes:
-        padding: for each row, how many of the visible columns come before its first.
+        padding: for each row, the number of visible columns before its first.
     """
 
     def __init__(self, num_layers: int, num_columns: int = 0) -> None:
@@ -48,7 +47,7 @@ class BatchedCache(Cache):
         *_args: Any,
         **_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append one layer's new columns; called by the model within its forward pass."""
+        """Append one layer's new columns; the model calls this in its forward pass."""
         return self.layers[layer_idx].update(key_states, value_states)
 
     @property
@@ -68,7 +67,7 @@ class BatchedCache(Cache):
         return [layer.values[: layer.num_rows, :, layer.start : layer.end] for layer in self.layers]
 
     def add_columns(self) -> list[torch.Tensor]:
-        """Make room for one more column, which counts as visible and is yet to be written.
+        """Add a visible column, which the caller has to write.
 
         Returns:
             Each layer's visible keys and then values, as views.
@@ -92,21 +91,21 @@ class BatchedCache(Cache):
         self._trim()
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Make each destination a copy of what its source was before; for beams.
+        """Copy rows to others, from their state before the call; for beams.
 
-        Rows that are copied to each other are equally long.
+        A source and its destination have the same length.
         """
         for layer in self.layers:
             layer.copy_rows(sources, destinations)
 
     def clear(self) -> None:
-        """Drop all rows, whatever state a forward pass that failed left behind."""
+        """Drop all rows, also after a failed forward pass."""
         self.padding = []
         for layer in self.layers:
             layer.clear()
 
     def _trim(self) -> None:
-        """Hide the columns in which no row has anything any more."""
+        """Hide the columns that no row uses any more."""
         unused = min(self.padding, default=self.width)
         if unused:
             self.padding = [padding - unused for padding in self.padding]
@@ -117,7 +116,7 @@ class BatchedCache(Cache):
 class BatchedLayer(Columns, CacheLayerMixin):
     """One layer's keys and values, each [row capacity, heads, column capacity, head size].
 
-    Layers with a sliding window keep all columns too: their mask does the rest.
+    Layers with a sliding window keep all columns too; their mask hides the old ones.
     """
 
     is_sliding = False
@@ -128,7 +127,7 @@ class BatchedLayer(Columns, CacheLayerMixin):
         self.num_columns = num_columns
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make the buffers of a prompt's cache, once its first forward pass shows the shapes."""
+        """Allocate the buffers of a prompt's cache, in its first forward pass."""
         self.num_rows = key_states.shape[0]
         num_columns = max(self.num_columns, key_states.shape[2])
         self.keys = make_buffer(key_states, self.num_rows, num_columns)
@@ -138,11 +137,11 @@ class BatchedLayer(Columns, CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append columns to all rows; returns all visible keys and values, as views.
+        """Append columns to all rows; return all visible keys and values, as views.
 
         Args:
             key_states: [num_rows, heads, new columns, head size]
-            value_states: the same; its head size may be another.
+            value_states: [num_rows, heads, new columns, head size]; the head size may differ.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -157,7 +156,7 @@ class BatchedLayer(Columns, CacheLayerMixin):
         return keys.narrow(2, self.start, width), values.narrow(2, self.start, width)
 
     def add_column(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make room for one more column; all visible keys and values with it, as views."""
+        """Add a visible column; return all visible keys and values, as views."""
         self.make_room(1)
         self.end += 1
         rows, columns = slice(0, self.num_rows), slice(self.start, self.end)
@@ -169,13 +168,13 @@ class BatchedLayer(Columns, CacheLayerMixin):
         self.insert_columns((source.keys[:, :, seen], source.values[:, :, seen]), num_rows)
 
     def get_seq_length(self) -> int:
-        """The visible columns, under the name by which transformers asks for them."""
+        """Return the number of visible columns, for transformers."""
         return self.end - self.start
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(columns visible once that many more are written, offset of the first)."""
+        """Return the number of visible columns with the query's, and the offset of the first."""
         return self.end - self.start + query_length, 0
 
     def get_max_length(self) -> int:
-        """-1: the buffers grow."""
+        """Return -1, for no maximum: the buffers grow."""
         return -1

@@ -1,8 +1,8 @@
-"""Choosing for a whole batch, so that what goes wrong ends the rows that it went wrong for.
+"""Choice of a batch's tokens with isolated failures.
 
-Rows share their work: one that cannot be chosen for would take the others with it. So where
-choosing for all fails, it is done for each row by itself. A choice depends on nothing but a row's
-own logits and settings: the others get the tokens that they would have got.
+Rows are processed together, so that an error in one row would fail all. If the choice for all rows
+fails, it is repeated for each row by itself. As a choice depends on a row's own logits and
+settings only, the other rows get the same tokens as without the failure.
 """
 
 import logging
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class IsolatingChooser:
-    """Choices of which each that fails becomes a `NoChoice`.
+    """Chooser that returns a `NoChoice` for each row that fails.
 
     Args:
         chooser: chooses the tokens.
-        require_device: raises if the device is lost, for which no row is to blame.
+        require_device: raises if the device is lost, which is no row's failure.
     """
 
     def __init__(self, chooser: Chooser, require_device: Callable[[], None]) -> None:
@@ -30,10 +30,10 @@ class IsolatingChooser:
         self._require_device = require_device
 
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sequence[Decision | NoChoice]:
-        """Choose for each row of [rows, V]."""
+        """Choose a token for each row of [rows, V]."""
         try:
             return self._chooser.choose(logits, rows)
-        except Exception as error:  # noqa: BLE001 - whatever it is, some of the rows may be fine
+        except Exception as error:  # noqa: BLE001 - other rows may not fail
             if len(rows) == 1:
                 return [self._explain(error)]
             self._require_device()
@@ -45,10 +45,10 @@ class IsolatingChooser:
     def extend_beams(
         self, logits: torch.Tensor, rows: Sequence[Row], search: BeamSearch
     ) -> Round | NoChoice:
-        """Make one round of a search, of [beams, V]."""
+        """Run one round of a beam search from logits [beams, V]."""
         try:
             return self._chooser.extend_beams(logits, rows, search)
-        except Exception as error:  # noqa: BLE001 - it is this search's alone
+        except Exception as error:  # noqa: BLE001 - fails this search alone
             return self._explain(error)
 
     def _explain(self, error: Exception) -> NoChoice:
@@ -58,9 +58,9 @@ class IsolatingChooser:
 
 
 def explain_no_choice(error: Exception) -> NoChoice:
-    """Say why a row has no next token, where choosing or recording it failed."""
+    """Return the reason for a row's having no next token after an error."""
     if is_out_of_memory(error):
-        return NoChoice("OUT_OF_MEMORY", "the engine ran out of memory over choosing a token")
+        return NoChoice("OUT_OF_MEMORY", "the engine ran out of memory while it chose a token")
     return NoChoice(
         "CHOOSING_FAILED", f"the token cannot be chosen or recorded: {type(error).__name__}"
     )

@@ -1,7 +1,6 @@
-"""Buffers of all running sequences: a row for each, which end at the same column.
+"""Buffers with a row for each running sequence; all rows end at the same column.
 
-See `cache` for the layout. What a column holds for a row is up to the buffer: keys and values of
-a position, or what else is kept of it.
+`cache` documents the layout. A column holds data of one position, such as keys and values.
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 MIN_COLUMNS = 256
-"""Memory that nothing is written to is not taken from the system."""
+"""Smallest capacity in columns; the system does not commit pages that are never written."""
 
 
 class Columns:
@@ -18,7 +17,7 @@ class Columns:
     The visible part is rows [0, num_rows) and columns [start, end).
 
     Args:
-        names: of the attributes that hold the buffers, once `is_initialized`.
+        names: names of the attributes that hold the buffers, once `is_initialized`.
     """
 
     def __init__(self, *names: str) -> None:
@@ -37,8 +36,8 @@ class Columns:
         """Append `num_rows` copies of one row.
 
         Args:
-            sources: for each buffer [1, heads, length, ...].
-            num_rows: how many.
+            sources: for each buffer, the row [1, heads, length, ...].
+            num_rows: number of copies.
         """
         length = sources[0].shape[2]
         total = self.num_rows + num_rows
@@ -55,7 +54,7 @@ class Columns:
         start = self.end - widest
         first = self.end - length
         for buffer, source in zip(self._list_buffers(), sources, strict=True):
-            # What earlier rows left behind may be NaN, and a masked weight of 0 times NaN is NaN.
+            # Old content may be NaN, and a masked weight of 0 times NaN is NaN.
             buffer[: self.num_rows, :, start : self.start] = 0
             buffer[self.num_rows : total, :, start:first] = 0
             buffer[self.num_rows : total, :, first : self.end] = source
@@ -63,7 +62,7 @@ class Columns:
         self.num_rows = total
 
     def remove(self, row: int) -> None:
-        """Move the last row into the given one's place."""
+        """Remove a row; the last row takes its place."""
         last = self.num_rows - 1
         if row != last:
             for buffer in self._list_buffers():
@@ -71,7 +70,7 @@ class Columns:
         self.num_rows = last
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Make each destination a copy of what its source was before."""
+        """Copy rows to others, from their state before the call."""
         device = self._list_buffers()[0].device
         copied = torch.tensor(sources, device=device)
         replaced = torch.tensor(destinations, device=device)
@@ -80,11 +79,11 @@ class Columns:
             visible.index_copy_(0, replaced, visible.index_select(0, copied))
 
     def clear(self) -> None:
-        """Drop all rows and keeps the buffers."""
+        """Drop all rows and keep the buffers."""
         self.num_rows = self.start = self.end = 0
 
     def make_room(self, num_columns: int) -> None:
-        """See to it that so many more columns can be written."""
+        """Ensure capacity for `num_columns` more columns."""
         if self.end + num_columns > self._count_capacity()[1]:
             self._move(self.num_rows, self.width + num_columns, first=0)
 
@@ -92,17 +91,16 @@ class Columns:
         return [getattr(self, name) for name in self._names]
 
     def _count_capacity(self) -> tuple[int, int]:
-        """How many (rows, columns) there is memory for."""
+        """Return the capacity (rows, columns)."""
         shape = self._list_buffers()[0].shape
         return shape[0], shape[2]
 
     def _move(self, num_rows: int, num_columns: int, *, first: int) -> None:
-        """Take the visible part over to new buffers, where it begins at column `first`.
+        """Move the visible part to new buffers, where it begins at column `first`.
 
-        There is room for twice the columns asked for, so that copying is paid for by the steps
-        in between, and it happens once for each doubling.
+        The new buffers have twice the columns needed, so that the cost of copying is amortised.
         """
-        # Of rows no more than are there: many short ones may be followed by a few long ones.
+        # Rows are not doubled: many short rows may be followed by a few long ones.
         rows = 1 << (num_rows - 1).bit_length()
         columns = max(2 * num_columns, MIN_COLUMNS)
         end = first + self.width
@@ -115,6 +113,6 @@ class Columns:
 
 
 def make_buffer(like: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
-    """An empty buffer for what is like [rows, heads, columns, ...]."""
+    """Return an uninitialised buffer; `like` is [rows, heads, columns, ...]."""
     _, heads, _, *size = like.shape
     return like.new_empty(num_rows, heads, num_columns, *size)

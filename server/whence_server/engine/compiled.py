@@ -1,7 +1,7 @@
-"""Loops compiled by numba, kept from one process to the next where there is a place for them.
+"""Loops compiled by numba, cached on disk if `NUMBA_CACHE_DIR` is set.
 
-Compiling the engine's takes it two seconds. `NUMBA_CACHE_DIR`, numba's own variable, names the
-directory for what was compiled: an engine that is started again is ready that much sooner.
+Compiling the engine's loops takes two seconds. With `NUMBA_CACHE_DIR`, numba's own variable, a
+restarted engine loads the compiled code from that directory instead.
 """
 
 import logging
@@ -14,23 +14,23 @@ logger = logging.getLogger(__name__)
 
 
 def compile_now(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function for one signature, at once, or finds it as it was compiled before.
+    """Compile a function for one signature at once, or load it from numba's cache.
 
-    numba knows what it has kept by the source file's content, by the function's code and by the
-    processor. Without `NUMBA_CACHE_DIR` nothing is kept: that is for whoever runs it to allow.
+    numba's cache key is the source file's content, the function's code and the CPU. Without
+    `NUMBA_CACHE_DIR` nothing is cached: writing to disk is left to the operator.
 
     Args:
-        signature: of the only kind of arguments that it takes.
-        options: numba's, as for `njit`.
+        signature: numba signature of the arguments.
+        options: options of `numba.njit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         if config.CACHE_DIR:
             try:
                 return njit(signature, cache=True, **options)(function)
-            # Whatever is wrong there (a full disk, a file cut short), a cache stops no engine.
+            # A faulty cache (full disk, truncated file) must not stop the engine.
             except Exception as error:  # noqa: BLE001
-                logger.warning("compiled anew, as %s serves no cache: %r", config.CACHE_DIR, error)
+                logger.warning("numba's cache in %s is not used: %r", config.CACHE_DIR, error)
         return njit(signature, **options)(function)
 
     return decorate

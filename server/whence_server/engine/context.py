@@ -1,4 +1,4 @@
-"""How long a sequence of a model may be, prompt included."""
+"""Context length of a model."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len"
 
 
 def read_max_context_length(config: Any) -> int:
-    """Read it from the text part of a model's config.
+    """Return the longest sequence, prompt included, from the text part of a model's config.
 
     With dynamic NTK scaling, `max_position_embeddings` is the length that the model was trained
-    on, and `factor` says how many times as long a sequence may become.
+    on, and the longest sequence is that times `factor`.
     """
     for field in CONTEXT_LENGTH_FIELDS:
         value = getattr(config, field, None)
@@ -20,9 +20,9 @@ def read_max_context_length(config: Any) -> int:
 
 
 def _read_dynamic_factor(config: Any) -> float:
-    """The factor of dynamic NTK scaling; 1 where a model has none."""
+    """Return the factor of dynamic NTK scaling; 1 if the model has none."""
     given = getattr(config, "rope_parameters", None) or {}
-    # Some models have one set of parameters for each kind of layer.
+    # Some models have a set of parameters for each kind of layer.
     kinds = [given, *(value for value in given.values() if isinstance(value, dict))]
     factors = [
         kind.get("factor") or 1.0 for kind in kinds if "dynamic" in (kind.get("rope_type") or "")

@@ -1,4 +1,4 @@
-"""What the front needs to know of a loaded model, read off the transformers objects."""
+"""Description of a loaded model for the front, from the transformers objects."""
 
 import dataclasses
 import importlib.metadata
@@ -38,7 +38,7 @@ def describe(
     places: ModelPlaces,
     adapter: AdapterInfo | None,
 ) -> ModelInfo:
-    """Put together what is said of a model."""
+    """Return the description of a model."""
     config = model.config.get_text_config(decoder=True)
     vocabulary_size = _read_vocabulary_size(model, config)
     return ModelInfo(
@@ -68,13 +68,13 @@ def describe(
 def describe_adapter(
     peft_type: str, places: ModelPlaces, files: Sequence[FileDigest], base_files: Collection[str]
 ) -> AdapterInfo:
-    """Put together what is said of an adapter.
+    """Return the description of an adapter.
 
     Args:
-        peft_type: as PEFT calls it.
-        places: where the adapter and its base lie.
-        files: of both, as on record.
-        base_files: those of the base where it is served alone; none where it cannot be.
+        peft_type: PEFT's name of the type.
+        places: directories of the adapter and its base.
+        files: digests of the files of both.
+        base_files: the files of the base if it is served alone; empty if it cannot be.
     """
     known = {file.path: file for file in files}
     alone = [
@@ -92,7 +92,7 @@ def describe_adapter(
 
 
 def read_text_files(tokenizer: Any) -> TextFiles:
-    """The fast tokenizer as text, for a process without transformers."""
+    """Return the fast tokenizer in serialised form, for processes without transformers."""
     return TextFiles(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         chat_template=tokenizer.chat_template,

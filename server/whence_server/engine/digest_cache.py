@@ -1,15 +1,14 @@
-"""Digests of files, remembered from one start of the server to the next.
+"""Cache of file digests from one start of the server to the next.
 
-Reading the weights of a large model takes longer than loading them, so their digests are kept in
-a JSON file. A digest is taken from there only if nothing says that the file may have changed:
+Hashing the weights of a large model takes longer than loading them, so the digests are kept in a
+JSON file. A digest is taken from the cache only if all of these hold:
 
-- Its place in the file system is the same: device, inode, size, times of modification and of
-  status change. Copies can keep size and time of modification (`rsync -t`, reproducible images);
-  no program can set the time of status change.
-- The time of status change is older than the digest by more than file systems' clocks are coarse.
-- A sample of its content is the same.
-- The tensors that were loaded are those that the same files gave before (`confirm`). This sees
-  a change that the file system does not report, as a write through a memory mapping may be.
+- The file's device, inode, size, mtime and ctime are the same. Copies can keep size and mtime
+  (`rsync -t`, reproducible images), but no program can set ctime.
+- ctime is older than the digest by more than the resolution of file systems' clocks.
+- A sample of the content is the same.
+- The loaded tensors equal those that the same files gave before (`confirm`). This detects changes
+  that the file system does not report, such as writes through a memory mapping.
 """
 
 import hashlib
@@ -27,20 +26,20 @@ from whence_server.domain.model import FileDigest
 from whence_server.engine.digests import digest_file, digest_model_files
 
 ALWAYS_READ_BYTES = 8 << 20
-"""Files up to this size are digested at every start: that takes milliseconds."""
+"""Size up to which files are hashed at every start, which takes milliseconds."""
 SAMPLE_BYTES = 64 << 10
 NUM_SAMPLES = 16
-"""Pieces of a file that are compared, from its head to its tail."""
+"""Number of samples of a file, evenly spaced from its start to its end."""
 MAX_REMEMBERED_WEIGHTS = 64
-"""Tensors of models and conditions whose digests are kept; the oldest go first."""
+"""Number of weights digests that are kept; the oldest are dropped first."""
 COARSEST_CLOCK_NS = 2_000_000_000
-"""A change within this time after another may leave the same time of status change."""
+"""Time within which two changes may leave the same ctime."""
 
 _log = logging.getLogger(__name__)
 
 
 class Identity(NamedTuple):
-    """State of a file in its file system, which changes with every write to it."""
+    """Metadata of a file in its file system, which changes with every write to the file."""
 
     device: int
     inode: int
@@ -50,7 +49,7 @@ class Identity(NamedTuple):
 
 
 def read_identity(path: Path) -> Identity:
-    """Return the state of a file; a link's is that of its target."""
+    """Return the metadata of a file; symbolic links are followed."""
     status = path.stat()
     return Identity(
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -58,10 +57,10 @@ def read_identity(path: Path) -> Identity:
 
 
 class DigestCache:
-    """Digests of large files, and of the tensors that were loaded from them.
+    """Cache of the digests of large files, and of the tensors that were loaded from them.
 
     Args:
-        file: where they are kept; "" for nowhere, so that every file is read.
+        file: path of the cache; "" for no cache, with which every file is hashed.
     """
 
     def __init__(self, file: str) -> None:
@@ -69,14 +68,14 @@ class DigestCache:
         self._files: dict[str, dict[str, Any]] = {}
         self._weights: dict[str, str] = {}
         self._remembered: set[str] = set()
-        """Paths whose digests were not computed at this start."""
+        """Paths whose digests were taken from the cache at this start."""
         self._load()
 
     def compute(self, paths: Mapping[str, Path]) -> list[FileDigest]:
-        """Return the SHA-256 of each file, by the names that are to be on record.
+        """Return the SHA-256 of each file, sorted by name.
 
         Args:
-            paths: where each file lies, by its name.
+            paths: path of each file, by its recorded name.
         """
         found = []
         for name in sorted(paths):
@@ -91,16 +90,16 @@ class DigestCache:
         weights_digest: str,
         conditions: str,
     ) -> list[FileDigest]:
-        """Return the files' digests once the loaded tensors agree with them, and keep both.
+        """Return the files' digests, checked against the loaded tensors, and save both.
 
-        Where a digest was remembered and the tensors are not those that the same files gave
-        before, the files are read anew.
+        If a digest is from the cache and the tensors differ from those that the same files gave
+        before, the files are hashed again.
 
         Args:
-            paths: as given to `digests`.
-            files: what `digests` returned.
-            weights_digest: of the tensors in memory.
-            conditions: all else that the tensors depend on: versions, type, device.
+            paths: argument of `compute`.
+            files: result of `compute`.
+            weights_digest: digest of the tensors in memory.
+            conditions: versions, dtype and device, on which the tensors depend besides the files.
         """
         expected = self._weights.get(_make_weights_key(files, conditions))
         if self._remembered and expected != weights_digest:
@@ -108,8 +107,8 @@ class DigestCache:
             stale = [new.path for old, new in zip(files, anew, strict=True) if old != new]
             if stale:
                 _log.error(
-                    "the remembered digests in %s were those of other content, which was replaced "
-                    "without a trace in the file system; digested anew: %s",
+                    "digests in the cache %s were outdated: files have changed without a change "
+                    "of their metadata; hashed again: %s",
                     self._file,
                     ", ".join(stale),
                 )
@@ -120,7 +119,7 @@ class DigestCache:
         return files
 
     def _recall(self, name: str, path: Path) -> FileDigest | None:
-        """Return the remembered digest, unless there is any doubt about it."""
+        """Return the cached digest; None if the file may have changed."""
         entry = self._files.get(str(path))
         now = read_identity(path)
         if entry is None or now.size_bytes <= ALWAYS_READ_BYTES or entry["identity"] != list(now):
@@ -149,8 +148,8 @@ class DigestCache:
         if self._file is None:
             return
         try:
-            stored = json.loads(_content(self._file))
-            # Without `version` it is of a release that went by path, size and mtime alone.
+            stored = json.loads(_read_regular_file(self._file))
+            # Files without `version` are of a release that compared only path, size and mtime.
             if stored.get("version") == 2:
                 self._files = {str(k): _read_entry(v) for k, v in stored["files"].items()}
                 self._weights = {str(k): str(v) for k, v in stored["weights"].items()}
@@ -166,10 +165,12 @@ class DigestCache:
             RecursionError,
         ) as error:
             self._files, self._weights = {}, {}
-            _log.warning("%s is ignored, and all files are read: %r", self._file, error)
+            _log.warning(
+                "the digest cache %s is ignored, and all files are hashed: %r", self._file, error
+            )
 
     def _save(self) -> None:
-        """Replace the file in one rename, so that no reader sees half of it."""
+        """Replace the file by a rename, so that no reader sees a partial file."""
         if self._file is None:
             return
         weights = dict(list(self._weights.items())[-MAX_REMEMBERED_WEIGHTS:])
@@ -186,32 +187,32 @@ class DigestCache:
                 with suppress(OSError):
                     Path(temporary).unlink(missing_ok=True)
             _log.warning(
-                "%s cannot be written (%s): the next start reads all files again",
+                "the digest cache %s cannot be written (%s): the next start hashes all files again",
                 self._file,
                 error.strerror,
             )
 
 
-def _content(file: Path) -> bytes:
+def _read_regular_file(file: Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file: a pipe would be waited for.
+        OSError: the file cannot be read.
+        ValueError: it is not a regular file; reading a pipe would block.
     """
     if file.exists() and not file.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return file.read_bytes()
 
 
 def _read_entry(value: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry of the file, checked.
+    """Return a checked entry of the file.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none.
+        ValueError, TypeError, KeyError: the entry is malformed.
     """
     if len(bytes.fromhex(value["sha256"])) != hashlib.sha256().digest_size:
-        raise ValueError(f"{value['sha256']!r} is no SHA-256")
+        raise ValueError(f"{value['sha256']!r} is not a SHA-256")
     return {
         "identity": [int(number) for number in value["identity"]],
         "begun_ns": int(value["begun_ns"]),
@@ -225,7 +226,7 @@ def _make_weights_key(files: list[FileDigest], conditions: str) -> str:
 
 
 def _hash_sample(path: Path) -> str:
-    """Return the SHA-256 of pieces of a file, evenly spread, its head and its tail among them."""
+    """Return the SHA-256 of evenly spaced samples of a file, its start and end included."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         last = max(file.seek(0, os.SEEK_END) - SAMPLE_BYTES, 0)

@@ -1,4 +1,4 @@
-"""Digests that say exactly which model answers: of its files, and of the tensors in memory."""
+"""Digests that identify a model exactly: of its files, and of its tensors in memory."""
 
 import hashlib
 import sys
@@ -22,18 +22,18 @@ def digest_file(name: str, path: Path) -> FileDigest:
     """Return the size and SHA-256 of a file's content.
 
     Args:
-        name: what the file is called on record.
-        path: where it lies.
+        name: recorded name of the file.
+        path: path of the file.
     """
     return FileDigest(path=name, size_bytes=path.stat().st_size, sha256=hash_file(path.resolve()))
 
 
 def digest_model_files(files: Sequence[FileDigest]) -> str:
-    """The digest of a set of files as OpenSSF model signing defines it.
+    """Return the digest of a set of files as defined by OpenSSF model signing.
 
-    SHA-256 over the files' raw SHA-256 digests, one after another, in the order of their names:
-    what `model-signing` (1.1) puts into a signature as the model's digest when it signs exactly
-    these files one digest per file.
+    It is the SHA-256 over the files' concatenated raw SHA-256 digests, in the order of their
+    names. `model-signing` (1.1) signs the same digest if it signs exactly these files with one
+    digest per file.
     """
     whole = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.path):
@@ -42,12 +42,12 @@ def digest_model_files(files: Sequence[FileDigest]) -> str:
 
 
 def digest_weights(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the tensors in memory, after any cast: over what really computes.
+    """Return the SHA-256 over the tensors in memory, after any cast.
 
-    Tensors come sorted by name. For each: its name, its dtype ("float32"), its shape as
-    comma-joined decimal numbers, each UTF-8 and NUL-terminated; then its elements in row-major
-    order, little-endian. Of tied tensors (one storage under several names, as an output head
-    that is the embedding) only the first name in that order counts.
+    Tensors are sorted by name. For each, the hash covers its name, its dtype ("float32") and its
+    shape as comma-joined decimal numbers, each UTF-8 and NUL-terminated; then its elements in
+    row-major order, little-endian. Of tied tensors (one storage under several names, such as an
+    output head that is the embedding) only the first name counts.
     """
     digest = hashlib.sha256()
     for name, tensor in _list_distinct(state):
@@ -57,19 +57,19 @@ def digest_weights(state: Mapping[str, torch.Tensor]) -> str:
 
 
 class TensorDigest(NamedTuple):
-    """One tensor by its content; see `TensorDigest` in training.proto."""
+    """Digest of one tensor; see `TensorDigest` in training.proto."""
 
     name: str
     dtype: str
-    """"float32", ..."""
+    """torch's name of the type, e.g. "float32"."""
     shape: tuple[int, ...]
     sha256: str
 
 
 def digest_tensors(state: Mapping[str, torch.Tensor]) -> list[TensorDigest]:
-    """SHA-256 of each tensor's elements in row-major order, little-endian; sorted by name.
+    """Return the SHA-256 of each tensor's elements, row-major and little-endian, sorted by name.
 
-    Of tied tensors only the first is given, as in `digest_weights`.
+    Of tied tensors only the first is returned, as in `digest_weights`.
     """
     return [
         _make_tensor_digest(name, tensor, hashlib.sha256(_to_little_endian(tensor)))
@@ -78,7 +78,7 @@ def digest_tensors(state: Mapping[str, torch.Tensor]) -> list[TensorDigest]:
 
 
 class StateDigests(NamedTuple):
-    """What is on record of a model's tensors."""
+    """Both kinds of digests of a model's tensors."""
 
     weights_digest: str
     """See `digest_weights`."""
@@ -87,10 +87,7 @@ class StateDigests(NamedTuple):
 
 
 def digest_state(state: Mapping[str, torch.Tensor]) -> StateDigests:
-    """Both kinds of digest in one pass: each tensor is brought into the CPU's memory once.
-
-    Neither follows from the other, so that every byte goes into two hashes all the same.
-    """
+    """Compute both kinds of digests in one pass, which copies each tensor to the CPU once."""
     whole, records = hashlib.sha256(), []
     for name, tensor in _list_distinct(state):
         octets = _to_little_endian(tensor)
@@ -101,7 +98,7 @@ def digest_state(state: Mapping[str, torch.Tensor]) -> StateDigests:
 
 
 def _make_heading(name: str, tensor: torch.Tensor) -> bytes:
-    """What goes before a tensor's elements into the weights digest."""
+    """Return the bytes before a tensor's elements in the weights digest."""
     shape = ",".join(str(size) for size in tensor.shape)
     return f"{name}\0{_name_dtype(tensor)}\0{shape}\0".encode()
 
@@ -111,7 +108,7 @@ def _make_tensor_digest(name: str, tensor: torch.Tensor, elements: "hashlib._Has
 
 
 def _list_distinct(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors sorted by name; of those that share their storage the first."""
+    """Yield the tensors sorted by name; of tied tensors only the first."""
     seen: set[tuple[object, ...]] = set()
     for name in sorted(state):
         tensor = state[name].detach()
@@ -127,7 +124,7 @@ def _name_dtype(tensor: torch.Tensor) -> str:
 
 
 def _to_little_endian(tensor: torch.Tensor) -> memoryview:
-    """The elements' bytes, row-major; no copy for a contiguous tensor on the CPU."""
+    """Return the elements' bytes, row-major; no copy for a contiguous tensor on the CPU."""
     elements = tensor.cpu().contiguous().reshape(-1)
     octets = elements.view(torch.uint8)
     if sys.byteorder == "big":

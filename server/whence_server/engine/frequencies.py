@@ -1,10 +1,10 @@
-"""Rotary positions whose frequencies depend on how long a pass, or its sequence, is.
+"""Rotary embeddings whose frequencies depend on the length of a forward pass or of a sequence.
 
-LongRoPE has two sets of frequencies and takes the one or the other by the longest position of a
-forward pass; dynamic NTK scaling computes new ones as a sequence grows, and keeps them in the
-module for the next pass, whichever sequence that belongs to. So a piece of a prompt gets other
-positions than the whole prompt, and a short sequence others beside a long one. These modules are
-found by trying them, not by their names, since some models have such code of their own.
+LongRoPE selects one of two sets of frequencies by the longest position of a forward pass. Dynamic
+NTK scaling computes new frequencies as a sequence grows, and keeps them in the module for the next
+pass, even of another sequence. Hence a chunk of a prompt gets other embeddings than the whole
+prompt, and a short sequence other ones beside a long one. These modules are found by calling
+them and not by name, because some models have code of their own.
 """
 
 import inspect
@@ -21,26 +21,27 @@ from whence_server.engine.context import UNLIMITED_CONTEXT, read_max_context_len
 logger = logging.getLogger(__name__)
 
 NUM_SHORT = 8
-"""Positions 0 to 7, which are tried beside the longest that a sequence can have."""
+"""Number of positions that are compared with and without a long one beside them."""
 LONGEST_TRIED = 1 << 20
 TOLERANCE = 1e-6
 DEPENDENT_TYPES = ("dynamic", "longrope")
-"""transformers' types of rotary positions that depend on length, for modules that resist a try."""
+"""transformers' types of rotary embeddings that depend on length, for modules that cannot be
+called alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """One module's changeable state: its plain attributes and its buffers."""
+    """Mutable state of one module: its attributes and buffers."""
 
     attributes: dict[str, Any]
     buffers: dict[str, Any]
 
 
 class Frequencies:
-    """A model's rotary modules that depend on length, and what each sequence keeps of them.
+    """A model's rotary modules that depend on length.
 
     Args:
-        modules: in the state that a newly loaded model has.
+        modules: the modules, in the state of a newly loaded model.
     """
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
@@ -48,18 +49,18 @@ class Frequencies:
         self._fresh = [_copy_state(module) for module in self._modules]
 
     def __bool__(self) -> bool:
-        """Whether the model has such modules."""
+        """Return whether the model has rotary modules that depend on length."""
         return bool(self._modules)
 
     def make_state(self) -> "SequenceState":
-        """Return the state that a new sequence begins with."""
+        """Return the initial state of a sequence."""
         return SequenceState(self._fresh)
 
     @contextmanager
     def use_state(self, sequence: "SequenceState") -> Iterator[None]:
-        """Let one sequence's passes use its own state, and keep what they make of it.
+        """Run forward passes with a sequence's own state, and update that state from them.
 
-        Afterwards the model is as it was before.
+        The model's state is restored afterwards.
         """
         if not self._modules:
             yield
@@ -77,19 +78,19 @@ class Frequencies:
 
 @dataclass(slots=True)
 class SequenceState:
-    """What one sequence keeps of the rotary modules; replaced with each pass, never written to."""
+    """One sequence's state of the rotary modules; replaced after a pass, never changed in place."""
 
     modules: list[_Module]
 
     def copy(self) -> "SequenceState":
-        """Return one that goes its own way from here on."""
+        """Return an independent copy."""
         return SequenceState(self.modules)
 
 
 def find(model: Any) -> Frequencies:
     """Find the rotary modules of a newly loaded model that depend on length.
 
-    Those whose frequencies never change within the model's context are not among them.
+    Modules whose frequencies do not change within the model's context are left out.
     """
     longest = read_max_context_length(model.config.get_text_config(decoder=True))
     position = min(longest, LONGEST_TRIED) - 1
@@ -99,7 +100,7 @@ def find(model: Any) -> Frequencies:
 
 
 def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bool:
-    """Say whether a module gives other positions 0 to 7 beside `position` than without it."""
+    """Return whether a module's results for positions 0 to 7 change if `position` is added."""
     try:
         parameters = inspect.signature(module.forward).parameters
     except ValueError:  # compiled code
@@ -116,8 +117,8 @@ def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bo
             with torch.inference_mode(), state.use_state(state.make_state()):
                 alone = _run_module(module, model, None, arguments, by_position=by_position)
                 beside = _run_module(module, model, position, arguments, by_position=by_position)
-        except Exception as error:  # noqa: BLE001 - foreign code, tried out
-            logger.debug("%s cannot be tried: %r", type(module).__name__, error)
+        except Exception as error:  # noqa: BLE001 - code of others: any failure is possible
+            logger.debug("%s cannot be called alone: %r", type(module).__name__, error)
             return any(kind in str(getattr(module, "rope_type", "")) for kind in DEPENDENT_TYPES)
         if any(_differ(one, other) for one, other in zip(alone, beside, strict=True)):
             return True
@@ -125,7 +126,7 @@ def _depends_on_length(module: torch.nn.Module, model: Any, position: int) -> bo
 
 
 def _list_arguments(module: torch.nn.Module, parameters: Any) -> list[dict[str, Any]]:
-    """Return the further arguments to try it with: one set, or one for each kind of layer."""
+    """Return further arguments for calling a module: one set, or one for each kind of layer."""
     kinds = getattr(module, "rope_type", None)
     if "layer_type" in parameters and isinstance(kinds, dict):
         return [{"layer_type": kind} for kind in kinds]
@@ -140,7 +141,7 @@ def _run_module(
     *,
     by_position: bool,
 ) -> list[torch.Tensor]:
-    """Return what it gives for positions 0 to 7, beside a longer one or not: [..., 8, width]."""
+    """Return a module's results for positions 0 to 7, with `position` added: [..., 8, width]."""
     size = model.config.get_text_config(decoder=True).hidden_size
     hidden = torch.zeros((1, NUM_SHORT, size), device=model.device)
     if by_position:
@@ -151,7 +152,7 @@ def _run_module(
     try:
         given = module(hidden, **arguments)
     except (IndexError, RuntimeError):
-        # Text in a model that also sees: a position in time, height and width for each token.
+        # Multimodal models have a position in time, height and width for each token.
         if not by_position:
             raise
         arguments["position_ids"] = arguments["position_ids"].expand(3, -1, -1)
@@ -167,7 +168,7 @@ def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _is_own(name: str) -> bool:
-    """Say whether an attribute is the module's own, and not torch's."""
+    """Return whether an attribute is the module's own and not torch's."""
     return not name.startswith("_")
 
 
@@ -177,7 +178,7 @@ def _copy_state(module: torch.nn.Module) -> _Module:
 
 
 def _copy_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the same values with tensors that share no memory: some are changed in place."""
+    """Return the values with copied tensors, as some modules change tensors in place."""
     return {
         name: value.clone() if isinstance(value, torch.Tensor) else value
         for name, value in values.items()

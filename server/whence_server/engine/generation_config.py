@@ -1,7 +1,7 @@
-"""Reads a model's generation config: every field is applied, harmless, or ends the start.
+"""A model's generation config: each field is applied, has no effect on tokens, or is refused.
 
-transformers reads these fields in `generate`, where a wrong one fails each call. Here each is
-checked before the weights are loaded.
+transformers checks these fields in `generate`, where a wrong one fails each call. Here they are
+checked before the weights are loaded, and a wrong one ends the start.
 """
 
 import dataclasses
@@ -30,10 +30,11 @@ _log = logging.getLogger(__name__)
 
 
 def check_file(directory: Path) -> None:
-    """Refuse a generation config that cannot be applied, before the weights are loaded.
+    """Check a model's generation config, before the weights are loaded.
 
     Raises:
-        ConfigurationError: naming the file, the fields and what would be right.
+        ConfigurationError: fields cannot be applied; the message names them and what would be
+            right.
     """
     path = directory / FILE
     if not path.is_file():
@@ -50,19 +51,21 @@ def check_file(directory: Path) -> None:
     unknown = [name for name in unknown if name != "_commit_hash"]
     if unknown:
         _log.warning(
-            "%s: ignored, as transformers' generate ignores it: %s", path, ", ".join(unknown)
+            "%s: fields that transformers' generate does not know are ignored: %s",
+            path,
+            ", ".join(unknown),
         )
 
 
 def read_defaults(
     config: GenerationConfig, vocabulary_size: int, directory: Path | str = ""
 ) -> GenerationDefaults:
-    """Return what a generation config comes to.
+    """Return the decoding defaults of a generation config.
 
     Args:
-        config: the model's, as transformers loaded it.
+        config: the model's generation config, as transformers loaded it.
         vocabulary_size: rows of the model's output head.
-        directory: where the model lies, for messages.
+        directory: the model's directory, for messages.
 
     Raises:
         ConfigurationError: a field cannot be applied.
@@ -71,7 +74,7 @@ def read_defaults(
     values = {name: value for name, value in vars(config).items() if value is not None}
     _check(values, source)
     _check_ids(values, vocabulary_size, source)
-    _say_what_samples_must_set(values, source)
+    _warn_about_sampling_values(values, source)
     stops = values.get("stop_strings", ())
     defaults = GenerationDefaults(
         **_take_as_they_are(values),
@@ -81,7 +84,7 @@ def read_defaults(
         min_length=max(values.get("min_length", 0), 0),
         no_repeat_ngram_size=max(values.get("no_repeat_ngram_size", 0), 0),
         bad_word_ids=tuple(tuple(word) for word in values.get("bad_words_ids", ())),
-        # An id beyond the head's rows, as some configs have, can never come.
+        # Some configs have ids beyond the head's rows, which cannot be generated.
         eos_token_ids=_keep_known(values.get("eos_token_id"), vocabulary_size),
         configured=_read_configured(values, vocabulary_size),
     )
@@ -90,15 +93,15 @@ def read_defaults(
 
 
 def check_batch(defaults: GenerationDefaults, max_batch_size: int, directory: Path | str) -> None:
-    """Refuse defaults by which every request would have more rows than decode together.
+    """Check that defaults do not ask for more rows than decode together.
 
     Args:
-        defaults: the model's.
-        max_batch_size: of the server.
-        directory: where the model lies, for the message.
+        defaults: defaults of the model.
+        max_batch_size: batch size of the server.
+        directory: the model's directory, for the message.
 
     Raises:
-        ConfigurationError: naming the fields.
+        ConfigurationError: num_beams or num_return_sequences exceeds the batch size.
     """
     faults = [
         f"{name} is {value}, more than are decoded together (--max-batch-size {max_batch_size})"
@@ -123,7 +126,7 @@ def _take_as_they_are(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _list_switched_off(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that `generate` does not apply outside a range."""
+    """Return settings that are neutral outside a range, as in `generate`."""
     settings = {}
     for name in ("top_p", "typical_p"):
         settings[name] = min(float(values.get(name, 1.0)), 1.0)
@@ -134,7 +137,7 @@ def _list_switched_off(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_configured(values: Mapping[str, Any], vocabulary_size: int) -> Configured:
-    # As in a dict, the last of several biases of one sequence counts.
+    # Of several biases of one sequence the last one counts.
     biases = {tuple(ids): float(bias) for ids, bias in values.get("sequence_bias", ())}
     return Configured(
         sequence_biases=tuple(biases.items()),
@@ -148,7 +151,7 @@ def _read_configured(values: Mapping[str, Any], vocabulary_size: int) -> Configu
 
 
 def _keep_known(ids: Any, vocabulary_size: int) -> tuple[int, ...]:
-    """Return those of one id, of several or of none that the model's head has."""
+    """Return the ids within the vocabulary, of None, an id or a list of ids."""
     return tuple(token_id for token_id in _list_ids(ids) if 0 <= token_id < vocabulary_size)
 
 
@@ -188,15 +191,14 @@ def _say_what_samples_must_set(values: Mapping[str, Any], source: Path) -> None:
     ]
     if outside:
         _log.warning(
-            "%s has values that no sample can be drawn with; requests for samples must set "
-            "their own: %s",
+            "%s has values that sampling cannot use; sampling requests must set their own: %s",
             source,
             ", ".join(outside),
         )
 
 
 def _check_ids(values: Mapping[str, Any], vocabulary_size: int, source: Path) -> None:
-    """Refuse ids beyond the vocabulary in fields where transformers fails at them."""
+    """Refuse ids beyond the vocabulary, in the fields for which transformers fails on them."""
     used = {
         "bad_words_ids": [i for word in values.get("bad_words_ids", ()) for i in word],
         "sequence_bias": [i for ids, _ in values.get("sequence_bias", ()) for i in ids],
@@ -242,7 +244,7 @@ def _check_together(defaults: GenerationDefaults, source: Path) -> None:
 
 
 def _find_source(directory: Path | str) -> Path:
-    """Return the file that transformers read the generation config from."""
+    """Return the file from which transformers reads the generation config."""
     path = Path(directory) / FILE
     return path if path.is_file() else Path(directory) / "config.json"
 

@@ -1,7 +1,7 @@
-"""Every field of transformers' GenerationConfig, and what becomes of it here.
+"""Tables of all fields of transformers' GenerationConfig, by their treatment.
 
-docs/generation-config.md lists them; a test holds the list and these tables to the fields of the
-installed transformers, so that a release with a new field is noticed.
+docs/generation-config.md lists them. A test compares the list and these tables with the fields of
+the installed transformers, so that a new field fails the test.
 """
 
 import math
@@ -13,7 +13,7 @@ from whence_server.domain.limits import Limits
 
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 3.4e38
-"""What the record's 32 bits can hold."""
+"""Bound of numbers, which are recorded as float32."""
 _LIMITS = Limits()
 
 
@@ -22,11 +22,11 @@ class Rule(NamedTuple):
 
     allows: Callable[[Any], bool]
     text: str
-    """Completes "must be ..."."""
+    """End of the sentence "it must be ..."."""
 
 
 class Refusal(NamedTuple):
-    """Values of a field that would change the tokens, and are not applied."""
+    """Values of a field that would change the tokens and are not supported."""
 
     is_set: Callable[[Any], bool]
     instead: str
@@ -150,7 +150,7 @@ APPLIED: dict[str, Rule] = {
         "a token id, or a list of some, not empty",
     ),
 }
-"""Fields that decide on tokens, with transformers' meaning."""
+"""Fields that affect tokens and are applied, with transformers' meaning."""
 
 IN_SAMPLING: dict[str, Rule] = {
     "temperature": Rule(
@@ -165,7 +165,7 @@ IN_SAMPLING: dict[str, Rule] = {
     "min_p": Rule(lambda v: 0 <= v <= 1, "in [0, 1] where do_sample is true"),
     "typical_p": Rule(lambda v: v > 0, "above 0 where do_sample is true"),
 }
-"""Ranges that `generate` checks only where it samples; requests for samples meet them as well."""
+"""Ranges that are checked only for sampling, as in `generate`, and in sampling requests."""
 
 
 def _is_given(value: Any) -> bool:
@@ -189,10 +189,10 @@ REFUSED: dict[str, Refusal] = {
     "encoder_repetition_penalty": Refusal(_make_differs(1), "use repetition_penalty"),
     "encoder_no_repeat_ngram_size": Refusal(_make_differs(0), "use no_repeat_ngram_size"),
     "remove_invalid_values": Refusal(
-        _is_true, "remove it: a generation whose logits are no numbers fails, and says so"
+        _is_true, "remove it: a generation with non-finite logits fails with a message"
     ),
     "exponential_decay_length_penalty": Refusal(_is_given, _REMOVE),
-    "is_assistant": Refusal(_is_true, "remove it: this server is nobody's assistant model"),
+    "is_assistant": Refusal(_is_true, "remove it: assistant models are not supported"),
     "assistant_ensemble_weight": Refusal(_is_given, _REMOVE),
     "penalty_alpha": Refusal(_make_differs(0), "remove it: contrastive search is not offered"),
     "dola_layers": Refusal(_is_given, "remove it: DoLa decoding is not offered"),
@@ -204,9 +204,9 @@ REFUSED: dict[str, Refusal] = {
     "cache_implementation": Refusal(
         lambda value: value == "quantized", "remove it: rounded keys and values give other tokens"
     ),
-    "compile_config": Refusal(_is_given, "remove it: transformers reads none from a file"),
+    "compile_config": Refusal(_is_given, "remove it: transformers reads it from no file"),
 }
-"""Fields that would change the tokens and are not applied, at values other than neutral ones."""
+"""Fields that are refused at values that would change the tokens."""
 
 HARMLESS: dict[str, str] = {
     "use_mtp": "speculative decoding: speed alone",
@@ -236,4 +236,4 @@ HARMLESS: dict[str, str] = {
     "transformers_version": "which release wrote the file",
     "_from_model_config": "which file transformers read",
 }
-"""Fields that decide on no token, and why."""
+"""Fields that affect no token, each with the reason."""

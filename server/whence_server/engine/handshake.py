@@ -1,4 +1,4 @@
-"""The messages with which an engine process starts: its options, and the answer to them."""
+"""Messages at the start of an engine process: its options, and the answer."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from whence_server.domain.model import ModelInfo
 
 
 class EngineOptions(NamedTuple):
-    """The first message: which model to load, and the bounds to keep."""
+    """First message to the engine: the model to load, and the engine's settings."""
 
     model: str
-    """A local directory or a hub id."""
+    """Local directory or hub id."""
     model_name: str
-    """The name under which it is served."""
+    """Name under which the model is served."""
     dtype: str
     """"auto", "float32", "bfloat16" or "float16"."""
     device: str
@@ -24,20 +24,20 @@ class EngineOptions(NamedTuple):
     log_level: str
     """"debug", "info", "warning" or "error"."""
     digest_cache: str
-    """A JSON file that remembers the digests of large files; "" for none."""
+    """Path of a JSON file that caches the digests of large files; "" for none."""
     log_format: str = "console"
     """"console" or "json"."""
     head_weights: str = ""
-    """A file with a weight for each attention head; "" for none."""
+    """Path of a file with a weight for each attention head; "" for none."""
 
 
 class Ready(NamedTuple):
-    """The model is loaded; generations may be admitted."""
+    """Answer of an engine that has loaded its model."""
 
     model: ModelInfo
 
 
 class LoadFailed(NamedTuple):
-    """The model cannot be served; the process ends."""
+    """Answer of an engine that cannot serve the model, and exits."""
 
     message: str

@@ -1,4 +1,4 @@
-"""What the engine's loop works on: prompts being read, and the sequences that go on from them."""
+"""Work items of the engine's loop: prompts in prefill, and rows of the batch."""
 
 from dataclasses import dataclass
 from typing import Generic
@@ -16,25 +16,26 @@ from whence_server.engine.model_runner import PromptT
 
 @dataclass(slots=True)
 class PrefillJob(Generic[PromptT]):
-    """A prompt that is being read, or waits for it, with what will go on from it.
+    """A prompt in prefill or waiting for it, and the rows that will continue it.
 
-    A generation that begins is one: its sequences share the prompt. Of one that goes on after
-    an engine's death every sequence is one, with its recorded tokens as part of the prompt.
+    A new generation is one job, as its sequences share the prompt. For a generation that
+    continues after an engine's death, each sequence is a job, with its recorded tokens as part of
+    the prompt.
     """
 
     admit: Admit
     token_ids: list[int]
     sequence_indices: list[int]
-    """Of the rows that go on from it: sequences, or the beams of a search."""
+    """Indices of the rows that continue the prompt: sequences, or the beams of a search."""
     num_replayed: int = 0
-    """How many of `token_ids`, at their end, were generated before."""
+    """Number of tokens at the end of `token_ids` that were generated before."""
     prompt: PromptT | None = None
-    """The runner's, once reading has begun."""
+    """The runner's prompt; None before prefill."""
     started_ns: int = 0
     num_chunks: int = 0
 
     def make_rows(self, job_id: str, max_context_length: int) -> list["BatchRow"]:
-        """The rows that go on from it, before their first step."""
+        """Return the rows that continue the prompt, before their first step."""
         admit = self.admit
         num_tokens = len(self.token_ids)
         room = max(max_context_length - num_tokens, 1)
@@ -60,26 +61,26 @@ class BatchRow:
     generation_id: str
     row: Row
     token_id: int
-    """Chosen last, to be read next."""
+    """Newest token, which the next step reads."""
     context_length: int
-    """Tokens so far, the prompt's among them."""
+    """Number of tokens so far, including the prompt's."""
     num_steps: int
-    """With which it ends at the latest, being long enough or its context full."""
+    """Largest number of steps, by the request's length or the model's context."""
 
     @property
     def is_beam(self) -> bool:
-        """Whether it is one of a search's, and no sequence yet."""
+        """True if the row is a beam of a search."""
         return self.row.decoding.strategy is Strategy.BEAM_SEARCH
 
     def append(self, token_id: int) -> None:
-        """Add the token that was chosen."""
+        """Append a chosen token."""
         self.row.append(token_id)
         self.token_id = token_id
         self.context_length += 1
 
     def take(self, decision: Decision) -> StepMade:
-        """Add the token that was decided on."""
-        # The record says what the step has read; the token itself is not part of it.
+        """Append the token of a decision; return the message that reports the step."""
+        # The context length of a step does not include its own token.
         index, context_length = self.row.index, self.context_length
         self.append(decision.token_id)
         return StepMade(
@@ -92,7 +93,7 @@ class BatchRow:
         )
 
     def _find_finish_reason(self) -> FinishReason | None:
-        """Why the sequence ends with its newest token, if it does."""
+        """Return the reason if the sequence ends with its newest token, else None."""
         decoding = self.row.decoding
         if decoding.strategy is not Strategy.FORCED:
             if self.token_id in decoding.eos_token_ids and not decoding.ignore_eos:
@@ -103,7 +104,7 @@ class BatchRow:
 
 
 def make_prefill_jobs(admit: Admit) -> dict[str, PrefillJob[PromptT]]:
-    """What has to be read for a generation, by the names that the scheduler knows it under."""
+    """Return the prefill jobs of a generation, by their ids in the scheduler."""
     prompt = admit.prompt_token_ids
     if not admit.replays:
         rows = list(range(admit.decoding.num_rows))
@@ -120,26 +121,26 @@ def make_prefill_jobs(admit: Admit) -> dict[str, PrefillJob[PromptT]]:
 
 
 def count_new_tokens(decoding: Decoding) -> int:
-    """How many tokens a sequence may have at the most, besides its prompt."""
+    """Return the largest number of tokens that a sequence may have besides its prompt."""
     if decoding.strategy is Strategy.FORCED:
         return len(decoding.forced_token_ids)
     return decoding.max_new_tokens
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what it says, be it the device's or the host's."""
+    """Return whether an error means that the device or the host ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def describe_probe_failure(error: Exception) -> tuple[str, str]:
-    """Return reason and message of the failure of a generation that is probed."""
+    """Return reason and message for a probed generation whose activations cannot be read."""
     cause = error.cause if isinstance(error, ProbeError) else error
     reason = "OUT_OF_MEMORY" if is_out_of_memory(cause) else "OBSERVING_FAILED"
-    return reason, f"what it showed of the model cannot be recorded: {type(cause).__name__}"
+    return reason, f"the model's activations cannot be recorded: {type(cause).__name__}"
 
 
 def describe_failure(generation_id: str, error: Exception) -> GenerationFailed:
-    """What the front is told of a generation that cannot go on."""
+    """Return the message to the front about the failure of a generation."""
     if isinstance(error, GenerationFailedError):
         return GenerationFailed(generation_id, error.reason, error.message)
     if isinstance(error, ProbeError):

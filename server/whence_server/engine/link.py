@@ -1,4 +1,4 @@
-"""The front's handle on the engine process."""
+"""Client of the engine process, in the front."""
 
 import asyncio
 import logging
@@ -22,32 +22,32 @@ from whence_server.processes.watchdog import Watchdog, read_processor_time
 logger = logging.getLogger(__name__)
 
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
-"""Lets glibc keep what a step frees: a step's temporaries would be paged in anew each time."""
+"""Make glibc keep freed memory: otherwise a step's temporaries fault their pages in each time."""
 COMMAND = (sys.executable, "-P", "-m", "whence_server.engine.worker")
-"""-P: modules that lie in the working directory are not imported."""
+"""Command of the engine process; -P: do not import modules from the working directory."""
 BRIEF_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
-"""How torch's threads wait for each other, unless our environment says otherwise: they spin for
-some microseconds, and then sleep.
+"""Settings of the waits of torch's threads, which the environment overrides: threads spin for some
+microseconds, and then sleep.
 
-Beside any other busy process, as in a sidecar, one that spins on spins for a thread that is not
-running: measured on two shared cores, a step on two threads took 2 to 60 times as long. If they
-sleep at once, each of a step's many short waits costs a wake-up: 124M parameters made 32 tokens
-a second instead of 40.
+Long spinning is bad beside another busy process, as in a sidecar, because a thread spins for one
+that is not running: on two shared cores, a step with two threads took 2 to 60 times as long. With
+no spinning, each of a step's many short waits costs a wake-up: a model of 124M parameters made 32
+tokens a second instead of 40.
 """
 READ_AHEAD_BYTES = 1 << 18
-"""Turns taken in before anyone asks for them: half of what is held back at the most."""
+"""Read buffer limit; asyncio buffers up to twice as much before it stops reading."""
 
 
 class EngineProcess:
     """One engine process, from its start to its end.
 
-    The engine writes only as fast as `turns` is consumed: when nobody takes them, the socket
-    fills up and decoding waits. It ends when this process does, however that ends.
+    The engine writes only as fast as `read_turns` is consumed: otherwise the socket fills up and
+    decoding waits. The engine exits when this process ends for any reason.
 
     Args:
-        options: of the process.
-        stall_timeout_s: after so long without a sign of work it is killed, as its death is
-            noticed and its hanging is not; 0 is never. See `watchdog`.
+        options: options of the process.
+        stall_timeout_s: seconds without activity after which the process is killed; 0 for never.
+            See `watchdog`.
     """
 
     def __init__(self, options: EngineOptions, stall_timeout_s: float = 0.0) -> None:
@@ -62,15 +62,15 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process's id, once it has been started."""
+        """Id of the process; None before the start."""
         return self._process.pid if self._process else None
 
     async def start(self) -> ModelInfo:
-        """Start the process and waits until it has loaded its model.
+        """Start the process, and wait until it has loaded its model.
 
         Raises:
-            ConfigurationError: it could not load it, or ended before it had.
-            OSError: the system gives no process, or no descriptors for it, at the moment.
+            ConfigurationError: the process could not load the model, or ended before it had.
+            OSError: the system has no room for a process or its file descriptors at present.
         """
         await self._spawn()
         if self._reader is None or self._writer is None:
@@ -103,7 +103,7 @@ class EngineProcess:
                 pass_fds=(theirs.fileno(), heart),
                 stdin=DEVNULL,
                 env=BRIEF_SPINNING | os.environ | KEEP_MEMORY,
-                # A Ctrl-C in the terminal is for the front, which lets the engine finish.
+                # The front alone handles a Ctrl-C in the terminal, and lets the engine finish.
                 start_new_session=True,
             )
             if self._stall_timeout_s:
@@ -114,7 +114,7 @@ class EngineProcess:
             ours_to_close.pop_all()
 
     async def _watch(self) -> None:
-        """Kill the process once it hangs."""
+        """Kill the process if it hangs."""
         process, pulse = self._process, self._pulse
         if process is None or pulse is None:
             raise EngineLostError("it has not been started")
@@ -129,17 +129,17 @@ class EngineProcess:
                 return
 
     def send(self, message: FrontMessage) -> None:
-        """Hand a message over; never blocks. To an engine that is gone it goes nowhere."""
+        """Send a message without blocking; messages to an engine that has ended are dropped."""
         if self._writer is None:
             raise EngineLostError("it has not been started")
         if not self._writer.is_closing():
             self._writer.write(channel.encode(message))
 
     async def read_turns(self) -> AsyncIterator[Turn]:
-        """Everything that the engine makes, until `stop`.
+        """Yield the engine's turns until `stop`.
 
         Raises:
-            EngineLostError: the process ended unasked.
+            EngineLostError: the process ended without `stop`.
         """
         while (turn := await self._receive()) is not None:
             yield turn
@@ -147,13 +147,13 @@ class EngineProcess:
             raise EngineLostError(await self._describe_end())
 
     async def wait(self) -> int:
-        """Wait for the process's end; returns its exit status, negative for a signal."""
+        """Wait for the process's end; return its exit status, negative for a signal."""
         if self._process is None:
             raise EngineLostError("it has not been started")
         return await self._process.wait()
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """End the process: by closing its socket, and after the grace by force."""
+        """End the process by closing its socket; kill it after the grace."""
         self._stopping = True
         if self._writer is not None:
             self._writer.close()
@@ -162,7 +162,7 @@ class EngineProcess:
         try:
             await asyncio.wait_for(self._process.wait(), grace_s)
         except TimeoutError:
-            logger.warning("the engine process does not end; killing it")
+            logger.warning("the engine process has not ended within %g s and is killed", grace_s)
             self._process.kill()
             await self._process.wait()
         finally:
@@ -173,7 +173,7 @@ class EngineProcess:
                 self._pulse.close()
 
     async def _receive(self) -> Any:
-        """The next message, or None where the engine's end has closed."""
+        """Return the next message; None if the engine has closed its socket."""
         if self._reader is None:
             raise EngineLostError("it has not been started")
         try:

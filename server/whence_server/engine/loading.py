@@ -1,6 +1,6 @@
-"""From a model's directory to a model that is ready to run, and that is known to the bit.
+"""Loading of a model: its files become a checked, digested and described model in memory.
 
-`pretrained` loads what the files hold; here it is digested, adapted, tried out and described.
+`pretrained` loads the files; this module adds the adapter, the digests, the checks and the probe.
 """
 
 import logging
@@ -49,35 +49,35 @@ from whence_server.engine.weights import ModelPlaces
 logger = logging.getLogger(__name__)
 
 ONE_THREAD_BELOW_PARAMETERS = 40_000_000
-"""Smaller models decode faster on one thread while the front computes on another core."""
+"""Size below which models decode faster on one thread, with the front on another core."""
 
 
 class LoadedModel(NamedTuple):
-    """A model in memory, and all that is known of it."""
+    """A model in memory, with its call style, graph, probe and description."""
 
     model: Any
     style: ForwardStyle | None
-    """How to call it for a batch; None where every sequence decodes by itself."""
+    """Call style for a batch; None if every sequence decodes by itself."""
     graph: StepGraph | None
-    """Its decoding step, captured; None where that cannot be."""
+    """The captured decoding step; None if it cannot be captured."""
     info: ModelInfo
     probe: Probe
-    """Looks at its activations while it decodes."""
+    """Reads the model's activations while it decodes."""
     rotary: Frequencies
-    """Its rotary modules that depend on length, as they were when it was loaded."""
+    """Rotary modules that depend on length, in their initial state."""
 
     def make_runner(self) -> ModelRunner[Any]:
-        """Return a new runner of the kind that is right for the model, without rows."""
+        """Return a new runner without rows, of the kind that the model needs."""
         if self.style is None:
             return SoloRunner(self.model, self.probe, self.rotary)
         return Runner(self.model, self.style, self.graph, self.probe)
 
 
 def load(options: EngineOptions) -> LoadedModel:
-    """Load the model, checks it, and says exactly which one it is.
+    """Load, check, digest and describe the model.
 
     Raises:
-        ConfigurationError: it cannot be served.
+        ConfigurationError: the model cannot be served.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -89,14 +89,14 @@ def load(options: EngineOptions) -> LoadedModel:
     before = _read_identities(paths)
     cache = DigestCache(options.digest_cache)
     with ThreadPoolExecutor(2, "digests") as pool:
-        # The files are digested while transformers reads them.
+        # The files are hashed while transformers reads them.
         digested = pool.submit(cache.compute, paths)
         text = read_text_files(load_tokenizer(places.tokenizer, options))
         model = load_model(places.base, config, base_weights, options)
         adapted = _apply_adapter(model, places, options) if places.has_adapter else None
         in_memory = pool.submit(digests.digest_weights, model.state_dict())
         _set_num_threads(options.num_threads, model)
-        # Not before the digest is taken: a first forward pass may rescale weights (RWKV's does).
+        # The digest must precede the first forward pass, which may rescale weights (RWKV).
         wait([in_memory])
         weights_digest = in_memory.result()
         files = cache.confirm(paths, digested.result(), weights_digest, _describe_conditions(model))
@@ -138,7 +138,7 @@ def _describe_adapter(
     files: Sequence[FileDigest],
     files_alone: Sequence[str],
 ) -> AdapterInfo | None:
-    """Return the description of the adapter; None where there is none."""
+    """Return the description of the adapter; None if there is none."""
     if adapted is None:
         return None
     kind = adapted.peft_config["default"].peft_type.value
@@ -148,14 +148,14 @@ def _describe_adapter(
 def _list_recorded_names(
     places: ModelPlaces, directory: Path, names: Callable[[Path], list[str]]
 ) -> list[str]:
-    """Return the names on record of some of a directory's files."""
+    """Return the recorded names of some of a directory's files."""
     return [places.get_recorded_name(directory, name) for name in names(directory)]
 
 
 def _list_files_alone(
     places: ModelPlaces, base_weights: list[str], options: EngineOptions
 ) -> list[str]:
-    """Return the files of a base that is served alone; none where it has no tokenizer."""
+    """Return the files of the base if it is served alone; empty if it has no tokenizer."""
     try:
         return weights.list_model_files(
             places.base, base_weights, with_code=options.trust_remote_code
@@ -165,13 +165,14 @@ def _list_files_alone(
 
 
 def _apply_adapter(model: Any, places: ModelPlaces, options: EngineOptions) -> Any:
-    """Return PEFT's model around the base, into which it puts the adapter's layers."""
+    """Insert the adapter's layers into the base; return PEFT's model around it."""
     if (places.directory / FILE).is_file() and places.directory != places.base:
         logger.warning(
-            "%s is not read: an adapter goes by its base's, as in transformers and PEFT",
+            "%s is not read: the base model's generation config applies, as in transformers and "
+            "PEFT",
             places.directory / FILE,
         )
-    with translate_errors(f"the adapter in {places.directory} cannot be put on {places.base}"):
+    with translate_errors(f"the adapter in {places.directory} cannot be added to {places.base}"):
         adapted = adapters.apply_adapter(model, places.directory, options.device)
         model.to(options.device)
         take_into_memory(model)
@@ -184,29 +185,33 @@ def _read_identities(paths: Mapping[str, Path]) -> dict[Path, Identity]:
 
 
 def _check_unchanged(before: dict[Path, Identity], after: dict[Path, Identity]) -> None:
-    """Refuse files that were written to while they were read: nobody knows what was loaded.
+    """Check that files did not change while they were loaded.
 
     Raises:
-        ConfigurationError: naming them.
+        ConfigurationError: files have changed, so that it is not known what was loaded.
     """
     changed = [str(path) for path, state in before.items() if after[path] != state]
     if changed:
         raise ConfigurationError(
             f"{', '.join(changed[:NAMES_SHOWN])} changed while the model was being loaded; start "
-            "again once nothing writes to it"
+            "again when nothing writes to these files"
         )
 
 
 def _describe_conditions(model: Any) -> str:
-    """Return all that the tensors in memory depend on besides the files."""
+    """Return the versions and settings that the tensors in memory depend on besides the files."""
     return f"transformers {transformers.__version__}, torch {torch.__version__}, {model.dtype}"
 
 
 def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
-    """How the model is called, with our attention in place where it can be, or why it cannot.
+    """Find the model's call style, with our attention function in place if it can be.
+
+    Returns:
+        The call style, None if every sequence decodes by itself; and the reason why our attention
+        is not in place, None if it is.
 
     Raises:
-        ConfigurationError: it decodes in no way.
+        ConfigurationError: the model cannot decode.
     """
     obstacle = attention.adopt(model)
     if obstacle is not None:
@@ -221,10 +226,10 @@ def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, s
     attention.restore(model)
     style = batching_check.check_batching(model, rotary)
     if style is None and decodes:
-        # One sequence after the other, with either.
+        # Every sequence decodes by itself, with either attention function.
         attention.install(model)
         return None, None
-    return style, "with our attention it gives other logits"
+    return style, "with our attention function it gives other logits"
 
 
 def _read_head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | None:
@@ -234,7 +239,7 @@ def _read_head_weights(options: EngineOptions, weights_digest: str) -> HeadWeigh
 
 
 def _set_num_threads(num_threads: int, model: Any) -> None:
-    """0 chooses: one thread for a small model, else torch's default, which is every core."""
+    """Set the number of threads; 0 is 1 for a small model, else torch's default of all cores."""
     if num_threads == 0 and model.num_parameters() < ONE_THREAD_BELOW_PARAMETERS:
         num_threads = 1
     if num_threads:

@@ -1,4 +1,4 @@
-"""The engine's loop: whoever decodes takes a step, then the next prompts are read."""
+"""The engine's loop: in each turn running sequences take a step, and prompts are read."""
 
 import logging
 import time
@@ -39,25 +39,25 @@ from whence_server.engine.scheduler import Chunk, Scheduler
 logger = logging.getLogger(__name__)
 
 CANDIDATES_A_TOKEN = 16
-"""So many candidates of a prompt's token take about as long as reading a token."""
+"""Number of recorded candidates of a prompt's token that take as long as reading a token."""
 
 
 class EngineLoop(Generic[PromptT]):
-    """Turns messages from the front into turns for it.
+    """Loop that handles messages from the front and sends turns to it.
 
-    A turn is one forward pass and what was chosen from it, sent as soon as it is there: a token
-    of a running stream does not wait for somebody else's prompt.
+    A turn is one forward pass with the tokens chosen from it. It is sent at once, so that a
+    running stream's token does not wait for another request's prompt.
 
-    What goes wrong in a pass ends whom it concerns, and is not raised. But where the device is
-    lost, as after a failed kernel, nobody is told: that is raised and ends the process, and the
-    next one goes on with everything.
+    A failed forward pass ends only the generations concerned, and is not raised. A lost device, as
+    after a failed kernel, is raised and ends the process without a message about generations; the
+    next engine process continues all of them.
 
     Args:
-        runner: its batch's rows are this loop's running sequences, in the same order.
+        runner: runs the forward passes; without rows.
         chooser: chooses the tokens.
-        scheduler: keeps the bounds.
-        max_context_length: of the model.
-        send: takes every `Turn`.
+        scheduler: admits and orders prompts.
+        max_context_length: context length of the model.
+        send: called with every `Turn`.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class EngineLoop(Generic[PromptT]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do until a message comes."""
+        """True if there is nothing to do until the next message."""
         return self._scheduler.is_idle and self._outbox.is_empty
 
     def handle(self, message: FrontMessage) -> None:
-        """Take a message from the front; between steps only."""
+        """Handle a message from the front; called between turns."""
         match message:
             case Admit():
                 self._admit(message)
@@ -95,7 +95,7 @@ class EngineLoop(Generic[PromptT]):
 
     @torch.inference_mode()
     def turn(self) -> None:
-        """One step for all running sequences, then as much prompt as a turn may read."""
+        """Run a step of all running sequences, then read prompts within a turn's budget."""
         if self._batch.num_rows:
             self._step()
         for chunk in self._scheduler.take_chunks():
@@ -132,7 +132,7 @@ class EngineLoop(Generic[PromptT]):
                 )
 
     def _step(self) -> None:
-        """Let everybody in the batch take a step."""
+        """Run one step of the batch."""
         try:
             turn = self._batch.step()
         except Exception as error:
@@ -145,7 +145,7 @@ class EngineLoop(Generic[PromptT]):
         self._report(turn)
 
     def _read(self, chunk: Chunk, job: PrefillJob[PromptT]) -> None:
-        """Read a piece of a prompt; after the last, its sequences take their first step."""
+        """Read a chunk of a prompt; after the last one, start its rows."""
         started_ns = time.monotonic_ns()
         trace = job.admit.trace
         traces_prompt = trace.prompt and not job.num_replayed
@@ -168,7 +168,7 @@ class EngineLoop(Generic[PromptT]):
     def _score_prompt(
         self, job: PrefillJob[PromptT], first: int, end: int, logits: torch.Tensor, forward_ns: int
     ) -> None:
-        """Send what the model said of the tokens after those from `first` to `end`, by logits."""
+        """Send decisions for the prompt tokens that follow positions `first` to `end`."""
         scored_ns = time.monotonic_ns()
         token_ids, admit = job.token_ids, job.admit
         following = token_ids[first + 1 : end + 1]
@@ -189,14 +189,14 @@ class EngineLoop(Generic[PromptT]):
         logits: torch.Tensor,
         forward_ns: int,
     ) -> None:
-        """Let a prompt's sequences into the batch with their next tokens.
+        """Add a prompt's rows to the batch, with their next tokens.
 
         Args:
-            job_id: the scheduler's name for them.
-            job: whose prompt has been read.
-            prompt: that prompt.
+            job_id: id of the job in the scheduler.
+            job: the job whose prompt has been read.
+            prompt: the runner's prompt.
             logits: [1, V], after the prompt's last token.
-            forward_ns: what they cost.
+            forward_ns: wall time of the last forward pass.
         """
         finished_ns = time.monotonic_ns()
         rows = job.make_rows(job_id, self._max_context_length)
@@ -216,7 +216,7 @@ class EngineLoop(Generic[PromptT]):
         self._report(turn._replace(prefilled=[prefilled]))
 
     def _drop(self, generation_id: str) -> None:
-        """Take a generation out, wherever it is."""
+        """Remove a generation from batch, scheduler and outbox."""
         self._batch.leave_generation(generation_id)
         self._outbox.drop(generation_id)
         for job_id, job in list(self._prefill_jobs.items()):
@@ -225,7 +225,7 @@ class EngineLoop(Generic[PromptT]):
                 self._scheduler.leave(job_id)
 
     def _fail_rows(self, error: Exception) -> None:
-        """End whatever is in the batch, whose cache cannot be trusted any more."""
+        """Fail all generations in the batch, whose cache is in an undefined state."""
         generation_ids = self._batch.generation_ids
         self._batch.clear()
         for generation_id in generation_ids:
@@ -236,7 +236,7 @@ class EngineLoop(Generic[PromptT]):
 
     @contextmanager
     def _isolate(self, generation_id: str) -> Iterator[None]:
-        """Whatever goes wrong inside ends this generation and no other."""
+        """Fail this generation, and no other, on any error within the context."""
         try:
             yield
         except Exception as error:
@@ -249,15 +249,15 @@ class EngineLoop(Generic[PromptT]):
             self._send_failures([describe_failure(generation_id, error)])
 
     def _require_device(self) -> None:
-        """Make sure, after a failure, that the device still computes for this process.
+        """Check, after a failure, that the device still works for this process.
 
         Raises:
-            Exception: it does not, as it then says of every call.
+            Exception: the device is lost.
         """
         try:
             self._runner.synchronize()
         except Exception:
-            logger.critical("the device is lost to this process, which ends")
+            logger.critical("the device does not respond to this process, which ends")
             raise
 
     def _send_failures(self, failed: list[GenerationFailed]) -> None:
@@ -276,7 +276,7 @@ class EngineLoop(Generic[PromptT]):
 
 
 def _estimate_token_cost(admit: Admit) -> int:
-    """How many tokens' time one of the prompt takes, where its own tokens are recorded."""
+    """Return the cost of reading a prompt token, in tokens; more than 1 if prompts are traced."""
     trace = admit.trace
     num_logprobs = trace.num_candidates + len(trace.logprob_token_ids)
     return 1 + num_logprobs // CANDIDATES_A_TOKEN if trace.prompt else 1

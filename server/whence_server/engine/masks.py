@@ -1,4 +1,4 @@
-"""What each row of a batch may see of the columns, step by step, for every kind of layer."""
+"""Attention masks of decoding steps, for every kind of layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ SPARE_COLUMNS = 256
 class StepMasks:
     """Additive masks [rows, 1, 1, columns] that grow by a column at every step.
 
-    They hide a row's padding everywhere, and in layers with a sliding window what lies before
-    it. Made when rows come or go; from then on a step costs one column, not a mask.
+    They hide a row's padding, and, in layers with a sliding window, the columns before the window.
+    New masks are built when rows come or go; between that, a step costs one column.
 
     Args:
-        padding: for each row, how many columns come before its first.
-        width: columns that the next step sees, its own among them.
-        windows: for each kind of layer, how many columns it sees, the newest; None for all.
-        dtype: of the model's arithmetic.
-        device: where it computes.
+        padding: for each row, the number of columns before its first.
+        width: number of columns that the next step sees, including its own.
+        windows: for each kind of layer, the number of newest columns it sees; None for all.
+        dtype: dtype of the model.
+        device: device of the model.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class StepMasks:
         mask = mask.masked_fill_(padded, self._hidden)[:, None, None]
         self._masks = [mask if window is None else mask.clone() for window in self._windows]
         self._num_passed = [0] * len(self._windows)
-        """Columns from the left that a window has left behind."""
+        """Columns on the left that are already hidden by each window."""
 
     @property
     def num_columns(self) -> int:
-        """Columns that there is room for."""
+        """Capacity in columns."""
         return self._masks[0].shape[-1]
 
     def select(self, width: int) -> list[torch.Tensor]:
-        """The masks of a step that sees so many columns, never fewer than the step before.
+        """Return the masks of a step that sees `width` columns, at least as many as the last one.
 
         Returns:
             One [rows, 1, 1, width] for each kind of layer: views, valid until the next call.
@@ -61,13 +61,13 @@ class StepMasks:
 
 @dataclass(slots=True)
 class StepLayout:
-    """What a step needs to know of the batch; holds until a row comes or goes.
+    """Positions and masks of the batch's steps, valid until a row comes or goes.
 
     Attributes:
-        positions: [rows, 1], of the tokens to be read next.
-        masks: of a model that takes them ready.
-        visible: of one that does not: [rows, columns], 0 for padding and else 1, with columns
-            to spare on the right; None without padding.
+        positions: [rows, 1], positions of the next tokens to read.
+        masks: masks for a model that accepts additive masks; else None.
+        visible: mask for other models, [rows, columns], 0 for padding and else 1, with spare
+            columns on the right; None without padding.
     """
 
     positions: torch.Tensor
@@ -75,7 +75,7 @@ class StepLayout:
     visible: torch.Tensor | None = None
 
     def reaches(self, width: int) -> bool:
-        """Whether it holds for a step that sees so many columns."""
+        """Return whether the layout has room for a step that sees `width` columns."""
         if self.masks is not None:
             return width <= self.masks.num_columns
         return self.visible is None or width <= self.visible.shape[-1]

@@ -1,7 +1,6 @@
-"""The interface that runs a model's forward passes, for all that decode through it.
+"""Interface of the runners of a model's forward passes.
 
-`Runner` runs a batch in one pass, `SoloRunner` each sequence by itself: whoever schedules and
-chooses need not know which it is.
+`Runner` runs a batch in one pass, `SoloRunner` each sequence by itself.
 """
 
 from collections.abc import Sequence
@@ -13,49 +12,49 @@ from whence_server.engine.internals.probed_rows import ProbeReadout
 
 
 class Prompt(Protocol):
-    """A prompt on its way into the batch, made by `ModelRunner.start`."""
+    """A prompt in prefill, made by `ModelRunner.start`."""
 
     @property
     def num_done(self) -> int:
-        """Tokens that have been read."""
+        """Number of tokens read."""
 
     @property
     def num_left(self) -> int:
-        """Tokens still to be read."""
+        """Number of tokens still to read."""
 
     @property
     def readout(self) -> ProbeReadout | None:
-        """Readout of its last token, as row 0; None before that, and where it is not probed."""
+        """Readout of the last token, as row 0; None before the end, or if not probed."""
 
 
 PromptT = TypeVar("PromptT", bound=Prompt)
 
 
 class ModelRunner(Protocol[PromptT]):
-    """Runs one model over prompts and over the rows that decode.
+    """Runner of one model over prompts and over the rows that decode.
 
     Rows are numbered from 0; `join` appends, `leave` moves the last row into the gap.
     """
 
     @property
     def num_rows(self) -> int:
-        """Rows that decode."""
+        """Number of rows that decode."""
 
     def count_whole(self, num_tokens: int, num_generated: int) -> int:
-        """Return how many of a prompt's tokens have to be read in one pass, from its beginning.
+        """Return the number of a prompt's first tokens that have to be read in one pass.
 
-        Counts where prompts are read whole (`Scheduler`).
+        Used if prompts are read whole (see `Scheduler`).
         """
 
     def start(
         self, token_ids: list[int], num_generated: int = 0, *, probed: bool = False
     ) -> PromptT:
-        """Make ready to read a prompt.
+        """Return a prompt, ready to be read.
 
         Args:
-            token_ids: the prompt.
-            num_generated: how many of them, at their end, were generated before.
-            probed: whether the rows that go on from it are probed.
+            token_ids: tokens of the prompt.
+            num_generated: number of tokens at its end that were generated before.
+            probed: whether the rows that continue it are probed.
         """
 
     def prefill(self, prompt: PromptT, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -63,8 +62,8 @@ class ModelRunner(Protocol[PromptT]):
 
         Args:
             prompt: changed in place.
-            num_tokens: how many tokens to read.
-            all_logits: whether every position's logits are wanted, or the last one's alone.
+            num_tokens: number of tokens to read.
+            all_logits: whether to return the logits of every position, or of the last one only.
 
         Returns:
             [num_tokens, V] or [1, V]: the logits after each token read.
@@ -74,13 +73,13 @@ class ModelRunner(Protocol[PromptT]):
         """
 
     def join(self, prompt: PromptT, num_rows: int = 1) -> None:
-        """Append rows that continue the prompt, all of whose tokens have been read."""
+        """Append rows that continue a completely read prompt."""
 
     def leave(self, row: int) -> None:
         """Drop a row; the last row takes its number."""
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Make each destination a copy of its source as it was before the call; for beams."""
+        """Copy rows to others, from their state before the call; for beams."""
 
     def decode(self, token_ids: list[int]) -> torch.Tensor:
         """Read one more token for every row.
@@ -89,25 +88,25 @@ class ModelRunner(Protocol[PromptT]):
             token_ids: one for each row.
 
         Returns:
-            [rows, V]: the logits after each.
+            [rows, V]: the logits after each token.
         """
 
     def read_probe(self) -> ProbeReadout | None:
-        """Return the last step's readout of the probed rows; None where no row is probed.
+        """Return the last step's readout of the probed rows; None if no row is probed.
 
         Raises:
-            Exception: any failure since the last call in what only probed rows need.
+            Exception: the first failure since the last call in code for probed rows.
         """
 
     def stop_probing(self) -> None:
-        """Probe none of the rows any more, also after `read_probe` failed half-way."""
+        """Stop probing all rows, also after a failed `read_probe`."""
 
     def synchronize(self) -> None:
-        """Wait until everything asked for has been computed, so that times mean something.
+        """Wait until the device has finished all work, so that times can be measured.
 
         Raises:
             Exception: the device is lost.
         """
 
     def clear(self) -> None:
-        """Drop all rows, also after a forward pass that failed half-way."""
+        """Drop all rows, also after a failed forward pass."""

@@ -1,7 +1,7 @@
-"""What a beam search's end has to tell, a slice a turn.
+"""Outbox for the results of finished beam searches, which are sent in slices, one each turn.
 
-64 beams of 500 steps with their candidates are some 50 MB. Sent at once, they would hold up every
-other stream for seconds: here while they are serialised, and in the front while they are read.
+The steps of 64 beams of 500 steps, with candidates, are some 50 MB. Sent at once, they would delay
+all other streams for seconds, here while they are serialised and in the front while they are read.
 """
 
 from collections import deque
@@ -10,34 +10,34 @@ from collections.abc import Iterator
 from whence_server.domain.engine import BeamSearchDone, BeamSteps, Cost, Turn
 
 CANDIDATES_IN_A_SLICE = 512
-"""Candidates in one slice, each step counted as 8 at least: some 2 ms of work for either side."""
+"""Candidates in one slice, with at least 8 for each step: about 2 ms of work for each side."""
 
 
 class Outbox:
-    """Searches that are over and not yet told."""
+    """Finished searches that have not been sent completely."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, Iterator[BeamSteps]]] = deque()
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything has been told."""
+        """True if everything has been sent."""
         return not self._waiting
 
     def put(self, done: BeamSearchDone) -> None:
-        """Add a search that is over."""
+        """Add a finished search."""
         self._waiting.append((done.generation_id, _cut_slices(done)))
 
     def drop(self, generation_id: str) -> None:
-        """Forget a generation that nobody wants any more."""
+        """Remove a generation that was stopped."""
         self._waiting = deque(item for item in self._waiting if item[0] != generation_id)
 
     def take_next(self, cost: Cost) -> Turn:
-        """Return the next slice, or that a search was told to its end."""
+        """Return the next slice, or the end of a search after its last slice."""
         generation_id, slices = self._waiting[0]
         steps = next(slices, None)
         if steps is not None:
-            # Searches take turns: a short one does not wait for a long one.
+            # Round robin: a short search does not wait for a long one.
             self._waiting.rotate(-1)
             return Turn(cost, beam_steps=[steps])
         self._waiting.popleft()

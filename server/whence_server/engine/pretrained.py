@@ -1,7 +1,7 @@
-"""transformers' model, tokenizer and config of a directory, or one clear line why not.
+"""Loading of transformers' config, tokenizer and model from a directory, with strict checks.
 
-transformers fills in whatever a checkpoint lacks with random numbers, and leaves out whatever
-it has too much, with no more than a log line. Here both end the start.
+transformers initialises tensors that a checkpoint lacks at random, and ignores superfluous ones,
+with a log line only. Here both are errors.
 """
 
 import json
@@ -22,16 +22,16 @@ from whence_server.engine.tokenizer_check import check_tokenizer
 
 NAMES_SHOWN = 10
 _NO_ADAPTER = ".no-adapter"
-"""A directory without one: transformers applies what it finds, and does not say so."""
+"""Subfolder without an adapter, as transformers silently applies an adapter that it finds."""
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-"""Tensors whose storage is what they hold; those of quantized models have types of their own."""
+"""Tensor types that can be copied; quantized models have tensor types of their own."""
 
 
 def read_config(directory: Path, options: EngineOptions) -> Any:
-    """Read the config of a model that decodes.
+    """Read the config of a decoder model.
 
     Raises:
-        ConfigurationError: there is none, or it is that of another kind of model.
+        ConfigurationError: there is no config, or it is of another kind of model.
     """
     if not (directory / "config.json").is_file():
         raise ConfigurationError(f"{directory} is not a model's directory: it has no config.json")
@@ -40,8 +40,8 @@ def read_config(directory: Path, options: EngineOptions) -> Any:
     _check_sources(directory, config, options)
     kind = f"{directory} holds a {config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
-        raise ConfigurationError(f"{kind}, which maps a text to a text; a decoder is needed")
-    # Families that can be either say which; some that cannot (GPT-NeoX) carry the attribute too.
+        raise ConfigurationError(f"{kind}, which is an encoder-decoder; a decoder is needed")
+    # Only families that can be either are checked: others (GPT-NeoX) may have the attribute too.
     can_be_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if can_be_encoder and getattr(config, "is_decoder", True) is False:
         raise ConfigurationError(f"{kind}, which is an encoder; a decoder is needed")
@@ -55,10 +55,11 @@ def read_config(directory: Path, options: EngineOptions) -> Any:
 
 
 def _check_sources(directory: Path, config: Any, options: EngineOptions) -> None:
-    """Refuse what would be read from elsewhere, where no digest covers it.
+    """Refuse weights and code that digests would not cover.
 
     Raises:
-        ConfigurationError: naming it.
+        ConfigurationError: the config names other weight files, or code of another repository, or
+            there is a custom generation loop.
     """
     if getattr(config, "transformers_weights", None):
         raise ConfigurationError(
@@ -78,16 +79,16 @@ def _check_sources(directory: Path, config: Any, options: EngineOptions) -> None
             )
     if (directory / "custom_generate").is_dir():
         raise ConfigurationError(
-            f"{directory / 'custom_generate'} holds a way of decoding of its own, which is not "
-            "run: remove it"
+            f"{directory / 'custom_generate'} holds a custom generation loop, which is not "
+            "supported: remove it"
         )
 
 
 def load_tokenizer(directory: Path, options: EngineOptions) -> Any:
-    """Load a fast tokenizer, checked against the form in which the front gets it.
+    """Load a fast tokenizer, and check that its serialised form gives the same results.
 
     Raises:
-        ConfigurationError: it cannot be loaded, or there is only a slow one.
+        ConfigurationError: the tokenizer cannot be loaded, is a slow one, or fails the check.
     """
     weights.list_tokenizer_files(directory)
     with translate_errors(f"the tokenizer in {directory} cannot be loaded"):
@@ -104,16 +105,16 @@ def load_tokenizer(directory: Path, options: EngineOptions) -> Any:
 
 
 def load_model(directory: Path, config: Any, files: Collection[str], options: EngineOptions) -> Any:
-    """Load a model onto its device, in eval mode, its tensors in memory of their own.
+    """Load a model onto its device, in eval mode, with its tensors copied into memory.
 
     Args:
-        directory: where it lies.
+        directory: the model's directory.
         config: from `read_config`.
-        files: those of its weights.
-        options: its type, its device, and whether its own code may run.
+        files: the weight files.
+        options: dtype, device, and whether the model's own code may run.
 
     Raises:
-        ConfigurationError: it cannot be loaded exactly as it is.
+        ConfigurationError: the model cannot be loaded exactly.
     """
     dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
     with translate_errors(f"the weights in {directory} cannot be loaded"):
@@ -124,9 +125,9 @@ def load_model(directory: Path, config: Any, files: Collection[str], options: En
             use_safetensors=all(name.endswith(".safetensors") for name in files),
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
-            # Mismatches then come back by name, with the others, and end the start below.
+            # Mismatches are then reported with the other faults, and refused below.
             ignore_mismatched_sizes=True,
-            # An adapter beside the model is looked for here, and put on afterwards.
+            # Keeps transformers from applying an adapter beside the model; we apply it later.
             adapter_kwargs={"subfolder": _NO_ADAPTER},
         )
     _check_tensors(directory, type(model).__name__, loading)
@@ -137,14 +138,14 @@ def load_model(directory: Path, config: Any, files: Collection[str], options: En
 
 
 def load_trainable(directory: Path, dtype: str) -> Any:
-    """A local model whose weights may change, on the CPU; checked as one that is to be served.
+    """Load a local model for training, on the CPU, with the checks for served models.
 
     Args:
-        directory: where it lies.
+        directory: the model's directory.
         dtype: "float32" or "bfloat16".
 
     Raises:
-        ConfigurationError: it cannot be loaded exactly as it is.
+        ConfigurationError: the model cannot be loaded exactly.
     """
     options = make_offline_options(directory, dtype)
     config = read_config(directory, options)
@@ -153,10 +154,10 @@ def load_trainable(directory: Path, dtype: str) -> Any:
 
 
 def make_offline_options(directory: Path, dtype: str) -> EngineOptions:
-    """How a local model is loaded that is not served, on the CPU.
+    """Return options for loading a local model that is not served, on the CPU.
 
     Args:
-        directory: where it lies.
+        directory: the model's directory.
         dtype: "auto", "float32", "bfloat16" or "float16".
     """
     return EngineOptions(
@@ -175,10 +176,10 @@ def make_offline_options(directory: Path, dtype: str) -> EngineOptions:
 
 
 def take_into_memory(model: torch.nn.Module) -> None:
-    """Copy tensors that lie in a file that is mapped into memory.
+    """Copy the model's tensors into memory of their own.
 
-    transformers maps weights that need no cast: whoever writes to the file would change a model
-    that runs.
+    transformers maps weight files that need no cast into memory, so that a write to the file
+    would change the running model.
     """
     copies: dict[tuple[Any, ...], torch.Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -189,10 +190,10 @@ def take_into_memory(model: torch.nn.Module) -> None:
 
 
 def _check_tensors(directory: Path, architecture: str, loading: dict[str, Any]) -> None:
-    """Refuse weights that do not fit the architecture exactly.
+    """Refuse weights that do not match the architecture exactly.
 
-    What may rightly be absent or left over (tied weights, the class's own ignore lists) is not
-    in transformers' report.
+    transformers' report leaves out tensors that may be absent or left over (tied weights, the
+    class's ignore lists).
     """
     mismatched = [
         f"{name} ({tuple(stored)} instead of {tuple(expected)})"
@@ -211,13 +212,13 @@ def _check_tensors(directory: Path, architecture: str, loading: dict[str, Any]) 
     ]
     if faults:
         raise ConfigurationError(
-            f"the tensors in {directory} are not those of {architecture}: {'; '.join(faults)}"
+            f"the tensors in {directory} do not match {architecture}: {'; '.join(faults)}"
         )
 
 
 @contextmanager
 def translate_errors(what: str) -> Iterator[None]:
-    """Foreign errors become one line that says what could not be done, and why."""
+    """Translate any error into a ConfigurationError of one line that begins with `what`."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

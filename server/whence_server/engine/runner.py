@@ -1,4 +1,4 @@
-"""Forward passes: over one prompt, chunk by chunk, and over all running rows at once."""
+"""Runner of forward passes over one prompt, in chunks, and over all running rows at once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,14 +28,14 @@ from whence_server.engine.style import ForwardStyle
 
 @dataclass(slots=True)
 class BatchedPrompt:
-    """A prompt on its way into the batch.
+    """A prompt in prefill.
 
     Attributes:
         token_ids: the whole prompt.
-        cache: what has been read of it.
-        num_done: how many tokens that is.
-        probed: what is kept of it for rows that are probed; None where they are not.
-        readout: then, once it has been read, what its last token drew on, as row 0.
+        cache: keys and values of the tokens read.
+        num_done: number of tokens read.
+        probed: state for probed rows; None if the rows will not be probed.
+        readout: readout of the last token, as row 0; None before the end, or if not probed.
     """
 
     token_ids: list[int]
@@ -46,20 +46,20 @@ class BatchedPrompt:
 
     @property
     def num_left(self) -> int:
-        """Tokens still to be read."""
+        """Number of tokens still to read."""
         return len(self.token_ids) - self.num_done
 
 
 class Runner:
-    """Runs one model over prompts and over a batch of rows.
+    """Runner of one model over prompts and over a batch of rows.
 
     Rows are numbered from 0; `join` appends, `leave` moves the last row into the gap.
 
     Args:
         model: in eval mode.
-        style: how it is called.
-        graph: its decoding step, captured; None leaves that to the model's modules.
-        probe: looks at the activations of rows that are probed.
+        style: call style of the model.
+        graph: the captured decoding step; None runs the model's modules instead.
+        probe: reads the activations of probed rows.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Runner:
 
     @property
     def num_rows(self) -> int:
-        """Rows in the batch."""
+        """Number of rows in the batch."""
         return len(self._cache.padding)
 
-    def count_whole(self, num_tokens: int, num_generated: int) -> int:  # noqa: ARG002 - one pass or several, generated before or not, make no difference here
-        """Return how many tokens have to be read in one pass where prompts are read whole: all."""
+    def count_whole(self, num_tokens: int, num_generated: int) -> int:  # noqa: ARG002 - generated tokens make no difference here
+        """Return the number of tokens to read in one pass if prompts are read whole: all."""
         return num_tokens
 
     def start(
@@ -96,7 +96,7 @@ class Runner:
         *,
         probed: bool = False,
     ) -> BatchedPrompt:
-        """Make ready to read a prompt; see `ModelRunner.start`."""
+        """Return a prompt, ready to be read; see `ModelRunner.start`."""
         cache = BatchedCache(self._style.num_layers, len(token_ids))
         shown = probed and self._probe != NO_PROBE
         kept = ProbedPrompt(self._probe, len(token_ids)) if shown else None
@@ -108,11 +108,11 @@ class Runner:
 
         Args:
             prompt: changed in place.
-            num_tokens: how many tokens to read.
-            all_logits: whether every position's logits are wanted, or the last one's alone.
+            num_tokens: number of tokens to read.
+            all_logits: whether to return the logits of every position, or of the last one only.
 
         Returns:
-            [num_tokens, V] or [1, V]: what follows each token read.
+            [num_tokens, V] or [1, V]: the logits after each token read.
         """
         chunk = prompt.token_ids[prompt.num_done : prompt.num_done + num_tokens]
         arguments: dict[str, Any] = {}
@@ -132,7 +132,7 @@ class Runner:
 
     @torch.inference_mode()
     def join(self, prompt: BatchedPrompt, num_rows: int = 1) -> None:
-        """Append rows that continue the prompt, all of whose tokens have been read."""
+        """Append rows that continue a completely read prompt."""
         if prompt.probed is not None:
             rows = range(self.num_rows, self.num_rows + num_rows)
             with self._isolate_probe():
@@ -148,38 +148,38 @@ class Runner:
         self._cache.remove(row)
         self._layout = None
         if not self.num_rows:
-            self._probe_error = None  # nobody is left to be told
+            self._probe_error = None  # no probed row is left
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Make each destination a copy of what its source was before; all are equally long."""
+        """Copy rows to others of the same length, from their state before the call."""
         self._cache.copy_rows(sources, destinations)
         with self._isolate_probe():
             self._probed.copy_rows(sources, destinations)
 
     def synchronize(self) -> None:
-        """Wait until what was asked for has been computed, so that times mean something."""
+        """Wait until the device has finished all work, so that times can be measured."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def clear(self) -> None:
-        """Drop all rows, also after a forward pass that failed half-way."""
+        """Drop all rows, also after a failed forward pass."""
         self._cache.clear()
         self.stop_probing()
         self._layout = None
 
     @torch.inference_mode()
     def decode(self, token_ids: list[int]) -> torch.Tensor:
-        """Read one more token for every row; `read_probe` then gives the activations' readout.
+        """Read one more token for every row; `read_probe` then returns the readout.
 
         Args:
             token_ids: one for each row.
 
         Returns:
-            [rows, V]: what follows each.
+            [rows, V]: the logits after each token.
         """
         if self._activations is not None:
-            raise RuntimeError("the last step's activations have not been read")
+            raise RuntimeError("decode() needs read_probe() after the last step of probed rows")
         layout = self._update_layout()
         probed = bool(self._probed.rows)
         graph = self._graph
@@ -200,10 +200,10 @@ class Runner:
 
     @torch.inference_mode()
     def read_probe(self) -> ProbeReadout | None:
-        """Return the last step's readout of the probed rows; None where none is probed.
+        """Return the last step's readout of the probed rows; None if no row is probed.
 
         Raises:
-            Exception: whatever went wrong since the last call with what only they need.
+            Exception: the first failure since the last call in code for probed rows.
         """
         activations, self._activations = self._activations, None
         error, self._probe_error = self._probe_error, None
@@ -215,19 +215,19 @@ class Runner:
         return self._probed.read_probe(activations, newest)
 
     def stop_probing(self) -> None:
-        """Probe none of the rows any more, also after `read_probe` failed half-way."""
+        """Stop probing all rows, also after a failed `read_probe`."""
         self._probed.clear()
         self._activations = self._probe_error = None
 
     def take_step_inputs(self, token_ids: list[int]) -> StepInputs:
-        """Return what the next step reads, to capture it; the step counts as taken.
+        """Return the inputs of the next step, for a graph; the step counts as taken.
 
         Raises:
-            NotCapturableError: the model makes its masks within its forward pass.
+            NotCapturableError: the model builds its masks in its forward pass.
         """
         layout = self._update_layout()
         if layout.masks is None:
-            raise NotCapturableError("its masks are made within the forward pass")
+            raise NotCapturableError("it builds its masks in the forward pass")
         columns = self._cache.add_columns()
         return StepInputs(
             torch.tensor(token_ids, device=self._device).unsqueeze(1),
@@ -238,9 +238,9 @@ class Runner:
 
     @contextmanager
     def _isolate_probe(self) -> Iterator[None]:
-        """Isolate what only probed rows need: the others go on whether or not it can be done.
+        """Isolate code for probed rows, so that its failure does not affect other rows.
 
-        No row is probed any more if it cannot, and `read_probe` says why.
+        After a failure no row is probed any more, and `read_probe` raises the error.
         """
         try:
             yield
@@ -249,12 +249,12 @@ class Runner:
             self._probe_error = error
 
     def _run_graph(self, graph: StepGraph, inputs: StepInputs, *, probed: bool) -> torch.Tensor:
-        """Run a captured step; if it fails only with what it shows, it is taken again without."""
+        """Run a captured step; if it fails with the probe, run it without."""
         if probed:
             with self._isolate_probe():
                 logits, self._activations = graph.run_probed(inputs)
                 return logits
-        # All that a failed one has changed are its own columns, which are written once more.
+        # A failed run has changed only its own columns, which are written again.
         return graph.run(inputs)
 
     def _make_step_arguments(self, layout: StepLayout) -> dict[str, Any]:
@@ -276,7 +276,7 @@ class Runner:
         input_ids: torch.Tensor,
         arguments: dict[str, Any],
     ) -> torch.Tensor:
-        """Read the prompt's next tokens; only the pass over its last one is probed."""
+        """Read the prompt's next tokens; only the pass over its last token is probed."""
         num_tokens = input_ids.shape[1]
         buffer = None
         if num_tokens < prompt.num_left:
@@ -314,7 +314,7 @@ class Runner:
             masks = StepMasks(padding, width, windows, self._model.dtype, self._device)
             return StepLayout(positions, masks=masks)
         if not any(padding):
-            # Kernels are faster without.
+            # Attention kernels are faster without a mask.
             return StepLayout(positions)
         columns = torch.arange(width + SPARE_COLUMNS, device=self._device)
         visible = columns >= torch.tensor(padding, device=self._device).unsqueeze(1)  # (B, columns)

@@ -1,8 +1,8 @@
-"""Who is read and who decodes in the engine's next turn: bounds kept, first come first served.
+"""Scheduler of the engine: admission within limits, first come first served, and prefill chunks.
 
-The scheduler knows sizes, not tensors. A job is a prompt and the sequences that go on from it:
-a generation, as a rule. It waits, is let in whole (all its sequences, at their full length), has
-its prompt read in chunks, decodes, and gives back its room sequence by sequence.
+The scheduler knows sizes and no tensors. A job is a prompt and the sequences that continue it,
+usually one generation. A job waits, is admitted with all its sequences at their full length, has
+its prompt read in chunks, decodes, and frees its cache sequence by sequence.
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from whence_server.domain.errors import GenerationFailedError
 
 STEPS_REPEATED = 16
-"""Tokens of one prompt that are read one by one in a turn: as many passes, while others wait."""
+"""Tokens read one by one in a turn for one prompt; each takes a forward pass."""
 
 
 class Chunk(NamedTuple):
@@ -28,34 +28,34 @@ class _Job:
     job_id: str
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Prompt and new tokens of one sequence, at the most."""
+    """Largest number of prompt and new tokens of one sequence."""
     num_sequences: int
     num_whole: int
-    """Prompt tokens that are read in one pass, where prompts are not read in pieces."""
+    """Prompt tokens that are read in one pass, if prompts are not read in chunks."""
     token_cost: int = 1
-    """How many of a turn's tokens one of the prompt's counts for."""
+    """Number of a turn's tokens that one prompt token counts for."""
     num_read: int = 0
-    """Prompt tokens that earlier turns' chunks hold."""
+    """Prompt tokens in the chunks of earlier turns."""
 
     @property
     def num_left(self) -> int:
-        """Prompt tokens still to be read."""
+        """Prompt tokens still to read."""
         return self.num_prompt_tokens - self.num_read
 
 
 class Scheduler:
-    """Admits, orders and bounds the work of one engine.
+    """Scheduler of one engine's jobs.
 
-    All rows of the batched cache are as wide as the widest, so what is bounded is the number of
-    sequences that are in times the length of the longest: the memory that is really taken.
+    All rows of the batched cache are as wide as the longest, so that the limit applies to the
+    number of admitted sequences times the length of the longest, which is the memory used.
 
     Args:
         max_batch_size: sequences that decode together.
         max_cache_tokens: positions in the cache, padding included.
-        prefill_chunk_tokens: prompt tokens read in one turn, so that running streams wait for
-            no more than that; several prompts share it.
-        whole_prompts: whether a prompt cannot be read in pieces. A longer one then has a turn
-            for itself.
+        prefill_chunk_tokens: prompt tokens read in one turn, shared by all prompts; bounds the
+            delay of running streams.
+        whole_prompts: whether prompts are not read in chunks; a prompt longer than
+            `prefill_chunk_tokens` then has a turn of its own.
     """
 
     def __init__(
@@ -72,28 +72,28 @@ class Scheduler:
         self._whole_prompts = whole_prompts
         self._waiting: deque[_Job] = deque()
         self._prefilling: list[_Job] = []
-        """Those whose prompts are being read, in the order in which they were let in."""
+        """Jobs whose prompts are being read, in the order of admission."""
         self._admitted: dict[str, _Job] = {}
-        """Those that hold room: all that are being read, and all that decode."""
+        """Jobs that hold cache: all in prefill and all that decode."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody waits and nobody is inside."""
+        """True if no job waits and none is admitted."""
         return not self._waiting and not self._admitted
 
     @property
     def job_ids(self) -> list[str]:
-        """Jobs that hold room, in the order in which they were let in."""
+        """Ids of the admitted jobs, in the order of admission."""
         return list(self._admitted)
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that hold room."""
+        """Number of admitted sequences."""
         return sum(job.num_sequences for job in self._admitted.values())
 
     @property
     def num_cache_tokens(self) -> int:
-        """Positions that are spoken for, padding included."""
+        """Reserved positions of the cache, padding included."""
         return self._count_cache_tokens(*self._admitted.values())
 
     def admit(
@@ -106,20 +106,19 @@ class Scheduler:
         *,
         token_cost: int = 1,
     ) -> None:
-        """Put a job at the end of the queue.
+        """Append a job to the queue.
 
         Args:
-            job_id: its name.
-            num_prompt_tokens: to be read.
-            num_new_tokens: of one sequence, at the most.
-            num_sequences: that go on from the prompt.
-            num_whole: how many of the prompt's tokens are read in one pass where prompts are
-                read whole; the rest is read token by token. None for all.
-            token_cost: how many of the tokens that are read in one turn one of the prompt's
-                counts for.
+            job_id: id of the job.
+            num_prompt_tokens: number of prompt tokens.
+            num_new_tokens: largest number of new tokens of one sequence.
+            num_sequences: number of sequences that continue the prompt.
+            num_whole: number of prompt tokens that are read in one pass if prompts are read
+                whole; the rest is read token by token. None for all.
+            token_cost: number of a turn's tokens that one prompt token counts for.
 
         Raises:
-            GenerationFailedError: it would not fit even if it were alone.
+            GenerationFailedError: the job would not fit even alone.
         """
         length = num_prompt_tokens + num_new_tokens
         if num_sequences > self._max_batch_size:
@@ -141,10 +140,7 @@ class Scheduler:
         )
 
     def take_chunks(self) -> list[Chunk]:
-        """Which prompts to read in this turn; whoever decodes does so in every turn.
-
-        The caller reads what it is told to, or calls `leave`.
-        """
+        """Return the prompt chunks to read in this turn; the caller reads them or calls `leave`."""
         if self._whole_prompts:
             return self._take_whole_prompts()
         while self._admit_next():
@@ -152,10 +148,11 @@ class Scheduler:
         return self._share_out()
 
     def _share_out(self) -> list[Chunk]:
-        """Half a turn's tokens go to the prompt that was let in first, so that it gets through.
+        """Return chunks of the prompts in prefill, within a turn's budget.
 
-        The rest goes to whichever has the fewest left: a short prompt does not wait until a long
-        one has been read.
+        Half the budget goes to the prompt that was admitted first, so that it cannot starve. The
+        rest goes to the prompts with the fewest tokens left, so that a short prompt does not wait
+        for a long one.
         """
         if not self._prefilling:
             return []
@@ -170,15 +167,15 @@ class Scheduler:
             budget -= more * job.token_cost
         chunks = [self._take_chunk(job, shares[job.job_id]) for job in self._prefilling]
         self._prefilling = [job for job in self._prefilling if job.num_left]
-        # Whoever can start does so before the others are read.
+        # Chunks that complete a prompt are read first, so that its sequences start earlier.
         return sorted(
             (chunk for chunk in chunks if chunk.num_tokens), key=lambda chunk: not chunk.is_last
         )
 
     def _take_whole_prompts(self) -> list[Chunk]:
-        """Whole prompts: as many as a turn's tokens are enough for, or one longer one alone.
+        """Return whole prompts within a turn's budget, or a single longer one.
 
-        Before them a few more of the tokens that are read one by one.
+        Before them come chunks of tokens that are read one by one.
         """
         repeated = [
             self._take_chunk(job, min(job.num_left, STEPS_REPEATED)) for job in self._prefilling
@@ -202,21 +199,21 @@ class Scheduler:
         return Chunk(job.job_id, num_tokens, is_last=job.num_left == 0)
 
     def leave(self, job_id: str) -> None:
-        """Take a job out, wherever it is; one that is not known is ignored."""
+        """Remove a job, waiting or admitted; unknown ids are ignored."""
         if self._admitted.pop(job_id, None) is None:
             kept = [job for job in self._waiting if job.job_id != job_id]
             self._waiting = deque(kept)
         self._prefilling = [job for job in self._prefilling if job.job_id != job_id]
 
     def leave_sequence(self, job_id: str) -> None:
-        """Return back the room of one of a job's sequences."""
+        """Free the cache of one of a job's sequences."""
         job = self._admitted[job_id]
         job.num_sequences -= 1
         if job.num_sequences == 0:
             self.leave(job_id)
 
     def _admit_next(self) -> bool:
-        """Let in the first in the queue if there is room; nobody overtakes it."""
+        """Admit the first job in the queue if it fits; later jobs cannot overtake it."""
         if not self._waiting:
             return False
         job = self._waiting[0]

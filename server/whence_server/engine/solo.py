@@ -1,9 +1,9 @@
-"""Forward passes over one sequence at a time, for models whose sequences cannot share a batch.
+"""Runner of forward passes over one sequence at a time, for models that cannot be batched.
 
-Each row holds what transformers' `generate` would hold for it, in whatever form the model keeps
-it: keys and values, a recurrent state, both. The model's own hooks carry it from pass to pass, so
-that a row sees the calls it would see alone, in the same order and with the same arguments. What
-a rotary module keeps of a sequence's length is the row's as well.
+Each row holds the state that transformers' `generate` would hold for it, in the model's own form:
+keys and values, a recurrent state, or both. The model's own hooks carry the state from pass to
+pass, so that a row sees the same calls with the same arguments as in `generate`. Each row also has
+its own state of rotary modules that depend on length.
 """
 
 import copy
@@ -25,15 +25,15 @@ from whence_server.engine.internals.probed_sequence import ProbedSequence
 
 @dataclass(slots=True)
 class SoloPrompt:
-    """A prompt on its way to rows of its own.
+    """A prompt in prefill.
 
     Attributes:
         token_ids: the whole prompt.
-        state: what has been read of it; None before.
-        num_whole: how many of them `generate` would have read in one pass.
-        num_done: how many tokens that is: none, or `num_whole` and more.
-        probed: whether the rows that go on from it are probed.
-        readout: then, once it has been read, what is seen of its last token, as row 0.
+        num_whole: number of its first tokens that are read in one pass.
+        state: state after the tokens read; None before the first pass.
+        num_done: number of tokens read: 0, or at least `num_whole`.
+        probed: True if the rows that continue the prompt are probed.
+        readout: readout of the last token, as row 0; None before the end, or if not probed.
     """
 
     token_ids: list[int]
@@ -45,19 +45,19 @@ class SoloPrompt:
 
     @property
     def num_left(self) -> int:
-        """Tokens still to be read."""
+        """Number of tokens still to read."""
         return len(self.token_ids) - self.num_done
 
 
 @dataclass(slots=True)
 class _State:
-    """One sequence as `generate` carries it from pass to pass.
+    """State of one sequence that `generate` carries from pass to pass.
 
     Attributes:
-        input_ids: [1, tokens], all that has been read; replaced, never written to.
-        arguments: for the next pass, the cache or recurrent state among them.
-        rotary: what its passes have made of the rotary modules.
-        probed: what is kept of it, if its passes are watched.
+        input_ids: [1, tokens], all tokens read; replaced and never changed in place.
+        arguments: arguments of the next pass, including the cache or recurrent state.
+        rotary: the sequence's state of the rotary modules.
+        probed: state of the probe; None if the sequence is not probed.
     """
 
     input_ids: torch.Tensor
@@ -66,7 +66,7 @@ class _State:
     probed: ProbedSequence | None
 
     def copy(self) -> "_State":
-        """One that shares no memory that a forward pass writes to."""
+        """Return a copy that shares no memory to which forward passes write."""
         probed = self.probed and self.probed.copy()
         return replace(
             self,
@@ -77,16 +77,15 @@ class _State:
 
 
 class SoloRunner:
-    """Runs one model over prompts and over rows, a forward pass for each.
+    """Runner of one model over prompts and rows, with a forward pass for each.
 
     Rows are numbered from 0; `join` appends, `leave` moves the last row into the gap. A prompt is
-    read whole: a recurrent layer that starts a second chunk as if it were a first loses what
-    came before, and says nothing.
+    read whole, because some recurrent layers silently drop their state at a second chunk.
 
     Args:
         model: in eval mode.
-        probe: looks at the activations of rows that are probed.
-        rotary: its modules that depend on length; found here if None.
+        probe: reads the activations of probed rows.
+        rotary: the model's rotary modules that depend on length; found here if None.
     """
 
     def __init__(
@@ -101,51 +100,51 @@ class SoloRunner:
 
     @property
     def num_rows(self) -> int:
-        """Sequences that decode."""
+        """Number of sequences that decode."""
         return len(self._rows)
 
     def count_whole(self, num_tokens: int, num_generated: int) -> int:
-        """Return how many of a prompt's tokens have to be read in one pass, from its beginning.
+        """Return the number of a prompt's first tokens that have to be read in one pass.
 
-        All of them, as a rule, also where the last ones were generated before. But where
-        positions depend on length, those have to be read as they were: one after the other.
+        This is all of them, even if the last ones were generated before. But if rotary modules
+        depend on length, generated tokens have to be read as before: one after the other.
         """
         return num_tokens - num_generated if self._rotary else num_tokens
 
     def start(
         self, token_ids: list[int], num_generated: int = 0, *, probed: bool = False
     ) -> SoloPrompt:
-        """Make ready to read a prompt.
+        """Return a prompt, ready to be read.
 
         Args:
-            token_ids: the prompt.
-            num_generated: how many of them, at their end, were generated before.
-            probed: whether its rows are.
+            token_ids: tokens of the prompt.
+            num_generated: number of tokens at its end that were generated before.
+            probed: whether the rows that continue it are probed.
         """
         num_whole = self.count_whole(len(token_ids), num_generated)
         return SoloPrompt(token_ids, num_whole, probed=probed and self._probe != NO_PROBE)
 
     @torch.inference_mode()
     def prefill(self, prompt: SoloPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
-        """Read the prompt: first what has to be read whole, then the rest token by token.
+        """Read the prompt: first `num_whole` tokens at once, then the rest token by token.
 
         Args:
             prompt: changed in place.
-            num_tokens: of the first call, `num_whole`; of later ones, as many as are left or less.
-            all_logits: whether every position's logits are wanted, or the last one's alone.
+            num_tokens: in the first call `num_whole`; in later ones at most the number left.
+            all_logits: whether to return the logits of every position, or of the last one only.
 
         Returns:
-            [num_tokens, V] or [1, V]: what follows each token read.
+            [num_tokens, V] or [1, V]: the logits after each token read.
 
         Raises:
-            ValueError: it cannot be read in pieces of that size.
-            ProbeError: what it showed cannot be recorded.
+            ValueError: `num_tokens` is wrong.
+            ProbeError: the activations cannot be read.
         """
         whole = not prompt.num_done and num_tokens == prompt.num_whole
         if not whole and not (prompt.num_done and num_tokens <= prompt.num_left):
             raise ValueError(
-                f"{num_tokens} tokens of a prompt of {len(prompt.token_ids)}, after "
-                f"{prompt.num_done}: {prompt.num_whole} of it have to be read whole"
+                f"cannot read {num_tokens} tokens of a prompt of {len(prompt.token_ids)} after "
+                f"{prompt.num_done}: the first {prompt.num_whole} have to be read at once"
             )
         sizes = [num_tokens] if whole else [1] * num_tokens
         logits = [self._read(prompt, size, all_logits=all_logits) for size in sizes]
@@ -173,9 +172,9 @@ class SoloRunner:
 
     @torch.inference_mode()
     def join(self, prompt: SoloPrompt, num_rows: int = 1) -> None:
-        """Append rows that continue the prompt, all of whose tokens have been read."""
+        """Append rows that continue a completely read prompt."""
         if prompt.state is None:
-            raise ValueError("the prompt has not been read")
+            raise ValueError("join() needs a prompt that has been read; call prefill() first")
         self._rows += [prompt.state.copy() for _ in range(num_rows)]
 
     def leave(self, row: int) -> None:
@@ -185,24 +184,24 @@ class SoloRunner:
 
     @torch.inference_mode()
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Make each destination a copy of what its source was before the call; for beams."""
+        """Copy rows to others, from their state before the call; for beams."""
         before = list(self._rows)
         wanted = list(range(len(before)))
         for source, destination in zip(sources, destinations, strict=True):
             wanted[destination] = source
         num_left = Counter(wanted)
         for row, source in enumerate(wanted):
-            # The last to want a state takes it as it is.
+            # The last use of a state needs no copy.
             num_left[source] -= 1
             self._rows[row] = before[source].copy() if num_left[source] else before[source]
 
     def synchronize(self) -> None:
-        """Wait until what was asked for has been computed, so that times mean something."""
+        """Wait until the device has finished all work, so that times can be measured."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def clear(self) -> None:
-        """Drop all rows, also after a forward pass that failed half-way."""
+        """Drop all rows, also after a failed forward pass."""
         self._rows.clear()
 
     @torch.inference_mode()
@@ -213,7 +212,7 @@ class SoloRunner:
             token_ids: one for each row.
 
         Returns:
-            [rows, V]: what follows each.
+            [rows, V]: the logits after each token.
         """
         logits = []
         for state, token_id in zip(self._rows, token_ids, strict=True):
@@ -224,10 +223,10 @@ class SoloRunner:
 
     @torch.inference_mode()
     def read_probe(self) -> ProbeReadout | None:
-        """Return the last step's readout of the probed rows; None where none is probed.
+        """Return the last step's readout of the probed rows; None if no row is probed.
 
         Raises:
-            Exception: whatever went wrong while they were watched.
+            Exception: the first failure of the probe in the last step.
         """
         probed = {row: state.probed for row, state in enumerate(self._rows) if state.probed}
         if not probed:
@@ -240,12 +239,12 @@ class SoloRunner:
         )
 
     def stop_probing(self) -> None:
-        """Probe none of the rows any more."""
+        """Stop probing all rows."""
         for state in self._rows:
             state.probed = None
 
     def _make_first_arguments(self, input_ids: torch.Tensor) -> dict[str, Any]:
-        """What `generate` begins with, for a prompt without padding and a neutral config."""
+        """Return `generate`'s first arguments, for a prompt without padding."""
         arguments: dict[str, Any] = {"use_cache": True}
         if "attention_mask" in self._parameters:
             arguments["attention_mask"] = torch.ones_like(input_ids)
@@ -254,7 +253,7 @@ class SoloRunner:
                 input_ids, arguments
             )
         if "attention_mask" in arguments:
-            arguments["attention_mask"] = None  # hides nothing: generate leaves it out too
+            arguments["attention_mask"] = None  # as in generate, as it hides nothing
         self._model._prepare_cache_for_generation(  # noqa: SLF001 - the hook that generate calls
             GenerationConfig(), arguments, None, 1, input_ids.shape[1]
         )
@@ -263,7 +262,7 @@ class SoloRunner:
     def _forward(
         self, state: _State, num_new: int, *, is_first: bool, all_logits: bool
     ) -> torch.Tensor:
-        """Read the state's newest tokens; [num_new, V], or fewer rows from the end."""
+        """Read the newest tokens; return logits [num_new, V], or fewer rows from the end."""
         inputs = self._model.prepare_inputs_for_generation(
             state.input_ids,
             next_sequence_length=num_new,
@@ -271,10 +270,10 @@ class SoloRunner:
             **state.arguments,
         )
         if "logits_to_keep" in self._parameters:
-            # After the hook, which in some models (Bamba) puts its own choice here.
+            # Set after the hook, which in some models (Bamba) sets its own value.
             inputs["logits_to_keep"] = 0 if all_logits else 1
         if state.probed is not None and inputs["input_ids"].shape[1] > num_new:
-            # All that came before is read once more (Phi-3, where it changes its frequencies).
+            # The hook makes all tokens be read again (Phi-3, when its frequencies change).
             state.probed.restart()
         with self._rotary.use_state(state.rotary):
             output = self._run_model(state, inputs)
@@ -284,7 +283,7 @@ class SoloRunner:
         return output.logits[0]
 
     def _run_model(self, state: _State, inputs: dict[str, Any]) -> Any:
-        """Run the model; its activations are kept where the sequence is probed."""
+        """Run the model, and keep its activations if the sequence is probed."""
         if state.probed is None:
             return self._model(**inputs, return_dict=True)
         with probing(self._probe, values=True) as buffer:

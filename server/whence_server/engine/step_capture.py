@@ -1,4 +1,4 @@
-"""Records a model's decoding step, and trusts it only if its logits are the model's to the bit."""
+"""Capture of a model's decoding step, which is used only if its logits are bit-identical."""
 
 import logging
 import time
@@ -15,14 +15,14 @@ from whence_server.engine.style import ForwardStyle
 logger = logging.getLogger(__name__)
 
 LONG_STEP_S = 0.25
-"""A step that computes for so long hides what Python adds to it, and takes as long to check."""
+"""Step time above which a graph is not worth capturing: Python's overhead is small beside it."""
 NUM_TIMED_STEPS = 3
 PROMPT_LENGTHS = (3, 7, 2, 12)
 STEPS_EACH = 2
 
 
 def capture_step(model: Any, style: ForwardStyle, probe: Probe = NO_PROBE) -> StepGraph | None:
-    """The model's decoding step as a graph; None where its modules have to do the work."""
+    """Return the model's decoding step as a graph; None if the modules have to run instead."""
     name = type(model).__name__
     try:
         graph = _capture(model, style, probe)
@@ -31,20 +31,22 @@ def capture_step(model: Any, style: ForwardStyle, probe: Probe = NO_PROBE) -> St
         return None
     same = _compare(model, style, graph, probe)
     if not same.logits:
-        logger.warning("%s decodes through its modules: captured, its steps differ", name)
+        logger.warning("%s decodes through its modules: the captured graph's logits differ", name)
         return None
     if graph.has_probe and not same.probed:
-        logger.warning("%s is probed through its modules: captured, its activations differ", name)
+        logger.warning(
+            "%s is probed through its modules: the captured graph's activations differ", name
+        )
         return graph.drop_probe()
     return graph
 
 
 class _Agreement(NamedTuple):
-    """What a graph gives that is the modules' to the bit.
+    """Results of a graph that are bit-identical with those of the modules.
 
     Attributes:
-        logits: of steps in which no row is probed.
-        probed: of the others the logits, and the readout.
+        logits: True if the logits of steps without probed rows are.
+        probed: True if the logits and readouts of steps with probed rows are.
     """
 
     logits: bool
@@ -58,13 +60,13 @@ def _capture(model: Any, style: ForwardStyle, probe: Probe) -> StepGraph:
         _join(runner, _make_tokens(model, length, seed=0))
     step_s = _time_step(runner, _make_tokens(model, 2, seed=1))
     if step_s > LONG_STEP_S:
-        raise NotCapturableError(f"a step takes {step_s:.1f} s, next to which they cost nothing")
+        raise NotCapturableError(f"a step takes {step_s:.1f} s, so that a graph would save little")
     inputs = runner.take_step_inputs(_make_tokens(model, 2, seed=2))
     return StepGraph.capture(model, style, inputs, probe)
 
 
 def _time_step(runner: Runner, token_ids: list[int]) -> float:
-    """The quickest step in seconds: one may have to wait for a core, or for its first use."""
+    """Return the time of the fastest of several steps, in seconds; the first ones may be slow."""
     durations: list[float] = []
     while len(durations) < NUM_TIMED_STEPS and (not durations or min(durations) > LONG_STEP_S):
         started = time.monotonic()
@@ -75,9 +77,9 @@ def _time_step(runner: Runner, token_ids: list[int]) -> float:
 
 
 def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) -> _Agreement:
-    """Compare batches that grow and shrink, over contexts of many lengths and other tokens.
+    """Compare graph and modules over batches that grow and shrink, with prompts of several lengths.
 
-    The graph's rows are once probed and once not; the modules' always are.
+    The graph runs both with and without probed rows, the modules with probed rows.
     """
     same = _Agreement(logits=True, probed=True)
     ways = [
@@ -106,11 +108,11 @@ def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) ->
 
 
 def _read_probe(runner: Runner) -> ProbeReadout | None:
-    """What a step showed; None also where that failed."""
+    """Return the readout of a step; None if there is none, or if it fails."""
     try:
         return runner.read_probe()
-    except Exception as error:  # noqa: BLE001 - captured code, tried out: any failure means no
-        logger.debug("what a step shows cannot be seen: %s", error)
+    except Exception as error:  # noqa: BLE001 - captured code: any failure means no
+        logger.debug("a captured step's activations cannot be read: %s", error)
         return None
 
 
@@ -137,6 +139,6 @@ def _join(runner: Runner, token_ids: list[int], *, probed: bool = False) -> None
 
 
 def _make_tokens(model: Any, count: int, seed: int) -> list[int]:
-    """Ids from all over the vocabulary, always the same."""
+    """Return ids spread over the vocabulary, the same for the same seed."""
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     return [(7919 * (seed * 31 + i) + 3) % vocabulary_size for i in range(count)]

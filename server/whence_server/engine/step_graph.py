@@ -1,9 +1,9 @@
-"""One decoding step of a model as a TorchScript graph: the same operations without the Python.
+"""One decoding step of a model as a TorchScript graph: the same operations without Python.
 
-transformers' modules take about as long to say what is to be computed as a small model takes to
-compute it. The graph is captured once from the modules themselves, and runs the same operations
-in the same order: its logits are the modules' to the bit, which `probe` checks before it is
-used. Where it cannot be captured, the modules do the work.
+For a small model, Python's overhead in transformers' modules takes about as long as the
+computation. The graph is captured once from the modules, and runs the same operations in the same
+order, so that its logits are bit-identical, which `step_capture` checks. If a step cannot be
+captured, the modules run instead.
 """
 
 import warnings
@@ -20,23 +20,23 @@ from whence_server.engine.style import ForwardStyle
 from whence_server.engine.torchscript import trace
 
 KNOWN_BRANCHES = "sdpa_attention.py"
-"""The only place that may decide by a tensor's shape: it asks how many tokens are read, and a
-step always reads one. Whatever else decides while it is captured might decide otherwise later."""
+"""The only file that may branch on a tensor's shape during capture: it reads the number of tokens,
+which is always 1 in a step. Any other branch might be taken differently in a later step."""
 
 
 class NotCapturableError(Exception):
-    """The model's forward pass takes decisions of its own, or resists being captured."""
+    """The model's forward pass branches on its inputs, or cannot be captured."""
 
 
 class StepInputs(NamedTuple):
-    """What a step reads.
+    """Inputs of a step.
 
     Attributes:
         input_ids: int64 [rows, 1].
-        positions: int64 [rows, 1]; a model that numbers its tokens itself ignores them.
+        positions: int64 [rows, 1]; unused by models that number positions themselves.
         masks: additive, [rows, 1, 1, width] for each kind of layer, in the style's order.
-        columns: each layer's keys and then values, [rows, heads, width, head size], whose last
-            column is written to.
+        columns: keys and values of each layer in turn, [rows, heads, width, head size]; the step
+            writes the last column.
     """
 
     input_ids: torch.Tensor
@@ -46,12 +46,12 @@ class StepInputs(NamedTuple):
 
 
 class StepGraph:
-    """A captured step, and the same with what it shows of itself. Make one with `capture`.
+    """A captured step, with and without a probe; made by `capture`.
 
     Args:
-        graph: gives the logits.
-        probed: gives what is seen as well; None where there is none.
-        probe: what that is.
+        graph: returns the logits.
+        probed: returns logits and activations; None if the model has no probe.
+        probe: the probe of `probed`.
     """
 
     def __init__(self, graph: Any, probed: Any | None, probe: Probe) -> None:
@@ -63,12 +63,10 @@ class StepGraph:
     def capture(
         cls, model: Any, style: ForwardStyle, inputs: StepInputs, probe: Probe
     ) -> "StepGraph":
-        """Record the step that a model in eval mode takes on these inputs.
-
-        It is captured a second time where the model shows something.
+        """Capture the step of a model in eval mode on these inputs, without and with its probe.
 
         Raises:
-            NotCapturableError: it cannot be, or what was captured might not hold for all steps.
+            NotCapturableError: capturing failed, or the graph might not be valid for all steps.
         """
         graph = _trace(_Step(model, style, None), inputs)
         shows = probe != NO_PROBE
@@ -76,29 +74,29 @@ class StepGraph:
 
     @property
     def has_probe(self) -> bool:
-        """Whether it can show what it does."""
+        """True if the graph can be run with a probe."""
         return self._probed_graph is not None
 
     def drop_probe(self) -> "StepGraph":
-        """The same without what it shows of itself."""
+        """Return the graph without its probe."""
         return StepGraph(self._graph, None, self._probe)
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
-        """Read one token for every row; gives [rows, V]."""
-        # Optimised, the graph would round otherwise: a product and the bias that is added to it
-        # would be two operations. Nothing is slower for it.
+        """Read one token for every row; return logits [rows, V]."""
+        # With optimisation a product and its bias would be two operations, which round
+        # differently. Without it the graph is not slower.
         with optimized_execution(False):
             logits: torch.Tensor = self._graph(*inputs)
         return logits
 
     def run_probed(self, inputs: StepInputs) -> tuple[torch.Tensor, Activations]:
-        """The same, and what the step shows: the logits are the same to the bit.
+        """Run a step with the probe; return bit-identical logits, and the activations.
 
         Raises:
-            RuntimeError: it was captured without a probe.
+            RuntimeError: the graph has no probe.
         """
         if self._probed_graph is None:
-            raise RuntimeError("it has not been captured with a probe")
+            raise RuntimeError("run_probed() needs a graph that was captured with a probe")
         with optimized_execution(False):
             logits, *activations = self._probed_graph(*inputs)
         hidden = activations.pop(0) if self._probe.lens is not None else None
@@ -120,10 +118,10 @@ def _trace(step: "_Step", inputs: StepInputs) -> Any:
 
 
 class _Step(torch.nn.Module):
-    """The step in a form that can be captured: everything that changes is an argument.
+    """A step as a module that can be captured: everything that changes is an argument.
 
-    Gives the logits, and where `probe` says what can be seen the layers' outputs and their
-    attention weights after them.
+    Its output is the logits, followed by the layers' outputs and the attention weights if there is
+    a probe.
     """
 
     def __init__(self, model: Any, style: ForwardStyle, probe: Probe | None) -> None:
@@ -169,7 +167,7 @@ class _Step(torch.nn.Module):
 
 
 class _Columns(CacheLayerMixin):
-    """One layer's keys and values with room for the step's own column, the last."""
+    """One layer's keys and values, whose last column is for the step's token."""
 
     is_sliding = False
 
@@ -179,7 +177,7 @@ class _Columns(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the columns are given."""
+        """Do nothing, as the buffers are given."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
@@ -201,7 +199,7 @@ class _Columns(CacheLayerMixin):
 def make_mask_argument(
     style: ForwardStyle, masks: Sequence[torch.Tensor]
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The masks as a forward pass takes them: one by itself, several by the kind of layer."""
+    """Return the masks as an argument of a forward pass: a tensor, or a dict by kind of layer."""
     if len(masks) == 1:
         return masks[0]
     return {kind: mask for (kind, _), mask in zip(style.windows, masks, strict=True)}

@@ -1,20 +1,20 @@
-"""How a model's forward pass is called; found out by `batching_check.check_batching`."""
+"""Call style of a model's forward pass, as found by `batching_check.check_batching`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardStyle:
-    """What a model's forward pass accepts; see `batching_check.check_batching`.
+    """Arguments that a model's forward pass accepts.
 
     Attributes:
-        num_layers: how many layers its cache has.
-        position_ids: whether positions are given; otherwise the model has its own way.
-        logits_to_keep: whether it can leave out the logits that nobody looks at.
-        ready_mask: whether it takes additive masks [rows, 1, 1, columns] as they are, which saves
+        num_layers: number of layers of the model's cache.
+        position_ids: True if positions are passed; otherwise the model computes them.
+        logits_to_keep: True if the model can return the last position's logits only.
+        ready_mask: True if the model accepts additive masks [rows, 1, 1, columns], which saves
             building them in every step.
-        windows: for each kind of layer, by transformers' name, how many columns it sees; None
-            for all.
+        windows: for each kind of layer, by transformers' name, the number of columns it sees;
+            None for all.
     """
 
     num_layers: int

@@ -1,4 +1,4 @@
-"""Keeps an engine running: after a death it is started again, with the same weights."""
+"""Supervisor of the engine process, which restarts it with the same weights after its death."""
 
 import asyncio
 import logging
@@ -17,23 +17,23 @@ from whence_server.engine.link import EngineProcess
 logger = logging.getLogger(__name__)
 
 MAX_START_FAILURES = 3
-"""In a row; then the engine is lost for good."""
+"""Successive failed starts after which the engine is given up."""
 FIRST_BACKOFF_S = 0.1
-"""Doubles with every failure to start."""
+"""Delay before the first restart; doubles with every failed start."""
 LONGEST_BACKOFF_S = 5.0
-"""Where the system has no room for a process, which is no fault of the engine's and will pass."""
+"""Largest delay between attempts while the system has no room for a process."""
 
 
 class EngineSupervisor:
-    """An engine that outlives its process.
+    """An engine whose process is restarted after its death.
 
     Args:
-        options: of every process.
-        on_change: told False when the engine has died, True once it is back.
-        stall_timeout_s: after so long without a sign of work a process is restarted; 0 is never.
+        options: options of every process.
+        on_change: called with False when the engine has died, and with True when it is back.
+        stall_timeout_s: seconds without activity after which a process is killed; 0 for never.
 
     Attributes:
-        state: what it is doing.
+        state: state of the engine.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class EngineSupervisor:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process that runs now."""
+        """Id of the current process."""
         return self._process.pid
 
     async def start(self) -> ModelInfo:
@@ -68,22 +68,22 @@ class EngineSupervisor:
         return self._model
 
     def send(self, message: FrontMessage) -> None:
-        """Hand a message to the process that runs now; never blocks."""
+        """Send a message to the current process without blocking."""
         self._process.send(message)
 
     def read_turns(self) -> AsyncIterator[Turn]:
-        """What the process that runs now makes.
+        """Yield the turns of the current process.
 
         Raises:
-            EngineLostError: it ended unasked; `restart` may bring another.
+            EngineLostError: the process ended without `stop`; `restart` may start another.
         """
         return self._process.read_turns()
 
     async def restart(self) -> None:
-        """Start another process in the place of one that died.
+        """Start a new process after the death of the last one.
 
         Raises:
-            EngineLostError: it does not start any more, or the weights are not the same.
+            EngineLostError: no process starts, or the weights have changed.
         """
         self.state = EngineState.RESTARTING
         await self._on_change(False)
@@ -93,7 +93,7 @@ class EngineSupervisor:
             try:
                 model = await self._start_another()
             except ConfigurationError as error:
-                logger.critical("the engine does not start again: %s", error)
+                logger.critical("the engine process did not start again: %s", error)
                 continue
             self._check_same(model)
             self.state = EngineState.RUNNING
@@ -104,10 +104,10 @@ class EngineSupervisor:
         raise EngineLostError(f"it failed to start {MAX_START_FAILURES} times in a row")
 
     async def _start_another(self) -> ModelInfo:
-        """Start a process, as soon as the system has room for one.
+        """Start a process, and retry while the system has no room for one.
 
         Raises:
-            ConfigurationError: it could not load the model, or ended before it had.
+            ConfigurationError: the process could not load the model, or ended before it had.
         """
         delay_s = FIRST_BACKOFF_S
         while True:
@@ -115,8 +115,8 @@ class EngineSupervisor:
             try:
                 return await self._process.start()
             except OSError as error:
-                logger.critical("no engine process can be started: %s", error)
-                # It may have come into being before something else failed.
+                logger.critical("the engine process cannot be started and is retried: %s", error)
+                # The process may have been created before something else failed.
                 await self._process.stop()
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_BACKOFF_S)
@@ -126,11 +126,11 @@ class EngineSupervisor:
         if before is not None and model.weights_digest != before.weights_digest:
             self.state = EngineState.LOST
             raise EngineLostError(
-                "the model's files have changed since the start: what was begun with weights "
-                f"{before.weights_digest} cannot go on with {model.weights_digest}"
+                "the model's files have changed since the start: generations that began with "
+                f"weights {before.weights_digest} cannot continue with {model.weights_digest}"
             )
 
     async def stop(self) -> None:
-        """End the process that runs now."""
+        """End the current process."""
         self.state = EngineState.STOPPED
         await self._process.stop()

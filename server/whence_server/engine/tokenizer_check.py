@@ -1,4 +1,4 @@
-"""Checks that the front can do with a tokenizer's files what transformers does with them."""
+"""Check that a tokenizer's serialised form, as used by the front, works as in transformers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from whence_server.domain.errors import ConfigurationError
 
 NUM_SPECIAL_TOKENS = 32
-"""So many special tokens are tried; further ones do not differ."""
+"""Number of special tokens that are tested."""
 SAMPLES = (
     "The  quick brown fox, isn't it?\n\tI 'm sure that 's 1234567 .",
     " naïve café — “quotes” 你好 😀 def f(x):\n    return x",
@@ -16,9 +16,10 @@ SAMPLES = (
 
 
 def cleans_up_spaces(tokenizer: Any) -> bool:
-    """Tell whether transformers removes spaces before punctuation from decoded text.
+    """Return whether transformers removes spaces before punctuation from decoded text.
 
-    `clean_up_tokenization_spaces` is left out for a BPE, unless the tokenizer insists.
+    For BPE models transformers ignores `clean_up_tokenization_spaces`, unless the tokenizer sets a
+    second attribute.
     """
     return bool(
         tokenizer.clean_up_tokenization_spaces
@@ -30,18 +31,18 @@ def cleans_up_spaces(tokenizer: Any) -> bool:
 
 
 def find_fill_token(tokenizer: Any) -> str:
-    """Return the place to fill in that CodeLlama's class splits a text at; else nothing."""
+    """Return the infilling token at which CodeLlama's class splits a text; "" for other classes."""
     fills_in = hasattr(type(tokenizer), "set_infilling_processor")
     return (tokenizer.fill_token or "") if fills_in else ""
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Compare the tokenizer's class with the backend that is exported.
+    """Compare the tokenizer's class with its backend, which is serialised.
 
-    A class may have code of its own around the backend, which the front cannot run.
+    A class may have code around the backend, which the front cannot run.
 
     Raises:
-        ConfigurationError: they encode or decode a sample differently.
+        ConfigurationError: class and backend encode or decode a sample differently.
     """
     kind = type(tokenizer)
     unlike = f"the tokenizer class {kind.__name__} has code of its own that the server cannot use: "
@@ -53,7 +54,7 @@ def check_tokenizer(tokenizer: Any) -> None:
             ids = tokenizer(text)["input_ids"]
         except Exception as error:
             raise ConfigurationError(f"{unlike}it fails on {text!r}: {error}") from error
-        # After the call, which sets what the backend does with special tokens and with length.
+        # Read after the call, which sets the backend's options.
         backend = tokenizer.backend_tokenizer
         if ids != backend.encode(text).ids:
             raise ConfigurationError(f"{unlike}it encodes {text!r} differently from tokenizer.json")

@@ -1,4 +1,4 @@
-"""TorchScript graphs of what a model's modules compute."""
+"""Tracing of a model's modules as TorchScript graphs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ import torch
 
 
 def trace(run: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-    """Return the TorchScript graph of what `run` does with these inputs.
+    """Return the TorchScript graph of `run` on these inputs.
 
     A module is traced through a function that calls it. If the module itself were traced,
-    TorchScript would first build each of its parts anew, which takes longer than the rest of
+    TorchScript would first rebuild each of its submodules, which takes longer than the rest of
     loading a model. The graph shares the weights and copies none.
     """
 

@@ -1,4 +1,4 @@
-"""The files that make up a model: where they lie, and which of them are read."""
+"""The files of a model: their directories, and the ones that are read."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""In transformers' order: the first that is there is read."""
+"""Weight files in transformers' order: the first that exists is read."""
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -32,9 +32,9 @@ TOKENIZER_FILES = (
 )
 ADAPTER_CONFIGURATION = "adapter_config.json"
 ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""In PEFT's order: the first that is there is read."""
+"""Adapter weight files in PEFT's order: the first that exists is read."""
 BASE_PREFIX = "base/"
-"""Goes before the names of a base's files where its adapter lies in another directory."""
+"""Prefix of the recorded names of a base's files, if its adapter is in another directory."""
 CONFIGURATION_FILES = ("config.json", "generation_config.json")
 
 CHAT_TEMPLATES = "additional_chat_templates"
@@ -52,14 +52,14 @@ _VOCABULARIES = {
 
 @dataclass(frozen=True, slots=True)
 class ModelPlaces:
-    """Where the parts of a model lie.
+    """Directories of the parts of a model.
 
     Attributes:
-        directory: as asked for.
-        base: with config.json and the weights of the whole model.
-        base_name: the base as its adapter names it; "" where the base lies beside the adapter.
-        has_adapter: whether `directory` has an adapter, which changes what the base computes.
-        tokenizer: with the tokenizer's files.
+        directory: the directory asked for.
+        base: directory of config.json and the weights of the whole model.
+        base_name: the base's name in its adapter's configuration; "" if both share a directory.
+        has_adapter: True if `directory` has an adapter.
+        tokenizer: directory of the tokenizer's files.
     """
 
     directory: Path
@@ -69,17 +69,18 @@ class ModelPlaces:
     tokenizer: Path
 
     def get_recorded_name(self, directory: Path, name: str) -> str:
-        """Return the name under which a file of one of the directories is on record."""
+        """Return the recorded name of a file of one of the directories."""
         return name if directory == self.directory else BASE_PREFIX + name
 
 
 def find_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
-    """Find a model, and its base where it is an adapter.
+    """Find a model, and the base model if it is an adapter.
 
-    As in transformers, an adapter beside a whole model is one of that model, whatever it names.
+    As in transformers, the base of an adapter beside a whole model is that model, even if the
+    adapter names another one.
 
     Raises:
-        ConfigurationError: there is no such model, its base cannot be found, or PEFT is missing.
+        ConfigurationError: the model or its base cannot be found, or PEFT is missing.
     """
     directory = find_directory(model, trust_remote_code=trust_remote_code)
     if not (directory / ADAPTER_CONFIGURATION).is_file():
@@ -99,13 +100,13 @@ def find_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
 
 
 def _find_base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
-    """Return what an adapter calls its base, and where that lies."""
+    """Return an adapter's name of its base, and the base's directory."""
     path = directory / ADAPTER_CONFIGURATION
     try:
         configuration: Any = json.loads(path.read_bytes())
         name, revision = configuration["base_model_name_or_path"], configuration.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path} is no adapter's configuration: {error!r}") from error
+        raise ConfigurationError(f"{path} is not an adapter's configuration: {error!r}") from error
     if not name or not isinstance(name, str):
         raise ConfigurationError(
             f"{directory} is an adapter, and {path.name} names no base: set "
@@ -116,7 +117,7 @@ def _find_base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
     except ConfigurationError as error:
         raise ConfigurationError(
             f"{directory} is an adapter of {name}, which cannot be found: {error.message}; set "
-            f"base_model_name_or_path in {path.name} to where it lies"
+            f"base_model_name_or_path in {path.name} to its directory or hub id"
         ) from error
     if base.resolve() == directory.resolve() or (base / ADAPTER_CONFIGURATION).is_file():
         raise ConfigurationError(
@@ -127,10 +128,10 @@ def _find_base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:
 
 
 def find_directory(model: str, *, trust_remote_code: bool, revision: str | None = None) -> Path:
-    """The directory of a local model, or the snapshot of a hub id, fetched if need be.
+    """Return the directory of a local model, or of a hub id's snapshot, downloaded if needed.
 
     Raises:
-        ConfigurationError: there is no such directory, and no such model can be reached.
+        ConfigurationError: there is neither a directory nor a hub model of that name.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -143,10 +144,10 @@ def find_directory(model: str, *, trust_remote_code: bool, revision: str | None 
 
 
 def list_weight_files(directory: Path) -> list[str]:
-    """The files that hold the tensors, shards by name.
+    """Return the names of the weight files; shards are sorted by name.
 
     Raises:
-        ConfigurationError: there are none, or an index that names missing ones.
+        ConfigurationError: there are no weights, or the index names missing files.
     """
     first = _find_first(directory)
     if first is None and (directory / ADAPTER_CONFIGURATION).is_file():
@@ -162,7 +163,7 @@ def list_weight_files(directory: Path) -> list[str]:
                 f"({', '.join(adapters[:10])})"
             )
         raise ConfigurationError(
-            f"{directory} has no weights: one of {', '.join(WEIGHT_FILES)} has to be there"
+            f"{directory} has no weights: one of {', '.join(WEIGHT_FILES)} is needed"
         )
     if not first.endswith(".index.json"):
         return [first]
@@ -175,21 +176,21 @@ def list_weight_files(directory: Path) -> list[str]:
     missing = [name for name in shards if not (directory / name).is_file()]
     if missing:
         raise ConfigurationError(
-            f"{directory / first} names {len(missing)} files that are not there: "
+            f"{directory / first} names {len(missing)} files that do not exist: "
             f"{', '.join(missing[:10])}"
         )
     return shards
 
 
 def list_tokenizer_files(directory: Path) -> list[str]:
-    """The tokenizer's files.
+    """Return the names of the tokenizer's files.
 
     Raises:
-        ConfigurationError: there is no vocabulary among them; transformers would make an empty
+        ConfigurationError: there is no vocabulary, without which transformers would make an empty
             tokenizer of the architecture's default class.
     """
     present = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
-    # What tokenizer_config.json's `fast_tokenizer_files` chooses by the version of transformers.
+    # `fast_tokenizer_files` in tokenizer_config.json chooses one by transformers' version.
     present += sorted(path.name for path in directory.glob("tokenizer.*.json"))
     if not _VOCABULARIES & set(present):
         raise ConfigurationError(f"{directory} has no tokenizer: tokenizer.json is missing")
@@ -197,24 +198,24 @@ def list_tokenizer_files(directory: Path) -> list[str]:
 
 
 def list_chat_template_files(directory: Path) -> list[str]:
-    """List the chat templates besides the default, by their paths in the model's directory."""
+    """Return the chat templates besides the default, as paths in the model's directory."""
     templates = (directory / CHAT_TEMPLATES).glob("*.jinja")
     return sorted(f"{CHAT_TEMPLATES}/{path.name}" for path in templates)
 
 
 def is_tokenizer_file(path: str) -> bool:
-    """Tell whether a file of a model, by its path in the directory, is the tokenizer's."""
+    """Return whether a file, by its path in the model's directory, is the tokenizer's."""
     by_release = path.startswith("tokenizer.") and path.endswith(".json")
     return path in TOKENIZER_FILES or by_release or path.startswith(f"{CHAT_TEMPLATES}/")
 
 
 def list_model_files(directory: Path, weights: list[str], *, with_code: bool) -> list[str]:
-    """Everything that decides what a whole model computes: what its digest covers.
+    """Return the names of all files that a whole model's digest covers.
 
     Args:
-        directory: where the model lies.
-        weights: the weight files read.
-        with_code: whether Python files count, because they are run.
+        directory: the model's directory.
+        weights: the weight files.
+        with_code: whether to include Python files, because they are run.
     """
     return sorted(
         {*_list_base_files(directory, weights, with_code), *list_tokenizer_files(directory)}
@@ -224,12 +225,12 @@ def list_model_files(directory: Path, weights: list[str], *, with_code: bool) ->
 def list_model_paths(
     places: ModelPlaces, weights: list[str], *, with_code: bool
 ) -> dict[str, Path]:
-    """Return where everything lies that decides what a model computes, by its name on record.
+    """Return the paths of all files that affect a model's results, by their recorded names.
 
     Args:
-        places: where the model's parts lie.
+        places: directories of the model's parts.
         weights: the base's weight files.
-        with_code: whether Python files count, because they are run.
+        with_code: whether to include Python files, because they are run.
 
     Raises:
         ConfigurationError: the tokenizer or the adapter's weights are missing.
@@ -248,7 +249,7 @@ def list_model_paths(
 
 
 def list_adapter_files(directory: Path) -> list[str]:
-    """The files of an adapter: its configuration and its weights.
+    """Return the names of an adapter's files: its configuration and its weights.
 
     Raises:
         ConfigurationError: there are no weights.
@@ -257,7 +258,7 @@ def list_adapter_files(directory: Path) -> list[str]:
     if not weights:
         raise ConfigurationError(
             f"{directory} is an adapter without weights: one of {', '.join(ADAPTER_WEIGHT_FILES)} "
-            "has to be there"
+            "is needed"
         )
     return [ADAPTER_CONFIGURATION, weights[0]]
 
@@ -272,14 +273,14 @@ def _list_base_files(directory: Path, weights: list[str], with_code: bool) -> li
 
 
 def _find_first(directory: Path) -> str | None:
-    """The weight file, or the index of several, that transformers reads."""
+    """Return the weight file, or index of shards, that transformers reads; None without any."""
     return next((name for name in WEIGHT_FILES if (directory / name).is_file()), None)
 
 
 def _fetch_snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    # HTTPError is that of the httpx which the hub's client is built on, and lets through.
+    # HTTPError is httpx's, which the hub's client raises unchanged.
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.py"] * trust_remote_code
@@ -288,16 +289,17 @@ def _fetch_snapshot(hub_id: str, *, trust_remote_code: bool, revision: str | Non
             names = HfApi().list_repo_files(hub_id, revision=revision)
             kind = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
             patterns.append(kind)
-        except (OSError, HTTPError):  # offline: what has been fetched before will do
+        except (OSError, HTTPError):  # offline: use files that were downloaded before
             patterns += ["*.safetensors", "*.bin"]
         snapshot = snapshot_download(
             hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
-        # The only folder of a model that is read; nothing is fetched where there is none.
+        # The only subfolder of a model that is read.
         snapshot_download(hub_id, revision=revision, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"])
     except (OSError, ValueError, HTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigurationError(
-            f"{hub_id!r} is neither a directory nor a model that the hub gives out: {first}"
+            f"{hub_id!r} is neither a directory nor a model that can be downloaded from the hub: "
+            f"{first}"
         ) from error
     return Path(snapshot)

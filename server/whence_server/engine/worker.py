@@ -1,9 +1,9 @@
 """The engine process: `python -m whence_server.engine.worker FD HEART`.
 
-FD is the engine's end of a socket pair, inherited from the front, and HEART the end of a pipe for
-its heartbeat. The first message is the
-`EngineOptions`; `Ready` or `LoadFailed` answers it, and then the loop runs until the front's end
-closes, however that came about: the process ends at once, also in the middle of a forward pass.
+FD is the engine's end of a socket pair, inherited from the front, and HEART the write end of a
+pipe for its heartbeat. The first message is the `EngineOptions`, which `Ready` or `LoadFailed`
+answers. Then the loop runs until the front closes its end or exits; the engine then exits at once,
+even during a forward pass.
 """
 
 import logging
@@ -29,8 +29,8 @@ EXIT_LOAD_FAILED = 3
 
 
 def main(descriptor: int, heart_descriptor: int) -> int:
-    """Serve the front at the other end of the socket; returns if there is nothing to serve."""
-    # The front decides when to end: a Ctrl-C in its terminal is for it alone.
+    """Serve the front at the other end of the socket; return an exit status if loading fails."""
+    # The front alone handles a Ctrl-C in its terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=descriptor)
     heart = Heart(heart_descriptor)
@@ -55,8 +55,8 @@ def _serve(
     inbox: queue.SimpleQueue[Any],
     heart: Heart,
 ) -> None:
-    # Loading torch takes seconds: not before the front's end is being watched, nor for a model that
-    # is not there.
+    # Importing torch takes seconds, and so comes after the thread that watches the front's end, and
+    # after the check that the model exists.
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
     weights.list_weight_files(places.base)
     from whence_server.engine.decoding import Chooser
@@ -101,7 +101,7 @@ def _serve(
 
 
 def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
-    """Take in messages; when the front is gone, so is this process."""
+    """Queue messages from the front; exit the process when the front has ended."""
     try:
         while True:
             inbox.put(channel.receive(connection))
