@@ -1,4 +1,4 @@
-"""The engine by itself, given settings that no request may ask for: a failure stays where it is."""
+"""The engine with settings that requests cannot have: failures end only their generation."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, Trace
 from whence_server.engine.loading import LoadedModel
 
 NUM_HOSTILE = 10
-"""Generations of a round."""
+"""Number of generations in a round."""
 NUM_TOKENS = 30
 
 
@@ -67,7 +67,7 @@ def hostile(choose: random.Random) -> Decoding:
 
 
 @pytest.mark.timeout(0)  # as many rounds as are asked for
-def test_failures_stay_where_they_are(gpt2: LoadedModel, rounds: range) -> None:
+def test_hostile_settings_fail_only_their_own_generation(gpt2: LoadedModel, rounds: range) -> None:
     undisturbed = BeamHarness(gpt2)
     admit_witnesses(undisturbed)
     undisturbed.run()

@@ -1,4 +1,4 @@
-"""Beam search over gRPC: live rounds, then the winners; through a death of the engine too."""
+"""Beam search over gRPC: live rounds, then the winners, also after a death of the engine."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ PROMPT = "The quick brown fox: naïve 😀"
 
 
 class Search:
-    """A stream of a beam search, taken apart."""
+    """A beam search's stream, by kinds of events."""
 
     def __init__(
         self, responses: Iterator[g.GenerateResponse], then: dict[int, Callable[[], None]]
@@ -48,7 +48,7 @@ class Search:
         return [step for step in self.steps if step.sequence_index == sequence_index]
 
     def descent(self) -> list[list[tuple[int, int, bool, bool]]]:
-        """What became of each round's continuations, without their times."""
+        """Each round's continuations, without times."""
         return [
             [(c.parent, c.token_id, c.kept, c.finished) for c in made.continuations]
             for made in self.rounds
@@ -121,7 +121,7 @@ def test_rounds_then_winners_with_the_ids_and_scores_of_generate(
     assert search.finished.num_generated_tokens == sum(len(s.token_ids) for s in sequences)
 
 
-def test_a_search_goes_on_after_the_engines_death_with_the_same_rounds(
+def test_a_search_continues_after_the_engines_death_with_the_same_rounds(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     # Long enough that the engine cannot be at its end when the client has seen some rounds.
@@ -159,7 +159,7 @@ def test_a_cancelled_search_leaves_its_rounds_and_no_sequence(server: ServerProc
     assert [list(sequence.token_ids) for sequence in search.finished.sequences] == [[], [], []]
 
 
-def test_a_search_among_streams_changes_nothing_for_them(server: ServerProcess) -> None:
+def test_a_search_does_not_change_other_streams(server: ServerProcess) -> None:
     alone = run(server.target, request())
     stream = g.GenerateRequest(
         prompt="def generate(", decoding=g.Decoding(greedy=g.Greedy(), max_new_tokens=100)

@@ -1,4 +1,4 @@
-"""Beam search against transformers' own: same ids, same scores, whoever else is in the batch."""
+"""Beam search, compared with transformers: equal ids and scores, also beside other rows."""
 
 import random
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
 def reference(
     model: torch.nn.Module, prompt: list[int], decoding: Decoding
 ) -> tuple[list[list[int]], list[float]]:
-    """Ids and scores of `generate`, without the padding that follows an end."""
+    """Return ids and scores of `generate`, without the padding after a sequence's end."""
     ends = sorted({*decoding.eos_token_ids, *decoding.stop_token_ids})
     with as_in_transformers(model):
         output = model.generate(  # type: ignore[operator]
@@ -83,7 +83,7 @@ def prompts(count: int, seed: int, longest: int = 40) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_beams_are_those_of_generate_alone_and_among_others(
+def test_beams_equal_generate_alone_and_in_a_batch(
     models: Callable[[str], LoadedModel], architecture: str
 ) -> None:
     loaded = models(architecture)
@@ -198,7 +198,7 @@ def test_processors_act_on_logprobs_as_in_generate(
                 assert len(effects.num_kept) == len(settings)
 
 
-def test_rounds_tell_the_winners_descent(gpt2: LoadedModel) -> None:
+def test_rounds_trace_the_winners_ancestry(gpt2: LoadedModel) -> None:
     harness = BeamHarness(gpt2)
     decoding = beams(
         16, num_beams=4, num_return_sequences=4, eos_token_ids=tuple(range(0, 400, 11))
@@ -233,7 +233,7 @@ def test_rounds_tell_the_winners_descent(gpt2: LoadedModel) -> None:
         assert finished[tuple(ids)] == pytest.approx(score, rel=1e-5)
 
 
-def test_winners_carry_the_record_of_a_plain_forward_pass(gpt2: LoadedModel) -> None:
+def test_winners_have_the_numbers_of_a_plain_forward_pass(gpt2: LoadedModel) -> None:
     harness = BeamHarness(gpt2)
     prompt = prompts(1, seed=6)[0]
     harness.admit("it", prompt, beams(12, num_beams=3, num_return_sequences=3))
@@ -289,7 +289,7 @@ def test_a_full_context_ends_every_beam(gpt2: LoadedModel) -> None:
     assert len(harness.rounds["it"]) == 6
 
 
-def test_nothing_left_fails_the_search_alone(gpt2: LoadedModel) -> None:
+def test_a_search_without_tokens_fails_alone(gpt2: LoadedModel) -> None:
     harness = BeamHarness(gpt2)
     first, second = prompts(2, seed=9)
     everything = tuple((token_id,) for token_id in range(416))

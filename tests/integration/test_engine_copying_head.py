@@ -1,4 +1,4 @@
-"""A model built by hand, whose one copying head says where it copies from: the sources must too."""
+"""Sources of a hand-built model with one head that copies a known position."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from whence_server.engine.loading import LoadedModel, load
 
 WIDTH, HEADS, SIZE = 32, 2, 16
 COPIED = 77
-"""The token that the copying head looks for, wherever it is."""
+"""The token that the copying head attends to, at any position."""
 WHERE = 13
 PROMPT = [*range(100, 100 + WHERE), COPIED, *range(200, 220)]
 
 
 def copying_model(directory: Path, *, copies: bool) -> Path:
-    """One layer: head 0 attends to COPIED alone and copies it, head 1 spreads evenly.
+    """Save a model of one layer: head 0 copies COPIED, and head 1 attends evenly to all.
 
     Args:
         directory: where to save it.
@@ -85,7 +85,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Pa
 
 
 def singly(loaded: LoadedModel) -> LoadedModel:
-    """The same, each sequence with a cache of its own."""
+    """Return the model with a cache for each sequence."""
     info = replace(loaded.info, batched=False)
     return loaded._replace(style=None, graph=None, info=info)
 
@@ -101,7 +101,7 @@ def test_sources_name_the_copied_position(
 
 
 @pytest.mark.parametrize("way", [lambda loaded: loaded, singly])
-def test_without_its_output_projection_the_head_is_no_source(
+def test_a_head_without_output_projection_gives_no_source(
     directories: Callable[[bool], Path], way: Callable[[LoadedModel], LoadedModel]
 ) -> None:
     for seen in seen_of(way(load(engine_options(directories(False))))):
@@ -111,7 +111,7 @@ def test_without_its_output_projection_the_head_is_no_source(
         assert max(seen.source_shares) < 0.06
 
 
-def test_head_weights_say_what_each_head_counts_for(
+def test_head_weights_scale_each_heads_contribution(
     directories: Callable[[bool], Path], tmp_path: Path
 ) -> None:
     loaded = load(engine_options(directories(True)))

@@ -1,4 +1,4 @@
-"""The engine in half precision, as models are published, against transformers in the same."""
+"""The engine in half precision, compared with transformers in the same type."""
 
 import random
 from collections.abc import Callable
@@ -16,8 +16,8 @@ ARCHITECTURES = ["gpt2", "llama", "mistral", "mamba", "mamba2"]
 DTYPES = ["bfloat16", "float16"]
 
 ROUNDINGS = 4
-"""How many steps of the type's precision, at the largest logit's size, two ways of computing the
-same log-probability may lie apart: some on the way to a logit, as many to the sum over all."""
+"""Tolerance of logprobs, in units of the type's precision at the largest logit: some for a logit,
+and as many for the sum over all."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_model_is_in_that_type(loaded: LoadedModel, dtype: str) -> None:
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="transformers' attention has kernels of its own there")
-def test_greedy_alone_is_generate(loaded: LoadedModel) -> None:
+def test_greedy_alone_equals_generate(loaded: LoadedModel) -> None:
     """A batch of one runs the same kernels on the same numbers."""
     harness = Harness(loaded)
     for number, prompt in enumerate(prompts(4, seed=1)):

@@ -1,4 +1,4 @@
-"""What goes wrong in the engine ends whom it concerns; a device that is lost ends the engine."""
+"""Failures in the engine, which end only the generations concerned, and the loss of a device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def raising(error: Exception) -> Callable[..., None]:
     return raises
 
 
-def test_a_prefill_that_breaks_fails_alone(
+def test_a_failed_prefill_fails_its_generation_alone(
     gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     harness = Harness(gpt2)
@@ -77,7 +77,7 @@ def test_a_lost_device_ends_the_engine_and_no_generation(
     assert not harness.failed
 
 
-def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(
+def test_a_failed_step_fails_only_the_generations_in_it(
     gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Through its modules, which can break half-way.
@@ -101,7 +101,7 @@ def test_a_step_that_breaks_fails_what_was_in_it_and_no_more(
     )
 
 
-def test_what_cannot_fit_is_refused_at_admission(gpt2: LoadedModel) -> None:
+def test_generations_that_cannot_fit_are_refused_at_admission(gpt2: LoadedModel) -> None:
     harness = Harness(gpt2, batch=2)
     harness.admit("many", [1], sampled(5, num_return_sequences=3))
     assert harness.loop.is_idle

@@ -1,4 +1,4 @@
-"""What is recorded of a model's inside, against transformers' eager attention and own layers."""
+"""Recorded internals, compared with transformers' eager attention and with its layers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +55,7 @@ def internals_of(decision: Decision) -> Internals:
 
 
 def check_sources(seen: Internals, expected: torch.Tensor) -> None:
-    """Holds what was listed against the shares [T] of a step's context."""
+    """Compare listed sources with the shares [T] of a step's context."""
     assert seen.self_share == pytest.approx(float(expected[-1]), abs=2e-5)
     others = expected[:-1]
     assert len(seen.source_positions) == min(16, int((others > 0).sum()))
@@ -77,7 +77,7 @@ def check_all_sources(
         check_sources(internals_of(decision), expected[length - 1, :length])
 
 
-def test_every_architecture_says_what_it_gives(models: Models) -> None:
+def test_every_architecture_reports_its_internals(models: Models) -> None:
     for architecture in EVERY:
         info = models(architecture).info.internals
         gives = architecture in GIVES_SOURCES
@@ -87,7 +87,7 @@ def test_every_architecture_says_what_it_gives(models: Models) -> None:
 
 
 @pytest.mark.parametrize("architecture", GIVES_SOURCES)
-def test_sources_are_those_of_eager_attention_whoever_comes_and_goes(
+def test_sources_equal_eager_attention_while_rows_come_and_go(
     models: Models, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
     # Past the windows, which are 16 wide, in pieces, beside others that are longer and shorter,
@@ -164,7 +164,7 @@ def test_the_winners_of_a_beam_search_carry_their_own_sources(
 
 
 @pytest.mark.parametrize("architecture", EVERY)
-def test_every_layer_reads_as_the_model_without_its_later_layers(
+def test_layer_readouts_equal_the_model_without_its_later_layers(
     models: Models, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
     harness = Harness(models(architecture), chunk=16)
@@ -196,7 +196,7 @@ def test_every_layer_reads_as_the_model_without_its_later_layers(
 
 
 @pytest.mark.parametrize("architecture", EVERY)
-def test_asking_changes_no_bit(models: Models, architecture: str) -> None:
+def test_probing_changes_no_bit(models: Models, architecture: str) -> None:
     def run(details: tuple[TraceDetail, ...], loaded: LoadedModel) -> list[list[Decision]]:
         harness = Harness(loaded, chunk=16)
         for number, detail in enumerate(details):
@@ -224,7 +224,7 @@ def test_asking_changes_no_bit(models: Models, architecture: str) -> None:
 @pytest.mark.parametrize(
     "architecture", ["gpt2", "llama", "gemma2", "mistral", "mamba", "jamba", "llama4"]
 )
-def test_asking_changes_no_bit_of_a_beam_search_and_in_half_precision(
+def test_probing_changes_no_bit_of_a_beam_search_and_in_half_precision(
     tiny_model: Callable[..., Path], architecture: str, dtype: str
 ) -> None:
     loaded = loaded_model(tiny_model(architecture), dtype=dtype)
@@ -269,7 +269,7 @@ def test_asking_changes_no_bit_of_a_beam_search_and_in_half_precision(
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral", "mamba", "jamba"])
-def test_who_goes_on_after_an_engine_s_death_has_the_same_inside(
+def test_continued_sequences_have_the_same_internals(
     models: Models, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
     prompt = prompt_of(20, seed=14)
@@ -298,7 +298,7 @@ def test_who_goes_on_after_an_engine_s_death_has_the_same_inside(
             )
 
 
-def test_a_forced_continuation_has_its_inside_recorded(
+def test_a_forced_continuation_has_internals(
     models: Models, tiny_model: Callable[..., Path]
 ) -> None:
     harness = Harness(models("llama"))
@@ -314,7 +314,7 @@ def test_a_forced_continuation_has_its_inside_recorded(
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "llama4"])
-def test_several_sequences_of_one_prompt_go_their_own_ways(
+def test_sequences_of_one_prompt_have_their_own_internals(
     models: Models, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
     harness = Harness(models(architecture))
@@ -351,7 +351,7 @@ def test_other_weights_have_other_sources(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mistral", "bamba", "llama4"])
-def test_half_precision_gives_about_the_same(
+def test_half_precision_gives_similar_internals(
     models: Models, tiny_model: Callable[..., Path], architecture: str, dtype: str
 ) -> None:
     harness = Harness(loaded_model(tiny_model(architecture), dtype=dtype))
@@ -370,7 +370,7 @@ def test_half_precision_gives_about_the_same(
         assert len(seen.layer_shares) == CONFIGS[architecture].num_hidden_layers
 
 
-def test_the_shortest_prompt_draws_on_itself(models: Models) -> None:
+def test_a_prompt_of_one_token_has_only_a_self_share(models: Models) -> None:
     harness = Harness(models("gpt2"))
     harness.admit("it", [7], greedy(2, ignore_eos=True), INTERNALS)
     harness.run()
@@ -381,5 +381,5 @@ def test_the_shortest_prompt_draws_on_itself(models: Models) -> None:
     assert sum(second.source_shares) + (second.self_share or 0) == pytest.approx(1.0)
 
 
-def test_the_oracle_knows_every_architecture_that_gives_sources() -> None:
+def test_every_architecture_with_sources_is_tested() -> None:
     assert set(PROJECTIONS) == set(GIVES_SOURCES)

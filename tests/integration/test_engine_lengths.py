@@ -1,4 +1,4 @@
-"""Models whose positions depend on how long a pass or a sequence is, against `generate`.
+"""Models whose rotary embeddings depend on length, compared with `generate`.
 
 `generate` runs on a newly loaded model each time, since a model that was used before may have kept
 the frequencies of another sequence.
@@ -34,7 +34,7 @@ SEQUENCES = {
     "begins at it": (LONGROPE_BOUNDARY, 6),
     "long": (70, 8),
 }
-"""Tokens of the prompt, and new ones."""
+"""Numbers of prompt tokens and of new tokens."""
 PROMPTS = {name: prompt_of(length, i) for i, (name, (length, _)) in enumerate(SEQUENCES.items())}
 
 
@@ -73,12 +73,12 @@ def admit(harness: Harness, name: str, trace: TraceOptions | None = None) -> Non
     harness.admit(name, PROMPTS[name], greedy(SEQUENCES[name][1], ignore_eos=True), trace)
 
 
-def test_they_decode_singly_and_are_found_by_what_they_do(loaded: LoadedModel) -> None:
+def test_length_dependent_models_are_found_and_decode_singly(loaded: LoadedModel) -> None:
     assert not loaded.info.batched
     assert loaded.rotary
 
 
-def test_alone_and_beside_long_and_short_neighbours(
+def test_tokens_equal_generate_alone_and_beside_other_lengths(
     loaded: LoadedModel, generate: Generate
 ) -> None:
     alone, crowded = Harness(loaded, chunk=16), Harness(loaded, chunk=16)
@@ -92,7 +92,7 @@ def test_alone_and_beside_long_and_short_neighbours(
         assert alone.ids(name) == crowded.ids(name) == generate(name), name
 
 
-def test_with_everything_recorded_of_them(loaded: LoadedModel, generate: Generate) -> None:
+def test_tokens_equal_generate_with_a_full_trace(loaded: LoadedModel, generate: Generate) -> None:
     harness = Harness(loaded)
     for name in SEQUENCES:
         admit(harness, name, TraceOptions(TraceDetail.INTERNALS, num_candidates=3, prompt=True))
@@ -107,7 +107,7 @@ def test_with_everything_recorded_of_them(loaded: LoadedModel, generate: Generat
             assert sum(internals.source_shares) <= 1.001
 
 
-def test_sources_of_what_was_read_twice_are_those_of_one_pass(
+def test_sources_of_tokens_read_twice_equal_one_pass(
     tiny_model: Callable[..., Path],
 ) -> None:
     # Phi-3 reads everything once more where its frequencies change.
@@ -130,7 +130,7 @@ def test_sources_of_what_was_read_twice_are_those_of_one_pass(
 
 
 @pytest.mark.parametrize("num_replayed", [3, 9])
-def test_it_goes_on_as_it_would_have_after_an_engines_death(
+def test_continuing_after_an_engines_death_gives_the_same_tokens(
     loaded: LoadedModel, generate: Generate, num_replayed: int
 ) -> None:
     expected = generate("crosses it")
@@ -173,7 +173,7 @@ def test_a_forced_continuation_has_the_logprobs_of_generate(
         assert step.decision.logprob == pytest.approx(expected, abs=1e-4)
 
 
-def test_beam_search_across_the_boundary_beside_others(
+def test_beam_search_across_the_boundary_equals_generate(
     directory: Path, loaded: LoadedModel
 ) -> None:
     prompt = PROMPTS["crosses it"]
@@ -195,7 +195,7 @@ def test_beam_search_across_the_boundary_beside_others(
     assert harness.winners("beams") == output[:, len(prompt) :].tolist()
 
 
-def test_several_samples_of_one_prompt_are_those_that_it_has_alone(loaded: LoadedModel) -> None:
+def test_samples_of_one_prompt_equal_samples_alone(loaded: LoadedModel) -> None:
     prompt = PROMPTS["crosses it"]
     alone, crowded = Harness(loaded), Harness(loaded)
     for harness in (alone, crowded):
@@ -207,7 +207,7 @@ def test_several_samples_of_one_prompt_are_those_that_it_has_alone(loaded: Loade
 
 
 @pytest.mark.parametrize("architecture", ["doge", "deepseek_v32", "minimax_m3"])
-def test_attention_that_picks_tokens_picks_those_that_generate_does(
+def test_attention_that_selects_tokens_equals_generate(
     tiny_model: Callable[..., Path], architecture: str
 ) -> None:
     directory = tiny_model(architecture)

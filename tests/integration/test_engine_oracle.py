@@ -1,4 +1,4 @@
-"""The engine against transformers itself: same tokens, same numbers, whoever else is there."""
+"""The engine, compared with transformers: equal tokens and numbers, also beside other rows."""
 
 import random
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
 
 @pytest.fixture(scope="module")
 def reference(models: Callable[[str], LoadedModel]) -> Greedy:
-    """`generate` on an architecture's model; a prompt that comes again is not computed again."""
+    """Return a cached function that runs `generate` on an architecture's model."""
     known: dict[tuple[str, tuple[int, ...]], list[int]] = {}
 
     def generated(architecture: str, prompt: list[int], max_new_tokens: int) -> list[int]:
@@ -71,7 +71,7 @@ def prompts(count: int, seed: int, longest: int = 60) -> list[list[int]]:
 
 
 def rounding(loaded: LoadedModel) -> float:
-    """How far float32 may take a log-probability from that of a plain forward pass.
+    """Return the tolerance of float32 logprobs, compared with a plain forward pass.
 
     Where there is nothing but a state that is carried on, it rounds at every step, and not as a
     pass over all tokens does; these models' logits are larger, too. tests/unit/test_engine_solo.py
@@ -82,14 +82,14 @@ def rounding(loaded: LoadedModel) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES + HYBRIDS)
-def test_only_what_must_decodes_singly(
+def test_only_models_that_cannot_be_batched_decode_singly(
     models: Callable[[str], LoadedModel], architecture: str
 ) -> None:
     assert models(architecture).info.batched == (architecture in BATCHED + LAST_STAGES)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES + HYBRIDS)
-def test_greedy_alone_is_generate(
+def test_greedy_alone_equals_generate(
     models: Callable[[str], LoadedModel], reference: Greedy, architecture: str
 ) -> None:
     harness = Harness(models(architecture))
@@ -102,7 +102,7 @@ def test_greedy_alone_is_generate(
 
 @pytest.mark.parametrize("chunk", [16, 512])
 @pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES)
-def test_greedy_with_others_coming_and_going_is_generate(
+def test_greedy_equals_generate_while_rows_come_and_go(
     models: Callable[[str], LoadedModel], reference: Greedy, architecture: str, chunk: int
 ) -> None:
     harness = Harness(models(architecture), chunk=chunk, batch=9)
@@ -145,7 +145,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(loaded: LoadedModel) -> None
             )
 
 
-def test_a_seed_draws_the_same_alone_and_in_any_company(loaded: LoadedModel) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(loaded: LoadedModel) -> None:
     prompt = prompts(1, seed=4)[0]
     alone, crowded = Harness(loaded), Harness(loaded, chunk=5)
     decoding = sampled(20, num_return_sequences=3, ignore_eos=True)
@@ -165,7 +165,7 @@ def test_a_seed_draws_the_same_alone_and_in_any_company(loaded: LoadedModel) -> 
     assert len({tuple(alone.ids("it", index)) for index in range(3)}) == 3
 
 
-def test_a_prompt_in_chunks_reads_as_one(loaded: LoadedModel) -> None:
+def test_a_prompt_in_chunks_gives_the_same_logits(loaded: LoadedModel) -> None:
     prompt = prompts(1, seed=6)[0] * 3
     whole, pieces = Harness(loaded), Harness(loaded, chunk=4)
     for harness in (whole, pieces):
@@ -216,7 +216,7 @@ def test_tokens_do_not_depend_on_the_trace(gpt2: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_end_of_sequence_stop_ids_and_minimum(
+def test_end_of_sequence_and_stop_ids_respect_the_minimum(
     models: Callable[[str], LoadedModel], architecture: str
 ) -> None:
     loaded = models(architecture)
@@ -272,7 +272,7 @@ def test_a_full_context_ends_the_sequence(gpt2: LoadedModel) -> None:
     assert harness.failed["long"].reason == "PROMPT_LENGTH"
 
 
-def test_stopping_a_sequence_and_a_generation(gpt2: LoadedModel) -> None:
+def test_a_sequence_and_a_generation_can_be_stopped(gpt2: LoadedModel) -> None:
     harness = Harness(gpt2, chunk=8)
     first, second, third = prompts(3, seed=11)
     decoding = sampled(20, num_return_sequences=3, ignore_eos=True)
@@ -299,7 +299,7 @@ def test_stopping_a_sequence_and_a_generation(gpt2: LoadedModel) -> None:
     )
 
 
-def test_stopping_in_the_middle_of_the_prompt(gpt2: LoadedModel) -> None:
+def test_a_generation_can_be_stopped_during_prefill(gpt2: LoadedModel) -> None:
     harness = Harness(gpt2, chunk=4)
     first, second = prompts(2, seed=12)
     harness.admit("stopped", first * 4, greedy(20))

@@ -1,4 +1,4 @@
-"""What cannot be recorded of a model's inside ends those who asked for it, and no other."""
+"""Failures of a probe, which end only the probed generations."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def models(tiny_model: Callable[..., Path]) -> Models:
 
 
 def five(loaded: LoadedModel) -> BeamHarness:
-    """Three generations that do not ask, and two that do, under way."""
+    """Return a harness in which three unprobed and two probed generations are running."""
     harness = BeamHarness(loaded)
     harness.admit("plain", prompt_of(20, seed=1), sampled(12, ignore_eos=True))
     harness.admit("asks", prompt_of(9, seed=2), sampled(12, ignore_eos=True), INTERNALS)
@@ -66,7 +66,7 @@ def undisturbed(models: Models) -> Callable[[str], BeamHarness]:
 
 
 def check(got: BeamHarness, expected: BeamHarness, failed: set[str]) -> None:
-    """Those failed for what they asked, the others came out the same, and the next is answered."""
+    """Check that only `failed` failed, with a probe error, and that a new generation runs."""
     assert got.failed.keys() == failed
     for failure in got.failed.values():
         assert failure.reason == "OBSERVING_FAILED"
@@ -91,7 +91,7 @@ def breaks(*_args: object, **_kwargs: object) -> Any:
 
 
 def half_way(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Does all that it should, and fails then."""
+    """Return a function that calls the original and then fails."""
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         original(*args, **kwargs)
@@ -103,7 +103,7 @@ def half_way(original: Callable[..., Any]) -> Callable[..., Any]:
 def unreadable(
     name: str, read: Callable[..., Any] = breaks
 ) -> tuple[str, Callable[[ActivationBuffer, object], None]]:
-    """Hands the buffer activations that cannot be read."""
+    """Give the buffer activations that cannot be read."""
     add = getattr(ActivationBuffer, name)
     return name, lambda buffer, _read: add(buffer, read)
 
@@ -128,7 +128,7 @@ IN_A_STEP = [
 
 
 @pytest.mark.parametrize(("way", "where", "name", "broken"), IN_A_STEP)
-def test_a_step_that_cannot_be_seen_ends_those_who_asked_and_no_other(
+def test_probe_failure_in_a_step_ends_only_the_probed_generations(
     models: Models,
     undisturbed: Callable[[str], BeamHarness],
     monkeypatch: pytest.MonkeyPatch,
@@ -159,7 +159,7 @@ AT_A_PROMPT = [
 
 
 @pytest.mark.parametrize(("way", "where", "name", "broken", "failed"), AT_A_PROMPT)
-def test_whoever_comes_and_cannot_be_seen_takes_nobody_along_who_did_not_ask(
+def test_probe_failure_in_prefill_ends_no_unprobed_generation(
     models: Models,
     undisturbed: Callable[[str], BeamHarness],
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +179,7 @@ def test_whoever_comes_and_cannot_be_seen_takes_nobody_along_who_did_not_ask(
 
 
 @pytest.mark.parametrize("broken", ["leave", "copy_rows"])
-def test_norms_that_cannot_be_moved_end_all_who_asked(
+def test_failure_to_move_norms_ends_all_probed_generations(
     models: Models,
     undisturbed: Callable[[str], BeamHarness],
     monkeypatch: pytest.MonkeyPatch,
@@ -198,7 +198,7 @@ def test_norms_that_cannot_be_moved_end_all_who_asked(
     check(got, undisturbed("llama"), {"asks", "beams"})
 
 
-def test_who_comes_after_the_last_has_left_does_not_pay_for_it(
+def test_a_probe_failure_does_not_affect_later_generations(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = BeamHarness(models("llama"))
@@ -213,7 +213,7 @@ def test_who_comes_after_the_last_has_left_does_not_pay_for_it(
     assert all(step.decision.internals for step in harness.steps["second", 0])
 
 
-def test_a_model_that_fails_by_itself_is_another_matter(
+def test_a_failed_forward_pass_ends_all_generations(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got = five(models("llama modules"))
@@ -224,7 +224,7 @@ def test_a_model_that_fails_by_itself_is_another_matter(
     assert got.failed.keys() == {"plain", "asks", "beams", "plain beams", "last"}
 
 
-def test_too_little_memory_to_look_is_told_as_such(
+def test_a_probe_out_of_memory_is_reported_as_out_of_memory(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_args: object) -> None:

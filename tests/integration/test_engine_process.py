@@ -1,4 +1,4 @@
-"""The engine as a process: its start, its life at the other end of a socket, its end."""
+"""The engine as a process: its start, its messages over a socket, and its end."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def until_finished(turns: AsyncIterator[Turn], *names: str) -> list[Turn]:
     raise AssertionError(f"no end of {waiting}")
 
 
-async def test_from_start_to_stop(
+async def test_an_engine_process_starts_generates_and_stops(
     engine: EngineProcess, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY")
@@ -100,7 +100,7 @@ async def test_stops_take_effect_between_steps(engine: EngineProcess) -> None:
     assert (last.generation_id, last.index, last.finish) == ("after", 2, FinishReason.LENGTH)
 
 
-async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineProcess) -> None:
+async def test_the_engine_waits_for_a_front_that_does_not_read(engine: EngineProcess) -> None:
     await engine.start()
     # Large records, so that the socket is soon full.
     trace = TraceOptions(num_candidates=128)
@@ -125,7 +125,7 @@ async def test_the_engine_waits_for_a_front_that_does_not_listen(engine: EngineP
     assert taken[-1].cost.ready_ns > listening_ns
 
 
-async def test_its_death_is_noticed(engine: EngineProcess) -> None:
+async def test_the_engines_death_is_reported(engine: EngineProcess) -> None:
     await engine.start()
     assert engine.pid is not None
     engine.send(admit("endless", greedy(8000, ignore_eos=True)))
@@ -139,14 +139,14 @@ async def test_its_death_is_noticed(engine: EngineProcess) -> None:
     await engine.stop()
 
 
-async def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+async def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     engine = EngineProcess(engine_options(tmp_path / "nowhere"))
     with pytest.raises(ConfigurationError, match="nowhere is not a directory"):
         await engine.start()
     await engine.stop()
 
 
-async def test_death_while_loading(engine: EngineProcess) -> None:
+async def test_death_during_loading_is_reported(engine: EngineProcess) -> None:
     starting = asyncio.create_task(engine.start())
     pid = await has_pid(engine)
     os.kill(pid, signal.SIGKILL)
@@ -154,7 +154,7 @@ async def test_death_while_loading(engine: EngineProcess) -> None:
         await starting
 
 
-async def test_stop_while_loading(engine: EngineProcess) -> None:
+async def test_the_engine_can_be_stopped_during_loading(engine: EngineProcess) -> None:
     starting = asyncio.create_task(engine.start())
     pid = await has_pid(engine)
     starting.cancel()

@@ -16,7 +16,7 @@ from whence_server.engine.link import EngineProcess
 TinyModel = Callable[..., Path]
 
 PROMPTS = {name: list(range(5 + i, 45 + i)) for i, name in enumerate(("one", "two", "three"))}
-"""Longer than the chunks that prompts are otherwise read in."""
+"""Prompts longer than a prefill chunk."""
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def engine(tiny_model: TinyModel) -> AsyncIterator[EngineProcess]:
 
 
 async def run(engine: EngineProcess, *admits: Admit) -> dict[str, list[StepMade]]:
-    """The steps of every generation, once all have ended."""
+    """Run generations to their end; return the steps of each."""
     steps: dict[str, list[StepMade]] = {admit.generation_id: [] for admit in admits}
     for admit in admits:
         engine.send(admit)
@@ -44,7 +44,7 @@ def ids(steps: list[StepMade]) -> list[int]:
     return [step.decision.token_id for step in steps]
 
 
-async def test_side_by_side_as_alone_and_on_from_what_was_recorded(
+async def test_unbatched_sequences_are_independent_and_can_be_continued(
     engine: EngineProcess, tiny_model: TinyModel
 ) -> None:
     info = await engine.start()
@@ -65,7 +65,7 @@ async def test_side_by_side_as_alone_and_on_from_what_was_recorded(
     assert [step.index for step in rest] == list(range(8, 20))
 
 
-def test_the_server_says_so_and_streams_it_all_the_same(
+def test_the_server_reports_an_unbatched_model_and_streams_it(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     with ServerProcess(tiny_model("mamba"), tmp_path) as process:

@@ -1,4 +1,4 @@
-"""Generations over gRPC, held against transformers and against the contract's own words."""
+"""Generations over gRPC, compared with transformers and with the contract."""
 
 import math
 import uuid
@@ -20,7 +20,7 @@ PROMPT = "The quick brown fox: naïve 😀"
 
 
 class Generation:
-    """A stream, read to its end and taken apart."""
+    """A complete stream, by kinds of events."""
 
     def __init__(self, responses: Iterator[g.GenerateResponse]) -> None:
         self.steps: list[step_pb2.Step] = []
@@ -67,7 +67,7 @@ def tokenizer(tiny_model: Callable[..., Path]):
     return AutoTokenizer.from_pretrained(tiny_model("gpt2"))
 
 
-def test_greedy_is_transformers_own(channel, reference, tokenizer) -> None:
+def test_greedy_equals_transformers(channel, reference, tokenizer) -> None:
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     expected = reference.generate(ids, do_sample=False, max_new_tokens=60)[0, ids.shape[1] :]
     result = generate(
@@ -112,7 +112,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(channel, reference) -> None:
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> int:
-    """Philox4x32-10 (Salmon et al. 2011), first word: written here anew from the paper."""
+    """Compute the first word of Philox4x32-10 (Salmon et al. 2011), from the paper."""
     c, (k0, k1) = list(counter), key
     for _ in range(10):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
@@ -169,7 +169,7 @@ def test_every_draw_can_be_recomputed(channel) -> None:
     assert recomputed > 200
 
 
-def test_the_same_seed_draws_the_same_alone_and_in_company(channel) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(channel) -> None:
     def request(seed: int) -> g.GenerateRequest:
         return g.GenerateRequest(
             prompt=PROMPT[: 5 + seed],
@@ -217,7 +217,7 @@ def test_samples_follow_the_processed_distribution(channel, reference) -> None:
     assert chi_square < 29.9
 
 
-def test_nothing_depends_on_the_trace_detail(channel) -> None:
+def test_tokens_do_not_depend_on_the_trace_detail(channel) -> None:
     def run(**trace: object) -> Generation:
         request = g.GenerateRequest(
             prompt=PROMPT,
@@ -248,7 +248,7 @@ def test_nothing_depends_on_the_trace_detail(channel) -> None:
     assert not bare.HasField("draw")
 
 
-def test_internals_say_what_each_token_drew_on_and_change_nothing(channel) -> None:
+def test_internals_are_recorded_and_do_not_change_tokens(channel) -> None:
     def run(detail: int, **trace: object):
         return generate(
             channel,
@@ -280,7 +280,7 @@ def test_internals_say_what_each_token_drew_on_and_change_nothing(channel) -> No
         assert step == other
 
 
-def test_internals_without_candidates_say_why_there_are_no_layers(channel) -> None:
+def test_internals_without_candidates_have_a_reason_for_missing_layers(channel) -> None:
     result = generate(
         channel,
         g.GenerateRequest(
@@ -312,7 +312,7 @@ def test_forced_continuations_are_scored(channel, reference) -> None:
         assert not step.HasField("sampling_logprob")
 
 
-def test_stop_strings_end_before_themselves(channel) -> None:
+def test_text_ends_before_a_stop_string(channel) -> None:
     sample = g.Sample(seed=4, temperature=1.2)
     free = generate(
         channel,
@@ -352,7 +352,7 @@ def test_stop_token_ids_and_minimum_length(channel) -> None:
     assert stop_id not in longer.token_ids()[:20]
 
 
-def test_the_context_ends_a_generation(channel) -> None:
+def test_a_full_context_ends_a_generation(channel) -> None:
     result = generate(
         channel,
         g.GenerateRequest(
@@ -365,7 +365,7 @@ def test_the_context_ends_a_generation(channel) -> None:
     assert result.finished.finish_reason == g.FINISH_REASON_LENGTH
 
 
-def test_chat_goes_through_the_models_template(channel, tokenizer) -> None:
+def test_chat_uses_the_models_template(channel, tokenizer) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is a token?"},
@@ -384,7 +384,7 @@ def test_chat_goes_through_the_models_template(channel, tokenizer) -> None:
     assert result.started.operation == "chat"
 
 
-def test_padded_vocabulary_decodes_to_nothing(channel) -> None:
+def test_ids_beyond_the_tokenizer_decode_to_empty_text(channel) -> None:
     padded = PADDED_VOCABULARY - 1
     result = generate(
         channel,
@@ -418,7 +418,7 @@ def test_equal_requests_with_one_id_are_one_generation(channel) -> None:
     assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
 
 
-def test_the_model_says_exactly_which_it_is(channel, reference, server: ServerProcess) -> None:
+def test_model_info_identifies_the_model(channel, reference, server: ServerProcess) -> None:
     stub = model_pb2_grpc.ModelServiceStub(channel)
     model = stub.GetModel(model_pb2.GetModelRequest()).model
     assert model.model == "tiny"

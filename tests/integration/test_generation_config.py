@@ -1,7 +1,7 @@
-"""A model's generation_config.json against `generate` on the same directory.
+"""A model's generation_config.json, compared with `generate` on the same directory.
 
-The oracle reads the file itself and is told nothing else; the engine gets what the server makes
-of it for a request that leaves everything unset.
+`generate` reads the file itself and gets no other settings. The engine gets the settings that the
+server resolves for a request with all fields unset.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def tokenizer(loaded: LoadedModel) -> TextTokenizer:
 
 
 class Configured:
-    """A model with a generation_config.json of its own, as the server and transformers see it."""
+    """A model with its own generation_config.json, for the server and for transformers."""
 
     def __init__(
         self, loaded: LoadedModel, tokenizer: TextTokenizer, directory: Path, **fields: Any
@@ -78,7 +78,7 @@ class Configured:
         )
 
     def ids(self, prompt: list[int]) -> list[list[int]]:
-        """Every sequence that the engine returns."""
+        """Return all sequences of the engine."""
         harness = BeamHarness(self.loaded)
         decoding = self.decoding(len(prompt))
         # A neighbour that is not configured, so that settings of one row stay with it.
@@ -104,7 +104,7 @@ class Configured:
             model.generation_config = before
 
     def expected(self, prompt: list[int]) -> list[list[int]]:
-        """Every sequence that `generate` returns, without what pads the shorter ones."""
+        """Return all sequences of `generate`, without padding."""
         sequences = self.generate(prompt)[:, len(prompt) :].tolist()
         return [_until(ids, self.config.eos_token_id) for ids in sequences]
 
@@ -125,7 +125,7 @@ def configured(
 
 @pytest.fixture(scope="module")
 def free(loaded: LoadedModel) -> list[list[int]]:
-    """What `generate` goes on with after each of PROMPTS where nothing is configured."""
+    """Continuations by `generate` of each of PROMPTS, without a generation config."""
     return [reference_greedy(loaded.model, prompt, **NEVER_ENDS) for prompt in PROMPTS]
 
 
@@ -320,7 +320,7 @@ def test_processors_are_named_in_the_order_of_generate(
     assert list(list_processor_names(model.decoding(1))) == [alike[name] for name in names]
 
 
-def test_what_a_request_sets_takes_the_place_of_the_config(
+def test_request_fields_override_the_config(
     configured: Callable[..., Configured],
 ) -> None:
     model = configured(
@@ -373,7 +373,7 @@ def test_a_prompt_that_fills_max_length_is_refused_as_by_generate(
     assert model.decoding(len(prompt), max_new_tokens=5).max_new_tokens == 5
 
 
-def test_a_sampler_setting_that_only_a_sampling_request_meets_is_told_as_the_configs(
+def test_a_sampling_fault_of_the_config_names_the_config(
     configured: Callable[..., Configured],
 ) -> None:
     model = configured(temperature=0.0)

@@ -1,4 +1,4 @@
-"""Decisions: which token, and the numbers that say why."""
+"""Decisions: the chosen tokens, and the numbers that explain them."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ def rows_of(*decodings: Decoding, trace: TraceOptions = DECISIONS) -> list[Row]:
 
 
 def check_own(decision: Decision, logits: torch.Tensor, num_candidates: int) -> None:
-    """Everything under the model's own distribution."""
+    """Check the numbers under the model's own distribution."""
     scores = logits.double().numpy()
     logprobs = log_softmax(scores)
     assert decision.logprob == pytest.approx(logprobs[decision.token_id], abs=1e-5)
@@ -43,7 +43,7 @@ def check_own(decision: Decision, logits: torch.Tensor, num_candidates: int) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_numbers_are_those_of_a_plain_computation(dtype: torch.dtype) -> None:
+def test_numbers_equal_a_plain_computation(dtype: torch.dtype) -> None:
     logits = random_logits(1, 4, dtype)
     logits[3, ::3] = -torch.inf
     rows = rows_of(GREEDY, SAMPLE, FORCED, SAMPLE)
@@ -93,7 +93,7 @@ def philox_word(counter: tuple[int, int, int, int], key: tuple[int, int]) -> int
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1, 0x1234567890ABCDEF])
-def test_anyone_can_recompute_a_draw_from_its_record(seed: int) -> None:
+def test_a_draw_can_be_recomputed_from_its_record(seed: int) -> None:
     decoding = dataclasses.replace(SAMPLE, seed=seed, top_k=20, temperature=1.4)
     trace = TraceOptions(TraceDetail.DECISIONS, num_candidates=20)
     rows = rows_of(*[decoding] * 3, trace=trace)
@@ -124,7 +124,7 @@ def test_with_one_token_left_there_is_no_runner_up() -> None:
     assert decision.draw.noise > 0
 
 
-def test_tokens_and_logprobs_do_not_depend_on_what_is_recorded() -> None:
+def test_tokens_and_logprobs_do_not_depend_on_the_trace() -> None:
     warped = dataclasses.replace(SAMPLE, temperature=0.8, top_p=0.9, repetition_penalty=1.2)
     decodings = (GREEDY, SAMPLE, warped, warped, FORCED)
     logits = random_logits(5, len(decodings))
@@ -142,7 +142,7 @@ def test_tokens_and_logprobs_do_not_depend_on_what_is_recorded() -> None:
 
 @pytest.mark.parametrize("trace", [TOKENS, DECISIONS], ids=["tokens", "decisions"])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, "all -inf"])
-def test_a_row_without_a_distribution_is_told_apart(
+def test_a_row_without_a_distribution_has_its_own_reason(
     broken: float | str, trace: TraceOptions
 ) -> None:
     warped = dataclasses.replace(
@@ -162,7 +162,7 @@ def test_a_row_without_a_distribution_is_told_apart(
         assert found[:i] + found[i + 1 :] == expected[:i] + expected[i + 1 :]
 
 
-def test_the_logits_are_left_as_they_are() -> None:
+def test_choosing_does_not_change_the_logits() -> None:
     logits = random_logits(7, 3)
     before = logits.clone()
     penalised = dataclasses.replace(SAMPLE, repetition_penalty=1.3, no_repeat_ngram_size=2)
@@ -181,7 +181,7 @@ def test_a_beam_search_is_not_chosen_row_by_row() -> None:
         CHOOSER.choose(random_logits(8, 1), rows_of(beam))
 
 
-def test_a_row_grows_beyond_what_was_planned() -> None:
+def test_a_row_can_exceed_its_initial_capacity() -> None:
     row = Row(dataclasses.replace(GREEDY, max_new_tokens=2), DECISIONS, 0, [4, 5], 1)
     for token_id in range(20):
         row.append(token_id)
@@ -217,7 +217,7 @@ def test_a_prompt_with_broken_logits_fails() -> None:
     assert raised.value.reason == "NON_FINITE_LOGITS"
 
 
-def test_one_copy_carries_tensors_of_any_type_and_shape() -> None:
+def test_tensors_of_any_type_and_shape_are_copied_in_one_transfer() -> None:
     tensors = [
         torch.arange(3, dtype=torch.int32),
         torch.rand(2, 3),

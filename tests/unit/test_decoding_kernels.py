@@ -1,4 +1,4 @@
-"""The passes over the vocabulary: both implementations against each other and from outside."""
+"""Kernels: both implementations, compared with each other and with independent ones."""
 
 import math
 from types import ModuleType
@@ -19,7 +19,7 @@ MASK = 0xFFFFFFFF
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
-    """The generator in a few lines of plain integers, from the paper."""
+    """Compute Philox4x32-10 with Python integers, from the paper."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
@@ -36,7 +36,7 @@ def noise(token_id: int, key: DrawKey) -> float:
 
 
 def some_scores(seed: int, *shape: int, levels: int = 0, removed: float = 0.0) -> torch.Tensor:
-    """Random scores; with few `levels` many are equal, and a share of them is -inf."""
+    """Return random scores, with ties if `levels` is set, and a share `removed` of -inf."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(*shape, generator=generator) * 3
     if levels:
@@ -79,7 +79,7 @@ def test_philox_gives_the_published_answers(
     scale=st.sampled_from([0.1, 1.0, 30.0, 1e4]),
 )
 @settings(max_examples=30, deadline=None)
-def test_a_race_is_won_as_the_contract_defines_it(
+def test_races_follow_the_contracts_definition(
     kernels: Any,
     seed: int,
     step_index: int,
@@ -155,7 +155,7 @@ def test_entropies_are_in_nats(kernels: Any) -> None:
 
 
 @BOTH
-def test_a_row_without_a_token_does_no_harm(kernels: ModuleType) -> None:
+def test_a_row_without_a_token_is_harmless(kernels: ModuleType) -> None:
     nothing = torch.full((1, 600), -torch.inf)
     scores = torch.cat([nothing, some_scores(3, 1, 600), torch.full((1, 600), torch.nan)])
     kept = kernels.keep_nucleus(scores, 0.5)
@@ -178,7 +178,7 @@ def test_a_row_without_a_token_does_no_harm(kernels: ModuleType) -> None:
     removed=st.sampled_from([0.0, 0.5]),
 )
 @settings(max_examples=150, deadline=None)
-def test_the_nucleus_is_transformers_own_but_for_rounding(
+def test_the_nucleus_equals_transformers_up_to_rounding(
     seed: int, top_p: float, num_tokens: int, scale: float, levels: int, removed: float
 ) -> None:
     scores = some_scores(seed, 2, num_tokens, levels=levels, removed=removed) * scale

@@ -1,4 +1,4 @@
-"""Processors for a whole batch at once, against transformers' own applied row by row."""
+"""Processors applied to a whole batch, compared with transformers' own for each row."""
 
 import dataclasses
 import itertools
@@ -142,7 +142,7 @@ token_ids = st.integers(0, 5)
     ),
 )
 @settings(max_examples=80, deadline=None)
-def test_any_mixture_in_one_batch_is_what_each_row_is_alone(
+def test_mixed_settings_in_a_batch_equal_each_row_alone(
     seed: int, rows: list[tuple[Decoding, dict[str, Any], list[int], list[int]]]
 ) -> None:
     logits = random_logits(seed, len(rows))
@@ -171,7 +171,7 @@ def test_words_beyond_the_vocabulary_forbid_nothing() -> None:
     assert decision.effects.num_kept == [V]
 
 
-def test_a_minimum_holds_back_what_would_end_the_sequence() -> None:
+def test_min_new_tokens_suppresses_tokens_that_end_the_sequence() -> None:
     decoding = dataclasses.replace(
         GREEDY, min_new_tokens=2, eos_token_ids=(0,), stop_token_ids=(1,), ignore_eos=True
     )
@@ -188,7 +188,7 @@ def test_a_minimum_holds_back_what_would_end_the_sequence() -> None:
     assert third.effects == ([V], [0.0], [third.logprob])
 
 
-def test_a_row_left_without_a_token_disturbs_no_other() -> None:
+def test_a_row_left_without_a_token_does_not_affect_others() -> None:
     everything = tuple((token_id,) for token_id in range(V))
     warped = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}
     every = {**warped, "epsilon_cutoff": 1e-4, "eta_cutoff": 1e-3}
@@ -202,7 +202,7 @@ def test_a_row_left_without_a_token_disturbs_no_other() -> None:
         assert [decisions[i]] == CHOOSER.choose(logits[i : i + 1], [make_row(free, [1], [])])
 
 
-def test_a_temperature_near_zero_is_greedy_and_one_that_overflows_says_so() -> None:
+def test_temperatures_near_zero_are_greedy_or_fail_with_a_reason() -> None:
     logits = random_logits(5, 2)
     cold = dataclasses.replace(SAMPLE, temperature=1e-6)
     frozen = dataclasses.replace(SAMPLE, temperature=1e-39)

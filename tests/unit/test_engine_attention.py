@@ -1,4 +1,4 @@
-"""The attention function in a model's place: where it goes, and where it does not."""
+"""Models that get our attention function, and models that keep their own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("architecture", "original"), [("gpt2", "sdpa"), ("mistral", "sdpa"), ("gemma2", "eager")]
 )
-def test_many_tokens_go_through_the_original_with_its_masks(
+def test_several_tokens_use_the_original_attention_with_its_masks(
     load: Callable[[str], Any], architecture: str, original: str
 ) -> None:
     model = load(architecture)
@@ -42,7 +42,7 @@ def test_many_tokens_go_through_the_original_with_its_masks(
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "falcon", "mamba", "rwkv"])
-def test_a_model_that_never_asks_is_left_as_it_was(
+def test_a_model_that_does_not_look_up_its_attention_is_unchanged(
     load: Callable[[str], Any], architecture: str
 ) -> None:
     model = load(architecture)
@@ -51,7 +51,7 @@ def test_a_model_that_never_asks_is_left_as_it_was(
     assert attention.get_implementation(model) == original
 
 
-def test_attention_that_takes_more_than_ours_does_is_left_as_it_was(
+def test_attention_with_unsupported_arguments_is_unchanged(
     load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load("gpt2")
@@ -62,7 +62,7 @@ def test_attention_that_takes_more_than_ours_does_is_left_as_it_was(
     assert attention.get_implementation(model) == "sdpa"
 
 
-def test_layers_that_pick_tokens_only_by_their_attentions_name_keep_it(
+def test_layers_that_compare_the_attentions_name_keep_the_original(
     load: Callable[[str], Any],
 ) -> None:
     model = load("minimax_m3")

@@ -1,4 +1,4 @@
-"""The batched cache against transformers' own, one per row."""
+"""The batched cache, compared with one of transformers' caches for each row."""
 
 import random
 
@@ -12,7 +12,7 @@ LAYERS, HEADS, SIZE = 2, 3, 4
 
 
 class Rows:
-    """A batched cache and, beside it, one DynamicCache for each of its rows."""
+    """A batched cache with a DynamicCache for each of its rows."""
 
     def __init__(self) -> None:
         self.batch = BatchedCache(LAYERS)
@@ -57,7 +57,7 @@ def states(rows: int, length: int) -> torch.Tensor:
     return torch.randn(rows, HEADS, length, SIZE)
 
 
-def test_rows_come_step_and_go() -> None:
+def test_rows_can_join_step_and_leave() -> None:
     torch.manual_seed(0)
     rows, choose = Rows(), random.Random(0)
     for _ in range(400):
@@ -70,7 +70,7 @@ def test_rows_come_step_and_go() -> None:
         rows.check()
 
 
-def test_a_longer_prompt_moves_the_others_padding() -> None:
+def test_a_longer_prompt_adds_padding_to_other_rows() -> None:
     rows = Rows()
     rows.insert(3)
     rows.step()
@@ -83,7 +83,7 @@ def test_a_longer_prompt_moves_the_others_padding() -> None:
     assert rows.batch.width == 5
 
 
-def test_nothing_of_a_row_that_went_bad_is_left_in_another_s_padding() -> None:
+def test_padding_holds_no_nan_of_an_earlier_row() -> None:
     rows = Rows()
     rows.insert(40)
     rows.insert(40)
@@ -109,7 +109,7 @@ def test_steps_write_in_place() -> None:
     assert {layer.keys.data_ptr() for layer in rows.batch.layers} == addresses
 
 
-def test_rows_become_copies_of_what_others_were_before() -> None:
+def test_rows_are_copied_from_their_state_before_the_call() -> None:
     rows = Rows()
     for length in (9, 4, 9, 9):
         rows.insert(length)
@@ -129,7 +129,7 @@ def copy_of(cache: DynamicCache) -> DynamicCache:
     return copy
 
 
-def test_clear_after_a_pass_that_failed_half_way() -> None:
+def test_clear_works_after_a_failed_forward_pass() -> None:
     rows = Rows()
     rows.insert(5)
     rows.batch.update(states(1, 1), states(1, 1), 0)
@@ -141,7 +141,7 @@ def test_clear_after_a_pass_that_failed_half_way() -> None:
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
-def test_sizes_as_the_mask_code_asks_for_them(layer: int) -> None:
+def test_the_cache_reports_sizes_for_transformers_masks(layer: int) -> None:
     rows = Rows()
     rows.insert(5)
     assert rows.batch.get_seq_length(layer) == 5
@@ -150,7 +150,7 @@ def test_sizes_as_the_mask_code_asks_for_them(layer: int) -> None:
     assert rows.batch.get_max_length() == -1
 
 
-def test_many_short_rows_leave_no_memory_behind_for_a_few_long_ones() -> None:
+def test_row_capacity_shrinks_when_a_few_long_rows_follow_many_short_ones() -> None:
     layer, short, long = BatchedLayer(), BatchedLayer(), BatchedLayer()
     short.update(*(torch.ones(1, 1, 10, 2) for _ in range(2)))
     long.update(*(torch.ones(1, 1, 3_000, 2) for _ in range(2)))

@@ -1,4 +1,4 @@
-"""What goes wrong in choosing or recording ends the rows that it went wrong for, and no other."""
+"""Failures in choosing or recording a token, which end only the rows concerned."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from whence_server.engine.loading import LoadedModel
 
 VOCABULARY_SIZE = 50
 CULPRIT = 13
-"""A seed by which the tests' choosers know whom to fail."""
+"""Seed of the rows for which the tests' choosers fail."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def gpt2(tiny_model: Callable[..., Path]) -> LoadedModel:
 
 
 class Stumbling(Chooser):
-    """Fails at every batch that holds a culprit, from a step on."""
+    """Chooser that fails, from a step on, for every batch with a row of seed CULPRIT."""
 
     error: Exception = OverflowError("math range error")
 
@@ -54,7 +54,7 @@ def choosing(kind: type[Chooser]) -> Chooser:
     return kind(VOCABULARY_SIZE, torch.device("cpu"))
 
 
-def test_the_tokens_of_the_others_are_chosen_all_the_same() -> None:
+def test_other_rows_get_the_same_tokens_beside_a_failing_one() -> None:
     logits = torch.randn(4, VOCABULARY_SIZE, generator=torch.Generator().manual_seed(1))
     rows = [row(), row(CULPRIT, repetition_penalty=1.2), row(temperature=0.7), row()]
     rows[1].index = 3
@@ -65,7 +65,7 @@ def test_the_tokens_of_the_others_are_chosen_all_the_same() -> None:
     assert [chosen[i] for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
 
 
-def test_nobody_is_blamed_for_a_lost_device() -> None:
+def test_a_lost_device_is_raised_and_fails_no_row() -> None:
     def lost() -> None:
         raise RuntimeError("the device is lost")
 
@@ -75,7 +75,7 @@ def test_nobody_is_blamed_for_a_lost_device() -> None:
         IsolatingChooser(choosing(Stumbling), lost).choose(torch.zeros(2, VOCABULARY_SIZE), rows)
 
 
-def test_running_streams_go_on_beside_one_that_fails(gpt2: LoadedModel) -> None:
+def test_running_streams_continue_beside_a_failing_one(gpt2: LoadedModel) -> None:
     alone, crowded = BeamHarness(gpt2), BeamHarness(gpt2, chooser=Stumbling)
     for harness in (alone, crowded):
         harness.admit("greedy", prompt_of(10, 1), greedy(20, ignore_eos=True))
@@ -94,7 +94,7 @@ def test_running_streams_go_on_beside_one_that_fails(gpt2: LoadedModel) -> None:
     assert crowded.winners("beams") == alone.winners("beams")
 
 
-def test_a_search_whose_round_cannot_be_taken_fails_alone(
+def test_a_search_whose_round_cannot_be_applied_fails_alone(
     gpt2: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(Beams):
@@ -114,7 +114,7 @@ def test_a_search_whose_round_cannot_be_taken_fails_alone(
     assert crowded.ids("it") == alone.ids("it")
 
 
-def test_what_a_huge_bias_leaves_is_recorded() -> None:
+def test_steps_with_a_huge_bias_are_recorded() -> None:
     # The mass that no_repeat_ngram removes is a difference of logprobs, which rounding makes
     # positive by as much as the biases are large.
     biased = row(logit_bias=((16, 1e38), (17, -3.4e38)), no_repeat_ngram_size=1)
@@ -133,7 +133,7 @@ def test_what_a_huge_bias_leaves_is_recorded() -> None:
 
 @pytest.mark.parametrize("penalty", [1e38, 3.4e38])
 @pytest.mark.parametrize("length_penalty", [-100.0, 100.0])
-def test_scores_beyond_float32_end_their_search_alone(
+def test_scores_beyond_float32_fail_their_search_alone(
     gpt2: LoadedModel, penalty: float, length_penalty: float
 ) -> None:
     # No request may ask for these: the engine holds even so.

@@ -1,4 +1,4 @@
-"""Compiled loops are kept where that is allowed, and compiled all the same where it fails."""
+"""The cache of compiled loops: used if it is configured, and ignored if it fails."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,9 @@ def _hits(function: Any) -> int:
     return sum(function.stats.cache_hits.values())
 
 
-def test_nothing_is_kept_unless_a_place_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_is_not_cached_without_numba_cache_dir(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(nb.config, "CACHE_DIR", "")
     function = _made()
     assert function(21) == 42
@@ -30,7 +32,7 @@ def test_nothing_is_kept_unless_a_place_for_it_is_named(monkeypatch: pytest.Monk
     assert _hits(_made()) == 0
 
 
-def test_what_is_kept_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cached_code_is_loaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nb.config, "CACHE_DIR", str(tmp_path))
     assert _hits(_made()) == 0
     again = _made()
@@ -40,7 +42,7 @@ def test_what_is_kept_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize("kept", ["*.nbi", "*.nbc"])
-def test_what_was_cut_short_is_compiled_anew(
+def test_a_truncated_cache_file_is_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: str
 ) -> None:
     monkeypatch.setattr(nb.config, "CACHE_DIR", str(tmp_path))
@@ -52,7 +54,7 @@ def test_what_was_cut_short_is_compiled_anew(
     assert f"cache in {tmp_path} is not used: EOFError" in caplog.text
 
 
-def test_a_place_that_takes_nothing_stops_no_engine(
+def test_an_unwritable_cache_does_not_fail_the_compilation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any) -> None:

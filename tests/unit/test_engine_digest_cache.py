@@ -1,4 +1,4 @@
-"""A remembered digest is never that of other content, however it was put in place."""
+"""The digest cache: changed content is detected in every way of changing a file."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ CONDITIONS = "transformers 5, float32"
 
 @pytest.fixture(autouse=True)
 def everything_is_large_and_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a test are small and new: both would have them read at every start."""
+    """Make the cache accept the tests' files, which are small and new."""
     monkeypatch.setattr(digest_cache, "ALWAYS_READ_BYTES", 0)
     monkeypatch.setattr(digest_cache, "COARSEST_CLOCK_NS", 0)
     monkeypatch.setattr(digest_cache, "SAMPLE_BYTES", 16)
@@ -70,7 +70,7 @@ def rewritten_in_place(path: Path, content: bytes) -> None:
 
 
 def replaced_by_a_copy(path: Path, content: bytes) -> None:
-    """As `rsync -t` does: a new file with the old one's time takes its name."""
+    """Replace a file by a new one with the old mtime, as `rsync -t` does."""
     before, other = path.stat(), path.with_name(".other")
     other.write_bytes(content)
     keep_times(other, before)
@@ -96,7 +96,7 @@ def linked_to(path: Path, content: bytes) -> None:
 REPLACEMENTS = [rewritten_in_place, replaced_by_a_copy, written_through_a_mapping, linked_to]
 
 
-def test_a_second_start_reads_nothing(
+def test_a_second_start_hashes_no_file(
     weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = start(cache, weights)
@@ -121,7 +121,7 @@ def test_other_content_of_equal_size_and_time_has_its_own_digest(
 
 
 def pretend_the_file_system_saw_nothing(cache: Path, path: Path) -> None:
-    """Make a replaced file's entry look as if the file had always been there."""
+    """Write the new file's metadata into the cache entry of a replaced file."""
     document = json.loads(cache.read_text())
     now = digest_cache.read_identity(path)
     document["files"][str(path)] |= {"identity": list(now), "begun_ns": now.ctime_ns}
@@ -135,7 +135,7 @@ def test_a_sample_of_the_content_is_compared(weights: Path, cache: Path) -> None
     assert start(cache, weights).sha256 == sha256(b"1" * (SIZE - 1) + b"2")
 
 
-def test_tensors_that_are_not_those_of_the_remembered_files_are_believed(
+def test_tensors_that_contradict_the_cache_make_files_be_hashed_again(
     weights: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(cache, weights, "t1")
@@ -152,7 +152,7 @@ def test_tensors_that_are_not_those_of_the_remembered_files_are_believed(
     assert not caplog.records
 
 
-def test_tensors_never_seen_before_vouch_for_nothing(
+def test_unknown_tensors_make_files_be_hashed_again(
     weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(cache, weights)
@@ -165,7 +165,7 @@ def test_tensors_never_seen_before_vouch_for_nothing(
     assert read == [weights]
 
 
-def test_a_file_as_new_as_its_digest_is_read_again(
+def test_a_file_as_new_as_its_digest_is_hashed_again(
     weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digest_cache, "COARSEST_CLOCK_NS", 10**12)
@@ -175,7 +175,7 @@ def test_a_file_as_new_as_its_digest_is_read_again(
         start(cache, weights)
 
 
-def test_small_files_are_always_read(
+def test_small_files_are_always_hashed(
     weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digest_cache, "ALWAYS_READ_BYTES", SIZE)
@@ -199,7 +199,7 @@ OF_AN_OLDER_RELEASE = json.dumps({"/a:1:2": "00" * 32})
         (OF_AN_OLDER_RELEASE, False),
     ],
 )
-def test_a_broken_cache_counts_as_empty_and_is_named_once(
+def test_a_malformed_cache_is_ignored_with_one_warning(
     weights: Path,
     cache: Path,
     caplog: pytest.LogCaptureFixture,
@@ -213,7 +213,7 @@ def test_a_broken_cache_counts_as_empty_and_is_named_once(
     assert json.loads(cache.read_text())["version"] == 2
 
 
-def test_a_cache_that_cannot_be_written_is_named_once(
+def test_an_unwritable_cache_gives_one_warning(
     weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nowhere = weights / "digests.json"
@@ -252,7 +252,7 @@ def test_a_model_with_exchanged_weights_is_served_under_its_own_digest(
     assert after.weights_digest == afresh.weights_digest != before.weights_digest
 
 
-def test_weights_that_are_written_to_later_do_not_change_the_model(
+def test_writing_to_weight_files_does_not_change_a_loaded_model(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory = Path(shutil.copytree(tiny_model("llama"), tmp_path / "model"))
@@ -266,7 +266,7 @@ def test_tied_weights_stay_tied_in_memory(tiny_model: Callable[..., Path]) -> No
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
 
 
-def test_weights_that_change_while_they_are_loaded_are_refused(
+def test_weights_that_change_during_loading_are_refused(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Path(shutil.copytree(tiny_model("gpt2"), tmp_path / "model"))
@@ -285,13 +285,13 @@ def test_weights_that_change_while_they_are_loaded_are_refused(
 @pytest.mark.parametrize(
     "identity", ["[" * 100_000, "[1e999]"], ids=["nested too deep", "a number without end"]
 )
-def test_a_damaged_memory_of_numbers_is_ignored(tmp_path, identity):
+def test_a_cache_with_invalid_numbers_is_ignored(tmp_path, identity):
     file = tmp_path / "digests.json"
     entry = f'{{"sha256": "{"0" * 64}", "identity": {identity}, "begun_ns": 1, "sample": ""}}'
     file.write_text(f'{{"version": 2, "files": {{"a": {entry}}}, "weights": {{}}}}')
     assert DigestCache(str(file)).digests({}) == []
 
 
-def test_a_pipe_in_the_memorys_place_is_not_waited_for(tmp_path):
+def test_a_pipe_in_place_of_the_cache_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "digests.json")
     assert DigestCache(str(tmp_path / "digests.json")).digests({}) == []

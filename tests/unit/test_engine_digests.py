@@ -1,4 +1,4 @@
-"""Digests against an independent computation of their definition."""
+"""Digests, compared with an independent computation of their definition."""
 
 import hashlib
 import struct
@@ -59,14 +59,14 @@ def test_weights_digest_sees_every_bit() -> None:
     assert digest_weights({"w": weights}) != before
 
 
-def test_both_kinds_of_digest_in_one_pass_are_those_of_one_each() -> None:
+def test_digest_state_equals_the_two_separate_digests() -> None:
     large = torch.arange(1 << 19, dtype=torch.float32).reshape(1 << 9, -1)
     state = {"large": large, "small": large[:2], "turned": large.t(), "tied": large}
     state |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(7)}
     assert digest_state(state) == (digest_weights(state), digest_tensors(state))
 
 
-def test_tensor_digests_are_of_the_elements_and_tied_ones_count_once() -> None:
+def test_tensor_digests_cover_elements_and_list_tied_tensors_once() -> None:
     weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     state = {"b": weight, "a": weight.t(), "head": weight, "half": weight.to(torch.bfloat16)}
     by_name = {tensor.name: tensor for tensor in digest_tensors(state)}

@@ -1,4 +1,4 @@
-"""Rotary modules that depend on length: which ones are found, and what each sequence keeps."""
+"""Rotary modules that depend on length: detection, and the state of each sequence."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ def turned(model: Any, *positions: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", LENGTH_DEPENDENT)
-def test_they_are_found_and_left_as_they_were(architecture: str) -> None:
+def test_length_dependent_modules_are_found_and_unchanged(architecture: str) -> None:
     model = model_of(CONFIGS[architecture])
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     attributes = set(vars(rotary(model)))
@@ -42,17 +42,17 @@ def test_they_are_found_and_left_as_they_were(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3", "bloom", "mamba", "llama4"])
-def test_others_are_not(architecture: str) -> None:
+def test_other_rotary_modules_are_not_found(architecture: str) -> None:
     assert not frequencies.find(model_of(CONFIGS[architecture]))
 
 
-def test_a_boundary_that_no_sequence_reaches_changes_nothing() -> None:
+def test_a_boundary_beyond_the_context_is_ignored() -> None:
     parameters = LONGROPE | {"original_max_position_embeddings": SHAPE["max_position_embeddings"]}
     config = LlamaConfig(**SHAPE, num_key_value_heads=2, rope_parameters=parameters)
     assert not frequencies.find(model_of(config))
 
 
-def test_one_that_resists_a_try_counts_by_what_its_config_says() -> None:
+def test_a_module_that_cannot_be_called_is_judged_by_its_rope_type() -> None:
     model = model_of(CONFIGS["llama_longrope"])
 
     def forward(position_ids: torch.Tensor, grid: torch.Tensor) -> None:
@@ -62,7 +62,7 @@ def test_one_that_resists_a_try_counts_by_what_its_config_says() -> None:
     assert frequencies.find(model)
 
 
-def test_what_one_sequence_makes_of_them_is_its_own() -> None:
+def test_each_sequence_has_its_own_state_of_the_modules() -> None:
     model = model_of(CONFIGS["llama_dynamic"])
     found = frequencies.find(model)
     fresh = turned(model, 45)
@@ -82,7 +82,7 @@ def test_what_one_sequence_makes_of_them_is_its_own() -> None:
     torch.testing.assert_close(turned(model, 45), fresh, rtol=0, atol=0)
 
 
-def test_dynamic_scaling_makes_the_context_as_many_times_as_long() -> None:
+def test_dynamic_scaling_multiplies_the_context_length() -> None:
     assert read_max_context_length(CONFIGS["llama_dynamic"]) == 200
     assert read_max_context_length(CONFIGS["gemma3_dynamic"]) == 200
     assert read_max_context_length(CONFIGS["llama_longrope"]) == 256

@@ -1,4 +1,4 @@
-"""Every field of transformers' GenerationConfig has its place, and wrong values end the start."""
+"""Treatment of every field of transformers' GenerationConfig, and refusal of wrong values."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def test_every_field_of_transformers_is_in_one_table() -> None:
     assert len(known) == len(set(known))
 
 
-def test_the_page_lists_every_field_under_what_becomes_of_it() -> None:
+def test_the_docs_list_every_field_under_its_treatment() -> None:
     listed: dict[str, set[str]] = {}
     for section in PAGE.read_text().split("\n## ")[1:]:
         rows = re.findall(r"^\| `([^|]*)` \|", section, re.MULTILINE)
@@ -55,7 +55,7 @@ def test_the_page_lists_every_field_under_what_becomes_of_it() -> None:
     assert listed == {title: set(table) for title, table in tables.items()}
 
 
-def test_nothing_set_is_what_generate_takes_then() -> None:
+def test_unset_fields_have_the_defaults_of_generate() -> None:
     theirs = GenerationConfig._get_default_generation_params()
     ours = defaults()
     for name in ("do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"):
@@ -119,12 +119,12 @@ REFUSALS: list[tuple[str, Any]] = [
 ]
 
 
-def test_every_refused_field_is_tried() -> None:
+def test_every_refused_field_has_a_test_case() -> None:
     assert [name for name, _ in REFUSALS] == list(REFUSED)
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSALS)
-def test_what_would_change_the_tokens_and_is_not_applied_is_refused_by_name(
+def test_unsupported_fields_that_would_change_tokens_are_refused_by_name(
     tmp_path: Path, name: str, value: Any
 ) -> None:
     assert f"{name} is {json.dumps(value)}, which is not applied; " in refusal(
@@ -148,7 +148,7 @@ NEUTRAL = {
 }
 
 
-def test_neutral_values_and_harmless_fields_are_taken(tmp_path: Path) -> None:
+def test_neutral_values_and_harmless_fields_are_accepted(tmp_path: Path) -> None:
     harmless = {"use_cache": False, "output_scores": True, "pad_token_id": 3, "use_mtp": True}
     fields = NEUTRAL | harmless | {"transformers_version": "4.1.0", "_from_model_config": True}
     (tmp_path / "generation_config.json").write_text(json.dumps(fields))
@@ -219,7 +219,7 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-def test_every_applied_field_is_tried() -> None:
+def test_every_applied_field_has_a_test_case() -> None:
     assert {name for name, _, _ in WRONG} == set(APPLIED)
 
 
@@ -244,7 +244,7 @@ def test_a_wrong_value_is_refused_with_its_rule(
         ("typical_p", -0.1),
     ],
 )
-def test_a_range_that_generate_checks_in_sampling_counts_where_the_model_samples(
+def test_sampling_ranges_are_checked_if_the_model_samples(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: float
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
@@ -292,7 +292,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ({"num_beams": 2, "length_penalty": 50.0}, "length_penalty is 50; 256 new tokens"),
     ],
 )
-def test_what_does_not_go_together_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_fields_that_exclude_each_other_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         defaults(**fields)
 
@@ -316,13 +316,13 @@ def test_more_sequences_than_beams_are_refused() -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", "\x00"])
-def test_a_file_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_an_object_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigurationError, match=r"generation_config\.json (must hold|is not)"):
         check_file(tmp_path)
 
 
-def test_fields_that_transformers_does_not_know_are_named(
+def test_fields_that_transformers_does_not_know_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fields = {"chat_format": "chatml", "temprature": 0.5, "_commit_hash": "00"}
@@ -335,7 +335,7 @@ def test_fields_that_transformers_does_not_know_are_named(
     )
 
 
-def test_the_start_ends_before_the_weights_are_read(
+def test_a_wrong_field_is_refused_before_weights_are_read(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory = Path(shutil.copytree(tiny_model("gpt2"), tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""Files of head weights: what is taken, and what each fault is called."""
+"""Files of head weights: valid ones, and the message for each fault."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def written(directory: Path, weights: object, digest: str = DIGEST) -> str:
     return str(path)
 
 
-def test_a_number_for_each_head(tmp_path: Path) -> None:
+def test_a_file_with_a_number_for_each_head_is_read(tmp_path: Path) -> None:
     weights = [[1, 0.5], [0, 2.0]]
     assert read_head_weights(written(tmp_path, weights), DIGEST).values == weights
 
@@ -41,20 +41,20 @@ def test_a_number_for_each_head(tmp_path: Path) -> None:
         ([[]], "above 0"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(tmp_path: Path, weights: object, says: str) -> None:
+def test_invalid_numbers_are_refused(tmp_path: Path, weights: object, says: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         read_head_weights(written(tmp_path, weights), DIGEST)
     assert says in refused.value.message
     assert "heads.json" in refused.value.message
 
 
-def test_another_model_s_are_refused(tmp_path: Path) -> None:
+def test_head_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="b" * 64):
         read_head_weights(written(tmp_path, [[1.0]], digest="b" * 64), DIGEST)
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"head_weights": [[1]]}', None])
-def test_other_files_are_refused(tmp_path: Path, content: str | None) -> None:
+def test_malformed_files_are_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "bad.json"
     if content is not None:
         path.write_text(content)
@@ -62,7 +62,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str | None) -> None:
         read_head_weights(str(path), DIGEST)
 
 
-def test_what_is_written_is_read_and_replaces_nothing(tmp_path: Path) -> None:
+def test_a_written_file_can_be_read_and_replaces_none(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     write_head_weights(path, DIGEST, [[1.0, 0.25]])
     with pytest.raises(ConfigurationError, match=r"heads\.json exists already"):

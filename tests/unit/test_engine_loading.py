@@ -1,4 +1,4 @@
-"""What loads, how it is described, and what is refused with which words."""
+"""Loading of models, their description, and the messages for those that are refused."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def refusal(directory: Path | str, **changes: object) -> str:
     return caught.value.message
 
 
-def test_a_model_as_it_is_described(tiny_model: TinyModel) -> None:
+def test_a_loaded_model_is_described(tiny_model: TinyModel) -> None:
     directory = tiny_model("llama")
     loaded = load(options(directory))
     info = loaded.info
@@ -119,7 +119,7 @@ def test_named_chat_templates_are_exported_and_digested(copy: TinyModel, as_file
         assert load(options(directory)).info.tokenizer_digest != info.tokenizer_digest
 
 
-def test_the_digest_of_weights_follows_the_cast(tiny_model: TinyModel) -> None:
+def test_the_weights_digest_is_taken_after_the_cast(tiny_model: TinyModel) -> None:
     directory = tiny_model("gpt2")
     full, again = load(options(directory)), load(options(directory, dtype="float32"))
     half = load(options(directory, dtype="bfloat16"))
@@ -150,13 +150,13 @@ def test_tied_weights_may_be_absent(copy: TinyModel) -> None:
     assert load(options(directory)).info.architecture == "LlamaForCausalLM"
 
 
-def test_an_untied_head_may_not(copy: TinyModel) -> None:
+def test_an_untied_head_must_be_present(copy: TinyModel) -> None:
     directory = copy("llama")
     edit_tensors(directory, lambda tensors: tensors.pop("lm_head.weight"))
     assert "1 missing: lm_head.weight" in refusal(directory)
 
 
-def test_a_renamed_tensor_is_refused_by_both_names(copy: TinyModel) -> None:
+def test_a_renamed_tensor_is_refused_with_both_names(copy: TinyModel) -> None:
     directory = copy()
     name = "transformer.h.0.attn.c_proj.weight"
     edit_tensors(directory, lambda tensors: tensors.update({f"{name}s": tensors.pop(name)}))
@@ -172,7 +172,7 @@ def test_a_tensor_of_another_shape_is_refused(copy: TinyModel) -> None:
     assert f"1 of another shape: {name} ((191,) instead of (192,))" in refusal(directory)
 
 
-def test_ten_names_and_a_count(copy: TinyModel) -> None:
+def test_messages_list_ten_names_and_the_count(copy: TinyModel) -> None:
     directory = copy()
     edit_config(directory, n_layer=5)
     message = refusal(directory)
@@ -213,7 +213,7 @@ def configure(**changes: object) -> Callable[[Path], object]:
         (configure(model_type="vit"), "'vit' model, for which AutoModelForCausalLM"),
     ],
 )
-def test_a_directory_that_cannot_be_served(
+def test_a_directory_that_cannot_be_served_is_refused(
     copy: TinyModel, spoil: Callable[[Path], object], words: str
 ) -> None:
     directory = copy()
@@ -246,17 +246,17 @@ def test_the_digest_is_of_the_weights_as_they_were_loaded(tiny_model: TinyModel)
     assert loaded.info.weights_digest == digest_weights(untouched)
 
 
-def test_no_such_directory(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     assert "is not a directory" in refusal(tmp_path / "nowhere")
 
 
-def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_hub_id_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert "'nobody/nothing' is neither a directory nor a model" in refusal("nobody/nothing")
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def unreachable(*_args: object, **_kwargs: object) -> None:
         # What the hub's client lets through: neither an OSError nor an error of its own.
         raise HTTPError("[Errno -2] Name or service not known")
@@ -269,7 +269,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "Name or service not known" in refusal("nobody/nothing")
 
 
-def test_a_model_too_large_for_the_memory(
+def test_a_model_too_large_for_memory_is_refused(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_args: object, **_kwargs: object) -> None:

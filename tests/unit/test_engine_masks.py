@@ -1,4 +1,4 @@
-"""The batch's masks against transformers' own, made anew for every step."""
+"""The batch's masks, compared with those that transformers builds for every step."""
 
 import random
 
@@ -17,7 +17,7 @@ CONFIG._attn_implementation = "eager"
 
 
 def theirs(padding: list[int], width: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Full and sliding masks of one step that sees so many columns."""
+    """Return transformers' full and sliding masks of a step that sees `width` columns."""
     rows = len(padding)
     cache = DynamicCache()
     cache.update(torch.zeros(rows, 1, width - 1, 8), torch.zeros(rows, 1, width - 1, 8), 0)
@@ -45,7 +45,7 @@ def test_masks_are_those_of_transformers_step_after_step(width: int, dtype: torc
             torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
-def test_steps_may_be_skipped_and_room_is_told() -> None:
+def test_steps_may_be_skipped_within_capacity() -> None:
     masks = StepMasks([0], 3, [WINDOW], torch.float32, torch.device("cpu"))
     assert masks.num_columns == 3 + SPARE_COLUMNS
     (mask,) = masks.select(20)

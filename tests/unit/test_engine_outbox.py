@@ -1,4 +1,4 @@
-"""A beam search's end, told in slices: whole, in order, and none for nobody."""
+"""Slices of a finished beam search: complete, in order, and none for stopped generations."""
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.engine import BeamSearchDone, BeamSequence, BeamStep, Cost
@@ -49,7 +49,7 @@ def test_a_short_search_does_not_wait_for_a_long_one() -> None:
     assert BeamSearchDone("short", []) in [done for turn in turns for done in turn.beam_searches]
 
 
-def test_what_is_dropped_is_not_told() -> None:
+def test_a_dropped_generation_is_not_sent() -> None:
     outbox = Outbox()
     outbox.put(search("a", 2, 50, 8))
     outbox.put(search("b", 1, 1, 8))

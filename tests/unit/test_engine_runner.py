@@ -1,4 +1,4 @@
-"""The runner under every style of call, and the probe that chooses one."""
+"""The runner under every call style, and the check that selects one."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,7 +41,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def run_three(model: Any, style: ForwardStyle) -> None:
-    """Three rows of different lengths; the longest leaves, and another comes."""
+    """Decode three rows of different lengths; the longest leaves, and another one joins."""
     runner = Runner(model, style)
     rows = [list(range(3, 3 + length)) for length in (20, 3, 9)]
 
@@ -94,7 +94,7 @@ def test_the_mask_outgrows_its_spare_columns(tiny_model: TinyModel) -> None:
         close(ours, plain(model, row)[-1])
 
 
-def test_only_the_last_logits_where_the_rest_is_not_wanted(model: Any) -> None:
+def test_prefill_returns_only_the_last_logits(model: Any) -> None:
     runner = Runner(model, check_batching(model))
     prompt = runner.start([5, 6, 7, 8])
     logits = runner.prefill(prompt, 3, all_logits=False)
@@ -114,14 +114,14 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ("gemma2", {SLIDING: 16, FULL: None}),
     ],
 )
-def test_the_probe_finds_the_style(
+def test_check_batching_finds_the_call_style(
     tiny_model: TinyModel, architecture: str, windows: dict[str, int | None]
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
     assert check_batching(model) == ForwardStyle(3, windows=tuple(windows.items()))
 
 
-def test_a_model_that_reads_a_mask_of_its_own_kind_is_not_given_ours(
+def test_a_model_with_masks_of_its_own_gets_no_additive_mask(
     tiny_model: TinyModel,
 ) -> None:
     # Bloom makes its position biases from it.
@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_batched_decodes_each_sequence_by_itself(
     assert f"{type(model).__name__} decodes each sequence by itself: {why}" in caplog.text
 
 
-def test_so_does_one_that_cannot_tell_its_rows_positions(
+def test_a_model_with_wrong_positions_in_a_batch_decodes_each_sequence_by_itself(
     model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     forward = model.forward
@@ -193,7 +193,7 @@ def test_so_does_one_that_cannot_tell_its_rows_positions(
     assert "its logits differ between a batch of two prompts and each prompt alone" in caplog.text
 
 
-def test_a_model_that_looks_ahead_is_refused(tiny_model: TinyModel) -> None:
+def test_a_model_that_attends_to_later_tokens_is_refused(tiny_model: TinyModel) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
     model.config.is_causal = False
     for layer in model.model.layers:

@@ -1,4 +1,4 @@
-"""The scheduler alone: bounds, fairness, and that nothing leaks."""
+"""The scheduler by itself: limits, fairness, and release of resources."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def test_short_prompts_share_a_turn() -> None:
     assert s.take_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
 
 
-def test_tokens_that_are_read_one_by_one_take_turns_with_other_prompts() -> None:
+def test_tokens_read_one_by_one_share_turns_with_other_prompts() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     s.admit("again", 45, 5, 1, num_whole=12)
     s.admit("new", 3, 5, 1)
@@ -63,7 +63,7 @@ def test_whole_prompts_share_a_turn_that_can_read_all_of_them() -> None:
     assert s.take_chunks() == []
 
 
-def test_a_whole_prompt_beyond_the_chunk_has_a_turn_for_itself() -> None:
+def test_a_whole_prompt_longer_than_a_chunk_has_its_own_turn() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     for name, length in zip("abc", (1, 25, 1), strict=True):
         s.admit(name, length, 5, 1)
@@ -75,7 +75,7 @@ def test_a_whole_prompt_beyond_the_chunk_has_a_turn_for_itself() -> None:
     ]
 
 
-def test_all_sequences_of_a_generation_enter_together() -> None:
+def test_all_sequences_of_a_generation_are_admitted_together() -> None:
     s = scheduler(batch=4)
     s.admit("a", 1, 1, 2)
     s.admit("b", 1, 1, 3)
@@ -85,7 +85,7 @@ def test_all_sequences_of_a_generation_enter_together() -> None:
     assert s.num_sequences == 4
 
 
-def test_nobody_overtakes_the_first_in_the_queue() -> None:
+def test_jobs_are_admitted_in_the_order_of_the_queue() -> None:
     s = scheduler(batch=8, cache=100)
     s.admit("running", 10, 40, 1)
     s.take_chunks()
@@ -113,7 +113,7 @@ def test_padding_counts_against_the_cache() -> None:
         (1, 300, 4, "CACHE_TOO_SMALL"),
     ],
 )
-def test_what_could_never_fit_is_refused(
+def test_a_job_that_could_never_fit_is_refused(
     num_prompt_tokens: int, num_new_tokens: int, num_sequences: int, reason: str
 ) -> None:
     s = scheduler(batch=4, cache=1000)
@@ -150,7 +150,7 @@ def test_equal_prompts_are_read_one_after_the_other() -> None:
     assert s.take_chunks() == [Chunk("a", 8, True), Chunk("b", 8, False)]
 
 
-def test_leaving_in_the_middle_of_the_prompt() -> None:
+def test_a_job_can_leave_during_prefill() -> None:
     s = scheduler(chunk=10)
     s.admit("a", 25, 5, 1)
     s.admit("b", 12, 5, 1)
@@ -179,7 +179,7 @@ generations = st.builds(
 
 
 class Simulation:
-    """Drives a scheduler as the loop does, and checks the bounds in every turn."""
+    """Driver of a scheduler, as in the loop, that checks the limits in every turn."""
 
     max_batch_size, max_cache_tokens, chunk_tokens = 6, 150, 16
 
@@ -252,7 +252,7 @@ class Simulation:
         return [name for name in self.scheduler.job_ids if name not in self.decoding]
 
     def check_first_goes_on(self, before: list[str], chunks: list[Chunk]) -> None:
-        """Whoever has been reading the longest gets half of the turn, or all that it needs."""
+        """Check that the prompt admitted first gets half of the turn, or all that it needs."""
         for name in before[:1]:
             left = self.alive[name].num_prompt_tokens - self.alive[name].num_read
             (given,) = [chunk.num_tokens for chunk in chunks if chunk.job_id == name]

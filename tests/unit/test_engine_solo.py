@@ -1,4 +1,4 @@
-"""One sequence at a time: bit for bit what `generate` computes, whatever else is decoded."""
+"""The solo runner: results are bit-identical with `generate`, also beside other sequences."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ def plain(model: Any, token_ids: list[int]) -> torch.Tensor:
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """A state that is carried on rounds at every step, and not as a pass over all tokens does."""
+    """Compare logits up to rounding, as a recurrent state rounds differently in one pass."""
     atol = 1e-4 * float(theirs.abs().max())
     torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
@@ -72,7 +72,7 @@ def read(runner: SoloRunner, token_ids: list[int]) -> SoloPrompt:
 
 
 class Rows:
-    """A runner and, beside it, what each of its rows has read."""
+    """A runner with the tokens that each of its rows has read."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -119,7 +119,7 @@ def test_rows_that_come_and_go_give_plain_logits(model: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 3, 37])
-def test_every_position_of_a_prompt_or_its_last_alone(model: Any, length: int) -> None:
+def test_prefill_gives_logits_of_all_positions_or_of_the_last(model: Any, length: int) -> None:
     runner = SoloRunner(model)
     token_ids = tokens(length, seed=2)
     prompt = runner.start(token_ids)
@@ -134,8 +134,8 @@ def test_every_position_of_a_prompt_or_its_last_alone(model: Any, length: int) -
     close(last, expected[-1:])
 
 
-def test_bit_for_bit_what_generate_computes(model: Any) -> None:
-    """Same calls, same order, same kernels: rounding is no excuse, and the neighbour is none."""
+def test_logits_are_bit_identical_with_generate(model: Any) -> None:
+    """Calls, order and kernels are the same, so that results are equal without a tolerance."""
     given = [tokens(30, seed=3), tokens(5, seed=4)]
     expected = [
         model.generate(
@@ -165,7 +165,7 @@ def test_bit_for_bit_what_generate_computes(model: Any) -> None:
         assert torch.equal(logits, torch.cat([output.logits[i + 1] for output in expected]))
 
 
-def test_rows_of_one_prompt_share_nothing_that_is_written_to(model: Any) -> None:
+def test_rows_of_one_prompt_share_no_mutable_state(model: Any) -> None:
     rows = Rows(model)
     token_ids = tokens(20, seed=5)
     prompt = read(rows.runner, token_ids)
@@ -190,7 +190,7 @@ def test_rows_of_one_prompt_share_nothing_that_is_written_to(model: Any) -> None
         ([], []),
     ],
 )
-def test_copied_rows_go_on_from_what_their_sources_were(
+def test_copied_rows_continue_from_their_sources_state(
     mamba: Any, sources: list[int], destinations: list[int]
 ) -> None:
     rows = Rows(mamba)
@@ -202,7 +202,7 @@ def test_copied_rows_go_on_from_what_their_sources_were(
     rows.step([9, 10, 11, 12])
 
 
-def test_copied_rows_of_every_kind_of_state(model: Any) -> None:
+def test_rows_with_every_kind_of_state_can_be_copied(model: Any) -> None:
     rows = Rows(model)
     rows.join(tokens(25, seed=6), 3)
     rows.step([1, 2, 3])
@@ -219,7 +219,7 @@ def test_a_prompt_is_read_whole_and_once(mamba: Any) -> None:
         runner.join(prompt)
     with pytest.raises(
         ValueError,
-        match="cannot read 2 tokens of a prompt of 3 after 0: the first 3 have to be read at once",
+        match="cannot read 2 tokens of a prompt of 3 after 0: the first 3 have",
     ):
         runner.prefill(prompt, 2, all_logits=False)
     runner.prefill(prompt, 3, all_logits=False)
@@ -228,16 +228,14 @@ def test_a_prompt_is_read_whole_and_once(mamba: Any) -> None:
     assert runner.num_rows == 0
 
 
-def test_a_token_for_every_row(mamba: Any) -> None:
+def test_decode_needs_a_token_for_every_row(mamba: Any) -> None:
     rows = Rows(mamba)
     rows.join([5, 6], 2)
     with pytest.raises(ValueError, match="shorter"):
         rows.runner.decode([1])
 
 
-def test_cleared_after_a_pass_that_broke_it_begins_anew(
-    mamba: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clear_works_after_a_failed_pass(mamba: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Rows(mamba)
     rows.join([5, 6, 7])
     rows.join([8, 9])

@@ -1,4 +1,4 @@
-"""Norms of what each position holds: against the definition, each computed once."""
+"""Value norms: compared with their definition, and computed once for each position."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ LAYERS, HEADS, SIZE, WIDTH = 3, 4, 6, 24
 
 
 def a_model(num_value_heads: int) -> tuple[list[torch.Tensor], Callable[[int], list[torch.Tensor]]]:
-    """Output projections, and values of any number of positions."""
+    """Return output projections, and a function that gives values of any number of positions."""
     random = torch.Generator().manual_seed(0)
     projections = [torch.randn(HEADS, SIZE, WIDTH, generator=random) for _ in range(LAYERS)]
     return projections, lambda count: [
@@ -58,7 +58,7 @@ def test_norms_are_those_of_the_projected_values(num_value_heads: int, count: in
         torch.testing.assert_close(norms, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_where_nothing_was_read_there_are_no_sources() -> None:
+def test_zero_contributions_give_no_sources() -> None:
     assert list_sources(torch.zeros(1, 5), [5]) == [Sources([], [], None)]
 
 
@@ -73,7 +73,7 @@ def runner_of(directory: Path) -> Runner:
 
 
 @pytest.mark.parametrize("chunk", [7, 30])
-def test_a_position_s_norms_are_computed_once(
+def test_norms_of_a_position_are_computed_once(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     runner = runner_of(tiny_model("llama"))
@@ -99,7 +99,7 @@ def test_a_position_s_norms_are_computed_once(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_watched_pass_keeps_its_newest_token_alone_alive(
+def test_a_probed_pass_keeps_only_the_newest_tokens_outputs(
     tiny_model: Callable[..., Path], architecture: str, dtype: torch.dtype
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype).eval()
@@ -121,7 +121,7 @@ def a_decision(token_id: int, candidates: list[int]) -> Decision:
     return Decision(token_id, -1.0, candidates=listed)
 
 
-def test_the_lens_reads_only_what_has_candidates(tiny_model: Callable[..., Path]) -> None:
+def test_the_lens_reads_only_decisions_with_candidates(tiny_model: Callable[..., Path]) -> None:
     lens = build_lens(AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval())
     read: list[int] = []
 
@@ -160,7 +160,7 @@ def test_layers_of_different_value_heads_give_no_sources(
     assert info.unavailable == {"sources": "its layers keep different numbers of value heads"}
 
 
-def test_norms_that_no_step_could_use_are_noticed_at_load(
+def test_unusable_norms_are_found_at_load(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()

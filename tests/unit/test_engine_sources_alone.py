@@ -1,4 +1,4 @@
-"""Sources of models that decode singly: found out at load, and kept for each sequence by itself."""
+"""Sources of models that decode each sequence by itself: checks at load, and their state."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ METHOD = "value-norm-attention/1"
 
 
 def model_of(directory: Path) -> Any:
-    """With our attention in its place."""
+    """Return a model with our attention function in place."""
     model = AutoModelForCausalLM.from_pretrained(directory).eval().requires_grad_(False)
     assert attention.adopt(model) is None
     return model
@@ -36,7 +36,7 @@ def probe_of(model: Any) -> tuple[Probe, InternalsInfo]:
     return probe, info
 
 
-def test_a_layer_with_few_columns_weighs_nothing_before_them() -> None:
+def test_a_layer_with_few_columns_has_weight_0_before_them() -> None:
     norms = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]]])  # (1, K, 4)
     wide = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]])
     narrow = torch.tensor([[[0.25, 0.75]]])
@@ -75,7 +75,7 @@ def test_a_position_s_norms_are_computed_once_for_all_its_rows(
     assert num_columns == [30, 1, 1, 1]
 
 
-def test_who_does_not_ask_is_not_watched(
+def test_rows_that_did_not_ask_are_not_probed(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(tiny_model("jamba"))
@@ -111,7 +111,7 @@ def test_our_attention_is_in_place(tiny_model: TinyModel) -> None:
     assert loaded.info.environment.attention_implementation == "sdpa"
 
 
-def test_a_model_that_ours_would_change_keeps_its_own(tiny_model: TinyModel) -> None:
+def test_a_model_whose_logits_ours_would_change_keeps_its_attention(tiny_model: TinyModel) -> None:
     def wrong(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         output, weights = ours(module, query, *args, **kwargs)
         return (output.flip(-1) if query.shape[2] == 1 else output), weights
@@ -135,7 +135,7 @@ def test_heads_that_are_gated_give_no_sources(tiny_model: TinyModel) -> None:
     assert "are not the unchanged input of one linear projection" in info.unavailable["sources"]
 
 
-def test_one_layer_of_many_that_attends_by_itself_is_noticed(tiny_model: TinyModel) -> None:
+def test_one_layer_with_its_own_attention_is_found(tiny_model: TinyModel) -> None:
     model = model_of(tiny_model("llama4"))
     own = type(model.config)(**model.config.to_dict())
     own._attn_implementation = "sdpa"
@@ -145,7 +145,7 @@ def test_one_layer_of_many_that_attends_by_itself_is_noticed(tiny_model: TinyMod
     assert info.unavailable["sources"] == "only 3 of its 4 attention layers use our function"
 
 
-def test_one_layer_that_attends_by_itself_is_noticed_where_layers_share_what_is_kept(
+def test_one_layer_with_its_own_attention_is_found_if_layers_share_a_cache(
     tiny_model: TinyModel,
 ) -> None:
     model = model_of(tiny_model("llama4"))
@@ -158,7 +158,7 @@ def test_one_layer_that_attends_by_itself_is_noticed_where_layers_share_what_is_
         probe_building.check_own_cache(model, attended[:3], output)
 
 
-def test_columns_in_an_order_that_nobody_knows_are_refused(
+def test_caches_with_unknown_column_order_give_no_sources(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(tiny_model("llama4"))
@@ -172,7 +172,7 @@ def test_columns_in_an_order_that_nobody_knows_are_refused(
     assert info.unavailable["sources"] == "it keeps its values in a cache of its own kind"
 
 
-def test_other_sources_token_by_token_are_noticed(
+def test_sources_that_differ_token_by_token_are_found(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(tiny_model("jamba"))

@@ -1,4 +1,4 @@
-"""Recorded steps against the model's own modules: the same bits, or no recording."""
+"""Captured steps: bit-identical with the model's modules, or not used."""
 
 import logging
 import random
@@ -26,7 +26,7 @@ RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
 
 @pytest.fixture(autouse=True)
 def no_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long a step takes beside other work: what is recorded does not depend on it."""
+    """Make no step too long to capture, as other work on the machine slows steps."""
     monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", float("inf"))
 
 
@@ -44,7 +44,7 @@ def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[Any, ForwardSty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", RECORDABLE)
-def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
+def test_a_captured_step_is_bit_identical_while_rows_come_and_go(
     load: Callable[..., tuple[Any, ForwardStyle]], architecture: str, dtype: torch.dtype
 ) -> None:
     model, style = load(architecture, dtype)
@@ -76,7 +76,7 @@ def test_a_recorded_step_gives_the_same_bits_whoever_comes_and_goes(
             assert torch.equal(seen.hidden, expected.hidden)
 
 
-def test_a_model_that_decides_by_its_tokens_is_not_recorded(
+def test_a_model_that_branches_on_its_tokens_is_not_captured(
     load: Callable[..., tuple[Any, ForwardStyle]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -95,7 +95,7 @@ def test_a_model_that_decides_by_its_tokens_is_not_recorded(
     assert Path(__file__).name in caplog.text, "it says where the decision is taken"
 
 
-def test_a_graph_that_says_something_else_is_not_used(
+def test_a_graph_with_other_logits_is_not_used(
     load: Callable[..., tuple[Any, ForwardStyle]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -115,7 +115,7 @@ def test_a_graph_that_says_something_else_is_not_used(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
+def test_a_graph_with_other_activations_is_used_without_its_probe(
     load: Callable[..., tuple[Any, ForwardStyle]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -152,7 +152,7 @@ def test_a_graph_that_only_sees_something_else_is_used_by_those_who_do_not_ask(
             assert seen.sources == expected.sources
 
 
-def test_what_shows_nothing_is_recorded_once(
+def test_a_model_without_a_probe_is_captured_once(
     load: Callable[..., tuple[Any, ForwardStyle]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced = []
@@ -170,7 +170,7 @@ def test_what_shows_nothing_is_recorded_once(
     assert len(traced) == 1
 
 
-def test_a_long_step_is_left_to_the_modules(
+def test_a_long_step_is_not_captured(
     load: Callable[..., tuple[Any, ForwardStyle]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -1,4 +1,4 @@
-"""An engine that has to be started again while the system has no room for it."""
+"""Restarts of an engine while the system has no room for a process."""
 
 import errno
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Model:
 
 
 class Process:
-    """An engine process whose starts come out as told."""
+    """Fake engine process with given outcomes of its starts."""
 
     outcomes: Iterator[Exception | None]
     stopped: int
@@ -37,7 +37,7 @@ class Process:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What health is told; no time passes between attempts."""
+    """Arguments of `on_change`; delays between attempts are removed."""
     Process.stopped = 0
     monkeypatch.setattr(supervisor, "EngineProcess", Process)
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.0)
@@ -53,7 +53,7 @@ def supervised(told: list[bool], *outcomes: Exception | None) -> EngineSuperviso
     return EngineSupervisor(None, on_change)  # type: ignore[arg-type]  # not looked at
 
 
-async def test_no_room_for_a_process_is_no_failure_of_the_engine(told: list[bool]) -> None:
+async def test_failing_to_create_a_process_is_retried_without_counting(told: list[bool]) -> None:
     engine = supervised(told, None, *[NO_DESCRIPTORS] * (MAX_START_FAILURES * 3), None)
     await engine.start()
     await engine.restart()
@@ -63,7 +63,7 @@ async def test_no_room_for_a_process_is_no_failure_of_the_engine(told: list[bool
     assert Process.stopped == 1 + MAX_START_FAILURES * 3
 
 
-async def test_an_engine_that_fails_by_itself_is_given_up(told: list[bool]) -> None:
+async def test_an_engine_that_fails_to_start_is_given_up(told: list[bool]) -> None:
     failures = [ConfigurationError("gone")] * MAX_START_FAILURES
     engine = supervised(told, None, NO_DESCRIPTORS, *failures)
     await engine.start()
@@ -72,6 +72,6 @@ async def test_an_engine_that_fails_by_itself_is_given_up(told: list[bool]) -> N
     assert told == [False]
 
 
-async def test_no_room_at_the_first_start_is_said(told: list[bool]) -> None:
+async def test_failing_to_create_the_first_process_is_reported(told: list[bool]) -> None:
     with pytest.raises(ConfigurationError, match="Too many open files"):
         await supervised(told, NO_DESCRIPTORS).start()

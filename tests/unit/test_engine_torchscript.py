@@ -1,4 +1,4 @@
-"""Graphs of modules' operations, which hold the modules' own weights."""
+"""TorchScript graphs of modules, which share the modules' weights."""
 
 import torch
 
@@ -11,14 +11,14 @@ def model() -> torch.nn.Module:
     return torch.nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-def test_a_graph_gives_the_modules_bits_for_other_inputs() -> None:
+def test_a_graph_is_bit_identical_for_other_inputs() -> None:
     modules = model()
     graph = trace(modules, (torch.zeros(2, 6),))
     given = torch.randn(5, 6)
     assert torch.equal(graph(given), modules(given))
 
 
-def test_a_graph_holds_the_weights_themselves_and_no_copy() -> None:
+def test_a_graph_shares_the_weights() -> None:
     modules = model()
     graph = trace(modules, (torch.zeros(2, 6),))
     given = torch.randn(5, 6)

@@ -1,4 +1,4 @@
-"""Head weights from the residual stream, against transformers' own hidden states."""
+"""Head weights from the residual stream, compared with transformers' hidden states."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -27,7 +27,7 @@ TinyModel = Callable[..., Path]
 
 
 def mean_inverse_lengths(directory: Path) -> torch.Tensor:
-    """float64 [layers]: of what each layer takes in, as transformers shows it."""
+    """Return mean inverse norms of each layer's input, from hidden states: float64 [layers]."""
     model = eager_model(directory)
     inverses = []
     for piece in PIECES:
@@ -39,7 +39,7 @@ def mean_inverse_lengths(directory: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ATTENDING)
-def test_heads_count_by_the_stream_that_their_layer_takes_in(
+def test_weights_are_mean_inverse_norms_of_the_layers_inputs(
     tiny_model: TinyModel, architecture: str
 ) -> None:
     loaded = loaded_model(tiny_model(architecture))
@@ -54,7 +54,7 @@ def test_heads_count_by_the_stream_that_their_layer_takes_in(
 
 
 @pytest.mark.parametrize("architecture", SOME_ATTEND)
-def test_layers_that_do_not_attend_have_none(tiny_model: TinyModel, architecture: str) -> None:
+def test_layers_without_attention_have_no_weights(tiny_model: TinyModel, architecture: str) -> None:
     loaded = loaded_model(tiny_model(architecture))
     values = compute_stream_weights(loaded.model, PIECES)
     # They fit the model, else this would raise.
@@ -66,7 +66,7 @@ def test_layers_that_do_not_attend_have_none(tiny_model: TinyModel, architecture
     assert any(found == pytest.approx([m / max(ms) for m in ms], rel=1e-3) for ms in some)
 
 
-def test_a_stream_without_length_has_no_weight(tiny_model: TinyModel) -> None:
+def test_a_zero_residual_stream_is_unavailable(tiny_model: TinyModel) -> None:
     model = loaded_model(tiny_model("llama")).model
     model.get_input_embeddings().weight.zero_()
     with pytest.raises(UnavailableError, match="residual stream"):

@@ -1,4 +1,4 @@
-"""Generations over an engine that dies: who goes on, who is to blame."""
+"""Generations over an engine that dies: which ones continue, and which one fails for it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -63,16 +63,16 @@ POISON = 13
 
 
 def token_of(prompt: list[int], index: int) -> int:
-    """What this engine's model says next: a function of prompt and place, as a seed makes it."""
+    """Return the fake model's token at an index: a function of the prompt and the index."""
     return 40 + (prompt[0] * 7 + index * 3) % 50
 
 
 class DyingEngine:
-    """Steps every admitted generation in turn, and dies of the prompt that begins with POISON.
+    """Fake engine that steps all generations, and dies when a prompt begins with POISON.
 
     Args:
-        deaths: after so many turns in all it dies as well, of nothing in particular.
-        can_restart: whether it can be had back.
+        deaths: total numbers of turns after which it dies as well.
+        can_restart: whether `restart` succeeds.
     """
 
     def __init__(self, deaths: list[int], *, can_restart: bool = True) -> None:
@@ -177,7 +177,9 @@ async def service(tmp_path: Path, engine: DyingEngine, **limits: int) -> Service
     return Service(await Journal.open(tmp_path), engine, Limits(**limits))
 
 
-async def test_generations_go_on_with_the_same_tokens(tmp_path: Path) -> None:
+async def test_generations_continue_with_the_same_tokens_after_an_engines_death(
+    tmp_path: Path,
+) -> None:
     engine = DyingEngine(deaths=[5, 22, 38])
     run = await service(tmp_path, engine)
     ids = [await run.start(request(first)) for first in range(1, 7)]
@@ -191,7 +193,7 @@ async def test_generations_go_on_with_the_same_tokens(tmp_path: Path) -> None:
     await run.close()
 
 
-async def test_the_one_that_kills_it_fails_alone(tmp_path: Path) -> None:
+async def test_a_generation_that_kills_the_engine_fails_alone(tmp_path: Path) -> None:
     engine = DyingEngine(deaths=[])
     run = await service(tmp_path, engine)
     firsts = [1, 2, POISON, 3, 4]
@@ -206,7 +208,7 @@ async def test_the_one_that_kills_it_fails_alone(tmp_path: Path) -> None:
     await run.close()
 
 
-async def test_one_that_cannot_be_recorded_fails_alone(
+async def test_a_generation_that_cannot_be_recorded_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = RunningGeneration.record_step
@@ -229,7 +231,7 @@ async def test_one_that_cannot_be_recorded_fails_alone(
     await run.close()
 
 
-async def test_those_who_come_during_a_trial_wait_and_then_run(tmp_path: Path) -> None:
+async def test_generations_admitted_during_a_trial_wait_for_its_end(tmp_path: Path) -> None:
     engine = DyingEngine(deaths=[3])
     run = await service(tmp_path, engine)
     first = await run.start(request(1))
@@ -240,7 +242,7 @@ async def test_those_who_come_during_a_trial_wait_and_then_run(tmp_path: Path) -
     await run.close()
 
 
-async def test_an_engine_lost_for_good(tmp_path: Path) -> None:
+async def test_losing_the_engine_interrupts_running_generations(tmp_path: Path) -> None:
     run = await service(tmp_path, DyingEngine(deaths=[4], can_restart=False))
     generation_id = await run.start(request(1))
     finished = await run.finished(generation_id)
@@ -253,7 +255,7 @@ async def test_an_engine_lost_for_good(tmp_path: Path) -> None:
     await run.close()
 
 
-async def test_draining_refuses_and_waits(tmp_path: Path) -> None:
+async def test_draining_refuses_new_requests_and_waits_for_running_ones(tmp_path: Path) -> None:
     run = await service(tmp_path, DyingEngine(deaths=[]))
     generation_id = await run.start(request(1))
     draining = asyncio.create_task(run.generations.drain(30))
@@ -265,7 +267,7 @@ async def test_draining_refuses_and_waits(tmp_path: Path) -> None:
     await run.close()
 
 
-async def test_the_queue_counts_those_whose_prompt_is_unread(tmp_path: Path) -> None:
+async def test_the_queue_counts_generations_whose_prompt_is_not_read(tmp_path: Path) -> None:
     engine = DyingEngine(deaths=[])
     run = await service(tmp_path, engine, max_queue=2)
     run.running.cancel()
@@ -276,7 +278,7 @@ async def test_the_queue_counts_those_whose_prompt_is_unread(tmp_path: Path) -> 
     await run.close()
 
 
-async def test_one_that_asks_for_more_rows_than_there_are_keeps_nobody_out(
+async def test_a_request_for_too_many_rows_does_not_fill_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = await service(tmp_path, DyingEngine(deaths=[]))
@@ -299,7 +301,7 @@ async def test_one_that_asks_for_more_rows_than_there_are_keeps_nobody_out(
 
 
 class TellingEngine(DyingEngine):
-    """Has everything ready to be read at once: a prompt's record, and the end of a search."""
+    """Fake engine with all its turns ready: a prompt's decisions, and the end of a search."""
 
     NUM_STEPS = 400
 
@@ -330,8 +332,8 @@ class TellingEngine(DyingEngine):
         await asyncio.Event().wait()
 
 
-async def test_others_get_their_turns_while_much_is_recorded(tmp_path: Path) -> None:
-    """Over a death in its middle, after which the engine tells everything once more."""
+async def test_other_tasks_run_while_many_steps_are_recorded(tmp_path: Path) -> None:
+    """The engine dies in the middle, and then sends everything again."""
     engine = TellingEngine()
     run = await service(tmp_path, engine)
     prompt = tuple(1 + i % 300 for i in range(500))

@@ -1,4 +1,4 @@
-"""What counts as a sign of an engine's work, and what as its hanging."""
+"""Watchdog and heartbeat: signs of an engine's work, and of its hanging."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ def looks(watchdog: Watchdog, seen: list[tuple[Beat | None, int | None]]) -> lis
 
 
 def beating(phase: Phase, turns: int = 0, busy_ns: int = 0) -> list[tuple[Beat, int]]:
-    """A beat at every look, each with so many more turns and so much more processor time."""
+    """Return a beat for every look, each with `turns` more turns and `busy_ns` more CPU time."""
     return [(Beat(i, phase, i * turns, i * busy_ns), 0) for i in range(LONG)]
 
 
@@ -39,38 +39,38 @@ def beating(phase: Phase, turns: int = 0, busy_ns: int = 0) -> list[tuple[Beat, 
     ],
     ids=["idle", "loading", "held back", "turns", "a long pass", "no beat", "starting"],
 )
-def test_work_however_long_is_no_hanging(seen: list[tuple[Beat | None, int | None]]) -> None:
+def test_long_work_does_not_count_as_hanging(seen: list[tuple[Beat | None, int | None]]) -> None:
     assert set(looks(Watchdog(PATIENCE), seen)) == {""}
 
 
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("spent", [7, None])
-def test_a_process_that_does_not_run_hangs(phase: Phase, spent: int | None) -> None:
+def test_a_process_without_heartbeat_and_cpu_time_hangs(phase: Phase, spent: int | None) -> None:
     stopped = [(Beat(3, phase, 4, 5), spent)] * (PATIENCE + 1)
     *before, last = looks(Watchdog(PATIENCE), stopped)
     assert set(before) == {""}
     assert "does not run" in last
 
 
-def test_a_process_that_never_came_to_life_hangs() -> None:
+def test_a_process_that_never_beats_hangs() -> None:
     assert looks(Watchdog(PATIENCE), [(None, None)] * PATIENCE)[-1]
 
 
-def test_a_turn_that_waits_for_ever_hangs_after_longer() -> None:
+def test_a_turn_without_cpu_time_hangs_after_ten_times_the_patience() -> None:
     verdicts = looks(Watchdog(PATIENCE), beating(Phase.WORKING, busy_ns=10))
     hung = next(i for i, why in enumerate(verdicts) if why)
     assert hung == PATIENCE * STUCK_FACTOR
     assert "neither ends nor spends" in verdicts[hung]
 
 
-def test_a_beat_after_silence_begins_anew() -> None:
+def test_a_beat_after_silence_restarts_the_count() -> None:
     watchdog = Watchdog(PATIENCE)
     for number in range(10):
         beat = Beat(number, Phase.WORKING, number, 0)
         assert set(looks(watchdog, [(beat, 0)] * (PATIENCE - 1))) == {""}
 
 
-def test_a_heart_tells_the_phase_and_the_time_that_others_spend() -> None:
+def test_heartbeat_reports_phase_and_cpu_time_of_other_threads() -> None:
     reading, writing = os.pipe()
     pulse, heart = Pulse(reading), Heart(writing)
     assert pulse.read_newest() is None
@@ -94,7 +94,7 @@ def test_a_heart_tells_the_phase_and_the_time_that_others_spend() -> None:
     os.close(writing)
 
 
-def test_processor_time_grows_by_work() -> None:
+def test_cpu_time_of_a_process_grows_with_work() -> None:
     if read_processor_time(os.getpid()) is None:
         pytest.skip("no /proc on this system")
     before = read_processor_time(os.getpid())

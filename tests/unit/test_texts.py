@@ -1,4 +1,4 @@
-"""Text processes: they give what the front would, and nothing that they do stops it."""
+"""Text processes: same results as in the front, and no effect of their failures on it."""
 
 import asyncio
 import dataclasses
@@ -67,7 +67,7 @@ def plain(text: str, **decoding: object) -> GenerationRequest:
 
 
 LONG = "What a long text it is, 0123456789! " * 10_000
-"""Takes about half a second of processor time."""
+"""Text that takes about half a second of CPU time to tokenize."""
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ async def fault(answer: Awaitable[object]) -> tuple[str, str]:
     return violation.field, violation.description
 
 
-async def test_they_give_what_the_front_would(processes: TextProcesses) -> None:
+async def test_text_processes_give_the_same_results_as_the_front(processes: TextProcesses) -> None:
     tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
     tokens = GenerationRequest(input=TokenInput((5, 6, 7) * 9_000), digest="d", size_bytes=27_000)
     for request in (
@@ -103,7 +103,7 @@ async def test_they_give_what_the_front_would(processes: TextProcesses) -> None:
         assert await processes.prepare(request) == expected
 
 
-async def test_faults_come_back_as_they_are(processes: TextProcesses) -> None:
+async def test_text_processes_return_the_errors_of_the_front(processes: TextProcesses) -> None:
     assert await fault(processes.prepare(chat("refuse"))) == (
         "chat.messages",
         "refused by the chat template: not that",
@@ -117,7 +117,7 @@ async def test_faults_come_back_as_they_are(processes: TextProcesses) -> None:
 
 
 @pytest.mark.parametrize("said", ["loop", "power"])
-async def test_a_template_without_end_is_ended(processes: TextProcesses, said: str) -> None:
+async def test_an_endless_template_is_stopped(processes: TextProcesses, said: str) -> None:
     await processes.prepare(chat("hello"))
     (first,) = processes.pids
     field, description = await fault(processes.prepare(chat(said)))
@@ -132,7 +132,7 @@ async def test_a_template_without_end_is_ended(processes: TextProcesses, said: s
 @pytest.mark.parametrize(
     ("said", "part"), [("large", "memory"), ("block", "memory"), ("output", "longer than 4000000")]
 )
-async def test_a_template_gets_no_more_memory_than_it_may_have(said: str, part: str) -> None:
+async def test_a_template_beyond_its_memory_limit_is_refused(said: str, part: str) -> None:
     # Time enough for what is only meant to be large, on any machine.
     processes = TextProcesses(MODEL, dataclasses.replace(LIMITS, max_template_s=30))
     field, description = await fault(processes.prepare(chat(said)))
@@ -142,7 +142,7 @@ async def test_a_template_gets_no_more_memory_than_it_may_have(said: str, part: 
     await processes.close()
 
 
-async def test_others_do_not_wait_for_the_one_that_loops(processes: TextProcesses) -> None:
+async def test_other_requests_do_not_wait_for_an_endless_template(processes: TextProcesses) -> None:
     # In both processes, once and again: the others are served between.
     looping = [asyncio.create_task(fault(processes.prepare(chat("loop")))) for _ in range(3)]
     served = await asyncio.gather(*(processes.prepare(chat(f"{i}")) for i in range(20)))
@@ -151,7 +151,7 @@ async def test_others_do_not_wait_for_the_one_that_loops(processes: TextProcesse
         assert field == "chat"
 
 
-async def test_the_event_loop_turns_while_a_long_text_is_prepared(
+async def test_the_event_loop_is_not_blocked_by_a_long_text(
     processes: TextProcesses,
 ) -> None:
     preparing = asyncio.create_task(processes.prepare(plain(LONG)))
@@ -165,7 +165,7 @@ async def test_the_event_loop_turns_while_a_long_text_is_prepared(
     assert min(num_turns, num_chats) > 3
 
 
-async def test_the_process_is_killed_when_nobody_waits_any_more(
+async def test_the_process_of_a_cancelled_request_is_killed(
     processes: TextProcesses,
 ) -> None:
     preparing = asyncio.create_task(processes.prepare(plain(LONG * 4)))
@@ -178,7 +178,7 @@ async def test_the_process_is_killed_when_nobody_waits_any_more(
     assert len((await processes.prepare(plain("x" * 70_000))).token_ids) > 1_000
 
 
-async def test_a_short_one_that_nobody_waits_for_costs_no_process(
+async def test_a_cancelled_short_request_does_not_kill_its_process(
     processes: TextProcesses,
 ) -> None:
     await processes.prepare(chat("hello"))
@@ -191,7 +191,7 @@ async def test_a_short_one_that_nobody_waits_for_costs_no_process(
     assert set(before) <= set(processes.pids)
 
 
-async def test_what_waits_is_bounded_in_bytes() -> None:
+async def test_waiting_requests_are_limited_in_bytes() -> None:
     processes = TextProcesses(MODEL, dataclasses.replace(LIMITS, max_waiting_text_bytes=1_500_000))
     first = asyncio.create_task(processes.prepare(plain(LONG * 4)))
     await asyncio.sleep(0)
@@ -203,7 +203,7 @@ async def test_what_waits_is_bounded_in_bytes() -> None:
     await processes.close()
 
 
-async def test_closing_ends_what_runs_and_what_waits(processes: TextProcesses) -> None:
+async def test_closing_fails_running_and_waiting_requests(processes: TextProcesses) -> None:
     await processes.prepare(chat("hello"))
     waiting = [
         asyncio.create_task(processes.prepare(request))
@@ -219,7 +219,7 @@ async def test_closing_ends_what_runs_and_what_waits(processes: TextProcesses) -
         await processes.prepare(chat("hello"))
 
 
-async def test_a_process_that_was_killed_is_replaced(processes: TextProcesses) -> None:
+async def test_a_killed_process_is_replaced(processes: TextProcesses) -> None:
     await processes.prepare(chat("hello"))
     (pid,) = processes.pids
     os.kill(pid, signal.SIGKILL)
@@ -227,7 +227,7 @@ async def test_a_process_that_was_killed_is_replaced(processes: TextProcesses) -
     assert pid not in processes.pids
 
 
-async def test_a_request_that_kills_twice_is_given_up(
+async def test_a_request_that_kills_two_processes_fails(
     processes: TextProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = "import sys; from whence_server.generation import text_worker as w; "
@@ -237,7 +237,7 @@ async def test_a_request_that_kills_twice_is_given_up(
         await processes.prepare(chat("hello"))
 
 
-async def test_a_process_that_does_not_start_is_said(
+async def test_a_process_that_does_not_start_fails_requests_with_the_reason(
     processes: TextProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_process, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
@@ -248,7 +248,7 @@ async def test_a_process_that_does_not_start_is_said(
         await processes.prepare(chat("hello"))
 
 
-async def test_a_process_that_was_stopped_is_given_up(
+async def test_a_stopped_process_exceeds_the_wall_time_limit(
     processes: TextProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await processes.prepare(chat("hello"))
@@ -262,7 +262,7 @@ async def test_a_process_that_was_stopped_is_given_up(
     assert (await processes.prepare(chat("hello"))).prompt == "hello "
 
 
-async def test_a_process_that_does_not_run_is_replaced_and_its_request_tried_again(
+async def test_a_process_without_cpu_time_is_replaced_and_its_request_retried(
     processes: TextProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_process, "_LOOK_S", 0.05)
@@ -273,7 +273,7 @@ async def test_a_process_that_does_not_run_is_replaced_and_its_request_tried_aga
     assert pid not in processes.pids
 
 
-async def test_a_process_that_stops_before_it_is_ready_is_replaced(
+async def test_a_process_stopped_before_it_is_ready_is_replaced(
     processes: TextProcesses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(text_process, "_LOOK_S", 0.1)
@@ -291,7 +291,7 @@ async def test_a_process_that_stops_before_it_is_ready_is_replaced(
     assert first.exists()
 
 
-async def test_memory_that_a_process_keeps_ends_it(processes: TextProcesses) -> None:
+async def test_a_process_that_keeps_too_much_memory_is_replaced(processes: TextProcesses) -> None:
     assert await processes.prepare(plain(LONG))
     # Whether this one kept it or gave it back, the next is served.
     assert (await processes.prepare(plain("x" * 70_000))).prompt == "x" * 70_000
@@ -314,7 +314,7 @@ asyncio.run(main())
 """
 
 
-def test_they_end_with_the_front_however_it_ends() -> None:
+def test_text_processes_end_when_the_front_is_killed() -> None:
     tests = os.path.dirname(__file__)  # noqa: PTH120 - part of a variable
     support = os.path.join(os.path.dirname(tests), "support")  # noqa: PTH118, PTH120
     path = os.pathsep.join([tests, support])
@@ -331,7 +331,7 @@ def test_they_end_with_the_front_however_it_ends() -> None:
     assert psutil.wait_procs(looping, timeout=60)[1] == []
 
 
-def test_they_are_free_of_torch() -> None:
+def test_text_processes_do_not_import_torch() -> None:
     code = "import whence_server.generation.text_worker, sys; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

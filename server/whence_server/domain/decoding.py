@@ -45,7 +45,7 @@ class Configured:
     forced_bos_token_id: int | None = None
     """The first token; for prompts of one token."""
     forced_eos_token_ids: tuple[int, ...] = ()
-    """Tokens of which one is forced at the last step that `max_new_tokens` allows."""
+    """Tokens to choose from at the last step that `max_new_tokens` allows; empty is off."""
     top_h: float = 0.0
     """Share of the entropy that the most likely tokens are kept up to; 0 is off."""
     renormalize_logits: bool = False

@@ -51,7 +51,7 @@ _EARLY_STOPPING: dict[bool | str, EarlyStopping] = {
     False: EarlyStopping.HEURISTIC,
     "never": EarlyStopping.NEVER,
 }
-"""Our values by those of transformers."""
+"""Values of EarlyStopping, by transformers' values."""
 
 NUM_PARTS = 2
 """Number of the parts of TRACE_DETAIL_INTERNALS: "sources" and "layers"."""

@@ -54,7 +54,7 @@ class _Plan(NamedTuple):
 
 
 class Pipeline:
-    """Pipeline of stages, each of which is applied to all rows that share its setting at once."""
+    """Pipeline of stages; a stage is applied at once to all rows that share its setting."""
 
     def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
         self._stages = Stages(vocabulary_size, device, kernels)
