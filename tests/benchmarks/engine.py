@@ -63,7 +63,7 @@ def ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
         loop.handle(Admit(str(i), ids, decoding, TraceOptions()))
     started = time.perf_counter()
     while not loop.is_idle:
-        loop.turn()
+        loop.run_turn()
     return len(prompts) * NUM_NEW_TOKENS / (time.perf_counter() - started)
 
 

@@ -106,7 +106,7 @@ def take_turns(
         # Whoever comes second finds the weights in the caches.
         for one in (plain, internals) if step % 2 else (internals, plain):
             started = time.perf_counter()
-            one.loop.turn()
+            one.loop.run_turn()
             one.seconds.append(time.perf_counter() - started)
     for one in (plain, internals):
         del one.seconds[:WARM_UP_STEPS]
@@ -138,7 +138,7 @@ def begun(
         ids = prompt(i, workload.vocabulary_size, CONTEXT_TOKENS - num_steps // 2)
         loop.handle(Admit(str(i), ids, decoding, TraceOptions(detail)))
     while sum(len(turn.prefilled) for turn in turns) < num_streams:
-        loop.turn()
+        loop.run_turn()
     turns.clear()
     return Side(loop, turns)
 

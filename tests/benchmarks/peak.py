@@ -43,7 +43,7 @@ def lifted_bytes(
     ids = prompt(0, workload.vocabulary_size, num_tokens - NUM_NEW_TOKENS)
     loop.handle(Admit("0", ids, decoding, TraceOptions(detail)))
     while not loop.is_idle:
-        loop.turn()
+        loop.run_turn()
     return peak_bytes() - before
 
 

@@ -82,7 +82,7 @@ def test_hostile_settings_fail_only_their_own_generation(gpt2: LoadedModel, roun
             )
             prompt = prompt_of(choose.randint(1, 40), number)
             harness.admit(f"hostile {number}", prompt, hostile(choose), trace)
-            harness.loop.turn()
+            harness.loop.run_turn()
         harness.run(max_turns=5000)
         assert not expected.keys() & harness.failed.keys(), f"CHAOS_SEED={seed}: {harness.failed}"
         assert witnessed(harness) == expected, f"CHAOS_SEED={seed}"

@@ -107,9 +107,9 @@ def test_beams_equal_generate_alone_and_in_a_batch(
         streams.items(), list(wanted.items())[:3], strict=True
     ):
         harness.admit(name, prompt, greedy(30, ignore_eos=True))
-        harness.loop.turn()
+        harness.loop.run_turn()
         harness.admit(search, beam_prompt, decoding)
-        harness.loop.turn()
+        harness.loop.run_turn()
     harness.run()
     harness.admit("3", *wanted["3"])
     harness.run()
@@ -265,7 +265,7 @@ def test_a_search_leaves_as_a_group(gpt2: LoadedModel) -> None:
     harness.admit("stream", second, greedy(20, ignore_eos=True))
     harness.admit("waits", third, beams(5, num_beams=3, num_return_sequences=2))
     while len(harness.rounds["stopped"]) < 3:
-        harness.loop.turn()
+        harness.loop.run_turn()
     assert harness.runner.num_rows == 5
     assert not harness.rounds["waits"], "three more beams do not fit"
     harness.loop.handle(StopGeneration("stopped"))

@@ -74,7 +74,7 @@ def test_a_mixed_batch_stays_within_rounding(loaded: LoadedModel, dtype: str) ->
         strategy = Strategy.SAMPLE if number % 2 else Strategy.GREEDY
         decoding = Decoding(strategy, 10 + 3 * number, ignore_eos=True, seed=number)
         harness.admit(str(number), prompt, decoding)
-        harness.loop.turn()
+        harness.loop.run_turn()
     harness.run()
     assert not harness.failed
     for number, prompt in enumerate(given):

@@ -31,7 +31,7 @@ def test_a_failed_prefill_fails_its_generation_alone(
     harness = Harness(gpt2)
     good = prompt_of(20, seed=14)
     harness.admit("good", good, greedy(10, ignore_eos=True))
-    harness.loop.turn()
+    harness.loop.run_turn()
     harness.admit("bad", [5, 7], greedy(10))
     # Half-way, where several tokens are read.
     layer = gpt2.model.transformer.h[1]
@@ -69,7 +69,7 @@ def test_a_lost_device_ends_the_engine_and_no_generation(
     harness = Harness(gpt2)
     internals = TraceOptions(TraceDetail.INTERNALS)
     harness.admit("first", [5, 7], greedy(10), internals)
-    harness.loop.turn()
+    harness.loop.run_turn()
     harness.admit("second", [5, 7], greedy(10), internals)
     monkeypatch.setattr(target, name, loses)
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
@@ -86,11 +86,11 @@ def test_a_failed_step_fails_only_the_generations_in_it(
     harness.admit("first", first, greedy(20))
     harness.admit("second", second, sampled(20, num_return_sequences=2))
     for _ in range(4):
-        harness.loop.turn()
+        harness.loop.run_turn()
     layer = gpt2.model.transformer.h[1]
     with monkeypatch.context() as broken:
         broken.setattr(layer, "forward", lambda *_args, **_kwargs: 1 / 0)
-        harness.loop.turn()
+        harness.loop.run_turn()
     assert harness.failed.keys() == {"first", "second"}
     assert "ZeroDivisionError" in caplog.text
     assert harness.loop.is_idle

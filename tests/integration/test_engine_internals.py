@@ -99,7 +99,7 @@ def test_sources_equal_eager_attention_while_rows_come_and_go(
         decoding = sampled(6 + 5 * number, ignore_eos=True, seed=number)
         harness.admit(name, prompt, decoding, trace)
         for _ in range(4):
-            harness.loop.turn()
+            harness.loop.run_turn()
     harness.run()
     for number, (name, prompt) in enumerate(given.items()):
         decisions = [step.decision for step in harness.steps[name, 0]]
@@ -153,7 +153,7 @@ def test_the_winners_of_a_beam_search_carry_their_own_sources(
 ) -> None:
     harness = BeamHarness(models(architecture), chunk=16)
     harness.admit("other", prompt_of(45, seed=3), greedy(20, ignore_eos=True), INTERNALS)
-    harness.loop.turn()
+    harness.loop.run_turn()
     prompt = prompt_of(20, seed=4)
     harness.admit("it", prompt, beams(12, 4, num_return_sequences=3, ignore_eos=True), INTERNALS)
     harness.run()
@@ -204,7 +204,7 @@ def test_probing_changes_no_bit(models: Models, architecture: str) -> None:
             harness.admit(
                 str(number), prompt_of(40 - 15 * number, number), decoding, TraceOptions(detail)
             )
-            harness.loop.turn()
+            harness.loop.run_turn()
         harness.run()
         return [
             [step.decision._replace(internals=None) for step in harness.steps[str(number), 0]]
@@ -239,7 +239,7 @@ def test_probing_changes_no_bit_of_a_beam_search_and_in_half_precision(
                 decodings[number % 2],
                 TraceOptions(detail),
             )
-            harness.loop.turn()
+            harness.loop.run_turn()
         harness.run()
         assert not harness.failed
         return [

@@ -84,7 +84,7 @@ def test_tokens_equal_generate_alone_and_beside_other_lengths(
     alone, crowded = Harness(loaded, chunk=16), Harness(loaded, chunk=16)
     for name in SEQUENCES:
         admit(crowded, name)
-        crowded.loop.turn()
+        crowded.loop.run_turn()
         admit(alone, name)
         alone.run()
     crowded.run()
@@ -136,7 +136,7 @@ def test_continuing_after_an_engines_death_gives_the_same_tokens(
     expected = generate("crosses it")
     harness = Harness(loaded, chunk=16)
     admit(harness, "short")
-    harness.loop.turn()
+    harness.loop.run_turn()
     decoding = greedy(len(expected), ignore_eos=True)
     replays = [Replay(0, expected[:num_replayed])]
     prompt = PROMPTS["crosses it"]

@@ -115,7 +115,7 @@ def test_greedy_equals_generate_while_rows_come_and_go(
         while waiting and choose.random() < 0.5:
             name, prompt, length = waiting.pop()
             harness.admit(name, prompt, greedy(length, ignore_eos=True))
-        harness.loop.turn()
+        harness.loop.run_turn()
         widest = max(widest, harness.runner.num_rows)
     assert widest >= 8
     for name, prompt, length in everyone:
@@ -154,11 +154,11 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(loaded: LoadedModel
     others = prompts(8, seed=5)
     for number, other in enumerate(others[:4]):
         crowded.admit(str(number), other, sampled(10 + number, seed=number))
-    crowded.loop.turn()
+    crowded.loop.run_turn()
     crowded.admit("it", prompt, decoding)
     for number, other in enumerate(others[4:], 4):
         crowded.admit(str(number), other, greedy(5 * number))
-        crowded.loop.turn()
+        crowded.loop.run_turn()
     crowded.run()
     for index in range(3):
         assert crowded.ids("it", index) == alone.ids("it", index)
@@ -280,7 +280,7 @@ def test_a_sequence_and_a_generation_can_be_stopped(gpt2: LoadedModel) -> None:
     harness.admit("stopped", second, greedy(20, ignore_eos=True))
     harness.admit("other", third, greedy(20, ignore_eos=True))
     while len(harness.ids("stopped")) < 5:
-        harness.loop.turn()
+        harness.loop.run_turn()
     harness.loop.handle(StopSequence("three", 1))
     harness.loop.handle(StopGeneration("stopped"))
     harness.loop.handle(StopGeneration("stopped"))
@@ -304,7 +304,7 @@ def test_a_generation_can_be_stopped_during_prefill(gpt2: LoadedModel) -> None:
     first, second = prompts(2, seed=12)
     harness.admit("stopped", first * 4, greedy(20))
     harness.admit("other", second, greedy(20, ignore_eos=True))
-    harness.loop.turn()
+    harness.loop.run_turn()
     harness.loop.handle(StopGeneration("stopped"))
     harness.run()
     assert harness.ids("stopped") == []
@@ -320,7 +320,7 @@ def test_nan_logits_fail_one_generation_alone(tiny_model: Callable[..., Path]) -
     harness = Harness(loaded)
     bad, late, good = prompts(3, seed=13)
     harness.admit("good", good, greedy(30, ignore_eos=True))
-    harness.loop.turn()
+    harness.loop.run_turn()
     harness.admit("bad", [*bad, 415], greedy(30))
     forced = Decoding(Strategy.FORCED, 6, forced_token_ids=(1, 2, 415, 3, 4, 5))
     harness.admit("late", late, forced)

@@ -47,7 +47,7 @@ def five(loaded: LoadedModel) -> BeamHarness:
     harness.admit("plain beams", prompt_of(7, seed=4), beams(12, 2, ignore_eos=True))
     harness.admit("last", prompt_of(5, seed=5), greedy(12, ignore_eos=True))
     for _ in range(3):
-        harness.loop.turn()
+        harness.loop.run_turn()
     return harness
 
 
@@ -140,7 +140,7 @@ def test_probe_failure_in_a_step_ends_only_the_probed_generations(
     got = five(models(way))
     with monkeypatch.context() as patched:
         patched.setattr(where, name, broken)
-        got.loop.turn()
+        got.loop.run_turn()
     got.run()
     check(got, undisturbed(way), {"asks", "beams"})
 
@@ -173,7 +173,7 @@ def test_probe_failure_in_prefill_ends_no_unprobed_generation(
     got.admit("late", prompt_of(6, seed=6), greedy(5, ignore_eos=True), INTERNALS)
     with monkeypatch.context() as patched:
         patched.setattr(where, name, broken)
-        got.loop.turn()
+        got.loop.run_turn()
     got.run()
     check(got, undisturbed(way), failed)
 
@@ -191,7 +191,7 @@ def test_failure_to_move_norms_ends_all_probed_generations(
         # A row that leaves, and beams that are copied.
         got.loop.handle(StopGeneration("last"))
         for _ in range(3):
-            got.loop.turn()
+            got.loop.run_turn()
     got.run()
     assert len(got.ids("last")) < 12
     got.steps["last", 0] = undisturbed("llama").steps["last", 0]
@@ -219,7 +219,7 @@ def test_a_failed_forward_pass_ends_all_generations(
     got = five(models("llama modules"))
     with monkeypatch.context() as patched:
         patched.setattr(got.model.model.layers[0].mlp, "forward", breaks)
-        got.loop.turn()
+        got.loop.run_turn()
     assert {failure.reason for failure in got.failed.values()} == {"FORWARD_FAILED"}
     assert got.failed.keys() == {"plain", "asks", "beams", "plain beams", "last"}
 
@@ -233,11 +233,11 @@ def test_a_probe_out_of_memory_is_reported_as_out_of_memory(
     got = five(models("llama modules"))
     with monkeypatch.context() as patched:
         patched.setattr(ActivationBuffer, *unreadable("add_output", exhausted))
-        got.loop.turn()
+        got.loop.run_turn()
     assert got.failed.keys() == {"asks", "beams"}
     assert {failure.reason for failure in got.failed.values()} == {"OUT_OF_MEMORY"}
     got.admit("late", prompt_of(6, seed=6), greedy(5, ignore_eos=True), INTERNALS)
     with monkeypatch.context() as patched:
         patched.setattr(ProbedPrompt, "read", exhausted)
-        got.loop.turn()
+        got.loop.run_turn()
     assert got.failed["late"].reason == "OUT_OF_MEMORY"

@@ -108,7 +108,7 @@ class Harness:
         while not self.loop.is_idle:
             max_turns -= 1
             assert max_turns, "the engine does not come to an end"
-            self.loop.turn()
+            self.loop.run_turn()
         assert self.runner.num_rows == 0
 
     def ids(self, generation_id: str, sequence_index: int = 0) -> list[int]:

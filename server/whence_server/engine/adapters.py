@@ -70,7 +70,7 @@ def _load_adapted(
     return adapted
 
 
-def check_alone(adapted: Any) -> None:
+def check_equals_peft(adapted: Any) -> None:
     """Check that the base with the adapter's layers gives the logits of PEFT's model.
 
     Raises:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SLIDING = {"sliding_attention"}
 ATTENTION = {"full_attention"} | SLIDING
-PICKED = ("keep_window_size", "index_topk")
+TOPK_FIELDS = ("keep_window_size", "index_topk")
 """Config fields with the number of tokens that attention selects by topk (Doge, DeepSeek's
 indexer)."""
 
@@ -93,7 +93,7 @@ def _find_obstacle(model: Any, rotary: Frequencies) -> str | None:
         return "it keeps a recurrent state"
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return "its forward pass takes no past_key_values"
-    if _picks_tokens(model):
+    if _selects_tokens(model):
         # Among equal scores topk selects by position, which differs between the columns of a
         # batch and a single sequence. The test's short prompts would not show this.
         return "its attention selects fewer tokens than its context holds"
@@ -101,9 +101,9 @@ def _find_obstacle(model: Any, rotary: Frequencies) -> str | None:
     return f"it has {', '.join(other)} layers" if other else None
 
 
-def _picks_tokens(model: Any) -> bool:
+def _selects_tokens(model: Any) -> bool:
     config = model.config.get_text_config(decoder=True)
-    picked = [getattr(config, name, None) for name in PICKED]
+    picked = [getattr(config, name, None) for name in TOPK_FIELDS]
     return any(isinstance(n, int) and n < read_max_context_length(config) for n in picked)
 
 

@@ -34,10 +34,10 @@ from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.model_runner import ModelRunner
 from whence_server.engine.pretrained import (
     NAMES_SHOWN,
+    copy_into_memory,
     load_model,
     load_tokenizer,
     read_config,
-    take_into_memory,
     translate_errors,
 )
 from whence_server.engine.runner import Runner
@@ -102,7 +102,7 @@ def load(options: EngineOptions) -> LoadedModel:
         files = cache.confirm(paths, digested.result(), weights_digest, _describe_conditions(model))
         _check_unchanged(before, _read_identities(paths))
     if adapted is not None:
-        adapters.check_alone(adapted)
+        adapters.check_equals_peft(adapted)
     rotary = frequencies.find(model)
     style, obstacle = _find_style(model, rotary)
     probe, internals = build_probe(
@@ -175,7 +175,7 @@ def _apply_adapter(model: Any, places: ModelPlaces, options: EngineOptions) -> A
     with translate_errors(f"the adapter in {places.directory} cannot be added to {places.base}"):
         adapted = adapters.apply_adapter(model, places.directory, options.device)
         model.to(options.device)
-        take_into_memory(model)
+        copy_into_memory(model)
     model.eval().requires_grad_(False)
     return adapted
 

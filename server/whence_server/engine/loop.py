@@ -94,7 +94,7 @@ class EngineLoop(Generic[PromptT]):
                 self._batch.leave_sequence(generation_id, index)
 
     @torch.inference_mode()
-    def turn(self) -> None:
+    def run_turn(self) -> None:
         """Run a step of all running sequences, then read prompts within a turn's budget."""
         if self._batch.num_rows:
             self._step()

@@ -133,7 +133,7 @@ def load_model(directory: Path, config: Any, files: Collection[str], options: En
     _check_tensors(directory, type(model).__name__, loading)
     with translate_errors(f"the model cannot be moved to {options.device}"):
         model.to(options.device)
-        take_into_memory(model)
+        copy_into_memory(model)
     return model.eval().requires_grad_(False)
 
 
@@ -175,7 +175,7 @@ def make_offline_options(directory: Path, dtype: str) -> EngineOptions:
     )
 
 
-def take_into_memory(model: torch.nn.Module) -> None:
+def copy_into_memory(model: torch.nn.Module) -> None:
     """Copy the model's tensors into memory of their own.
 
     transformers maps weight files that need no cast into memory, so that a write to the file

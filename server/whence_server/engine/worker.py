@@ -97,7 +97,7 @@ def _serve(
         while not inbox.empty():
             loop.handle(inbox.get())
         heart.num_turns += 1
-        loop.turn()
+        loop.run_turn()
 
 
 def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
