@@ -68,5 +68,5 @@ def test_layers_that_compare_the_attentions_name_keep_the_original(
     model = load("minimax_m3")
     reason = attention.adopt(model)
     assert reason is not None
-    assert "not called 'sdpa'" in reason
+    assert "compares the name of its attention with 'sdpa'" in reason
     assert attention.get_implementation(model) == "sdpa"

@@ -289,9 +289,9 @@ def test_a_cache_with_invalid_numbers_is_ignored(tmp_path, identity):
     file = tmp_path / "digests.json"
     entry = f'{{"sha256": "{"0" * 64}", "identity": {identity}, "begun_ns": 1, "sample": ""}}'
     file.write_text(f'{{"version": 2, "files": {{"a": {entry}}}, "weights": {{}}}}')
-    assert DigestCache(str(file)).digests({}) == []
+    assert DigestCache(str(file)).compute({}) == []
 
 
 def test_a_pipe_in_place_of_the_cache_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "digests.json")
-    assert DigestCache(str(tmp_path / "digests.json")).digests({}) == []
+    assert DigestCache(str(tmp_path / "digests.json")).compute({}) == []

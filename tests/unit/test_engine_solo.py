@@ -223,7 +223,7 @@ def test_a_prompt_is_read_whole_and_once(mamba: Any) -> None:
     ):
         runner.prefill(prompt, 2, all_logits=False)
     runner.prefill(prompt, 3, all_logits=False)
-    with pytest.raises(ValueError, match="of 3, after 3"):
+    with pytest.raises(ValueError, match="of 3 after 3"):
         runner.prefill(prompt, 3, all_logits=False)
     assert runner.num_rows == 0
 

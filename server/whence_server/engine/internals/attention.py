@@ -93,7 +93,7 @@ def adopt(model: Any) -> str | None:
         obstacle = f"its attention cannot be served: {error}"
     kinds = {type(module) for module in model.modules()}
     if obstacle is None and any(_asks_for(kind, original) for kind in kinds):
-        obstacle = f"its layers' code depends on the attention's being called {original!r}"
+        obstacle = f"its layers' code compares the name of its attention with {original!r}"
     if obstacle is not None:
         restore(model)
     return obstacle
