@@ -182,7 +182,7 @@ def _check_as_transformers_does(values: Mapping[str, Any], source: Path) -> None
         raise ConfigurationError(f"{source} cannot be applied: {reason}") from error
 
 
-def _say_what_samples_must_set(values: Mapping[str, Any], source: Path) -> None:
+def _warn_about_sampling_values(values: Mapping[str, Any], source: Path) -> None:
     """Log what is outside the ranges of sampling where the model does not sample by itself."""
     outside = [
         f"{name} ({_shorten(value)})"

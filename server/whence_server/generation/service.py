@@ -132,8 +132,8 @@ class Generations:
             started.set()
         return generation_id
 
-    async def _joins(self, request: GenerationRequest) -> bool:
-        """Whether an equal request began this generation already."""
+    async def _has_begun(self, request: GenerationRequest) -> bool:
+        """Return whether an equal request began this generation already."""
         record = await self._journal.look_up(request.generation_id)
         if record is None:
             return False
