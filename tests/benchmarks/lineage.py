@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from whence.v1.training_pb2 import GetInclusionProofResponse
-from whence_server.lineage.framing import framed, frames
-from whence_server.lineage.merkle import MerkleTree, leaf_hash, node_hash
+from whence_server.lineage.framing import frame_message, iterate_frames
+from whence_server.lineage.merkle import MerkleTree, hash_leaf, hash_node
 from whence_server.lineage.reader import RecordReader
 
 NUM_WARM_UP_STEPS = 5
@@ -157,7 +157,7 @@ def _ratio(
 
 def _sizes_of_steps(record: Path) -> list[int]:
     """What each step's entry takes on disk, in bytes."""
-    sizes = [len(framed(frame.message)) for frame in frames(record.read_bytes())]
+    sizes = [len(frame_message(frame.message)) for frame in iterate_frames(record.read_bytes())]
     events = RecordReader(record).read_all()
     return [
         size
@@ -214,12 +214,12 @@ def _merkle_proofs() -> None:
             leaf_index=index,
             tree_size=size,
             leaf_data=leaves[index],
-            audit_path=tree.audit_path(index),
+            audit_path=tree.compute_audit_path(index),
             root=tree.root,
         )
         assert _root_of(proof) == tree.root
         made, checked = _fastest(
-            partial(tree.audit_path, index), partial(_root_of, proof), rounds=50
+            partial(tree.compute_audit_path, index), partial(_root_of, proof), rounds=50
         )
         print(
             f"proof that one of {size:,} documents was read: "
@@ -230,14 +230,14 @@ def _merkle_proofs() -> None:
 
 def _root_of(proof: Any) -> bytes:
     """RFC 9162, section 2.1.3.2, with the names that it has there."""
-    fn, sn, r = proof.leaf_index, proof.tree_size - 1, leaf_hash(proof.leaf_data)
+    fn, sn, r = proof.leaf_index, proof.tree_size - 1, hash_leaf(proof.leaf_data)
     for p in proof.audit_path:
         if fn % 2 or fn == sn:
-            r = node_hash(p, r)
+            r = hash_node(p, r)
             while fn % 2 == 0 and fn:
                 fn, sn = fn // 2, sn // 2
         else:
-            r = node_hash(r, p)
+            r = hash_node(r, p)
         fn, sn = fn // 2, sn // 2
     return r
 

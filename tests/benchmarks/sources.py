@@ -31,8 +31,8 @@ from needle import haystack, trained_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from watched import NOTHING, Case, Watched
 
-from whence_server.demo.corpus import documents
-from whence_server.demo.model import demo_model
+from whence_server.demo.corpus import load_documents
+from whence_server.demo.model import ensure_demo_model
 from whence_server.engine.internals import attention
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
@@ -90,7 +90,7 @@ def facts(watched: Watched, num_cases: int) -> Iterator[Case]:
 def prose(watched: Watched, tokenizer: Any, num_cases: int) -> Iterator[Case]:
     """Steps of the Python reference that depend on their context."""
     generator = torch.Generator().manual_seed(11)
-    texts = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
+    texts = [tokenizer(text, truncation=False).input_ids for text in load_documents().values()]
     texts = [ids for ids in texts if len(ids) > DEMO_TOKENS]
     for _ in range(num_cases * MAX_TRIES_A_STEP):
         ids = texts[int(torch.randint(len(texts), (1,), generator=generator))]
@@ -226,10 +226,10 @@ def main() -> None:
     watched = Watched(trained_model(parser.parse_args().seed), contexts)
     cases = first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
     show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
-    directory = demo_model()
+    directory = ensure_demo_model()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    texts = [tokenizer(text, truncation=False).input_ids for text in documents().values()]
+    texts = [tokenizer(text, truncation=False).input_ids for text in load_documents().values()]
     contexts = [ids[:DEMO_TOKENS] for ids in texts[:NUM_WEIGHED]]
     watched = Watched(model.eval().requires_grad_(False), contexts)
     cases = first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from whence_server.demo.show import _tell_spans, collector_of, show
+from whence_server.demo.show import _print_spans, find_collector, show
 
 
 @pytest.mark.parametrize(
     ("endpoint", "trace_url"), [("", ""), ("http://127.0.0.1:9", "http://h/trace/{trace_id}")]
 )
-async def test_the_show(
+async def test_demo_prints_generations_and_their_spans(
     tiny_model: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -35,7 +35,7 @@ async def test_the_show(
     assert links == (traces if trace_url else [])
 
 
-async def test_the_shows_server_has_the_head_weights(
+async def test_demo_server_uses_the_head_weights(
     tiny_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -58,15 +58,15 @@ async def test_the_demos_own_collector_is_not_switched_off(
     assert "decode_step" in told
 
 
-def test_no_spans_are_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    _tell_spans([])
-    assert "no generation's spans were whole in time" in capsys.readouterr().out
+def test_missing_spans_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_spans([])
+    assert "no generation's spans arrived in time" in capsys.readouterr().out
 
 
-def test_the_servers_own_variable_goes_before_opentelemetrys() -> None:
+def test_whence_endpoint_variable_overrides_the_opentelemetry_variables() -> None:
     both = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "WHENCE_OTLP_ENDPOINT": "http://b:1"}
-    assert collector_of(both) == "http://b:1"
-    assert collector_of({"OTEL_TRACES_EXPORTER": "otlp"}) is None
+    assert find_collector(both) == "http://b:1"
+    assert find_collector({"OTEL_TRACES_EXPORTER": "otlp"}) is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_servers_own_variable_goes_before_opentelemetrys() -> None:
         (["serve", "--trace-url", "http://h/{trace_id}"], {}, "is for the show"),
     ],
 )
-def test_a_link_that_would_open_nothing_is_refused_before_anything_is_trained(
+def test_trace_url_without_a_collector_is_refused_before_training(
     arguments: list[str], environment: dict[str, str], words: str
 ) -> None:
     result = subprocess.run(

@@ -16,14 +16,14 @@ from whence.v1.training_pb2 import AttemptStarted, TrainingEvent
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine.digests import digest_tensors, digest_weights
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
-from whence_server.lineage.whole import verified_run
+from whence_server.lineage.whole import read_verified_run
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.emergence.process import Question, trace
 from whence_server.training.recording import surroundings
 from whence_server.training.train.train import train
 from whence_server.training.verify import command as verify_command
 from whence_server.training.verify.findings import Report, Verdict
-from whence_server.training.verify.replay import _surroundings_that_differ, replay
+from whence_server.training.verify.replay import _compare_surroundings, replay
 from whence_server.training.verify.verify import verify
 
 TENSOR = "transformer.h.0.mlp.c_fc.bias"
@@ -107,7 +107,7 @@ def test_files_and_record_rewritten_together_pass_the_digests_and_not_the_replay
 def test_other_surroundings_are_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     monkeypatch.setattr(
-        "whence_server.training.recording.surroundings.versions",
+        "whence_server.training.recording.surroundings.collect_versions",
         lambda: {"torch": "0.1", "python": "3"},
     )
     notes = replayed(made / "model", 4, 8).notes
@@ -118,10 +118,10 @@ def test_other_surroundings_are_told(made: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_device_that_trained_is_compared_with_the_one_that_replayed() -> None:
     """Neither is the CPU: a device without data stands for an accelerator."""
     meta = torch.device("meta")
-    attempt = AttemptStarted(hardware=surroundings.hardware(meta))
-    notes = list(_surroundings_that_differ(attempt, meta))
+    attempt = AttemptStarted(hardware=surroundings.describe_hardware(meta))
+    notes = list(_compare_surroundings(attempt, meta))
     assert not [note for note in notes if "another hardware" in note]
-    notes = list(_surroundings_that_differ(attempt, torch.device("cpu")))
+    notes = list(_compare_surroundings(attempt, torch.device("cpu")))
     assert "replayed with another hardware: device was meta, is cpu" in notes
 
 
@@ -141,7 +141,7 @@ def test_a_run_that_was_resumed_verifies_and_replays(model: Path) -> None:
     shutil.rmtree(model / "checkpoints" / "checkpoint-12")
     (model / "config.json").unlink()
     train({"output": str(model), "resume": True})
-    assert len(verified_run(model / RECORD_NAME).attempts) == 2
+    assert len(read_verified_run(model / RECORD_NAME).attempts) == 2
     report = replayed(model, 8, 12)
     assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
     assert (report.step, report.attempt) == (12, 2)
@@ -167,7 +167,7 @@ def test_a_start_that_is_gone_or_changed_is_refused(model: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"step 4 is not as recorded: file optimizer\.pt"):
         replayed(model, 4, 8)
     shutil.rmtree(checkpoint)
-    with pytest.raises(ConfigurationError, match="checkpoint-4, is gone"):
+    with pytest.raises(ConfigurationError, match="checkpoint-4, is missing"):
         replayed(model, 4, 8)
 
 
@@ -240,6 +240,10 @@ def _forge(event: TrainingEvent, directory: Path) -> None:
 
 
 def _model_digest(directory: Path) -> str:
-    from whence_server.training.recording.contents import digests_of, model_digest_of, present_files
+    from whence_server.training.recording.contents import (
+        compute_model_digest,
+        digest_files,
+        list_model_files,
+    )
 
-    return model_digest_of(directory, digests_of(directory, present_files(directory)))
+    return compute_model_digest(directory, digest_files(directory, list_model_files(directory)))

@@ -28,7 +28,7 @@ from whence_server.engine import loading
 from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
 from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.weights import list_model_files, list_weight_files
-from whence_server.training.recording.surroundings import determinism
+from whence_server.training.recording.surroundings import collect_determinism_settings
 from whence_server.training.train.train import continue_from, train
 
 SETTINGS = {
@@ -405,9 +405,9 @@ def test_what_is_not_the_run_on_record_is_refused(
     assert (output / "config.json").is_file()
 
     assert main(["train", "--output", str(output), str(own)]) == 2
-    assert "a run is on record there" in capsys.readouterr().err
+    assert "it has the record of a run" in capsys.readouterr().err
     assert main(["train", "--output", str(own), str(own)]) == 2
-    assert "something else is there" in capsys.readouterr().err
+    assert "it is not an empty directory" in capsys.readouterr().err
     assert main(["train", "--output", str(tmp_path / "none"), "--resume"]) == 2
     assert "has no run on record" in capsys.readouterr().err
 
@@ -443,7 +443,7 @@ def test_a_beginning_that_is_another_now_is_refused(
     model = AutoModelForCausalLM.from_pretrained(from_model)
     model.transformer.wte.weight.data[0, 0] += 1
     model.save_pretrained(from_model)
-    with pytest.raises(LineageError, match=r"weights .* cannot be had again: .*/from has the"):
+    with pytest.raises(LineageError, match=r"weights cannot be reproduced: .*/from has the"):
         continue_from(first / "lineage.binpb", None, 1, tmp_path / "again")
     config = tokenizer / "tokenizer_config.json"
     config.write_text(config.read_text().replace("{", '{"note": 1,', 1))
@@ -452,7 +452,7 @@ def test_a_beginning_that_is_another_now_is_refused(
     # Nor does a run that was killed before its first checkpoint go on from them.
     shutil.rmtree(first / "checkpoints")
     (first / "config.json").unlink()
-    with pytest.raises(LineageError, match="cannot be had again"):
+    with pytest.raises(LineageError, match="cannot be reproduced"):
         train({"output": str(first), "resume": True})
 
 
@@ -478,7 +478,7 @@ def test_a_variable_of_accelerates_is_refused_and_any_trainers_is_on_record(
         train({**SETTINGS, "texts": (str(texts),), "output": str(tmp_path / "run")})
     assert not (tmp_path / "run").exists()
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    found = determinism(arguments)
+    found = collect_determinism_settings(arguments)
     assert found["bf16"] == "False"
     assert found["mixed_precision"] == found["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
@@ -499,9 +499,9 @@ def test_what_a_given_configuration_has_otherwise_is_told(
     ("given", "message"),
     [
         ({"model_type": "gtp2"}, "--model-type 'gtp2': transformers .* has no such kind"),
-        ({"model_type": "t5"}, "'t5' model goes on with no text"),
+        ({"model_type": "t5"}, "'t5' model cannot generate text"),
         ({"config_override": ("layers=2",)}, "layers: a 'gpt2' model has no such field"),
-        ({"config_override": ("n_head=5",)}, "there can be no such model"),
+        ({"config_override": ("n_head=5",)}, "the model cannot be created"),
         ({"config_override": ("n_positions=8",)}, "--block-size 16: .* context of 8 tokens"),
         ({"config_override": ("vocab_size=20",)}, r"a vocabulary of 20; the tokenizer has \d+"),
         ({"block_size": 5000}, "--block-size 5000: the texts have"),

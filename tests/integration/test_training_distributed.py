@@ -131,7 +131,7 @@ def test_a_checkpoint_has_every_process_random_state(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "num_steps"), [("resumed-rows", 9), ("resumed-stream", 8)])
-def test_two_processes_that_go_on_come_to_the_weights_of_those_that_were_never_stopped(
+def test_two_resumed_processes_reach_the_weights_of_an_uninterrupted_run(
     directory: Path, kind: str, num_steps: int
 ) -> None:
     results = [json.loads((directory / f"{kind}-{rank}.json").read_text()) for rank in range(2)]

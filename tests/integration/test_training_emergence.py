@@ -108,7 +108,7 @@ async def test_one_at_a_time_and_the_process_ends_with_the_call(
         await second.aclose()
 
 
-async def test_who_cancels_twice_leaves_no_process_behind(tmp_path: Path) -> None:
+async def test_cancelling_twice_leaves_no_process(tmp_path: Path) -> None:
     """As a client that goes does to a server that closes."""
     tracer = EmergenceTracer((sys.executable, "-c", NEVER_ENDS))
     answered = asyncio.Event()
@@ -174,7 +174,7 @@ async def test_a_refusal_of_a_text_names_its_field(tmp_path: Path) -> None:
         "import sys; sys.stdout.write(chr(9) + 'ab')",
     ],
 )
-async def test_anything_else_is_a_bug_for_the_log(
+async def test_unexpected_exit_status_is_an_internal_error(
     tmp_path: Path, program: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(tmp_path, program) as (_, client, run):

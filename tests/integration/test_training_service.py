@@ -179,7 +179,7 @@ writer.close()
     assert await process.wait() == 0
 
 
-async def test_a_watch_from_now_on_brings_nothing_old(
+async def test_watch_from_now_on_skips_older_entries(
     client: AsyncClient, builder: RecordBuilder
 ) -> None:
     watching = client.training_runs.watch(builder.id)
@@ -269,7 +269,7 @@ async def test_a_document_by_index_digest_and_example(
     )
 
 
-async def test_a_changed_document_is_refused_and_its_place_still_told(
+async def test_changed_document_is_refused_and_its_location_is_still_returned(
     client: AsyncClient, builder: RecordBuilder, tmp_path: Path
 ) -> None:
     (tmp_path / "corpus.txt").write_bytes(b"".join(TEXTS).replace(b"four", b"5our"))
@@ -345,9 +345,9 @@ def test_a_document_that_changes_while_it_is_read_is_refused_from_there_on(
         sha256=hashlib.sha256(large).hexdigest(),
     )
     with DocumentFile(document) as file:
-        while file.digest_next(1):
+        while file.digest_slices(1):
             pass
-        slices = file.slices(100, len(large))
+        slices = file.read_slices(100, len(large))
         assert next(slices) == large[100 : 1 << 20]
         with (tmp_path / "large.bin").open("r+b") as source:
             source.seek(3 << 20)
@@ -357,7 +357,7 @@ def test_a_document_that_changes_while_it_is_read_is_refused_from_there_on(
             next(slices)
 
 
-async def test_a_run_of_many_checkpoints_is_given_in_pages_that_fit(
+async def test_run_with_many_checkpoints_is_returned_in_pages_below_the_message_limit(
     server: TrainingServer, client: AsyncClient, builder: RecordBuilder
 ) -> None:
     files = [FileDigest(path=f"shard-{n}", sha256="ab" * 32) for n in range(400)]
@@ -500,14 +500,14 @@ async def test_bad_requests_name_the_field(
         lambda runs: runs.inclusion_proof(),
     ],
 )
-async def test_the_client_refuses_what_names_no_one_document(
+async def test_client_refuses_requests_that_do_not_name_exactly_one_document(
     client: AsyncClient, call: Callable[[Any], Any]
 ) -> None:
     with pytest.raises(TypeError, match="exactly one of"):
         await call(client.training_runs)
 
 
-async def test_numbers_that_the_wire_cannot_carry_are_named(client: AsyncClient) -> None:
+async def test_numbers_outside_the_protobuf_range_are_named(client: AsyncClient) -> None:
     with pytest.raises(ValueError, match="first_step"):
         await anext(client.training_runs.steps(first_step=-1))
     with pytest.raises(ValueError, match="after_position"):

@@ -99,13 +99,13 @@ def test_files_that_are_no_text_can_be_left_out(
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("there already", "heads.json is there already"),
-        ("no folder", "nowhere is no directory"),
-        ("a folder", "texts is there already"),
-        ("no model", "nothing is no directory: a model that lies here is needed"),
+        ("there already", "heads.json exists"),
+        ("no folder", "nowhere is not a directory"),
+        ("a folder", "texts exists"),
+        ("no model", "nothing is not a directory; give the directory of a model"),
         ("no end of text", "has no end-of-sequence token"),
         ("no text", "nothing.txt"),
-        ("short", "fewer than 256 tokens in all"),
+        ("short", "fewer than 256 tokens; give more text"),
         ("no sources", "the model gives no sources to weigh: "),
     ],
 )

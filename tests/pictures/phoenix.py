@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from backend_process import answered, free_port, phoenix, running
 from server_process import ServerProcess
 
-from whence_server.demo.model import demo_model
+from whence_server.demo.model import ensure_demo_model
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "phoenix.png"
 COMMAND = (
@@ -75,7 +75,7 @@ async def main() -> None:
 def server(data_dir: Path, endpoint: str) -> Iterator[str]:
     flags = ("--model-name", "demo", "--otlp-endpoint", endpoint)
     content = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY"}
-    with ServerProcess(demo_model(), data_dir, *flags, environment=content) as process:
+    with ServerProcess(ensure_demo_model(), data_dir, *flags, environment=content) as process:
         yield process.target
 
 

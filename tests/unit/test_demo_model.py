@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.demo import model as demo
-from whence_server.demo.corpus import corpus_folder, documents, unwrapped
-from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_model
-from whence_server.demo.recipe import SETTINGS, key
+from whence_server.demo.corpus import ensure_corpus_folder, load_documents, unwrap
+from whence_server.demo.model import ensure_demo_model, ensure_head_weights, find_cache_dir
+from whence_server.demo.recipe import SETTINGS, compute_key
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.training.train import train as training
-from whence_server.training.train.train import Trained
+from whence_server.training.train.train import TrainingResult
 
 TINY: dict[str, Any] = {
     "vocab_size": 512,
@@ -58,7 +58,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(cache_dir: Path) -> Path:
-    return demo_model(cache_dir, settings=TINY)
+    return ensure_demo_model(cache_dir, settings=TINY)
 
 
 def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
@@ -74,7 +74,7 @@ def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
 def test_it_has_learned_from_the_corpus(directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = tokenizer(next(iter(documents().values())), return_tensors="pt").input_ids[:, :32]
+    ids = tokenizer(next(iter(load_documents().values())), return_tensors="pt").input_ids[:, :32]
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss
     assert loss < torch.log(torch.tensor(512.0)) - 0.5  # what knowing nothing costs
@@ -106,15 +106,15 @@ def test_second_call_does_not_train_again(
     directory: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "train", _never)
-    assert demo_model(cache_dir, settings=TINY) == directory
+    assert ensure_demo_model(cache_dir, settings=TINY) == directory
 
 
 def test_its_training_is_on_record(directory: Path, cache_dir: Path) -> None:
     events = [recorded.event for recorded in RecordReader(directory / RECORD_NAME).read_all()]
     assert events[0].started.name == "demo"
-    corpus = corpus_folder(cache_dir)
+    corpus = ensure_corpus_folder(cache_dir)
     read = [d.source for e in events for d in e.documents.documents]
-    assert read == sorted(str(corpus / f"{name}.txt") for name in documents())
+    assert read == sorted(str(corpus / f"{name}.txt") for name in load_documents())
     assert sum(event.WhichOneof("event") == "step" for event in events) == 30
     states = [
         e.attempt_finished.state for e in events if e.WhichOneof("event") == "attempt_finished"
@@ -126,44 +126,44 @@ def test_its_training_is_on_record(directory: Path, cache_dir: Path) -> None:
 
 
 def test_its_heads_are_weighed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = demo_head_weights(directory)
+    path = ensure_head_weights(directory)
     weights = json.loads(path.read_text())["head_weights"]
     assert [len(row) for row in weights] == [2]
     monkeypatch.setattr(demo, "weigh_heads", _never)
-    assert demo_head_weights(directory) == path
+    assert ensure_head_weights(directory) == path
 
 
 def test_same_recipe_gives_the_same_weights(directory: Path, tmp_path: Path) -> None:
-    again = demo_model(tmp_path, settings=TINY)
+    again = ensure_demo_model(tmp_path, settings=TINY)
     assert again.name == directory.name
     for name in ("model.safetensors", "tokenizer.json"):
         assert (again / name).read_bytes() == (directory / name).read_bytes()
 
 
 def test_another_recipe_is_another_model() -> None:
-    assert key({**SETTINGS, "seed": 1}) != key() == key()
+    assert compute_key({**SETTINGS, "seed": 1}) != compute_key() == compute_key()
 
 
 def test_paragraphs_are_unwrapped_and_what_was_broken_on_purpose_is_not() -> None:
     full = "The statement is used to iterate over the elements of a sequence, and"
-    assert unwrapped(f"{full}\nthen ends.\n\n\n\nNext.") == f"{full} then ends.\n\nNext."
+    assert unwrap(f"{full}\nthen ends.\n\n\n\nNext.") == f"{full} then ends.\n\nNext."
     for kept in (
         "A heading\n*********\n\n   for i in x:\n       print(i)\n",
         "+-----------------------------------------------------------------------+\n| cell",
         "x = 1        # a comment that goes up to the very end of its own line\n# and on",
         f"{full}\n\nA new paragraph.",
     ):
-        assert unwrapped(kept) == kept.removesuffix("\n")
+        assert unwrap(kept) == kept.removesuffix("\n")
 
 
 def test_failed_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(given: dict[str, Any]) -> Trained:
+    def fail(given: dict[str, Any]) -> TrainingResult:
         Path(given["output"]).mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", fail)
     with pytest.raises(KeyboardInterrupt):
-        demo_model(tmp_path, settings=TINY)
+        ensure_demo_model(tmp_path, settings=TINY)
     assert [path for path in tmp_path.glob("demo-model-*") if path.is_dir()] == []
 
 
@@ -173,10 +173,10 @@ def test_killed_training_leaves_no_model_and_is_made_up_for(
     with _training_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (tmp_path / f"demo-model-{key()}").exists()
+    assert not (tmp_path / f"demo-model-{compute_key()}").exists()
 
     monkeypatch.setattr(training, "train", _write_config)
-    directory = demo_model(tmp_path)
+    directory = ensure_demo_model(tmp_path)
     assert [path.name for path in directory.iterdir()] == ["config.json"]
     assert [path for path in tmp_path.glob("demo-model-*") if path.is_dir()] == [directory]
 
@@ -187,7 +187,7 @@ def test_one_of_two_processes_trains(tmp_path: Path) -> None:
         assert second.stdout is not None
         assert "waiting" in second.stderr.readline()
         # As if the first had finished: the second takes what there is.
-        (tmp_path / f"demo-model-{key()}").mkdir()
+        (tmp_path / f"demo-model-{compute_key()}").mkdir()
         first.kill()
         assert second.wait() == 0
         assert second.stdout.read() == ""
@@ -195,11 +195,11 @@ def test_one_of_two_processes_trains(tmp_path: Path) -> None:
 
 def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert default_cache_dir() == Path("/somewhere/whence")
+    assert find_cache_dir() == Path("/somewhere/whence")
     monkeypatch.setenv("HOME", "/home/ada")
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert default_cache_dir() == Path("/home/ada/.cache/whence")
+        assert find_cache_dir() == Path("/home/ada/.cache/whence")
 
 
 def test_a_cached_model_needs_no_training_stack(directory: Path, cache_dir: Path) -> None:
@@ -233,12 +233,12 @@ def _process(cache_dir: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def _never(given: dict[str, Any]) -> Trained:
+def _never(given: dict[str, Any]) -> TrainingResult:
     raise AssertionError("trained again")
 
 
-def _write_config(given: dict[str, Any]) -> Trained:
+def _write_config(given: dict[str, Any]) -> TrainingResult:
     directory = Path(given["output"])
     directory.mkdir()
     (directory / "config.json").touch()
-    return Trained(directory, 0.0)
+    return TrainingResult(directory, 0.0)

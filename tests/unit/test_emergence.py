@@ -20,12 +20,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from whence.v1 import training_pb2 as pb
 from whence.v1.training_pb2 import TraceEmergenceResponse
-from whence_server.lineage.framing import frames
+from whence_server.lineage.framing import iterate_frames
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.lineage.whole import verified_run
+from whence_server.lineage.whole import read_verified_run
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.emergence.process import Question, trace
-from whence_server.training.emergence.trajectory import RefusedError, beginning, examples_between
+from whence_server.training.emergence.trajectory import (
+    RefusedError,
+    iterate_examples_between,
+    load_initial_model,
+)
 
 PROMPT, CONTINUATION = "The quick brown", " fox jumps over"
 LLAMA = LlamaConfig(
@@ -102,7 +106,7 @@ def riemann(
     return sums
 
 
-def test_the_curve_is_what_the_checkpoints_say(record: Path) -> None:
+def test_curve_equals_the_logprobs_of_the_checkpoints(record: Path) -> None:
     started, *rest = traced(record)
     assert list(started.started.steps) == [0, 4, 8]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(record.parent)
@@ -201,13 +205,13 @@ def test_an_empty_prompt_begins_at_the_end_of_sequence(record: Path) -> None:
     assert list(started.prompt_token_ids) == [0]
 
 
-def test_a_character_of_several_tokens_is_told_once(record: Path) -> None:
+def test_character_of_several_tokens_is_in_the_text_of_the_last_one(record: Path) -> None:
     started = traced(record, continuation=" ∮ 😀!", omit_groups=True)[0].started
     assert "".join(started.continuation_texts) == " ∮ 😀!"
     assert "" in started.continuation_texts
 
 
-def test_what_was_superseded_does_not_count(copied: Path) -> None:
+def test_superseded_steps_are_left_out(copied: Path) -> None:
     writer = RecordWriter.resume(copied)
     for event in [records.attempt(2, resumed_step=4), records.step(5, 2)]:
         writer.append(event)
@@ -283,7 +287,7 @@ class BrokenTokenizer:
         (directory / "tokenizer.json").write_text("{}")
 
 
-def test_a_run_that_kept_nothing_is_refused(tmp_path: Path, copied: Path) -> None:
+def test_run_without_checkpoints_on_disk_is_refused(tmp_path: Path, copied: Path) -> None:
     bare = records.write(tmp_path, [records.started(), records.attempt(), records.finished(1)])
     assert refusal(bare).reason == "NO_CHECKPOINTS"
     for name in ("tokenizer*.json", "chat_template.jinja"):
@@ -314,7 +318,7 @@ def test_the_process_answers_in_frames_while_its_input_is_open(record: Path) -> 
         assert process.stdout is not None
         octets = process.stdout.read()
         assert process.wait() == 0
-    answers = [TraceEmergenceResponse.FromString(frame.message) for frame in frames(octets)]
+    answers = [TraceEmergenceResponse.FromString(frame.message) for frame in iterate_frames(octets)]
     assert answers == traced(record, omit_groups=True)
 
 
@@ -342,25 +346,25 @@ def test_examples_between_two_steps_are_looked_up(tmp_path: Path) -> None:
             builder.steps([number], ranks=[pb.RankExamples(example_ids=ids)])
         builder.attempt(resumed_step=2)
         builder.steps([3], ranks=[pb.RankExamples(example_ids=[1]), pb.RankExamples(rank=1)])
-        run = verified_run(builder.path)
-    assert list(examples_between(run, 0, 3)) == [5, 3, 8, 1], "9 was superseded"
-    assert list(examples_between(run, 1, 2)) == [3, 8]
+        run = read_verified_run(builder.path)
+    assert list(iterate_examples_between(run, 0, 3)) == [5, 3, 8, 1], "9 was superseded"
+    assert list(iterate_examples_between(run, 1, 2)) == [3, 8]
     builder.path.unlink()
     with pytest.raises(RefusedError) as refused:
-        list(examples_between(run, 0, 3))
+        list(iterate_examples_between(run, 0, 3))
     assert refused.value.reason == "RECORD_BROKEN"
 
 
-def test_a_run_that_went_on_from_a_model_begins_at_its_weights_where_they_are(
+def test_curve_begins_at_the_parent_model_if_its_weights_are_on_disk(
     copied: Path,
 ) -> None:
-    run = verified_run(copied)
+    run = read_verified_run(copied)
     parent = run.started.parent
     parent.source = str(copied.parent)
     run.started.initial_weights_digest = run.checkpoints[-1].weights_digest
-    model = beginning(run, tokenizer=None)
-    assert digest_weights(model) == run.checkpoints[-1].weights_digest
+    model = load_initial_model(run, tokenizer=None)
+    assert digest_weights(model) == run.checkpoints[-1].digest_weights
     run.started.initial_weights_digest = run.checkpoints[0].weights_digest
-    assert beginning(run, tokenizer=None) is None, "other weights"
+    assert load_initial_model(run, tokenizer=None) is None, "other weights"
     parent.source = str(copied.parent / "gone")
-    assert beginning(run, tokenizer=None) is None
+    assert load_initial_model(run, tokenizer=None) is None

@@ -33,11 +33,11 @@ def record(directory: Path, number: int, num_steps: int = 3) -> Path:
 
 
 async def ids(library: RunLibrary) -> list[str]:
-    return await library.runs(lambda runs: [run.id for run in runs])
+    return await library.query_all(lambda runs: [run.id for run in runs])
 
 
 async def num_steps(library: RunLibrary, number: int) -> int:
-    return await library.run(run_id(number), lambda run: len(run.steps))
+    return await library.query(run_id(number), lambda run: len(run.steps))
 
 
 async def test_runs_are_found_beside_the_model_and_two_levels_down(
@@ -97,7 +97,7 @@ async def test_a_record_is_read_once_and_then_as_far_as_it_grows(
     assert read == list(range(1, builder.position + 1))
 
 
-async def test_a_server_that_closes_waits_for_no_long_record(tmp_path: Path) -> None:
+async def test_closing_the_library_does_not_wait_for_a_long_record(tmp_path: Path) -> None:
     with RecordBuilder(tmp_path) as builder:
         builder.attempt().steps(range(1, 100), ranks=[RankExamples(example_ids=range(30_000))])
     whole = TrainingRun.open(builder.path)
@@ -130,7 +130,7 @@ async def test_broken_records_are_named_once_and_left_out(
     assert await ids(library) == [run_id(2), run_id(1)]
 
 
-async def test_of_several_copies_the_longest_counts_then_the_one_beside_its_checkpoints(
+async def test_longest_copy_of_a_record_is_used_then_the_one_beside_checkpoints(
     tmp_path: Path,
 ) -> None:
     with RecordBuilder(tmp_path / "b-original") as builder:
@@ -141,7 +141,7 @@ async def test_of_several_copies_the_longest_counts_then_the_one_beside_its_chec
         library = RunLibrary([tmp_path])
 
         async def path() -> Path:
-            return await library.run(run_id(1), lambda run: run.path)
+            return await library.query(run_id(1), lambda run: run.path)
 
         assert await ids(library) == [run_id(1)]
         assert await path() == builder.path

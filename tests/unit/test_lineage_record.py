@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from whence.v1.training_pb2 import LineageEntry, TrainingEvent, TrainingRunStarted, TrainingStep
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.framing import FramingError, framed, frames
+from whence_server.lineage.framing import FramingError, frame_message, iterate_frames
 from whence_server.lineage.reader import RecordReader
 from whence_server.lineage.writer import RecordWriter
 
@@ -33,20 +33,20 @@ def written(path: Path, num_steps: int) -> RecordWriter:
 
 
 @given(st.lists(st.binary(max_size=300)), st.integers(0, 2000))
-def test_frames_give_what_was_framed_as_far_as_it_is_whole(messages: list[bytes], cut: int) -> None:
-    whole = b"".join(map(framed, messages))
-    given_back = list(frames(whole[:cut]))
+def test_only_whole_frames_are_returned(messages: list[bytes], cut: int) -> None:
+    whole = b"".join(map(frame_message, messages))
+    given_back = list(iterate_frames(whole[:cut]))
     assert [frame.message for frame in given_back] == messages[: len(given_back)]
     assert all(frame.end <= cut for frame in given_back)
     if cut >= len(whole):
         assert len(given_back) == len(messages)
 
 
-def test_a_length_that_cannot_be_is_refused() -> None:
+def test_invalid_length_is_refused() -> None:
     with pytest.raises(FramingError, match="ten bytes"):
-        list(frames(b"\xff" * 11))
+        list(iterate_frames(b"\xff" * 11))
     with pytest.raises(FramingError, match="is announced"):
-        list(frames(b"\xff\xff\xff\xff\x7f"))
+        list(iterate_frames(b"\xff\xff\xff\xff\x7f"))
 
 
 def test_what_was_appended_is_read_back_with_the_documented_chain(tmp_path: Path) -> None:
@@ -58,14 +58,14 @@ def test_what_was_appended_is_read_back_with_the_documented_chain(tmp_path: Path
     assert [event.event.step.step for event in events[1:]] == [1, 2, 3]
     # The chain as training.proto has it, from the file's own bytes.
     head = hashlib.sha256(b"whence lineage v1" + RUN.encode()).digest()
-    for frame in frames(path.read_bytes()):
+    for frame in iterate_frames(path.read_bytes()):
         entry = LineageEntry.FromString(frame.message)
         head = hashlib.sha256(head + hashlib.sha256(entry.event).digest()).digest()
         assert entry.hash == head
     assert writer.head == head
 
 
-def test_a_reader_goes_on_where_it_was_and_waits_for_half_an_entry(tmp_path: Path) -> None:
+def test_reader_continues_at_its_position_and_leaves_an_incomplete_entry(tmp_path: Path) -> None:
     path = tmp_path / "lineage.binpb"
     written(path, 2).close()
     whole = path.read_bytes()
@@ -77,7 +77,7 @@ def test_a_reader_goes_on_where_it_was_and_waits_for_half_an_entry(tmp_path: Pat
     assert [event.event.step.step for event in reader.read()] == [2]
 
 
-def test_an_entry_larger_than_what_is_read_at_once_is_read_all_the_same(tmp_path: Path) -> None:
+def test_entry_larger_than_the_read_buffer_is_read(tmp_path: Path) -> None:
     path = tmp_path / "lineage.binpb"
     writer = written(path, 1)
     large = TrainingEvent(started=TrainingRunStarted(config_json="x" * 5000))
@@ -102,7 +102,7 @@ def test_a_reader_gives_what_is_appended_later(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_resuming_sets_half_an_entry_aside_and_goes_on(tmp_path: Path) -> None:
+def test_resuming_moves_an_incomplete_entry_to_a_torn_file(tmp_path: Path) -> None:
     path = tmp_path / "lineage.binpb"
     written(path, 2).close()
     path.write_bytes(path.read_bytes()[:-1])
@@ -127,13 +127,13 @@ def test_a_flipped_byte_is_found(tmp_path: Path, byte: int) -> None:
         RecordReader(path).read_all()
 
 
-def test_a_length_that_grew_gives_nothing_from_there_on_and_resuming_destroys_nothing(
+def test_enlarged_length_ends_reading_and_resuming_loses_no_bytes(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "lineage.binpb"
     written(path, 5).close()
     whole = path.read_bytes()
-    second = next(frames(whole)).end
+    second = next(iterate_frames(whole)).end
     longer = whole[:second] + b"\xff\x7f" + whole[second + 1 :]
     path.write_bytes(longer)
     assert len(RecordReader(path).read_all()) == 1
@@ -146,12 +146,12 @@ def test_a_length_that_grew_gives_nothing_from_there_on_and_resuming_destroys_no
 def test_a_removed_and_a_moved_entry_are_found(tmp_path: Path) -> None:
     path = tmp_path / "lineage.binpb"
     written(path, 3).close()
-    entries = [framed(frame.message) for frame in frames(path.read_bytes())]
+    entries = [frame_message(frame.message) for frame in iterate_frames(path.read_bytes())]
     path.write_bytes(b"".join([entries[0], *entries[2:]]))
-    with pytest.raises(LineageError, match="entry 2: it has position 3"):
+    with pytest.raises(LineageError, match="entry 2: its position is 3, and 2 was expected"):
         RecordReader(path).read_all()
     path.write_bytes(b"".join([*entries[1:], entries[0]]))
-    with pytest.raises(LineageError, match="entry 1: it does not begin with the run's start"):
+    with pytest.raises(LineageError, match="entry 1: it is not the start of a run"):
         RecordReader(path).read_all()
 
 
@@ -161,7 +161,7 @@ def test_only_one_process_writes_and_none_writes_over_a_record(tmp_path: Path) -
     with pytest.raises(LineageError, match="being written by another process"):
         RecordWriter.resume(path)
     writer.close()
-    with pytest.raises(LineageError, match="another run was recorded here"):
+    with pytest.raises(LineageError, match="it is the record of another run"):
         RecordWriter.create(path, started())
     with pytest.raises(LineageError, match="cannot be opened: No such file"):
         RecordWriter.resume(tmp_path / "none" / "lineage.binpb")
@@ -169,7 +169,7 @@ def test_only_one_process_writes_and_none_writes_over_a_record(tmp_path: Path) -
 
 def test_a_record_that_was_not_begun_can_be_begun_and_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "lineage.binpb"
-    for left in (b"", framed(b"half")[:-1]):
+    for left in (b"", frame_message(b"half")[:-1]):
         path.write_bytes(left)
         writer = RecordWriter.resume(path)
         assert writer.position == 0

@@ -13,11 +13,11 @@ from lineage_records import START_NS, RecordBuilder
 
 from whence.v1 import training_pb2 as pb
 from whence_server.domain.errors import DocumentChangedError, DocumentNotFoundError, LineageError
-from whence_server.lineage.documents import document_text
-from whence_server.lineage.lookup import Place, event_at, events_at
+from whence_server.lineage.documents import read_document_text
+from whence_server.lineage.lookup import Place, read_event_at, read_events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepIndex, StepRange
-from whence_server.lineage.whole import read_run, torn_end, verified_run
+from whence_server.lineage.whole import measure_torn_end, read_run, read_verified_run
 
 TEXTS = [b"one", b"two two", b"", b"four\n", b"two two", b"six" * 100, b"seven"]
 
@@ -38,16 +38,16 @@ def opened(builder: RecordBuilder) -> TrainingRun:
 
 def numbers(run: TrainingRun, **wanted: object) -> list[tuple[int, int]]:
     refs = run.steps.select(StepRange(**wanted))
-    steps = [event.step for event in events_at(run.path, [ref.place for ref in refs])]
+    steps = [event.step for event in read_events_at(run.path, [ref.place for ref in refs])]
     return [(step.step, step.attempt) for step in steps]
 
 
 def test_a_run_is_folded_as_its_record_grows(record: RecordBuilder) -> None:
     run = opened(record)
-    assert (run.id, run.newest_step(), run.ended) == (record.id, None, False)
+    assert (run.id, run.read_newest_step(), run.ended) == (record.id, None, False)
     record.attempt().steps(range(1, 13)).evaluation(10).checkpoint(10)
     run.refresh()
-    newest = run.newest_step()
+    newest = run.read_newest_step()
     assert newest is not None
     assert (newest.step, newest.num_tokens_seen) == (12, 192)
     assert (run.num_entries, run.head) == (record.position, record.head)
@@ -59,7 +59,7 @@ def test_a_run_is_folded_as_its_record_grows(record: RecordBuilder) -> None:
     record.attempt(resumed_step=10)
     run.refresh()
     assert run.steps.num_superseded == 2
-    newest = run.newest_step()
+    newest = run.read_newest_step()
     assert newest is not None
     assert newest.step == 10
     record.steps([11]).finish(11, pb.TRAINING_STATE_INTERRUPTED)
@@ -118,44 +118,50 @@ def test_steps_are_those_of_a_list_kept_in_full(
     expected = [s for s in within if (s[0] - first) % stride == 0 or s[0] == last]
     found = list(index.select(wanted))
     assert [(ref.number, ref.attempt) for ref in found] == expected
-    assert {n for n in range(60) if index.at(n)} == set(counting)
-    assert all(index.at(n) == ref for n, ref in ((r.number, r) for r in index.select(StepRange())))
+    assert {n for n in range(60) if index.find(n)} == set(counting)
+    assert all(
+        index.find(n) == ref for n, ref in ((r.number, r) for r in index.select(StepRange()))
+    )
     assert all(ref.place.begin_byte == ref.number * 100 + ref.attempt for ref in found)
     assert (len(index), index.num_superseded) == (len(counting), len(superseded))
 
 
-def test_checkpoints_count_until_the_training_went_on_from_before_them(
+def test_checkpoints_after_the_resumed_step_are_superseded(
     record: RecordBuilder,
 ) -> None:
     record.attempt().steps(range(1, 8)).checkpoint(4).checkpoint(6, path="a/b")
     record.attempt(resumed_step=4).steps(range(5, 7)).checkpoint(6).finish(6).checkpoint(6, ".")
     run = opened(record)
     assert [(c.step, c.attempt) for c in run.checkpoints] == [(4, 1), (6, 1), (6, 2), (6, 2)]
-    assert [c.path for c in run.counting_checkpoints()] == ["checkpoint-4", "checkpoint-6", "."]
+    assert [c.path for c in run.list_counting_checkpoints()] == [
+        "checkpoint-4",
+        "checkpoint-6",
+        ".",
+    ]
     assert [run.is_superseded(c) for c in run.checkpoints] == [False, True, False, False]
-    assert run.directory_of(run.checkpoints[1]) == record.path.parent / "a" / "b"
-    assert [run.tokens_seen_after(step) for step in (0, 1, 6, 7)] == [0, 16, 96, 0]
+    assert run.resolve_directory(run.checkpoints[1]) == record.path.parent / "a" / "b"
+    assert [run.read_num_tokens_seen(step) for step in (0, 1, 6, 7)] == [0, 16, 96, 0]
     (whole, *_) = read_run(record.path, with_tensors=True).checkpoints
     assert [tensor.name for tensor in whole.tensors] == ["w"]
 
 
-def test_what_follows_the_last_whole_entry_is_told(record: RecordBuilder) -> None:
+def test_bytes_after_the_last_whole_entry_are_reported(record: RecordBuilder) -> None:
     run = opened(record)
-    assert torn_end(run) == (0, False)
+    assert measure_torn_end(run) == (0, False)
     octets = record.path.read_bytes()
     with record.path.open("ab") as file:
         file.write(b"\x7f\x01")
-    assert torn_end(run) == (2, True), "the builder holds the record"
+    assert measure_torn_end(run) == (2, True), "the builder holds the record"
     record.path.write_bytes(octets)
     record.attempt().close()
-    assert torn_end(run) == (0, False)
+    assert measure_torn_end(run) == (0, False)
     assert len(run.attempts) == 1, "what was written meanwhile is read"
     with record.path.open("ab") as file:
         file.write(b"\x7f\x01")
-    assert torn_end(run) == (2, False)
+    assert measure_torn_end(run) == (2, False)
     record.path.unlink()
     with pytest.raises(LineageError, match="cannot be read: No such file"):
-        torn_end(run)
+        measure_torn_end(run)
 
 
 def test_a_step_takes_little_memory() -> None:
@@ -169,19 +175,19 @@ def test_a_step_takes_little_memory() -> None:
 def test_documents_and_examples_are_looked_up(record: RecordBuilder) -> None:
     training_set = opened(record).training_set
     for index, text in enumerate(TEXTS):
-        document = training_set.document(index)
-        assert document_text(document) == text
-        assert training_set.find(hashlib.sha256(text).hexdigest()) == TEXTS.index(text)
-    everything = list(training_set.all_documents())
-    assert everything == [training_set.document(index) for index in range(len(TEXTS))]
-    assert training_set.pieces(0) == [(0, 0, 3), (1, 0, 2)]
-    assert training_set.pieces(2) == [(3, 0, 5), (5, 0, 9)]
+        document = training_set.read_document(index)
+        assert read_document_text(document) == text
+        assert training_set.find_document(hashlib.sha256(text).hexdigest()) == TEXTS.index(text)
+    everything = list(training_set.read_documents())
+    assert everything == [training_set.read_document(index) for index in range(len(TEXTS))]
+    assert training_set.read_pieces(0) == [(0, 0, 3), (1, 0, 2)]
+    assert training_set.read_pieces(2) == [(3, 0, 5), (5, 0, 9)]
     for asked in (
-        lambda: training_set.document(len(TEXTS)),
-        lambda: training_set.find("00" * 32),
-        lambda: training_set.pieces(3),
-        lambda: training_set.pieces(4),
-        lambda: training_set.audit_path(len(TEXTS)),
+        lambda: training_set.read_document(len(TEXTS)),
+        lambda: training_set.find_document("00" * 32),
+        lambda: training_set.read_pieces(3),
+        lambda: training_set.read_pieces(4),
+        lambda: training_set.compute_audit_path(len(TEXTS)),
     ):
         with pytest.raises(DocumentNotFoundError):
             asked()
@@ -191,7 +197,9 @@ def test_a_digest_across_two_others_is_no_document(tmp_path: Path) -> None:
     with RecordBuilder(tmp_path) as builder:
         builder.documents(tmp_path / "a.txt", TEXTS)
         training_set = opened(builder).training_set
-    straddling = training_set.documents.digest(0)[16:] + training_set.documents.digest(1)[:16]
+    straddling = (
+        training_set.documents.get_digest(0)[16:] + training_set.documents.get_digest(1)[:16]
+    )
     assert training_set.documents.find(straddling) is None
 
 
@@ -200,7 +208,7 @@ def test_a_training_set_without_documents_says_so(tmp_path: Path) -> None:
         builder.append(dataset=pb.TrainingDataset(kind="stream"))
         run = opened(builder)
     with pytest.raises(DocumentNotFoundError, match="kind 'stream'"):
-        run.training_set.document(0)
+        run.training_set.read_document(0)
 
 
 @pytest.mark.parametrize("change", ["flipped", "shorter", "gone", "directory", "pipe"])
@@ -208,7 +216,7 @@ def test_a_changed_document_is_not_given(
     record: RecordBuilder, tmp_path: Path, change: str
 ) -> None:
     source = tmp_path / "corpus.txt"
-    document = opened(record).training_set.document(5)
+    document = opened(record).training_set.read_document(5)
     octets = source.read_bytes()
     source.unlink()
     if change == "flipped":
@@ -220,10 +228,10 @@ def test_a_changed_document_is_not_given(
     elif change == "pipe":
         os.mkfifo(source)
     with pytest.raises(DocumentChangedError, match=r"corpus\.txt no longer has the text"):
-        document_text(document)
+        read_document_text(document)
 
 
-def test_what_another_text_is_like_is_told_to_the_log_alone(
+def test_digest_of_a_changed_text_is_in_the_log_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = tmp_path / "secret"
@@ -233,7 +241,7 @@ def test_what_another_text_is_like_is_told_to_the_log_alone(
         planted = pb.TrainingDocument(source=str(secret), end_byte=end_byte, sha256="00" * 32)
         caplog.clear()
         with pytest.raises(DocumentChangedError) as raised:
-            document_text(planted)
+            read_document_text(planted)
         assert in_log in caplog.text
         assert in_log not in str(raised.value)
         assert found not in str(raised.value.__dict__)
@@ -245,8 +253,8 @@ def test_a_relative_source_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
     planted = pb.TrainingDocument(
         source="a.txt", end_byte=3, sha256=hashlib.sha256(b"one").hexdigest()
     )
-    with pytest.raises(DocumentChangedError, match="no absolute path"):
-        document_text(planted)
+    with pytest.raises(DocumentChangedError, match="its path is not absolute"):
+        read_document_text(planted)
 
 
 def test_other_documents_of_a_changed_source_are_still_given(
@@ -254,7 +262,7 @@ def test_other_documents_of_a_changed_source_are_still_given(
 ) -> None:
     source = tmp_path / "corpus.txt"
     source.write_bytes(source.read_bytes().replace(b"six", b"sex", 1))
-    assert document_text(opened(record).training_set.document(1)) == b"two two"
+    assert read_document_text(opened(record).training_set.read_document(1)) == b"two two"
 
 
 def test_a_merkle_root_that_the_documents_do_not_have_is_refused(tmp_path: Path) -> None:
@@ -262,10 +270,10 @@ def test_a_merkle_root_that_the_documents_do_not_have_is_refused(tmp_path: Path)
         builder.documents(tmp_path / "a.txt", TEXTS)
         builder.append(dataset=pb.TrainingDataset(kind="documents", merkle_root="00" * 32))
         run = opened(builder)
-    with pytest.raises(LineageError, match="0000 is recorded"):
-        run.training_set.audit_path(0)
+    with pytest.raises(LineageError, match="0000 is on record"):
+        run.training_set.compute_audit_path(0)
     with pytest.raises(LineageError, match="its 7 documents have the Merkle root"):
-        verified_run(builder.path)
+        read_verified_run(builder.path)
 
 
 def test_missing_documents_are_noticed(tmp_path: Path) -> None:
@@ -276,11 +284,11 @@ def test_missing_documents_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 1023, 1024, 1025, 2047, 2050])
-def test_a_reader_begins_anywhere(tmp_path: Path, position: int) -> None:
+def test_reader_begins_at_any_position(tmp_path: Path, position: int) -> None:
     with RecordBuilder(tmp_path) as builder:
         builder.attempt().steps(range(1, 2050))
         run = opened(builder)
-        reader = run.reader_after(position)
+        reader = run.create_reader_after(position)
         assert 0 <= position - reader.position < 1024
         builder.steps([2050])
         positions = [event.position for event in reader.read_all()]
@@ -295,7 +303,7 @@ def test_a_record_that_was_replaced_has_no_such_entry(record: RecordBuilder) -> 
     assert run.steps.newest is not None
     record.path.write_bytes(b"\0" * record.path.stat().st_size)
     with pytest.raises(LineageError, match="is not the record that was read before"):
-        event_at(run.path, run.steps.newest.place)
+        read_event_at(run.path, run.steps.newest.place)
 
 
 def test_a_look_up_finds_a_changed_entry(record: RecordBuilder, tmp_path: Path) -> None:
@@ -305,18 +313,22 @@ def test_a_look_up_finds_a_changed_entry(record: RecordBuilder, tmp_path: Path) 
     assert newest is not None
     octets = record.path.read_bytes()
     for before, after, look_up in (
-        (struct.pack("<d", 0.5), struct.pack("<d", 0.25), lambda: event_at(run.path, newest.place)),
-        (b"corpus.txt", b"secret.txt", lambda: run.training_set.document(0)),
+        (
+            struct.pack("<d", 0.5),
+            struct.pack("<d", 0.25),
+            lambda: read_event_at(run.path, newest.place),
+        ),
+        (b"corpus.txt", b"secret.txt", lambda: run.training_set.read_document(0)),
     ):
         assert before in octets
         record.path.write_bytes(octets.replace(before, after))
         with pytest.raises(LineageError, match="gone, or has changed"):
             look_up()
     record.path.write_bytes(octets)
-    assert event_at(run.path, newest.place).step.loss == 0.5
+    assert read_event_at(run.path, newest.place).step.loss == 0.5
 
 
-def test_an_entry_that_is_half_written_is_no_run_yet(tmp_path: Path) -> None:
+def test_record_with_an_incomplete_first_entry_has_no_run(tmp_path: Path) -> None:
     with RecordBuilder(tmp_path) as builder:
         whole = builder.path.read_bytes()
     builder.path.write_bytes(whole[:-1])

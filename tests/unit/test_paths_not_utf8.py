@@ -9,7 +9,7 @@ from tiny_training import events_in, trainer_of
 
 from whence_server.cli import main
 from whence_server.domain.paths import format_path, get_undecodable_bytes
-from whence_server.lineage.documents import document_text
+from whence_server.lineage.documents import read_document_text
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
 from whence_server.training import record
@@ -64,12 +64,12 @@ def test_texts_are_trained_on_and_found_again(
     common = ["--block-size", "16", "--vocab-size", "300", "--max-steps", "2", "--save-steps", "1"]
     evaluated = ["--eval", str(texts / f"{BAD}.txt"), "--eval-steps", "2"]
     assert main(["train", "--output", str(out), *common, *overrides, *evaluated, str(texts)]) == 0
-    documents = list(read_run(out / RECORD_NAME).training_set.all_documents())
+    documents = list(read_run(out / RECORD_NAME).training_set.read_documents())
     assert sorted(os.fsencode(texts) + b"/" + it for it in (b"caf\xe9.txt", b"caf\\xe9.txt")) == (
         sorted(document.source_bytes for document in documents)
     )
     for document in documents:
-        assert document_text(document) == Path(os.fsdecode(document.source_bytes)).read_bytes()
+        assert read_document_text(document) == Path(os.fsdecode(document.source_bytes)).read_bytes()
     assert main(["train", "--output", str(out), "--resume"]) == 0
     checkpoint = out / "checkpoints" / "checkpoint-1"
     (checkpoint / BAD).write_text("beside")
@@ -89,4 +89,4 @@ def test_a_model_that_is_saved_under_such_a_name_is_found_by_its_record(tmp_path
     assert events[0].started.name == "caf\\xe9"
     run = read_run(tmp_path / "run" / RECORD_NAME)
     assert run.checkpoints[-1].path.endswith("caf\\xe9")
-    assert run.directory_of(run.checkpoints[-1]) == tmp_path / BAD
+    assert run.resolve_directory(run.checkpoints[-1]) == tmp_path / BAD

@@ -28,7 +28,7 @@ from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
 from whence_server.training import record
-from whence_server.training.emergence.trajectory import RefusedError, kept_weights
+from whence_server.training.emergence.trajectory import RefusedError, list_kept_weights
 from whence_server.training.verify.findings import Verdict
 from whence_server.training.verify.verify import verify
 
@@ -111,7 +111,7 @@ def test_an_adapter_is_trained_as_without_a_record_and_verifies(
         assert report.num_tensors == len(state)
 
 
-def test_what_moves_is_measured_and_what_is_frozen_is_told_apart(
+def test_trained_parameters_are_measured_and_frozen_ones_are_a_group(
     base: Path, tmp_path: Path
 ) -> None:
     trained(tmp_path, base)
@@ -170,7 +170,7 @@ def other_base(adapter: Path, base: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "subject"), [(flip, "tensor"), (retarget, "file"), (other_base, "base")]
 )
-def test_what_was_changed_is_named(
+def test_changed_adapter_files_and_tensors_are_named(
     harm: Callable[[Path, Path], None], subject: str, base: Path, tmp_path: Path
 ) -> None:
     own = shutil.copytree(base, tmp_path / "own")
@@ -181,15 +181,13 @@ def test_what_was_changed_is_named(
     assert subject in {finding.subject for finding in report.findings}
 
 
-def test_a_base_elsewhere_is_given_and_a_base_that_is_gone_is_said(
-    base: Path, tmp_path: Path
-) -> None:
+def test_moved_base_is_given_by_flag_and_missing_base_is_noted(base: Path, tmp_path: Path) -> None:
     own = shutil.copytree(base, tmp_path / "own")
     trained(tmp_path, own)
     own.rename(tmp_path / "moved")
     report = verify(tmp_path / "adapter")
     assert report.verdict is Verdict.VERIFIED
-    assert "the model below the adapter was not checked: give it with --base" in report.notes
+    assert "the base model of the adapter was not checked: give it with --base" in report.notes
     report = verify(tmp_path / "adapter", base=tmp_path / "moved")
     assert report.base.startswith(f"{tmp_path / 'moved'} as recorded")
     report = verify(tmp_path / "moved", tmp_path / "run" / RECORD_NAME)
@@ -231,7 +229,7 @@ def test_a_merged_model_that_is_saved_in_the_block_is_on_record(
     assert (report.verdict, report.findings) == (Verdict.VERIFIED, [])
 
 
-def test_a_model_on_its_way_into_the_record_s_directory_takes_no_record_along(
+def test_model_saved_to_a_temporary_folder_gets_no_copy_of_the_record(
     tmp_path: Path,
 ) -> None:
     """A copy of the record that is moved over the record would end it there."""
@@ -359,7 +357,7 @@ class SavesNothing(Trainer):
 
 @pytest.mark.parametrize("own_directory", [False, True])
 @pytest.mark.parametrize("kind", [SavesHalf, SavesAState, SavesNothing])
-def test_whatever_is_saved_is_digested_as_it_is(
+def test_saved_files_are_digested_as_they_are(
     kind: type[Trainer], own_directory: bool, tmp_path: Path
 ) -> None:
     plain = trainer_of(tmp_path / "run", max_steps=2)
@@ -431,12 +429,12 @@ def test_a_tokenizer_that_is_saved_beside_the_model_is_an_addition(
 def test_a_text_s_emergence_over_adapters_is_refused_by_name(base: Path, tmp_path: Path) -> None:
     trained(tmp_path, base)
     with pytest.raises(RefusedError, match="trained an adapter on") as refused:
-        kept_weights(read_run(tmp_path / "run" / RECORD_NAME))
+        list_kept_weights(read_run(tmp_path / "run" / RECORD_NAME))
     assert refused.value.reason == "ADAPTER_RUN"
 
 
 @pytest.mark.parametrize("own_first", [True, False])
-def test_a_model_that_was_saved_twice_in_other_company_verifies_in_both_places(
+def test_model_saved_twice_beside_different_files_verifies_in_both_places(
     tmp_path: Path, own_first: bool
 ) -> None:
     trainer = trainer_of(tmp_path / "run", Rows(8), num_train_epochs=1)

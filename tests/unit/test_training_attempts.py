@@ -129,7 +129,7 @@ def test_a_training_that_is_tried_again_with_a_smaller_batch_is_another_attempt(
     assert {len(s.ranks[0].example_ids) for s in steps_in(tmp_path)[:-1]} == {3}
 
 
-def test_what_keeps_the_effect_of_superseded_steps_is_not_recorded(
+def test_smaller_batch_after_the_first_step_stops_recording(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     unrecorded = tried_again(tmp_path / "unrecorded", num_steps=2)
@@ -139,7 +139,7 @@ def test_what_keeps_the_effect_of_superseded_steps_is_not_recorded(
     trainer.train()
     # The training went on, on the weights that it had.
     assert same_bits(weights_of(unrecorded), weights_of(trainer))
-    assert "recording has stopped, and the training goes on without: the trainer" in caplog.text
+    assert "recording has stopped, and the training continues: the trainer" in caplog.text
     again = trainer_of(tmp_path, model=trainer.model)
     record(again, restart=True)
     with pytest.raises(LineageError, match="not at the weights that the run began at"):
@@ -160,7 +160,7 @@ def test_what_keeps_the_effect_of_superseded_steps_is_not_recorded(
 
 
 def test_a_new_run_is_not_recorded_over_another(tmp_path: Path) -> None:
-    for expected in (None, "another run was recorded here"):
+    for expected in (None, "it is the record of another run"):
         trainer = trainer_of(tmp_path, max_steps=1)
         record(trainer)
         if expected is None:

@@ -79,7 +79,7 @@ def test_a_model_with_its_tokenizer_has_the_digest_that_the_server_gives(
     assert events_in(tmp_path)[0].started.tokenizer_digest
 
 
-def test_rotation_can_be_wished_for(tmp_path: Path) -> None:
+def test_checkpoint_rotation_can_be_kept(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=5, save_total_limit=1)
     record(trainer, keep_checkpoints=False)
     trainer.train()

@@ -60,7 +60,7 @@ def test_an_error_of_the_training_is_not_replaced_by_one_of_the_record(
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_a_record_that_cannot_be_written_stays_whole_and_ends_what_is_worth_nothing_without(
+def test_unwritable_record_stays_whole_and_ends_a_training_that_requires_it(
     required: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -87,7 +87,7 @@ def test_a_record_that_cannot_be_written_stays_whole_and_ends_what_is_worth_noth
         trainer.train()
         trainer.save_model(str(tmp_path / "saved"))
         assert same_bits(weights_of(unrecorded), weights_of(trainer))
-        assert "recording has stopped, and the training goes on without" in caplog.text
+        assert "recording has stopped, and the training continues" in caplog.text
     assert [step.step for step in steps_in(tmp_path)] == [1, 2]
     monkeypatch.undo()
     RecordWriter.resume(tmp_path / RECORD_NAME).close()
@@ -100,19 +100,19 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("what", "subject"),
     [
-        ("whence_server.training.recording.norms.NormMeter.after_step", "norms"),
-        ("whence_server.training.recording.norms.NormMeter.before_step", "norms"),
+        ("whence_server.training.recording.norms.NormMeter.measure_step", "norms"),
+        ("whence_server.training.recording.norms.NormMeter.copy_weights", "norms"),
         ("whence_server.training.recording.recorder.NormMeter", "norms"),
-        ("whence_server.training.recording.run.RecordedRun.evaluated", "evaluation"),
+        ("whence_server.training.recording.run.RecordedRun.record_evaluation", "evaluation"),
         ("whence_server.training.recording.snapshots.digest_files", "checkpoint"),
         ("whence_server.training.recording.run.TrainingStep", "everything"),
-        ("whence_server.training.recording.run.RecordedRun.trained", "everything"),
-        ("whence_server.training.recording.loader._obstacle", "example_ids"),
-        ("whence_server.training.recording.setup.surroundings.versions", ""),
-        ("whence_server.training.recording.opening.setup.described", ""),
+        ("whence_server.training.recording.run.RecordedRun.mark_trained", "everything"),
+        ("whence_server.training.recording.loader._find_obstacle", "example_ids"),
+        ("whence_server.training.recording.setup.surroundings.collect_versions", ""),
+        ("whence_server.training.recording.opening.setup.describe_dataset", ""),
     ],
 )
-def test_a_fault_of_the_record_s_own_costs_what_it_concerns_and_no_bit_of_the_training(
+def test_recording_error_loses_only_its_part_and_leaves_the_training_bitwise_the_same(
     what: str, subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {
@@ -164,7 +164,7 @@ def test_workers_that_outlive_the_training_leave_the_record_free(tmp_path: Path)
     assert events_in(tmp_path)[-1].checkpoint.step == 2
 
 
-def test_what_is_saved_and_measured_in_a_with_block_comes_before_the_end(tmp_path: Path) -> None:
+def test_saves_and_evaluations_in_a_with_block_are_recorded_before_the_end(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path / "run", max_steps=2, eval_dataset=Rows(5))
     with record(trainer) as recorder:
         trainer.train()

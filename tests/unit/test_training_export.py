@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from whence.v1.training_pb2 import TrainingEvent
-from whence_server.demo.model import demo_model
+from whence_server.demo.model import ensure_demo_model
 from whence_server.demo.receiver import Fail, Receiver, Reject
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.otlp import OtlpSettings
@@ -32,7 +32,7 @@ from whence_server.telemetry.training.trace import TrainingTrace
 from whence_server.training.export import start as telemetry
 from whence_server.training.export.trace_cursor import TraceCursor
 from whence_server.training.train import train as training
-from whence_server.training.train.train import Trained
+from whence_server.training.train.train import TrainingResult
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "training-telemetry.md").read_text(
     encoding="utf-8"
@@ -83,7 +83,7 @@ async def send(record: Path, receiver: Receiver, sampler: Sampler = ALWAYS_ON) -
     cursor = TraceCursor(record, sink, service_resource("0"), "0", sampler=sampler, sleep=no_sleep)
     while await cursor.advance():
         pass
-    await cursor.close_what_was_killed()
+    await cursor.send_closing_spans()
     await sink.close()
     return cursor
 
@@ -117,7 +117,7 @@ async def test_the_demos_training_is_sent_whole_before_its_record_is_moved(
 ) -> None:
     events = records.whole_run()
 
-    def trains(given: dict[str, Any]) -> Trained:
+    def trains(given: dict[str, Any]) -> TrainingResult:
         directory = Path(given["output"])
         directory.mkdir()
         writer = RecordWriter.create(directory / "lineage.binpb", events[0])
@@ -125,10 +125,10 @@ async def test_the_demos_training_is_sent_whole_before_its_record_is_moved(
         for event in events[1:]:
             writer.append(event)
         writer.close()
-        return Trained(directory, 1.0)
+        return TrainingResult(directory, 1.0)
 
     monkeypatch.setattr(training, "train", trains)
-    directory = await asyncio.to_thread(demo_model, tmp_path)
+    directory = await asyncio.to_thread(ensure_demo_model, tmp_path)
     assert ids(receiver.spans) == ids(expected(events))
     cursor = json.loads((directory / "lineage.binpb.sent").read_text())
     assert cursor["position"] == len(events)
@@ -148,7 +148,7 @@ print(*[name for name in sys.modules if name.partition(".")[0] in ("opentelemetr
     assert result.stdout.split() == []
 
 
-def test_the_process_that_trains_never_loads_what_sends() -> None:
+def test_training_process_does_not_import_the_exporter() -> None:
     code = """
 import subprocess, sys
 from pathlib import Path
@@ -193,7 +193,7 @@ async def test_a_resumed_run_goes_on_at_its_cursor(tmp_path: Path, receiver: Rec
     assert receiver.spans[before:] == []
 
 
-async def test_an_outage_and_a_rejection_cost_nothing_else(
+async def test_outage_and_rejection_do_not_lose_other_spans(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     events = records.whole_run()
@@ -209,7 +209,7 @@ async def test_an_outage_and_a_rejection_cost_nothing_else(
     assert cursor.stats.last_error == "PARTIAL_SUCCESS: two are too old"
 
 
-async def test_a_collector_that_is_away_holds_the_end_up_for_a_bounded_time_only(
+async def test_unreachable_collector_delays_the_end_for_a_bounded_time(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = records.write(tmp_path, records.whole_run())
@@ -231,7 +231,7 @@ async def test_a_collector_that_is_away_holds_the_end_up_for_a_bounded_time_only
     assert ids(receiver.spans) == ids(expected(records.whole_run()))
 
 
-def test_a_forked_worker_that_lives_on_holds_nothing_up(tmp_path: Path) -> None:
+def test_surviving_forked_worker_does_not_delay_the_end_of_the_export(tmp_path: Path) -> None:
     record = records.write(tmp_path, records.whole_run())
     code = """
 import multiprocessing, sys, time
@@ -333,7 +333,7 @@ def pushed(events: Iterable[TrainingEvent]) -> MetricsData:
     return exporter.given[0]
 
 
-def test_metrics_are_what_the_steps_say() -> None:
+def test_metrics_equal_the_values_of_the_steps() -> None:
     data = pushed(records.whole_run())
     (scope,) = data.resource_metrics[0].scope_metrics
     points = {metric.name: metric.data.data_points[0] for metric in scope.metrics}
@@ -354,7 +354,7 @@ def test_metrics_are_what_the_steps_say() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
-def test_what_is_not_finite_is_so_on_its_gauge_and_counted(value: float) -> None:
+def test_non_finite_values_are_exported_and_counted(value: float) -> None:
     """A gauge that went on showing the last good loss would keep every alert quiet."""
     bad_step, bad_evaluation = records.step(2), records.evaluation(2)
     bad_step.step.loss = bad_step.step.grad_norm = bad_step.step.learning_rate = value

@@ -8,7 +8,7 @@ from tiny_models import CONFIGS
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from whence_server.training.recording.groups import parameter_groups
+from whence_server.training.recording.groups import group_parameters
 
 # By hand: what of each architecture's layers mixes positions (and the norm before it).
 ATTENTION = {
@@ -35,10 +35,10 @@ EMBEDDING = {
 
 
 @pytest.mark.parametrize("architecture", [name for name in ATTENTION if name in CONFIGS])
-def test_groups_of(architecture: str) -> None:
+def test_parameters_are_grouped_by_layer_and_half(architecture: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
-    groups = {group.name: group for group in parameter_groups(model)}
+    groups = {group.name: group for group in group_parameters(model)}
     names = [name for group in groups.values() for name in group.parameter_names]
     assert sorted(names) == sorted(dict(model.named_parameters()))
     assert sum(g.num_parameters for g in groups.values()) == model.num_parameters()
@@ -63,7 +63,7 @@ def test_groups_of(architecture: str) -> None:
 
 def test_any_module_has_groups() -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.LayerNorm(3))
-    groups = [(g.name, g.num_parameters, g.parameter_names) for g in parameter_groups(model)]
+    groups = [(g.name, g.num_parameters, g.parameter_names) for g in group_parameters(model)]
     assert groups == [
         ("embedding", 12, ["0.weight"]),
         ("final_norm", 6, ["2.weight", "2.bias"]),

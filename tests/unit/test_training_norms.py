@@ -47,7 +47,7 @@ def expected(model: nn.Module, before: dict[str, torch.Tensor]) -> Norms:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_step_is_measured_whoever_does_it(
+def test_norms_are_equal_in_kernel_threads_and_torch(
     monkeypatch: pytest.MonkeyPatch, threads: int, dtype: torch.dtype
 ) -> None:
     started: list[object] = []
@@ -62,15 +62,15 @@ def test_every_step_is_measured_whoever_does_it(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     model = model_of(dtype)
     meter = NormMeter(model, groups_of(model), 1)
-    meter.before_step(1)
+    meter.copy_weights(1)
     for step in (1, 2, 3):
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         moved(model, step)
         if step == 3:  # it may lie elsewhere from now on
             model[0].weight.data = model[0].weight.data.clone()
-        found = meter.after_step(step)
+        found = meter.measure_step(step)
         assert found is not None
         assert found.updates == pytest.approx(expected(model, before).updates, rel=1e-5)
         assert found.weights == pytest.approx(expected(model, before).weights, rel=1e-5)
-        meter.before_step(step + 1)
+        meter.copy_weights(step + 1)
     assert len(started) == (3 if threads == 2 else 0)

@@ -65,7 +65,7 @@ def test_training_is_the_same_to_the_bit_and_ids_are_the_rows_that_were_read(
     assert steps[-1].num_tokens_seen == sum(step.num_tokens for step in steps)
 
 
-def test_numbers_are_the_trainers_own(tmp_path: Path) -> None:
+def test_recorded_numbers_equal_the_trainers(tmp_path: Path) -> None:
     trainer = trainer_of(
         tmp_path, gradient_accumulation_steps=2, warmup_steps=3, max_grad_norm=0.01
     )
@@ -128,7 +128,7 @@ def test_norms_can_be_left_out(tmp_path: Path) -> None:
     assert not any(step.update_norms or step.weight_norms for step in steps_in(tmp_path))
 
 
-def test_what_is_said_of_the_run(tmp_path: Path) -> None:
+def test_run_entry_describes_model_arguments_and_environment(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, hub_token="secret-token")
     before = digest_weights(trainer.model.state_dict())
     record(trainer, name="a name")
@@ -175,14 +175,14 @@ def test_a_parent_is_told_by_its_weights(how: str, tmp_path: Path) -> None:
         assert started.parent.weights_digest == started.initial_weights_digest
 
 
-def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+def test_unsupported_trainers_and_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LineageError, match=r"a transformers\.Trainer is needed, not a str"):
         record("trainer")  # type: ignore[arg-type]
     trainer = trainer_of(tmp_path)
     with pytest.raises(LineageError, match="norm_stride -1"):
         record(trainer, norm_stride=-1)
     short = DocumentedExamples(documents=[], pieces=[])
-    with pytest.raises(LineageError, match="tell of 0 examples; the trainer's dataset has 22"):
+    with pytest.raises(LineageError, match="describe 0 examples; the trainer's dataset has 22"):
         record(trainer, documents=short)
     with pytest.raises(LineageError, match="is a RowStream without a length"):
         record(trainer_of(tmp_path, RowStream(4), max_steps=1), documents=short)

@@ -9,7 +9,7 @@ from tiny_training import tiny_gpt2
 from whence_server.engine import digests
 from whence_server.engine.weights import list_model_files, list_weight_files
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.training.recording.snapshots import checkpoint
+from whence_server.training.recording.snapshots import make_checkpoint
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints/checkpoint-1"])
@@ -27,7 +27,7 @@ def test_each_file_is_read_once(
         return original(path)
 
     monkeypatch.setattr(digests, "hash_file", counted)
-    made = checkpoint(directory, tmp_path / RECORD_NAME, model)
+    made = make_checkpoint(directory, tmp_path / RECORD_NAME, model)
     assert read == [file.path for file in made.files]
     names = list_model_files(directory, list_weight_files(directory), with_code=False)
     whole = digests.digest_model_files(digests.digest_files(directory, names))

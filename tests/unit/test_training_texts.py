@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.lineage.texts import TextDocument, decoded, read_texts
-from whence_server.training.train.blocks import cut
+from whence_server.lineage.texts import TextDocument, decode_text, read_texts
+from whence_server.training.train.blocks import cut_into_blocks
 from whence_server.training.train.tokenizer import train_tokenizer
 
 TEXTS = ["The quick brown fox — naïve 你好 😀.\n\tIndented.  Two blanks", "Short.", "A third. " * 9]
@@ -51,7 +51,7 @@ def test_folders_are_read_below_and_in_order_and_hidden_files_are_not(tmp_path: 
         (b"cut \xf0\x9f\x98", "is not UTF-8: byte 0xf0 at offset 4"),
     ],
 )
-def test_what_is_no_text_is_refused_with_file_and_offset_or_skipped(
+def test_unusable_file_is_refused_with_its_offset_or_skipped(
     tmp_path: Path, data: bytes, message: str
 ) -> None:
     bad, good = tmp_path / "bad.txt", tmp_path / "good.txt"
@@ -87,7 +87,7 @@ def test_decoding_knows_every_character_s_bytes(parts: list[str | bytes]) -> Non
     data = b"".join(
         part if isinstance(part, bytes) else part.encode("utf-8", "replace") for part in parts
     )
-    text, offsets = decoded(data)
+    text, offsets = decode_text(data)
     assert len(offsets) == len(text) + 1
     assert (offsets[0], offsets[-1]) == (0, len(data))
     for character, begin, end in zip(text, offsets[:-1], offsets[1:], strict=True):
@@ -109,7 +109,7 @@ def test_decoding_knows_every_character_s_bytes(parts: list[str | bytes]) -> Non
 def test_pieces_are_the_text_of_their_blocks(texts: list[str], block_size: int) -> None:
     texts = [*texts, "enough text to fill a block"]
     docs = documents(texts)
-    blocks, documented, left = cut(docs, TOKENIZER, block_size)
+    blocks, documented, left = cut_into_blocks(docs, TOKENIZER, block_size)
     assert documented.num_tokens == len(blocks) * block_size + left
     assert left < block_size
     covered = dict.fromkeys(range(len(docs)), 0)
@@ -133,7 +133,7 @@ def test_pieces_are_the_text_of_their_blocks(texts: list[str], block_size: int) 
 
 def test_a_block_with_the_end_of_one_document_has_two_pieces() -> None:
     docs = documents(["ab", "cdefg"])
-    _, documented, _ = cut(docs, train_tokenizer(docs, 257), 4)
+    _, documented, _ = cut_into_blocks(docs, train_tokenizer(docs, 257), 4)
     # a b <end> c | d e f g | <end>: the last one fills no block.
     assert documented.pieces == [[(0, 0, 2), (1, 0, 1)], [(1, 1, 5)]]
     assert [d.sha256 for d in documented.documents] == [d.sha256 for d in docs]
@@ -141,7 +141,7 @@ def test_a_block_with_the_end_of_one_document_has_two_pieces() -> None:
 
 def test_text_that_looks_like_a_special_token_is_text() -> None:
     docs = documents(["a<|endoftext|>b"])
-    blocks, documented, _ = cut(docs, TOKENIZER, 2)
+    blocks, documented, _ = cut_into_blocks(docs, TOKENIZER, 2)
     ids = [i for n in range(len(blocks)) for i in blocks[n]["input_ids"].tolist()]
     assert TOKENIZER.eos_token_id not in ids[:-1]
     assert documented.documents[0].end_byte == 15
@@ -149,4 +149,4 @@ def test_text_that_looks_like_a_special_token_is_text() -> None:
 
 def test_texts_that_fill_no_block_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="--block-size 64: the texts have 3 tokens"):
-        cut(documents(["ab"]), train_tokenizer(documents(["ab"]), 257), 64)
+        cut_into_blocks(documents(["ab"]), train_tokenizer(documents(["ab"]), 257), 64)

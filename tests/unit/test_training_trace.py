@@ -159,7 +159,7 @@ def test_weights_saved_after_the_end_are_the_runs_own_and_the_root_grows() -> No
     assert root.attributes == first_root.attributes
 
 
-def test_what_never_ended_can_be_closed_and_a_failure_is_an_error() -> None:
+def test_unfinished_spans_can_be_closed_and_a_failure_sets_error_status() -> None:
     trace = TrainingTrace()
     for event in [records.started(), records.attempt(), records.step(1)]:
         trace.make_spans(event)
@@ -179,7 +179,7 @@ def test_what_never_ended_can_be_closed_and_a_failure_is_an_error() -> None:
 
 
 @given(st.integers(1, 5_000), st.integers(1, 300))
-def test_planned_steps_have_at_most_so_many_spans(num_planned: int, cap: int) -> None:
+def test_number_of_step_spans_of_a_planned_run_is_bounded(num_planned: int, cap: int) -> None:
     shown = [n for n in range(1, num_planned + 1) if has_span(n, stride_at(n, num_planned, cap))]
     assert shown[0] == 1
     assert len(shown) <= cap
@@ -189,7 +189,7 @@ def test_planned_steps_have_at_most_so_many_spans(num_planned: int, cap: int) ->
 
 
 @pytest.mark.parametrize(("num_steps", "at_most"), [(250, 250), (1_000, 500), (128_000, 1_400)])
-def test_without_a_plan_steps_thin_out(num_steps: int, at_most: int) -> None:
+def test_step_spans_of_an_unplanned_run_become_sparser(num_steps: int, at_most: int) -> None:
     shown = [n for n in range(1, num_steps + 1) if has_span(n, stride_at(n, 0))]
     assert at_most * 0.7 <= len(shown) <= at_most
 

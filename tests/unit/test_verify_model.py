@@ -14,7 +14,7 @@ from tiny_models import CONFIGS, byte_level_tokenizer
 from training_runs import gpt2, sha256, trained
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.lineage.framing import framed, frames
+from whence_server.lineage.framing import frame_message, iterate_frames
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.verify import command as verify_command
@@ -171,7 +171,7 @@ def test_files_in_directories_below_are_checked_too(model: Path) -> None:
     assert verify(model).verdict is Verdict.VERIFIED
 
 
-def test_weights_in_another_form_are_told_apart_from_other_weights(model: Path) -> None:
+def test_same_weights_in_another_file_format_are_recognised(model: Path) -> None:
     gpt2(model).save_pretrained(model / "sharded", max_shard_size="60KB")
     (model / WEIGHTS).unlink()
     for file in (model / "sharded").iterdir():
@@ -184,13 +184,13 @@ def test_weights_in_another_form_are_told_apart_from_other_weights(model: Path) 
     assert any("to the bit those of step 8" in note for note in report.notes)
 
 
-def test_weights_that_were_cast_are_other_weights(model: Path) -> None:
+def test_weights_cast_to_another_dtype_are_not_verified(model: Path) -> None:
     gpt2(model).to(torch.bfloat16).save_pretrained(model)
     report = verify(model)
     assert {"file", "tensor", "weights", "model"} == {it.subject for it in report.findings}
 
 
-def test_a_checkpoint_in_anothers_place_is_what_it_is(model: Path) -> None:
+def test_checkpoint_moved_to_another_ones_folder_is_identified_by_its_files(model: Path) -> None:
     there = model / "checkpoints" / "checkpoint-4"
     shutil.rmtree(there)
     shutil.copytree(model / "checkpoints" / "checkpoint-8", there)
@@ -209,7 +209,7 @@ def test_a_copy_elsewhere_verifies_with_the_record_beside_it_or_named(
     assert (verify(copy).verdict, verify(copy).step) == (Verdict.VERIFIED, 4)
 
 
-def test_without_a_record_digests_are_told_and_nothing_is_claimed(
+def test_without_a_record_digests_are_printed_and_nothing_is_verified(
     made: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(made / "checkpoints" / "checkpoint-4", tmp_path / "far" / "a" / "b")
@@ -233,7 +233,7 @@ def test_another_models_weights_are_not_the_runs(model: Path) -> None:
     assert "no checkpoint of run" in finding.problem
 
 
-def test_superseded_weights_are_told_to_be(model: Path) -> None:
+def test_superseded_checkpoint_is_noted(model: Path) -> None:
     writer = RecordWriter.resume(model / RECORD_NAME)
     writer.append(records.attempt(2, resumed_step=4))
     writer.close()
@@ -244,7 +244,7 @@ def test_superseded_weights_are_told_to_be(model: Path) -> None:
 
 
 def _cut(octets: bytes) -> bytes:
-    entries = [framed(frame.message) for frame in frames(octets)]
+    entries = [frame_message(frame.message) for frame in iterate_frames(octets)]
     return b"".join([*entries[:3], *entries[4:]])
 
 
@@ -301,7 +301,7 @@ def test_weights_that_cannot_be_loaded_are_named(model: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["directory", "record"])
-def test_what_is_not_there_cannot_be_verified(made: Path, missing: str) -> None:
+def test_missing_directory_or_record_cannot_be_checked(made: Path, missing: str) -> None:
     arguments = (made / "none",) if missing == "directory" else (made, made / "none")
     with pytest.raises(ConfigurationError, match="none is not"):
         verify(*arguments)
@@ -331,7 +331,7 @@ def test_the_command_prints_for_people_and_for_programs(
     assert printed.startswith(f"{model}: verified\n")
     for digest in (report.model_digest, report.weights_digest, report.head, report.merkle_root):
         assert digest in printed
-    assert "protects against accident, not against whoever can rewrite" in printed
+    assert "reveals accidental changes, not a forgery" in printed
     assert "(tiny), step 8 of 8, attempt 1" in printed
     (model / "config.json").unlink()
     assert command(str(model), "--json") == 1
@@ -340,13 +340,13 @@ def test_the_command_prints_for_people_and_for_programs(
     assert {"subject": "file", "name": "config.json", "problem": "missing"}.items() <= fields[
         "findings"
     ][0].items()
-    assert "protects against accident" in fields["unsigned"]
+    assert "reveals accidental changes" in fields["unsigned"]
     assert command(str(model / "none")) == 2
     assert "none is not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", ["4", "8:4", "4:4", "a:b", "-1:4"])
-def test_steps_that_are_none_are_refused(
+def test_invalid_replay_steps_are_refused(
     steps: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""A small real model, trained on this machine, and a guided look at what whence says of it.
+"""Demo: a small model is trained on this machine, served, and its generations are shown.
 
-Nothing of the serving path imports this package: it needs the training stack.
+The serving path does not import this package, which needs the training packages.
 """

@@ -1,4 +1,4 @@
-"""`make demo` and `make serve`: a small real model, served and watched."""
+"""Commands behind `make demo` and `make serve`."""
 
 import argparse
 import asyncio
@@ -8,33 +8,33 @@ from pathlib import Path
 
 from whence.cli.trace_link import MEANING, trace_url_template
 from whence_server.config.environment import process_environment
-from whence_server.demo.model import default_cache_dir, demo_head_weights, demo_model
+from whence_server.demo.model import ensure_demo_model, ensure_head_weights, find_cache_dir
 
 
 def main() -> int:
-    """Show the demo, or keeps a server up on its model."""
+    """Run the demo, or a server on its model."""
     parser = argparse.ArgumentParser(prog="python -m whence_server.demo")
     parser.add_argument("command", nargs="?", choices=("show", "serve"), default="show")
     parser.add_argument("--trace-url", "--jaeger-url", metavar="TEMPLATE", help=MEANING)
     arguments = parser.parse_args()
     if arguments.command == "serve":
         if arguments.trace_url is not None:
-            parser.error("--trace-url is for the show; after serve, give it to `whence generate`")
-        model = demo_model()
-        return _serve(model, demo_head_weights(model), default_cache_dir() / "demo-data")
-    from whence_server.demo.show import collector_of, show
+            parser.error("--trace-url does not go with serve; give it to `whence generate`")
+        model = ensure_demo_model()
+        return _serve(model, ensure_head_weights(model), find_cache_dir() / "demo-data")
+    from whence_server.demo.show import find_collector, show
 
     try:
         trace_url = trace_url_template(arguments.trace_url)
     except ValueError as error:
         parser.error(str(error))
-    if trace_url and not collector_of(process_environment()):
+    if trace_url and not find_collector(process_environment()):
         parser.error(
-            "a trace URL opens nothing while the demo collects its spans itself: say where they "
-            "go, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"
+            "--trace-url needs a collector of your own, as the demo's own has no pages: set for "
+            "example OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"
         )
-    model = demo_model()
-    return asyncio.run(show(model, trace_url, demo_head_weights(model)))
+    model = ensure_demo_model()
+    return asyncio.run(show(model, trace_url, ensure_head_weights(model)))
 
 
 def _serve(model: Path, head_weights: Path | None, data_dir: Path) -> int:
@@ -43,7 +43,7 @@ def _serve(model: Path, head_weights: Path | None, data_dir: Path) -> int:
         *("--model", str(model), "--model-name", "demo", "--data-dir", str(data_dir)),
         *(() if head_weights is None else ("--head-weights", str(head_weights))),
     ]
-    # The server takes this process's place, and so its signals and its exit status.
+    # The server replaces this process, so that it gets the signals and gives the exit status.
     os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter
 
 

@@ -1,4 +1,4 @@
-"""The text that the demo's model learns from: the language reference that every Python carries."""
+"""Training text of the demo's model: the language reference that is part of every Python."""
 
 import hashlib
 import json
@@ -7,28 +7,28 @@ import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
-# Where the reference's own lines are broken.
+# Line width of the reference.
 _LINE_LENGTH = 70
 
 
-def documents() -> dict[str, str]:
-    """One document for each of `help()`'s topics, by the topic's name."""
-    return {name: unwrapped(topics[name]) for name in sorted(topics)}
+def load_documents() -> dict[str, str]:
+    """Return one document for each of `help()`'s topics, by the topic's name."""
+    return {name: unwrap(topics[name]) for name in sorted(topics)}
 
 
-def corpus_digest() -> str:
-    """SHA-256 of the documents, in hex: it changes with the Python release."""
-    return hashlib.sha256(json.dumps(documents()).encode()).hexdigest()
+def compute_corpus_digest() -> str:
+    """Return the SHA-256 of the documents, in hex; it changes with the Python release."""
+    return hashlib.sha256(json.dumps(load_documents()).encode()).hexdigest()
 
 
-def corpus_folder(cache_dir: Path) -> Path:
-    """A folder with a text file for each document, whole; written where it is not cached."""
-    folder = cache_dir / f"demo-corpus-{corpus_digest()[:12]}"
+def ensure_corpus_folder(cache_dir: Path) -> Path:
+    """Return the cached folder with a text file for each document, written if it is missing."""
+    folder = cache_dir / f"demo-corpus-{compute_corpus_digest()[:12]}"
     if folder.is_dir():
         return folder
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache_dir))
     try:
-        for name, text in documents().items():
+        for name, text in load_documents().items():
             (partial / f"{name}.txt").write_text(text, encoding="utf-8")
         partial.rename(folder)
     except OSError:
@@ -40,13 +40,13 @@ def corpus_folder(cache_dir: Path) -> Path:
     return folder
 
 
-def unwrapped(text: str) -> str:
-    """The text with each paragraph on one line: where a line was full means nothing to learn.
+def unwrap(text: str) -> str:
+    """Put each paragraph on one line, so that the model does not learn where lines were broken.
 
-    A line goes on in the next where the next one's first word would not have fitted on it;
-    what has room left, such as code and grammar, was broken on purpose. A first word without
-    letters or digits is a table's, a heading's underline or a comment's mark. Of several empty
-    lines one is left: a small model would not stop making them.
+    Two lines are joined if the second one's first word would not have fitted on the first; lines
+    with room left, for example code and grammar, were broken on purpose. A first word without
+    letters or digits belongs to a table, a heading's underline or a comment, and is not joined.
+    Consecutive empty lines become one: a small model would not stop generating them.
     """
     lines: list[str] = []
     room = _LINE_LENGTH
@@ -57,7 +57,7 @@ def unwrapped(text: str) -> str:
             lines[-1] += f" {line.strip()}"
         elif line.strip() or (lines and lines[-1]):
             lines.append(line.rstrip())
-        # What the line, as it stands in the source, leaves for a blank and a word; an empty
-        # one ends its paragraph.
+        # Room that the source's line leaves for a blank and a word; an empty line ends its
+        # paragraph.
         room = _LINE_LENGTH - len(line)
     return "\n".join(lines)

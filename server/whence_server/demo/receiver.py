@@ -1,6 +1,6 @@
 """A small OTLP/gRPC collector in memory, for the demo, tests and benchmarks.
 
-It answers as it is told to, and so shows what an exporter is worth.
+Its answers can be scripted, to test exporters.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from whence_server.telemetry.export.otlp_grpc import EXPORT_METHOD
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Takes the spans, after so long."""
+    """Answer that accepts the spans after a delay, in seconds."""
 
     delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Answers with this status, and takes nothing."""
+    """Answer with an error status; no span is accepted."""
 
     code: grpc.StatusCode
     retry_delay_s: float | None = None
-    """Sent as RetryInfo."""
+    """Delay in the error's RetryInfo, in seconds; None sends no RetryInfo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Answers with a partial success: the first spans of the request are not taken."""
+    """Answer with a partial success: the first `num_spans` spans are rejected."""
 
     num_spans: int
     message: str = "rejected"
@@ -50,7 +50,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Takes the spans, and breaks the connection off instead of answering."""
+    """Answer that accepts the spans and drops the connection without a response."""
 
 
 Answer: TypeAlias = Wait | Fail | Reject | Drop
@@ -58,17 +58,17 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, ExportTraceServiceRespons
 
 
 class Receiver:
-    """Receives spans, counts them and, if wished, keeps them.
+    """Collector that counts spans and, optionally, keeps them.
 
-    Its port is its own from the start, and refuses connections until `start`, and again
-    after `stop`.
+    The port is reserved when the object is created; it refuses connections before `start` and after
+    `stop`.
 
     Attributes:
-        spans: every span that was taken, in order, duplicates included.
-        requests: the bytes of every request that came, whatever it was answered.
-        num_spans: how many spans were taken.
-        answers: what the next requests get, first come first served; then all is taken.
-        is_poison: requests with such a span are INVALID_ARGUMENT.
+        spans: every span that was accepted, in order, duplicates included.
+        requests: the bytes of every request, whatever its answer.
+        num_spans: number of accepted spans.
+        answers: answers to the next requests, in order; later requests are accepted.
+        is_poison: predicate; a request with a span for which it is true gets INVALID_ARGUMENT.
     """
 
     def __init__(self, *, keep: bool = True) -> None:
@@ -80,7 +80,7 @@ class Receiver:
         self._keep = keep
         self._received = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
-        # Bound and not listening: nobody else gets the port, and connections are refused.
+        # Bound and not listening: no other process gets the port, and connections are refused.
         self._reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._reservation.bind(("127.0.0.1", 0))
@@ -88,7 +88,7 @@ class Receiver:
 
     @property
     def endpoint(self) -> str:
-        """Where to send spans."""
+        """URL to send spans to."""
         return f"http://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
@@ -108,53 +108,53 @@ class Receiver:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Break off all connections, and listens no more until started again."""
+        """Drop all connections, and refuse new ones until `start`."""
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(grace=None)
 
     async def close(self) -> None:
-        """Stop, and gives the port back."""
+        """Stop, and release the port."""
         await self.stop()
         self._reservation.close()
 
     async def wait_for(self, num_spans: int) -> None:
-        """Return once so many spans were taken, duplicates included."""
+        """Wait until `num_spans` spans were accepted, duplicates included."""
         async with self._received:
             await self._received.wait_for(lambda: self.num_spans >= num_spans)
 
     async def _export(self, request: bytes, context: _Context) -> ExportTraceServiceResponse:
-        spans = _spans_in(request)
+        spans = _parse_spans(request)
         if self._keep:
             self.requests.append(request)
         if self.is_poison is not None and any(map(self.is_poison, spans)):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a span is not to my taste")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a span is invalid")
         match self.answers.popleft() if self.answers else None:
             case Wait(delay_s=delay_s):
                 await asyncio.sleep(delay_s)
             case Fail() as fail:
                 await _abort(context, fail)
             case Reject(num_spans=num_rejected, message=message):
-                await self._take(spans[num_rejected:])
+                await self._accept(spans[num_rejected:])
                 partial = ExportTracePartialSuccess(
                     rejected_spans=num_rejected, error_message=message
                 )
                 return ExportTraceServiceResponse(partial_success=partial)
             case Drop():
-                await self._take(spans)
-                await self._break_off()
-        await self._take(spans)
+                await self._accept(spans)
+                await self._drop_connection()
+        await self._accept(spans)
         return ExportTraceServiceResponse()
 
-    async def _take(self, spans: list[Span]) -> None:
+    async def _accept(self, spans: list[Span]) -> None:
         async with self._received:
             self.num_spans += len(spans)
             if self._keep:
                 self.spans += spans
             self._received.notify_all()
 
-    async def _break_off(self) -> None:
-        """Stop the server under its own call, which never gets to answer."""
+    async def _drop_connection(self) -> None:
+        """Restart the server during its own call, which never answers."""
         stopping = asyncio.create_task(self._restart())
         await asyncio.shield(stopping)
         await asyncio.Event().wait()
@@ -164,7 +164,7 @@ class Receiver:
         await self.start()
 
 
-def _spans_in(request: bytes) -> list[Span]:
+def _parse_spans(request: bytes) -> list[Span]:
     message = ExportTraceServiceRequest.FromString(request)
     return [
         span

@@ -1,4 +1,4 @@
-"""How the demo's model is made: everything that its weights depend on."""
+"""Recipe of the demo's model: everything that its weights depend on."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
-from whence_server.demo.corpus import corpus_digest
+from whence_server.demo.corpus import compute_corpus_digest
 
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
@@ -15,7 +15,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "block_size": 512,
         "batch_size": 2,
         "max_steps": 900,
-        # At its peak, to which it has to rise slowly.
+        # The peak, which warmup_steps lead up to.
         "learning_rate": 2e-3,
         "warmup_steps": 200,
         "weight_decay": 0.1,
@@ -23,20 +23,20 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "save_steps": 150,
     }
 )
-"""Of `whence-server train`, by name; they make 2.3 million parameters."""
+"""Settings of `whence-server train`, by name; the model has 2.3 million parameters."""
 
-# Counts changes to the making that no setting shows.
+# Number of changes to the recipe that no setting shows.
 _REVISION = 2
-# What the weights depend on besides.
+# Packages whose versions the weights depend on.
 _LIBRARIES = ("accelerate", "tokenizers", "torch", "transformers")
 
 
-def key(settings: Mapping[str, Any] = SETTINGS) -> str:
-    """Twelve hex digits that stand for the settings, the corpus and the libraries."""
+def compute_key(settings: Mapping[str, Any] = SETTINGS) -> str:
+    """Return twelve hex digits of a digest over the settings, the corpus and the libraries."""
     ingredients = {
         "revision": _REVISION,
         "settings": dict(settings),
-        "corpus": corpus_digest(),
+        "corpus": compute_corpus_digest(),
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
     canonical = json.dumps(ingredients, sort_keys=True)

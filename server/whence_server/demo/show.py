@@ -1,4 +1,4 @@
-"""The show: a server on the demo's model, two generations through the client, their spans."""
+"""The demo: a server on its model, three generations through the client, and their spans."""
 
 import asyncio
 import sys
@@ -19,8 +19,8 @@ _ENDPOINTS = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
-# The demo's own collector is to get spans whatever the environment says about others.
-_WOULD_SWITCH_OFF = (
+# Variables that could keep spans from the demo's own collector.
+_DISABLING_VARIABLES = (
     "WHENCE_SPAN_EXPORTER",
     "WHENCE_OTLP_PROTOCOL",
     "OTEL_TRACES_EXPORTER",
@@ -29,7 +29,7 @@ _WOULD_SWITCH_OFF = (
     "OTEL_TRACES_SAMPLER_ARG",
 )
 _OTLP_PREFIX = "OTEL_EXPORTER_OTLP_"
-"""Headers, certificates and so on, which are meant for another collector."""
+"""Prefix of variables, for example headers and certificates, that concern another collector."""
 _SPANS_S = 20.0
 _NEXT = """
 What to try next
@@ -44,28 +44,28 @@ What to try next
 """
 
 
-def collector_of(environment: Mapping[str, str]) -> str | None:
-    """Where the environment sends spans; None where it does not say."""
+def find_collector(environment: Mapping[str, str]) -> str | None:
+    """Return the collector's URL in the environment; None if no variable sets one."""
     return next((environment[name] for name in _ENDPOINTS if environment.get(name)), None)
 
 
 async def show(model: Path, trace_url: str = "", head_weights: Path | None = None) -> int:
-    """Run the demo from the start of the server to its end.
+    """Run the demo, from the start of the server to its end.
 
     Args:
-        model: the directory of the model.
-        trace_url: a template of links to traces, where spans go to a collector of the user's own.
-        head_weights: the model's, by which its sources are weighed; None for all alike.
+        model: directory of the model.
+        trace_url: template of links to traces, if the user has a collector; "" for no links.
+        head_weights: file of head weights for the sources; None weighs all heads alike.
 
     Returns:
-        0, or the status of the command that failed.
+        The exit status: 0, or that of the command that failed.
     """
-    own_endpoint = collector_of(process_environment())
+    own_endpoint = find_collector(process_environment())
     receiver = Receiver()
     try:
         await receiver.start()
         endpoint = None if own_endpoint else receiver.endpoint
-        async with _server(model, head_weights, endpoint) as target:
+        async with _run_server(model, head_weights, endpoint) as target:
             for options in (
                 ("--greedy", "--max-new-tokens", "24", "--candidates"),
                 (
@@ -85,9 +85,9 @@ async def show(model: Path, trace_url: str = "", head_weights: Path | None = Non
             if own_endpoint is None:
                 await _wait_for_generations(receiver, 3)
         if own_endpoint is None:
-            _tell_spans(receiver.spans)
+            _print_spans(receiver.spans)
         else:
-            _tell_collector(own_endpoint, trace_url)
+            _print_collector(own_endpoint, trace_url)
     finally:
         await receiver.close()
     print(_NEXT)
@@ -95,25 +95,25 @@ async def show(model: Path, trace_url: str = "", head_weights: Path | None = Non
 
 
 @asynccontextmanager
-async def _server(
+async def _run_server(
     model: Path, head_weights: Path | None, endpoint: str | None
 ) -> AsyncIterator[str]:
-    """A server in a process of its own, on a new journal; gives what a client connects to."""
+    """Run a server process on a new journal; yield the address that clients connect to."""
     print("Starting the server ...", flush=True)
     with TemporaryDirectory(prefix="whence-demo-") as data_dir:
-        async with _server_on(model, head_weights, data_dir, endpoint) as target:
+        async with _run_server_on(model, head_weights, data_dir, endpoint) as target:
             yield target
 
 
 @asynccontextmanager
-async def _server_on(
+async def _run_server_on(
     model: Path, head_weights: Path | None, data_dir: str, endpoint: str | None
 ) -> AsyncIterator[str]:
-    # It is spans that are shown here, and most of their backends take no metrics.
+    # The demo shows spans, and most trace backends accept no metrics.
     environment = {"OTEL_METRICS_EXPORTER": "none", **process_environment()}
     if endpoint is not None:
-        environment = _without_settings_of_others(environment)
-    # Without an endpoint of ours, the environment's variables say all.
+        environment = _remove_other_collectors_settings(environment)
+    # Without an endpoint of the demo's own, the environment's variables configure the export.
     export = [] if endpoint is None else ["--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"]
     weigh = [] if head_weights is None else ["--head-weights", str(head_weights)]
     process = await asyncio.create_subprocess_exec(
@@ -136,8 +136,8 @@ async def _server_on(
             await process.wait()
 
 
-def _without_settings_of_others(environment: Mapping[str, str]) -> dict[str, str]:
-    left_out = [name for name in _WOULD_SWITCH_OFF if environment.get(name)]
+def _remove_other_collectors_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    left_out = [name for name in _DISABLING_VARIABLES if environment.get(name)]
     if left_out:
         print(f"  (not used, as the demo collects its spans itself: {', '.join(left_out)})")
     return {
@@ -149,7 +149,7 @@ def _without_settings_of_others(environment: Mapping[str, str]) -> dict[str, str
 
 async def _generate(target: str, prompt: str, *options: str, trace_url: str) -> int:
     command = ["whence", "generate", prompt, *options]
-    print("\n$ " + " ".join(_quoted(word) for word in command), flush=True)
+    print("\n$ " + " ".join(_quote(word) for word in command), flush=True)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "whence.cli", *command[1:], "--target", target),
         *("--trace-url", trace_url),
@@ -157,57 +157,61 @@ async def _generate(target: str, prompt: str, *options: str, trace_url: str) -> 
     return await process.wait()
 
 
-def _quoted(word: str) -> str:
+def _quote(word: str) -> str:
     return f'"{word}"' if " " in word else word
 
 
 async def _wait_for_generations(receiver: Receiver, num_generations: int) -> None:
-    """Wait until the SERVER spans of so many generations have come, or says that they did not."""
+    """Wait for the SERVER spans of `num_generations` generations; print a warning at a timeout."""
     try:
         async with asyncio.timeout(_SPANS_S):
             while sum(s.kind == Span.SPAN_KIND_SERVER for s in receiver.spans) < num_generations:
                 await receiver.wait_for(receiver.num_spans + 1)
     except TimeoutError:
-        print("\nNot all spans have arrived yet.", file=sys.stderr)
+        print(f"\nNot all spans arrived within {_SPANS_S:.0f} seconds.", file=sys.stderr)
 
 
-def _tell_collector(endpoint: str, trace_url: str) -> None:
+def _print_collector(endpoint: str, trace_url: str) -> None:
     print("\nWhere the spans went")
     print(f"  to your collector, {endpoint}: look there for the service `whence`")
     if trace_url:
         print("  (the link below each generation opens its trace)")
 
 
-def _tell_spans(spans: list[Span]) -> None:
+def _print_spans(spans: list[Span]) -> None:
     print("\nWhere the spans went")
     counts = Counter(span.name for span in spans)
     total = ", ".join(f"{n} {name}" for name, n in counts.items())
     print(f"  over OTLP to a collector that this demo ran itself: {total or 'none'}")
     servers = [span for span in spans if span.kind == Span.SPAN_KIND_SERVER]
     if not servers:
-        print("  no generation's spans were whole in time: this machine may be slow; try again")
+        print(
+            "  no generation's spans arrived in time: this machine may be slow; run the demo again"
+        )
         return
     last = servers[-1]
     print(f"  the last generation, trace {last.trace_id.hex()}:")
     children: defaultdict[bytes, list[Span]] = defaultdict(list)
     for span in {s.span_id: s for s in spans if s.trace_id == last.trace_id}.values():
         children[span.parent_span_id].append(span)
-    _tell_tree(last, children, "    ")
+    _print_tree(last, children, "    ")
 
 
-def _tell_tree(span: Span, children: dict[bytes, list[Span]], indent: str) -> None:
+def _print_tree(span: Span, children: dict[bytes, list[Span]], indent: str) -> None:
     milliseconds = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
-    print(f"{indent}{span.name:<{44 - len(indent)}} {milliseconds:8.2f} ms{_noted(span)}")
+    print(
+        f"{indent}{span.name:<{44 - len(indent)}} {milliseconds:8.2f} ms{_format_attributes(span)}"
+    )
     below = sorted(children[span.span_id], key=lambda s: s.start_time_unix_nano)
     for child in below[:3]:
-        _tell_tree(child, children, indent + "  ")
+        _print_tree(child, children, indent + "  ")
     if len(below) > 3:
         print(f"{indent}  ... {len(below) - 3} more")
 
 
-_NOTED = ("whence.token.logprob", "whence.step.entropy", "whence.draw.margin")
+_SHOWN_ATTRIBUTES = ("whence.token.logprob", "whence.step.entropy", "whence.draw.margin")
 
 
-def _noted(span: Span) -> str:
-    values = {a.key: a.value.double_value for a in span.attributes if a.key in _NOTED}
+def _format_attributes(span: Span) -> str:
+    values = {a.key: a.value.double_value for a in span.attributes if a.key in _SHOWN_ATTRIBUTES}
     return "".join(f"  {key.removeprefix('whence.')} {value:.2f}" for key, value in values.items())

@@ -1,4 +1,4 @@
-"""Where weights came from: the record of a training run, written, read and followed.
+"""The record of a training run (its lineage): writing, reading and looking up.
 
-No torch here: what computes lives in `whence_server.training`.
+This package does not import torch; `whence_server.training` holds the code that computes.
 """

@@ -1,4 +1,4 @@
-"""Which documents and examples a record has, and where in it: 32 bytes a document."""
+"""In-memory index of a record's documents and examples; 32 bytes for each document."""
 
 from array import array
 from bisect import bisect_right
@@ -11,7 +11,7 @@ DIGEST_BYTES = 32
 
 
 class Chunks:
-    """The entries that hold consecutive items, some thousand each."""
+    """Positions in the record of the entries that hold consecutive items, some thousand each."""
 
     def __init__(self) -> None:
         self.num_items = 0
@@ -21,15 +21,15 @@ class Chunks:
         self._checks = array("Q")
 
     def add(self, first: int, num_items: int, place: Place) -> int:
-        """Take in an entry; tells how many of its items were known before.
+        """Add an entry, and return the number of its items that were in the index already.
 
         Raises:
-            LineageError: items are missing between it and those before.
+            LineageError: items are missing between the indexed ones and this entry's first.
         """
         if first > self.num_items:
             raise LineageError(
-                f"the record goes on with item {first} of the training set after "
-                f"{self.num_items}; those in between are missing"
+                f"item {first} of the training set follows the first "
+                f"{self.num_items} items; the items in between are missing"
             )
         num_known = min(self.num_items - first, num_items)
         if num_known < num_items:
@@ -40,18 +40,18 @@ class Chunks:
             self.num_items = first + num_items
         return num_known
 
-    def places(self) -> list[Place]:
-        """The entries, in order."""
+    def list_places(self) -> list[Place]:
+        """Return the place of every entry, in order."""
         return list(map(Place, self._begins, self._ends, self._checks))
 
-    def place_of(self, index: int) -> Place:
-        """The entry that has an item."""
+    def find_place(self, index: int) -> Place:
+        """Return the place of the entry that holds the item with this index."""
         which = bisect_right(self._firsts, index) - 1
         return Place(self._begins[which], self._ends[which], self._checks[which])
 
 
 class DocumentIndex:
-    """The documents' digests, by index, and the entries that tell the rest of them."""
+    """SHA-256 digests of the documents, by index, and the places of their entries."""
 
     def __init__(self) -> None:
         self.chunks = Chunks()
@@ -61,23 +61,23 @@ class DocumentIndex:
         return self.chunks.num_items
 
     def add(self, documents: TrainingDocuments, place: Place) -> None:
-        """Take in an entry.
+        """Add an entry of documents.
 
         Raises:
-            LineageError: it does not go on where the documents before it ended.
+            LineageError: documents are missing before it, or a digest is malformed.
         """
         digests = [bytes.fromhex(document.sha256) for document in documents.documents]
         if any(len(digest) != DIGEST_BYTES for digest in digests):
-            raise LineageError("a document's digest on record has not 64 hex digits")
+            raise LineageError("a document's SHA-256 on record does not have 64 hex digits")
         num_known = self.chunks.add(documents.first_index, len(digests), place)
         self._digests += b"".join(digests[num_known:])
 
-    def digest(self, index: int) -> bytes:
-        """A document's SHA-256."""
+    def get_digest(self, index: int) -> bytes:
+        """Return a document's SHA-256, 32 bytes."""
         return bytes(self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
 
     def find(self, digest: bytes) -> int | None:
-        """Index of the first document that has this SHA-256."""
+        """Return the index of the first document with this SHA-256; None if there is none."""
         begin = self._digests.find(digest)
         # A match may begin within one digest and end in the next.
         while begin % DIGEST_BYTES and begin >= 0:
@@ -86,7 +86,7 @@ class DocumentIndex:
 
 
 class ExampleIndex:
-    """The entries that tell which pieces of documents the examples were cut from."""
+    """Places of the entries that map examples to the pieces of documents they contain."""
 
     def __init__(self) -> None:
         self.chunks = Chunks()
@@ -95,9 +95,9 @@ class ExampleIndex:
         return self.chunks.num_items
 
     def add(self, examples: TrainingExamples, place: Place) -> None:
-        """Take in an entry.
+        """Add an entry of examples.
 
         Raises:
-            LineageError: it does not go on where the examples before it ended.
+            LineageError: examples are missing before it.
         """
         self.chunks.add(examples.first_example_id, len(examples.num_pieces), place)

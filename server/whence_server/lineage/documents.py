@@ -1,4 +1,4 @@
-"""A document's text, as long as its source still has the text that was trained on."""
+"""Reading of training documents from their source files, checked against the recorded digests."""
 
 import hashlib
 import logging
@@ -14,35 +14,35 @@ _log = logging.getLogger(__name__)
 
 
 SLICE_BYTES = 1 << 20
-"""A text is read, digested and sent in slices of this size."""
+"""Size of the slices in which a text is read, digested and sent."""
 
 
-def document_text(document: TrainingDocument) -> bytes:
-    """The document's bytes, read again from its source.
+def read_document_text(document: TrainingDocument) -> bytes:
+    """Return the document's bytes, read again from its source.
 
-    Whoever asks is told no more of another text than that it is another: a record that somebody
-    planted may name any file. What was found is in the log.
+    A forged record may name any file, so that the error reveals nothing of a file's other content;
+    the log has the details.
 
     Raises:
-        DocumentChangedError: they cannot be read, or do not have the recorded digest.
+        DocumentChangedError: the bytes cannot be read, or do not have the recorded digest.
     """
     with DocumentFile(document) as file:
-        while file.digest_next():
+        while file.digest_slices():
             pass
-        return b"".join(file.slices(0, document.end_byte - document.begin_byte))
+        return b"".join(file.read_slices(0, document.end_byte - document.begin_byte))
 
 
 class DocumentFile:
-    """A document's source, whose text is given only as it was when it was digested.
+    """A document's source file, which returns only bytes that match the digest.
 
-    Digest all of it first, slice by slice; a slice that is other bytes when it is given is refused.
-    Of the text no more than a slice is in memory, and 32 bytes of each.
+    Call `digest_slices` until it returns False, then `read_slices`, which refuses a slice that has
+    changed in between. Memory holds one slice of the text, and a digest of 32 bytes for each slice.
 
     Args:
-        document: as recorded.
+        document: the document as recorded.
 
     Raises:
-        DocumentChangedError: the source is gone, or is no such file any more.
+        DocumentChangedError: the source is missing, is not a regular file, or is too short.
     """
 
     def __init__(self, document: TrainingDocument) -> None:
@@ -50,7 +50,7 @@ class DocumentFile:
         self._size = document.end_byte - document.begin_byte
         self._whole = hashlib.sha256()
         self._of_slices: list[bytes] = []
-        self._descriptor = _opened(document)
+        self._descriptor = _open_source(document)
 
     def __enter__(self) -> Self:
         return self
@@ -59,16 +59,16 @@ class DocumentFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the source file."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
-    def digest_next(self, num_slices: int = 16) -> bool:
-        """Digest some more slices; False once that was all of them.
+    def digest_slices(self, num_slices: int = 16) -> bool:
+        """Digest the next slices, and return whether there may be more.
 
         Raises:
-            DocumentChangedError: it cannot be read, or does not have the recorded digest.
+            DocumentChangedError: the source cannot be read, or does not have the recorded digest.
         """
         for _ in range(num_slices):
             begin = len(self._of_slices) * SLICE_BYTES
@@ -80,31 +80,35 @@ class DocumentFile:
             self._of_slices.append(hashlib.sha256(octets).digest())
         return True
 
-    def slices(self, begin: int, end: int) -> Iterator[bytes]:
-        """The text's bytes [begin, end), each slice as it was digested.
+    def read_slices(self, begin: int, end: int) -> Iterator[bytes]:
+        """Yield the text's bytes [begin, end), slice by slice, each checked against its digest.
 
         Raises:
-            DocumentChangedError: it cannot be read, or has changed since.
+            DocumentChangedError: the source cannot be read, or has changed since it was digested.
         """
         while begin < end:
             number = begin // SLICE_BYTES
             octets = self._read(number * SLICE_BYTES)
             if hashlib.sha256(octets).digest() != self._of_slices[number]:
-                raise _changed(self._document, "it changed while it was read")
+                raise _make_changed_error(self._document, "it changed while it was read")
             first = begin - number * SLICE_BYTES
             piece = octets[first : first + end - begin]
             yield piece
             begin += len(piece)
 
     def _read(self, begin: int) -> bytes:
-        """The slice that begins at a byte of the document."""
+        """Read the slice that begins at this byte of the document."""
         size = min(SLICE_BYTES, self._size - begin)
         try:
             octets = os.pread(self._descriptor, size, self._document.begin_byte + begin)
         except OSError as error:
-            raise _changed(self._document, f"it cannot be read: {error.strerror}") from error
+            raise _make_changed_error(
+                self._document, f"it cannot be read: {error.strerror}"
+            ) from error
         if len(octets) < size:
-            raise _changed(self._document, f"it ends before byte {self._document.end_byte}")
+            raise _make_changed_error(
+                self._document, f"it ends before byte {self._document.end_byte}"
+            )
         return octets
 
     def _require_recorded(self) -> None:
@@ -119,24 +123,24 @@ class DocumentFile:
             found,
             document.sha256,
         )
-        raise _changed(
+        raise _make_changed_error(
             document,
-            f"its bytes {document.begin_byte} to {document.end_byte} have another SHA-256 than the "
+            f"its bytes {document.begin_byte} to {document.end_byte} do not have the SHA-256 "
             f"{document.sha256} on record",
         )
 
 
-def _opened(document: TrainingDocument) -> int:
+def _open_source(document: TrainingDocument) -> int:
     path = document.source_bytes or os.fsencode(document.source)
     if not os.path.isabs(path):  # noqa: PTH117 - of bytes
-        raise _changed(document, "it is no absolute path, as every source on record is")
-    # Not to be blocked by a pipe that has taken the file's place.
+        raise _make_changed_error(document, "its path is not absolute")
+    # O_NONBLOCK: opening a named pipe in the file's place must not block.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _changed(document, f"it cannot be opened: {reason}") from error
+        raise _make_changed_error(document, f"it cannot be opened: {reason}") from error
     try:
         _require_whole(document, os.fstat(descriptor))
     except BaseException:
@@ -147,7 +151,7 @@ def _opened(document: TrainingDocument) -> int:
 
 def _require_whole(document: TrainingDocument, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise _changed(document, "it is no regular file any more")
+        raise _make_changed_error(document, "it is not a regular file")
     if status.st_size < document.end_byte or document.begin_byte > document.end_byte:
         _log.warning(
             "%s has %d bytes, and bytes %d to %d are on record",
@@ -156,10 +160,10 @@ def _require_whole(document: TrainingDocument, status: os.stat_result) -> None:
             document.begin_byte,
             document.end_byte,
         )
-        raise _changed(document, f"it ends before byte {document.end_byte}")
+        raise _make_changed_error(document, f"it ends before byte {document.end_byte}")
 
 
-def _changed(document: TrainingDocument, detail: str) -> DocumentChangedError:
+def _make_changed_error(document: TrainingDocument, detail: str) -> DocumentChangedError:
     return DocumentChangedError(
         f"{document.source} no longer has the text that was trained on: {detail}",
         source=document.source,

@@ -1,9 +1,9 @@
-"""Traces a text's emergence in a process of its own: it needs torch, and the front has none.
+"""Tracing of a text's emergence in a process of its own, as it needs torch and the server has none.
 
-The process reads one JSON object from its standard input, which stays open as long as somebody
-wants the answer, and writes delimited TraceEmergenceResponse messages to its standard output. It
-refuses with exit status 2 and a JSON object on its last line of standard error; any other status
-but 0 is a bug.
+The process reads one JSON object from its standard input, which stays open as long as the answer is
+wanted, and writes delimited TraceEmergenceResponse messages to its standard output. Exit status 2
+with a JSON object on the last line of standard error means that the request was refused; any other
+status but 0 is a bug.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from whence_server.domain.errors import (
     LineageError,
     WhenceError,
 )
-from whence_server.lineage.framing import frames
+from whence_server.lineage.framing import iterate_frames
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _KEPT_STDERR_BYTES = 1 << 14
 
 
 class EmergenceRequest(NamedTuple):
-    """What is to be traced."""
+    """Text to trace, and the record of the run to trace it in."""
 
     record: Path
     prompt: str
@@ -45,10 +45,10 @@ class EmergenceRequest(NamedTuple):
 
 
 class EmergenceTracer:
-    """Runs at most one tracing process at a time.
+    """Runner of tracing processes, at most one at a time.
 
     Args:
-        command: what to run; another one in tests.
+        command: command line of the process; tests replace it.
     """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
@@ -56,20 +56,20 @@ class EmergenceTracer:
         self._running = asyncio.Lock()
 
     async def close(self) -> None:
-        """Return once no process is left; whoever waits for its answers has to be gone."""
+        """Wait until no process runs; cancel every running `trace` first."""
         async with self._running:
             pass
 
     async def trace(self, request: EmergenceRequest) -> AsyncGenerator[bytes, None]:
-        """Serialised TraceEmergenceResponse messages as they are computed.
+        """Yield serialised TraceEmergenceResponse messages as they are computed.
 
-        The process is ended when nobody wants them any more.
+        Closing the generator ends the process.
 
         Raises:
             EmergenceBusyError: another text is being traced.
-            EmergenceRefusedError: it cannot be done for this run.
-            InvalidRequestError: nor for this text.
-            LineageError: the process broke down.
+            EmergenceRefusedError: this run cannot be traced.
+            InvalidRequestError: this text cannot be traced.
+            LineageError: the process failed.
         """
         if self._running.locked():
             raise EmergenceBusyError(RETRY_AFTER_S)
@@ -82,14 +82,14 @@ class EmergenceTracer:
                 # A Ctrl-C in the terminal is for the front, which ends the process itself.
                 start_new_session=True,
             )
-            errors = asyncio.create_task(_last_of_stderr(process))
+            errors = asyncio.create_task(_read_end_of_stderr(process))
             try:
                 _send(process, request)
-                async for message in _messages(process):
+                async for message in _read_messages(process):
                     yield message
                 status = await process.wait()
                 if status != 0:
-                    raise _failure(status, await errors)
+                    raise _make_error(status, await errors)
             finally:
                 try:
                     await _end(process)
@@ -104,13 +104,13 @@ def _send(process: Process, request: EmergenceRequest) -> None:
     process.stdin.write(json.dumps(asked).encode() + b"\n")
 
 
-async def _messages(process: Process) -> AsyncGenerator[bytes, None]:
+async def _read_messages(process: Process) -> AsyncGenerator[bytes, None]:
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
     buffer = b""
     while chunk := await process.stdout.read(_CHUNK_BYTES):
         buffer += chunk
         end = 0
-        for frame in frames(buffer):
+        for frame in iterate_frames(buffer):
             yield frame.message
             end = frame.end
         buffer = buffer[end:]
@@ -118,8 +118,8 @@ async def _messages(process: Process) -> AsyncGenerator[bytes, None]:
         raise LineageError("tracing a text's emergence ended in the middle of a message")
 
 
-async def _last_of_stderr(process: Process) -> bytes:
-    """Read it all, so that the process never waits for us; keeps its end."""
+async def _read_end_of_stderr(process: Process) -> bytes:
+    """Read all of standard error, so that the process never blocks, and return its last bytes."""
     assert process.stderr is not None  # noqa: S101 - a pipe was asked for
     kept = b""
     while chunk := await process.stderr.read(_CHUNK_BYTES):
@@ -127,7 +127,7 @@ async def _last_of_stderr(process: Process) -> bytes:
     return kept
 
 
-def _failure(status: int, stderr: bytes) -> WhenceError:
+def _make_error(status: int, stderr: bytes) -> WhenceError:
     text = stderr.decode("utf-8", "replace").strip()
     if status == REFUSED:
         try:
@@ -142,25 +142,25 @@ def _failure(status: int, stderr: bytes) -> WhenceError:
 
 
 async def _end(process: Process) -> None:
-    """Close the process's input, which ends it; by force where it does not.
+    """Close the process's input, which ends it; kill the process if it does not end in time.
 
-    Returns, or is cancelled, once it has ended. A client that goes and a server that closes may
-    both cancel a call: what was begun for it is not left to the loop.
+    The process has ended when this returns or is cancelled, also if both the client and the server
+    cancel the call.
     """
     if process.stdin is not None:
         process.stdin.close()
     try:
         await asyncio.wait_for(process.wait(), _GRACE_S)
     except TimeoutError:
-        _log.warning("the process that traces an emergence does not end; killing it")
+        _log.warning("the process that traces a text's emergence does not end; it is killed")
     finally:
         if process.returncode is None:
             process.kill()
-            await _ended(process)
+            await _wait_for_end(process)
 
 
-async def _ended(process: Process) -> None:
-    """Wait for a killed process, which takes no time, whoever cancels it meanwhile."""
+async def _wait_for_end(process: Process) -> None:
+    """Wait for the end of a killed process; a cancellation takes effect after the end."""
     ending = asyncio.ensure_future(process.wait())
     cancelled: asyncio.CancelledError | None = None
     while not ending.done():

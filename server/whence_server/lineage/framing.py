@@ -1,4 +1,4 @@
-"""Protobuf's delimited format: each message preceded by its length as a varint."""
+"""Protobuf's delimited format: a varint length before each message."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from whence_server.domain.varint import decode_varint, encode_varint
 
 MAX_MESSAGE_BYTES = 1 << 30
-"""A longer one is not whence's: its length is garbage."""
+"""Largest length that is accepted; a larger one is a sign of damage."""
 
 
 class FramingError(ValueError):
@@ -18,25 +18,27 @@ class Frame(NamedTuple):
 
     message: bytes
     end: int
-    """Where the next one begins."""
+    """Offset in the buffer of the next message's length."""
 
 
-def framed(message: bytes) -> bytes:
-    """A message with its length before it."""
+def frame_message(message: bytes) -> bytes:
+    """Return a message with its length before it."""
     return encode_varint(len(message)) + message
 
 
-def frames(buffer: bytes) -> Iterator[Frame]:
-    """The whole messages in a buffer, in order; what is incomplete at its end is left.
+def iterate_frames(buffer: bytes) -> Iterator[Frame]:
+    """Yield the whole messages in a buffer, in order; an incomplete one at the end is left out.
 
     Raises:
-        FramingError: a length is malformed, or larger than any message.
+        FramingError: a length is malformed, or above `MAX_MESSAGE_BYTES`.
     """
     begin = 0
-    while (header := _length(buffer, begin)) is not None:
+    while (header := _read_length(buffer, begin)) is not None:
         length, begin = header
         if length > MAX_MESSAGE_BYTES:
-            raise FramingError(f"a message of {length} bytes is announced")
+            raise FramingError(
+                f"a message has the length {length}; the largest is {MAX_MESSAGE_BYTES}"
+            )
         end = begin + length
         if end > len(buffer):
             return
@@ -44,7 +46,7 @@ def frames(buffer: bytes) -> Iterator[Frame]:
         begin = end
 
 
-def _length(buffer: bytes, begin: int) -> tuple[int, int] | None:
+def _read_length(buffer: bytes, begin: int) -> tuple[int, int] | None:
     try:
         return decode_varint(buffer, begin)
     except ValueError as error:

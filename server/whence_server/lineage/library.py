@@ -1,4 +1,4 @@
-"""The training runs that this server knows: found beside models and where it was told to look."""
+"""Training runs that the server knows, from records beside its model and in given directories."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from whence_server.domain.errors import LineageError, TrainingRunNotFoundError
 from whence_server.domain.model import ModelInfo, TrainingRunRef
 from whence_server.lineage.linking import link
-from whence_server.lineage.places import records_near
+from whence_server.lineage.places import find_records_near
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.run import TrainingRun
 
@@ -22,74 +22,74 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _DEPTH = 2
-"""How far below a directory of runs records are looked for."""
+"""Levels of folders below a given directory that are searched for records."""
 
 
 class _Version(NamedTuple):
-    """What tells whether a file has been written to, or replaced."""
+    """File attributes by which a write to a file, or its replacement, is detected."""
 
     device: int
     inode: int
     size_bytes: int
     mtime_ns: int
     ctime_ns: int
-    """Of the change of status, which no program can set."""
+    """Time of the last status change, which no program can set."""
 
     def is_replaced_by(self, other: "_Version") -> bool:
-        """Whether more happened than an entry's being appended."""
+        """Return whether the change is more than an append."""
         return (self.device, self.inode) != other[:2] or other.size_bytes <= self.size_bytes
 
 
-class _Known(NamedTuple):
-    """A record as it was read last; no run where it could not be."""
+class _ReadRecord(NamedTuple):
+    """A record as it was last read; `run` is None if it could not be read."""
 
     version: _Version
     run: TrainingRun | None
 
 
 class RunLibrary:
-    """Finds records and folds them, each once and then as far as it has grown.
+    """Index of training runs: reads each record once, and afterwards only its new entries.
 
-    All of it happens in one thread of its own, so that runs need no locks and the event loop
-    waits for no disk. A record that is not intact is named in the log and left out.
+    All reading happens in one thread, so that runs need no locks and the event loop does not wait
+    for the disk. A record that is not intact is named in the log and left out.
 
     Args:
-        directories: searched for records, down to `_DEPTH` below.
-        model: a served model's directory, or anything else, where nothing is looked for.
+        directories: directories to search for records, down to `_DEPTH` levels below.
+        model: the served model's directory; a name that is no directory is not searched.
     """
 
     def __init__(self, directories: Sequence[Path] = (), model: str = "") -> None:
         self._directories = tuple(directories)
         self._model = Path(model) if model else None
-        self._known: dict[Path, _Known] = {}
+        self._known: dict[Path, _ReadRecord] = {}
         self._runs: dict[str, TrainingRun] = {}
         self._unreadable: set[Path] = set()
-        """Directories that the log has named."""
+        """Directories that could not be read and that the log has named."""
         self._thread = ThreadPoolExecutor(1, "lineage")
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Begin to read the records, ahead of the first question."""
+        """Begin to read the records, before the first query."""
         self._thread.submit(self._scan)
 
-    async def runs(self, ask: Callable[[list[TrainingRun]], T]) -> T:
-        """What `ask` finds out about all runs, newest first."""
+    async def query_all(self, ask: Callable[[list[TrainingRun]], T]) -> T:
+        """Call `ask` with all runs, newest first, in the library's thread; return its result."""
         return await self._in_thread(lambda: ask(self._scan()))
 
-    async def run(self, training_run_id: str, ask: Callable[[TrainingRun], T]) -> T:
-        """What `ask` finds out about one run.
+    async def query(self, training_run_id: str, ask: Callable[[TrainingRun], T]) -> T:
+        """Call `ask` with one run in the library's thread; return its result.
 
         Raises:
-            TrainingRunNotFoundError: there is none, or its record is not intact any more.
+            TrainingRunNotFoundError: there is no run with this id, or its record is not intact.
         """
         return await self._in_thread(lambda: ask(self._find(training_run_id)))
 
     async def link(self, model: ModelInfo) -> TrainingRunRef | None:
-        """The run that made a loaded model, by its digests; the log says why there is none."""
+        """Return the run that made a loaded model, found by its digests; None if there is none."""
         return await self._in_thread(partial(self._link, model))
 
     def close(self) -> None:
-        """Let go of the thread; what it is at is left unfinished."""
+        """Stop the thread without waiting for its current work."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -100,12 +100,12 @@ class RunLibrary:
         if model.directory:
             self._model = Path(model.directory)
         runs = self._scan()
-        beside = set(_beside(self._model))
+        beside = set(_find_records_beside(self._model))
         return link(model, runs, [run for run in runs if run.path in beside])
 
     def _find(self, training_run_id: str) -> TrainingRun:
         run = self._runs.get(training_run_id)
-        if run is None or self._refreshed(run.path) is not run:
+        if run is None or self._refresh_run(run.path) is not run:
             self._scan()
             run = self._runs.get(training_run_id)
         if run is None:
@@ -113,12 +113,12 @@ class RunLibrary:
         return run
 
     def _scan(self) -> list[TrainingRun]:
-        paths = dict.fromkeys(_beside(self._model))
+        paths = dict.fromkeys(_find_records_beside(self._model))
         for directory in self._directories:
-            paths |= dict.fromkeys(self._below(directory, _DEPTH))
+            paths |= dict.fromkeys(self._find_records_below(directory, _DEPTH))
         found: dict[str, TrainingRun] = {}
         for path in paths:
-            run = self._refreshed(path)
+            run = self._refresh_run(path)
             # A record is copied beside models that are saved elsewhere: the original goes on.
             if run is not None and (run.id not in found or _rank(run) > _rank(found[run.id])):
                 found[run.id] = run
@@ -129,8 +129,8 @@ class RunLibrary:
         newest_first.sort(key=lambda run: run.started.start_time.ToNanoseconds(), reverse=True)
         return newest_first
 
-    def _refreshed(self, path: Path) -> TrainingRun | None:
-        """The run of a record as it is now; None where it is none, or is not intact."""
+    def _refresh_run(self, path: Path) -> TrainingRun | None:
+        """Return the run of a record as it is now; None if the record is missing or not intact."""
         try:
             status = path.stat()
         except OSError:
@@ -150,12 +150,12 @@ class RunLibrary:
                 run.refresh(self._closed.is_set)
         except LineageError as error:
             run = None
-            _log.warning("a training run is left out: %s", error)
-        self._known[path] = _Known(version, run)
+            _log.warning("the training run of a damaged record is left out: %s", error)
+        self._known[path] = _ReadRecord(version, run)
         return run
 
-    def _below(self, directory: Path, depth: int) -> Iterator[Path]:
-        """Every record in a directory, and so far below it."""
+    def _find_records_below(self, directory: Path, depth: int) -> Iterator[Path]:
+        """Yield every record in a directory and down to `depth` levels below it."""
         try:
             with os.scandir(directory) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
@@ -169,24 +169,24 @@ class RunLibrary:
                 )
             return
         if has_record:
-            # Checkpoints lie beside the record's name, not beside what it may be a link to.
+            # The record may be a symbolic link: checkpoints lie beside the link, not its target.
             yield directory.resolve() / RECORD_NAME
         for folder in folders if depth else ():
-            yield from self._below(Path(folder), depth - 1)
+            yield from self._find_records_below(Path(folder), depth - 1)
 
 
 def _rank(run: TrainingRun) -> tuple[int, int]:
-    """Of several copies of a record, the longest counts, then the one beside its checkpoints."""
+    """Return the rank of a copy of a record: its length, then its checkpoints that are there."""
     directory = run.path.parent
     there = sum((directory / checkpoint.path).is_dir() for checkpoint in run.checkpoints)
     return run.num_entries, there
 
 
-def _beside(model: Path | None) -> Iterator[Path]:
-    """Where a model's record may lie: with it, or up to two levels above."""
+def _find_records_beside(model: Path | None) -> Iterator[Path]:
+    """Yield the records in a model's directory and up to two levels above it."""
     if model is None or not model.is_dir():
         return
-    yield from records_near(model.resolve())
+    yield from find_records_near(model.resolve())
 
 
 def _may_hold_runs(name: str) -> bool:

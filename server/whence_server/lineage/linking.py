@@ -1,4 +1,4 @@
-"""Which training run made a loaded model: by the digests on record, never by where files lie."""
+"""Search for the training run that made a loaded model, by digests on record and never by paths."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 _CONFIGURATION = "adapter_config.json"
 _ADAPTER = ("adapter_config.", "adapter_model.")
 _BASE = "base/"
-"""Goes before the names of the files of an adapter's base: see `FileDigest.path`."""
+"""Prefix of the names of the files of an adapter's base; see `FileDigest.path`."""
 _BY = {
     "model_digest": "files",
     "weights_digest": "weights alone (files on record are others)",
@@ -24,31 +24,33 @@ _BY = {
 def link(
     model: ModelInfo, runs: Iterable[TrainingRun], beside: Sequence[TrainingRun]
 ) -> TrainingRunRef | None:
-    """The run that has a checkpoint with the model's digests on record.
+    """Return the run that has a checkpoint with the model's digests on record.
 
-    Its files' digest goes before its weights' alone, which other files may hold as well. An
-    adapter is known by its files, on the base that it was trained on.
+    The digest of all files is compared first, then that of the weights, which several sets of
+    files may share. An adapter matches by its files and the files of its base model.
 
     Args:
-        model: as it was loaded.
-        runs: all that are known.
-        beside: those whose records lie beside the model, and are expected to tell of it.
+        model: the model as it was loaded.
+        runs: all known runs.
+        beside: the runs whose records lie beside the model; the log names them if none matches.
 
     Returns:
-        None where no record tells of these weights; the log says why.
+        The run, or None if no record has these weights; the log then says why.
     """
     runs = list(runs)
     for name in ("model_digest", "weights_digest"):
         wanted = getattr(model, name)
         for run in runs:
-            checkpoint = _saved_as(run, name, wanted)
+            checkpoint = _find_checkpoint(run, name, wanted)
             if checkpoint is not None:
-                return _linked(model, run, checkpoint, _BY[name])
+                return _make_reference(model, run, checkpoint, _BY[name])
     if model.adapter is not None:
         for run in runs:
-            checkpoint = _trained_adapter(run, model)
+            checkpoint = _find_adapter_checkpoint(run, model)
             if checkpoint is not None:
-                return _linked(model, run, checkpoint, "adapter's files, on the base on record")
+                return _make_reference(
+                    model, run, checkpoint, "adapter's files, on the base on record"
+                )
     for run in beside:
         _log.warning(
             "%s is not linked to the training run %s, whose record lies at %s: none of the %d "
@@ -66,8 +68,8 @@ def link(
     return None
 
 
-def _saved_as(run: TrainingRun, name: str, digest: str) -> Checkpoint | None:
-    """The newest checkpoint of a run with this digest."""
+def _find_checkpoint(run: TrainingRun, name: str, digest: str) -> Checkpoint | None:
+    """Return the newest checkpoint of a run with this value in its digest field `name`."""
     if digest:
         for checkpoint in reversed(run.checkpoints):
             if getattr(checkpoint, name) == digest:
@@ -75,21 +77,21 @@ def _saved_as(run: TrainingRun, name: str, digest: str) -> Checkpoint | None:
     return None
 
 
-def _trained_adapter(run: TrainingRun, model: ModelInfo) -> Checkpoint | None:
-    """The newest checkpoint of a run that has the model's adapter, trained on the model's base.
+def _find_adapter_checkpoint(run: TrainingRun, model: ModelInfo) -> Checkpoint | None:
+    """Return the newest checkpoint that has the model's adapter, trained on the model's base.
 
-    The base is the same where its files are: a run that does not know them is not taken.
+    The files of the base are compared; a run that has none of them on record does not match.
     """
-    served = _digests(model.files)
-    base = _digests(run.started.adapter_base.files)
+    served = _map_digests(model.files)
+    base = _map_digests(run.started.adapter_base.files)
     if not base or any(
         digest not in (served.get(name), served.get(_BASE + name)) for name, digest in base.items()
     ):
         return None
     adapter = {name: served[name] for name in served if name.startswith(_ADAPTER)}
     for checkpoint in reversed(run.checkpoints):
-        saved = _digests(checkpoint.files)
-        # One that was saved under a name lies in a directory of that name.
+        saved = _map_digests(checkpoint.files)
+        # An adapter that was saved under a name lies in a directory of that name.
         places = [name.removesuffix(_CONFIGURATION) for name in saved if _is_configuration(name)]
         if any(
             all(saved.get(place + name) == adapter[name] for name in adapter) for place in places
@@ -98,7 +100,7 @@ def _trained_adapter(run: TrainingRun, model: ModelInfo) -> Checkpoint | None:
     return None
 
 
-def _digests(files: Iterable[FileDigest | pb.FileDigest]) -> dict[str, str]:
+def _map_digests(files: Iterable[FileDigest | pb.FileDigest]) -> dict[str, str]:
     return {file.path: file.sha256 for file in files}
 
 
@@ -106,7 +108,9 @@ def _is_configuration(path: str) -> bool:
     return PurePosixPath(path).name == _CONFIGURATION
 
 
-def _linked(model: ModelInfo, run: TrainingRun, checkpoint: Checkpoint, by: str) -> TrainingRunRef:
+def _make_reference(
+    model: ModelInfo, run: TrainingRun, checkpoint: Checkpoint, by: str
+) -> TrainingRunRef:
     _log.info(
         "%s was made by the training run %s at step %d, by its %s",
         model.name,

@@ -1,4 +1,4 @@
-"""Single entries of a record that was read before, by where they lie in the file."""
+"""Reading of single entries of a record by their byte offsets."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,50 +8,50 @@ from google.protobuf.message import DecodeError
 
 from whence.v1.training_pb2 import LineageEntry, TrainingEvent
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.chain import check_of
-from whence_server.lineage.framing import FramingError, frames
+from whence_server.lineage.chain import compute_check
+from whence_server.lineage.framing import FramingError, iterate_frames
 
 
 class Place(NamedTuple):
-    """The bytes [begin_byte, end_byte) of a record: one entry with its length."""
+    """Byte range [begin_byte, end_byte) of one entry in a record, its length prefix included."""
 
     begin_byte: int
     end_byte: int
     check: int
-    """What its event has to be like: see `chain.check_of`."""
+    """Expected check value of the event; see `chain.compute_check`."""
 
 
-def events_at(path: Path, places: Iterable[Place]) -> Iterator[TrainingEvent]:
-    """The events at these places, read one by one.
+def read_events_at(path: Path, places: Iterable[Place]) -> Iterator[TrainingEvent]:
+    """Read the events at these places, one by one.
 
     Raises:
-        LineageError: the file cannot be read, or has not that entry there any more.
+        LineageError: the file cannot be read, or another entry is at a place.
     """
     try:
         with path.open("rb") as file:
             for place in places:
                 file.seek(place.begin_byte)
-                yield _event(path, place, file.read(place.end_byte - place.begin_byte))
+                yield _parse_event(path, place, file.read(place.end_byte - place.begin_byte))
     except OSError as error:
         raise LineageError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def event_at(path: Path, place: Place) -> TrainingEvent:
-    """The event at one place.
+def read_event_at(path: Path, place: Place) -> TrainingEvent:
+    """Read the event at one place.
 
     Raises:
-        LineageError: as `events_at`.
+        LineageError: the file cannot be read, or another entry is at the place.
     """
-    (event,) = events_at(path, [place])
+    (event,) = read_events_at(path, [place])
     return event
 
 
-def _event(path: Path, place: Place, octets: bytes) -> TrainingEvent:
+def _parse_event(path: Path, place: Place, octets: bytes) -> TrainingEvent:
     try:
-        frame = next(frames(octets), None)
+        frame = next(iterate_frames(octets), None)
         if frame is not None and frame.end == len(octets):
             event = LineageEntry.FromString(frame.message).event
-            if check_of(event) == place.check:
+            if compute_check(event) == place.check:
                 return TrainingEvent.FromString(event)
     except (FramingError, DecodeError):
         pass

@@ -1,4 +1,4 @@
-"""A training run folded from its record, as far as that is written."""
+"""State of a training run, computed from the events on record."""
 
 import os
 from collections.abc import Callable
@@ -7,40 +7,39 @@ from pathlib import Path
 
 from whence.v1 import training_pb2 as pb
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.lookup import Place, event_at
+from whence_server.lineage.lookup import Place, read_event_at
 from whence_server.lineage.marks import Marks
 from whence_server.lineage.reader import RecordedEvent, RecordReader
 from whence_server.lineage.steps import StepIndex
 from whence_server.lineage.training_set import TrainingSet
 
 
-def _never() -> bool:
+def _never_stops() -> bool:
     return False
 
 
 class TrainingRun:
-    """What a record says, without its steps, documents and examples: those are looked up in it.
+    """State of a training run; steps, documents and examples are read from the record on demand.
 
-    Whoever serves, resumes, verifies or explains a run has it from here. Not for several threads at
-    once.
+    Not thread-safe.
 
     Args:
-        reader: has read the record's first entries.
-        events: those.
-        with_tensors: whether checkpoints keep the digests of their tensors.
+        reader: a reader that has read the record's first entries.
+        events: the entries that it has read.
+        with_tensors: True if checkpoints keep the digests of their tensors.
 
     Attributes:
         path: the record's file.
-        started: how the run was set up.
-        training_set: what it reads.
-        attempts: in order.
-        endings: of those that ended in an orderly way.
-        checkpoints: by ascending position, those of superseded steps included.
-        evaluations: by ascending position.
-        gaps: what is not on record, by ascending position.
-        steps: where each lies, and which count.
+        started: the event with the run's setup.
+        training_set: documents and examples of the run.
+        attempts: the attempts, in order.
+        endings: the ends of attempts that were recorded, in order.
+        checkpoints: by ascending position, including those of superseded steps.
+        evaluations: evaluations, by ascending position.
+        gaps: gaps in the record, by ascending position.
+        steps: index of the steps.
         state: a TrainingState.
-        last_time_ns: when the newest thing on record happened, in Unix nanoseconds.
+        last_time_ns: time of the newest event on record, in Unix nanoseconds.
     """
 
     def __init__(
@@ -66,17 +65,17 @@ class TrainingRun:
 
     @classmethod
     def open(
-        cls, path: Path, stopped: Callable[[], bool] = _never, *, with_tensors: bool = False
+        cls, path: Path, stopped: Callable[[], bool] = _never_stops, *, with_tensors: bool = False
     ) -> "TrainingRun | None":
-        """Fold a record; None where not even its first entry is whole yet.
+        """Read a record; return None if its first entry is not whole yet.
 
         Args:
             path: the record's file.
-            stopped: asked now and then whether to leave it at that.
-            with_tensors: whether checkpoints keep the digests of their tensors.
+            stopped: called between batches of entries; reading ends once it returns True.
+            with_tensors: True if checkpoints keep the digests of their tensors.
 
         Raises:
-            LineageError: it cannot be read, or is not intact.
+            LineageError: the record cannot be read, or is not intact.
         """
         reader = RecordReader(path)
         events = reader.read()
@@ -86,103 +85,103 @@ class TrainingRun:
         run.refresh(stopped)
         return run
 
-    def refresh(self, stopped: Callable[[], bool] = _never) -> None:
-        """Fold what has been recorded since.
+    def refresh(self, stopped: Callable[[], bool] = _never_stops) -> None:
+        """Read the entries that were appended since.
 
         Raises:
-            LineageError: as `open`.
+            LineageError: the record cannot be read, or is not intact.
         """
         while not stopped() and (events := self._reader.read()):
             self._fold(events)
 
     @property
     def id(self) -> str:
-        """The training run's id."""
+        """Id of the training run."""
         return self.started.training_run_id
 
     @property
     def num_entries(self) -> int:
-        """How many entries of the record were folded."""
+        """Number of entries that were read from the record."""
         return self._reader.position
 
     @property
     def head(self) -> str:
-        """The chain's hash after the last of them, as 64 hex digits."""
+        """The chain's hash after the last entry that was read, as 64 hex digits."""
         return self._reader.head.hex()
 
     @property
     def ended(self) -> bool:
-        """Whether its last attempt has ended in an orderly way."""
+        """True if the end of the last attempt is on record."""
         return self.state != pb.TRAINING_STATE_RUNNING
 
-    def tokens_seen_after(self, step: int) -> int:
-        """Tokens of the counting steps up to one of them; 0 where that is not on record.
+    def read_num_tokens_seen(self, step: int) -> int:
+        """Read the number of tokens seen up to a step that counts; 0 if the step is not on record.
 
         Raises:
             LineageError: the record is not the one that was read before.
         """
-        ref = self.steps.at(step)
-        return 0 if ref is None else event_at(self.path, ref.place).step.num_tokens_seen
+        ref = self.steps.find(step)
+        return 0 if ref is None else read_event_at(self.path, ref.place).step.num_tokens_seen
 
-    def newest_step(self) -> pb.TrainingStep | None:
-        """The newest step that counts.
+    def read_newest_step(self) -> pb.TrainingStep | None:
+        """Read the newest step that counts; None if there is none.
 
         Raises:
             LineageError: the record is not the one that was read before.
         """
         ref = self.steps.newest
-        return None if ref is None else event_at(self.path, ref.place).step
+        return None if ref is None else read_event_at(self.path, ref.place).step
 
-    def counting_checkpoints(self) -> list[pb.Checkpoint]:
-        """Those whose steps count, in order."""
+    def list_counting_checkpoints(self) -> list[pb.Checkpoint]:
+        """Return the checkpoints of steps that count, in order."""
         return [c for i, c in enumerate(self.checkpoints) if i not in self._superseded]
 
     def is_superseded(self, checkpoint: pb.Checkpoint) -> bool:
-        """Whether the step of one of `checkpoints` was discarded later."""
+        """Return whether the step of one of `checkpoints` was superseded by a later attempt."""
         return any(self.checkpoints[index] is checkpoint for index in self._superseded)
 
-    def directory_of(self, checkpoint: pb.Checkpoint) -> Path:
-        """Where a checkpoint was written, seen from where the record lies now."""
+    def resolve_directory(self, checkpoint: pb.Checkpoint) -> Path:
+        """Return a checkpoint's directory, resolved against the record's current directory."""
         return self.path.parent / os.fsdecode(checkpoint.path_bytes or checkpoint.path)
 
-    def num_bytes_beyond(self) -> int:
-        """Bytes of the file beyond what was folded: what is torn, or newer.
+    def count_bytes_beyond(self) -> int:
+        """Return the number of bytes after the last entry that was read.
 
         Raises:
-            LineageError: the file is gone.
+            LineageError: the file is missing.
         """
         try:
             return self.path.stat().st_size - self._reader.end_byte
         except OSError as error:
             raise LineageError(f"{self.path} cannot be read: {error.strerror}") from error
 
-    def reader_after(self, position: int) -> RecordReader:
-        """A reader of its own, which has read up to some entry at or before this one.
+    def create_reader_after(self, position: int) -> RecordReader:
+        """Return an independent reader that has read up to some entry at or before a position.
 
         Args:
             position: at most `num_entries`.
         """
         if position < self.num_entries:
-            return self._marks.reader_before(position, self.path, self.id)
+            return self._marks.create_reader_before(position, self.path, self.id)
         return copy(self._reader)
 
     def _fold(self, events: list[RecordedEvent]) -> None:
         for recorded in events:
             try:
-                self._take(recorded)
+                self._apply(recorded)
             except (LineageError, ValueError) as error:
                 raise LineageError(
-                    f"{self.path} makes no sense at entry {recorded.position}: {error}"
+                    f"{self.path} is inconsistent at entry {recorded.position}: {error}"
                 ) from error
-            self._marks.pass_by(recorded)
+            self._marks.add(recorded)
 
-    def _take(self, recorded: RecordedEvent) -> None:
+    def _apply(self, recorded: RecordedEvent) -> None:
         event = recorded.event
         place = Place(recorded.begin_byte, recorded.end_byte, recorded.check)
         match event.WhichOneof("event"):
             case "step":
                 self.steps.add(event.step.step, event.step.attempt, place)
-                self._happened(event.step.elapsed_ns)
+                self._update_last_time(event.step.elapsed_ns)
             case "dataset":
                 self.training_set.dataset = event.dataset
             case "documents":
@@ -190,35 +189,35 @@ class TrainingRun:
             case "examples":
                 self.training_set.examples.add(event.examples, place)
             case "attempt_started":
-                self._begin(event.attempt_started)
+                self._begin_attempt(event.attempt_started)
             case "evaluation":
                 self.evaluations.append(event.evaluation)
-                self._happened(event.evaluation.elapsed_ns)
+                self._update_last_time(event.evaluation.elapsed_ns)
             case "checkpoint":
                 if not self._with_tensors:
                     event.checkpoint.ClearField("tensors")
                 self.checkpoints.append(event.checkpoint)
-                self._happened(event.checkpoint.elapsed_ns)
+                self._update_last_time(event.checkpoint.elapsed_ns)
             case "gap":
                 self.gaps.append(event.gap)
-                self._happened(event.gap.elapsed_ns)
+                self._update_last_time(event.gap.elapsed_ns)
             case "attempt_finished":
-                self._end(event.attempt_finished)
+                self._end_attempt(event.attempt_finished)
 
-    def _begin(self, attempt: pb.AttemptStarted) -> None:
+    def _begin_attempt(self, attempt: pb.AttemptStarted) -> None:
         self.attempts.append(attempt)
         resumed = attempt.resumed_step
         self.steps.supersede_beyond(resumed)
         self._superseded |= {i for i, c in enumerate(self.checkpoints) if c.step > resumed}
         self.state = pb.TRAINING_STATE_RUNNING
         self._attempt_start_ns = attempt.start_time.ToNanoseconds()
-        self._happened(0)
+        self._update_last_time(0)
 
-    def _end(self, ending: pb.AttemptFinished) -> None:
+    def _end_attempt(self, ending: pb.AttemptFinished) -> None:
         self.endings.append(ending)
         if ending.state != pb.TRAINING_STATE_UNSPECIFIED:
             self.state = ending.state
         self.last_time_ns = max(self.last_time_ns, ending.end_time.ToNanoseconds())
 
-    def _happened(self, elapsed_ns: int) -> None:
+    def _update_last_time(self, elapsed_ns: int) -> None:
         self.last_time_ns = max(self.last_time_ns, self._attempt_start_ns + elapsed_ns)

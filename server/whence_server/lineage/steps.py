@@ -1,7 +1,7 @@
-"""Where each optimizer step lies in a record, and which of them count: 40 bytes a step.
+"""Index of a record's optimizer steps: their places, and which count; 40 bytes for each step.
 
-A step is superseded where a later attempt went on from an earlier checkpoint: it stays on record,
-and its effect is in no weights.
+A step is superseded if a later attempt continued from an earlier checkpoint. It stays on record,
+and has no effect on the later weights. The other steps count.
 """
 
 from array import array
@@ -14,28 +14,28 @@ from whence_server.lineage.lookup import Place
 
 
 class StepRef(NamedTuple):
-    """One step on record."""
+    """Reference to one step on record."""
 
     number: int
-    """From 1; superseded steps share theirs with those that replaced them."""
+    """Number of the step, from 1; a superseded step and its replacement share it."""
     attempt: int
     place: Place
 
 
 class StepRange(NamedTuple):
-    """Which steps are wanted."""
+    """Selection of steps by number."""
 
     first: int = 0
-    """0 is the first on record."""
+    """Number of the first step; 0 means the first on record."""
     last: int = 0
-    """0 is the newest."""
+    """Number of the last step; 0 means the newest."""
     stride: int = 1
-    """One in so many, counted from the first; the last is always one of them."""
+    """Distance of the selected steps, counted from the first; the last is always selected."""
     include_superseded: bool = False
 
 
 class StepIndex:
-    """Grows with the record; in the order of the record."""
+    """Index of steps, filled in the order of the record."""
 
     def __init__(self) -> None:
         self._numbers = array("Q")
@@ -44,33 +44,33 @@ class StepIndex:
         self._lengths = array("I")
         self._checks = array("Q")
         self._counting = array("Q")
-        """Which of them count, by ascending number."""
+        """Indices of the steps that count, by ascending number."""
         self._superseded = array("Q")
-        """And which do not."""
+        """Indices of the superseded steps."""
         self._is_sorted = True
 
     def __len__(self) -> int:
-        """How many count."""
+        """Return the number of steps that count."""
         return len(self._counting)
 
     @property
     def num_superseded(self) -> int:
-        """How many do not."""
+        """Number of superseded steps."""
         return len(self._superseded)
 
     @property
     def newest(self) -> StepRef | None:
-        """The last one that counts."""
-        return self._ref(self._counting[-1]) if self._counting else None
+        """Newest step that counts; None if there is none."""
+        return self._make_ref(self._counting[-1]) if self._counting else None
 
-    def at(self, number: int) -> StepRef | None:
-        """The one of this number that counts."""
-        where = bisect_left(self._counting, number, key=self._number)
-        found = where < len(self._counting) and self._number(self._counting[where]) == number
-        return self._ref(self._counting[where]) if found else None
+    def find(self, number: int) -> StepRef | None:
+        """Return the step with this number that counts; None if there is none."""
+        where = bisect_left(self._counting, number, key=self._get_number)
+        found = where < len(self._counting) and self._get_number(self._counting[where]) == number
+        return self._make_ref(self._counting[where]) if found else None
 
     def add(self, number: int, attempt: int, place: Place) -> None:
-        """Take in the record's next step."""
+        """Add the record's next step."""
         self.supersede_beyond(number - 1)
         self._counting.append(len(self._numbers))
         self._numbers.append(number)
@@ -80,52 +80,54 @@ class StepIndex:
         self._checks.append(place.check)
 
     def supersede_beyond(self, number: int) -> None:
-        """The training went on from that step: what was made beyond it counts no more."""
+        """Mark all steps after this number as superseded: the training continued from it."""
         while self._counting and self._numbers[self._counting[-1]] > number:
             self._superseded.append(self._counting.pop())
             self._is_sorted = False
 
     def select(self, wanted: StepRange, after: tuple[int, int] = (0, 0)) -> Iterator[StepRef]:
-        """The steps of a range, by ascending number and attempt.
+        """Yield the steps of a range, by ascending number and attempt.
 
         Args:
             wanted: the range.
-            after: number and attempt; those up to and including it are left out.
+            after: number and attempt of a step; steps up to and including it are left out.
         """
         kinds = [self._counting]
         if wanted.include_superseded:
-            kinds.append(self._sorted_superseded())
-        first = wanted.first or min((self._number(kind[0]) for kind in kinds if kind), default=0)
-        last = max((self._last(kind, wanted.last) for kind in kinds), default=0)
+            kinds.append(self._sort_superseded())
+        first = wanted.first or min(
+            (self._get_number(kind[0]) for kind in kinds if kind), default=0
+        )
+        last = max((self._find_last(kind, wanted.last) for kind in kinds), default=0)
         begin = max((first, 0), (after[0], after[1] + 1))
-        for which in merge(*(self._from(kind, begin) for kind in kinds), key=self._key):
+        for which in merge(*(self._iterate_from(kind, begin) for kind in kinds), key=self._get_key):
             number = self._numbers[which]
             if number > last:
                 return
             if (number - first) % max(wanted.stride, 1) == 0 or number == last:
-                yield self._ref(which)
+                yield self._make_ref(which)
 
-    def _last(self, kind: "array[int]", bound: int) -> int:
-        """Number of the last step up to a bound (0 is none); 0 where there is no step."""
-        end = bisect_right(kind, bound, key=self._number) if bound else len(kind)
-        return self._number(kind[end - 1]) if end else 0
+    def _find_last(self, kind: "array[int]", bound: int) -> int:
+        """Return the number of the last step up to a bound (0: unbounded); 0 if there is none."""
+        end = bisect_right(kind, bound, key=self._get_number) if bound else len(kind)
+        return self._get_number(kind[end - 1]) if end else 0
 
-    def _from(self, kind: "array[int]", begin: tuple[int, int]) -> Iterator[int]:
-        return (kind[i] for i in range(bisect_left(kind, begin, key=self._key), len(kind)))
+    def _iterate_from(self, kind: "array[int]", begin: tuple[int, int]) -> Iterator[int]:
+        return (kind[i] for i in range(bisect_left(kind, begin, key=self._get_key), len(kind)))
 
-    def _sorted_superseded(self) -> "array[int]":
+    def _sort_superseded(self) -> "array[int]":
         if not self._is_sorted:
-            self._superseded = array("Q", sorted(self._superseded, key=self._key))
+            self._superseded = array("Q", sorted(self._superseded, key=self._get_key))
             self._is_sorted = True
         return self._superseded
 
-    def _number(self, which: int) -> int:
+    def _get_number(self, which: int) -> int:
         return self._numbers[which]
 
-    def _key(self, which: int) -> tuple[int, int]:
+    def _get_key(self, which: int) -> tuple[int, int]:
         return self._numbers[which], self._attempts[which]
 
-    def _ref(self, which: int) -> StepRef:
+    def _make_ref(self, which: int) -> StepRef:
         begin = self._begins[which]
         place = Place(begin, begin + self._lengths[which], self._checks[which])
         return StepRef(self._numbers[which], self._attempts[which], place)

@@ -1,4 +1,4 @@
-"""Reads text files as documents: found, digested, and told by byte where they are no text."""
+"""Reading of text files as training documents."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,81 +14,80 @@ from whence_server.domain.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class TextDocument:
-    """A text file, as it was read."""
+    """Content of one text file."""
 
     source: str
-    """Its absolute path."""
+    """Absolute path of the file."""
     data: bytes
 
     @property
     def sha256(self) -> str:
-        """Of its bytes, in hex."""
+        """SHA-256 of the bytes, in hex."""
         return hashlib.sha256(self.data).hexdigest()
 
 
-class Reading(NamedTuple):
-    """What was read."""
+class TextCorpus(NamedTuple):
+    """Documents that were read, and a note on each file that was skipped."""
 
     documents: list[TextDocument]
     skipped: list[str]
-    """For each file that was left out, where it is and why."""
+    """Path and reason for each file that was skipped."""
 
 
-class Decoded(NamedTuple):
-    """A document's text, and where its characters lie."""
+class DecodedText(NamedTuple):
+    """A document's text, with the byte offset of each character."""
 
     text: str
     offsets: npt.NDArray[np.int64]
-    """Of each character, its first byte; and at the end the number of bytes: one more than the
-    text has characters."""
+    """Offset of each character's first byte, then the number of bytes: shape (characters + 1,)."""
 
 
-def read_texts(paths: Sequence[Path], unusable: str = "refuse") -> Reading:
-    """Read files, and those in folders below, by path; names that begin with a dot are left out.
+def read_texts(paths: Sequence[Path], unusable: str = "refuse") -> TextCorpus:
+    """Read files and folders of files, sorted by path; names that begin with a dot are left out.
 
     Args:
         paths: files and folders, in order.
-        unusable: what becomes of a file that is empty, binary (it has a NUL byte) or not UTF-8:
+        unusable: treatment of a file that is empty, binary (it has a NUL byte) or not UTF-8:
             "refuse" raises, "skip" leaves it out, and "replace" reads each undecodable byte as
-            U+FFFD and raises for the others.
+            U+FFFD and raises for empty and binary files.
 
     Raises:
-        ConfigurationError: a path is missing, given twice or unusable, or nothing is left.
+        ConfigurationError: a path is missing, given twice or unusable, or every file was skipped.
     """
     documents, skipped = [], []
-    for path in _files(paths):
-        document = TextDocument(str(path.absolute()), _bytes_of(path))
-        fault = _fault(document.data, replaces=unusable == "replace")
+    for path in _find_files(paths):
+        document = TextDocument(str(path.absolute()), _read_bytes(path))
+        fault = _find_fault(document.data, replaces=unusable == "replace")
         if not fault:
             documents.append(document)
         elif unusable == "skip":
             skipped.append(f"{path} {fault}")
         else:
             raise ConfigurationError(
-                f"{path} {fault}; leave it out, or say what becomes of such files (--unusable)"
+                f"{path} {fault}; leave it out, or choose how to treat such files (--unusable)"
             )
     if not documents:
         raise ConfigurationError("no text: every file was skipped (--unusable skip)")
-    return Reading(documents, skipped)
+    return TextCorpus(documents, skipped)
 
 
-def decoded(data: bytes) -> Decoded:
-    """A document's text; each byte that is no UTF-8 becomes U+FFFD."""
+def decode_text(data: bytes) -> DecodedText:
+    """Decode UTF-8; each undecodable byte becomes U+FFFD."""
     text = data.decode("utf-8", "surrogateescape")
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     lengths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(np.int64)
-    # What stands for a single undecodable byte (PEP 383); a text has no surrogates of its own.
+    # Surrogates stand for single undecodable bytes (PEP 383); decoded UTF-8 has no others.
     escaped = (points >= 0xDC80) & (points <= 0xDCFF)
     lengths[escaped] = 1
     if escaped.any():
         text = np.where(escaped, 0xFFFD, points).astype("<u4").tobytes().decode("utf-32-le")
-    return Decoded(text, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return DecodedText(text, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in paths:
-        for file in _files_at(path):
+        for file in _list_files(path):
             place = file.resolve()
             if place in seen:
                 raise ConfigurationError(f"{file} is given twice; each text is read once")
@@ -96,7 +95,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             yield file
 
 
-def _files_at(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -112,15 +111,15 @@ def _files_at(path: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(path).parts)
 
 
-def _bytes_of(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _fault(data: bytes, *, replaces: bool) -> str:
-    """What keeps bytes from being a text, as the rest of a sentence; "" for nothing."""
+def _find_fault(data: bytes, *, replaces: bool) -> str:
+    """Return why bytes are not a text, as the predicate of a sentence; "" if they are."""
     if not data:
         return "is empty"
     if (offset := data.find(0)) >= 0:

@@ -1,4 +1,4 @@
-"""A record that is read to its end at once, by whoever holds other things to it."""
+"""Reading of a whole record at once, for verification and resumption."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from whence_server.lineage.run import TrainingRun
 
 
 class TornEnd(NamedTuple):
-    """What follows a record's last whole entry."""
+    """Bytes after a record's last whole entry."""
 
     num_bytes: int
     is_being_written: bool
-    """Whether that is because an entry is just being written."""
+    """True if a process is writing the record, so that the entry may still be completed."""
 
 
 def read_run(path: Path, *, with_tensors: bool = False) -> TrainingRun:
@@ -21,10 +21,10 @@ def read_run(path: Path, *, with_tensors: bool = False) -> TrainingRun:
 
     Args:
         path: the record's file.
-        with_tensors: whether checkpoints keep the digests of their tensors.
+        with_tensors: True if checkpoints keep the digests of their tensors.
 
     Raises:
-        LineageError: it cannot be read, is not intact, or has no whole entry.
+        LineageError: the record cannot be read, is not intact, or has no whole entry.
     """
     run = TrainingRun.open(path, with_tensors=with_tensors)
     if run is None:
@@ -32,27 +32,28 @@ def read_run(path: Path, *, with_tensors: bool = False) -> TrainingRun:
     return run
 
 
-def verified_run(path: Path) -> TrainingRun:
-    """Read a record, tensors' digests included, and holds its documents to their Merkle root.
+def read_verified_run(path: Path) -> TrainingRun:
+    """Read a record with the digests of tensors, and check its documents against the Merkle root.
 
     Raises:
-        LineageError: as `read_run`; or its documents do not make the root.
+        LineageError: the record cannot be read, is not intact, or has no whole entry; or its
+            documents do not have the recorded root.
     """
     run = read_run(path, with_tensors=True)
     run.training_set.require_merkle_root()
     return run
 
 
-def torn_end(run: TrainingRun) -> TornEnd:
-    """What follows the last whole entry of a run's record; reads on where there is more.
+def measure_torn_end(run: TrainingRun) -> TornEnd:
+    """Measure the bytes after the last whole entry of a run's record, after reading new entries.
 
     Raises:
-        LineageError: as `read_run`.
+        LineageError: the record cannot be read, or is not intact.
     """
-    num_bytes = run.num_bytes_beyond()
+    num_bytes = run.count_bytes_beyond()
     if num_bytes and is_being_written(run.path):
         return TornEnd(num_bytes, is_being_written=True)
     if num_bytes:
-        # Whoever wrote it may have ended since: now nothing changes any more.
+        # The writer may have ended since the first look: the record no longer changes.
         run.refresh()
-    return TornEnd(run.num_bytes_beyond(), is_being_written=False)
+    return TornEnd(run.count_bytes_beyond(), is_being_written=False)

@@ -1,4 +1,4 @@
-"""Writes a training run's record: one entry after the other, whole or not at all."""
+"""Writer of a training run's record, which appends entries atomically."""
 
 import errno
 import fcntl
@@ -10,16 +10,16 @@ from weakref import WeakSet
 
 from whence.v1.training_pb2 import LineageEntry, TrainingEvent
 from whence_server.domain.errors import LineageError
-from whence_server.lineage.chain import genesis, next_hash
-from whence_server.lineage.framing import framed
+from whence_server.lineage.chain import compute_genesis_hash, compute_next_hash
+from whence_server.lineage.framing import frame_message
 from whence_server.lineage.reader import RecordReader
 
 SYNC_INTERVAL_S = 1.0
-"""What a power failure may cost at most; a killed process loses nothing that was appended."""
+"""Seconds of entries that a power failure may lose; a killed process loses none."""
 
 
 class _End(NamedTuple):
-    """Where a record ends; always replaced as a whole, as an interrupt may come at any time."""
+    """End of a record; replaced as a whole, as an interrupt may come at any time."""
 
     position: int
     head: bytes
@@ -27,17 +27,17 @@ class _End(NamedTuple):
 
 
 class RecordWriter:
-    """Appends to a record. One process at a time; used from one thread.
+    """Writer that appends to a record; for one process at a time, and one thread.
 
-    A process that is forked meanwhile, as data loaders' workers are, does not have the record.
+    Forked processes, for example data loader workers, close their copy of the file.
 
     Attributes:
         path: the record's file.
-        training_run_id: whose record it is.
+        training_run_id: id of the recorded run.
     """
 
     def __init__(self, path: Path, descriptor: int, reader: RecordReader) -> None:
-        """Go on where the reader has come to; see `create` and `resume`."""
+        """Append after the entry that the reader has read last; see `create` and `resume`."""
         self.path = path
         self.training_run_id = reader.training_run_id
         self._descriptor = descriptor
@@ -48,23 +48,22 @@ class RecordWriter:
 
     @property
     def position(self) -> int:
-        """Of the newest entry."""
+        """Position of the newest entry; 0 in an empty record."""
         return self._end.position
 
     @property
     def head(self) -> bytes:
-        """The chain's newest hash."""
+        """The chain's hash after the newest entry."""
         return self._end.head
 
     @classmethod
     def create(cls, path: Path, started: TrainingEvent) -> "RecordWriter":
-        """Begin a new record with its `started` event.
+        """Create a record that begins with a `started` event.
 
-        A file that is there already is taken where it has no whole entry: a process that was killed
-        before it had begun left it.
+        An existing file without a whole entry, which an early kill leaves, is overwritten.
 
         Raises:
-            LineageError: there is a record already, or it cannot be written.
+            LineageError: there is a record already, or the file cannot be written.
         """
         descriptor = _open(path, os.O_CREAT)
         try:
@@ -86,13 +85,13 @@ class RecordWriter:
 
     @classmethod
     def resume(cls, path: Path) -> "RecordWriter":
-        """Open a record to go on with it; there may be nothing in it yet.
+        """Open a record, which may be empty, to append to it.
 
-        What follows the last whole entry, as a power failure may leave it, is moved to a file of
-        its own beside the record, whose name ends in ".torn".
+        Bytes after the last whole entry, as a power failure may leave them, are moved to a file
+        beside the record with a name that ends in ".torn".
 
         Raises:
-            LineageError: it is not there, not intact, or another process writes it.
+            LineageError: the record is missing or not intact, or another process writes it.
         """
         descriptor = _open(path, 0)
         try:
@@ -106,70 +105,70 @@ class RecordWriter:
         return cls(path, descriptor, reader)
 
     def begin(self, started: TrainingEvent) -> None:
-        """Empty the record, and begins it with a `started` event.
+        """Empty the record, and begin it with a `started` event.
 
         Raises:
-            LineageError: it could not be written.
+            LineageError: the record could not be written.
         """
         self.training_run_id = started.started.training_run_id
-        self._end = _End(0, genesis(self.training_run_id), 0)
+        self._end = _End(0, compute_genesis_hash(self.training_run_id), 0)
         self._is_clean = False
         self.append(started)
         self.sync()
 
     def append(self, event: TrainingEvent) -> int:
-        """Append an event; it survives the process from here on.
+        """Append an event, which survives the death of the process once this returns.
 
         Returns:
-            Its position.
+            The position of the new entry.
 
         Raises:
-            LineageError: it could not be written; the record ends with the entry before it.
+            LineageError: the event could not be written; the record ends with the previous entry.
         """
         if not self.training_run_id:
             raise LineageError(f"{self.path} is not an intact record: it has no whole entry")
         payload = event.SerializeToString()
-        position, head = self._end.position + 1, next_hash(self._end.head, payload)
+        position, head = self._end.position + 1, compute_next_hash(self._end.head, payload)
         entry = LineageEntry(position=position, event=payload, hash=head)
-        octets = framed(entry.SerializeToString())
+        octets = frame_message(entry.SerializeToString())
         self._write(octets, _End(position, head, self._end.byte + len(octets)))
         if time.monotonic() - self._synced_at > SYNC_INTERVAL_S:
             self.sync()
         return position
 
     def sync(self) -> None:
-        """Return once everything appended is on disk.
+        """Wait until every appended entry is on disk.
 
         Raises:
-            LineageError: that failed.
+            LineageError: the operating system reports an error.
         """
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _make_write_error(self.path, error) from error
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Let go of the file, everything on disk; may be called again."""
+        """Sync and close the file; further calls do nothing."""
         if self._descriptor < 0:
             return
         try:
-            self._clean()
+            self._truncate_to_end()
             self.sync()
         finally:
             descriptor, self._descriptor = self._descriptor, -1
-            # Said outright: a process that was forked behind Python's back has the lock as well.
+            # Unlock explicitly: a process that was forked by C code holds the lock as well.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def abandon(self) -> None:
-        """Let go of the file in a forked process; the parent keeps it, and its lock."""
+        """Close the file in a forked process; the parent keeps it open and locked."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def _write(self, octets: bytes, end: _End) -> None:
-        self._clean()
+        self._truncate_to_end()
         try:
             self._is_clean = False
             written = 0
@@ -178,33 +177,33 @@ class RecordWriter:
             self._end = end
             self._is_clean = True
         except BaseException as error:
-            self._settle(end)
+            self._recover(end)
             if isinstance(error, OSError):
-                raise _unwritable(self.path, error) from error
+                raise _make_write_error(self.path, error) from error
             raise
 
-    def _settle(self, end: _End) -> None:
-        """After an interrupt: an entry that is whole stays, as it may have been read already."""
+    def _recover(self, end: _End) -> None:
+        """Restore a valid end after an interrupt; a whole entry stays, as it may have been read."""
         try:
             if os.fstat(self._descriptor).st_size == end.byte:
                 self._end = end
                 self._is_clean = True
-            self._clean()
+            self._truncate_to_end()
         except (OSError, LineageError):
-            pass  # Before anything else is written this is tried again.
+            pass  # The next write tries again.
 
-    def _clean(self) -> None:
-        """Remove what follows the last whole entry.
+    def _truncate_to_end(self) -> None:
+        """Remove the bytes after the last whole entry.
 
         Raises:
-            LineageError: that failed.
+            LineageError: the file cannot be truncated.
         """
         if self._is_clean:
             return
         try:
             os.ftruncate(self._descriptor, self._end.byte)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _make_write_error(self.path, error) from error
         self._is_clean = True
 
 
@@ -235,34 +234,35 @@ def _open(path: Path, flags: int) -> int:
 def _require_not_begun(path: Path, reader: RecordReader) -> None:
     if reader.read():
         raise LineageError(
-            f"{path} exists: another run was recorded here; resume it, or choose another directory"
+            f"{path} exists: it is the record of another run; resume that run, or choose another "
+            "directory"
         )
 
 
 def _sync_directory(path: Path) -> None:
-    """Return once a new file's name is on disk too."""
+    """Wait until a new file's directory entry is on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_write_error(path, error) from error
     finally:
         os.close(descriptor)
 
 
 def _set_aside(path: Path, descriptor: int, end_byte: int) -> None:
-    """Move the bytes beyond the last whole entry out of the record."""
+    """Move the bytes after the last whole entry to a file of their own."""
     try:
         torn = path.read_bytes()[end_byte:]
         if torn:
             path.with_name(f"{path.name}.{end_byte}.torn").write_bytes(torn)
             os.ftruncate(descriptor, end_byte)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_write_error(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> LineageError:
+def _make_write_error(path: Path, error: OSError) -> LineageError:
     hint = ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = "; make room and go on from the last checkpoint"
+        hint = "; free disk space, and resume from the last checkpoint"
     return LineageError(f"{path} cannot be written: {error.strerror}{hint}")

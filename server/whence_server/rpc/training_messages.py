@@ -6,7 +6,7 @@ from google.protobuf import timestamp_pb2
 
 from whence.v1 import training_pb2
 from whence_server.domain.paths import format_path
-from whence_server.lineage.lookup import events_at
+from whence_server.lineage.lookup import read_events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
 from whence_server.rpc.training_requests import (
@@ -20,8 +20,8 @@ _MAX_PAGE_BYTES = 2 << 20
 
 
 def make_summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
-    """Return the summary of a run."""
-    started, dataset, newest = run.started, run.training_set.dataset, run.newest_step()
+    """A run at a glance."""
+    started, dataset, newest = run.started, run.training_set.dataset, run.read_newest_step()
     last_time = timestamp_pb2.Timestamp()
     last_time.FromNanoseconds(run.last_time_ns)
     summary = training_pb2.TrainingRunSummary(
@@ -86,7 +86,7 @@ def make_steps_page(
     refs = list(islice(run.steps.select(wanted, after), limit + 1))
     response = training_pb2.ListTrainingStepsResponse()
     num_bytes = 0
-    for event in events_at(run.path, (ref.place for ref in refs[:limit])):
+    for event in read_events_at(run.path, (ref.place for ref in refs[:limit])):
         if omit_examples:
             for rank in event.step.ranks:
                 rank.ClearField("example_ids")
@@ -107,12 +107,14 @@ def make_document_message(
     training_set = run.training_set
     if request.WhichOneof("document") != "example_id":
         index = find_document_index(request, training_set)
-        return training_pb2.GetDocumentResponse(index=index, document=training_set.document(index))
-    pieces = training_set.pieces(request.example_id)
+        return training_pb2.GetDocumentResponse(
+            index=index, document=training_set.read_document(index)
+        )
+    pieces = training_set.read_pieces(request.example_id)
     index = pieces[0].document_index
     return training_pb2.GetDocumentResponse(
         index=index,
-        document=training_set.document(index),
+        document=training_set.read_document(index),
         pieces=[
             training_pb2.ByteRange(begin_byte=piece.begin_byte, end_byte=piece.end_byte)
             for piece in pieces
@@ -128,12 +130,12 @@ def make_proof_message(
     """Return the inclusion proof of a document."""
     training_set = run.training_set
     index = find_document_index(request, training_set)
-    audit_path = training_set.audit_path(index)
+    audit_path = training_set.compute_audit_path(index)
     dataset = training_set.dataset
     return training_pb2.GetInclusionProofResponse(
         leaf_index=index,
         tree_size=len(training_set.documents),
-        leaf_data=training_set.documents.digest(index),
+        leaf_data=training_set.documents.get_digest(index),
         audit_path=audit_path,
         root=b"" if dataset is None else bytes.fromhex(dataset.merkle_root),
     )

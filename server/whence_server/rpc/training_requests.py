@@ -123,7 +123,7 @@ def find_document_index(
         DocumentNotFoundError: the training set has no such document.
     """
     if request.WhichOneof("document") == "sha256":
-        return training_set.find(request.sha256)
+        return training_set.find_document(request.sha256)
     return request.index
 
 

@@ -15,7 +15,7 @@ from whence_server.domain.errors import (
     ModelNotReadyError,
     TrainingRunNotFoundError,
 )
-from whence_server.lineage.documents import DocumentFile, document_text
+from whence_server.lineage.documents import DocumentFile, read_document_text
 from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.lineage.run import TrainingRun
@@ -108,7 +108,7 @@ class TrainingServicer:
                     response.training_runs.append(self._make_summary(run))
             return response
 
-        return (await self._library.runs(page)).SerializeToString()
+        return (await self._library.query_all(page)).SerializeToString()
 
     async def get_training_run(
         self, request: training_pb2.GetTrainingRunRequest, call: Call
@@ -121,7 +121,7 @@ class TrainingServicer:
             return make_run_message(run, self._make_summary(run), after)
 
         run_id = self._resolve_run_id(request.training_run_id)
-        return (await self._library.run(run_id, whole)).SerializeToString()
+        return (await self._library.query(run_id, whole)).SerializeToString()
 
     async def list_training_steps(
         self, request: training_pb2.ListTrainingStepsRequest, call: Call
@@ -131,7 +131,7 @@ class TrainingServicer:
         wanted = read_step_range(request)
         limit = page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
         after = read_step_token(request.page_token)
-        response = await self._library.run(
+        response = await self._library.query(
             self._resolve_run_id(request.training_run_id),
             lambda run: make_steps_page(
                 run, wanted, after, limit, omit_examples=request.omit_examples
@@ -145,7 +145,7 @@ class TrainingServicer:
         """Stream events as they are recorded, until the run has ended."""
         del call
         after = request.after_position if request.HasField("after_position") else None
-        start = await self._library.run(
+        start = await self._library.query(
             self._resolve_run_id(request.training_run_id), lambda run: start_watch(run, after)
         )
         async with aclosing(stop_at_close(watch_run(start), self._closing)) as messages:
@@ -159,7 +159,7 @@ class TrainingServicer:
         """Return a document with its text, if its source is unchanged."""
         del call
         check_document(request)
-        response = await self._library.run(
+        response = await self._library.query(
             self._resolve_run_id(request.training_run_id),
             lambda run: make_document_message(run, request),
         )
@@ -174,7 +174,7 @@ class TrainingServicer:
                         f"{_MAX_TEXT_BYTES} of one message; read it with ReadDocument",
                     )
                 )
-            response.text = await asyncio.to_thread(document_text, document)
+            response.text = await asyncio.to_thread(read_document_text, document)
         return response.SerializeToString()
 
     async def read_document(
@@ -183,7 +183,7 @@ class TrainingServicer:
         """Stream a range of a document's bytes after its digest was verified."""
         del call
         check_document(request)
-        found = await self._library.run(
+        found = await self._library.query(
             self._resolve_run_id(request.training_run_id),
             lambda run: make_document_message(run, request),
         )
@@ -204,7 +204,7 @@ class TrainingServicer:
         check_document(request)
         run_id = self._resolve_run_id(request.training_run_id)
         return (
-            await self._library.run(run_id, partial(make_proof_message, request=request))
+            await self._library.query(run_id, partial(make_proof_message, request=request))
         ).SerializeToString()
 
     async def trace_emergence(
@@ -214,7 +214,7 @@ class TrainingServicer:
         del call
         if not request.continuation:
             raise InvalidRequestError(FieldViolation("continuation", "must not be empty"))
-        record = await self._library.run(
+        record = await self._library.query(
             self._resolve_run_id(request.training_run_id), lambda run: run.path
         )
         asked = EmergenceRequest(record, request.prompt, request.continuation, request.omit_groups)
@@ -254,10 +254,10 @@ async def _read_pieces(
     """Yield serialised ReadDocumentResponse messages; read the disk in a thread."""
     file = await asyncio.to_thread(DocumentFile, found.document)
     try:
-        while await asyncio.to_thread(file.digest_next):
+        while await asyncio.to_thread(file.digest_slices):
             pass
         yield training_pb2.ReadDocumentResponse(found=found, begin_byte=begin).SerializeToString()
-        slices = file.slices(begin, end)
+        slices = file.read_slices(begin, end)
         while piece := await asyncio.to_thread(next, slices, b""):
             response = training_pb2.ReadDocumentResponse(begin_byte=begin, text=piece)
             yield response.SerializeToString()

@@ -48,7 +48,7 @@ def start_watch(run: TrainingRun, after_position: int | None) -> WatchStart:
         raise InvalidRequestError(
             FieldViolation("after_position", f"is {after}; the record has {newest} entries")
         )
-    return WatchStart(run.id, run.reader_after(after), after, newest, run.ended)
+    return WatchStart(run.id, run.create_reader_after(after), after, newest, run.ended)
 
 
 async def watch_run(start: WatchStart) -> AsyncGenerator[bytes, None]:

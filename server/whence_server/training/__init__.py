@@ -1,7 +1,7 @@
-"""Trains, and records what changed the weights: torch's and transformers' side of the lineage.
+"""Training of models, and recording of trainings, with torch and transformers.
 
-What is exported here loads torch when it is first asked for: the commands' parsers, and the process
-that exports a run's trace, are modules of this package and do without.
+The exported names load torch at their first use, as the commands' parsers and the process that
+exports a run's trace are in this package and do not need torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`whence-server weigh-heads`: a file of head weights for a model, from texts like its prompts."""
+"""`whence-server weigh-heads`: computes a file of head weights for a model from texts."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     parser.add_argument(
         "directory",
         type=Path,
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-tokens",
-        type=_num_tokens,
+        type=_parse_num_tokens,
         default=DEFAULT_MAX_TOKENS,
         metavar="N",
         help="number of tokens to read, evenly spread over the texts (default: "
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _num_tokens(text: str) -> int:
+def _parse_num_tokens(text: str) -> int:
     if not re.fullmatch("[0-9]{1,10}", text) or not PIECE_TOKENS <= int(text) <= MOST_TOKENS:
         raise argparse.ArgumentTypeError(
             f"expected a whole number from {PIECE_TOKENS} to {MOST_TOKENS}"
@@ -93,15 +93,15 @@ def weigh_heads(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     dtype: str = "auto",
 ) -> None:
-    """Write a file of head weights: see `engine.internals.weighing`.
+    """Compute a file of head weights; see `engine.internals.weighing`.
 
     Args:
-        directory: the model.
-        texts: files, and folders of them.
-        output: the file, which must not be there yet.
-        unusable: what becomes of files that are no text: see `lineage.texts.read_texts`.
-        max_tokens: how many are read at the most, evenly spread over the texts.
-        dtype: of the weights; a served model has to have the same.
+        directory: directory of the model.
+        texts: files, and folders of files.
+        output: the file to write, which must not exist.
+        unusable: treatment of files that are not text; see `lineage.texts.read_texts`.
+        max_tokens: largest number of tokens to read, evenly spread over the texts.
+        dtype: dtype of the weights; the server must use the same.
 
     Raises:
         ConfigurationError: the model, a text or the file cannot be used.
@@ -112,12 +112,12 @@ def weigh_heads(
     from whence_server.engine.loading import load
     from whence_server.engine.pretrained import make_offline_options
     from whence_server.lineage.texts import read_texts
-    from whence_server.training.train.blocks import cut
-    from whence_server.training.train.tokenizer import tokenizer_for_blocks
+    from whence_server.training.train.blocks import cut_into_blocks
+    from whence_server.training.train.tokenizer import load_block_tokenizer
 
     _require_free(output)
     if not directory.is_dir():
-        raise ConfigurationError(f"{directory} is no directory: a model that lies here is needed")
+        raise ConfigurationError(f"{directory} is not a directory; give the directory of a model")
     reading = read_texts(texts, unusable)
     for line in reading.skipped:
         print(f"left out: {line}", file=sys.stderr)
@@ -126,26 +126,36 @@ def weigh_heads(
     if reason is not None:
         raise ConfigurationError(f"{directory}: the model gives no sources to weigh: {reason}")
     size = min(PIECE_TOKENS, loaded.info.max_context_length)
-    tokenizer = tokenizer_for_blocks(directory)
+    tokenizer = load_block_tokenizer(directory)
     try:
-        blocks = cut(reading.documents, tokenizer, size).blocks
+        blocks = cut_into_blocks(reading.documents, tokenizer, size).blocks
     except ConfigurationError:
-        raise ConfigurationError(f"TEXT: fewer than {size} tokens in all; more is needed") from None
+        raise ConfigurationError(
+            f"TEXT: the texts have fewer than {size} tokens; give more text"
+        ) from None
     num_pieces = min(len(blocks), max_tokens // size)
     chosen = (blocks[i * len(blocks) // num_pieces]["input_ids"] for i in range(num_pieces))
     try:
         values = compute_stream_weights(loaded.model, (ids.tolist() for ids in chosen))
     except UnavailableError as obstacle:
-        raise ConfigurationError(f"{directory}: its heads cannot be weighed: {obstacle}") from None
+        raise ConfigurationError(
+            f"{directory}: head weights cannot be computed: {obstacle}"
+        ) from None
     write_head_weights(output, loaded.info.weights_digest, values)
 
 
 def _require_free(output: Path) -> None:
-    """Refuse, before anything is computed, what cannot be written in the end."""
+    """Refuse, before anything is computed, an output that cannot be written.
+
+    Raises:
+        ConfigurationError: the folder is missing or not writable, or the file exists.
+    """
     folder = output.parent
     if not os.path.isdir(folder):  # noqa: PTH112 - False where it may not be looked at
-        raise ConfigurationError(f"--output {output}: {folder} is no directory")
+        raise ConfigurationError(
+            f"--output {output}: {folder} is not a directory; give a file in one that exists"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigurationError(f"--output {output}: {folder} cannot be written to")
     if os.path.lexists(output):
-        raise ConfigurationError(f"--output {output} is there already")
+        raise ConfigurationError(f"--output {output} exists; give a new file")

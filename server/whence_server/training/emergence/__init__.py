@@ -1,1 +1,1 @@
-"""When a prediction emerged: its loss along the checkpoints of a recorded run."""
+"""Emergence of a text's probability along the checkpoints of a recorded training run."""

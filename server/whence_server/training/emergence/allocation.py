@@ -1,12 +1,12 @@
-"""Which parameters a change of a text's probability came from: loss change allocation.
+"""Loss change allocation: contribution of each parameter group to a change of a logprob.
 
 Lan, Liu, Zhou and Yosinski, "LCA: Loss Change Allocation for Neural Network Training" (2019),
 section 2, equations 1 to 3, for the straight line between two checkpoints:
 
     f(end) - f(start) = integral over t from 0 to 1 of  gradient f(start + t delta) . delta
 
-The inner product falls into one summand for each parameter, and so for each group of them. What
-the training did on its own way between the two is not in it: the line is what their weights tell.
+The inner product is a sum over parameters, and so over groups of them. The path that the training
+took between the two checkpoints is not known, so that the line stands for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,26 @@ import torch
 from whence_server.training.emergence.quadrature import Vector, integrate
 
 RELATIVE_TOLERANCE = 1e-3
-"""Of the estimated errors' sum, against the sum of the groups' magnitudes."""
+"""Bound of the estimated error, relative to the sum of the groups' magnitudes."""
 ABSOLUTE_TOLERANCE_NATS = 1e-4
 MAX_GRADIENTS = 129
-"""For one interval; the gap says what it cost."""
+"""Largest number of gradients for one interval; `EmergenceInterval.gap` shows the error."""
 
 
 class Allocation(NamedTuple):
-    """How a change is allocated."""
+    """Contribution of each group to a change."""
 
     changes: list[float]
-    """Of each group, in nats."""
+    """Change for each group, in nats."""
     num_gradients: int
 
 
-def token_logprobs(model: Any, prompt: Sequence[int], continuation: Sequence[int]) -> torch.Tensor:
-    """Log p of each token of the continuation, given all before it: shape (C,), in nats.
+def compute_token_logprobs(
+    model: Any, prompt: Sequence[int], continuation: Sequence[int]
+) -> torch.Tensor:
+    """Return log p of each token of the continuation given all before it: shape (C,), in nats.
 
-    The softmax is taken in the weights' dtype.
+    The softmax is computed in the weights' dtype.
     """
     ids = torch.tensor([[*prompt, *continuation]])
     logits = model(input_ids=ids[:, :-1]).logits[0, len(prompt) - 1 :]  # (C, V)
@@ -53,10 +55,10 @@ def allocate(
     """Allocate the change of a continuation's logprob to groups of parameters.
 
     Args:
-        model: gives the architecture; its parameters hold anything afterwards.
-        start: parameters by name.
-        end: the same, later.
-        groups: names of parameters, each in one group at most.
+        model: model of the architecture; its parameters are overwritten.
+        start: parameters at the interval's start, by name.
+        end: parameters at its end, by name.
+        groups: names of parameters; each is in at most one group.
         text: token ids of prompt and continuation.
     """
     parameters = dict(model.named_parameters())
@@ -68,7 +70,7 @@ def allocate(
             for name, parameter in parameters.items():
                 parameter.copy_(start[name]).add_(deltas[name], alpha=t)
         model.zero_grad(set_to_none=True)
-        token_logprobs(model, *text).sum().backward()
+        compute_token_logprobs(model, *text).sum().backward()
         contributions = np.zeros(len(groups))
         for name, parameter in parameters.items():
             if name in group_of and parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""How a text's probability grew during a training: a process that the server starts.
+"""Process, started by the server, that computes a text's probability along a training run.
 
 python -m whence_server.training.emergence.process
 
@@ -6,7 +6,7 @@ Reads one JSON object from standard input, {"record": "/.../lineage.binpb", "pro
 "continuation": "...", "omit_groups": false}, and writes delimited TraceEmergenceResponse messages
 to standard output, each as soon as it is known. A refusal ends it with exit status 2, its last
 line on standard error being {"reason": ..., "message": ..., "field": ...}; any other status above 0
-is a bug. It also ends when its standard input does: nobody waits for the answer any more.
+is a bug. The end of standard input ends the process, as the answer is no longer wanted.
 """
 
 import json
@@ -27,28 +27,28 @@ from whence.v1.training_pb2 import (
 )
 from whence_server.domain.errors import LineageError
 from whence_server.engine.context import CONTEXT_LENGTH_FIELDS
-from whence_server.lineage.framing import framed
+from whence_server.lineage.framing import frame_message
 from whence_server.lineage.run import TrainingRun
-from whence_server.lineage.whole import verified_run
+from whence_server.lineage.whole import read_verified_run
 from whence_server.training.emergence import trajectory
-from whence_server.training.emergence.allocation import allocate, token_logprobs
+from whence_server.training.emergence.allocation import allocate, compute_token_logprobs
 from whence_server.training.emergence.trajectory import (
-    Kept,
+    KeptWeights,
     RefusedError,
-    examples_between,
-    kept_weights,
+    iterate_examples_between,
+    list_kept_weights,
+    load_recorded_tokenizer,
     load_weights,
-    recorded_tokenizer,
 )
 
 REFUSED = 2
 ABANDONED = 3
-"""Exit statuses: of a refusal, and where the input ended first."""
+"""Exit statuses after a refusal, and after the end of standard input."""
 _NICENESS = 10
 
 
 class Question(NamedTuple):
-    """Whose emergence is traced."""
+    """Text to trace, and the record of the run to trace it in."""
 
     record: Path
     prompt: str
@@ -63,7 +63,7 @@ class _Text(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A checkpoint, its parameters in memory."""
+    """A checkpoint with its parameters in memory; `logprob` is in nats."""
 
     step: int
     logprob: float
@@ -71,18 +71,18 @@ class _Point(NamedTuple):
 
 
 def main() -> int:
-    """Run the process; see the module."""
+    """Run the process, and return its exit status; see the module's docstring."""
     os.nice(_NICENESS)
-    # The other half is for those whom the server serves meanwhile.
+    # The other half of the cores is left to the server.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    # Whatever else prints, prints elsewhere.
+    # Other prints to standard output go to standard error.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     try:
-        question = _asked(sys.stdin.buffer)
+        question = _read_question(sys.stdin.buffer)
         _end_with_input()
         for answer in trace(question):
-            answers.write(framed(answer.SerializeToString()))
+            answers.write(frame_message(answer.SerializeToString()))
     except RefusedError as refusal:
         told = {"reason": refusal.reason, "message": str(refusal), "field": refusal.field}
         print(json.dumps({name: value for name, value in told.items() if value}), file=sys.stderr)
@@ -91,24 +91,24 @@ def main() -> int:
 
 
 def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
-    """What is traced, then points by ascending step with what lies between them.
+    """Yield the start of the answer, then points by ascending step with the intervals between them.
 
-    In memory are two checkpoints, a working copy and its gradient.
+    Memory holds two checkpoints, a working copy and its gradient.
 
     Raises:
-        RefusedError: it cannot be computed, in whole or from here on.
+        RefusedError: the answer, or the rest of it, cannot be computed.
     """
     if not question.continuation:
         raise RefusedError("INVALID_TEXT", "it must not be empty", "continuation")
     try:
-        run = verified_run(question.record)
+        run = read_verified_run(question.record)
     except LineageError as error:
         raise RefusedError("RECORD_BROKEN", str(error)) from error
-    kept = kept_weights(run)
-    tokenizer = recorded_tokenizer(run, kept)
-    text = _tokens(tokenizer, question)
+    kept = list_kept_weights(run)
+    tokenizer = load_recorded_tokenizer(run, kept)
+    text = _tokenize(tokenizer, question)
     steps = [one.step for one in kept]
-    beginning = None if 0 in steps else trajectory.beginning(run, tokenizer)
+    beginning = None if 0 in steps else trajectory.load_initial_model(run, tokenizer)
     if beginning is not None:
         steps.insert(0, 0)
     started = EmergenceStarted(
@@ -118,26 +118,26 @@ def trace(question: Question) -> Iterator[TraceEmergenceResponse]:
         steps=steps,
     )
     before: _Point | None = None
-    for number, (step, digest, model) in enumerate(_models(run, kept, beginning)):
+    for number, (step, digest, model) in enumerate(_load_models(run, kept, beginning)):
         if not number:
             beginning = None  # two models are enough to hold
             _require_context(model, text)
             yield TraceEmergenceResponse(started=started)
-        answer = _point(model, step, digest, text)
+        answer = _compute_point(model, step, digest, text)
         yield TraceEmergenceResponse(point=answer)
-        after = _Point(step, answer.logprob, _parameters(model))
+        after = _Point(step, answer.logprob, _copy_parameters(model))
         if before is not None:
-            interval = _interval(run, before, after)
+            interval = _make_interval(run, before, after)
             if not question.omit_groups:
                 _allocate(run, interval, (before, after), model, text)
             yield TraceEmergenceResponse(interval=interval)
         before = after
 
 
-def _models(
-    run: TrainingRun, kept: list[Kept], beginning: Any | None
+def _load_models(
+    run: TrainingRun, kept: list[KeptWeights], beginning: Any | None
 ) -> Iterator[tuple[int, str, Any]]:
-    """Step, weights digest and model, one after another."""
+    """Yield step, weights digest and model of each checkpoint, one at a time."""
     if beginning is not None:
         yield 0, run.started.initial_weights_digest, beginning
         del beginning
@@ -145,9 +145,9 @@ def _models(
         yield one.step, one.checkpoint.weights_digest, load_weights(run, one)
 
 
-def _point(model: Any, step: int, weights_digest: str, text: _Text) -> EmergencePoint:
+def _compute_point(model: Any, step: int, weights_digest: str, text: _Text) -> EmergencePoint:
     with torch.no_grad():
-        logprobs = token_logprobs(model, text.prompt_ids, text.continuation_ids).double()
+        logprobs = compute_token_logprobs(model, text.prompt_ids, text.continuation_ids).double()
     if not bool(torch.isfinite(logprobs).all()):
         raise RefusedError(
             "NON_FINITE_LOGITS",
@@ -161,12 +161,12 @@ def _point(model: Any, step: int, weights_digest: str, text: _Text) -> Emergence
     )
 
 
-def _interval(run: TrainingRun, before: _Point, after: _Point) -> EmergenceInterval:
+def _make_interval(run: TrainingRun, before: _Point, after: _Point) -> EmergenceInterval:
     return EmergenceInterval(
         first_step=before.step,
         last_step=after.step,
         change=after.logprob - before.logprob,
-        example_ids=examples_between(run, before.step, after.step),
+        example_ids=iterate_examples_between(run, before.step, after.step),
     )
 
 
@@ -177,7 +177,7 @@ def _allocate(
     model: Any,
     text: _Text,
 ) -> None:
-    """Say which groups the interval's change came from."""
+    """Set the contribution of each group to the interval's change."""
     before, after = ends
     groups = [list(group.parameter_names) for group in run.started.groups]
     ids = (text.prompt_ids, text.continuation_ids)
@@ -187,11 +187,11 @@ def _allocate(
     interval.num_gradients = allocation.num_gradients
 
 
-def _parameters(model: Any) -> dict[str, torch.Tensor]:
+def _copy_parameters(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def _tokens(tokenizer: Any, question: Question) -> _Text:
+def _tokenize(tokenizer: Any, question: Question) -> _Text:
     prompt = tokenizer(question.prompt)["input_ids"]
     if not prompt:
         begin = tokenizer.bos_token_id
@@ -206,15 +206,15 @@ def _tokens(tokenizer: Any, question: Question) -> _Text:
     together = tokenizer(question.prompt + question.continuation)["input_ids"]
     continuation = together[len(prompt) :]
     if together[: len(prompt)] != prompt or not continuation:
-        # Their border is within a token of the whole: each is read by itself.
+        # A token spans the border between the two, so that each is tokenized by itself.
         continuation = tokenizer(question.continuation, add_special_tokens=False)["input_ids"]
     if not continuation:
         raise RefusedError("INVALID_TEXT", "the tokenizer makes no token of it", "continuation")
-    return _Text(prompt, continuation, _texts(tokenizer, continuation))
+    return _Text(prompt, continuation, _decode_tokens(tokenizer, continuation))
 
 
-def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text of each token; one that ends within a character leaves it to the next."""
+def _decode_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Return the text of each token; an incomplete character goes to the token that ends it."""
     texts, told = [], ""
     for end in range(1, len(ids) + 1):
         so_far = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
@@ -239,8 +239,8 @@ def _require_context(model: Any, text: _Text) -> None:
         )
 
 
-def _asked(stdin: BinaryIO) -> Question:
-    """Read the question; its end is where its JSON is whole, as the input stays open."""
+def _read_question(stdin: BinaryIO) -> Question:
+    """Read a JSON object from standard input, which stays open after it."""
     read = b""
     while chunk := os.read(stdin.fileno(), 1 << 16):
         read += chunk

@@ -1,4 +1,4 @@
-"""Adaptive Simpson quadrature of a function that gives many numbers at once."""
+"""Adaptive Simpson quadrature of a vector-valued function."""
 
 import heapq
 from collections.abc import Callable
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 
 Vector: TypeAlias = NDArray[np.float64]
 
-POINTS_OF_A_PANEL = 5
-MORE_POINTS = 4
-"""Of which a panel that is halved needs so many anew."""
+POINTS_PER_PANEL = 5
+NEW_POINTS_PER_SPLIT = 4
+"""Number of new points that halving a panel needs."""
 
 
 class Integral(NamedTuple):
-    """What an integration came to."""
+    """Value of an integral, with its estimated error."""
 
     value: Vector
     error: float
-    """Estimated, summed over the numbers."""
+    """Estimated error, summed over the vector's elements."""
     num_points: int
-    """At which the function was taken."""
+    """Number of points at which the function was evaluated."""
 
 
 class _Panel(NamedTuple):
     begin: float
     end: float
     values: tuple[Vector, ...]
-    """At its five points, evenly spaced."""
+    """Function values at five evenly spaced points."""
 
     @property
     def coarse(self) -> Vector:
@@ -47,12 +47,12 @@ class _Panel(NamedTuple):
 
     @property
     def error(self) -> float:
-        """What halving once more is expected to change (Lyness 1969, section 3)."""
+        """Estimated error of the fine rule, summed over elements (Lyness 1969, section 3)."""
         return float(np.abs(self.fine - self.coarse).sum()) / 15
 
     @property
     def value(self) -> Vector:
-        """The fine rule with its estimated error taken off (Richardson)."""
+        """Fine rule with Richardson extrapolation."""
         return self.fine + (self.fine - self.coarse) / 15
 
 
@@ -65,33 +65,33 @@ def integrate(
 ) -> Integral:
     """Integrate from 0 to 1, halving the panel with the largest estimated error.
 
-    It ends once the estimated errors, summed over panels and numbers, are within a tolerance, or
-    the next halving would take the function at too many points.
+    It ends once the estimated error, summed over panels and elements, is within the tolerance, or
+    the next halving would exceed `max_points`.
 
     Args:
-        function: gives the integrand, always as many numbers.
-        relative_tolerance: against the sum of the numbers' magnitudes.
-        absolute_tolerance: the larger of the two counts.
-        max_points: at most so many calls; at least 5.
+        function: the integrand; every call returns the same number of elements.
+        relative_tolerance: bound relative to the sum of the elements' magnitudes.
+        absolute_tolerance: absolute bound; the larger of the two bounds applies.
+        max_points: largest number of calls of the function, at least 5.
     """
     values = tuple(function(point) for point in (0.0, 0.25, 0.5, 0.75, 1.0))
     order = count()  # panels themselves cannot be compared
     panels: list[tuple[float, int, _Panel]] = []
     _push(panels, order, _Panel(0.0, 1.0, values))
-    num_points = POINTS_OF_A_PANEL
+    num_points = POINTS_PER_PANEL
     while True:
         value = np.sum([panel.value for _, _, panel in panels], axis=0)
         error = -sum(priority for priority, _, _ in panels)
         tolerance = max(absolute_tolerance, relative_tolerance * float(np.abs(value).sum()))
-        if error <= tolerance or num_points + MORE_POINTS > max_points:
+        if error <= tolerance or num_points + NEW_POINTS_PER_SPLIT > max_points:
             return Integral(value, error, num_points)
         _, _, panel = heapq.heappop(panels)
-        for half in _halves(panel, function):
+        for half in _split(panel, function):
             _push(panels, order, half)
-        num_points += MORE_POINTS
+        num_points += NEW_POINTS_PER_SPLIT
 
 
-def _halves(panel: _Panel, function: Callable[[float], Vector]) -> tuple[_Panel, _Panel]:
+def _split(panel: _Panel, function: Callable[[float], Vector]) -> tuple[_Panel, _Panel]:
     begin, end, values = panel
     middle, eighth = (begin + end) / 2, (end - begin) / 8
     between = [function(begin + eighth * n) for n in (1, 3, 5, 7)]

@@ -1,4 +1,4 @@
-"""The weights that a run left on its way: loaded one by one, each held to its digest."""
+"""Loading of a run's checkpoints, each checked against its recorded digest."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,20 +12,20 @@ from whence_server.config.training import restore_train_config
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.engine import weights
 from whence_server.engine.digests import digest_files, digest_weights
-from whence_server.lineage.lookup import events_at
+from whence_server.lineage.lookup import read_events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
 from whence_server.training.recording import contents
-from whence_server.training.train.models import initial_model
+from whence_server.training.train.models import create_initial_model
 from whence_server.training.train.tokenizer import load_tokenizer
 
 
 class RefusedError(Exception):
-    """What is asked for cannot be computed.
+    """The text's emergence cannot be computed.
 
     Attributes:
-        reason: UPPER_SNAKE_CASE, for programs.
-        field: the request's field at fault, or "".
+        reason: code in UPPER_SNAKE_CASE, for programs.
+        field: name of the invalid field of the request, or "".
     """
 
     def __init__(self, reason: str, message: str, field: str = "") -> None:
@@ -34,22 +34,22 @@ class RefusedError(Exception):
         self.field = field
 
 
-class Kept(NamedTuple):
-    """Weights after a step that are on disk."""
+class KeptWeights(NamedTuple):
+    """Checkpoint whose weights are on disk."""
 
     step: int
     directory: Path
     checkpoint: Checkpoint
 
 
-def kept_weights(run: TrainingRun) -> list[Kept]:
-    """The checkpoints that count and whose weights are still on disk, by step.
+def list_kept_weights(run: TrainingRun) -> list[KeptWeights]:
+    """Return the checkpoints that count and whose weights are on disk, by ascending step.
 
-    Those that are gone are left out: checkpoints are rotated away on purpose. Of several after the
-    same step the newest is taken.
+    Deleted checkpoints are left out, as trainers delete old ones on purpose. Among several of the
+    same step the newest is returned.
 
     Raises:
-        RefusedError: none is there, or they are adapters.
+        RefusedError: there is no checkpoint, or the run trained an adapter.
     """
     if run.started.HasField("adapter_base"):
         raise RefusedError(
@@ -58,11 +58,11 @@ def kept_weights(run: TrainingRun) -> list[Kept]:
             f"{run.started.adapter_base.source or 'a model that it does not name'}: a text's "
             "probability is traced over whole models alone",
         )
-    kept: dict[int, Kept] = {}
-    for checkpoint in run.counting_checkpoints():
-        directory = run.directory_of(checkpoint)
+    kept: dict[int, KeptWeights] = {}
+    for checkpoint in run.list_counting_checkpoints():
+        directory = run.resolve_directory(checkpoint)
         if contents.has_weights(directory):
-            kept[checkpoint.step] = Kept(checkpoint.step, directory, checkpoint)
+            kept[checkpoint.step] = KeptWeights(checkpoint.step, directory, checkpoint)
     if not kept:
         raise RefusedError(
             "NO_CHECKPOINTS",
@@ -72,15 +72,15 @@ def kept_weights(run: TrainingRun) -> list[Kept]:
     return [kept[step] for step in sorted(kept)]
 
 
-def load_weights(run: TrainingRun, kept: Kept) -> Any:
-    """A model with these weights, in float32, or in float64 where they are; ready for gradients.
+def load_weights(run: TrainingRun, kept: KeptWeights) -> Any:
+    """Load a model with these weights and gradients, in float32; float64 stays float64.
 
     Raises:
-        RefusedError: they are not, to the bit, what is on record, or cannot be loaded.
+        RefusedError: the weights are not bitwise the recorded ones, or cannot be loaded.
     """
     try:
-        model, loading = contents.load(
-            kept.directory, run.started.architecture, contents.dtype_of(kept.checkpoint)
+        model, loading = contents.load_model(
+            kept.directory, run.started.architecture, contents.find_common_dtype(kept.checkpoint)
         )
     except ConfigurationError as error:
         raise RefusedError("CHECKPOINT_UNREADABLE", str(error)) from error
@@ -88,18 +88,18 @@ def load_weights(run: TrainingRun, kept: Kept) -> Any:
     if loading["missing_keys"] or found != kept.checkpoint.weights_digest:
         raise RefusedError(
             "CHECKPOINT_CHANGED",
-            f"{kept.directory} has not the weights on record after step {kept.step}: expected "
-            f"{kept.checkpoint.weights_digest}, found {found}; "
+            f"{kept.directory} does not have the weights on record after step {kept.step}: "
+            f"expected {kept.checkpoint.weights_digest}, found {found}; "
             "`whence-server verify-model` names what has changed",
         )
-    return _ready(model)
+    return _prepare(model)
 
 
-def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
-    """The tokenizer that was saved with the newest weights that have one.
+def load_recorded_tokenizer(run: TrainingRun, kept: list[KeptWeights]) -> Any:
+    """Load the tokenizer that was saved with the newest checkpoint that has one.
 
     Raises:
-        RefusedError: none was saved, it has changed since, or it cannot be loaded.
+        RefusedError: no tokenizer was saved, it was changed, or it cannot be loaded.
     """
     for one in reversed(kept):
         recorded = {
@@ -107,7 +107,7 @@ def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
             for file in one.checkpoint.files
             if weights.is_tokenizer_file(file.path)
         }
-        if not recorded or not set(weights.TOKENIZER_FILES) & set(_names_in(one.directory)):
+        if not recorded or not set(weights.TOKENIZER_FILES) & set(_list_names(one.directory)):
             continue
         for name, sha256 in recorded.items():
             if not (one.directory / name).is_file():
@@ -128,16 +128,16 @@ def recorded_tokenizer(run: TrainingRun, kept: list[Kept]) -> Any:
     )
 
 
-def examples_between(run: TrainingRun, first_step: int, last_step: int) -> Iterator[int]:
-    """Ids of the examples trained on after one step up to another, by their first use.
+def iterate_examples_between(run: TrainingRun, first_step: int, last_step: int) -> Iterator[int]:
+    """Yield the ids of the examples of steps (first_step, last_step], in order of first use.
 
     Raises:
-        RefusedError: the record is not the one that was read before.
+        RefusedError: the record has changed since it was read.
     """
     seen: set[int] = set()
     steps = run.steps.select(StepRange(first_step + 1, last_step))
     try:
-        for event in events_at(run.path, (ref.place for ref in steps)):
+        for event in read_events_at(run.path, (ref.place for ref in steps)):
             for rank in event.step.ranks:
                 for example in rank.example_ids:
                     if example not in seen:
@@ -147,35 +147,37 @@ def examples_between(run: TrainingRun, first_step: int, last_step: int) -> Itera
         raise RefusedError("RECORD_BROKEN", str(error)) from error
 
 
-def beginning(run: TrainingRun, tokenizer: Any) -> Any | None:
-    """The model before the first step, ready for gradients, where its weights can be had.
+def load_initial_model(run: TrainingRun, tokenizer: Any) -> Any | None:
+    """Return the model before the first step, with gradients; None if it cannot be reproduced.
 
-    They are those of the parent model, or come of the seed again where `whence-server train` began
-    at random weights. None where the outcome has not, to the bit, the digest on record.
+    Its weights are those of the parent model, or, for a `whence-server train` from random weights,
+    are drawn again from the seed. They must have the digest on record.
     """
     started = run.started
     model = None
     try:
         if started.HasField("parent"):
             if contents.has_weights(Path(started.parent.source)):
-                dtype = contents.dtype_of(run.checkpoints[0]) if run.checkpoints else None
-                model, _ = contents.load(Path(started.parent.source), started.architecture, dtype)
+                dtype = contents.find_common_dtype(run.checkpoints[0]) if run.checkpoints else None
+                model, _ = contents.load_model(
+                    Path(started.parent.source), started.architecture, dtype
+                )
         elif started.recipe_json:
             settings = restore_train_config(started.recipe_json, {})
             set_seed(settings.seed)
-            model = initial_model(settings, tokenizer)
+            model = create_initial_model(settings, tokenizer)
     except ConfigurationError:
         return None
     if model is None or digest_weights(model.state_dict()) != started.initial_weights_digest:
         return None
-    return _ready(model.eval())
+    return _prepare(model.eval())
 
 
-def _ready(model: Any) -> Any:
-    """In float32, or in float64 where the weights are; with gradients for all of them."""
+def _prepare(model: Any) -> Any:
+    """Convert a model to float32 (float64 stays), and enable all gradients."""
     model = model if model.dtype is torch.float64 else model.float()
     return model.requires_grad_(True)
 
 
-def _names_in(directory: Path) -> list[str]:
+def _list_names(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]

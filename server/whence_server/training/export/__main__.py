@@ -1,4 +1,4 @@
-"""Runs `python -m whence_server.training.export`."""
+"""Entry point of `python -m whence_server.training.export`."""
 
 import sys
 

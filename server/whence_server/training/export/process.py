@@ -1,11 +1,11 @@
-"""Sends a training run's trace, as OpenTelemetry's variables have it.
+"""Export of a training run's trace, configured by OpenTelemetry's variables.
 
 python -m whence_server.training.export RECORD
 
-What was sent before is not sent again: a cursor beside the record remembers. An attempt that has
-no end on record is taken for killed: run this once the training is over. With --follow it goes on
-as the record grows, pushes metrics too, and ends when its standard input does: that is how a
-training starts it (`training.export.start`).
+A cursor file beside the record keeps the position up to which spans were sent. An attempt without a
+recorded end is exported as killed, so run this after the training. With --follow, as a training
+starts it (`training.export.start`), it follows the growing record, pushes metrics too, and ends
+when its standard input ends.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0 all sent, 1 not all, 2 a variable or the record cannot be used.
+        The exit status: 0 all sent; 1 not all sent; 2 a variable or the record cannot be used.
     """
     parser = argparse.ArgumentParser(
         prog="python -m whence_server.training.export",
@@ -65,15 +65,15 @@ def main() -> int:
     try:
         return asyncio.run(_export(parsed.record, process_environment(), follow=parsed.follow))
     except (ConfigurationError, LineageError) as error:
-        print(f"the run's trace is not sent: {error}", file=sys.stderr)
+        print(f"the run's trace cannot be sent: {error}", file=sys.stderr)
         return 2
 
 
 async def _export(record: Path, environment: Mapping[str, str], *, follow: bool) -> int:
     destination = span_destination(environment, "", "", "")
-    about = {"service.name": SERVICE, "service.instance.id": _run_id(record)}
+    about = {"service.name": SERVICE, "service.instance.id": _read_run_id(record)}
     resource = service_resource(version("whence"), about, environment)
-    metrics = _metrics(environment, resource) if follow else None
+    metrics = _create_metrics(environment, resource) if follow else None
     if destination is None and metrics is None:
         raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")
     sampler = make_sampler(read_sampling(environment))
@@ -81,7 +81,7 @@ async def _export(record: Path, environment: Mapping[str, str], *, follow: bool)
     cursor = TraceCursor(
         record, sink, resource, version("whence"), sampler=sampler, metrics=metrics
     )
-    ended = _end_of_input() if follow else _at_once()
+    ended = _watch_input() if follow else _create_set_event()
     try:
         all_sent = await _run(cursor, ended, FLUSH_S if follow else None)
     finally:
@@ -101,7 +101,7 @@ async def _export(record: Path, environment: Mapping[str, str], *, follow: bool)
 
 
 async def _run(cursor: TraceCursor, ended: asyncio.Event, flush_s: float | None) -> bool:
-    """Follow until the end, then for as long as the flush may take; says whether all was sent."""
+    """Follow the record until the end, then flush for `flush_s`; return whether all was sent."""
     following = asyncio.create_task(_follow(cursor, ended))
     waiting = asyncio.create_task(ended.wait())
     await asyncio.wait({following, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -126,10 +126,10 @@ async def _follow(cursor: TraceCursor, ended: asyncio.Event) -> None:
                 await ended.wait()
         except TimeoutError:
             pass
-    await cursor.close_what_was_killed()
+    await cursor.send_closing_spans()
 
 
-def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetrics | None:
+def _create_metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetrics | None:
     destination = read_otlp_settings(environment, "metrics")
     options = read_push_options(destination, environment)
     if destination is None or options is None:
@@ -138,11 +138,11 @@ def _metrics(environment: Mapping[str, str], resource: Resource) -> TrainingMetr
     return TrainingMetrics(resource, version("whence"), exporter, options)
 
 
-def _run_id(record: Path) -> str:
-    """Whose record it is.
+def _read_run_id(record: Path) -> str:
+    """Read the id of a record's run.
 
     Raises:
-        LineageError: it cannot be read, or has no whole entry.
+        LineageError: the record cannot be read, or has no whole entry.
     """
     reader = RecordReader(record)
     if not reader.read(max_bytes=1):
@@ -150,14 +150,14 @@ def _run_id(record: Path) -> str:
     return reader.training_run_id
 
 
-def _at_once() -> asyncio.Event:
+def _create_set_event() -> asyncio.Event:
     ended = asyncio.Event()
     ended.set()
     return ended
 
 
-def _end_of_input() -> asyncio.Event:
-    """Set once whoever started us says a word on our standard input, or is gone."""
+def _watch_input() -> asyncio.Event:
+    """Return an event that is set at the first byte, or the end, of standard input."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -1,8 +1,7 @@
-"""Starts the export of a training run's trace and metrics beside the training.
+"""Start and end of the process that exports a training run's trace and metrics.
 
-It is a process of its own that follows the record's file: nothing of gRPC or OpenTelemetry comes
-into the process that trains, which may fork data-loader workers, and nothing of it waits. Where no
-endpoint is set there is none.
+The process follows the record's file, so that the training, which may fork data loader workers,
+neither loads gRPC or OpenTelemetry nor waits for them. Without an endpoint no process is started.
 """
 
 import atexit
@@ -19,21 +18,21 @@ from whence_server.config.otlp import read_otlp_settings, span_destination
 _log = logging.getLogger(__name__)
 
 FLUSH_S = 10.0
-"""How long the end of a training may wait for a collector."""
+"""Longest wait for a collector at the end of a training, in seconds."""
 _GRACE_S = 10.0
 MODULE = "whence_server.training.export"
 _running: dict[Path, "TrainingExport"] = {}
 
 
 def start(record: Path, environment: Mapping[str, str] | None = None) -> "TrainingExport | None":
-    """Begin to export, as OpenTelemetry's variables have it; None where they name no destination.
+    """Begin to export; return None if OpenTelemetry's variables name no destination.
 
-    It goes on until this process ends, and so has what is recorded after the training, too. Asked
-    again for the same record, it gives what runs already.
+    The export continues until this process ends, and so includes entries recorded after the
+    training. A second call for the same record returns the running export.
 
     Args:
-        record: the run's, which is there already.
-        environment: the variables, passed to the process whole; None for this process's own.
+        record: path of the run's record, which exists.
+        environment: environment of the exporting process; None for this process's own.
 
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
@@ -50,10 +49,9 @@ def start(record: Path, environment: Mapping[str, str] | None = None) -> "Traini
 
 
 def finish(record: Path) -> None:
-    """End the export of a run, if there is one: what follows its record by name lets go of it.
+    """End the export of a run, if there is one, so that the record can be moved.
 
-    To be called once the training is over and before the record is moved. Takes as long as
-    `TrainingExport.close`.
+    It waits as long as `TrainingExport.close`.
     """
     running = _running.pop(record.resolve(), None)
     if running is not None:
@@ -62,7 +60,7 @@ def finish(record: Path) -> None:
 
 
 def is_wanted(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether OpenTelemetry's variables name a destination for a trace or for metrics.
+    """Return whether OpenTelemetry's variables name a destination for a trace or for metrics.
 
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
@@ -73,36 +71,36 @@ def is_wanted(environment: Mapping[str, str] | None = None) -> bool:
 
 
 class TrainingExport:
-    """The process that exports a run. It ends when this one does, however that ends."""
+    """Process that exports a run; it ends when the training's process ends."""
 
     def __init__(self, record: Path, environment: Mapping[str, str]) -> None:
-        """Start it; see `start`."""
+        """Start the process; see `start`."""
         self._record = record
         self._closed = False
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", MODULE, str(record), "--follow"],
             stdin=subprocess.PIPE,
             env=dict(environment),
-            # Ctrl-C is for the training, whose end is to be sent.
+            # Ctrl-C is for the training; the export then still sends the training's end.
             start_new_session=True,
         )
 
     @property
     def is_running(self) -> bool:
-        """Whether it follows the record."""
+        """True if the process follows the record."""
         return not self._closed and self._process.poll() is None
 
     def close(self, timeout_s: float = FLUSH_S + _GRACE_S) -> bool:
-        """Let it send what is recorded by now, and ends it.
+        """Wait until the recorded entries are sent, and end the process.
 
         Returns:
-            Whether all was sent; where it was not, a warning says how to send the rest.
+            True if all was sent; otherwise the log names the command that sends the rest.
         """
         process, was_closed = self._process, self._closed
         self._closed = True
         if process.stdin is not None and not was_closed:
-            # The end of its input alone would not do: workers that were forked from this process
-            # hold the pipe open, too.
+            # Closing the pipe is not enough: workers that were forked from this process
+            # hold it open, too.
             with suppress(OSError):
                 process.stdin.write(b"end\n")
                 process.stdin.close()

@@ -1,4 +1,4 @@
-"""A cursor on a training run's record that moves once a collector has answered."""
+"""Cursor on a training run's record that advances when a collector has accepted the spans."""
 
 import asyncio
 import json
@@ -32,19 +32,19 @@ _MAX_BATCH_SPANS = 256
 
 
 class TraceCursor:
-    """Sends the spans of everything on record, in order, each at least once.
+    """Exporter of the spans of a record, in order, each at least once.
 
-    Where it has come to is kept in a file beside the record, so that a run that is resumed goes
-    on. What arrives twice is the same to the byte, but for the root (`TrainingTrace`).
+    A file beside the record keeps the position, so that the export of a resumed run continues. A
+    span that is sent twice is bitwise the same, except the root span (`TrainingTrace`).
 
     Args:
-        record: whose.
-        sink: where spans go; None sends none.
-        resource: who sends them.
-        version: whence's own.
-        sampler: decides over the run's trace as a whole.
-        metrics: gets what is recorded beyond the cursor.
-        sleep: takes seconds between attempts.
+        record: path of the record.
+        sink: destination of the spans; None sends none.
+        resource: resource of the spans.
+        version: whence's version.
+        sampler: sampler that decides for the run's trace as a whole.
+        metrics: receiver of the events after the cursor; None for none.
+        sleep: sleep function for the delays between attempts, in seconds.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class TraceCursor:
             )
 
     async def advance(self) -> bool:
-        """Send what is on record beyond the cursor; False where there is nothing.
+        """Send the spans of new entries; return False if there were no new entries.
 
         Raises:
-            LineageError: the record is not intact, or its run has no ids of a trace.
+            LineageError: the record is not intact, or its run has no trace id.
         """
         events = await asyncio.to_thread(self._reader.read)
         spans: list[Span] = []
@@ -92,11 +92,11 @@ class TraceCursor:
                 spans += whole
         await self._send(spans)
         if events and events[-1].position > self._sent_position:
-            self._moved_to(events[-1].position)
+            self._move_to(events[-1].position)
         return bool(events)
 
-    async def close_what_was_killed(self) -> None:
-        """Send the spans that have no end on record: for when nobody writes it any more."""
+    async def send_closing_spans(self) -> None:
+        """Send the spans that have no end on record; call it when no process writes the record."""
         await self._send(self._trace.closing_spans())
 
     async def _send(self, spans: list[Span]) -> None:
@@ -129,7 +129,7 @@ class TraceCursor:
         except (OSError, ValueError, KeyError, TypeError):
             return 0  # sending again is harmless
 
-    def _moved_to(self, position: int) -> None:
+    def _move_to(self, position: int) -> None:
         self._sent_position = position
         cursor = {"training_run_id": self._reader.training_run_id, "position": position}
         written = self._cursor_file.with_name(f"{self._cursor_file.name}.new")

@@ -1,1 +1,1 @@
-"""The recorder that watches a Trainer and writes its training record."""
+"""Recorder that follows a Trainer and writes its training record."""

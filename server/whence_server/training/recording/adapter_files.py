@@ -1,4 +1,4 @@
-"""Adapters on disk, as PEFT and transformers save them: one in a directory, others below it."""
+"""Adapters on disk as PEFT and transformers save them: one in a directory, others below it."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -14,54 +14,54 @@ from whence_server.domain.errors import ConfigurationError
 
 CONFIGURATION = "adapter_config.json"
 _WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
-"""The first kind that is there is read."""
+"""Patterns of weight files; the first pattern with a match is read."""
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether an adapter lies in a directory."""
-    return (directory / CONFIGURATION).is_file() and bool(_weight_files(directory))
+    """Return whether a directory holds an adapter."""
+    return (directory / CONFIGURATION).is_file() and bool(_find_weight_files(directory))
 
 
-def names_in(directory: Path, below: Iterable[str] = ()) -> list[str]:
-    """Configurations and weights of the adapter in a directory, and of named ones below it."""
+def list_adapter_files(directory: Path, below: Iterable[str] = ()) -> list[str]:
+    """Return the files of the adapter in a directory and of the named adapters below it."""
     return sorted(
         path.relative_to(directory).as_posix()
-        for place in _places(directory, below)
-        for path in (place / CONFIGURATION, *_weight_files(place))
+        for place in _find_adapters(directory, below)
+        for path in (place / CONFIGURATION, *_find_weight_files(place))
         if path.is_file()
     )
 
 
-def tensors_in(directory: Path, below: Iterable[str] = ()) -> dict[str, torch.Tensor]:
-    """The tensors of the adapter in a directory, and of named ones below it.
+def read_tensors(directory: Path, below: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """Read the tensors of the adapter in a directory and of the named adapters below it.
 
-    The names of those below begin with their directory's: see `adapters.own_state`.
+    The tensor names of an adapter below begin with its folder's: see `adapters.own_state`.
 
     Raises:
-        ConfigurationError: they cannot be read.
+        ConfigurationError: a file cannot be read.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for place in _places(directory, below):
+    for place in _find_adapters(directory, below):
         prefix = "" if place == directory else f"{place.name}/"
-        for path in _weight_files(place):
+        for path in _find_weight_files(place):
             tensors |= {prefix + name: tensor for name, tensor in _read(path).items()}
     return tensors
 
 
-def below_of(checkpoint: Checkpoint) -> list[str]:
-    """The adapters of a checkpoint on record that lie below its directory, by their names."""
+def list_nested_adapters(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of a recorded checkpoint's adapters that lie below its directory."""
     paths = [Path(file.path) for file in checkpoint.files]
     return sorted(
         path.parts[0] for path in paths if len(path.parts) == 2 and path.name == CONFIGURATION
     )
 
 
-def parts_of(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
-    """Give each adapter that lies below a checkpoint's directory, as a checkpoint of its own.
+def split_nested_adapters(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """Yield each adapter below a checkpoint's directory as a separate checkpoint.
 
-    Its weights digest is not on record: its tensors' digests are.
+    Its weights digest is empty, as the record has only the digests of its tensors.
     """
-    for name in below_of(checkpoint):
+    for name in list_nested_adapters(checkpoint):
         part = Checkpoint()
         part.CopyFrom(checkpoint)
         prefix = f"{name}/"
@@ -80,8 +80,8 @@ def parts_of(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
         yield part
 
 
-def base_named_in(directory: Path) -> str:
-    """The model that an adapter's configuration says that it is on; "" where it says nothing."""
+def read_base_name(directory: Path) -> str:
+    """Read the name of the base model in an adapter's configuration; "" if it has none."""
     try:
         found = json.loads((directory / CONFIGURATION).read_text())
         return str(found.get("base_model_name_or_path") or "")
@@ -89,12 +89,12 @@ def base_named_in(directory: Path) -> str:
         return ""
 
 
-def _places(directory: Path, below: Iterable[str]) -> list[Path]:
-    # Others that lie below, as the checkpoints of a training may, are adapters of their own.
+def _find_adapters(directory: Path, below: Iterable[str]) -> list[Path]:
+    # Other folders below, for example checkpoints, are separate adapters.
     return [place for place in (directory, *map(directory.joinpath, below)) if is_adapter(place)]
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _find_weight_files(directory: Path) -> list[Path]:
     for pattern in _WEIGHTS:
         if found := sorted(path for path in directory.glob(pattern) if path.is_file()):
             return found

@@ -1,7 +1,7 @@
-"""Adapters in memory (LoRA and its kin, by PEFT): their own tensors, and the frozen model below.
+"""PEFT adapters in memory, for example LoRA: their tensors, and the frozen base model.
 
-Both ways that transformers knows are covered: a `PeftModel` around a model, and a model that an
-adapter was added to. A model may also hold either somewhere inside.
+Supported are a `PeftModel` around a model, a transformers model with `add_adapter`, and a model
+with one of these as a submodule.
 """
 
 import json
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 DEFAULT = "default"
-"""PEFT's name for an adapter that is saved in the directory itself; others have one below."""
+"""PEFT's name for the adapter that is saved in the directory itself; others get a subfolder."""
 
 
-def adapted(model: Any) -> Any | None:
-    """The model with adapters in it: this one, or one inside of it; None where there are none."""
+def find_adapted(model: Any) -> Any | None:
+    """Return the model or submodule that has adapters; None if there is none."""
     peft = sys.modules.get("peft")
     if peft is None or not isinstance(model, nn.Module):
         return None
@@ -28,30 +28,30 @@ def adapted(model: Any) -> Any | None:
     return None
 
 
-def own_state(model: Any) -> dict[str, torch.Tensor]:
-    """The tensors that a training is about: the adapters', or all of the model's.
+def get_trained_state(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors that a training changes: the adapters', or all of the model's.
 
-    Adapters' tensors are named as PEFT saves them, after the name of the adapter where it is not
-    the default one.
+    Adapters' tensors have the names under which PEFT saves them; the name of an adapter other than
+    the default one is their prefix.
     """
-    inner = adapted(model)
+    inner = find_adapted(model)
     if inner is None:
-        return _tensors(model.state_dict())
+        return _select_tensors(model.state_dict())
     return {
-        adapter_prefix(adapter) + name: tensor
+        format_adapter_prefix(adapter) + name: tensor
         for adapter in inner.peft_config
-        for name, tensor in _tensors(_adapter_state(inner, adapter)).items()
+        for name, tensor in _select_tensors(_get_adapter_state(inner, adapter)).items()
     }
 
 
-def base_state(inner: Any) -> dict[str, torch.Tensor]:
-    """The tensors of the model below the adapters, under the names that it has without them.
+def get_base_state(inner: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of the base model, under their names without adapters.
 
     Args:
-        inner: see `adapted`.
+        inner: a model with adapters; see `find_adapted`.
 
     Returns:
-        Nothing where PEFT is too old to tell.
+        The tensors by name; empty if PEFT is too old.
     """
     try:
         from peft.utils.save_and_load import get_base_model_state_dict
@@ -61,37 +61,36 @@ def base_state(inner: Any) -> dict[str, torch.Tensor]:
     if _is_extended(inner):
         below = SimpleNamespace(model=inner)
         as_peft = SimpleNamespace(base_model=below, _is_prompt_learning=False)
-    return _tensors(get_base_model_state_dict(as_peft))
+    return _select_tensors(get_base_model_state_dict(as_peft))
 
 
-def below(inner: Any) -> Any:
-    """The model below the adapters, as an object: its class is the architecture."""
+def get_base(inner: Any) -> Any:
+    """Return the base model of adapters; its class is the architecture."""
     return inner if _is_extended(inner) else inner.get_base_model()
 
 
-def architecture_of(model: Any) -> str:
-    """The class of a model, or of the model below its adapters."""
-    inner = adapted(model)
-    # What holds an adapter somewhere inside is a class of its own.
-    return type(below(inner) if inner is model and inner is not None else model).__name__
+def get_architecture(model: Any) -> str:
+    """Return the class name of a model, or of the base model of its adapters."""
+    inner = find_adapted(model)
+    # A model with an adapter in a submodule has its own class.
+    return type(get_base(inner) if inner is model and inner is not None else model).__name__
 
 
-def config_json(inner: Any) -> str:
-    """The adapters' configurations by their names."""
+def format_config_json(inner: Any) -> str:
+    """Return the configurations of the adapters, by name, as a JSON object."""
     configs = {name: config.to_dict() for name, config in inner.peft_config.items()}
-    return json.dumps(configs, default=_plain, sort_keys=True)
+    return json.dumps(configs, default=_convert_for_json, sort_keys=True)
 
 
-def adapter_prefix(adapter: str) -> str:
-    """What goes before the names of an adapter's tensors."""
+def format_adapter_prefix(adapter: str) -> str:
+    """Return the prefix of the names of an adapter's tensors."""
     return "" if adapter == DEFAULT else f"{adapter}/"
 
 
-def _adapter_state(inner: Any, adapter: str) -> Mapping[str, Any]:
+def _get_adapter_state(inner: Any, adapter: str) -> Mapping[str, Any]:
     from peft import get_peft_model_state_dict
 
-    # Embeddings that are saved beside an adapter are the files' matter; telling which are asks the
-    # hub.
+    # Saved embeddings are digested from the files; PEFT would query the hub to find them here.
     state: dict[str, Any] = get_peft_model_state_dict(
         inner, adapter_name=adapter, save_embedding_layers=False
     )
@@ -102,14 +101,14 @@ def _adapter_state(inner: Any, adapter: str) -> Mapping[str, Any]:
 
 
 def _is_extended(module: Any) -> bool:
-    """Whether adapters were added to a transformers model itself."""
+    """Return whether a module is a transformers model with adapters added by `add_adapter`."""
     return vars(module).get("_hf_peft_config_loaded") is True
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Without what else a module may keep in its state."""
+def _select_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a state dict, without other values."""
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _plain(value: Any) -> Any:
+def _convert_for_json(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)

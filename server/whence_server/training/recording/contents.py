@@ -1,4 +1,4 @@
-"""What a model's directory holds now: every digest computed anew, none taken from a cache."""
+"""Digests of the content of a model's directory, computed without a cache."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording import adapter_files
 
 _MODULES = "modules.json"
-"""What a SentenceTransformer is made of."""
+"""File that lists the modules of a SentenceTransformer."""
 _PROCESSORS = (
     "image_processor_config.json",
     "preprocessor_config.json",
@@ -41,23 +41,23 @@ _WEIGHTS_LIKE = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.
 
 
 @dataclass(frozen=True, slots=True)
-class Tensors:
-    """A directory's weights, as transformers loads them."""
+class DigestedTensors:
+    """Digests of a directory's weights as transformers loads them."""
 
     records: tuple[TensorDigest, ...]
     weights_digest: str
     missing: tuple[str, ...] = ()
-    """Tensors that the architecture has and the files have not."""
+    """Tensors of the architecture that are not in the files."""
     unexpected: tuple[str, ...] = ()
-    """Tensors that the files have and the architecture has not."""
+    """Tensors in the files that the architecture does not have."""
     mismatched: tuple[str, ...] = ()
-    """Tensors of another shape than the architecture's, with both shapes."""
+    """Names of tensors with a different shape than the architecture's, with both shapes."""
 
 
-def present_files(directory: Path) -> list[str]:
-    """Every file that can have to do with the model: its own, and its templates and adapters below.
+def list_model_files(directory: Path) -> list[str]:
+    """Return the files of a directory, with chat templates and adapters in folders below it.
 
-    Checkpoints may lie below a run's final model; the record and what belongs to it is left out.
+    The record, its accompanying files and checkpoints below are left out.
     """
     own = {
         path.name
@@ -65,28 +65,28 @@ def present_files(directory: Path) -> list[str]:
         if path.is_file() and not path.name.startswith(RECORD_NAME)
     }
     templates = set(weights.list_chat_template_files(directory))
-    return sorted(own | templates | set(adapter_files.names_in(directory)))
+    return sorted(own | templates | set(adapter_files.list_adapter_files(directory)))
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether transformers would find weights there."""
+    """Return whether a directory has a weights file that transformers finds."""
     return any((directory / name).is_file() for name in weights.WEIGHT_FILES)
 
 
 def holds_weights(name: str) -> bool:
-    """Whether a file of this name holds weights, or says which files do, for transformers."""
+    """Return whether a file of this name holds weights, or is an index of weight files."""
     return name.endswith(_WEIGHTS_LIKE) and Path(name).name not in _OF_TRAINERS
 
 
 def prepares_text(name: str) -> bool:
-    """Whether a file of this name says how text, or anything else, becomes the model's input."""
+    """Return whether a file of this name configures a tokenizer or another input processor."""
     return weights.is_tokenizer_file(name) or name in _PROCESSORS
 
 
 def decides_what_is_computed(name: str) -> bool:
-    """Whether a file of this name changes the model by being there.
+    """Return whether the presence of a file of this name changes the model's output.
 
-    Of Python files that is so where code of the model's own is trusted.
+    Python files do if the loader trusts remote code.
     """
     file = Path(name).name
     configures = name in (*weights.CONFIGURATION_FILES, _MODULES)
@@ -94,11 +94,11 @@ def decides_what_is_computed(name: str) -> bool:
     return configures or prepares_text(name) or holds_weights(name) or bool(_CODE.match(file))
 
 
-def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:
-    """SHA-256 of each file that is there, by its path.
+def digest_existing_files(directory: Path, names: list[str]) -> dict[str, FileDigest]:
+    """Return the digest of each existing file, by its path.
 
     Raises:
-        ConfigurationError: one cannot be read.
+        ConfigurationError: a file cannot be read.
     """
     try:
         there = [name for name in names if (directory / name).is_file()]
@@ -107,12 +107,12 @@ def digests_of(directory: Path, names: list[str]) -> dict[str, FileDigest]:
         raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def model_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
-    """See `Model.model_digest`; "" where the directory is no whole model.
+def compute_model_digest(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
+    """Compute `Model.model_digest`; return "" if the directory is not a whole model.
 
     Args:
-        directory: where it lies.
-        files: digests of its files where they are known; without them they are computed.
+        directory: directory of the model.
+        files: known digests of its files; None computes them.
 
     Raises:
         ConfigurationError: a file cannot be read.
@@ -126,8 +126,12 @@ def model_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = No
     return _digest_over(directory, names, files)
 
 
-def tokenizer_digest_of(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
-    """See `Model.tokenizer_digest`; "" where there is no tokenizer. As `model_digest_of`."""
+def compute_tokenizer_digest(directory: Path, files: Mapping[str, FileDigest] | None = None) -> str:
+    """Compute `Model.tokenizer_digest`; return "" if there is no tokenizer.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
     try:
         names = weights.list_tokenizer_files(directory)
     except ConfigurationError:
@@ -136,31 +140,32 @@ def tokenizer_digest_of(directory: Path, files: Mapping[str, FileDigest] | None 
 
 
 def _digest_over(directory: Path, names: list[str], files: Mapping[str, FileDigest] | None) -> str:
-    known = digests_of(directory, names) if files is None else files
+    known = digest_files(directory, names) if files is None else files
     return digest_model_files([known[name] for name in names])
 
 
-def dtype_of(checkpoint: Checkpoint) -> Any:
-    """What all tensors of a checkpoint on record are in; None where they differ."""
+def find_common_dtype(checkpoint: Checkpoint) -> Any:
+    """Return the torch dtype of all tensors of a recorded checkpoint; None if they differ."""
     dtypes = {tensor.dtype for tensor in checkpoint.tensors}
     return getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
 
 
-def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) -> Tensors:
-    """Load the weights as transformers does, and digests them.
+def digest_weights(
+    directory: Path, architecture: str, dtype: torch.dtype | None
+) -> DigestedTensors:
+    """Load weights with transformers, and digest them.
 
     Args:
-        directory: where they lie.
-        architecture: the transformers class; where it has none of this name, the one for causal
-            language models is taken.
-        dtype: what to load them as; None is what the files say.
+        directory: directory of the weights.
+        architecture: name of the transformers class; for an unknown name, AutoModelForCausalLM.
+        dtype: dtype to load them in; None is the dtype in the files.
 
     Raises:
         ConfigurationError: they cannot be loaded; one line says why.
     """
-    model, loading = load(directory, architecture, dtype)
+    model, loading = load_model(directory, architecture, dtype)
     digests = digest_state(model.state_dict())
-    return Tensors(
+    return DigestedTensors(
         records=tuple(digests.tensors),
         weights_digest=digests.weights_digest,
         missing=tuple(sorted(loading["missing_keys"])),
@@ -172,30 +177,30 @@ def tensors_of(directory: Path, architecture: str, dtype: torch.dtype | None) ->
     )
 
 
-def adapter_of(directory: Path, below: Sequence[str] = ()) -> Tensors:
-    """Digest the tensors of the adapters in a directory, as they are in their files.
+def digest_adapters(directory: Path, below: Sequence[str] = ()) -> DigestedTensors:
+    """Digest the tensors of the adapters in a directory, as stored in the files.
 
     Args:
-        directory: where the adapter lies.
-        below: names of others that lie below it.
+        directory: directory of the adapter.
+        below: names of adapters in folders below it.
 
     Raises:
         ConfigurationError: they cannot be loaded; one line says why.
     """
-    digests = digest_state(adapter_files.tensors_in(directory, below))
-    return Tensors(records=tuple(digests.tensors), weights_digest=digests.weights_digest)
+    digests = digest_state(adapter_files.read_tensors(directory, below))
+    return DigestedTensors(records=tuple(digests.tensors), weights_digest=digests.weights_digest)
 
 
-def load(
+def load_model(
     directory: Path, architecture: str, dtype: torch.dtype | None
 ) -> tuple[Any, dict[str, Any]]:
-    """A model and transformers' report on its loading; see `tensors_of`."""
+    """Return a loaded model and transformers' loading info; arguments as `digest_weights`."""
     found = weights.list_weight_files(directory)
     if not (directory / "config.json").is_file():
         raise ConfigurationError(f"the weights in {directory} cannot be loaded: no config.json")
     known: Any = getattr(transformers, architecture, None)
     loads = known if hasattr(known, "from_pretrained") else transformers.AutoModelForCausalLM
-    with _quiet(), _translated(directory):
+    with _silence_transformers(), _translate_errors(directory):
         model, loading = loads.from_pretrained(
             directory,
             dtype=dtype or "auto",
@@ -208,8 +213,8 @@ def load(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report on what does not fit: ours names it."""
+def _silence_transformers() -> Iterator[None]:
+    """Silence transformers' report of tensors that do not fit; the caller reports them."""
     verbosity = transformers.utils.logging.get_verbosity()
     showed_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.set_verbosity_error()
@@ -223,7 +228,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _translated(directory: Path) -> Iterator[None]:
+def _translate_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""Examples whose text is known down to its bytes: what the record says of them."""
+"""Datasets whose examples are mapped to bytes of documents, and their record entries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ _PER_EVENT = 4096
 
 
 class Document(NamedTuple):
-    """One document; see `TrainingDocument` in training.proto."""
+    """A document of a dataset; see `TrainingDocument` in training.proto."""
 
     source: str
-    """An absolute path."""
+    """Absolute path of the file."""
     begin_byte: int
     end_byte: int
     sha256: str
@@ -32,36 +32,36 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentedExamples:
-    """A dataset whose i-th example is cut from known places of known documents."""
+    """Dataset with the pieces of documents that each example contains."""
 
     documents: Sequence[Document]
     pieces: Sequence[Sequence[Piece]]
-    """For each example, in its order."""
+    """Pieces of each example, in the order of the dataset."""
     block_size: int = 0
-    """Tokens of an example; 0 where they differ."""
+    """Number of tokens of each example; 0 if it varies."""
     num_tokens: int = 0
-    """Of all documents; 0 where that is not known."""
+    """Number of tokens of all documents; 0 if it is not known."""
     description: str = ""
 
-    def merkle_root(self) -> str:
-        """Root of the RFC 9162 tree over the documents, in hex."""
+    def compute_merkle_root(self) -> str:
+        """Return the root of the RFC 9162 tree over the documents, in hex."""
         return MerkleTree(bytes.fromhex(d.sha256) for d in self.documents).root.hex()
 
-    def dataset(self) -> TrainingDataset:
-        """The whole."""
+    def make_dataset(self) -> TrainingDataset:
+        """Return the record's description of the whole dataset."""
         return TrainingDataset(
             kind="documents",
             num_documents=len(self.documents),
             num_examples=len(self.pieces),
-            merkle_root=self.merkle_root(),
+            merkle_root=self.compute_merkle_root(),
             block_size=self.block_size,
             description=self.description,
             num_tokens=self.num_tokens,
         )
 
-    def events(self) -> Iterator[TrainingEvent]:
-        """The whole, then its documents, then its examples."""
-        yield TrainingEvent(dataset=self.dataset())
+    def make_events(self) -> Iterator[TrainingEvent]:
+        """Yield the record's entries: the dataset, then its documents, then its examples."""
+        yield TrainingEvent(dataset=self.make_dataset())
         for first in range(0, len(self.documents), _PER_EVENT):
             some = self.documents[first : first + _PER_EVENT]
             documents = [

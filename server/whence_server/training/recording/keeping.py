@@ -1,8 +1,8 @@
-"""Keeps a record without harm to the training: what fails here is said, and the training goes on.
+"""Recording that does not disturb the training: an error here is logged, and training continues.
 
-A part that cannot be recorded is a gap, said once in the log and in the record. Where the record
-itself cannot go on, without a step it would be a false one, recording stops as a whole. A training
-that is worth nothing without its record asks for errors instead.
+A part that cannot be recorded becomes a gap, which the log and the record name once. If a step
+cannot be recorded, later entries would be wrong, so that recording stops. With `required` every
+error is raised instead.
 """
 
 import logging
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class Keeping:
-    """A run's record, as far as it can be kept.
+    """Recording of a run, with the treatment of its errors.
 
     Args:
-        required: whether what fails ends the training.
+        required: True if an error of the recording ends the training.
 
     Attributes:
-        run: what is on record in this process; None before the training and beside rank 0.
-        is_on: whether anything is recorded still.
+        run: the recorded run; None before the training, and in processes other than rank 0.
+        is_on: True until recording stops.
     """
 
     def __init__(self, *, required: bool) -> None:
@@ -34,11 +34,11 @@ class Keeping:
         self._required = required
 
     def begin(self, open_run: Callable[[], RecordedRun]) -> None:
-        """Begin a run's record, or goes on with one.
+        """Begin a run's record, or resume it.
 
         Raises:
-            LineageError: the run cannot be put on record there; no step has been made yet.
-            ConfigurationError: a variable of OpenTelemetry's is malformed.
+            LineageError: the run cannot be recorded; no step was made yet.
+            ConfigurationError: a variable of OpenTelemetry is malformed.
         """
         self.run = None
         try:
@@ -48,59 +48,59 @@ class Keeping:
         except Exception as error:  # noqa: BLE001 - see the module
             self._raise_if_required(error)
             self.is_on = False
-            _log.exception("the training is not recorded; it goes on without")
+            _log.exception("the training is not recorded, and continues")
 
-    def everything(self, act: Callable[[RecordedRun], T]) -> T | None:
-        """Record something without which all that follows would be false."""
+    def record_or_stop(self, act: Callable[[RecordedRun], T]) -> T | None:
+        """Record something that later entries depend on; stop recording if it fails."""
         if self.run is None or not self.is_on:
             return None
         try:
             return act(self.run)
         except Exception as error:  # noqa: BLE001 - see the module
             self._raise_if_required(error)
-            self.stop(_told(error))
+            self.stop(_format_error(error))
             return None
 
-    def part(self, subject: str, act: Callable[[RecordedRun], T]) -> T | None:
-        """Record something that may be missing; see `RecordingGap.subject`."""
+    def record_part(self, subject: str, act: Callable[[RecordedRun], T]) -> T | None:
+        """Record something that may be missing, or a gap; see `RecordingGap.subject`."""
         if self.run is None or not self.is_on:
             return None
         try:
             return act(self.run)
         except Exception as error:  # noqa: BLE001 - see the module
-            self.failed(subject, error)
+            self.record_failure(subject, error)
             return None
 
-    def failed(self, subject: str, error: Exception) -> None:
-        """Go on without a part; recording stops where that cannot be said either."""
+    def record_failure(self, subject: str, error: Exception) -> None:
+        """Record that a part is missing; stop recording if that fails, too."""
         self._raise_if_required(error)
         if self.run is not None and self.run.is_broken:
-            self.stop(_told(error))
+            self.stop(_format_error(error))
         else:
-            self.gap(subject, _told(error))
+            self.record_gap(subject, _format_error(error))
 
-    def gap(self, subject: str, reason: str) -> None:
-        """Say once what is not on record, and why."""
-        self.everything(lambda run: run.gap(subject, reason))
+    def record_gap(self, subject: str, reason: str) -> None:
+        """Record a gap once, in the log too."""
+        self.record_or_stop(lambda run: run.record_gap(subject, reason))
 
     def stop(self, reason: str) -> None:
-        """Record nothing more; the record says so if it can.
+        """Stop recording, and put that on record if possible.
 
         Raises:
-            LineageError: the training is worth nothing without its record.
+            LineageError: recording is required.
         """
         self._raise_if_required(LineageError(reason))
         if not self.is_on:
             return
         self.is_on = False
-        _log.error("recording has stopped, and the training goes on without: %s", reason)
+        _log.error("recording has stopped, and the training continues: %s", reason)
         if self.run is not None:
-            self.run.unrecorded(reason)
+            self.run.stop(reason)
 
     def _raise_if_required(self, error: Exception) -> None:
         if self._required:
             raise error
 
 
-def _told(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return str(error) if isinstance(error, LineageError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The ids of the examples that a trainer's data loader reads, whatever made it.
+"""Ids of the examples that a trainer's data loader reads, for any kind of loader.
 
 The loader keeps its class, its dataset and its collator. What torch makes of them to read a pass
 gets tagged ones, and gives batches as they are without a record. Their ids are kept beside them: by
@@ -23,36 +23,36 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, MapDataP
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchEncoding, BatchFeature
 
-from whence_server.training.recording.tagging import TaggedBatch, TaggedCollator, tagged
+from whence_server.training.recording.tagging import TaggedBatch, TaggedCollator, tag
 from whence_server.training.recording.wrapping import wrap
 
 IDS_KEY = "whence_example_ids"
-"""Where a batch carries its examples' ids through accelerate's loader."""
+"""Key under which a batch carries its examples' ids through accelerate's loader."""
 
 _CARRY = (dict, OrderedDict, UserDict, BatchEncoding, BatchFeature)
-"""Types of batches, no others below them, that take any key and keep it when they are copied."""
+"""Types of batches, without subclasses, that accept any key and keep it in copies."""
 
 
 class ExampleIds:
-    """The ids of the batches that a training's loop has fetched and not trained on yet.
+    """Example ids of the batches that the training loop has fetched and not trained on yet.
 
     Attributes:
-        obstacle: why the loader's batches have no ids; "" where they do, as far as is known.
+        obstacle: reason why the loader's batches have no ids; "" if none is known.
     """
 
     def __init__(self) -> None:
         self.obstacle = "the trainer's data loader is not asked for by its own training loop"
         self._fetched: list[tuple[Any, torch.Tensor | None]] = []
         self._by_tensor: Any = WeakIdKeyDictionary()
-        """The ids of the batch that a tensor is part of; None where it is part of several."""
+        """Ids of the batch that a tensor is part of; None if it is part of several."""
         self._dataset: Any = None
         self._is_carried = False
         self._is_fetching = False
 
     @contextmanager
-    def following(self) -> Iterator[None]:
+    def follow_passes(self) -> Iterator[None]:
         """Follow the passes that are begun meanwhile over the dataset of a loader (`follow`)."""
-        restore = wrap(DataLoader, "_get_iterator", self._begun)
+        restore = wrap(DataLoader, "_get_iterator", self._begin_pass)
         try:
             yield
         finally:
@@ -63,7 +63,7 @@ class ExampleIds:
     def follow(self, loader: Any) -> None:
         """Begin to follow a loader, and any other that reads its dataset, as after resuming."""
         base = getattr(loader, "base_dataloader", loader)
-        self.obstacle = _obstacle(base)
+        self.obstacle = _find_obstacle(base)
         self._dataset = None if self.obstacle else _dataset_of(base)
         by_accelerate = type(loader) in (DataLoaderShard, DataLoaderDispatcher)
         self._is_carried = by_accelerate and type(base) is DataLoader
@@ -73,16 +73,16 @@ class ExampleIds:
         self._fetched.clear()
         return get(_Fetching(batches, self), *args, **kw)
 
-    def of(self, batch: Any) -> torch.Tensor | None:
-        """The ids of a batch that was fetched, shape (B,); None where it has none."""
+    def pop(self, batch: Any) -> torch.Tensor | None:
+        """Remove and return the ids of a fetched batch, shape (B,); None if it has none."""
         for number, (fetched, ids) in enumerate(self._fetched):
             if fetched is batch:
                 del self._fetched[: number + 1]
                 return ids
         return None
 
-    def why_none(self, batch: Any) -> str:
-        """The reason why a batch has no ids."""
+    def explain_missing(self, batch: Any) -> str:
+        """Return the reason why a batch has no ids."""
         if self.obstacle:
             return self.obstacle
         if not isinstance(batch, Mapping):
@@ -93,26 +93,30 @@ class ExampleIds:
         )
 
     def take(self, batches: Iterator[Any]) -> Any:
-        """The next batch, its ids taken out and kept."""
+        """Return the next batch, and keep its ids."""
         before, self._is_fetching = self._is_fetching, True
         try:
             batch = next(batches)
         finally:
             self._is_fetching = before
         ids = batch.pop(IDS_KEY, None) if type(batch) in _CARRY else None
-        self._fetched.append((batch, self._of_tensors(batch) if ids is None else ids))
+        self._fetched.append((batch, self._find_by_tensors(batch) if ids is None else ids))
         return batch
 
-    def _begun(self, begin: Callable[[Any], Any], loader: Any) -> Any:
-        """A pass of some data loader, with ids where it is over the dataset that is followed."""
-        if self._dataset is None or _dataset_of(loader) is not self._dataset or _obstacle(loader):
+    def _begin_pass(self, begin: Callable[[Any], Any], loader: Any) -> Any:
+        """Begin a pass of a data loader, with ids if it reads the followed dataset."""
+        if (
+            self._dataset is None
+            or _dataset_of(loader) is not self._dataset
+            or _find_obstacle(loader)
+        ):
             return begin(loader)
-        with _tagged(loader):
+        with _tag(loader):
             batches = begin(loader)
-        wrap(batches, "_next_data", lambda get: self._untagged(get()))
+        wrap(batches, "_next_data", lambda get: self._untag(get()))
         return batches
 
-    def _untagged(self, data: Any) -> Any:
+    def _untag(self, data: Any) -> Any:
         if not isinstance(data, TaggedBatch):
             return data
         batch, example_ids = data
@@ -128,7 +132,7 @@ class ExampleIds:
         carries[IDS_KEY] = ids
         return carries
 
-    def _of_tensors(self, batch: Any) -> torch.Tensor | None:
+    def _find_by_tensors(self, batch: Any) -> torch.Tensor | None:
         if not isinstance(batch, Mapping):
             return None
         found = [self._by_tensor.get(tensor) for tensor in _tensors(batch)]
@@ -137,7 +141,7 @@ class ExampleIds:
 
 
 class _Fetching:
-    """A training loop's iterator over batches, without their ids."""
+    """Iterator of a training loop over batches without their ids."""
 
     def __init__(self, batches: Iterator[Any], ids: ExampleIds) -> None:
         self._batches, self._ids = batches, ids
@@ -153,14 +157,14 @@ class _Fetching:
 
 
 @contextmanager
-def _tagged(loader: Any) -> Iterator[None]:
-    """Return a loader a tagged dataset and collator, while torch begins a pass with them."""
+def _tag(loader: Any) -> Iterator[None]:
+    """Give a loader a tagged dataset and collator while torch begins a pass."""
     dataset, collate = loader.dataset, loader.collate_fn
     if isinstance(dataset, IterableDatasetShard):
         share = copy(dataset)
-        share.dataset = tagged(dataset.dataset)
+        share.dataset = tag(dataset.dataset)
     else:
-        share = tagged(dataset)
+        share = tag(dataset)
     # A data loader lets nobody set these the usual way.
     vars(loader).update(dataset=share, collate_fn=TaggedCollator(collate))
     try:
@@ -173,8 +177,8 @@ def _tensors(batch: Mapping[Any, Any]) -> list[torch.Tensor]:
     return [value for value in batch.values() if isinstance(value, torch.Tensor)]
 
 
-def read_by(trainer: Any, loader: Any) -> Any:
-    """The dataset whose rows a loader reads: the trainer's, or another one."""
+def find_read_dataset(trainer: Any, loader: Any) -> Any:
+    """Return the dataset whose rows a loader reads: the trainer's, or another one."""
     base = getattr(loader, "base_dataloader", loader)
     if not isinstance(base, DataLoader):
         return trainer.train_dataset
@@ -183,7 +187,7 @@ def read_by(trainer: Any, loader: Any) -> Any:
 
 
 def _same_rows(one: Any, other: Any) -> bool:
-    """Whether a number means the same row in both."""
+    """Return whether each number means the same row in both datasets."""
     if one is other:
         return True
     if not (_is_of_datasets(one, "Dataset") and _is_of_datasets(other, "Dataset")):
@@ -194,7 +198,7 @@ def _same_rows(one: Any, other: Any) -> bool:
 
 
 def _order_of(dataset: Any) -> Any:
-    """The numbers of the rows in the table below, where they are not simply those from 0 on."""
+    """Return the row numbers in the underlying table; None for 0, 1, 2 and so on."""
     indices = dataset._indices  # noqa: SLF001 - nowhere else
     return None if indices is None else indices.table
 
@@ -204,8 +208,8 @@ def _dataset_of(base: Any) -> Any:
     return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
 
 
-def _obstacle(base: Any) -> str:
-    """The reason why a loader's batches can carry no ids."""
+def _find_obstacle(base: Any) -> str:
+    """Return the reason why a loader's batches cannot have ids; "" if they can."""
     if not isinstance(base, DataLoader):
         return f"the data loader is a {_name(base)}, and no torch DataLoader"
     if not base._auto_collation:  # noqa: SLF001 - nowhere else
@@ -218,7 +222,7 @@ def _obstacle(base: Any) -> str:
 
 
 def _is_of_datasets(dataset: Any, kind: str) -> bool:
-    """Whether it is of one of the classes of `datasets`, which need not be installed."""
+    """Return whether a dataset is an instance of a class of `datasets`, if that is loaded."""
     datasets = sys.modules.get("datasets")
     return datasets is not None and isinstance(dataset, getattr(datasets, kind))
 

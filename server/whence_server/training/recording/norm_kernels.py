@@ -1,7 +1,7 @@
-"""One pass over a parameter and its copy on the CPU, compiled by numba when this is imported.
+"""Kernel over a parameter and its copy on the CPU, compiled by numba at import.
 
-torch needs four operations for it, each of which wakes its threads: four times as long for a
-small model.
+torch needs four operations, each with the overhead of waking its threads, and takes four times as
+long for a small model.
 """
 
 import numba as nb
@@ -10,7 +10,7 @@ import numpy as np
 from whence_server.engine.compiled import compile_now
 
 _BLOCK = 4_096
-"""Elements that are summed up in float32; the blocks' sums are added in float64."""
+"""Elements that are summed in float32; the blocks' sums are added in float64."""
 
 
 @compile_now(
@@ -18,8 +18,8 @@ _BLOCK = 4_096
     nogil=True,
     fastmath={"reassoc", "contract"},
 )
-def sums_of_squares(weights, copied):  # type: ignore[no-untyped-def]
-    """Sum of squares of `weights - copied` and of `weights`; then makes the copy anew.
+def sum_squares(weights, copied):  # type: ignore[no-untyped-def]
+    """Return the sums of squares of `weights - copied` and of `weights`; update the copy.
 
     Args:
         weights: float32 [n].

@@ -1,4 +1,4 @@
-"""What each process did in a step, and all of that together in the process that writes."""
+"""Work of each process in a step, and its collection at rank 0."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,21 +10,21 @@ _MASK = "attention_mask"
 
 
 class RankStep(NamedTuple):
-    """What one process did in one step."""
+    """Work of one process in one optimizer step."""
 
     example_ids: list[int]
-    """Empty where those of some batch are not known."""
+    """Ids of the examples; empty if those of a batch are not known."""
     num_micro_batches: int
     num_tokens: int
     loss: float
 
 
 class StepSoFar:
-    """What this process has done since its last optimizer step.
+    """Work of this process since its last optimizer step.
 
     Attributes:
-        grad_norm: of the gradient before clipping; None where nobody has asked for it.
-        learning_rate: of the step.
+        grad_norm: norm of the gradient before clipping; None if it was not computed.
+        learning_rate: learning rate of the step.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class StepSoFar:
         self._losses: list[Any] = []
 
     def add_pass(self, ids: torch.Tensor | None, num_tokens: torch.Tensor | int, loss: Any) -> None:
-        """A batch went forward and backward; its numbers stay where they are until the step."""
+        """Add a batch after its backward pass; tensors stay on their device until the step."""
         self._ids.append(ids)
         self._num_tokens.append(num_tokens)
         self._losses.append(loss)
 
-    def of_this_rank(self) -> RankStep:
-        """The step, now that it is made."""
+    def finish(self) -> RankStep:
+        """Return the step's totals, after the optimizer step."""
         known = [ids for ids in self._ids if ids is not None]
         return RankStep(
             example_ids=[number for ids in known for number in ids.tolist()]
@@ -49,23 +49,22 @@ class StepSoFar:
             else [],
             num_micro_batches=len(self._ids),
             num_tokens=int(sum(self._num_tokens)),
-            loss=float(sum(number(loss) for loss in self._losses)),
+            loss=float(sum(convert_to_float(loss) for loss in self._losses)),
         )
 
 
-def number(value: Any) -> float:
-    """A number, or a tensor of one; not a number where it is neither."""
+def convert_to_float(value: Any) -> float:
+    """Convert a number or a one-element tensor to a float; return NaN for anything else."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return float("nan")
 
 
-def num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
-    """Input tokens of a batch; padding does not count where attention masks tell it.
+def count_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
+    """Count the input tokens of a batch, without padding if there are attention masks.
 
-    0 where the batch is no dictionary, or has no tokens by a name that is known, or a mask of its
-    own kind that cannot be counted.
+    The count is 0 for a batch that is not a dictionary, or has no tokens under a known name.
     """
     try:
         return _num_tokens(inputs, model)
@@ -76,7 +75,7 @@ def num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
 def _num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
     if not hasattr(inputs, "get") or not hasattr(inputs, "items"):
         return 0
-    masks = list(_masks(inputs))
+    masks = list(_find_masks(inputs))
     if masks:
         # Of a mask that is added to scores, no token counts: 0 there is one that is seen.
         return torch.stack([(mask > 0).sum() for mask in masks]).sum()
@@ -87,8 +86,8 @@ def _num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
     return 0
 
 
-def _masks(inputs: Any) -> Iterator[torch.Tensor]:
-    """The attention mask, or those of several texts: "sentence_0_attention_mask", ..."""
+def _find_masks(inputs: Any) -> Iterator[torch.Tensor]:
+    """Yield the attention mask, or the masks of several texts ("sentence_0_attention_mask")."""
     names = [_MASK] if isinstance(inputs.get(_MASK), torch.Tensor) else list(inputs)
     for name in names:
         mask = inputs.get(name) if isinstance(name, str) else None
@@ -98,8 +97,8 @@ def _masks(inputs: Any) -> Iterator[torch.Tensor]:
             yield mask
 
 
-def gathered(mine: RankStep, args: Any) -> list[RankStep]:
-    """Every process's step at rank 0, by rank; elsewhere nothing that counts."""
+def gather_rank_steps(mine: RankStep, args: Any) -> list[RankStep]:
+    """Return every process's step, by rank, at rank 0; other ranks ignore the result."""
     if args.world_size == 1 or not dist.is_initialized():
         return [mine]
     ranks: list[Any] | None = [None] * args.world_size if dist.get_rank() == 0 else None

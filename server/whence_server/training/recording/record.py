@@ -1,14 +1,12 @@
-"""Records what any Hugging Face `Trainer` does, from one line in its script.
+"""Recording of any Hugging Face `Trainer`, with one line in its script.
 
     from whence_server.training import record
 
     record(trainer)
     trainer.train()
 
-As a context manager it puts the attempt's end on record where the block ends, and not where the
-training does: after what is saved or measured in between.
-
-Here a trainer is checked and gets its `Recorder`.
+As a context manager it records the attempt's end at the end of the block instead of the end of the
+training, and so after models that are saved, and evaluations, in the block.
 """
 
 import logging
@@ -42,29 +40,28 @@ def record(
     required: bool = False,
     writer: RecordWriter | None = None,
 ) -> Recorder:
-    """Record a trainer's training from its beginning on; call it before `trainer.train()`.
+    """Record a trainer's training; call it before `trainer.train()`.
 
-    Where the training goes on from a checkpoint (`resume_from_checkpoint`), its record goes on
-    too. Several processes each have to call this, as they each call everything; rank 0 writes.
+    A training that resumes from a checkpoint (`resume_from_checkpoint`) continues its record. In a
+    distributed training every process calls this; rank 0 writes.
 
     Args:
-        trainer: what trains. FSDP, DeepSpeed and hyperparameter search are refused.
-        directory: where `lineage.binpb` is written; the trainer's output directory by default.
-        name: for people; the directory's name by default.
-        norm_stride: update and weight norms are measured in one step of so many; 0 is never.
-            They need a copy of the weights in memory.
-        documents: where the dataset's examples were cut from, if that is known.
-        keep_checkpoints: lifts the trainer's `save_total_limit`, so that every checkpoint on
-            record stays on disk. Without it the record names checkpoints that are gone.
-        parent: the model that the training goes on from (see `parent_model`). Left out, it is the
-            directory that the model was loaded from, if its weights are still the model's.
-        recipe_json: from which the trainer could be built again.
-        restart: goes on with the record that is there although the training begins at step 0
-            again, as one that was killed before its first checkpoint has to. The weights have to
-            be those that it began at.
-        required: ends the training where it cannot be recorded any further. Without it recording
-            stops there, which the log and the record say, and the training goes on.
-        writer: the record to go on with, where it was opened before to keep others from it.
+        trainer: the trainer. FSDP, DeepSpeed and hyperparameter search are refused.
+        directory: directory of `lineage.binpb`; the trainer's output directory by default.
+        name: name of the run for people; the directory's name by default.
+        norm_stride: update and weight norms are measured in every `norm_stride`-th step; 0 for
+            never. They need a copy of the weights in memory.
+        documents: the documents that the dataset's examples were cut from, if known.
+        keep_checkpoints: True to remove the trainer's `save_total_limit`, so that every recorded
+            checkpoint stays on disk; False keeps the limit, and the record names deleted ones.
+        parent: the model that the training continues from (see `parent_model`). By default it is
+            the directory that the model was loaded from, if it still has the model's weights.
+        recipe_json: settings from which the trainer can be built again.
+        restart: True to continue an existing record although the training begins at step 0, as
+            after a kill before the first checkpoint. The weights must be the recorded initial ones.
+        required: True to end the training when it cannot be recorded. False stops recording, which
+            the log and the record say, and the training continues.
+        writer: writer that already holds the record's lock; None opens the record.
 
     Raises:
         LineageError: the trainer cannot be recorded, or an argument is wrong.
@@ -107,18 +104,18 @@ def record(
 def _require_examples(documents: DocumentedExamples, dataset: Any) -> None:
     if not hasattr(dataset, "__len__"):
         raise LineageError(
-            f"documents: they tell of {len(documents.pieces)} examples by index; the trainer's "
+            f"documents: they describe {len(documents.pieces)} examples by index; the trainer's "
             f"dataset is a {type(dataset).__name__} without a length"
         )
     if len(documents.pieces) != len(dataset):
         raise LineageError(
-            f"documents: they tell of {len(documents.pieces)} examples; the trainer's dataset has "
+            f"documents: they describe {len(documents.pieces)} examples; the trainer's dataset has "
             f"{len(dataset)}"
         )
 
 
 def _require_whole_weights(trainer: Any) -> None:
-    """Refuse what keeps only a part of the weights in each process."""
+    """Refuse trainers that keep only a part of the weights in each process."""
     for flag, what in (
         ("is_fsdp_enabled", "FSDP"),
         ("is_deepspeed_enabled", "DeepSpeed"),

@@ -1,4 +1,4 @@
-"""A training run while it is recorded, in the process that writes: rank 0."""
+"""Recording of one attempt of a training run, in the process that writes (rank 0)."""
 
 import logging
 import time
@@ -23,22 +23,22 @@ from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.recording import saves, snapshots
-from whence_server.training.recording.adapters import own_state
+from whence_server.training.recording.adapters import get_trained_state
 from whence_server.training.recording.norms import Norms
 from whence_server.training.recording.ranks import RankStep
-from whence_server.training.recording.setup import now
+from whence_server.training.recording.setup import get_timestamp
 
 _log = logging.getLogger(__name__)
 
 
 class RecordedRun:
-    """Appends what happens to a run's record.
+    """Attempt of a training run whose events are appended to the record.
 
     Args:
-        writer: the record; has the run's start and its dataset in it.
-        attempt: what begins now.
-        tokens_seen: in the steps that count so far.
-        checkpoints: the step of each checkpoint that counts so far, by its weights' digest.
+        writer: writer of the record, which has the run's start and its dataset.
+        attempt: the attempt that begins.
+        tokens_seen: number of tokens of the steps that count so far.
+        checkpoints: step of each checkpoint that counts so far, by its weights digest.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class RecordedRun:
         self._saved: dict[Path, Checkpoint] = {}
         self._gaps: set[tuple[str, str]] = set()
         self.is_broken = False
-        """Whether an event could not be written."""
+        """True if an event could not be written."""
         self._began_ns = self._step_ended_ns = time.monotonic_ns()
         self._append(TrainingEvent(attempt_started=attempt))
 
     @property
     def is_open(self) -> bool:
-        """Whether the attempt goes on."""
+        """True until the attempt has ended."""
         return self._writer is not None
 
-    def step_done(
+    def record_step(
         self,
         step: int,
         ranks: Sequence[RankStep],
@@ -81,7 +81,7 @@ class RecordedRun:
         norms: Norms | None,
         skipped: bool,
     ) -> None:
-        """An optimizer step was made by these processes, in the order of their ranks."""
+        """Record an optimizer step, with the work of the processes in the order of their ranks."""
         ended_ns = time.monotonic_ns()
         num_tokens = sum(rank.num_tokens for rank in ranks)
         self._step = self._last_step = step
@@ -112,18 +112,18 @@ class RecordedRun:
         self._append(TrainingEvent(step=event))
         self._step_ended_ns = ended_ns
 
-    def evaluated(self, metrics: dict[str, Any]) -> None:
-        """The model was measured; what is no number is left out."""
+    def record_evaluation(self, metrics: dict[str, Any]) -> None:
+        """Record an evaluation; metrics that are not numbers are left out."""
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
         event = Evaluation(
             step=self._step, attempt=self._attempt, metrics=numbers, elapsed_ns=self._elapsed_ns()
         )
         self._append(TrainingEvent(evaluation=event))
-        # Neither this nor what follows is the next step's.
+        # The time of the evaluation is not part of the next step.
         self._step_ended_ns = time.monotonic_ns()
 
-    def gap(self, subject: str, reason: str) -> None:
-        """Something is not on record; each is said once, in the log too."""
+    def record_gap(self, subject: str, reason: str) -> None:
+        """Record that something is missing; each gap is recorded and logged once."""
         if (subject, reason) in self._gaps:
             return
         self._gaps.add((subject, reason))
@@ -137,20 +137,22 @@ class RecordedRun:
         )
         self._append(TrainingEvent(gap=event))
 
-    def saved(self, directory: Path, model: Any, written: Sequence[str] | None = None) -> None:
-        """The model was saved to a directory, and all of that is on disk.
+    def record_checkpoint(
+        self, directory: Path, model: Any, written: Sequence[str] | None = None
+    ) -> None:
+        """Record that the model was saved to a directory, after all of it is on disk.
 
         Args:
-            directory: where.
-            model: the same weights in memory; or others, that came of merging an adapter.
-            written: the files that this wrote, where that is known.
+            directory: directory of the saved model.
+            model: the model in memory, or the model that merging its adapter has made.
+            written: names of the files that saving wrote; None if they are not known.
 
         Raises:
-            LineageError: nothing was saved, it cannot be read, or the record cannot be written.
+            LineageError: no file was saved, one cannot be read, or the record cannot be written.
         """
-        event = snapshots.checkpoint(directory, self.path, model, written)
+        event = snapshots.make_checkpoint(directory, self.path, model, written)
         if self._is_trained:
-            self._weights_are(event.merged_adapter_digest or event.weights_digest)
+            self._set_step_of(event.merged_adapter_digest or event.weights_digest)
         self._checkpoints[event.weights_digest] = self._step
         event.step, event.attempt = self._step, self._attempt
         event.elapsed_ns = self._elapsed_ns()
@@ -158,32 +160,32 @@ class RecordedRun:
         self._saved[directory] = event
         self._step_ended_ns = time.monotonic_ns()
 
-    def saved_model(
+    def record_saved_model(
         self, directory: Path, model: Any, written: Sequence[str] | None = None
     ) -> None:
-        """The model was saved, to be used elsewhere: the record goes with it. As `saved`."""
-        self.saved(directory, model, written)
+        """Record a saved model like `record_checkpoint`, and copy the record to its directory."""
+        self.record_checkpoint(directory, model, written)
         snapshots.copy_record(self.path, directory)
         if self.is_open:
             self._copies.append(directory)
 
-    def saved_by_itself(self, directory: Path, model: Any, written: Sequence[str]) -> None:
-        """The model was saved by its own method, and the record follows at the attempt's end.
+    def record_own_save(self, directory: Path, model: Any, written: Sequence[str]) -> None:
+        """Record a model saved by its own method; the record is copied there at the attempt's end.
 
-        Until then the files may be on their way elsewhere, where a copy of the record is no help.
+        Before that the directory may be temporary.
         """
-        self.saved(directory, model, written)
+        self.record_checkpoint(directory, model, written)
         if self.is_open:
             self._later_copies.append(directory)
 
-    def trained(self, model: Any) -> None:
-        """The last step was made; what follows is of the weights that the model has now."""
+    def mark_trained(self, model: Any) -> None:
+        """Note that the last step was made; later events concern the model's weights now."""
         self._is_trained = True
-        self._trained_digest = digest_weights(own_state(model))
-        self._weights_are(self._trained_digest)
+        self._trained_digest = digest_weights(get_trained_state(model))
+        self._set_step_of(self._trained_digest)
 
-    def completed(self, model: Any) -> None:
-        """The attempt went to its end; nothing more where it has ended already.
+    def complete(self, model: Any) -> None:
+        """Record that the attempt completed; does nothing if it has ended already.
 
         Raises:
             LineageError: the record cannot be written.
@@ -192,18 +194,18 @@ class RecordedRun:
             return
         self._record_additions()
         self.finish(TrainingState.TRAINING_STATE_COMPLETED, model)
-        # One that is there no more has been moved or thrown away since.
+        # A copy that is missing was moved or deleted since.
         kept = [it for it in self._copies if (it / RECORD_NAME).is_file()]
         for directory in kept + [it for it in self._later_copies if it.is_dir()]:
             try:
                 snapshots.copy_record(self.path, directory)
             except LineageError as error:
-                _log.warning("the record there ends before the training: %s", error)
+                _log.warning("a copy of the record ends before the training does: %s", error)
 
-    def failed(self, error: BaseException, model: Any) -> None:
-        """An exception ended the attempt; nothing more where it has ended already.
+    def fail(self, error: BaseException, model: Any) -> None:
+        """Record that an exception ended the attempt; does nothing if it has ended already.
 
-        Where that cannot be recorded the log says so: the training's own error is the one to see.
+        An error of the recording is only logged, so that the training's own error is raised.
         """
         if not self.is_open:
             return
@@ -219,19 +221,19 @@ class RecordedRun:
             _log.warning("how the training ended is not on record: %s", unwritten)
 
     def finish(self, state: TrainingState.ValueType, model: Any, error: str = "") -> None:
-        """The attempt has ended; later evaluations and saved models are recorded all the same."""
+        """Record the attempt's end; later evaluations and saved models are still recorded."""
         self._is_trained = True
         try:
-            self._finish(state, self._digest_at_end(model), error)
+            self._finish(state, self._compute_final_digest(model), error)
         finally:
             self._let_go()
 
-    def unrecorded(self, reason: str) -> None:
-        """Recording ends, and the training does not; the record says so where it can."""
+    def stop(self, reason: str) -> None:
+        """Record, if possible, that recording ends before the training."""
         if not self.is_open:
             return
         try:
-            self.gap("everything", reason)
+            self.record_gap("everything", reason)
             self._finish(TrainingState.TRAINING_STATE_UNRECORDED, "", reason)
         except Exception as unwritten:  # noqa: BLE001 - the log has the reason
             _log.warning("that recording stopped is not on record: %s", unwritten)
@@ -246,20 +248,20 @@ class RecordedRun:
         if writer is not None:
             writer.close()
 
-    def _digest_at_end(self, model: Any) -> str:
-        """The weights' digest; an adapter that was merged since has none of its own any more."""
+    def _compute_final_digest(self, model: Any) -> str:
+        """Return the weights digest; after merging an adapter, the one at the end of training."""
         if self._trained_digest and not saves.holds_its_adapters(model):
             return self._trained_digest
-        return digest_weights(own_state(model))
+        return digest_weights(get_trained_state(model))
 
     def _record_additions(self) -> None:
-        """Record files that were put beside saved models since, as a tokenizer's often are."""
+        """Record files, for example of a tokenizer, that were added to saved models later."""
         for directory in dict.fromkeys(self._copies + self._later_copies):
             event = self._saved.get(directory)
             try:
-                more = event and snapshots.with_additions(event, directory, self.path)
+                more = event and snapshots.add_new_files(event, directory, self.path)
             except LineageError as error:
-                _log.warning("what was added to %s is not on record: %s", directory, error)
+                _log.warning("files that were added to %s are not on record: %s", directory, error)
                 continue
             if more:
                 more.elapsed_ns = self._elapsed_ns()
@@ -269,16 +271,16 @@ class RecordedRun:
         event = AttemptFinished(
             attempt=self._attempt,
             step=self._last_step,
-            end_time=now(),
+            end_time=get_timestamp(),
             state=state,
             error=error,
             weights_digest=digest,
         )
-        self._weights_are(digest)
+        self._set_step_of(digest)
         self._append(TrainingEvent(attempt_finished=event))
 
-    def _weights_are(self, digest: str) -> None:
-        """After its last step a trainer may load an earlier checkpoint's: the best, say."""
+    def _set_step_of(self, digest: str) -> None:
+        """Set the step of these weights: a trainer may load the best checkpoint at its end."""
         self._step = self._checkpoints.get(digest, self._last_step)
 
     def _elapsed_ns(self) -> int:

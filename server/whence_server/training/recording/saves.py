@@ -1,4 +1,4 @@
-"""Models that are saved, by whatever method: which files that wrote, and whose weights they are."""
+"""Detection of saved models: the files that were written, and the model's relation to training."""
 
 import functools
 import os
@@ -14,31 +14,35 @@ from torch import nn
 
 from whence_server.engine.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
-from whence_server.training.recording.adapters import adapted, adapter_prefix, own_state
+from whence_server.training.recording.adapters import (
+    find_adapted,
+    format_adapter_prefix,
+    get_trained_state,
+)
 
-_OF_PLOTS = "events.out.tfevents"
-"""Files that TensorBoard writes to at any time."""
+_TENSORBOARD_PREFIX = "events.out.tfevents"
+"""Prefix of files that TensorBoard may write to at any time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a directory and of those below, with what changes when they are written."""
+    """Files of a directory and its subfolders, with size, modification time and inode."""
 
     files: Mapping[str, tuple[int, int, int]]
 
-    def since(self, before: "Listing") -> list[str]:
-        """The files that were written after another listing was made."""
+    def list_written_since(self, before: "Listing") -> list[str]:
+        """Return the files that were written after another listing was made."""
         return sorted(name for name, seen in self.files.items() if before.files.get(name) != seen)
 
 
-def listing(directory: Path) -> Listing:
-    """Look at a directory; one that is not there has no files. Checkpoints below are left out."""
+def list_directory(directory: Path) -> Listing:
+    """List a directory, without checkpoints below it; a missing one has no files."""
     files = {}
     # Unlike a glob, a walk goes on where a folder is gone again or cannot be read.
     for path in (Path(folder, name) for folder, _, names in os.walk(directory) for name in names):
         name = path.relative_to(directory)
         is_other = name.parts[0].startswith("checkpoint") and len(name.parts) > 1
-        if is_other or path.name.startswith((RECORD_NAME, _OF_PLOTS)):
+        if is_other or path.name.startswith((RECORD_NAME, _TENSORBOARD_PREFIX)):
             continue
         try:
             status = path.stat()
@@ -49,41 +53,41 @@ def listing(directory: Path) -> Listing:
     return Listing(files)
 
 
-Saved = Callable[[Any, Path, Listing], None]
-"""Is told of a model, of the directory that it was saved to, and of what lay there before."""
+SaveListener = Callable[[Any, Path, Listing], None]
+"""Function that is called with a saved model, its directory and the listing before the save."""
 
 
 @contextmanager
-def watched(saved: Saved) -> Iterator[None]:
-    """Tell of every model that is saved by its own `save_pretrained` meanwhile.
+def watch_saves(saved: SaveListener) -> Iterator[None]:
+    """Call a listener for every model that is saved by its own `save_pretrained` in the block.
 
-    It remembers also which models came of merging an adapter: see `merged_adapter`.
+    Models made by merging an adapter are remembered, too; see `get_merged_adapter_digest`.
     """
     with ExitStack() as stack:
-        for kind in _kinds_of_models():
-            stack.enter_context(_around(kind, "save_pretrained", _telling(saved)))
-        tuner = _attribute("peft.tuners.tuners_utils", "BaseTuner")
+        for kind in _find_model_classes():
+            stack.enter_context(_wrap_method(kind, "save_pretrained", _report_saves_to(saved)))
+        tuner = _find_loaded_attribute("peft.tuners.tuners_utils", "BaseTuner")
         if tuner is not None and "merge_and_unload" in vars(tuner):
-            stack.enter_context(_around(tuner, "merge_and_unload", _remembering))
+            stack.enter_context(_wrap_method(tuner, "merge_and_unload", _remember_merge))
         yield
 
 
-def comes_of(model: Any, trained: Any) -> bool:
-    """Whether a model is the one that was trained, a part of it, or came of merging its adapter."""
+def is_derived_from(model: Any, trained: Any) -> bool:
+    """Return whether a model is the trained one, a part of it, or made by merging its adapter."""
     if model in _merged or not isinstance(trained, nn.Module):
         return model in _merged
     return any(module is model for module in trained.modules())
 
 
-def merged_adapter(model: Any) -> str:
-    """The weights digest of the adapter that was merged into a model; "" where none is known."""
+def get_merged_adapter_digest(model: Any) -> str:
+    """Return the weights digest of the adapter merged into a model; "" if none is known."""
     return _merged.get(model, "")
 
 
 def holds_its_adapters(model: Any) -> bool:
-    """Whether a model that was given adapters has them still: merging takes them out of it."""
+    """Return whether a model still has its adapters, which merging removes."""
     try:
-        return adapted(model) is not None and bool(own_state(model))
+        return find_adapted(model) is not None and bool(get_trained_state(model))
     except Exception:  # noqa: BLE001 - PEFT's own, of a model that it has taken apart
         return False
 
@@ -91,25 +95,25 @@ def holds_its_adapters(model: Any) -> bool:
 _merged: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
-def _kinds_of_models() -> Iterator[type]:
+def _find_model_classes() -> Iterator[type]:
     for module, name in (
         ("transformers", "PreTrainedModel"),
         ("peft", "PeftModel"),
         ("sentence_transformers", "SentenceTransformer"),
     ):
-        kind = _attribute(module, name)
+        kind = _find_loaded_attribute(module, name)
         if kind is not None and hasattr(kind, "save_pretrained"):
             yield kind
 
 
-def _attribute(module: str, name: str) -> Any:
-    """Something of a module that is loaded already."""
+def _find_loaded_attribute(module: str, name: str) -> Any:
+    """Return an attribute of a module, or None if the module is not loaded or lacks it."""
     return getattr(sys.modules.get(module), name, None)
 
 
 @contextmanager
-def _around(kind: type, method: str, around: Callable[..., Any]) -> Iterator[None]:
-    """Put something around a method of a class for a while."""
+def _wrap_method(kind: type, method: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Wrap a method of a class in the block."""
     original, is_own = getattr(kind, method), method in vars(kind)
 
     @functools.wraps(original)
@@ -126,15 +130,15 @@ def _around(kind: type, method: str, around: Callable[..., Any]) -> Iterator[Non
             delattr(kind, method)
 
 
-def _telling(saved: Saved) -> Callable[..., Any]:
+def _report_saves_to(saved: SaveListener) -> Callable[..., Any]:
     inside: list[Any] = []
 
     def save(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
         to = args[0] if args else kwargs.get("save_directory", kwargs.get("path"))
         if inside or not isinstance(to, str | Path):
-            # A model may save another that is a part of it.
+            # A model may save a part of it as a model.
             return original(model, *args, **kwargs)
-        before = listing(Path(to))
+        before = list_directory(Path(to))
         inside.append(model)
         try:
             outcome = original(model, *args, **kwargs)
@@ -146,22 +150,22 @@ def _telling(saved: Saved) -> Callable[..., Any]:
     return save
 
 
-def _remembering(original: Callable[..., Any], tuner: Any, *args: Any, **kwargs: Any) -> Any:
-    digest = _digest_of(tuner)
+def _remember_merge(original: Callable[..., Any], tuner: Any, *args: Any, **kwargs: Any) -> Any:
+    digest = _digest_adapters(tuner)
     merged = original(tuner, *args, **kwargs)
     if digest and isinstance(merged, nn.Module):
         _merged[merged] = digest
     return merged
 
 
-def _digest_of(tuner: Any) -> str:
-    """The digest of the adapters in PEFT's tuner, as of the model that it is in."""
+def _digest_adapters(tuner: Any) -> str:
+    """Return the weights digest of the adapters in PEFT's tuner; "" if it cannot be computed."""
     from peft import get_peft_model_state_dict
 
     try:
         return digest_weights(
             {
-                f"{adapter_prefix(adapter)}base_model.{name}": tensor
+                f"{format_adapter_prefix(adapter)}base_model.{name}": tensor
                 for adapter in tuner.peft_config
                 for name, tensor in get_peft_model_state_dict(
                     tuner, adapter_name=adapter, save_embedding_layers=False

@@ -1,4 +1,4 @@
-"""What the record says before the first step: the run, its dataset, the attempt."""
+"""Record entries before the first step: the run, its dataset, the attempt."""
 
 import json
 import os
@@ -23,20 +23,20 @@ from whence.v1.training_pb2 import (
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.paths import format_path
 from whence_server.engine.digests import digest_weights
-from whence_server.lineage.places import records_near
+from whence_server.lineage.places import find_records_near
 from whence_server.lineage.whole import read_run
 from whence_server.training.recording import contents, surroundings
 from whence_server.training.recording.adapters import (
-    adapted,
-    architecture_of,
-    config_json,
-    own_state,
+    find_adapted,
+    format_config_json,
+    get_architecture,
+    get_trained_state,
 )
 from whence_server.training.recording.documented import DocumentedExamples
 from whence_server.training.recording.groups import Group
 
 
-def run_started(
+def make_run_started(
     trainer: Any,
     groups: Sequence[Group],
     *,
@@ -45,27 +45,27 @@ def run_started(
     parent: ParentModel | None,
     adapter_base: ParentModel | None,
 ) -> TrainingRunStarted:
-    """A new run, as the trainer stands at the beginning of its training."""
+    """Describe a new run, at the beginning of the trainer's training."""
     model = trainer.model
     config: Any = getattr(model, "config", None)
-    found = surroundings.versions()
-    inner = adapted(model)
+    found = surroundings.collect_versions()
+    inner = find_adapted(model)
     return TrainingRunStarted(
         training_run_id=str(uuid.uuid4()),
         name=format_path(name),
-        start_time=now(),
+        start_time=get_timestamp(),
         trace_id=os.urandom(16).hex(),
         span_id=os.urandom(8).hex(),
-        architecture=architecture_of(model),
+        architecture=get_architecture(model),
         num_parameters=sum(group.num_parameters for group in groups),
         config_json=config.to_json_string() if hasattr(config, "to_json_string") else "",
-        arguments_json=_arguments_json(trainer.args),
+        arguments_json=_format_arguments_json(trainer.args),
         recipe_json=recipe_json,
-        tokenizer_digest=tokenizer_digest(trainer.processing_class),
-        initial_weights_digest=digest_weights(own_state(model)),
+        tokenizer_digest=compute_tokenizer_digest(trainer.processing_class),
+        initial_weights_digest=digest_weights(get_trained_state(model)),
         parent=parent,
         adapter_base=adapter_base,
-        adapter_config_json="" if inner is None else config_json(inner),
+        adapter_config_json="" if inner is None else format_config_json(inner),
         groups=[
             ParameterGroup(
                 name=g.name, num_parameters=g.num_parameters, parameter_names=g.parameter_names
@@ -77,16 +77,18 @@ def run_started(
     )
 
 
-def dataset_events(dataset: Any, documents: DocumentedExamples | None) -> Iterator[TrainingEvent]:
-    """What a run reads: the whole, then documents and examples where they are known."""
+def make_dataset_events(
+    dataset: Any, documents: DocumentedExamples | None
+) -> Iterator[TrainingEvent]:
+    """Yield the entries of a dataset: its description, then documents and examples if known."""
     if documents is not None:
-        yield from documents.events()
+        yield from documents.make_events()
     else:
-        yield TrainingEvent(dataset=described(dataset))
+        yield TrainingEvent(dataset=describe_dataset(dataset))
 
 
-def described(dataset: Any) -> TrainingDataset:
-    """A dataset of which nothing is known but what it says of itself."""
+def describe_dataset(dataset: Any) -> TrainingDataset:
+    """Describe a dataset whose documents are not known."""
     sized = hasattr(dataset, "__len__")
     is_stream = isinstance(dataset, IterableDataset) or not (
         sized and hasattr(type(dataset), "__getitem__")
@@ -100,57 +102,57 @@ def described(dataset: Any) -> TrainingDataset:
     )
 
 
-def attempt_started(trainer: Any, attempt: int, resumed_step: int) -> AttemptStarted:
-    """A process that begins to train."""
+def make_attempt_started(trainer: Any, attempt: int, resumed_step: int) -> AttemptStarted:
+    """Describe an attempt: the process that begins to train."""
     return AttemptStarted(
         attempt=attempt,
-        start_time=now(),
+        start_time=get_timestamp(),
         resumed_step=resumed_step,
-        weights_digest=digest_weights(own_state(trainer.model)),
+        weights_digest=digest_weights(get_trained_state(trainer.model)),
         num_processes=trainer.args.world_size,
-        versions=surroundings.versions(),
-        hardware=surroundings.hardware(trainer.args.device),
-        determinism=surroundings.determinism(trainer.args),
+        versions=surroundings.collect_versions(),
+        hardware=surroundings.describe_hardware(trainer.args.device),
+        determinism=surroundings.collect_determinism_settings(trainer.args),
     )
 
 
 def parent_model(directory: Path, digest: str) -> ParentModel:
-    """The model that a run goes on from.
+    """Describe the model that a run continues from.
 
     Args:
-        directory: where it was read.
-        digest: its weights digest, as they were loaded.
+        directory: directory that it was loaded from.
+        digest: weights digest of the loaded model.
     """
     model_digest = ""
     with suppress(ConfigurationError, OSError):
-        model_digest = contents.model_digest_of(directory)
+        model_digest = contents.compute_model_digest(directory)
     return ParentModel(
         source=format_path(directory),
         model_digest=model_digest,
         weights_digest=digest,
-        training_run_id=_run_that_made(directory, digest),
+        training_run_id=_find_run_id(directory, digest),
     )
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """See `Model.tokenizer_digest`; empty where there is no tokenizer."""
+def compute_tokenizer_digest(tokenizer: Any) -> str:
+    """Compute `Model.tokenizer_digest` of a tokenizer in memory; return "" for another object."""
     if not hasattr(tokenizer, "save_pretrained"):
         return ""
     with tempfile.TemporaryDirectory(prefix="whence-tokenizer-") as directory:
         tokenizer.save_pretrained(directory)
-        return contents.tokenizer_digest_of(Path(directory))
+        return contents.compute_tokenizer_digest(Path(directory))
 
 
-def now() -> Timestamp:
-    """The time, in UTC."""
+def get_timestamp() -> Timestamp:
+    """Return the current time, in UTC."""
     timestamp = Timestamp()
     timestamp.GetCurrentTime()
     return timestamp
 
 
-def _run_that_made(directory: Path, digest: str) -> str:
-    """The id of the run on record, beside a model or above it, that made these weights."""
-    for path in records_near(directory.absolute()):
+def _find_run_id(directory: Path, digest: str) -> str:
+    """Return the id of the recorded run, beside or above a model, that made it; "" if none."""
+    for path in find_records_near(directory.absolute()):
         try:
             run = read_run(path)
         except LineageError:
@@ -160,6 +162,6 @@ def _run_that_made(directory: Path, digest: str) -> str:
     return ""
 
 
-def _arguments_json(arguments: Any) -> str:
+def _format_arguments_json(arguments: Any) -> str:
     fields = {k: v for k, v in arguments.to_dict().items() if not k.endswith("token")}
     return json.dumps(fields, default=str, sort_keys=True)

@@ -1,4 +1,4 @@
-"""What the record says of weights on disk: a digest of every file and of every tensor."""
+"""Record entries of saved models: a digest of every file and of every tensor."""
 
 import os
 import shutil
@@ -23,52 +23,53 @@ from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording import adapter_files, contents, saves
 from whence_server.training.recording.adapters import (
     DEFAULT,
-    adapted,
-    architecture_of,
-    base_state,
-    own_state,
+    find_adapted,
+    get_architecture,
+    get_base_state,
+    get_trained_state,
 )
 
-_NEEDED_TO_GO_ON = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+_NEEDED_TO_RESUME = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
-def checkpoint(
+def make_checkpoint(
     directory: Path, record: Path, model: Any, written: Sequence[str] | None = None
 ) -> Checkpoint:
-    """Digest a directory that the model has just been saved to, whatever lies there now.
+    """Digest the directory that a model was saved to.
 
     Args:
-        directory: where it was saved.
-        record: the run's record, to which the path is relative.
-        model: the same weights in memory.
-        written: the files that this wrote, where that is known.
+        directory: directory of the saved model.
+        record: the run's record; the path on record is relative to its directory.
+        model: the saved model in memory.
+        written: names of the files that saving wrote; None if they are not known.
 
     Raises:
-        LineageError: nothing was saved there, or a file cannot be read.
+        LineageError: no file was saved, or one cannot be read.
     """
     beside_record = directory.absolute() == record.parent.absolute()
     if written is not None and not written:
         raise LineageError(f"no file was written to {directory} when the model was saved")
     try:
-        files = _digested(directory, beside_record, written or ())
-        event = _of_tensors(directory, model)
+        files = _digest_files(directory, beside_record, written or ())
+        event = _digest_saved_tensors(directory, model)
     except (OSError, ConfigurationError) as error:
         raise LineageError(f"what was saved to {directory} cannot be digested: {error}") from error
     if not files:
         raise LineageError(f"nothing was saved to {directory}")
-    path = relative_path(directory, record)
+    path = make_recorded_path(directory, record)
     event.path, event.path_bytes = format_path(path), get_undecodable_bytes(path)
     event.resumable = not beside_record and all(
-        (directory / name).is_file() for name in _NEEDED_TO_GO_ON
+        (directory / name).is_file() for name in _NEEDED_TO_RESUME
     )
     _set_files(event, directory, files)
     return event
 
 
-def with_additions(event: Checkpoint, directory: Path, record: Path) -> Checkpoint | None:
-    """A checkpoint with the files that were put beside it since; None where that cannot be.
+def add_new_files(event: Checkpoint, directory: Path, record: Path) -> Checkpoint | None:
+    """Return a copy of a checkpoint with the files that were added to its directory since.
 
-    Nor is there one where nothing was added, or something was changed or taken away.
+    Returns:
+        The copy; None if no file was added, a file was changed or removed, or weights were added.
 
     Raises:
         LineageError: a file cannot be read.
@@ -76,7 +77,7 @@ def with_additions(event: Checkpoint, directory: Path, record: Path) -> Checkpoi
     beside_record = directory.absolute() == record.parent.absolute()
     before = {file.path: file.sha256 for file in event.files}
     try:
-        found = _digested(directory, beside_record, list(before)) if directory.is_dir() else []
+        found = _digest_files(directory, beside_record, list(before)) if directory.is_dir() else []
     except (OSError, ConfigurationError) as error:
         raise LineageError(f"{error}") from error
     now = {format_path(file.path): file.sha256 for file in found}
@@ -90,8 +91,8 @@ def with_additions(event: Checkpoint, directory: Path, record: Path) -> Checkpoi
     return more
 
 
-def relative_path(directory: Path, record: Path) -> str:
-    """A directory as the record names it: relative where it lies beside or below the record."""
+def make_recorded_path(directory: Path, record: Path) -> str:
+    """Return a directory's path for the record: relative to the record's, else absolute."""
     try:
         return directory.absolute().relative_to(record.parent.absolute()).as_posix()
     except ValueError:
@@ -99,10 +100,10 @@ def relative_path(directory: Path, record: Path) -> str:
 
 
 def copy_record(record: Path, directory: Path) -> None:
-    """Put the record so far beside a model that was saved elsewhere, whole or not at all.
+    """Copy the record atomically to the directory of a model that was saved elsewhere.
 
     Raises:
-        LineageError: it cannot be written.
+        LineageError: the copy cannot be written.
     """
     if directory.absolute() == record.parent.absolute():
         return
@@ -119,53 +120,55 @@ def copy_record(record: Path, directory: Path) -> None:
         ) from error
 
 
-def _of_tensors(directory: Path, model: Any) -> Checkpoint:
-    """The digests of what was saved: of a model in memory, of an adapter as it is on disk."""
-    inner = adapted(model)
+def _digest_saved_tensors(directory: Path, model: Any) -> Checkpoint:
+    """Digest the tensors of a model in memory, or of an adapter as it is on disk."""
+    inner = find_adapted(model)
     if inner is None or not saves.holds_its_adapters(model):
-        return _checkpoint(own_state(model), merged_adapter_digest=saves.merged_adapter(model))
+        return _make_tensor_checkpoint(
+            get_trained_state(model), merged_adapter_digest=saves.get_merged_adapter_digest(model)
+        )
     named = [name for name in inner.peft_config if name != DEFAULT]
-    if adapter_files.names_in(directory, named):
-        base = base_state(inner)
-        return _checkpoint(
-            adapter_files.tensors_in(directory, named),
+    if adapter_files.list_adapter_files(directory, named):
+        base = get_base_state(inner)
+        return _make_tensor_checkpoint(
+            adapter_files.read_tensors(directory, named),
             base_weights_digest=digest_weights(base) if base else "",
         )
-    adapter = own_state(model)
+    adapter = get_trained_state(model)
     if contents.has_weights(directory):
-        # Saved as a whole model, by a method that merges its adapter into a copy.
-        whole = contents.tensors_of(directory, architecture_of(model), None)
+        # The method merged the adapter into a copy, and saved a whole model.
+        whole = contents.digest_weights(directory, get_architecture(model), None)
         return Checkpoint(
             weights_digest=whole.weights_digest,
-            tensors=_tensor_digests(whole.records),
+            tensors=_convert_digests(whole.records),
             merged_adapter_digest=digest_weights(adapter),
         )
-    return _checkpoint(adapter)
+    return _make_tensor_checkpoint(adapter)
 
 
-def _checkpoint(
+def _make_tensor_checkpoint(
     state: dict[str, Any], base_weights_digest: str = "", merged_adapter_digest: str = ""
 ) -> Checkpoint:
     digests = digest_state(state)
     return Checkpoint(
         weights_digest=digests.weights_digest,
-        tensors=_tensor_digests(digests.tensors),
+        tensors=_convert_digests(digests.tensors),
         base_weights_digest=base_weights_digest,
         merged_adapter_digest=merged_adapter_digest,
     )
 
 
-def _tensor_digests(tensors: Iterable[TensorDigest]) -> list[training_pb2.TensorDigest]:
+def _convert_digests(tensors: Iterable[TensorDigest]) -> list[training_pb2.TensorDigest]:
     return [
         training_pb2.TensorDigest(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256)
         for t in tensors
     ]
 
 
-def _digested(
+def _digest_files(
     directory: Path, beside_record: bool, written: Sequence[str]
 ) -> list[domain.FileDigest]:
-    names = _model_files(directory, written) if beside_record else _all_files(directory)
+    names = _list_model_files(directory, written) if beside_record else _list_all_files(directory)
     return digest_files(directory, names)
 
 
@@ -175,10 +178,10 @@ def _set_files(event: Checkpoint, directory: Path, files: Sequence[domain.FileDi
         FileDigest(path=format_path(f.path), size_bytes=f.size_bytes, sha256=f.sha256)
         for f in files
     )
-    event.model_digest = contents.model_digest_of(directory, {f.path: f for f in files})
+    event.model_digest = contents.compute_model_digest(directory, {f.path: f for f in files})
 
 
-def _all_files(directory: Path) -> list[str]:
+def _list_all_files(directory: Path) -> list[str]:
     return [
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
@@ -186,10 +189,10 @@ def _all_files(directory: Path) -> list[str]:
     ]
 
 
-def _model_files(directory: Path, written: Sequence[str]) -> list[str]:
-    """Those of the model alone, and what was written with it: beside the record lies more."""
+def _list_model_files(directory: Path, written: Sequence[str]) -> list[str]:
+    """Return the model's files and those written with it, as the record's directory has others."""
     names = {*written, *weights.CONFIGURATION_FILES, *weights.WEIGHT_FILES, "training_args.bin"}
-    names |= {*weights.TOKENIZER_FILES, *adapter_files.names_in(directory)}
+    names |= {*weights.TOKENIZER_FILES, *adapter_files.list_adapter_files(directory)}
     names |= {*weights.list_chat_template_files(directory)}
     if contents.has_weights(directory):
         names |= set(weights.list_weight_files(directory))

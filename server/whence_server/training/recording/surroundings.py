@@ -1,4 +1,4 @@
-"""What a training ran on: versions, hardware, and what decides whether its bits come again."""
+"""Environment of a training: versions, hardware and settings that affect reproducibility."""
 
 import importlib.metadata
 import os
@@ -23,8 +23,8 @@ _PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that take part, by name."""
+def collect_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are involved, by name."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -34,12 +34,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: torch.device) -> dict[str, str]:
-    """What computes, in the system's own words."""
+def describe_hardware(device: torch.device) -> dict[str, str]:
+    """Describe the hardware, with names from the operating system and torch."""
     found = {
         "system": platform.platform(),
         "machine": platform.machine(),
-        "cpu": _cpu_model(),
+        "cpu": _read_cpu_model(),
         "cores": str(os.cpu_count()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_bytes": str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
@@ -51,11 +51,11 @@ def hardware(device: torch.device) -> dict[str, str]:
     return found
 
 
-def determinism(arguments: Any) -> dict[str, str]:
-    """What decides about bits: seeds, threads, precision, environment variables.
+def collect_determinism_settings(arguments: Any) -> dict[str, str]:
+    """Return the settings that affect bitwise results: seeds, threads, precision, variables.
 
     Args:
-        arguments: the `TrainingArguments`.
+        arguments: the trainer's `TrainingArguments`.
     """
     found = {
         "seed": arguments.seed,
@@ -75,7 +75,7 @@ def determinism(arguments: Any) -> dict[str, str]:
     return {name: str(value) for name, value in found.items()}
 
 
-def _cpu_model() -> str:
+def _read_cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

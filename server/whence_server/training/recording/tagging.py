@@ -1,4 +1,4 @@
-"""Carries each example's id through dataset and collator to the batch.
+"""Datasets and collators that carry each example's id to the batch.
 
 The sampler and the order of everything stay as they are: a wrapped sampler would change the
 training, and runs ahead of it.
@@ -15,7 +15,7 @@ class Tagged(NamedTuple):
     """A dataset's item, whatever it is, with its id."""
 
     example_id: int | None
-    """None where the sampler takes items by something else than a number."""
+    """Id of the example; None if the sampler's index is not a number."""
     feature: Any
 
 
@@ -26,8 +26,8 @@ class TaggedTogether(NamedTuple):
     features: Any
 
 
-def tagged(dataset: Any) -> Any:
-    """The dataset, giving `Tagged` items; anything else that it can do it still can.
+def tag(dataset: Any) -> Any:
+    """Wrap a dataset so that it returns `Tagged` items; its other attributes are passed through.
 
     An item's id is its index, and in an iterable dataset its place in the order of arrival, from
     0 in each pass. Where several workers read an iterable dataset, each counts what it reads
@@ -52,7 +52,7 @@ class TaggedCollator:
         self.collator = collator
 
     def __call__(self, items: Any) -> TaggedBatch:
-        """The batch of the items, with their ids."""
+        """Return the batch of the items, with their ids."""
         if isinstance(items, TaggedTogether):
             return TaggedBatch(self.collator(items.features), items.example_ids)
         batch = self.collator([item.feature for item in items])
@@ -66,7 +66,7 @@ class TaggedCollator:
 
 
 class _Wrapper:
-    """Hands every attribute on, so that the dataset stays what its owner takes it for."""
+    """Wrapper of a dataset that passes every attribute through."""
 
     whence_dataset: Any
 

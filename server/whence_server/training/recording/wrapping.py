@@ -1,11 +1,11 @@
-"""Puts something around a method of one object, and takes it away again."""
+"""Wrapping of a method of one object."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def wrap(owner: Any, method: str, around: Callable[..., Any]) -> Callable[[], None]:
-    """Put `around` in a method's place on this one object, and gives what undoes it."""
+    """Replace a method of this object by `around`; return a function that restores it."""
     original = getattr(owner, method)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The `train` command: a small language model trained on text files, on record."""
+"""The `train` command, which trains a small language model on text files and records it."""

@@ -1,7 +1,8 @@
-"""Cuts texts into training examples, and says which bytes of which document each one holds.
+"""Cutting of texts into training examples with known pieces of documents.
 
-All documents together are one sequence of tokens, an end-of-text token after each. It is cut
-into consecutive blocks of one size; what is left at the end and fills no block is not trained on.
+All documents form one sequence of tokens, with an end-of-text token after each document. The
+sequence is cut into consecutive blocks of equal size; tokens at the end that do not fill a block
+are not trained on.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ import torch
 from torch.utils.data import Dataset
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.lineage.texts import TextDocument, decoded
+from whence_server.lineage.texts import TextDocument, decode_text
 from whence_server.training.recording.documented import Document, DocumentedExamples, Piece
 
 Integers = npt.NDArray[np.int64]
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
-    """Examples for a causal language model: the labels are the inputs.
+    """Dataset of examples for a causal language model; the labels are the inputs.
 
     Args:
         token_ids: shape (num_blocks, block_size).
@@ -38,27 +39,29 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
-class Cut(NamedTuple):
-    """A training set, and where it comes from."""
+class BlockDataset(NamedTuple):
+    """Training set with the documents of its examples."""
 
     blocks: Blocks
     documented: DocumentedExamples
     num_tokens_left: int
-    """At the end, in no block."""
+    """Number of tokens at the end that are in no block."""
 
 
-def cut(documents: Sequence[TextDocument], tokenizer: Any, block_size: int) -> Cut:
-    """Make the blocks.
+def cut_into_blocks(
+    documents: Sequence[TextDocument], tokenizer: Any, block_size: int
+) -> BlockDataset:
+    """Tokenize documents, and cut the tokens into blocks.
 
-    Text that looks like a special token is text: it is encoded as any other.
+    Text that looks like a special token is encoded as ordinary text.
 
-    A block's piece of a document goes on where the one before it ended, so that nothing falls
-    between; where a character's bytes lie in two blocks, both pieces hold the whole character.
+    Consecutive pieces of a document leave no gap. If the bytes of a character are in two blocks,
+    both pieces include the whole character.
 
     Raises:
         ConfigurationError: the texts do not fill one block.
     """
-    streams = [_tokens_of(document, tokenizer) for document in documents]
+    streams = [_tokenize(document, tokenizer) for document in documents]
     ids = np.concatenate([stream.ids for stream in streams])
     num_blocks = len(ids) // block_size
     if num_blocks == 0:
@@ -69,24 +72,24 @@ def cut(documents: Sequence[TextDocument], tokenizer: Any, block_size: int) -> C
     kept = torch.from_numpy(ids[: num_blocks * block_size]).view(num_blocks, block_size)
     documented = DocumentedExamples(
         documents=[Document(d.source, 0, len(d.data), d.sha256) for d in documents],
-        pieces=_pieces(streams, num_blocks, block_size),
+        pieces=_find_pieces(streams, num_blocks, block_size),
         block_size=block_size,
         num_tokens=len(ids),
         description=f"blocks of {block_size} tokens, an end-of-text after each document",
     )
-    return Cut(Blocks(kept), documented, len(ids) - num_blocks * block_size)
+    return BlockDataset(Blocks(kept), documented, len(ids) - num_blocks * block_size)
 
 
 class _Tokens(NamedTuple):
-    """A document's tokens, its end-of-text included, and the bytes that each stands for."""
+    """Tokens of a document with its end-of-text, and the byte range of each."""
 
     ids: Integers
     begins: Integers
     ends: Integers
 
 
-def _tokens_of(document: TextDocument, tokenizer: Any) -> _Tokens:
-    text, offsets = decoded(document.data)
+def _tokenize(document: TextDocument, tokenizer: Any) -> _Tokens:
+    text, offsets = decode_text(document.data)
     backend = tokenizer.backend_tokenizer
     before, backend.encode_special_tokens = backend.encode_special_tokens, True
     try:
@@ -95,7 +98,7 @@ def _tokens_of(document: TextDocument, tokenizer: Any) -> _Tokens:
         backend.encode_special_tokens = before
     characters = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
     starts, stops = offsets[characters[:, 0]], offsets[characters[:, 1]]
-    # A tokenizer may leave blanks out of its offsets: they belong to what follows them.
+    # A tokenizer may leave blanks out of its offsets: they belong to the next token.
     ends = np.maximum.accumulate(stops) if len(stops) else stops
     begins = np.minimum(np.concatenate([[0], ends[:-1]]), starts) if len(stops) else starts
     if len(ends):
@@ -108,7 +111,7 @@ def _tokens_of(document: TextDocument, tokenizer: Any) -> _Tokens:
     )
 
 
-def _pieces(streams: Sequence[_Tokens], num_blocks: int, block_size: int) -> list[list[Piece]]:
+def _find_pieces(streams: Sequence[_Tokens], num_blocks: int, block_size: int) -> list[list[Piece]]:
     pieces: list[list[Piece]] = [[] for _ in range(num_blocks)]
     firsts = np.cumsum([0] + [len(stream.ids) for stream in streams]).tolist()
     for document, (first, end) in enumerate(pairwise(firsts)):
@@ -117,7 +120,7 @@ def _pieces(streams: Sequence[_Tokens], num_blocks: int, block_size: int) -> lis
             low = max(first, block * block_size) - first
             high = min(end, (block + 1) * block_size) - first
             piece = Piece(document, int(stream.begins[low]), int(stream.ends[high - 1]))
-            # Of a document whose end-of-text alone falls into a block there is no text in it.
+            # A block with a document's end-of-text only has no text of the document.
             if piece.end_byte > piece.begin_byte or block_size == 1:
                 pieces[block].append(piece)
     return pieces

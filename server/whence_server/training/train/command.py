@@ -1,4 +1,4 @@
-"""Runs `whence-server train`: signals, and what is said at the end."""
+"""Command `whence-server train`: signals and the last line of output."""
 
 import logging
 import signal
@@ -15,14 +15,14 @@ def run(given: dict[str, Any]) -> int:
     """Train.
 
     Returns:
-        The exit status: 0, or 130 where a signal ended it.
+        The exit status: 0, or 130 after a signal.
 
     Raises:
         ConfigurationError: a setting or a text is wrong.
-        LineageError: the record or the model cannot be written, or tells of something else.
+        LineageError: the record or the model cannot be written, or the record does not match.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # As a Ctrl-C, so that the record says how it ended.
+    # Handled like Ctrl-C, so that the record gets the attempt's end.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         trained = train(given)

@@ -1,4 +1,4 @@
-"""The model that a training begins with: a new one, or one that is there."""
+"""Initial model of a training: a new one, or an existing one."""
 
 import json
 import logging
@@ -18,37 +18,37 @@ from whence_server.engine.pretrained import load_trainable
 _log = logging.getLogger(__name__)
 
 TOKENIZERS_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "loss_type")
-"""Fields that go with the tokenizer and the task, whatever a given configuration has there."""
+"""Fields that the tokenizer and the task determine; a given configuration's are replaced."""
 
 SMALL_GPT2 = {
     "n_layer": 4,
     "n_head": 6,
     "n_embd": 192,
-    # A short training has nothing to save by dropout.
+    # A short training does not need dropout.
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,
     "resid_pdrop": 0.0,
-    # The same function as the default, in one kernel: a seventh of the training's time.
+    # The default function in one kernel, which saves a seventh of the training's time.
     "activation_function": "gelu_pytorch_tanh",
 }
 
 
-def initial_model(settings: TrainConfig, tokenizer: Any) -> Any:
-    """The model before its first step; a new one's weights come of torch's random state.
+def create_initial_model(settings: TrainConfig, tokenizer: Any) -> Any:
+    """Create or load the model before the first step; new weights use torch's random state.
 
     Raises:
-        ConfigurationError: there can be no such model, or it does not go with the tokenizer or
-            the size of the blocks.
+        ConfigurationError: the settings are invalid, or the model does not fit the tokenizer or the
+            block size.
     """
     if settings.from_model:
         model = load_trainable(Path(settings.from_model), settings.dtype)
         _require_room(model.config, tokenizer, settings.block_size, f"--from {settings.from_model}")
         return model
-    config = _configuration(settings, tokenizer)
+    config = _make_configuration(settings, tokenizer)
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
     except Exception as error:
-        raise ConfigurationError(f"there can be no such model: {error}") from error
+        raise ConfigurationError(f"the model cannot be created: {error}") from error
     end = tokenizer.eos_token_id
     model.generation_config = GenerationConfig(
         bos_token_id=end, eos_token_id=end, pad_token_id=config.pad_token_id
@@ -56,12 +56,12 @@ def initial_model(settings: TrainConfig, tokenizer: Any) -> Any:
     return model
 
 
-def _configuration(settings: TrainConfig, tokenizer: Any) -> Any:
-    overrides = dict(_override(text) for text in settings.config_override)
-    config = _base_configuration(settings)
+def _make_configuration(settings: TrainConfig, tokenizer: Any) -> Any:
+    overrides = dict(_parse_override(text) for text in settings.config_override)
+    config = _load_base_configuration(settings)
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigurationError(
-            f"a {config.model_type!r} model goes on with no text: AutoModelForCausalLM of "
+            f"a {config.model_type!r} model cannot generate text: AutoModelForCausalLM of "
             f"transformers {transformers.__version__} has no class for it"
         )
     fields_given = config.to_dict()
@@ -77,18 +77,18 @@ def _configuration(settings: TrainConfig, tokenizer: Any) -> Any:
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
     try:
-        # Said outright, as some classes' names do not tell it.
+        # Set explicitly, as transformers cannot derive it from some classes' names.
         made = type(config)(**fields | ids | {"loss_type": "ForCausalLM"} | overrides)
     except Exception as error:
-        raise ConfigurationError(f"the configuration cannot be: {error}") from error
+        raise ConfigurationError(f"the configuration is invalid: {error}") from error
     _require_room(made, tokenizer, settings.block_size, "the configuration")
     if settings.config:
-        _tell_changes(settings.config, fields_given, made)
+        _log_changes(settings.config, fields_given, made)
     return made
 
 
-def _tell_changes(path: str, given: Mapping[str, Any], made: Any) -> None:
-    """Say which fields of a given configuration are not used as they are there."""
+def _log_changes(path: str, given: Mapping[str, Any], made: Any) -> None:
+    """Log the fields of a given configuration that were replaced."""
     changes = [
         f"{name} is {getattr(made, name)} instead of {given[name]}"
         for name in TOKENIZERS_FIELDS
@@ -98,12 +98,14 @@ def _tell_changes(path: str, given: Mapping[str, Any], made: Any) -> None:
         _log.warning("--config %s: %s", path, ", ".join(changes))
 
 
-def _base_configuration(settings: TrainConfig) -> Any:
+def _load_base_configuration(settings: TrainConfig) -> Any:
     if settings.config:
         try:
             return AutoConfig.from_pretrained(settings.config)
         except Exception as error:
-            raise ConfigurationError(f"--config {settings.config}: {_first_line(error)}") from error
+            raise ConfigurationError(
+                f"--config {settings.config}: {_get_first_line(error)}"
+            ) from error
     if settings.model_type not in transformers.CONFIG_MAPPING:
         raise ConfigurationError(
             f"--model-type {settings.model_type!r}: transformers {transformers.__version__} has no "
@@ -128,7 +130,7 @@ def _require_room(config: Any, tokenizer: Any, block_size: int, whose: str) -> N
             )
 
 
-def _override(text: str) -> tuple[str, Any]:
+def _parse_override(text: str) -> tuple[str, Any]:
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)
@@ -136,5 +138,5 @@ def _override(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,4 +1,4 @@
-"""A training's output directory: empty before, and the model in it whole or not at all."""
+"""Output directory of a training: check before the training, and atomic saving of the model."""
 
 import shutil
 from pathlib import Path
@@ -14,10 +14,10 @@ _PARTIAL = "model.partial"
 
 
 def save_model(model: Any, tokenizer: Any, output: Path) -> None:
-    """Save beside, then moves file by file: `config.json` last.
+    """Save the model to a temporary folder, then move its files, `config.json` last.
 
     Raises:
-        LineageError: it cannot be written.
+        LineageError: the model cannot be written.
     """
     partial = output / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -37,24 +37,24 @@ def save_model(model: Any, tokenizer: Any, output: Path) -> None:
 
 
 def require_empty(output: Path) -> None:
-    """Refuse to begin a run where there is another, or something else.
+    """Refuse an output directory that has a run or other files.
 
     Raises:
-        ConfigurationError: naming the directory.
+        ConfigurationError: the directory is not empty.
     """
     if is_begun(output / RECORD_NAME):
         raise ConfigurationError(
-            f"--output {output}: a run is on record there; go on with it (--resume), or choose "
+            f"--output {output}: it has the record of a run; resume that run (--resume), or choose "
             "another directory"
         )
     if output.exists() and (not output.is_dir() or any(map(_is_foreign, output.iterdir()))):
         raise ConfigurationError(
-            f"--output {output}: something else is there; give an empty or a new directory"
+            f"--output {output}: it is not an empty directory; give an empty or a new one"
         )
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether it is something else than what a run leaves that was killed before it had begun."""
+    """Return whether a file is not a remnant of a run that was killed before it began."""
     if path.name == CHECKPOINTS and path.is_dir():
         return any(path.iterdir())
     return not path.name.startswith(RECORD_NAME)

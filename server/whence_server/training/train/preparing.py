@@ -1,4 +1,4 @@
-"""From a training's settings to all that its trainer needs: texts in blocks, tokenizer, model."""
+"""Preparation of a training from its settings: texts in blocks, tokenizer and model."""
 
 import logging
 from pathlib import Path
@@ -15,37 +15,37 @@ from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import digest_weights
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import read_texts
-from whence_server.training.recording.setup import tokenizer_digest
+from whence_server.training.recording.setup import compute_tokenizer_digest
 from whence_server.training.train import resuming
-from whence_server.training.train.blocks import Cut, cut
-from whence_server.training.train.models import initial_model
-from whence_server.training.train.tokenizer import tokenizer_for_blocks, train_tokenizer
+from whence_server.training.train.blocks import BlockDataset, cut_into_blocks
+from whence_server.training.train.models import create_initial_model
+from whence_server.training.train.tokenizer import load_block_tokenizer, train_tokenizer
 
 _log = logging.getLogger(__name__)
 
 
-class Prepared(NamedTuple):
-    """All that a trainer needs."""
+class TrainerInputs(NamedTuple):
+    """Inputs of a trainer."""
 
     model: Any
     tokenizer: Any
-    training_set: Cut
-    evaluation_set: Cut | None
+    training_set: BlockDataset
+    evaluation_set: BlockDataset | None
 
 
 def prepare(
     settings: TrainConfig, recorded: TrainingRun | None, checkpoint: Path | None
-) -> Prepared:
-    """Read the texts, and makes or loads tokenizer and model, with the settings' seed and threads.
+) -> TrainerInputs:
+    """Read the texts, and create or load tokenizer and model.
 
     Args:
-        settings: the training's.
-        recorded: the run that it goes on with, which has begun to train; None begins a new one.
-        checkpoint: where in that run; None is its beginning.
+        settings: settings of the training; seed and threads are applied.
+        recorded: the run to resume, which has an attempt; None begins a new run.
+        checkpoint: the checkpoint to resume from; None for the run's beginning.
 
     Raises:
-        ConfigurationError: a setting, a text or a variable of the environment is wrong.
-        LineageError: a text, the tokenizer or the first weights are not those on record.
+        ConfigurationError: a setting, a text or an environment variable is invalid.
+        LineageError: a text, the tokenizer or the initial weights differ from the record.
     """
     refuse_variables(process_environment())
     transformers_logging.set_verbosity_error()
@@ -53,7 +53,7 @@ def prepare(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.resume and recorded is not None:
-        _tell_other_threads(recorded)
+        _warn_of_other_threads(recorded)
     reading = read_texts([Path(text) for text in settings.texts], settings.unusable)
     for line in reading.skipped:
         _log.warning("left out: %s", line)
@@ -61,23 +61,23 @@ def prepare(
         resuming.require_same_documents(recorded, reading.documents)
     existing = checkpoint or settings.from_model or settings.tokenizer
     tokenizer = (
-        tokenizer_for_blocks(Path(existing))
+        load_block_tokenizer(Path(existing))
         if existing
         else train_tokenizer(reading.documents, settings.vocab_size)
     )
-    training_set = cut(reading.documents, tokenizer, settings.block_size)
+    training_set = cut_into_blocks(reading.documents, tokenizer, settings.block_size)
     evaluation_set = None
     if settings.eval:
         texts = read_texts([Path(text) for text in settings.eval], settings.unusable)
-        evaluation_set = cut(texts.documents, tokenizer, settings.block_size)
+        evaluation_set = cut_into_blocks(texts.documents, tokenizer, settings.block_size)
     set_seed(settings.seed)
-    model = initial_model(settings, tokenizer)
+    model = create_initial_model(settings, tokenizer)
     if recorded is not None and checkpoint is None:
         _require_same_beginning(settings, recorded.started, tokenizer, model)
-    return Prepared(model, tokenizer, training_set, evaluation_set)
+    return TrainerInputs(model, tokenizer, training_set, evaluation_set)
 
 
-def _tell_other_threads(recorded: TrainingRun) -> None:
+def _warn_of_other_threads(recorded: TrainingRun) -> None:
     before = recorded.attempts[-1].determinism.get("num_threads", "")
     if before not in {"", str(torch.get_num_threads())}:
         _log.warning(
@@ -91,8 +91,8 @@ def _tell_other_threads(recorded: TrainingRun) -> None:
 def _require_same_beginning(
     settings: TrainConfig, recorded: TrainingRunStarted, tokenizer: Any, model: Any
 ) -> None:
-    """Refuse to begin a run again with another tokenizer or other weights than it began with."""
-    found = tokenizer_digest(tokenizer)
+    """Refuse to begin a run again with a different tokenizer or different initial weights."""
+    found = compute_tokenizer_digest(tokenizer)
     if recorded.tokenizer_digest and found != recorded.tokenizer_digest:
         where = settings.from_model or settings.tokenizer or "the one that is trained on the texts"
         raise LineageError(
@@ -103,6 +103,6 @@ def _require_same_beginning(
     if recorded.initial_weights_digest and found != recorded.initial_weights_digest:
         where = settings.from_model or f"what seed {settings.seed} gives"
         raise LineageError(
-            f"the weights that the run began with cannot be had again: {where} has the digest "
+            f"the run's initial weights cannot be reproduced: {where} has the digest "
             f"{found}, and {recorded.initial_weights_digest} is on record"
         )

@@ -1,15 +1,15 @@
-"""The training's progress bar."""
+"""Trainer callbacks for the progress bar and for an early stop."""
 
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
 
-class LossOnTheBar(ProgressCallback):
-    """Trainer's progress bar, with the loss at its end instead of a line for each log."""
+class LossProgressBar(ProgressCallback):
+    """Progress bar of the trainer that shows the loss at its end instead of logging it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin where a resumed training goes on."""
+        """Begin the bar at the step that a resumed training continues from."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("training")
@@ -23,14 +23,14 @@ class LossOnTheBar(ProgressCallback):
             self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.2f}")
 
     def close(self) -> None:
-        """Leave the line to whoever has something to say."""
+        """Close the bars, so that later output begins on a new line."""
         for bar in (self.prediction_bar, self.training_bar):
             if bar is not None:
                 bar.close()
 
 
-class StopAt(TrainerCallback):
-    """Ends a training after a step, as if it had been interrupted there."""
+class StopAfterStep(TrainerCallback):
+    """Callback that ends a training after a step."""
 
     def __init__(self, step: int) -> None:
         self._step = step

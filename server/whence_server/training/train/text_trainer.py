@@ -1,4 +1,4 @@
-"""The trainer of `whence-server train`: transformers' own, over blocks of text."""
+"""Trainer of `whence-server train`: transformers' `Trainer` on blocks of text."""
 
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,19 @@ from transformers.data import default_data_collator
 
 from whence_server.config.training import TrainConfig
 from whence_server.domain.errors import LineageError
-from whence_server.training.train.preparing import Prepared
+from whence_server.training.train.preparing import TrainerInputs
 
 _LOGGING_STEPS = 20
 
 
-class _Trainer(Trainer):
-    """Says in plain words that a checkpoint could not be written."""
+class _TextTrainer(Trainer):
+    """Trainer with a helpful error if a checkpoint cannot be written."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            # torch and safetensors have no type of their own for a full disk.
+            # torch and safetensors have no specific exception for a full disk.
             detail = str(error).splitlines()[0]
             raise LineageError(
                 f"the checkpoint of step {self.state.global_step} cannot be written ({detail}): "
@@ -29,19 +29,19 @@ class _Trainer(Trainer):
             ) from error
 
 
-def text_trainer(
-    settings: TrainConfig, prepared: Prepared, directory: Path, *, saves: bool
+def make_text_trainer(
+    settings: TrainConfig, prepared: TrainerInputs, directory: Path, *, saves: bool
 ) -> Trainer:
-    """A trainer as the settings have it.
+    """Create the trainer.
 
     Args:
-        settings: the training's.
-        prepared: what it trains, on what.
-        directory: where checkpoints go.
-        saves: whether there are any.
+        settings: settings of the training.
+        prepared: model, tokenizer and datasets.
+        directory: directory of the checkpoints.
+        saves: True to save checkpoints.
     """
     evaluates = prepared.evaluation_set is not None
-    trainer = _Trainer(
+    trainer = _TextTrainer(
         model=prepared.model,
         args=TrainingArguments(
             output_dir=str(directory),

@@ -1,4 +1,4 @@
-"""The tokenizer of a training: made from its texts, or one that is there."""
+"""Tokenizer of a training: trained on its texts, or loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import weights
-from whence_server.lineage.texts import TextDocument, decoded
+from whence_server.lineage.texts import TextDocument, decode_text
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
-"""Every byte, and the end of a text."""
+"""Smallest vocabulary: every byte, and the end-of-text token."""
 
-HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
-"""transformers saves these with a tokenizer that it loaded; they would change its digest."""
+_LOADING_ARGUMENTS = ("is_local", "local_files_only")
+"""Arguments that transformers saves with a loaded tokenizer; they would change its digest."""
 
-# The model has never seen a conversation: it goes on from what was said, in a new paragraph.
+# The model is not trained on conversations: each message is a new paragraph.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(documents: Sequence[TextDocument], vocab_size: int) -> Any:
-    """A byte-level BPE over the documents, with END_OF_TEXT as id 0 and a plain chat template."""
+    """Train a byte-level BPE on the documents, with END_OF_TEXT as id 0 and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,7 +36,7 @@ def train_tokenizer(documents: Sequence[TextDocument], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (decoded(document.data).text for document in documents)
+    texts = (decode_text(document.data).text for document in documents)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -47,10 +47,10 @@ def train_tokenizer(documents: Sequence[TextDocument], vocab_size: int) -> Any:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """An existing one.
+    """Load a tokenizer.
 
     Raises:
-        ConfigurationError: it cannot be loaded.
+        ConfigurationError: the tokenizer cannot be loaded.
     """
     weights.list_tokenizer_files(directory)
     try:
@@ -59,16 +59,16 @@ def load_tokenizer(directory: Path) -> Any:
         raise ConfigurationError(
             f"the tokenizer in {directory} cannot be loaded: {error}"
         ) from error
-    for argument in HOW_IT_WAS_LOADED:
+    for argument in _LOADING_ARGUMENTS:
         tokenizer.init_kwargs.pop(argument, None)
     return tokenizer
 
 
-def tokenizer_for_blocks(directory: Path) -> Any:
-    """An existing one that tells where its tokens lie in a text, and can end one.
+def load_block_tokenizer(directory: Path) -> Any:
+    """Load a tokenizer with token offsets and an end-of-text token.
 
     Raises:
-        ConfigurationError: it cannot be loaded, is a slow one, or has no end-of-text token.
+        ConfigurationError: the tokenizer cannot be loaded, is slow, or has no end-of-text token.
     """
     tokenizer = load_tokenizer(directory)
     if not tokenizer.is_fast:

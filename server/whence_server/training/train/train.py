@@ -1,7 +1,4 @@
-"""What `whence-server train` does: from text files to a model that can be served, on record.
-
-It is transformers' `Trainer` over blocks of text, with `record` on it.
-"""
+"""Training of a model on text files with transformers' `Trainer`, recorded by `record`."""
 
 import logging
 from pathlib import Path
@@ -20,33 +17,33 @@ from whence_server.training.recording.setup import parent_model
 from whence_server.training.train import resuming
 from whence_server.training.train.output import require_empty, save_model
 from whence_server.training.train.preparing import prepare
-from whence_server.training.train.progress import LossOnTheBar, StopAt
-from whence_server.training.train.text_trainer import text_trainer
+from whence_server.training.train.progress import LossProgressBar, StopAfterStep
+from whence_server.training.train.text_trainer import make_text_trainer
 
 _log = logging.getLogger(__name__)
 
 
-class Trained(NamedTuple):
-    """A training that went to its end."""
+class TrainingResult(NamedTuple):
+    """Result of a completed training."""
 
     directory: Path
-    """The model, with its record."""
+    """Directory of the model and its record."""
     loss: float | None
-    """In nats a token, as last logged; None where nothing was left to do."""
+    """Last logged loss, in nats per token; None if the run was complete already."""
 
 
-def train(given: dict[str, Any]) -> Trained:
-    """Train, or goes on with a training, and leaves the model in the output directory.
+def train(given: dict[str, Any]) -> TrainingResult:
+    """Train, or resume a training, and save the model to the output directory.
 
-    The model appears there whole or not at all: `config.json`, without which no model is loaded,
-    comes last.
+    `config.json`, without which no model is loaded, is written last, so that an incomplete model is
+    never loaded.
 
     Args:
         given: settings by their name in `TrainConfig`; see `config.read_train_settings`.
 
     Raises:
-        ConfigurationError: a setting or a text is wrong.
-        LineageError: the record cannot be written, or tells of something else.
+        ConfigurationError: a setting or a text is invalid.
+        LineageError: the record cannot be written, or does not match texts or weights.
     """
     _require_one_process()
     if given.get("resume"):
@@ -60,33 +57,33 @@ def train(given: dict[str, Any]) -> Trained:
 def continue_from(
     record_path: Path, checkpoint: Path | None, until_step: int, working_directory: Path
 ) -> Any:
-    """Do a part of a recorded training once more, and records nothing.
+    """Repeat a part of a recorded training without recording it.
 
     Args:
-        record_path: the record of a `whence-server train`.
-        checkpoint: one of its resumable checkpoints; None begins at the beginning.
+        record_path: record of a `whence-server train`.
+        checkpoint: resumable checkpoint to begin from; None for the run's beginning.
         until_step: the last step to make.
-        working_directory: for temporary files.
+        working_directory: directory for temporary files.
 
     Returns:
         The model after that step.
 
     Raises:
-        LineageError: the record's texts have changed, or its beginning cannot be had again.
-        ConfigurationError: it is not the record of a `whence-server train`.
+        LineageError: the texts have changed, or the initial weights cannot be reproduced.
+        ConfigurationError: the record is not one of `whence-server train`.
     """
     recorded = read_run(record_path)
     settings = restore_train_config(recorded.started.recipe_json, {})
     prepared = prepare(settings, recorded, checkpoint)
-    trainer = text_trainer(settings, prepared, working_directory, saves=False)
-    trainer.add_callback(StopAt(until_step))
+    trainer = make_text_trainer(settings, prepared, working_directory, saves=False)
+    trainer.add_callback(StopAfterStep(until_step))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer.model
 
 
-def _resume(given: dict[str, Any]) -> Trained:
+def _resume(given: dict[str, Any]) -> TrainingResult:
     if not given.get("output"):
-        raise ConfigurationError("--output: which run is to be resumed? Give its directory")
+        raise ConfigurationError("--output is missing: give the directory of the run to resume")
     output = Path(given["output"])
     path = output / RECORD_NAME
     if not path.is_file():
@@ -96,15 +93,15 @@ def _resume(given: dict[str, Any]) -> Trained:
             f"--resume: the run in {output} was stopped before its record began; start it again, "
             "without --resume"
         )
-    # Nobody else trains there from here on.
+    # From here on the lock keeps other processes from training there.
     writer = RecordWriter.resume(path)
     try:
         recorded = read_run(path)
         settings = restore_train_config(recorded.started.recipe_json, given)
         if resuming.is_complete(output, recorded):
             _log.info("%s is complete: nothing is left to train", output)
-            return Trained(output, None)
-        checkpoint = resuming.last_whole_checkpoint(output, recorded)
+            return TrainingResult(output, None)
+        checkpoint = resuming.find_last_whole_checkpoint(output, recorded)
         return _train(settings, recorded if recorded.attempts else None, checkpoint, writer)
     finally:
         writer.close()
@@ -115,7 +112,7 @@ def _train(
     recorded: TrainingRun | None,
     checkpoint: Path | None,
     writer: RecordWriter | None,
-) -> Trained:
+) -> TrainingResult:
     output = Path(settings.output)
     prepared = prepare(settings, recorded, checkpoint)
     if prepared.training_set.num_tokens_left:
@@ -129,8 +126,8 @@ def _train(
         parent = parent_model(Path(settings.from_model), digest)
     output.mkdir(parents=True, exist_ok=True)
     resuming.clear_beyond(output, checkpoint, recorded)
-    trainer = text_trainer(settings, prepared, output / resuming.CHECKPOINTS, saves=True)
-    bar = LossOnTheBar()
+    trainer = make_text_trainer(settings, prepared, output / resuming.CHECKPOINTS, saves=True)
+    bar = LossProgressBar()
     trainer.add_callback(bar)
     with record(
         trainer,
@@ -148,12 +145,12 @@ def _train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.close()
-        # The attempt ends, and who watches it leaves, once the model is on record.
-        with recorder.saving():
+        # The attempt ends, and watching clients are told so, once the model is recorded.
+        with recorder.defer_records():
             save_model(trainer.model, prepared.tokenizer, output)
-        recorder.saved_model(output)
+        recorder.record_saved_model(output)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Trained(output, float(losses[-1]) if losses else None)
+    return TrainingResult(output, float(losses[-1]) if losses else None)
 
 
 def _require_one_process() -> None:

@@ -1,1 +1,1 @@
-"""The `verify-model` command: a model compared with its training record."""
+"""The `verify-model` command, which compares a model with its training record."""

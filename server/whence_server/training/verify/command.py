@@ -1,4 +1,4 @@
-"""`whence-server verify-model`: what it takes, what it prints, how it ends."""
+"""Arguments, output and exit status of `whence-server verify-model`."""
 
 import argparse
 import json
@@ -15,14 +15,14 @@ EPILOG = """exit status: 0 everything is as the record has it; 1 something is no
 nothing could be checked: no record, no model, or a replay that cannot be made"""
 
 UNSIGNED = (
-    "The record is not signed: it protects against accident, not against whoever can rewrite files "
-    "and record together. A head noted elsewhere is a witness."
+    "The record is not signed: it reveals accidental changes, not a forgery of files and record "
+    "together. Compare the head with a copy that is kept elsewhere."
 )
 _SHORT = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="directory of a model or a checkpoint"
     )
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replay",
-        type=_steps,
+        type=_parse_steps,
         metavar="A:B",
         help="also train again from the checkpoint after step A (0 is the beginning) to step B, "
         "and compare every tensor",
@@ -52,7 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        The exit status: see `Verdict`.
+        The exit status; see `Verdict`.
     """
     from whence_server.training.verify.verify import verify
 
@@ -60,16 +60,16 @@ def run(parsed: argparse.Namespace) -> int:
         report = verify(parsed.directory, parsed.record, parsed.base)
         is_broken = report.verdict is Verdict.NOT_VERIFIED and not report.head
         if parsed.replay is not None and is_broken:
-            report.notes.append("nothing is trained again by a record that is not intact")
+            report.notes.append("nothing was trained again, as the record is not intact")
         elif parsed.replay is not None:
             _replay(report, *parsed.replay)
     except (ConfigurationError, LineageError) as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return Verdict.CANNOT_BE_CHECKED
     if parsed.json:
-        print(json.dumps(_as_json(report), indent=2))
+        print(json.dumps(_convert_to_json(report), indent=2))
     else:
-        print("\n".join(_lines(report)))
+        print("\n".join(_format_lines(report)))
     return report.verdict
 
 
@@ -79,13 +79,13 @@ def _replay(report: Report, first_step: int, last_step: int) -> None:
     replay(report, first_step, last_step)
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _format_lines(report: Report) -> Iterator[str]:
     yield f"{report.directory}: {_VERDICTS[report.verdict]}"
     if report.reason:
         yield f"  {report.reason}"
     for finding in report.findings:
         yield f"  {finding}"
-    for label, value in _facts(report):
+    for label, value in _iterate_facts(report):
         yield f"  {label:<10} {value}"
     for note in report.notes:
         yield f"  {'note':<10} {note}"
@@ -100,7 +100,7 @@ _VERDICTS = {
 }
 
 
-def _facts(report: Report) -> Iterator[tuple[str, str]]:
+def _iterate_facts(report: Report) -> Iterator[tuple[str, str]]:
     as_recorded = "" if report.record is None else " as recorded"
     yield "files", f"{report.num_files}{as_recorded}; model digest {report.model_digest or 'none'}"
     weights_digest = report.weights_digest or "none"
@@ -121,7 +121,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "replay", report.replay
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _convert_to_json(report: Report) -> dict[str, Any]:
     fields = asdict(report)
     fields["directory"] = str(report.directory)
     fields["record"] = None if report.record is None else str(report.record)
@@ -132,7 +132,7 @@ def _as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _steps(text: str) -> tuple[int, int]:
+def _parse_steps(text: str) -> tuple[int, int]:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal()) or int(first) >= int(last):
         raise argparse.ArgumentTypeError(

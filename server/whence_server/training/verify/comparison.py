@@ -1,4 +1,4 @@
-"""Holds files and tensors to a checkpoint's record, one by one."""
+"""Comparison of files and tensors with a recorded checkpoint."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.model import FileDigest
 from whence_server.engine.digests import TensorDigest
 from whence_server.training.recording.contents import (
-    Tensors,
+    DigestedTensors,
     decides_what_is_computed,
     prepares_text,
     read_tensor_digest,
@@ -15,31 +15,31 @@ from whence_server.training.recording.contents import (
 from whence_server.training.verify.findings import Finding
 
 
-def file_findings(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Iterable[Finding]:
-    """Names every file that is not as the checkpoint has it, or would be read and is not in it."""
+def compare_files(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Iterable[Finding]:
+    """Yield a finding for each changed or missing file, and each added one that has an effect."""
     for file in checkpoint.files:
         found = files.get(file.path)
         if found is None:
             yield Finding("file", file.path, "missing", file.sha256)
         elif found.sha256 != file.sha256:
             yield Finding("file", file.path, "changed", file.sha256, found.sha256)
-    for name in additions(checkpoint, files).deciding:
+    for name in find_additions(checkpoint, files).deciding:
         yield Finding("file", name, "not on record", "", files[name].sha256)
 
 
 class Additions(NamedTuple):
-    """Files that lie beside those on record, by what they do."""
+    """Files in a checkpoint's directory that are not on record, by their effect."""
 
     deciding: list[str]
-    """They change what the model computes by being there."""
+    """Files whose presence changes the model's output."""
     preparing: list[str]
-    """A tokenizer, say, where none was saved with the weights: the weights stay what they are."""
+    """Files of a tokenizer or another input processor, if none was saved with the weights."""
     others: list[str]
-    """Nothing that computes reads them."""
+    """Files without effect on the model."""
 
 
-def additions(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Additions:
-    """What was put beside a checkpoint's files."""
+def find_additions(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Additions:
+    """Return the files that were added to a checkpoint's directory."""
     known = {file.path for file in checkpoint.files}
     has_its_own = any(prepares_text(name) for name in known)
     added = Additions([], [], [])
@@ -53,36 +53,42 @@ def additions(checkpoint: Checkpoint, files: Mapping[str, FileDigest]) -> Additi
     return added
 
 
-def loading_findings(checkpoint: Checkpoint, tensors: Tensors) -> Iterable[Finding]:
-    """What transformers would fill in with random numbers is missing, whatever it then holds."""
+def compare_loaded_tensors(checkpoint: Checkpoint, tensors: DigestedTensors) -> Iterable[Finding]:
+    """Yield a finding for each loaded tensor that differs; randomly filled ones are missing."""
     expected = {tensor.name: read_tensor_digest(tensor) for tensor in checkpoint.tensors}
     for name in tensors.missing:
         there = expected.get(name)
-        yield Finding("tensor", name, "missing", _shown(there) if there else "")
+        yield Finding("tensor", name, "missing", _format_tensor(there) if there else "")
     for name in tensors.unexpected:
         yield Finding("tensor", name, "not on record; the architecture has none of this name")
     for name in tensors.mismatched:
         yield Finding("tensor", name, "of another shape")
     told = {*tensors.missing, *(name.partition(" ")[0] for name in tensors.mismatched)}
-    for finding in tensor_findings(checkpoint, tensors.records):
+    for finding in compare_tensors(checkpoint, tensors.records):
         if finding.name not in told:
             yield finding
 
 
-def tensor_findings(checkpoint: Checkpoint, tensors: Iterable[TensorDigest]) -> Iterable[Finding]:
-    """Names every tensor that is not as the checkpoint has it."""
+def compare_tensors(checkpoint: Checkpoint, tensors: Iterable[TensorDigest]) -> Iterable[Finding]:
+    """Yield a finding for each tensor that differs from the checkpoint on record."""
     expected = {tensor.name: read_tensor_digest(tensor) for tensor in checkpoint.tensors}
     found = {tensor.name: tensor for tensor in tensors}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) == found.get(name):
             continue
         if name not in found:
-            yield Finding("tensor", name, "missing", _shown(expected[name]))
+            yield Finding("tensor", name, "missing", _format_tensor(expected[name]))
         elif name not in expected:
-            yield Finding("tensor", name, "not on record", "", _shown(found[name]))
+            yield Finding("tensor", name, "not on record", "", _format_tensor(found[name]))
         else:
-            yield Finding("tensor", name, "changed", _shown(expected[name]), _shown(found[name]))
+            yield Finding(
+                "tensor",
+                name,
+                "changed",
+                _format_tensor(expected[name]),
+                _format_tensor(found[name]),
+            )
 
 
-def _shown(tensor: TensorDigest) -> str:
+def _format_tensor(tensor: TensorDigest) -> str:
     return f"{tensor.dtype} {list(tensor.shape)} {tensor.sha256}"

@@ -1,4 +1,4 @@
-"""What a verification says: facts, and whatever is not as the record has it, by name."""
+"""Report of a verification: facts, and each difference from the record."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Verdict(IntEnum):
-    """How it ends: the numbers are the command's exit statuses."""
+    """Result of a verification; the values are the command's exit statuses."""
 
     VERIFIED = 0
     NOT_VERIFIED = 1
@@ -15,14 +15,14 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as the record has it.
+    """One difference from the record.
 
     Attributes:
         subject: "record", "file", "tensor", "tokenizer", "weights", "model", "base", or "replay".
-        name: which: a file's path, a tensor's name.
+        name: path of a file, or name of a tensor.
         problem: "changed", "missing", "not on record", ...
-        expected: what the record has; "" where that has no place.
-        found: what is there.
+        expected: value on record; "" if there is none.
+        found: value that was found; "" if there is none.
     """
 
     subject: str
@@ -32,7 +32,7 @@ class Finding:
     found: str = ""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return the finding as one line of text."""
         line = f"{self.subject} {self.name}: {self.problem}".replace(" :", ":")
         if self.expected or self.found:
             line += f": expected {self.expected or 'none'}, found {self.found or 'none'}"
@@ -41,19 +41,19 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What was found out about a directory."""
+    """Results of the verification of a directory."""
 
     directory: Path
     verdict: Verdict = Verdict.CANNOT_BE_CHECKED
     reason: str = ""
-    """Why nothing could be checked."""
+    """Reason why nothing could be checked."""
     model_digest: str = ""
     tokenizer_digest: str = ""
     weights_digest: str = ""
     num_files: int = 0
-    """Files that are as the record has them; without a record, those that were digested."""
+    """Number of files that are as recorded; without a record, of files that were digested."""
     num_tensors: int = 0
-    """The same of tensors."""
+    """Number of tensors that are as recorded; without a record, of tensors that were digested."""
     record: Path | None = None
     num_entries: int = 0
     head: str = ""
@@ -63,15 +63,15 @@ class Report:
     num_planned_steps: int = 0
     attempt: int = 0
     path: str = ""
-    """Where the record has the checkpoint, relative to itself."""
+    """Path of the checkpoint on record, relative to the record."""
     merkle_root: str = ""
     num_documents: int = 0
     parent: str = ""
-    """What the run went on from; "" where that is not on record."""
+    """Model that the run continued from; "" if it is not on record."""
     base: str = ""
-    """The model below an adapter, and how it compares; "" where the model is whole."""
+    """Base model of an adapter, and the result of its comparison; "" for a whole model."""
     replay: str = ""
-    """What a replay came to; "" where there was none."""
+    """Result of a replay; "" if there was none."""
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What is worth knowing, and no fault."""
+    """Remarks that are not differences."""

@@ -1,4 +1,4 @@
-"""Models that an adapter was merged into: computed again with PEFT, and compared."""
+"""Verification of merged models: each recorded adapter is merged again with PEFT and compared."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.digests import digest_state, digest_weights
 from whence_server.lineage.run import TrainingRun
 from whence_server.training.recording import adapter_files, contents
-from whence_server.training.recording.contents import Tensors
+from whence_server.training.recording.contents import DigestedTensors
 from whence_server.training.verify import bases
 from whence_server.training.verify.findings import Finding, Report
 
-_COMPUTE_NOTHING = {
+_IGNORED_FIELDS = {
     "_name_or_path",
     "architectures",
     "dtype",
@@ -26,62 +26,66 @@ _COMPUTE_NOTHING = {
     "transformers_version",
     "use_cache",
 }
-"""Fields that a merge, or saving its outcome, may leave otherwise."""
+"""Configuration fields that merging and saving may change, without effect on the output."""
 _ROUNDING = 2.0
-"""The largest difference that counts as rounding, in units of it."""
+"""Largest difference that counts as rounding, in units of rounding."""
 
 
-def verify_merged(report: Report, run: TrainingRun, tensors: Tensors, given: Path | None) -> bool:
-    """Say which adapter on record, merged into the model below it, gives a model's tensors.
+def verify_merged(
+    report: Report, run: TrainingRun, tensors: DigestedTensors, given: Path | None
+) -> bool:
+    """Find the recorded adapter whose merge into its base model gives a model's tensors.
 
     Args:
-        report: of a model that no checkpoint has; gets what is found out.
-        run: trained an adapter.
-        tensors: the model's.
-        given: where the model below the adapter lies, where that was said.
+        report: report to extend, of a model that matches no checkpoint.
+        run: run that trained an adapter.
+        tensors: digests of the model's tensors.
+        given: directory of the base model; None searches where record and adapter name it.
 
     Returns:
-        False where none does, or it cannot be computed; notes say why.
+        False if no adapter could be merged; the report's notes say why.
     """
     place = bases.find_base(run, report.directory, given)
     architecture = run.started.architecture
     if place is None or not bases.is_recorded(run.started.adapter_base, place, architecture):
         report.notes.append(
-            "no adapter was merged to compare: the model below it is not found as recorded; "
+            "no adapter was merged to compare: its base model is not found as recorded; "
             "give it with --base"
         )
         return False
-    closest: _Merged | None = None
-    for merged in _all_merged(report, run, place):
-        margin = _margin(merged.state, _state(report.directory, architecture))
+    closest: _MergedModel | None = None
+    for merged in _merge_recorded_adapters(report, run, place):
+        margin = _measure_states_difference(
+            merged.state, _load_state(report.directory, architecture)
+        )
         if closest is None or margin < closest.margin:
             closest = merged._replace(margin=margin)
         if merged.weights_digest == tensors.weights_digest:
             break
     if closest is None:
         return False
-    _tell(report, closest, tensors, place)
-    _hold_configuration(report, run, place)
+    _report_comparison(report, closest, tensors, place)
+    _compare_configuration(report, run, place)
     return True
 
 
-def _hold_configuration(report: Report, run: TrainingRun, base: Path) -> None:
-    """Hold a merged model's configuration to its base's, or to the one that was trained with."""
-    of_base = _configuration((base / "config.json").read_bytes())
-    of_run = _configuration(run.started.config_json or "{}")
-    found = _configuration((report.directory / "config.json").read_bytes())
+def _compare_configuration(report: Report, run: TrainingRun, base: Path) -> None:
+    """Compare a merged model's configuration with the base model's and the training's."""
+    of_base = _parse_configuration((base / "config.json").read_bytes())
+    of_run = _parse_configuration(run.started.config_json or "{}")
+    found = _parse_configuration((report.directory / "config.json").read_bytes())
     changed = sorted(
         name
-        for name in (found.keys() | of_base.keys()) - _COMPUTE_NOTHING
+        for name in (found.keys() | of_base.keys()) - _IGNORED_FIELDS
         if found.get(name) not in (of_base.get(name), of_run.get(name, of_base.get(name)))
     )
     if changed:
-        problem = f"not as the model below the adapter has it: {', '.join(changed)}"
+        problem = f"different from the base model's: {', '.join(changed)}"
         report.findings.append(Finding("file", "config.json", problem))
 
 
-def _configuration(text: str | bytes) -> dict[str, Any]:
-    """A configuration with all that its class fills in."""
+def _parse_configuration(text: str | bytes) -> dict[str, Any]:
+    """Parse a configuration, and add the defaults of its class."""
     fields: dict[str, Any] = json.loads(text)
     if "model_type" in fields:
         kind = str(fields.pop("model_type"))
@@ -89,26 +93,28 @@ def _configuration(text: str | bytes) -> dict[str, Any]:
     return fields
 
 
-class _Merged(NamedTuple):
-    """A checkpoint's adapter, merged into the model below it."""
+class _MergedModel(NamedTuple):
+    """Adapter of a checkpoint, merged into its base model."""
 
     checkpoint: Checkpoint
     state: Mapping[str, torch.Tensor]
     weights_digest: str
     margin: float = float("inf")
-    """The largest difference of the model's elements, in units of rounding."""
+    """Largest difference from the model's elements, in units of rounding."""
 
 
-def _all_merged(report: Report, run: TrainingRun, base: Path) -> Iterator[_Merged]:
-    """Of every adapter on record that is on disk as it was recorded, the newest first."""
+def _merge_recorded_adapters(
+    report: Report, run: TrainingRun, base: Path
+) -> Iterator[_MergedModel]:
+    """Merge every adapter that is on disk as recorded, the newest first."""
     seen: set[str] = set()
     for checkpoint in reversed(run.checkpoints):
-        directory = run.directory_of(checkpoint)
+        directory = run.resolve_directory(checkpoint)
         if not checkpoint.base_weights_digest or checkpoint.weights_digest in seen:
             continue
         try:
-            below = adapter_files.below_of(checkpoint)
-            state = adapter_files.tensors_in(directory, below)
+            below = adapter_files.list_nested_adapters(checkpoint)
+            state = adapter_files.read_tensors(directory, below)
             if digest_weights(state) != checkpoint.weights_digest:
                 continue
             seen.add(checkpoint.weights_digest)
@@ -116,16 +122,16 @@ def _all_merged(report: Report, run: TrainingRun, base: Path) -> Iterator[_Merge
         except ConfigurationError as error:
             report.notes.append(str(error))
             continue
-        yield _Merged(checkpoint, merged, digest_weights(merged))
+        yield _MergedModel(checkpoint, merged, digest_weights(merged))
 
 
 def merge(base: Path, adapter: Path, architecture: str) -> Any:
-    """The model below an adapter with the adapter merged into it.
+    """Return the base model with an adapter merged into it.
 
     Raises:
-        ConfigurationError: that cannot be computed; one line says why.
+        ConfigurationError: the adapter cannot be merged; one line says why.
     """
-    model, _ = contents.load(base, architecture, None)
+    model, _ = contents.load_model(base, architecture, None)
     try:
         from peft import PeftModel
 
@@ -139,24 +145,26 @@ def merge(base: Path, adapter: Path, architecture: str) -> Any:
         ) from error
 
 
-def _state(directory: Path, architecture: str) -> Mapping[str, torch.Tensor]:
-    model, _ = contents.load(directory, architecture, None)
+def _load_state(directory: Path, architecture: str) -> Mapping[str, torch.Tensor]:
+    model, _ = contents.load_model(directory, architecture, None)
     state: Mapping[str, torch.Tensor] = model.state_dict()
     return state
 
 
-def _margin(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of two states' elements, in units of rounding."""
+def _measure_states_difference(
+    one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]
+) -> float:
+    """Return the largest difference of two states' elements, in units of rounding."""
     if one.keys() != other.keys():
         return math.inf
-    return max((_difference(one[name], other[name]) for name in one), default=0.0)
+    return max((_measure_difference(one[name], other[name]) for name in one), default=0.0)
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference of two tensors' elements; infinite where they cannot be compared.
+def _measure_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference of two tensors' elements; infinite if not comparable.
 
-    A unit is the element's own last place, and four of float32's at the tensor's largest element:
-    an adapter's product is computed in float32, in an order that differs between machines.
+    A unit is the element's last place plus four of float32's last places at the tensor's largest
+    element: an adapter's product is computed in float32, in an order that varies by machine.
     """
     if one.shape == other.shape and torch.equal(one, other):
         return 0.0
@@ -170,7 +178,9 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return largest if math.isfinite(largest) else math.inf
 
 
-def _tell(report: Report, merged: _Merged, tensors: Tensors, base: Path) -> None:
+def _report_comparison(
+    report: Report, merged: _MergedModel, tensors: DigestedTensors, base: Path
+) -> None:
     step = merged.checkpoint.step
     report.step, report.attempt = step, merged.checkpoint.attempt
     what = f"the adapter of step {step} merged into {base}"

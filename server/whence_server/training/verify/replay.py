@@ -1,4 +1,4 @@
-"""The strong proof: trains again between two checkpoints, and compares every tensor to the bit."""
+"""Verification by training again between two checkpoints, with bitwise comparison of tensors."""
 
 import sys
 import tempfile
@@ -13,15 +13,16 @@ from whence.v1.training_pb2 import AttemptStarted, Checkpoint
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.digests import digest_tensors
 from whence_server.lineage.run import TrainingRun
-from whence_server.lineage.whole import verified_run
+from whence_server.lineage.whole import read_verified_run
 from whence_server.training.recording import surroundings
 from whence_server.training.train.train import continue_from
-from whence_server.training.verify.comparison import tensor_findings
+from whence_server.training.verify.comparison import compare_tensors
 from whence_server.training.verify.findings import Finding, Report, Verdict
 from whence_server.training.verify.verify import verify
 
-# What `surroundings.determinism` reads off the arguments: the recipe's, and so the same.
-_OF_ARGUMENTS = (
+# Settings that `surroundings.collect_determinism_settings` reads from the training's arguments,
+# which the recipe determines.
+_ARGUMENT_SETTINGS = (
     "seed",
     "data_seed",
     "full_determinism",
@@ -34,36 +35,36 @@ _OF_ARGUMENTS = (
 
 
 def replay(report: Report, first_step: int, last_step: int) -> None:
-    """Train again from one checkpoint's step to another's, and adds to the report what differs.
+    """Train again from one checkpoint's step to another's, and report the differences.
 
-    Nothing is written but in a temporary directory. Where versions, hardware or settings are not
-    those on record, notes say so: other bits are then no proof of a false record.
+    Files are written to a temporary directory only. Notes name versions, hardware and settings that
+    differ from the record, as with them a difference does not prove that the record is false.
 
     Args:
-        report: of a model with a record.
-        first_step: where to begin: after the checkpoint of this step, or 0 for the beginning.
-        last_step: the checkpoint whose tensors on record the result is held to.
+        report: report to extend, of a model with a record.
+        first_step: step of the checkpoint to begin from; 0 for the run's beginning.
+        last_step: step of the checkpoint whose recorded tensors are compared.
 
     Raises:
-        ConfigurationError: it cannot be made: the run is not one of `whence-server train`, or the
-            record has no such checkpoint.
-        LineageError: a text has changed since; the message names it.
+        ConfigurationError: the run is not one of `whence-server train`, or the record lacks one of
+            the checkpoints.
+        LineageError: a text has changed; the message names it.
     """
     if report.record is None or not report.head:
         raise ConfigurationError(f"{report.directory}: without a record nothing can be replayed")
-    run = verified_run(report.record)
+    run = read_verified_run(report.record)
     if not run.started.recipe_json:
         raise ConfigurationError(
             f"run {run.started.training_run_id} cannot be trained again: its record has no recipe, "
             "as only those of `whence-server train` have"
         )
-    target = _checkpoint(run, last_step)
-    directory = _start(run, first_step)
+    target = _find_checkpoint(run, last_step)
+    directory = _find_start(run, first_step)
     with tempfile.TemporaryDirectory(prefix="whence-replay-") as place, redirect_stdout(sys.stderr):
         model = continue_from(run.path.absolute(), directory, last_step, Path(place))
     found = digest_tensors(model.state_dict())
-    differences = list(tensor_findings(target, found))
-    report.notes += _surroundings_that_differ(_attempt(run, target.attempt), model.device)
+    differences = list(compare_tensors(target, found))
+    report.notes += _compare_surroundings(_find_attempt(run, target.attempt), model.device)
     num_equal = len(target.tensors) - len({it.name for it in differences})
     report.replay = (
         f"steps {first_step + 1} to {last_step} trained again: {num_equal} of "
@@ -77,10 +78,10 @@ def replay(report: Report, first_step: int, last_step: int) -> None:
         report.verdict = Verdict.NOT_VERIFIED
 
 
-def _checkpoint(run: TrainingRun, step: int) -> Checkpoint:
-    found = [c for c in run.counting_checkpoints() if c.step == step]
+def _find_checkpoint(run: TrainingRun, step: int) -> Checkpoint:
+    found = [c for c in run.list_counting_checkpoints() if c.step == step]
     if not found:
-        known = sorted({c.step for c in run.counting_checkpoints()})
+        known = sorted({c.step for c in run.list_counting_checkpoints()})
         raise ConfigurationError(
             f"--replay: the record has no checkpoint of step {step}; it has "
             f"{', '.join(map(str, known)) or 'none'}"
@@ -88,19 +89,21 @@ def _checkpoint(run: TrainingRun, step: int) -> Checkpoint:
     return found[-1]
 
 
-def _start(run: TrainingRun, step: int) -> Path | None:
-    """The checkpoint to go on from, once it is known to be what the record says."""
+def _find_start(run: TrainingRun, step: int) -> Path | None:
+    """Return the directory of the checkpoint to begin from, after verifying it."""
     if not step:
         return None
-    _checkpoint(run, step)
-    resumable = [c for c in run.counting_checkpoints() if c.step == step and c.resumable]
+    _find_checkpoint(run, step)
+    resumable = [c for c in run.list_counting_checkpoints() if c.step == step and c.resumable]
     if not resumable:
         raise ConfigurationError(
-            f"--replay: no training can go on from step {step}: weights alone were saved then"
+            f"--replay: no training can resume from step {step}, as only weights were saved there"
         )
-    directory = run.directory_of(resumable[-1])
+    directory = run.resolve_directory(resumable[-1])
     if not directory.is_dir():
-        raise ConfigurationError(f"--replay: the checkpoint of step {step}, {directory}, is gone")
+        raise ConfigurationError(
+            f"--replay: the checkpoint of step {step}, {directory}, is missing"
+        )
     report = verify(directory, run.path)
     if report.verdict is not Verdict.VERIFIED:
         told = "; ".join(map(str, report.findings[:3]))
@@ -110,23 +113,25 @@ def _start(run: TrainingRun, step: int) -> Path | None:
     return directory.absolute()
 
 
-def _attempt(run: TrainingRun, number: int) -> AttemptStarted:
-    """One of a run's attempts; an empty one where it is not on record."""
+def _find_attempt(run: TrainingRun, number: int) -> AttemptStarted:
+    """Return the attempt with this number; an empty message if it is not on record."""
     return next((it for it in run.attempts if it.attempt == number), AttemptStarted())
 
 
-def _surroundings_that_differ(attempt: AttemptStarted, device: torch.device) -> Iterator[str]:
+def _compare_surroundings(attempt: AttemptStarted, device: torch.device) -> Iterator[str]:
     recorded = attempt.determinism
-    arguments = SimpleNamespace(**{name: recorded.get(name) for name in _OF_ARGUMENTS})
+    arguments = SimpleNamespace(**{name: recorded.get(name) for name in _ARGUMENT_SETTINGS})
     for what, then, now in (
-        ("version", attempt.versions, surroundings.versions()),
-        ("hardware", attempt.hardware, surroundings.hardware(device)),
-        ("determinism", recorded, surroundings.determinism(arguments)),
+        ("version", attempt.versions, surroundings.collect_versions()),
+        ("hardware", attempt.hardware, surroundings.describe_hardware(device)),
+        ("determinism", recorded, surroundings.collect_determinism_settings(arguments)),
     ):
-        yield from _differences(what, then, now)
+        yield from _describe_differences(what, then, now)
 
 
-def _differences(what: str, then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+def _describe_differences(
+    what: str, then: Mapping[str, str], now: Mapping[str, str]
+) -> Iterator[str]:
     for name in sorted(then.keys() | now.keys()):
         before, after = then.get(name, "absent"), now.get(name, "absent")
         if before != after:

@@ -1,7 +1,7 @@
-"""Proves that a model's directory is what its training's record says, or names what is not.
+"""Verification of a model's directory against its training record.
 
-Everything is computed anew. An unsigned record protects against accident, not against whoever can
-rewrite files and record together.
+Every digest is computed anew. An unsigned record reveals accidental changes, not a forgery of files
+and record together.
 """
 
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from whence_server.domain.model import FileDigest
 from whence_server.domain.paths import format_path
 from whence_server.engine import weights
 from whence_server.engine.digests import digest_model_files
-from whence_server.lineage.places import record_near
+from whence_server.lineage.places import find_record_near
 from whence_server.lineage.run import TrainingRun
-from whence_server.lineage.whole import torn_end, verified_run
+from whence_server.lineage.whole import measure_torn_end, read_verified_run
 from whence_server.training.recording import adapter_files, contents
-from whence_server.training.recording.contents import Tensors, read_tensor_digest
+from whence_server.training.recording.contents import DigestedTensors, read_tensor_digest
 from whence_server.training.verify import bases, merging
 from whence_server.training.verify.comparison import (
-    additions,
-    file_findings,
-    loading_findings,
+    compare_files,
+    compare_loaded_tensors,
+    find_additions,
 )
 from whence_server.training.verify.findings import Finding, Report, Verdict
 
@@ -35,42 +35,42 @@ def verify(directory: Path, record: Path | None = None, base: Path | None = None
     """Verify a final model, an adapter, a checkpoint, or any copy of one.
 
     Args:
-        directory: where the model lies.
-        record: its run's record; None looks for it beside the model and up to two levels above.
-        base: the model below an adapter; None looks where the record and the adapter name it.
+        directory: directory of the model.
+        record: record of its run; None searches in the directory and up to two levels above.
+        base: base model of an adapter; None searches where record and adapter name it.
 
     Raises:
-        ConfigurationError: the directory cannot be read, or holds no model and never did as far as
-            is on record, or the record given is not there.
+        ConfigurationError: the directory cannot be read, it neither holds a model nor is on record,
+            or the given record does not exist.
     """
     report = Report(directory)
     if not directory.is_dir():
         raise ConfigurationError(f"{directory} is not a directory; give one that holds a model")
     if record is not None and not record.is_file():
         raise ConfigurationError(f"{record} is not there; give a run's lineage.binpb")
-    files = contents.digests_of(directory, contents.present_files(directory))
+    files = contents.digest_existing_files(directory, contents.list_model_files(directory))
     files = {format_path(name): file for name, file in files.items()}
-    report.model_digest = contents.model_digest_of(directory, files)
-    report.tokenizer_digest = contents.tokenizer_digest_of(directory, files)
-    report.record = record or record_near(directory)
+    report.model_digest = contents.compute_model_digest(directory, files)
+    report.tokenizer_digest = contents.compute_tokenizer_digest(directory, files)
+    report.record = record or find_record_near(directory)
     if report.record is None:
-        return _without_record(report, files)
+        return _report_without_record(report, files)
     try:
-        run = verified_run(report.record)
+        run = read_verified_run(report.record)
         _describe_run(report, run)
     except LineageError as error:
         report.findings.append(Finding("record", report.record.name, str(error)))
         report.verdict = Verdict.NOT_VERIFIED
         return report
-    files |= contents.digests_of(directory, _nested_files(run))
-    checkpoint = _of_these_files(run, directory, files)
+    files |= contents.digest_existing_files(directory, _list_nested_files(run))
+    checkpoint = _find_by_files(run, directory, files)
     if checkpoint is None:
         _require_weights(directory)
-    loaded = _load(report, run, checkpoint)
-    checkpoint = checkpoint or _with_these_weights(run, loaded.tensors)
-    if checkpoint is None and _is_base_or_merged(report, run, loaded.tensors, base):
-        return _concluded(report)
-    checkpoint = checkpoint or _with_most_of(run, loaded.tensors)
+    loaded = _load_tensors(report, run, checkpoint)
+    checkpoint = checkpoint or _find_by_weights(run, loaded.tensors)
+    if checkpoint is None and _describe_base_or_merged(report, run, loaded.tensors, base):
+        return _conclude(report)
+    checkpoint = checkpoint or _find_closest(run, loaded.tensors)
     if checkpoint is not None:
         _describe_checkpoint(report, run, checkpoint)
         _compare(report, run, checkpoint, files, loaded)
@@ -81,19 +81,19 @@ def verify(directory: Path, record: Path | None = None, base: Path | None = None
             report.findings.append(Finding("weights", str(directory), loaded.problem))
         problem = f"not on record: no checkpoint of run {report.training_run_id} has its weights"
         report.findings.append(Finding("model", str(directory), problem))
-    return _concluded(report)
+    return _conclude(report)
 
 
-def _concluded(report: Report) -> Report:
+def _conclude(report: Report) -> Report:
     report.findings.sort(key=lambda finding: _ORDER.index(finding.subject))
     report.verdict = Verdict.NOT_VERIFIED if report.findings else Verdict.VERIFIED
     return report
 
 
-def _is_base_or_merged(
-    report: Report, run: TrainingRun, tensors: Tensors | None, base: Path | None
+def _describe_base_or_merged(
+    report: Report, run: TrainingRun, tensors: DigestedTensors | None, base: Path | None
 ) -> bool:
-    """Describe weights of an adapter's run that no checkpoint has: its base, or a merged model."""
+    """Report a base or merged model of an adapter's run; return False if it is neither."""
     if tensors is None or not run.started.HasField("adapter_base"):
         return False
     if not contents.has_weights(report.directory):
@@ -106,11 +106,11 @@ def _is_base_or_merged(
 
 
 def _require_weights(directory: Path) -> None:
-    if not contents.has_weights(directory) and not adapter_files.names_in(directory):
+    if not contents.has_weights(directory) and not adapter_files.list_adapter_files(directory):
         raise ConfigurationError(f"{directory} holds no weights; give a model or a checkpoint")
 
 
-def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
+def _report_without_record(report: Report, files: dict[str, FileDigest]) -> Report:
     _require_weights(report.directory)
     report.reason = (
         "there is no record of its training: no lineage.binpb lies beside it or up to two levels "
@@ -118,7 +118,7 @@ def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
     )
     report.num_files = len(files)
     try:
-        tensors = _tensors_in(report.directory, None, "", None)
+        tensors = _digest_tensors(report.directory, None, "", None)
     except ConfigurationError as error:
         report.notes.append(str(error))
         return report
@@ -126,50 +126,50 @@ def _without_record(report: Report, files: dict[str, FileDigest]) -> Report:
     return report
 
 
-def _nested_files(run: TrainingRun) -> list[str]:
-    """What checkpoints have on record in directories below their own."""
+def _list_nested_files(run: TrainingRun) -> list[str]:
+    """Return the recorded paths of files in folders below checkpoints."""
     return sorted({f.path for c in run.checkpoints for f in c.files if "/" in f.path})
 
 
-def _of_these_files(
+def _find_by_files(
     run: TrainingRun, directory: Path, files: dict[str, FileDigest]
 ) -> Checkpoint | None:
-    """The checkpoint that these files are, or were: the best match, among equal ones the newest.
+    """Return the checkpoint that best matches these files, the newest among equal ones.
 
-    Files that are all as recorded say more than a place, and a place more than some files. Where
-    no file is of a kind that is known to decide, as with weights in a form of their own, all do.
-    Of two that match alike, one that has no further files on record comes first.
+    A match of all deciding files ranks above a match of the path, and that above a match of some
+    files. If no file is known to change the model, as with an unknown format of weights, every file
+    decides. Among equal matches, one without further files on record ranks first.
     """
     best: tuple[tuple[bool, bool, int, bool], Checkpoint] | None = None
     saved: list[Checkpoint] = list(run.checkpoints)
     if adapter_files.is_adapter(directory) and not contents.has_weights(directory):
-        saved += [part for whole in saved for part in adapter_files.parts_of(whole)]
+        saved += [part for whole in saved for part in adapter_files.split_nested_adapters(whole)]
     for checkpoint in saved:
         deciding = [f for f in checkpoint.files if contents.decides_what_is_computed(f.path)]
         deciding = deciding or list(checkpoint.files)
-        same = _num_same(deciding, files)
+        same = _count_equal(deciding, files)
         whole = same == len(deciding)
-        complete = _num_same(checkpoint.files, files) == len(checkpoint.files)
-        here = run.directory_of(checkpoint).resolve() == directory.resolve()
+        complete = _count_equal(checkpoint.files, files) == len(checkpoint.files)
+        here = run.resolve_directory(checkpoint).resolve() == directory.resolve()
         rank = (whole and same > 0, here, same if whole or here else 0, complete and same > 0)
         if any(rank) and (best is None or rank >= best[0]):
             best = rank, checkpoint
     return best[1] if best else None
 
 
-def _num_same(recorded: Iterable[pb.FileDigest], files: dict[str, FileDigest]) -> int:
+def _count_equal(recorded: Iterable[pb.FileDigest], files: dict[str, FileDigest]) -> int:
     return sum(it.path in files and files[it.path].sha256 == it.sha256 for it in recorded)
 
 
-def _with_these_weights(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
-    """The newest checkpoint with these tensors."""
+def _find_by_weights(run: TrainingRun, tensors: DigestedTensors | None) -> Checkpoint | None:
+    """Return the newest checkpoint with this weights digest; None if there is none."""
     found = "" if tensors is None else tensors.weights_digest
     same = (it for it in reversed(run.checkpoints) if found and it.weights_digest == found)
     return next(same, None)
 
 
-def _with_most_of(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | None:
-    """The newest checkpoint with most of these tensors, if with any."""
+def _find_closest(run: TrainingRun, tensors: DigestedTensors | None) -> Checkpoint | None:
+    """Return the newest checkpoint with most of these tensors; None if it has none."""
     if tensors is None:
         return None
     found = set(tensors.records)
@@ -182,42 +182,42 @@ def _with_most_of(run: TrainingRun, tensors: Tensors | None) -> Checkpoint | Non
 
 
 class _Loaded(NamedTuple):
-    """A directory's tensors, or the reason why there are none."""
+    """Digested tensors of a directory, or the reason why they cannot be loaded."""
 
-    tensors: Tensors | None
+    tensors: DigestedTensors | None
     problem: str
 
 
-def _load(report: Report, run: TrainingRun, checkpoint: Checkpoint | None) -> _Loaded:
-    """The tensors as they were recorded: of the same class, in the same dtype."""
+def _load_tensors(report: Report, run: TrainingRun, checkpoint: Checkpoint | None) -> _Loaded:
+    """Load and digest the tensors with the class and dtype on record."""
     like = checkpoint or (run.checkpoints[-1] if run.checkpoints else Checkpoint())
     of_adapters = not checkpoint and run.started.HasField("adapter_base")
-    dtype = None if of_adapters else contents.dtype_of(like)
+    dtype = None if of_adapters else contents.find_common_dtype(like)
     try:
-        tensors = _tensors_in(report.directory, checkpoint, run.started.architecture, dtype)
+        tensors = _digest_tensors(report.directory, checkpoint, run.started.architecture, dtype)
     except ConfigurationError as error:
         return _Loaded(None, str(error))
     report.weights_digest = tensors.weights_digest
     return _Loaded(tensors, "")
 
 
-def _tensors_in(
+def _digest_tensors(
     directory: Path, checkpoint: Checkpoint | None, architecture: str, dtype: Any
-) -> Tensors:
-    """Those of an adapter in its own files, or of a model as transformers loads it."""
-    below = adapter_files.below_of(checkpoint) if checkpoint is not None else []
-    is_adapter = bool(adapter_files.names_in(directory, below))
+) -> DigestedTensors:
+    """Digest the tensors of an adapter's files, or of a model as transformers loads it."""
+    below = adapter_files.list_nested_adapters(checkpoint) if checkpoint is not None else []
+    is_adapter = bool(adapter_files.list_adapter_files(directory, below))
     if checkpoint is not None:
         is_adapter = is_adapter and bool(checkpoint.base_weights_digest)
     elif contents.has_weights(directory):
         is_adapter = False
     if is_adapter:
-        return contents.adapter_of(directory, below)
-    return contents.tensors_of(directory, architecture, dtype)
+        return contents.digest_adapters(directory, below)
+    return contents.digest_weights(directory, architecture, dtype)
 
 
 def _describe_run(report: Report, run: TrainingRun) -> None:
-    started, torn = run.started, torn_end(run)
+    started, torn = run.started, measure_torn_end(run)
     report.num_entries, report.head = run.num_entries, run.head
     report.training_run_id, report.run_name = started.training_run_id, started.name
     report.num_planned_steps = started.num_planned_steps
@@ -226,7 +226,7 @@ def _describe_run(report: Report, run: TrainingRun) -> None:
     if started.HasField("parent"):
         report.parent = f"{started.parent.source} ({started.parent.weights_digest})"
     elif started.recipe_json:
-        # `whence-server train` puts a parent on record wherever there is one.
+        # `whence-server train` records every parent.
         report.parent = "random weights"
     ending = f"ends in {torn.num_bytes} bytes that are no whole entry"
     if torn.is_being_written:
@@ -243,7 +243,7 @@ def _describe_checkpoint(report: Report, run: TrainingRun, checkpoint: Checkpoin
             f"step {checkpoint.step} of attempt {checkpoint.attempt} was superseded: a later "
             "attempt went on from an earlier step"
         )
-    if run.directory_of(checkpoint).resolve() != report.directory.resolve():
+    if run.resolve_directory(checkpoint).resolve() != report.directory.resolve():
         report.notes.append(f"it was written to {checkpoint.path or '.'}, seen from the record")
 
 
@@ -255,12 +255,12 @@ def _compare(
     loaded: _Loaded,
 ) -> None:
     faults = report.findings
-    of_files = list(file_findings(checkpoint, files))
+    of_files = list(compare_files(checkpoint, files))
     faults += of_files
     report.num_files = sum(
         file.path in files and files[file.path].sha256 == file.sha256 for file in checkpoint.files
     )
-    _tell_additions(report, run, checkpoint, files)
+    _describe_additions(report, run, checkpoint, files)
     _compare_tokenizer(report, run, checkpoint)
     _compare_tensors(report, checkpoint, loaded, files_differ=bool(of_files))
     if checkpoint.model_digest and checkpoint.model_digest != report.model_digest:
@@ -269,10 +269,10 @@ def _compare(
         )
 
 
-def _tell_additions(
+def _describe_additions(
     report: Report, run: TrainingRun, checkpoint: Checkpoint, files: dict[str, FileDigest]
 ) -> None:
-    added = additions(checkpoint, files)
+    added = find_additions(checkpoint, files)
     if added.preparing:
         known = (
             "to the byte the one that the run began with"
@@ -283,7 +283,7 @@ def _tell_additions(
             f"added to what was saved: {', '.join(added.preparing)}; this tokenizer is {known}"
         )
     if added.others and checkpoint.path != ".":
-        # Beside the record lies what a training leaves, and is no part of the model.
+        # The record's directory has other files of the training.
         report.notes.append(
             f"added to what was saved, and no part of the model: {', '.join(added.others)}"
         )
@@ -292,7 +292,7 @@ def _tell_additions(
 def _compare_tensors(
     report: Report, checkpoint: Checkpoint, loaded: _Loaded, *, files_differ: bool
 ) -> None:
-    """Where every file is to the bit as it was saved, tensors can only have been saved so."""
+    """Compare tensors; differences are only notes if every file is as saved."""
     is_untouched = bool(checkpoint.files) and not files_differ
     tensors = loaded.tensors
     if tensors is None:
@@ -303,7 +303,7 @@ def _compare_tensors(
         return
     expected = set(map(read_tensor_digest, checkpoint.tensors))
     report.num_tensors = len(expected & set(tensors.records))
-    faults = list(loading_findings(checkpoint, tensors))
+    faults = list(compare_loaded_tensors(checkpoint, tensors))
     if checkpoint.weights_digest not in ("", tensors.weights_digest):
         digests = checkpoint.weights_digest, tensors.weights_digest
         faults.append(Finding("weights", "digest", "changed", *digests))
@@ -322,7 +322,7 @@ def _compare_tensors(
 
 
 def _compare_tokenizer(report: Report, run: TrainingRun, checkpoint: Checkpoint) -> None:
-    """Held to what was saved with the weights; where nothing was, to the run's own."""
+    """Compare the tokenizer with the one saved with the weights, or else with the run's."""
     of_run = run.started.tokenizer_digest
     saved = [file for file in checkpoint.files if weights.is_tokenizer_file(file.path)]
     expected = of_run
