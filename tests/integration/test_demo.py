@@ -1,4 +1,4 @@
-"""The show that `make demo` gives, on a tiny model instead of the trained one."""
+"""Output of `make demo`, on a tiny model instead of the trained one."""
 
 import re
 import subprocess

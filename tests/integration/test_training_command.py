@@ -59,7 +59,7 @@ async def server(builder: RecordBuilder, tmp_path: Path) -> AsyncIterator[Traini
 
 @pytest.fixture
 def training(server: TrainingServer) -> Callable[..., Any]:
-    """Runs `whence training` with these arguments."""
+    """Run `whence training` with these arguments."""
 
     async def run(*arguments: str, **environment: str) -> Done:
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Two processes train together: the same bits as without a record, and what each of them read.
+"""Distributed training in two processes: bitwise results, and the examples of each rank.
 
 So they do where both were stopped after a checkpoint, and go on from it.
 """

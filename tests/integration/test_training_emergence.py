@@ -38,7 +38,7 @@ async def serving(
 
 
 def children() -> list[psutil.Process]:
-    """The processes that trace."""
+    """Return the ids of the tracing processes."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -48,7 +48,7 @@ def children() -> list[psutil.Process]:
 
 
 async def gone(processes: list[psutil.Process]) -> None:
-    """Waits for it without reaping: that is the server's to do."""
+    """Wait for the end of a process without reaping it, which is the server's task."""
 
     def wait() -> None:
         deadline = time.monotonic() + 60
@@ -109,7 +109,7 @@ async def test_one_at_a_time_and_the_process_ends_with_the_call(
 
 
 async def test_cancelling_twice_leaves_no_process(tmp_path: Path) -> None:
-    """As a client that goes does to a server that closes."""
+    """Cancellation by both a client that leaves and a server that closes."""
     tracer = EmergenceTracer((sys.executable, "-c", NEVER_ENDS))
     answered = asyncio.Event()
 

@@ -54,7 +54,7 @@ class Made(NamedTuple):
 
     @property
     def steps_with_the_fact(self) -> list[int]:
-        """By the record alone: its document, the examples cut from it, the steps that read them."""
+        """Steps that trained on the planted fact, found with the record only."""
         documents = [d.source for e in self.events for d in e.documents.documents]
         fact = documents.index(str(self.directory.parent / "texts" / "00-fact.txt"))
         examples, ids = next(e.examples for e in self.events if e.HasField("examples")), set()

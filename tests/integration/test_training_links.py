@@ -69,7 +69,7 @@ async def test_a_model_names_the_run_that_made_it_and_so_do_its_generations_and_
 
 
 def _told(server: ServerProcess, builder: RecordBuilder) -> TrainingRunRef:
-    """What a generation says of the training, after all others have said the same."""
+    """Return what a generation's record has of the training run."""
     with Client(server.target) as client:
         linked = client.model()
         assert (linked.training_run_id, linked.training_step) == (builder.id, 7)

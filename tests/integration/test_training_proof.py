@@ -25,7 +25,7 @@ ROOT = hashlib.sha256(b"\1" + LEAVES[0] + LEAVES[1]).digest()
 
 
 class FakeTraining(TrainingServiceServicer):
-    """Has two documents, and proves the one that it is told to prove, whatever is asked."""
+    """Service with two documents that proves a fixed one, whatever the request."""
 
     def __init__(self) -> None:
         self.proves = 0

@@ -22,7 +22,7 @@ SPAN_ID = "00f067aa0ba902b7"
 
 
 def run_id(number: int) -> str:
-    """A run's id; each begins with eight digits of its own."""
+    """Return a run's id; the first eight digits are unique."""
     return f"{number:08x}-0000-4000-8000-000000000000"
 
 
@@ -33,7 +33,7 @@ def timestamp(unix_ns: int) -> Timestamp:
 
 
 class RecordBuilder:
-    """Writes a run's record event by event; a context manager.
+    """Context manager that writes a run's record event by event.
 
     Attributes:
         path: the record's file.
@@ -101,7 +101,7 @@ class RecordBuilder:
         return self._writer.position
 
     def documents(self, source: Path, texts: Sequence[bytes], *, a_chunk: int = 3) -> Self:
-        """Writes the texts into one file, one after the other, and records each as a document."""
+        """Write the texts to one file, and record each as a document."""
         source.write_bytes(b"".join(texts))
         documents, begin = [], 0
         for text in texts:
@@ -215,7 +215,7 @@ class RecordBuilder:
 
 
 def training_step(number: int, attempt: int, num_groups: int, **fields: object) -> pb.TrainingStep:
-    """One step, its numbers told apart by its own and its attempt's."""
+    """Return a step whose values depend on its number and attempt."""
     return pb.TrainingStep(
         **{
             "step": number,
@@ -237,7 +237,7 @@ def training_step(number: int, attempt: int, num_groups: int, **fields: object) 
 
 
 def loaded_model(directory: Path, **fields: object) -> ModelInfo:
-    """A model as the engine reports it, in that directory."""
+    """Return a model in this directory as the engine reports it."""
     return ModelInfo(
         **{
             "name": "m",

@@ -24,7 +24,7 @@ def row(index: int) -> torch.Tensor:
 
 
 def number_of(ids: torch.Tensor) -> int:
-    """Which row it is."""
+    """Number of the row."""
     return int(ids[0]) * VOCABULARY + int(ids[1])
 
 
@@ -75,7 +75,7 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 
 
 class SeenRows:
-    """What the model really read, by forward pass: the oracle for example ids."""
+    """Inputs of the model by forward pass: the oracle for example ids."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.passes: list[list[int]] = []

@@ -117,7 +117,7 @@ def whole_run() -> list[pb.TrainingEvent]:
 
 
 def write(directory: Path, events: Iterable[pb.TrainingEvent]) -> Path:
-    """Writes a record of these events into a directory."""
+    """Write a record of these events to a directory."""
     first, *rest = events
     writer = RecordWriter.create(directory / RECORD_NAME, first)
     for event in rest:

@@ -36,7 +36,7 @@ KEPT = (4, 8)
 
 
 class Training:
-    """One training, kept at some steps, its record written as it goes.
+    """Training with checkpoints at some steps and a record.
 
     Args:
         directory: where the final model and the record go.
@@ -141,12 +141,12 @@ class Training:
 
 
 def trained(directory: Path, **options: Any) -> Path:
-    """A GPT-2 that was trained for eight steps; gives its record."""
+    """Train a GPT-2 for eight steps; return its record."""
     return Training(directory, (CORPUS * 3)[:8], **options).run()
 
 
 def groups(model: Any) -> dict[str, list[str]]:
-    """The model's parameters by group, as the contract describes them: for GPT-2 and Llama."""
+    """Return the parameters of a GPT-2 or Llama by group, as the contract defines groups."""
     found: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         part = name.split(".")
@@ -189,5 +189,5 @@ def sha256(data: bytes) -> str:
 
 
 def gpt2(directory: Path) -> GPT2LMHeadModel:
-    """A saved model, loaded without whence."""
+    """Load a saved model without whence."""
     return GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()

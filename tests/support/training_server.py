@@ -19,7 +19,7 @@ from whence_server.rpc.training_servicer import TrainingServicer
 
 
 class TrainingServer:
-    """A server that is listening.
+    """Server that is listening.
 
     Attributes:
         target: what a client connects to.

@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
 TRAINS_FOR_EVER = """
 import sys, time, types
 from pathlib import Path
-from whence_server.demo.model import demo_model
+from whence_server.demo.model import ensure_demo_model
 
 def train(given):
     Path(given["output"]).mkdir()
@@ -47,7 +47,7 @@ training = types.ModuleType("training")
 training.train = train
 training.telemetry = None
 sys.modules["whence_server.training"] = sys.modules["whence_server.training.train.train"] = training
-demo_model(Path(sys.argv[1]))
+ensure_demo_model(Path(sys.argv[1]))
 """
 
 
@@ -205,8 +205,8 @@ def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_cached_model_needs_no_training_stack(directory: Path, cache_dir: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from whence_server.demo.model import demo_model\n"
-        f"print(demo_model(Path({str(cache_dir)!r}), settings={TINY!r}))\n"
+        "from whence_server.demo.model import ensure_demo_model\n"
+        f"print(ensure_demo_model(Path({str(cache_dir)!r}), settings={TINY!r}))\n"
         "print({'torch', 'transformers'} & sys.modules.keys())\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""How a text's probability grew: the curve, its allocation to parameters, and what is refused."""
+"""Emergence of a text: curve, allocation to parameter groups, and refusals."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def traced(record: Path, **fields: Any) -> list[TraceEmergenceResponse]:
 
 @torch.no_grad()
 def logprob(model: Any, prompt_ids: list[int], continuation_ids: list[int]) -> float:
-    """As the definition has it, token by token."""
+    """Compute log p token by token, as defined."""
     total = 0.0
     for place, token in enumerate(continuation_ids):
         before = torch.tensor([prompt_ids + continuation_ids[:place]])
@@ -85,7 +85,7 @@ def logprob(model: Any, prompt_ids: list[int], continuation_ids: list[int]) -> f
 def riemann(
     start: Any, end: Any, model: Any, text: tuple[list[int], list[int]], num_points: int
 ) -> dict[str, float]:
-    """The allocation by brute force: the midpoint rule with many points, group by group."""
+    """Compute the allocation with the midpoint rule and many points, group by group."""
     first, last = dict(start.named_parameters()), dict(end.named_parameters())
     sums = dict.fromkeys(groups(model), 0.0)
     names = {name: group for group, members in groups(model).items() for name in members}

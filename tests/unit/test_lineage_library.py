@@ -1,4 +1,4 @@
-"""Which runs are known: where they are looked for, what is left out, and which made a model."""
+"""Library of runs: search, damaged records, and links from models."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The record of a training run: appended, read back, followed, and never half an entry."""
+"""Writer and reader of a training run's record."""
 
 import hashlib
 import os
@@ -183,7 +183,7 @@ def test_a_record_that_was_not_begun_can_be_begun_and_not_appended_to(tmp_path: 
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, num_bytes: int, error: BaseException) -> None:
-    """The next write ends after so many bytes, by a signal or by a full disk."""
+    """Make the next write end after `num_bytes` bytes, by a signal or by a full disk."""
     pwrite = os.pwrite
 
     def interrupted(descriptor: int, octets: bytes, offset: int) -> int:

@@ -1,4 +1,4 @@
-"""A run folded from its record: what it says at any moment, and what it looks up."""
+"""State of a run read from its record, and reading of steps and documents on demand."""
 
 import hashlib
 import os

@@ -337,7 +337,7 @@ def test_an_adapter_that_was_added_to_a_model_of_transformers_is_one(
 
 
 class SavesHalf(Trainer):
-    """Writes what is no float32 any more."""
+    """Write the weights in another dtype."""
 
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         model = copy.deepcopy(self.model).to(torch.float16)

@@ -1,4 +1,4 @@
-"""A training that goes on, or begins again: the same run, or one that is refused."""
+"""Trainings that resume or begin again: continued in the same run, or refused."""
 
 import shutil
 from itertools import chain
@@ -104,7 +104,7 @@ def test_a_record_that_begins_at_a_checkpoint_names_it(tmp_path: Path) -> None:
 
 
 def tried_again(directory: Path, num_steps: int) -> Trainer:
-    """Begins again with a smaller batch, once so many steps were made."""
+    """Trainer that begins again with a smaller batch after `num_steps` steps."""
 
     class Small(Trainer):
         def training_step(self, model: Any, inputs: Any, *args: Any) -> torch.Tensor:

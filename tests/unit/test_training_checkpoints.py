@@ -1,4 +1,4 @@
-"""What a trainer saves and measures: on record with its digests, by the step of its weights."""
+"""Recording of checkpoints and evaluations, with digests and the step of the weights."""
 
 from contextlib import nullcontext
 from pathlib import Path

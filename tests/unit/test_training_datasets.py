@@ -1,4 +1,4 @@
-"""Whatever a trainer reads: its examples have ids, and its model sees nothing of them."""
+"""Example ids for all kinds of datasets, hidden from the model."""
 
 from pathlib import Path
 from typing import Any

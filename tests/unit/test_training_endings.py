@@ -1,4 +1,4 @@
-"""How a training ends, and that its record is whole and free then."""
+"""Ends of trainings, after which the record is whole and unlocked."""
 
 import errno
 import os
@@ -228,7 +228,7 @@ def test_a_second_training_in_a_with_block_goes_on_with_the_record(tmp_path: Pat
 def test_a_model_s_folder_that_is_gone_by_the_end_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A model that was saved for a moment, to be sent elsewhere, is nobody's loss."""
+    """A folder that is deleted before the end is not an error."""
     trainer = trainer_of(tmp_path / "run", max_steps=2)
     kept, gone, full = (tmp_path / name for name in ("kept", "gone", "full"))
     copy = shutil.copyfile

@@ -305,7 +305,7 @@ async def test_bad_variables_and_bad_records_are_refused(
 
 
 class Collecting(MetricExporter):
-    """Keeps what it is given."""
+    """Exporter that keeps the metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ class Collecting(MetricExporter):
 
 
 def pushed(events: Iterable[TrainingEvent]) -> MetricsData:
-    """The metrics of a run, as the first push at its end has them."""
+    """Return a run's metrics in the push at its end."""
     exporter = Collecting()
     options = PushOptions(OtlpSettings(endpoint="http://127.0.0.1:1"), 3600.0)
     metrics = TrainingMetrics(service_resource("0"), "0", exporter, options)

@@ -50,7 +50,7 @@ class Plain(Dataset[Any]):
 
 
 class Columns(Plain):
-    """Gives a batch as a dictionary of columns, as many as the batch has rows."""
+    """Collator that returns a dictionary with one column for each row of the batch."""
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         rows = torch.stack([row(index) for index in indices])
@@ -63,7 +63,7 @@ class ByName(Plain):
 
 
 class Batches(IterableDataset[Any]):
-    """Gives whole batches."""
+    """Dataset that returns whole batches."""
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for first in range(0, 20, 4):
@@ -110,7 +110,7 @@ def as_pair(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class OwnLoader(Trainer):
-    """A loader that knows nothing of Accelerate, with torch's own collate."""
+    """Loader without Accelerate, with torch's default collator."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train_dataset, batch_size=4)
@@ -131,7 +131,7 @@ class Strict(DataLoader[Any]):
 
 
 class ByItself(DataLoader[Any]):
-    """Makes its batches from its dataset, and not by what torch makes of it."""
+    """Loader that builds batches from its dataset without torch's iterator."""
 
     def __iter__(self) -> Any:
         if not isinstance(self.dataset, Plain):
@@ -151,7 +151,7 @@ class LoaderByItself(Trainer):
 
 
 class StrictBatch(UserDict[str, torch.Tensor]):
-    """A batch that is made of these columns alone, by Accelerate as well."""
+    """Batch type with a fixed set of columns, also when Accelerate copies it."""
 
     def __init__(self, columns: Any) -> None:
         super().__init__(only_columns(columns))
@@ -162,7 +162,7 @@ def as_strict_batch(items: list[Any]) -> StrictBatch:
 
 
 def as_one_buffer(items: list[Any]) -> dict[str, torch.Tensor]:
-    """A tensor that is part of every batch says nothing of which batch it is."""
+    """A tensor that is part of every batch does not identify a batch."""
     ids = torch.stack([it["input_ids"] for it in items])
     return {"input_ids": ids, "labels": ids.clone(), "attention_mask": ALL_ONES[: len(ids)]}
 
@@ -205,7 +205,7 @@ class OfPairs(Trainer):
 
 
 class Mapped(Trainer):
-    """Makes its batches anew on their way."""
+    """Loader that copies its batches."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, num_items = super().get_batch_samples(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a snapshot says of weights on disk costs one reading of each file."""
+"""Number of reads of a saved model's files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A tagged dataset is to everybody else the dataset that it was."""
+"""Tagged datasets behave like the original for other code."""
 
 import pickle
 from typing import Any

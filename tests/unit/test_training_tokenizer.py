@@ -1,4 +1,4 @@
-"""An existing tokenizer: what a training needs of it, and what anybody else does."""
+"""Loading of an existing tokenizer for a training."""
 
 from pathlib import Path
 

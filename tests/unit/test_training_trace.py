@@ -1,4 +1,4 @@
-"""A training run's record as a trace: which spans, whose children, when."""
+"""Trace of a training run: spans, parents and times."""
 
 import math
 from collections import Counter

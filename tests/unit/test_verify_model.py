@@ -1,4 +1,4 @@
-"""What verify-model accepts, and that it names whatever is not as the record has it."""
+"""Verification of models: accepted directories, and the name of each difference."""
 
 import argparse
 import json
@@ -355,6 +355,6 @@ def test_invalid_replay_steps_are_refused(
 
 
 def _last_byte_of(tensor: str, octets: bytes) -> int:
-    """Where it lies in a safetensors file: https://huggingface.co/docs/safetensors, Format."""
+    """Return a tensor's byte range: https://huggingface.co/docs/safetensors, Format."""
     size = int.from_bytes(octets[:8], "little")
     return 8 + size + json.loads(octets[8 : 8 + size])[tensor]["data_offsets"][1] - 1

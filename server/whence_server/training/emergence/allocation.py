@@ -65,7 +65,7 @@ def allocate(
     deltas = {name: end[name] - start[name] for name in parameters}
     group_of = {name: number for number, names in enumerate(groups) for name in names}
 
-    def gradient_along_the_line(t: float) -> Vector:
+    def compute_gradient(t: float) -> Vector:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(start[name]).add_(deltas[name], alpha=t)
@@ -79,7 +79,7 @@ def allocate(
         return contributions
 
     integral = integrate(
-        gradient_along_the_line,
+        compute_gradient,
         relative_tolerance=RELATIVE_TOLERANCE,
         absolute_tolerance=ABSOLUTE_TOLERANCE_NATS,
         max_points=MAX_GRADIENTS,

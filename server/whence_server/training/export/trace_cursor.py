@@ -106,10 +106,10 @@ class TraceCursor:
             batch = spans[begin : begin + _MAX_BATCH_SPANS]
             behind = spans[begin + _MAX_BATCH_SPANS :]
 
-            async def other(behind: list[Span] = behind) -> bytes | None:
+            async def pick_other(behind: list[Span] = behind) -> bytes | None:
                 return encode_span(random.choice(behind)) if behind else None  # noqa: S311 - no secret
 
-            await self._delivery.deliver([encode_span(span) for span in batch], other)
+            await self._delivery.deliver([encode_span(span) for span in batch], pick_other)
 
     def _begin(self, started: TrainingRunStarted) -> None:
         try:

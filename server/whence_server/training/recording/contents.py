@@ -140,7 +140,7 @@ def compute_tokenizer_digest(directory: Path, files: Mapping[str, FileDigest] | 
 
 
 def _digest_over(directory: Path, names: list[str], files: Mapping[str, FileDigest] | None) -> str:
-    known = digest_files(directory, names) if files is None else files
+    known = digest_existing_files(directory, names) if files is None else files
     return digest_model_files([known[name] for name in names])
 
 

@@ -46,7 +46,7 @@ class TaggedBatch(NamedTuple):
 
 
 class TaggedCollator:
-    """A collator for tagged items: its own makes the batch, and the ids go beside it."""
+    """Collator for tagged items; the original collator makes the batch."""
 
     def __init__(self, collator: Callable[[Any], Any]) -> None:
         self.collator = collator
