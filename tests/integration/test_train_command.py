@@ -579,7 +579,7 @@ def test_a_signal_interrupts_and_a_full_disk_ends_a_training_that_can_go_on(
         env=environment,
     )
     assert run.returncode == 1, run.stderr[-3000:]
-    assert "make room and go on with --resume" in run.stderr.splitlines()[-1]
+    assert "free space and resume with --resume" in run.stderr.splitlines()[-1]
     last = events_in(output)[-1]
     assert last.attempt_finished.state == TrainingState.TRAINING_STATE_FAILED
     assert not (output / "config.json").exists()
@@ -589,7 +589,7 @@ def test_a_signal_interrupts_and_a_full_disk_ends_a_training_that_can_go_on(
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "--resume goes on from the last checkpoint" in told
+    assert "resume from the last checkpoint with --resume" in told
     last = events_in(output)[-1]
     assert (last.attempt_finished.attempt, last.attempt_finished.step) == (2, 2)
     assert last.attempt_finished.state == TrainingState.TRAINING_STATE_INTERRUPTED

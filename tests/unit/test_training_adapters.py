@@ -266,13 +266,15 @@ def test_a_merged_model_that_is_not_on_record_is_merged_again_and_compared(
     whole.save_pretrained(tmp_path / "run" / "merged")
     report = verify(tmp_path / "run" / "merged")
     assert report.verdict is Verdict.VERIFIED
-    assert any(note.startswith("not to the bit: the largest difference") for note in report.notes)
+    assert any(
+        note.startswith("not bitwise equal: the largest difference") for note in report.notes
+    )
     for harm in (0.001, float("nan")):
         weight.copy_(original)[0, 0] += harm
         whole.save_pretrained(tmp_path / "run" / "merged")
         report = verify(tmp_path / "run" / "merged")
         assert report.verdict is Verdict.NOT_VERIFIED
-        assert "not what the adapter of step 4 merged into" in report.findings[-1].problem
+        assert "different from the adapter of step 4 merged into" in report.findings[-1].problem
 
 
 def test_a_merge_of_an_earlier_step_is_not_held_to_a_later_one_on_record(

@@ -81,7 +81,7 @@ def test_unwritable_record_stays_whole_and_ends_a_training_that_requires_it(
 
     monkeypatch.setattr(os, "pwrite", half)
     if required:
-        with pytest.raises(LineageError, match="No space left on device; make room"):
+        with pytest.raises(LineageError, match="No space left on device; free space"):
             trainer.train()
     else:
         trainer.train()

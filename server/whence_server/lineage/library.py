@@ -119,7 +119,7 @@ class RunLibrary:
         found: dict[str, TrainingRun] = {}
         for path in paths:
             run = self._refresh_run(path)
-            # A record is copied beside models that are saved elsewhere: the original goes on.
+            # Models that are saved elsewhere have copies of the record; the original is longer.
             if run is not None and (run.id not in found or _rank(run) > _rank(found[run.id])):
                 found[run.id] = run
         for gone in self._known.keys() - paths.keys():

@@ -264,5 +264,5 @@ def _set_aside(path: Path, descriptor: int, end_byte: int) -> None:
 def _make_write_error(path: Path, error: OSError) -> LineageError:
     hint = ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = "; free disk space, and resume from the last checkpoint"
+        hint = "; free space, and resume from the last checkpoint"
     return LineageError(f"{path} cannot be written: {error.strerror}{hint}")

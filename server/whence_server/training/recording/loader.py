@@ -165,7 +165,7 @@ def _tag(loader: Any) -> Iterator[None]:
         share.dataset = tag(dataset.dataset)
     else:
         share = tag(dataset)
-    # A data loader lets nobody set these the usual way.
+    # A data loader does not allow these attributes to be set.
     vars(loader).update(dataset=share, collate_fn=TaggedCollator(collate))
     try:
         yield

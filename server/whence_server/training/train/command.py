@@ -27,7 +27,7 @@ def run(given: dict[str, Any]) -> int:
     try:
         trained = train(given)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; resume from the last checkpoint with --resume", file=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)

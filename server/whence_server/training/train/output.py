@@ -29,8 +29,8 @@ def save_model(model: Any, tokenizer: Any, output: Path) -> None:
             path.replace(output / path.name)
     except (OSError, SafetensorError) as error:
         raise LineageError(
-            f"the model cannot be written to {output} ({error}): if the disk is full, make room "
-            "and go on with --resume"
+            f"the model cannot be written to {output} ({error}): if the disk is full, free space "
+            "and resume with --resume"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -25,7 +25,7 @@ class _TextTrainer(Trainer):
             detail = str(error).splitlines()[0]
             raise LineageError(
                 f"the checkpoint of step {self.state.global_step} cannot be written ({detail}): "
-                "if the disk is full, make room and go on with --resume"
+                "if the disk is full, free space and resume with --resume"
             ) from error
 
 

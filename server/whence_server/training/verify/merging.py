@@ -190,9 +190,9 @@ def _report_comparison(
         report.base = f"{what}, computed again: the same to the bit"
         return
     report.base = f"{what}, computed again: {report.num_tensors} tensors are the same to the bit"
-    told = f"the largest difference is {merged.margin:.3g} times what rounding makes"
+    told = f"the largest difference is {merged.margin:.3g} units of rounding"
     if merged.margin <= _ROUNDING:
-        report.notes.append(f"not to the bit: {told}, as of a merge on another machine")
+        report.notes.append(f"not bitwise equal: {told}, as after a merge on another machine")
         return
-    problem = f"not on record, and not what {what} gives: {told}"
+    problem = f"not on record, and different from {what}: {told}"
     report.findings.append(Finding("model", str(report.directory), problem))

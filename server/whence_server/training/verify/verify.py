@@ -277,7 +277,7 @@ def _describe_additions(
         known = (
             "to the byte the one that the run began with"
             if run.started.tokenizer_digest == report.tokenizer_digest != ""
-            else "not on record: which one goes with these weights cannot be told"
+            else "not on record, so that it cannot be checked"
         )
         report.notes.append(
             f"added to what was saved: {', '.join(added.preparing)}; this tokenizer is {known}"
