@@ -279,7 +279,7 @@ def test_a_merkle_root_that_the_documents_do_not_have_is_refused(tmp_path: Path)
 def test_missing_documents_are_noticed(tmp_path: Path) -> None:
     with RecordBuilder(tmp_path) as builder:
         builder.append(documents=pb.TrainingDocuments(first_index=3))
-    with pytest.raises(LineageError, match=r"entry 2: .* item 3 .* missing"):
+    with pytest.raises(LineageError, match=r"entry 2: item 3 .* missing"):
         TrainingRun.open(builder.path)
 
 

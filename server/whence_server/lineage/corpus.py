@@ -28,7 +28,7 @@ class Chunks:
         """
         if first > self.num_items:
             raise LineageError(
-                f"item {first} of the training set follows the first "
+                f"item {first} of the training set is recorded after "
                 f"{self.num_items} items; the items in between are missing"
             )
         num_known = min(self.num_items - first, num_items)
