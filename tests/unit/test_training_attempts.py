@@ -142,7 +142,7 @@ def test_smaller_batch_after_the_first_step_stops_recording(
     assert "recording has stopped, and the training continues: the trainer" in caplog.text
     again = trainer_of(tmp_path, model=trainer.model)
     record(again, restart=True)
-    with pytest.raises(LineageError, match="not at the weights that the run began at"):
+    with pytest.raises(LineageError, match="and the run on record began with"):
         again.train()
     events = events_in(tmp_path)
     kinds = [event.WhichOneof("event") for event in events]
