@@ -73,9 +73,9 @@ def test_whence_endpoint_variable_overrides_the_opentelemetry_variables() -> Non
     ("arguments", "environment", "words"),
     [
         (["--jaeger-url", "http://localhost:16686"], {}, "does not say where the trace id goes"),
-        (["--trace-url", "http://h/{trace_id}"], {}, "say where they go"),
-        ([], {"WHENCE_TRACE_URL": "http://h/{trace_id}"}, "say where they go"),
-        (["serve", "--trace-url", "http://h/{trace_id}"], {}, "is for the show"),
+        (["--trace-url", "http://h/{trace_id}"], {}, "needs a collector of your own"),
+        ([], {"WHENCE_TRACE_URL": "http://h/{trace_id}"}, "needs a collector of your own"),
+        (["serve", "--trace-url", "http://h/{trace_id}"], {}, "does not go with serve"),
     ],
 )
 def test_trace_url_without_a_collector_is_refused_before_training(

@@ -207,7 +207,7 @@ def test_nothing_is_replayed_by_a_broken_record(
     octets = (model / RECORD_NAME).read_bytes()
     (model / RECORD_NAME).write_bytes(octets[:80] + bytes([octets[80] ^ 1]) + octets[81:])
     assert _command(str(model), "--replay", "4:8") == 1
-    assert "nothing is trained again" in capsys.readouterr().out
+    assert "nothing was trained again" in capsys.readouterr().out
 
 
 def _command(*arguments: str) -> int:

@@ -45,7 +45,7 @@ def test_only_whole_frames_are_returned(messages: list[bytes], cut: int) -> None
 def test_invalid_length_is_refused() -> None:
     with pytest.raises(FramingError, match="ten bytes"):
         list(iterate_frames(b"\xff" * 11))
-    with pytest.raises(FramingError, match="is announced"):
+    with pytest.raises(FramingError, match="a message has the length"):
         list(iterate_frames(b"\xff\xff\xff\xff\x7f"))
 
 

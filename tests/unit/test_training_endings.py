@@ -248,7 +248,7 @@ def test_a_model_s_folder_that_is_gone_by_the_end_is_left_alone(
     for directory in (tmp_path / "run", kept):
         assert events_in(directory)[-1].WhichOneof("event") == "attempt_finished"
     assert events_in(full)[-1].WhichOneof("event") == "checkpoint"
-    assert "the record there ends before the training" in caplog.text
+    assert "a copy of the record ends before the training does" in caplog.text
     assert "No space left on device" in caplog.text
 
 

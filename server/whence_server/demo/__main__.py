@@ -30,7 +30,7 @@ def main() -> int:
         parser.error(str(error))
     if trace_url and not find_collector(process_environment()):
         parser.error(
-            "--trace-url needs a collector of your own, as the demo's own has no pages: set for "
+            "a trace URL needs a collector of your own, as the demo's own has no pages: set for "
             "example OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"
         )
     model = ensure_demo_model()
