@@ -58,12 +58,12 @@ from whence_server.training.train.train import train
 
 point, step, action, command = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 owner, method = {
-    "after step": (RecordedRun, "step_done"),
+    "after step": (RecordedRun, "record_step"),
     "before optimizer saved": (Trainer, "_save_optimizer_and_scheduler"),
     "before begin": (RecordWriter, "begin"),
     "after begin": (RecordWriter, "begin"),
     "after save_model": (module, "save_model"),
-    "after saved_model": (Recorder, "saved_model"),
+    "after saved_model": (Recorder, "record_saved_model"),
 }[point]
 original = getattr(owner, method)
 
@@ -74,7 +74,7 @@ def stop():
     sys.stdin.readline()
 
 def stopping(*args, **kwargs):
-    numbers = {"step_done": lambda: args[1], "_save_optimizer_and_scheduler":
+    numbers = {"record_step": lambda: args[1], "_save_optimizer_and_scheduler":
                lambda: args[0].state.global_step}
     is_here = numbers.get(method, lambda: step)() == step
     if point.startswith("before") and is_here:

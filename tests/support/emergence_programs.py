@@ -4,10 +4,10 @@
 ANSWERS = """
 import json, sys
 from whence.v1 import training_pb2 as pb
-from whence_server.lineage.framing import framed
+from whence_server.lineage.framing import frame_message
 asked = json.loads(sys.stdin.readline())
 def send(**result):
-    sys.stdout.buffer.write(framed(pb.TraceEmergenceResponse(**result).SerializeToString()))
+    sys.stdout.buffer.write(frame_message(pb.TraceEmergenceResponse(**result).SerializeToString()))
     sys.stdout.buffer.flush()
 send(started=pb.EmergenceStarted(
     continuation_texts=[asked["record"], asked["prompt"], asked["continuation"],
@@ -22,9 +22,9 @@ for step in (0, 5, 10):
 WAITS = """
 import sys
 from whence.v1 import training_pb2 as pb
-from whence_server.lineage.framing import framed
+from whence_server.lineage.framing import frame_message
 sys.stdin.readline()
-sys.stdout.buffer.write(framed(pb.TraceEmergenceResponse(
+sys.stdout.buffer.write(frame_message(pb.TraceEmergenceResponse(
     started=pb.EmergenceStarted()).SerializeToString()))
 sys.stdout.buffer.flush()
 """
