@@ -151,7 +151,7 @@ def test_smaller_batch_after_the_first_step_stops_recording(
     assert finished.step == 2
     assert finished.state == TrainingState.TRAINING_STATE_UNRECORDED
     assert "after 2 steps, whose effect stays in the weights" in finished.error
-    assert finished.error.endswith("now, 3")
+    assert finished.error.endswith("smaller batch size, 3")
     # From the weights that it began at it is the same run.
     fresh = trainer_of(tmp_path)
     record(fresh, restart=True)
