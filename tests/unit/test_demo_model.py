@@ -45,8 +45,7 @@ def train(given):
 
 training = types.ModuleType("training")
 training.train = train
-training.telemetry = None
-sys.modules["whence_server.training"] = sys.modules["whence_server.training.train.train"] = training
+sys.modules["whence_server.training.train.train"] = training
 ensure_demo_model(Path(sys.argv[1]))
 """
 
