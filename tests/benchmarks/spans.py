@@ -11,8 +11,8 @@ from storage import varied_step
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.journal.codec import encode_step
-from whence_server.telemetry.export.readable import readable_spans
-from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.export.readable import make_readable_spans
+from whence_server.telemetry.export.resource import Envelope, make_service_resource
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
 STEPS_PER_S = (1_000, 5_000)
@@ -51,19 +51,19 @@ class Encoding:
 
     async def _ours(self) -> float:
         encoder = SpanEncoder(StartOnly(self._start), None, step_candidates=self._candidates)
-        envelope = Envelope(service_resource("0"), "0")
+        envelope = Envelope(make_service_resource("0"), "0")
         # Tokens come again, and are remembered: the first half is not counted.
         for entry in self._entries[:NUM_STEPS]:
             await encoder.encode(entry)
         entries = self._entries[NUM_STEPS:]
         begun = time.process_time()
         spans = [span for entry in entries for span in await encoder.encode(entry)]
-        self.request = envelope.request(spans)
+        self.request = envelope.make_request(spans)
         return (time.process_time() - begun) / NUM_STEPS * 1e6
 
     def theirs(self) -> float:
         """Microseconds of a span that the SDK has already, to the same request's bytes."""
-        spans = list(readable_spans(self.request))
+        spans = list(make_readable_spans(self.request))
         begun = time.process_time()
         request = encode_spans(spans).SerializeToString()
         us = (time.process_time() - begun) / NUM_STEPS * 1e6

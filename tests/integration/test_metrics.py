@@ -17,7 +17,7 @@ from telemetry_journal import START_NS, TRACE_ID, call, finished, started, step
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import FinishIndex, GenerationIndex, Journal
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.live import LiveServer
 from whence_server.telemetry.metrics.http import MetricsServer
@@ -68,7 +68,7 @@ async def opened(
     journal = await Journal.open(data_dir)
     exports = {"otlp-spans": busy_export()}
     metrics = Metrics(
-        journal, service_resource("1"), "1", live or live_server(), exports, options=AT_ONCE
+        journal, make_service_resource("1"), "1", live or live_server(), exports, options=AT_ONCE
     )
     metrics.start()
     try:

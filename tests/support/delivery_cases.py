@@ -9,7 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from whence_server.telemetry.export.backoff import Backoff
 from whence_server.telemetry.export.delivery import Delivery
 from whence_server.telemetry.export.outcomes import Accepted, Failed, Outcome
-from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.export.resource import Envelope, make_service_resource
 from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.export.trial import Others
 from whence_server.telemetry.spans.spans import describe_span
@@ -49,7 +49,7 @@ class Case:
         self.slept: list[float] = []
         self.delivery = Delivery(
             self.collector,
-            Envelope(service_resource("0"), "0"),
+            Envelope(make_service_resource("0"), "0"),
             self.stats,
             Backoff(0.1, 30.0),
             self._sleep,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from whence_server.telemetry.export.exporter import EntryEncoder, ExportOptions, JournalExporter
 from whence_server.telemetry.export.outcomes import SpanSink
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.follower import DurableCursor, FollowOptions, JournalFollower
 from whence_server.telemetry.journal import CursorStore, FollowedJournal
@@ -44,7 +44,7 @@ class JournalExport:
             journal,
             sink,
             encoder or SpanEncoder(journal),
-            service_resource("0"),
+            make_service_resource("0"),
             "0",
             options=sizes,
             hide_words=hide_words,
@@ -63,8 +63,8 @@ class JournalExport:
     def start(self) -> None:
         self._follower.start()
 
-    def lag(self) -> Lag:
-        return self._follower.lag()
+    def measure_lag(self) -> Lag:
+        return self._follower.measure_lag()
 
     async def flush(self, timeout_s: float) -> bool:
         return await self._follower.flush(timeout_s)

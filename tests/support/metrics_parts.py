@@ -13,7 +13,7 @@ from telemetry_journal import MemoryJournal, call, finished, started, step
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import JournalError
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.lag import Lag
 from whence_server.telemetry.live import Consumer, LiveServer
@@ -71,7 +71,7 @@ async def measuring(
 ) -> AsyncIterator[Metrics]:
     """Metrics that follow the journal from its present end, beside an export of spans."""
     options = {"options": AT_ONCE, **options}
-    resource = service_resource("9.8.7", environment=environment)
+    resource = make_service_resource("9.8.7", environment=environment)
     exports = {"otlp-spans": busy_export()}
     metrics = Metrics(journal, resource, "9.8.7", live or live_server(), exports, **options)
     metrics.start()
@@ -84,7 +84,7 @@ async def measuring(
 def bring_to_life(live: LiveServer, metrics: Metrics) -> None:
     live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
     live.show_generations(Generations())
-    metrics.committed(0.004)
+    metrics.record_commit(0.004)
 
 
 def busy(journal: MemoryJournal) -> None:

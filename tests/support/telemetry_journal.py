@@ -122,7 +122,7 @@ def call(generation_id: str, num_steps: int = 0, **fields: object):
 
 @dataclass
 class MemoryJournal:
-    """Implements telemetry's `SpanJournal`; it outlives the exporters that read it."""
+    """Journal in memory, as telemetry reads it; it outlives the exporters that read it."""
 
     entries: list[Entry] = field(default_factory=list)
     cursors: dict[str, int] = field(default_factory=dict)

@@ -17,8 +17,8 @@ from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.otlp_text import parse_resource_attributes
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.export.outcomes import Accepted
-from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.metrics.otlp import otlp_exporter
+from whence_server.telemetry.export.resource import make_service_resource
+from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.training.export import start as training_telemetry
 
 LATIN_1 = b"caf\xe9".decode(errors="surrogateescape")
@@ -67,7 +67,7 @@ def test_settings_that_are_text_must_be_utf_8() -> None:
 )
 def test_malformed_resource_attributes_are_an_error(text: str, words: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        service_resource("1", environment={"OTEL_RESOURCE_ATTRIBUTES": text})
+        make_service_resource("1", environment={"OTEL_RESOURCE_ATTRIBUTES": text})
     assert words in str(caught.value)
     assert str(caught.value).startswith("OTEL_RESOURCE_ATTRIBUTES: ")
     with pytest.raises(ConfigurationError, match="OTEL_RESOURCE_ATTRIBUTES: "):
@@ -153,7 +153,7 @@ async def test_binary_header_arrives_decoded(padded: bool) -> None:
     assert await sink.export(b"") == Accepted()
     await sink.close()
     assert seen == [token]
-    exporter = otlp_exporter(settings, {})
+    exporter = make_otlp_exporter(settings, {})
     assert ("x-token-bin", token) in exporter._headers
     exporter.shutdown()
     await server.stop(None)

@@ -11,7 +11,7 @@ import yaml
 
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Kind
-from whence_server.telemetry.metrics.prometheus import family_name
+from whence_server.telemetry.metrics.prometheus import get_family_name
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 BOARDS: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ ALL_PANELS = {
 every_panel = pytest.mark.parametrize("panel", ALL_PANELS.values(), ids=ALL_PANELS.keys())
 # The journal's commits are nobody's request: their exemplars would lead nowhere.
 WITH_TRACES = {
-    family_name(it.name, it.unit) for it in catalogue.ALL if it.kind is Kind.HISTOGRAM
+    get_family_name(it.name, it.unit) for it in catalogue.ALL if it.kind is Kind.HISTOGRAM
 } - {"whence_journal_commit_duration_seconds"}
 
 

@@ -15,17 +15,17 @@ from deploy_queries import (
 )
 
 from whence.v1.generation_pb2 import FinishReason
-from whence_server.telemetry.export.resource import service_resource
-from whence_server.telemetry.metrics import catalogue, words
+from whence_server.telemetry.export.resource import make_service_resource
+from whence_server.telemetry.metrics import attribute_values, catalogue
 from whence_server.telemetry.metrics.catalogue import Kind
-from whence_server.telemetry.metrics.prometheus import family_name, label_name
+from whence_server.telemetry.metrics.prometheus import get_family_name, get_label_name
 from whence_server.telemetry.training import metrics as training
 
 RULE_TESTS = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yml").read_text(encoding="utf-8"))
 
 # Put on every series by the scrape, whatever the page says.
 TARGET_LABELS = frozenset({"instance", "job"})
-# Of a server's resource, those that the dashboards rely on: `service_resource` sets them.
+# Of a server's resource, those that the dashboards rely on: `make_service_resource` sets them.
 RESOURCE_LABELS = frozenset({"service_name", "telemetry_sdk_name"})
 
 
@@ -33,8 +33,8 @@ def known_metrics() -> dict[str, frozenset[str]]:
     """Every series of servers and trainings, and what the rules record of them; with labels."""
     known: dict[str, frozenset[str]] = {}
     for definition in (*catalogue.ALL, training.NON_FINITE):
-        name = family_name(definition.name, definition.unit)
-        labels = frozenset(map(label_name, definition.attributes)) | TARGET_LABELS
+        name = get_family_name(definition.name, definition.unit)
+        labels = frozenset(map(get_label_name, definition.attributes)) | TARGET_LABELS
         if definition.kind is Kind.COUNTER:
             known[name + "_total"] = labels
         elif definition.kind is Kind.GAUGE:
@@ -111,7 +111,7 @@ def test_every_metric_is_on_a_dashboard() -> None:
     shown = {metric for query in dashboard_queries() for metric in read_query(query.text).metrics}
     families = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in shown}
     for definition in catalogue.ALL:
-        name = family_name(definition.name, definition.unit)
+        name = get_family_name(definition.name, definition.unit)
         name += "_total" if definition.kind is Kind.COUNTER else ""
         assert name in families
 
@@ -119,10 +119,10 @@ def test_every_metric_is_on_a_dashboard() -> None:
 def test_what_labels_are_compared_with_the_server_says() -> None:
     said = {
         "whence_generation_finish_reason": {
-            words.finish_reason(reason) for reason in FinishReason.values()
+            attribute_values.get_finish_reason(reason) for reason in FinishReason.values()
         },
         "whence_export_outcome": {"exported", "rejected", "set_aside"},
-        "telemetry_sdk_name": {str(service_resource("1").attributes["telemetry.sdk.name"])},
+        "telemetry_sdk_name": {str(make_service_resource("1").attributes["telemetry.sdk.name"])},
     }
     compared = [
         (label, value)

@@ -246,7 +246,7 @@ def test_differences_are_printed_and_repaired_with_rebuild(data_dir, capsys):
     assert main(arguments) == 1
     assert f"generations {FIRST} model: stored 'other', expected 'tiny'" in capsys.readouterr().err
     assert main([*arguments, "--rebuild"]) == 0
-    assert "1 rows written anew" in capsys.readouterr().out
+    assert "1 rows were rebuilt" in capsys.readouterr().out
     assert main(arguments) == 0
 
 

@@ -9,7 +9,7 @@ from telemetry_journal import MemoryJournal
 
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
-from whence_server.telemetry.metrics.prometheus import family_name
+from whence_server.telemetry.metrics.prometheus import get_family_name
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
@@ -88,7 +88,7 @@ async def test_the_page_has_every_metric_of_the_catalogue_and_its_buckets() -> N
         busy(journal)
         assert await metrics.flush(30)
         families = families_of(metrics)
-    expected = {family_name(it.name, it.unit): it for it in catalogue.ALL}
+    expected = {get_family_name(it.name, it.unit): it for it in catalogue.ALL}
     foreign = {"target"} | {name for name in families if "process_" in name}
     assert families.keys() - foreign == expected.keys()
     for name, definition in expected.items():
@@ -105,7 +105,7 @@ def test_every_metric_is_in_one_list() -> None:
 
 
 def row(definition: Definition) -> str:
-    page = family_name(definition.name, definition.unit)
+    page = get_family_name(definition.name, definition.unit)
     page += "_total" if definition.kind is Kind.COUNTER else ""
     attributes = ", ".join(f"`{name}`" for name in definition.attributes)
     return (

@@ -151,7 +151,7 @@ async def test_exemplars_name_the_generations_own_spans(journal: MemoryJournal) 
         assert await metrics.flush(30)
         found = list(exemplars_in(families_of(metrics)))
     ids = SpanIds(bytes.fromhex(TRACE_ID), "seen")
-    decodes = {ids.decode(0).hex(), ids.decode(1).hex()}
+    decodes = {ids.get_decode_id(0).hex(), ids.get_decode_id(1).hex()}
     spans: dict[str, set[str]] = {}
     for name, labels, _ in found:
         assert labels["trace_id"] == TRACE_ID
@@ -160,7 +160,7 @@ async def test_exemplars_name_the_generations_own_spans(journal: MemoryJournal) 
     for name in ("whence_step_entropy", "whence_step_surprise", "whence_draw_margin"):
         assert spans.pop(name) <= decodes
     assert "gen_ai_server_request_duration_seconds" in spans
-    assert all(ids_seen == {ids.generation().hex()} for ids_seen in spans.values())
+    assert all(ids_seen == {ids.get_generation_id().hex()} for ids_seen in spans.values())
 
 
 async def test_an_unsampled_generation_is_measured_and_has_no_exemplar(

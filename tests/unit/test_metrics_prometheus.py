@@ -23,10 +23,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry_journal import MemoryJournal
 
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Kind
-from whence_server.telemetry.metrics.prometheus import Translation, target_info, unit_name
+from whence_server.telemetry.metrics.prometheus import Translation, get_unit_name, make_target_info
 from whence_server.telemetry.metrics.reader import MetricsReader
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
 
@@ -38,7 +38,7 @@ def journal() -> MemoryJournal:
 
 def test_names_labels_and_numbers_are_the_official_exporters() -> None:
     """Every instrument of the catalogue, through both, from one provider."""
-    registry, resource = CollectorRegistry(), service_resource("1")
+    registry, resource = CollectorRegistry(), make_service_resource("1")
     official = PrometheusMetricReader(registry=registry, scope_info_enabled=False)
     ours = MetricsReader(StepHistograms(0), resource, "1")
     views = [
@@ -64,7 +64,7 @@ def test_names_labels_and_numbers_are_the_official_exporters() -> None:
                 histogram = meter.create_histogram(it.name, it.unit, it.description)
                 for value in (0.0, 0.01, 1e9):
                     histogram.record(value, row)
-    translated = [target_info(resource), *Translation().families(ours.read())]
+    translated = [make_target_info(resource), *Translation().translate(ours.read())]
 
     class Ours:
         def collect(self) -> Iterator[Any]:
@@ -76,7 +76,7 @@ def test_names_labels_and_numbers_are_the_official_exporters() -> None:
 
 def test_a_unit_without_a_known_word_is_an_error() -> None:
     with pytest.raises(ValueError, match="'furlong'"):
-        unit_name("furlong")
+        get_unit_name("furlong")
 
 
 async def test_the_format_is_the_one_that_the_scraper_accepts(journal: MemoryJournal) -> None:

@@ -22,10 +22,10 @@ from whence_server.config.telemetry import read_push_options
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.domain.telemetry import PushOptions, TemporalityPreference
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.metrics import Metrics
-from whence_server.telemetry.metrics.otlp import otlp_exporter
+from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 
 NOWHERE = OtlpSettings(endpoint="http://127.0.0.1:1")
 SOON_S = 0.01
@@ -186,7 +186,7 @@ async def test_the_first_push_that_is_refused_and_the_first_that_is_taken_are_lo
     async with measuring(journal, push=PushOptions(NOWHERE, SOON_S), exporter=exporter):
         await until(lambda: len(exporter.given) > 1)
     assert exporter.refuses == 0
-    assert caplog.text.count("the points until then are missing") == 1
+    assert caplog.text.count("the points until then are lost") == 1
     assert caplog.text.count("metrics are pushed again") == 1
 
 
@@ -220,13 +220,13 @@ def test_certificates_that_are_none_are_an_error(protocol: OtlpProtocol, endpoin
     nonsense = Path(__file__)
     settings = OtlpSettings(endpoint=endpoint, protocol=protocol, certificate=nonsense)
     with pytest.raises(ConfigurationError, match=r"test_metrics_push.py holds no certificates"):
-        otlp_exporter(settings, {})
+        make_otlp_exporter(settings, {})
 
 
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(journal: MemoryJournal) -> None:
     options = PushOptions(NOWHERE, SOON_S)
     metrics = Metrics(
-        journal, service_resource("1"), "1", live_server(), {}, push=options, options=AT_ONCE
+        journal, make_service_resource("1"), "1", live_server(), {}, push=options, options=AT_ONCE
     )
     metrics.start()
     async with asyncio.timeout(8):  # far below the exporter's own 10 s for an answer

@@ -40,7 +40,7 @@ def test_names_that_no_model_is_loaded_by_are_refused(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert "caf\\xe9: it is not UTF-8" in capsys.readouterr().err
+    assert "caf\\xe9: the name is not UTF-8" in capsys.readouterr().err
 
 
 def test_a_variable_is_refused_too(
@@ -48,7 +48,7 @@ def test_a_variable_is_refused_too(
 ) -> None:
     monkeypatch.setenv("WHENCE_DATA_DIR", BAD)
     assert main(["serve", "--model", "."]) == 2
-    assert "WHENCE_DATA_DIR caf\\xe9: it is not UTF-8" in capsys.readouterr().err
+    assert "WHENCE_DATA_DIR caf\\xe9: the name is not UTF-8" in capsys.readouterr().err
 
 
 def test_texts_are_trained_on_and_found_again(

@@ -125,7 +125,7 @@ async def test_a_deleted_generation_has_no_event():
 async def test_bytes_that_are_no_message_are_named():
     journal = confided()
     broken = journal.entries[-1]._replace(payload=b"\xff\xff")
-    with pytest.raises(UnreadableEntryError, match=r"'g', FINISHED\) makes no event"):
+    with pytest.raises(UnreadableEntryError, match=r"'g', FINISHED\) cannot be made into an event"):
         await EventEncoder(journal, ContentCapture.EVENT_ONLY).encode(broken)
 
 

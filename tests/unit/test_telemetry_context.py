@@ -7,15 +7,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from whence_server.telemetry.context import trace_context
-from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.context import read_trace_context
+from whence_server.telemetry.export.resource import Envelope, make_service_resource
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
 
 
 def test_the_callers_trace_goes_on():
-    context = trace_context(
+    context = read_trace_context(
         [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1,b=2"), ("x-bin", b"\x00")]
     )
     assert context.trace_id == TRACE
@@ -27,13 +27,13 @@ def test_the_callers_trace_goes_on():
 
 
 def test_the_callers_wish_for_no_spans_is_honoured():
-    context = trace_context([("traceparent", f"00-{TRACE}-{SPAN}-00")])
+    context = read_trace_context([("traceparent", f"00-{TRACE}-{SPAN}-00")])
     assert context.trace_id == TRACE
     assert not context.sampled
 
 
 def test_tracestate_may_come_in_several_headers():
-    context = trace_context(
+    context = read_trace_context(
         [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1"), ("tracestate", "b=2")]
     )
     assert context.trace_state == "a=1,b=2"
@@ -53,7 +53,7 @@ def test_tracestate_may_come_in_several_headers():
     ],
 )
 def test_no_usable_parent_is_a_new_trace(metadata):
-    first, second = trace_context(metadata), trace_context(metadata)
+    first, second = read_trace_context(metadata), read_trace_context(metadata)
     assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
     assert TRACE != first.trace_id != second.trace_id
     assert first.span_id != second.span_id
@@ -63,19 +63,19 @@ def test_no_usable_parent_is_a_new_trace(metadata):
 
 
 def test_a_sampler_may_decide():
-    assert not trace_context([], sampler=ALWAYS_OFF).sampled
+    assert not read_trace_context([], sampler=ALWAYS_OFF).sampled
 
 
 def test_the_resource_is_whence_unless_the_environment_says_otherwise():
     environment = {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test,x=y%20z"}
-    resource = service_resource("1.2", {"x": "own", "service.instance.id": "i"}, environment)
+    resource = make_service_resource("1.2", {"x": "own", "service.instance.id": "i"}, environment)
     assert resource.attributes["service.name"] == "whence"
     assert resource.attributes["service.version"] == "1.2"
     assert resource.attributes["service.instance.id"] == "i"
     assert resource.attributes["x"] == "y z"
     assert resource.attributes["deployment.environment.name"] == "test"
     environment["OTEL_SERVICE_NAME"] = "mine"
-    named = service_resource("1.2", environment=environment)
+    named = make_service_resource("1.2", environment=environment)
     assert named.attributes["service.name"] == "mine"
 
 
@@ -83,7 +83,7 @@ def test_the_resource_is_whence_unless_the_environment_says_otherwise():
 def test_the_envelope_is_what_protobuf_itself_would_write(num_spans):
     spans = [Span(name="x" * index, span_id=bytes(8)) for index in range(num_spans)]
     pieces = [ScopeSpans(spans=[span]).SerializeToString() for span in spans]
-    request = Envelope(service_resource("1.2"), "1.2").request(pieces)
+    request = Envelope(make_service_resource("1.2"), "1.2").make_request(pieces)
     message = ExportTraceServiceRequest.FromString(request)
     assert message.SerializeToString() == request
     (resource_spans,) = message.resource_spans

@@ -170,6 +170,6 @@ async def test_an_overloaded_collector_that_speaks_of_its_limits_loses_nothing()
 async def test_one_line_a_reason_while_a_collector_is_away(caplog):
     case = Case(lambda _, number: TryAgain("away") if number < 100 else Accepted())
     await case.deliver("a")
-    assert caplog.text.count("spans are held back") == 1
+    assert caplog.text.count("spans are held") == 1
     assert case.stats.num_retries == 99
     assert max(case.slept) <= 30

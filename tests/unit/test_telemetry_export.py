@@ -115,7 +115,7 @@ async def test_everything_arrives_once_and_the_cursor_follows(journal):
         assert receiver.num_spans == len(expected) == exporter.stats.num_exported
         assert journal.cursors[CURSOR] == len(journal.entries)
         assert journal.advances == sorted(journal.advances)
-        assert exporter.lag().num_entries == 0
+        assert exporter.measure_lag().num_entries == 0
         assert exporter.stats.num_retries == 0
         assert max(len(pieces_in([request])) for request in receiver.requests) <= 16
         # What is committed later is sent later.
@@ -144,7 +144,7 @@ async def test_a_collector_that_is_away_for_a_while_loses_nothing(journal):
     ):
         await until(lambda: exporter.stats.num_retries >= 3)
         assert not journal.cursors
-        assert exporter.lag().num_entries == len(journal.entries)
+        assert exporter.measure_lag().num_entries == len(journal.entries)
         assert "UNAVAILABLE" in exporter.stats.last_error
         await receiver.start()
         assert await exporter.flush(20)
@@ -410,11 +410,11 @@ async def test_a_burst_of_twenty_thousand_steps_all_arrives(gzip):
 
 def test_backoff_grows_to_its_bound_and_starts_over():
     backoff = Backoff(0.1, 30.0, jitter=lambda: 1.0)
-    delays = [backoff.next_s() for _ in range(12)]
+    delays = [backoff.choose_next_s() for _ in range(12)]
     assert delays[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
     assert delays[-1] == 30.0 == max(delays)
-    assert backoff.next_s(at_least_s=100.0) == 100.0
+    assert backoff.choose_next_s(at_least_s=100.0) == 100.0
     backoff.reset()
-    assert backoff.next_s() == pytest.approx(0.1)
-    assert Backoff(0.1, 30.0, jitter=lambda: 0.0).next_s() == pytest.approx(0.05)
-    assert backoff.longest_s() == 30.0
+    assert backoff.choose_next_s() == pytest.approx(0.1)
+    assert Backoff(0.1, 30.0, jitter=lambda: 0.0).choose_next_s() == pytest.approx(0.05)
+    assert backoff.choose_longest_s() == 30.0

@@ -129,7 +129,7 @@ async def test_a_follower_with_a_cursor_goes_on_where_the_one_before_ended(journ
 async def test_a_follower_without_a_cursor_begins_at_the_present_end(journal):
     handler, end = RememberingHandler(), len(journal.entries)
     async with following(journal, handler, durable=False) as follower:
-        assert follower.lag().num_entries == 0
+        assert follower.measure_lag().num_entries == 0
         journal.append_generation("h", num_steps=3)
         assert await follower.flush(10)
     assert handler.handled == positions(journal)[end:]
@@ -194,7 +194,7 @@ async def test_flush_gives_up_in_time_and_the_lag_tells_what_waits(journal):
     async with following(journal, handler, clock=clock) as follower:
         assert not await follower.flush(0.05)
         clock.now += 60
-        assert follower.lag() == (len(journal.entries), 60.0)
+        assert follower.measure_lag() == (len(journal.entries), 60.0)
         handler.gate.set()
         assert await follower.flush(10)
-        assert follower.lag() == (0, 0.0)
+        assert follower.measure_lag() == (0, 0.0)

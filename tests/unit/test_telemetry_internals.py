@@ -9,7 +9,7 @@ from telemetry_journal import MemoryJournal, finished, started, step
 
 from whence.v1.step_pb2 import Candidates, Internals, Step
 from whence_server.domain.entries import EntryKind
-from whence_server.telemetry.otlp.attributes import key_values
+from whence_server.telemetry.otlp.attributes import encode_attributes
 from whence_server.telemetry.spans.internals import internals_attributes
 
 SHARES = st.lists(st.floats(0, 1, width=32), max_size=40)
@@ -120,7 +120,7 @@ def test_the_bytes_are_those_that_the_messages_serialise_to(positions, shares, l
         else None,
         "whence.source.self_share": 0.5,
     }
-    as_messages = Span(attributes=key_values(expected))
+    as_messages = Span(attributes=encode_attributes(expected))
     assert internals_attributes(made) == as_messages.SerializeToString()
 
 

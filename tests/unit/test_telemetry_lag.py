@@ -20,18 +20,18 @@ def test_the_oldest_that_waits_gives_the_age():
     clock = Clock()
     lag = LagClock(clock)
     lag.observe(0, 0)
-    assert lag.oldest_s() == 0.0
+    assert lag.measure_oldest_s() == 0.0
     lag.observe(5, 0)
     clock.now += 3
     lag.observe(9, 0)
     clock.now += 4
-    assert lag.oldest_s() == 7.0
+    assert lag.measure_oldest_s() == 7.0
     lag.observe(9, 4)
-    assert lag.oldest_s() == 7.0
+    assert lag.measure_oldest_s() == 7.0
     lag.observe(9, 5)
-    assert lag.oldest_s() == 4.0
+    assert lag.measure_oldest_s() == 4.0
     lag.observe(9, 9)
-    assert lag.oldest_s() == 0.0
+    assert lag.measure_oldest_s() == 0.0
 
 
 def test_a_long_absence_takes_little_memory_and_never_ages_what_is_young():
@@ -45,7 +45,7 @@ def test_a_long_absence_takes_little_memory_and_never_ages_what_is_young():
     assert len(lag._marks) <= 512
     for position in range(1, 10_000, 37):
         lag.observe(9_999, position - 1)
-        assert 0 <= lag.oldest_s() <= clock.now - committed_at[position]
+        assert 0 <= lag.measure_oldest_s() <= clock.now - committed_at[position]
 
 
 class Gate:
@@ -76,13 +76,13 @@ async def test_lag_and_counters_tell_how_the_export_stands():
     while not exporter.stats.retrying:  # noqa: ASYNC110 - counters, which nobody announces
         await asyncio.sleep(0)
     clock.now += 60
-    assert exporter.lag() == (len(journal.entries), 60.0)
+    assert exporter.measure_lag() == (len(journal.entries), 60.0)
     stats = exporter.stats
     assert (stats.last_error, stats.num_exported) == ("shut", 0)
     assert stats.num_retries > 0
     gate.open = True
     assert await exporter.flush(10)
-    lag, retrying = exporter.lag(), stats.retrying
+    lag, retrying = exporter.measure_lag(), stats.retrying
     await exporter.close()
     assert (lag, retrying) == ((0, 0.0), False)
     assert stats.num_exported > 3

@@ -26,8 +26,8 @@ from telemetry_journal import MemoryJournal
 from whence_server.domain.errors import ConfigurationError
 from whence_server.telemetry.export.outcomes import Accepted, Failed
 from whence_server.telemetry.export.plugged import PluggedSink, load_exporter
-from whence_server.telemetry.export.readable import readable_spans
-from whence_server.telemetry.export.resource import Envelope, service_resource
+from whence_server.telemetry.export.readable import make_readable_spans
+from whence_server.telemetry.export.resource import Envelope, make_service_resource
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
 LOCAL, REMOTE = 0x101, 0x301
@@ -44,7 +44,7 @@ async def whence_request() -> bytes:
     journal = journal_of_two()
     encoder = SpanEncoder(journal)
     pieces = [piece for entry in journal.entries for piece in await encoder.encode(entry)]
-    return Envelope(service_resource("0"), "0").request(pieces)
+    return Envelope(make_service_resource("0"), "0").make_request(pieces)
 
 
 def all_of_otlp() -> ExportTraceServiceRequest:
@@ -97,7 +97,7 @@ async def test_opentelemetrys_own_encoder_gives_back_what_whence_sends():
     """The SDK's OTLP exporters send, to the field, what our own would."""
     encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
     request = await whence_request()
-    again = encoder.encode_spans(list(readable_spans(request)))
+    again = encoder.encode_spans(list(make_readable_spans(request)))
     expected = ExportTraceServiceRequest.FromString(request)
     assert sum(len(s.scope_spans[0].spans) for s in expected.resource_spans) > 30
     _normalise(again)
@@ -108,7 +108,7 @@ async def test_opentelemetrys_own_encoder_gives_back_what_whence_sends():
 def test_opentelemetrys_own_encoder_gives_back_all_that_a_span_can_hold():
     encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
     request = all_of_otlp()
-    again = encoder.encode_spans(list(readable_spans(request.SerializeToString())))
+    again = encoder.encode_spans(list(make_readable_spans(request.SerializeToString())))
     _normalise(again)
     _normalise(request)
     assert again == request
@@ -126,7 +126,7 @@ def _normalise(request: ExportTraceServiceRequest) -> None:
 
 
 async def test_every_field_by_hand():
-    (span,) = readable_spans(all_of_otlp().SerializeToString())
+    (span,) = make_readable_spans(all_of_otlp().SerializeToString())
     assert span.name == "all"
     assert span.context.trace_id == int.from_bytes(bytes(range(1, 17)))
     assert span.context.trace_state.get("vendor") == "x"
@@ -235,7 +235,7 @@ def test_a_callable_is_found_by_its_path():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("jaeger", "is not installed; there are console"),
+        ("jaeger", "is not installed; choose console"),
         ("no.such.module:Thing", "ModuleNotFoundError"),
         ("json:Thing", "AttributeError"),
         ("json:dumps", "TypeError"),

@@ -173,8 +173,8 @@ async def test_the_alarm_is_one_line_and_a_state_until_spans_are_taken_again(cap
     await case.deliver("a", "b", "c")
     assert all(states[10:500])
     assert not case.stats.refusing
-    assert caplog.text.count("takes nothing that it is sent") == 1
-    assert caplog.text.count("takes spans again") == 1
+    assert caplog.text.count("the destination accepts no spans") == 1
+    assert caplog.text.count("accepts spans again") == 1
 
 
 async def test_what_is_set_aside_can_be_found_again(caplog):

@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace import sampling as sdk
 
 from whence_server.config.telemetry import read_sampling
 from whence_server.domain.errors import ConfigurationError
-from whence_server.telemetry.context import trace_context
+from whence_server.telemetry.context import read_trace_context
 from whence_server.telemetry.sampling import make_sampler
 
 SPAN = "b7ad6b7169203331"
@@ -16,7 +16,7 @@ NAME, ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 
 def sampled(environment: dict[str, str], trace_id: str = "f" * 32, flags: str | None = None):
     metadata = [] if flags is None else [("traceparent", f"00-{trace_id}-{SPAN}-{flags}")]
-    return trace_context(metadata, "s/M", make_sampler(read_sampling(environment))).sampled
+    return read_trace_context(metadata, "s/M", make_sampler(read_sampling(environment))).sampled
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_ratios_look_at_the_trace_id_or_at_the_parent(name, argument, low, high)
 def test_new_traces_are_sampled_by_their_share():
     environment = {NAME: "parentbased_traceidratio", ARGUMENT: "0.25"}
     sampler = make_sampler(read_sampling(environment))
-    num_sampled = sum(trace_context([], "s/M", sampler).sampled for _ in range(2_000))
+    num_sampled = sum(read_trace_context([], "s/M", sampler).sampled for _ in range(2_000))
     assert 350 < num_sampled < 650  # seven standard deviations
     assert not any(sampled({**environment, ARGUMENT: "0"}) for _ in range(100))
 
@@ -64,7 +64,7 @@ def test_new_traces_are_sampled_by_their_share():
 def test_the_flags_say_what_was_decided_and_keep_what_else_the_caller_said():
     def flags(sampler: sdk.Sampler, text: str) -> int:
         metadata = [("traceparent", f"00-{'f' * 32}-{SPAN}-{text}")]
-        return trace_context(metadata, "s/M", sampler).trace_flags
+        return read_trace_context(metadata, "s/M", sampler).trace_flags
 
     assert flags(sdk.ALWAYS_ON, "00") == 1
     assert flags(sdk.ALWAYS_OFF, "01") == 0
@@ -92,6 +92,6 @@ def test_what_is_no_sampler_is_named(environment, message):
 
 def test_baggage_is_left_alone():
     parent = ("traceparent", f"00-{'f' * 32}-{SPAN}-01")
-    context = trace_context([parent, ("baggage", "user=secret")], "s/M")
+    context = read_trace_context([parent, ("baggage", "user=secret")], "s/M")
     assert "secret" not in repr(context)
     assert context.sampled

@@ -36,7 +36,7 @@ from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.journal import UnreadableEntryError
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.encoder import SpanEncoder
-from whence_server.telemetry.spans.genai import _as_written
+from whence_server.telemetry.spans.genai import _round_as_written
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ async def test_the_genai_span_speaks_the_conventions(journal):
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_number_is_given_as_it_was_written_and_is_the_same(value):
-    written = _as_written(value)
+    written = _round_as_written(value)
     assert struct.pack("f", written) == struct.pack("f", value)
     assert len(repr(written)) <= len(repr(value))
 
@@ -360,8 +360,8 @@ def test_ids_are_the_documented_digest():
     preimage = b"whence.v1.span\0" + trace_id + (2).to_bytes(4, "big") + b"g1" + b"\x03"
     preimage += (5).to_bytes(4, "big") + (9).to_bytes(4, "big")
     ids = SpanIds(trace_id, "g1")
-    assert ids.decode_step(5, 9) == hashlib.sha256(preimage).digest()[:8]
-    assert len({ids.generation(), ids.decode(0), ids.decode_step(0, 0)}) == 3
+    assert ids.get_decode_step_id(5, 9) == hashlib.sha256(preimage).digest()[:8]
+    assert len({ids.get_generation_id(), ids.get_decode_id(0), ids.get_decode_step_id(0, 0)}) == 3
 
 
 async def test_an_unsampled_generation_has_no_spans():

@@ -9,13 +9,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from telemetry_journal import TRACE_ID, started, step, timestamp
 
 from whence.v1 import step_pb2
-from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
-from whence_server.telemetry.otlp.wire import Heads, length_delimited
+from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
+from whence_server.telemetry.otlp.wire import Heads, encode_length_delimited
 from whence_server.telemetry.spans.ids import SpanIds
 from whence_server.telemetry.spans.origin import Origin, read_origin
-from whence_server.telemetry.spans.pieces import Doubles, Integers, attributes_bytes
+from whence_server.telemetry.spans.pieces import Doubles, Integers, serialise_attributes
 from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
-from whence_server.telemetry.spans.steps import StepSpans, step_interval
+from whence_server.telemetry.spans.steps import StepSpans, compute_step_interval
 
 IDS = st.integers(0, 2**32 - 1)
 FLOATS = st.floats(width=32)
@@ -107,18 +107,18 @@ def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -
         "whence.processors.removed_mass": list(effects.removed_mass) or None,
         "whence.processors.token_logprobs": list(effects.token_logprobs) or None,
     }
-    start, end = step_interval(origin.start_time_ns, one.index, one.timing)
+    start, end = compute_step_interval(origin.start_time_ns, one.index, one.timing)
     return Span(
         trace_id=origin.trace_id,
-        span_id=origin.ids.decode_step(one.sequence_index, one.index),
+        span_id=origin.ids.get_decode_step_id(one.sequence_index, one.index),
         trace_state=origin.trace_state,
-        parent_span_id=origin.ids.decode(one.sequence_index),
+        parent_span_id=origin.ids.get_decode_id(one.sequence_index),
         flags=origin.trace_flags | 0x100,
         name="decode_step",
         kind=Span.SPAN_KIND_INTERNAL,
         start_time_unix_nano=start,
         end_time_unix_nano=end,
-        attributes=key_values(attributes),
+        attributes=encode_attributes(attributes),
     )
 
 
@@ -146,7 +146,7 @@ def test_nothing_is_remembered_of_another_generation():
         origin = read_origin(started("g", trace_id=trace_id))
         (span,) = ScopeSpans.FromString(spans.encode(origin, step(3))).spans
         assert span.trace_id.hex() == trace_id
-        assert span.parent_span_id == SpanIds(bytes.fromhex(trace_id), "g").decode(0)
+        assert span.parent_span_id == SpanIds(bytes.fromhex(trace_id), "g").get_decode_id(0)
 
 
 def test_an_arrival_before_1970_is_refused_and_not_wrapped_around():
@@ -159,7 +159,7 @@ def test_an_arrival_before_1970_is_refused_and_not_wrapped_around():
 def test_integers_and_texts_of_every_length_set_anew(all_values):
     made = Integers({"a": 0, "text": "", "b": [0] * 3})
     for number, text, numbers in all_values:
-        expected = attributes_bytes({"a": number, "text": text, "b": numbers})
+        expected = serialise_attributes({"a": number, "text": text, "b": numbers})
         assert made.encode([number, *numbers], [text]) == expected
 
 
@@ -168,7 +168,7 @@ def test_integers_and_texts_of_every_length_set_anew(all_values):
 )
 def test_integers_are_as_many_as_they_were_made_for(integers, texts):
     made = Integers({"a": 0, "text": "", "b": [0]})
-    assert made.encode([1, 2], ["x"]) == attributes_bytes({"a": 1, "text": "x", "b": [2]})
+    assert made.encode([1, 2], ["x"]) == serialise_attributes({"a": 1, "text": "x", "b": [2]})
     with pytest.raises(ValueError, match="for attributes that hold 2 and 1"):
         made.encode(integers, texts)
 
@@ -177,13 +177,13 @@ def test_what_is_remembered_is_bounded_and_right():
     heads = Heads(1)
     for num_bytes in range(0, 40_000, 7):
         payload = bytes(num_bytes)
-        assert heads[num_bytes] + payload == length_delimited(1, payload)
+        assert heads[num_bytes] + payload == encode_length_delimited(1, payload)
         assert len(heads) <= 4_096
 
 
 def test_doubles_are_as_many_as_they_were_made_for():
     doubles = Doubles(["a"], [("b", 2), ("c", 0)])
-    assert doubles.encode([1.5, -0.0, math.inf]) == attributes_bytes(
+    assert doubles.encode([1.5, -0.0, math.inf]) == serialise_attributes(
         {"a": 1.5, "b": [-0.0, math.inf]}
     )
     with pytest.raises(ValueError, match="size 2"):

@@ -220,7 +220,7 @@ async def test_a_block_leaves_out_what_its_steps_lack():
 
 
 def test_a_very_long_generation_stays_within_a_few_hundred_blocks():
-    assert blocks.num_blocks(100_000) < 200
+    assert blocks.count_blocks(100_000) < 200
 
 
 async def test_a_deleted_generation_leaves_nothing_in_memory():

@@ -25,7 +25,7 @@ from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.telemetry import PushOptions
 from whence_server.lineage.writer import RecordWriter
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.training.metrics import ALL, TrainingMetrics
 from whence_server.telemetry.training.trace import TrainingTrace
@@ -80,7 +80,9 @@ async def no_sleep(seconds: float) -> None:
 
 async def send(record: Path, receiver: Receiver, sampler: Sampler = ALWAYS_ON) -> TraceCursor:
     sink = make_sink(OtlpSettings(endpoint=receiver.endpoint))
-    cursor = TraceCursor(record, sink, service_resource("0"), "0", sampler=sampler, sleep=no_sleep)
+    cursor = TraceCursor(
+        record, sink, make_service_resource("0"), "0", sampler=sampler, sleep=no_sleep
+    )
     while await cursor.advance():
         pass
     await cursor.send_closing_spans()
@@ -326,7 +328,7 @@ def pushed(events: Iterable[TrainingEvent]) -> MetricsData:
     """Return a run's metrics in the push at its end."""
     exporter = Collecting()
     options = PushOptions(OtlpSettings(endpoint="http://127.0.0.1:1"), 3600.0)
-    metrics = TrainingMetrics(service_resource("0"), "0", exporter, options)
+    metrics = TrainingMetrics(make_service_resource("0"), "0", exporter, options)
     for event in events:
         metrics.record(event)
     assert metrics.close(5.0)

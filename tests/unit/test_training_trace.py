@@ -13,7 +13,7 @@ from span_reading import assert_apart, assert_within_parents, attributes, named,
 
 from whence.v1.training_pb2 import TrainingEvent
 from whence_server.telemetry.training import names
-from whence_server.telemetry.training.stride import has_span, stride_at
+from whence_server.telemetry.training.stride import compute_stride, has_span
 from whence_server.telemetry.training.trace import TrainingTrace
 
 
@@ -163,12 +163,12 @@ def test_unfinished_spans_can_be_closed_and_a_failure_sets_error_status() -> Non
     trace = TrainingTrace()
     for event in [records.started(), records.attempt(), records.step(1)]:
         trace.make_spans(event)
-    assert [span.name for span in trace.closing_spans()] == [
+    assert [span.name for span in trace.make_closing_spans()] == [
         "epoch",
         "training_attempt",
         "training_run",
     ]
-    assert trace.closing_spans() == []
+    assert trace.make_closing_spans() == []
     failed = records.finished(1, state="FAILED", error="out of memory")
     spans = spans_of([records.started(), records.attempt(), records.step(1), failed])
     error = Status(code=Status.STATUS_CODE_ERROR, message="out of memory")
@@ -180,7 +180,9 @@ def test_unfinished_spans_can_be_closed_and_a_failure_sets_error_status() -> Non
 
 @given(st.integers(1, 5_000), st.integers(1, 300))
 def test_number_of_step_spans_of_a_planned_run_is_bounded(num_planned: int, cap: int) -> None:
-    shown = [n for n in range(1, num_planned + 1) if has_span(n, stride_at(n, num_planned, cap))]
+    shown = [
+        n for n in range(1, num_planned + 1) if has_span(n, compute_stride(n, num_planned, cap))
+    ]
     assert shown[0] == 1
     assert len(shown) <= cap
     # Not fewer than half of what is allowed, and evenly.
@@ -190,7 +192,7 @@ def test_number_of_step_spans_of_a_planned_run_is_bounded(num_planned: int, cap:
 
 @pytest.mark.parametrize(("num_steps", "at_most"), [(250, 250), (1_000, 500), (128_000, 1_400)])
 def test_step_spans_of_an_unplanned_run_become_sparser(num_steps: int, at_most: int) -> None:
-    shown = [n for n in range(1, num_steps + 1) if has_span(n, stride_at(n, 0))]
+    shown = [n for n in range(1, num_steps + 1) if has_span(n, compute_stride(n, 0))]
     assert at_most * 0.7 <= len(shown) <= at_most
 
 

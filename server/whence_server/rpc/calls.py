@@ -24,7 +24,7 @@ from whence_server.domain.tracing import TraceContext
 from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import GRPC_CODES, abort
 from whence_server.rpc.wire_counts import check_wire
-from whence_server.telemetry.context import trace_context
+from whence_server.telemetry.context import read_trace_context
 
 _log = logging.getLogger(__name__)
 
@@ -162,14 +162,16 @@ class _GuardedMethod:
         run: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
         call = Call(
-            trace_context(context.invocation_metadata() or (), self._name, self._calls.sampler),
+            read_trace_context(
+                context.invocation_metadata() or (), self._name, self._calls.sampler
+            ),
             time.time_ns(),
             time.monotonic_ns(),
             context.peer(),
         )
         context_of_trace = call.trace_context
-        with logs.about(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
-            # A call without a message is not recorded.
+        with logs.add_ids(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
+            # A call without a message is not put on record: it has cost its caller nothing.
             request: Parsed = await read_one_message(context)
             await self._run_call(request, context, call, run)
 

@@ -1,1 +1,1 @@
-"""The journal's entries as OpenTelemetry spans, sent durably by a cursor on the journal."""
+"""OpenTelemetry spans, events and metrics, made from the journal's entries."""

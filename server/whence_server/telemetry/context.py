@@ -1,4 +1,4 @@
-"""Where an incoming call stands in its caller's trace."""
+"""Trace context of an incoming call: its trace id, parent span and sampling decision."""
 
 from collections.abc import Iterable
 
@@ -13,21 +13,21 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _IDS = RandomIdGenerator()
 
 
-def trace_context(
+def read_trace_context(
     metadata: Iterable[tuple[str, str | bytes]],
     method: str = "",
     sampler: Sampler = DEFAULT_ON,
 ) -> TraceContext:
-    """Read a call's `traceparent` and `tracestate`, and gives its SERVER span an id.
+    """Read a call's `traceparent` and `tracestate`, and choose the id of its SERVER span.
 
-    A missing or malformed parent starts a new trace, as W3C Trace Context wants it. The caller's
-    `baggage` is left alone: the server makes no call that could carry it on, and what is in it
-    may be secret, so it goes neither on record nor into a span.
+    A missing, malformed or repeated parent starts a new trace, as W3C Trace Context requires. The
+    caller's `baggage` is ignored: the server makes no call that could propagate it, and it may
+    hold secrets, so it is neither recorded nor put into a span.
 
     Args:
         metadata: the call's gRPC metadata.
-        method: fully qualified; the SERVER span's name, for samplers that look at it.
-        sampler: decides whether spans are wanted. The default does as the parent says, and
+        method: fully qualified method name; the SERVER span's name, which samplers may use.
+        sampler: decides whether the trace is sampled. The default follows the parent's flag, and
             samples every new trace.
     """
     carrier: dict[str, list[str]] = {}
@@ -35,7 +35,7 @@ def trace_context(
         if isinstance(value, str):
             carrier.setdefault(key.lower(), []).append(value)
     if len(carrier.get("traceparent", ())) > 1:
-        del carrier["traceparent"]  # which of them is meant cannot be known
+        del carrier["traceparent"]  # ambiguous: the trace has one parent
     parent_context = _PROPAGATOR.extract(carrier)
     parent = trace.get_current_span(parent_context).get_span_context()
     trace_id = parent.trace_id if parent.is_valid else _IDS.generate_trace_id()

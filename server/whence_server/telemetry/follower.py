@@ -1,7 +1,7 @@
-"""Follower of the journal: reads what is committed and gives it to a handler in batches.
+"""Follower of the journal: reads committed entries and passes them to a handler in batches.
 
-The span exporter, the events exporter and the metrics are handlers. The follower owns what they
-have in common: the task, the position, the lag, flushing, retrying, and giving way to other tasks.
+The span exporter, the events exporter and the metrics are handlers. The follower owns their
+common parts: the task, the position, the lag, flushing, retrying, and yielding to other tasks.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ from whence_server.telemetry.lag import Lag, LagClock
 
 
 class BatchHandler(Protocol):
-    """Receiver of what a follower reads."""
+    """Receiver of the entries that a follower reads."""
 
     async def handle(self, batch: "Batch") -> None:
-        """Handle a batch in order. All of it counts as handled when this returns.
+        """Handle a batch in order; the whole batch counts as handled when this returns.
 
-        What this raises goes to `note_failure`. The follower then reads again from the position
+        An exception is passed to `note_failure`. The follower then reads again from the position
         that was marked last.
         """
         ...
 
     def note_progress(self) -> None:
-        """Note that the position has moved: an earlier failure is over."""
+        """Note that the position has moved, so that an earlier failure is over."""
         ...
 
     def note_failure(self, error: Exception) -> float:
@@ -35,20 +35,20 @@ class BatchHandler(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release what the handler holds; called once following has ended."""
+        """Release the handler's resources; called once, after following has ended."""
         ...
 
 
 class Batch:
-    """Committed entries, iterated in slices, so that the event loop is never kept for long.
+    """Committed entries, iterated in short slices that keep the event loop responsive.
 
     `async for entries in batch` yields slices; `for entry in entries` ends when the slice's time
     is used up. Other tasks run between two slices.
 
     Args:
         entries: in order; at least one.
-        max_slice_s: the longest that a slice takes, but for its last entry.
-        mark_handled: moves the follower.
+        max_slice_s: time after which a slice ends; the entry under way is completed.
+        mark_handled: moves the follower to a position.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Batch:
         self._is_used_up = False
 
     def mark_handled(self, position: int) -> None:
-        """Move the follower to a position: it will not read again what lies before."""
+        """Move the follower to a position; it will not read entries up to there again."""
         self._mark_handled(position)
 
     def __aiter__(self) -> "Batch":
@@ -72,14 +72,14 @@ class Batch:
         return self
 
     async def __anext__(self) -> Iterator[Entry]:
-        """Return the next slice, after other tasks had their turn."""
+        """Return the next slice, after other tasks have run."""
         if self._is_used_up:
             await asyncio.sleep(0)
         if self._next == len(self._entries):
             raise StopAsyncIteration
-        return self._slice()
+        return self._take_slice()
 
-    def _slice(self) -> Iterator[Entry]:
+    def _take_slice(self) -> Iterator[Entry]:
         end = time.perf_counter() + self._max_slice_s
         self._is_used_up = False
         while self._next < len(self._entries) and not self._is_used_up:
@@ -93,9 +93,9 @@ class FollowOptions:
     """Pace of a follower.
 
     Attributes:
-        batch_entries: read at a time.
-        linger_s: time that new entries are left to gather into a batch.
-        max_slice_s: the longest that the event loop is kept from other work.
+        batch_entries: most entries of one batch.
+        linger_s: time to wait after a commit, so that further entries join the batch.
+        max_slice_s: longest time for which the event loop is kept from other tasks.
     """
 
     batch_entries: int = 512
@@ -104,11 +104,11 @@ class FollowOptions:
 
 
 class DurableCursor:
-    """A position that the journal keeps: the next process goes on from there.
+    """Position of a follower that is stored in the journal, so that the next process resumes there.
 
     Args:
         store: the journal.
-        name: one destination, one cursor.
+        name: name of the cursor; each destination has its own.
     """
 
     def __init__(self, store: CursorStore, name: str) -> None:
@@ -120,22 +120,22 @@ class DurableCursor:
         return await self._store.read_cursor(self._name)
 
     def save(self, position: int) -> None:
-        """Keep the position; durable with the journal's next commit."""
+        """Store the position; durable with the journal's next commit."""
         self._store.advance(self._name, position)
 
 
 class JournalFollower:
-    """Gives a handler everything that the journal commits, each entry at least once, in order.
+    """Task that passes every committed entry to a handler, in order and at least once.
 
     Args:
-        journal: what to follow.
-        handler: gets the batches; closed with the follower.
-        cursor: where to begin, and where the position is kept. None: begin at the journal's
-            present end, and keep no position.
-        options: the pace.
-        name: of the task.
-        sleep: takes seconds.
-        clock: gives seconds, never going back.
+        journal: the log to follow.
+        handler: receives the batches; closed with the follower.
+        cursor: stores the position and gives the first one. None: begin at the journal's
+            present end, and store no position.
+        options: pace of the follower.
+        name: name of the asyncio task.
+        sleep: waits for a number of seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -164,14 +164,14 @@ class JournalFollower:
         """Start following in the running event loop."""
         self._task = asyncio.create_task(self._run(), name=self._name)
 
-    def lag(self) -> Lag:
+    def measure_lag(self) -> Lag:
         """Return the follower's distance from the newest committed entry."""
         self._observe()
         num_entries = self._journal.committed_position - (self._position or 0)
-        return Lag(num_entries, self._lag_clock.oldest_s())
+        return Lag(num_entries, self._lag_clock.measure_oldest_s())
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until all that is committed by now was handled; return False if time ran out."""
+        """Wait until every entry committed by now is handled; return False if time ran out."""
         target = self._journal.committed_position
         try:
             async with asyncio.timeout(timeout_s):
@@ -183,7 +183,7 @@ class JournalFollower:
         return True
 
     async def close(self) -> None:
-        """Stop at once and close the handler; a cursor goes on after the next start."""
+        """Stop at once and close the handler; a cursor resumes after the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -201,10 +201,10 @@ class JournalFollower:
         if self._position is None and self._cursor is not None:
             self._move(await self._cursor.load())
         while True:
-            await self._turn(self._position or 0)
+            await self._handle_next(self._position or 0)
 
-    async def _turn(self, position: int) -> None:
-        """Have the entries beyond the position handled, or wait until there are some."""
+    async def _handle_next(self, position: int) -> None:
+        """Handle the entries after a position, or wait until there are some."""
         self._observe()
         entries = await self._journal.read_committed(position, self._options.batch_entries)
         if not entries:

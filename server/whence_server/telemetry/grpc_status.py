@@ -1,7 +1,7 @@
 """Names of gRPC status codes, and the codes that count as errors of the server.
 
 Source: OpenTelemetry's semantic conventions for gRPC, span status of SERVER spans. A number that is
-no gRPC status code counts as UNKNOWN, as gRPC's own clients take it.
+no gRPC status code counts as UNKNOWN, as in gRPC's own clients.
 """
 
 import grpc
@@ -20,11 +20,11 @@ _SERVER_ERRORS = frozenset(
 )
 
 
-def status_name(code: int) -> str | None:
-    """Return the status code's name, as in "INVALID_ARGUMENT"; None for a number without one."""
+def get_status_name(code: int) -> str | None:
+    """Return a status code's name, e.g. "INVALID_ARGUMENT"; None for an unknown number."""
     return _NAMES.get(code)
 
 
 def is_server_error(code: int) -> bool:
-    """Return whether the server is at fault, and not its caller."""
+    """Return whether a status code means an error of the server, and not of its caller."""
     return code in _SERVER_ERRORS or code not in _NAMES

@@ -1,19 +1,19 @@
-"""How the server is, for whoever asks over HTTP: a document, and never any content."""
+"""Health document that the server shows over HTTP; it never holds content of generations."""
 
 import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from whence_server.telemetry.export.stats import error_kind
+from whence_server.telemetry.export.stats import get_error_kind
 from whence_server.telemetry.live import Consumer, Consumers, LiveServer
 
 SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
-"""The words of grpc.health.v1, whose answer this one agrees with."""
+"""Status names of grpc.health.v1; both services report the same status."""
 _MAX_ERROR_CHARACTERS = 200
 
 
 class HealthAnswer(NamedTuple):
-    """One answer."""
+    """Answer to one health request."""
 
     serving: bool
     body: bytes
@@ -22,17 +22,17 @@ class HealthAnswer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Puts the document together of the parts that run. A part that does not is left out.
+    """Builder of the health document; parts of the server that do not run yet are left out.
 
-    A destination that takes nothing does not make the server unhealthy: generations go on, and
-    the journal keeps what is owed. The document says so, and by how much.
+    A destination that accepts nothing does not make the server unhealthy: generations continue,
+    and the journal keeps the entries to be sent. The document shows how many there are.
 
     Attributes:
-        version: whence's own.
+        version: version of whence.
         live: the running server.
-        consumers: the followers of the journal, by name.
-        hide_words: leave out what destinations say in their own words: where they get content,
-            it may be in these.
+        consumers: followers of the journal, by name.
+        hide_words: show only the kind of a destination's error, because its text may repeat
+            content that was sent.
     """
 
     version: str
@@ -41,11 +41,11 @@ class Health:
     hide_words: bool = False
 
     def answer(self) -> HealthAnswer:
-        """Return the document as it is now."""
+        """Return the current document."""
         serving = self.live.is_serving
-        return HealthAnswer(serving, json.dumps(self._document(serving), indent=2).encode())
+        return HealthAnswer(serving, json.dumps(self._make_document(serving), indent=2).encode())
 
-    def _document(self, serving: bool) -> dict[str, Any]:
+    def _make_document(self, serving: bool) -> dict[str, Any]:
         live = self.live
         document: dict[str, Any] = {
             "status": SERVING if serving else NOT_SERVING,
@@ -62,11 +62,11 @@ class Health:
         if trouble := live.journal.trouble:
             document["journal"] = {"writable": False, "reason": trouble.reason}
         document["consumers"] = {
-            name: self._consumer(consumer) for name, consumer in self.consumers.items()
+            name: self._describe_consumer(consumer) for name, consumer in self.consumers.items()
         }
         return document
 
-    def _consumer(self, consumer: Consumer) -> dict[str, Any]:
+    def _describe_consumer(self, consumer: Consumer) -> dict[str, Any]:
         lag, export = consumer.lag(), consumer.export
         found: dict[str, Any] = {
             "entries_behind": lag.num_entries,
@@ -76,7 +76,7 @@ class Health:
             found |= {
                 "retrying": export.retrying,
                 "refusing": export.refusing,
-                "last_error": self._shown(export.last_error),
+                "last_error": self._redact(export.last_error),
                 "exported": export.num_exported,
                 "requests": export.num_requests,
                 "retries": export.num_retries,
@@ -87,7 +87,7 @@ class Health:
             }
         return found
 
-    def _shown(self, error: str) -> str:
-        """Return the error on one line, not too long; with hidden words, only its kind."""
-        shown = error_kind(error) if self.hide_words else error
+    def _redact(self, error: str) -> str:
+        """Return an error on one line, shortened; with `hide_words`, only its kind."""
+        shown = get_error_kind(error) if self.hide_words else error
         return " ".join(shown.split())[:_MAX_ERROR_CHARACTERS]

@@ -1,4 +1,4 @@
-"""The journal as telemetry reads it: one small protocol for each use."""
+"""Protocols by which telemetry reads the journal, one for each use."""
 
 from collections.abc import Collection
 from typing import Protocol
@@ -8,7 +8,7 @@ from whence_server.domain.errors import JournalError
 
 
 class UnreadableEntryError(JournalError):
-    """An entry's bytes are not the message that its kind says."""
+    """Entry whose bytes are not a message of its kind."""
 
     reason = "UNREADABLE_ENTRY"
 
@@ -26,17 +26,17 @@ class GenerationReader(Protocol):
         """Read a generation's next entries of these kinds, by ascending offset.
 
         Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
+            GenerationNotFoundError: the generation is unknown or was deleted.
         """
         ...
 
 
 class CommittedLog(Protocol):
-    """Everything that is committed, in one order."""
+    """All committed entries, in one total order."""
 
     @property
     def committed_position(self) -> int:
-        """The newest committed entry's position; 0 in an empty log."""
+        """Position of the newest committed entry; 0 in an empty log."""
         ...
 
     async def read_committed(self, after_position: int, limit: int) -> list[Entry]:
@@ -44,7 +44,7 @@ class CommittedLog(Protocol):
         ...
 
     async def wait_committed(self, after_position: int) -> None:
-        """Return once something is committed beyond the position."""
+        """Wait until an entry is committed after the position."""
         ...
 
 
@@ -61,4 +61,4 @@ class CursorStore(Protocol):
 
 
 class FollowedJournal(GenerationReader, CommittedLog, Protocol):
-    """The journal, for a follower that also looks up how a generation started."""
+    """Journal of a follower that also reads the first entries of generations."""

@@ -9,22 +9,22 @@ _MAX_MARKS = 512
 
 
 class Lag(NamedTuple):
-    """Distance between what is committed and what a follower has handled."""
+    """Distance of a follower from the newest committed entry."""
 
     num_entries: int
-    """Committed entries that wait to be handled."""
+    """Committed entries that are not handled yet."""
     oldest_s: float
-    """Time for which the oldest of them has been known: at most its age. 0: none waits."""
+    """Seconds since the oldest unhandled entry was first seen; 0 if there is none."""
 
 
 class LagClock:
-    """Remembers when it saw what committed, so that waiting entries have an age.
+    """Times at which committed positions were first seen, from which unhandled entries get an age.
 
-    The journal gives no time with an entry: an age counts from the first `observe` after the
-    commit, or after the start, and so is never more than the truth.
+    The journal stores no commit time with an entry. An age counts from the first `observe` after
+    the commit, or after the start, and is therefore a lower bound.
 
     Args:
-        clock: seconds, never going back.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,17 +32,16 @@ class LagClock:
         self._marks: deque[tuple[int, float]] = deque()
 
     def observe(self, committed: int, position: int) -> None:
-        """Note that all up to `committed` is on disk by now, and handled up to `position`."""
+        """Note that entries up to `committed` are on disk, and those up to `position` handled."""
         marks = self._marks
         if committed > (marks[-1][0] if marks else position):
             if len(marks) == _MAX_MARKS:
-                # Half of them go. Those that stay are the later ones of each pair: an age read
-                # from them is too small rather than too large.
+                # Of each pair the later mark stays: an age may be too small, never too large.
                 self._marks = marks = deque(list(marks)[1::2])
             marks.append((committed, self._clock()))
         while marks and marks[0][0] <= position:
             marks.popleft()
 
-    def oldest_s(self) -> float:
-        """Return the age of the oldest waiting entry, at least; 0 where none waits."""
+    def measure_oldest_s(self) -> float:
+        """Return a lower bound of the oldest unhandled entry's age; 0 if there is none."""
         return self._clock() - self._marks[0][1] if self._marks else 0.0

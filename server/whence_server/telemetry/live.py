@@ -1,4 +1,4 @@
-"""The running server, as the health page and the metrics look at it."""
+"""State of the running server that the health page and the metrics read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,49 +10,49 @@ from whence_server.telemetry.lag import Lag
 
 
 class LiveJournal(Protocol):
-    """The journal's files."""
+    """State of the journal's files."""
 
     @property
     def size_bytes(self) -> int:
-        """Size on disk, the write-ahead log included."""
+        """Size on disk in bytes, including the write-ahead log."""
         ...
 
     @property
     def trouble(self) -> JournalError | None:
-        """Reason why nothing can be put on record at present; None if it can."""
+        """Error that prevents writes at present; None if the journal can be written."""
         ...
 
 
 class LiveEngine(Protocol):
-    """The handle on the engine process."""
+    """Handle on the engine process."""
 
     @property
     def state(self) -> str:
-        """Name of what it is doing."""
+        """Name of the engine's state, e.g. "ready"."""
         ...
 
     @property
     def pid(self) -> int | None:
-        """The engine's process; None while there is none."""
+        """Process id of the engine; None while no process runs."""
         ...
 
 
 class LiveActivity(Protocol):
-    """Work of the engine, over all its processes, as its latest turn left it."""
+    """Work of the engine after its latest turn, counted over all its processes."""
 
     @property
     def batch_size(self) -> int:
-        """Sequences that took a step in the latest turn; 0 when nothing runs."""
+        """Sequences that took a step in the latest turn; 0 if none run."""
         ...
 
     @property
     def num_cache_tokens(self) -> int:
-        """Positions of the key-value cache that are in use, padding included."""
+        """Positions of the key-value cache in use, including padding."""
         ...
 
     @property
     def num_prefill_chunks(self) -> int:
-        """Pieces of prompts read since the server's start."""
+        """Chunks of prompts read since the server's start."""
         ...
 
     @property
@@ -62,16 +62,16 @@ class LiveActivity(Protocol):
 
 
 class LiveGenerations(Protocol):
-    """The generations, as they are right now."""
+    """Current state of the generations."""
 
     @property
     def num_running(self) -> int:
-        """Generations that have started and not ended."""
+        """Number of generations that have started and not ended."""
         ...
 
     @property
     def num_waiting_sequences(self) -> int:
-        """Sequences whose prompt the engine has yet to read to its end."""
+        """Number of sequences whose prompt the engine has not read completely."""
         ...
 
     @property
@@ -81,14 +81,14 @@ class LiveGenerations(Protocol):
 
 
 class LiveServer:
-    """Parts of the server that can be looked at, from the start on.
+    """Running parts of the server, for the health page and the metrics.
 
-    Made before the engine and the generations exist, and given to the constructors of the health
-    page and the metrics. The composition root tells it what has come to life.
+    It is made before the engine and the generations exist, and passed to the constructors of the
+    health page and the metrics. The composition root adds the parts when they start.
 
     Args:
-        journal: its files.
-        max_cache_tokens: the most positions that the key-value cache can hold.
+        journal: the journal's files.
+        max_cache_tokens: number of positions that the key-value cache can hold.
 
     Attributes:
         engine: None until the engine process is started.
@@ -124,22 +124,22 @@ class LiveServer:
         is_serving: Callable[[], bool],
         is_draining: Callable[[], bool],
     ) -> None:
-        """Show the engine, while it starts and from then on."""
+        """Add the engine, which is starting."""
         self.engine = engine
         self._is_serving, self._is_draining = is_serving, is_draining
 
     def show_generations(self, generations: LiveGenerations) -> None:
-        """Show the generations, once the model is loaded."""
+        """Add the generations; called once the model is loaded."""
         self.generations = generations
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A follower of the journal, as the health page and the metrics show it.
+    """Follower of the journal, as the health page and the metrics show it.
 
     Attributes:
-        lag: returns its distance from the newest committed entry.
-        export: counters, where it sends something away.
+        lag: returns the follower's distance from the newest committed entry.
+        export: counters of a follower that exports; None for others.
     """
 
     lag: Callable[[], Lag]

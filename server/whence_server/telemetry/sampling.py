@@ -1,4 +1,4 @@
-"""The sampler of request traces, made from its settings."""
+"""Sampler of request traces, made from the settings."""
 
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,

@@ -1,16 +1,16 @@
-"""Delays between attempts."""
+"""Delays between attempts of an export."""
 
 import random
 from collections.abc import Callable
 
 
 class Backoff:
-    """Exponential delays with jitter, for ever.
+    """Exponential backoff with jitter, without a last attempt.
 
     Args:
-        initial_s: the first delay's upper end.
-        maximum_s: every delay's upper end.
-        jitter: gives a number in [0, 1).
+        initial_s: upper bound of the first delay in seconds.
+        maximum_s: upper bound of every delay in seconds.
+        jitter: returns a random number in [0, 1).
     """
 
     def __init__(
@@ -24,17 +24,17 @@ class Backoff:
         self._jitter = jitter
         self._bound_s = initial_s
 
-    def next_s(self, at_least_s: float = 0.0) -> float:
-        """Return the next delay: half of the current bound, and up to half more by chance."""
+    def choose_next_s(self, at_least_s: float = 0.0) -> float:
+        """Return the next delay, between half of the current bound and the bound, at random."""
         delay = self._bound_s * (1 + self._jitter()) / 2
         self._bound_s = min(2 * self._bound_s, self._maximum_s)
         return max(delay, at_least_s)
 
-    def longest_s(self) -> float:
-        """Go to the longest delay at once."""
+    def choose_longest_s(self) -> float:
+        """Raise the bound to the maximum, and return the next delay."""
         self._bound_s = self._maximum_s
-        return self.next_s()
+        return self.choose_next_s()
 
     def reset(self) -> None:
-        """Start over: the destination has answered."""
+        """Start over with the initial bound."""
         self._bound_s = self._initial_s

@@ -1,4 +1,4 @@
-"""Brings a batch of spans to its destination, however long that takes."""
+"""Delivery of batches of spans to a destination, with retries until it accepts them."""
 
 import logging
 import random
@@ -15,35 +15,35 @@ from whence_server.telemetry.export.trial import Others, Trial, Witnesses
 logger = logging.getLogger(__name__)
 
 Describe: TypeAlias = Callable[[bytes], str]
-"""Names an encoded span or event, for the log."""
+"""Function that describes an encoded span or event for the log."""
 
 DEFAULT_PATIENCE = 20
 DEFAULT_LONG_PATIENCE = 40
 
 
 class Delivery:
-    """Sends batches to a sink until all is taken, and gives up on proven single spans only.
+    """Sender of batches to a sink, which gives up a span only if the span alone is at fault.
 
-    - A batch that is refused or too large is sent again in halves at once, in order, down to
-      single spans. One that the destination fails over is given `patience` attempts before, and
-      one that comes to nothing otherwise (no connection, no permission) `long_patience`.
-    - A single span that is not taken is at fault only if the destination takes other, new spans
-      right before and after it, many times in a row (`Trial`). It is set aside then.
-    - Else the destination takes nothing, whatever its answer says: all of it is held, and single
-      spans are sent from time to time, for ever, until one is taken.
+    - A batch that is refused or too large is split in halves and sent again at once, in order,
+      down to single spans. A batch on which the destination fails is split after `patience`
+      attempts; after other errors (no connection, no permission) after `long_patience` attempts.
+    - A single span that is not accepted is at fault only if the destination accepts other, new
+      spans right before and after it, many times in a row (`Trial`). It is then set aside.
+    - Otherwise the destination accepts nothing, whatever its answer is. All spans are held, and
+      single spans are sent at intervals until one is accepted.
 
     Args:
-        sink: where to.
+        sink: the destination.
         envelope: makes requests of spans.
-        stats: counts what becomes of them.
-        backoff: paces the attempts.
-        sleep: takes seconds.
-        describe: names a span that is set aside, for the log.
-        patience: attempts at what the destination fails over, before its spans are suspected.
-        long_patience: attempts at what comes to nothing in another way, likewise.
-        hide_words: keep of what the destination says only its kind: where it gets content, the
-            rest may repeat that.
-        chance: where random numbers come from.
+        stats: counts the outcomes.
+        backoff: gives the delays between attempts.
+        sleep: waits for a number of seconds.
+        describe: describes a span that is set aside, for the log.
+        patience: attempts on which the destination fails before a batch is split.
+        long_patience: attempts of any outcome before a batch is split.
+        hide_words: log and show only the kind of each error, because its text may repeat content
+            that was sent.
+        chance: source of random numbers.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Delivery:
         self._trial = Trial(self._courier, self._witnesses, long_patience, chance)
 
     async def deliver(self, spans: list[bytes], others: Others | None = None) -> None:
-        """Return once every span was taken, rejected or set aside.
+        """Send spans until each is accepted, rejected or set aside.
 
         Args:
-            spans: each a ScopeSpans message that holds it alone.
-            others: gives spans that wait behind these: where these are refused, they tell
-                whether the destination takes anything.
+            spans: ScopeSpans messages, each with one span.
+            others: returns later spans; if these spans are refused, later ones show whether the
+                destination accepts anything.
         """
         num_set_aside = self._stats.num_set_aside
         self._witnesses.begin(spans, others)
@@ -85,7 +85,7 @@ class Delivery:
             unwanted = await self._send(part, suspected=suspected)
             if unwanted is None:
                 continue
-            self._stats.last_error = self._courier.shown(unwanted.reason)
+            self._stats.last_error = self._courier.redact(unwanted.reason)
             suspected = suspected or not isinstance(unwanted, TooLarge | Refused)
             if len(part) > 1:
                 middle = len(part) // 2
@@ -95,14 +95,14 @@ class Delivery:
         num_set_aside = self._stats.num_set_aside - num_set_aside
         if num_set_aside:
             logger.error(
-                "%d of %d spans were refused while others were taken, and are set aside: %s",
+                "%d of %d spans were refused while others were accepted, and are set aside: %s",
                 num_set_aside,
                 len(spans),
                 self._stats.last_error,
             )
 
     async def _send(self, spans: list[bytes], *, suspected: bool) -> Unwanted | None:
-        """Send until it is known: taken (None), to be halved, or a single span to be given up."""
+        """Send spans until they are accepted; return None, or the answer that ends the attempts."""
         num_attempts = num_failures = 0
         while True:
             outcome = await self._courier.attempt(spans)
@@ -128,9 +128,9 @@ class Delivery:
 
     def _count_taken(self, spans: list[bytes], answer: Accepted) -> None:
         stats, num_rejected = self._stats, max(answer.num_rejected, 0)
-        self._courier.has_taken()
+        self._courier.note_taken()
         if num_rejected or answer.message:
-            stats.last_error = self._courier.shown(f"PARTIAL_SUCCESS: {answer.message}")
+            stats.last_error = self._courier.redact(f"PARTIAL_SUCCESS: {answer.message}")
             logger.warning(
                 "%d of %d spans were rejected: %s; the request went from %s to %s",
                 num_rejected,

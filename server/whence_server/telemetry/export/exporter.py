@@ -1,4 +1,4 @@
-"""Durable export of what the journal commits: a handler of a follower with a cursor."""
+"""Durable export of committed entries: a handler of a follower with a cursor."""
 
 import asyncio
 import logging
@@ -26,11 +26,11 @@ from whence_server.telemetry.journal import CommittedLog, UnreadableEntryError
 logger = logging.getLogger(__name__)
 
 _NUM_TRIES = 16
-"""Entries that are looked at for a span: many have none."""
+"""Entries that are read to find a span, because many have none."""
 
 
 class EntryEncoder(Protocol):
-    """Form in which entries are sent: spans or log events."""
+    """Encoder of entries as spans or log events."""
 
     async def encode(self, entry: Entry) -> list[bytes]:
         """Encode an entry's spans, each as a ScopeSpans message that holds it alone.
@@ -38,12 +38,12 @@ class EntryEncoder(Protocol):
         Events come as ScopeLogs messages, which have the same form on the wire.
 
         Raises:
-            UnreadableEntryError: the payload cannot be understood.
+            UnreadableEntryError: the payload is not a message of the entry's kind.
         """
         ...
 
     def describe(self, piece: bytes) -> str:
-        """Name one of these spans or events, for the log."""
+        """Describe an encoded span or event for the log."""
         ...
 
 
@@ -52,14 +52,14 @@ class ExportOptions:
     """Size of requests, and patience with the destination.
 
     Attributes:
-        max_batch_spans: spans of one request.
-        max_batch_bytes: and their size; collectors take 4 MiB by default.
-        initial_backoff_s: the first delay after a failure.
-        max_backoff_s: the longest.
-        patience: attempts at a batch that the destination fails over (gRPC's INTERNAL and
-            UNKNOWN, HTTP's 5xx), before its spans are suspected: some five minutes.
-        long_patience: attempts at a batch that comes to nothing otherwise (no connection, no
-            answer in time, no permission), likewise: about a quarter of an hour.
+        max_batch_spans: most spans of one request.
+        max_batch_bytes: most bytes of a request's spans; collectors accept 4 MiB by default.
+        initial_backoff_s: first delay after a failure in seconds.
+        max_backoff_s: longest delay in seconds.
+        patience: attempts on which the destination fails (gRPC's INTERNAL and UNKNOWN, HTTP's
+            5xx) before a batch is split; some five minutes.
+        long_patience: attempts with other errors (no connection, no answer in time, no
+            permission) before a batch is split; about a quarter of an hour.
     """
 
     max_batch_spans: int = 512
@@ -71,27 +71,27 @@ class ExportOptions:
 
 
 class JournalExporter:
-    """Sends the spans of every batch of entries, each at least once.
+    """Handler that sends the spans of every batch of entries, each at least once.
 
-    They go in order, but for those that are sent early to find out whether a destination that
-    refuses one takes others (`telemetry.export.trial`).
+    Spans are sent in order, except those that are sent early to test whether a destination that
+    refuses one span accepts others (`telemetry.export.trial`).
 
-    Nothing is held in memory but the batch under way: with the collector away, or after a
-    restart, the follower goes on from the cursor, and what arrives twice is the same to the byte.
+    Only the batch under way is held in memory. While the collector is down, and after a restart,
+    the follower resumes at the cursor; a span that is sent twice is byte-identical.
 
     Args:
-        journal: read for spans beyond the batch.
-        sink: where spans go; closed with the exporter.
-        encoder: makes spans, or events, of entries.
-        resource: who sends them.
-        version: whence's own, for the instrumentation scope.
-        options: see there.
-        hide_words: keep what others say in their own words, which may repeat content, out of
-            the log: where content is sent.
-        sleep: takes seconds.
+        journal: read for spans after the batch.
+        sink: the destination; closed with the exporter.
+        encoder: encodes entries as spans or events.
+        resource: resource of the server.
+        version: version of whence, for the instrumentation scope.
+        options: size of requests, and patience with the destination.
+        hide_words: log and show only the kind of each error, because its text may repeat content
+            that was sent.
+        sleep: waits for a number of seconds.
 
     Attributes:
-        stats: what became of the spans so far.
+        stats: outcomes of the export so far.
     """
 
     def __init__(
@@ -135,33 +135,33 @@ class JournalExporter:
                 spans = await self._encode(entry)
                 more_bytes = sum(map(len, spans))
                 if request and not self._fits(len(request) + len(spans), num_bytes + more_bytes):
-                    await self._delivery.deliver(request, self._span_behind)
+                    await self._delivery.deliver(request, self._pick_waiting_span)
                     batch.mark_handled(entry.position - 1)
                     request, num_bytes = [], 0
                 self._batch_end = entry.position
                 request += spans
                 num_bytes += more_bytes
         if request:
-            await self._delivery.deliver(request, self._span_behind)
+            await self._delivery.deliver(request, self._pick_waiting_span)
 
     def note_progress(self) -> None:
-        """Note that the cursor has moved: an earlier failure is over."""
+        """Note that the cursor has moved, so that an earlier failure is over."""
         self.stats.retrying = False
 
     def note_failure(self, error: Exception) -> float:
-        """Report what ended a batch; return the seconds until the next attempt."""
+        """Report the error that ended a batch; return the seconds until the next attempt."""
         kind = type(error).__name__
         self.stats.last_error = kind if self._hide_words else f"{kind}: {error}"
         self.stats.retrying = True
-        self._log_exception("the span exporter will try again", error)
-        return self._backoff.next_s()
+        self._log_exception("the export failed, and will be retried", error)
+        return self._backoff.choose_next_s()
 
     async def close(self) -> None:
-        """Close the sink: what was not answered for is sent again after the next start."""
+        """Close the sink; unanswered spans are sent again after the next start."""
         await self._sink.close()
 
-    async def _span_behind(self) -> bytes | None:
-        """Return a random span of what waits behind the batch; None where none was found."""
+    async def _pick_waiting_span(self) -> bytes | None:
+        """Return a random span of the entries after the batch; None if none was found."""
         first = self._batch_end
         for _ in range(_NUM_TRIES):
             last = self._journal.committed_position
@@ -179,7 +179,7 @@ class JournalExporter:
             return await self._encoder.encode(entry)
         except UnreadableEntryError as error:
             self.stats.num_unreadable += 1
-            self._log_exception(f"entry {entry.position} is left out of the spans", error)
+            self._log_exception(f"entry {entry.position} is not exported", error)
             return []
 
     def _log_exception(self, what: str, error: Exception) -> None:
@@ -189,6 +189,6 @@ class JournalExporter:
             logger.error(what, exc_info=error)
 
     def _fits(self, num_spans: int, num_bytes: int) -> bool:
-        """Say whether so much goes into one request; an entry's spans are never parted."""
+        """Return whether spans fit into one request; an entry's spans are never split."""
         options = self._options
         return num_spans <= options.max_batch_spans and num_bytes <= options.max_batch_bytes

@@ -1,4 +1,4 @@
-"""OTLP over gRPC: sends a request, and says what its answer means."""
+"""OTLP over gRPC: sends requests, and classifies the answers."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ from whence_server.telemetry.export.outcomes import (
     TooLarge,
     TryAgain,
 )
-from whence_server.telemetry.export.tls import channel_credentials
+from whence_server.telemetry.export.tls import make_channel_credentials
 
 EXPORT_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 EXPORT_LOGS_METHOD = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
@@ -35,7 +35,7 @@ RETRYABLE = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-"""OTLP's table; RESOURCE_EXHAUSTED joins it where the answer says when to come again."""
+"""Retryable codes of OTLP's table; RESOURCE_EXHAUSTED is one if the answer has a delay."""
 MISCONFIGURED = frozenset(
     {
         grpc.StatusCode.UNAUTHENTICATED,
@@ -43,12 +43,12 @@ MISCONFIGURED = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-"""These speak of who sends and where to, not of the spans, which are kept until it is mended."""
+"""Codes that concern the sender and the endpoint, not the spans, which are held meanwhile."""
 FAILED = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
-"""A collector's own trouble, more often than the spans' fault."""
+"""Codes of a collector's own errors, which are seldom caused by the spans."""
 
 _CHANNEL_OPTIONS = [
-    # gRPC's own reconnection would otherwise stay away for up to two minutes.
+    # By default gRPC waits for up to two minutes before it connects again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -56,15 +56,15 @@ _CHANNEL_OPTIONS = [
 
 
 class OtlpGrpcSink:
-    """Sends spans, or log records, to an OTLP/gRPC endpoint; made within a running event loop.
+    """Sink that sends spans or log records to an OTLP/gRPC endpoint; made in a running event loop.
 
     Args:
-        settings: where to, and how.
-        method: which of the collector's services takes them; their requests and answers have
-            the same form on the wire.
+        settings: the destination.
+        method: method of the collector that accepts them; the requests and answers of traces and
+            logs have the same form on the wire.
 
     Raises:
-        ConfigurationError: the endpoint is not one, or a PEM file holds something else.
+        ConfigurationError: the endpoint is invalid, or a PEM file does not hold what it should.
     """
 
     def __init__(self, settings: OtlpSettings, method: str = EXPORT_METHOD) -> None:
@@ -72,13 +72,13 @@ class OtlpGrpcSink:
             target, secure = parse_grpc_target(settings.endpoint, insecure=settings.insecure)
         except ValueError as error:
             raise ConfigurationError(f"OTLP endpoint {settings.endpoint!r}: {error}") from None
-        self._metadata = tuple(grpc_metadata(settings.headers).items())
+        self._metadata = tuple(encode_grpc_metadata(settings.headers).items())
         self._timeout_s = settings.timeout_s
         compression = grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression
         if secure:
             self._channel = grpc.aio.secure_channel(
                 target,
-                channel_credentials(settings),
+                make_channel_credentials(settings),
                 options=_CHANNEL_OPTIONS,
                 compression=compression,
             )
@@ -86,8 +86,8 @@ class OtlpGrpcSink:
             self._channel = grpc.aio.insecure_channel(
                 target, options=_CHANNEL_OPTIONS, compression=compression
             )
-        # The stub's own method on bare bytes: the request is serialised already, and an answer
-        # that is none must not pass for one.
+        # Without the stub's serialisers: requests are bytes already, and an answer that is no
+        # OTLP message must be recognised.
         self._export: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             method, request_serializer=None, response_deserializer=None
         )
@@ -97,11 +97,11 @@ class OtlpGrpcSink:
         try:
             answer = await self._export(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            return _outcome_of(error)
+            return _classify(error)
         try:
             partial = ExportTraceServiceResponse.FromString(answer).partial_success
         except DecodeError as error:
-            return Failed(f"OK, with {len(answer)} bytes that are no OTLP answer: {error}")
+            return Failed(f"OK: the answer's {len(answer)} bytes are no OTLP answer: {error}")
         return Accepted(partial.rejected_spans, partial.error_message)
 
     async def close(self) -> None:
@@ -109,22 +109,22 @@ class OtlpGrpcSink:
         await self._channel.close()
 
 
-def grpc_metadata(headers: Mapping[str, str]) -> dict[str, str | bytes]:
-    """Return headers as gRPC takes them: those whose names end in "-bin" as bytes."""
+def encode_grpc_metadata(headers: Mapping[str, str]) -> dict[str, str | bytes]:
+    """Return headers as gRPC metadata; values of names that end in "-bin" are bytes."""
     return {
         name: decode_binary_value(value) if name.endswith(BINARY_SUFFIX) else value
         for name, value in headers.items()
     }
 
 
-def _outcome_of(error: grpc.aio.AioRpcError) -> Outcome:
+def _classify(error: grpc.aio.AioRpcError) -> Outcome:
     code, details = error.code(), error.details() or ""
     reason = f"{code.name}: {details}"
-    delay_s = _retry_delay_s(error)
+    delay_s = _read_retry_delay_s(error)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if delay_s is not None:
             return TryAgain(reason, delay_s)
-        # gRPC's own words for a message beyond the receiver's limit.
+        # gRPC's message if a request exceeds the receiver's limit.
         return TooLarge(reason, certain="larger than max" in details)
     if code in RETRYABLE:
         return TryAgain(reason, delay_s)
@@ -135,8 +135,8 @@ def _outcome_of(error: grpc.aio.AioRpcError) -> Outcome:
     return Refused(reason)
 
 
-def _retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:
-    """Read google.rpc.RetryInfo from the status details; None where there is none."""
+def _read_retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:
+    """Read the delay of google.rpc.RetryInfo from the status details; None if there is none."""
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin":
             continue

@@ -1,4 +1,4 @@
-"""Answers of a destination to one export request, and the protocol of a destination."""
+"""Outcomes of one export request, and the protocol of a destination."""
 
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The destination has the spans, but for those that it says it rejected."""
+    """The destination accepted the spans, except those that it reports as rejected."""
 
     num_rejected: int = 0
     message: str = ""
@@ -14,41 +14,41 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Nothing was said against these spans: they are to be sent again."""
+    """The request failed for a reason other than its spans, and is to be sent again."""
 
     reason: str
     delay_s: float | None = None
-    """How long the destination wants to be left alone, where it said so."""
+    """Seconds to wait before the next attempt, if the destination asked for a delay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """The destination takes nothing from us, whatever it is, until somebody mends that."""
+    """The destination accepts no request until the settings or the destination are changed."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The destination broke over this request: its own fault more often than the spans'."""
+    """The destination failed on this request, seldom because of its spans."""
 
     reason: str
     delay_s: float | None = None
-    """How long the destination wants to be left alone, where it said so."""
+    """Seconds to wait before the next attempt, if the destination asked for a delay."""
 
 
 @dataclass(frozen=True, slots=True)
 class TooLarge:
-    """The destination takes no request of this size; in smaller ones, it may take the spans."""
+    """The destination accepts no request of this size, but may accept its spans in smaller ones."""
 
     reason: str
     certain: bool = True
-    """False: the answer may speak of the destination's load, too."""
+    """False if the answer may as well mean that the destination is overloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The destination will never take this request; part of it, it may."""
+    """The destination will never accept this request, but may accept a part of it."""
 
     reason: str
 
@@ -57,12 +57,12 @@ Outcome: TypeAlias = Accepted | TryAgain | Misconfigured | Failed | TooLarge | R
 
 
 class SpanSink(Protocol):
-    """Where spans go. What it raises counts as `TryAgain`."""
+    """Destination of spans; its exceptions count as `TryAgain`."""
 
     async def export(self, request: bytes) -> Outcome:
-        """Send a serialised opentelemetry ExportTraceServiceRequest and waits for the answer."""
+        """Send a serialised ExportTraceServiceRequest, and wait for the answer."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...

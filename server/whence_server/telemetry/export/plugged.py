@@ -1,4 +1,4 @@
-"""Span exporters that users bring along: anything with the OpenTelemetry SDK's interface."""
+"""Span exporters of users, with the interface of the OpenTelemetry SDK."""
 
 import asyncio
 import importlib
@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.telemetry.export.outcomes import Accepted, Failed, Outcome
-from whence_server.telemetry.export.readable import readable_spans
+from whence_server.telemetry.export.readable import make_readable_spans
 
 ENTRY_POINTS = "opentelemetry_traces_exporter"
 _FLUSH_MS = 5_000
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class PluggedSink:
-    """Gives spans to an exporter of the SDK's kind, in a thread, one batch after the other.
+    """Sink that passes spans to an exporter of the SDK in a thread, one batch after the other.
 
-    SUCCESS is an answer like a collector's: the cursor moves. FAILURE and exceptions are
-    taken for the destination's trouble, since exporters do not say whose it is: the batch is
-    tried again, and spans are given up only as `Delivery` does.
+    SUCCESS moves the cursor, as a collector's answer does. FAILURE and exceptions count as
+    `Failed`, because exporters do not report whether the spans are at fault: the batch is sent
+    again, and `Delivery` decides whether spans are given up.
 
     Args:
-        exporter: whose `export` gets the spans; shut down by `close`.
-        name: what to call it in messages.
+        exporter: exporter that receives the spans; shut down by `close`.
+        name: name of the exporter in messages.
     """
 
     def __init__(self, exporter: SdkSpanExporter, name: str) -> None:
@@ -40,27 +40,27 @@ class PluggedSink:
         self._name = name
 
     async def export(self, request: bytes) -> Outcome:
-        """Hand over the spans of one serialised ExportTraceServiceRequest."""
+        """Export the spans of one serialised ExportTraceServiceRequest."""
         try:
-            result = await _in_thread(lambda: self._export(request))
-        except Exception as error:  # noqa: BLE001 - whatever it raises, ours goes on
+            result = await _run_in_thread(lambda: self._export(request))
+        except Exception as error:  # noqa: BLE001 - a user's exporter must not end the export
             return Failed(f"{self._name} raised {type(error).__name__}: {error}")
         if result is SpanExportResult.SUCCESS:
             return Accepted()
         return Failed(f"{self._name} returned {getattr(result, 'name', repr(result))}")
 
     async def close(self) -> None:
-        """Let the exporter finish, and shuts it down; not for longer than some seconds."""
+        """Flush the exporter and shut it down, for at most `_CLOSE_S` seconds."""
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await _in_thread(self._close)
+                await _run_in_thread(self._close)
         except TimeoutError:
             logger.warning("%s did not shut down within %g s", self._name, _CLOSE_S)
-        except Exception as error:  # noqa: BLE001 - ours goes on; its words may repeat content
+        except Exception as error:  # noqa: BLE001 - its text may repeat content
             logger.warning("%s failed to shut down: %s", self._name, type(error).__name__)
 
     def _export(self, request: bytes) -> SpanExportResult:
-        return self._exporter.export(list(readable_spans(request)))
+        return self._exporter.export(list(make_readable_spans(request)))
 
     def _close(self) -> None:
         self._exporter.force_flush(_FLUSH_MS)
@@ -68,15 +68,15 @@ class PluggedSink:
 
 
 def load_exporter(name: str) -> SdkSpanExporter:
-    """Make an exporter: an installed one by its entry point's name, or MODULE:CALLABLE.
+    """Make an exporter, named by its entry point or as MODULE:CALLABLE.
 
-    The callable is called without arguments, as OpenTelemetry's own configuration does.
+    The callable is called without arguments, as by OpenTelemetry's configuration.
 
     Raises:
-        ConfigurationError: there is none by this name, or it cannot be made.
+        ConfigurationError: no exporter has this name, or it cannot be made.
     """
     try:
-        exporter = _callable(name)()
+        exporter = _find_callable(name)()
     except ConfigurationError:
         raise
     except Exception as error:
@@ -92,7 +92,7 @@ def load_exporter(name: str) -> SdkSpanExporter:
     return made
 
 
-def _callable(name: str) -> Callable[[], Any]:
+def _find_callable(name: str) -> Callable[[], Any]:
     module, colon, path = name.partition(":")
     if colon:
         found: Any = importlib.import_module(module)
@@ -106,28 +106,28 @@ def _callable(name: str) -> Callable[[], Any]:
         return loaded
     names = ", ".join(sorted({"otlp", "none"} | installed.names))
     raise ConfigurationError(
-        f"span exporter {name!r} is not installed; there are {names}, and MODULE:CALLABLE"
+        f"span exporter {name!r} is not installed; choose {names}, or MODULE:CALLABLE"
     )
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run a function in a daemon thread: one that hangs does not keep the process alive."""
+async def _run_in_thread(function: Callable[[], T]) -> T:
+    """Run a function in a daemon thread, which does not keep the process alive if it hangs."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
     def settle(outcome: Callable[[], None]) -> None:
-        def unless_cancelled() -> None:
+        def settle_unless_cancelled() -> None:
             if not done.done():
                 outcome()
 
-        # The loop may be gone by the time that a hung thread comes back.
+        # The loop may be closed when a hung thread returns.
         if not loop.is_closed():
-            loop.call_soon_threadsafe(unless_cancelled)
+            loop.call_soon_threadsafe(settle_unless_cancelled)
 
     def run() -> None:
         try:
             result = function()
-        except Exception as error:  # noqa: BLE001 - handed to the one who waits
+        except Exception as error:  # noqa: BLE001 - raised in the caller
             settle(lambda error=error: done.set_exception(error))  # type: ignore[misc]
         else:
             settle(lambda: done.set_result(result))

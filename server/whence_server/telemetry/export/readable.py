@@ -1,4 +1,4 @@
-"""OTLP spans as the OpenTelemetry SDK's own, for exporters that users bring along."""
+"""Conversion of OTLP spans into spans of the OpenTelemetry SDK, for exporters of users."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
@@ -30,51 +30,53 @@ _KINDS = {
 }
 
 
-def readable_spans(request: bytes) -> Iterator[ReadableSpan]:
-    """Make finished spans of a serialised ExportTraceServiceRequest, in its order."""
+def make_readable_spans(request: bytes) -> Iterator[ReadableSpan]:
+    """Yield the spans of a serialised ExportTraceServiceRequest as finished spans, in order."""
     for resource_spans in ExportTraceServiceRequest.FromString(request).resource_spans:
         resource = Resource(
-            attributes_of(resource_spans.resource.attributes), resource_spans.schema_url
+            decode_attributes(resource_spans.resource.attributes), resource_spans.schema_url
         )
         for scope_spans in resource_spans.scope_spans:
-            scope = _scope(scope_spans.scope, scope_spans.schema_url)
+            scope = _make_scope(scope_spans.scope, scope_spans.schema_url)
             for span in scope_spans.spans:
-                yield _readable(span, resource, scope)
+                yield _make_readable_span(span, resource, scope)
 
 
-def attributes_of(attributes: Iterable[KeyValue]) -> dict[str, Value]:
-    """Decode OTLP attributes."""
-    return {attribute.key: _value(attribute.value) for attribute in attributes}
+def decode_attributes(attributes: Iterable[KeyValue]) -> dict[str, Value]:
+    """Decode OTLP attributes into Python values."""
+    return {attribute.key: _decode_value(attribute.value) for attribute in attributes}
 
 
-def _readable(span: Span, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+def _make_readable_span(
+    span: Span, resource: Resource, scope: InstrumentationScope
+) -> ReadableSpan:
     parent = None
     if span.parent_span_id:
-        parent = _context(
+        parent = _make_context(
             span.trace_id, span.parent_span_id, span.flags, is_remote=_is_remote(span.flags)
         )
     return ReadableSpan(
         name=span.name,
-        context=_context(
+        context=_make_context(
             span.trace_id, span.span_id, span.flags, is_remote=False, state=span.trace_state
         ),
         parent=parent,
         resource=resource,
-        attributes=attributes_of(span.attributes),
+        attributes=decode_attributes(span.attributes),
         events=[
-            Event(event.name, attributes_of(event.attributes), event.time_unix_nano)
+            Event(event.name, decode_attributes(event.attributes), event.time_unix_nano)
             for event in span.events
         ],
         links=[
             Link(
-                _context(
+                _make_context(
                     link.trace_id,
                     link.span_id,
                     link.flags,
                     is_remote=_is_remote(link.flags),
                     state=link.trace_state,
                 ),
-                attributes_of(link.attributes),
+                decode_attributes(link.attributes),
             )
             for link in span.links
         ],
@@ -86,7 +88,7 @@ def _readable(span: Span, resource: Resource, scope: InstrumentationScope) -> Re
     )
 
 
-def _context(
+def _make_context(
     trace_id: bytes, span_id: bytes, flags: int, *, is_remote: bool, state: str = ""
 ) -> SpanContext:
     return SpanContext(
@@ -102,19 +104,19 @@ def _is_remote(flags: int) -> bool:
     return bool(flags & SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK)
 
 
-def _scope(scope: ScopeMessage, schema_url: str) -> InstrumentationScope:
+def _make_scope(scope: ScopeMessage, schema_url: str) -> InstrumentationScope:
     return InstrumentationScope(
-        scope.name, scope.version or None, schema_url or None, attributes_of(scope.attributes)
+        scope.name, scope.version or None, schema_url or None, decode_attributes(scope.attributes)
     )
 
 
-def _value(value: AnyValue) -> Value:
+def _decode_value(value: AnyValue) -> Value:
     kind = value.WhichOneof("value")
     if kind is None:
         return None
     if kind == "array_value":
-        return tuple(_value(item) for item in value.array_value.values)
+        return tuple(_decode_value(item) for item in value.array_value.values)
     if kind == "kvlist_value":
-        return {item.key: _value(item.value) for item in value.kvlist_value.values}
+        return {item.key: _decode_value(item.value) for item in value.kvlist_value.values}
     decoded: str | bool | int | float | bytes = getattr(value, kind)
     return decoded

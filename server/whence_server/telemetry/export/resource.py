@@ -1,4 +1,4 @@
-"""Who sends the spans: the service's resource, and whence's scope, on every request."""
+"""Resource of the service and scope of whence, which every export request carries."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -11,24 +11,24 @@ from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp_text import parse_resource_attributes
-from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.otlp.scope import SCOPE
-from whence_server.telemetry.otlp.wire import head
+from whence_server.telemetry.otlp.wire import encode_head
 
 _ATTRIBUTES, _NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
 
 
-def service_resource(
+def make_service_resource(
     version: str,
     attributes: Mapping[str, AttributeValue] = {},
     environment: Mapping[str, str] = {},
 ) -> Resource:
-    """Describe this server: "whence", unless OTEL_SERVICE_NAME says otherwise.
+    """Make the service's resource; its name is OTEL_SERVICE_NAME, by default "whence".
 
     Args:
-        version: whence's own.
-        attributes: further ones; OTEL_RESOURCE_ATTRIBUTES goes before them.
-        environment: where OpenTelemetry's variables are; an empty one counts as unset.
+        version: version of whence.
+        attributes: further attributes; those of OTEL_RESOURCE_ATTRIBUTES take precedence.
+        environment: OpenTelemetry's variables; an empty one counts as unset.
 
     Raises:
         ConfigurationError: OTEL_RESOURCE_ATTRIBUTES is malformed.
@@ -50,24 +50,26 @@ def service_resource(
 
 
 class Envelope:
-    """Puts encoded spans into an ExportTraceServiceRequest without decoding them again.
+    """Builder of ExportTraceServiceRequests from encoded spans, which it does not decode.
 
-    Each span comes as a ScopeSpans message that holds it alone: the concatenation of such
-    messages is the serialisation of the one that holds them all.
+    Each span is a ScopeSpans message with one span. The concatenation of these messages is the
+    serialisation of one ScopeSpans message with all spans.
     """
 
     def __init__(self, resource: Resource, version: str) -> None:
         attributes = cast("Mapping[str, AttributeValue]", resource.attributes)
-        message = ResourceMessage(attributes=key_values(dict(sorted(attributes.items()))))
+        message = ResourceMessage(attributes=encode_attributes(dict(sorted(attributes.items()))))
         self._resource = ResourceSpans(resource=message).SerializeToString()
         scope = InstrumentationScope(name=SCOPE, version=version)
         self._scope = ScopeSpans(scope=scope).SerializeToString()
 
-    def request(self, spans: list[bytes]) -> bytes:
-        """Serialise the request that carries these spans."""
-        # Lengths first, so that the spans' bytes are copied once.
+    def make_request(self, spans: list[bytes]) -> bytes:
+        """Serialise a request with these spans."""
+        # Lengths are computed first, so that the spans' bytes are copied once.
         num_bytes = len(self._scope) + sum(map(len, spans))
-        resource_spans = self._resource + head(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, num_bytes)
+        resource_spans = self._resource + encode_head(
+            ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, num_bytes
+        )
         num_bytes += len(resource_spans)
-        request = head(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, num_bytes)
+        request = encode_head(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, num_bytes)
         return b"".join((request, resource_spans, self._scope, *spans))

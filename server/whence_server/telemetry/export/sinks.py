@@ -1,4 +1,4 @@
-"""Where spans go, made from what the settings say; within a running event loop."""
+"""Sinks, made from the settings in a running event loop."""
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings
 from whence_server.telemetry.export.otlp_grpc import EXPORT_METHOD, OtlpGrpcSink
@@ -10,16 +10,17 @@ def make_sink(destination: OtlpSettings | str, method: str = EXPORT_METHOD) -> S
     """Make the sink of a destination.
 
     Args:
-        destination: OTLP's, or the name of an exporter that is not ours.
-        method: which of a collector's services is called, over gRPC.
+        destination: settings of an OTLP endpoint, or the name of a user's exporter.
+        method: method of a collector to call over gRPC.
 
     Raises:
-        ConfigurationError: the destination is none.
+        ConfigurationError: the endpoint is invalid, or the exporter cannot be made.
     """
     if isinstance(destination, str):
         return PluggedSink(load_exporter(destination), destination)
     if destination.protocol is OtlpProtocol.HTTP_PROTOBUF:
-        from whence_server.telemetry.export.otlp_http import OtlpHttpSink  # its client loads slowly
+        # Imported late, because aiohttp loads slowly.
+        from whence_server.telemetry.export.otlp_http import OtlpHttpSink
 
         return OtlpHttpSink(destination)
     return OtlpGrpcSink(destination, method)

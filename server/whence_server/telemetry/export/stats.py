@@ -1,4 +1,4 @@
-"""Counters and state of one export: the one place that metrics, health page and log read."""
+"""Counters and state of one export, which the metrics, the health page and the log read."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,32 +8,32 @@ _NUM_REMEMBERED = 8
 
 @dataclass(slots=True)
 class ExportStats:
-    """Outcome of one export so far; only the exporter writes it. Counters begin at the start."""
+    """Counters and state of one export since the process's start, written by its exporter alone."""
 
     num_exported: int = 0
-    """Spans that the destination has, rejected ones not counted."""
+    """Spans that the destination accepted, without rejected ones."""
     num_requests: int = 0
     num_retries: int = 0
     num_rejected: int = 0
-    """Spans that the destination said it did not take (OTLP's partial success)."""
+    """Spans that the destination reported as rejected (OTLP's partial success)."""
     num_set_aside: int = 0
-    """Spans that the destination refuses while it takes others, given up one by one."""
+    """Spans that were given up, because the destination refuses them and accepts others."""
     num_unreadable: int = 0
-    """Entries whose bytes made no span."""
+    """Entries that could not be encoded."""
     retrying: bool = False
-    """The last attempt failed and will be repeated."""
+    """True if the last attempt failed and will be repeated."""
     refusing: bool = False
-    """The destination answers and takes nothing of what waits: all of it is held."""
+    """True if the destination answers but accepts no spans, so that all are held."""
     last_error: str = ""
-    """The newest error, over or not; "" where there was none."""
+    """Newest error, also after its end; "" if there was none."""
     newest_set_aside: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_REMEMBERED))
-    """Names and ids of the spans that were given up last."""
+    """Descriptions of the spans that were set aside last."""
 
 
-def error_kind(error: str) -> str:
-    """Return an error's kind, without the words that follow: these may repeat what was sent.
+def get_error_kind(error: str) -> str:
+    """Return an error's kind without its text, which may repeat content that was sent.
 
     Args:
-        error: KIND: WORDS, where the kind is a status, or an exception's name.
+        error: KIND: TEXT, with a status or an exception's name as its kind.
     """
     return error.partition(":")[0]

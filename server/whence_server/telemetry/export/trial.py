@@ -1,4 +1,4 @@
-"""Finds out whether one span is at fault, or the destination that does not take it."""
+"""Test whether a refused span is at fault, or the destination, which accepts nothing."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -9,40 +9,40 @@ from whence_server.telemetry.export.courier import Courier, Unwanted
 from whence_server.telemetry.export.outcomes import Accepted, Failed, Refused, TooLarge
 
 Others: TypeAlias = Callable[[], Awaitable[bytes | None]]
-"""Gives a span that waits behind the batch under way, any of them; None where none waits."""
+"""Function that returns some span after the batch under way; None if there is none."""
 
 _NUM_PROOFS = 8
 _MAX_WITNESSES = 4
-# In a row, the destination takes one to four other spans, then fails over the suspect, then takes
-# others again. A destination that fails by chance, or in turns as replicas behind a balancer do,
-# takes the suspect too, or fails over the others: with the number of others drawn at random, each
-# proof has a chance of a quarter at most.
+# In each proof the destination accepts one to four other spans, then refuses the suspect. A
+# destination that fails at random, or in turns like replicas behind a load balancer, would accept
+# the suspect too or refuse the others: as the number of others is drawn at random, it passes each
+# proof with a probability of at most a quarter.
 _SHARE_SKIPPED = 0.5
-# By chance, so that a destination that the suspect crashes can show that it is up again.
+# The suspect is not always sent, so that a destination that it crashes can recover.
 _MAX_KNOWN = 1 << 16
 _NUM_TRIES = 4
 
 
 class Sighting(NamedTuple):
-    """The outcome of a look for a witness."""
+    """Outcome of a search for a witness."""
 
     witness: bytes | None
-    """A span that the destination took just now; None where none was found."""
+    """Span that the destination accepted just now; None if none was found."""
     takes_others: bool
-    """The destination took a span other than the suspect, be it one that it had before."""
+    """True if the destination accepted a span other than the suspect, new or sent before."""
     has_asked: bool
-    """There was another span to send."""
+    """True if there was another span to send."""
 
 
 class Witnesses:
-    """Spans beside the suspect, by which a destination shows that it takes anything at all.
+    """Spans other than the suspect, with which it is tested whether a destination accepts any.
 
-    A witness has to be new to the destination: one that takes again what it has, and refuses
-    whatever is new (a tenant's limit on live traces), says nothing against the suspect.
+    A witness has to be new to the destination. A destination may accept spans again that it has,
+    and refuse every new one (e.g. a tenant's limit on live traces): the suspect is not at fault.
 
     Args:
-        courier: sends them. What a destination gets twice is the same to the byte.
-        chance: where random numbers come from.
+        courier: sends the spans; a span that is sent twice is byte-identical.
+        chance: source of random numbers.
     """
 
     def __init__(self, courier: Courier, chance: random.Random) -> None:
@@ -56,43 +56,43 @@ class Witnesses:
         self._turn = 0
 
     def begin(self, batch: list[bytes], others: Others | None) -> None:
-        """Start over with a batch: what was taken before it proves nothing about it."""
+        """Start over with a batch; spans that were accepted before are no witnesses."""
         self._batch, self._others, self._fresh = batch, others, None
 
     def note_taken(self, part: list[bytes]) -> None:
-        """Remember what was taken: part of a batch is a witness, as the whole was not taken."""
+        """Note accepted spans; those of a part of a refused batch are witnesses."""
         self._taken = part[-1]
         if len(part) < len(self._batch):
             self._fresh = part[-1]
             self._remember(part)
 
     def note_set_aside(self, span: bytes) -> None:
-        """Remember a span that can be no witness."""
+        """Note a span that was set aside, and is no witness."""
         self._remember([span])
 
     async def find(self, suspect: bytes, *, patient: bool) -> Sighting:
-        """Look for a witness by sending it.
+        """Search for a witness by sending spans.
 
         Args:
-            suspect: can be none itself.
-            patient: where nothing new waits, let a span that was taken before do.
+            suspect: the span under test, which is no witness.
+            patient: accept a span that was sent before if there is no new one.
         """
-        if self._fresh is not None and await self._courier.takes(self._fresh):
+        if self._fresh is not None and await self._courier.is_taken(self._fresh):
             return Sighting(self._fresh, takes_others=True, has_asked=True)
-        candidate = await self._candidate(suspect)
+        candidate = await self._pick_candidate(suspect)
         if candidate is not None:
-            if not await self._courier.takes(candidate):
+            if not await self._courier.is_taken(candidate):
                 return Sighting(None, takes_others=False, has_asked=True)
             self._fresh = candidate
             self._remember([candidate])
             return Sighting(candidate, takes_others=True, has_asked=True)
         if self._taken is None:
             return Sighting(None, takes_others=False, has_asked=self._fresh is not None)
-        takes = await self._courier.takes(self._taken)
+        takes = await self._courier.is_taken(self._taken)
         return Sighting(self._taken if patient and takes else None, takes, has_asked=True)
 
-    async def _candidate(self, suspect: bytes) -> bytes | None:
-        """Return a span that the destination has not taken yet; None where none is to be found."""
+    async def _pick_candidate(self, suspect: bytes) -> bytes | None:
+        """Return a span that the destination has not accepted yet; None if none was found."""
         self._turn += 1
         pool = [span for span in self._batch if span is not suspect and self._is_new(span)]
         if pool and self._turn % 2:
@@ -118,20 +118,20 @@ class _Hearing:
 
     suspect: bytes
     unwanted: Unwanted
-    """The newest answer to it."""
+    """Newest answer to the suspect."""
     num_proofs: int = 0
-    """Times in a row that others were taken, and it was not."""
+    """Consecutive times that others were accepted and the suspect was not."""
     num_held: int = 0
 
 
 class Trial:
-    """Sends a suspect again and again, between other spans, until it is taken or proven bad.
+    """Test of a suspect, which is sent between other spans until it is accepted or proven bad.
 
     Args:
         courier: makes the requests.
-        witnesses: gives the other spans.
-        patience: rounds to wait for a new span, where nothing but the suspect waits.
-        chance: where random numbers come from.
+        witnesses: finds other spans.
+        patience: rounds to wait for a new span if there is none but the suspect.
+        chance: source of random numbers.
     """
 
     def __init__(
@@ -143,11 +143,11 @@ class Trial:
         self._chance = chance
 
     async def judge(self, suspect: bytes, unwanted: Unwanted) -> Unwanted | None:
-        """Return None once the suspect was taken; the last answer once it is proven bad.
+        """Test a suspect; return None if it is accepted, the last answer if it is proven bad.
 
         Args:
-            suspect: the span.
-            unwanted: the answer to the newest attempt at it.
+            suspect: the span under test.
+            unwanted: the answer to the newest attempt to send it.
         """
         hearing = _Hearing(suspect, unwanted)
         while True:
@@ -162,42 +162,42 @@ class Trial:
                 return None
 
     async def _hold(self, hearing: _Hearing, found: Sighting) -> bool:
-        """Wait, and says whether the suspect is taken afterwards."""
+        """Wait, and return whether the suspect is accepted afterwards."""
         await self._courier.hold(hearing.unwanted, takes_others=found.takes_others)
         hearing.num_held += 1
         if found.has_asked and self._chance.random() < _SHARE_SKIPPED:
             return False
-        return await self._takes(hearing)
+        return await self._try_suspect(hearing)
 
     async def _interleave(self, hearing: _Hearing, witness: bytes) -> bool:
-        """Send witness and suspect in turns; says whether the suspect was taken."""
+        """Send witness and suspect in turns; return whether the suspect was accepted."""
         if not hearing.num_proofs:
-            self._courier.takes_others()
+            self._courier.note_takes_others()
         is_well = True
         while is_well and hearing.num_proofs < _NUM_PROOFS:
-            is_well = await self._takes_all(witness)
-            if await self._takes(hearing):
+            is_well = await self._try_witness(witness)
+            if await self._try_suspect(hearing):
                 return True
             hearing.num_proofs = hearing.num_proofs + 1 if is_well else 0
-            if _is_to_be_left_alone(hearing.unwanted):
+            if _needs_pause(hearing.unwanted):
                 await self._courier.hold(hearing.unwanted, takes_others=True)
                 break
         return False
 
-    async def _takes(self, hearing: _Hearing) -> bool:
+    async def _try_suspect(self, hearing: _Hearing) -> bool:
         outcome = await self._courier.attempt([hearing.suspect])
         if isinstance(outcome, Accepted):
             return True
         hearing.unwanted = outcome
         return False
 
-    async def _takes_all(self, witness: bytes) -> bool:
+    async def _try_witness(self, witness: bytes) -> bool:
         num_sent = self._chance.randint(1, _MAX_WITNESSES)
-        return all([await self._courier.takes(witness) for _ in range(num_sent)])
+        return all([await self._courier.is_taken(witness) for _ in range(num_sent)])
 
 
-def _is_to_be_left_alone(unwanted: Unwanted) -> bool:
-    """Return whether the answer may be of the moment, so that time has to pass before the next."""
+def _needs_pause(unwanted: Unwanted) -> bool:
+    """Return whether the answer may be temporary, so that the next attempt has to wait."""
     match unwanted:
         case Refused():
             return False

@@ -1,1 +1,1 @@
-"""What the server measures: recorded once, shown on a Prometheus page and pushed over OTLP."""
+"""Metrics of the server: recorded once, shown on a Prometheus page and pushed over OTLP."""

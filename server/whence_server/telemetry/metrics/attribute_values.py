@@ -1,14 +1,14 @@
-"""Journalled values in the words of the metrics' attributes: few, and known beforehand."""
+"""Values of the metrics' attributes, each from a small fixed set."""
 
 import re
 
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
-from whence_server.telemetry.grpc_status import status_name
-from whence_server.telemetry.spans.finish_reasons import reason_name
+from whence_server.telemetry.grpc_status import get_status_name
+from whence_server.telemetry.spans.finish_reasons import get_reason_name
 
 OTHER = "_OTHER"
-"""The conventions' word for what has no name here."""
+"""The conventions' value for everything without a name of its own."""
 
 _METHODS = frozenset(
     f"{service.full_name}/{method.name}"
@@ -19,28 +19,28 @@ _METHODS = frozenset(
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
-def operation(started: GenerationStarted) -> str:
-    """The GenAI operation, as spans call it."""
+def get_operation(started: GenerationStarted) -> str:
+    """Return the GenAI operation, with the name that spans use."""
     return started.operation or "text_completion"
 
 
-def method(name: str) -> str:
-    """A method of whence's own, or OTHER."""
+def get_method(name: str) -> str:
+    """Return the name of a method of whence, and OTHER for any other name."""
     return name if name in _METHODS else OTHER
 
 
-def status(code: int) -> str:
-    """A gRPC status code's name, or OTHER."""
-    return status_name(code) or OTHER
+def get_status(code: int) -> str:
+    """Return a gRPC status code's name, and OTHER for an unknown number."""
+    return get_status_name(code) or OTHER
 
 
-def finish_reason(reason: FinishReason.ValueType) -> str:
-    """FinishReason in lower case, without its prefix; OTHER for one that a newer server wrote."""
-    return reason_name(reason) if reason in FinishReason.values() else OTHER
+def get_finish_reason(reason: FinishReason.ValueType) -> str:
+    """Return a FinishReason in lower case without its prefix, and OTHER for an unknown number."""
+    return get_reason_name(reason) if reason in FinishReason.values() else OTHER
 
 
-def error_type(finished: GenerationFinished) -> str | None:
-    """Why a generation failed; None where it did not."""
+def get_error_type(finished: GenerationFinished) -> str | None:
+    """Return the reason of a generation's failure; None if it did not fail."""
     if finished.finish_reason != FinishReason.FINISH_REASON_FAILED:
         return None
     reason = finished.failure.reason

@@ -1,8 +1,8 @@
 """Every metric of the server: instruments, views and docs/metrics.md are made from this table.
 
 `gen_ai.*` and `rpc.*` follow OpenTelemetry's semantic conventions to the name, the unit, the
-bucket boundaries and the attributes. An instrument keeps the attributes listed here and no
-others, so that no id and no label of a request can ever become a series.
+bucket boundaries and the attributes. An instrument keeps only the attributes listed here, so
+that no id and no label of a request can become a series.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from whence_server.telemetry.spans import names
 
 
 class Kind(Enum):
-    """What becomes of the values."""
+    """Kind of instrument."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -22,15 +22,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One metric.
+    """Definition of a metric.
 
     Attributes:
-        name: OpenTelemetry's; `prometheus.family_name` gives Prometheus' own.
+        name: OpenTelemetry's name; `prometheus.get_family_name` returns Prometheus' name.
         kind: counter, gauge or histogram.
-        unit: UCUM; what stands in braces is an annotation.
-        description: for people, on the page as well.
-        attributes: the only ones that it has.
-        boundaries: upper bounds of a histogram's buckets, each within its bucket.
+        unit: UCUM unit; braces enclose an annotation.
+        description: text for people, also on the Prometheus page.
+        attributes: keys of all its attributes.
+        boundaries: inclusive upper bounds of a histogram's buckets.
     """
 
     name: str
@@ -343,7 +343,7 @@ RECORDED: Final = (
 )
 """Recorded through the SDK's synchronous instruments."""
 STEPS: Final = (STEP_ENTROPY, STEP_SURPRISE, DRAW_MARGIN)
-"""Kept by `StepHistograms`, because the SDK would take too long over each step."""
+"""Recorded by `StepHistograms`, because the SDK takes too long for every step."""
 OBSERVED: Final = (
     STEP_NON_FINITE,
     GENERATIONS_RUNNING,
@@ -362,5 +362,5 @@ OBSERVED: Final = (
     EXPORT_REFUSING,
     EXPORT_UNREADABLE,
 )
-"""Asked for whenever somebody looks."""
+"""Observed on each collection."""
 ALL: Final = (*RECORDED, *STEPS, *OBSERVED)

@@ -1,4 +1,4 @@
-"""Journal entries in, measurements out."""
+"""Measurements of generations and calls, from journal entries."""
 
 from dataclasses import dataclass, field
 
@@ -30,88 +30,88 @@ _OWN_ENDS = frozenset(
 
 @dataclass(slots=True)
 class _OpenGeneration:
-    """What has to be known of a generation until its end; small, and forgotten then."""
+    """State of a generation that has started and not ended."""
 
     origin: Origin
     model: str
     operation: str
     steps: ModelSteps
     streamed: bool
-    """Whether its tokens came one by one; those of a beam search come at its end."""
+    """False for beam search, which sends its tokens at the end."""
     first_elapsed_ns: int | None = None
     last_elapsed_ns: int = 0
     last_index: int = 0
-    """The furthest that any of its sequences has come."""
+    """Highest step index of any of its sequences."""
 
 
 @dataclass(slots=True)
 class GenerationMetrics:
-    """Measures entries, in the journal's order.
+    """Recorder of measurements from entries in the journal's order.
 
-    A generation whose start was not among them is only counted when it finishes, if
-    `begun_before` was told of it: its times belong to an earlier process.
+    A generation that an earlier process started is only counted when it finishes, after
+    `note_earlier_start`: its times belong to that process.
 
     Args:
-        instruments: where measurements go.
-        steps: where those of single steps go.
+        instruments: instruments that record the measurements.
+        steps: histograms of the steps' values.
     """
 
     instruments: Instruments
     steps: StepHistograms
     _running: dict[str, _OpenGeneration] = field(default_factory=dict)
-    _begun_before: dict[str, dict[str, str]] = field(default_factory=dict)
+    _earlier_starts: dict[str, dict[str, str]] = field(default_factory=dict)
     _num_tokens: dict[str, int] = field(default_factory=dict)
 
-    def knows(self, generation_id: str) -> bool:
-        """Whether the generation's start was among the entries."""
+    def has_start(self, generation_id: str) -> bool:
+        """Return whether the generation's start was among the entries, and its end was not."""
         return generation_id in self._running
 
-    def begun_before(self, generation_id: str, payload: bytes) -> None:
-        """Say how a generation started that an earlier process began.
+    def note_earlier_start(self, generation_id: str, payload: bytes) -> None:
+        """Note the start of a generation that an earlier process began.
 
         Raises:
             DecodeError: the payload is no GenerationStarted.
         """
         started = GenerationStarted.FromString(payload)
-        self._begun_before[generation_id] = _of_start(started)
+        self._earlier_starts[generation_id] = _make_start_attributes(started)
 
     def take(self, entry: Entry) -> None:
-        """Measure one entry; one whose content was deleted says nothing.
+        """Measure one entry; a deleted one has no measurements.
 
         Raises:
-            DecodeError, ValueError: the payload cannot be understood.
+            DecodeError, ValueError: the payload is not a message of the entry's kind.
         """
         if entry.kind is EntryKind.STEP:
-            self._step(entry)
+            self._take_step(entry)
         elif entry.kind is EntryKind.STARTED:
-            self._started(entry)
+            self._take_start(entry)
         elif entry.kind is EntryKind.FINISHED:
-            self._finished(entry)
+            self._take_finish(entry)
         elif entry.kind is EntryKind.CALL and entry.payload:
-            self._call(Call.FromString(entry.payload))
+            self._take_call(Call.FromString(entry.payload))
 
     def count_tokens(self) -> None:
-        """Add the tokens of the steps since the last time: one addition for a batch of them."""
+        """Add the tokens since the last call to the counter, in one addition for each model."""
         for model, number in self._num_tokens.items():
             self.instruments.add(
                 catalogue.GENERATED_TOKENS, number, {names.GEN_AI_REQUEST_MODEL: model}
             )
         self._num_tokens.clear()
 
-    def _started(self, entry: Entry) -> None:
+    def _take_start(self, entry: Entry) -> None:
         if not entry.payload:
             return
         started = GenerationStarted.FromString(entry.payload)
         self._running[entry.generation_id] = _OpenGeneration(
             origin=read_origin(started),
             model=started.model,
-            operation=attribute_values.operation(started),
+            operation=attribute_values.get_operation(started),
             steps=self.steps.for_model(started.model),
             streamed=not started.effective_decoding.HasField("beam_search"),
         )
-        self.instruments.add(catalogue.GENERATIONS_STARTED, 1, _of_start(started))
+        self.instruments.add(catalogue.GENERATIONS_STARTED, 1, _make_start_attributes(started))
 
-    def _step(self, entry: Entry) -> None:
+    def _take_step(self, entry: Entry) -> None:
         running = self._running.get(entry.generation_id)
         if running is None or not entry.payload:
             return
@@ -123,14 +123,16 @@ class GenerationMetrics:
         running.steps.take(step, running.origin)
         self._num_tokens[running.model] = self._num_tokens.get(running.model, 0) + 1
 
-    def _finished(self, entry: Entry) -> None:
+    def _take_finish(self, entry: Entry) -> None:
         running = self._running.pop(entry.generation_id, None)
-        begun_before = self._begun_before.pop(entry.generation_id, None)
+        begun_before = self._earlier_starts.pop(entry.generation_id, None)
         if not entry.payload:
             return
         finished = GenerationFinished.FromString(entry.payload)
         reason = {
-            names.GENERATION_FINISH_REASON: attribute_values.finish_reason(finished.finish_reason)
+            names.GENERATION_FINISH_REASON: attribute_values.get_finish_reason(
+                finished.finish_reason
+            )
         }
         if running is not None:
             self._measure(running, finished)
@@ -144,7 +146,7 @@ class GenerationMetrics:
 
     def _measure(self, running: _OpenGeneration, finished: GenerationFinished) -> None:
         record, origin = self.instruments.record, running.origin
-        context = _context(origin.trace_id, origin.ids.generation(), origin.trace_flags)
+        context = _make_context(origin.trace_id, origin.ids.get_generation_id(), origin.trace_flags)
         gen_ai = {
             names.GEN_AI_OPERATION_NAME: running.operation,
             names.GEN_AI_PROVIDER_NAME: names.PROVIDER,
@@ -152,7 +154,7 @@ class GenerationMetrics:
             names.GEN_AI_RESPONSE_MODEL: running.model,
         }
         model = {names.GEN_AI_REQUEST_MODEL: running.model}
-        error = attribute_values.error_type(finished)
+        error = attribute_values.get_error_type(finished)
         failed = {} if error is None else {names.ERROR_TYPE: error}
         duration_ns = max(finished.end_time.ToNanoseconds() - origin.start_time_ns, 0)
         record(catalogue.REQUEST_DURATION, duration_ns * _NS, gen_ai | failed, context)
@@ -173,16 +175,16 @@ class GenerationMetrics:
             per_token_ns = (running.last_elapsed_ns - first_ns) / running.last_index
             record(catalogue.TIME_PER_OUTPUT_TOKEN, per_token_ns * _NS, gen_ai, context)
 
-    def _call(self, call: Call) -> None:
-        status = attribute_values.status(call.status_code)
+    def _take_call(self, call: Call) -> None:
+        status = attribute_values.get_status(call.status_code)
         attributes = {
             names.RPC_SYSTEM_NAME: "grpc",
-            names.RPC_METHOD: attribute_values.method(call.method),
+            names.RPC_METHOD: attribute_values.get_method(call.method),
             names.RPC_RESPONSE_STATUS_CODE: status,
         }
         if is_server_error(call.status_code):
             attributes[names.ERROR_TYPE] = status
-        context = _context(
+        context = _make_context(
             bytes.fromhex(call.trace_id), bytes.fromhex(call.span_id), call.trace_flags
         )
         duration_ns = max(call.end_time.ToNanoseconds() - call.start_time.ToNanoseconds(), 0)
@@ -190,18 +192,18 @@ class GenerationMetrics:
 
 
 UNREADABLE = (DecodeError, ValueError)
-"""What `take` and `begun_before` raise."""
+"""Exceptions of `take` and `note_earlier_start`."""
 
 
-def _of_start(started: GenerationStarted) -> dict[str, str]:
+def _make_start_attributes(started: GenerationStarted) -> dict[str, str]:
     return {
-        names.GEN_AI_OPERATION_NAME: attribute_values.operation(started),
+        names.GEN_AI_OPERATION_NAME: attribute_values.get_operation(started),
         names.GEN_AI_REQUEST_MODEL: started.model,
     }
 
 
-def _context(trace_id: bytes, span_id: bytes, trace_flags: int) -> Context:
-    """Make the span current that a value belongs to: an exemplar takes its ids from there."""
+def _make_context(trace_id: bytes, span_id: bytes, trace_flags: int) -> Context:
+    """Make a context with a value's span, from which its exemplar takes the ids."""
     if not trace_flags & SAMPLED:
         return Context()
     span_context = trace.SpanContext(

@@ -1,4 +1,4 @@
-"""Measurement of what the journal commits: a handler of a follower without a cursor."""
+"""Measurement of committed entries: a handler of a follower without a cursor."""
 
 import logging
 
@@ -16,13 +16,13 @@ _STARTED = frozenset({EntryKind.STARTED})
 
 
 class MetricsHandler:
-    """Measures every entry once.
+    """Handler that measures every entry once.
 
     Args:
         journal: read for the start of generations that an earlier process began.
         generations: measures entries.
-        instruments: where entries that cannot be understood are counted.
-        retry_s: time to wait after the journal could not be read.
+        instruments: count entries that cannot be read.
+        retry_s: seconds to wait after the journal could not be read.
     """
 
     def __init__(
@@ -46,38 +46,38 @@ class MetricsHandler:
                     await self._measure(entry)
                     position = entry.position
             finally:
-                # After a failure, too: no entry is measured twice.
+                # Also after a failure, so that no entry is measured twice.
                 self._generations.count_tokens()
                 if position is not None:
                     batch.mark_handled(position)
 
     def note_progress(self) -> None:
-        """Do nothing: the metrics show no state of their own."""
+        """Do nothing, because the handler has no state that a failure changes."""
 
     def note_failure(self, error: Exception) -> float:
-        """Log what ended a batch; return the seconds until the next attempt."""
-        logger.error("the metrics will try the journal again", exc_info=error)
+        """Log the error that ended a batch; return the seconds until the next attempt."""
+        logger.error("the metrics could not read the journal, and will retry", exc_info=error)
         return self._retry_s
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        """Do nothing, because there is nothing to release."""
 
     async def _measure(self, entry: Entry) -> None:
         try:
-            if entry.kind is EntryKind.FINISHED and not self._generations.knows(
+            if entry.kind is EntryKind.FINISHED and not self._generations.has_start(
                 entry.generation_id
             ):
                 await self._look_up(entry.generation_id)
             self._generations.take(entry)
         except UNREADABLE:
             self._instruments.add(catalogue.UNREADABLE_ENTRIES, 1, {})
-            logger.exception("entry %d of the journal is in no metric", entry.position)
+            logger.exception("journal entry %d cannot be read, and is in no metric", entry.position)
 
     async def _look_up(self, generation_id: str) -> None:
-        """Find out how a generation started that ends here and began in an earlier process."""
+        """Read the start of a generation that ends here and began in an earlier process."""
         try:
             found = await self._journal.read(generation_id, 0, 1, _STARTED)
         except (GenerationNotFoundError, RecordDamagedError):  # deleted since, or damaged
             return
         if found and found[0].payload:
-            self._generations.begun_before(generation_id, found[0].payload)
+            self._generations.note_earlier_start(generation_id, found[0].payload)

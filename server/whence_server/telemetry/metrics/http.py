@@ -1,4 +1,4 @@
-"""The web server of two pages, in the event loop: the metrics, and how the server is."""
+"""Web server of the metrics page and the health page, in the event loop."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,17 +20,18 @@ _SHUTDOWN_S = 1.0
 
 
 class MetricsServer:
-    """Serves `/metrics` and `/healthz`, and 404 for everything else.
+    """Web server of `/metrics` and `/healthz`, with 404 for every other path.
 
-    A connection is closed after its answer: no idle one stays.
+    A connection is closed after its answer, so that none is idle.
 
     Args:
-        render: gives the metrics for an Accept header; called in the event loop.
-        health: says how the server is: 200 if it serves, 503 if not.
-        host: an address or a name.
-        port: 0 takes a free one.
-        max_connections: as many are open at once; the oldest gives way to the newest.
-        exchange_s: how long one may stay open.
+        render: returns the metrics page for an Accept header; called in the event loop.
+        health: returns the health document; answered with 200 if the server serves, else 503.
+        host: address or name to listen on.
+        port: port to listen on; 0 chooses a free one.
+        max_connections: most connections that are open at once; the oldest is aborted for the
+            newest.
+        exchange_s: longest duration of a connection in seconds.
     """
 
     def __init__(
@@ -55,33 +56,33 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """Where it listens; before `start`, where it was told to."""
+        """Port that it listens on; before `start`, the port of the constructor."""
         return self._port
 
     @property
     def num_connections(self) -> int:
-        """The number of open connections."""
+        """Number of open connections."""
         return 0 if self._connections is None else len(self._connections)
 
     @property
     def url(self) -> str:
-        """The page's address."""
+        """URL of the metrics page."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}{PATH}"
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start listening.
 
         Raises:
-            ConfigurationError: it cannot listen there.
+            ConfigurationError: the address or port cannot be used.
         """
-        application = web.Application(middlewares=[_closing])
-        application.router.add_get(PATH, self._page)
-        application.router.add_get(HEALTH_PATH, self._health)
+        application = web.Application(middlewares=[_close_after_answer])
+        application.router.add_get(PATH, self._answer_page)
+        application.router.add_get(HEALTH_PATH, self._answer_health)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         if runner.server is None:
-            raise RuntimeError("the web server was set up and is not there")
+            raise RuntimeError("aiohttp made no server after setup")
         connections = Connections(runner.server, self._max_connections, self._exchange_s)
         try:
             self._listening = await asyncio.get_running_loop().create_server(
@@ -97,7 +98,7 @@ class MetricsServer:
         self._port = self._listening.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening; what is being answered gets a moment to end."""
+        """Stop listening; requests under way get a second to end."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
@@ -105,11 +106,11 @@ class MetricsServer:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _page(self, request: web.Request) -> web.Response:
+    async def _answer_page(self, request: web.Request) -> web.Response:
         page = self._render(",".join(request.headers.getall("Accept", [])))
         return web.Response(body=page.body, headers={"Content-Type": page.content_type})
 
-    async def _health(self, _request: web.Request) -> web.Response:
+    async def _answer_health(self, _request: web.Request) -> web.Response:
         answer = self._ask_health()
         return web.Response(
             status=HTTPStatus.OK if answer.serving else HTTPStatus.SERVICE_UNAVAILABLE,
@@ -119,10 +120,10 @@ class MetricsServer:
 
 
 @web.middleware
-async def _closing(
+async def _close_after_answer(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Close the connection after the answer, whatever that is."""
+    """Close the connection after the answer, also after an error."""
     try:
         response = await handler(request)
     except web.HTTPException as error:

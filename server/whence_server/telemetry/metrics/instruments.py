@@ -1,4 +1,4 @@
-"""The catalogue as instruments of the OpenTelemetry SDK."""
+"""Instruments of the OpenTelemetry SDK, made from the catalogue."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -21,26 +21,26 @@ from whence_server.telemetry.otlp.scope import SCOPE
 Attributes: TypeAlias = Mapping[str, str]
 
 
-def meter_provider(resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
-    """Return a provider whose views hold every instrument to its catalogue entry.
+def make_meter_provider(resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
+    """Return a provider whose views limit every instrument to its catalogue entry.
 
-    Exemplars are kept of sampled traces only.
+    Only values of sampled traces become exemplars.
     """
     return MeterProvider(
         metric_readers=readers,
         resource=resource,
-        views=[_view(definition) for definition in (*catalogue.RECORDED, *catalogue.OBSERVED)],
+        views=[_make_view(definition) for definition in (*catalogue.RECORDED, *catalogue.OBSERVED)],
         exemplar_filter=TraceBasedExemplarFilter(),
         shutdown_on_exit=False,
     )
 
 
 class Instruments:
-    """What is recorded as it happens, by catalogue entry.
+    """Counters and histograms that are recorded as events happen, by catalogue entry.
 
     Args:
-        provider: as `meter_provider` gives it.
-        version: whence's own, for the instrumentation scope.
+        provider: the provider of `make_meter_provider`.
+        version: version of whence, for the instrumentation scope.
     """
 
     def __init__(self, provider: MeterProvider, version: str) -> None:
@@ -57,7 +57,7 @@ class Instruments:
         }
 
     def add(self, counter: Definition, number: int, attributes: Attributes) -> None:
-        """Count."""
+        """Add a number to a counter."""
         self._counters[counter.name].add(number, attributes)
 
     def record(
@@ -67,18 +67,18 @@ class Instruments:
         attributes: Attributes,
         context: Context = Context(),  # noqa: B008 - immutable, and holds no span
     ) -> None:
-        """Put a value into a histogram.
+        """Record a value in a histogram.
 
         Args:
-            histogram: which one.
-            value: in the histogram's unit.
-            attributes: those of the catalogue.
-            context: holds the span that the value belongs to, where that is sampled.
+            histogram: the histogram's catalogue entry.
+            value: the value, in the histogram's unit.
+            attributes: attributes of the catalogue entry.
+            context: holds the value's span if that is sampled, for exemplars.
         """
         self._histograms[histogram.name].record(value, attributes, context)
 
 
-def _view(definition: Definition) -> View:
+def _make_view(definition: Definition) -> View:
     return View(
         instrument_name=definition.name,
         attribute_keys=set(definition.attributes),

@@ -1,4 +1,4 @@
-"""The server's metrics put together: one recording, and what it is shown through."""
+"""Composition of the server's metrics: one recorder, the Prometheus page and the OTLP push."""
 
 import time
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from whence_server.telemetry.live import Consumer, Consumers, LiveServer
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.generations import GenerationMetrics
 from whence_server.telemetry.metrics.handler import MetricsHandler
-from whence_server.telemetry.metrics.instruments import Instruments, meter_provider
+from whence_server.telemetry.metrics.instruments import Instruments, make_meter_provider
 from whence_server.telemetry.metrics.observables import Observed, create_observables
-from whence_server.telemetry.metrics.otlp import otlp_exporter
+from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.telemetry.metrics.page import PrometheusPage
-from whence_server.telemetry.metrics.push import MetricsPush, temporality_of
+from whence_server.telemetry.metrics.push import MetricsPush, choose_temporality
 from whence_server.telemetry.metrics.reader import MetricsReader
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
 
@@ -26,12 +26,12 @@ CONSUMER_NAME = "metrics"
 
 @dataclass(frozen=True, slots=True)
 class MetricsOptions:
-    """Pace of the measuring.
+    """Pace of the metrics' follower.
 
     Attributes:
-        batch_entries: read from the journal at a time.
-        linger_s: time that new entries are left to gather.
-        retry_s: time to wait after the journal could not be read.
+        batch_entries: most entries of one batch.
+        linger_s: time to wait after a commit, so that further entries join the batch.
+        retry_s: seconds to wait after the journal could not be read.
     """
 
     batch_entries: int = 1_024
@@ -40,24 +40,24 @@ class MetricsOptions:
 
 
 class Metrics:
-    """Follows the journal from its present end, and looks at the running server when asked.
+    """Metrics of a server, from journal entries and from observations of the running server.
 
-    Counters begin at 0 with the process: what an earlier process wrote was measured by that one.
-    Used from the event loop's thread alone.
+    The journal is followed from its present end, and counters begin at 0 with the process: an
+    earlier process measured earlier entries. Not thread-safe: use it in the event loop's thread.
 
     Args:
-        journal: what to follow.
-        resource: who reports.
-        version: whence's own, for the instrumentation scope.
+        journal: the journal to follow.
+        resource: resource of the server.
+        version: version of whence, for the instrumentation scope.
         live: the running server.
         exports: the other followers of the journal, by name.
-        push: how to push over OTLP; None does not.
-        exporter: where a push goes, instead of the push's destination.
-        options: the pace.
+        push: options of the push over OTLP; None pushes nothing.
+        exporter: exporter of the push; None makes one for the push's destination.
+        options: pace of the follower.
 
     Attributes:
-        consumers: the followers of the journal, the metrics' own first.
-        page: for Prometheus.
+        consumers: followers of the journal by name, the metrics' own first.
+        page: the page for Prometheus.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Metrics:
         readers = [page_reader]
         self._push: MetricsPush | None = None
         if push is not None:
-            temporality = temporality_of(push.preference)
+            temporality = choose_temporality(push.preference)
             reader = MetricsReader(steps, resource, version, temporality)
             readers.append(reader)
             self._push = MetricsPush(
-                reader, exporter or otlp_exporter(push.destination, temporality), push
+                reader, exporter or make_otlp_exporter(push.destination, temporality), push
             )
-        self._provider = meter_provider(resource, readers)
+        self._provider = make_meter_provider(resource, readers)
         self._instruments = Instruments(self._provider, version)
         generations = GenerationMetrics(self._instruments, steps)
         self._follower = JournalFollower(
@@ -93,7 +93,7 @@ class Metrics:
             options=FollowOptions(options.batch_entries, options.linger_s),
             name="metrics-follower",
         )
-        self.consumers: Consumers = {CONSUMER_NAME: Consumer(self._follower.lag), **exports}
+        self.consumers: Consumers = {CONSUMER_NAME: Consumer(self._follower.measure_lag), **exports}
         create_observables(self._instruments.meter, Observed(live, self.consumers, steps))
         self.page = PrometheusPage(page_reader, resource, live)
 
@@ -103,19 +103,19 @@ class Metrics:
         if self._push is not None:
             self._push.start()
 
-    def committed(self, duration_s: float) -> None:
-        """Record how long one of the journal's transactions took."""
+    def record_commit(self, duration_s: float) -> None:
+        """Record the duration of one of the journal's transactions."""
         self._instruments.record(catalogue.JOURNAL_COMMIT, duration_s, {})
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until all that is committed by now is measured; return False if time ran out."""
+        """Wait until every entry committed by now is measured; return False if time ran out."""
         return await self._follower.flush(timeout_s)
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Measure what is committed, push a last time, and release everything.
+        """Measure the committed entries, push a last time, and release everything.
 
         Args:
-            timeout_s: how long each of the two may take.
+            timeout_s: most seconds for the measuring, and for the push.
         """
         await self._follower.flush(timeout_s)
         await self._follower.close()

@@ -1,4 +1,4 @@
-"""Observable instruments: they look at the running server whenever somebody asks."""
+"""Observable instruments, which read the running server's state on each collection."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from whence_server.telemetry.spans.names import GEN_AI_REQUEST_MODEL
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything that observable instruments look at. A part that is not there has no series.
+    """State that observable instruments read; absent parts of the server have no series.
 
     Attributes:
         live: the running server.
-        consumers: the followers of the journal.
-        steps: count values of steps that no histogram can hold.
+        consumers: followers of the journal, by name.
+        steps: histograms that count the steps' values that are not finite.
     """
 
     live: LiveServer
@@ -42,13 +42,13 @@ def create_observables(meter: Meter, observed: Observed) -> None:
         )
         create(
             definition.name,
-            [_callback(look, observed)],
+            [_make_callback(look, observed)],
             unit=definition.unit,
             description=definition.description,
         )
 
 
-def _callback(
+def _make_callback(
     look: _Look, observed: Observed
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def callback(_options: CallbackOptions) -> Iterable[Observation]:
@@ -57,8 +57,8 @@ def _callback(
     return callback
 
 
-def _generations(read: Callable[[LiveGenerations], int]) -> _Look:
-    """Return an observer of the generations, which yields nothing before the model is loaded."""
+def _observe_generations(read: Callable[[LiveGenerations], int]) -> _Look:
+    """Return an observer of the generations; it yields nothing before the model is loaded."""
 
     def look(observed: Observed) -> Iterator[Observation]:
         if observed.live.generations is not None:
@@ -67,8 +67,8 @@ def _generations(read: Callable[[LiveGenerations], int]) -> _Look:
     return look
 
 
-def _exports(read: Callable[[ExportStats], int]) -> _Look:
-    """Return an observer of each consumer that sends something away."""
+def _observe_exports(read: Callable[[ExportStats], int]) -> _Look:
+    """Return an observer of each consumer that exports."""
 
     def look(observed: Observed) -> Iterator[Observation]:
         for name, consumer in observed.consumers.items():
@@ -78,32 +78,32 @@ def _exports(read: Callable[[ExportStats], int]) -> _Look:
     return look
 
 
-def _cache_free(observed: Observed) -> Iterator[Observation]:
+def _observe_cache_free(observed: Observed) -> Iterator[Observation]:
     live = observed.live
     if live.generations is not None:
         yield Observation(live.max_cache_tokens - live.generations.activity.num_cache_tokens)
 
 
-def _step_non_finite(observed: Observed) -> Iterator[Observation]:
-    for model, quantity, number in observed.steps.non_finite():
+def _observe_step_non_finite(observed: Observed) -> Iterator[Observation]:
+    for model, quantity, number in observed.steps.count_non_finite():
         yield Observation(number, {GEN_AI_REQUEST_MODEL: model, catalogue.QUANTITY: quantity})
 
 
-def _journal_size(observed: Observed) -> Iterator[Observation]:
+def _observe_journal_size(observed: Observed) -> Iterator[Observation]:
     yield Observation(observed.live.journal.size_bytes)
 
 
-def _cursor_lag(observed: Observed) -> Iterator[Observation]:
+def _observe_cursor_lag(observed: Observed) -> Iterator[Observation]:
     for name, consumer in observed.consumers.items():
         yield Observation(consumer.lag().num_entries, {catalogue.CONSUMER: name})
 
 
-def _cursor_delay(observed: Observed) -> Iterator[Observation]:
+def _observe_cursor_delay(observed: Observed) -> Iterator[Observation]:
     for name, consumer in observed.consumers.items():
         yield Observation(consumer.lag().oldest_s, {catalogue.CONSUMER: name})
 
 
-def _export_spans(observed: Observed) -> Iterator[Observation]:
+def _observe_export_spans(observed: Observed) -> Iterator[Observation]:
     for name, consumer in observed.consumers.items():
         if consumer.export is None:
             continue
@@ -117,20 +117,20 @@ def _export_spans(observed: Observed) -> Iterator[Observation]:
 
 
 _LOOKS: dict[Definition, _Look] = {
-    catalogue.GENERATIONS_RUNNING: _generations(lambda it: it.num_running),
-    catalogue.SEQUENCES_WAITING: _generations(lambda it: it.num_waiting_sequences),
-    catalogue.BATCH_SIZE: _generations(lambda it: it.activity.batch_size),
-    catalogue.CACHE_USED: _generations(lambda it: it.activity.num_cache_tokens),
-    catalogue.CACHE_FREE: _cache_free,
-    catalogue.PREFILL_CHUNKS: _generations(lambda it: it.activity.num_prefill_chunks),
-    catalogue.ENGINE_RESTARTS: _generations(lambda it: it.activity.num_restarts),
-    catalogue.STEP_NON_FINITE: _step_non_finite,
-    catalogue.JOURNAL_SIZE: _journal_size,
-    catalogue.CURSOR_LAG: _cursor_lag,
-    catalogue.CURSOR_DELAY: _cursor_delay,
-    catalogue.EXPORT_SPANS: _export_spans,
-    catalogue.EXPORT_REQUESTS: _exports(lambda it: it.num_requests),
-    catalogue.EXPORT_RETRIES: _exports(lambda it: it.num_retries),
-    catalogue.EXPORT_REFUSING: _exports(lambda it: int(it.refusing)),
-    catalogue.EXPORT_UNREADABLE: _exports(lambda it: it.num_unreadable),
+    catalogue.GENERATIONS_RUNNING: _observe_generations(lambda it: it.num_running),
+    catalogue.SEQUENCES_WAITING: _observe_generations(lambda it: it.num_waiting_sequences),
+    catalogue.BATCH_SIZE: _observe_generations(lambda it: it.activity.batch_size),
+    catalogue.CACHE_USED: _observe_generations(lambda it: it.activity.num_cache_tokens),
+    catalogue.CACHE_FREE: _observe_cache_free,
+    catalogue.PREFILL_CHUNKS: _observe_generations(lambda it: it.activity.num_prefill_chunks),
+    catalogue.ENGINE_RESTARTS: _observe_generations(lambda it: it.activity.num_restarts),
+    catalogue.STEP_NON_FINITE: _observe_step_non_finite,
+    catalogue.JOURNAL_SIZE: _observe_journal_size,
+    catalogue.CURSOR_LAG: _observe_cursor_lag,
+    catalogue.CURSOR_DELAY: _observe_cursor_delay,
+    catalogue.EXPORT_SPANS: _observe_export_spans,
+    catalogue.EXPORT_REQUESTS: _observe_exports(lambda it: it.num_requests),
+    catalogue.EXPORT_RETRIES: _observe_exports(lambda it: it.num_retries),
+    catalogue.EXPORT_REFUSING: _observe_exports(lambda it: int(it.refusing)),
+    catalogue.EXPORT_UNREADABLE: _observe_exports(lambda it: it.num_unreadable),
 }

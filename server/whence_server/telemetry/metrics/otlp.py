@@ -1,6 +1,6 @@
-"""The SDK's own OTLP exporters for metrics, told all that the settings know.
+"""OTLP exporters of the OpenTelemetry SDK for metrics, made from the settings.
 
-What is not set they look up in OpenTelemetry's variables, from which the settings come.
+The exporters read unset options from OpenTelemetry's variables, as the settings do.
 """
 
 from collections.abc import Mapping
@@ -11,30 +11,30 @@ import grpc
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter
 
 from whence_server.domain.otlp import OtlpProtocol, OtlpSettings, parse_grpc_target
-from whence_server.telemetry.export.otlp_grpc import grpc_metadata
-from whence_server.telemetry.export.tls import channel_credentials, ssl_context
+from whence_server.telemetry.export.otlp_grpc import encode_grpc_metadata
+from whence_server.telemetry.export.tls import make_channel_credentials, make_ssl_context
 
 _NO_LIMIT_S = 3_600.0
 
 
-def otlp_exporter(
+def make_otlp_exporter(
     settings: OtlpSettings, temporality: Mapping[type, AggregationTemporality]
 ) -> MetricExporter:
-    """Make the exporter for a destination.
+    """Make the metric exporter of a destination.
 
     Args:
-        settings: where to.
-        temporality: that of the reader.
+        settings: the destination.
+        temporality: temporality of each class of instrument, equal to the reader's.
 
     Raises:
-        ConfigurationError: a PEM file holds something else.
+        ConfigurationError: a PEM file does not hold what it should.
     """
     if settings.protocol is OtlpProtocol.GRPC:
-        return _over_grpc(settings, dict(temporality))
-    return _over_http(settings, dict(temporality))
+        return _make_grpc_exporter(settings, dict(temporality))
+    return _make_http_exporter(settings, dict(temporality))
 
 
-def _over_grpc(
+def _make_grpc_exporter(
     settings: OtlpSettings, temporality: dict[type, AggregationTemporality]
 ) -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -43,34 +43,34 @@ def _over_grpc(
     return OTLPMetricExporter(
         endpoint=target,
         insecure=not secure,
-        credentials=channel_credentials(settings) if secure else None,
-        # Its annotation forgets the binary ones.
-        headers=cast("dict[str, str]", grpc_metadata(settings.headers)),
+        credentials=make_channel_credentials(settings) if secure else None,
+        # The annotation lacks binary values, which are accepted.
+        headers=cast("dict[str, str]", encode_grpc_metadata(settings.headers)),
         timeout=settings.timeout_s or _NO_LIMIT_S,
         compression=grpc.Compression.Gzip if settings.gzip else grpc.Compression.NoCompression,
         preferred_temporality=temporality,
     )
 
 
-def _over_http(
+def _make_http_exporter(
     settings: OtlpSettings, temporality: dict[type, AggregationTemporality]
 ) -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
     if settings.endpoint.startswith("https:"):
-        ssl_context(settings)  # the exporter would take nonsense, and fail at every push
+        make_ssl_context(settings)  # checked here, because the exporter would fail at every push
     return OTLPMetricExporter(
         endpoint=settings.endpoint,
         headers=dict(settings.headers),
         timeout=settings.timeout_s or _NO_LIMIT_S,
         compression=Compression.Gzip if settings.gzip else Compression.NoCompression,
-        certificate_file=_text(settings.certificate),
-        client_key_file=_text(settings.client_key),
-        client_certificate_file=_text(settings.client_certificate),
+        certificate_file=_to_text(settings.certificate),
+        client_key_file=_to_text(settings.client_key),
+        client_certificate_file=_to_text(settings.client_certificate),
         preferred_temporality=temporality,
     )
 
 
-def _text(path: Path | None) -> str | None:
+def _to_text(path: Path | None) -> str | None:
     return None if path is None else str(path)

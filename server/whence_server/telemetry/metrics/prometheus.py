@@ -1,8 +1,8 @@
-"""OpenTelemetry's metrics as Prometheus' families.
+"""Translation of OpenTelemetry's metrics into Prometheus' metric families.
 
-After the OpenTelemetry specification, "Prometheus and OpenMetrics Compatibility"; names, units
-and labels come out as opentelemetry-exporter-prometheus has them without scope labels. That
-exporter drops exemplars, which are what leads from a slow bucket to the trace behind it.
+Source: the OpenTelemetry specification, "Prometheus and OpenMetrics Compatibility". Names, units
+and labels equal those of opentelemetry-exporter-prometheus without scope labels. That exporter
+is not used because it drops exemplars, which lead from a slow bucket to a trace.
 """
 
 import re
@@ -32,28 +32,28 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.samples import Exemplar
 
 _UNITS = {"s": "seconds", "By": "bytes"}
-"""Of the specification's table, the units that the catalogue has."""
+"""Units of the catalogue, with the names of the specification's table."""
 _ANNOTATION = re.compile(r"\{[^}]*\}")
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9:]+")
 _NOT_IN_A_LABEL = re.compile(r"[^a-zA-Z0-9]+")
 
 
-def family_name(name: str, unit: str) -> str:
-    """Return a family's name; a counter's samples end in `_total`, a histogram's in `_bucket` ...
+def get_family_name(name: str, unit: str) -> str:
+    """Return a family's name, without the samples' suffixes (`_total`, `_bucket`, ...).
 
     Args:
-        name: OpenTelemetry's.
-        unit: UCUM.
+        name: OpenTelemetry's name of the metric.
+        unit: UCUM unit of the metric.
     """
-    family, suffix = _NOT_IN_A_NAME.sub("_", name), unit_name(unit)
+    family, suffix = _NOT_IN_A_NAME.sub("_", name), get_unit_name(unit)
     return family if not suffix or family.endswith("_" + suffix) else f"{family}_{suffix}"
 
 
-def unit_name(unit: str) -> str:
-    """Return Prometheus' word for a unit; "" for none and for an annotation alone.
+def get_unit_name(unit: str) -> str:
+    """Return Prometheus' name of a unit; "" for an empty unit and for an annotation alone.
 
     Raises:
-        ValueError: there is none here.
+        ValueError: the unit is not in `_UNITS`.
     """
     bare = _ANNOTATION.sub("", unit)
     if not bare:
@@ -63,63 +63,65 @@ def unit_name(unit: str) -> str:
     return _UNITS[bare]
 
 
-def label_name(attribute: str) -> str:
-    """Return an attribute's name as a label."""
+def get_label_name(attribute: str) -> str:
+    """Return the label name of an attribute."""
     return _NOT_IN_A_LABEL.sub("_", attribute)
 
 
-def target_info(resource: Resource) -> InfoMetricFamily:
+def make_target_info(resource: Resource) -> InfoMetricFamily:
     """Return the resource as the `target_info` family."""
-    attributes = {label_name(key): str(value) for key, value in resource.attributes.items()}
+    attributes = {get_label_name(key): str(value) for key, value in resource.attributes.items()}
     return InfoMetricFamily("target", "Target metadata", value=attributes)
 
 
 class Translation:
-    """Makes families of what a reader gave.
+    """Translator of a reader's metrics into families.
 
-    The latest exemplar of every bucket is remembered: a reader gives each of them once, and
-    two Prometheus servers that scrape in turn are to see the same.
+    It keeps the latest exemplar of every bucket: a reader returns each exemplar once, and several
+    Prometheus servers that scrape in turns shall see the same.
     """
 
     def __init__(self) -> None:
         self._exemplars: dict[tuple[str, tuple[str, ...]], dict[int, Exemplar]] = {}
 
-    def families(self, data: MetricsData) -> Iterator[Family]:
-        """Return one family for each metric that has a value.
+    def translate(self, data: MetricsData) -> Iterator[Family]:
+        """Yield one family for each metric that has a value.
 
         Raises:
-            ValueError: a metric has a unit that `unit_name` does not know.
+            ValueError: a metric has a unit that `get_unit_name` does not know.
         """
         for resource_metrics in data.resource_metrics:
             for scope_metrics in resource_metrics.scope_metrics:
                 for metric in scope_metrics.metrics:
-                    yield self._family(metric)
+                    yield self._translate_metric(metric)
 
-    def _family(self, metric: Metric) -> Family:
+    def _translate_metric(self, metric: Metric) -> Family:
         name, text = _NOT_IN_A_NAME.sub("_", metric.name), metric.description or ""
-        unit, data = unit_name(metric.unit or ""), metric.data
+        unit, data = get_unit_name(metric.unit or ""), metric.data
         keys = sorted({key for point in data.data_points for key in point.attributes or {}})
-        labels = [label_name(key) for key in keys]
+        labels = [get_label_name(key) for key in keys]
         if isinstance(data, Histogram):
             histogram = HistogramMetricFamily(name, text, labels=labels, unit=unit)
             for point in data.data_points:
-                row = _row(point, keys)
-                histogram.add_metric(row, self._buckets(histogram.name, row, point), point.sum)
+                row = _read_labels(point, keys)
+                histogram.add_metric(row, self._make_buckets(histogram.name, row, point), point.sum)
             return histogram
         if not isinstance(data, Sum | Gauge):
-            raise TypeError(f"{metric.name} is a {type(data).__name__}, which has no family here")
+            raise TypeError(
+                f"{metric.name} is a {type(data).__name__}, not a Sum, Gauge or Histogram"
+            )
         monotonic = isinstance(data, Sum) and data.is_monotonic
         make = CounterMetricFamily if monotonic else GaugeMetricFamily
         family = make(name, text, labels=labels, unit=unit)
         for number in data.data_points:
-            family.add_metric(_row(number, keys), number.value)
+            family.add_metric(_read_labels(number, keys), number.value)
         return family
 
-    def _buckets(
+    def _make_buckets(
         self, name: str, row: list[str], point: HistogramDataPoint
     ) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
         kept = self._exemplars.setdefault((name, tuple(row)), {})
-        kept.update(_by_bucket(point.exemplars, point.explicit_bounds))
+        kept.update(_assign_to_buckets(point.exemplars, point.explicit_bounds))
         bounds = [*map(str, point.explicit_bounds), "+Inf"]
         counts = accumulate(point.bucket_counts)
         return [
@@ -128,13 +130,13 @@ class Translation:
         ]
 
 
-def _row(point: NumberDataPoint | HistogramDataPoint, keys: Iterable[str]) -> list[str]:
-    """Label values; an empty one is the same as none to Prometheus."""
+def _read_labels(point: NumberDataPoint | HistogramDataPoint, keys: Iterable[str]) -> list[str]:
+    """Return label values; to Prometheus an empty one is the same as an absent label."""
     attributes = point.attributes or {}
     return [str(attributes.get(key, "")) for key in keys]
 
 
-def _by_bucket(
+def _assign_to_buckets(
     exemplars: Sequence[SdkExemplar], bounds: Sequence[float]
 ) -> Iterator[tuple[int, Exemplar]]:
     for exemplar in exemplars:

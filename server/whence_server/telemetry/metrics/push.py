@@ -1,4 +1,4 @@
-"""Pushes metrics at an interval; how they travel is the exporter's business."""
+"""Push of metrics to an exporter at an interval."""
 
 import asyncio
 import logging
@@ -19,11 +19,11 @@ from whence_server.telemetry.metrics.window import Window
 logger = logging.getLogger(__name__)
 
 _MAX_UNSENT = 60
-"""Pushes that are kept while none gets through: an hour's."""
+"""Failed pushes that are kept, an hour's at the default interval."""
 
 
-def temporality_of(preference: TemporalityPreference) -> dict[type, AggregationTemporality]:
-    """Return the temporality of the instruments that do not count from the process's start."""
+def choose_temporality(preference: TemporalityPreference) -> dict[type, AggregationTemporality]:
+    """Return the temporality of each class of instrument that is not cumulative."""
     delta: tuple[type, ...] = ()
     if preference is not TemporalityPreference.CUMULATIVE:
         delta = (Counter, Histogram)
@@ -33,12 +33,12 @@ def temporality_of(preference: TemporalityPreference) -> dict[type, AggregationT
 
 
 class MetricsPush:
-    """Reads in the event loop, so that nothing is looked at from two threads, and sends outside.
+    """Task that reads the metrics in the event loop at an interval, and exports them in a thread.
 
     Args:
-        reader: this output's own, made with the preference's temporality.
-        exporter: where metrics go; shut down with the push.
-        options: see there.
+        reader: reader of this output alone, made with the preference's temporality.
+        exporter: exporter that sends the metrics; shut down with the push.
+        options: interval and temporality of the push.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class MetricsPush:
         self._reader = reader
         self._exporter = exporter
         self._interval_s = options.interval_s
-        delta = Histogram in temporality_of(options.preference)
+        delta = Histogram in choose_temporality(options.preference)
         self._window = Window(
             AggregationTemporality.DELTA if delta else AggregationTemporality.CUMULATIVE
         )
-        # What counts from the start is in the next push again; what counts from the last is not.
+        # Cumulative counts are in the next push again; a lost delta would be missing for good.
         self._unsent: deque[MetricsData] = deque()
         self._max_unsent = _MAX_UNSENT if delta else 1
         self._failing = False
@@ -63,11 +63,11 @@ class MetricsPush:
         self._task = asyncio.create_task(self._run(), name="metrics-push")
 
     async def close(self, timeout_s: float) -> None:
-        """Push a last time, for as long as that may take, and lets go of connections."""
+        """Push a last time, for at most `timeout_s` seconds, and close the exporter."""
         self._stopped.set()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=timeout_s)
-        # Ends a push that is still under way, too.
+        # Also ends a push that is still under way.
         await asyncio.to_thread(self._exporter.shutdown)
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
@@ -88,27 +88,30 @@ class MetricsPush:
             if len(self._unsent) > self._max_unsent:
                 self._unsent.popleft()
                 if self._max_unsent > 1:
-                    logger.warning("%d pushes failed: the oldest is dropped", self._max_unsent)
+                    logger.warning(
+                        "more than %d pushes of metrics failed: the oldest is dropped",
+                        self._max_unsent,
+                    )
             while self._unsent:
                 oldest = self._unsent[0]
                 taken = await asyncio.to_thread(self._send, oldest)
-                self._tell(taken=taken)
+                self._log_change(taken=taken)
                 if not taken:
                     break
                 self._unsent.popleft()
         except Exception:  # a broken exporter must not end the pushing
-            logger.exception("metrics were not pushed; what they count comes with the next push")
+            logger.exception("metrics were not pushed; the next push includes their counts")
 
-    def _tell(self, *, taken: bool) -> None:
-        """Log the first push that fails, and the first that gets through again."""
+    def _log_change(self, *, taken: bool) -> None:
+        """Log the first push that fails, and the first that succeeds again."""
         if taken and self._failing:
             logger.warning("metrics are pushed again")
         elif not taken and not self._failing:
             logger.error(
-                "metrics were not pushed: the destination did not take them; %s",
-                "up to 60 pushes are kept and sent before the next"
+                "metrics were not pushed: the destination did not accept them; %s",
+                "up to 60 failed pushes are kept, and sent before the next one"
                 if self._max_unsent > 1
-                else "the next push has the same counts, and the points until then are missing",
+                else "the next push includes their counts; the points until then are lost",
             )
         self._failing = not taken
 

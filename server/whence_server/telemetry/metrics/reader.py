@@ -1,4 +1,4 @@
-"""Collects on demand: what the SDK holds, and the histograms that are kept beside it."""
+"""Reader that collects on demand the SDK's metrics and the histograms of steps."""
 
 import time
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ from whence_server.telemetry.otlp.scope import SCOPE
 
 
 class MetricsReader(MetricReader):
-    """One output's reader.
+    """Reader of one output.
 
-    Not for several threads: whatever is observed is looked at in the thread that reads.
+    Not thread-safe: observable instruments are observed in the thread that reads.
 
     Args:
-        steps: the histograms beside the SDK.
-        resource: whose metrics these are.
-        version: whence's own, for the instrumentation scope.
-        temporality: for each class of instrument; cumulative by default. The histograms beside
-            the SDK come cumulative in any case.
+        steps: histograms of steps, which the SDK does not hold.
+        resource: resource of the server.
+        version: version of whence, for the instrumentation scope.
+        temporality: temporality of each class of instrument; cumulative by default. The
+            histograms of steps are always cumulative.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class MetricsReader(MetricReader):
         self._received: MetricsData | None = None
 
     def read(self) -> MetricsData:
-        """Return everything as it is now."""
+        """Return the current value of every metric."""
         self._received = None
         self.collect()
         received, self._received = self._received, None
-        return self._with_steps(received, self._steps.metrics(time.time_ns()))
+        return self._add_steps(received, self._steps.make_metrics(time.time_ns()))
 
-    def _with_steps(self, received: MetricsData | None, steps: list[Metric]) -> MetricsData:
-        """Put them into the one resource and scope: exporters keep only the last of equal ones."""
+    def _add_steps(self, received: MetricsData | None, steps: list[Metric]) -> MetricsData:
+        """Add the histograms to whence's scope: exporters keep only the last of equal scopes."""
         scopes = list(received.resource_metrics[0].scope_metrics) if received else []
         own = [scope for scope in scopes if scope.scope.name == SCOPE]
         others = [scope for scope in scopes if scope.scope.name != SCOPE]
@@ -69,4 +69,4 @@ class MetricsReader(MetricReader):
         self._received = metrics_data
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Have nothing to let go of."""
+        """Do nothing, because there is nothing to release."""

@@ -1,9 +1,8 @@
-"""Histograms of what every step says, kept beside the SDK, whose instruments are too slow here.
+"""Histograms of steps' values, recorded without the SDK, whose instruments are too slow here.
 
-One record of the SDK's takes 7 us, and 14 us with two readers and an exemplar: three of them at
-5,000 steps a second would be a tenth to a fifth of a core. Here all three take 4 us. The SDK's
-readers cannot be given a further producer of metrics, so `MetricsReader` adds these to what it
-has collected.
+One record of the SDK takes 7 us, and 14 us with two readers and an exemplar: three records at
+5,000 steps a second would take a tenth to a fifth of a core. Here all three take 4 us. The SDK's
+readers accept no further producer of metrics, so `MetricsReader` adds these to the collected ones.
 """
 
 from bisect import bisect_left
@@ -26,16 +25,16 @@ from whence_server.telemetry.spans.names import GEN_AI_REQUEST_MODEL
 from whence_server.telemetry.spans.origin import Origin
 
 _QUANTITIES = ("entropy", "surprise", "margin")
-"""In the order of `catalogue.STEPS`."""
+"""Names of the quantities, in the order of `catalogue.STEPS`."""
 
 
 class StepHistograms:
-    """One histogram a model for each of `catalogue.STEPS`.
+    """Histograms of `catalogue.STEPS`, one of each for each model.
 
-    Not for several threads: recorded and collected in the event loop's.
+    Not thread-safe: record and collect in the event loop's thread.
 
     Args:
-        start_time_ns: Unix time from which it counts.
+        start_time_ns: Unix time in nanoseconds from which they count.
     """
 
     def __init__(self, start_time_ns: int) -> None:
@@ -43,21 +42,21 @@ class StepHistograms:
         self._models: dict[str, ModelSteps] = {}
 
     def for_model(self, model: str) -> "ModelSteps":
-        """Return the place where a model's steps go."""
+        """Return the histograms of a model."""
         steps = self._models.get(model)
         if steps is None:
             steps = self._models[model] = ModelSteps()
         return steps
 
-    def metrics(self, time_ns: int) -> list[Metric]:
-        """Return all of it, cumulative, as of a Unix time; histograms without values are left out.
+    def make_metrics(self, time_ns: int) -> list[Metric]:
+        """Return the cumulative histograms that have values, as of a Unix time in nanoseconds.
 
-        Each bucket has the latest exemplar that fell into it.
+        Each bucket has its latest exemplar.
         """
         metrics = []
         for index, definition in enumerate(catalogue.STEPS):
             points = [
-                steps.histograms[index].point(model, self._start_time_ns, time_ns)
+                steps.histograms[index].make_point(model, self._start_time_ns, time_ns)
                 for model, steps in self._models.items()
                 if steps.histograms[index].sum_of_counts
             ]
@@ -68,8 +67,8 @@ class StepHistograms:
                 )
         return metrics
 
-    def non_finite(self) -> list[tuple[str, str, int]]:
-        """Return counts of values that are in no bucket: model, quantity, number."""
+    def count_non_finite(self) -> list[tuple[str, str, int]]:
+        """Return the model, the quantity and the number of values that are not finite."""
         return [
             (model, quantity, buckets.num_non_finite)
             for model, steps in self._models.items()
@@ -78,7 +77,7 @@ class StepHistograms:
 
 
 class ModelSteps:
-    """One model's histograms."""
+    """Histograms of one model."""
 
     __slots__ = ("_entropy", "_margin", "_surprise", "histograms")
 
@@ -90,7 +89,7 @@ class ModelSteps:
         self.histograms = (self._entropy, self._surprise, self._margin)
 
     def take(self, step: Step, origin: Origin) -> None:
-        """Put a step's values, those that it has, into their buckets."""
+        """Record the values that a step has."""
         if step.HasField("entropy"):
             self._entropy.take(step.entropy, step, origin)
         if step.HasField("logprob"):
@@ -100,26 +99,26 @@ class ModelSteps:
 
 
 class _ExemplarSource(NamedTuple):
-    """A value of a sampled generation, and the step that it came from."""
+    """Value of a sampled generation, and its step."""
 
     value: float
     origin: Origin
     sequence_index: int
     elapsed_ns: int
 
-    def exemplar(self) -> Exemplar:
-        """Points at the sequence's `decode` span: a step beyond the cap has none of its own."""
+    def make_exemplar(self) -> Exemplar:
+        """Return an exemplar with the `decode` span's id, because not every step has a span."""
         return Exemplar(
             {},
             self.value,
             self.origin.start_time_ns + self.elapsed_ns,
-            int.from_bytes(self.origin.ids.decode(self.sequence_index)),
+            int.from_bytes(self.origin.ids.get_decode_id(self.sequence_index)),
             int.from_bytes(self.origin.trace_id),
         )
 
 
 class _Buckets:
-    """Counts of one histogram."""
+    """Bucket counts of one histogram."""
 
     __slots__ = ("_boundaries", "_counts", "_latest", "_sum", "num_non_finite")
 
@@ -135,7 +134,7 @@ class _Buckets:
         return sum(self._counts)
 
     def take(self, value: float, step: Step, origin: Origin) -> None:
-        if not isfinite(value):  # the SDK leaves those out too: no sum would survive them
+        if not isfinite(value):  # left out as in the SDK, because they would spoil the sum
             self.num_non_finite += 1
             return
         index = bisect_left(self._boundaries, value)
@@ -146,7 +145,7 @@ class _Buckets:
                 value, origin, step.sequence_index, step.timing.elapsed_ns
             )
 
-    def point(self, model: str, start_time_ns: int, time_ns: int) -> HistogramDataPoint:
+    def make_point(self, model: str, start_time_ns: int, time_ns: int) -> HistogramDataPoint:
         return HistogramDataPoint(
             attributes={GEN_AI_REQUEST_MODEL: model},
             start_time_unix_nano=start_time_ns,
@@ -155,8 +154,8 @@ class _Buckets:
             sum=self._sum,
             bucket_counts=tuple(self._counts),
             explicit_bounds=self._boundaries,
-            # OTLP leaves both out where nobody has kept them.
+            # None: OTLP permits histograms without minimum and maximum.
             min=cast("float", None),
             max=cast("float", None),
-            exemplars=[source.exemplar() for source in self._latest if source is not None],
+            exemplars=[source.make_exemplar() for source in self._latest if source is not None],
         )

@@ -1,4 +1,4 @@
-"""What is new since the last time: of the histograms that are kept beside the SDK."""
+"""Changes of the histograms of steps since the last collection, for delta temporality."""
 
 from dataclasses import replace
 
@@ -16,11 +16,11 @@ _OURS = frozenset(definition.name for definition in catalogue.STEPS)
 
 
 class Window:
-    """Remembers, for one output, what it was given last, as the SDK's readers do for theirs.
+    """State of one output: the histograms of steps that it received last.
 
     Args:
-        temporality: CUMULATIVE leaves the counts as they are; DELTA takes off what was given
-            before, and leaves out what has not grown. Exemplars are given once in either case.
+        temporality: CUMULATIVE keeps the counts; DELTA subtracts the last counts, and leaves out
+            histograms without new values. Either way each exemplar is passed on once.
     """
 
     def __init__(self, temporality: AggregationTemporality) -> None:
@@ -28,14 +28,17 @@ class Window:
         self._last: dict[tuple[str, str], HistogramDataPoint] = {}
 
     def apply(self, data: MetricsData) -> MetricsData:
-        """Return the data with these histograms as this output is to see them."""
+        """Return the data, with the histograms of steps in the output's temporality."""
         return replace(
             data,
             resource_metrics=[
                 replace(
                     resource,
                     scope_metrics=[
-                        replace(scope, metrics=[*filter(None, map(self._metric, scope.metrics))])
+                        replace(
+                            scope,
+                            metrics=[*filter(None, map(self._apply_to_metric, scope.metrics))],
+                        )
                         for scope in resource.scope_metrics
                     ],
                 )
@@ -43,14 +46,14 @@ class Window:
             ],
         )
 
-    def _metric(self, metric: Metric) -> Metric | None:
+    def _apply_to_metric(self, metric: Metric) -> Metric | None:
         if metric.name not in _OURS or not isinstance(metric.data, Histogram):
             return metric
-        points = [self._point(metric.name, point) for point in metric.data.data_points]
+        points = [self._apply_to_point(metric.name, point) for point in metric.data.data_points]
         grown = [point for point in points if point.count]
         return replace(metric, data=Histogram(grown, self._temporality)) if grown else None
 
-    def _point(self, name: str, point: HistogramDataPoint) -> HistogramDataPoint:
+    def _apply_to_point(self, name: str, point: HistogramDataPoint) -> HistogramDataPoint:
         key = (name, str(point.attributes))
         last, self._last[key] = self._last.get(key), point
         if last is None:

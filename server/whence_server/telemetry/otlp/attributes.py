@@ -1,4 +1,4 @@
-"""Python values as OTLP attributes."""
+"""Encoding of Python values as OTLP attributes."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -8,8 +8,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 AttributeValue: TypeAlias = str | bool | int | float | Sequence[str | bool | int | float]
 
 
-def key_values(attributes: Mapping[str, AttributeValue | None]) -> list[KeyValue]:
-    """Encode attributes in the mapping's order; None stands for absent."""
+def encode_attributes(attributes: Mapping[str, AttributeValue | None]) -> list[KeyValue]:
+    """Encode attributes in the mapping's order; those that are None are left out."""
     return [
         KeyValue(key=key, value=_any_value(value))
         for key, value in attributes.items()
@@ -20,7 +20,7 @@ def key_values(attributes: Mapping[str, AttributeValue | None]) -> list[KeyValue
 def _any_value(value: AttributeValue) -> AnyValue:
     if isinstance(value, str):
         return AnyValue(string_value=value)
-    if isinstance(value, bool):  # before int, which bool is too
+    if isinstance(value, bool):  # before int, because bool is a subclass of it
         return AnyValue(bool_value=value)
     if isinstance(value, int):
         return AnyValue(int_value=value)

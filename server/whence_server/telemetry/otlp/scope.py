@@ -1,4 +1,4 @@
-"""The instrumentation scope of everything that whence emits."""
+"""Instrumentation scope of all telemetry of whence."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, where whole messages are put together of serialised parts."""
+"""Protobuf's wire format, for messages that are joined from serialised parts."""
 
 from whence_server.domain.varint import encode_varint
 
@@ -8,41 +8,41 @@ LENGTH_DELIMITED = 2
 _MAX_HEADS = 4_096
 
 
-def tag(number: int, wire_type: int) -> int:
-    """Return what stands before a field; one byte for fields up to 15.
+def make_tag(number: int, wire_type: int) -> int:
+    """Return a field's tag; one byte for field numbers up to 15.
 
     Args:
-        number: the field's.
-        wire_type: what kind of bytes follow: one of those above.
+        number: the field's number.
+        wire_type: FIXED64 or LENGTH_DELIMITED.
     """
     return number << 3 | wire_type
 
 
-def length_delimited(number: int, payload: bytes) -> bytes:
+def encode_length_delimited(number: int, payload: bytes) -> bytes:
     """Serialise a field that holds a message, a string or bytes.
 
     Args:
-        number: the field's.
-        payload: what it holds, serialised.
+        number: the field's number.
+        payload: the serialised value.
     """
-    return head(number, len(payload)) + payload
+    return encode_head(number, len(payload)) + payload
 
 
-def head(number: int, num_bytes: int) -> bytes:
-    """Serialise what stands before a length-delimited field's payload.
+def encode_head(number: int, num_bytes: int) -> bytes:
+    """Serialise a length-delimited field's tag and length, which precede its payload.
 
     Args:
-        number: the field's.
-        num_bytes: the payload's.
+        number: the field's number.
+        num_bytes: length of the payload.
     """
-    return encode_varint(tag(number, LENGTH_DELIMITED)) + encode_varint(num_bytes)
+    return encode_varint(make_tag(number, LENGTH_DELIMITED)) + encode_varint(num_bytes)
 
 
 class Heads(dict[int, bytes]):
-    """What stands before a length-delimited field's payload, by the payload's length.
+    """Cache of a length-delimited field's tag and length, by the length of the payload.
 
     Args:
-        number: the field's.
+        number: the field's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -50,8 +50,8 @@ class Heads(dict[int, bytes]):
         self._number = number
 
     def __missing__(self, num_bytes: int) -> bytes:
-        """Serialise the tag and the length; some thousand are remembered."""
+        """Serialise and cache the tag and a length."""
         if len(self) >= _MAX_HEADS:
             self.clear()
-        made = self[num_bytes] = head(self._number, num_bytes)
+        made = self[num_bytes] = encode_head(self._number, num_bytes)
         return made

@@ -1,1 +1,1 @@
-"""Encoders of journal entries: spans and log events, in protobuf."""
+"""Encoders of journal entries as OTLP spans and log events."""

@@ -1,19 +1,20 @@
-"""One `beam_round` span for each round of beam search that says when it was."""
+"""`beam_round` spans: one for each round of beam search that has a recorded time."""
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence.v1.generation_pb2 import BeamRound
 from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.children import child_span
+from whence_server.telemetry.spans.children import make_child_span
 from whence_server.telemetry.spans.origin import Origin
-from whence_server.telemetry.spans.steps import step_interval
+from whence_server.telemetry.spans.steps import compute_step_interval
 
 
-def beam_round_span(origin: Origin, beam_round: BeamRound) -> Span | None:
-    """Make a round's span: its forward pass and its choice; None where it has no time.
+def make_beam_round_span(origin: Origin, beam_round: BeamRound) -> Span | None:
+    """Make the span of a round's forward pass and choice; None if the round has no time.
 
-    As with steps, the forward pass behind the first round is the prompt's own.
+    The first round has no forward pass of its own: its logits come from the prompt's, as for
+    a sequence's first step.
     """
     if not beam_round.HasField("timing"):
         return None
@@ -32,10 +33,10 @@ def beam_round_span(origin: Origin, beam_round: BeamRound) -> Span | None:
         names.STEP_FORWARD_NS: timing.forward_ns,
         names.STEP_SELECT_NS: timing.select_ns,
     }
-    return child_span(
+    return make_child_span(
         origin,
         names.BEAM_ROUND,
-        origin.ids.beam_round(beam_round.index),
+        origin.ids.get_beam_round_id(beam_round.index),
         attributes,
-        times=step_interval(origin.start_time_ns, beam_round.index, timing),
+        times=compute_step_interval(origin.start_time_ns, beam_round.index, timing),
     )

@@ -1,4 +1,4 @@
-"""`decode_block` spans: what stands for the steps that have no span of their own."""
+"""`decode_block` spans, each a summary of consecutive steps without a span of their own."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -8,33 +8,33 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from whence.v1.step_pb2 import Step
 from whence_server.telemetry.journal import GenerationReader
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.bounds import SequenceBounds, pages_backward
-from whence_server.telemetry.spans.children import child_span
+from whence_server.telemetry.spans.bounds import SequenceBounds, read_pages_backward
+from whence_server.telemetry.spans.children import make_child_span
 from whence_server.telemetry.spans.origin import Origin
-from whence_server.telemetry.spans.steps import num_step_spans
+from whence_server.telemetry.spans.steps import count_step_spans
 from whence_server.telemetry.spans.tally import Tally
 
 STEPS_PER_BLOCK = 512
-"""100,000 steps make fewer than 200 blocks."""
+"""Steps of a full block; 100,000 steps make fewer than 200 blocks."""
 
 _MAX_TALLIES = 1_024
 
 
-def num_blocks(num_steps: int) -> int:
-    """Say how many blocks so many steps make."""
+def count_blocks(num_steps: int) -> int:
+    """Return the number of blocks for a number of steps."""
     return -(-num_steps // STEPS_PER_BLOCK)
 
 
 class BlockSpans:
-    """Sums up steps, and makes a span whenever a block is full.
+    """Sums of steps, from which a span is made whenever a block is full.
 
-    The sums are kept in memory while entries come in order. Where they are missing (after a
-    restart, or when entries come again) they are made anew from the journal, so that the spans
-    are functions of what it holds and of nothing else.
+    The sums are kept in memory while entries come in order. If they are missing (after a
+    restart, or when entries come again), they are computed again from the journal, so that spans
+    depend on the journal alone.
 
     Args:
-        journal: read for steps that came before.
-        step_spans: at most so many `decode_step` spans for one generation; None is no bound.
+        journal: read for earlier steps of a block.
+        step_spans: most `decode_step` spans of one generation; None is no bound.
     """
 
     def __init__(self, journal: GenerationReader, step_spans: int | None) -> None:
@@ -43,12 +43,12 @@ class BlockSpans:
         self._tallies: OrderedDict[tuple[str, int], Tally] = OrderedDict()
 
     async def add(self, origin: Origin, step: Step, offset: int) -> Span | None:
-        """Take in a step beyond those with spans; gives the block's span if it is the last.
+        """Add a step that has no span of its own; return the block's span if the step is its last.
 
         Raises:
             GenerationNotFoundError: the generation was deleted.
         """
-        first_index = self._first_index(origin, step.sequence_index, step.index)
+        first_index = self._find_first_index(origin, step.sequence_index, step.index)
         key = (origin.generation_id, step.sequence_index)
         tally = self._tallies.pop(key, None)
         if step.index == first_index:
@@ -56,18 +56,18 @@ class BlockSpans:
         elif tally is not None and tally.last_index == step.index - 1:
             tally.add(step)
         else:
-            tally = await self._recalled(origin, step.sequence_index, step.index, offset + 1)
+            tally = await self._sum_up_again(origin, step.sequence_index, step.index, offset + 1)
         if tally is None:
             return None
         if step.index == first_index + STEPS_PER_BLOCK - 1:
-            return _block_span(origin, tally)
+            return _make_block_span(origin, tally)
         self._keep(key, tally)
         return None
 
-    async def rest(
+    async def make_rest(
         self, origin: Origin, bounds: Mapping[int, SequenceBounds], finished_offset: int
     ) -> list[Span]:
-        """Return the spans of blocks that the generation's end left unfilled.
+        """Return the spans of blocks that were not full when the generation ended.
 
         Raises:
             GenerationNotFoundError: the generation was deleted.
@@ -75,47 +75,49 @@ class BlockSpans:
         spans = []
         for sequence_index, bound in bounds.items():
             last_index = bound.last.index
-            if last_index < num_step_spans(origin, sequence_index, self._step_spans):
+            if last_index < count_step_spans(origin, sequence_index, self._step_spans):
                 continue
-            first_index = self._first_index(origin, sequence_index, last_index)
+            first_index = self._find_first_index(origin, sequence_index, last_index)
             if last_index == first_index + STEPS_PER_BLOCK - 1:
                 continue
             tally = self._tallies.pop((origin.generation_id, sequence_index), None)
             if tally is None or tally.last_index != last_index:
-                tally = await self._recalled(origin, sequence_index, last_index, finished_offset)
+                tally = await self._sum_up_again(
+                    origin, sequence_index, last_index, finished_offset
+                )
             if tally is not None:
-                spans.append(_block_span(origin, tally))
+                spans.append(_make_block_span(origin, tally))
         return spans
 
     def forget(self, generation_id: str) -> None:
-        """Keep nothing of a generation that was deleted."""
+        """Remove the sums of a deleted generation."""
         for key in [key for key in self._tallies if key[0] == generation_id]:
             del self._tallies[key]
 
-    def _first_index(self, origin: Origin, sequence_index: int, index: int) -> int:
-        """The index of the first step of the block that a step is in."""
-        num_own = num_step_spans(origin, sequence_index, self._step_spans)
+    def _find_first_index(self, origin: Origin, sequence_index: int, index: int) -> int:
+        """Return the index of the first step of a step's block."""
+        num_own = count_step_spans(origin, sequence_index, self._step_spans)
         return index - (index - num_own) % STEPS_PER_BLOCK
 
-    async def _recalled(
+    async def _sum_up_again(
         self, origin: Origin, sequence_index: int, index: int, before_offset: int
     ) -> Tally | None:
-        """Sum up the journal's steps from the block's first to this one.
+        """Sum up the journal's steps from a block's first to this one.
 
-        Other sequences' steps lie between these. Their sums are kept too, where the same pages
-        hold them whole: each would otherwise read the same pages again.
+        The pages hold steps of other sequences as well. Their sums are kept if the pages hold
+        their blocks completely, so that the pages are not read again.
         """
         steps: dict[int, list[Step]] = {}
         whole: set[int] = set()
-        first_indices = {sequence_index: self._first_index(origin, sequence_index, index)}
-        async for page in pages_backward(self._journal, origin.generation_id, before_offset):
+        first_indices = {sequence_index: self._find_first_index(origin, sequence_index, index)}
+        async for page in read_pages_backward(self._journal, origin.generation_id, before_offset):
             for step in reversed(page):
                 other = step.sequence_index
-                if step.index < num_step_spans(origin, other, self._step_spans):
+                if step.index < count_step_spans(origin, other, self._step_spans):
                     whole.add(other)
                     continue
                 if other not in first_indices:
-                    first_indices[other] = self._first_index(origin, other, step.index)
+                    first_indices[other] = self._find_first_index(origin, other, step.index)
                 if step.index >= first_indices[other]:
                     steps.setdefault(other, []).append(step)
                 if step.index <= first_indices[other]:
@@ -123,7 +125,7 @@ class BlockSpans:
             if sequence_index in whole:
                 break
         tallies = {
-            other: _tally(origin, found)
+            other: _sum_up(origin, found)
             for other, found in steps.items()
             if other in whole or other == sequence_index
         }
@@ -140,20 +142,20 @@ class BlockSpans:
             self._tallies.popitem(last=False)
 
 
-def _tally(origin: Origin, newest_first: list[Step]) -> Tally:
+def _sum_up(origin: Origin, newest_first: list[Step]) -> Tally:
     tally = Tally(origin.start_time_ns, newest_first[-1])
     for step in newest_first[-2::-1]:
         tally.add(step)
     return tally
 
 
-def _block_span(origin: Origin, tally: Tally) -> Span:
+def _make_block_span(origin: Origin, tally: Tally) -> Span:
     sequence_index = tally.sequence_index
-    return child_span(
+    return make_child_span(
         origin,
         names.DECODE_BLOCK,
-        origin.ids.decode_block(sequence_index, tally.first_index),
-        tally.attributes(),
+        origin.ids.get_decode_block_id(sequence_index, tally.first_index),
+        tally.make_attributes(),
         times=(tally.start, tally.end),
-        parent_span_id=origin.ids.decode(sequence_index),
+        parent_span_id=origin.ids.get_decode_id(sequence_index),
     )

@@ -1,4 +1,4 @@
-"""Finds each sequence's first and last step, without reading all that lies between."""
+"""First and last step of each sequence, read without the steps between them."""
 
 from collections.abc import AsyncIterator, Collection, Iterable
 from typing import NamedTuple
@@ -15,34 +15,34 @@ _STEPS = frozenset({EntryKind.STEP})
 
 
 class SequenceBounds(NamedTuple):
-    """A sequence's first and last step."""
+    """First and last step of a sequence."""
 
     first: Step
     last: Step
 
 
-async def sequence_bounds(
+async def read_sequence_bounds(
     journal: GenerationReader, generation_id: str, finished_offset: int, sequences: Collection[int]
 ) -> dict[int, SequenceBounds]:
-    """Read the first and last step of each sequence that has any, by ascending index.
+    """Read the first and last step of each sequence that has steps, by ascending sequence index.
 
-    Pages grow from either end of the generation until every sequence was seen, so that a
-    long generation of one sequence costs two short reads.
+    Pages are read from both ends of the generation, each larger than the one before, until every
+    sequence was seen. A long generation of one sequence costs two short reads.
 
     Args:
-        journal: where to read.
-        generation_id: whose steps.
-        finished_offset: the offset of its FINISHED entry: steps lie below it.
-        sequences: the indices of the sequences looked for.
+        journal: the journal to read.
+        generation_id: the generation.
+        finished_offset: offset of its FINISHED entry; all its steps have lower offsets.
+        sequences: indices of the sequences to find.
     """
     first: dict[int, Step] = {}
-    async for page in _pages_forward(journal, generation_id, finished_offset):
+    async for page in _read_pages_forward(journal, generation_id, finished_offset):
         for step in page:
             first.setdefault(step.sequence_index, step)
         if first.keys() >= set(sequences):
             break
     last: dict[int, Step] = {}
-    async for page in pages_backward(journal, generation_id, finished_offset):
+    async for page in read_pages_backward(journal, generation_id, finished_offset):
         for step in reversed(page):
             last.setdefault(step.sequence_index, step)
         if last.keys() >= first.keys():
@@ -51,7 +51,7 @@ async def sequence_bounds(
     return {index: SequenceBounds(first[index], last[index]) for index in both}
 
 
-async def _pages_forward(
+async def _read_pages_forward(
     journal: GenerationReader, generation_id: str, finished_offset: int
 ) -> AsyncIterator[list[Step]]:
     after, size = 0, _FIRST_PAGE
@@ -60,16 +60,16 @@ async def _pages_forward(
         entries = [entry for entry in entries if entry.offset < finished_offset]
         if not entries:
             return
-        yield _steps_in(entries)
+        yield _parse_steps(entries)
         after, size = entries[-1].offset, min(2 * size, _MAX_PAGE)
 
 
-async def pages_backward(
+async def read_pages_backward(
     journal: GenerationReader, generation_id: str, before_offset: int
 ) -> AsyncIterator[list[Step]]:
-    """Read a generation's steps below an offset, the newest page first, growing page by page.
+    """Read a generation's steps below an offset in pages of growing size, the newest page first.
 
-    Each page is by ascending offset.
+    The steps of a page are in ascending order of offset.
 
     Raises:
         GenerationNotFoundError: the generation was deleted.
@@ -78,12 +78,12 @@ async def pages_backward(
     while before > 1:
         after = max(before - 1 - size, 0)
         entries = await journal.read(generation_id, after, before - 1 - after, _STEPS)
-        yield _steps_in(entry for entry in entries if entry.offset < before)
+        yield _parse_steps(entry for entry in entries if entry.offset < before)
         before, size = after + 1, min(2 * size, _MAX_PAGE)
 
 
-def _steps_in(entries: Iterable[Entry]) -> list[Step]:
-    """Read steps, without those whose content is gone or unreadable: they have no span either."""
+def _parse_steps(entries: Iterable[Entry]) -> list[Step]:
+    """Parse the steps of entries, without deleted and unreadable ones, which have no span."""
     steps = []
     for entry in entries:
         try:

@@ -1,4 +1,4 @@
-"""Journal entries in, encoded spans out."""
+"""Encoder of journal entries as spans."""
 
 from collections import OrderedDict
 
@@ -14,14 +14,19 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.journal import GenerationReader, UnreadableEntryError
-from whence_server.telemetry.spans.beams import beam_round_span
+from whence_server.telemetry.spans.beams import make_beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
-from whence_server.telemetry.spans.bounds import sequence_bounds
-from whence_server.telemetry.spans.genai import generation_span
+from whence_server.telemetry.spans.bounds import read_sequence_bounds
+from whence_server.telemetry.spans.genai import make_generation_span
 from whence_server.telemetry.spans.origin import Origin, read_origin
-from whence_server.telemetry.spans.phases import phase_spans
-from whence_server.telemetry.spans.spans import decode_span, describe_span, encode_span, server_span
-from whence_server.telemetry.spans.steps import StepSpans, num_step_spans
+from whence_server.telemetry.spans.phases import make_phase_spans
+from whence_server.telemetry.spans.spans import (
+    describe_span,
+    encode_span,
+    make_decode_span,
+    make_server_span,
+)
+from whence_server.telemetry.spans.steps import StepSpans, count_step_spans
 
 DEFAULT_STEP_SPANS = 1_000
 _MAX_ORIGINS = 4_096
@@ -29,15 +34,15 @@ _STARTED = frozenset({EntryKind.STARTED})
 
 
 class SpanEncoder:
-    """Makes each entry's spans from its bytes, its generation's start, and nothing else.
+    """Encoder of journal entries as spans, each a function of the entry and its generation's start.
 
     Args:
-        journal: read for the start of generations that are not remembered any more, for
-            each sequence's first and last step, and for a block's steps after a restart.
-        step_spans: at most so many `decode_step` spans for one generation, and so many
-            `beam_round` spans; None is no bound, 0 is none.
-        step_candidates: whether a step's span carries its candidates.
-        content: where prompts, outputs and tokens' texts go.
+        journal: read for the start of generations that are not cached, for each sequence's
+            first and last step, and for a block's steps after a restart.
+        step_spans: most `decode_step` spans of one generation, and most of its `beam_round`
+            spans; None is no bound.
+        step_candidates: put candidates on the spans of steps.
+        content: signals that carry prompts, outputs and tokens' texts.
     """
 
     def __init__(
@@ -58,20 +63,20 @@ class SpanEncoder:
     async def encode(self, entry: Entry) -> list[bytes]:
         """Encode an entry's spans, each as a ScopeSpans message that holds it alone.
 
-        An entry whose content was deleted has none, nor has one of an unsampled generation.
+        Deleted entries and entries of unsampled generations have no span.
 
         Raises:
-            UnreadableEntryError: the payload cannot be understood.
+            UnreadableEntryError: the payload is not a message of the entry's kind.
         """
         try:
             if entry.kind is EntryKind.STEP:
-                return await self._step(entry)
+                return await self._encode_step(entry)
             if entry.kind is EntryKind.BEAM_ROUND:
-                return await self._beam_round(entry)
+                return await self._encode_beam_round(entry)
             if entry.kind is EntryKind.FINISHED:
-                return await self._finished(entry)
+                return await self._encode_finished(entry)
             if entry.kind is EntryKind.CALL:
-                return self._call(entry)
+                return self._encode_call(entry)
             if entry.kind is EntryKind.STARTED and entry.payload:
                 started = GenerationStarted.FromString(entry.payload)
                 self._remember(entry.generation_id, read_origin(started))
@@ -80,7 +85,7 @@ class SpanEncoder:
         except (DecodeError, ValueError, RecordDamagedError) as error:
             raise UnreadableEntryError(
                 f"entry {entry.position} (generation {entry.generation_id!r}, "
-                f"{entry.kind.name}) makes no span: {error}"
+                f"{entry.kind.name}) cannot be made into spans: {error}"
             ) from error
         if entry.kind is EntryKind.DELETED:
             self._origins.pop(entry.generation_id, None)
@@ -91,28 +96,28 @@ class SpanEncoder:
         """Return a span's ids and name, from the ScopeSpans message that holds it alone."""
         return describe_span(piece)
 
-    async def _step(self, entry: Entry) -> list[bytes]:
-        origin = await self._origin(entry.generation_id)
+    async def _encode_step(self, entry: Entry) -> list[bytes]:
+        origin = await self._find_origin(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
             return []
         step = Step.FromString(entry.payload)
-        if step.index >= num_step_spans(origin, step.sequence_index, self._step_spans):
+        if step.index >= count_step_spans(origin, step.sequence_index, self._step_spans):
             block = await self._blocks.add(origin, step, entry.offset)
             return [] if block is None else [encode_span(block)]
         return [self._steps.encode(origin, step)]
 
-    async def _beam_round(self, entry: Entry) -> list[bytes]:
-        origin = await self._origin(entry.generation_id)
+    async def _encode_beam_round(self, entry: Entry) -> list[bytes]:
+        origin = await self._find_origin(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
             return []
         beam_round = BeamRound.FromString(entry.payload)
         if self._step_spans is not None and beam_round.index >= self._step_spans:
             return []
-        span = beam_round_span(origin, beam_round)
+        span = make_beam_round_span(origin, beam_round)
         return [] if span is None else [encode_span(span)]
 
-    async def _finished(self, entry: Entry) -> list[bytes]:
-        origin = await self._origin(entry.generation_id)
+    async def _encode_finished(self, entry: Entry) -> list[bytes]:
+        origin = await self._find_origin(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
             return []
         started = await read_started(self._journal, entry.generation_id)
@@ -120,31 +125,31 @@ class SpanEncoder:
             return []
         finished = GenerationFinished.FromString(entry.payload)
         results = {result.sequence_index: result for result in finished.sequences}
-        bounds = await sequence_bounds(
+        bounds = await read_sequence_bounds(
             self._journal,
             entry.generation_id,
             entry.offset,
             results.keys() | range(origin.num_sequences),
         )
         decodes = [
-            decode_span(origin, bound, results.get(index), self._step_spans)
+            make_decode_span(origin, bound, results.get(index), self._step_spans)
             for index, bound in bounds.items()
         ]
-        blocks = await self._blocks.rest(origin, bounds, entry.offset)
-        phases = phase_spans(origin, finished, decodes)
-        parent = generation_span(
+        blocks = await self._blocks.make_rest(origin, bounds, entry.offset)
+        phases = make_phase_spans(origin, finished, decodes)
+        parent = make_generation_span(
             origin, started, finished, bounds, (*phases, *decodes), content=self._content
         )
         return [encode_span(span) for span in (parent, *phases, *decodes, *blocks)]
 
-    def _call(self, entry: Entry) -> list[bytes]:
+    def _encode_call(self, entry: Entry) -> list[bytes]:
         if not entry.payload:
             return []
-        span = server_span(Call.FromString(entry.payload))
+        span = make_server_span(Call.FromString(entry.payload))
         return [] if span is None else [encode_span(span)]
 
-    async def _origin(self, generation_id: str) -> Origin | None:
-        """Return a generation's origin, or None where its start is gone or unreadable."""
+    async def _find_origin(self, generation_id: str) -> Origin | None:
+        """Return a generation's origin; None if its start is deleted or unreadable."""
         origins = self._origins
         if generation_id in origins:
             origins.move_to_end(generation_id)
@@ -164,10 +169,10 @@ class SpanEncoder:
 
 
 async def read_started(journal: GenerationReader, generation_id: str) -> GenerationStarted | None:
-    """Read a generation's start; None where it is gone.
+    """Read a generation's start; None if it was deleted.
 
     Raises:
-        DecodeError: it cannot be understood.
+        DecodeError: the payload is no GenerationStarted.
     """
     try:
         entries = await journal.read(generation_id, 0, 1, _STARTED)

@@ -1,4 +1,4 @@
-"""Why a generation ended, in whence's words and in the GenAI conventions'."""
+"""Names of finish reasons: whence's own and those of the GenAI conventions."""
 
 from whence.v1.generation_pb2 import FinishReason
 
@@ -10,13 +10,13 @@ _CONVENTIONAL = {
 }
 
 
-def reason_name(reason: FinishReason.ValueType) -> str:
-    """In whence's own words: "end_of_sequence", "cancelled", ..."""
+def get_reason_name(reason: FinishReason.ValueType) -> str:
+    """Return whence's own name of a finish reason: "end_of_sequence", "cancelled", ..."""
     if reason not in FinishReason.values():
-        return str(reason)  # a reason that a newer server wrote
+        return str(reason)  # written by a newer server
     return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
 
 
-def finish_reason(reason: FinishReason.ValueType) -> str:
-    """The conventions' word where they have one, else whence's."""
-    return _CONVENTIONAL.get(reason, reason_name(reason))
+def get_conventional_reason(reason: FinishReason.ValueType) -> str:
+    """Return the conventions' name of a finish reason, or whence's own if they have none."""
+    return _CONVENTIONAL.get(reason, get_reason_name(reason))

@@ -1,4 +1,4 @@
-"""The GenAI span: one model call, in the words of the GenAI conventions."""
+"""GenAI span: one generation, with the attributes of the GenAI conventions."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -6,21 +6,25 @@ from collections.abc import Iterable, Mapping
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
-from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import SequenceBounds
-from whence_server.telemetry.spans.content import as_json, input_messages, output_messages
-from whence_server.telemetry.spans.finish_reasons import finish_reason, reason_name
+from whence_server.telemetry.spans.content import (
+    make_input_messages,
+    make_output_messages,
+    serialise_messages,
+)
+from whence_server.telemetry.spans.finish_reasons import get_conventional_reason, get_reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
 
 DEFAULT_OPERATION = "text_completion"
 MAX_INT64 = 2**63 - 1
 OTHER_ERROR = "_OTHER"
-"""The conventions' `error.type` for want of a better one."""
+"""The conventions' `error.type` for errors without a name."""
 
 
-def generation_span(
+def make_generation_span(
     origin: Origin,
     started: GenerationStarted,
     finished: GenerationFinished,
@@ -29,31 +33,31 @@ def generation_span(
     *,
     content: bool = False,
 ) -> Span:
-    """Make the GenAI span: from the request's arrival to the end of all that it holds.
+    """Make the GenAI span, from the request's arrival to the end of its last child.
 
     Args:
-        origin: the generation's.
-        started: its start.
-        finished: its end.
-        bounds: the first and last step of each sequence.
-        children: the spans right below.
-        content: whether it carries the prompt and the outputs.
+        origin: the generation's place in its trace.
+        started: the generation's start.
+        finished: the generation's end.
+        bounds: first and last step of each sequence.
+        children: the span's direct children.
+        content: put the prompt and the outputs on the span.
     """
     end = max(
         finished.end_time.ToNanoseconds(),
         origin.start_time_ns,
         *(child.end_time_unix_nano for child in children),
     )
-    attributes = generation_attributes(started, finished, bounds)
+    attributes = make_generation_attributes(started, finished, bounds)
     if content:
         attributes |= {
-            names.GEN_AI_INPUT_MESSAGES: as_json(input_messages(started)),
-            names.GEN_AI_OUTPUT_MESSAGES: as_json(output_messages(finished)),
+            names.GEN_AI_INPUT_MESSAGES: serialise_messages(make_input_messages(started)),
+            names.GEN_AI_OUTPUT_MESSAGES: serialise_messages(make_output_messages(finished)),
         }
-    failed = _failed(finished)
+    failed = _has_failed(finished)
     return Span(
         trace_id=origin.trace_id,
-        span_id=origin.ids.generation(),
+        span_id=origin.ids.get_generation_id(),
         trace_state=origin.trace_state,
         parent_span_id=origin.server_span_id,
         flags=origin.span_flags,
@@ -61,37 +65,37 @@ def generation_span(
         kind=Span.SPAN_KIND_INTERNAL,
         start_time_unix_nano=origin.start_time_ns,
         end_time_unix_nano=end,
-        attributes=key_values(attributes),
-        events=[_exception(finished, end)] if failed else [],
-        links=_training_links(started),
+        attributes=encode_attributes(attributes),
+        events=[_make_exception(finished, end)] if failed else [],
+        links=_make_training_links(started),
         status=Status(code=Status.STATUS_CODE_ERROR, message=finished.failure.message)
         if failed
         else None,
     )
 
 
-def generation_attributes(
+def make_generation_attributes(
     started: GenerationStarted,
     finished: GenerationFinished,
     bounds: Mapping[int, SequenceBounds],
 ) -> dict[str, AttributeValue | None]:
-    """Return a generation's attributes, without content; None stands for absent."""
+    """Return a generation's attributes without content; None marks an absent one."""
     return (
-        _request_attributes(started)
-        | _response_attributes(started, finished, bounds)
-        | _provenance_attributes(started)
+        _make_request_attributes(started)
+        | _make_response_attributes(started, finished, bounds)
+        | _make_provenance_attributes(started)
     )
 
 
-def _failed(finished: GenerationFinished) -> bool:
+def _has_failed(finished: GenerationFinished) -> bool:
     return finished.finish_reason == FinishReason.FINISH_REASON_FAILED
 
 
-def _exception(finished: GenerationFinished, time_ns: int) -> Span.Event:
+def _make_exception(finished: GenerationFinished, time_ns: int) -> Span.Event:
     return Span.Event(
         time_unix_nano=time_ns,
         name=names.EXCEPTION,
-        attributes=key_values(
+        attributes=encode_attributes(
             {
                 names.EXCEPTION_TYPE: finished.failure.reason or OTHER_ERROR,
                 names.EXCEPTION_MESSAGE: finished.failure.message,
@@ -100,7 +104,7 @@ def _exception(finished: GenerationFinished, time_ns: int) -> Span.Event:
     )
 
 
-def _request_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
+def _make_request_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
     decoding = started.effective_decoding
     attributes: dict[str, AttributeValue | None] = {
         names.GEN_AI_OPERATION_NAME: started.operation or DEFAULT_OPERATION,
@@ -117,23 +121,23 @@ def _request_attributes(started: GenerationStarted) -> dict[str, AttributeValue 
     if decoding.HasField("sample"):
         sample = decoding.sample
         attributes |= {
-            names.GEN_AI_REQUEST_TEMPERATURE: _as_written(sample.temperature),
+            names.GEN_AI_REQUEST_TEMPERATURE: _round_as_written(sample.temperature),
             names.GEN_AI_REQUEST_TOP_K: sample.top_k,
-            names.GEN_AI_REQUEST_TOP_P: _as_written(sample.top_p),
+            names.GEN_AI_REQUEST_TOP_P: _round_as_written(sample.top_p),
             names.GEN_AI_REQUEST_SEED: sample.seed if sample.seed <= MAX_INT64 else None,
             names.DECODING_SEED: str(sample.seed),
         }
     return attributes
 
 
-def _as_written(value: float) -> float:
-    """A float32 of the contract as its author wrote it: 0.8, and not 0.800000011920929."""
+def _round_as_written(value: float) -> float:
+    """Return the shortest decimal with a float32's bits: 0.8, and not 0.800000011920929."""
     stored = struct.pack("f", value)
     written = (float(f"{value:.{num_digits}g}") for num_digits in range(6, 9))
     return next((number for number in written if struct.pack("f", number) == stored), value)
 
 
-def _response_attributes(
+def _make_response_attributes(
     started: GenerationStarted,
     finished: GenerationFinished,
     bounds: Mapping[int, SequenceBounds],
@@ -142,20 +146,24 @@ def _response_attributes(
     return {
         names.GEN_AI_RESPONSE_ID: started.generation_id,
         names.GEN_AI_RESPONSE_MODEL: started.model,
-        names.GEN_AI_RESPONSE_FINISH_REASONS: [finish_reason(reason) for reason in reasons],
-        names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: _time_to_first_chunk_s(started, bounds),
+        names.GEN_AI_RESPONSE_FINISH_REASONS: [
+            get_conventional_reason(reason) for reason in reasons
+        ],
+        names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: _find_time_to_first_chunk_s(started, bounds),
         names.GEN_AI_USAGE_INPUT_TOKENS: finished.num_prompt_tokens,
         names.GEN_AI_USAGE_OUTPUT_TOKENS: finished.num_generated_tokens,
-        names.ERROR_TYPE: (finished.failure.reason or OTHER_ERROR) if _failed(finished) else None,
+        names.ERROR_TYPE: (finished.failure.reason or OTHER_ERROR)
+        if _has_failed(finished)
+        else None,
         names.GENERATION_ID: started.generation_id,
-        names.GENERATION_FINISH_REASON: reason_name(finished.finish_reason),
+        names.GENERATION_FINISH_REASON: get_reason_name(finished.finish_reason),
         names.GENERATION_QUEUE_NS: finished.queue_ns,
         names.GENERATION_PREFILL_NS: finished.prefill_ns,
         names.GENERATION_DECODE_NS: finished.decode_ns,
     }
 
 
-def _provenance_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
+def _make_provenance_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
     attributes: dict[str, AttributeValue | None] = {
         names.DECODING_STRATEGY: started.effective_decoding.WhichOneof("strategy"),
         names.PROCESSOR_NAMES: list(started.processor_names) or None,
@@ -167,18 +175,18 @@ def _provenance_attributes(started: GenerationStarted) -> dict[str, AttributeVal
     }
     return (
         attributes
-        | _training_attributes(started)
-        | _prefixed(names.UNAVAILABLE_PREFIX, started.unavailable)
-        | _prefixed(names.LABEL_PREFIX, started.labels)
+        | _make_training_attributes(started)
+        | _add_prefix(names.UNAVAILABLE_PREFIX, started.unavailable)
+        | _add_prefix(names.LABEL_PREFIX, started.labels)
     )
 
 
-def _prefixed(prefix: str, mapping: Mapping[str, str]) -> dict[str, AttributeValue | None]:
-    # A map's order is not the same from one run to the next; its keys' order is.
+def _add_prefix(prefix: str, mapping: Mapping[str, str]) -> dict[str, AttributeValue | None]:
+    # Sorted, because the order of a protobuf map varies from one run to the next.
     return {prefix + key: mapping[key] for key in sorted(mapping)}
 
 
-def _training_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
+def _make_training_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
     if not started.HasField("training_run"):
         return {}
     run = started.training_run
@@ -190,8 +198,8 @@ def _training_attributes(started: GenerationStarted) -> dict[str, AttributeValue
     }
 
 
-def _training_links(started: GenerationStarted) -> list[Span.Link]:
-    """A link to the root span of the run that made the weights, where its ids are on record."""
+def _make_training_links(started: GenerationStarted) -> list[Span.Link]:
+    """Make a link to the root span of the run that made the weights, if its ids are recorded."""
     run = started.training_run
     try:
         trace_id, span_id = parse_hex_id(run.trace_id, 16), parse_hex_id(run.span_id, 8)
@@ -200,10 +208,10 @@ def _training_links(started: GenerationStarted) -> list[Span.Link]:
     return [Span.Link(trace_id=trace_id, span_id=span_id, flags=HAS_IS_REMOTE | IS_REMOTE)]
 
 
-def _time_to_first_chunk_s(
+def _find_time_to_first_chunk_s(
     started: GenerationStarted, bounds: Mapping[int, SequenceBounds]
 ) -> float | None:
     if started.effective_decoding.HasField("beam_search"):
-        return None  # its steps' times are not those at which they were streamed
+        return None  # its steps are streamed at the end, not at their own times
     times_ns = [bound.first.timing.elapsed_ns for bound in bounds.values()]
     return min(times_ns) / 1e9 if times_ns else None

@@ -1,4 +1,4 @@
-"""Span ids as functions of what the journal holds, so that sending twice is harmless."""
+"""Span ids that are functions of the journal, so that spans sent twice are identical."""
 
 import hashlib
 import struct
@@ -11,7 +11,7 @@ _NEVER_ZERO = bytes(7) + b"\1"
 
 
 class SpanKind(IntEnum):
-    """Which of a generation's spans is meant. The numbers are hashed: never reuse one."""
+    """Kind of a generation's span. The numbers are hashed into ids: never reuse one."""
 
     GENERATION = 1
     DECODE = 2
@@ -23,11 +23,11 @@ class SpanKind(IntEnum):
 
 
 class SpanIds:
-    """The ids of one generation's spans.
+    """Ids of one generation's spans.
 
-    Each is the first 8 bytes of SHA-256 over a domain, the trace id, the generation id with
-    its length, the kind, the sequence index and the step's (a block's first step's, a round's)
-    index; never zero, which W3C Trace Context keeps for "invalid".
+    Each id is the first 8 bytes of SHA-256 over a domain, the trace id, the generation id with
+    its length, the kind, the sequence index, and the index of the step, the block's first step
+    or the round. No id is zero, which W3C Trace Context reserves for "invalid".
     """
 
     __slots__ = ("_begun", "_decode_ids")
@@ -35,39 +35,39 @@ class SpanIds:
     def __init__(self, trace_id: bytes, generation_id: str) -> None:
         name = generation_id.encode()
         self._decode_ids: dict[int, bytes] = {}
-        # The digest over what all ids begin with: the rest takes one block instead of two.
+        # The hash of the common prefix: each id then hashes one block instead of two.
         self._begun = hashlib.sha256(_DOMAIN + trace_id + struct.pack(">I", len(name)) + name)
 
-    def generation(self) -> bytes:
-        """The GenAI span's id."""
+    def get_generation_id(self) -> bytes:
+        """Return the GenAI span's id."""
         return self._digest(SpanKind.GENERATION, 0, 0)
 
-    def decode(self, sequence_index: int) -> bytes:
-        """The id of a sequence's `decode` span."""
-        span_id = self._decode_ids.get(sequence_index)  # asked for with every step
+    def get_decode_id(self, sequence_index: int) -> bytes:
+        """Return the id of a sequence's `decode` span."""
+        span_id = self._decode_ids.get(sequence_index)  # needed for every step
         if span_id is None:
             span_id = self._digest(SpanKind.DECODE, sequence_index, 0)
             self._decode_ids[sequence_index] = span_id
         return span_id
 
-    def decode_step(self, sequence_index: int, index: int) -> bytes:
-        """The id of one `decode_step` span."""
+    def get_decode_step_id(self, sequence_index: int, index: int) -> bytes:
+        """Return the id of a `decode_step` span."""
         return self._digest(SpanKind.DECODE_STEP, sequence_index, index)
 
-    def queue(self) -> bytes:
-        """The `queue` span's id."""
+    def get_queue_id(self) -> bytes:
+        """Return the `queue` span's id."""
         return self._digest(SpanKind.QUEUE, 0, 0)
 
-    def prefill(self) -> bytes:
-        """The `prefill` span's id."""
+    def get_prefill_id(self) -> bytes:
+        """Return the `prefill` span's id."""
         return self._digest(SpanKind.PREFILL, 0, 0)
 
-    def decode_block(self, sequence_index: int, first_index: int) -> bytes:
-        """The id of the `decode_block` span that begins with this step."""
+    def get_decode_block_id(self, sequence_index: int, first_index: int) -> bytes:
+        """Return the id of the `decode_block` span that begins with a step."""
         return self._digest(SpanKind.DECODE_BLOCK, sequence_index, first_index)
 
-    def beam_round(self, index: int) -> bytes:
-        """The id of one `beam_round` span."""
+    def get_beam_round_id(self, index: int) -> bytes:
+        """Return the id of a `beam_round` span."""
         return self._digest(SpanKind.BEAM_ROUND, 0, index)
 
     def _digest(self, kind: int, sequence_index: int, index: int) -> bytes:
@@ -78,10 +78,10 @@ class SpanIds:
 
 
 def parse_hex_id(text: str, num_bytes: int) -> bytes:
-    """Read a W3C id.
+    """Parse a W3C trace or span id.
 
     Raises:
-        ValueError: it has another length, is not hex, or is all zero.
+        ValueError: the text has another length, is not hex, or is all zero.
     """
     raw = bytes.fromhex(text)
     if len(raw) != num_bytes or not any(raw):

@@ -1,4 +1,4 @@
-"""What every span of a generation needs to know of its start, and nothing more."""
+"""Place of a generation in its trace: the fields of its start that every span needs."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ W3C_FLAGS = 0xFF
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A generation's place in its trace. Small: many are remembered at a time."""
+    """Place of a generation in its trace; small, because thousands are cached."""
 
     generation_id: str
     trace_id: bytes
@@ -26,20 +26,20 @@ class Origin:
 
     @property
     def sampled(self) -> bool:
-        """Whether the generation has spans at all."""
+        """True if the generation has spans."""
         return bool(self.trace_flags & SAMPLED)
 
     @property
     def span_flags(self) -> int:
-        """Flags of a span whose parent is this server's own."""
+        """Flags of a span whose parent is a span of this server."""
         return self.trace_flags | HAS_IS_REMOTE
 
 
 def read_origin(started: GenerationStarted) -> Origin:
-    """Take from a generation's start what its spans need.
+    """Read a generation's place in its trace from its start.
 
     Raises:
-        ValueError: the trace id or the span id is not one.
+        ValueError: the trace id or the span id is not a W3C id.
     """
     trace_id = parse_hex_id(started.trace_id, 16)
     return Origin(

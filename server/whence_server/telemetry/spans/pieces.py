@@ -1,7 +1,7 @@
-"""Attributes of a span as bytes: what never changes is made once, what does is put into it.
+"""Templates of serialised span attributes: constant bytes are made once, values filled in.
 
-Keys, tags and lengths are those that opentelemetry-proto's own messages serialise to; nothing
-here knows how the wire writes them.
+Keys, tags and lengths are taken from serialised messages of opentelemetry-proto, so that this
+module does not depend on protobuf's wire format.
 """
 
 import struct
@@ -10,31 +10,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
+from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 
-# A number whose bytes are nowhere in what stands around it.
+# A number whose bytes do not occur in keys, tags or lengths.
 _MARK = -1.2345678901234567e-300
 _MARK_BYTES = struct.pack("<d", _MARK)
 
 
-def attributes_bytes(attributes: Mapping[str, AttributeValue | None]) -> bytes:
-    """Serialise attributes of a span, as they stand in it; None stands for absent."""
-    return bytes(Span(attributes=key_values(attributes)).SerializeToString())
+def serialise_attributes(attributes: Mapping[str, AttributeValue | None]) -> bytes:
+    """Serialise attributes as fields of a Span message; those that are None are left out."""
+    return bytes(Span(attributes=encode_attributes(attributes)).SerializeToString())
 
 
 class Integers:
-    """Attributes that hold integers and arrays of them, and texts: always the same ones.
+    """Template of attributes with integers, arrays of integers, and texts.
 
-    An integer takes one byte to ten. So the messages are kept, set anew, and serialised: that
-    takes a tenth of the time that it takes to build them. Not for several threads at a time.
+    The messages are kept, and only their values set, which takes a tenth of the time of building
+    them; an integer takes one to ten bytes, so that no bytes can be kept. Not thread-safe.
 
     Args:
-        attributes: in order; what they hold says of what kind it is, and of an array how long.
+        attributes: attributes in order, whose values give the types and the lengths of arrays.
     """
 
     def __init__(self, attributes: Mapping[str, AttributeValue]) -> None:
-        self._span = Span(attributes=key_values(attributes))
-        values = list(_single_values(self._span))
+        self._span = Span(attributes=encode_attributes(attributes))
+        values = list(_iterate_values(self._span))
         self._texts = [value for value in values if value.HasField("string_value")]
         self._integers = [value for value in values if value.HasField("int_value")]
 
@@ -42,14 +42,14 @@ class Integers:
         """Serialise the attributes with these numbers and texts, in their order.
 
         Raises:
-            ValueError: there are more or fewer than the attributes hold.
+            ValueError: the numbers of values and of the template's places differ.
         """
         if len(integers) != len(self._integers) or len(texts) != len(self._texts):
             raise ValueError(
-                f"{len(integers)} integers and {len(texts)} texts for attributes that hold "
+                f"got {len(integers)} integers and {len(texts)} texts for attributes that hold "
                 f"{len(self._integers)} and {len(self._texts)}"
             )
-        # zip's own check of the lengths would take longer than all else here.
+        # Without zip's check of lengths, which would take longer than the rest.
         for value, integer in zip(self._integers, integers):  # noqa: B905
             value.int_value = integer
         for value, text in zip(self._texts, texts):  # noqa: B905
@@ -58,19 +58,19 @@ class Integers:
 
 
 class Doubles:
-    """Attributes that hold doubles and arrays of them, always the same ones, always as long.
+    """Template of attributes with doubles and arrays of doubles.
 
-    A double takes eight bytes whatever it is: what stands between two never changes.
+    Every double takes eight bytes, so that the bytes between two of them never change.
 
     Args:
-        keys: of the attributes that hold one.
-        arrays: of those that hold several, each with how many; those with none are left out.
+        keys: keys of attributes that hold one double.
+        arrays: keys and lengths of attributes that hold an array; empty ones are left out.
     """
 
     def __init__(self, keys: Iterable[str], arrays: Iterable[tuple[str, int]] = ()) -> None:
         marked: dict[str, AttributeValue] = dict.fromkeys(keys, _MARK)
         marked |= {key: [_MARK] * length for key, length in arrays if length}
-        between = attributes_bytes(marked).split(_MARK_BYTES)[:-1]
+        between = serialise_attributes(marked).split(_MARK_BYTES)[:-1]
         self._parts: list[bytes | float] = [_MARK] * (2 * len(between))
         self._parts[::2] = between
         self._pack = struct.Struct("<" + "".join(f"{len(part)}sd" for part in between)).pack
@@ -79,14 +79,14 @@ class Doubles:
         """Serialise the attributes with these numbers, in the order of the keys.
 
         Raises:
-            ValueError: there are more or fewer than the attributes hold.
+            ValueError: the numbers of values and of the template's places differ.
         """
         self._parts[1::2] = numbers
         return self._pack(*self._parts)
 
 
-def _single_values(span: Span) -> Iterator[AnyValue]:
-    """Return the attributes' values in order; for an array, its elements."""
+def _iterate_values(span: Span) -> Iterator[AnyValue]:
+    """Yield the attributes' values in order; for an array, its elements."""
     for attribute in span.attributes:
         if attribute.value.HasField("array_value"):
             yield from attribute.value.array_value.values

@@ -1,6 +1,6 @@
-"""A call's SERVER span, and a sequence's `decode` span.
+"""SERVER span of a call, and `decode` span of a sequence.
 
-Pure functions of journalled messages. What is sent twice is the same to the byte.
+The spans are pure functions of journalled messages, so that a span sent twice is byte-identical.
 """
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
@@ -8,16 +8,20 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import SequenceResult
 from whence_server.domain.tracing import SAMPLED
-from whence_server.telemetry.grpc_status import is_server_error, status_name
-from whence_server.telemetry.otlp.attributes import AttributeValue, key_values
+from whence_server.telemetry.grpc_status import get_status_name, is_server_error
+from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.blocks import num_blocks
+from whence_server.telemetry.spans.blocks import count_blocks
 from whence_server.telemetry.spans.bounds import SequenceBounds
-from whence_server.telemetry.spans.children import child_span
-from whence_server.telemetry.spans.finish_reasons import reason_name
+from whence_server.telemetry.spans.children import make_child_span
+from whence_server.telemetry.spans.finish_reasons import get_reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, W3C_FLAGS, Origin
-from whence_server.telemetry.spans.steps import SIBLING_GAP_NS, num_step_spans, step_interval
+from whence_server.telemetry.spans.steps import (
+    SIBLING_GAP_NS,
+    compute_step_interval,
+    count_step_spans,
+)
 
 
 def encode_span(span: Span) -> bytes:
@@ -31,15 +35,15 @@ def describe_span(piece: bytes) -> str:
     return f"span {span.span_id.hex()} ({span.name}) of trace {span.trace_id.hex()}"
 
 
-def server_span(call: Call) -> Span | None:
-    """Make a call's SERVER span, or None where none is wanted.
+def make_server_span(call: Call) -> Span | None:
+    """Make a call's SERVER span; None if the call is not sampled.
 
     Raises:
-        ValueError: an id is not one.
+        ValueError: an id is not a W3C id.
     """
     if not call.trace_flags & SAMPLED:
         return None
-    status = status_name(call.status_code) or str(call.status_code)
+    status = get_status_name(call.status_code) or str(call.status_code)
     failed = is_server_error(call.status_code)
     parent = parse_hex_id(call.parent_span_id, 8) if call.parent_span_id else b""
     start = call.start_time.ToNanoseconds()
@@ -62,46 +66,46 @@ def server_span(call: Call) -> Span | None:
         kind=Span.SPAN_KIND_SERVER,
         start_time_unix_nano=start,
         end_time_unix_nano=max(call.end_time.ToNanoseconds(), start),
-        attributes=key_values(attributes),
+        attributes=encode_attributes(attributes),
         status=Status(code=Status.STATUS_CODE_ERROR) if failed else None,
     )
 
 
-def decode_span(
+def make_decode_span(
     origin: Origin,
     bounds: SequenceBounds,
     result: SequenceResult | None,
     step_spans: int | None,
 ) -> Span:
-    """Make a sequence's `decode` span, around all of its steps.
+    """Make a sequence's `decode` span, which covers all of its steps.
 
     Args:
-        origin: the generation's.
+        origin: the generation's place in its trace.
         bounds: the sequence's first and last step.
-        result: how the sequence ended, where that is known.
-        step_spans: at most so many `decode_step` spans for the generation; None is no bound.
+        result: the sequence's result, if it is known.
+        step_spans: most `decode_step` spans of the generation; None is no bound.
     """
     first, last = bounds
-    first_start, first_end = step_interval(origin.start_time_ns, first.index, first.timing)
-    last_end = step_interval(origin.start_time_ns, last.index, last.timing)[1]
+    first_start, first_end = compute_step_interval(origin.start_time_ns, first.index, first.timing)
+    last_end = compute_step_interval(origin.start_time_ns, last.index, last.timing)[1]
     num_steps = last.index + 1
-    num_own = min(num_steps, num_step_spans(origin, first.sequence_index, step_spans))
+    num_own = min(num_steps, count_step_spans(origin, first.sequence_index, step_spans))
     attributes: dict[str, AttributeValue | None] = {
         names.SEQUENCE_INDEX: first.sequence_index,
         names.DECODE_NUM_STEPS: num_steps,
         names.DECODE_NUM_STEP_SPANS: num_own,
-        names.DECODE_NUM_BLOCK_SPANS: num_blocks(num_steps - num_own),
+        names.DECODE_NUM_BLOCK_SPANS: count_blocks(num_steps - num_own),
     }
     if result is not None:
         attributes |= {
-            names.GENERATION_FINISH_REASON: reason_name(result.finish_reason),
+            names.GENERATION_FINISH_REASON: get_reason_name(result.finish_reason),
             names.SEQUENCE_LOGPROB: result.logprob if result.HasField("logprob") else None,
             names.SEQUENCE_SCORE: result.score if result.HasField("score") else None,
         }
-    return child_span(
+    return make_child_span(
         origin,
         names.DECODE,
-        origin.ids.decode(first.sequence_index),
+        origin.ids.get_decode_id(first.sequence_index),
         attributes,
         times=(
             max(first_start - SIBLING_GAP_NS, origin.start_time_ns),

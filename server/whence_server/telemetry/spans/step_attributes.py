@@ -1,4 +1,4 @@
-"""What a step's span says of its step, serialised: the hot path's longest part."""
+"""Serialised attributes of a step's span: the longest part of the hot path."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.pieces import Doubles, Integers
 
 LOWEST_FLOAT32 = -(2 - 2**-23) * 2.0**127
-"""Stands for -inf among the candidates: many backends cannot hold an infinity."""
+"""Replacement of -inf among the candidates: many backends cannot store infinities."""
 
 _MAX_FORMS = 256
 
@@ -26,8 +26,8 @@ _OPTIONALS = (*_STEP_OPTIONALS, *_DRAW_OPTIONALS)
 _HAS_CANDIDATES = _OPTIONALS.index("candidates")
 _HAS_PROCESSORS = _OPTIONALS.index("processors")
 
-# Attributes in the order in which they are read and stand in the span, each with the field
-# that it is there with; those with none always are.
+# Attributes in the order of `StepAttributes.encode` and of the span, each with the optional field
+# that it needs; None: it is always present.
 _INTEGERS = {
     names.STEP_INDEX: None,
     names.STEP_BATCH_SIZE: None,
@@ -55,15 +55,15 @@ _DOUBLE_ARRAYS = (
 )
 
 _Shape: TypeAlias = tuple[tuple[bool, ...], int, int, int, int, int, int]
-"""Which optional fields there are, and how long each array is."""
+"""Presence of each optional field, and length of each array."""
 
 
 class StepAttributes:
-    """Serialises steps' attributes, by a form for each set of fields that steps come with.
+    """Serialiser of steps' attributes, with a cached template for each set of present fields.
 
     Args:
-        candidates: whether they carry the step's candidates.
-        text: whether they carry the token's text.
+        candidates: include the step's candidates.
+        text: include the token's text.
     """
 
     def __init__(self, *, candidates: bool, text: bool) -> None:
@@ -72,9 +72,9 @@ class StepAttributes:
         self._forms: dict[_Shape, _Form] = {}
 
     def encode(self, step: Step) -> bytes:
-        """Serialise a step's attributes as they stand in its span."""
+        """Serialise a step's attributes as fields of a Span message."""
         draw, timing = step.draw, step.timing
-        # A generated HasField takes no variable for a name; any message's does.
+        # Typed as Message, because a generated HasField accepts only literal names.
         any_step: Message = step
         any_draw: Message = draw
         present = (
@@ -106,7 +106,7 @@ class StepAttributes:
         removed_mass: Sequence[float] = ()
         token_logprobs: Sequence[float] = ()
         if self._candidates and present[_HAS_CANDIDATES]:
-            token_ids, logprobs, sampling_logprobs = _candidates_of(step.candidates)
+            token_ids, logprobs, sampling_logprobs = _read_candidates(step.candidates)
         if present[_HAS_PROCESSORS]:
             effects = step.processors
             num_kept = effects.num_kept[:]
@@ -120,7 +120,7 @@ class StepAttributes:
             len(removed_mass),
             len(token_logprobs),
         )
-        form = self._forms.get(shape) or self._new_form(shape)
+        form = self._forms.get(shape) or self._add_form(shape)
         if form.lacks_some:
             integers = [*compress(integers, form.has_integers)]
             doubles = [*compress(doubles, form.has_doubles)]
@@ -133,14 +133,15 @@ class StepAttributes:
         texts = (step.text,) if self._text else ()
         return form.integers.encode(integers, texts) + form.doubles.encode(doubles)
 
-    def _new_form(self, shape: _Shape) -> "_Form":
+    def _add_form(self, shape: _Shape) -> "_Form":
         if len(self._forms) >= _MAX_FORMS:
-            self._forms.clear()  # callers choose how many candidates there are
-        form = self._forms[shape] = _form_of(shape, text=self._text)
+            # Bounded, because callers choose the number of candidates.
+            self._forms.clear()
+        form = self._forms[shape] = _make_form(shape, text=self._text)
         return form
 
 
-def _candidates_of(candidates: Candidates) -> tuple[list[int], list[float], list[float]]:
+def _read_candidates(candidates: Candidates) -> tuple[list[int], list[float], list[float]]:
     sampling_logprobs = candidates.sampling_logprobs[:]
     if -math.inf in sampling_logprobs:
         sampling_logprobs = [LOWEST_FLOAT32 if n == -math.inf else n for n in sampling_logprobs]
@@ -148,18 +149,19 @@ def _candidates_of(candidates: Candidates) -> tuple[list[int], list[float], list
 
 
 class _Form(NamedTuple):
-    """What steps with the same fields have in common."""
+    """Template of the attributes of steps with the same fields."""
 
     lacks_some: bool
-    """Whether there are attributes, other than arrays, that these steps do not have."""
+    """True if these steps lack some attribute that is not an array."""
     has_integers: list[bool]
-    """For each attribute that holds an integer whether it is there."""
+    """True for each integer attribute that is present."""
     has_doubles: list[bool]
+    """True for each double attribute that is present."""
     integers: Integers
     doubles: Doubles
 
 
-def _form_of(shape: _Shape, *, text: bool) -> _Form:
+def _make_form(shape: _Shape, *, text: bool) -> _Form:
     present, *lengths = shape
     there = {None, *compress(_OPTIONALS, present)}
     lengths_of = dict(zip((*_INTEGER_ARRAYS, *_DOUBLE_ARRAYS), lengths, strict=True))

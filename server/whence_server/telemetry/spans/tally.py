@@ -1,20 +1,20 @@
-"""What a `decode_block` span says of its steps, gathered one by one."""
+"""Sums of consecutive steps, for the attributes of their `decode_block` span."""
 
 from whence.v1.step_pb2 import Step
 from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.steps import step_interval
+from whence_server.telemetry.spans.steps import compute_step_interval
 
 
 class Tally:
-    """Consecutive steps of one sequence, summed up.
+    """Sums of consecutive steps of one sequence.
 
-    Sums are over float32 values in the order of the steps, in float64: the same steps give the
+    Float32 values are added in float64 in the order of the steps, so that the same steps give the
     same bytes.
 
     Args:
-        start_time_ns: the request's arrival.
-        first: the first of them.
+        start_time_ns: the request's arrival in Unix nanoseconds.
+        first: the first step.
     """
 
     def __init__(self, start_time_ns: int, first: Step) -> None:
@@ -22,7 +22,7 @@ class Tally:
         self.sequence_index = first.sequence_index
         self.first_index = first.index
         self.last_index = first.index
-        self.start, self.end = step_interval(start_time_ns, first.index, first.timing)
+        self.start, self.end = compute_step_interval(start_time_ns, first.index, first.timing)
         self._num_steps = 0
         self._token_ids: list[int] | None = []
         self._logprobs: list[float] = []
@@ -34,10 +34,10 @@ class Tally:
         self.add(first)
 
     def add(self, step: Step) -> None:
-        """Take the next step in."""
+        """Add the next step."""
         timing, index = step.timing, step.index
         self.last_index = index
-        self.end = max(self.end, step_interval(self._start_time_ns, index, timing)[1])
+        self.end = max(self.end, compute_step_interval(self._start_time_ns, index, timing)[1])
         self._num_steps += 1
         self._batch_size += timing.batch_size
         self._forward_ns += timing.forward_ns
@@ -57,8 +57,8 @@ class Tally:
         if step.draw.HasField("margin"):
             self._margins.append((step.draw.margin, index))
 
-    def attributes(self) -> dict[str, AttributeValue | None]:
-        """The span's attributes; None stands for what no step had."""
+    def make_attributes(self) -> dict[str, AttributeValue | None]:
+        """Return the span's attributes; None marks those whose field no step had."""
         max_entropy, at_max_entropy = max(self._entropies, default=(None, 0))
         min_margin, at_min_margin = min(self._margins, default=(None, 0))
         entropies = [entropy for entropy, _ in self._entropies]

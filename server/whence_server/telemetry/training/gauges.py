@@ -1,6 +1,6 @@
-"""Gauges that show NaN and infinity: OpenTelemetry's SDK drops what is not finite.
+"""Gauges that export NaN and infinity, which OpenTelemetry's SDK drops.
 
-A gauge that keeps its last good value while a loss is NaN keeps every alert quiet.
+Alerts need them: a gauge that keeps its last finite value hides that a loss became NaN.
 """
 
 import math
@@ -24,13 +24,13 @@ from whence_server.telemetry.metrics.catalogue import Definition
 
 
 class Gauges:
-    """The newest value of each gauge.
+    """Newest value of each gauge.
 
     Args:
-        definitions: of the gauges.
+        definitions: definitions of the gauges.
 
     Attributes:
-        attributes: put on every value.
+        attributes: attributes of every value.
     """
 
     def __init__(self, definitions: Iterable[Definition]) -> None:
@@ -43,7 +43,7 @@ class Gauges:
         self._newest[gauge] = value
 
     def observe(self, meter: Meter) -> None:
-        """Make the instruments, which show the finite values."""
+        """Create the SDK's instruments, which export the finite values."""
         for it in self._definitions:
 
             def look(_: CallbackOptions, it: Definition = it) -> Iterator[Observation]:
@@ -53,8 +53,8 @@ class Gauges:
 
             meter.create_observable_gauge(it.name, [look], it.unit, it.description)
 
-    def not_finite(self) -> list[Metric]:
-        """Return the gauges that the SDK cannot show, as of now."""
+    def list_non_finite(self) -> list[Metric]:
+        """Return the gauges whose current value is not finite, which the SDK does not export."""
         now = time.time_ns()
         return [
             Metric(
@@ -68,13 +68,13 @@ class Gauges:
         ]
 
 
-class NotFiniteToo(MetricExporter):
-    """Adds the values that are not finite to what the SDK has collected.
+class NonFiniteExporter(MetricExporter):
+    """Exporter that adds non-finite gauges to the metrics that the SDK has collected.
 
     Args:
-        exporter: gets all of it.
-        gauges: see there.
-        temporality: the exporter's.
+        exporter: exporter that receives all metrics.
+        gauges: the gauges.
+        temporality: the exporter's temporality of each class of instrument.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class NotFiniteToo(MetricExporter):
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
-        """Send all of it."""
-        return self._exporter.export(self._completed(metrics_data), timeout_millis, **kwargs)
+        """Export the metrics and the non-finite gauges."""
+        return self._exporter.export(self._add_non_finite(metrics_data), timeout_millis, **kwargs)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Send what the exporter holds."""
+        """Flush the exporter."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Let go of the exporter's connections."""
+        """Shut the exporter down."""
         self._exporter.shutdown(timeout_millis, **kwargs)
 
-    def _completed(self, data: MetricsData) -> MetricsData:
-        added = self._gauges.not_finite()
+    def _add_non_finite(self, data: MetricsData) -> MetricsData:
+        added = self._gauges.list_non_finite()
         if not added or not data.resource_metrics:
             return data
         first, *others = data.resource_metrics

@@ -1,4 +1,4 @@
-"""A training run's metrics: its steps as they are recorded, through the OpenTelemetry SDK."""
+"""Metrics of a training run, recorded through the OpenTelemetry SDK."""
 
 import math
 from typing import Final
@@ -15,10 +15,10 @@ from opentelemetry.sdk.resources import Resource
 from whence.v1.training_pb2 import Evaluation, TrainingEvent, TrainingStep
 from whence_server.domain.telemetry import PushOptions
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
-from whence_server.telemetry.metrics.push import temporality_of
+from whence_server.telemetry.metrics.push import choose_temporality
 from whence_server.telemetry.otlp.scope import SCOPE
 from whence_server.telemetry.training import names
-from whence_server.telemetry.training.gauges import Gauges, NotFiniteToo
+from whence_server.telemetry.training.gauges import Gauges, NonFiniteExporter
 
 _RUN = (names.TRAINING_RUN_NAME,)
 _STEP_SECONDS: Final = tuple(0.001 * 2**i for i in range(18))
@@ -88,13 +88,13 @@ _QUANTITIES: Final = {
 
 
 class TrainingMetrics:
-    """Records what a run's events say.
+    """Recorder of a run's metrics from the events of its record.
 
     Args:
-        resource: whose metrics these are.
-        version: whence's own, for the instrumentation scope.
-        exporter: gets them, at the options' interval and at the end; shut down with `close`.
-        options: of the push.
+        resource: resource of the process.
+        version: version of whence, for the instrumentation scope.
+        exporter: receives the metrics at an interval and at the end; shut down by `close`.
+        options: interval and temporality of the push.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TrainingMetrics:
     ) -> None:
         self._gauges = Gauges(it for it in ALL if it.kind is Kind.GAUGE)
         reader: MetricReader = PeriodicExportingMetricReader(
-            NotFiniteToo(exporter, self._gauges, temporality_of(options.preference)),
+            NonFiniteExporter(exporter, self._gauges, choose_temporality(options.preference)),
             options.interval_s * 1e3,
         )
         self._provider = MeterProvider(
@@ -128,26 +128,26 @@ class TrainingMetrics:
         self._attributes: dict[str, str] = {}
 
     def record(self, event: TrainingEvent) -> None:
-        """Take one event, the run's start first."""
+        """Record an event; the first one is the run's start."""
         match event.WhichOneof("event"):
             case "started":
                 self._attributes = {names.TRAINING_RUN_NAME: event.started.name}
                 self._gauges.attributes = self._attributes
                 for quantity in _QUANTITIES.values():
-                    # An increase is seen only from a value that was there before.
+                    # Counters begin with a 0, without which no increase is visible.
                     self._count_non_finite(quantity, 0)
             case "step":
-                self._step(event.step)
+                self._record_step(event.step)
             case "evaluation":
-                self._evaluation(event.evaluation)
+                self._record_evaluation(event.evaluation)
 
     def close(self, timeout_s: float) -> bool:
-        """Send a last time; False where that did not end in time, or failed."""
+        """Push a last time; return False if that failed or time ran out."""
         sent = self._provider.force_flush(timeout_s * 1e3)
         self._provider.shutdown(timeout_s * 1e3)
         return sent
 
-    def _step(self, step: TrainingStep) -> None:
+    def _record_step(self, step: TrainingStep) -> None:
         self._set(LOSS, step.loss)
         self._set(LEARNING_RATE, step.learning_rate)
         if step.HasField("grad_norm"):
@@ -158,7 +158,7 @@ class TrainingMetrics:
             self._set(THROUGHPUT, step.num_tokens / seconds)
             self._duration.record(seconds, self._attributes)
 
-    def _evaluation(self, evaluation: Evaluation) -> None:
+    def _record_evaluation(self, evaluation: Evaluation) -> None:
         for name, value in evaluation.metrics.items():
             if name == "eval_loss":
                 self._set(EVALUATION_LOSS, value)
@@ -166,7 +166,7 @@ class TrainingMetrics:
                 self._count_non_finite(_QUANTITIES[EVALUATION_LOSS], 1)
 
     def _set(self, gauge: Definition, value: float) -> None:
-        """Set a gauge, to NaN too: one that kept its last good value would hide a failure."""
+        """Set a gauge, also to NaN, and count values that are not finite."""
         self._gauges.set(gauge, value)
         if gauge in _QUANTITIES and not math.isfinite(value):
             self._count_non_finite(_QUANTITIES[gauge], 1)

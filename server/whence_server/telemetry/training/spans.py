@@ -1,4 +1,4 @@
-"""What the spans of a training run carry: attributes, read off recorded messages."""
+"""Attributes of a training run's spans, read from recorded messages."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -21,13 +21,13 @@ Attributes: TypeAlias = Mapping[str, AttributeValue | None]
 
 MAX_EXAMPLE_IDS = 256
 KILLED = "killed"
-"""Stands for the state of an attempt that has no end on record."""
+"""State of an attempt that has no end on record."""
 
 
-def run_attributes(
+def make_run_attributes(
     started: TrainingRunStarted, dataset: TrainingDataset, state: str, weights_digest: str
 ) -> Attributes:
-    """Of the root."""
+    """Return the attributes of the root span."""
     return {
         names.TRAINING_RUN_NAME: started.name,
         names.TRAINING_ARCHITECTURE: started.architecture,
@@ -45,8 +45,8 @@ def run_attributes(
     }
 
 
-def attempt_attributes(attempt: AttemptStarted, state: str) -> Attributes:
-    """Of an attempt."""
+def make_attempt_attributes(attempt: AttemptStarted, state: str) -> Attributes:
+    """Return the attributes of an attempt's span."""
     return {
         names.TRAINING_RESUMED_STEP: attempt.resumed_step,
         names.TRAINING_NUM_PROCESSES: attempt.num_processes,
@@ -54,8 +54,8 @@ def attempt_attributes(attempt: AttemptStarted, state: str) -> Attributes:
     }
 
 
-def step_attributes(step: TrainingStep, stride: int) -> Attributes:
-    """Of an optimizer step."""
+def make_step_attributes(step: TrainingStep, stride: int) -> Attributes:
+    """Return the attributes of an optimizer step's span."""
     example_ids = [example for rank in step.ranks for example in rank.example_ids]
     shown = example_ids if len(example_ids) <= MAX_EXAMPLE_IDS else []
     measured = {
@@ -69,24 +69,26 @@ def step_attributes(step: TrainingStep, stride: int) -> Attributes:
         names.TRAINING_STEP: step.step,
         names.TRAINING_EPOCH: step.epoch,
         names.TRAINING_STEP_STRIDE: stride,
-        names.TRAINING_LOSS: finite(step.loss),
-        names.TRAINING_LEARNING_RATE: finite(step.learning_rate),
-        names.TRAINING_GRAD_NORM: finite(step.grad_norm) if step.HasField("grad_norm") else None,
-        names.TRAINING_NON_FINITE: _not_finite(measured),
+        names.TRAINING_LOSS: keep_finite(step.loss),
+        names.TRAINING_LEARNING_RATE: keep_finite(step.learning_rate),
+        names.TRAINING_GRAD_NORM: keep_finite(step.grad_norm)
+        if step.HasField("grad_norm")
+        else None,
+        names.TRAINING_NON_FINITE: _name_non_finite(measured),
         names.TRAINING_NUM_TOKENS: step.num_tokens,
         names.TRAINING_NUM_TOKENS_SEEN: step.num_tokens_seen,
         names.TRAINING_STEP_NUM_EXAMPLES: len(example_ids),
         names.TRAINING_STEP_EXAMPLE_IDS: shown or None,
-        names.TRAINING_UPDATE_NORMS: _all_finite(step.update_norms),
-        names.TRAINING_WEIGHT_NORMS: _all_finite(step.weight_norms),
+        names.TRAINING_UPDATE_NORMS: _keep_all_finite(step.update_norms),
+        names.TRAINING_WEIGHT_NORMS: _keep_all_finite(step.weight_norms),
         names.TRAINING_STEP_SKIPPED: step.skipped or None,
     }
 
 
-def evaluation_attributes(evaluation: Evaluation) -> Attributes:
-    """Of an evaluation."""
+def make_evaluation_attributes(evaluation: Evaluation) -> Attributes:
+    """Return the attributes of an evaluation's span."""
     metrics = {
-        f"{names.EVALUATION_METRIC_PREFIX}{name}": finite(value)
+        f"{names.EVALUATION_METRIC_PREFIX}{name}": keep_finite(value)
         for name, value in sorted(evaluation.metrics.items())
     }
     measured = {
@@ -96,12 +98,12 @@ def evaluation_attributes(evaluation: Evaluation) -> Attributes:
     return {
         names.TRAINING_STEP: evaluation.step,
         **metrics,
-        names.TRAINING_NON_FINITE: _not_finite(measured),
+        names.TRAINING_NON_FINITE: _name_non_finite(measured),
     }
 
 
-def checkpoint_attributes(checkpoint: Checkpoint) -> Attributes:
-    """Of a checkpoint."""
+def make_checkpoint_attributes(checkpoint: Checkpoint) -> Attributes:
+    """Return the attributes of a checkpoint's span."""
     return {
         names.TRAINING_STEP: checkpoint.step,
         names.CHECKPOINT_PATH: checkpoint.path,
@@ -112,20 +114,20 @@ def checkpoint_attributes(checkpoint: Checkpoint) -> Attributes:
     }
 
 
-def state_name(state: TrainingState.ValueType) -> str:
-    """In lower case: "completed", "interrupted", "failed"."""
+def get_state_name(state: TrainingState.ValueType) -> str:
+    """Return a state in lower case: "completed", "interrupted", "failed"."""
     if state not in TrainingState.values():
-        return str(state)  # one that a newer recorder wrote
+        return str(state)  # written by a newer recorder
     return TrainingState.Name(state).removeprefix("TRAINING_STATE_").lower()
 
 
-def finite(number: float) -> float | None:
-    """The number, or None for what is none: many backends cannot hold it."""
+def keep_finite(number: float) -> float | None:
+    """Return a finite number, and None for others, which many backends cannot store."""
     return number if math.isfinite(number) else None
 
 
-def _not_finite(measured: Mapping[str, Iterable[float]]) -> list[str] | None:
-    """Names of the attributes with a value that is not finite; None where there are none."""
+def _name_non_finite(measured: Mapping[str, Iterable[float]]) -> list[str] | None:
+    """Return the names of attributes with a value that is not finite; None if there are none."""
     return [name for name, values in measured.items() if _has_non_finite(values)] or None
 
 
@@ -133,6 +135,6 @@ def _has_non_finite(values: Iterable[float]) -> bool:
     return not all(map(math.isfinite, values))
 
 
-def _all_finite(numbers: Iterable[float]) -> list[float] | None:
+def _keep_all_finite(numbers: Iterable[float]) -> list[float] | None:
     listed = list(numbers)
     return listed if listed and all(map(math.isfinite, listed)) else None

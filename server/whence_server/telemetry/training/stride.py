@@ -1,21 +1,21 @@
-"""Which optimizer steps have a span: one in so many, so that a trace stays within bounds."""
+"""Stride of optimizer steps with a span, which bounds the size of a run's trace."""
 
 DEFAULT_STEP_SPANS = 1_000
-"""Backends fail on traces with some thousand flat children; see docs/spans.md."""
+"""Default number of step spans: backends fail on thousands of siblings; see docs/spans.md."""
 
 
-def stride_at(step: int, num_planned_steps: int, step_spans: int = DEFAULT_STEP_SPANS) -> int:
-    """Say one in how many steps has a span, around a step.
+def compute_stride(step: int, num_planned_steps: int, step_spans: int = DEFAULT_STEP_SPANS) -> int:
+    """Return the stride around a step: one step in each stride has a span.
 
-    A step alone decides whether it has one, whatever was sent before it. Where the end is known,
-    steps share the allowance out evenly over the run. Where it is not, and beyond a plan's end,
-    the stride doubles whenever the number of steps has doubled: the first quarter of the
-    allowance then goes to as many steps, and an eighth more to each doubling.
+    It depends on the step's number and the plan alone. If the number of planned steps is known,
+    the spans are spread evenly over them. If it is not, and after the last planned step, the
+    stride doubles whenever the number of steps has doubled: the first quarter of the spans goes
+    to as many steps, and another eighth to each doubling.
 
     Args:
-        step: its number, from 1.
-        num_planned_steps: 0 where that is not known.
-        step_spans: at most so many over the planned steps.
+        step: number of the step, from 1.
+        num_planned_steps: number of planned steps; 0 if it is not known.
+        step_spans: most spans for the planned steps.
     """
     horizon = num_planned_steps or max(step_spans // 4, 1)
     allowance = step_spans if num_planned_steps else horizon
@@ -25,5 +25,5 @@ def stride_at(step: int, num_planned_steps: int, step_spans: int = DEFAULT_STEP_
 
 
 def has_span(step: int, stride: int) -> bool:
-    """Return whether a step is one of those in so many; the very first always is."""
+    """Return whether a step has a span; the first step always has one."""
     return (step - 1) % stride == 0

@@ -1,14 +1,14 @@
-"""A training run's record folded into its trace.
+"""Trace of a training run, made from the events of its record.
 
-    training_run                 the root: its ids are on record
+    training_run                 the root, with recorded ids
     └ training_attempt           one for each process that trained, one after another
-      └ epoch                    what the attempt made of a pass over the training set
-        ├ optimizer_step         one in so many
+      └ epoch                    the attempt's part of a pass over the training set
+        ├ optimizer_step         one step in each stride
         ├ evaluation
         └ checkpoint
 
-An attempt's clock is its own start and, from there, the recorded elapsed times; what follows one
-another never touches, whatever the system's clock did between two attempts.
+Times of an attempt are its start plus recorded elapsed times. Spans that follow one another never
+touch, however the system's clock was set between two attempts.
 """
 
 import math
@@ -25,30 +25,34 @@ from whence.v1.training_pb2 import (
     TrainingState,
     TrainingStep,
 )
-from whence_server.telemetry.otlp.attributes import key_values
+from whence_server.telemetry.otlp.attributes import encode_attributes
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE
 from whence_server.telemetry.spans.steps import SIBLING_GAP_NS
 from whence_server.telemetry.training import names
-from whence_server.telemetry.training.ids import attempt_span_id, child_span_id, epoch_span_id
+from whence_server.telemetry.training.ids import (
+    make_attempt_span_id,
+    make_child_span_id,
+    make_epoch_span_id,
+)
 from whence_server.telemetry.training.spans import (
     KILLED,
     Attributes,
-    attempt_attributes,
-    checkpoint_attributes,
-    evaluation_attributes,
-    run_attributes,
-    state_name,
-    step_attributes,
+    get_state_name,
+    make_attempt_attributes,
+    make_checkpoint_attributes,
+    make_evaluation_attributes,
+    make_run_attributes,
+    make_step_attributes,
 )
-from whence_server.telemetry.training.stride import DEFAULT_STEP_SPANS, has_span, stride_at
+from whence_server.telemetry.training.stride import DEFAULT_STEP_SPANS, compute_stride, has_span
 
 _SAMPLED = 0x01
 
 
 @dataclass(slots=True)
 class _Epoch:
-    """What is known of an epoch so far."""
+    """State of the epoch under way."""
 
     number: int
     begin_ns: int
@@ -67,7 +71,7 @@ class _Epoch:
         else:
             self.num_non_finite += 1
 
-    def attributes(self) -> Attributes:
+    def make_attributes(self) -> Attributes:
         losses = self.losses
         return {
             names.EPOCH_NUMBER: self.number,
@@ -80,14 +84,14 @@ class _Epoch:
 
 
 class TrainingTrace:
-    """Takes a record's events in order, from the first on, and gives the spans that each ends.
+    """State of a trace, which returns the spans that each event of the record completes.
 
-    The same events give the same spans to the byte. The root is given at each orderly end of an
-    attempt, and once more, with a later end, where anything follows: another attempt, or weights
-    that were saved after the training.
+    The same events give byte-identical spans. The root is returned at each orderly end of an
+    attempt. It is returned again, with a later end, if another attempt or weights saved after the
+    training follow.
 
     Args:
-        step_spans: at most so many `optimizer_step` spans over the planned steps.
+        step_spans: most `optimizer_step` spans for the planned steps.
     """
 
     def __init__(self, step_spans: int = DEFAULT_STEP_SPANS) -> None:
@@ -103,10 +107,10 @@ class TrainingTrace:
         self._nth: dict[tuple[str, int], int] = {}
 
     def make_spans(self, event: TrainingEvent) -> list[Span]:
-        """The spans that are whole with this event.
+        """Return the spans that an event completes; events come in order, from the first one.
 
         Raises:
-            ValueError: the run's trace id or span id is not one.
+            ValueError: the run's trace id or span id is not a W3C id.
         """
         match event.WhichOneof("event"):
             case "started":
@@ -118,28 +122,28 @@ class TrainingTrace:
             case "attempt_started":
                 return self._begin_attempt(event.attempt_started)
             case "step":
-                return self._step(event.step)
+                return self._take_step(event.step)
             case "evaluation":
                 evaluation = event.evaluation
-                attributes = evaluation_attributes(evaluation)
-                return self._after_step(
+                attributes = make_evaluation_attributes(evaluation)
+                return self._take_after_step(
                     names.EVALUATION, evaluation.step, evaluation.elapsed_ns, attributes
                 )
             case "checkpoint":
                 checkpoint = event.checkpoint
-                attributes = checkpoint_attributes(checkpoint)
-                return self._after_step(
+                attributes = make_checkpoint_attributes(checkpoint)
+                return self._take_after_step(
                     names.CHECKPOINT, checkpoint.step, checkpoint.elapsed_ns, attributes
                 )
             case "attempt_finished":
                 return self._finish(event.attempt_finished)
         return []
 
-    def closing_spans(self) -> list[Span]:
-        """The spans of what never ended, as of the newest event: the process was killed."""
+    def make_closing_spans(self) -> list[Span]:
+        """Return the spans of an attempt without an end, whose process was killed."""
         if not self._under_way:
             return []
-        return [*self._end_attempt(KILLED), self._root()]
+        return [*self._end_attempt(KILLED), self._make_root()]
 
     def _begin_attempt(self, attempt: AttemptStarted) -> list[Span]:
         killed = self._end_attempt(KILLED) if self._under_way else []
@@ -150,44 +154,47 @@ class TrainingTrace:
         self._last_ns = self._attempt_begin_ns
         return killed
 
-    def _step(self, step: TrainingStep) -> list[Span]:
+    def _take_step(self, step: TrainingStep) -> list[Span]:
         number = max(math.ceil(round(step.epoch, 6)), 1)
         ended = []
         if self._epoch is not None and self._epoch.number != number:
             ended = self._end_epoch()
         epoch = self._epoch = self._epoch or self._new_epoch(number)
         epoch.add(step)
-        times = self._times(step.elapsed_ns, step.duration_ns)
-        stride = stride_at(step.step, self._started.num_planned_steps, self._step_spans)
+        times = self._place(step.elapsed_ns, step.duration_ns)
+        stride = compute_stride(step.step, self._started.num_planned_steps, self._step_spans)
         if not has_span(step.step, stride):
             return ended
-        attributes = step_attributes(step, stride)
-        return [*ended, self._child(names.OPTIMIZER_STEP, step.step, times, attributes)]
+        attributes = make_step_attributes(step, stride)
+        return [*ended, self._make_child(names.OPTIMIZER_STEP, step.step, times, attributes)]
 
-    def _after_step(
+    def _take_after_step(
         self, name: str, step: int, elapsed_ns: int, attributes: Attributes
     ) -> list[Span]:
         if self._under_way and self._epoch is None:
             self._epoch = self._new_epoch(1)
-        times = self._times(elapsed_ns)
-        span = self._child(name, step, times, attributes)
-        return [span] if self._under_way else [span, self._root()]
+        times = self._place(elapsed_ns)
+        span = self._make_child(name, step, times, attributes)
+        return [span] if self._under_way else [span, self._make_root()]
 
     def _finish(self, finished: AttemptFinished) -> list[Span]:
         self._last_ns = max(self._last_ns, finished.end_time.ToNanoseconds())
         self._ending = finished
-        ending = self._end_attempt(state_name(finished.state))
-        ending[-1].status.CopyFrom(self._status())
-        return [*ending, self._root()]
+        ending = self._end_attempt(get_state_name(finished.state))
+        ending[-1].status.CopyFrom(self._make_status())
+        return [*ending, self._make_root()]
 
     def _end_attempt(self, state: str) -> list[Span]:
         attempt, ended = self._attempt, self._end_epoch()
-        span = self._span(
+        span = self._make_span(
             names.TRAINING_ATTEMPT,
-            attempt_span_id(self._started.training_run_id, attempt.attempt),
+            make_attempt_span_id(self._started.training_run_id, attempt.attempt),
             parse_hex_id(self._started.span_id, 8),
             (self._attempt_begin_ns, max(self._last_ns, self._attempt_begin_ns + SIBLING_GAP_NS)),
-            {names.TRAINING_ATTEMPT_NUMBER: attempt.attempt, **attempt_attributes(attempt, state)},
+            {
+                names.TRAINING_ATTEMPT_NUMBER: attempt.attempt,
+                **make_attempt_attributes(attempt, state),
+            },
         )
         self._under_way = False
         self._last_ns = span.end_time_unix_nano
@@ -201,60 +208,62 @@ class TrainingTrace:
         if epoch is None:
             return []
         run_id, attempt = self._started.training_run_id, self._attempt.attempt
-        span = self._span(
+        span = self._make_span(
             names.EPOCH,
-            epoch_span_id(run_id, attempt, epoch.number),
-            attempt_span_id(run_id, attempt),
+            make_epoch_span_id(run_id, attempt, epoch.number),
+            make_attempt_span_id(run_id, attempt),
             (epoch.begin_ns, self._last_ns),
-            {names.TRAINING_ATTEMPT_NUMBER: attempt, **epoch.attributes()},
+            {names.TRAINING_ATTEMPT_NUMBER: attempt, **epoch.make_attributes()},
         )
         return [span]
 
-    def _times(self, elapsed_ns: int, duration_ns: int | None = None) -> tuple[int, int]:
-        """When something began and ended; it leaves a gap to what was before."""
+    def _place(self, elapsed_ns: int, duration_ns: int | None = None) -> tuple[int, int]:
+        """Return the start and end of a span, with a gap after the span before it."""
         earliest = self._last_ns + SIBLING_GAP_NS
         end = max(self._attempt.start_time.ToNanoseconds() + elapsed_ns, earliest + SIBLING_GAP_NS)
         start = earliest if duration_ns is None else max(earliest, end - duration_ns)
         self._last_ns = end
         return min(start, end - SIBLING_GAP_NS), end
 
-    def _child(self, name: str, step: int, times: tuple[int, int], attributes: Attributes) -> Span:
-        """A span in the epoch under way; what comes after the attempt is the run's own."""
+    def _make_child(
+        self, name: str, step: int, times: tuple[int, int], attributes: Attributes
+    ) -> Span:
+        """Make a child of the epoch under way; after an attempt's end, of the root."""
         run_id, attempt = self._started.training_run_id, self._attempt.attempt
         nth = self._nth.get((name, step), 0)
         self._nth[name, step] = nth + 1
         parent = parse_hex_id(self._started.span_id, 8)
         if self._epoch is not None:
-            parent = epoch_span_id(run_id, attempt, self._epoch.number)
-        return self._span(
+            parent = make_epoch_span_id(run_id, attempt, self._epoch.number)
+        return self._make_span(
             name,
-            child_span_id(run_id, attempt, name, step, nth),
+            make_child_span_id(run_id, attempt, name, step, nth),
             parent,
             times,
             {names.TRAINING_ATTEMPT_NUMBER: attempt, **attributes},
         )
 
-    def _root(self) -> Span:
+    def _make_root(self) -> Span:
         started, ending = self._started, self._ending
-        state = KILLED if ending is None else state_name(ending.state)
+        state = KILLED if ending is None else get_state_name(ending.state)
         weights_digest = "" if ending is None else ending.weights_digest
-        root = self._span(
+        root = self._make_span(
             names.TRAINING_RUN,
             parse_hex_id(started.span_id, 8),
             b"",
             (started.start_time.ToNanoseconds(), self._last_ns),
-            run_attributes(started, self._dataset, state, weights_digest),
+            make_run_attributes(started, self._dataset, state, weights_digest),
         )
-        root.status.CopyFrom(self._status())
+        root.status.CopyFrom(self._make_status())
         return root
 
-    def _status(self) -> Status:
+    def _make_status(self) -> Status:
         ending = self._ending
         if ending is None or ending.state != TrainingState.TRAINING_STATE_FAILED:
             return Status()
         return Status(code=Status.STATUS_CODE_ERROR, message=ending.error)
 
-    def _span(
+    def _make_span(
         self,
         name: str,
         span_id: bytes,
@@ -272,5 +281,5 @@ class TrainingTrace:
             kind=Span.SPAN_KIND_INTERNAL,
             start_time_unix_nano=times[0],
             end_time_unix_nano=times[1],
-            attributes=key_values({names.TRAINING_RUN_ID: run_id, **attributes}),
+            attributes=encode_attributes({names.TRAINING_RUN_ID: run_id, **attributes}),
         )
