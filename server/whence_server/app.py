@@ -1,4 +1,4 @@
-"""The composition root: the only place that builds the parts and puts them together."""
+"""Composition root: the only module that builds the server's parts and connects them."""
 
 import asyncio
 import dataclasses
@@ -48,7 +48,7 @@ from whence_server.text.tokenizer import TextTokenizer
 _log = logging.getLogger(__name__)
 
 EXIT_DRAINED, EXIT_LOST = 0, 1
-# How long calls that end by themselves get for it once nothing is running any more.
+# Time that calls get to end by themselves after the last generation has ended.
 _CLOSING_CALLS_S = 1.0
 
 
@@ -60,7 +60,7 @@ async def serve(settings: ServeConfig) -> int:
 
     Raises:
         ConfigurationError: the server cannot start with these settings.
-        JournalError: the last of the journal could not be written.
+        JournalError: the journal's last entries could not be written.
     """
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
@@ -117,15 +117,15 @@ async def _serve(
 
     readiness = Readiness(lambda up: rpc.set_serving(up and not stop.is_set()))
     engine = EngineSupervisor(
-        _engine_options(settings),
+        _make_engine_options(settings),
         partial(readiness.set, "engine"),
         settings.engine_stall_timeout,
     )
     live.show_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:
-        with _signals(stop):
-            model = await _or_stop(engine.start(), stop)
+        with _set_on_signals(stop):
+            model = await _wait_or_stop(engine.start(), stop)
             if model is None:
                 return EXIT_DRAINED
             model = dataclasses.replace(model, training_run=await library.link(model))
@@ -142,7 +142,9 @@ async def _serve(
             )
             live.show_generations(generations)
             serving.set_ready(model, tokenizer, generations)
-            return await _until_stopped(settings, rpc, generations, stop, Watch(journal, readiness))
+            return await _run_until_stopped(
+                settings, rpc, generations, stop, JournalWatch(journal, readiness)
+            )
     finally:
         closing.set()
         await rpc.stop(_CLOSING_CALLS_S)
@@ -153,25 +155,25 @@ async def _serve(
         await tracer.close()
 
 
-class Watch(NamedTuple):
-    """The journal, and whom to tell whether it can be written."""
+class JournalWatch(NamedTuple):
+    """Journal to watch, and the readiness that depends on it."""
 
     journal: Journal
     readiness: Readiness
 
 
-async def _until_stopped(
+async def _run_until_stopped(
     settings: ServeConfig,
     rpc: RpcServer,
     generations: Generations,
     stop: asyncio.Event,
-    watch: Watch,
+    watch: JournalWatch,
 ) -> int:
     journal, readiness = watch
     running = asyncio.create_task(generations.run(), name="generations")
     writable = asyncio.create_task(_watch_journal(journal, readiness), name="journal-watch")
     await readiness.set("engine", True)
-    # The one line on standard output: what started the server may wait for it.
+    # The only line on standard output: a parent process may wait for it.
     print(f"serving {settings.served_name} on {', '.join(rpc.targets)}", flush=True)
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -193,10 +195,10 @@ async def _until_stopped(
 
 
 async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
-    """Take the server out of service for as long as the journal cannot be written.
+    """Take the server out of service while the journal cannot be written.
 
     Raises:
-        JournalError: it never will be again.
+        JournalError: the journal is lost, and cannot be written again.
     """
     while journal.lost is None:
         trouble = journal.trouble
@@ -206,7 +208,7 @@ async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
     raise journal.lost
 
 
-def _engine_options(settings: ServeConfig) -> EngineOptions:
+def _make_engine_options(settings: ServeConfig) -> EngineOptions:
     return EngineOptions(
         model=settings.model,
         model_name=settings.served_name,
@@ -228,10 +230,10 @@ def _record_call(journal: Journal, call: CallRecord) -> None:
     journal.record_call(call.generation_id, encode_call(call))
 
 
-async def _or_stop(
+async def _wait_or_stop(
     starting: Coroutine[Any, Any, ModelInfo], stop: asyncio.Event
 ) -> ModelInfo | None:
-    """What `starting` gives, or None where the stop came first."""
+    """Return the result of `starting`; None if the stop came first."""
     start = asyncio.ensure_future(starting)
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -244,11 +246,11 @@ async def _or_stop(
 
 
 @contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set the event on SIGTERM or SIGINT; a second one ends the process at once."""
+def _set_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set the event on SIGTERM or SIGINT; end the process at once on a second signal."""
     loop = asyncio.get_running_loop()
 
-    def caught(number: int) -> None:
+    def handle(number: int) -> None:
         if stop.is_set():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -256,7 +258,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
-        loop.add_signal_handler(number, caught, number)
+        loop.add_signal_handler(number, handle, number)
     try:
         yield
     finally:

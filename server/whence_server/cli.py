@@ -29,15 +29,15 @@ belongs to another run; 2 a setting or a text cannot be used; 130 interrupted"""
 
 
 _MAY_BE_ANY_BYTES = ("texts", "eval")
-"""Arguments that name text files."""
+"""Arguments that name text files, whose paths need not be UTF-8."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0 done, 1 the engine, the journal or a record was lost, 2 it cannot start
-        so, 130 interrupted.
+        The exit status: 0 done; 1 the engine, the journal or a record was lost; 2 a setting or an
+        input cannot be used; 130 interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="whence-server",
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify.add_argument(
         "--rebuild",
         action="store_true",
-        help="if the chain is intact, write the columns that differ anew from the entries (which "
-        "do not change), and verify again",
+        help="if the chain is intact, rebuild the columns that differ from the entries, and verify "
+        "again; the entries do not change",
     )
     verify_model = commands.add_parser(
         "verify-model",
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     config.add_train_arguments(train)
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal cannot show must not end what has been done.
+        # A name that the terminal cannot encode must not raise after the work is done.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     parsed = parser.parse_args(arguments)
@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _require_utf8(parsed: argparse.Namespace) -> None:
-    """Refuse names that are not UTF-8, but for text files: what loads models takes no others."""
+    """Raise ConfigurationError for a name that is not UTF-8: libraries that load models need it.
+
+    Names of text files may be any bytes.
+    """
     given = {name: value for name, value in vars(parsed).items() if name not in _MAY_BE_ANY_BYTES}
     if parsed.command == "serve":
         given |= {
@@ -112,8 +115,8 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, str | Path) and get_undecodable_bytes(one):
                 raise ConfigurationError(
-                    f"{name} {format_path(one)}: it is not UTF-8; give another name, or a "
-                    "link to it"
+                    f"{name} {format_path(one)}: the name is not UTF-8; rename it, or give a "
+                    "link with a UTF-8 name"
                 )
 
 
@@ -139,7 +142,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     report = verify_journal(parsed.data_dir)
     if parsed.rebuild and not report.intact and report.chain_intact:
         _print_report(report)
-        print(f"{rebuild_journal(parsed.data_dir)} rows written anew")
+        print(f"{rebuild_journal(parsed.data_dir)} rows were rebuilt from the entries")
         report = verify_journal(parsed.data_dir)
     _print_report(report)
     if report.nothing:

@@ -1,6 +1,6 @@
-"""Logs of both processes: lines for people or JSON objects, with the ids of what they are about.
+"""Log format of both processes: console lines or JSON objects, with trace and generation ids.
 
-Nothing that is logged holds a prompt, an output or a token's text.
+No log line holds a prompt, an output or a token's text.
 """
 
 import logging
@@ -19,7 +19,7 @@ SPAN_ID: Final = "span_id"
 GENERATION_ID: Final = "generation_id"
 _IDS = (TRACE_ID, SPAN_ID, GENERATION_ID)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_about: ContextVar[Mapping[str, str]] = ContextVar("about", default=_NOTHING)
+_context_ids: ContextVar[Mapping[str, str]] = ContextVar("about", default=_NOTHING)
 
 
 def configure(level: str, log_format: str) -> None:
@@ -30,30 +30,30 @@ def configure(level: str, log_format: str) -> None:
         log_format: one of `FORMATS`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_add_ids)
-    handler.setFormatter(_json_formatter() if log_format == "json" else _ConsoleFormatter())
+    handler.addFilter(_add_context_ids)
+    handler.setFormatter(_make_json_formatter() if log_format == "json" else _ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 @contextmanager
-def about(**ids: str) -> Iterator[None]:
-    """Put ids on all that is logged inside, by this task and those that it starts."""
-    token = _about.set({**_about.get(), **ids})
+def add_ids(**ids: str) -> Iterator[None]:
+    """Add ids to every line that is logged inside, by this task and the tasks that it starts."""
+    token = _context_ids.set({**_context_ids.get(), **ids})
     try:
         yield
     finally:
-        _about.reset(token)
+        _context_ids.reset(token)
 
 
-def _add_ids(record: logging.LogRecord) -> bool:
-    for name, value in _about.get().items():
-        # What the line itself says of them goes before.
+def _add_context_ids(record: logging.LogRecord) -> bool:
+    for name, value in _context_ids.get().items():
+        # An id that the call to the logger gave takes precedence.
         record.__dict__.setdefault(name, value)
     return True
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """2026-11-24 16:02:29,123 INFO    whence_server.app: message [generation_id=...]."""
+    """Format of console lines: `TIME LEVEL LOGGER: MESSAGE [generation_id=...]`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -63,8 +63,8 @@ class _ConsoleFormatter(logging.Formatter):
         return super().formatMessage(record) + (f" [{ids}]" if ids else "")
 
 
-def _json_formatter() -> logging.Formatter:
-    """One object a line: timestamp (ISO 8601, UTC), level, logger, message, ids, exc_info."""
+def _make_json_formatter() -> logging.Formatter:
+    """Return a formatter of JSON lines: timestamp (ISO 8601, UTC), level, logger, message, ids."""
     return JsonFormatter(
         ["levelname", "name", "message", "processName"],
         rename_fields={"levelname": "level", "name": "logger", "processName": "process"},

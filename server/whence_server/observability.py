@@ -1,4 +1,4 @@
-"""What is shown of the server to the outside: spans, events, metrics; built, started, closed."""
+"""Composition of the server's telemetry: spans, events, metrics and the health page."""
 
 import logging
 from importlib.metadata import version
@@ -20,15 +20,15 @@ from whence_server.journal.journal import Journal
 from whence_server.telemetry.export.exporter import EntryEncoder, JournalExporter
 from whence_server.telemetry.export.otlp_grpc import EXPORT_LOGS_METHOD
 from whence_server.telemetry.export.outcomes import SpanSink
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.follower import DurableCursor, JournalFollower
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.live import Consumer, LiveServer
 from whence_server.telemetry.metrics.http import MetricsServer
 from whence_server.telemetry.metrics.metrics import Metrics
-from whence_server.telemetry.metrics.otlp import otlp_exporter
-from whence_server.telemetry.metrics.push import temporality_of
+from whence_server.telemetry.metrics.otlp import make_otlp_exporter
+from whence_server.telemetry.metrics.push import choose_temporality
 from whence_server.telemetry.sampling import make_sampler
 from whence_server.telemetry.spans.encoder import SpanEncoder
 from whence_server.telemetry.spans.events import EventEncoder
@@ -36,23 +36,23 @@ from whence_server.telemetry.spans.events import EventEncoder
 _log = logging.getLogger(__name__)
 
 SPANS, EVENTS = "otlp-spans", "otlp-events"
-"""The journal's cursors."""
+"""Names of the journal's cursors, one for each export."""
 _FLUSH_S = 5.0
 
 
 class Observability:
-    """Everything that follows the journal on its way out.
+    """Exports, metrics and health page of a server.
 
     Args:
-        settings: see there.
-        journal: what is followed; it outlives this.
+        settings: the server's settings.
+        journal: the journal to follow; it must be closed after this object.
         live: the running server, for the metrics and the health page.
 
     Attributes:
         sampler: decides which requests make spans.
 
     Raises:
-        ConfigurationError: a setting means nothing here.
+        ConfigurationError: a setting has no valid meaning.
     """
 
     def __init__(self, settings: ServeConfig, journal: Journal, live: LiveServer) -> None:
@@ -60,20 +60,20 @@ class Observability:
         self.sampler: Sampler = make_sampler(read_sampling(environment))
         self._journal = journal
         self._settings = settings
-        self._resource = service_resource(version("whence"), environment=environment)
+        self._resource = make_service_resource(version("whence"), environment=environment)
         unused = find_unused_variables(environment)
         if unused:
-            _log.warning("set and not used by whence: %s", ", ".join(unused))
+            _log.warning("whence does not use these environment variables: %s", ", ".join(unused))
         self._content = read_content_capture(environment)
         destination = read_otlp_settings(environment, "metrics")
         push = read_push_options(destination, environment)
-        # Made before a sink opens connections: it raises where its settings mean nothing.
+        # Made before a sink opens connections, because it raises on invalid settings.
         exporter = (
             None
             if push is None
-            else otlp_exporter(push.destination, temporality_of(push.preference))
+            else make_otlp_exporter(push.destination, choose_temporality(push.preference))
         )
-        exports = self._span_export() | self._event_export()
+        exports = self._make_span_export() | self._make_event_export()
         self._followers = {name: export.follower for name, export in exports.items()}
         self._metrics = Metrics(
             journal,
@@ -81,7 +81,7 @@ class Observability:
             version("whence"),
             live,
             {
-                name: Consumer(export.follower.lag, export.exporter.stats)
+                name: Consumer(export.follower.measure_lag, export.exporter.stats)
                 for name, export in exports.items()
             },
             push=push,
@@ -96,12 +96,12 @@ class Observability:
         self._page: MetricsServer | None = None
 
     async def start(self) -> None:
-        """Start following the journal, and serving the page.
+        """Start following the journal, and serving the metrics page.
 
         Raises:
-            ConfigurationError: the page cannot listen where it should.
+            ConfigurationError: the page cannot listen at the configured address.
         """
-        self._journal.time_commits(self._metrics.committed)
+        self._journal.time_commits(self._metrics.record_commit)
         self._metrics.start()
         for follower in self._followers.values():
             follower.start()
@@ -113,12 +113,12 @@ class Observability:
             _log.info("metrics are on %s", page.url)
 
     async def close(self) -> None:
-        """Send what is committed, for as long as that may take, and lets go of everything."""
+        """Send the committed entries, as far as time allows, and close all exports and the page."""
         try:
             await self._journal.flush()
             for follower in self._followers.values():
                 if not await follower.flush(_FLUSH_S):
-                    _log.warning("spans are left to send; they go out after the next start")
+                    _log.warning("some spans are not sent yet; they are sent after the next start")
         finally:
             for follower in self._followers.values():
                 await follower.close()
@@ -126,7 +126,7 @@ class Observability:
                 await self._page.close()
             await self._metrics.close()
 
-    def _span_export(self) -> "dict[str, _Export]":
+    def _make_span_export(self) -> "dict[str, _Export]":
         destination = self._settings.span_destination
         if destination is None:
             return {}
@@ -136,22 +136,24 @@ class Observability:
             step_candidates=not self._settings.no_step_candidates,
             content=self._content,
         )
-        return {SPANS: self._export(SPANS, make_sink(destination), encoder)}
+        return {SPANS: self._make_export(SPANS, make_sink(destination), encoder)}
 
-    def _event_export(self) -> "dict[str, _Export]":
-        # Read even where nothing is sent: what is wrong in it is to be known at the start.
+    def _make_event_export(self) -> "dict[str, _Export]":
+        # Read even if no events are sent, so that invalid settings are reported at the start.
         destination = read_otlp_settings(self._settings.opentelemetry, "logs")
         if not self._content.on_events:
             return {}
         if destination is None:
             raise ConfigurationError(
-                f"{CAPTURE_VARIABLE} is {self._content.value}, and there is nowhere to send events "
-                "to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, or choose SPAN_ONLY"
+                f"{CAPTURE_VARIABLE} is {self._content.value}, and events have no destination: set "
+                "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, or choose SPAN_ONLY"
             )
         encoder = EventEncoder(self._journal, self._content)
-        return {EVENTS: self._export(EVENTS, make_sink(destination, EXPORT_LOGS_METHOD), encoder)}
+        return {
+            EVENTS: self._make_export(EVENTS, make_sink(destination, EXPORT_LOGS_METHOD), encoder)
+        }
 
-    def _export(self, name: str, sink: SpanSink, encoder: EntryEncoder) -> "_Export":
+    def _make_export(self, name: str, sink: SpanSink, encoder: EntryEncoder) -> "_Export":
         exporter = JournalExporter(
             self._journal,
             sink,
@@ -165,7 +167,7 @@ class Observability:
 
 
 class _Export(NamedTuple):
-    """An exporter, and the follower that feeds it."""
+    """Exporter, and the follower that passes entries to it."""
 
     exporter: JournalExporter
     follower: JournalFollower

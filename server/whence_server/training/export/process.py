@@ -25,10 +25,10 @@ from whence_server.config.otlp import read_otlp_settings, span_destination
 from whence_server.config.telemetry import read_push_options, read_sampling
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.lineage.reader import RecordReader
-from whence_server.telemetry.export.resource import service_resource
+from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.export.sinks import make_sink
-from whence_server.telemetry.metrics.otlp import otlp_exporter
-from whence_server.telemetry.metrics.push import temporality_of
+from whence_server.telemetry.metrics.otlp import make_otlp_exporter
+from whence_server.telemetry.metrics.push import choose_temporality
 from whence_server.telemetry.sampling import make_sampler
 from whence_server.telemetry.training.metrics import TrainingMetrics
 from whence_server.training.export.start import FLUSH_S
@@ -72,7 +72,7 @@ def main() -> int:
 async def _export(record: Path, environment: Mapping[str, str], *, follow: bool) -> int:
     destination = span_destination(environment, "", "", "")
     about = {"service.name": SERVICE, "service.instance.id": _read_run_id(record)}
-    resource = service_resource(version("whence"), about, environment)
+    resource = make_service_resource(version("whence"), about, environment)
     metrics = _create_metrics(environment, resource) if follow else None
     if destination is None and metrics is None:
         raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -134,7 +134,7 @@ def _create_metrics(environment: Mapping[str, str], resource: Resource) -> Train
     options = read_push_options(destination, environment)
     if destination is None or options is None:
         return None
-    exporter = otlp_exporter(destination, temporality_of(options.preference))
+    exporter = make_otlp_exporter(destination, choose_temporality(options.preference))
     return TrainingMetrics(resource, version("whence"), exporter, options)
 
 

@@ -96,8 +96,8 @@ class TraceCursor:
         return bool(events)
 
     async def send_closing_spans(self) -> None:
-        """Send the spans that have no end on record; call it when no process writes the record."""
-        await self._send(self._trace.closing_spans())
+        """Send the spans that have no end on record: for when nobody writes it any more."""
+        await self._send(self._trace.make_closing_spans())
 
     async def _send(self, spans: list[Span]) -> None:
         if self._delivery is None or not self._sends:
