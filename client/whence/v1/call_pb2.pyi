@@ -13,9 +13,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Call(google.protobuf.message.Message):
-    """One RPC as the server saw it, written to the journal when it ended. It is
-    never streamed: the request's SERVER span is derived from it, so that the
-    span survives a crash and a collector that is away.
+    """Record of one RPC, written to the journal when the RPC ended. It is never
+    streamed. The RPC's SERVER span is made from it, so that the span survives
+    crashes and outages of the collector.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -35,30 +35,32 @@ class Call(google.protobuf.message.Message):
     trace_id: builtins.str
     """W3C trace id."""
     span_id: builtins.str
-    """The SERVER span's own id."""
+    """Id of the SERVER span."""
     parent_span_id: builtins.str
-    """The caller's span, empty if it sent no trace context."""
+    """Id of the caller's span; empty if the caller sent no trace context."""
     trace_flags: builtins.int
-    """W3C trace flags; bit 0 says that spans are wanted."""
+    """W3C trace flags; bit 0 is set if the trace is sampled."""
     trace_state: builtins.str
-    """W3C tracestate, as it arrived."""
+    """W3C tracestate, as received."""
     method: builtins.str
-    """Fully qualified, as in "whence.v1.GenerationService/Generate"."""
+    """Fully qualified name of the method, e.g.
+    "whence.v1.GenerationService/Generate".
+    """
     status_code: builtins.int
-    """The gRPC status code that the caller got, or would have got."""
+    """gRPC status code that the caller received, or would have received."""
     generation_id: builtins.str
-    """The generation that the call started or joined."""
+    """Id of the generation that the call started or joined."""
     server_address: builtins.str
-    """Where the server listened: an address, or the path of a Unix socket."""
+    """Address that the server listened on, or path of its Unix socket."""
     server_port: builtins.int
-    """Absent for a Unix socket."""
+    """Port that the server listened on; absent for a Unix socket."""
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the request's headers had arrived."""
+        """Time at which the request's headers had arrived."""
 
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the status was sent, or the caller was gone."""
+        """Time at which the status was sent, or the caller had disconnected."""
 
     def __init__(
         self,

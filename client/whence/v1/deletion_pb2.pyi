@@ -13,9 +13,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Deletion(google.protobuf.message.Message):
-    """That a generation's content was destroyed, as the journal keeps it. It is
-    never streamed. It holds nothing of the content: the id stays taken, and the
-    digest is made of digests whose key is destroyed with the content.
+    """Record of the deletion of a generation's content, written to the journal. It
+    is never streamed. It holds no content: the id stays in use, and the digest
+    is made of digests whose key is destroyed with the content.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -26,19 +26,20 @@ class Deletion(google.protobuf.message.Message):
     NUM_ENTRIES_FIELD_NUMBER: builtins.int
     ENTRIES_DIGEST_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """The generation's id."""
+    """Id of the deleted generation."""
     started_position: builtins.int
-    """Place of its GenerationStarted in the journal."""
+    """Position of its GenerationStarted in the journal."""
     num_entries: builtins.int
-    """Entries of the generation before this one, its calls among them."""
+    """Number of earlier entries of the generation, including its calls."""
     entries_digest: builtins.bytes
-    """SHA-256 over those entries by ascending position. Of each: the position
-    and the offset (8 bytes each, big-endian), the kind (1 byte), and the
-    entry's inner digest, HMAC-SHA-256(the generation's secret, its bytes).
+    """SHA-256 over those entries by ascending position. Each entry contributes
+    its position and its offset (8 bytes each, big-endian), its kind (1 byte),
+    and its inner digest, HMAC-SHA-256(the generation's secret, the entry's
+    bytes).
     """
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the deletion was asked for."""
+        """Time of the deletion request."""
 
     def __init__(
         self,

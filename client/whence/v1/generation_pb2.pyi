@@ -30,7 +30,7 @@ class _EarlyStopping:
 class _EarlyStoppingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
-    """As the model's generation config says."""
+    """The value of the model's generation config."""
     EARLY_STOPPING_WHEN_ENOUGH: _EarlyStopping.ValueType  # 1
     """As soon as num_beams hypotheses have finished (True)."""
     EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 2
@@ -41,10 +41,10 @@ class _EarlyStoppingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """
 
 class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
-    """When beam search ends, as transformers' `early_stopping` has it."""
+    """Condition on which beam search ends: transformers' `early_stopping`."""
 
 EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
-"""As the model's generation config says."""
+"""The value of the model's generation config."""
 EARLY_STOPPING_WHEN_ENOUGH: EarlyStopping.ValueType  # 1
 """As soon as num_beams hypotheses have finished (True)."""
 EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 2
@@ -66,21 +66,21 @@ class _TraceDetailEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     TRACE_DETAIL_TOKENS: _TraceDetail.ValueType  # 1
     """Tokens, logprobs and timing only."""
     TRACE_DETAIL_DECISIONS: _TraceDetail.ValueType  # 2
-    """And entropy, rank, candidates, processors and draws. The default."""
+    """Also entropy, rank, candidates, processors and draws. The default."""
     TRACE_DETAIL_INTERNALS: _TraceDetail.ValueType  # 3
-    """And sources and the layer lens: Step.internals."""
+    """Also sources and the layer lens: Step.internals."""
 
 class TraceDetail(_TraceDetail, metaclass=_TraceDetailEnumTypeWrapper):
-    """How much is recorded of every step; each level includes those before it."""
+    """Level of detail of every step's record; each level includes those before it."""
 
 TRACE_DETAIL_UNSPECIFIED: TraceDetail.ValueType  # 0
 """The default: TRACE_DETAIL_DECISIONS."""
 TRACE_DETAIL_TOKENS: TraceDetail.ValueType  # 1
 """Tokens, logprobs and timing only."""
 TRACE_DETAIL_DECISIONS: TraceDetail.ValueType  # 2
-"""And entropy, rank, candidates, processors and draws. The default."""
+"""Also entropy, rank, candidates, processors and draws. The default."""
 TRACE_DETAIL_INTERNALS: TraceDetail.ValueType  # 3
-"""And sources and the layer lens: Step.internals."""
+"""Also sources and the layer lens: Step.internals."""
 global___TraceDetail = TraceDetail
 
 class _FinishReason:
@@ -94,43 +94,51 @@ class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FINISH_REASON_END_OF_SEQUENCE: _FinishReason.ValueType  # 1
     """The model's end-of-sequence token."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 2
-    """One of Decoding.stop or stop_token_ids; SequenceResult.stop says which."""
+    """One of Decoding.stop or stop_token_ids, named by SequenceResult.stop."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 3
-    """max_new_tokens reached, context full, or forced continuation at its end."""
+    """max_new_tokens was reached, the context is full, or a forced continuation
+    is complete.
+    """
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 4
-    """By CancelGeneration, or left without a reader beyond disconnect_grace."""
+    """CancelGeneration was called, or no call read the generation for
+    disconnect_grace.
+    """
     FINISH_REASON_TIMEOUT: _FinishReason.ValueType  # 5
     """GenerateRequest.max_duration had passed."""
     FINISH_REASON_INTERRUPTED: _FinishReason.ValueType  # 6
-    """The server ended first (drain, crash); what was recorded stands."""
+    """The server ended first (drain or crash); what was recorded remains valid."""
     FINISH_REASON_FAILED: _FinishReason.ValueType  # 7
     """See GenerationFinished.failure."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
-    """Why a sequence, or a generation as a whole, ended."""
+    """Reason why a sequence, or a generation as a whole, ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_END_OF_SEQUENCE: FinishReason.ValueType  # 1
 """The model's end-of-sequence token."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 2
-"""One of Decoding.stop or stop_token_ids; SequenceResult.stop says which."""
+"""One of Decoding.stop or stop_token_ids, named by SequenceResult.stop."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
-"""max_new_tokens reached, context full, or forced continuation at its end."""
+"""max_new_tokens was reached, the context is full, or a forced continuation
+is complete.
+"""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 4
-"""By CancelGeneration, or left without a reader beyond disconnect_grace."""
+"""CancelGeneration was called, or no call read the generation for
+disconnect_grace.
+"""
 FINISH_REASON_TIMEOUT: FinishReason.ValueType  # 5
 """GenerateRequest.max_duration had passed."""
 FINISH_REASON_INTERRUPTED: FinishReason.ValueType  # 6
-"""The server ended first (drain, crash); what was recorded stands."""
+"""The server ended first (drain or crash); what was recorded remains valid."""
 FINISH_REASON_FAILED: FinishReason.ValueType  # 7
 """See GenerationFinished.failure."""
 global___FinishReason = FinishReason
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
-    """One generation: what it starts from, how its tokens are chosen, and what is
-    recorded of it.
+    """Request of one generation: its input, the choice of its tokens, and the level
+    of detail of its record.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -172,15 +180,15 @@ class GenerateRequest(google.protobuf.message.Message):
     """
     @property
     def chat(self) -> global___ChatInput:
-        """A conversation, made into text by the model's own chat template."""
+        """A conversation, rendered as text by the model's chat template."""
 
     @property
     def tokens(self) -> global___TokenInput:
-        """Token ids, taken as they are."""
+        """Token ids, used unchanged."""
 
     @property
     def decoding(self) -> global___Decoding:
-        """Unset: everything as the model's generation config says."""
+        """Unset: all values of the model's generation config."""
 
     @property
     def trace(self) -> global___TraceOptions:
@@ -196,14 +204,15 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def disconnect_grace(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the generation goes on once no Generate or ResumeGeneration call
-        reads it any more. Unset or zero: it is cancelled then.
+        """Time for which the generation continues after the last Generate or
+        ResumeGeneration call that reads it has ended. Unset or zero: it is
+        cancelled at once.
         """
 
     @property
     def max_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """Ends the generation with FINISH_REASON_TIMEOUT. The call's own deadline
-        ends only the call, and leaves it without that reader.
+        """Time after which the generation ends with FINISH_REASON_TIMEOUT. A call's
+        deadline ends only the call; the generation then has one reader less.
         """
 
     def __init__(
@@ -239,29 +248,30 @@ class ChatInput(google.protobuf.message.Message):
     TEMPLATE_ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
     TEMPLATE_NAME_FIELD_NUMBER: builtins.int
     template_arguments_json: builtins.str
-    """Variables for the chat template, as the text of one JSON object. They reach
-    it as they stand there: integers, the order of keys, nesting. No key twice
-    in one object, only finite numbers, at most 64 levels deep and 1 MiB long.
+    """Variables of the chat template, as the text of one JSON object. The
+    template receives integers, the order of keys and nesting unchanged. Keys
+    are unique within an object, numbers finite; at most 64 levels and 1 MiB.
 
-    `tools`, `documents`, `add_generation_prompt` (true where it is left out)
-    and `continue_final_message` mean what they mean to `apply_chat_template` of
-    transformers. Its other parameters are refused by name: they are about
-    tokenizing. Everything else is a variable of that name.
+    `tools`, `documents`, `add_generation_prompt` (true by default) and
+    `continue_final_message` have the meaning of these parameters of
+    transformers' `apply_chat_template`. Its other parameters concern
+    tokenizing, and are INVALID_ARGUMENT. Every other key is a variable of that
+    name.
     """
     template_name: builtins.str
-    """One of Model.chat_templates, where a model has several. Empty: "tool_use"
-    for a request with `tools`, if there is one, else "default".
+    """Name of one of Model.chat_templates, for models with several. Empty:
+    "tool_use" for a request with `tools` if the model has it, else "default".
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]:
-        """In the order in which they were said; at least one, at most 4,096."""
+        """Messages in chronological order; at least one, at most 4,096."""
 
     @property
     def template_arguments(self) -> google.protobuf.struct_pb2.Struct:
-        """Variables for the chat template, for clients that have no JSON text. A
-        Struct has neither integers nor an order: numbers without a fraction (below
-        2**53) reach the template as integers, and keys in ascending order. Set this
-        or template_arguments_json, not both.
+        """Variables of the chat template, for clients that have no JSON text. A
+        Struct has neither integers nor an order: the template receives numbers
+        without a fraction (below 2**53) as integers, and keys in ascending order.
+        Set this or template_arguments_json, not both.
         """
 
     def __init__(
@@ -286,11 +296,11 @@ class ChatMessage(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     role: builtins.str
-    """Who speaks, in the template's terms: "system", "user", "assistant", ... Not
-    empty.
+    """Role of the author, as the template names it: "system", "user",
+    "assistant", ... Not empty.
     """
     content: builtins.str
-    """What was said."""
+    """Text of the message."""
     def __init__(
         self,
         *,
@@ -310,7 +320,9 @@ class TokenInput(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Each below Model.vocabulary_size; nothing is added to them. At least one."""
+        """Token ids below Model.vocabulary_size, at least one. No special tokens are
+        added.
+        """
 
     def __init__(
         self,
@@ -323,7 +335,9 @@ global___TokenInput = TokenInput
 
 @typing.final
 class Decoding(google.protobuf.message.Message):
-    """How tokens are chosen. Unset fields take the model's generation config."""
+    """Settings of the choice of tokens. Unset fields have the values of the model's
+    generation config.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -359,10 +373,10 @@ class Decoding(google.protobuf.message.Message):
     BAD_WORDS_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     max_new_tokens: builtins.int
-    """Most tokens that a sequence may get, at least 1; cut to what the context
-    has room for. Unset: the generation config's max_new_tokens, else its
-    max_length less the prompt's tokens, else the server's default. Must be
-    unset for `forced`.
+    """Most tokens of a sequence, at least 1; reduced to the free positions of the
+    context. Unset: the generation config's max_new_tokens, else its max_length
+    minus the prompt's tokens, else the server's default. Must be unset for
+    `forced`.
     """
     min_new_tokens: builtins.int
     """End-of-sequence and stop token ids cannot be chosen before a sequence has
@@ -370,70 +384,73 @@ class Decoding(google.protobuf.message.Message):
     `forced`.
     """
     ignore_eos: builtins.bool
-    """Whether a sequence goes on after the model's end-of-sequence token. Unset
-    is false, but true for `forced`.
+    """True if a sequence continues after the model's end-of-sequence token.
+    Unset: true for `forced`, else false.
     """
     num_return_sequences: builtins.int
-    """Samples, or the best beams. More than one needs sampling or beam search."""
+    """Number of returned sequences: samples, or the best beams. More than one
+    requires sampling or beam search.
+    """
     repetition_penalty: builtins.float
-    """Logits of tokens that already occur, in the prompt or the output, are
-    divided by it where positive and multiplied where negative. From 0.01 to
-    100; 1 is neutral. Must be unset for `forced`.
+    """Divides positive logits, and multiplies negative ones, of tokens that occur
+    in the prompt or the output. From 0.01 to 100; 1 is neutral. Must be unset
+    for `forced`.
     """
     no_repeat_ngram_size: builtins.int
-    """No sequence of this many tokens occurs twice; 0 is off. At most 128. Must
-    be unset for `forced`.
+    """Length of token sequences that must not occur twice; 0 is off. At most 128.
+    Must be unset for `forced`.
     """
     add_special_tokens: builtins.bool
-    """Whether the tokenizer adds its special tokens to a `prompt`."""
+    """True if the tokenizer adds its special tokens to a `prompt`."""
     @property
     def greedy(self) -> global___Greedy:
         """The most likely token at every step."""
 
     @property
     def sample(self) -> global___Sample:
-        """A token drawn at random from the processed distribution."""
+        """A token drawn at random from the distribution after all processors."""
 
     @property
     def beam_search(self) -> global___BeamSearch:
-        """The best of several continuations that are followed side by side."""
+        """The best of several continuations that are extended in parallel."""
 
     @property
     def forced(self) -> global___Forced:
-        """Nothing is chosen: the given continuation is traced token by token, so
-        that text from elsewhere can be scored, explained and verified.
+        """No choice: a given continuation is traced token by token, so that any
+        text can be scored, explained and verified.
         """
 
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Generation ends before any of these; they are not part of the output. They
-        are found in the generated text with its special tokens, which the output
-        leaves out: "<|im_end|>" stops before that token, and "ab" is not found
-        where a special token stands between the letters. None begins in the
-        prompt. A sequence's finish reason is then STOP, even if the token that
-        completed it is an end-of-sequence token too. Must be empty for
-        `beam_search`, which does not look at text. Empty: the generation
-        config's stop_strings. At most 64, of at most 1,024 characters.
+        """Strings before which a sequence ends; they are not part of the output. They
+        are searched in the generated text including special tokens, which the
+        output omits: "<|im_end|>" stops before that token, and "ab" does not match
+        if a special token is between the letters. A match cannot begin in the
+        prompt. The sequence's finish reason is then STOP, even if the token that
+        completed the match is an end-of-sequence token. Must be empty for
+        `beam_search`, which does not examine text. Empty: the generation config's
+        stop_strings. At most 64, each of at most 1,024 characters.
         """
 
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Ids that end a sequence, besides the model's end-of-sequence. The id that
-        did is the sequence's last token. At most 64.
+        """Ids that end a sequence, in addition to the model's end-of-sequence tokens.
+        The id is then the sequence's last token. At most 64.
         """
 
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
-        """Token id to the amount added to its logit, from -1e9 to 1e9: with the other
-        settings' bounds, no score leaves the range of float32. Empty: the
-        generation config's sequence_bias. Must be empty for `forced`. At most 1,024.
+        """Amounts from -1e9 to 1e9 that are added to logits, by token id; with the
+        bounds of the other settings, scores stay within the range of float32.
+        Empty: the generation config's sequence_bias. Must be empty for `forced`.
+        At most 1,024.
         """
 
     @property
     def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Texts, none empty, that are tokenized without special tokens; no token may
-        complete one of them. Empty: the generation config's bad_words_ids. Must be
-        empty for `forced`. At most 1,024.
+        """Texts whose token sequences must not be completed; they are tokenized
+        without special tokens. None is empty. Empty: the generation config's
+        bad_words_ids. Must be empty for `forced`. At most 1,024.
         """
 
     def __init__(
@@ -478,8 +495,8 @@ global___Decoding = Decoding
 
 @typing.final
 class Greedy(google.protobuf.message.Message):
-    """Takes the most likely token after processing: nothing is drawn, so it has no
-    settings.
+    """Choice of the most likely token after all processors. It is deterministic,
+    and has no settings.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -492,8 +509,8 @@ global___Greedy = Greedy
 
 @typing.final
 class Sample(google.protobuf.message.Message):
-    """Draws each token at random from the distribution that its settings leave,
-    with transformers' meaning of each; see Draw for how.
+    """Random draw of each token from the distribution that these settings leave;
+    each has its meaning in transformers. Draw describes the method.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -511,8 +528,8 @@ class Sample(google.protobuf.message.Message):
     From 1e-9 to 1e9; 1 is neutral.
     """
     top_k: builtins.int
-    """Keeps the k most likely tokens; 0 is off. Where the generation config says
-    nothing either, it is transformers' default, 50.
+    """Keeps the k most likely tokens; 0 is off. If the generation config has no
+    value either, it is 50, transformers' default.
     """
     top_p: builtins.float
     """Keeps the smallest set of most likely tokens whose probabilities add up to
@@ -533,7 +550,9 @@ class Sample(google.protobuf.message.Message):
     probability. In [0, 1); 0 is off.
     """
     seed: builtins.int
-    """Unset: the server picks one and reports it in GenerationStarted."""
+    """Seed of the draws. Unset: the server chooses one and reports it in
+    GenerationStarted.
+    """
     def __init__(
         self,
         *,
@@ -569,8 +588,8 @@ global___Sample = Sample
 
 @typing.final
 class BeamSearch(google.protobuf.message.Message):
-    """Follows the likeliest continuations side by side, exactly as transformers
-    does.
+    """Beam search: the most likely continuations are extended in parallel, exactly
+    as in transformers.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -579,17 +598,17 @@ class BeamSearch(google.protobuf.message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: builtins.int
     EARLY_STOPPING_FIELD_NUMBER: builtins.int
     num_beams: builtins.int
-    """Continuations kept after every round: at least 2, and at least
-    num_return_sequences. Must be set where the generation config has none.
+    """Number of continuations kept after every round: at least 2, and at least
+    num_return_sequences. Required if the generation config has none.
     """
     length_penalty: builtins.float
-    """A finished hypothesis' score is the sum of its logprobs divided by its
-    length to this power: above 0 favours longer ones, below 0 shorter ones.
-    From -100 to 100, and max_new_tokens to that power from 1e-20 to 1e20, so
-    that scores stay within the range of float32.
+    """Exponent of the length by which a finished hypothesis' sum of logprobs is
+    divided: above 0 favours longer ones, below 0 shorter ones. From -100 to
+    100, and max_new_tokens to this power from 1e-20 to 1e20, so that scores
+    stay within the range of float32.
     """
     early_stopping: global___EarlyStopping.ValueType
-    """When the search ends; unset as EARLY_STOPPING_UNSPECIFIED."""
+    """Condition on which the search ends; unset is EARLY_STOPPING_UNSPECIFIED."""
     def __init__(
         self,
         *,
@@ -608,17 +627,19 @@ global___BeamSearch = BeamSearch
 
 @typing.final
 class Forced(google.protobuf.message.Message):
-    """A continuation that is given, not chosen."""
+    """A given continuation, of which no token is chosen."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """Tokenized without special tokens, apart from the prompt."""
+    """Text that is tokenized separately from the prompt, without special
+    tokens.
+    """
     @property
     def tokens(self) -> global___TokenInput:
-        """Token ids, taken as they are."""
+        """Token ids, used unchanged."""
 
     def __init__(
         self,
@@ -690,12 +711,12 @@ class GenerationEvent(google.protobuf.message.Message):
     BEAM_ROUND_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
     first_offset: builtins.int
-    """Position in the generation's journal, from 1 without gaps. A message that
-    holds several steps covers [first_offset, last_offset].
+    """Offset of the message's first entry, counted from 1 without gaps. A message
+    with several steps covers [first_offset, last_offset].
     """
     last_offset: builtins.int
-    """Equal to first_offset unless the message holds several entries. The value
-    to hand to ResumeGenerationRequest.after_offset.
+    """Offset of the message's last entry: the value of
+    ResumeGenerationRequest.after_offset with which to resume.
     """
     @property
     def started(self) -> global___GenerationStarted:
@@ -703,7 +724,7 @@ class GenerationEvent(google.protobuf.message.Message):
 
     @property
     def prompt_steps(self) -> global___StepBatch:
-        """The prompt's own tokens, where asked for."""
+        """Tokens of the prompt, if requested."""
 
     @property
     def steps(self) -> global___StepBatch:
@@ -715,7 +736,7 @@ class GenerationEvent(google.protobuf.message.Message):
 
     @property
     def finished(self) -> global___GenerationFinished:
-        """Always the last entry: a stream that ends without it broke off."""
+        """Always the last entry; a stream that ends without it was interrupted."""
 
     def __init__(
         self,
@@ -757,7 +778,7 @@ global___GenerateResponse = GenerateResponse
 
 @typing.final
 class GenerationStarted(google.protobuf.message.Message):
-    """What was fixed before the first token."""
+    """Start of a generation: everything that is known before its first token."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -819,61 +840,65 @@ class GenerationStarted(google.protobuf.message.Message):
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
-    """W3C ids of the request's SERVER span: where to find it in a tracing backend."""
+    """W3C trace id of the request's SERVER span, to find it in a tracing backend."""
     span_id: builtins.str
-    """The SERVER span itself: 16 hex digits."""
+    """W3C id of the SERVER span: 16 hex digits."""
     model: builtins.str
-    """The name under which the model is served, never empty."""
+    """Name under which the model is served, never empty."""
     model_digest: builtins.str
-    """See Model.model_digest, Model.tokenizer_digest."""
+    """See Model.model_digest."""
     tokenizer_digest: builtins.str
-    """What the token ids of this generation refer to."""
+    """See Model.tokenizer_digest; identifies the vocabulary of this generation's
+    token ids.
+    """
     parent_span_id: builtins.str
-    """The caller's span, its sampling flag, and its state, as they arrived."""
+    """Id of the caller's span; empty if the caller sent no trace context."""
     trace_flags: builtins.int
-    """W3C trace flags; bit 0 says that spans are wanted."""
+    """W3C trace flags; bit 0 is set if the trace is sampled."""
     trace_state: builtins.str
-    """W3C tracestate; empty where the caller sent none."""
+    """W3C tracestate; empty if the caller sent none."""
     prompt: builtins.str
-    """As given, or as the chat template made it; by the content policy."""
+    """Text of the prompt, as given or as rendered by the chat template. Empty if
+    the content policy keeps text out of the journal.
+    """
     request_digest: builtins.str
-    """What makes two requests equal: SHA-256 of the request's serialisation, with
-    fields in the order of their numbers. Maps have no order on the wire: where
-    there are entries in `labels`, `logit_bias` or `template_arguments`, these
-    are left out of it, and follow as JSON with sorted keys.
+    """Digest that is the same for equal requests: SHA-256 of the request's
+    serialisation, with fields in the order of their numbers. Maps have no
+    order on the wire: entries of `labels`, `logit_bias` and
+    `template_arguments` are therefore left out, and appended as JSON with
+    sorted keys.
     """
     source_method: builtins.str
-    """The method behind Internals' sources, with its version:
-    "value-norm-attention/1", followed by ";head-weights=sha256:" and the
-    file's digest where the server has weights for the heads. Empty where no
-    sources are recorded.
+    """Method of Internals' sources, with its version: "value-norm-attention/1",
+    followed by ";head-weights=sha256:" and the file's digest if the server has
+    weights of the heads. Empty if no sources are recorded.
     """
     operation: builtins.str
-    """The GenAI operation, as spans call it: "chat" where the request had a `chat`
+    """Name of the GenAI operation on spans: "chat" if the request had a `chat`
     input, else "text_completion".
     """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the request arrived. Durations of this generation count from here."""
+        """Time at which the request arrived. Durations of this generation begin here."""
 
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """What the model read, special tokens included. Empty where the content
+        """Token ids of the prompt, including special tokens. Empty if the content
         policy keeps ids out of the journal.
         """
 
     @property
     def effective_decoding(self) -> global___Decoding:
-        """As really applied: every default filled in, the seed included."""
+        """Settings in effect, with all defaults and the seed."""
 
     @property
     def effective_trace(self) -> global___TraceOptions:
-        """As granted: a server may cap the detail."""
+        """Trace options in effect: a server may reduce the detail."""
 
     @property
     def processor_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The logits processors in the order of application: what ProcessorEffects'
-        arrays refer to. Empty where none applies.
+        """Names of the logits processors in the order of application, which is the
+        order of ProcessorEffects' arrays. Empty if none applies.
         """
 
     @property
@@ -882,23 +907,23 @@ class GenerationStarted(google.protobuf.message.Message):
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """The request's own."""
+        """Labels of the request."""
 
     @property
     def unavailable(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Parts of the trace that were asked for and cannot be given, and why:
-        "sources" and "layers" of TRACE_DETAIL_INTERNALS. Where both are missing,
-        effective_trace says TRACE_DETAIL_DECISIONS.
+        """Reasons why requested parts of the trace cannot be recorded, by part:
+        "sources" and "layers" of TRACE_DETAIL_INTERNALS. If both are missing,
+        effective_trace has TRACE_DETAIL_DECISIONS.
         """
 
     @property
     def training_run(self) -> global___TrainingRunRef:
-        """The training run that made these weights, where it is known."""
+        """Training run that made these weights, if it is known."""
 
     @property
     def configured_decoding(self) -> global___ConfiguredDecoding:
-        """What the model's generation config asks for besides effective_decoding, as
-        far as it applies to this generation. No request can set it.
+        """Settings of the model's generation config that apply to this generation and
+        that no request can set.
         """
 
     def __init__(
@@ -936,8 +961,8 @@ global___GenerationStarted = GenerationStarted
 
 @typing.final
 class ConfiguredDecoding(google.protobuf.message.Message):
-    """Processing that only the model's generation config can ask for. Meaning and
-    order are those of transformers' GenerationConfig.
+    """Logits processing that only the model's generation config can configure.
+    Meaning and order are those of transformers' GenerationConfig.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -952,27 +977,25 @@ class ConfiguredDecoding(google.protobuf.message.Message):
     TOP_H_FIELD_NUMBER: builtins.int
     RENORMALIZE_LOGITS_FIELD_NUMBER: builtins.int
     begin_suppress_index: builtins.int
-    """The step that begin_suppress_token_ids are for: 0, or 1 after a forced
-    first token.
-    """
+    """Step of begin_suppress_token_ids: 0, or 1 after a forced first token."""
     forced_bos_token_id: builtins.int
-    """The first token, whatever the model says of it; for prompts of one token."""
+    """First token, whatever its probability; for prompts of one token."""
     top_h: builtins.float
-    """Keeps the likeliest tokens up to this share of the distribution's entropy;
-    0 is off. For sampling.
+    """Keeps the most likely tokens up to this fraction of the distribution's
+    entropy; 0 is off. For sampling.
     """
     renormalize_logits: builtins.bool
-    """Whether logits become logprobs after all other processors."""
+    """True if logits are normalised to logprobs after all other processors."""
     @property
     def sequence_biases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SequenceBias]:
-        """Amounts added to a token's logit where certain tokens come before it.
-        Decoding.logit_bias takes their place where a request sets it.
+        """Amounts added to a token's logit if certain tokens precede it. Replaced by
+        a request's Decoding.logit_bias.
         """
 
     @property
     def bad_words(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenInput]:
-        """Token sequences that are never completed. Decoding.bad_words take their
-        place where a request sets them.
+        """Token sequences that are never completed. Replaced by a request's
+        Decoding.bad_words.
         """
 
     @property
@@ -1015,10 +1038,12 @@ class SequenceBias(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     BIAS_FIELD_NUMBER: builtins.int
     bias: builtins.float
-    """Added to its logit; -inf forbids it."""
+    """Amount added to the last token's logit; -inf forbids it."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The last of them is biased where the others are the newest tokens."""
+        """Token sequence. Its last token is biased if the others are the newest
+        tokens.
+        """
 
     def __init__(
         self,
@@ -1032,7 +1057,7 @@ global___SequenceBias = SequenceBias
 
 @typing.final
 class TrainingRunRef(google.protobuf.message.Message):
-    """A training run, and where its root span is to be found."""
+    """A training run, and the ids of its root span."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1044,15 +1069,13 @@ class TrainingRunRef(google.protobuf.message.Message):
     training_run_id: builtins.str
     """See TrainingRunStarted.training_run_id."""
     trace_id: builtins.str
-    """W3C ids of the run's root span: 32 and 16 hex digits."""
+    """W3C trace id of the run's root span: 32 hex digits."""
     span_id: builtins.str
-    """The span itself."""
+    """W3C id of the run's root span: 16 hex digits."""
     step: builtins.int
-    """The optimizer step after which the weights were saved."""
+    """Optimizer step after which the weights were saved."""
     record_head: builtins.str
-    """The chain's newest hash in the run's record when the model was loaded: 64
-    hex digits.
-    """
+    """Newest hash of the run's record when the model was loaded: 64 hex digits."""
     def __init__(
         self,
         *,
@@ -1068,7 +1091,7 @@ global___TrainingRunRef = TrainingRunRef
 
 @typing.final
 class Environment(google.protobuf.message.Message):
-    """What else the numbers depend on."""
+    """Software and hardware that the numbers depend on."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1081,19 +1104,19 @@ class Environment(google.protobuf.message.Message):
     ATTENTION_IMPLEMENTATION_FIELD_NUMBER: builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
     whence_version: builtins.str
-    """The server's version, as in "0.1.0"."""
+    """Version of the server, e.g. "0.1.0"."""
     torch_version: builtins.str
-    """`torch.__version__`, build suffix included, as in "2.13.0+cpu"."""
+    """`torch.__version__` with its build suffix, e.g. "2.13.0+cpu"."""
     transformers_version: builtins.str
     """`transformers.__version__`."""
     dtype: builtins.str
-    """Of weights and arithmetic: "float32", "bfloat16", ..."""
+    """Data type of weights and arithmetic: "float32", "bfloat16", ..."""
     device: builtins.str
-    """Where the model computes, in torch's terms: "cpu", "cuda:0", ..."""
+    """torch device of the model: "cpu", "cuda:0", ..."""
     num_threads: builtins.int
-    """torch's intra-op threads."""
+    """Number of torch's intra-op threads."""
     attention_implementation: builtins.str
-    """transformers' name of the attention path: "sdpa", "eager", ..."""
+    """transformers' name of the attention implementation: "sdpa", "eager", ..."""
     weights_digest: builtins.str
     """See Model.weights_digest."""
     def __init__(
@@ -1114,10 +1137,11 @@ global___Environment = Environment
 
 @typing.final
 class StepBatch(google.protobuf.message.Message):
-    """Consecutive steps, of one or of several sequences. One step each while the
-    reader keeps up; more when it lags, so that a slow reader costs no memory
-    and slows nobody else down. Beam search knows its sequences only at the end:
-    its rounds stream as BeamRound, and the returned sequences' steps follow.
+    """Consecutive steps of one or several sequences. A batch has one step while the
+    reader keeps up, and more when it lags, so that slow readers need no memory
+    and do not slow others down. Beam search knows its sequences only at the end:
+    its rounds are streamed as BeamRound, followed by the steps of the returned
+    sequences.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1125,9 +1149,7 @@ class StepBatch(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.step_pb2.Step]:
-        """In the order in which they were recorded; those of one sequence by
-        ascending index.
-        """
+        """Steps in the order of recording; those of one sequence by ascending index."""
 
     def __init__(
         self,
@@ -1140,8 +1162,8 @@ global___StepBatch = StepBatch
 
 @typing.final
 class BeamRound(google.protobuf.message.Message):
-    """One round of beam search: which continuations were considered, which lived,
-    and from which hypotheses they came.
+    """One round of beam search: the continuations that were considered, and those
+    that were kept.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1150,16 +1172,14 @@ class BeamRound(google.protobuf.message.Message):
     CONTINUATIONS_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """Position of the round's tokens among the generated ones, from 0."""
+    """Position of the round's tokens among the generated tokens, from 0."""
     @property
     def continuations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BeamContinuation]:
-        """Those that were considered, kept or not."""
+        """All continuations that were considered."""
 
     @property
     def timing(self) -> whence.v1.step_pb2.StepTiming:
-        """When the round's tokens were chosen, and what that cost; the cache's
-        length is that of one beam.
-        """
+        """Time and cost of the round; the context length is that of one beam."""
 
     def __init__(
         self,
@@ -1175,7 +1195,7 @@ global___BeamRound = BeamRound
 
 @typing.final
 class BeamContinuation(google.protobuf.message.Message):
-    """One hypothesis, longer by one token."""
+    """One hypothesis of the previous round, extended by one token."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1190,19 +1210,19 @@ class BeamContinuation(google.protobuf.message.Message):
     first round.
     """
     token_id: builtins.int
-    """The token that it adds. Absent only where the content policy keeps ids out
-    of the journal.
+    """Id of the added token. Absent only if the content policy keeps ids out of
+    the journal.
     """
     logprob: builtins.float
-    """What the token added to the score: its log probability after all
-    processors.
+    """Log probability of the token after all processors, which is added to the
+    score.
     """
     score: builtins.float
-    """Running score, length penalty not yet applied."""
+    """Sum of the logprobs so far, without the length penalty."""
     kept: builtins.bool
-    """Whether it goes on into the next round."""
+    """True if it continues in the next round."""
     finished: builtins.bool
-    """Whether the token ended it: it then competes as a finished hypothesis."""
+    """True if the token ended it; it then competes as a finished hypothesis."""
     def __init__(
         self,
         *,
@@ -1221,7 +1241,7 @@ global___BeamContinuation = BeamContinuation
 
 @typing.final
 class GenerationFinished(google.protobuf.message.Message):
-    """How a generation ended, and what came of it."""
+    """End of a generation, with its results."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1236,36 +1256,38 @@ class GenerationFinished(google.protobuf.message.Message):
     FINISH_REASON_FIELD_NUMBER: builtins.int
     NUM_PREFILL_CHUNKS_FIELD_NUMBER: builtins.int
     num_prompt_tokens: builtins.int
-    """Tokens that the model read, special ones included."""
+    """Number of the prompt's tokens, including special tokens."""
     num_generated_tokens: builtins.int
-    """Over all returned sequences. What the model made beyond a sequence's end is
-    not counted.
+    """Number of generated tokens of all returned sequences. Tokens that the model
+    made after a sequence's end do not count.
     """
     queue_ns: builtins.int
-    """From the request's arrival until its prefill began, or until the end where
-    it never did.
+    """Time from the request's arrival to the start of its prefill; to the end if
+    the prefill never began.
     """
     prefill_ns: builtins.int
-    """From there until the whole prompt had been read, or until the end where it
-    never was; 0 where it never began.
+    """Time from the start of the prefill to its end; to the generation's end if
+    the prompt was not read completely; 0 if the prefill never began.
     """
     decode_ns: builtins.int
-    """From there until the end; 0 where the prompt was not read to its end."""
+    """Time from the end of the prefill to the generation's end; 0 if the prompt
+    was not read completely.
+    """
     finish_reason: global___FinishReason.ValueType
-    """CANCELLED, TIMEOUT, INTERRUPTED or FAILED as a whole; otherwise that of
-    the first sequence.
+    """Finish reason of the generation as a whole (CANCELLED, TIMEOUT, INTERRUPTED
+    or FAILED), else of the first sequence.
     """
     num_prefill_chunks: builtins.int
-    """Forward passes that read the prompt. Absent where it was not read to its
-    end, or where nobody counted.
+    """Number of forward passes that read the prompt. Absent if the prompt was not
+    read completely, or the number is not recorded.
     """
     @property
     def sequences(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SequenceResult]:
-        """Best first for beam search."""
+        """Returned sequences; for beam search the best first."""
 
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the last sequence had ended, by the clock of
+        """Time at which the last sequence had ended, by the clock of
         GenerationStarted.start_time.
         """
 
@@ -1298,7 +1320,7 @@ global___GenerationFinished = GenerationFinished
 
 @typing.final
 class Failure(google.protobuf.message.Message):
-    """Why a generation failed after its start."""
+    """Error that ended a generation after its start."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1306,11 +1328,11 @@ class Failure(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     code: builtins.int
-    """A google.rpc.Code, as a live call would have got."""
+    """google.rpc.Code that a call would have received."""
     reason: builtins.str
     """Machine-readable, UPPER_SNAKE_CASE: "NON_FINITE_LOGITS", ..."""
     message: builtins.str
-    """For people: what was wrong. Its wording may change."""
+    """Description for people, whose wording may change."""
     def __init__(
         self,
         *,
@@ -1324,7 +1346,7 @@ global___Failure = Failure
 
 @typing.final
 class SequenceResult(google.protobuf.message.Message):
-    """One returned sequence as a whole, as far as it came."""
+    """Result of one returned sequence, complete or not."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1336,23 +1358,25 @@ class SequenceResult(google.protobuf.message.Message):
     LOGPROB_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
-    """The sequence that Step.sequence_index means, from 0."""
+    """Index of the sequence, as in Step.sequence_index, from 0."""
     text: builtins.str
-    """The output: byte for byte the concatenation of its steps' text. Empty where
+    """Output text: byte for byte the concatenation of its steps' text. Empty if
     the content policy keeps text out of the journal.
     """
     finish_reason: global___FinishReason.ValueType
-    """The sequence's own, or the generation's where that ended it."""
+    """Finish reason of the sequence, or of the generation if that ended the
+    sequence.
+    """
     stop: builtins.str
-    """The stop string or token that ended it, where one did."""
+    """Stop string or token that ended the sequence; empty if none did."""
     logprob: builtins.float
-    """Sum of the tokens' own logprobs."""
+    """Sum of the logprobs of its tokens."""
     score: builtins.float
-    """Beam search: the final, length-penalised score."""
+    """Final score with the length penalty; for beam search only."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """All of its tokens, the one that ended it included. Empty where the content
-        policy keeps ids out of the journal.
+        """Ids of all its tokens, including the one that ended it. Empty if the
+        content policy keeps ids out of the journal.
         """
 
     def __init__(
@@ -1377,18 +1401,18 @@ global___SequenceResult = SequenceResult
 
 @typing.final
 class ResumeGenerationRequest(google.protobuf.message.Message):
-    """Which generation to follow, and from where."""
+    """Generation to follow, and the offset to resume after."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     AFTER_OFFSET_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """Running or long finished. NOT_FOUND where it is not known, or was deleted."""
-    after_offset: builtins.int
-    """Events up to and including this one are skipped, `finished` never is; 0
-    replays all.
+    """Id of a running or finished generation. NOT_FOUND if it is unknown or
+    deleted.
     """
+    after_offset: builtins.int
+    """Last offset to skip; `finished` is never skipped; 0 replays all events."""
     def __init__(
         self,
         *,
@@ -1408,7 +1432,7 @@ class ResumeGenerationResponse(google.protobuf.message.Message):
     EVENT_FIELD_NUMBER: builtins.int
     @property
     def event(self) -> global___GenerationEvent:
-        """As Generate would have sent it; steps may be batched differently."""
+        """Event as in the stream of Generate; steps may be batched differently."""
 
     def __init__(
         self,
@@ -1422,14 +1446,14 @@ global___ResumeGenerationResponse = ResumeGenerationResponse
 
 @typing.final
 class CancelGenerationRequest(google.protobuf.message.Message):
-    """Which generation to stop."""
+    """Generation to stop."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """One that has finished stays as it is, and the answer is OK. NOT_FOUND where
-    it is not known, or was deleted.
+    """Id of the generation. If it has finished already, it is not changed, and
+    the status is OK. NOT_FOUND if it is unknown or deleted.
     """
     def __init__(
         self,
@@ -1442,7 +1466,7 @@ global___CancelGenerationRequest = CancelGenerationRequest
 
 @typing.final
 class CancelGenerationResponse(google.protobuf.message.Message):
-    """Says that the generation will make no more steps."""
+    """Confirmation that the generation makes no further steps."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -6,7 +6,7 @@ from whence.v1 import generation_pb2 as whence_dot_v1_dot_generation__pb2
 
 
 class GenerationServiceStub(object):
-    """Generates text, and says with every token how it came about.
+    """Generates text, and streams with every token a record of how it was chosen.
     """
 
     def __init__(self, channel):
@@ -33,20 +33,20 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """Generates text, and says with every token how it came about.
+    """Generates text, and streams with every token a record of how it was chosen.
     """
 
     def Generate(self, request, context):
-        """Streams one generation as it happens. A stream that ends without
-        `finished` broke off: resume it.
+        """Starts a generation and streams its events. A stream that ends without
+        `finished` was interrupted: resume it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeGeneration(self, request, context):
-        """Follows a running generation, or replays a recorded one, from any offset:
-        how a client picks up again after its connection broke.
+        """Follows a running generation, or replays a recorded one, from any offset.
+        Clients use it after their connection broke.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +85,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """Generates text, and says with every token how it came about.
+    """Generates text, and streams with every token a record of how it was chosen.
     """
 
     @staticmethod

@@ -18,23 +18,23 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class GenerationServiceStub:
-    """Generates text, and says with every token how it came about."""
+    """Generates text, and streams with every token a record of how it was chosen."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Generate: grpc.UnaryStreamMultiCallable[
         whence.v1.generation_pb2.GenerateRequest,
         whence.v1.generation_pb2.GenerateResponse,
     ]
-    """Streams one generation as it happens. A stream that ends without
-    `finished` broke off: resume it.
+    """Starts a generation and streams its events. A stream that ends without
+    `finished` was interrupted: resume it.
     """
 
     ResumeGeneration: grpc.UnaryStreamMultiCallable[
         whence.v1.generation_pb2.ResumeGenerationRequest,
         whence.v1.generation_pb2.ResumeGenerationResponse,
     ]
-    """Follows a running generation, or replays a recorded one, from any offset:
-    how a client picks up again after its connection broke.
+    """Follows a running generation, or replays a recorded one, from any offset.
+    Clients use it after their connection broke.
     """
 
     CancelGeneration: grpc.UnaryUnaryMultiCallable[
@@ -44,22 +44,22 @@ class GenerationServiceStub:
     """Stops a generation at once. It finishes with FINISH_REASON_CANCELLED."""
 
 class GenerationServiceAsyncStub:
-    """Generates text, and says with every token how it came about."""
+    """Generates text, and streams with every token a record of how it was chosen."""
 
     Generate: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.generation_pb2.GenerateRequest,
         whence.v1.generation_pb2.GenerateResponse,
     ]
-    """Streams one generation as it happens. A stream that ends without
-    `finished` broke off: resume it.
+    """Starts a generation and streams its events. A stream that ends without
+    `finished` was interrupted: resume it.
     """
 
     ResumeGeneration: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.generation_pb2.ResumeGenerationRequest,
         whence.v1.generation_pb2.ResumeGenerationResponse,
     ]
-    """Follows a running generation, or replays a recorded one, from any offset:
-    how a client picks up again after its connection broke.
+    """Follows a running generation, or replays a recorded one, from any offset.
+    Clients use it after their connection broke.
     """
 
     CancelGeneration: grpc.aio.UnaryUnaryMultiCallable[
@@ -69,7 +69,7 @@ class GenerationServiceAsyncStub:
     """Stops a generation at once. It finishes with FINISH_REASON_CANCELLED."""
 
 class GenerationServiceServicer(metaclass=abc.ABCMeta):
-    """Generates text, and says with every token how it came about."""
+    """Generates text, and streams with every token a record of how it was chosen."""
 
     @abc.abstractmethod
     def Generate(
@@ -77,8 +77,8 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.generation_pb2.GenerateResponse], collections.abc.AsyncIterator[whence.v1.generation_pb2.GenerateResponse]]:
-        """Streams one generation as it happens. A stream that ends without
-        `finished` broke off: resume it.
+        """Starts a generation and streams its events. A stream that ends without
+        `finished` was interrupted: resume it.
         """
 
     @abc.abstractmethod
@@ -87,8 +87,8 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.generation_pb2.ResumeGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.generation_pb2.ResumeGenerationResponse], collections.abc.AsyncIterator[whence.v1.generation_pb2.ResumeGenerationResponse]]:
-        """Follows a running generation, or replays a recorded one, from any offset:
-        how a client picks up again after its connection broke.
+        """Follows a running generation, or replays a recorded one, from any offset.
+        Clients use it after their connection broke.
         """
 
     @abc.abstractmethod

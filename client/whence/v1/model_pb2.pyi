@@ -28,32 +28,32 @@ class _ModelStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
     """Never sent."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 1
-    """Weights are being read: only `model` and `state` are set. Generate is
+    """Weights are being loaded; only `model` and `state` are set. Generate is
     FAILED_PRECONDITION.
     """
     MODEL_STATE_READY: _ModelState.ValueType  # 2
     """Generations are admitted."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 3
-    """It could not be loaded, or its engine is lost for good."""
+    """The model could not be loaded, or its engine cannot be restarted."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
-    """Whether a model answers yet."""
+    """State of a model."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
 """Never sent."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 1
-"""Weights are being read: only `model` and `state` are set. Generate is
+"""Weights are being loaded; only `model` and `state` are set. Generate is
 FAILED_PRECONDITION.
 """
 MODEL_STATE_READY: ModelState.ValueType  # 2
 """Generations are admitted."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 3
-"""It could not be loaded, or its engine is lost for good."""
+"""The model could not be loaded, or its engine cannot be restarted."""
 global___ModelState = ModelState
 
 @typing.final
 class Model(google.protobuf.message.Message):
-    """A served model: identity, shape and where it computes."""
+    """A served model: its identity, shape and device."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -77,60 +77,62 @@ class Model(google.protobuf.message.Message):
     CHAT_TEMPLATES_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """The name to give as GenerateRequest.model."""
+    """Name of the model, for GenerateRequest.model."""
     state: global___ModelState.ValueType
-    """Until it is MODEL_STATE_READY, only this and `model` are set."""
+    """State of the model. Until MODEL_STATE_READY only this and `model` are set."""
     architecture: builtins.str
-    """The transformers class, e.g. "GPT2LMHeadModel"."""
+    """Name of the transformers class, e.g. "GPT2LMHeadModel"."""
     num_parameters: builtins.int
-    """Elements of all weight tensors, tied ones counted once."""
+    """Number of elements of all weight tensors; tied ones count once."""
     num_layers: builtins.int
-    """Transformer blocks, or what the architecture repeats in their place."""
+    """Number of transformer blocks, or of the blocks that the architecture
+    repeats.
+    """
     vocabulary_size: builtins.int
-    """Rows of the output head: token ids are below it. May exceed the tokenizer's
-    own vocabulary.
+    """Number of rows of the output head; all token ids are below it. It may
+    exceed the tokenizer's vocabulary.
     """
     max_context_length: builtins.int
-    """Most tokens of prompt and output together."""
+    """Maximum number of tokens of prompt and output together."""
     dtype: builtins.str
     """See Environment.dtype."""
     device: builtins.str
     """See Environment.device."""
     model_digest: builtins.str
     """OpenSSF model signing's digest over `files`: weights, configuration,
-    generation configuration and tokenizer, code that is run, and an adapter
-    with its base; never the lineage record, which names this digest.
+    generation configuration, tokenizer, executed code, and an adapter with its
+    base. The lineage record is left out, because it contains this digest.
     """
     tokenizer_digest: builtins.str
-    """The same over the tokenizer's files alone."""
+    """OpenSSF model signing's digest over the tokenizer's files."""
     training_run_id: builtins.str
     """The training run that made these weights, where it is known."""
     weights_digest: builtins.str
-    """SHA-256 over the tensors in memory, sorted by name: for each its name,
-    dtype and comma-joined shape, NUL-terminated, then its little-endian bytes.
-    What really computes, after any cast.
+    """SHA-256 over the tensors in memory after any cast, sorted by name: for each
+    its name, dtype and comma-joined shape, NUL-terminated, then its
+    little-endian bytes.
     """
     batched: builtins.bool
-    """Whether its sequences are decoded together."""
+    """True if its sequences are decoded together in batches."""
     training_step: builtins.int
-    """The optimizer step of that training run after which they were saved."""
+    """Optimizer step of the training run after which the weights were saved."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
-        """What model_digest covers, sorted by path."""
+        """Files that model_digest covers, sorted by path."""
 
     @property
     def loaded_files(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The weight files that were read, where several lie side by side."""
+        """Weight files that were loaded, if the directory has several."""
 
     @property
     def chat_templates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the model's chat templates, for ChatInput.template_name; "default"
-        where it has one only. Empty where it has none.
+        if there is only one. Empty if there is none.
         """
 
     @property
     def adapter(self) -> global___Adapter:
-        """The adapter that changes what the base computes, where there is one."""
+        """Adapter that is applied to the base model, if there is one."""
 
     def __init__(
         self,
@@ -163,7 +165,7 @@ global___Model = Model
 
 @typing.final
 class Adapter(google.protobuf.message.Message):
-    """An adapter of PEFT, which changes layers of a base model."""
+    """A PEFT adapter, which changes layers of a base model."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -172,18 +174,18 @@ class Adapter(google.protobuf.message.Message):
     BASE_FIELD_NUMBER: builtins.int
     BASE_MODEL_DIGEST_FIELD_NUMBER: builtins.int
     peft_type: builtins.str
-    """PEFT's type, e.g. "LORA"."""
+    """PEFT type, e.g. "LORA"."""
     digest: builtins.str
     """OpenSSF model signing's digest over adapter_config.json and the adapter's
     weights.
     """
     base: builtins.str
-    """The base as adapter_config.json names it; empty where it lies in the
-    adapter's own directory.
+    """Base model as named in adapter_config.json; empty if it is in the adapter's
+    directory.
     """
     base_model_digest: builtins.str
-    """See Model.model_digest: that of the base where it is served alone; empty
-    where it has no tokenizer.
+    """Model.model_digest that the base has when it is served alone; empty if it
+    has no tokenizer.
     """
     def __init__(
         self,
@@ -207,8 +209,9 @@ class FileDigest(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     path: builtins.str
-    """Relative to the model's directory, with "/" between its parts. Files of an
-    adapter's base that lies elsewhere are relative to that, after "base/".
+    """Path relative to the model's directory, with "/" as separator. Files of an
+    adapter's base in another directory are relative to that one, after
+    "base/".
     """
     size_bytes: builtins.int
     """Length of the file's content."""
@@ -259,13 +262,13 @@ global___ListModelsResponse = ListModelsResponse
 
 @typing.final
 class GetModelRequest(google.protobuf.message.Message):
-    """Which model to describe."""
+    """Model to describe."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """Empty for the server's default."""
+    """Name of the model; empty for the server's default."""
     def __init__(
         self,
         *,
@@ -277,7 +280,7 @@ global___GetModelRequest = GetModelRequest
 
 @typing.final
 class GetModelResponse(google.protobuf.message.Message):
-    """The model that was asked for."""
+    """The requested model."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -298,13 +301,15 @@ global___GetModelResponse = GetModelResponse
 
 @typing.final
 class GetVocabularyRequest(google.protobuf.message.Message):
-    """Whose vocabulary to send."""
+    """Model whose vocabulary is requested."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """Empty for the server's default. FAILED_PRECONDITION while it is loading."""
+    """Name of the model; empty for the server's default. FAILED_PRECONDITION
+    while it is loading.
+    """
     def __init__(
         self,
         *,
@@ -316,8 +321,8 @@ global___GetVocabularyRequest = GetVocabularyRequest
 
 @typing.final
 class GetVocabularyResponse(google.protobuf.message.Message):
-    """A run of consecutive token ids with their bytes. The stream's runs follow
-    each other without gaps, from id 0.
+    """Consecutive token ids with their bytes. The messages of a stream cover all
+    ids from 0 without gaps.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -325,12 +330,12 @@ class GetVocabularyResponse(google.protobuf.message.Message):
     FIRST_TOKEN_ID_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
     first_token_id: builtins.int
-    """Ids first_token_id, first_token_id + 1, ... as raw bytes: a token need not
-    be valid UTF-8 by itself.
-    """
+    """Id of the first token in `tokens`."""
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """One for each id; empty for an id that stands for no text."""
+        """Raw bytes of the ids first_token_id, first_token_id + 1, ...; a token need
+        not be valid UTF-8. Empty for an id without text.
+        """
 
     def __init__(
         self,

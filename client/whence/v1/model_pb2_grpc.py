@@ -6,7 +6,7 @@ from whence.v1 import model_pb2 as whence_dot_v1_dot_model__pb2
 
 
 class ModelServiceStub(object):
-    """Says exactly which model answers, and what its token ids mean.
+    """Describes the served models exactly, and the meaning of their token ids.
     """
 
     def __init__(self, channel):
@@ -33,26 +33,26 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Says exactly which model answers, and what its token ids mean.
+    """Describes the served models exactly, and the meaning of their token ids.
     """
 
     def ListModels(self, request, context):
-        """Every model of this server, also one that is still loading.
+        """Lists every model of this server, including one that is loading.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model by its name. NOT_FOUND where it is not served here.
+        """Returns one model by its name. NOT_FOUND if it is not served here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVocabulary(self, request, context):
-        """Text of token ids, so that candidates can travel as bare ids. A client
-        caches the answer under the tokenizer's digest.
+        """Streams the bytes of all token ids, so that candidates can be sent as ids
+        alone. A client caches them under the tokenizer's digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +84,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Says exactly which model answers, and what its token ids mean.
+    """Describes the served models exactly, and the meaning of their token ids.
     """
 
     @staticmethod

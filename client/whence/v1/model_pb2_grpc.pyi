@@ -18,54 +18,54 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class ModelServiceStub:
-    """Says exactly which model answers, and what its token ids mean."""
+    """Describes the served models exactly, and the meaning of their token ids."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     ListModels: grpc.UnaryUnaryMultiCallable[
         whence.v1.model_pb2.ListModelsRequest,
         whence.v1.model_pb2.ListModelsResponse,
     ]
-    """Every model of this server, also one that is still loading."""
+    """Lists every model of this server, including one that is loading."""
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         whence.v1.model_pb2.GetModelRequest,
         whence.v1.model_pb2.GetModelResponse,
     ]
-    """One model by its name. NOT_FOUND where it is not served here."""
+    """Returns one model by its name. NOT_FOUND if it is not served here."""
 
     GetVocabulary: grpc.UnaryStreamMultiCallable[
         whence.v1.model_pb2.GetVocabularyRequest,
         whence.v1.model_pb2.GetVocabularyResponse,
     ]
-    """Text of token ids, so that candidates can travel as bare ids. A client
-    caches the answer under the tokenizer's digest.
+    """Streams the bytes of all token ids, so that candidates can be sent as ids
+    alone. A client caches them under the tokenizer's digest.
     """
 
 class ModelServiceAsyncStub:
-    """Says exactly which model answers, and what its token ids mean."""
+    """Describes the served models exactly, and the meaning of their token ids."""
 
     ListModels: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.model_pb2.ListModelsRequest,
         whence.v1.model_pb2.ListModelsResponse,
     ]
-    """Every model of this server, also one that is still loading."""
+    """Lists every model of this server, including one that is loading."""
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.model_pb2.GetModelRequest,
         whence.v1.model_pb2.GetModelResponse,
     ]
-    """One model by its name. NOT_FOUND where it is not served here."""
+    """Returns one model by its name. NOT_FOUND if it is not served here."""
 
     GetVocabulary: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.model_pb2.GetVocabularyRequest,
         whence.v1.model_pb2.GetVocabularyResponse,
     ]
-    """Text of token ids, so that candidates can travel as bare ids. A client
-    caches the answer under the tokenizer's digest.
+    """Streams the bytes of all token ids, so that candidates can be sent as ids
+    alone. A client caches them under the tokenizer's digest.
     """
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
-    """Says exactly which model answers, and what its token ids mean."""
+    """Describes the served models exactly, and the meaning of their token ids."""
 
     @abc.abstractmethod
     def ListModels(
@@ -73,7 +73,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.model_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[whence.v1.model_pb2.ListModelsResponse]]:
-        """Every model of this server, also one that is still loading."""
+        """Lists every model of this server, including one that is loading."""
 
     @abc.abstractmethod
     def GetModel(
@@ -81,7 +81,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.model_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.model_pb2.GetModelResponse, collections.abc.Awaitable[whence.v1.model_pb2.GetModelResponse]]:
-        """One model by its name. NOT_FOUND where it is not served here."""
+        """Returns one model by its name. NOT_FOUND if it is not served here."""
 
     @abc.abstractmethod
     def GetVocabulary(
@@ -89,8 +89,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.model_pb2.GetVocabularyRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.model_pb2.GetVocabularyResponse], collections.abc.AsyncIterator[whence.v1.model_pb2.GetVocabularyResponse]]:
-        """Text of token ids, so that candidates can travel as bare ids. A client
-        caches the answer under the tokenizer's digest.
+        """Streams the bytes of all token ids, so that candidates can be sent as ids
+        alone. A client caches them under the tokenizer's digest.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

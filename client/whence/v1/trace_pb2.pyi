@@ -17,7 +17,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class GenerationSummary(google.protobuf.message.Message):
-    """A generation at a glance; GetGeneration adds the whole start and finish."""
+    """Summary of a generation; GetGeneration returns the complete start and finish."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -51,31 +51,31 @@ class GenerationSummary(google.protobuf.message.Message):
     generation_id: builtins.str
     """See GenerationStarted.generation_id."""
     trace_id: builtins.str
-    """Where to find it in a tracing backend: 32 hex digits."""
+    """W3C trace id, to find it in a tracing backend: 32 hex digits."""
     model: builtins.str
-    """The name under which the model was served."""
+    """Name under which the model was served."""
     finish_reason: whence.v1.generation_pb2.FinishReason.ValueType
     """Absent while it runs."""
     num_prompt_tokens: builtins.int
-    """Tokens that the model read."""
+    """Number of the prompt's tokens, including special tokens."""
     num_generated_tokens: builtins.int
-    """Over all returned sequences; 0 while it runs."""
+    """Number of generated tokens of all returned sequences; 0 while it runs."""
     prompt_preview: builtins.str
-    """The first 200 characters, where the content policy keeps any."""
+    """First 200 characters of the prompt, if the content policy keeps text."""
     text_preview: builtins.str
-    """The same of the first sequence's output; empty while it runs."""
+    """First 200 characters of the first sequence's output; empty while it runs."""
     damage: builtins.str
-    """What is wrong with this generation's row in the journal, in words; empty
-    where nothing is known to be. Fields that cannot be read are then taken
-    from the generation's entries, or unset.
+    """Description of known damage to this generation's row in the journal; empty
+    if there is none. Fields that cannot be read are then taken from the
+    generation's entries, or unset.
     """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the request arrived."""
+        """Time at which the request arrived."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """The request's own."""
+        """Labels of the request."""
 
     def __init__(
         self,
@@ -100,13 +100,13 @@ global___GenerationSummary = GenerationSummary
 
 @typing.final
 class GetGenerationRequest(google.protobuf.message.Message):
-    """Which generation to look up."""
+    """Generation to look up."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """NOT_FOUND where it is not known, or was deleted."""
+    """Id of the generation. NOT_FOUND if it is unknown or deleted."""
     def __init__(
         self,
         *,
@@ -118,7 +118,7 @@ global___GetGenerationRequest = GetGenerationRequest
 
 @typing.final
 class GetGenerationResponse(google.protobuf.message.Message):
-    """A generation without its steps, which ListSteps gives."""
+    """A generation without its steps, which ListSteps returns."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -131,7 +131,7 @@ class GetGenerationResponse(google.protobuf.message.Message):
 
     @property
     def started(self) -> whence.v1.generation_pb2.GenerationStarted:
-        """As recorded, under the content policy of that time."""
+        """Start as recorded, under the content policy at that time."""
 
     @property
     def finished(self) -> whence.v1.generation_pb2.GenerationFinished:
@@ -152,7 +152,9 @@ global___GetGenerationResponse = GetGenerationResponse
 
 @typing.final
 class GenerationFilter(google.protobuf.message.Message):
-    """Unset fields match anything. A filter that breaks a bound is INVALID_ARGUMENT."""
+    """Filter of generations; unset fields match all. A filter that exceeds a bound
+    is INVALID_ARGUMENT.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -178,22 +180,24 @@ class GenerationFilter(google.protobuf.message.Message):
     TRACE_ID_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """Only this model's, by its exact name; at most 1,024 characters."""
+    """Matches generations of the model with this exact name; at most 1,024
+    characters.
+    """
     trace_id: builtins.str
-    """Only those of this trace: 32 hex digits, and no more characters than that."""
+    """Matches generations of this trace id; exactly 32 hex digits."""
     @property
     def start_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Only those that arrived later than this."""
+        """Matches generations whose request arrived later."""
 
     @property
     def start_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Only those that arrived earlier than this."""
+        """Matches generations whose request arrived earlier."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Only those that carry all of these, with these values. At most 32; no key
-        is empty, and no key or value has more than 256 characters: the bounds of
-        a request's own labels.
+        """Matches generations that have all of these labels with these values. At
+        most 32 labels; keys are not empty, and keys and values have at most 256
+        characters, as for a request's labels.
         """
 
     def __init__(
@@ -212,7 +216,7 @@ global___GenerationFilter = GenerationFilter
 
 @typing.final
 class ListGenerationsRequest(google.protobuf.message.Message):
-    """A page of generations."""
+    """Request of a page of generations."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -220,12 +224,12 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """Most generations to return; a page may hold fewer, or none, and not be the
-    last. 0 takes the server's default, and a larger number than it gives is
-    cut; a negative one is refused.
+    """Maximum number of generations to return. A page may have fewer, or none,
+    without being the last. 0 is the server's default; numbers above the
+    server's maximum are reduced to it; negative ones are INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """ListGenerationsResponse.next_page_token of the page before, with the same
+    """ListGenerationsResponse.next_page_token of the previous page, with the same
     filter; empty for the first page.
     """
     @property
@@ -246,8 +250,8 @@ global___ListGenerationsRequest = ListGenerationsRequest
 
 @typing.final
 class ListGenerationsResponse(google.protobuf.message.Message):
-    """A page of generations, newest first. The server bounds a page in bytes, and in
-    the generations that it looks through for it.
+    """A page of generations, newest first. The server limits the bytes of a page,
+    and the generations that it examines for one.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -255,10 +259,10 @@ class ListGenerationsResponse(google.protobuf.message.Message):
     GENERATIONS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Opaque; empty on the last page, and on no other, however few it holds."""
+    """Opaque token of the next page; empty on the last page, and only there."""
     @property
     def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenerationSummary]:
-        """By descending start."""
+        """Generations by descending start time."""
 
     def __init__(
         self,
@@ -272,7 +276,7 @@ global___ListGenerationsResponse = ListGenerationsResponse
 
 @typing.final
 class ListStepsRequest(google.protobuf.message.Message):
-    """A page of one generation's steps."""
+    """Request of a page of one generation's steps."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -281,17 +285,18 @@ class ListStepsRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """NOT_FOUND where it is not known, or was deleted."""
+    """Id of the generation. NOT_FOUND if it is unknown or deleted."""
     page_size: builtins.int
-    """Most steps to return; a page may hold fewer. 0 takes the server's default,
-    and a larger number than it gives is cut; a negative one is refused.
+    """Maximum number of steps to return; a page may have fewer. 0 is the server's
+    default; numbers above the server's maximum are reduced to it; negative
+    ones are INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """ListStepsResponse.next_page_token of the page before; empty for the first
+    """ListStepsResponse.next_page_token of the previous page; empty for the first
     page.
     """
     prompt: builtins.bool
-    """The prompt's steps instead of the generated ones."""
+    """True to list the prompt's steps instead of the generated ones."""
     def __init__(
         self,
         *,
@@ -313,10 +318,10 @@ class ListStepsResponse(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Opaque; empty where no further step is recorded."""
+    """Opaque token of the next page; empty if no further step is recorded."""
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.step_pb2.Step]:
-        """In the order in which they were recorded: those of several sequences
+        """Steps in the order of recording: those of several sequences are
         interleaved, each sequence's by ascending index.
         """
 
@@ -332,7 +337,7 @@ global___ListStepsResponse = ListStepsResponse
 
 @typing.final
 class WatchGenerationsRequest(google.protobuf.message.Message):
-    """What to follow, and from where."""
+    """Generations to follow, and the position to resume after."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -340,12 +345,12 @@ class WatchGenerationsRequest(google.protobuf.message.Message):
     LIFECYCLE_ONLY_FIELD_NUMBER: builtins.int
     AFTER_POSITION_FIELD_NUMBER: builtins.int
     lifecycle_only: builtins.bool
-    """Only starts and finishes, no steps."""
+    """True to stream only starts and finishes, without steps."""
     after_position: builtins.str
-    """Go on after this one; empty starts with what happens from now on."""
+    """Position to resume after; empty begins with the next event."""
     @property
     def filter(self) -> global___GenerationFilter:
-        """Unset follows all generations."""
+        """Generations to follow; unset follows all."""
 
     def __init__(
         self,
@@ -361,7 +366,7 @@ global___WatchGenerationsRequest = WatchGenerationsRequest
 
 @typing.final
 class WatchGenerationsResponse(google.protobuf.message.Message):
-    """One event of one of the generations that the filter lets through."""
+    """One event of a generation that the filter matches."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -371,10 +376,12 @@ class WatchGenerationsResponse(google.protobuf.message.Message):
     generation_id: builtins.str
     """The generation that the event belongs to."""
     position: builtins.str
-    """Opaque, over all writers; hand the last one back as `after_position`."""
+    """Opaque position over all writers; the newest one is the `after_position`
+    with which to resume.
+    """
     @property
     def event(self) -> whence.v1.generation_pb2.GenerationEvent:
-        """As that generation's own stream shows it."""
+        """Event as in the generation's own stream."""
 
     def __init__(
         self,
@@ -390,17 +397,17 @@ global___WatchGenerationsResponse = WatchGenerationsResponse
 
 @typing.final
 class DeleteGenerationRequest(google.protobuf.message.Message):
-    """Whose content to destroy."""
+    """Generation whose content is to be deleted."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """NOT_FOUND where it is not known, or was deleted already;
-    FAILED_PRECONDITION while it runs, and, with the reason
-    CONTENT_STILL_IN_LOG, where it was deleted and another process that reads
-    the server's database keeps the content from being removed from its
-    write-ahead log: the server does that as soon as it can.
+    """Id of the generation. NOT_FOUND if it is unknown or deleted already.
+    FAILED_PRECONDITION while it runs. FAILED_PRECONDITION with the reason
+    CONTENT_STILL_IN_LOG if it was deleted, but another process that reads the
+    server's database prevents the removal of the content from the write-ahead
+    log: the server removes it as soon as it can.
     """
     def __init__(
         self,
@@ -413,7 +420,7 @@ global___DeleteGenerationRequest = DeleteGenerationRequest
 
 @typing.final
 class DeleteGenerationResponse(google.protobuf.message.Message):
-    """Says that the content is gone for good."""
+    """Confirmation that the content is deleted irrecoverably."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

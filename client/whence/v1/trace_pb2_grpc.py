@@ -6,7 +6,7 @@ from whence.v1 import trace_pb2 as whence_dot_v1_dot_trace__pb2
 
 
 class TraceServiceStub(object):
-    """Reads what was recorded: every generation, live or long finished.
+    """Reads the records of all generations, running and finished.
     """
 
     def __init__(self, channel):
@@ -43,41 +43,41 @@ class TraceServiceStub(object):
 
 
 class TraceServiceServicer(object):
-    """Reads what was recorded: every generation, live or long finished.
+    """Reads the records of all generations, running and finished.
     """
 
     def GetGeneration(self, request, context):
-        """One generation's whole start and finish, without its steps.
+        """Returns the complete start and finish of one generation, without its steps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListGenerations(self, request, context):
-        """Newest first.
+        """Lists generations, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSteps(self, request, context):
-        """The steps of one generation, page by page, in the order in which they were
-        recorded.
+        """Lists the steps of one generation, page by page, in the order of recording.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchGenerations(self, request, context):
-        """Every event as it happens: what a dashboard follows. Goes on from a
-        position, so that nothing is missed over a reconnect.
+        """Streams every event as it happens, e.g. to a dashboard. It resumes after a
+        position, so that no event is missed over a reconnect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteGeneration(self, request, context):
-        """Removes the content; a tombstone keeps the id from being used again.
+        """Deletes a generation's content; a tombstone prevents that the id is used
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +119,7 @@ def add_TraceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TraceService(object):
-    """Reads what was recorded: every generation, live or long finished.
+    """Reads the records of all generations, running and finished.
     """
 
     @staticmethod

@@ -18,82 +18,82 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class TraceServiceStub:
-    """Reads what was recorded: every generation, live or long finished."""
+    """Reads the records of all generations, running and finished."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     GetGeneration: grpc.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.GetGenerationRequest,
         whence.v1.trace_pb2.GetGenerationResponse,
     ]
-    """One generation's whole start and finish, without its steps."""
+    """Returns the complete start and finish of one generation, without its steps."""
 
     ListGenerations: grpc.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListGenerationsRequest,
         whence.v1.trace_pb2.ListGenerationsResponse,
     ]
-    """Newest first."""
+    """Lists generations, newest first."""
 
     ListSteps: grpc.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListStepsRequest,
         whence.v1.trace_pb2.ListStepsResponse,
     ]
-    """The steps of one generation, page by page, in the order in which they were
-    recorded.
-    """
+    """Lists the steps of one generation, page by page, in the order of recording."""
 
     WatchGenerations: grpc.UnaryStreamMultiCallable[
         whence.v1.trace_pb2.WatchGenerationsRequest,
         whence.v1.trace_pb2.WatchGenerationsResponse,
     ]
-    """Every event as it happens: what a dashboard follows. Goes on from a
-    position, so that nothing is missed over a reconnect.
+    """Streams every event as it happens, e.g. to a dashboard. It resumes after a
+    position, so that no event is missed over a reconnect.
     """
 
     DeleteGeneration: grpc.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.DeleteGenerationRequest,
         whence.v1.trace_pb2.DeleteGenerationResponse,
     ]
-    """Removes the content; a tombstone keeps the id from being used again."""
+    """Deletes a generation's content; a tombstone prevents that the id is used
+    again.
+    """
 
 class TraceServiceAsyncStub:
-    """Reads what was recorded: every generation, live or long finished."""
+    """Reads the records of all generations, running and finished."""
 
     GetGeneration: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.GetGenerationRequest,
         whence.v1.trace_pb2.GetGenerationResponse,
     ]
-    """One generation's whole start and finish, without its steps."""
+    """Returns the complete start and finish of one generation, without its steps."""
 
     ListGenerations: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListGenerationsRequest,
         whence.v1.trace_pb2.ListGenerationsResponse,
     ]
-    """Newest first."""
+    """Lists generations, newest first."""
 
     ListSteps: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListStepsRequest,
         whence.v1.trace_pb2.ListStepsResponse,
     ]
-    """The steps of one generation, page by page, in the order in which they were
-    recorded.
-    """
+    """Lists the steps of one generation, page by page, in the order of recording."""
 
     WatchGenerations: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.trace_pb2.WatchGenerationsRequest,
         whence.v1.trace_pb2.WatchGenerationsResponse,
     ]
-    """Every event as it happens: what a dashboard follows. Goes on from a
-    position, so that nothing is missed over a reconnect.
+    """Streams every event as it happens, e.g. to a dashboard. It resumes after a
+    position, so that no event is missed over a reconnect.
     """
 
     DeleteGeneration: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.DeleteGenerationRequest,
         whence.v1.trace_pb2.DeleteGenerationResponse,
     ]
-    """Removes the content; a tombstone keeps the id from being used again."""
+    """Deletes a generation's content; a tombstone prevents that the id is used
+    again.
+    """
 
 class TraceServiceServicer(metaclass=abc.ABCMeta):
-    """Reads what was recorded: every generation, live or long finished."""
+    """Reads the records of all generations, running and finished."""
 
     @abc.abstractmethod
     def GetGeneration(
@@ -101,7 +101,7 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.trace_pb2.GetGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.trace_pb2.GetGenerationResponse, collections.abc.Awaitable[whence.v1.trace_pb2.GetGenerationResponse]]:
-        """One generation's whole start and finish, without its steps."""
+        """Returns the complete start and finish of one generation, without its steps."""
 
     @abc.abstractmethod
     def ListGenerations(
@@ -109,7 +109,7 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.trace_pb2.ListGenerationsRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.trace_pb2.ListGenerationsResponse, collections.abc.Awaitable[whence.v1.trace_pb2.ListGenerationsResponse]]:
-        """Newest first."""
+        """Lists generations, newest first."""
 
     @abc.abstractmethod
     def ListSteps(
@@ -117,9 +117,7 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.trace_pb2.ListStepsRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.trace_pb2.ListStepsResponse, collections.abc.Awaitable[whence.v1.trace_pb2.ListStepsResponse]]:
-        """The steps of one generation, page by page, in the order in which they were
-        recorded.
-        """
+        """Lists the steps of one generation, page by page, in the order of recording."""
 
     @abc.abstractmethod
     def WatchGenerations(
@@ -127,8 +125,8 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.trace_pb2.WatchGenerationsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.trace_pb2.WatchGenerationsResponse], collections.abc.AsyncIterator[whence.v1.trace_pb2.WatchGenerationsResponse]]:
-        """Every event as it happens: what a dashboard follows. Goes on from a
-        position, so that nothing is missed over a reconnect.
+        """Streams every event as it happens, e.g. to a dashboard. It resumes after a
+        position, so that no event is missed over a reconnect.
         """
 
     @abc.abstractmethod
@@ -137,6 +135,8 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.trace_pb2.DeleteGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.trace_pb2.DeleteGenerationResponse, collections.abc.Awaitable[whence.v1.trace_pb2.DeleteGenerationResponse]]:
-        """Removes the content; a tombstone keeps the id from being used again."""
+        """Deletes a generation's content; a tombstone prevents that the id is used
+        again.
+        """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

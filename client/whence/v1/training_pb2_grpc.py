@@ -6,8 +6,9 @@ from whence.v1 import training_pb2 as whence_dot_v1_dot_training__pb2
 
 
 class TrainingServiceStub(object):
-    """Reads what was recorded of the trainings that this server knows: those beside
-    the models that it serves, and those in the directories that it was told of.
+    """Reads the records of the training runs that this server knows: those in the
+    directories of the models that it serves, and those in the configured
+    directories.
     """
 
     def __init__(self, channel):
@@ -59,40 +60,42 @@ class TrainingServiceStub(object):
 
 
 class TrainingServiceServicer(object):
-    """Reads what was recorded of the trainings that this server knows: those beside
-    the models that it serves, and those in the directories that it was told of.
+    """Reads the records of the training runs that this server knows: those in the
+    directories of the models that it serves, and those in the configured
+    directories.
     """
 
     def ListTrainingRuns(self, request, context):
-        """Newest first.
+        """Lists training runs, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTrainingRun(self, request, context):
-        """One run: how it was set up, what it read, its checkpoints, how it ended.
+        """Returns one run: its settings, its training set, its checkpoints and its
+        end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTrainingSteps(self, request, context):
-        """Optimizer steps of one run by number, all or one in so many.
+        """Lists the optimizer steps of one run by number, all or at a stride.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchTrainingRun(self, request, context):
-        """Follows a run's record as it grows, from any position.
+        """Streams a run's record from any position, and follows it as it grows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDocument(self, request, context):
-        """A document of the training set and its text, as long as its source still
+        """Returns a document of the training set, and its text if the source still
         has the recorded digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,7 +103,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadDocument(self, request, context):
-        """A range of a document's bytes, in pieces; for documents of any size.
+        """Streams a range of a document's bytes; for documents of any size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,8 +117,8 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TraceEmergence(self, request, context):
-        """How a text's probability grew over the run's checkpoints, and which
-        parameters that came from. Computed on request; one at a time.
+        """Traces a text's probability over the run's checkpoints, and the groups of
+        parameters that changed it. Computed on request, one request at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,8 +175,9 @@ def add_TrainingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainingService(object):
-    """Reads what was recorded of the trainings that this server knows: those beside
-    the models that it serves, and those in the directories that it was told of.
+    """Reads the records of the training runs that this server knows: those in the
+    directories of the models that it serves, and those in the configured
+    directories.
     """
 
     @staticmethod
