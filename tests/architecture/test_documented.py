@@ -1,4 +1,4 @@
-"""What a user can set is documented, and the documentation names nothing that is not there."""
+"""Every setting is documented, and every documented setting exists."""
 
 import inspect
 import re
@@ -43,5 +43,5 @@ def test_every_setting_of_a_training_is_documented_and_no_other() -> None:
 
 def test_every_argument_of_record_is_documented() -> None:
     rows = set(re.findall(r"^\| `([a-z_]+)` \|", TRAINING, re.MULTILINE))
-    # What whence-server train alone can fill in.
+    # Parameters that only whence-server train can set.
     assert rows | {"trainer", "recipe_json", "writer"} == set(inspect.signature(record).parameters)

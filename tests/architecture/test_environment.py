@@ -5,7 +5,7 @@ from pathlib import Path
 
 SERVER = Path(__file__).parents[2] / "server" / "whence_server"
 HAND_ON = {"engine/link.py", "generation/text_process.py"}
-"""Modules that start a process and hand the whole environment on to it."""
+"""Modules that start a process with the whole environment."""
 
 
 def reads_environment(path: Path) -> bool:

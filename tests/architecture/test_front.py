@@ -1,4 +1,4 @@
-"""The front process never loads what belongs to the engine."""
+"""The front process never imports modules of the engine."""
 
 import subprocess
 import sys

@@ -53,7 +53,7 @@ BUILT = [
     "CONTRIBUTING.md",
     *(name for name in NAMES if name == "docs/design.md" or name.startswith("docs/decisions/")),
 ]
-"""Pages that say where things are in the code."""
+"""Pages that name source files."""
 PACKAGES = (ROOT, ROOT / "server" / "whence_server", ROOT / "server" / "whence_server" / "engine")
 
 

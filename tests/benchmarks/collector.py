@@ -1,7 +1,7 @@
-"""An OTLP collector in a process of its own: counts what comes, answers at once.
+"""An OTLP collector in its own process, which counts spans and answers at once.
 
-Spans that were sent twice count once in `num_spans`, and are told as `num_duplicates`. With
-"discard" for an argument it keeps none, and counts nothing but how many came.
+Spans that were sent twice count once in `num_spans`, and in `num_duplicates`. With the argument
+"discard" it stores no spans, and only counts the received ones.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from whence_server.demo.receiver import Receiver
 GIVEN_UP_AFTER_S = 120.0
 
 
-def num_unique(receiver: Receiver) -> int:
+def count_unique(receiver: Receiver) -> int:
     return len({(span.trace_id, span.span_id) for span in receiver.spans})
 
 
@@ -28,13 +28,13 @@ async def main() -> None:
         if "wait_for" in command:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVEN_UP_AFTER_S):
-                    while num_unique(receiver) < command["wait_for"]:
+                    while count_unique(receiver) < command["wait_for"]:
                         await receiver.wait_for(receiver.num_spans + 1)
         if command.get("stop"):
             await receiver.stop()
         if command.get("start"):
             await receiver.start()
-        unique = num_unique(receiver)
+        unique = count_unique(receiver)
         answer = {"num_spans": unique, "num_duplicates": receiver.num_spans - unique}
         print(json.dumps(answer), flush=True)
     await receiver.close()

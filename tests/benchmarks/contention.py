@@ -17,12 +17,12 @@ from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
 
 NUM_STREAM_TOKENS = 4_000
-"""More than come in the time that is measured; the streams are then cancelled."""
+"""More tokens than a stream gets while it is measured; the streams are then cancelled."""
 CHUNK_TOKENS = 512
 
 
 class Arrivals:
-    """Moments at which messages with steps came."""
+    """Times at which messages with steps arrived."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -39,7 +39,7 @@ class Arrivals:
 
 
 async def arrivals(channel: grpc.aio.Channel, wanted: g.GenerateRequest, found: Arrivals) -> None:
-    """Notes when each message with steps comes."""
+    """Note when each message with steps comes."""
     async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(wanted):
         if response.event.HasField("steps"):
             found.add()
@@ -78,7 +78,7 @@ async def measure(
             channels[-1], request(98, vocabulary_size, 1, "decisions", long_prompt_tokens)
         )
     )
-    # Once its first chunk has held a stream up, it is being read.
+    # The long prompt is being read once its first chunk has delayed a stream.
     await arrived[0].more_than(len(arrived[0].times) + 1)
     short_s = await first_token_s(channels[-2], request(99, vocabulary_size, 1, "decisions", 32))
     long_s = await long

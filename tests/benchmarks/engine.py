@@ -1,4 +1,4 @@
-"""The engine's loop alone against `generate`, in one process: what serving is bounded by."""
+"""The engine's loop alone against `generate` in one process: the upper bound of serving."""
 
 import os
 import time
@@ -42,8 +42,8 @@ def options(workload: Workload) -> EngineOptions:
     )
 
 
-def ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
-    """Tokens a second of the loop, full trace, its turns thrown away."""
+def measure_ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
+    """Return the tokens per second of the loop with full trace, whose turns are discarded."""
     loop = EngineLoop(
         loaded.make_runner(),
         Chooser(loaded.info.vocabulary_size, loaded.model.device),
@@ -67,8 +67,8 @@ def ours(loaded: LoadedModel, prompts: list[list[int]]) -> float:
     return len(prompts) * NUM_NEW_TOKENS / (time.perf_counter() - started)
 
 
-def theirs(loaded: LoadedModel, prompts: list[list[int]]) -> float:
-    """Tokens a second of `generate`, with the same threads."""
+def measure_theirs(loaded: LoadedModel, prompts: list[list[int]]) -> float:
+    """Return the tokens per second of `generate`, with the same threads."""
     started = time.perf_counter()
     loaded.model.generate(
         torch.tensor(prompts, device=DEVICE),
@@ -93,8 +93,11 @@ def run(runs: int, names: list[str]) -> None:
         attention.restore(loaded.model)
         for num_streams in (1, 16):
             prompts = [prompt(i, workload.vocabulary_size) for i in range(num_streams)]
-            ours(loaded, prompts), theirs(loaded, prompts)
-            pairs = [(ours(loaded, prompts), theirs(loaded, prompts)) for _ in range(runs)]
+            measure_ours(loaded, prompts), measure_theirs(loaded, prompts)
+            pairs = [
+                (measure_ours(loaded, prompts), measure_theirs(loaded, prompts))
+                for _ in range(runs)
+            ]
             print(
                 f"{workload}, {torch.get_num_threads()} threads, {num_streams} sequences: the "
                 f"engine's loop makes {median(a / b for a, b in pairs):.2f} times the tokens of "

@@ -1,4 +1,4 @@
-"""Spans under stress: a burst, a collector that is away. None may be lost."""
+"""Export of spans under stress: a burst, and a collector outage. No span may be lost."""
 
 import time
 
@@ -9,15 +9,15 @@ BURST_STEPS = 20_000
 STREAMS = 20
 
 
-def spans_of(num_streams: int, num_new_tokens: int) -> int:
-    """Step spans, and for each generation decode, model call and SERVER."""
-    # Besides the steps: the call, the generation, its queue, its prefill, its decode.
+def count_spans(num_streams: int, num_new_tokens: int) -> int:
+    """Return the number of spans of these streams, step spans and others."""
+    # In addition to the steps: SERVER, GenAI span, queue, prefill, decode.
     return num_streams * (num_new_tokens + 5)
 
 
 def burst() -> None:
-    """Generates 20,000 steps at full speed and counts what arrives."""
-    expected = spans_of(STREAMS, BURST_STEPS // STREAMS)
+    """Generate 20,000 steps at full speed and counts what arrives."""
+    expected = count_spans(STREAMS, BURST_STEPS // STREAMS)
     with (
         answering("collector.py") as collector,
         server(
@@ -40,9 +40,9 @@ def burst() -> None:
 
 
 def outage(seconds: float) -> None:
-    """Generates while the collector is away, and counts once it is back."""
+    """Generate while the collector is away, and counts once it is back."""
     num_new_tokens = 200
-    expected = spans_of(STREAMS, num_new_tokens)
+    expected = count_spans(STREAMS, num_new_tokens)
     with (
         answering("collector.py") as collector,
         server(

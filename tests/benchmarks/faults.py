@@ -1,6 +1,6 @@
-"""What a collector that misbehaves costs: time, and no span. The exporter is as shipped.
+"""Time and lost spans with a faulty collector. The exporter has its default settings.
 
-The collector is the tests' own; its timeout alone is shorter here, so that it is met.
+The collector is that of the tests; only the timeout is shorter, so that it is exceeded.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ AWAY = f"away for {AWAY_S:g} s"
 
 
 async def meet(protocol: OtlpProtocol, fault: str) -> str:
-    """Exports steps to a collector with the fault, and says what arrived."""
+    """Export steps to a collector with a fault; return a row of the table."""
     num_spans = NUM_STREAMS * NUM_STEPS_EACH
     sink_type = OtlpGrpcSink if protocol is OtlpProtocol.GRPC else OtlpHttpSink
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as name:
@@ -86,7 +86,7 @@ async def meet(protocol: OtlpProtocol, fault: str) -> str:
 
 
 def run() -> None:
-    logging.getLogger("whence_server").setLevel(logging.ERROR)  # what is held back, and why
+    logging.getLogger("whence_server").setLevel(logging.ERROR)  # no warnings about held spans
     print("| the collector | over | spans | lost | sent twice | retries | all there after |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for fault in (*FAULTS, AWAY):

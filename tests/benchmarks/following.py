@@ -1,7 +1,7 @@
-"""A journal that is appended to at a rate, and followed by the exporter: in a process of its own.
+"""A process with a journal that grows at a given rate, and the exporter that follows it.
 
 Reads a JSON command a line ({"steps_per_s": ..., "seconds": ..., "endpoint": ...}; without an
-endpoint nobody follows) and answers each with a JSON line of the process's CPU seconds, and of
+endpoint nothing is exported) and answers each with a JSON line of the process's CPU seconds, and of
 the spans that the collector has.
 """
 
@@ -34,7 +34,7 @@ NUM_STREAMS = 16
 
 
 def cpu_s() -> float:
-    """User and system time of all threads of this process."""
+    """Return the user and system time of all threads of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
@@ -53,7 +53,7 @@ def start_streams(journal: Journal) -> list[str]:
 
 
 async def append(journal: Journal, num_steps_each: int, steps_per_s: float) -> None:
-    """Appends the steps evenly: all streams take one, as a batch that decodes does."""
+    """Append steps at an even rate, one for all streams at a time, as a decoding batch does."""
     streams = start_streams(journal)
     turns = [
         [encode_step(varied_step(stream, i)) for stream in range(NUM_STREAMS)]

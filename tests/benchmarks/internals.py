@@ -1,4 +1,4 @@
-"""What INTERNALS costs over DECISIONS at 512 tokens of context: time, bytes, memory.
+"""Cost of INTERNALS over DECISIONS at 512 tokens of context: time, bytes, memory.
 
 The engine's step: two loops over one model take turns, a step each, so that whatever else the
 machine does falls on both. Served, by a server as shipped that exports its spans: runs alternate.
@@ -26,7 +26,7 @@ from whence_server.engine.scheduler import Scheduler
 from whence_server.journal.codec import encode_step
 
 CONTEXT_TOKENS = 512
-"""In the middle of what is measured."""
+"""Context length in the middle of the measurement."""
 STREAMS = (1, 8)
 DETAILS = (TraceDetail.DECISIONS, TraceDetail.INTERNALS)
 STEPS_A_RUN = 32
@@ -34,11 +34,11 @@ WARM_UP_STEPS = 4
 SERVED_TOKENS = 64
 MEMORY_CONTEXTS = (1_024, 2_048, 4_096)
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""glibc: what is freed is given back at once, so that a peak is what is held and no leftovers."""
+"""Setting of glibc to return freed memory at once, so that peaks are memory in use."""
 
 
 def run(runs: int, names: list[str]) -> None:
-    """Prints the table for the named workloads, a row as soon as it is known."""
+    """Print the table for the named workloads, a row as soon as it is known."""
     print(f"| workload, {CONTEXT_TOKENS} tokens of context | measured | DECISIONS | INTERNALS | |")
     print("| --- | --- | ---: | ---: | --- |", flush=True)
     for name in names:
@@ -53,14 +53,14 @@ def row(workload: Workload, measured: str, plain: str, internals: str, compared:
 
 
 def more_time(ratios: list[float]) -> str:
-    """The median of what INTERNALS takes of DECISIONS' time, and the middle half; of few, all."""
+    """Format the median of the ratios of times, and their quartiles; of few ratios the range."""
     low, *_, high = quantiles(ratios) if len(ratios) > 4 else (min(ratios), max(ratios))
     return f"time {median(ratios) - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%})"
 
 
 @dataclass
 class Side:
-    """One loop, at one level of detail, and what became of it."""
+    """One loop at one level of detail, and its turns and times."""
 
     loop: EngineLoop
     turns: list[Turn]
@@ -68,7 +68,7 @@ class Side:
 
 
 def engine_steps(workload: Workload, runs: int) -> None:
-    """Prints what a step costs in the engine, and its record's bytes."""
+    """Print what a step costs in the engine, and its record's bytes."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loaded = load(options(workload))
     for num_streams in STREAMS:
@@ -98,12 +98,12 @@ def engine_steps(workload: Workload, runs: int) -> None:
 def take_turns(
     loaded: LoadedModel, workload: Workload, num_streams: int, num_steps: int
 ) -> tuple[Side, Side]:
-    """Lets two loops over one model take a step in turns."""
+    """Let two loops over one model take a step in turns."""
     plain, internals = (
-        begun(loaded, workload, detail, num_streams, num_steps) for detail in DETAILS
+        start_loop(loaded, workload, detail, num_streams, num_steps) for detail in DETAILS
     )
     for step in range(WARM_UP_STEPS + num_steps):
-        # Whoever comes second finds the weights in the caches.
+        # Alternating, because the second one finds the weights in the caches.
         for one in (plain, internals) if step % 2 else (internals, plain):
             started = time.perf_counter()
             one.loop.run_turn()
@@ -113,10 +113,10 @@ def take_turns(
     return plain, internals
 
 
-def begun(
+def start_loop(
     loaded: LoadedModel, workload: Workload, detail: TraceDetail, num_streams: int, num_steps: int
 ) -> Side:
-    """A loop whose streams have all begun, with so many steps left to take."""
+    """Return a loop whose streams have all begun, with `num_steps` steps left."""
     turns: list[Turn] = []
     loop = EngineLoop(
         loaded.make_runner(),
@@ -144,7 +144,7 @@ def begun(
 
 
 def record_bytes(measured: Side) -> float:
-    """Of a step, as the journal keeps it, without its text."""
+    """Return the mean size of a step in the journal, without its text."""
     steps = [made for turn in measured.turns for made in turn.steps]
     timing = Timing(10**9, 8_000_000, 900_000, len(steps), CONTEXT_TOKENS)
     sizes = [len(encode_step(Step(0, 9, made.decision, "", 0, 0, timing))) for made in steps]
@@ -152,7 +152,7 @@ def record_bytes(measured: Side) -> float:
 
 
 def memory(workload: Workload) -> None:
-    """Prints by how much one context lifts the peak of a process that has the engine alone."""
+    """Print by how much one context lifts the peak of a process that has the engine alone."""
     norms = 4 * workload.num_layers * workload.num_heads
     keys_and_values = keys_and_values_bytes(workload)
     with answering("peak.py", workload.name, environment=GIVES_BACK) as engine:
@@ -172,7 +172,7 @@ def memory(workload: Workload) -> None:
 
 
 def served(workload: Workload, runs: int) -> None:
-    """Prints tokens a second, with front, journal, export of step spans, and client."""
+    """Print tokens a second, with front, journal, export of step spans, and client."""
     with (
         answering("collector.py", "discard") as collector,
         server(find_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
@@ -200,7 +200,7 @@ def served(workload: Workload, runs: int) -> None:
 
 
 def speed(load_process: Answering, detail: TraceDetail, num_streams: int, context: int) -> float:
-    """Tokens a second while all streams decode, in the middle of it with this much context."""
+    """Return the tokens per second while all streams decode, around a context length."""
     answer = load_process.ask(
         num_streams=num_streams,
         num_new_tokens=SERVED_TOKENS + num_streams,

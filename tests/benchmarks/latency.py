@@ -10,7 +10,7 @@ LONG_PROMPT_TOKENS = 4_000
 
 
 def run(names: list[str]) -> None:
-    """Prints, for each workload, the short request's wait and the streams' longest pause."""
+    """Print, for each workload, the short request's wait and the streams' longest pause."""
     for name in names:
         workload = WORKLOADS[name]
         with (

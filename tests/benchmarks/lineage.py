@@ -1,12 +1,11 @@
-"""What a training's record costs: time and bytes a step, digests, proofs.
+"""Cost of a training's record: time and bytes of a step, digests, proofs.
 
 The demo model's shape (2.3 million parameters, 2 x 512 tokens a step) is trained on random tokens
-by several processes at once: untracked, tracked with every step's norms, and so on. One of them
-makes a step while the others wait, in an order that is drawn anew for each round of steps; so what
-comes and goes on the machine falls on all alike. After some rounds all are started anew, as each
-process finds its memory laid out otherwise, which by itself is good for some hundredths. Each ratio
-is that of the whole time, with the interval that 95 of 100 resamplings of the starts fall into
-(Efron, "Bootstrap Methods", 1979).
+by several processes: untracked, tracked with every step's norms, and so on. One of them makes a
+step while the others wait, in a random order for each round of steps, so that disturbances of the
+machine affect all alike. After some rounds all are started again, because the memory layout of a
+process changes its speed by some percent. Each ratio is that of the total times, with the interval
+of 95% of the resamplings of the starts (Efron, "Bootstrap Methods", 1979).
 
 python tests/benchmarks/lineage.py [--starts 10]
 """
@@ -33,7 +32,7 @@ from whence_server.lineage.reader import RecordReader
 
 NUM_WARM_UP_STEPS = 5
 NUM_ROUNDS = 40
-"""After each start."""
+"""Rounds of steps after each start."""
 NUM_RESAMPLINGS = 2_000
 UNTRACKED, EXPORTED = "untracked", "tracked, exported over OTLP"
 NUM_DIGESTED_BYTES = 256 << 20
@@ -46,24 +45,24 @@ def run(runs: int = 5) -> None:
 
 def measure(num_starts: int) -> None:
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as directory:
-        asyncio.run(_trainings(Path(directory), num_starts))
-        _digests(Path(directory))
-    _merkle_proofs()
+        asyncio.run(_measure_trainings(Path(directory), num_starts))
+        _measure_digests(Path(directory))
+    _measure_proofs()
 
 
 class StepTime(NamedTuple):
-    """What a step took."""
+    """Times of a step."""
 
     seconds: float
     processor_s: float
     others_s: float
-    """Of processor time, by processes of its own."""
+    """Processor time of its child processes."""
 
 
-async def _trainings(directory: Path, num_starts: int) -> None:
-    """Untracked against tracked, with norms every step, every tenth, never, and with an export."""
-    collector = await _started("collector.py")
-    endpoint = json.loads(await _line_of(collector))["endpoint"]
+async def _measure_trainings(directory: Path, num_starts: int) -> None:
+    """Compare untracked training with tracking, at several strides of norms and with an export."""
+    collector = await _start("collector.py")
+    endpoint = json.loads(await _read_line(collector))["endpoint"]
     kinds: dict[str, dict[str, Any]] = {
         UNTRACKED: {},
         "tracked": {"norm_stride": 1},
@@ -71,7 +70,7 @@ async def _trainings(directory: Path, num_starts: int) -> None:
         "tracked, no norms": {"norm_stride": 0},
         EXPORTED: {"norm_stride": 1, "endpoint": endpoint},
     }
-    starts = [await _in_turns(directory / str(n), kinds, n) for n in range(num_starts)]
+    starts = [await _take_turns(directory / str(n), kinds, n) for n in range(num_starts)]
     collector.terminate()
     await collector.wait()
     mean = statistics.mean(step.seconds for steps in starts for step in steps[UNTRACKED])
@@ -81,24 +80,24 @@ async def _trainings(directory: Path, num_starts: int) -> None:
     )
     for kind in list(kinds)[1:]:
         pairs = [(steps[kind], steps[UNTRACKED]) for steps in starts]
-        wall = _ratio(pairs, lambda step: step.seconds)
-        processor = _ratio(pairs, lambda step: step.processor_s)
+        wall = _format_ratio(pairs, lambda step: step.seconds)
+        processor = _format_ratio(pairs, lambda step: step.processor_s)
         print(f"  {kind}: {wall} of the time, {processor} of the processor time")
     exported = [step for steps in starts for step in steps[EXPORTED]]
     others = statistics.mean(step.others_s for step in exported)
     share = others / statistics.mean(step.processor_s for step in exported)
-    # It does its work whenever it likes, in others' turns as well.
+    # Not part of the ratios, because it also runs in the turns of others.
     print(f"  the export's process, in none of these: {others * 1e3:.1f} ms a step, {share:.1%}")
-    sizes = _sizes_of_steps(directory / "0" / "1" / "lineage.binpb")
+    sizes = _read_step_sizes(directory / "0" / "1" / "lineage.binpb")
     print(f"  the record: {statistics.median(sizes):.0f} bytes a step")
 
 
-async def _in_turns(
+async def _take_turns(
     directory: Path, kinds: dict[str, dict[str, Any]], seed: int
 ) -> dict[str, list[StepTime]]:
-    """Has all trainings take turns; gives each one's steps. It writes to its number's folder."""
+    """Have all trainings take turns; gives each one's steps. It writes to its number's folder."""
     trainings = {
-        kind: await _started(
+        kind: await _start(
             "stepwise.py",
             str(directory / str(number)),
             str(NUM_WARM_UP_STEPS + NUM_ROUNDS),
@@ -113,7 +112,7 @@ async def _in_turns(
         shuffle(order)
         for kind in order:
             _go_on(trainings[kind])
-            step = StepTime(*json.loads(await _line_of(trainings[kind])))
+            step = StepTime(*json.loads(await _read_line(trainings[kind])))
             if number >= NUM_WARM_UP_STEPS:
                 steps[kind].append(step)
     for training in trainings.values():
@@ -122,12 +121,12 @@ async def _in_turns(
     return steps
 
 
-async def _started(script: str, *arguments: str) -> Process:
+async def _start(script: str, *arguments: str) -> Process:
     command = [sys.executable, str(Path(__file__).parent / script), *arguments]
     return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
 
 
-async def _line_of(process: Process) -> bytes:
+async def _read_line(process: Process) -> bytes:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
@@ -140,10 +139,10 @@ def _go_on(process: Process) -> None:
     process.stdin.write(b"\n")
 
 
-def _ratio(
+def _format_ratio(
     starts: list[tuple[list[StepTime], list[StepTime]]], what: Callable[[StepTime], float]
 ) -> str:
-    """Of one's sum to the other's, with what 95 of 100 resamplings of the starts fall into."""
+    """Format the ratio of the sums, with the interval of 95% of the resamplings of the starts."""
     sums = [(sum(map(what, ours)), sum(map(what, theirs))) for ours, theirs in starts]
 
     def ratio(chosen: list[tuple[float, float]]) -> float:
@@ -155,8 +154,8 @@ def _ratio(
     return f"{ratio(sums):.3f} ({low:.3f} to {high:.3f})"
 
 
-def _sizes_of_steps(record: Path) -> list[int]:
-    """What each step's entry takes on disk, in bytes."""
+def _read_step_sizes(record: Path) -> list[int]:
+    """Return the size of each step's entry on disk in bytes."""
     sizes = [len(frame_message(frame.message)) for frame in iterate_frames(record.read_bytes())]
     events = RecordReader(record).read_all()
     return [
@@ -166,8 +165,8 @@ def _sizes_of_steps(record: Path) -> list[int]:
     ]
 
 
-def _digests(directory: Path) -> None:
-    """Digests of tensors and files against hashlib alone on the same bytes."""
+def _measure_digests(directory: Path) -> None:
+    """Compare digests of tensors and files with hashlib alone on the same bytes."""
     import torch
 
     from whence_server.engine.digests import (
@@ -181,7 +180,7 @@ def _digests(directory: Path) -> None:
     state = {f"layer.{n}.weight": torch.randn(elements) for n in range(64)}
     octets = b"".join(tensor.numpy().tobytes() for tensor in state.values())
     (directory / "weights").write_bytes(octets)
-    raw, *ours = _fastest(
+    raw, *ours = _time_fastest(
         lambda: hashlib.sha256(octets).digest(),
         lambda: digest_weights(state),
         lambda: digest_tensors(state),
@@ -202,8 +201,8 @@ def _digests(directory: Path) -> None:
         print(f"  {name}: {raw / seconds:.2f} of its speed")
 
 
-def _merkle_proofs() -> None:
-    """How large a document's proof is, and how long it takes to make and to check."""
+def _measure_proofs() -> None:
+    """Measure the size of a document's proof, and the time to make and to check it."""
     for size in NUM_DOCUMENTS:
         leaves = [hashlib.sha256(str(n).encode()).digest() for n in range(size)]
         started = time.perf_counter()
@@ -217,9 +216,9 @@ def _merkle_proofs() -> None:
             audit_path=tree.compute_audit_path(index),
             root=tree.root,
         )
-        assert _root_of(proof) == tree.root
-        made, checked = _fastest(
-            partial(tree.compute_audit_path, index), partial(_root_of, proof), rounds=50
+        assert _compute_root(proof) == tree.root
+        made, checked = _time_fastest(
+            partial(tree.compute_audit_path, index), partial(_compute_root, proof), rounds=50
         )
         print(
             f"proof that one of {size:,} documents was read: "
@@ -228,8 +227,8 @@ def _merkle_proofs() -> None:
         )
 
 
-def _root_of(proof: Any) -> bytes:
-    """RFC 9162, section 2.1.3.2, with the names that it has there."""
+def _compute_root(proof: Any) -> bytes:
+    """Return the root of a proof by RFC 9162, section 2.1.3.2, with its names."""
     fn, sn, r = proof.leaf_index, proof.tree_size - 1, hash_leaf(proof.leaf_data)
     for p in proof.audit_path:
         if fn % 2 or fn == sn:
@@ -242,8 +241,8 @@ def _root_of(proof: Any) -> bytes:
     return r
 
 
-def _fastest(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
-    """Of several rounds in turns, the shortest seconds of each."""
+def _time_fastest(*functions: Callable[[], object], rounds: int = 5) -> list[float]:
+    """Return the shortest time of each function in seconds, over several rounds in turns."""
     best = [float("inf")] * len(functions)
     for _ in range(rounds):
         for number, function in enumerate(functions):

@@ -1,4 +1,4 @@
-"""How long a look-up takes while twelve callers list what no generation has.
+"""Time of a look-up while twelve callers list with filters that match no generation.
 
     python tests/benchmarks/lists.py [GENERATIONS]
 

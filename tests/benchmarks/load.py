@@ -1,4 +1,4 @@
-"""The load: streams read over as many channels, in one client process.
+"""The load: a client process that reads streams, each over its own channel.
 
 Reads a JSON command a line ({"num_streams": ..., "num_new_tokens": ..., "detail": ...}) and
 answers each with a JSON line of tokens, seconds and times to the first token; "together" has
@@ -38,7 +38,7 @@ def request(
 
 
 async def stream(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> list[tuple[float, int]]:
-    """Reads a stream; says when its messages came, and with how many tokens."""
+    """Read a stream; says when its messages came, and with how many tokens."""
     came = []
     async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(wanted):
         event = response.event
@@ -49,8 +49,8 @@ async def stream(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> list[t
     return came
 
 
-def together(streams: list[list[tuple[float, int]]]) -> dict[str, float]:
-    """What came while all streams were coming, the first messages left out."""
+def count_together(streams: list[list[tuple[float, int]]]) -> dict[str, float]:
+    """Return tokens and seconds from the last first message to the first last message."""
     begin, end = max(came[0][0] for came in streams), min(came[-1][0] for came in streams)
     tokens = sum(num for came in streams for at, num in came if begin < at <= end)
     return {"tokens": tokens, "seconds": max(end - begin, 0.0)}
@@ -84,7 +84,7 @@ async def main(target: str, vocabulary_size: int) -> None:
             "tokens": sum(num for came in done for _, num in came),
             "seconds": seconds,
             "first_s": sorted(came[0][0] - started for came in done),
-            "together": together(done),
+            "together": count_together(done),
         }
         print(json.dumps(answer), flush=True)
 

@@ -23,30 +23,30 @@ FULL_STOP = NUM_FILLER + NUM_KEYS + NUM_VALUES
 BEGIN = FULL_STOP + 1
 VOCABULARY_SIZE = BEGIN + 1
 SENTENCE_LENGTHS = (4, 8)
-"""Words of filler, the full stop included; the last sentence takes what is left."""
+"""Shortest and longest sentence of filler in words, including the full stop."""
 NUM_SUCCESSORS = 3
 FACT_LENGTH = 3
 NUM_FACTS = 3
 NUM_TOLD = 6
-"""How often each is said."""
+"""Number of times that each fact is stated."""
 PIECE_LENGTH = 4
 REPEATING = (32, 48)
-"""Sequences a step, tokens each; until the loss is below `REPEATING_LOSS`."""
+"""Sequences of a step, and tokens of each; trained until the loss is below `REPEATING_LOSS`."""
 REPEATING_LOSS = 0.15
 MAX_REPEATING_STEPS = 3_000
 READING = ((700, 8, 192), (466, 8, 240), (700, 4, 480))
-"""Steps, sequences a step, tokens each."""
+"""Number of steps, sequences of a step, and tokens of each."""
 LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 0.3
 
 
 class Haystack(NamedTuple):
-    """A context with facts in it, and what has to follow.
+    """A context with facts, and the questions and answers after it.
 
     Attributes:
         token_ids: the sentences, then for each fact its key and its values once more.
-        needles: where each fact stands, every time that it is said.
-        answers: for each fact, where the values are that have to be found.
+        needles: positions of each fact, for every time that it is stated.
+        answers: positions of the values to find, for each fact.
     """
 
     token_ids: list[int]
@@ -55,7 +55,7 @@ class Haystack(NamedTuple):
 
 
 def haystack(num_tokens: int, generator: torch.Generator) -> Haystack:
-    """So many tokens with `NUM_FACTS` facts in them, and all the questions."""
+    """Return a context of `num_tokens` tokens with `NUM_FACTS` facts, and all questions."""
     facts = _new_facts(generator)
     length = num_tokens - 1 - NUM_FACTS * NUM_TOLD * (FACT_LENGTH + 1)
     sentences = list(_filler(length, generator))
@@ -84,7 +84,7 @@ def _new_facts(generator: torch.Generator) -> list[list[int]]:
 
 
 def _filler(num_tokens: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Sentences, with so many tokens in all."""
+    """Yield sentences with `num_tokens` tokens in total."""
     shortest, longest = SENTENCE_LENGTHS
     while num_tokens:
         length = min(num_tokens, shortest + _below(longest - shortest + 1, generator))
@@ -112,11 +112,11 @@ def _successors() -> list[list[int]]:
 
 
 SUCCESSORS = _successors()
-"""Of each word of filler."""
+"""Possible successors of each word of filler."""
 
 
-def trained_model(seed: int = 0) -> Any:
-    """A GPT-NeoX of three layers that finds facts."""
+def train_model(seed: int = 0) -> Any:
+    """Train a GPT-NeoX of three layers that finds facts."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     config = GPTNeoXConfig(
@@ -151,14 +151,14 @@ def trained_model(seed: int = 0) -> Any:
         for _ in range(num_steps):
             input_ids, answers = _contexts(*sizes, generator)
             logits = model(input_ids=input_ids).logits
-            # What is asked for counts as much as all words together.
+            # The answers have the same weight as all words together.
             loss = _loss(logits, input_ids) + _loss(logits, answers)
             _step(model, optimizer, loss, LEARNING_RATE / 2 ** (stage + 1))
     return model.eval().requires_grad_(False)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats a token, of those that are not -100; each is foretold from the one before."""
+    """Return the mean loss in nats over the labels that are not -100."""
     return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
 
 
@@ -174,7 +174,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate
 def _repetitions(
     num_rows: int, num_tokens: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pieces of different tokens, and then the same in another order: distances tell nothing."""
+    """Return pieces of tokens that are repeated in another order, and labels of the repetition."""
     half = num_tokens // 2
     token_ids = torch.empty(num_rows, num_tokens, dtype=torch.int64)
     labels = torch.full_like(token_ids, -100)
@@ -191,7 +191,7 @@ def _repetitions(
 def _contexts(
     num_rows: int, num_tokens: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Contexts, and labels for their answers alone."""
+    """Return contexts, and labels of their answers."""
     rows = [haystack(num_tokens, generator) for _ in range(num_rows)]
     token_ids = torch.tensor([row.token_ids for row in rows])
     labels = torch.full_like(token_ids, -100)

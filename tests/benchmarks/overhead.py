@@ -1,4 +1,4 @@
-"""What export costs those who generate: tokens a second with it on against off."""
+"""Cost of the export for generations: tokens per second with it on and off."""
 
 from processes import answering, server
 from throughput import FULL, alternate, speed
@@ -8,7 +8,7 @@ NUM_STREAMS = (1, 16)
 
 
 def measure(workload: Workload, runs: int) -> None:
-    """Two servers as shipped, both journal DECISIONS with eight candidates; one exports."""
+    """Compare two servers with default settings (DECISIONS, eight candidates); one exports."""
     directory, vocabulary = find_directory(workload), str(workload.vocabulary_size)
     with (
         answering("collector.py", "discard") as collector,
@@ -31,7 +31,7 @@ def measure(workload: Workload, runs: int) -> None:
 
 
 def run(runs: int, names: list[str]) -> None:
-    """Prints the table for the named workloads."""
+    """Print the table for the named workloads."""
     print("| workload | streams | export on, tokens/s | off | ratio |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name in names:

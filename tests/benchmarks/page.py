@@ -1,11 +1,11 @@
-"""How long the metrics page takes while a hundred streams decode."""
+"""Time of the metrics page while a hundred streams decode."""
 
 import threading
 import time
 import urllib.request
 from statistics import median
 
-from processes import answering, free_port, server
+from processes import answering, find_free_port, server
 from workloads import S, find_directory
 
 NUM_STREAMS = 100
@@ -15,7 +15,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def scrape(url: str) -> tuple[float, int]:
-    """Seconds and bytes of one scrape, from the request to the last byte, as Prometheus asks."""
+    """Scrape the page as Prometheus does; return seconds and bytes."""
     asked = urllib.request.Request(url, headers={"Accept": OPENMETRICS})
     started = time.perf_counter()
     with urllib.request.urlopen(asked) as answer:
@@ -24,7 +24,7 @@ def scrape(url: str) -> tuple[float, int]:
 
 
 def run() -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{find_free_port()}"
     url = f"http://{address}/metrics"
     with (
         answering("collector.py", "discard") as collector,

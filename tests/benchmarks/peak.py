@@ -1,8 +1,8 @@
-"""How far one context lifts the peak memory of an engine that reads it and makes a few tokens.
+"""Increase of the peak memory of an engine that reads a context and makes a few tokens.
 
 Reads a JSON command a line ({"detail": "INTERNALS", "num_tokens": ...}) and answers each with a
 JSON line. The engine's loop is alone in this process. Its runner is new for each command, so that
-nothing is left of the one before. Linux: peaks are VmHWM in proc(5).
+no memory of the previous one is left. Linux: peaks are VmHWM in proc(5).
 """
 
 import gc
@@ -23,13 +23,13 @@ from whence_server.engine.scheduler import Scheduler
 NUM_NEW_TOKENS = 4
 
 
-def lifted_bytes(
+def measure_increase(
     loaded: LoadedModel, workload: Workload, detail: TraceDetail, num_tokens: int
 ) -> int:
-    """By how much the process's peak is above what it had before."""
+    """Return the increase of the process's peak memory in bytes."""
     gc.collect()
-    forget_peak()
-    before = peak_bytes()
+    reset_peak()
+    before = read_peak_bytes()
     loop = EngineLoop(
         loaded.make_runner(),
         Chooser(workload.vocabulary_size, loaded.model.device),
@@ -44,18 +44,18 @@ def lifted_bytes(
     loop.handle(Admit("0", ids, decoding, TraceOptions(detail)))
     while not loop.is_idle:
         loop.run_turn()
-    return peak_bytes() - before
+    return read_peak_bytes() - before
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has had resident."""
+def read_peak_bytes() -> int:
+    """Return the peak of the resident memory of this process in bytes."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
-def forget_peak() -> None:
-    """Makes what is resident now the peak: what loading took does not count."""
+def reset_peak() -> None:
+    """Reset the peak to the current resident memory, so that loading does not count."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -63,11 +63,11 @@ def main(name: str) -> None:
     workload = WORKLOADS[name]
     loaded = load(options(workload))
     for detail in (TraceDetail.DECISIONS, TraceDetail.INTERNALS):
-        lifted_bytes(loaded, workload, detail, 512)  # whatever is made once, is made
+        measure_increase(loaded, workload, detail, 512)  # warm-up
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        lifted = lifted_bytes(
+        lifted = measure_increase(
             loaded, workload, TraceDetail[command["detail"]], command["num_tokens"]
         )
         print(json.dumps({"bytes": lifted}), flush=True)

@@ -1,4 +1,4 @@
-"""The peer: untraced transformers in a process of its own, with torch's default threads.
+"""The peer: untraced transformers in its own process, with torch's default threads.
 
 Reads a JSON command a line ({"mode": ..., "num_streams": ..., "num_new_tokens": ...}) and
 answers each with a JSON line of tokens and seconds.
@@ -15,7 +15,7 @@ from workloads import DEVICE, TEMPERATURE, TOP_P, prompt
 
 
 class Counter(BaseStreamer):
-    """Takes tokens as a streaming server would."""
+    """Streamer that receives tokens as a streaming server would."""
 
     def __init__(self) -> None:
         self.first_at: float | None = None
@@ -65,7 +65,7 @@ def run(model, mode: str, num_streams: int, num_new_tokens: int, num_prompt_toke
 
 
 def generate(model, mode: str, prompts: list[list[int]], sampling: dict) -> float | None:
-    """Returns the time to the first token where it streams."""
+    """Generate; return the time to the first token if the mode streams."""
     if mode == "static":
         model.generate(torch.tensor(prompts, device=DEVICE), **sampling)
         return None

@@ -17,12 +17,12 @@ HERE = Path(__file__).parent
 
 
 class Answering:
-    """A script of this folder that answers every JSON line with one.
+    """Process of a script of this folder, which answers every JSON line with one.
 
     Args:
-        script: its name.
-        arguments: its own.
-        environment: of the process, besides this one's.
+        script: file name of the script.
+        arguments: arguments of the script.
+        environment: further environment variables of the process.
     """
 
     def __init__(self, script: str, *arguments: str, environment: Mapping[str, str] = {}) -> None:
@@ -63,7 +63,7 @@ class Answering:
 def answering(
     script: str, *arguments: str, environment: Mapping[str, str] = {}
 ) -> Iterator[Answering]:
-    """The process, closed at the end."""
+    """Run the script until the block is left."""
     process = Answering(script, *arguments, environment=environment)
     try:
         yield process
@@ -71,8 +71,8 @@ def answering(
         process.close()
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on just now."""
+def find_free_port() -> int:
+    """Return a free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -81,7 +81,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server as shipped on a fresh journal; gives its process and its target."""
+    """Run a server with default settings and a new journal; yield its process and target."""
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as data_dir:
         process = subprocess.Popen(
             [

@@ -33,9 +33,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
     "internals": lambda options: (options.runs, options.workloads),
 }
-"""What there is to measure, in order, and what each takes of the options."""
+"""Benchmarks in order, each with the arguments that it takes from the options."""
 ANYWHERE = {"engine", "internals", "latency", "scaling", "throughput"}
-"""Those that measure on another device than the CPU, too."""
+"""Benchmarks that also run on other devices than the CPU."""
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="also draw the scaling, as SVG (matplotlib)")
     options = parser.parse_args()
     if options.device != "cpu" and not set(options.only) <= ANYWHERE:
-        parser.error(f"--device: say --only, with some of {', '.join(sorted(ANYWHERE))}")
+        parser.error(f"--device: add --only with some of {', '.join(sorted(ANYWHERE))}")
     os.environ["BENCH_DEVICE"] = options.device
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed; pip install matplotlib")

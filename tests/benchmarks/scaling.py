@@ -1,4 +1,4 @@
-"""Tokens a second from one stream to sixty-four, and what a token of context takes of memory."""
+"""Tokens per second with one stream to sixty-four, and memory of a token of context."""
 
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,7 @@ CONTEXT_TOKENS = 6_000
 
 
 def run(runs: int, names: list[str], plot: Path | None) -> None:
-    """Prints a table, and draws it."""
+    """Print a table, and draws it."""
     curves: dict[str, list[float]] = {}
     print("| workload | " + " | ".join(map(str, NUM_STREAMS)) + " | memory a token of context |")
     print("| --- |" + " ---: |" * (len(NUM_STREAMS) + 1))
@@ -32,7 +32,7 @@ def run(runs: int, names: list[str], plot: Path | None) -> None:
 
 
 def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
-    """Median tokens a second for each number of streams; bytes of the engine for a token."""
+    """Return the median tokens per second of each number of streams, and bytes of a token."""
     speeds = []
     with (
         answering("collector.py") as collector,
@@ -60,12 +60,12 @@ def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
 
 
 def keys_and_values_bytes(workload: Workload) -> int:
-    """Of one token, in float32."""
+    """Return the bytes of the keys and values of one token in float32."""
     return 2 * workload.num_layers * workload.width * 4
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """Writes the curves as SVG, both axes logarithmic."""
+    """Write the curves as SVG, both axes logarithmic."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from needle import haystack, trained_model
+from needle import haystack, train_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from watched import NOTHING, Case, Watched
 
@@ -36,7 +36,7 @@ from whence_server.demo.model import ensure_demo_model
 from whence_server.engine.internals import attention
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
-"""Shares of the context that are hidden."""
+"""Fractions of the context that are hidden."""
 SHOWN = slice(2, 6)
 TOP = 0.1
 NEEDLE_TOKENS = 480
@@ -45,23 +45,23 @@ DEMO_TOKENS = 192
 NUM_DEMO_STEPS = 300
 MIN_NATS = 2.0
 MAX_TRIES_A_STEP = 50
-"""Contexts that are looked at for each step that counts."""
+"""Most contexts to try for each step that counts."""
 NUM_RESAMPLINGS = 2_000
 NUM_OTHER_WEIGHTS = 20
-"""Steps that are looked at with other weights."""
+"""Steps that are repeated with shuffled weights."""
 WEIGHED, ALIKE = "direct sources, heads weighed", "direct sources, heads alike"
 MEAN, NEWEST, RANDOM = "mean attention", "newest first", "random"
 NUM_WEIGHED = 64
-"""Contexts from which heads are weighed."""
+"""Contexts from which the weights of heads are computed."""
 
 
 class Measured(NamedTuple):
-    """What a ranking came to at one step.
+    """Results of a ranking at one step.
 
     Attributes:
-        left: of the answer's probability, at each of `LEVELS`.
-        recall: of the fact; None where there is none.
-        share: of the ranking's weight that falls on the fact; None where it is no weight.
+        left: fraction of the answer's probability that is left at each of `LEVELS`.
+        recall: recall of the fact; None if there is none.
+        share: fraction of the ranking's weight on the fact; None if it has no weights.
     """
 
     left: torch.Tensor
@@ -70,12 +70,12 @@ class Measured(NamedTuple):
 
     @property
     def area(self) -> float:
-        """Under what is left: its mean."""
+        """Mean of `left` over the hidden fraction."""
         return float(torch.trapezoid(self.left, torch.tensor(LEVELS))) / LEVELS[-1]
 
 
 def facts(watched: Watched, num_cases: int) -> Iterator[Case]:
-    """Steps that answer what was asked for, where the model knows it."""
+    """Yield steps that answer a question which the model can answer."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(num_cases * MAX_TRIES_A_STEP):
         row = haystack(NEEDLE_TOKENS, generator)
@@ -88,7 +88,7 @@ def facts(watched: Watched, num_cases: int) -> Iterator[Case]:
 
 
 def prose(watched: Watched, tokenizer: Any, num_cases: int) -> Iterator[Case]:
-    """Steps of the Python reference that depend on their context."""
+    """Yield steps of the Python reference that depend on their context."""
     generator = torch.Generator().manual_seed(11)
     texts = [tokenizer(text, truncation=False).input_ids for text in load_documents().values()]
     texts = [ids for ids in texts if len(ids) > DEMO_TOKENS]
@@ -108,7 +108,7 @@ def prose(watched: Watched, tokenizer: Any, num_cases: int) -> Iterator[Case]:
 def rankings(
     watched: Watched, case: Case, generator: torch.Generator
 ) -> dict[str, tuple[torch.Tensor, bool]]:
-    """Scores of all positions but the newest, by name, and whether they are weights."""
+    """Return the scores of all positions but the newest, and whether they are weights."""
     weighed, alike, mean = watched.shares(case.token_ids)
     return {
         WEIGHED: (weighed, True),
@@ -119,8 +119,10 @@ def rankings(
     }
 
 
-def measured(watched: Watched, case: Case, scores: torch.Tensor, *, is_weight: bool) -> Measured:
-    """What a ranking is worth at a step."""
+def measure_ranking(
+    watched: Watched, case: Case, scores: torch.Tensor, *, is_weight: bool
+) -> Measured:
+    """Return the results of a ranking at a step."""
     order = scores.argsort(descending=True)
     logprobs = watched.logprobs(case, [order[: round(level * len(order))] for level in LEVELS])
     left = (logprobs - logprobs[0]).exp()
@@ -135,12 +137,12 @@ def measured(watched: Watched, case: Case, scores: torch.Tensor, *, is_weight: b
 
 
 def show(what: str, watched: Watched, cases: list[Case]) -> None:
-    """Prints the table of these steps, and what stands below it."""
+    """Print the table of these steps, and what stands below it."""
     generator = torch.Generator().manual_seed(2)
     results: dict[str, list[Measured]] = {}
     for case in cases:
         for name, (scores, is_weight) in rankings(watched, case, generator).items():
-            found = measured(watched, case, scores, is_weight=is_weight)
+            found = measure_ranking(watched, case, scores, is_weight=is_weight)
             results.setdefault(name, []).append(found)
     levels = " | ".join(f"{level:.0%} hidden" for level in LEVELS[SHOWN])
     print(f"\n{what}; {len(cases)} steps:\n")
@@ -157,7 +159,7 @@ def show(what: str, watched: Watched, cases: list[Case]) -> None:
         print(f"\nmore than {direct}, step by step (95% of resamplings):\n")
         for name in others:
             print(f"- {name}: {_differences(results[name], results[direct])}")
-    print(f"\n{_with_other_weights(watched, cases[:NUM_OTHER_WEIGHTS])}", flush=True)
+    print(f"\n{_compare_shuffled(watched, cases[:NUM_OTHER_WEIGHTS])}", flush=True)
 
 
 def _differences(ones: list[Measured], others: list[Measured]) -> str:
@@ -189,8 +191,8 @@ def _interval(differences: list[float | None]) -> str:
     return f"{float(values.mean()):+.3f} ({float(low):+.3f} to {float(high):+.3f})"
 
 
-def _with_other_weights(watched: Watched, cases: list[Case]) -> str:
-    """How much the sources are like those of the same model with other weights."""
+def _compare_shuffled(watched: Watched, cases: list[Case]) -> str:
+    """Return the correlation with the sources of the same model with shuffled weights."""
     model = copy.deepcopy(watched.model)
     attention.restore(model)
     torch.manual_seed(4)
@@ -213,8 +215,8 @@ def _with_other_weights(watched: Watched, cases: list[Case]) -> str:
     )
 
 
-def first(cases: Iterator[Case], num_cases: int) -> list[Case]:
-    """So many of them."""
+def take_first(cases: Iterator[Case], num_cases: int) -> list[Case]:
+    """Return the first `num_cases` cases."""
     return [case for case, _ in zip(cases, range(num_cases), strict=False)]
 
 
@@ -223,8 +225,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the model that is taught")
     generator = torch.Generator().manual_seed(5)
     contexts = [haystack(NEEDLE_TOKENS, generator).token_ids for _ in range(NUM_WEIGHED)]
-    watched = Watched(trained_model(parser.parse_args().seed), contexts)
-    cases = first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
+    watched = Watched(train_model(parser.parse_args().seed), contexts)
+    cases = take_first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
     show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
     directory = ensure_demo_model()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -232,7 +234,7 @@ def main() -> None:
     texts = [tokenizer(text, truncation=False).input_ids for text in load_documents().values()]
     contexts = [ids[:DEMO_TOKENS] for ids in texts[:NUM_WEIGHED]]
     watched = Watched(model.eval().requires_grad_(False), contexts)
-    cases = first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)
+    cases = take_first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)
     show(f"the demo's model, {DEMO_TOKENS} tokens of the Python reference", watched, cases)
 
 

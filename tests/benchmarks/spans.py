@@ -1,4 +1,4 @@
-"""What a step's span costs, from the journal to the wire, and how much of a core that takes."""
+"""CPU time of a step's span, from the journal to the wire."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ NUM_STEPS = 4_096
 class Encoding:
     """Steps in a journal, to be made into a request with their spans.
 
-    CPU time, and the least of several runs: what else the machine does is not the encoder's.
+    Measured in CPU time; the least of several runs counts.
     """
 
     def __init__(self, *, candidates: bool) -> None:
@@ -45,14 +45,14 @@ class Encoding:
         self._candidates = candidates
         self.request = b""
 
-    def ours(self) -> float:
-        """Microseconds of a span, from journal bytes to the request's bytes."""
+    def measure_ours(self) -> float:
+        """Return the microseconds of a span, from journal bytes to the request's bytes."""
         return asyncio.run(self._ours())
 
     async def _ours(self) -> float:
         encoder = SpanEncoder(StartOnly(self._start), None, step_candidates=self._candidates)
         envelope = Envelope(make_service_resource("0"), "0")
-        # Tokens come again, and are remembered: the first half is not counted.
+        # The first half fills the caches and does not count.
         for entry in self._entries[:NUM_STEPS]:
             await encoder.encode(entry)
         entries = self._entries[NUM_STEPS:]
@@ -61,19 +61,19 @@ class Encoding:
         self.request = envelope.make_request(spans)
         return (time.process_time() - begun) / NUM_STEPS * 1e6
 
-    def theirs(self) -> float:
-        """Microseconds of a span that the SDK has already, to the same request's bytes."""
+    def measure_theirs(self) -> float:
+        """Return the microseconds that the SDK takes to encode a finished span into the request."""
         spans = list(make_readable_spans(self.request))
         begun = time.process_time()
         request = encode_spans(spans).SerializeToString()
         us = (time.process_time() - begun) / NUM_STEPS * 1e6
-        # The SDK writes an empty status besides: two bytes.
+        # The SDK also writes an empty status of two bytes.
         assert len(request) == len(self.request) + 2 * NUM_STEPS
         return us
 
 
 class StartOnly:
-    """A journal, as far as step spans read it: the generation's start, once."""
+    """Journal that returns only the generation's start."""
 
     def __init__(self, started: Entry) -> None:
         self._started = started
@@ -83,9 +83,9 @@ class StartOnly:
 
 
 def follow(follower: Answering, steps_per_s: int, runs: int, **export: object) -> float:
-    """CPU microseconds of a step, with somebody who exports less without: journal to wire.
+    """Return the CPU microseconds of a step's export, from the journal to the wire.
 
-    Both ways append and commit the same. Medians of alternating runs.
+    It is the median difference of alternating runs with and without an exporter.
     """
     asked = {"steps_per_s": steps_per_s, "seconds": SECONDS}
     found = []
@@ -99,7 +99,7 @@ def follow(follower: Answering, steps_per_s: int, runs: int, **export: object) -
 def run(runs: int) -> None:
     for candidates, name in ((True, "with 8 candidates, as shipped"), (False, "without")):
         encoding = Encoding(candidates=candidates)
-        pairs = [(encoding.ours(), encoding.theirs()) for _ in range(runs)]
+        pairs = [(encoding.measure_ours(), encoding.measure_theirs()) for _ in range(runs)]
         ours, theirs = (min(side) for side in zip(*pairs, strict=True))
         print(
             f"step span, {name}: from journal bytes to request bytes {ours:.1f} us, "

@@ -1,4 +1,4 @@
-"""A training of the demo model's shape that makes one step whenever it is told to.
+"""A training of the demo model's shape that makes one step on each command.
 
 It waits for a line before each step and for one at the end, and answers each step with what it
 took: its seconds, its processor time, and that of the processes that it has started. So several
@@ -57,7 +57,7 @@ class Turns(TrainerCallback):
 
     def _wait(self) -> None:
         if not sys.stdin.readline():
-            raise SystemExit("nobody says when the next step is to be made")
+            raise SystemExit("standard input ended before the last step")
         self._begun = time.perf_counter()
 
     def _use(self) -> tuple[float, float]:
@@ -66,7 +66,7 @@ class Turns(TrainerCallback):
 
 
 def train(answers: TextIO) -> None:
-    """Trains as the arguments say; what it took is written to `answers`."""
+    """Train as the arguments say; what it took is written to `answers`."""
     where, num_steps = Path(sys.argv[1]), int(sys.argv[2])
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What recording costs: bytes and microseconds a step, and reading a long generation back."""
+"""Cost of recording: bytes and microseconds of a step, and the time to read a generation."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ VOCABULARY = 50_257
 
 
 def typical_step(index: int, num_candidates: int = 8, num_processors: int = 0) -> Step:
-    """A sampled step as a model with a large vocabulary makes it."""
+    """Return a sampled step, as of a model with a large vocabulary."""
     ids = [1_000 + 331 * i for i in range(num_candidates)]
     logprobs = [-1.5 - 0.1 * i for i in range(num_candidates)]
     effects = None
@@ -52,9 +52,9 @@ def typical_step(index: int, num_candidates: int = 8, num_processors: int = 0) -
 
 
 def varied_step(stream: int, index: int) -> Step:
-    """A step whose numbers are its own, as they are in earnest: caches and gzip get no presents.
+    """Return a step with random numbers, so that caches and gzip do not benefit.
 
-    Token ids are as frequent as words are (Zipf), and what a turn cost is the same for all of
+    Token ids have the frequencies of words (Zipf), and the costs of a turn are the same for all of
     its sequences.
     """
     turn, own = Random(index), Random(stream << 32 | index)
@@ -83,7 +83,7 @@ def varied_step(stream: int, index: int) -> Step:
 
 
 async def append(durability: Durability) -> tuple[float, float, float, float]:
-    """Microseconds an append, steps/s committed, bytes on disk a step, s to read all back."""
+    """Return microseconds of an append, steps/s committed, bytes of a step, s to read all."""
     steps = [encode_step(typical_step(i)) for i in range(NUM_STEPS)]
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as name:
         directory = Path(name)

@@ -16,7 +16,7 @@ def speed(process: Answering, **command: object) -> float:
 
 
 def alternate(runs: int, ours: Speed, theirs: Speed) -> tuple[float, float, float]:
-    """Median of ours, of theirs, and of the ratio run by run; after a pair that is not counted."""
+    """Return the medians of ours, theirs and their ratio, after a warm-up pair."""
     if runs > 1:
         ours(), theirs()
     pairs = [(ours(), theirs()) for _ in range(runs)]
@@ -28,7 +28,7 @@ def alternate(runs: int, ours: Speed, theirs: Speed) -> tuple[float, float, floa
 
 
 def measure(workload: Workload, runs: int) -> list[tuple[str, float, float, float]]:
-    """Rows of (what, ours, theirs, ratio) in tokens a second."""
+    """Return rows of (what, ours, theirs, ratio) in tokens per second."""
     directory = find_directory(workload)
     rows = []
     with (
@@ -63,7 +63,7 @@ def measure(workload: Workload, runs: int) -> list[tuple[str, float, float, floa
 
 
 def run(runs: int, names: list[str]) -> None:
-    """Prints the table for the named workloads."""
+    """Print the table for the named workloads."""
     print("| workload | compared | ours, tokens/s | theirs | ratio |")
     print("| --- | --- | ---: | ---: | ---: |")
     for name in names:

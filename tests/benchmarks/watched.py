@@ -1,4 +1,4 @@
-"""A model with its attention watched, as it is served: what a ranking of its context is made of."""
+"""A model with a probe of its attention, as it is served, for rankings of its context."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ NOTHING = torch.tensor([], dtype=torch.int64)
 
 
 class Case(NamedTuple):
-    """One step: a context, what follows, and where the fact stands that it needs, if it is one."""
+    """One step: a context, the token after it, and the positions of the fact that it needs."""
 
     token_ids: list[int]
     answer: int
@@ -25,11 +25,11 @@ class Case(NamedTuple):
 
 
 class Watched:
-    """A model that is looked into.
+    """Model with a probe of its attention.
 
     Args:
-        model: in eval mode.
-        pieces: token ids of texts, from which its heads are weighed.
+        model: model in eval mode.
+        pieces: token ids of texts, from which the weights of heads are computed.
     """
 
     def __init__(self, model: Any, pieces: Iterable[Sequence[int]]) -> None:
@@ -41,11 +41,10 @@ class Watched:
 
     @torch.inference_mode()
     def shares(self, token_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Each position's direct share, with heads weighed and all alike, and its mean attention.
+        """Return each position's share with and without weights of heads, and its mean attention.
 
         Returns:
-            Three of float32 [tokens - 1], the newest position left out: what is missing to 1 is
-            its.
+            Three float32 [tokens - 1], without the newest position, which has the rest to 1.
         """
         assert self._style is not None
         assert self._probe.norms is not None
@@ -63,7 +62,7 @@ class Watched:
 
     @torch.inference_mode()
     def logprobs(self, case: Case, hidden: list[torch.Tensor]) -> torch.Tensor:
-        """Of the answer, once for each set of positions that are hidden from all layers."""
+        """Return the logprob of the answer for each set of hidden positions."""
         length = len(case.token_ids)
         mask = torch.ones(len(hidden), length, dtype=torch.int64)
         for row, positions in enumerate(hidden):

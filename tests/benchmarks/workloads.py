@@ -1,4 +1,4 @@
-"""The workloads that every figure names: models with random weights, prompts, decoding."""
+"""Workloads of all benchmarks: models with random weights, prompts, decoding."""
 
 import os
 import random
@@ -9,7 +9,7 @@ BUILD = Path(__file__).parents[2] / "build" / "bench"
 NUM_PROMPT_TOKENS = 32
 NUM_NEW_TOKENS = 128
 DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
-"""Where the engine and its peers compute; `run.py --device` sets it for all processes."""
+"""Device of the engine and its peers; `run.py --device` sets it for all processes."""
 TEMPERATURE = 0.8
 TOP_P = 0.95
 
@@ -35,13 +35,13 @@ WORKLOADS = {w.name: w for w in (S, M, L)}
 
 
 def prompt(index: int, vocabulary_size: int, num_tokens: int = NUM_PROMPT_TOKENS) -> list[int]:
-    """The prompt of one stream, the same for both sides."""
+    """Return the prompt of one stream, the same for both sides."""
     rng = random.Random(index)
     return [rng.randrange(1, vocabulary_size) for _ in range(num_tokens)]
 
 
 def find_directory(workload: Workload, num_positions: int = 8_192) -> Path:
-    """The workload's model on disk, made once."""
+    """Return the directory of the workload's model, which is made once."""
     directory = BUILD / f"model-{workload.name}-{num_positions}"
     if not (directory / "model.safetensors").exists():
         _save(workload, num_positions, directory)

@@ -99,7 +99,7 @@ def test_a_generation_that_resumes_keeps_its_parent(server, client):
     assert sent == [header(span)] * 2
 
 
-def test_the_state_the_flags_and_the_baggage_go_along(server, client):
+def test_tracestate_flags_and_baggage_are_propagated(server, client):
     remote = SpanContext(
         trace_id=1, span_id=2, is_remote=False, trace_flags=TraceFlags(1),
         trace_state=TraceState([("vendor", "x")]),
@@ -120,7 +120,7 @@ def test_the_state_the_flags_and_the_baggage_go_along(server, client):
     assert int(second["traceparent"][-2:], 16) & TraceFlags.SAMPLED == 0
 
 
-def test_what_the_user_sends_wins(server):
+def test_metadata_of_the_user_takes_precedence(server):
     own = f"00-{5:032x}-{6:016x}-01"
     within = trace.set_span_in_context(
         trace.NonRecordingSpan(
@@ -145,7 +145,7 @@ def test_without_a_span_nothing_is_sent(server, client):
     assert not sent.keys() & {"traceparent", "tracestate", "baggage"}
 
 
-def test_a_program_without_opentelemetry_does_without(server):
+def test_a_program_without_opentelemetry_sends_no_trace_context(server):
     program = f"""
 import sys
 class Absent:

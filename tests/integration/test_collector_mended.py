@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from backend_process import free_port, running
+from backend_process import find_free_port, run_backend
 from journal_export import JournalExport
 from required import skip_without
 from span_reading import only_span
@@ -63,7 +63,7 @@ def configuration(directory: Path, protocol: OtlpProtocol, port: int, receiver: 
 async def test_nothing_is_lost_to_a_collector_that_is_mended(
     tmp_path: Path, protocol: OtlpProtocol, receiver: object, answer: str
 ) -> None:
-    program, port = collector(), free_port()
+    program, port = collector(), find_free_port()
     path = "" if protocol is OtlpProtocol.GRPC else "/v1/traces"
     destination = OtlpSettings(endpoint=f"http://127.0.0.1:{port}{path}", protocol=protocol)
     journal = MemoryJournal()
@@ -78,7 +78,7 @@ async def test_nothing_is_lost_to_a_collector_that_is_mended(
         sleep=lambda _: asyncio.sleep(0.01),
     )
     wrong = configuration(tmp_path, protocol, port, receiver)
-    with running([program, "--config", str(wrong)], tmp_path / "wrong"):
+    with run_backend([program, "--config", str(wrong)], tmp_path / "wrong"):
         exporter.start()
         async with asyncio.timeout(TIMEOUT_S):
             while not exporter.stats.last_error.startswith(answer):  # noqa: ASYNC110 - a counter
@@ -89,7 +89,7 @@ async def test_nothing_is_lost_to_a_collector_that_is_mended(
         assert exporter.stats.retrying
         assert exporter.stats.num_exported == 0
     right = configuration(tmp_path, protocol, port, RIGHT)
-    with running([program, "--config", str(right)], tmp_path / "right"):
+    with run_backend([program, "--config", str(right)], tmp_path / "right"):
         assert await exporter.flush(TIMEOUT_S)
         assert not exporter.stats.refusing
         taken = (tmp_path / "right" / "log").read_text()

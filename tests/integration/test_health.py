@@ -65,7 +65,7 @@ def spans_of(document: dict[str, Any]) -> dict[str, Any]:
     return spans
 
 
-async def test_a_collector_that_is_down_is_told_and_makes_nobody_ill(
+async def test_a_collector_that_is_down_is_shown_and_the_server_stays_healthy(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     receiver = Receiver()  # its port refuses connections until it is started
@@ -120,7 +120,7 @@ async def test_a_collector_that_is_down_is_told_and_makes_nobody_ill(
         await receiver.close()
 
 
-def test_it_says_no_while_the_model_loads_the_engine_restarts_and_the_server_drains(
+def test_health_is_not_serving_while_the_model_loads_the_engine_restarts_or_the_server_drains(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     process = ServerProcess(tiny_model("gpt2-long"), tmp_path, "--metrics-listen", "127.0.0.1:0")

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from backend_process import TEST_TIMEOUT_S, answered, mlflow
+from backend_process import TEST_TIMEOUT_S, mlflow, wait_for_answer
 from server_process import ServerProcess
 from tiny_models import save_model_that_breaks
 
@@ -48,7 +48,7 @@ async def trace_of(page: str, heard: dict[str, Any]) -> dict[str, Any]:
     # The call, the model call, its queue and prefill; a span for each sequence and each step.
     num_spans = 4 + len({sequence for sequence, _ in heard["steps"]}) + len(heard["steps"])
     async with aiohttp.ClientSession() as session:
-        answer = await answered(
+        answer = await wait_for_answer(
             session,
             lambda answer: len(answer["trace"].get("spans", ())) >= num_spans,
             "GET",

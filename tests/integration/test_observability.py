@@ -201,7 +201,7 @@ async def test_an_unsampled_request_is_journalled_and_makes_no_span(
         ({}, ["--log-format", "xml"], "console, json"),
     ],
 )
-def test_settings_that_mean_nothing_end_the_start(
+def test_invalid_telemetry_settings_prevent_the_start(
     tiny_model: Callable[..., Path],
     tmp_path: Path,
     environment: dict[str, str],
@@ -213,7 +213,7 @@ def test_settings_that_mean_nothing_end_the_start(
     assert words in "".join(process.log)
 
 
-def test_a_taken_metrics_port_ends_the_start(
+def test_a_metrics_port_in_use_prevents_the_start(
     observed: ServerProcess, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     (line,) = [line for line in observed.log if "metrics are on" in line]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import browser, complaints, look, requests
+from browser import browser, read_console, read_requests, set_view
 from internals_steps import inside_journal, inside_step
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
@@ -54,11 +54,11 @@ def opened(driver, tmp_path) -> Iterator[Path]:
     events[2].steps.steps[0].internals.layer_leaders[:] = [1, 0, 0]
     path = tmp_path / "page <&>.html"
     save(path, events, HOSTILE)
-    look(driver, 1200, 900)
+    set_view(driver, 1200, 900)
     show(driver, path)
     yield path
-    assert complaints(driver) == []
-    assert requests(driver) == []
+    assert read_console(driver) == []
+    assert read_requests(driver) == []
     assert driver.execute_script("return window.broken") is None
 
 
@@ -118,8 +118,8 @@ def test_what_the_page_must_not_do_would_be_noticed(driver, tmp_path):
     path = tmp_path / "bad.html"
     path.write_text("<script>fetch('http://127.0.0.1:9/x'); window.broken = 1; throw 'x'</script>")
     show(driver, path)
-    assert requests(driver) == ["http://127.0.0.1:9/x"]
-    assert any("Uncaught" in complaint for complaint in complaints(driver))
+    assert read_requests(driver) == ["http://127.0.0.1:9/x"]
+    assert any("Uncaught" in complaint for complaint in read_console(driver))
     assert driver.execute_script("return window.broken") == 1
 
 
@@ -194,7 +194,7 @@ def test_an_address_that_names_no_token_shows_the_overview(driver, opened, key):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_can_be_read_on_a_telephone_in_light_and_dark(driver, opened, dark):
-    look(driver, 390, 800, dark=dark)
+    set_view(driver, 390, 800, dark=dark)
     show(driver, opened, "0.2")
     wide = driver.execute_script("return document.documentElement.scrollWidth")
     assert wide <= 390, "nothing makes the page scroll sideways"

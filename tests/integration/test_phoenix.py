@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from backend_process import TEST_TIMEOUT_S, answered, phoenix
+from backend_process import TEST_TIMEOUT_S, phoenix, wait_for_answer
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
@@ -96,7 +96,7 @@ async def told_of(
     # The call, the model call, its queue and prefill; a span for each sequence and each step.
     num_spans = 4 + num_sequences + len(listed) + num_others
     async with aiohttp.ClientSession() as session:
-        found = await answered(
+        found = await wait_for_answer(
             session,
             lambda answer: len(answer["data"]) >= num_spans,
             "GET",
@@ -146,7 +146,7 @@ async def see(target: str, page: str, otlp: str) -> Seen:
     counts = "traceCount recordCount tokenCountPrompt tokenCountCompletion"
     query = {"query": f"{{ projects {{ edges {{ node {{ name {counts} }} }} }} }}"}
     async with aiohttp.ClientSession() as session:
-        found = await answered(session, bool, "POST", f"{page}/graphql", json=query)
+        found = await wait_for_answer(session, bool, "POST", f"{page}/graphql", json=query)
     (project,) = [edge["node"] for edge in found["data"]["projects"]["edges"]]
     return Seen(*told, below, *users[1:], project)
 
@@ -197,7 +197,7 @@ def test_every_step_is_a_span_under_its_sequence_up_to_the_call(seen: Seen, whic
     }
 
 
-def test_a_users_own_span_is_on_top_without_a_line_of_code(seen: Seen) -> None:
+def test_a_users_span_is_the_root_without_further_code(seen: Seen) -> None:
     told = seen.below_users_span
     assert told.started.trace_id == seen.users_trace_id
     (above,) = told.named("work")
@@ -239,7 +239,7 @@ def test_phoenix_adds_up_what_its_project_holds(seen: Seen) -> None:
     }
 
 
-def test_an_error_is_where_it_belongs(seen: Seen) -> None:
+def test_an_error_is_shown_on_its_span(seen: Seen) -> None:
     assert {span["status_code"] for span in seen.whole.spans} == {"UNSET"}
     failed = seen.failed
     assert failed.finished.finish_reason == g.FINISH_REASON_FAILED
@@ -253,7 +253,7 @@ def test_an_error_is_where_it_belongs(seen: Seen) -> None:
     assert failed.only(CALL)["attributes"]["rpc.response.status_code"] == "OK"
 
 
-def test_a_caller_who_cancels_is_no_error_and_is_told(seen: Seen) -> None:
+def test_a_cancelled_generation_is_shown_and_no_error(seen: Seen) -> None:
     """By the conventions: CANCELLED is the caller's wish, and no fault of the server's."""
     cancelled = seen.cancelled
     assert cancelled.code is grpc.StatusCode.CANCELLED

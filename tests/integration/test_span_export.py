@@ -79,7 +79,7 @@ async def test_spans_go_over_http_through_a_collectors_faults(
         assert not collector.faults
 
 
-async def test_spans_go_to_an_exporter_of_ones_own(
+async def test_spans_go_to_a_users_exporter(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "my_exporter.py").write_text(EXPORTER)
@@ -105,7 +105,7 @@ async def test_spans_go_to_an_exporter_of_ones_own(
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1/b"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
     ],
 )
-def test_a_server_does_not_start_with_what_it_cannot_do(
+def test_a_server_does_not_start_with_invalid_export_settings(
     environment: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "whence_server", "serve", "--model", "m"]

@@ -188,7 +188,7 @@ async def test_a_call_that_its_client_ends_has_its_code(
     assert {trace_id: codes[trace_id] for trace_id in wanted} == wanted
 
 
-async def test_what_generates_nothing_makes_no_span(
+async def test_calls_that_generate_nothing_make_no_span(
     tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
 ) -> None:
     flags = ("--otlp-endpoint", receiver.endpoint)
@@ -215,7 +215,7 @@ async def test_what_generates_nothing_makes_no_span(
     assert len({span.trace_id for span in receiver.spans}) == 2
 
 
-async def test_a_tree_beyond_the_bound_is_whole(
+async def test_a_trace_beyond_the_limit_of_step_spans_is_one_tree(
     tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
 ) -> None:
     flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "5")

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from browser import browser, complaints, look, missing_browser  # noqa: E402
+from browser import browser, find_missing_browser, read_console, set_view  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from whence import Client  # noqa: E402
@@ -33,7 +33,7 @@ MAX_BYTES = 300_000
 def main() -> int:
     """Takes it; tells what is on it."""
     arguments = _arguments()
-    missing = missing_browser()
+    missing = find_missing_browser()
     if missing is not None:
         print(missing, file=sys.stderr)
         return 1
@@ -41,10 +41,10 @@ def main() -> int:
         path = Path(directory) / "page.html"
         step = _make_page(path, arguments)
         with browser(Path(directory) / "profile") as driver:
-            look(driver, arguments.width, arguments.height, dark=arguments.dark, scale=2)
+            set_view(driver, arguments.width, arguments.height, dark=arguments.dark, scale=2)
             driver.get(f"{path.as_uri()}#0.{step}")
             picture = _in_few_colors(driver.get_screenshot_as_png())
-            said = complaints(driver)
+            said = read_console(driver)
     if said or len(picture) > MAX_BYTES:
         print(*said, f"{len(picture):,} bytes, at most {MAX_BYTES:,}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from backend_process import answered, free_port, phoenix, running
+from backend_process import find_free_port, phoenix, run_backend, wait_for_answer
 from server_process import ServerProcess
 
 from whence_server.demo.model import ensure_demo_model
@@ -90,9 +90,9 @@ def generate(target: str) -> str:
 async def address_of_step(page: str, trace_id: str) -> str:
     """The address of the trace's page with one step selected, once every span is there."""
     async with aiohttp.ClientSession() as session:
-        projects = await answered(session, bool, "GET", f"{page}/v1/projects")
+        projects = await wait_for_answer(session, bool, "GET", f"{page}/v1/projects")
         (project,) = projects["data"]
-        found = await answered(
+        found = await wait_for_answer(
             session,
             lambda answer: len(answer["data"]) == NUM_SPANS,
             "GET",
@@ -131,11 +131,13 @@ class Browser:
 
 @asynccontextmanager
 async def browser(directory: Path) -> AsyncIterator[Browser]:
-    port = free_port()
-    with running(["chromedriver", f"--port={port}"], directory / "chromedriver"):
+    port = find_free_port()
+    with run_backend(["chromedriver", f"--port={port}"], directory / "chromedriver"):
         driver = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession() as asking:
-            await answered(asking, lambda it: it["value"]["ready"], "GET", f"{driver}/status")
+            await wait_for_answer(
+                asking, lambda it: it["value"]["ready"], "GET", f"{driver}/status"
+            )
         session = Browser(driver, directory / "profile")
         try:
             yield session

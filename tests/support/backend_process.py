@@ -1,6 +1,6 @@
 """Observability backends in processes of their own, from environments of their own.
 
-`make phoenix` and `make mlflow` install them under build/, apart from everything of ours.
+`make phoenix` and `make mlflow` install them under build/, apart from our own packages.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from required import skip_without
 
 ENVIRONMENTS = Path(__file__).parents[2] / "build" / "backends"
 ANSWER_TIMEOUT_S = 300.0
-"""A backend may still be starting: ten seconds by itself, and more beside other work."""
+"""Time that a backend may take to start and to answer: ten seconds alone, more under load."""
 TEST_TIMEOUT_S = 600
 
 Answer = TypeVar("Answer")
@@ -26,10 +26,13 @@ Answer = TypeVar("Answer")
 
 @contextlib.contextmanager
 def phoenix(directory: Path) -> Iterator[tuple[str, str]]:
-    """Gives the address of its page and REST, and the one for spans; it may take a while yet."""
-    command = [str(python_of("phoenix")), "-m", "phoenix.server.main", "serve"]
-    page, otlp = free_port(), free_port()
-    with running(
+    """Start Phoenix; yield the address of its page and REST API, and that for spans.
+
+    It may still be starting.
+    """
+    command = [str(find_python("phoenix")), "-m", "phoenix.server.main", "serve"]
+    page, otlp = find_free_port(), find_free_port()
+    with run_backend(
         command,
         directory,
         PHOENIX_HOST="127.0.0.1",
@@ -45,30 +48,28 @@ def phoenix(directory: Path) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def mlflow(directory: Path) -> Iterator[str]:
-    """Gives the address of its page, its REST and its OTLP; it may take a while yet."""
-    port = free_port()
-    command = [str(python_of("mlflow")), "-m", "mlflow", "server", "--workers", "1"]
+    """Start MLflow; yield the address of its page, REST API and OTLP. It may still be starting."""
+    port = find_free_port()
+    command = [str(find_python("mlflow")), "-m", "mlflow", "server", "--workers", "1"]
     where = ["--host", "127.0.0.1", "--port", str(port)]
     store = ["--backend-store-uri", "sqlite:///mlflow.db"]
-    with running([*command, *where, *store], directory, MLFLOW_DISABLE_TELEMETRY="true"):
+    with run_backend([*command, *where, *store], directory, MLFLOW_DISABLE_TELEMETRY="true"):
         yield f"http://127.0.0.1:{port}"
 
 
-def python_of(backend: str) -> Path:
-    """The interpreter of a backend's environment; skips the test where there is none."""
+def find_python(backend: str) -> Path:
+    """Return the interpreter of a backend's environment; skip the test if there is none."""
     environment = ENVIRONMENTS / backend
     if not (environment / ".ready").exists():
-        skip_without(
-            backend, f"{backend} is not installed: `make {backend}` does it, apart from the rest"
-        )
+        skip_without(backend, f"{backend} is not installed: run `make {backend}`")
     return environment / "bin" / "python"
 
 
-def free_port() -> int:
-    """A port that nobody has.
+def find_free_port() -> int:
+    """Return a free port of loopback.
 
-    It is below those that systems give to whoever asks for any: what else connects or listens
-    until the backend does, in tests beside this one, gets another.
+    It is below the range from which systems assign ports, so that no other test is assigned it
+    before the backend listens.
     """
     anywhere = random.SystemRandom()
     while True:
@@ -79,8 +80,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], directory: Path, **environment: str) -> Iterator[None]:
-    """A backend; what it says goes to `directory`/log, and it ends with the test."""
+def run_backend(command: list[str], directory: Path, **environment: str) -> Iterator[None]:
+    """Run a backend until the block is left, with its output in `directory`/log."""
     directory.mkdir()
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     with (directory / "log").open("wb") as log:
@@ -90,7 +91,7 @@ def running(command: list[str], directory: Path, **environment: str) -> Iterator
             env=kept | {"HOME": str(directory), **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Some start further processes, which must not outlive them.
+            # Some start further processes, which have to end with them.
             start_new_session=True,
         )
         try:
@@ -103,17 +104,17 @@ def running(command: list[str], directory: Path, **environment: str) -> Iterator
             process.wait(30)
 
 
-async def answered(
+async def wait_for_answer(
     session: aiohttp.ClientSession,
     wanted: Callable[[Any], bool],
     method: str,
     url: str,
     **arguments: Any,
 ) -> Any:
-    """Asks, once a backend is up, until its answer is the one that is wanted.
+    """Ask a backend until it answers as wanted, and return the answer.
 
     Raises:
-        AssertionError: it was not, in ANSWER_TIMEOUT_S; with the last answer.
+        AssertionError: it did not in ANSWER_TIMEOUT_S; the message has the last answer.
     """
     last: object = None
     try:

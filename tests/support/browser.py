@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by Selenium, and all that it complained of or asked a network for."""
+"""Headless Chromium, driven by Selenium, with its console messages and network requests."""
 
 import json
 import shutil
@@ -26,8 +26,8 @@ _ARGUMENTS = (
 )
 
 
-def missing_browser() -> str | None:
-    """What keeps the browser from running here; None where nothing does."""
+def find_missing_browser() -> str | None:
+    """Return the reason why the browser cannot run here; None if it can."""
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             return (
@@ -39,11 +39,11 @@ def missing_browser() -> str | None:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[WebDriver]:
-    """A browser with a fresh profile in that directory.
+    """Run a browser with a new profile in a directory.
 
-    Without the two programs, the test that asked is skipped.
+    The test is skipped if the two programs are not installed.
     """
-    missing = missing_browser()
+    missing = find_missing_browser()
     if missing is not None:
         skip_without("chromium", missing)
     options = ChromeOptions()
@@ -51,7 +51,7 @@ def browser(profile: Path) -> Iterator[WebDriver]:
     for argument in (*_ARGUMENTS, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # By its path, so that Selenium looks for no driver elsewhere.
+    # By its path, so that Selenium does not search for a driver.
     service = ChromeService(executable_path=shutil.which("chromedriver"))
     driver = Chrome(options=options, service=service)
     try:
@@ -60,9 +60,11 @@ def browser(profile: Path) -> Iterator[WebDriver]:
         driver.quit()
 
 
-def look(driver: WebDriver, width: int, height: int, *, dark: bool = False, scale: int = 1) -> None:
-    """Gives the window its size in CSS pixels, and the page its colour scheme."""
-    _told(
+def set_view(
+    driver: WebDriver, width: int, height: int, *, dark: bool = False, scale: int = 1
+) -> None:
+    """Set the size of the window in CSS pixels, and the colour scheme of the page."""
+    _execute(
         driver,
         "Emulation.setDeviceMetricsOverride",
         width=width,
@@ -71,16 +73,16 @@ def look(driver: WebDriver, width: int, height: int, *, dark: bool = False, scal
         mobile=False,
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    _told(driver, "Emulation.setEmulatedMedia", features=[scheme])
+    _execute(driver, "Emulation.setEmulatedMedia", features=[scheme])
 
 
-def complaints(driver: WebDriver) -> list[str]:
-    """What the console has said since the last time."""
+def read_console(driver: WebDriver) -> list[str]:
+    """Return the messages of the console since the last call."""
     return [entry["message"] for entry in driver.get_log("browser")]
 
 
-def requests(driver: WebDriver) -> list[str]:
-    """The addresses that the page has asked for since the last time, but for those of files."""
+def read_requests(driver: WebDriver) -> list[str]:
+    """Return the URLs that the page has requested since the last call, without files."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     asked = [
         message["params"]["request"]["url"]
@@ -90,5 +92,5 @@ def requests(driver: WebDriver) -> list[str]:
     return [url for url in asked if urlsplit(url).scheme != "file"]
 
 
-def _told(driver: WebDriver, command: str, **parameters: Any) -> None:
+def _execute(driver: WebDriver, command: str, **parameters: Any) -> None:
     driver.execute_cdp_cmd(command, parameters)

@@ -1,4 +1,4 @@
-"""A whence server that follows a script: it breaks off, delays and refuses as it is told."""
+"""A whence server that follows a script: it breaks streams off, delays and refuses calls."""
 
 # ruff: noqa: N802 -- the methods have the names of the contract
 
@@ -43,7 +43,7 @@ TOKEN_IDS = (1, 2, 3, 6, 7)
 
 @dataclass(frozen=True)
 class Break:
-    """Ends the next stream after so many messages: with a status, or as if all were well."""
+    """End of the next stream after `after` messages, with a status or OK."""
 
     after: int
     code: grpc.StatusCode | None = grpc.StatusCode.UNAVAILABLE
@@ -52,7 +52,7 @@ class Break:
 
 @dataclass(frozen=True)
 class Hold:
-    """Lets the next stream stand still after so many messages, until its reader is gone."""
+    """Pause of the next stream after `after` messages, until its reader is gone."""
 
     after: int
 
@@ -94,7 +94,7 @@ def journal(
     reason: pb.FinishReason.ValueType = pb.FINISH_REASON_LENGTH,
     failure: pb.Failure | None = None,
 ) -> list[pb.GenerationEvent]:
-    """A whole generation, one event for each offset."""
+    """Return the events of a complete generation, one for each offset."""
     made = steps() if made is None else made
     text = "".join(s.text for s in made if s.sequence_index == 0)
     started = pb.GenerationStarted(
@@ -124,7 +124,7 @@ def journal(
 
 
 def batched(events: list[pb.GenerationEvent], size: int) -> list[pb.GenerationEvent]:
-    """The same generation with its steps in batches of at most `size`."""
+    """Return the same generation, with its steps in batches of at most `size`."""
     inner = events[1:-1]
     batches = []
     for at in range(0, len(inner), size):
@@ -140,15 +140,15 @@ def batched(events: list[pb.GenerationEvent], size: int) -> list[pb.GenerationEv
 
 @dataclass
 class Script:
-    """What the server does, and what it was asked."""
+    """Behaviour of the server, and the calls that it received."""
 
     events: list[pb.GenerationEvent] = field(default_factory=journal)
     turns: deque[Break | Hold] = field(default_factory=deque)
-    """One for each stream, in order; a stream without one runs to its end."""
+    """Behaviour of each stream in order; a stream without one runs to its end."""
     calls: list[Any] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     refusals: deque[Break] = field(default_factory=deque)
-    """One for each unary call."""
+    """Status of each unary call in order; a call without one succeeds."""
     metadata: list[dict[str, Any]] = field(default_factory=list)
 
     def requests(self, kind: type[Message]) -> list[Any]:
@@ -195,7 +195,7 @@ class FakeGeneration(GenerationServiceServicer):
     def __init__(self, script: Script) -> None:
         self._script = script
 
-    def _of(self, generation_id: str) -> list[pb.GenerationEvent]:
+    def _copy_events(self, generation_id: str) -> list[pb.GenerationEvent]:
         events = []
         for event in self._script.events:
             copy = pb.GenerationEvent()
@@ -208,14 +208,16 @@ class FakeGeneration(GenerationServiceServicer):
     def Generate(self, request: Any, context: Any) -> Iterator[pb.GenerateResponse]:
         self._script.calls.append(request)
         self._script.metadata.append(dict(context.invocation_metadata()))
-        events = self._of(request.generation_id)
+        events = self._copy_events(request.generation_id)
         yield from self._script.play([pb.GenerateResponse(event=e) for e in events], context)
 
     def ResumeGeneration(self, request: Any, context: Any) -> Iterator[Any]:
         self._script.calls.append(request)
         self._script.metadata.append(dict(context.invocation_metadata()))
         events = [
-            e for e in self._of(request.generation_id) if e.last_offset > request.after_offset
+            e
+            for e in self._copy_events(request.generation_id)
+            if e.last_offset > request.after_offset
         ]
         responses = [pb.ResumeGenerationResponse(event=e) for e in events]
         yield from self._script.play(responses, context)
@@ -303,16 +305,16 @@ class FakeModel(ModelServiceServicer):
 
 
 class FakeServer:
-    """The server, on a Unix socket; a context manager."""
+    """Fake server on a Unix socket; a context manager."""
 
     def __init__(self) -> None:
         self.script = Script()
         # A socket's path may have 107 bytes: the test's own directory is too deep.
         self._directory = Path(tempfile.mkdtemp(prefix="whence-"))
         self.target = f"unix:{self._directory / 'socket'}"
-        self._server = self._made()
+        self._server = self._make_server()
 
-    def _made(self) -> grpc.Server:
+    def _make_server(self) -> grpc.Server:
         server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
         add_GenerationServiceServicer_to_server(FakeGeneration(self.script), server)
         add_TraceServiceServicer_to_server(FakeTrace(self.script), server)
@@ -321,9 +323,9 @@ class FakeServer:
         return server
 
     def restart(self) -> None:
-        """Goes away with all of its connections, and comes back."""
+        """Stop the server with all of its connections, and start it again."""
         self._server.stop(None).wait()
-        self._server = self._made()
+        self._server = self._make_server()
         self._server.start()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Where the engines that tests start compute: `make test-cuda` asks for another device."""
+"""Device of the engines that tests start; `make test-cuda` sets another one."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Settings from flags and an environment, for tests."""
+"""Settings, read from flags and an environment."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What a step should be, worked out row by row: transformers' processors, numpy in float64."""
+"""Oracle of decoding steps: transformers' processors on one row, and numpy in float64."""
 
 import dataclasses
 import math
@@ -17,17 +17,17 @@ GREEDY = Decoding(Strategy.GREEDY, max_new_tokens=64)
 SAMPLE = Decoding(Strategy.SAMPLE, max_new_tokens=64, seed=0x1234567890ABCDEF)
 
 
-def processors_of(decoding: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
-    """The processors that `generate` would apply, in its order, under the contract's names."""
-    yield from penalties_of(decoding, num_prompt_tokens)
-    yield from configured_of(decoding, num_prompt_tokens)
+def make_processors(decoding: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
+    """Yield the processors that `generate` applies, in its order, with the contract's names."""
+    yield from make_penalties(decoding, num_prompt_tokens)
+    yield from make_configured_processors(decoding, num_prompt_tokens)
     if decoding.strategy is Strategy.SAMPLE:
-        yield from warpers_of(decoding)
+        yield from make_warpers(decoding)
     if decoding.configured.renormalize_logits:
         yield "renormalize_logits", hf.LogitNormalization()
 
 
-def configured_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
+def make_configured_processors(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
     c, length = d.configured, num_prompt_tokens + d.max_new_tokens
     if c.forced_bos_token_id is not None:
         yield "forced_bos_token", hf.ForcedBOSTokenLogitsProcessor(c.forced_bos_token_id)
@@ -45,7 +45,7 @@ def configured_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, An
         )
 
 
-def penalties_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
+def make_penalties(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any]]:
     ends = [*(() if d.ignore_eos else d.eos_token_ids), *d.stop_token_ids]
     if d.configured.sequence_biases:
         biases = dict(d.configured.sequence_biases)
@@ -67,7 +67,7 @@ def penalties_of(d: Decoding, num_prompt_tokens: int) -> Iterator[tuple[str, Any
         )
 
 
-def warpers_of(d: Decoding) -> Iterator[tuple[str, Any]]:
+def make_warpers(d: Decoding) -> Iterator[tuple[str, Any]]:
     if d.temperature != 1.0:
         yield "temperature", hf.TemperatureLogitsWarper(d.temperature)
     if d.configured.top_h:
@@ -88,12 +88,12 @@ def warpers_of(d: Decoding) -> Iterator[tuple[str, Any]]:
 
 @dataclasses.dataclass
 class Expected:
-    """One row's distributions.
+    """Distributions of one row.
 
     Attributes:
-        names: the processors applied.
-        scores: float64 [V] each: the model's own, then after each processor.
-        distributions: the same as logprobs.
+        names: names of the applied processors.
+        scores: float64 [V] each: the model's scores, then those after each processor.
+        distributions: logprobs of the scores.
     """
 
     names: list[str]
@@ -104,11 +104,11 @@ class Expected:
 def expected(
     logits: torch.Tensor, decoding: Decoding, prompt: list[int], generated: list[int]
 ) -> Expected:
-    """Applies one row's processors to that row alone."""
+    """Apply the processors to one row."""
     scores = logits.float().unsqueeze(0)
     input_ids = torch.tensor([[*prompt, *generated]])
     names, stages = [], [scores]
-    for name, processor in processors_of(decoding, len(prompt)):
+    for name, processor in make_processors(decoding, len(prompt)):
         scores = processor(input_ids, scores)
         names.append(name)
         stages.append(scores)

@@ -1,4 +1,4 @@
-"""A delivery to a collector in memory that answers by the spans and the number of the request."""
+"""Delivery to a collector in memory, which answers by the spans and the number of the request."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def piece(name: str) -> bytes:
 
 
 class Collector:
-    """Answers by the names of the spans and the number of the request."""
+    """Collector whose answer depends on the names of the spans and the number of the request."""
 
     def __init__(self, answer: Callable[[list[str], int], Outcome]) -> None:
         self.taken: list[str] = []

@@ -1,4 +1,4 @@
-"""What the dashboards and the alerts in deploy/ ask for, read without Prometheus."""
+"""Queries of the dashboards and the alerts in deploy/, parsed without Prometheus."""
 
 import json
 import re
@@ -14,17 +14,17 @@ DEPLOY = ROOT / "deploy"
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 NEVER_ON_A_SOUND_SERVER = {"whence_export_unreadable_total", "whence_metrics_unreadable_total"}
-"""They are there from the first unreadable entry on; test_deploy_metrics knows their names."""
+"""Metrics that exist only after an unreadable entry; test_deploy_metrics checks their names."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a query mentions."""
+    """Metrics and labels of a query."""
 
     metrics: dict[str, frozenset[str]]
-    """By metric: the labels that its selectors match on."""
+    """Labels that the selectors of each metric match on."""
     groupings: tuple[frozenset[str], ...]
-    """The labels of each `by`, `on`, `ignoring`."""
+    """Labels of each `by`, `on`, `ignoring`."""
 
 
 TOKEN = re.compile(
@@ -47,18 +47,18 @@ def read_query(text: str) -> Use:
         if kind != "name":
             continue
         if word in GROUPINGS and following == "(":
-            names, position = inside(tokens, position, ")")
+            names, position = read_names(tokens, position, ")")
             groupings.append(frozenset(names))
         elif word not in WORDS and following == "{":
-            names, position = inside(tokens, position, "}")
+            names, position = read_names(tokens, position, "}")
             metrics.setdefault(word, set()).update(names)
         elif word not in WORDS and following != "(":
             metrics.setdefault(word, set())
     return Use({name: frozenset(labels) for name, labels in metrics.items()}, tuple(groupings))
 
 
-def inside(tokens: list[re.Match[str]], position: int, end: str) -> tuple[list[str], int]:
-    """The names up to a closing sign, and where it goes on."""
+def read_names(tokens: list[re.Match[str]], position: int, end: str) -> tuple[list[str], int]:
+    """Return the names up to a closing sign, and the position after it."""
     names = []
     while tokens[position].group() != end:
         if tokens[position].lastgroup == "name":
@@ -75,7 +75,7 @@ class Query(NamedTuple):
     where: str
     text: str
     shown_labels: frozenset[str]
-    """Those that its legend or its annotations name."""
+    """Labels that its legend or its annotations name."""
 
 
 def dashboard_queries() -> Iterator[Query]:

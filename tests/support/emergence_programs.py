@@ -1,6 +1,6 @@
-"""Programs in the place of the one that traces a text's emergence, which needs torch."""
+"""Replacements of the program that traces a text's emergence, which needs torch."""
 
-# Answers as the real one does: what it was asked comes back in the first message.
+# Answers as the real one does, with its request in the first message.
 ANSWERS = """
 import json, sys
 from whence.v1 import training_pb2 as pb
@@ -18,7 +18,7 @@ for step in (0, 5, 10):
                                            group_changes=[step, 1.5], gap=0.25, example_ids=[3]))
     send(point=pb.EmergencePoint(step=step, logprob=step - 20.0, token_logprobs=[step / 2, -20]))
 """
-# Says so once it is asked, and then waits for its input's end.
+# Answers a request once, and then waits for the end of its input.
 WAITS = """
 import sys
 from whence.v1 import training_pb2 as pb

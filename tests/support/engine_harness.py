@@ -1,4 +1,4 @@
-"""An engine loop in this process, over a real model, for tests to drive turn by turn."""
+"""An engine loop in this process with a real model, which tests run turn by turn."""
 
 import random
 from collections import defaultdict
@@ -52,7 +52,7 @@ def engine_options(directory: Path | str, **changes: object) -> EngineOptions:
 
 
 class Harness:
-    """Collects what the loop sends, by generation."""
+    """Engine loop, and the messages that it sent, by generation."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Harness:
 
 
 class BeamHarness(Harness):
-    """Collects rounds and winners as well."""
+    """Harness that also collects the rounds and results of beam search."""
 
     def __init__(self, loaded: LoadedModel, **options: Any) -> None:
         super().__init__(loaded, **options)
@@ -178,7 +178,7 @@ def beams(max_new_tokens: int, num_beams: int, **changes: object) -> Decoding:
 
 @contextmanager
 def as_in_transformers(model: Any) -> Iterator[None]:
-    """The model with its original attention: what the engine is compared with."""
+    """Give the model transformers' original attention, for comparisons with the engine."""
     ours = attention.get_implementation(model)
     attention.restore(model)
     try:
@@ -189,7 +189,7 @@ def as_in_transformers(model: Any) -> Iterator[None]:
 
 
 def reference_greedy(model: torch.nn.Module, prompt: list[int], **settings: object) -> list[int]:
-    """What transformers' own `generate` makes of it, end of sequence included."""
+    """Return the tokens of transformers' `generate`, including the end of sequence."""
     with as_in_transformers(model):
         output = model.generate(  # type: ignore[operator]
             torch.tensor([prompt], device=model.device),
@@ -202,7 +202,7 @@ def reference_greedy(model: torch.nn.Module, prompt: list[int], **settings: obje
 
 
 def plain_logprobs(model: torch.nn.Module, token_ids: list[int]) -> torch.Tensor:
-    """[tokens, V] log-probabilities of one plain forward pass, on the CPU."""
+    """Return the [tokens, V] log probabilities of one plain forward pass, on the CPU."""
     with torch.inference_mode(), as_in_transformers(model):
         input_ids = torch.tensor([token_ids], device=model.device)
         logits = model(input_ids=input_ids, use_cache=False).logits[0]

@@ -22,23 +22,23 @@ FLOATS: dict[str, Sequence[float]] = {
     "eta_cutoff": (0.0, SMALLEST_FLOAT32, 0.5, 0.9999999),
     "length_penalty": (-bounds.MAX_LENGTH_PENALTY, -8.0, 0.0, 1.0, 8.0, bounds.MAX_LENGTH_PENALTY),
 }
-"""At their bounds and within, by field."""
+"""Values at and within the bounds of each field."""
 BEYOND = (
     *(0.0, -1.0, 2.0, float("nan"), float("inf"), float("-inf")),
     *(LARGEST_FLOAT32, -LARGEST_FLOAT32, SMALLEST_FLOAT32, -SMALLEST_FLOAT32),
 )
-"""Beyond the bounds of most."""
+"""Values beyond the bounds of most fields."""
 SAMPLING = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 class Extremes:
-    """Makes requests, the same ones for a seed."""
+    """Source of requests, which are the same for the same seed."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def request(self) -> g.GenerateRequest:
-        """Return a request of a few tokens that one in four times breaks some rule."""
+        """Return a request of a few tokens, which is invalid with a probability of a quarter."""
         choose = self._random
         beyond = choose.random() < 0.25
         request = g.GenerateRequest(

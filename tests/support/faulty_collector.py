@@ -31,7 +31,7 @@ PROTOBUF = {"content-type": "application/x-protobuf"}
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes the spans, or does not, and says that it has, after so long."""
+    """Accept the spans, stored or not, after a delay."""
 
     delay_s: float
     stored: bool = True
@@ -39,19 +39,19 @@ class Slow:
 
 @dataclass(frozen=True)
 class Answer:
-    """Takes nothing, and answers with this status."""
+    """Accept nothing, and answer with a status."""
 
     grpc_code: grpc.StatusCode
     http_status: int
     retry_delay_s: float | None = None
     as_date: bool = False
-    """Over HTTP: Retry-After as a date."""
+    """True for Retry-After as a date, over HTTP."""
     message: str = "as told"
 
 
 @dataclass(frozen=True)
 class Partial:
-    """Takes all but the first spans, and says so."""
+    """Accept all but the first spans, and report the others as rejected."""
 
     num_rejected: int
     message: str = "too old"
@@ -59,14 +59,14 @@ class Partial:
 
 @dataclass(frozen=True)
 class Cut:
-    """Breaks every connection off instead of answering, with the spans stored or not."""
+    """Abort every connection instead of answering, with the spans stored or not."""
 
     stored: bool
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Takes nothing, and answers OK with bytes that mean nothing."""
+    """Accept nothing, and answer OK with bytes that are no OTLP answer."""
 
     content_type: str = "application/x-protobuf"
     body: bytes = b"\xff\xff\xff not protobuf"
@@ -74,7 +74,7 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Noise:
-    """Takes nothing, and sends bytes that are no protocol at all."""
+    """Accept nothing, and send bytes that are no HTTP."""
 
 
 Fault: TypeAlias = Slow | Answer | Partial | Cut | Garbage | Noise
@@ -89,7 +89,7 @@ TOO_LARGE = Answer(
     message="Received message larger than max (2 vs. 1)",
 )
 EXHAUSTED = Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, 429)
-"""Without a time to come again: OTLP takes it for final over gRPC."""
+"""Answer without a delay, which is not retryable in OTLP over gRPC."""
 ALL_REJECTED = Partial(1_000_000, "no such tenant")
 REFUSALS: dict[str, Fault] = {
     "refused": REFUSED,
@@ -106,7 +106,7 @@ REFUSALS: dict[str, Fault] = {
     "all rejected": ALL_REJECTED,
     "a page": Garbage("text/html", b"<html>Please log in</html>"),
 }
-"""Answers to everything by a destination that is not what it was taken for."""
+"""Answers of destinations that accept no request at all."""
 
 
 def exhausted(seconds: float, *, as_date: bool = False) -> Answer:
@@ -114,7 +114,7 @@ def exhausted(seconds: float, *, as_date: bool = False) -> Answer:
 
 
 class Relay:
-    """Passes bytes between clients and a server, until told to break all connections off."""
+    """Proxy between clients and a server, which can abort all connections."""
 
     def __init__(self, port: int) -> None:
         self._upstream_port = port
@@ -162,16 +162,16 @@ class Relay:
 
 @dataclass
 class FaultyCollector:
-    """Collects spans, and does what its faults say.
+    """Collector that stores spans, with configurable faults.
 
     Attributes:
-        faults: what the next requests meet, one each; then all is taken.
-        always: what every request meets that meets nothing else.
-        poison: ids of spans over which each request meets `poison_fault`.
-        max_spans: requests with more meet `TOO_LARGE`.
-        spans: what was taken, in order, duplicates included.
-        requests: each request's spans, whatever came of it.
-        headers: of the newest request, in lower case.
+        faults: faults of the next requests, one for each.
+        always: fault of every request without another; None accepts it.
+        poison: ids of spans that cause `poison_fault`.
+        max_spans: requests with more spans are `TOO_LARGE`.
+        spans: stored spans in order, including duplicates.
+        requests: spans of each request, whatever its answer.
+        headers: headers of the newest request, in lower case.
     """
 
     protocol: OtlpProtocol
@@ -246,7 +246,7 @@ class FaultyCollector:
             await runner.cleanup()
 
     async def _meet(self, request: bytes) -> Fault | None:
-        """Takes what is to be taken, and says what is to be answered."""
+        """Store the spans that the fault lets through, and return the fault."""
         spans = spans_in(request)
         self.requests.append(spans)
         if len(spans) > self.max_spans:

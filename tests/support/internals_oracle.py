@@ -1,4 +1,4 @@
-"""What goes on inside a model, worked out from transformers' own eager attention in float64."""
+"""Oracle of a model's internals, from transformers' eager attention in float64."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from transformers import AutoModelForCausalLM
 
-# What each architecture calls the output projection in its attention.
+# Name of the attention's output projection in each architecture.
 PROJECTIONS: dict[str, str] = {
     "gpt2": "c_proj",
     "gpt_neox": "dense",
@@ -59,7 +59,7 @@ LAYERS: dict[str, str] = {
 
 @cache
 def eager_model(directory: Path) -> Any:
-    """The model as transformers has it, with the attention that gives its weights."""
+    """Load a model with transformers' eager attention, which returns its weights."""
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     )
@@ -67,7 +67,7 @@ def eager_model(directory: Path) -> Any:
 
 
 class Attending(NamedTuple):
-    """What a layer that attends did in one pass over all tokens.
+    """Attention of one layer in one forward pass over all tokens.
 
     Attributes:
         module: the layer's attention.
@@ -82,20 +82,20 @@ class Attending(NamedTuple):
 
 @torch.inference_mode()
 def attending(model: Any, token_ids: Sequence[int]) -> list[Attending]:
-    """Of each layer that attends, by transformers' eager attention and `output_attentions`."""
+    """Return the attention of each layer, from transformers' eager attention."""
     given: list[tuple[torch.nn.Module, torch.Tensor]] = []
     code = sys.modules[type(model).__module__]
     eager = code.eager_attention_forward
 
-    def spied(
+    def record_values(
         module: Any, query: Any, key: Any, value: torch.Tensor, *others: Any, **more: Any
     ) -> Any:
         given.append((module, value[0].double()))
         return eager(module, query, key, value, *others, **more)
 
-    with mock.patch.object(code, "eager_attention_forward", spied):
+    with mock.patch.object(code, "eager_attention_forward", record_values):
         output = model(input_ids=torch.tensor([token_ids]), use_cache=False, output_attentions=True)
-    # MiniMax has something to show of its other layers, too.
+    # MiniMax returns tensors of other shapes for its linear attention.
     square = (len(token_ids), len(token_ids))
     weights = [a[0].double() for a in output.attentions if a.shape[-2:] == square]
     return [
@@ -105,7 +105,7 @@ def attending(model: Any, token_ids: Sequence[int]) -> list[Attending]:
 
 
 def shares(architecture: str, model: Any, token_ids: Sequence[int]) -> torch.Tensor:
-    """[T, T]: what each position, as the newest, drew on; straight from the definition."""
+    """Return the [T, T] source shares of each position as the newest, by their definition."""
     total = torch.zeros(len(token_ids), len(token_ids), dtype=torch.float64)
     for module, attention, value in attending(model, token_ids):
         projection = module.get_submodule(PROJECTIONS[architecture])
@@ -122,19 +122,19 @@ def shares(architecture: str, model: Any, token_ids: Sequence[int]) -> torch.Ten
 
 @torch.inference_mode()
 def layer_logits(architecture: str, model: Any, token_ids: Sequence[int]) -> torch.Tensor:
-    """[layers, T, V]: of the model itself, with all layers beyond each one left out."""
+    """Return [layers, T, V] logits of the model without the layers after each one."""
     layers = list(model.get_submodule(LAYERS.get(architecture, "model.layers")))
     found = []
     for last in range(len(layers)):
-        with _left_out(layers[last + 1 :]):
+        with _leave_out(layers[last + 1 :]):
             output = model(input_ids=torch.tensor([token_ids]), use_cache=False)
         found.append(output.logits[0].float())
     return torch.stack(found)
 
 
 @contextmanager
-def _left_out(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Lets layers compute, and then hands on what they were given."""
+def _leave_out(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Replace the output of layers by their input."""
 
     def given(
         _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

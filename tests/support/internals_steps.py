@@ -18,7 +18,7 @@ def inside_step(
     num_prompt_tokens: int = len(PROMPT_IDS),
     begin: int = 0,
 ) -> Step:
-    """A step that drew half on position 1, and led from the middle layer on."""
+    """Return a step with half of its sources at position 1, leading from the middle layer on."""
     made = step(index, 0, text, begin=begin)
     made.token_id = token_id
     made.text_end_byte = begin + len(text.encode("utf-8", "surrogatepass"))
@@ -44,7 +44,7 @@ def inside_journal(
     vocabulary: tuple[bytes, ...] = VOCABULARY,
     texts: tuple[str, ...] | None = None,
 ) -> list[pb.GenerationEvent]:
-    """A whole generation with internals, one event for each offset."""
+    """Return the events of a complete generation with internals, one for each offset."""
     said = texts or tuple(vocabulary[token_id].decode() for token_id in token_ids)
     begins = [
         sum(len(text.encode("utf-8", "surrogatepass")) for text in said[:i])

@@ -1,4 +1,4 @@
-"""An export of a journal's spans, put together as the server does it."""
+"""Export of a journal's spans, composed as in the server."""
 
 import asyncio
 import time
@@ -18,14 +18,11 @@ CURSOR = "otlp-spans"
 
 
 class ExportedJournal(FollowedJournal, CursorStore, Protocol):
-    """The journal, as an export uses it."""
+    """Journal of an export."""
 
 
 class JournalExport:
-    """A follower and the exporter that it feeds.
-
-    Entries are read at once as many as spans go into a request.
-    """
+    """Follower and exporter, with batches of as many entries as a request has spans."""
 
     def __init__(
         self,

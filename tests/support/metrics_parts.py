@@ -1,4 +1,4 @@
-"""A journal that has seen a bit of everything, live parts, and what the metrics make of both."""
+"""Journal entries of every kind, parts of a live server, and readers of the metrics page."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -51,7 +51,7 @@ class Files:
 
 
 def live_server() -> LiveServer:
-    """A server whose model is not loaded yet."""
+    """Return a server whose model is not loaded yet."""
     return LiveServer(Files(), max_cache_tokens=4096)
 
 
@@ -69,7 +69,7 @@ async def measuring(
     live: LiveServer | None = None,
     **options: Any,
 ) -> AsyncIterator[Metrics]:
-    """Metrics that follow the journal from its present end, beside an export of spans."""
+    """Run metrics that follow the journal from its present end, next to a span export."""
     options = {"options": AT_ONCE, **options}
     resource = make_service_resource("9.8.7", environment=environment)
     exports = {"otlp-spans": busy_export()}
@@ -88,7 +88,7 @@ def bring_to_life(live: LiveServer, metrics: Metrics) -> None:
 
 
 def busy(journal: MemoryJournal) -> None:
-    """Generations that end in every way, calls that do, and one entry that is no message."""
+    """Append generations and calls with every end, and one entry that cannot be read."""
     for reason in g.FinishReason.values()[1:]:
         name = f"ends-{reason}"
         failed = {}
@@ -116,13 +116,13 @@ def metrics_in(data: MetricsData) -> dict[str, Metric]:
 
 
 def families_of(metrics: Metrics) -> dict[str, Family]:
-    """The page, read as a scraper that knows OpenMetrics reads it."""
+    """Return the families of the page, parsed as OpenMetrics."""
     text = metrics.page.render(OPENMETRICS).body.decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
 def value_of(families: dict[str, Family], sample: str, **labels: str) -> float:
-    """The one sample of that name with these labels, among others."""
+    """Return the value of the only sample with that name and these labels, among others."""
     (value,) = (
         it.value
         for family in families.values()
@@ -133,7 +133,7 @@ def value_of(families: dict[str, Family], sample: str, **labels: str) -> float:
 
 
 def exemplars_in(families: dict[str, Family]) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Every exemplar: its sample's name, its labels and its value."""
+    """Yield the sample's name, the labels and the value of every exemplar."""
     for family in families.values():
         for sample in family.samples:
             if sample.exemplar is not None:

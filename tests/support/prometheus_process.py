@@ -1,4 +1,4 @@
-"""Prometheus itself, as Debian has it, for tests to ask about a page that it scrapes."""
+"""Prometheus in a process, for tests that query a page that it scrapes."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from backend_process import free_port
+from backend_process import find_free_port
 from required import skip_without
 
 NEEDED = "apt-get install --no-install-recommends prometheus, or put it on the PATH"
@@ -18,11 +18,14 @@ NEEDED = "apt-get install --no-install-recommends prometheus, or put it on the P
 
 @contextmanager
 def prometheus(directory: Path, target: str, rules: Path | None = None) -> Iterator[str]:
-    """Scrapes one target every 200 ms; gives its address. Skips the test where there is none."""
+    """Run Prometheus, which scrapes one target every 200 ms; yield its address.
+
+    The test is skipped if Prometheus is not installed.
+    """
     program = shutil.which("prometheus")
     if program is None:
         skip_without("prometheus", f"prometheus is not installed: {NEEDED}")
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{find_free_port()}"
     settings = {
         "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
         "rule_files": [] if rules is None else [str(rules)],
@@ -50,10 +53,10 @@ def prometheus(directory: Path, target: str, rules: Path | None = None) -> Itera
 async def ask(
     base: str, path: str, enough: Callable[[list[dict[str, Any]]], bool], **parameters: str
 ) -> list[dict[str, Any]]:
-    """Asks Prometheus' API until there is enough in the answer.
+    """Query Prometheus' API until the answer is enough, and return it.
 
     Raises:
-        AssertionError: there was not, for a minute; with the last answer.
+        AssertionError: it was not enough in a minute; the message has the last answer.
     """
     found: list[dict[str, Any]] = []
     try:

@@ -1,4 +1,4 @@
-"""Tools that some tests need, and whether a test may do without them."""
+"""Tools that some tests need, without which a test is skipped or fails."""
 
 import os
 from typing import NoReturn
@@ -6,14 +6,14 @@ from typing import NoReturn
 import pytest
 
 REQUIRED = "TESTS_REQUIRE"
-"""Names of tools, parted by commas, that are said to be installed: `.ci/run` sets it.
+"""Environment variable with comma-separated names of required tools; `.ci/run` sets it.
 
-No name with WHENCE_ at its start: a server takes those for settings of its own.
+It does not begin with WHENCE_, because a server would read it as a setting.
 """
 
 
 def skip_without(tool: str, reason: str) -> NoReturn:
-    """Skips the test, or fails it where the tool is required."""
+    """Skip the test, or fail it if the tool is required."""
     if tool in os.environ.get(REQUIRED, "").split(","):
         pytest.fail(f"{REQUIRED} names {tool}, and {reason}")
     pytest.skip(reason)

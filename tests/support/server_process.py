@@ -1,4 +1,4 @@
-"""A real `whence-server serve` in a process of its own, for tests to talk to and to kill."""
+"""A real `whence-server serve` in its own process, which tests call and kill."""
 
 import os
 import queue
@@ -16,19 +16,22 @@ READY_TIMEOUT_S = 240.0
 
 
 def socket_target(directory: Path) -> str:
-    """A Unix socket in it; its path may have 107 bytes at most, and pytest's are long."""
+    """Return the address of a Unix socket in a directory.
+
+    Paths of sockets have at most 107 bytes, and pytest's paths are long.
+    """
     path = str(directory / "s")
     return f"unix:{min(path, os.path.relpath(path), key=len)}"
 
 
 class ServerProcess:
-    """Starts the server on a Unix socket (and wherever else `flags` say).
+    """Server on a Unix socket, unless `flags` have another address.
 
-    `prefix` is a command that executes the server in its own place.
+    `prefix` is a command that replaces itself by the server with exec.
 
     Attributes:
-        target: what a client connects to.
-        log: everything that it has written to standard error so far.
+        target: address for clients.
+        log: lines that it has written to standard error so far.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class ServerProcess:
         self.log.extend(self.process.stderr)
 
     def wait_ready(self) -> Self:
-        """Waits until it says that it serves, and takes its target from there."""
+        """Wait until the server reports that it serves, and read its target."""
         target = self._ready.get(timeout=READY_TIMEOUT_S)
         if target is None:
             status = self.process.wait()
@@ -94,12 +97,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The front's process id."""
+        """Process id of the front."""
         return self.process.pid
 
     @property
     def engine_pid(self) -> int:
-        """The engine's process id."""
+        """Process id of the engine."""
         (child,) = [
             c
             for c in psutil.Process(self.pid).children()
@@ -108,17 +111,17 @@ class ServerProcess:
         return child.pid
 
     def kill(self) -> None:
-        """SIGKILL: no handler runs, nothing is flushed."""
+        """Send SIGKILL, on which no handler runs and nothing is flushed."""
         self.process.kill()
         self.wait()
 
     def terminate(self) -> int:
-        """SIGTERM: drains; returns the exit status."""
+        """Send SIGTERM, on which the server drains; return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def wait(self, timeout_s: float = 120.0) -> int:
-        """The exit status, once it has ended."""
+        """Wait until the server has ended; return the exit status."""
         status = self.process.wait(timeout_s)
         for reader in self._readers:
             reader.join(timeout_s)

@@ -52,7 +52,7 @@ def times(span: Span) -> tuple[int, int]:
 
 
 def assert_apart(siblings: list[Span]) -> None:
-    """Spans that follow one another leave at least a microsecond between them."""
+    """Assert that there is at least a microsecond between siblings."""
     ended = -math.inf
     for start, end in sorted(map(times, siblings)):
         assert start - ended >= 1_000

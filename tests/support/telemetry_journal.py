@@ -1,4 +1,4 @@
-"""Journal entries as the server writes them, and a journal in memory to read them from."""
+"""Journal entries as the server writes them, and a journal in memory."""
 
 import asyncio
 import hashlib
@@ -53,7 +53,7 @@ def started(generation_id: str, *, flags: int = 1, num_sequences: int = 1, **fie
 
 
 def step(index: int, sequence_index: int = 0, **fields: object):
-    """A step that took 4 ms, one right after the other from 10 ms on."""
+    """Return a step of 4 ms; steps follow one another without gaps from 10 ms on."""
     timing = step_pb2.StepTiming(
         elapsed_ns=10_000_000 + 4_000_000 * (index + 1),
         forward_ns=3_000_000,

@@ -71,7 +71,7 @@ SHAPE = {
     "max_position_embeddings": 256,
 }
 LONGROPE_BOUNDARY = 40
-"""Tokens up to which a pass has the short frequencies; as many as dynamic NTK begins with."""
+"""Tokens up to which a pass has the short frequencies, and after which dynamic NTK begins."""
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -414,11 +414,11 @@ LENGTH_DEPENDENT = [
 # overflow in half precision.
 STATE = ("A_log", "conv1d", "dt_proj", "x_proj")
 NO_SOURCES = {"bloom", "falcon", "mamba", "mamba2", "rwkv", "qwen3_next"}
-"""Their attention shows nothing, or there is none."""
+"""Architectures without attention, or whose attention cannot be probed."""
 
 
 def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with an end-of-sequence token (id 0) and a chat template."""
+    """Return a byte-level BPE with an end-of-sequence token (id 0) and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -437,7 +437,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
 
 
 def save_tiny_model(directory: Path, architecture: str = "gpt2", seed: int = 0) -> Path:
-    """Writes a model of that architecture, and its tokenizer, as `save_pretrained` does.
+    """Write a model of an architecture and its tokenizer, with `save_pretrained`.
 
     Weights are scaled up, so that distributions are far from flat and greedy continuations
     far from ties.
@@ -464,9 +464,9 @@ BROKEN_POSITION = 60
 
 
 def save_model_that_breaks(directory: Path) -> Path:
-    """Writes a tiny GPT-2 that is sound up to BROKEN_POSITION tokens of context.
+    """Write a tiny GPT-2 whose position embedding is NaN from BROKEN_POSITION tokens on.
 
-    Whoever decodes further meets weights that are not numbers, and fails with the steps so far.
+    Generations that reach this context fail, with the steps up to there.
     """
     model = AutoModelForCausalLM.from_pretrained(save_tiny_model(directory))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Records of training runs that never were, for whatever reads records."""
+"""Records of invented training runs, for tests of code that reads records."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,7 +107,7 @@ def finished(
 
 
 def whole_run() -> list[pb.TrainingEvent]:
-    """Two epochs of four steps, each measured and kept at its end."""
+    """Return a run of two epochs of four steps, each with an evaluation and a checkpoint."""
     events = [started(), dataset(), attempt()]
     for number in range(1, 9):
         events.append(step(number))
@@ -117,7 +117,7 @@ def whole_run() -> list[pb.TrainingEvent]:
 
 
 def write(directory: Path, events: Iterable[pb.TrainingEvent]) -> Path:
-    """Write a record of these events to a directory."""
+    """Write a record of events to a directory."""
     first, *rest = events
     writer = RecordWriter.create(directory / RECORD_NAME, first)
     for event in rest:

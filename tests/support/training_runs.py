@@ -1,6 +1,6 @@
-"""Small trainings with a record, made by hand: what verifies and explains one needs no recorder.
+"""Small trainings, whose records are written without the recorder.
 
-A plain loop over AdamW; the record is written out here field by field, from definitions.
+A plain loop over AdamW; each field of the record is computed here by its definition.
 """
 
 import hashlib
@@ -32,18 +32,18 @@ CONFIG = GPT2Config(
     eos_token_id=0,
 )
 KEPT = (4, 8)
-"""Steps after which weights are kept; the last is the final model, too."""
+"""Steps after which weights are saved; the last is also the final model."""
 
 
 class Training:
-    """Training with checkpoints at some steps and a record.
+    """Training that writes a record, with checkpoints after some steps.
 
     Args:
-        directory: where the final model and the record go.
-        texts: what each step trains on, one document each.
-        kept: steps after which weights are kept.
-        config: the architecture.
-        learning_rate: of AdamW.
+        directory: directory of the final model and the record.
+        texts: document of each step.
+        kept: steps after which weights are saved.
+        config: configuration of the model.
+        learning_rate: learning rate of AdamW.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Training:
         self._learning_rate = learning_rate
 
     def run(self) -> Path:
-        """Trains; gives the record's path."""
+        """Train; return the record's path."""
         self.directory.mkdir(parents=True, exist_ok=True)
         writer = RecordWriter.create(self.directory / RECORD_NAME, self._started())
         for event in (*self._dataset(), records.attempt()):
@@ -141,12 +141,12 @@ class Training:
 
 
 def trained(directory: Path, **options: Any) -> Path:
-    """Train a GPT-2 for eight steps; return its record."""
+    """Train a GPT-2 for eight steps; return the path of its record."""
     return Training(directory, (CORPUS * 3)[:8], **options).run()
 
 
 def groups(model: Any) -> dict[str, list[str]]:
-    """Return the parameters of a GPT-2 or Llama by group, as the contract defines groups."""
+    """Return the parameters of a GPT-2 or Llama by group, as the contract defines them."""
     found: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         part = name.split(".")
@@ -163,7 +163,7 @@ def groups(model: Any) -> dict[str, list[str]]:
 
 
 def distinct(model: Any) -> list[tuple[str, torch.Tensor]]:
-    """Tensors by name; of those that are one object the first."""
+    """Return the tensors by name; of tied ones only the first."""
     state = model.state_dict(keep_vars=True)
     seen: dict[int, str] = {}
     for name in sorted(state):

@@ -1,4 +1,4 @@
-"""TrainingService alone on a real socket, in this process: no model is loaded."""
+"""TrainingService alone on a real socket in this process, without a model."""
 
 import asyncio
 import dataclasses
@@ -19,12 +19,12 @@ from whence_server.rpc.training_servicer import TrainingServicer
 
 
 class TrainingServer:
-    """Server that is listening.
+    """Listening server.
 
     Attributes:
-        target: what a client connects to.
-        serving: what is served besides: no model until `load`.
-        library: the runs that it knows.
+        target: address for clients.
+        serving: the served model; none until `load`.
+        library: the runs that the server knows.
     """
 
     def __init__(self, library: RunLibrary, target: str, closing: asyncio.Event) -> None:
@@ -34,7 +34,7 @@ class TrainingServer:
         self.serving = Serving("m", None)  # type: ignore[arg-type]  # no generation is asked for
 
     async def load(self, directory: Path, **fields: object) -> None:
-        """Serves a model from a directory, linked to the run that made it."""
+        """Serve a model from a directory, linked to the run that made it."""
         model = loaded_model(directory, **fields)
         run = await self.library.link(model)
         self.serving.model = dataclasses.replace(model, training_run=run)
@@ -46,7 +46,7 @@ async def training_server(
     emergence: Sequence[str] = (sys.executable, "-c", "raise SystemExit(1)"),
     listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[TrainingServer]:
-    """Serves the runs below the directories until the block is left."""
+    """Serve the runs below the directories until the block is left."""
     library = RunLibrary(directories)
     server = TrainingServer(library, "", asyncio.Event())
     tracer = EmergenceTracer(emergence)

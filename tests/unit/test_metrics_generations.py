@@ -91,7 +91,7 @@ async def test_a_value_lies_in_the_bucket_whose_bound_it_equals(journal: MemoryJ
     assert value_of(page, "whence_draw_margin_count") == 5
 
 
-async def test_what_a_step_does_not_have_or_cannot_be_summed_is_left_out(
+async def test_absent_and_non_finite_values_of_steps_are_in_no_histogram(
     journal: MemoryJournal,
 ) -> None:
     async with measuring(journal) as metrics:
@@ -174,7 +174,7 @@ async def test_an_unsampled_generation_is_measured_and_has_no_exemplar(
     assert not list(exemplars_in(page))
 
 
-async def test_what_was_there_before_is_not_measured_but_its_interruption_is_counted(
+async def test_earlier_entries_are_not_measured_but_interrupted_generations_are_counted(
     journal: MemoryJournal,
 ) -> None:
     journal.append_generation("long gone", 5)
@@ -194,7 +194,7 @@ async def test_what_was_there_before_is_not_measured_but_its_interruption_is_cou
     assert "whence_tokens_generated" not in page
 
 
-async def test_deleted_and_unreadable_entries_cost_themselves_alone(
+async def test_deleted_and_unreadable_entries_do_not_affect_other_entries(
     journal: MemoryJournal, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with measuring(journal) as metrics:
@@ -214,7 +214,7 @@ async def test_deleted_and_unreadable_entries_cost_themselves_alone(
     assert "in no metric" in caplog.text
 
 
-async def test_a_journal_that_cannot_be_read_is_tried_again(
+async def test_a_journal_that_cannot_be_read_is_retried(
     journal: MemoryJournal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, failures = journal.read_committed, [OSError("disk on holiday")]
@@ -256,7 +256,7 @@ ALLOWED = {
 }
 
 
-async def test_labels_and_their_values_are_few_and_known_beforehand(journal: MemoryJournal) -> None:
+async def test_labels_have_values_from_small_fixed_sets(journal: MemoryJournal) -> None:
     live = live_server()
     async with measuring(journal, live=live) as metrics:
         bring_to_life(live, metrics)

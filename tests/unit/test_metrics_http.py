@@ -75,13 +75,15 @@ async def test_there_is_no_other_page(
         assert answer.status == 404
 
 
-async def test_it_is_for_reading(server: MetricsServer, session: aiohttp.ClientSession) -> None:
+async def test_other_http_methods_are_not_allowed(
+    server: MetricsServer, session: aiohttp.ClientSession
+) -> None:
     async with session.post(server.url, data=b"x") as answer:
         assert answer.status == 405
         assert set(answer.headers["Allow"].split(",")) == {"GET", "HEAD"}
 
 
-async def test_a_page_that_fails_is_an_error_and_the_next_one_comes(
+async def test_an_error_of_a_page_is_500_and_the_next_request_is_served(
     server: MetricsServer, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with session.get(server.url, headers={"Accept": "trouble"}) as answer:
@@ -92,14 +94,14 @@ async def test_a_page_that_fails_is_an_error_and_the_next_one_comes(
         assert answer.status == 200
 
 
-async def test_a_port_that_is_taken_is_said(server: MetricsServer) -> None:
+async def test_a_port_in_use_is_an_error_that_names_it(server: MetricsServer) -> None:
     other = MetricsServer(render, health, "127.0.0.1", server.port)
     with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{server.port}: .*or 0 for any"):
         await other.start()
     await other.close()
 
 
-async def test_an_address_that_is_not_ours_is_said() -> None:
+async def test_an_address_of_another_machine_is_an_error_that_names_it() -> None:
     with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1:0: "):
         await MetricsServer(render, health, "192.0.2.1", 0).start()
 
@@ -135,7 +137,7 @@ STALLS = {
 
 
 @pytest.mark.parametrize("sent", STALLS.values(), ids=STALLS)
-async def test_connections_that_stall_keep_nobody_out(
+async def test_stalled_connections_do_not_block_others(
     session: aiohttp.ClientSession, sent: bytes
 ) -> None:
     async with bounded(8, 3600.0) as server:

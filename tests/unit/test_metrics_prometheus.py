@@ -74,12 +74,12 @@ def test_names_labels_and_numbers_are_the_official_exporters() -> None:
     provider.shutdown()
 
 
-def test_a_unit_without_a_known_word_is_an_error() -> None:
+def test_an_unknown_unit_is_an_error() -> None:
     with pytest.raises(ValueError, match="'furlong'"):
         get_unit_name("furlong")
 
 
-async def test_the_format_is_the_one_that_the_scraper_accepts(journal: MemoryJournal) -> None:
+async def test_the_page_has_the_format_that_the_scraper_accepts(journal: MemoryJournal) -> None:
     async with measuring(journal) as metrics:
         busy(journal)
         assert await metrics.flush(30)
@@ -113,7 +113,7 @@ async def test_the_resource_is_target_info(journal: MemoryJournal) -> None:
     assert value_of(page, "target_info", **labels) == 1
 
 
-async def test_live_parts_are_seen_as_they_are_and_only_once_they_are_there(
+async def test_live_parts_are_shown_once_they_exist(
     journal: MemoryJournal,
 ) -> None:
     live = live_server()

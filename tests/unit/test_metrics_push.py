@@ -69,7 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_the_variables_that_only_metrics_have() -> None:
+def test_the_variables_of_metrics_are_read() -> None:
     assert read_push_options(NOWHERE, {}) == PushOptions(NOWHERE, 60.0)
     variables = {
         "OTEL_METRIC_EXPORT_INTERVAL": "1500",
@@ -88,7 +88,7 @@ def test_the_variables_that_only_metrics_have() -> None:
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "sideways"),
     ],
 )
-def test_what_means_nothing_is_an_error(name: str, value: str) -> None:
+def test_an_invalid_metrics_variable_is_an_error(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} '{value}': expected"):
         read_push_options(NOWHERE, {name: value})
 
@@ -101,7 +101,7 @@ def counts_of(data: MetricsData, name: str) -> tuple[int, AggregationTemporality
 
 
 @pytest.mark.parametrize("preference", TemporalityPreference)
-async def test_numbers_count_from_where_they_should(
+async def test_counts_have_the_configured_temporality(
     journal: MemoryJournal, preference: TemporalityPreference
 ) -> None:
     exporter = Collecting()
@@ -141,7 +141,7 @@ async def test_numbers_count_from_where_they_should(
     )
 
 
-async def test_an_exemplar_travels_once(journal: MemoryJournal) -> None:
+async def test_an_exemplar_is_pushed_once(journal: MemoryJournal) -> None:
     exporter = Collecting()
     push = PushOptions(NOWHERE, SOON_S)
     async with measuring(journal, push=push, exporter=exporter) as metrics:
@@ -178,7 +178,7 @@ async def test_the_last_push_happens_at_the_end_and_failures_do_not_end_the_push
     del metrics
 
 
-async def test_the_first_push_that_is_refused_and_the_first_that_is_taken_are_logged(
+async def test_the_first_failed_push_and_the_first_successful_one_after_it_are_logged(
     journal: MemoryJournal, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = Collecting()
@@ -191,7 +191,7 @@ async def test_the_first_push_that_is_refused_and_the_first_that_is_taken_are_lo
 
 
 @pytest.mark.parametrize("preference", TemporalityPreference)
-async def test_what_a_failed_push_held_comes_with_a_later_one(
+async def test_the_counts_of_a_failed_push_are_in_a_later_one(
     journal: MemoryJournal, preference: TemporalityPreference
 ) -> None:
     exporter = Collecting()
@@ -216,14 +216,14 @@ async def test_what_a_failed_push_held_comes_with_a_later_one(
     ("protocol", "endpoint"),
     [(OtlpProtocol.GRPC, "https://a:1"), (OtlpProtocol.HTTP_PROTOBUF, "https://a:1/v1/metrics")],
 )
-def test_certificates_that_are_none_are_an_error(protocol: OtlpProtocol, endpoint: str) -> None:
+def test_invalid_certificates_are_an_error(protocol: OtlpProtocol, endpoint: str) -> None:
     nonsense = Path(__file__)
     settings = OtlpSettings(endpoint=endpoint, protocol=protocol, certificate=nonsense)
     with pytest.raises(ConfigurationError, match=r"test_metrics_push.py holds no certificates"):
         make_otlp_exporter(settings, {})
 
 
-async def test_a_collector_that_is_away_does_not_hold_up_the_end(journal: MemoryJournal) -> None:
+async def test_an_unreachable_collector_does_not_delay_the_shutdown(journal: MemoryJournal) -> None:
     options = PushOptions(NOWHERE, SOON_S)
     metrics = Metrics(
         journal, make_service_resource("1"), "1", live_server(), {}, push=options, options=AT_ONCE
@@ -279,7 +279,7 @@ async def over_http() -> AsyncIterator[tuple[str, Taken]]:
 
 
 @pytest.mark.parametrize("protocol", OtlpProtocol)
-async def test_they_arrive_over_otlp(
+async def test_metrics_arrive_over_otlp(
     journal: MemoryJournal,
     protocol: OtlpProtocol,
     over_grpc: tuple[str, Taken],

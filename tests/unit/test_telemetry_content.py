@@ -75,7 +75,7 @@ async def test_spans_hold_the_messages_as_json_and_the_tokens_texts():
     assert json.loads(found["gen_ai.output.messages"]) == OUTPUT_MESSAGES
 
 
-async def test_a_prompt_that_is_not_on_record_is_no_message():
+async def test_a_prompt_that_is_not_recorded_makes_no_message():
     journal = confided(prompt="")
     spans = await spans_of(journal, content=ContentCapture.SPAN_AND_EVENT)
     (generation,) = named(spans, "text_completion demo")
@@ -89,7 +89,7 @@ def record_of(event: bytes) -> LogRecord:
     return record
 
 
-async def test_an_event_is_the_conventions_log_record():
+async def test_an_event_is_the_log_record_of_the_conventions():
     journal = confided()
     (event,) = await events_of(journal, ContentCapture.EVENT_ONLY)
     record = record_of(event)
@@ -105,7 +105,7 @@ async def test_an_event_is_the_conventions_log_record():
     }
 
 
-async def test_events_stand_alone():
+async def test_events_do_not_need_a_sampled_trace():
     """Whether spans are wanted says nothing about them; the flags say that there are none."""
     journal = confided(trace_flags=0)
     assert not await encoded(journal)
@@ -122,7 +122,7 @@ async def test_a_deleted_generation_has_no_event():
     assert not await events_of(journal, ContentCapture.EVENT_ONLY)
 
 
-async def test_bytes_that_are_no_message_are_named():
+async def test_an_unreadable_entry_is_an_error_that_names_it():
     journal = confided()
     broken = journal.entries[-1]._replace(payload=b"\xff\xff")
     with pytest.raises(UnreadableEntryError, match=r"'g', FINISHED\) cannot be made into an event"):
@@ -141,11 +141,11 @@ async def test_bytes_that_are_no_message_are_named():
         (" SPAN_AND_EVENT ", ContentCapture.SPAN_AND_EVENT),
     ],
 )
-def test_the_setting(text, expected):
+def test_the_capture_variable_sets_where_content_goes(text, expected):
     assert read_content_capture({} if text is None else {CAPTURE_VARIABLE: text}) is expected
 
 
 @pytest.mark.parametrize("text", ["true", "1", "SPANS"])
-def test_a_setting_that_is_none_is_named(text):
+def test_an_invalid_capture_setting_is_an_error_that_names_it(text):
     with pytest.raises(ConfigurationError, match=f"'{text}'; it must be one of NO_CONTENT, "):
         read_content_capture({CAPTURE_VARIABLE: text})

@@ -14,7 +14,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
 
 
-def test_the_callers_trace_goes_on():
+def test_the_callers_trace_is_continued():
     context = read_trace_context(
         [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1,b=2"), ("x-bin", b"\x00")]
     )
@@ -26,13 +26,13 @@ def test_the_callers_trace_goes_on():
     assert context.span_id != SPAN
 
 
-def test_the_callers_wish_for_no_spans_is_honoured():
+def test_an_unsampled_callers_trace_stays_unsampled():
     context = read_trace_context([("traceparent", f"00-{TRACE}-{SPAN}-00")])
     assert context.trace_id == TRACE
     assert not context.sampled
 
 
-def test_tracestate_may_come_in_several_headers():
+def test_several_tracestate_headers_are_joined():
     context = read_trace_context(
         [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1"), ("tracestate", "b=2")]
     )
@@ -52,7 +52,7 @@ def test_tracestate_may_come_in_several_headers():
         [("tracestate", "a=1")],
     ],
 )
-def test_no_usable_parent_is_a_new_trace(metadata):
+def test_without_a_valid_parent_a_new_trace_begins(metadata):
     first, second = read_trace_context(metadata), read_trace_context(metadata)
     assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
     assert TRACE != first.trace_id != second.trace_id
@@ -62,7 +62,7 @@ def test_no_usable_parent_is_a_new_trace(metadata):
     assert first.sampled
 
 
-def test_a_sampler_may_decide():
+def test_a_sampler_decides_whether_a_trace_is_sampled():
     assert not read_trace_context([], sampler=ALWAYS_OFF).sampled
 
 
@@ -80,7 +80,7 @@ def test_the_resource_is_whence_unless_the_environment_says_otherwise():
 
 
 @pytest.mark.parametrize("num_spans", [0, 1, 3, 200])
-def test_the_envelope_is_what_protobuf_itself_would_write(num_spans):
+def test_the_envelope_equals_the_serialised_message(num_spans):
     spans = [Span(name="x" * index, span_id=bytes(8)) for index in range(num_spans)]
     pieces = [ScopeSpans(spans=[span]).SerializeToString() for span in spans]
     request = Envelope(make_service_resource("1.2"), "1.2").make_request(pieces)

@@ -18,7 +18,7 @@ SAYS_NOTHING = [TryAgain("away"), Misconfigured("who are you?")]
 """Against the spans."""
 
 
-async def test_a_collector_that_fails_is_given_minutes_before_a_span_is_suspected():
+async def test_a_failing_collector_is_retried_for_minutes_before_a_batch_is_split():
     case = Case(failing_over("b"))
     await case.deliver("a")
     await case.deliver("a1", "b", "c", "d")
@@ -30,7 +30,7 @@ async def test_a_collector_that_fails_is_given_minutes_before_a_span_is_suspecte
     assert case.stats.num_set_aside == 1
 
 
-async def test_a_collector_that_fails_for_all_loses_nothing_however_long():
+async def test_a_collector_that_fails_on_everything_loses_no_span():
     case = Case(lambda _, number: Failed("broken") if 1 < number < 1_000 else Accepted())
     await case.deliver("a")
     await case.deliver("b", "c")
@@ -39,7 +39,7 @@ async def test_a_collector_that_fails_for_all_loses_nothing_however_long():
     assert case.stats.num_set_aside == 0
 
 
-async def test_a_single_span_too():
+async def test_a_single_span_is_held_until_a_failing_collector_recovers():
     case = Case(lambda _, number: Failed("broken") if 1 < number < 1_000 else Accepted())
     await case.deliver("a")
     await case.deliver("b")
@@ -49,7 +49,7 @@ async def test_a_single_span_too():
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
-async def test_a_collector_that_fails_by_chance_loses_nothing(share, seed):
+async def test_a_collector_that_fails_at_random_loses_no_span(share, seed):
     """Some bad replicas: a failure beside a success proves nothing."""
     chance = random.Random(seed)
     case = Case(lambda _, __: Failed("broken") if chance.random() < share else Accepted())
@@ -60,7 +60,7 @@ async def test_a_collector_that_fails_by_chance_loses_nothing(share, seed):
     assert case.stats.num_set_aside == 0
 
 
-async def test_poison_while_the_collector_fails_by_chance_goes_alone():
+async def test_only_the_bad_span_is_set_aside_while_the_collector_fails_at_random():
     chance = random.Random(1)
     poison = failing_over("s20", "s21")
     case = Case(lambda names, n: Failed("broken") if chance.random() < 0.3 else poison(names, n))
@@ -71,7 +71,7 @@ async def test_poison_while_the_collector_fails_by_chance_goes_alone():
     assert case.stats.num_set_aside == 2
 
 
-async def test_poison_at_the_very_start_ends_too():
+async def test_a_bad_span_at_the_start_is_set_aside():
     case = Case(failing_over("a"))
     await case.deliver("a", "b")
     await case.deliver("c")
@@ -80,7 +80,7 @@ async def test_poison_at_the_very_start_ends_too():
 
 
 @pytest.mark.parametrize("outcome", SAYS_NOTHING)
-async def test_a_collector_that_is_away_loses_nothing_however_long(outcome):
+async def test_an_unreachable_collector_loses_no_span(outcome):
     for first in (1, 2):
         case = Case(
             lambda _, number, first=first: outcome if first <= number < 2_000 else Accepted()
@@ -93,7 +93,7 @@ async def test_a_collector_that_is_away_loses_nothing_however_long(outcome):
 
 
 @pytest.mark.parametrize("outcome", SAYS_NOTHING)
-async def test_what_a_collector_is_never_there_for_is_suspected_after_long(outcome):
+async def test_a_batch_with_other_errors_is_split_after_long_patience(outcome):
     case = Case(failing_over("b", outcome=outcome))
     await case.deliver("a")
     await case.deliver("a1", "b", "c", "d")
@@ -106,14 +106,14 @@ async def test_what_a_collector_is_never_there_for_is_suspected_after_long(outco
 
 
 @pytest.mark.parametrize("poison", [["a"], ["d"], ["a", "d"], ["b", "c", "d"]])
-async def test_what_it_is_never_there_for_at_the_very_start_is_found_too(poison):
+async def test_bad_spans_of_the_first_batch_are_set_aside(poison):
     case = Case(failing_over(*poison, outcome=TryAgain("away")))
     await case.deliver("a", "b", "c", "d")
     assert set(case.collector.taken) == set("abcd") - set(poison)
     assert case.stats.num_set_aside == len(poison)
 
 
-async def test_a_collector_that_a_span_crashes_may_take_its_time_to_come_back():
+async def test_a_collector_that_a_span_crashes_may_restart_slowly():
     up_again = 0
 
     def answer(names: list[str], number: int) -> Outcome:
@@ -134,7 +134,7 @@ async def test_a_collector_that_a_span_crashes_may_take_its_time_to_come_back():
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
-async def test_a_collector_that_is_away_by_chance_loses_nothing(share, seed):
+async def test_a_collector_that_is_unreachable_at_random_loses_no_span(share, seed):
     chance = random.Random(seed)
     case = Case(lambda _, __: TryAgain("busy") if chance.random() < share else Accepted())
     names = [f"s{number}" for number in range(64)]
@@ -158,7 +158,7 @@ async def test_a_span_that_is_too_large_is_set_aside_at_once():
     assert (case.stats.num_set_aside, case.slept) == (1, [])
 
 
-async def test_an_overloaded_collector_that_speaks_of_its_limits_loses_nothing():
+async def test_an_overloaded_collector_that_reports_its_limits_loses_no_span():
     busy = TooLarge("RESOURCE_EXHAUSTED: busy", certain=False)
     case = Case(lambda _, number: busy if 1 < number < 500 else Accepted())
     await case.deliver("a")
@@ -167,7 +167,7 @@ async def test_an_overloaded_collector_that_speaks_of_its_limits_loses_nothing()
     assert case.stats.num_set_aside == 0
 
 
-async def test_one_line_a_reason_while_a_collector_is_away(caplog):
+async def test_each_reason_is_logged_once_while_a_collector_is_unreachable(caplog):
     case = Case(lambda _, number: TryAgain("away") if number < 100 else Accepted())
     await case.deliver("a")
     assert caplog.text.count("spans are held") == 1

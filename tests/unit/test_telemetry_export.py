@@ -136,7 +136,7 @@ async def test_the_cursor_moves_only_after_the_answer(journal):
         assert journal.cursors[CURSOR] == before
 
 
-async def test_a_collector_that_is_away_for_a_while_loses_nothing(journal):
+async def test_a_temporarily_unreachable_collector_loses_no_span(journal):
     clock = Clock()
     async with (
         receiving(started=False) as receiver,
@@ -196,7 +196,7 @@ class MortalSink:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_an_exporter_killed_at_any_point_goes_on_after_its_restart(journal, seed):
+async def test_an_exporter_killed_at_any_point_resumes_after_its_restart(journal, seed):
     chance = random.Random(seed)
     places = sorted(chance.sample(range(1, 12), 4))
     sink = MortalSink([(place, chance.random() < 0.5) for place in places])
@@ -215,7 +215,7 @@ async def test_an_exporter_killed_at_any_point_goes_on_after_its_restart(journal
     assert set(pieces_in(sink.requests)) == set((await expected_of(journal)).values())
 
 
-async def test_the_delay_that_the_collector_asks_for_is_kept(journal):
+async def test_the_delay_that_the_collector_requests_is_kept(journal):
     clock = Clock()
     async with receiving() as receiver:
         receiver.answers += [
@@ -249,7 +249,7 @@ async def test_the_delay_that_the_collector_asks_for_is_kept(journal):
         grpc.StatusCode.UNKNOWN,
     ],
 )
-async def test_what_is_tried_again(journal, code):
+async def test_retryable_answers_are_retried(journal, code):
     async with receiving() as receiver:
         receiver.answers += [Fail(code)] * 3
         async with exporting(journal, receiver) as exporter:
@@ -259,7 +259,7 @@ async def test_what_is_tried_again(journal, code):
         assert exporter.stats.num_set_aside == 0
 
 
-async def test_poison_is_set_aside_alone_and_the_rest_arrives(journal, caplog):
+async def test_only_the_bad_span_is_set_aside_and_the_rest_arrives(journal, caplog):
     expected = await expected_of(journal)
     poison = set(list(expected)[5:7]) | {list(expected)[30]}
     async with receiving() as receiver:
@@ -284,7 +284,7 @@ async def test_poison_is_set_aside_alone_and_the_rest_arrives(journal, caplog):
         grpc.StatusCode.RESOURCE_EXHAUSTED,  # without RetryInfo
     ],
 )
-async def test_a_refusal_is_not_repeated_as_it_was(journal, code):
+async def test_a_refused_batch_is_not_sent_again_unchanged(journal, code):
     async with receiving() as receiver:
         receiver.answers.append(Fail(code))
         async with exporting(journal, receiver) as exporter:
@@ -306,7 +306,7 @@ async def test_partial_success_is_counted_and_not_repeated(journal, caplog):
     assert "3 of 15 spans were rejected: PARTIAL_SUCCESS: too old" in caplog.text
 
 
-async def test_an_unreadable_entry_does_not_hold_up_the_rest(journal):
+async def test_an_unreadable_entry_does_not_stop_the_export(journal):
     journal.entries[2] = journal.entries[2]._replace(payload=b"\xff")
     async with receiving() as receiver, exporting(journal, receiver) as exporter:
         assert await exporter.flush(10)
@@ -327,7 +327,7 @@ async def test_entries_without_spans_move_the_cursor_too(journal):
         assert exporter.stats.num_requests == 0
 
 
-async def test_the_journals_trouble_does_not_end_the_exporter(journal, monkeypatch):
+async def test_an_error_of_the_journal_does_not_end_the_export(journal, monkeypatch):
     read, failures = journal.read_committed, [OSError("disk"), OSError("disk")]
 
     async def troubled(after_position: int, limit: int):
@@ -341,7 +341,7 @@ async def test_the_journals_trouble_does_not_end_the_exporter(journal, monkeypat
         await assert_all_arrived(journal, receiver)
 
 
-async def test_a_sink_that_raises_is_tried_again(journal):
+async def test_a_sink_that_raises_is_retried(journal):
     class Raising(MortalSink):
         raised = False
 

@@ -153,7 +153,7 @@ async def test_a_fault_loses_nothing(journal, collector, faults, at_start):
     assert stats.last_error
 
 
-async def test_a_slow_collector(journal, collector):
+async def test_a_collector_beyond_the_timeout_loses_no_span(journal, collector):
     collector.faults.extend([Slow(0.5), Slow(0.5), Slow(0.0)])
     async with exporting(journal, collector, settings={"timeout_s": 0.1}) as exporter:
         assert await exporter.flush(30)
@@ -175,7 +175,7 @@ async def test_a_collector_that_is_away_and_comes_back(journal, collector):
     await assert_none_lost(journal, collector)
 
 
-async def test_the_delay_asked_for_is_kept(journal, collector):
+async def test_the_requested_delay_is_kept(journal, collector):
     clock = Clock()
     unavailable = Answer(grpc.StatusCode.UNAVAILABLE, 503, retry_delay_s=90)
     collector.faults.extend([exhausted(7), unavailable, exhausted(1e6)])
@@ -185,7 +185,7 @@ async def test_the_delay_asked_for_is_kept(journal, collector):
     assert clock.delays == [7, 90, 3_600]
 
 
-async def test_a_date_to_come_back(journal):
+async def test_a_retry_after_date_is_kept(journal):
     clock = Clock()
     async with FaultyCollector(OtlpProtocol.HTTP_PROTOBUF).running() as collector:
         collector.faults.append(exhausted(600, as_date=True))
@@ -196,7 +196,7 @@ async def test_a_date_to_come_back(journal):
 
 
 @pytest.mark.parametrize("fault", REFUSALS.values(), ids=REFUSALS)
-async def test_a_collector_that_takes_nothing_until_it_is_mended_costs_nothing(
+async def test_a_collector_that_refuses_everything_until_it_is_mended_loses_no_span(
     journal, collector, fault, caplog
 ):
     """A wrong port, path, key or protocol looks so: everything is held, and the alarm is raised."""
@@ -254,7 +254,7 @@ async def test_a_partial_success_is_counted_and_not_repeated(journal, collector,
     assert "3 of 15 spans were rejected: PARTIAL_SUCCESS: too old" in caplog.text
 
 
-async def test_a_partial_success_beyond_reason(journal, collector):
+async def test_a_batch_of_which_all_spans_are_rejected_is_sent_again(journal, collector):
     """One that rejects all has taken nothing, so that the spans are sent again."""
     collector.faults.append(Partial(1_000))
     async with exporting(journal, collector) as exporter:
@@ -276,7 +276,7 @@ POISON_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", POISON_FAULTS.values(), ids=POISON_FAULTS)
-async def test_poison_is_set_aside_once(journal, collector, fault, caplog):
+async def test_a_bad_span_is_set_aside_once(journal, collector, fault, caplog):
     expected = await expected_spans(journal)
     poison = set(list(expected)[20:22]) | {list(expected)[50]}
     collector.poison, collector.poison_fault = poison, fault
@@ -294,7 +294,7 @@ async def test_poison_is_set_aside_once(journal, collector, fault, caplog):
         assert "as told" in message or not isinstance(fault, Answer)
 
 
-async def test_a_span_that_takes_the_collector_too_long_is_set_aside(journal, collector):
+async def test_a_span_on_which_the_collector_times_out_is_set_aside(journal, collector):
     poison = set(list(await expected_spans(journal))[20:21])
     collector.poison, collector.poison_fault = poison, Slow(0.5, stored=False)
     settings = {"timeout_s": 0.1}
@@ -315,9 +315,7 @@ SAYING_THE_SECRET = [
 
 
 @pytest.mark.parametrize("hide_words", [True, False])
-async def test_what_a_collector_repeats_of_content_is_not_logged(
-    journal, collector, caplog, hide_words
-):
+async def test_content_in_a_collectors_error_is_not_logged(journal, collector, caplog, hide_words):
     caplog.set_level("DEBUG")
     collector.faults.extend(SAYING_THE_SECRET)
     collector.poison = set(list(await expected_spans(journal))[40:41])
@@ -343,7 +341,7 @@ async def test_a_batch_beyond_the_collectors_limit_is_halved_at_once(journal, co
     assert {len(spans) for spans in collector.requests} >= {15, 4, 3}
 
 
-async def test_what_no_known_collector_says_still_loses_nothing(journal):
+async def test_unusual_answers_lose_no_span(journal):
     """Over HTTP, a page that is none of OTLP's does not pass for an answer."""
     async with FaultyCollector(OtlpProtocol.HTTP_PROTOBUF).running() as collector:
         collector.faults.extend(

@@ -116,7 +116,7 @@ async def test_entries_are_handled_once_in_order_and_the_cursor_follows(journal)
     assert handler.is_closed
 
 
-async def test_a_follower_with_a_cursor_goes_on_where_the_one_before_ended(journal):
+async def test_a_follower_with_a_cursor_resumes_where_the_previous_one_ended(journal):
     before, after = RememberingHandler(), RememberingHandler()
     async with following(journal, before) as follower:
         assert await follower.flush(10)
@@ -149,7 +149,7 @@ async def test_a_failed_batch_is_read_again_from_the_last_mark(journal, marks):
     assert not handler.is_failing
 
 
-async def test_a_cursor_that_cannot_be_read_is_tried_again(journal, monkeypatch):
+async def test_a_cursor_that_cannot_be_read_is_retried(journal, monkeypatch):
     handler, failures, cursor = (
         RememberingHandler(),
         [OSError("disk"), OSError("disk")],
@@ -188,7 +188,7 @@ async def test_other_tasks_run_between_two_slices(max_slice_s, sizes):
     assert (turns >= 8) is (max_slice_s == 0)
 
 
-async def test_flush_gives_up_in_time_and_the_lag_tells_what_waits(journal):
+async def test_flush_times_out_and_the_lag_counts_unhandled_entries(journal):
     handler, clock = RememberingHandler(), Clock()
     handler.gate.clear()
     async with following(journal, handler, clock=clock) as follower:

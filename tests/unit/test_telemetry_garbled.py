@@ -53,7 +53,7 @@ def garbled(draw: st.DrawFn) -> MemoryJournal:
 
 @settings(max_examples=300)
 @given(garbled())
-async def test_no_other_error_than_that_of_the_entry(journal):
+async def test_a_damaged_entry_raises_only_an_unreadable_entry_error(journal):
     """Any other would be taken for the journal's trouble, and tried again for ever."""
     content = ContentCapture.SPAN_AND_EVENT
     for encode in (
@@ -66,7 +66,7 @@ async def test_no_other_error_than_that_of_the_entry(journal):
 
 
 @pytest.mark.parametrize("place", range(len(WHOLE.entries)))
-async def test_what_is_whole_makes_its_spans_beside_it(place):
+async def test_undamaged_entries_make_their_spans_beside_damaged_ones(place):
     """An entry that is no message at all is told of once, and the call stands by itself."""
     journal = journal_of_all_kinds()
     bad = journal.entries[place]._replace(payload=b"\xff\xff\xff")
@@ -89,7 +89,7 @@ async def test_what_is_whole_makes_its_spans_beside_it(place):
 
 @settings(max_examples=25)
 @given(garbled())
-async def test_the_metrics_go_on(journal):
+async def test_metrics_continue_after_damaged_entries(journal):
     entries, journal.entries = journal.entries, []
     async with measuring(journal) as metrics:
         journal.entries += entries

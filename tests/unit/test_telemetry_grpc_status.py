@@ -20,7 +20,7 @@ SERVER_ERRORS = {
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
-def test_the_conventions_errors_are_errors_of_the_server(code: grpc.StatusCode) -> None:
+def test_status_codes_are_server_errors_as_in_the_conventions(code: grpc.StatusCode) -> None:
     assert get_status_name(code.value[0]) == code.name
     assert is_server_error(code.value[0]) == (code.name in SERVER_ERRORS)
 

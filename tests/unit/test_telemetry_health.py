@@ -47,7 +47,7 @@ def document(health: Health) -> dict[str, Any]:
     return found
 
 
-def test_before_anything_is_there():
+def test_health_before_the_engine_starts_is_not_serving():
     health = Health("9.8.7", live_server())
     assert document(health) == {
         "status": "NOT_SERVING",
@@ -57,7 +57,7 @@ def test_before_anything_is_there():
     }
 
 
-def test_what_is_behind_and_by_how_much():
+def test_health_shows_the_lag_of_each_consumer():
     live = live_server()
     live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
     live.show_generations(Generations())
@@ -93,13 +93,13 @@ def test_what_is_behind_and_by_how_much():
     }
 
 
-def test_a_journal_that_cannot_be_written_says_why():
+def test_health_shows_why_the_journal_cannot_be_written():
     assert "journal" not in document(Health("0.1.0", live_server()))
     health = Health("0.1.0", live_server(JournalFullError("no space is left")))
     assert document(health)["journal"] == {"writable": False, "reason": "JOURNAL_FULL"}
 
 
-def test_a_server_that_drains_says_so():
+def test_health_shows_that_the_server_drains():
     live = live_server()
     live.show_start(Engine(), is_serving=lambda: False, is_draining=lambda: True)
     health = Health("9.8.7", live)
@@ -117,13 +117,13 @@ def test_a_server_that_drains_says_so():
         (f"ValueError: {SECRET}", "ValueError"),
     ],
 )
-def test_what_a_destination_says_of_content_stays_out(error, shown):
+def test_health_hides_a_destinations_text_where_content_is_sent(error, shown):
     health = Health("1", live_server(), exporting(error), hide_words=True)
     assert document(health)["consumers"]["otlp-spans"]["last_error"] == shown
     assert SECRET.encode() not in health.answer().body
 
 
-def test_an_error_is_one_line_and_not_a_page():
+def test_health_shows_an_error_on_one_short_line():
     health = Health("1", live_server(), exporting("UNKNOWN:\n  " + "word " * 1_000))
     shown = document(health)["consumers"]["otlp-spans"]["last_error"]
     assert shown.startswith("UNKNOWN: word word")

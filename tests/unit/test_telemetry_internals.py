@@ -59,7 +59,7 @@ async def test_a_step_carries_its_sources_and_layers_without_text():
     assert not [value for value in internals_of(with_it).values() if isinstance(value, str)]
 
 
-async def test_the_rest_of_the_span_is_the_same_with_it():
+async def test_internals_do_not_change_the_rest_of_the_span():
     with_it, _ = named(await spans_of(decided(full_internals())), "decode_step")
     bare, _ = named(await spans_of(decided(Internals())), "decode_step")
     kept = [pair for pair in with_it.attributes if pair.key not in internals_of(with_it)]
@@ -68,7 +68,7 @@ async def test_the_rest_of_the_span_is_the_same_with_it():
     assert with_it == bare
 
 
-async def test_the_method_and_what_is_missing_are_on_the_generations_span():
+async def test_source_method_and_unavailable_parts_are_on_the_genai_span():
     (generation,) = named(await spans_of(decided(full_internals())), "text_completion demo")
     assert internals_of(generation) == {
         "whence.source.method": "by-hand/1",
@@ -84,21 +84,21 @@ async def test_the_method_and_what_is_missing_are_on_the_generations_span():
         (Internals(source_positions=[1], source_shares=[0.5], self_share=0.5), "whence.layer."),
     ],
 )
-async def test_a_part_that_is_not_there_makes_no_attributes(internals, absent):
+async def test_an_absent_part_makes_no_attributes(internals, absent):
     span, _ = named(await spans_of(decided(internals)), "decode_step")
     found = internals_of(span)
     assert found
     assert not [key for key in found if key.startswith(absent)]
 
 
-def test_without_ids_there_are_no_leaders():
+def test_without_token_ids_there_are_no_leaders():
     made = Step(internals=full_internals())
     assert "whence.layer.leader_token_ids" not in read(made)
     assert read(made)["whence.layer.shares"] == [0.25, 0.75]
 
 
 @given(positions=IDS, shares=SHARES, layers=SHARES, ids=st.lists(st.integers(0, 2**32 - 1)))
-def test_the_bytes_are_those_that_the_messages_serialise_to(positions, shares, layers, ids):
+def test_internals_are_serialised_as_protobuf_does(positions, shares, layers, ids):
     leaders = [place % (len(ids) + 1) for place in range(len(layers))]
     made = Step(
         token_id=2**32 - 1,

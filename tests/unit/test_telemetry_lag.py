@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def test_the_oldest_that_waits_gives_the_age():
+def test_the_lags_age_is_that_of_the_oldest_unhandled_entry():
     clock = Clock()
     lag = LagClock(clock)
     lag.observe(0, 0)
@@ -34,7 +34,7 @@ def test_the_oldest_that_waits_gives_the_age():
     assert lag.measure_oldest_s() == 0.0
 
 
-def test_a_long_absence_takes_little_memory_and_never_ages_what_is_young():
+def test_a_long_outage_takes_bounded_memory_and_never_overstates_an_age():
     clock = Clock()
     lag = LagClock(clock)
     committed_at = {}
@@ -63,7 +63,7 @@ class Gate:
         pass
 
 
-async def test_lag_and_counters_tell_how_the_export_stands():
+async def test_lag_and_counters_show_the_state_of_the_export():
     journal, gate, clock = MemoryJournal(), Gate(), Clock()
     journal.append_generation("g", num_steps=3)
 

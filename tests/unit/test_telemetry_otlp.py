@@ -87,13 +87,13 @@ async def test_the_request_arrives_with_its_headers(protocol, gzip):
         (grpc.StatusCode.FAILED_PRECONDITION, Refused),
     ],
 )
-async def test_what_grpc_statuses_mean(code, kind):
+async def test_each_grpc_status_has_its_outcome(code, kind):
     async with FaultyCollector(OtlpProtocol.GRPC).running() as collector:
         collector.faults.append(Answer(code, 0))
         assert await export(collector.settings()) == kind(f"{code.name}: as told")
 
 
-async def test_what_grpcs_exhaustion_means():
+async def test_resource_exhausted_is_retried_only_with_a_delay():
     exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
     async with FaultyCollector(OtlpProtocol.GRPC).running() as collector:
         collector.faults.extend([Answer(exhausted, 0), Answer(exhausted, 0, retry_delay_s=2.5)])
@@ -102,7 +102,7 @@ async def test_what_grpcs_exhaustion_means():
         assert await export(collector.settings()) == TryAgain(reason, 2.5)
 
 
-async def test_a_message_beyond_grpcs_own_limit():
+async def test_a_message_beyond_grpcs_limit_is_too_large():
     """gRPC's own words, from a server of its own."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1)])
     handler = grpc.unary_unary_rpc_method_handler(None)
@@ -164,7 +164,7 @@ async def answering(status: int, body: bytes, **headers: str):
         (422, Refused),
     ],
 )
-async def test_what_http_statuses_mean(status, kind):
+async def test_each_http_status_has_its_outcome(status, kind):
     async with answering(status, b"no  thanks", location="/v1/traces") as sink:
         outcome = await sink.export(REQUEST)
     assert type(outcome) is kind
@@ -185,7 +185,7 @@ async def test_what_http_statuses_mean(status, kind):
         ("inf", None),
     ],
 )
-async def test_retry_after(text, delay_s):
+async def test_retry_after_is_read_as_seconds_or_a_date(text, delay_s):
     async with answering(503, b"", retry_after=text) as sink:
         outcome = await sink.export(REQUEST)
     assert isinstance(outcome, TryAgain)
@@ -203,7 +203,7 @@ async def test_retry_after(text, delay_s):
         ("text/html", b"x" * 1_000_000, "x" * 200),
     ],
 )
-async def test_what_an_error_says_is_passed_on(content_type, body, message):
+async def test_an_http_errors_message_is_the_reason(content_type, body, message):
     async with answering(400, body, content_type=content_type) as sink:
         assert await sink.export(REQUEST) == Refused(f"400 Bad Request: {message}")
 
@@ -226,13 +226,13 @@ async def test_what_an_error_says_is_passed_on(content_type, body, message):
         ),
     ],
 )
-async def test_success(status, content_type, body, outcome):
+async def test_a_successful_answer_is_accepted(status, content_type, body, outcome):
     async with answering(status, body, content_type=content_type) as sink:
         assert await sink.export(REQUEST) == outcome
 
 
 @pytest.mark.parametrize("content_type", [PROTOBUF, JSON, "text/html"])
-async def test_a_page_is_no_success(content_type):
+async def test_an_html_page_is_a_failure(content_type):
     async with answering(200, b"<html>Log in</html>", content_type=content_type) as sink:
         outcome = await sink.export(REQUEST)
     assert isinstance(outcome, Failed)
@@ -240,7 +240,7 @@ async def test_a_page_is_no_success(content_type):
     assert "/v1/traces" in outcome.reason
 
 
-async def test_an_empty_page_is_no_success():
+async def test_an_empty_html_page_is_a_failure():
     async with answering(200, b"", content_type="text/html") as sink:
         assert isinstance(await sink.export(REQUEST), Failed)
 
@@ -324,7 +324,7 @@ async def collecting_over_tls(protocol: OtlpProtocol, authority: trustme.CA, *, 
 
 
 @BOTH
-async def test_tls_with_an_authority_of_ones_own(protocol, authority, files):
+async def test_tls_with_a_private_certificate_authority(protocol, authority, files):
     async with collecting_over_tls(protocol, authority, mutual=False) as collector:
         trusting = collector.settings(certificate=files["certificate"])
         assert await export(trusting) == Accepted()
@@ -343,7 +343,9 @@ async def test_tls_that_asks_for_a_certificate(protocol, authority, files):
 
 @BOTH
 @pytest.mark.parametrize("field", ["certificate", "client_certificate"])
-async def test_a_file_that_is_no_certificate_is_named(protocol, field, files, tmp_path):
+async def test_an_invalid_certificate_file_is_an_error_that_names_it(
+    protocol, field, files, tmp_path
+):
     (tmp_path / "wrong.pem").write_text("nothing")
     wrong = {**files, field: tmp_path / "wrong.pem"}
     with pytest.raises(ConfigurationError, match=r"wrong\.pem holds no"):
@@ -351,12 +353,12 @@ async def test_a_file_that_is_no_certificate_is_named(protocol, field, files, tm
 
 
 @BOTH
-async def test_an_endpoint_that_is_none_is_named(protocol):
+async def test_an_invalid_endpoint_is_an_error_that_names_it(protocol):
     with pytest.raises(ConfigurationError, match="'ftp://x'"):
         sink_of(OtlpSettings(endpoint="ftp://x", protocol=protocol))
 
 
-async def test_nothing_of_a_bad_connection_escapes():
+async def test_connection_errors_are_outcomes_and_not_exceptions():
     sink = sink_of(
         OtlpSettings(endpoint="http://127.0.0.1:1/x", protocol=OtlpProtocol.HTTP_PROTOBUF)
     )

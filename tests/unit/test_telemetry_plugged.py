@@ -93,7 +93,7 @@ def all_of_otlp() -> ExportTraceServiceRequest:
     )
 
 
-async def test_opentelemetrys_own_encoder_gives_back_what_whence_sends():
+async def test_the_sdks_encoder_gives_back_the_request():
     """The SDK's OTLP exporters send, to the field, what our own would."""
     encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
     request = await whence_request()
@@ -105,7 +105,7 @@ async def test_opentelemetrys_own_encoder_gives_back_what_whence_sends():
     assert again == expected
 
 
-def test_opentelemetrys_own_encoder_gives_back_all_that_a_span_can_hold():
+def test_the_sdks_encoder_gives_back_every_kind_of_field():
     encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
     request = all_of_otlp()
     again = encoder.encode_spans(list(make_readable_spans(request.SerializeToString())))
@@ -125,7 +125,7 @@ def _normalise(request: ExportTraceServiceRequest) -> None:
                 link.flags |= LOCAL
 
 
-async def test_every_field_by_hand():
+async def test_every_field_of_a_readable_span_is_set():
     (span,) = make_readable_spans(all_of_otlp().SerializeToString())
     assert span.name == "all"
     assert span.context.trace_id == int.from_bytes(bytes(range(1, 17)))
@@ -148,7 +148,7 @@ async def test_every_field_by_hand():
     assert span.instrumentation_scope.name == "scope"
 
 
-async def test_the_sdks_console_exporter_prints_them():
+async def test_the_sdks_console_exporter_prints_the_spans():
     out = io.StringIO()
     sink = PluggedSink(ConsoleSpanExporter(out=out), "console")
     request = await whence_request()
@@ -178,7 +178,7 @@ class Stubborn(InMemorySpanExporter):
         return super().export(spans)
 
 
-async def test_success_and_failure():
+async def test_an_exporters_results_have_their_outcomes():
     exporter = Stubborn()
     exporter.failures = [SpanExportResult.FAILURE, OSError("no route")]
     sink = PluggedSink(exporter, "mine")
@@ -242,6 +242,6 @@ def test_a_callable_is_found_by_its_path():
         ("builtins:list", "made list; expected an opentelemetry"),
     ],
 )
-def test_what_is_no_exporter_is_named(name, words):
+def test_an_invalid_exporter_is_an_error_that_names_it(name, words):
     with pytest.raises(ConfigurationError, match=f"(?s){name!r}.*{words}"):
         load_exporter(name)

@@ -32,7 +32,7 @@ NAMES = [f"s{number}" for number in range(24)]
 
 @pytest.mark.parametrize("first", [1, 2, 40])
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
-async def test_a_refusal_of_everything_loses_nothing_however_long(answer, first):
+async def test_a_destination_that_refuses_everything_loses_no_span(answer, first):
     case = Case(lambda _, number: answer if first <= number < 5_000 else Accepted())
     for begin in range(0, 24, 8):
         await case.deliver(*NAMES[begin : begin + 8])
@@ -42,7 +42,7 @@ async def test_a_refusal_of_everything_loses_nothing_however_long(answer, first)
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 13, 40])
 @pytest.mark.parametrize("answer", [REFUSED, Failed("broken"), TryAgain("away")], ids=str)
-async def test_a_destination_that_changes_its_mind_loses_nothing(answer, length):
+async def test_a_destination_that_refuses_for_a_time_loses_no_span(answer, length):
     for seed in range(20):
         case = Case(lambda _, n: answer if n // length % 2 else Accepted(), seed)
         for begin in range(0, 24, 4):
@@ -59,7 +59,7 @@ REPLICAS = [
 ]
 
 
-async def test_replicas_in_turn_of_which_some_refuse_lose_nothing():
+async def test_replicas_behind_a_balancer_that_partly_refuse_lose_no_span():
     """A proof would be easy to have by mistake where the turns fit."""
     for seed, pattern in enumerate(REPLICAS):
         case = Case(lambda _, n, of=pattern: Accepted() if of[n % len(of)] else REFUSED, seed)
@@ -70,7 +70,7 @@ async def test_replicas_in_turn_of_which_some_refuse_lose_nothing():
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.95])
-async def test_a_refusal_by_chance_loses_nothing(share):
+async def test_a_destination_that_refuses_at_random_loses_no_span(share):
     for seed in range(10):
         chance = random.Random(seed)
         case = Case(lambda _, __, of=chance: REFUSED if of.random() < share else Accepted(), seed)
@@ -98,7 +98,7 @@ async def test_a_restart_between_suspect_and_witness_proves_nothing(num_down):
     assert case.stats.num_set_aside == 0
 
 
-async def test_a_destination_that_takes_again_what_it_has_and_nothing_new_proves_nothing():
+async def test_a_destination_that_accepts_only_known_spans_proves_nothing():
     """A tenant's limit on live traces does this."""
     case = Case(
         lambda names, n: Accepted() if n > 3_000 or names == ["a"] else Refused("max live traces")
@@ -138,7 +138,7 @@ async def test_a_whole_batch_of_bad_spans_at_the_head_of_a_backlog_is_found():
     assert set(case.collector.taken) == set(NAMES[16:])
 
 
-async def test_a_bad_span_waits_for_another_to_come():
+async def test_a_bad_span_is_held_until_another_span_arrives():
     case = Case(failing_over("bad", outcome=REFUSED))
     asked = 0
 
@@ -153,7 +153,7 @@ async def test_a_bad_span_waits_for_another_to_come():
     assert not case.stats.refusing
 
 
-async def test_what_was_taken_before_has_to_do_where_nothing_else_comes():
+async def test_a_known_span_is_the_witness_after_long_without_a_new_one():
     case = Case(failing_over("bad", outcome=REFUSED))
     await case.deliver("good")
     await case.deliver("bad")
@@ -162,7 +162,7 @@ async def test_what_was_taken_before_has_to_do_where_nothing_else_comes():
     assert sum(case.slept) > 600
 
 
-async def test_the_alarm_is_one_line_and_a_state_until_spans_are_taken_again(caplog):
+async def test_a_refusing_destination_is_logged_once_and_shown_until_it_accepts_again(caplog):
     states = []
 
     def answer(_: list[str], number: int) -> Outcome:
@@ -177,7 +177,7 @@ async def test_the_alarm_is_one_line_and_a_state_until_spans_are_taken_again(cap
     assert caplog.text.count("accepts spans again") == 1
 
 
-async def test_what_is_set_aside_can_be_found_again(caplog):
+async def test_a_span_that_is_set_aside_is_named_in_log_and_stats(caplog):
     case = Case(failing_over("s3", outcome=REFUSED))
     await case.deliver(*NAMES)
     (named,) = case.stats.newest_set_aside

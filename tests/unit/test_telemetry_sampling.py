@@ -47,13 +47,13 @@ def test_samplers_without_an_argument(name, alone, below_unsampled, below_sample
         ("parentbased_traceidratio", "0.5", True, True),
     ],
 )
-def test_ratios_look_at_the_trace_id_or_at_the_parent(name, argument, low, high):
+def test_ratio_samplers_use_the_trace_id_or_the_parent(name, argument, low, high):
     environment = {NAME: name, ARGUMENT: argument}
     assert sampled(environment, "0" * 31 + "1", "01") is low
     assert sampled(environment, "f" * 32, "01") is high
 
 
-def test_new_traces_are_sampled_by_their_share():
+def test_new_traces_are_sampled_by_the_ratio():
     environment = {NAME: "parentbased_traceidratio", ARGUMENT: "0.25"}
     sampler = make_sampler(read_sampling(environment))
     num_sampled = sum(read_trace_context([], "s/M", sampler).sampled for _ in range(2_000))
@@ -61,7 +61,7 @@ def test_new_traces_are_sampled_by_their_share():
     assert not any(sampled({**environment, ARGUMENT: "0"}) for _ in range(100))
 
 
-def test_the_flags_say_what_was_decided_and_keep_what_else_the_caller_said():
+def test_trace_flags_have_the_decision_and_keep_the_callers_other_bits():
     def flags(sampler: sdk.Sampler, text: str) -> int:
         metadata = [("traceparent", f"00-{'f' * 32}-{SPAN}-{text}")]
         return read_trace_context(metadata, "s/M", sampler).trace_flags
@@ -85,7 +85,7 @@ def test_the_flags_say_what_was_decided_and_keep_what_else_the_caller_said():
         ({ARGUMENT: "0.5"}, "'parentbased_always_on' takes no argument"),
     ],
 )
-def test_what_is_no_sampler_is_named(environment, message):
+def test_an_invalid_sampler_is_an_error_that_names_it(environment, message):
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         make_sampler(read_sampling(environment))
 

@@ -46,7 +46,7 @@ def journal() -> MemoryJournal:
     return journal
 
 
-async def test_the_tree_hangs_together(journal):
+async def test_spans_form_one_tree(journal):
     spans = await spans_of(journal)
     by_id = {span.span_id: span for span in spans}
     assert len(by_id) == len(spans) == 1 + 1 + 2 + 60
@@ -101,7 +101,7 @@ async def test_odd_timings_stay_inside_the_parents(elapsed, forward, select):
     assert generation.start_time_unix_nano == START_NS
 
 
-async def test_a_step_says_all_that_is_known_of_it_and_no_text(journal):
+async def test_a_step_span_has_all_fields_of_its_step_but_text(journal):
     one = named(await spans_of(journal), "decode_step")[2]
     assert attributes(one) == {
         "whence.generation.id": "g1",
@@ -146,7 +146,7 @@ async def test_a_step_says_all_that_is_known_of_it_and_no_text(journal):
         max_size=8,
     )
 )
-async def test_absent_stays_absent_whatever_came_before(fields_of_steps):
+async def test_absent_fields_make_no_attributes_after_other_steps(fields_of_steps):
     """The encoder fills the same messages again and again: nothing may be left over."""
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))
@@ -170,7 +170,7 @@ async def test_absent_stays_absent_whatever_came_before(fields_of_steps):
         assert found.get("whence.draw.runner_up_token_id") == other
 
 
-async def test_the_genai_span_speaks_the_conventions(journal):
+async def test_the_genai_span_has_the_attributes_of_the_conventions(journal):
     (generation,) = named(await spans_of(journal), "text_completion demo")
     found = attributes(generation)
     assert {key: value for key, value in found.items() if key.startswith("gen_ai.")} == {
@@ -203,7 +203,7 @@ async def test_the_genai_span_speaks_the_conventions(journal):
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_a_number_is_given_as_it_was_written_and_is_the_same(value):
+def test_a_float32_setting_is_shown_as_the_shortest_decimal(value):
     written = _round_as_written(value)
     assert struct.pack("f", written) == struct.pack("f", value)
     assert len(repr(written)) <= len(repr(value))
@@ -228,7 +228,7 @@ async def test_the_genai_span_is_named_after_its_operation(operation):
     assert attributes(generation)["gen_ai.operation.name"] == operation
 
 
-async def test_a_small_seed_is_given_as_the_conventions_say():
+async def test_a_seed_within_int64_is_in_the_conventions_attribute():
     journal = MemoryJournal()
     decoding = generation_pb2.Decoding(sample=generation_pb2.Sample(seed=2**63 - 1))
     journal.append("g", EntryKind.STARTED, started("g", effective_decoding=decoding))
@@ -276,7 +276,7 @@ async def test_a_failed_generation_is_an_error():
 
 
 @pytest.mark.parametrize("reason", ["CANCELLED", "TIMEOUT", "INTERRUPTED"])
-async def test_an_end_that_somebody_chose_is_no_error(reason):
+async def test_a_cancelled_or_timed_out_generation_is_no_error(reason):
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))
     value = generation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}")
@@ -313,7 +313,7 @@ async def test_an_end_that_somebody_chose_is_no_error(reason):
         (77, "77", True),
     ],
 )
-async def test_a_calls_status(code, name, is_error):
+async def test_the_server_span_has_the_calls_status(code, name, is_error):
     journal = MemoryJournal()
     journal.append("g", EntryKind.CALL, call("g", status_code=code))
     (server,) = await spans_of(journal)
@@ -329,7 +329,7 @@ async def test_a_calls_status(code, name, is_error):
     assert server.status.code == expected
 
 
-async def test_a_call_without_a_parent_or_a_port():
+async def test_a_server_span_without_parent_and_port_lacks_them():
     journal = MemoryJournal()
     message = call("", parent_span_id="", server_address="/run/whence.sock")
     message.ClearField("server_port")
@@ -377,7 +377,7 @@ async def test_a_deleted_generation_is_skipped(journal):
     assert ids == {"g2"}
 
 
-async def test_a_generation_that_is_deleted_while_it_is_sent(journal):
+async def test_a_generation_that_is_deleted_while_it_is_sent_has_no_more_spans(journal):
     encoder = SpanEncoder(journal)
     assert await encoder.encode(journal.entries[1])
     journal.delete("g1")
@@ -388,7 +388,7 @@ async def test_a_generation_that_is_deleted_while_it_is_sent(journal):
     ("step_spans", "num_sequences", "expected"),
     [(None, 2, [30, 30]), (0, 1, [0]), (7, 2, [4, 3]), (1000, 3, [30, 30, 30]), (1, 3, [1, 0, 0])],
 )
-async def test_the_cap_on_step_spans(step_spans, num_sequences, expected):
+async def test_step_spans_are_limited_for_each_generation(step_spans, num_sequences, expected):
     journal = MemoryJournal()
     journal.append_generation("g", num_steps=30, num_sequences=num_sequences)
     spans = await spans_of(journal, step_spans=step_spans)
@@ -399,7 +399,7 @@ async def test_the_cap_on_step_spans(step_spans, num_sequences, expected):
     assert [found["whence.decode.num_steps"] for found in decodes] == [30] * num_sequences
 
 
-async def test_bounds_of_sequences_that_end_at_different_times():
+async def test_first_and_last_steps_are_found_for_sequences_of_different_length():
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g", num_sequences=4))
     for index in range(5):
@@ -419,7 +419,7 @@ async def test_bounds_of_sequences_that_end_at_different_times():
 
 
 @pytest.mark.parametrize(("step_spans", "num_spans", "at_most"), [(None, 2, 40), (1_000, 3, 900)])
-async def test_a_long_generations_end_costs_short_reads(
+async def test_the_end_of_a_long_generation_costs_short_reads(
     monkeypatch, step_spans, num_spans, at_most
 ):
     """Two short ones; and, after a restart, a block's steps."""
@@ -440,7 +440,7 @@ async def test_a_long_generations_end_costs_short_reads(
     assert num_read < at_most
 
 
-async def test_bytes_that_are_no_message_are_named(journal):
+async def test_an_unreadable_entry_is_an_error_that_names_it(journal):
     broken = journal.entries[1]._replace(payload=b"\xff\xff")
     with pytest.raises(UnreadableEntryError, match=r"entry 2 .*'g1', STEP"):
         await SpanEncoder(journal).encode(broken)
@@ -450,7 +450,7 @@ async def test_bytes_that_are_no_message_are_named(journal):
         await SpanEncoder(journal).encode(entry)
 
 
-async def test_an_unreadable_start_is_told_of_once_and_its_steps_are_skipped(journal):
+async def test_an_unreadable_start_is_reported_once_and_its_steps_are_skipped(journal):
     bad = started("g1", trace_id="0" * 32).SerializeToString()
     start = journal.entries[0] = journal.entries[0]._replace(payload=bad)
     encoder = SpanEncoder(journal)
@@ -476,7 +476,7 @@ async def _genai_span(**fields: object) -> Span:
     return named(await spans_of(journal), "text_completion demo")[0]
 
 
-async def test_the_genai_span_leads_to_the_training_behind_it():
+async def test_the_genai_span_links_to_the_training_run():
     span = await _genai_span(training_run=RUN)
     (link,) = span.links
     assert (link.trace_id.hex(), link.span_id.hex()) == (RUN.trace_id, RUN.span_id)
@@ -489,7 +489,7 @@ async def test_the_genai_span_leads_to_the_training_behind_it():
 
 
 @pytest.mark.parametrize("ids", [{}, {"trace_id": "xyz"}, {"trace_id": "0" * 32}])
-async def test_a_run_without_a_span_is_told_without_a_link(ids):
+async def test_a_training_run_without_span_ids_makes_attributes_and_no_link(ids):
     run = generation_pb2.TrainingRunRef(training_run_id="r", span_id=RUN.span_id, **ids)
     span = await _genai_span(training_run=run)
     assert not span.links
@@ -497,7 +497,7 @@ async def test_a_run_without_a_span_is_told_without_a_link(ids):
     assert attributes(span)["whence.training.step"] == 0
 
 
-async def test_no_run_no_link():
+async def test_without_a_training_run_there_is_no_link():
     span = await _genai_span()
     assert not span.links
     assert not [key for key in attributes(span) if key.startswith("whence.training.")]

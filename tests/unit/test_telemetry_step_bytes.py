@@ -130,7 +130,7 @@ def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -
     trace_state=st.sampled_from(["", "vendor=x"]),
     flags=st.integers(0, 255),
 )
-def test_the_bytes_are_those_of_the_plain_message(candidates, text, all_steps, trace_state, flags):
+def test_a_step_span_equals_the_serialised_message(candidates, text, all_steps, trace_state, flags):
     """Also those of later steps: whatever is remembered of earlier ones is remembered right."""
     origin = read_origin(started("g", flags=flags, trace_state=trace_state))
     spans = StepSpans(candidates=candidates, text=text)
@@ -139,7 +139,7 @@ def test_the_bytes_are_those_of_the_plain_message(candidates, text, all_steps, t
         assert spans.encode(origin, one) == ScopeSpans(spans=[expected]).SerializeToString()
 
 
-def test_nothing_is_remembered_of_another_generation():
+def test_step_spans_of_several_generations_do_not_mix():
     spans = StepSpans()
     # The same id, as in two journals: what is told apart is not the id alone.
     for trace_id in (TRACE_ID, "f" * 32):
@@ -156,7 +156,7 @@ def test_an_arrival_before_1970_is_refused_and_not_wrapped_around():
 
 
 @given(st.lists(st.tuples(INT64, st.text(), st.lists(INT64, min_size=3, max_size=3)), max_size=5))
-def test_integers_and_texts_of_every_length_set_anew(all_values):
+def test_the_integer_template_serialises_values_of_every_length(all_values):
     made = Integers({"a": 0, "text": "", "b": [0] * 3})
     for number, text, numbers in all_values:
         expected = serialise_attributes({"a": number, "text": text, "b": numbers})
@@ -166,14 +166,14 @@ def test_integers_and_texts_of_every_length_set_anew(all_values):
 @pytest.mark.parametrize(
     ("integers", "texts"), [([1], ["x"]), ([1, 2, 3], ["x"]), ([1, 2], []), ([1, 2], ["x", "y"])]
 )
-def test_integers_are_as_many_as_they_were_made_for(integers, texts):
+def test_the_integer_template_refuses_another_number_of_values(integers, texts):
     made = Integers({"a": 0, "text": "", "b": [0]})
     assert made.encode([1, 2], ["x"]) == serialise_attributes({"a": 1, "text": "x", "b": [2]})
     with pytest.raises(ValueError, match="for attributes that hold 2 and 1"):
         made.encode(integers, texts)
 
 
-def test_what_is_remembered_is_bounded_and_right():
+def test_the_cache_of_field_heads_is_bounded_and_correct():
     heads = Heads(1)
     for num_bytes in range(0, 40_000, 7):
         payload = bytes(num_bytes)
@@ -181,7 +181,7 @@ def test_what_is_remembered_is_bounded_and_right():
         assert len(heads) <= 4_096
 
 
-def test_doubles_are_as_many_as_they_were_made_for():
+def test_the_double_template_refuses_another_number_of_values():
     doubles = Doubles(["a"], [("b", 2), ("c", 0)])
     assert doubles.encode([1.5, -0.0, math.inf]) == serialise_attributes(
         {"a": 1.5, "b": [-0.0, math.inf]}

@@ -59,7 +59,7 @@ async def test_queue_and_prefill_come_before_the_tokens_and_touch_nothing():
     assert_within_parents(spans)
 
 
-async def test_a_number_of_chunks_that_nobody_counted_is_absent():
+async def test_an_unknown_number_of_chunks_is_absent():
     (prefill,) = named(await spans_of(phased()), "prefill")
     assert "whence.prefill.num_chunks" not in attributes(prefill)
 
@@ -73,7 +73,7 @@ async def test_a_number_of_chunks_that_nobody_counted_is_absent():
         (900, 3 * MS, 0, {"prefill": (900, 3 * MS + 900)}),  # no room for a gap
     ],
 )
-async def test_phases_of_what_made_no_token(queue_ns, prefill_ns, decode_ns, expected):
+async def test_phases_of_a_generation_without_tokens(queue_ns, prefill_ns, decode_ns, expected):
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))
     end = timestamp(START_NS + queue_ns + prefill_ns)
@@ -87,7 +87,7 @@ async def test_phases_of_what_made_no_token(queue_ns, prefill_ns, decode_ns, exp
     assert generation.end_time_unix_nano == START_NS + queue_ns + prefill_ns
 
 
-async def test_what_a_crash_leaves_of_the_phases():
+async def test_phases_of_a_generation_that_a_crash_interrupted():
     """No queueing is known, and the prefill is said to end with the first token."""
     journal = phased(queue_ns=0, prefill_ns=14 * MS)
     spans = await spans_of(journal)
@@ -131,7 +131,9 @@ def steady(lengths: list[int]) -> MemoryJournal:
     block_size=st.integers(1, 9),
     restarts=st.sets(st.integers(0, 180)),
 )
-async def test_blocks_are_exactly_what_the_steps_leave(lengths, step_spans, block_size, restarts):
+async def test_blocks_cover_exactly_the_steps_without_a_span(
+    lengths, step_spans, block_size, restarts
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "STEPS_PER_BLOCK", block_size)
         journal = steady(lengths)
@@ -200,7 +202,7 @@ async def test_a_block_sums_its_steps_up():
     assert times(block) == (START_NS + 13 * MS + 1_000, START_NS + 26 * MS)
 
 
-async def test_a_block_leaves_out_what_its_steps_lack():
+async def test_a_block_has_no_attribute_for_fields_that_no_step_has():
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))
     bare = step_pb2.Step(index=0, timing=step(0).timing)
@@ -244,7 +246,7 @@ EFFECTS = step_pb2.ProcessorEffects(
 )
 
 
-async def test_a_decision_is_told_with_what_else_was_possible():
+async def test_a_step_span_has_candidates_and_processors():
     journal = MemoryJournal()
     names = ["temperature", "top_p"]
     journal.append("g", EntryKind.STARTED, started("g", processor_names=names))
@@ -265,7 +267,7 @@ async def test_a_decision_is_told_with_what_else_was_possible():
     assert attributes(generation)["whence.processors.names"] == names
 
 
-def test_what_stands_for_a_removed_token_is_the_lowest_float32():
+def test_a_removed_candidate_has_the_lowest_float32():
     assert struct.pack("<f", LOWEST_FLOAT32) == b"\xff\xff\x7f\xff"
     assert math.exp(LOWEST_FLOAT32) == 0.0
 
@@ -404,13 +406,13 @@ async def test_rounds_are_bounded_as_steps_are():
     assert len(named(await spans_of(beams(40), step_spans=25), "beam_round")) == 25
 
 
-async def test_a_round_that_does_not_say_when_it_was_has_no_span():
+async def test_a_beam_round_without_a_time_has_no_span():
     spans = await spans_of(beams(5, timed=False))
     assert not named(spans, "beam_round")
     assert len(named(spans, "decode")) == 2
 
 
-async def test_every_byte_is_protobufs_own_form():
+async def test_span_bytes_equal_protobufs_own_serialisation():
     """Parsed and written again by protobuf, a span says the same, and no field is unknown."""
     journal = phased(60)
     journal.append("g", EntryKind.STEP, step(60, candidates=CANDIDATES, processors=EFFECTS))
