@@ -37,7 +37,7 @@ def collector() -> str:
 
 
 def configuration(directory: Path, protocol: OtlpProtocol, port: int, receiver: object) -> Path:
-    """Writes what a Collector needs to write down all spans that it takes."""
+    """Write the configuration of a Collector that writes all spans to a file."""
     listen = {"endpoint": f"127.0.0.1:{port}"}
     if receiver is None:  # the other protocol on our port
         protocols: dict[str, object] = {"http": listen}

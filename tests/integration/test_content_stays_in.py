@@ -41,7 +41,7 @@ class Collector:
         return web.Response(content_type="application/x-protobuf")
 
     def with_content(self) -> set[str]:
-        """The paths that any of the content came to."""
+        """Return the paths of exported messages that hold content."""
         return {
             path
             for path, bodies in self.bodies.items()
@@ -65,7 +65,7 @@ async def collector() -> AsyncIterator[Collector]:
 
 
 def requests() -> list[g.GenerateRequest]:
-    """A completion, a conversation, and one that is refused; the output of both is known."""
+    """Return a completion, a conversation and a refused request."""
     forced = g.Decoding(forced=g.Forced(text=OUTPUT))
     messages = [
         g.ChatMessage(role="system", content=SYSTEM),
@@ -79,7 +79,7 @@ def requests() -> list[g.GenerateRequest]:
 
 
 async def use(target: str) -> list[str]:
-    """Makes the requests; gives how each call ended."""
+    """Make the requests; return the status of each call."""
     codes = []
     async with grpc.aio.insecure_channel(target) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)

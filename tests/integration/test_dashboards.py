@@ -36,7 +36,7 @@ def queries() -> list[str]:
 
 
 async def use(target: str) -> str:
-    """Uses the server in every way that a panel asks for; gives a trace id."""
+    """Use the server so that every panel has data; return a trace id."""
     async with grpc.aio.insecure_channel(target) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         trace_ids = [(await called(stub, num_tokens))[0] for num_tokens in (20, 20)]
@@ -121,7 +121,7 @@ async def test_every_panel_has_data_where_a_server_is_used(
 
 
 async def check_exemplars(base: str, trace_id: str) -> None:
-    """From a panel's latency to its trace: what Grafana asks for its dots."""
+    """Assert that Prometheus returns exemplars with trace ids, as Grafana queries them."""
     for metric in ("gen_ai_server_request_duration", "gen_ai_server_time_to_first_token"):
         window = {"start": str(time.time() - 120), "end": str(time.time() + 120)}
         await ask(
@@ -136,7 +136,7 @@ async def check_exemplars(base: str, trace_id: str) -> None:
 
 
 async def check_rules(base: str) -> None:
-    """Prometheus has evaluated each of our rules on what this server shows, without an error."""
+    """Assert that Prometheus evaluates each of our rules without an error."""
 
     def evaluated(groups: list[dict[str, Any]]) -> bool:
         rules = [rule for group in groups for rule in group["rules"]]

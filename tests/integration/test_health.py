@@ -24,7 +24,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 def url_of(process: ServerProcess) -> str:
-    """The page's address, from the log's line, which comes before the model is loaded."""
+    """Return the page's URL from the log, which has it before the model is loaded."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for line in process.log:

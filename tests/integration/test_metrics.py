@@ -48,7 +48,7 @@ def end(journal: Journal, generation_id: str) -> None:
 
 
 async def serve_streams(journal: Journal, prefix: str) -> None:
-    """Streams that run at the same time."""
+    """Serve streams that run at the same time."""
     ids = [f"{prefix}-{number}" for number in range(NUM_STREAMS)]
     for generation_id in ids:
         begin(journal, generation_id)
@@ -133,7 +133,7 @@ async def test_promtool_finds_nothing_to_complain_about(tmp_path: Path) -> None:
 
 
 async def asked(base: str, path: str, query: str, wanted: int) -> list[dict[str, Any]]:
-    """Asks until there are as many results as are wanted."""
+    """Query until there are as many results as wanted."""
     # A window around now, for exemplars; a query at an instant ignores it.
     window = {"start": "1800000000", "end": "1800000099"}
     return await ask(base, path, lambda found: len(found) >= wanted, query=query, **window)

@@ -44,7 +44,7 @@ async def generate(target: str, num_tokens: int, num_sequences: int = 1) -> dict
 
 
 async def trace_of(page: str, heard: dict[str, Any]) -> dict[str, Any]:
-    """What MLflow has of a trace, once it has all of its spans; with plain values."""
+    """Return a trace in MLflow once it has all of its spans, with plain values."""
     # The call, the model call, its queue and prefill; a span for each sequence and each step.
     num_spans = 4 + len({sequence for sequence, _ in heard["steps"]}) + len(heard["steps"])
     async with aiohttp.ClientSession() as session:

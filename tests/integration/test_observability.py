@@ -51,7 +51,7 @@ def page_of(process: ServerProcess, accept: str = "") -> str:
 
 
 def page_with(process: ServerProcess, text: str, accept: str = "") -> str:
-    """The page, once that is on it: what was recorded takes its way through the journal."""
+    """Return the page once it has the sample, which arrives through the journal."""
     deadline = time.monotonic() + 60
     while text not in (page := page_of(process, accept)):
         assert time.monotonic() < deadline, page

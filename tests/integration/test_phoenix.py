@@ -54,7 +54,7 @@ class Told:
     finished: g.GenerationFinished
     steps: list[step_pb2.Step]
     spans: list[dict[str, Any]]
-    """As Phoenix's REST API gives them."""
+    """Spans as Phoenix's REST API returns them."""
 
     def named(self, name: str) -> list[dict[str, Any]]:
         return [span for span in self.spans if span["name"] == name]
@@ -83,7 +83,7 @@ async def generated(
 async def told_of(
     target: str, page: str, generation_id: str, code: grpc.StatusCode, num_others: int = 0
 ) -> Told:
-    """Waits until Phoenix has as many spans as the record asks for."""
+    """Wait until Phoenix has all spans of a generation."""
     async with grpc.aio.insecure_channel(target) as channel:
         stub = trace_pb2_grpc.TraceServiceStub(channel)
         wanted = trace_pb2.GetGenerationRequest(generation_id=generation_id)
@@ -109,7 +109,7 @@ async def told_of(
 
 @dataclass(frozen=True)
 class Seen:
-    """What was generated, and the project that Phoenix made of it all."""
+    """Generations, and their project in Phoenix."""
 
     whole: Told
     failed: Told
@@ -121,7 +121,7 @@ class Seen:
 
 
 def work(target: str, otlp: str) -> tuple[str, str, str]:
-    """A user's program, with a span of its own; gives the generation's id and the span's ids."""
+    """Generate below a user's span; return the generation's id and the span's ids."""
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(otlp, insecure=True)))
     with provider.get_tracer("program").start_as_current_span("work") as span:
@@ -206,7 +206,7 @@ def test_a_users_span_is_the_root_without_further_code(seen: Seen) -> None:
 
 
 def test_phoenix_understands_the_model_call(seen: Seen) -> None:
-    """It reads `gen_ai.*` into attributes of its own: here they are, beside ours."""
+    """Phoenix converts `gen_ai.*` into its own attributes, next to ours."""
     call = seen.whole.only("text_completion tiny")
     understood = call["attributes"]
     assert understood["llm.model_name"] == "tiny"
@@ -254,7 +254,7 @@ def test_an_error_is_shown_on_its_span(seen: Seen) -> None:
 
 
 def test_a_cancelled_generation_is_shown_and_no_error(seen: Seen) -> None:
-    """By the conventions: CANCELLED is the caller's wish, and no fault of the server's."""
+    """CANCELLED is no error of the server in the conventions."""
     cancelled = seen.cancelled
     assert cancelled.code is grpc.StatusCode.CANCELLED
     assert {span["status_code"] for span in cancelled.spans} == {"UNSET"}

@@ -82,7 +82,7 @@ def attributes(span: Span) -> dict[str, object]:
 
 
 def check_tree(spans: list[Span], steps: list[step_pb2.Step]) -> Span:
-    """One span a step, each under its sequence's, under the model call, under the SERVER span."""
+    """Assert one span for each step, below its sequence, the GenAI span and the SERVER span."""
     by_id = {span.span_id: span for span in spans}
     (server,) = [span for span in by_id.values() if is_server(span)]
     by_name = defaultdict(list)
@@ -253,7 +253,7 @@ async def test_no_exported_byte_holds_content(
 async def test_nothing_is_lost_when_everything_fails(
     tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
 ) -> None:
-    """The collector is away, dies in mid-batch, and the server is killed: all arrives."""
+    """The collector is unreachable and dies in a batch, and the server is killed."""
     flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "all")
     model = tiny_model("gpt2-long")
     all_steps: dict[str, list[step_pb2.Step]] = {}

@@ -106,7 +106,7 @@ async def test_an_event_is_the_log_record_of_the_conventions():
 
 
 async def test_events_do_not_need_a_sampled_trace():
-    """Whether spans are wanted says nothing about them; the flags say that there are none."""
+    """An unsampled generation has an event, whose flags show that it has no spans."""
     journal = confided(trace_flags=0)
     assert not await encoded(journal)
     (event,) = await events_of(journal, ContentCapture.EVENT_ONLY)

@@ -1,4 +1,4 @@
-"""When a batch waits, when it is halved, and when a span is given up."""
+"""Delivery of batches: retries, splitting, and giving up single spans."""
 
 import random
 

@@ -81,7 +81,7 @@ async def expected_of(journal: MemoryJournal) -> dict[bytes, bytes]:
 
 
 def pieces_in(requests: list[bytes]) -> list[bytes]:
-    """Takes requests apart into their spans, serialised as protobuf does it."""
+    """Split requests into their spans, as serialised by protobuf."""
     return [
         ScopeSpans(spans=[span]).SerializeToString()
         for request in requests
@@ -92,7 +92,7 @@ def pieces_in(requests: list[bytes]) -> list[bytes]:
 
 
 async def assert_all_arrived(journal: MemoryJournal, receiver: Receiver) -> None:
-    """The union is what it should be, and duplicates are the same to the byte."""
+    """Assert that all spans arrived, and that duplicates are byte-identical."""
     expected = await expected_of(journal)
     taken = [ScopeSpans(spans=[span]).SerializeToString() for span in receiver.spans]
     assert set(taken) == set(expected.values())

@@ -83,7 +83,7 @@ async def exporting(journal, collector, clock=None, settings=None, *, hide_words
 
 
 async def expected_spans(journal: MemoryJournal) -> dict[bytes, Span]:
-    """By id, in the order in which they are to arrive."""
+    """Return the expected spans by id, in their order of arrival."""
     encoder = SpanEncoder(journal)
     spans = [
         ScopeSpans.FromString(piece).spans[0]
@@ -199,7 +199,7 @@ async def test_a_retry_after_date_is_kept(journal):
 async def test_a_collector_that_refuses_everything_until_it_is_mended_loses_no_span(
     journal, collector, fault, caplog
 ):
-    """A wrong port, path, key or protocol looks so: everything is held, and the alarm is raised."""
+    """A wrong port, path, key or protocol has this effect: all is held, and the alarm is raised."""
     collector.always = fault
     async with exporting(journal, collector, patience=4, long_patience=6) as exporter:
         async with asyncio.timeout(30):
@@ -220,7 +220,7 @@ async def test_a_collector_that_refuses_everything_until_it_is_mended_loses_no_s
 
 
 def is_of_the_moment(fault: Fault, protocol: OtlpProtocol) -> bool:
-    """Says whether the answer asks to come again, as OTLP's tables have it."""
+    """Return whether the answer is retryable by OTLP's tables."""
     if protocol is OtlpProtocol.GRPC:
         return fault == REFUSALS["moved"]  # OUT_OF_RANGE
     return fault == REFUSALS["exhausted"]  # 429
@@ -255,7 +255,7 @@ async def test_a_partial_success_is_counted_and_not_repeated(journal, collector,
 
 
 async def test_a_batch_of_which_all_spans_are_rejected_is_sent_again(journal, collector):
-    """One that rejects all has taken nothing, so that the spans are sent again."""
+    """A partial success that rejects all spans counts as a refusal."""
     collector.faults.append(Partial(1_000))
     async with exporting(journal, collector) as exporter:
         assert await exporter.flush(30)

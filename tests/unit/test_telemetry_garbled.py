@@ -54,7 +54,7 @@ def garbled(draw: st.DrawFn) -> MemoryJournal:
 @settings(max_examples=300)
 @given(garbled())
 async def test_a_damaged_entry_raises_only_an_unreadable_entry_error(journal):
-    """Any other would be taken for the journal's trouble, and tried again for ever."""
+    """Another error would count as one of the journal, and be retried forever."""
     content = ContentCapture.SPAN_AND_EVENT
     for encode in (
         SpanEncoder(journal, 2, content=content).encode,
@@ -67,7 +67,7 @@ async def test_a_damaged_entry_raises_only_an_unreadable_entry_error(journal):
 
 @pytest.mark.parametrize("place", range(len(WHOLE.entries)))
 async def test_undamaged_entries_make_their_spans_beside_damaged_ones(place):
-    """An entry that is no message at all is told of once, and the call stands by itself."""
+    """An entry that is no message is reported once, and the call stands by itself."""
     journal = journal_of_all_kinds()
     bad = journal.entries[place]._replace(payload=b"\xff\xff\xff")
     journal.entries[place] = bad

@@ -16,7 +16,7 @@ SERVER_ERRORS = {
     "UNAVAILABLE",
     "DATA_LOSS",
 }
-"""As the semantic conventions for gRPC list them for SERVER spans."""
+"""Errors of SERVER spans in the semantic conventions for gRPC."""
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))

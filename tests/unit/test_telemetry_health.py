@@ -1,4 +1,4 @@
-"""How the server says that it is: what the document holds, and what never gets into it."""
+"""Health document: its fields, and the content that it never holds."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def live_server(trouble: JournalError | None = None) -> LiveServer:
 
 
 def exporting(last_error: str) -> Consumers:
-    """The spans' export, 42 entries behind."""
+    """Return the consumer of a span export that is 42 entries behind."""
     stats = ExportStats(
         num_exported=1_000,
         num_requests=12,

@@ -94,7 +94,7 @@ def all_of_otlp() -> ExportTraceServiceRequest:
 
 
 async def test_the_sdks_encoder_gives_back_the_request():
-    """The SDK's OTLP exporters send, to the field, what our own would."""
+    """The SDK's OTLP exporters send the same fields as whence's."""
     encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
     request = await whence_request()
     again = encoder.encode_spans(list(make_readable_spans(request)))
@@ -115,7 +115,7 @@ def test_the_sdks_encoder_gives_back_every_kind_of_field():
 
 
 def _normalise(request: ExportTraceServiceRequest) -> None:
-    """Evens out what the SDK's encoder leaves out, or orders otherwise."""
+    """Remove differences of the SDK's encoder: omitted fields, and order."""
     for resource_spans in request.resource_spans:
         resource_spans.resource.attributes.sort(key=lambda attribute: attribute.key)
         for span in resource_spans.scope_spans[0].spans:

@@ -60,7 +60,7 @@ REPLICAS = [
 
 
 async def test_replicas_behind_a_balancer_that_partly_refuse_lose_no_span():
-    """A proof would be easy to have by mistake where the turns fit."""
+    """Replicas in turns could look like a proof against a span."""
     for seed, pattern in enumerate(REPLICAS):
         case = Case(lambda _, n, of=pattern: Accepted() if of[n % len(of)] else REFUSED, seed)
         for begin in range(0, 24, 4):
@@ -99,7 +99,7 @@ async def test_a_restart_between_suspect_and_witness_proves_nothing(num_down):
 
 
 async def test_a_destination_that_accepts_only_known_spans_proves_nothing():
-    """A tenant's limit on live traces does this."""
+    """A tenant's limit on live traces has this effect."""
     case = Case(
         lambda names, n: Accepted() if n > 3_000 or names == ["a"] else Refused("max live traces")
     )

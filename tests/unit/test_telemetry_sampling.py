@@ -1,4 +1,4 @@
-"""Which requests have spans: OpenTelemetry's environment variables, and the caller's flags."""
+"""Sampling of requests by OpenTelemetry's environment variables and the caller's flags."""
 
 import re
 

@@ -147,7 +147,7 @@ async def test_a_step_span_has_all_fields_of_its_step_but_text(journal):
     )
 )
 async def test_absent_fields_make_no_attributes_after_other_steps(fields_of_steps):
-    """The encoder fills the same messages again and again: nothing may be left over."""
+    """The encoder reuses messages, in which no old value may remain."""
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))
     for index, fields in enumerate(fields_of_steps):

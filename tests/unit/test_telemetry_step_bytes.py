@@ -72,7 +72,7 @@ STEPS = st.builds(
 
 
 def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -> Span:
-    """The span as anybody would write it down, field by field."""
+    """Return the span as a protobuf message, built field by field."""
 
     def known(message: object, field: str) -> AttributeValue | None:
         return getattr(message, field) if message.HasField(field) else None

@@ -88,7 +88,7 @@ async def test_phases_of_a_generation_without_tokens(queue_ns, prefill_ns, decod
 
 
 async def test_phases_of_a_generation_that_a_crash_interrupted():
-    """No queueing is known, and the prefill is said to end with the first token."""
+    """No queueing is recorded, and the recorded prefill ends with the first token."""
     journal = phased(queue_ns=0, prefill_ns=14 * MS)
     spans = await spans_of(journal)
     assert not named(spans, "queue")
@@ -111,7 +111,7 @@ async def test_phases_of_odd_durations(queue_ns, prefill_ns, decode_ns, elapsed_
 
 
 def steady(lengths: list[int]) -> MemoryJournal:
-    """Sequences that take turns, each step 4 ms, until each has its length."""
+    """Return a journal of sequences that take turns, with steps of 4 ms."""
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g", num_sequences=len(lengths)))
     for index in range(max(lengths)):
@@ -356,7 +356,7 @@ def beam_round(index: int, **fields: object) -> generation_pb2.BeamRound:
 
 
 def beams(num_rounds: int, *, timed: bool = True) -> MemoryJournal:
-    """Rounds as they happen; the two winners' steps, which have the rounds' times, at the end."""
+    """Return a journal of beam rounds, followed by the steps of two winners."""
     journal = MemoryJournal()
     decoding = generation_pb2.Decoding(
         beam_search=generation_pb2.BeamSearch(num_beams=3), num_return_sequences=2
