@@ -193,7 +193,7 @@ async def test_an_unsampled_request_is_journalled_and_makes_no_span(
         (
             {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "EVENT_ONLY"},
             [],
-            "nowhere to send",
+            "events have no destination",
         ),
         ({"OTEL_METRICS_EXPORTER": "prometheus"}, [], "give --metrics-listen"),
         ({"OTEL_LOGS_EXPORTER": "console"}, [], "OTEL_LOGS_EXPORTER 'console': expected otlp"),
