@@ -44,7 +44,7 @@ KINDS: dict[str, Callable[[], peft.PeftConfig]] = {
 
 
 def save_adapter(base: Path, directory: Path, config: peft.PeftConfig, **settings: Any) -> Path:
-    """Write an adapter that changes what its base computes, as a training would leave it."""
+    """Write an adapter that changes the output of its base, as a training does."""
     torch.manual_seed(5)
     with warnings.catch_warnings(action="ignore"):
         model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)

@@ -1,4 +1,4 @@
-"""Settings, read from flags and an environment."""
+"""Settings from flags and an environment, for tests."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Generations for a journal, and functions that read it."""
+"""Generations to append to a journal, and functions that read it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ def finish(journal: Journal, generation_id: str) -> None:
 
 
 def whole(journal: Journal, generation_id: str, num_steps: int = 3, **changes) -> None:
-    """Append a complete generation."""
+    """Append a generation from its start to its finish."""
     create(journal, generation_id, **changes)
     append_steps(journal, generation_id, *(b"step %d" % i for i in range(num_steps)))
     finish(journal, generation_id)
@@ -58,6 +58,6 @@ async def take(batches: AsyncIterator[list[Entry]], num_entries: int) -> list[En
 
 
 async def settle() -> None:
-    """Run all tasks that do not wait for a thread."""
+    """Let the event loop run everything that does not wait for a thread."""
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A journal with real messages, as a server writes them, and functions that damage it."""
+"""A journal with messages as a server writes them, and statements that damage it."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def call(journal: Journal, generation_id: str) -> None:
 
 
 async def fill(directory: Path) -> None:
-    """Write two finished generations, a deleted and a running one, calls, and two cursors."""
+    """Fill a journal: two finished generations, a deleted and a running one, calls, cursors."""
     journal = await Journal.open(directory)
     call(journal, "")
     for number, generation_id in enumerate((FIRST, SECOND, DELETED), 1):

@@ -1,4 +1,4 @@
-"""A journal with the rows and entries of many generations, written directly with SQL."""
+"""A journal with many generations: only their rows and STARTED entries."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ START_NS = 1_700_000_000_000_000_000
 
 
 def large_journal(directory: Path, num_generations: int, num_labels: int = 2) -> Path:
-    """Write a database in which all generations have the label `team`, and one in 100 `rare`."""
+    """Create a database whose generations have the label `team`, one in a hundred `rare`."""
     path = directory / "journal.db"
     database = apsw.Connection(str(path))
     database.pragma("journal_mode", "wal")

@@ -1,4 +1,4 @@
-"""Records of small training runs, for tests; every step is different."""
+"""Training runs on record, made for tests: small, and different in every step."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ SPAN_ID = "00f067aa0ba902b7"
 
 
 def run_id(number: int) -> str:
-    """Return a run's id, whose first eight digits are unique."""
+    """Return a run's id; the first eight digits are unique."""
     return f"{number:08x}-0000-4000-8000-000000000000"
 
 
@@ -33,11 +33,11 @@ def timestamp(unix_ns: int) -> Timestamp:
 
 
 class RecordBuilder:
-    """Writer of a run's record, event by event; a context manager.
+    """Context manager that writes a run's record event by event.
 
     Attributes:
         path: the record's file.
-        id: the run's id.
+        id: the run's.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RecordBuilder:
         self.close()
 
     def close(self) -> None:
-        """Close the record, so that another process can write it."""
+        """Lets go of the record, so that another process can write it."""
         if not self._closed:
             self._closed = True
             self._writer.close()
@@ -133,7 +133,7 @@ class RecordBuilder:
     def examples(
         self, pieces: Sequence[Sequence[tuple[int, int, int]]], *, a_chunk: int = 2
     ) -> Self:
-        """Record the pieces (document index, first byte, last byte) of each example."""
+        """Records the pieces (document index, first byte, last byte) of each example."""
         for first in range(0, len(pieces), a_chunk):
             chunk = pieces[first : first + a_chunk]
             flat = [piece for example in chunk for piece in example]
@@ -215,7 +215,7 @@ class RecordBuilder:
 
 
 def training_step(number: int, attempt: int, num_groups: int, **fields: object) -> pb.TrainingStep:
-    """Return a step whose values depend on its number and its attempt."""
+    """Return a step whose values depend on its number and attempt."""
     return pb.TrainingStep(
         **{
             "step": number,
@@ -237,7 +237,7 @@ def training_step(number: int, attempt: int, num_groups: int, **fields: object) 
 
 
 def loaded_model(directory: Path, **fields: object) -> ModelInfo:
-    """Return a model in a directory, as the engine reports it."""
+    """Return a model in this directory as the engine reports it."""
     return ModelInfo(
         **{
             "name": "m",
@@ -262,7 +262,7 @@ def loaded_model(directory: Path, **fields: object) -> ModelInfo:
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Return the Merkle root by RFC 9162, section 2.1.1: the list split at a power of two."""
+    """RFC 9162, section 2.1.1, word for word: the list parted at the largest power of two."""
     if not leaves:
         return hashlib.sha256().digest()
     if len(leaves) == 1:

@@ -1,4 +1,4 @@
-"""Details of failed calls: status, reason and invalid fields."""
+"""Parsing of failed calls: status, reason, fields at fault."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class Failure:
 
 
 def failure_of(error: grpc.RpcError) -> Failure:
-    """Return the parts of an error that clients see."""
+    """Parse the parts of an error that clients see."""
     reason, fields, metadata = "", {}, {}
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin":

@@ -1,4 +1,4 @@
-"""Tokenizers of every decoding family, and oracles of their text by simple rules."""
+"""Tokenizers of every decoding family, and simple reference implementations of their text."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CORPUS = [
     "def generate(prompt): return model(prompt)",
 ]
 PADDING = 7
-"""Number of ids that the model has after those of its tokenizer."""
+"""Number of ids that the model has beyond its tokenizer."""
 
 
 def byte_level() -> Tokenizer:
@@ -36,7 +36,7 @@ def byte_level() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    # Plain text, letters of the byte alphabet, and letters that resemble them.
+    # As text, as text in the byte alphabet's own letters, and in letters that look like it.
     tokenizer.add_tokens(["<tool call>", "Ġtool", "hé", "日本"])
     tokenizer.add_special_tokens([AddedToken("<|end|>")])
     _begin_with(tokenizer, "<s>")
@@ -44,7 +44,7 @@ def byte_level() -> Tokenizer:
 
 
 def byte_level_normalized() -> Tokenizer:
-    """Return a tokenizer with a normalizer, which also changes added tokens."""
+    """A normalizer changes added tokens too, and what it changed is special no more."""
     tokenizer = byte_level()
     tokenizer.normalizer = normalizers.Prepend("é")
     tokenizer.add_tokens(["<plain>"])
@@ -161,7 +161,7 @@ def end_of_word() -> Tokenizer:
 
 
 def without_decoder() -> Tokenizer:
-    """Return a tokenizer without a decoder: `tokenizers` then joins words by spaces."""
+    """Words joined by spaces, as `tokenizers` does where there is no decoder at all."""
     words = ["<unk>", "the", "quick", "fox", "é", ""]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -193,9 +193,9 @@ def _begin_with(tokenizer: Tokenizer, token: str) -> None:
 
 
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Decode ids as the tokenizer does, but keep valid characters kept malformed byte tokens.
+    """Return the tokenizer's own decode, with valid characters kept in malformed byte runs.
 
-    Their other bytes become one U+FFFD each, as `tokenizers` decodes all bytes of the run.
+    The run's other bytes are one U+FFFD each, as `tokenizers` has it for all of them.
     """
     whole: str = tokenizer.decode(ids, skip_special_tokens=True)
     if "ByteFallback" not in str(tokenizer.decoder):
@@ -217,7 +217,7 @@ def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
-    """Return the text before the stop string that is completed first, and that stop string."""
+    """Return the text before the stop string that is completed first, and that string."""
     for end in range(1, len(text) + 1):
         completed = [stop for stop in stops if text[:end].endswith(stop)]
         if completed:
@@ -229,14 +229,12 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
 def stopped(
     tokenizer: Tokenizer, ids: list[int], pieces: list[str], stops: tuple[str, ...]
 ) -> tuple[int, str, str | None]:
-    """Return the number of tokens, the output and the stop string of a sequence.
-
-    All text is searched after every token.
+    """Return tokens, output and stop string of a sequence, by a search of all text each time.
 
     Args:
-        tokenizer: the sequence's tokenizer.
-        ids: the sequence's tokens.
-        pieces: text that each token adds to the output if nothing stops the sequence.
+        tokenizer: the sequence's.
+        ids: its tokens.
+        pieces: what each of them adds to the output where nothing stops it.
         stops: stop strings, found in the text with special tokens.
     """
     special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
@@ -245,7 +243,7 @@ def stopped(
     held_at = 0
     for n, (token_id, piece) in enumerate(zip(ids, pieces, strict=True)):
         if token_id in special:
-            # Text that is held back, and is output if the sequence ends here.
+            # What is held back, which is output where the sequence ends here.
             held = decoded(tokenizer, ids[:n])[len("".join(pieces[:n])) :]
             name = (_inside(tokenizer, token_id), False)
             after_special = n > 0 and ids[n - 1] in special
@@ -262,7 +260,7 @@ def stopped(
             before = inside.removesuffix(piece) if stripped else ""
             held = parts[held_at][0] if n > 0 and ids[n - 1] in special else ""
             if held and piece.startswith(held):
-                # It was searched before the special token.
+                # It has been searched before the special token.
                 parts[held_at] = (held, True)
             else:
                 held = ""
@@ -282,7 +280,7 @@ def _cut(parts: list[tuple[str, bool]], stops: tuple[str, ...]) -> tuple[str, st
 
 
 def _inside(tokenizer: Tokenizer, token_id: int) -> str:
-    """Return a token's text after a token that is no byte token."""
+    """Return a token's text after another one that is not a byte token."""
     before = tokenizer.encode("a", add_special_tokens=False).ids
     text: str = tokenizer.decode([*before, token_id], skip_special_tokens=False)
     return text[len(tokenizer.decode(before, skip_special_tokens=False)) :]

@@ -1,4 +1,4 @@
-"""Short trainings with unique rows of data, dropout, and a last batch that is smaller."""
+"""Trainings of a moment: every row of the data is unique, dropout is on, batches are uneven."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ ROW_LENGTH = 8
 
 
 def row(index: int) -> torch.Tensor:
-    """Return token ids that begin with the row's number."""
+    """Token ids that begin with the row's own number."""
     rest = torch.randint(
         VOCABULARY, (ROW_LENGTH - 2,), generator=torch.Generator().manual_seed(index)
     )
@@ -24,12 +24,12 @@ def row(index: int) -> torch.Tensor:
 
 
 def number_of(ids: torch.Tensor) -> int:
-    """Return the number of a row."""
+    """Number of the row."""
     return int(ids[0]) * VOCABULARY + int(ids[1])
 
 
 def item(index: int) -> dict[str, Any]:
-    # With a column that the model does not accept, as in real data.
+    # A column that the model does not take, as real data has.
     return {"input_ids": row(index), "labels": row(index), "comment": index}
 
 
@@ -47,7 +47,7 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 class RowStream(IterableDataset[dict[str, Any]]):
-    """Stream of rows; each worker yields its share."""
+    """Each worker gives its own share, in turns."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -75,7 +75,7 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 
 
 class SeenRows:
-    """Rows that the model read in each forward pass: the oracle of example ids."""
+    """Inputs of the model by forward pass: the oracle for example ids."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.passes: list[list[int]] = []
@@ -87,7 +87,7 @@ class SeenRows:
 
 
 class Stop(TrainerCallback):
-    """Callback that raises an error after a step, as a crash would."""
+    """Ends a training as a crash would."""
 
     def __init__(self, step: int, error: BaseException) -> None:
         self.step, self.error = step, error

@@ -27,7 +27,7 @@ from whence_server.telemetry.export.outcomes import (
     TooLarge,
     TryAgain,
 )
-from whence_server.telemetry.export.tls import ssl_context
+from whence_server.telemetry.export.tls import make_ssl_context
 
 PROTOBUF, JSON, HTML = "application/x-protobuf", "application/json", "text/html"
 
@@ -95,7 +95,7 @@ class OtlpHttpSink:
         self._session = aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=settings.timeout_s),
-            connector=aiohttp.TCPConnector(ssl=ssl_context(settings) if secure else True),
+            connector=aiohttp.TCPConnector(ssl=make_ssl_context(settings) if secure else True),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=True,
         )
