@@ -50,7 +50,7 @@ class GenerateOptions(TypedDict, total=False):
     """Name of one of the model's chat templates (`Model.chat_templates`)."""
     model: str | None
     add_special_tokens: Annotated[bool | None, Option("decoding.add_special_tokens")]
-    """Whether the tokenizer adds its special tokens to a text prompt."""
+    """True adds the tokenizer's special tokens to a text prompt."""
 
     greedy: Annotated[bool | None, Option("decoding.greedy", "strategy")]
     """Always take the most likely token."""
@@ -175,7 +175,7 @@ class GenerateOptions(TypedDict, total=False):
     detail: Annotated[
         Literal["tokens", "decisions", "internals"] | None, Option("trace.detail", "choice")
     ]
-    """How much is traced of each step."""
+    """Amount traced of each step."""
     num_candidates: Annotated[
         int | None,
         Option("trace.num_candidates", flag=int, meaning="candidates to trace for each token"),

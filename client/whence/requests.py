@@ -34,7 +34,7 @@ _STRATEGIES = {
     "beam_search": "beam search",
     "forced": "a forced continuation",
 }
-"""In words, by their fields in the contract."""
+"""Values in words, by their fields in the contract."""
 
 
 def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.GenerateRequest:

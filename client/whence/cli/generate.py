@@ -364,4 +364,4 @@ _FLAGS: dict[type, tuple[Callable[[str], Any], str]] = {
     float: (float, "F"),
     list: (_token_ids, "ID,..."),
 }
-"""How a flag's value is read, and called in the help, by `Option.flag`."""
+"""Parser of a flag's value and its placeholder in the help, by `Option.flag`."""

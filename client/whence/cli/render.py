@@ -98,7 +98,7 @@ def table_heading(*, prompt: bool = False) -> str:
 
 
 def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
-    """A token on a line: its place, text, probability, rank, runners-up and requested tokens.
+    """Return a token's line: place, text, probability, rank, runners-up, requested tokens.
 
     Args:
         token: the token.

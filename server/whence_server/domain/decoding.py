@@ -12,7 +12,7 @@ MAX_SEED = 2**64 - 1
 
 
 class Strategy(Enum):
-    """How a step's token is chosen from its distribution; values are names in the contract."""
+    """Ways of choosing a step's token from its distribution; values are names in the contract."""
 
     GREEDY = "greedy"
     SAMPLE = "sample"
@@ -21,7 +21,7 @@ class Strategy(Enum):
 
 
 class EarlyStopping(Enum):
-    """When beam search ends, as by transformers' `early_stopping`; values as in the contract."""
+    """Ends of beam search, as in transformers' `early_stopping`; values as in the contract."""
 
     WHEN_ENOUGH = 1
     NEVER = 2
@@ -265,7 +265,7 @@ class TraceOptions:
     detail: Annotated[TraceDetail, Option("trace", Kind.CHOICE)] = TraceDetail.DECISIONS
     num_candidates: Annotated[int, Option("trace")] = 8
     prompt: Annotated[bool, Option("trace")] = False
-    """Whether the prompt's own tokens are traced as well."""
+    """True if the prompt's own tokens are traced as well."""
     logprob_token_ids: Annotated[
         tuple[int, ...],
         Option(
@@ -283,7 +283,7 @@ TRACE_OPTIONS = declared_options(TraceOptions)
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """What to record, as asked for."""
+    """Trace options as the request asks for them."""
 
     detail: TraceDetail | None = None
     num_candidates: int | None = None

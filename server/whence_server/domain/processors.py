@@ -26,7 +26,7 @@ _WARPERS: dict[str, Callable[[Decoding], bool]] = {
     "epsilon_cutoff": lambda d: d.epsilon_cutoff > 0.0,
     "eta_cutoff": lambda d: d.eta_cutoff > 0.0,
 }
-"""Of sampling alone."""
+"""Processors that only sampling applies."""
 _AFTER_WARPERS: dict[str, Callable[[Decoding], bool]] = {
     "renormalize_logits": lambda d: d.configured.renormalize_logits,
 }

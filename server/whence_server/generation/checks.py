@@ -95,7 +95,7 @@ def check_prompt(token_ids: Sequence[int], field: str, model: ModelInfo, limits:
 
 
 def check_forced(faults: Faults, request: DecodingRequest) -> None:
-    """A forced continuation leaves nothing to choose, so nothing may shape the choice."""
+    """Refuse options that shape a choice where a forced continuation leaves none."""
     for option in DECODING_OPTIONS:
         faults.expect(
             not option.shapes_choice or getattr(request, option.name) in {None, ()},

@@ -191,7 +191,7 @@ def configured_to_proto(decoding: Decoding) -> generation_pb2.ConfiguredDecoding
 
 
 def trace_to_proto(trace: TraceOptions) -> generation_pb2.TraceOptions:
-    """What was granted."""
+    """Return the granted trace options as the contract's message."""
     proto = generation_pb2.TraceOptions()
     for option in TRACE_OPTIONS:
         _set_option(proto, option, getattr(trace, option.name))

@@ -21,11 +21,11 @@ class PageKey(NamedTuple):
 
     start_time_ns: int
     generation_id: bytes
-    """As it is stored: in a damaged row it may be no text."""
+    """Bytes as stored; in a damaged row they may not be UTF-8."""
 
 
 def encode_page_token(key: PageKey, list_filter: ListFilter) -> str:
-    """An opaque token for the page beyond `key`."""
+    """Return an opaque token for the page beyond `key`."""
     head = _HEAD.pack(_digest_filter(list_filter), key.start_time_ns)
     return base64.urlsafe_b64encode(head + key.generation_id[:_MAX_ID_BYTES]).decode()
 

@@ -20,7 +20,7 @@ _MAX_PAGE_BYTES = 2 << 20
 
 
 def make_summary_message(run: TrainingRun) -> training_pb2.TrainingRunSummary:
-    """A run at a glance."""
+    """Return the summary of a run."""
     started, dataset, newest = run.started, run.training_set.dataset, run.read_newest_step()
     last_time = timestamp_pb2.Timestamp()
     last_time.FromNanoseconds(run.last_time_ns)

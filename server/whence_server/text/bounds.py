@@ -67,7 +67,7 @@ def _read_state(part: Any) -> dict[str, Any] | None:
 
 
 def _measure_shrinking(normalizer: dict[str, Any] | None) -> int | None:
-    """By how much a normalizer can shorten a text, or None where that has no bound."""
+    """Return the factor by which a normalizer can shorten a text; None if it has no bound."""
     if normalizer is None:
         return 1
     kind = normalizer["type"]
@@ -97,7 +97,7 @@ def _keeps_all(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 
 def _find_bytes_without_token(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> bytes | None:
-    """The bytes that vanish; None where unknown text may become a single unknown token."""
+    """Return the bytes that vanish; None where unknown text may become a single unknown token."""
     model = tokenizer.model
     if type(model).__name__ != "BPE":
         return None
@@ -110,7 +110,7 @@ def _find_bytes_without_token(tokenizer: Tokenizer, vocabulary: dict[str, int]) 
 
 
 def _make_alphabet() -> dict[int, str]:
-    """The letter that stands for each byte in a byte-level vocabulary."""
+    """Return the letter that stands for each byte in a byte-level vocabulary."""
     letters = sorted(ByteLevel.alphabet())
     own = {ord(letter): letter for letter in letters if ord(letter) < 256}
     others = (letter for letter in letters if ord(letter) >= 256)
@@ -118,7 +118,7 @@ def _make_alphabet() -> dict[int, str]:
 
 
 def _normalize(tokenizer: Tokenizer, token: Any) -> str:
-    """An added token as it is looked for: in the text, or in what the normalizer makes of it."""
+    """Return the form of an added token that is searched for: normalized if it is normalized."""
     content: str = token.content
     if token.normalized and tokenizer.normalizer is not None:
         made: str = tokenizer.normalizer.normalize_str(content)

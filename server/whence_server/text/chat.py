@@ -218,13 +218,13 @@ def _render(template: Template, variables: dict[str, Any]) -> str:
 
 
 def _shorten(reason: str) -> str:
-    """A reason fit for an error's details: a template may put anything in it, of any length."""
+    """Return a reason cut to fit an error's details, as a template may put anything in it."""
     reason = reason.encode(errors="backslashreplace").decode()
     return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
 
 
 def _collect_bounded(template: Template, variables: dict[str, Any]) -> str:
-    """The template's output, unless it goes on and on."""
+    """Return the template's output, if it is not too long."""
     parts: list[str] = []
     num_characters = 0
     for part in template.generate(variables):

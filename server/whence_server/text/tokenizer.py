@@ -134,7 +134,7 @@ class TextTokenizer(TextEncoder):
         self._new_detokenizer = self._choose_detokenizer()
 
     def make_sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
-        """A new sequence's text, empty, to end before the first of the stop strings.
+        """Return the empty text of a new sequence, which ends before the first stop string.
 
         Stop strings match the text with special tokens, as transformers' `stop_strings` do.
         """
@@ -144,13 +144,13 @@ class TextTokenizer(TextEncoder):
         return SequenceText(detokenizer, stop, self._unseen)
 
     def split_prompt(self, token_ids: Sequence[int]) -> list[Piece]:
-        """What each token of a prompt adds to its text; joined, they are its decode."""
+        """Return the text that each token adds to a prompt; joined, they are its decode."""
         text = self.make_sequence_text()
         last = len(token_ids) - 1
         return [text.push(token_id, last=i == last) for i, token_id in enumerate(token_ids)]
 
     def list_vocabulary(self) -> list[bytes]:
-        """The raw bytes of every id below the vocabulary's size; not to be changed.
+        """Return the raw bytes of every id below the vocabulary's size; not to be changed.
 
         Byte-level tokens are exact. Others are as inside a text: with a space if they begin a
         word, and one byte for each byte token. Special tokens have their name, ids without a

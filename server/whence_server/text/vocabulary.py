@@ -30,13 +30,13 @@ def _list_types(decoder: dict[str, object]) -> Iterator[str]:
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Whether every token decodes to bytes of its own, whatever stands beside it."""
+    """Return whether every token decodes to the same bytes beside any other token."""
     types = list_decoder_types(tokenizer)
     return "ByteLevel" in types and set(types) <= {"ByteLevel", "Fuse"}
 
 
 def list_special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
-    """The tokens that add no text to an output, by id."""
+    """Return the tokens that add no text to an output, by id."""
     added = tokenizer.get_added_tokens_decoder()
     return {
         token_id: token
@@ -77,7 +77,7 @@ def map_special_texts(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def list_vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
-    """The raw bytes of the ids below `size`, as they would stand inside a text.
+    """Return the raw bytes of the ids below `size`, as they would stand inside a text.
 
     Special tokens have their name; ids without a token have b"".
     """
@@ -100,7 +100,7 @@ def name_bytes(token: bytes) -> str:
 
 
 def _map_byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """The byte of each token such as <0xE2>; empty where the decoder has no ByteFallback."""
+    """Return the byte of each token such as <0xE2>; empty where the decoder has no ByteFallback."""
     if "ByteFallback" not in list_decoder_types(tokenizer):
         return {}
     matches = ((_BYTE_TOKEN.fullmatch(t), i) for t, i in tokenizer.get_vocab().items())

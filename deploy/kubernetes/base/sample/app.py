@@ -51,7 +51,7 @@ class Requests(BaseHTTPRequestHandler):
             self._complete(prompt)
 
     def log_request(self, code: int | str = "-", *_: object) -> None:
-        """Logs what was asked for, without the prompt."""
+        """Log the request without its prompt."""
         self.log_message("%s %s %s", self.command, urlsplit(self.path).path, code)
 
     def _complete(self, prompt: str) -> None:
@@ -91,7 +91,7 @@ class Requests(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serves until SIGTERM."""
+    """Serve until SIGTERM."""
     address = ("0.0.0.0", int(os.environ.get("PORT", "8080")))  # noqa: S104 - the pod's
     # The target is $WHENCE_TARGET.
     with Client() as client, Application(address, client) as application:

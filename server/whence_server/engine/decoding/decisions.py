@@ -139,7 +139,7 @@ class DecisionBuilder:
         token_ids: torch.Tensor,
         probabilities: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """From `num_kept` to `requested_sampling_logprobs`."""
+        """Return the number of fields from `num_kept` to `requested_sampling_logprobs`."""
         scores, finals = distributions.scores, distributions.final_logprobs
         own = distributions.logprobs[: len(rows)]
         nothing = num_kept = token_ids.new_empty(0)

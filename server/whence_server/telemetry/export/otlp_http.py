@@ -210,7 +210,7 @@ def _answer_in_json(body: bytes) -> ExportTraceServiceResponse:
 
 
 def _named(status: int) -> str:
-    """A status with the standard's name for it: a server's own may be anything."""
+    """Return a status with its standard name, as the server's phrase may be anything."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -218,7 +218,7 @@ def _named(status: int) -> str:
 
 
 def _message_in(response: aiohttp.ClientResponse, body: bytes) -> str:
-    """What an error says: google.rpc.Status in the request's encoding or in JSON, or text."""
+    """Return an error's message: of a google.rpc.Status, in protobuf or JSON, or the text."""
     try:
         if response.content_type == PROTOBUF:
             return str(Status.FromString(body).message)

@@ -65,7 +65,7 @@ TRAINING_NUM_PROCESSES: Final = "whence.training.num_processes"
 # ---- on `epoch` ----
 
 EPOCH_NUMBER: Final = "whence.training.epoch.number"
-"""From 1: TrainingStep.epoch, rounded up."""
+"""Number of the epoch, from 1: TrainingStep.epoch, rounded up."""
 EPOCH_FIRST_STEP: Final = "whence.training.epoch.first_step"
 """TrainingStep.step of the first that the attempt made in it; absent where it made none."""
 EPOCH_NUM_STEPS: Final = "whence.training.epoch.num_steps"
@@ -75,7 +75,7 @@ EPOCH_NUM_TOKENS: Final = "whence.training.epoch.num_tokens"
 EPOCH_NUM_NON_FINITE: Final = "whence.training.epoch.num_non_finite"
 """Steps whose TrainingStep.loss is NaN or infinite; absent where there are none."""
 EPOCH_MEAN_LOSS: Final = "whence.training.epoch.mean_loss"
-"""Of TrainingStep.loss, steps whose loss is not finite left out; absent where none is left."""
+"""Mean of the finite values of TrainingStep.loss; absent if there are none."""
 
 # ---- on `optimizer_step` and `evaluation`: many backends cannot hold NaN ----
 
