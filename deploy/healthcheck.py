@@ -23,7 +23,7 @@ TIMEOUT_S = 4.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the check.
+    """Run the check.
 
     Returns:
         The exit status.
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ask(target: str) -> str:
-    """The server's own word for how it is, as a whole.
+    """Return the health that the server reports for itself as a whole.
 
     Raises:
         grpc.RpcError: it gave none within `TIMEOUT_S`.
