@@ -283,7 +283,7 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
         except ValueError as error:
             raise ConfigurationError(f"{source} {text!r}: {error}") from None
     if "model" not in values:
-        raise ConfigurationError("--model: which model to serve? Give a directory or a hub id")
+        raise ConfigurationError("--model is missing: give the directory of a model, or a hub id")
     values["span_destination"] = span_destination(
         environment, *(values.get(name, "") for name in _SPAN_SETTINGS)
     )

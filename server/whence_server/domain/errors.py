@@ -231,8 +231,8 @@ class TextQueueFullError(WhenceError):
 
     def __init__(self, max_bytes: int, retry_after_s: float) -> None:
         super().__init__(
-            f"the text process has a queue of long requests, limited to {max_bytes} bytes; "
-            f"try again in {retry_after_s:g} s",
+            f"the queue of long requests for the text process is full: it holds {max_bytes} bytes "
+            f"at most; try again in {retry_after_s:g} s",
             max_bytes=str(max_bytes),
         )
         self.retry_after_s = retry_after_s

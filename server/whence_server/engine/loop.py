@@ -39,7 +39,7 @@ from whence_server.engine.scheduler import Chunk, Scheduler
 logger = logging.getLogger(__name__)
 
 CANDIDATES_A_TOKEN = 16
-"""Number of recorded candidates of a prompt's token that take as long as reading a token."""
+"""Candidates of a prompt token whose recording takes as long as reading one token."""
 
 
 class EngineLoop(Generic[PromptT]):

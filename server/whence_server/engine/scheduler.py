@@ -28,12 +28,12 @@ class _Job:
     job_id: str
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Largest number of prompt and new tokens of one sequence."""
+    """Cache positions that one sequence needs at most: prompt and new tokens."""
     num_sequences: int
     num_whole: int
     """Prompt tokens that are read in one pass, if prompts are not read in chunks."""
     token_cost: int = 1
-    """Number of a turn's tokens that one prompt token counts for."""
+    """Weight of one prompt token in `prefill_chunk_tokens`: above 1 with recorded candidates."""
     num_read: int = 0
     """Prompt tokens in the chunks of earlier turns."""
 
@@ -54,7 +54,7 @@ class Scheduler:
         max_cache_tokens: positions in the cache, padding included.
         prefill_chunk_tokens: prompt tokens read in one turn, shared by all prompts; bounds the
             delay of running streams.
-        whole_prompts: whether prompts are not read in chunks; a prompt longer than
+        whole_prompts: True reads each prompt in one pass; a prompt longer than
             `prefill_chunk_tokens` then has a turn of its own.
     """
 

@@ -197,7 +197,9 @@ def check_beams(
     field = "decoding.beam_search.num_beams"
     num_beams = decoding.num_beams
     if request.num_beams is None and num_beams == 1:
-        faults.expect(False, field, "must be set: the model's generation config says nothing of it")
+        faults.expect(
+            False, field, "must be set, as the model's generation config has no num_beams"
+        )
     else:
         faults.expect(
             2 <= num_beams <= limits.max_batch_size,

@@ -43,7 +43,7 @@ class Writer:
         error: final error after which nothing can be written; None if there is none.
         stall: error of the transaction that is being retried; None if there is none.
         status_changed: notified when `stall` or `error` changes.
-        stall_reported: True if the stall is longer than the patience, so that readers get it.
+        stall_reported: True once the stall is longer than the patience, when readers are told.
         on_duration: called with the duration of every transaction, in seconds.
     """
 

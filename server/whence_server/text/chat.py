@@ -1,7 +1,7 @@
 """Rendering of a model's chat template, as transformers' `apply_chat_template` does it.
 
-Time and memory are not bounded here: the text process is killed if a template takes too long
-(`generation.text_process`).
+Time and memory are not bounded here: `generation.text_worker` sets their limits (`domain.limits`),
+and the text process is killed if a template takes too long.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,6 +3,9 @@
 import random
 from collections.abc import Callable
 
+INITIAL_S = 0.1
+MAXIMUM_S = 30.0
+
 
 class Backoff:
     """Exponential backoff with jitter, without a last attempt.
@@ -15,8 +18,8 @@ class Backoff:
 
     def __init__(
         self,
-        initial_s: float = 0.1,
-        maximum_s: float = 30.0,
+        initial_s: float = INITIAL_S,
+        maximum_s: float = MAXIMUM_S,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._initial_s = initial_s

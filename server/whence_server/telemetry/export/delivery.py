@@ -40,7 +40,7 @@ class Delivery:
         sleep: waits for a number of seconds.
         describe: describes a span that is set aside, for the log.
         patience: attempts on which the destination fails before a batch is split.
-        long_patience: attempts of any outcome before a batch is split.
+        long_patience: attempts that end in other errors before a batch is split.
         hide_words: log and show only the kind of each error, because its text may repeat content
             that was sent.
         chance: source of random numbers.

@@ -10,7 +10,7 @@ from typing import Protocol
 from opentelemetry.sdk.resources import Resource
 
 from whence_server.domain.entries import Entry
-from whence_server.telemetry.export.backoff import Backoff
+from whence_server.telemetry.export.backoff import INITIAL_S, MAXIMUM_S, Backoff
 from whence_server.telemetry.export.courier import Sleep
 from whence_server.telemetry.export.delivery import (
     DEFAULT_LONG_PATIENCE,
@@ -64,8 +64,8 @@ class ExportOptions:
 
     max_batch_spans: int = 512
     max_batch_bytes: int = 1 << 20
-    initial_backoff_s: float = 0.1
-    max_backoff_s: float = 30.0
+    initial_backoff_s: float = INITIAL_S
+    max_backoff_s: float = MAXIMUM_S
     patience: int = DEFAULT_PATIENCE
     long_patience: int = DEFAULT_LONG_PATIENCE
 

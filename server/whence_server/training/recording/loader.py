@@ -1,9 +1,10 @@
 """Ids of the examples that a trainer's data loader reads, for any kind of loader.
 
-The loader keeps its class, its dataset and its collator. What torch makes of them to read a pass
-gets tagged ones, and gives batches as they are without a record. Their ids are kept beside them: by
-the tensors that a batch is made of, so that they are found again after a loader's own code, and in
-the batch where nothing but accelerate's own loader lies between here and the training's loop.
+The loader keeps its class, its dataset and its collator. Only torch's iterator over one pass reads
+tagged copies of dataset and collator, and it yields the batches that it would yield without a
+record. The ids of a batch are kept in a table with the batch's tensors as keys, so that they are
+found after any code of the loader's own. If only accelerate's own loader lies between torch's
+iterator and the training loop, the ids travel in the batch instead.
 """
 
 import sys
@@ -41,7 +42,7 @@ class ExampleIds:
     """
 
     def __init__(self) -> None:
-        self.obstacle = "the trainer's data loader is not asked for by its own training loop"
+        self.obstacle = "the training loop does not use the data loader that the trainer made"
         self._fetched: list[tuple[Any, torch.Tensor | None]] = []
         self._by_tensor: Any = WeakIdKeyDictionary()
         """Ids of the batch that a tensor is part of; None if it is part of several."""
@@ -88,8 +89,8 @@ class ExampleIds:
         if not isinstance(batch, Mapping):
             return f"the data collator gives a {_name(batch)}, and only a dictionary can carry ids"
         return (
-            f"a {_name(batch)} came without them: its sampler takes examples by something else "
-            "than a number, or it was made anew on its way from the data loader, or by that itself"
+            f"a {_name(batch)} came without them: its sampler yields no numbers, or the batch was "
+            "rebuilt after the data loader or by it"
         )
 
     def take(self, batches: Iterator[Any]) -> Any:
