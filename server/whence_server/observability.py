@@ -11,6 +11,7 @@ from whence_server.config.telemetry import (
     CAPTURE_VARIABLE,
     read_content_capture,
     read_push_options,
+    read_resource,
     read_sampling,
 )
 from whence_server.domain.addresses import parse_host_port
@@ -60,7 +61,9 @@ class Observability:
         self.sampler: Sampler = make_sampler(read_sampling(environment))
         self._journal = journal
         self._settings = settings
-        self._resource = make_service_resource(version("whence"), environment=environment)
+        self._resource = make_service_resource(
+            version("whence"), configured=read_resource(environment)
+        )
         unused = find_unused_variables(environment)
         if unused:
             _log.warning("whence does not use these environment variables: %s", ", ".join(unused))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from client_fake_server import TOKEN_IDS, VOCABULARY, FakeServer, journal
-from internals_steps import inside_journal, inside_step
+from internals_steps import internals_journal, internals_step
 
 from whence.cli.main import main
 from whence.v1 import generation_pb2 as pb
@@ -43,7 +43,7 @@ def command(server, capsys) -> Callable[..., Done]:
 
 
 def test_internals_are_asked_for_and_shown(server, command):
-    server.script.events = inside_journal()
+    server.script.events = internals_journal()
     plain = command("generate", "The", "--internals")
     assert (plain.returncode, "\x1b" in plain.stdout) == (0, False)
     assert plain.stdout.count("drew on") == plain.stdout.count("leading") == len(TOKEN_IDS)
@@ -65,7 +65,7 @@ def test_what_a_model_cannot_give_is_said_once(server, command):
 
 
 def test_one_step_of_a_recorded_generation(server, command):
-    server.script.events = inside_journal()
+    server.script.events = internals_journal()
     shown = command("generations", "show", "g", "--step", "3").stdout
     assert "0/3" in shown
     assert "0/2" not in shown
@@ -85,7 +85,7 @@ def test_one_step_of_a_recorded_generation(server, command):
 
 
 def test_bytes_that_are_no_character_are_told_apart(server, command):
-    server.script.events = inside_journal()
+    server.script.events = internals_journal()
     rows = command("generate", "The", "--candidates").stdout.splitlines()
     assert '"<0xC3>"' in rows[1]
     assert "\ufffd" not in command("generations", "show", "g", "--step", "0").stdout
@@ -93,11 +93,11 @@ def test_bytes_that_are_no_character_are_told_apart(server, command):
 
 def with_traced_prompt() -> list[pb.GenerationEvent]:
     """Return a prompt's steps: the first has no probability, the others have candidates."""
-    started, *rest = inside_journal()
+    started, *rest = internals_journal()
     started.started.effective_trace.prompt = True
     steps = [Step(index=0, token_id=0)]
     for index, token_id in enumerate((1, 2), 1):
-        made = inside_step(index, token_id, VOCABULARY[token_id].decode())
+        made = internals_step(index, token_id, VOCABULARY[token_id].decode())
         made.ClearField("internals")
         steps.append(made)
     # In two messages, as a long prompt comes.
@@ -145,7 +145,7 @@ def test_a_recorded_prompts_tokens_are_shown_with_the_steps(server, command):
 
 
 def test_the_page_of_a_generation_is_written(server, command, tmp_path):
-    server.script.events = inside_journal()
+    server.script.events = internals_journal()
     live, recorded = tmp_path / "live.html", tmp_path / "recorded.html"
     for form in ([], ["--json"], ["--candidates"]):
         done = command("generate", "The", *form, "--html", str(live))
@@ -159,7 +159,7 @@ def test_the_page_of_a_generation_is_written(server, command, tmp_path):
 
 
 def test_another_models_vocabulary_is_not_taken_for_this_ones(server, command, tmp_path):
-    server.script.events = inside_journal()
+    server.script.events = internals_journal()
     server.script.events[0].started.tokenizer_digest = "of a model that is gone"
     path = tmp_path / "old.html"
     assert command("generations", "show", "g", "--html", str(path)).returncode == 0
@@ -197,7 +197,7 @@ def page_data(path):
 
 
 def test_the_documents_example_runs(server, capsys):
-    server.script.events = inside_journal()
+    server.script.events = internals_journal()
     document = Path(__file__).parents[2] / "docs" / "why.md"
     (code,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     assert '"127.0.0.1:50051"' in code

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser, read_console, read_requests, set_view
-from internals_steps import inside_journal, inside_step
+from internals_steps import internals_journal, internals_step
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -45,7 +45,7 @@ def driver(tmp_path_factory) -> Iterator[WebDriver]:
 @pytest.fixture
 def opened(driver, tmp_path) -> Iterator[Path]:
     """The page of a generation whose every text is hostile; nothing may be amiss at the end."""
-    events = inside_journal(
+    events = internals_journal(
         tuple(range(len(HOSTILE))), prompt_ids=(0, 1, 4, 7, 8), vocabulary=HOSTILE, texts=TEXTS
     )
     started = events[0].started
@@ -205,7 +205,7 @@ def test_it_can_be_read_on_a_telephone_in_light_and_dark(driver, opened, dark):
 
 
 def test_a_page_without_internals_says_what_is_missing_and_why(driver, opened, tmp_path):
-    events = inside_journal()
+    events = internals_journal()
     events[0].started.unavailable["layers"] = "its last stages cannot be told apart"
     for event in events[1:-1]:
         event.steps.steps[0].internals.ClearField("layer_shares")
@@ -218,7 +218,7 @@ def test_a_page_without_internals_says_what_is_missing_and_why(driver, opened, t
 
 
 def test_of_many_candidates_the_chosen_is_among_those_that_are_shown(driver, opened, tmp_path):
-    events = inside_journal()
+    events = internals_journal()
     candidates = events[1].steps.steps[0].candidates
     candidates.token_ids[:] = [*range(100, 150), 1]
     candidates.logprobs[:] = candidates.sampling_logprobs[:] = [-5.0] * 51
@@ -230,7 +230,7 @@ def test_of_many_candidates_the_chosen_is_among_those_that_are_shown(driver, ope
 
 
 def test_layers_that_agree_share_a_row_where_there_are_many(driver, opened, tmp_path):
-    events = inside_journal()
+    events = internals_journal()
     internals = events[1].steps.steps[0].internals
     internals.layer_shares[:] = [layer / 100 for layer in range(32)]
     internals.layer_leaders[:] = [1] * 20 + [0] * 12
@@ -241,8 +241,8 @@ def test_layers_that_agree_share_a_row_where_there_are_many(driver, opened, tmp_
 
 
 def test_sequences_have_a_text_each(driver, opened, tmp_path):
-    events = inside_journal()
-    other = inside_step(0, 3, "!")
+    events = internals_journal()
+    other = internals_step(0, 3, "!")
     other.sequence_index = 1
     events[1].steps.steps.append(other)
     save(tmp_path / "two.html", events, HOSTILE)
@@ -260,7 +260,7 @@ def test_sequences_have_a_text_each(driver, opened, tmp_path):
 
 
 def test_thousands_of_tokens(driver, opened, tmp_path):
-    events = inside_journal((1, 2, 3, 6) * 1000)
+    events = internals_journal((1, 2, 3, 6) * 1000)
     save(tmp_path / "long.html", events, HOSTILE)
     show(driver, tmp_path / "long.html", "0.3999")
     assert len(all_of(driver, "#text [role=option]")) == 4000

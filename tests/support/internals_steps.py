@@ -10,7 +10,7 @@ PROMPT_IDS = (0, 1, 2)
 METHOD = "value-norm-attention/1"
 
 
-def inside_step(
+def internals_step(
     index: int,
     token_id: int,
     text: str,
@@ -37,7 +37,7 @@ def inside_step(
     return made
 
 
-def inside_journal(
+def internals_journal(
     token_ids: tuple[int, ...] = TOKEN_IDS,
     *,
     prompt_ids: tuple[int, ...] = PROMPT_IDS,
@@ -51,7 +51,7 @@ def inside_journal(
         for i in range(len(said))
     ]
     made = [
-        inside_step(
+        internals_step(
             index, token_id, said[index], num_prompt_tokens=len(prompt_ids), begin=begins[index]
         )
         for index, token_id in enumerate(token_ids)

@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from telemetry_journal import MemoryJournal, call, finished, started, step
 
 from whence.v1 import generation_pb2 as g
+from whence_server.config.telemetry import read_resource
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import JournalError
 from whence_server.telemetry.export.resource import make_service_resource
@@ -71,7 +72,7 @@ async def measuring(
 ) -> AsyncIterator[Metrics]:
     """Run metrics that follow the journal from its present end, next to a span export."""
     options = {"options": AT_ONCE, **options}
-    resource = make_service_resource("9.8.7", environment=environment)
+    resource = make_service_resource("9.8.7", configured=read_resource(environment))
     exports = {"otlp-spans": busy_export()}
     metrics = Metrics(journal, resource, "9.8.7", live or live_server(), exports, **options)
     metrics.start()

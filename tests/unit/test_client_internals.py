@@ -2,7 +2,7 @@
 
 import pytest
 from client_fake_server import VOCABULARY, step
-from internals_steps import METHOD, PROMPT_IDS, inside_journal
+from internals_steps import METHOD, PROMPT_IDS, internals_journal
 
 from whence.cli.internals import internals_lines, missing_lines
 from whence.cli.json_lines import event_objects, token_object
@@ -21,7 +21,7 @@ def reader(prompt_ids=PROMPT_IDS) -> TokenReader:
 
 
 def recorded() -> list[Step]:
-    return [event.steps.steps[0] for event in inside_journal()[1:-1]]
+    return [event.steps.steps[0] for event in internals_journal()[1:-1]]
 
 
 def test_sources_have_the_texts_of_the_prompt_and_of_the_tokens_before():

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.resources import OTELResourceDetector
 
 from whence_server.config.otlp import find_unused_variables, read_otlp_settings
-from whence_server.config.telemetry import read_push_options
+from whence_server.config.telemetry import read_push_options, read_resource
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.otlp_text import parse_resource_attributes
 from whence_server.telemetry.export.otlp_grpc import OtlpGrpcSink
 from whence_server.telemetry.export.outcomes import Accepted
-from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.training.export import start as training_telemetry
 
@@ -67,7 +66,7 @@ def test_settings_that_are_text_must_be_utf_8() -> None:
 )
 def test_malformed_resource_attributes_are_an_error(text: str, words: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        make_service_resource("1", environment={"OTEL_RESOURCE_ATTRIBUTES": text})
+        read_resource({"OTEL_RESOURCE_ATTRIBUTES": text})
     assert words in str(caught.value)
     assert str(caught.value).startswith("OTEL_RESOURCE_ATTRIBUTES: ")
     with pytest.raises(ConfigurationError, match="OTEL_RESOURCE_ATTRIBUTES: "):

@@ -18,7 +18,7 @@ from client_fake_server import VOCABULARY
 from hatchling.builders.wheel import WheelBuilder
 from hypothesis import given
 from hypothesis import strategies as st
-from internals_steps import inside_journal
+from internals_steps import internals_journal
 
 from whence.page import check_writable, page, write_page
 from whence.v1.generation_pb2 import GenerationStarted
@@ -62,7 +62,7 @@ class Elements(HTMLParser):
 
 
 def made(**options) -> str:
-    events = inside_journal(**options)
+    events = internals_journal(**options)
     steps = [event.steps.steps[0] for event in events[1:-1]]
     vocabulary = Vocabulary(options.get("vocabulary", VOCABULARY))
     return page(events[0].started, events[-1].finished, steps, vocabulary=vocabulary)

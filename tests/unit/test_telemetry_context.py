@@ -7,6 +7,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from whence_server.config.telemetry import read_resource
 from whence_server.telemetry.context import read_trace_context
 from whence_server.telemetry.export.resource import Envelope, make_service_resource
 
@@ -68,14 +69,16 @@ def test_a_sampler_decides_whether_a_trace_is_sampled():
 
 def test_the_resource_is_whence_unless_the_environment_says_otherwise():
     environment = {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test,x=y%20z"}
-    resource = make_service_resource("1.2", {"x": "own", "service.instance.id": "i"}, environment)
+    resource = make_service_resource(
+        "1.2", {"x": "own", "service.instance.id": "i"}, read_resource(environment)
+    )
     assert resource.attributes["service.name"] == "whence"
     assert resource.attributes["service.version"] == "1.2"
     assert resource.attributes["service.instance.id"] == "i"
     assert resource.attributes["x"] == "y z"
     assert resource.attributes["deployment.environment.name"] == "test"
     environment["OTEL_SERVICE_NAME"] = "mine"
-    named = make_service_resource("1.2", environment=environment)
+    named = make_service_resource("1.2", configured=read_resource(environment))
     assert named.attributes["service.name"] == "mine"
 
 

@@ -135,7 +135,7 @@ function textAt(position) {
   return step.token_id === undefined ? step.text : textOf(step.token_id);
 }
 
-/** Moves the choice by so many tokens; from none, to the first or the last. */
+/** Move the choice by this number of tokens; from none, to the first or the last. */
 function move(by) {
   const now = shown.options.findIndex((span) => span.dataset.key === shown.chosen);
   const start = shown.options.findIndex((span) => !span.dataset.key.startsWith("prompt."));

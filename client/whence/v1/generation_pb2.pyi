@@ -627,7 +627,7 @@ global___BeamSearch = BeamSearch
 
 @typing.final
 class Forced(google.protobuf.message.Message):
-    """A given continuation, of which no token is chosen."""
+    """A given continuation: no token is chosen."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

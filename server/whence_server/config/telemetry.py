@@ -7,6 +7,7 @@ from typing import Final
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
+from whence_server.domain.otlp_text import parse_resource_attributes
 from whence_server.domain.telemetry import (
     ContentCapture,
     PushOptions,
@@ -18,6 +19,7 @@ from whence_server.domain.telemetry import (
 SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
 ARGUMENT_VARIABLE: Final = "OTEL_TRACES_SAMPLER_ARG"
 CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_ATTRIBUTES, _SERVICE_NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 _PREFERENCE = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
@@ -85,6 +87,24 @@ def read_push_options(
     interval_s = _parse_interval_s(environment.get(_INTERVAL, "").strip() or "60000")
     preference = _parse_preference(environment.get(_PREFERENCE, "").strip().lower() or "cumulative")
     return None if destination is None else PushOptions(destination, interval_s, preference)
+
+
+def read_resource(environment: Mapping[str, str]) -> dict[str, str]:
+    """Read OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME; an empty one counts as unset.
+
+    Returns:
+        The resource's attributes by name; OTEL_SERVICE_NAME wins over a service.name in the list.
+
+    Raises:
+        ConfigurationError: OTEL_RESOURCE_ATTRIBUTES is malformed.
+    """
+    try:
+        attributes = dict(parse_resource_attributes(environment.get(_ATTRIBUTES, "")))
+    except ValueError as error:
+        raise ConfigurationError(f"{_ATTRIBUTES}: {error}") from None
+    if name := environment.get(_SERVICE_NAME, "").strip():
+        attributes["service.name"] = name
+    return attributes
 
 
 def _parse_ratio(text: str) -> float:

@@ -21,7 +21,7 @@ from whence_server.engine.torchscript import trace
 
 KNOWN_BRANCHES = "sdpa_attention.py"
 """The only file that may branch on a tensor's shape during capture: it reads the number of tokens,
-which is always 1 in a step. Any other branch might be taken differently in a later step."""
+which is always 1 in a step. A later step might go another way at any other branch."""
 
 
 class NotCapturableError(Exception):

@@ -23,9 +23,9 @@ class Row:
         index: number of tokens generated so far: the index of the step to make.
         settings: the processors that apply to it, in order.
         stages: the same as objects, shared with other rows; a `Chooser` fills them in.
-        explained: whether its decisions are recorded beyond the tokens and their logprobs.
-        probed: whether the model's activations are read for its decisions.
-        num_candidates: how many candidates are recorded of each step.
+        detailed: True if its decisions have more than the tokens and their logprobs.
+        probed: True if the model's activations are read for its decisions.
+        num_candidates: number of candidates recorded for each step.
         logprob_token_ids: whose logprobs are recorded of each step besides.
         seed_words: the seed's low and high 32 bits.
     """

@@ -9,29 +9,23 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMes
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 from opentelemetry.sdk.resources import Resource
 
-from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.otlp_text import parse_resource_attributes
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.otlp.scope import SCOPE
 from whence_server.telemetry.otlp.wire import encode_head
-
-_ATTRIBUTES, _NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
 
 
 def make_service_resource(
     version: str,
     attributes: Mapping[str, AttributeValue] = {},
-    environment: Mapping[str, str] = {},
+    configured: Mapping[str, str] = {},
 ) -> Resource:
-    """Make the service's resource; its name is OTEL_SERVICE_NAME, by default "whence".
+    """Make the service's resource; its name is "whence" unless an attribute says otherwise.
 
     Args:
         version: version of whence.
-        attributes: further attributes; those of OTEL_RESOURCE_ATTRIBUTES take precedence.
-        environment: OpenTelemetry's variables; an empty one counts as unset.
-
-    Raises:
-        ConfigurationError: OTEL_RESOURCE_ATTRIBUTES is malformed.
+        attributes: further attributes.
+        configured: attributes that the operator sets (`config.telemetry.read_resource`), which
+            take precedence.
     """
     own: dict[str, AttributeValue] = {
         "service.name": "whence",
@@ -40,13 +34,9 @@ def make_service_resource(
         "telemetry.sdk.name": "whence",
         "telemetry.sdk.version": version,
         **attributes,
+        **configured,
     }
-    try:
-        own |= parse_resource_attributes(environment.get(_ATTRIBUTES, ""))
-    except ValueError as error:
-        raise ConfigurationError(f"{_ATTRIBUTES}: {error}") from None
-    name = environment.get(_NAME, "").strip()
-    return Resource(own | ({"service.name": name} if name else {}))
+    return Resource(own)
 
 
 class Envelope:

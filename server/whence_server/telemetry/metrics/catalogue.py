@@ -326,7 +326,7 @@ EXPORT_UNREADABLE: Final = Definition(
     (CONSUMER,),
 )
 
-RECORDED: Final = (
+MEASURED: Final = (
     REQUEST_DURATION,
     TIME_TO_FIRST_TOKEN,
     TIME_PER_OUTPUT_TOKEN,
@@ -344,7 +344,7 @@ RECORDED: Final = (
 """Recorded through the SDK's synchronous instruments."""
 STEPS: Final = (STEP_ENTROPY, STEP_SURPRISE, DRAW_MARGIN)
 """Recorded by `StepHistograms`, because the SDK takes too long for every step."""
-OBSERVED: Final = (
+POLLED: Final = (
     STEP_NON_FINITE,
     GENERATIONS_RUNNING,
     SEQUENCES_WAITING,
@@ -362,5 +362,5 @@ OBSERVED: Final = (
     EXPORT_REFUSING,
     EXPORT_UNREADABLE,
 )
-"""Observed on each collection."""
-ALL: Final = (*RECORDED, *STEPS, *OBSERVED)
+"""LiveSources on each collection."""
+ALL: Final = (*MEASURED, *STEPS, *POLLED)

@@ -29,7 +29,7 @@ def make_meter_provider(resource: Resource, readers: Sequence[MetricReader]) -> 
     return MeterProvider(
         metric_readers=readers,
         resource=resource,
-        views=[_make_view(definition) for definition in (*catalogue.RECORDED, *catalogue.OBSERVED)],
+        views=[_make_view(definition) for definition in (*catalogue.MEASURED, *catalogue.POLLED)],
         exemplar_filter=TraceBasedExemplarFilter(),
         shutdown_on_exit=False,
     )
@@ -47,12 +47,12 @@ class Instruments:
         self.meter: Meter = provider.get_meter(SCOPE, version)
         self._counters = {
             it.name: self.meter.create_counter(it.name, it.unit, it.description)
-            for it in catalogue.RECORDED
+            for it in catalogue.MEASURED
             if it.kind is Kind.COUNTER
         }
         self._histograms = {
             it.name: self.meter.create_histogram(it.name, it.unit, it.description)
-            for it in catalogue.RECORDED
+            for it in catalogue.MEASURED
             if it.kind is Kind.HISTOGRAM
         }
 

@@ -14,7 +14,7 @@ from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.generations import GenerationMetrics
 from whence_server.telemetry.metrics.handler import MetricsHandler
 from whence_server.telemetry.metrics.instruments import Instruments, make_meter_provider
-from whence_server.telemetry.metrics.observables import Observed, create_observables
+from whence_server.telemetry.metrics.observables import LiveSources, create_observables
 from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.telemetry.metrics.page import PrometheusPage
 from whence_server.telemetry.metrics.push import MetricsPush, choose_temporality
@@ -94,7 +94,7 @@ class Metrics:
             name="metrics-follower",
         )
         self.consumers: Consumers = {CONSUMER_NAME: Consumer(self._follower.measure_lag), **exports}
-        create_observables(self._instruments.meter, Observed(live, self.consumers, steps))
+        create_observables(self._instruments.meter, LiveSources(live, self.consumers, steps))
         self.page = PrometheusPage(page_reader, resource, live)
 
     def start(self) -> None:

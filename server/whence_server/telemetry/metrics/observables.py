@@ -15,7 +15,7 @@ from whence_server.telemetry.spans.names import GEN_AI_REQUEST_MODEL
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class LiveSources:
     """State that observable instruments read; absent parts of the server have no series.
 
     Attributes:
@@ -29,10 +29,10 @@ class Observed:
     steps: StepHistograms
 
 
-_Look: TypeAlias = Callable[[Observed], Iterator[Observation]]
+_Look: TypeAlias = Callable[[LiveSources], Iterator[Observation]]
 
 
-def create_observables(meter: Meter, observed: Observed) -> None:
+def create_observables(meter: Meter, observed: LiveSources) -> None:
     """Create the catalogue's observable instruments."""
     for definition, look in _LOOKS.items():
         create = (
@@ -49,7 +49,7 @@ def create_observables(meter: Meter, observed: Observed) -> None:
 
 
 def _make_callback(
-    look: _Look, observed: Observed
+    look: _Look, observed: LiveSources
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def callback(_options: CallbackOptions) -> Iterable[Observation]:
         return look(observed)
@@ -60,7 +60,7 @@ def _make_callback(
 def _observe_generations(read: Callable[[LiveGenerations], int]) -> _Look:
     """Return an observer of the generations; it yields nothing before the model is loaded."""
 
-    def look(observed: Observed) -> Iterator[Observation]:
+    def look(observed: LiveSources) -> Iterator[Observation]:
         if observed.live.generations is not None:
             yield Observation(read(observed.live.generations))
 
@@ -70,7 +70,7 @@ def _observe_generations(read: Callable[[LiveGenerations], int]) -> _Look:
 def _observe_exports(read: Callable[[ExportStats], int]) -> _Look:
     """Return an observer of each consumer that exports."""
 
-    def look(observed: Observed) -> Iterator[Observation]:
+    def look(observed: LiveSources) -> Iterator[Observation]:
         for name, consumer in observed.consumers.items():
             if consumer.export is not None:
                 yield Observation(read(consumer.export), {catalogue.CONSUMER: name})
@@ -78,32 +78,32 @@ def _observe_exports(read: Callable[[ExportStats], int]) -> _Look:
     return look
 
 
-def _observe_cache_free(observed: Observed) -> Iterator[Observation]:
+def _observe_cache_free(observed: LiveSources) -> Iterator[Observation]:
     live = observed.live
     if live.generations is not None:
         yield Observation(live.max_cache_tokens - live.generations.activity.num_cache_tokens)
 
 
-def _observe_step_non_finite(observed: Observed) -> Iterator[Observation]:
+def _observe_step_non_finite(observed: LiveSources) -> Iterator[Observation]:
     for model, quantity, number in observed.steps.count_non_finite():
         yield Observation(number, {GEN_AI_REQUEST_MODEL: model, catalogue.QUANTITY: quantity})
 
 
-def _observe_journal_size(observed: Observed) -> Iterator[Observation]:
+def _observe_journal_size(observed: LiveSources) -> Iterator[Observation]:
     yield Observation(observed.live.journal.size_bytes)
 
 
-def _observe_cursor_lag(observed: Observed) -> Iterator[Observation]:
+def _observe_cursor_lag(observed: LiveSources) -> Iterator[Observation]:
     for name, consumer in observed.consumers.items():
         yield Observation(consumer.lag().num_entries, {catalogue.CONSUMER: name})
 
 
-def _observe_cursor_delay(observed: Observed) -> Iterator[Observation]:
+def _observe_cursor_delay(observed: LiveSources) -> Iterator[Observation]:
     for name, consumer in observed.consumers.items():
         yield Observation(consumer.lag().oldest_s, {catalogue.CONSUMER: name})
 
 
-def _observe_export_spans(observed: Observed) -> Iterator[Observation]:
+def _observe_export_spans(observed: LiveSources) -> Iterator[Observation]:
     for name, consumer in observed.consumers.items():
         if consumer.export is None:
             continue

@@ -22,7 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from whence_server import logs
 from whence_server.config.environment import process_environment
 from whence_server.config.otlp import read_otlp_settings, span_destination
-from whence_server.config.telemetry import read_push_options, read_sampling
+from whence_server.config.telemetry import read_push_options, read_resource, read_sampling
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.lineage.reader import RecordReader
 from whence_server.telemetry.export.resource import make_service_resource
@@ -72,7 +72,7 @@ def main() -> int:
 async def _export(record: Path, environment: Mapping[str, str], *, follow: bool) -> int:
     destination = span_destination(environment, "", "", "")
     about = {"service.name": SERVICE, "service.instance.id": _read_run_id(record)}
-    resource = make_service_resource(version("whence"), about, environment)
+    resource = make_service_resource(version("whence"), about, read_resource(environment))
     metrics = _create_metrics(environment, resource) if follow else None
     if destination is None and metrics is None:
         raise ConfigurationError("no destination is set: set OTEL_EXPORTER_OTLP_ENDPOINT")

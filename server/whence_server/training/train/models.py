@@ -109,7 +109,7 @@ def _load_base_configuration(settings: TrainConfig) -> Any:
     if settings.model_type not in transformers.CONFIG_MAPPING:
         raise ConfigurationError(
             f"--model-type {settings.model_type!r}: transformers {transformers.__version__} has no "
-            "such kind of model"
+            "kind of model with this name"
         )
     defaults = SMALL_GPT2 if settings.model_type == "gpt2" else {}
     return AutoConfig.for_model(settings.model_type, **defaults)
