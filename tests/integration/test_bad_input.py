@@ -383,7 +383,7 @@ def test_bad_pages(
     assert failure_of(caught.value).fields.keys() == {field}
 
 
-def test_a_bad_page_of_steps(channel: grpc.Channel) -> None:
+def test_an_invalid_page_of_steps_is_refused(channel: grpc.Channel) -> None:
     started = next(
         generation_pb2_grpc.GenerationServiceStub(channel).Generate(
             g.GenerateRequest(prompt="x", decoding=D(max_new_tokens=1))

@@ -61,7 +61,9 @@ def test_one_that_loads_or_drains_is_alive_alone(
 
 
 @pytest.mark.parametrize("flags", [(), ("--live",)])
-def test_one_that_is_not_there_is_neither(flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_absent_server_is_neither_live_nor_serving(
+    flags: tuple[str, ...], tmp_path: Path
+) -> None:
     target = socket_target(tmp_path)
     done = check(*flags, target)
     assert done.returncode == 1

@@ -52,7 +52,9 @@ def get(url: str, **headers: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_it_streams_the_text_and_hands_the_trace_on(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_sample_streams_text_and_propagates_the_trace(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with FakeServer() as fake, running(fake.target) as url:
         prompt = "Say hello & so on"
         status, text = get(f"{url}/complete?prompt={quote(prompt)}", traceparent=TRACEPARENT)
@@ -66,7 +68,7 @@ def test_it_streams_the_text_and_hands_the_trace_on(capfd: pytest.CaptureFixture
     assert "hello" not in log
 
 
-def test_it_says_what_it_takes() -> None:
+def test_the_sample_describes_its_parameters() -> None:
     with FakeServer() as fake, running(fake.target) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/complete")[0] == 400
@@ -86,7 +88,7 @@ def test_a_refusal_before_the_first_token_is_an_error_and_after_it_is_told() -> 
         assert "[broken off: " in text
 
 
-def test_it_is_up_without_its_server(tmp_path: Path) -> None:
+def test_the_sample_starts_without_its_server(tmp_path: Path) -> None:
     with running("unix:/nonexistent/whence.sock") as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/complete?prompt=x")[0] == 502

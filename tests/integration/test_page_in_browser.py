@@ -193,7 +193,7 @@ def test_an_address_that_names_no_token_shows_the_overview(driver, opened, key):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_can_be_read_on_a_telephone_in_light_and_dark(driver, opened, dark):
+def test_the_page_is_readable_on_a_telephone_in_light_and_dark(driver, opened, dark):
     set_view(driver, 390, 800, dark=dark)
     show(driver, opened, "0.2")
     wide = driver.execute_script("return document.documentElement.scrollWidth")

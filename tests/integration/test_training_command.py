@@ -81,7 +81,7 @@ def training(server: TrainingServer) -> Callable[..., Any]:
     return run
 
 
-async def test_list(training: Callable[..., Any], tmp_path: Path) -> None:
+async def test_list_shows_every_run(training: Callable[..., Any], tmp_path: Path) -> None:
     with RecordBuilder(tmp_path / "runs" / "second", 2):
         pass
     listed = await training("list")
@@ -231,7 +231,7 @@ async def test_document(training: Callable[..., Any], tmp_path: Path) -> None:
     assert "DOCUMENT_CHANGED" in changed.error
 
 
-async def test_proof(training: Callable[..., Any]) -> None:
+async def test_proof_prints_a_verifiable_inclusion_proof(training: Callable[..., Any]) -> None:
     root = merkle_root([hashlib.sha256(text).digest() for text in TEXTS]).hex()
     proven = await training("proof", "0", "2")
     assert proven.status == 0

@@ -100,7 +100,7 @@ def test_a_planted_fact_emerges_in_the_steps_that_read_it(made: Made) -> None:
     )
 
 
-def test_it_verifies_and_trains_again_to_the_same_bits(
+def test_a_trained_model_verifies_and_replays_to_the_same_bits(
     made: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for steps in ("0:4", "20:24"):

@@ -89,7 +89,9 @@ async def test_runs_are_listed_newest_first_in_pages(
     assert not listed[0].HasField("loss")
 
 
-async def test_one_run_whole(client: AsyncClient, builder: RecordBuilder) -> None:
+async def test_a_run_is_returned_with_all_its_fields(
+    client: AsyncClient, builder: RecordBuilder
+) -> None:
     run = await client.training_runs.get(builder.id)
     assert run.summary.training_run_id == run.started.training_run_id == builder.id
     assert [group.name for group in run.started.groups] == list(GROUPS)

@@ -75,7 +75,9 @@ def test_pieces_are_evenly_spread_over_the_texts(
     )
 
 
-def test_it_is_for_weights_of_one_type(tiny_model: TinyModel, texts: Path, tmp_path: Path) -> None:
+def test_models_with_mixed_weight_types_are_refused(
+    tiny_model: TinyModel, texts: Path, tmp_path: Path
+) -> None:
     directory, path = tiny_model("gpt2"), tmp_path / "heads.json"
     arguments = ["--output", str(path), "--dtype", "bfloat16"]
     assert main(["weigh-heads", str(directory), str(texts), *arguments]) == 0

@@ -75,7 +75,7 @@ def test_a_few_small_values_do_not_take_up_the_scale() -> None:
     assert scale.cell(1e-2, color=False) == BLOCKS[-1]
 
 
-def test_bars() -> None:
+def test_bars_are_as_long_as_their_values() -> None:
     assert bar(2.0, 2.0, 4) == "████"
     assert bar(1.0, 2.0, 4) == "██"
     assert bar(0.0, 2.0, 4) == bar(-1.0, 2.0, 4) == bar(math.nan, 2.0, 4) == bar(1.0, 0.0, 4) == ""

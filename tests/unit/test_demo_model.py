@@ -60,7 +60,7 @@ def directory(cache_dir: Path) -> Path:
     return ensure_demo_model(cache_dir, settings=TINY)
 
 
-def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
+def test_the_demo_model_loads_with_every_weight(directory: Path) -> None:
     model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert not any(info.values()), info
     assert model.config.architectures == ["GPT2LMHeadModel"]
@@ -70,7 +70,7 @@ def test_it_loads_with_every_weight_in_place(directory: Path) -> None:
     assert not (directory / "training_args.bin").exists()
 
 
-def test_it_has_learned_from_the_corpus(directory: Path) -> None:
+def test_the_demo_model_has_learned_from_the_corpus(directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     ids = tokenizer(next(iter(load_documents().values())), return_tensors="pt").input_ids[:, :32]
@@ -108,7 +108,7 @@ def test_second_call_does_not_train_again(
     assert ensure_demo_model(cache_dir, settings=TINY) == directory
 
 
-def test_its_training_is_on_record(directory: Path, cache_dir: Path) -> None:
+def test_the_demo_models_training_is_on_record(directory: Path, cache_dir: Path) -> None:
     events = [recorded.event for recorded in RecordReader(directory / RECORD_NAME).read_all()]
     assert events[0].started.name == "demo"
     corpus = ensure_corpus_folder(cache_dir)
@@ -124,7 +124,9 @@ def test_its_training_is_on_record(directory: Path, cache_dir: Path) -> None:
     assert (directory / "checkpoints" / "checkpoint-30").is_dir()
 
 
-def test_its_heads_are_weighed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_models_heads_are_weighed_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = ensure_head_weights(directory)
     weights = json.loads(path.read_text())["head_weights"]
     assert [len(row) for row in weights] == [2]

@@ -31,7 +31,7 @@ WITH_TRACES = {
 } - {"whence_journal_commit_duration_seconds"}
 
 
-def test_there_are_three() -> None:
+def test_there_are_three_dashboards() -> None:
     assert BOARDS.keys() == {"service", "model", "pipeline"}
 
 

@@ -71,7 +71,7 @@ def test_everything_is_installed_by_the_constraints() -> None:
     assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
 
 
-def test_it_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_any_user_but_root() -> None:
     (user,) = of(RUN, "USER")
     uid, gid = map(int, user.split(":"))
     assert uid > 0 < gid
@@ -98,7 +98,7 @@ def test_the_command_and_the_settings_are_the_servers() -> None:
     assert str(read(ours, "--model", "m").data_dir) == "/data"
 
 
-def test_it_says_how_it_is_stopped_and_asked() -> None:
+def test_the_image_declares_its_stop_signal_and_health_check() -> None:
     assert of(RUN, "STOPSIGNAL") == ["SIGTERM"]
     default = read({}, "--model", "m").listen[0].rpartition(":")[2]
     assert default in of(RUN, "EXPOSE")[0].split()

@@ -116,7 +116,7 @@ def test_every_metric_is_on_a_dashboard() -> None:
         assert name in families
 
 
-def test_what_labels_are_compared_with_the_server_says() -> None:
+def test_rules_compare_labels_with_values_that_the_server_exports() -> None:
     said = {
         "whence_generation_finish_reason": {
             attribute_values.get_finish_reason(reason) for reason in FinishReason.values()

@@ -273,7 +273,7 @@ async def test_reads_through_a_row_of_another_generation_are_refused(data_dir):
 
 
 @pytest.mark.parametrize("labels", ["no json", "[1]", '{"a": 1}', "x'ff'", '{"a": "\\ud800"}'])
-async def test_labels_that_are_none_cost_no_list(data_dir, labels, caplog, monkeypatch):
+async def test_damaged_labels_do_not_fail_a_list(data_dir, labels, caplog, monkeypatch):
     # A row is named once in a process.
     monkeypatch.setattr(sqlite_lookup, "_logged", set())
     value = f"CAST({labels} AS TEXT)" if labels.startswith("x'") else f"'{labels}'"

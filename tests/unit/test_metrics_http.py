@@ -1,11 +1,12 @@
 """The pages' web server: two paths, clear errors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from waiting import wait_until
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.telemetry.health import HealthAnswer
@@ -106,12 +107,6 @@ async def test_an_address_of_another_machine_is_an_error_that_names_it() -> None
         await MetricsServer(render, health, "192.0.2.1", 0).start()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - a number, which nobody announces
-            await asyncio.sleep(0.001)
-
-
 @asynccontextmanager
 async def bounded(max_connections: int, exchange_s: float) -> AsyncIterator[MetricsServer]:
     body = bytes(16 << 20)  # beyond what the sockets hold
@@ -154,7 +149,7 @@ async def test_stalled_connections_do_not_block_others(
         assert server.num_connections <= 8
         for _, writer in stalled:
             writer.transport.abort()
-        await until(lambda: server.num_connections == 0)
+        await wait_until(lambda: server.num_connections == 0)
 
 
 @pytest.mark.parametrize("sent", STALLS.values(), ids=STALLS)
@@ -162,8 +157,8 @@ async def test_a_connection_that_stalls_is_ended_in_time(sent: bytes) -> None:
     async with bounded(8, 0.05) as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
         writer.write(sent)
-        await until(lambda: server.num_connections == 1)
-        await until(lambda: server.num_connections == 0)
+        await wait_until(lambda: server.num_connections == 1)
+        await wait_until(lambda: server.num_connections == 0)
         writer.transport.abort()
 
 
@@ -174,4 +169,4 @@ async def test_no_connection_stays_idle(server: MetricsServer) -> None:
         answer = await reader.read()  # to the end
         assert b"Connection: close" in answer
         writer.close()
-    await until(lambda: server.num_connections == 0)
+    await wait_until(lambda: server.num_connections == 0)

@@ -1,7 +1,7 @@
 """Pushing: what is read from the variables, what travels, and what DELTA leaves out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
 )
 from telemetry_journal import TRACE_ID, MemoryJournal
+from waiting import wait_until
 
 from whence_server.config.telemetry import read_push_options
 from whence_server.domain.errors import ConfigurationError
@@ -63,12 +64,6 @@ def journal() -> MemoryJournal:
     return MemoryJournal()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - an exporter's thread, which announces nothing
-            await asyncio.sleep(0.001)
-
-
 def test_the_variables_of_metrics_are_read() -> None:
     assert read_push_options(NOWHERE, {}) == PushOptions(NOWHERE, 60.0)
     variables = {
@@ -113,7 +108,7 @@ async def test_counts_have_the_configured_temporality(
             journal.append_generation(f"g{number}", 10)
             assert await metrics.flush(30)
             seen = len(exporter.given)
-            await until(lambda seen=seen: len(exporter.given) > seen + 1)
+            await wait_until(lambda seen=seen: len(exporter.given) > seen + 1)
     assert exporter.is_shut_down
     for name, each in (
         (catalogue.STEP_ENTROPY.name, 10),
@@ -148,7 +143,7 @@ async def test_an_exemplar_is_pushed_once(journal: MemoryJournal) -> None:
         journal.append_generation("a", 5)
         assert await metrics.flush(30)
         seen = len(exporter.given)
-        await until(lambda: len(exporter.given) > seen + 2)
+        await wait_until(lambda: len(exporter.given) > seen + 2)
     name = catalogue.STEP_ENTROPY.name
     points = [
         metrics_in(data)[name].data.data_points[0]
@@ -167,7 +162,7 @@ async def test_the_last_push_happens_at_the_end_and_failures_do_not_end_the_push
     exporter.troubles = [OSError("no way out")]
     push = PushOptions(NOWHERE, SOON_S)
     async with measuring(journal, push=push, exporter=exporter) as metrics:
-        await until(lambda: len(exporter.given) > 1)
+        await wait_until(lambda: len(exporter.given) > 1)
         assert "no way out" in caplog.text
     never = PushOptions(NOWHERE, 3600.0)
     exporter = Collecting()
@@ -184,7 +179,7 @@ async def test_the_first_failed_push_and_the_first_successful_one_after_it_are_l
     exporter = Collecting()
     exporter.refuses = 5
     async with measuring(journal, push=PushOptions(NOWHERE, SOON_S), exporter=exporter):
-        await until(lambda: len(exporter.given) > 1)
+        await wait_until(lambda: len(exporter.given) > 1)
     assert exporter.refuses == 0
     assert caplog.text.count("the points until then are lost") == 1
     assert caplog.text.count("metrics are pushed again") == 1
@@ -201,8 +196,8 @@ async def test_the_counts_of_a_failed_push_are_in_a_later_one(
         for number, left in ((1, 7), (2, 3)):
             journal.append_generation(f"g{number}", 10)
             assert await metrics.flush(30)
-            await until(lambda left=left: len(exporter.troubles) < left)
-        await until(lambda: len(exporter.given) > 1)
+            await wait_until(lambda left=left: len(exporter.troubles) < left)
+        await wait_until(lambda: len(exporter.given) > 1)
     for name, each in (
         (catalogue.STEP_ENTROPY.name, 10),
         (catalogue.REQUEST_DURATION.name, 1),

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -11,6 +10,7 @@ from journal_export import CURSOR, JournalExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from telemetry_journal import MemoryJournal
+from waiting import wait_until
 
 from whence_server.demo.receiver import Drop, Fail, Receiver, Reject, Wait
 from whence_server.domain.entries import EntryKind
@@ -62,12 +62,6 @@ async def exporting(journal, receiver, clock=None, **options):
         yield exporter
     finally:
         await exporter.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - counters, which nobody announces
-            await asyncio.sleep(0.001)
 
 
 async def expected_of(journal: MemoryJournal) -> dict[bytes, bytes]:
@@ -131,7 +125,7 @@ async def test_the_cursor_moves_only_after_the_answer(journal):
         receiver.answers.append(Wait(3600))
         journal.append_generation("g3", num_steps=2)
         num_requests = exporter.stats.num_requests
-        await until(lambda: exporter.stats.num_requests > num_requests)
+        await wait_until(lambda: exporter.stats.num_requests > num_requests)
         assert not await exporter.flush(0.05)
         assert journal.cursors[CURSOR] == before
 
@@ -142,7 +136,7 @@ async def test_a_temporarily_unreachable_collector_loses_no_span(journal):
         receiving(started=False) as receiver,
         exporting(journal, receiver, clock) as exporter,
     ):
-        await until(lambda: exporter.stats.num_retries >= 3)
+        await wait_until(lambda: exporter.stats.num_retries >= 3)
         assert not journal.cursors
         assert exporter.measure_lag().num_entries == len(journal.entries)
         assert "UNAVAILABLE" in exporter.stats.last_error
@@ -152,7 +146,7 @@ async def test_a_temporarily_unreachable_collector_loses_no_span(journal):
         await receiver.stop()
         journal.append_generation("g3", num_steps=20)
         retries = exporter.stats.num_retries
-        await until(lambda: exporter.stats.num_retries >= retries + 3)
+        await wait_until(lambda: exporter.stats.num_retries >= retries + 3)
         await receiver.start()
         assert await exporter.flush(20)
         await assert_all_arrived(journal, receiver)

@@ -1,7 +1,7 @@
 """The follower of the journal: its position, its retries, and the time that it leaves to others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -95,12 +95,6 @@ async def following(
         await follower.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - lists, which nobody announces
-            await asyncio.sleep(0)
-
-
 def positions(journal: MemoryJournal) -> list[int]:
     return [entry.position for entry in journal.entries]
 
@@ -153,7 +147,7 @@ async def test_a_cursor_that_cannot_be_read_is_retried(journal, monkeypatch):
     handler, failures, cursor = (
         RememberingHandler(),
         [OSError("disk"), OSError("disk")],
-        journal.cursor,
+        journal.read_cursor,
     )
 
     async def troubled(name: str) -> int:
@@ -161,7 +155,7 @@ async def test_a_cursor_that_cannot_be_read_is_retried(journal, monkeypatch):
             raise failures.pop()
         return await cursor(name)
 
-    monkeypatch.setattr(journal, "cursor", troubled)
+    monkeypatch.setattr(journal, "read_cursor", troubled)
     async with following(journal, handler) as follower:
         assert await follower.flush(10)
     assert handler.handled == positions(journal)

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import psutil
 import pytest
 from text_oracles import byte_level
+from waiting import wait_until
 
 from whence_server.domain.decoding import DecodingRequest, GenerationDefaults, TokenInput
 from whence_server.domain.errors import (
@@ -75,12 +76,6 @@ async def processes() -> AsyncIterator[TextProcesses]:
     made = TextProcesses(MODEL, LIMITS)
     yield made
     await made.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    # What another process does tells nobody.
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
 
 
 async def fault(answer: Awaitable[object]) -> tuple[str, str]:
@@ -169,12 +164,12 @@ async def test_the_process_of_a_cancelled_request_is_killed(
     processes: TextProcesses,
 ) -> None:
     preparing = asyncio.create_task(processes.prepare(plain(LONG * 4)))
-    await until(lambda: any(lane.job for lane in processes._lanes))
+    await wait_until(lambda: any(lane.job for lane in processes._lanes))
     (busy,) = [lane.process.pid for lane in processes._lanes if lane.job and lane.process]
     preparing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await preparing
-    await until(lambda: not psutil.pid_exists(busy))
+    await wait_until(lambda: not psutil.pid_exists(busy))
     assert len((await processes.prepare(plain("x" * 70_000))).token_ids) > 1_000
 
 
@@ -305,7 +300,7 @@ async def main():
     processes = t.TextProcesses(t.MODEL, t.dataclasses.replace(t.LIMITS, max_template_s=600))
     await processes.prepare(t.chat("hello"))
     asyncio.ensure_future(processes.prepare(t.chat("loop")))
-    await t.until(lambda: any(lane.job for lane in processes._lanes))
+    await t.wait_until(lambda: any(lane.job for lane in processes._lanes))
     await asyncio.sleep(0.2)
     print(*processes.pids, flush=True)
     await asyncio.sleep(600)
