@@ -132,7 +132,7 @@ def test_head_weights_scale_each_heads_contribution(
         assert seen.source_shares[0] > 0.99
     for seen in seen_of(weighed([[0.0, 1.0]])):
         assert max(seen.source_shares) < 0.06
-    with pytest.raises(ConfigurationError, match="1 layers of 2 heads"):
+    with pytest.raises(ConfigurationError, match="1 attention layers of 2 heads"):
         weighed([[1.0]])
 
 

@@ -242,8 +242,9 @@ def _forge(event: TrainingEvent, directory: Path) -> None:
 def _model_digest(directory: Path) -> str:
     from whence_server.training.recording.contents import (
         compute_model_digest,
-        digest_files,
+        digest_existing_files,
         list_model_files,
     )
 
-    return compute_model_digest(directory, digest_files(directory, list_model_files(directory)))
+    files = digest_existing_files(directory, list_model_files(directory))
+    return compute_model_digest(directory, files)

@@ -242,7 +242,7 @@ async def test_a_watch_ends_where_its_record_is_gone(
     builder.path.unlink()
     with pytest.raises(NotFoundError):
         await anext(watching)
-    assert "is not followed any further" in caplog.text
+    assert "the watch of a training run ends" in caplog.text
 
 
 async def test_a_document_by_index_digest_and_example(

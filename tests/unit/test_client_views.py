@@ -198,7 +198,7 @@ def test_named_bytes_are_never_cut():
     ],
 )
 def test_tokens_that_show_nothing_are_told_apart_by_their_codes(text: str, shown: str) -> None:
-    assert render.quoted(text) == shown
+    assert render.quote(text) == shown
 
 
 def test_requested_tokens_have_the_ids_of_the_effective_trace():
@@ -213,6 +213,6 @@ def test_requested_tokens_have_the_ids_of_the_effective_trace():
         assert (first.token_id, first.text, first.logprob) == (9, "<9>", -0.5)
         assert (second.token_id, second.probability, second.sampling_probability) == (0, 0.0, 0.0)
         row = render.table_row(token, color=False)
-        names = [render.named(one.text, render.CANDIDATE_COLUMNS) for one in (first, second)]
+        names = [render.fit_name(one.text, render.CANDIDATE_COLUMNS) for one in (first, second)]
         assert row.endswith(f"  | requested  {names[0]}  60.7%  {names[1]}   0.0%")
     assert read(Step()).requested_logprobs == ()

@@ -363,7 +363,7 @@ def test_curve_begins_at_the_parent_model_if_its_weights_are_on_disk(
     parent.source = str(copied.parent)
     run.started.initial_weights_digest = run.checkpoints[-1].weights_digest
     model = load_initial_model(run, tokenizer=None)
-    assert digest_weights(model) == run.checkpoints[-1].digest_weights
+    assert digest_weights(model) == run.checkpoints[-1].weights_digest
     run.started.initial_weights_digest = run.checkpoints[0].weights_digest
     assert load_initial_model(run, tokenizer=None) is None, "other weights"
     parent.source = str(copied.parent / "gone")

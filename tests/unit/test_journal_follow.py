@@ -85,7 +85,7 @@ async def test_follower_always_gets_finished(journal, after, when):
 
 
 async def test_following_an_unknown_generation_is_refused(journal):
-    with pytest.raises(GenerationNotFoundError, match="not known"):
+    with pytest.raises(GenerationNotFoundError, match="does not exist"):
         await collect(journal.follow("g"))
 
 

@@ -58,14 +58,12 @@ _SEARCHING = frozenset({Strategy.BEAM_SEARCH})
 _SAMPLE = Option("decoding.sample", configured_for=_SAMPLING)
 
 
-def _sampling_rule(allows: Callable[[float], bool], text: str, hint: str = "") -> Option:
-    return replace(_SAMPLE, rule=Rule(allows, text, hint))
+def _sampling_rule(allows: Callable[[float], bool], text: str, *, is_float: bool = False) -> Option:
+    return replace(_SAMPLE, rule=Rule(allows, text, is_float=is_float))
 
 
 def _is_temperature(value: float) -> bool:
-    # A request's is a float. A whole number is the generation config's: `generate` fails at it.
-    is_whole = isinstance(value, int) and value != 1
-    return not is_whole and bounds.is_within(value, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE)
+    return bounds.is_within(value, bounds.MIN_TEMPERATURE, bounds.MAX_TEMPERATURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class Decoding:
             _is_temperature,
             f"a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
             "(for no randomness ask for `greedy`)",
-            "; a generation config writes it with a decimal point",
+            is_float=True,
         ),
     ] = 1.0
     top_k: Annotated[int, _SAMPLE] = 0

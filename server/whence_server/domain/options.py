@@ -35,11 +35,22 @@ class Rule:
         allows: whether a value is one of them.
         text: completes "must be ...".
         hint: ends the message, after the value that was given.
+        is_float: True refuses whole numbers but 1. Requests carry floats; a whole number comes from
+            a generation config, and transformers' `generate` fails at it.
     """
 
     allows: Callable[[Any], bool]
     text: str
     hint: str = ""
+    is_float: bool = False
+
+    def find_fault(self, value: Any) -> str:
+        """Return what the value must be; "" if the rule allows it."""
+        if self.is_float and isinstance(value, int) and value != 1:
+            return f"must be written with a decimal point ({value}.0), not {value}"
+        if self.allows(value):
+            return ""
+        return f"must be {self.text}, not {value:g}{self.hint}"
 
 
 @dataclass(frozen=True, slots=True)

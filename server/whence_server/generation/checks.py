@@ -114,9 +114,8 @@ def check_options(
     """Note values and numbers of entries beyond what the options' declarations allow."""
     for option in options:
         value = getattr(values, option.name)
-        if option.rule is not None and not option.rule.allows(value):
-            rule = option.rule
-            faults.expect(False, option.path, f"must be {rule.text}, not {value:g}{rule.hint}")
+        fault = option.rule.find_fault(value) if option.rule is not None else ""
+        faults.expect(not fault, option.path, fault)
         if option.entries is not None:
             most = option.entries.most(limits)
             if len(value) <= most:
