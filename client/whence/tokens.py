@@ -162,7 +162,9 @@ class Token:
     def candidates(self) -> tuple[Candidate, ...]:
         """Most likely tokens of the step, most likely first; empty if none were recorded."""
         recorded = self.step.candidates
-        return self._listed(recorded.token_ids, recorded.logprobs, recorded.sampling_logprobs)
+        return self._make_candidates(
+            recorded.token_ids, recorded.logprobs, recorded.sampling_logprobs
+        )
 
     @property
     def requested_logprobs(self) -> tuple[Candidate, ...]:
@@ -171,9 +173,9 @@ class Token:
             return ()
         recorded = self.step.requested_logprobs
         ids = self._logprob_token_ids
-        return self._listed(ids, recorded.logprobs, recorded.sampling_logprobs)
+        return self._make_candidates(ids, recorded.logprobs, recorded.sampling_logprobs)
 
-    def _listed(
+    def _make_candidates(
         self, token_ids: Sequence[int], logprobs: Sequence[float], sampling: Sequence[float]
     ) -> tuple[Candidate, ...]:
         return tuple(

@@ -293,12 +293,12 @@ SETTINGS: dict[str, tuple[type[Trainer], Any, dict[str, Any], str]] = {
     "strict loader": (StrictLoader, Plain(), {}, ""),
     "strict batches": (Trainer, Plain(), {"data_collator": as_strict_batch}, ""),
     "a tensor of every batch": (OwnLoader, Plain(), {"data_collator": as_one_buffer}, ""),
-    "loader by itself": (LoaderByItself, Plain(), {}, "made anew on its way"),
-    "taken by name": (Named, ByName(), {}, "its sampler takes examples by something else"),
+    "loader by itself": (LoaderByItself, Plain(), {}, "the batch was rebuilt"),
+    "taken by name": (Named, ByName(), {}, "its sampler yields no numbers"),
     "whole batches": (WholeBatches, Batches(), {"max_steps": 5}, "gives whole batches"),
     "a list": (AList, Plain(), {}, "the data loader is a list, and no torch DataLoader"),
     "pairs": (OfPairs, Plain(), {"data_collator": as_pair}, "the data collator gives a tuple"),
-    "batches made anew": (Mapped, Plain(), {}, "made anew on its way"),
+    "batches made anew": (Mapped, Plain(), {}, "the batch was rebuilt"),
 }
 
 

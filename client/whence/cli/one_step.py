@@ -30,8 +30,8 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
     """
     yield table_heading(prompt=prompt)
     yield table_row(token, color=color, prompt=prompt)
-    yield from _listed(token.candidates, "candidate")
-    yield from _listed(token.requested_logprobs, "requested")
+    yield from _candidate_lines(token.candidates, "candidate")
+    yield from _candidate_lines(token.requested_logprobs, "requested")
     yield from _processors(token)
     yield from _choice(token)
     if not prompt:
@@ -39,7 +39,7 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
     yield from _timing(token)
 
 
-def _listed(candidates: Sequence[Candidate], heading: str) -> Iterator[str]:
+def _candidate_lines(candidates: Sequence[Candidate], heading: str) -> Iterator[str]:
     if not candidates:
         return
     yield f"{_INDENT}{fit_columns(heading, _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
