@@ -1,6 +1,7 @@
 """Generations over an engine that dies: which ones continue, and which one fails for it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.prepare import Prepared
 from whence_server.generation.running import RunningGeneration
-from whence_server.generation.service import Generations, make_arrival
+from whence_server.generation.service import Arrival, Generations
 from whence_server.generation.texts import TextProcesses
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
@@ -159,7 +160,9 @@ class Service:
         self.running = asyncio.create_task(self.generations.run())
 
     async def start(self, wanted: GenerationRequest) -> str:
-        return await self.generations.start(wanted, make_arrival(TraceContext("0" * 32, "0" * 16)))
+        return await self.generations.start(
+            wanted, Arrival(TraceContext("0" * 32, "0" * 16), time.time_ns(), time.monotonic_ns())
+        )
 
     async def finished(self, generation_id: str) -> g.GenerationFinished:
         async for entries in self.generations.follow(generation_id, 0):

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
@@ -450,11 +449,6 @@ async def _record_in_slices(running: RunningGeneration, recording: Iterator[None
             await asyncio.sleep(0)
             if running.done.is_set():
                 return
-
-
-def make_arrival(trace_context: TraceContext) -> Arrival:
-    """Return the arrival of a request at this moment."""
-    return Arrival(trace_context, time.time_ns(), time.monotonic_ns())
 
 
 def _get_source_method(trace: TraceOptions, model: ModelInfo) -> str:
