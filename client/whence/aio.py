@@ -15,7 +15,7 @@ from whence.backoff import Backoff, RetryPolicy
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
-from whence.requests import generation_filter
+from whence.requests import make_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
@@ -54,7 +54,7 @@ class AsyncClient:
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = asyncio.Lock()
-        self.generations = AsyncGenerations(self._calls, self._policy, self._text_of)
+        self.generations = AsyncGenerations(self._calls, self._policy, self._find_text)
         self.training_runs = AsyncTrainingRuns(self._calls, self._policy)
 
     async def __aenter__(self) -> Self:
@@ -82,7 +82,7 @@ class AsyncClient:
         """
         stream, metadata = open_stream(prompt, options, self._policy)
         following = self._calls.follow(stream, metadata)
-        return AsyncGeneration(stream.generation_id, following, self._calls, self._text_of)
+        return AsyncGeneration(stream.generation_id, following, self._calls, self._find_text)
 
     async def cancel(self, generation_id: str) -> None:
         """Stop a running generation at once.
@@ -91,11 +91,11 @@ class AsyncClient:
             NotFoundError: there is no such generation.
         """
         request = generation_pb2.CancelGenerationRequest(generation_id=generation_id)
-        await self._calls.unary(self._calls.generation.CancelGeneration, request)
+        await self._calls.call_unary(self._calls.generation.CancelGeneration, request)
 
     async def models(self) -> list[model_pb2.Model]:
         """Return the served models."""
-        answer = await self._calls.unary(
+        answer = await self._calls.call_unary(
             self._calls.model.ListModels, model_pb2.ListModelsRequest()
         )
         return list(answer.models)
@@ -107,15 +107,15 @@ class AsyncClient:
             NotFoundError: the server does not serve the model.
         """
         request = model_pb2.GetModelRequest(model=model)
-        answer = await self._calls.unary(self._calls.model.GetModel, request)
+        answer = await self._calls.call_unary(self._calls.model.GetModel, request)
         return answer.model
 
     async def vocabulary(self, model: str = "") -> Vocabulary:
         """Return the model's vocabulary, which is fetched once for each tokenizer."""
         served = await self.model(model)
-        return await self._vocabulary(served.model, served.tokenizer_digest)
+        return await self._fetch_vocabulary(served.model, served.tokenizer_digest)
 
-    async def _vocabulary(self, model: str, tokenizer_digest: str) -> Vocabulary:
+    async def _fetch_vocabulary(self, model: str, tokenizer_digest: str) -> Vocabulary:
         key = tokenizer_digest or model
         async with self._vocabularies_lock:
             if key not in self._vocabularies:
@@ -126,7 +126,7 @@ class AsyncClient:
                 self._vocabularies[key] = builder.build()
             return self._vocabularies[key]
 
-    def _text_of(self, model: str, tokenizer_digest: str, token_id: int) -> str:
+    def _find_text(self, model: str, tokenizer_digest: str, token_id: int) -> str:
         vocabulary = self._vocabularies.get(tokenizer_digest or model)
         if vocabulary is None:
             raise FailedPreconditionError(
@@ -178,7 +178,7 @@ class AsyncGeneration(GenerationState):
             WhenceError: the stream cannot continue.
         """
         while not self._pending:
-            event = await self._next_event()
+            event = await self._read_event()
             if event is None:
                 raise StopAsyncIteration
             self._pending.extend(self.tokens_of(event))
@@ -189,7 +189,7 @@ class AsyncGeneration(GenerationState):
 
         `tokens_of` returns the tokens of an event.
         """
-        while (event := await self._next_event()) is not None:
+        while (event := await self._read_event()) is not None:
             yield event
 
     async def result(self) -> Self:
@@ -204,13 +204,13 @@ class AsyncGeneration(GenerationState):
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
             # The generation may be over or unreachable; then `disconnect_grace` ends it.
             with suppress(WhenceError):
-                await self._calls.unary(
+                await self._calls.call_unary(
                     self._calls.generation.CancelGeneration, request, timeout_s=CLOSE_TIMEOUT_S
                 )
         self._may_run = False
         self._following.close()
 
-    async def _next_event(self) -> generation_pb2.GenerationEvent | None:
+    async def _read_event(self) -> generation_pb2.GenerationEvent | None:
         try:
             event = await anext(self._following, None)
         except WhenceError as error:
@@ -243,9 +243,9 @@ class AsyncGenerations:
         """
         request = trace_pb2.ListGenerationsRequest(
             page_size=page_size,
-            filter=generation_filter(options),
+            filter=make_filter(options),
         )
-        pages = self._calls.pages(self._calls.trace.ListGenerations, request)
+        pages = self._calls.list_pages(self._calls.trace.ListGenerations, request)
         async for page in pages:
             for summary in page.generations:
                 yield summary
@@ -257,7 +257,7 @@ class AsyncGenerations:
             NotFoundError: the generation is unknown or was deleted.
         """
         request = trace_pb2.GetGenerationRequest(generation_id=generation_id)
-        return await self._calls.unary(self._calls.trace.GetGeneration, request)
+        return await self._calls.call_unary(self._calls.trace.GetGeneration, request)
 
     async def steps(
         self, generation_id: str, *, prompt: bool = False, page_size: int = 0
@@ -271,7 +271,7 @@ class AsyncGenerations:
         request = trace_pb2.ListStepsRequest(
             generation_id=generation_id, prompt=prompt, page_size=page_size
         )
-        async for page in self._calls.pages(self._calls.trace.ListSteps, request):
+        async for page in self._calls.list_pages(self._calls.trace.ListSteps, request):
             for token in reader.read(page.steps, prompt=prompt):
                 yield token
 
@@ -294,7 +294,7 @@ class AsyncGenerations:
             ValueError: a time without a time zone.
         """
         request = trace_pb2.WatchGenerationsRequest(
-            filter=generation_filter(options),
+            filter=make_filter(options),
             lifecycle_only=lifecycle_only,
             after_position=after_position,
         )
@@ -307,4 +307,4 @@ class AsyncGenerations:
             NotFoundError: the generation is unknown or was already deleted.
         """
         request = trace_pb2.DeleteGenerationRequest(generation_id=generation_id)
-        await self._calls.unary(self._calls.trace.DeleteGeneration, request)
+        await self._calls.call_unary(self._calls.trace.DeleteGeneration, request)

@@ -9,11 +9,11 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from whence.channel import channel_options, resolve_target
+from whence.channel import make_channel_options, resolve_target
 from whence.errors import WhenceError
-from whence.propagation import with_trace_context
+from whence.propagation import add_trace_context
 from whence.resume import Resumable
-from whence.status import error_from_rpc, translate_errors
+from whence.status import convert_error, translate_errors
 from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
@@ -52,7 +52,7 @@ class AsyncCalls:
         timeout_s: float | None,
     ) -> None:
         address = resolve_target(target)
-        options = channel_options(address)
+        options = make_channel_options(address)
         self._channel = (
             grpc.aio.insecure_channel(address, options)
             if credentials is None
@@ -75,7 +75,7 @@ class AsyncCalls:
         """Close the channel, which ends every call."""
         await self._channel.close()
 
-    async def unary(
+    async def call_unary(
         self,
         method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]",
         request: RequestT,
@@ -87,7 +87,7 @@ class AsyncCalls:
             return await method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=with_trace_context(self._metadata),
+                metadata=add_trace_context(self._metadata),
             )
 
     async def stream(
@@ -105,7 +105,7 @@ class AsyncCalls:
             call = method(
                 request,
                 timeout=self._timeout_s if is_timed else None,
-                metadata=with_trace_context(self._metadata),
+                metadata=add_trace_context(self._metadata),
             )
             try:
                 async for response in call:
@@ -113,13 +113,13 @@ class AsyncCalls:
             finally:
                 call.cancel()
 
-    async def pages(
+    async def list_pages(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
     ) -> AsyncIterator[Page]:
         """Yield every page of a list; pages are fetched when needed."""
         listing: Any = request
         while True:
-            page: Any = await self.unary(method, listing)
+            page: Any = await self.call_unary(method, listing)
             yield page
             if not page.next_page_token:
                 return
@@ -130,10 +130,10 @@ class AsyncCalls:
     ) -> "AsyncFollowing[Item]":
         """Start a stream that resumes after a broken connection."""
         # Computed once: calls that resume the stream have the same parent span.
-        both = with_trace_context({**self._metadata, **(metadata or {})})
+        both = add_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> Any:
-            request, timeout_s = stream.next_call()
+            request, timeout_s = stream.prepare_call()
             return self._streams[type(request)](request, timeout=timeout_s, metadata=both)
 
         return AsyncFollowing(stream, call)
@@ -170,16 +170,16 @@ class AsyncFollowing(Generic[Item]):
                     if item is not None:
                         return item
             except grpc.RpcError as rpc_error:
-                error = error_from_rpc(rpc_error)
+                error = convert_error(rpc_error)
             except asyncio.CancelledError:
                 # gRPC also raises it for the cancellation of its own call.
                 if not self._closed.is_set():
                     raise
             # A complete stream is read to its end, so that the call ends with OK.
-            if self._ended():
+            if self._has_ended():
                 break
             delay_s = self._stream.handle_break(error)
-            if self._ended():
+            if self._has_ended():
                 break
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), delay_s)
@@ -187,7 +187,7 @@ class AsyncFollowing(Generic[Item]):
                 self._call = self._start()
         raise StopAsyncIteration
 
-    def _ended(self) -> bool:
+    def _has_ended(self) -> bool:
         return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:

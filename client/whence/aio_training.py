@@ -7,12 +7,12 @@ from whence.backoff import Backoff, RetryPolicy
 from whence.errors import InvalidRequestError
 from whence.resume import TrainingRunStream
 from whence.training_requests import (
-    document_request,
-    emergence_request,
-    inclusion_proof_request,
     is_too_large,
+    make_document_request,
+    make_emergence_request,
+    make_inclusion_proof_request,
+    make_steps_request,
     read_document_request,
-    steps_request,
     watch_request,
 )
 from whence.v1 import training_pb2 as pb
@@ -31,7 +31,7 @@ class AsyncTrainingRuns:
     async def list(self, *, page_size: int = 0) -> AsyncIterator[pb.TrainingRunSummary]:
         """Yield every run, newest first; pages are fetched when needed."""
         request = pb.ListTrainingRunsRequest(page_size=page_size)
-        pages = self._calls.pages(self._calls.training.ListTrainingRuns, request)
+        pages = self._calls.list_pages(self._calls.training.ListTrainingRuns, request)
         async for page in pages:
             for summary in page.training_runs:
                 yield summary
@@ -43,7 +43,7 @@ class AsyncTrainingRuns:
             NotFoundError: there is no such run.
         """
         request = pb.GetTrainingRunRequest(training_run_id=training_run_id)
-        pages = self._calls.pages(self._calls.training.GetTrainingRun, request)
+        pages = self._calls.list_pages(self._calls.training.GetTrainingRun, request)
         run = pb.GetTrainingRunResponse()
         async for page in pages:
             run.MergeFrom(page)
@@ -76,7 +76,7 @@ class AsyncTrainingRuns:
             ValueError: a number that the wire cannot carry.
             NotFoundError: there is no such run.
         """
-        request = steps_request(
+        request = make_steps_request(
             training_run_id,
             first_step=first_step,
             last_step=last_step,
@@ -85,7 +85,7 @@ class AsyncTrainingRuns:
             omit_examples=omit_examples,
             page_size=page_size,
         )
-        pages = self._calls.pages(self._calls.training.ListTrainingSteps, request)
+        pages = self._calls.list_pages(self._calls.training.ListTrainingSteps, request)
         async for page in pages:
             for step in page.steps:
                 yield step
@@ -129,7 +129,7 @@ class AsyncTrainingRuns:
             NotFoundError: there is no such run or document.
             FailedPreconditionError: the document's source has changed since the training.
         """
-        request = document_request(
+        request = make_document_request(
             training_run_id,
             index=index,
             sha256=sha256,
@@ -137,7 +137,7 @@ class AsyncTrainingRuns:
             omit_text=omit_text,
         )
         try:
-            return await self._calls.unary(self._calls.training.GetDocument, request)
+            return await self._calls.call_unary(self._calls.training.GetDocument, request)
         except InvalidRequestError as error:
             if not is_too_large(error):
                 raise
@@ -207,8 +207,8 @@ class AsyncTrainingRuns:
             TypeError: not exactly one document was named.
             NotFoundError: there is no such run or document.
         """
-        request = inclusion_proof_request(training_run_id, index=index, sha256=sha256)
-        return await self._calls.unary(self._calls.training.GetInclusionProof, request)
+        request = make_inclusion_proof_request(training_run_id, index=index, sha256=sha256)
+        return await self._calls.call_unary(self._calls.training.GetInclusionProof, request)
 
     def trace_emergence(
         self,
@@ -233,5 +233,7 @@ class AsyncTrainingRuns:
             ResourceExhaustedError: another text is being traced; retry after `retry_delay_s`.
             FailedPreconditionError: the run has too few usable checkpoints.
         """
-        request = emergence_request(training_run_id, prompt, continuation, omit_groups=omit_groups)
+        request = make_emergence_request(
+            training_run_id, prompt, continuation, omit_groups=omit_groups
+        )
         return self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)

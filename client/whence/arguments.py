@@ -12,7 +12,7 @@ from whence.v1 import generation_pb2 as pb
 
 
 @contextmanager
-def naming(option: str) -> Iterator[None]:
+def name_errors(option: str) -> Iterator[None]:
     """Add the option's name to errors raised inside."""
     try:
         yield
@@ -22,7 +22,7 @@ def naming(option: str) -> Iterator[None]:
         raise ValueError(f"{option}: {error}") from None
 
 
-def text(where: str, value: object) -> str:
+def require_text(where: str, value: object) -> str:
     """Return the value; raise if it is not text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise TypeError(f"{where} must be text, not {type(value).__name__}")
@@ -36,36 +36,36 @@ def text(where: str, value: object) -> str:
     return value
 
 
-def texts(option: str, value: Any) -> list[str]:
+def require_texts(option: str, value: Any) -> list[str]:
     """Return the texts of an option that takes one or several."""
     if isinstance(value, str):
-        return [text(option, value)]
-    with naming(option):
+        return [require_text(option, value)]
+    with name_errors(option):
         items = list(value)
-    return [text(f"{option}[{index}]", item) for index, item in enumerate(items)]
+    return [require_text(f"{option}[{index}]", item) for index, item in enumerate(items)]
 
 
-def token_input(option: str, token_ids: Any) -> pb.TokenInput:
+def convert_token_ids(option: str, token_ids: Any) -> pb.TokenInput:
     """Return token ids as a message."""
     if isinstance(token_ids, bytes | bytearray):
         raise TypeError(f"{option} must be text or token ids, not bytes: decode them")
-    with naming(option):
+    with name_errors(option):
         return pb.TokenInput(token_ids=token_ids)
 
 
-def mapping(option: str, value: Any) -> Mapping[Any, Any]:
+def require_mapping(option: str, value: Any) -> Mapping[Any, Any]:
     """Return the value; raise if it is not a mapping."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{option} must be a mapping, not {type(value).__name__}")
     return value
 
 
-def json_object(option: str, value: Mapping[str, Any]) -> str:
+def encode_json(option: str, value: Mapping[str, Any]) -> str:
     """Return the mapping as JSON, with its keys in their order."""
-    return json.dumps(_plain(option, value), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(_require_plain(option, value), ensure_ascii=False, separators=(",", ":"))
 
 
-def _plain(where: str, value: object) -> Any:
+def _require_plain(where: str, value: object) -> Any:
     """Return the value in JSON's types; raise for others, which `json` would partly convert."""
     if value is None or isinstance(value, bool | int):
         return value
@@ -74,15 +74,18 @@ def _plain(where: str, value: object) -> Any:
             raise ValueError(f"{where} is {value}, which is not a JSON number")
         return value
     if isinstance(value, str):
-        return text(where, value)
+        return require_text(where, value)
     if isinstance(value, Mapping):
-        return {text(f"{where}: a key", k): _plain(f"{where}[{k!r}]", v) for k, v in value.items()}
+        return {
+            require_text(f"{where}: a key", k): _require_plain(f"{where}[{k!r}]", v)
+            for k, v in value.items()
+        }
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
+        return [_require_plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
     raise TypeError(f"{where} is of type {type(value).__name__}, which JSON does not have")
 
 
-def choice(option: str, value: Any, choices: Mapping[str, int]) -> int:
+def find_choice(option: str, value: Any, choices: Mapping[str, int]) -> int:
     """Return the enum value of a name."""
     if value not in choices:
         raise ValueError(
@@ -91,9 +94,9 @@ def choice(option: str, value: Any, choices: Mapping[str, int]) -> int:
     return choices[value]
 
 
-def duration(option: str, seconds: Any) -> Duration:
+def convert_seconds(option: str, seconds: Any) -> Duration:
     """Return seconds as a Duration."""
     carried = Duration()
-    with naming(option):
+    with name_errors(option):
         carried.FromNanoseconds(round(seconds * 1e9))
     return carried

@@ -58,7 +58,7 @@ class Backoff:
         self._broken_since = None
         self._bound_s = self._policy.first_delay_s
 
-    def next_delay_s(self, error: WhenceError | None) -> float:
+    def choose_delay_s(self, error: WhenceError | None) -> float:
         """Return the seconds to wait after the stream broke with `error`, or ended without one.
 
         Raises:

@@ -7,11 +7,11 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from whence.channel import channel_options, resolve_target
+from whence.channel import make_channel_options, resolve_target
 from whence.errors import WhenceError
-from whence.propagation import with_trace_context
+from whence.propagation import add_trace_context
 from whence.resume import Resumable
-from whence.status import error_from_rpc, translate_errors
+from whence.status import convert_error, translate_errors
 from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
@@ -44,7 +44,7 @@ class Calls:
         timeout_s: float | None,
     ) -> None:
         address = resolve_target(target)
-        options = channel_options(address)
+        options = make_channel_options(address)
         self._channel = (
             grpc.insecure_channel(address, options)
             if credentials is None
@@ -67,7 +67,7 @@ class Calls:
         """Close the channel, which ends every call."""
         self._channel.close()
 
-    def unary(
+    def call_unary(
         self,
         method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
         request: RequestT,
@@ -79,7 +79,7 @@ class Calls:
             return method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=with_trace_context(self._metadata),
+                metadata=add_trace_context(self._metadata),
             )
 
     def stream(
@@ -97,20 +97,20 @@ class Calls:
             call = method(
                 request,
                 timeout=self._timeout_s if is_timed else None,
-                metadata=with_trace_context(self._metadata),
+                metadata=add_trace_context(self._metadata),
             )
             try:
                 yield from call
             finally:
                 call.cancel()
 
-    def pages(
+    def list_pages(
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
     ) -> Iterator[Page]:
         """Yield every page of a list; pages are fetched when needed."""
         listing: Any = request
         while True:
-            page: Any = self.unary(method, listing)
+            page: Any = self.call_unary(method, listing)
             yield page
             if not page.next_page_token:
                 return
@@ -121,10 +121,10 @@ class Calls:
     ) -> "Following[Item]":
         """Start a stream that resumes after a broken connection."""
         # Computed once: calls that resume the stream have the same parent span.
-        both = with_trace_context({**self._metadata, **(metadata or {})})
+        both = add_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> grpc.Call:
-            request, timeout_s = stream.next_call()
+            request, timeout_s = stream.prepare_call()
             started: grpc.Call = self._streams[type(request)](
                 request, timeout=timeout_s, metadata=both
             )
@@ -164,19 +164,19 @@ class Following(Generic[Item]):
                     if item is not None:
                         return item
             except grpc.RpcError as rpc_error:
-                error = error_from_rpc(rpc_error)
+                error = convert_error(rpc_error)
             # A complete stream is read to its end, so that the call ends with OK.
-            if self._ended():
+            if self._has_ended():
                 break
             delay_s = self._stream.handle_break(error)
-            if self._ended():
+            if self._has_ended():
                 break
             self._closed.wait(delay_s)
             if not self._closed.is_set():
                 self._call = self._start()
         raise StopIteration
 
-    def _ended(self) -> bool:
+    def _has_ended(self) -> bool:
         return self._stream.complete or self._closed.is_set()
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ def _is_text(target: str) -> bool:
     return True
 
 
-def channel_options(target: str) -> list[tuple[str, int]]:
+def make_channel_options(target: str) -> list[tuple[str, int]]:
     """Return gRPC's channel options for a target."""
     options = list(_OPTIONS)
     if _LOCAL.match(target):

@@ -14,7 +14,7 @@ from whence.calls import Calls, Following
 from whence.errors import DeadlineExceededError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
-from whence.requests import generation_filter
+from whence.requests import make_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
 from whence.training import TrainingRuns
@@ -54,7 +54,7 @@ class Client:
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = threading.Lock()
-        self.generations = Generations(self._calls, self._policy, self._text_of)
+        self.generations = Generations(self._calls, self._policy, self._find_text)
         self.training_runs = TrainingRuns(self._calls, self._policy)
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class Client:
         """
         stream, metadata = open_stream(prompt, options, self._policy)
         following = self._calls.follow(stream, metadata)
-        return Generation(stream.generation_id, following, self._calls, self._text_of)
+        return Generation(stream.generation_id, following, self._calls, self._find_text)
 
     def cancel(self, generation_id: str) -> None:
         """Stop a running generation at once.
@@ -91,11 +91,11 @@ class Client:
             NotFoundError: there is no such generation.
         """
         request = generation_pb2.CancelGenerationRequest(generation_id=generation_id)
-        self._calls.unary(self._calls.generation.CancelGeneration, request)
+        self._calls.call_unary(self._calls.generation.CancelGeneration, request)
 
     def models(self) -> list[model_pb2.Model]:
         """Return the served models."""
-        answer = self._calls.unary(self._calls.model.ListModels, model_pb2.ListModelsRequest())
+        answer = self._calls.call_unary(self._calls.model.ListModels, model_pb2.ListModelsRequest())
         return list(answer.models)
 
     def model(self, model: str = "") -> model_pb2.Model:
@@ -105,14 +105,14 @@ class Client:
             NotFoundError: the server does not serve the model.
         """
         request = model_pb2.GetModelRequest(model=model)
-        return self._calls.unary(self._calls.model.GetModel, request).model
+        return self._calls.call_unary(self._calls.model.GetModel, request).model
 
     def vocabulary(self, model: str = "") -> Vocabulary:
         """Return the model's vocabulary, which is fetched once for each tokenizer."""
         served = self.model(model)
-        return self._vocabulary(served.model, served.tokenizer_digest)
+        return self._fetch_vocabulary(served.model, served.tokenizer_digest)
 
-    def _vocabulary(self, model: str, tokenizer_digest: str) -> Vocabulary:
+    def _fetch_vocabulary(self, model: str, tokenizer_digest: str) -> Vocabulary:
         key = tokenizer_digest or model
         with self._vocabularies_lock:
             if key not in self._vocabularies:
@@ -123,8 +123,8 @@ class Client:
                 self._vocabularies[key] = builder.build()
             return self._vocabularies[key]
 
-    def _text_of(self, model: str, tokenizer_digest: str, token_id: int) -> str:
-        return self._vocabulary(model, tokenizer_digest).text_of(token_id)
+    def _find_text(self, model: str, tokenizer_digest: str, token_id: int) -> str:
+        return self._fetch_vocabulary(model, tokenizer_digest).text_of(token_id)
 
 
 class Generation(GenerationState):
@@ -169,7 +169,7 @@ class Generation(GenerationState):
             WhenceError: the stream cannot continue.
         """
         while not self._pending:
-            event = self._next_event()
+            event = self._read_event()
             if event is None:
                 raise StopIteration
             self._pending.extend(self.tokens_of(event))
@@ -180,7 +180,7 @@ class Generation(GenerationState):
 
         `tokens_of` returns the tokens of an event.
         """
-        while (event := self._next_event()) is not None:
+        while (event := self._read_event()) is not None:
             yield event
 
     def result(self) -> Self:
@@ -195,13 +195,13 @@ class Generation(GenerationState):
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
             # The generation may be over or unreachable; then `disconnect_grace` ends it.
             with suppress(WhenceError):
-                self._calls.unary(
+                self._calls.call_unary(
                     self._calls.generation.CancelGeneration, request, timeout_s=CLOSE_TIMEOUT_S
                 )
         self._may_run = False
         self._following.close()
 
-    def _next_event(self) -> generation_pb2.GenerationEvent | None:
+    def _read_event(self) -> generation_pb2.GenerationEvent | None:
         try:
             event = next(self._following, None)
         except WhenceError as error:
@@ -234,9 +234,9 @@ class Generations:
         """
         request = trace_pb2.ListGenerationsRequest(
             page_size=page_size,
-            filter=generation_filter(options),
+            filter=make_filter(options),
         )
-        pages = self._calls.pages(self._calls.trace.ListGenerations, request)
+        pages = self._calls.list_pages(self._calls.trace.ListGenerations, request)
         return (summary for page in pages for summary in page.generations)
 
     def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
@@ -246,7 +246,7 @@ class Generations:
             NotFoundError: the generation is unknown or was deleted.
         """
         request = trace_pb2.GetGenerationRequest(generation_id=generation_id)
-        return self._calls.unary(self._calls.trace.GetGeneration, request)
+        return self._calls.call_unary(self._calls.trace.GetGeneration, request)
 
     def steps(
         self, generation_id: str, *, prompt: bool = False, page_size: int = 0
@@ -260,7 +260,7 @@ class Generations:
         request = trace_pb2.ListStepsRequest(
             generation_id=generation_id, prompt=prompt, page_size=page_size
         )
-        for page in self._calls.pages(self._calls.trace.ListSteps, request):
+        for page in self._calls.list_pages(self._calls.trace.ListSteps, request):
             yield from reader.read(page.steps, prompt=prompt)
 
     def watch(
@@ -282,7 +282,7 @@ class Generations:
             ValueError: a time without a time zone.
         """
         request = trace_pb2.WatchGenerationsRequest(
-            filter=generation_filter(options),
+            filter=make_filter(options),
             lifecycle_only=lifecycle_only,
             after_position=after_position,
         )
@@ -295,4 +295,4 @@ class Generations:
             NotFoundError: the generation is unknown or was already deleted.
         """
         request = trace_pb2.DeleteGenerationRequest(generation_id=generation_id)
-        self._calls.unary(self._calls.trace.DeleteGeneration, request)
+        self._calls.call_unary(self._calls.trace.DeleteGeneration, request)

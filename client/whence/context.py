@@ -33,7 +33,7 @@ class Context:
             before.append(generated[earlier])
         return tuple(before)
 
-    def token_id(self, sequence_index: int, position: int) -> int | None:
+    def find_token_id(self, sequence_index: int, position: int) -> int | None:
         """Return the id at a position of a sequence's context; None if it is unknown."""
         if not self._prompt:
             return None  # without the prompt's length no position is known

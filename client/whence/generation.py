@@ -90,18 +90,18 @@ class TokenReader:
         """
         if prompt:
             nothing = Context(())
-            return [self._token(step, nothing) for step in steps]
+            return [self._make_token(step, nothing) for step in steps]
         tokens = []
         for step in steps:
             self._context.add(step)
-            tokens.append(self._token(step, self._context))
+            tokens.append(self._make_token(step, self._context))
         return tokens
 
-    def _token(self, step: Step, context: Context) -> Token:
+    def _make_token(self, step: Step, context: Context) -> Token:
         names, ids = self._processor_names, self._logprob_token_ids
-        return Token(step, names, self._text_of, context, ids)
+        return Token(step, names, self._find_text, context, ids)
 
-    def _text_of(self, token_id: int) -> str:
+    def _find_text(self, token_id: int) -> str:
         return self._lookup(self._started.model, self._started.tokenizer_digest, token_id)
 
 
@@ -159,7 +159,7 @@ class GenerationState:
     def sequences(self) -> tuple[GeneratedSequence, ...]:
         """Returned sequences so far; best first for beam search."""
         if self._finished is not None:
-            return tuple(map(_sequence, self._finished.sequences))
+            return tuple(map(_convert_sequence, self._finished.sequences))
         return tuple(
             GeneratedSequence(index, "".join(texts), tuple(self._token_ids[index]))
             for index, texts in sorted(self._texts.items())
@@ -199,7 +199,7 @@ class GenerationState:
         )
 
 
-def _sequence(result: pb.SequenceResult) -> GeneratedSequence:
+def _convert_sequence(result: pb.SequenceResult) -> GeneratedSequence:
     return GeneratedSequence(
         sequence_index=result.sequence_index,
         text=result.text,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from whence.context import Context
 from whence.v1.step_pb2 import Step
 
-TextOf = Callable[[int], str]
+TextLookup = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class Source:
     """Share of the position in everything that the token drew from its context, in [0, 1]."""
     token_id: int | None
     """Id of the token there; None if the content policy keeps ids out of the journal."""
-    _text_of: TextOf = field(repr=False, compare=False)
+    _find_text: TextLookup = field(repr=False, compare=False)
 
     @property
     def text(self) -> str:
         """Text of the token, from the model's vocabulary, as `Candidate.text`."""
-        return "" if self.token_id is None else self._text_of(self.token_id)
+        return "" if self.token_id is None else self._find_text(self.token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Layer:
     """The chosen token's probability among the candidates and itself, in [0, 1]."""
     leader_token_id: int | None
     """Id of the likeliest of them; None if the content policy keeps ids out of the journal."""
-    _text_of: TextOf = field(repr=False, compare=False)
+    _find_text: TextLookup = field(repr=False, compare=False)
 
     @property
     def leader_text(self) -> str:
         """Text of the leader, from the model's vocabulary, as `Candidate.text`."""
-        return "" if self.leader_token_id is None else self._text_of(self.leader_token_id)
+        return "" if self.leader_token_id is None else self._find_text(self.leader_token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Internals:
     step: Step
     """The recorded step; its `internals` are described in step.proto."""
     _context: Context = field(repr=False, compare=False)
-    _text_of: TextOf = field(repr=False, compare=False)
+    _find_text: TextLookup = field(repr=False, compare=False)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -65,8 +65,8 @@ class Internals:
             Source(
                 position,
                 share,
-                self._context.token_id(self.step.sequence_index, position),
-                self._text_of,
+                self._context.find_token_id(self.step.sequence_index, position),
+                self._find_text,
             )
             for position, share in zip(
                 recorded.source_positions, recorded.source_shares, strict=True
@@ -84,14 +84,14 @@ class Internals:
         """Prediction decoded after every layer, which is not the cause of the choice."""
         recorded = self.step.internals
         return tuple(
-            Layer(index, share, leader_id(self.step, leader), self._text_of)
+            Layer(index, share, find_leader_id(self.step, leader), self._find_text)
             for index, (share, leader) in enumerate(
                 zip(recorded.layer_shares, recorded.layer_leaders, strict=True)
             )
         )
 
 
-def leader_id(step: Step, leader: int) -> int | None:
+def find_leader_id(step: Step, leader: int) -> int | None:
     """Return the token id of an entry of `Internals.layer_leaders`.
 
     The entry is an index into the step's candidates; an index beyond them is the chosen token.

@@ -12,7 +12,7 @@ TRACESTATE = "tracestate"
 _CONTEXT_MODULE = "opentelemetry.context"
 
 
-def with_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def add_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return a call's metadata with the current span's context (W3C, by the set propagators).
 
     Keys of the given metadata take precedence: with its own `traceparent`, no other `tracestate`

@@ -13,14 +13,14 @@ from typing import Any
 from google.protobuf.message import Message
 
 from whence.arguments import (
-    choice,
-    duration,
-    json_object,
-    mapping,
-    naming,
-    text,
-    texts,
-    token_input,
+    convert_seconds,
+    convert_token_ids,
+    encode_json,
+    find_choice,
+    name_errors,
+    require_mapping,
+    require_text,
+    require_texts,
 )
 from whence.options import OPTIONS, FilterOptions, GenerateOptions, Option, Prompt
 from whence.v1 import generation_pb2 as pb
@@ -48,25 +48,25 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
     given = {name: value for name, value in options.items() if value is not None}
     _refuse_unknown(given, GenerateOptions.__annotations__)
     request = pb.GenerateRequest(
-        generation_id=text("generation_id", str(given.get("generation_id", uuid.uuid4()))),
-        model=text("model", given.get("model", "")),
+        generation_id=require_text("generation_id", str(given.get("generation_id", uuid.uuid4()))),
+        model=require_text("model", given.get("model", "")),
     )
     _set_input(request, prompt, given)
-    asked = _asked(given)
+    asked = _make_options_request(given)
     if asked.decoding.ListFields():
         request.decoding.CopyFrom(asked.decoding)
     if asked.trace.ListFields():
         request.trace.CopyFrom(asked.trace)
     _set_labels(request.labels, given)
     grace = given.get("disconnect_grace_s", DEFAULT_DISCONNECT_GRACE_S)
-    request.disconnect_grace.CopyFrom(duration("disconnect_grace_s", grace))
+    request.disconnect_grace.CopyFrom(convert_seconds("disconnect_grace_s", grace))
     if "max_duration_s" in given:
-        longest = duration("max_duration_s", given["max_duration_s"])
+        longest = convert_seconds("max_duration_s", given["max_duration_s"])
         request.max_duration.CopyFrom(longest)
     return request
 
 
-def generation_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
+def make_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
     """Return the filter of a call of `list` or `watch`.
 
     Raises:
@@ -76,8 +76,8 @@ def generation_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
     given = {name: value for name, value in options.items() if value is not None}
     _refuse_unknown(given, FilterOptions.__annotations__)
     wanted = trace_pb2.GenerationFilter(
-        model=text("model", given.get("model", "")),
-        trace_id=text("trace_id", given.get("trace_id", "")),
+        model=require_text("model", given.get("model", "")),
+        trace_id=require_text("trace_id", given.get("trace_id", "")),
     )
     _set_labels(wanted.labels, given)
     for name in ("start_after", "start_before"):
@@ -101,8 +101,8 @@ def _refuse_unknown(given: Mapping[str, object], known: Mapping[str, object]) ->
 
 
 def _set_labels(labels: MutableMapping[str, str], given: Mapping[str, Any]) -> None:
-    for key, value in mapping("labels", given.get("labels", {})).items():
-        labels[text("labels", key)] = text(f"labels[{key!r}]", value)
+    for key, value in require_mapping("labels", given.get("labels", {})).items():
+        labels[require_text("labels", key)] = require_text(f"labels[{key!r}]", value)
 
 
 def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[str, Any]) -> None:
@@ -115,9 +115,9 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[s
     if messages is not None:
         _set_chat(request.chat, messages, given)
     elif isinstance(prompt, str):
-        request.prompt = text("prompt", prompt)
+        request.prompt = require_text("prompt", prompt)
     elif prompt is not None:
-        request.tokens.CopyFrom(token_input("prompt", prompt))
+        request.tokens.CopyFrom(convert_token_ids("prompt", prompt))
     else:
         raise TypeError("there is nothing to continue: give `prompt` or `messages`")
 
@@ -129,21 +129,21 @@ def _set_chat(chat: pb.ChatInput, messages: Sequence[Any], given: dict[str, Any]
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
             raise ValueError(f'{where} is {message!r}, not {{"role": ..., "content": ...}}')
         chat.messages.add(
-            role=text(f"{where}.role", message["role"]),
-            content=text(f"{where}.content", message["content"]),
+            role=require_text(f"{where}.role", message["role"]),
+            content=require_text(f"{where}.content", message["content"]),
         )
-    chat.template_name = text("template_name", given.get("template_name", ""))
-    arguments = mapping("template_arguments", given.get("template_arguments", {}))
+    chat.template_name = require_text("template_name", given.get("template_name", ""))
+    arguments = require_mapping("template_arguments", given.get("template_arguments", {}))
     if arguments:
-        chat.template_arguments_json = json_object("template_arguments", arguments)
+        chat.template_arguments_json = encode_json("template_arguments", arguments)
 
 
-def _asked(given: dict[str, Any]) -> pb.GenerateRequest:
+def _make_options_request(given: dict[str, Any]) -> pb.GenerateRequest:
     """Return a request with `decoding` and `trace` alone."""
     asked = pb.GenerateRequest()
-    strategy = _strategy_asked(given)
+    strategy = _choose_strategy(given)
     for name, option in OPTIONS.items():
-        if name in given and _strategy_of(option) in {"", strategy}:
+        if name in given and _find_strategy(option) in {"", strategy}:
             *parents, field = option.path.split(".")
             message: Message = asked
             for parent in parents:
@@ -152,18 +152,18 @@ def _asked(given: dict[str, Any]) -> pb.GenerateRequest:
     return asked
 
 
-def _strategy_of(option: Option) -> str:
+def _find_strategy(option: Option) -> str:
     """Return the strategy that an option asks for, "" for none."""
     name = option.path.split(".")[1]
     return name if name in _STRATEGIES else ""
 
 
-def _strategy_asked(given: dict[str, Any]) -> str:
+def _choose_strategy(given: dict[str, Any]) -> str:
     asked = [
         (strategy, name)
         for name, option in OPTIONS.items()
         # `greedy=False` asks for nothing; a temperature of 0 does.
-        if (strategy := _strategy_of(option)) and given.get(name, False) is not False
+        if (strategy := _find_strategy(option)) and given.get(name, False) is not False
     ]
     for strategy, name in asked[1:]:
         first_strategy, first_name = asked[0]
@@ -182,30 +182,30 @@ def _set(message: Message, field: str, name: str, option: Option, value: Any) ->
         case "continuation":
             _set_forced(getattr(message, field), value)
         case "texts":
-            getattr(message, field).extend(texts(name, value))
+            getattr(message, field).extend(require_texts(name, value))
         case "token_ids":
-            with naming(name):
+            with name_errors(name):
                 getattr(message, field).extend(value)
         case "biases":
             biases = getattr(message, field)
-            with naming(name):
-                for token_id, bias in mapping(name, value).items():
+            with name_errors(name):
+                for token_id, bias in require_mapping(name, value).items():
                     biases[token_id] = bias
         case "choice":
-            setattr(message, field, choice(name, value, _choices(message, field)))
+            setattr(message, field, find_choice(name, value, _list_choices(message, field)))
         case "scalar":
-            with naming(name):
+            with name_errors(name):
                 setattr(message, field, value)
 
 
 def _set_forced(forced: pb.Forced, continuation: Prompt) -> None:
     if isinstance(continuation, str):
-        forced.text = text("forced", continuation)
+        forced.text = require_text("forced", continuation)
     else:
-        forced.tokens.CopyFrom(token_input("forced", continuation))
+        forced.tokens.CopyFrom(convert_token_ids("forced", continuation))
 
 
-def _choices(message: Message, field: str) -> dict[str, int]:
+def _list_choices(message: Message, field: str) -> dict[str, int]:
     """Return an enum's values by their names without the prefix, but for the unspecified one."""
     enum: Any = message.DESCRIPTOR.fields_by_name[field].enum_type
     unspecified, *values = enum.values

@@ -39,7 +39,7 @@ class Resumable(Protocol[Item_co]):
     def complete(self) -> bool:
         """True if the stream has ended."""
 
-    def next_call(self) -> tuple[Request, float | None]:
+    def prepare_call(self) -> tuple[Request, float | None]:
         """Return the request of the next call, and its timeout in seconds."""
 
     def receive(self, response: Response) -> Item_co | None:
@@ -83,14 +83,14 @@ class GenerationStream:
         """True after the event `finished`."""
         return self._complete
 
-    def next_call(self) -> tuple[GenerateRequest | ResumeGenerationRequest, float | None]:
+    def prepare_call(self) -> tuple[GenerateRequest | ResumeGenerationRequest, float | None]:
         """Return Generate before the first event, then ResumeGeneration."""
         if self._last_offset == 0:
-            return self._request, self._left_s()
+            return self._request, self._measure_left_s()
         resume = ResumeGenerationRequest(
             generation_id=self.generation_id, after_offset=self._last_offset
         )
-        return resume, self._left_s()
+        return resume, self._measure_left_s()
 
     def receive(self, response: Response) -> GenerationEvent | None:
         """Return the event without the offsets that were received before.
@@ -109,7 +109,7 @@ class GenerationStream:
                 f"{self._last_offset}; those in between are missing",
                 reason="EVENTS_MISSING",
             )
-        fresh = _without_first(event, self._last_offset + 1 - event.first_offset)
+        fresh = _drop_first(event, self._last_offset + 1 - event.first_offset)
         self._backoff.restart()
         self._last_offset = event.last_offset
         self._complete = event.HasField("finished")
@@ -117,11 +117,11 @@ class GenerationStream:
 
     def handle_break(self, error: WhenceError | None) -> float:
         """Return the seconds to wait, at most until the deadline."""
-        delay_s = self._backoff.next_delay_s(error)
-        left_s = self._left_s()
+        delay_s = self._backoff.choose_delay_s(error)
+        left_s = self._measure_left_s()
         return delay_s if left_s is None else min(delay_s, left_s)
 
-    def _left_s(self) -> float | None:
+    def _measure_left_s(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
 
@@ -138,7 +138,7 @@ class WatchStream:
         self._request = request
         self._backoff = backoff
 
-    def next_call(self) -> tuple[WatchGenerationsRequest, None]:
+    def prepare_call(self) -> tuple[WatchGenerationsRequest, None]:
         """Return the watch after the last position, without a timeout."""
         return self._request, None
 
@@ -152,7 +152,7 @@ class WatchStream:
 
     def handle_break(self, error: WhenceError | None) -> float:
         """Return the seconds to wait before the next call."""
-        return self._backoff.next_delay_s(error)
+        return self._backoff.choose_delay_s(error)
 
 
 class TrainingRunStream:
@@ -171,7 +171,7 @@ class TrainingRunStream:
         """True if the run has ended."""
         return self._complete
 
-    def next_call(self) -> tuple[WatchTrainingRunRequest, None]:
+    def prepare_call(self) -> tuple[WatchTrainingRunRequest, None]:
         """Return the watch after the last position, without a timeout."""
         return self._request, None
 
@@ -186,10 +186,10 @@ class TrainingRunStream:
     def handle_break(self, error: WhenceError | None) -> float:
         """Return the seconds to wait; an end without an error is the run's end."""
         self._complete = error is None
-        return 0.0 if error is None else self._backoff.next_delay_s(error)
+        return 0.0 if error is None else self._backoff.choose_delay_s(error)
 
 
-def _without_first(event: GenerationEvent, num_seen: int) -> GenerationEvent:
+def _drop_first(event: GenerationEvent, num_seen: int) -> GenerationEvent:
     """Return the event without its first `num_seen` offsets."""
     if num_seen == 0:
         return event

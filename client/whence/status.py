@@ -19,23 +19,23 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise error_from_rpc(error) from error
+        raise convert_error(error) from error
 
 
-def error_from_rpc(error: grpc.RpcError) -> WhenceError:
+def convert_error(error: grpc.RpcError) -> WhenceError:
     """Return the WhenceError of a failed call, of the synchronous or the asyncio API."""
     # The types of RpcError have no status, but every error that a call raises has one.
     call: Any = error
     code = Code(call.code().value[0])
     kind = ERRORS.get(code, InternalError)
-    details = _details(call.trailing_metadata() or ())
+    details = _read_details(call.trailing_metadata() or ())
     return kind(call.details() or code.name, code=code, **details)
 
 
-def _details(trailing_metadata: Any) -> dict[str, Any]:
+def _read_details(trailing_metadata: Any) -> dict[str, Any]:
     """Return the server's google.rpc details as keyword arguments of WhenceError."""
     found: dict[str, Any] = {}
-    for any_detail in _status(trailing_metadata).details:
+    for any_detail in _read_status(trailing_metadata).details:
         info = error_details_pb2.ErrorInfo()
         request = error_details_pb2.BadRequest()
         retry = error_details_pb2.RetryInfo()
@@ -52,7 +52,7 @@ def _details(trailing_metadata: Any) -> dict[str, Any]:
     return found
 
 
-def _status(trailing_metadata: Any) -> Any:
+def _read_status(trailing_metadata: Any) -> Any:
     for key, value in trailing_metadata:
         if key == DETAILS_KEY:
             try:

@@ -57,7 +57,7 @@ class Candidate:
     """Logprob under the model's distribution, in nats."""
     sampling_logprob: float | None
     """Logprob under the sampling distribution, in nats; -inf if a processor removed the token."""
-    _text_of: Callable[[int], str] = field(repr=False, compare=False)
+    _find_text: Callable[[int], str] = field(repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -69,7 +69,7 @@ class Candidate:
         Raises:
             FailedPreconditionError: the vocabulary of an `AsyncClient` is not loaded.
         """
-        return self._text_of(self.token_id)
+        return self._find_text(self.token_id)
 
     @property
     def probability(self) -> float:
@@ -79,7 +79,7 @@ class Candidate:
     @property
     def sampling_probability(self) -> float | None:
         """Probability under the sampling distribution; None if it was not recorded."""
-        return _exp(self.sampling_logprob)
+        return _convert_to_probability(self.sampling_logprob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Token:
     step: Step
     """The recorded step, described in step.proto."""
     _processor_names: tuple[str, ...] = field(repr=False, compare=False)
-    _text_of: Callable[[int], str] = field(repr=False, compare=False)
+    _find_text: Callable[[int], str] = field(repr=False, compare=False)
     _context: Context = field(repr=False, compare=False)
     _logprob_token_ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
@@ -101,7 +101,7 @@ class Token:
     @property
     def token_text(self) -> str:
         """Text of the token, from the model's vocabulary, as `Candidate.text`."""
-        return "" if self.token_id is None else self._text_of(self.token_id)
+        return "" if self.token_id is None else self._find_text(self.token_id)
 
     @property
     def token_id(self) -> int | None:
@@ -131,7 +131,7 @@ class Token:
     @property
     def probability(self) -> float | None:
         """Probability under the model's distribution."""
-        return _exp(self.logprob)
+        return _convert_to_probability(self.logprob)
 
     @property
     def sampling_logprob(self) -> float | None:
@@ -141,7 +141,7 @@ class Token:
     @property
     def sampling_probability(self) -> float | None:
         """Probability under the sampling distribution, after all processors."""
-        return _exp(self.sampling_logprob)
+        return _convert_to_probability(self.sampling_logprob)
 
     @property
     def rank(self) -> int | None:
@@ -183,7 +183,7 @@ class Token:
                 token_id,
                 logprob,
                 sampling[place] if place < len(sampling) else None,
-                self._text_of,
+                self._find_text,
             )
             for place, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True))
         )
@@ -236,7 +236,7 @@ class Token:
         """Internals of the token; None without `detail="internals"`."""
         if not self.step.HasField("internals"):
             return None
-        return Internals(self.step, self._context, self._text_of)
+        return Internals(self.step, self._context, self._find_text)
 
     @property
     def context_token_ids(self) -> tuple[int, ...]:
@@ -249,13 +249,13 @@ class Token:
 
     def text_of(self, token_id: int) -> str:
         """Return any token's text, from the vocabulary of this token's model."""
-        return self._text_of(token_id)
+        return self._find_text(token_id)
 
     def text_at(self, position: int) -> str:
         """Return the text of the token at a position of the context; "" if it is unknown."""
-        token_id = self._context.token_id(self.sequence_index, position)
-        return "" if token_id is None else self._text_of(token_id)
+        token_id = self._context.find_token_id(self.sequence_index, position)
+        return "" if token_id is None else self._find_text(token_id)
 
 
-def _exp(logprob: float | None) -> float | None:
+def _convert_to_probability(logprob: float | None) -> float | None:
     return None if logprob is None else math.exp(logprob)

@@ -7,12 +7,12 @@ from whence.calls import Calls, Following
 from whence.errors import InvalidRequestError
 from whence.resume import TrainingRunStream
 from whence.training_requests import (
-    document_request,
-    emergence_request,
-    inclusion_proof_request,
     is_too_large,
+    make_document_request,
+    make_emergence_request,
+    make_inclusion_proof_request,
+    make_steps_request,
     read_document_request,
-    steps_request,
     watch_request,
 )
 from whence.v1 import training_pb2 as pb
@@ -31,7 +31,7 @@ class TrainingRuns:
     def list(self, *, page_size: int = 0) -> Iterator[pb.TrainingRunSummary]:
         """Yield every run, newest first; pages are fetched when needed."""
         request = pb.ListTrainingRunsRequest(page_size=page_size)
-        pages = self._calls.pages(self._calls.training.ListTrainingRuns, request)
+        pages = self._calls.list_pages(self._calls.training.ListTrainingRuns, request)
         return (summary for page in pages for summary in page.training_runs)
 
     def get(self, training_run_id: str = "") -> pb.GetTrainingRunResponse:
@@ -41,7 +41,7 @@ class TrainingRuns:
             NotFoundError: there is no such run.
         """
         request = pb.GetTrainingRunRequest(training_run_id=training_run_id)
-        pages = self._calls.pages(self._calls.training.GetTrainingRun, request)
+        pages = self._calls.list_pages(self._calls.training.GetTrainingRun, request)
         run = pb.GetTrainingRunResponse()
         for page in pages:
             run.MergeFrom(page)
@@ -74,7 +74,7 @@ class TrainingRuns:
             ValueError: a number that the wire cannot carry.
             NotFoundError: there is no such run.
         """
-        request = steps_request(
+        request = make_steps_request(
             training_run_id,
             first_step=first_step,
             last_step=last_step,
@@ -83,7 +83,7 @@ class TrainingRuns:
             omit_examples=omit_examples,
             page_size=page_size,
         )
-        pages = self._calls.pages(self._calls.training.ListTrainingSteps, request)
+        pages = self._calls.list_pages(self._calls.training.ListTrainingSteps, request)
         return (step for page in pages for step in page.steps)
 
     def watch(
@@ -125,7 +125,7 @@ class TrainingRuns:
             NotFoundError: there is no such run or document.
             FailedPreconditionError: the document's source has changed since the training.
         """
-        request = document_request(
+        request = make_document_request(
             training_run_id,
             index=index,
             sha256=sha256,
@@ -133,7 +133,7 @@ class TrainingRuns:
             omit_text=omit_text,
         )
         try:
-            return self._calls.unary(self._calls.training.GetDocument, request)
+            return self._calls.call_unary(self._calls.training.GetDocument, request)
         except InvalidRequestError as error:
             if not is_too_large(error):
                 raise
@@ -203,8 +203,8 @@ class TrainingRuns:
             TypeError: not exactly one document was named.
             NotFoundError: there is no such run or document.
         """
-        request = inclusion_proof_request(training_run_id, index=index, sha256=sha256)
-        return self._calls.unary(self._calls.training.GetInclusionProof, request)
+        request = make_inclusion_proof_request(training_run_id, index=index, sha256=sha256)
+        return self._calls.call_unary(self._calls.training.GetInclusionProof, request)
 
     def trace_emergence(
         self,
@@ -229,5 +229,7 @@ class TrainingRuns:
             ResourceExhaustedError: another text is being traced; retry after `retry_delay_s`.
             FailedPreconditionError: the run has too few usable checkpoints.
         """
-        request = emergence_request(training_run_id, prompt, continuation, omit_groups=omit_groups)
+        request = make_emergence_request(
+            training_run_id, prompt, continuation, omit_groups=omit_groups
+        )
         return self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)

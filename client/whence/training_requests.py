@@ -5,12 +5,12 @@ Only values that protobuf cannot represent are refused here; the server checks e
 
 from typing import Any
 
-from whence.arguments import naming, text
+from whence.arguments import name_errors, require_text
 from whence.errors import InvalidRequestError
 from whence.v1 import training_pb2 as pb
 
 
-def steps_request(
+def make_steps_request(
     training_run_id: str,
     *,
     first_step: int,
@@ -26,7 +26,7 @@ def steps_request(
         ValueError: a number that the wire cannot carry.
     """
     request = pb.ListTrainingStepsRequest(
-        training_run_id=text("training_run_id", training_run_id),
+        training_run_id=require_text("training_run_id", training_run_id),
         include_superseded=include_superseded,
         omit_examples=omit_examples,
     )
@@ -36,7 +36,7 @@ def steps_request(
         ("stride", stride),
         ("page_size", page_size),
     ):
-        with naming(name):
+        with name_errors(name):
             setattr(request, name, value)
     return request
 
@@ -47,14 +47,16 @@ def watch_request(training_run_id: str, after_position: int | None) -> pb.WatchT
     Raises:
         ValueError: a number that the wire cannot carry.
     """
-    request = pb.WatchTrainingRunRequest(training_run_id=text("training_run_id", training_run_id))
+    request = pb.WatchTrainingRunRequest(
+        training_run_id=require_text("training_run_id", training_run_id)
+    )
     if after_position is not None:
-        with naming("after_position"):
+        with name_errors("after_position"):
             request.after_position = after_position
     return request
 
 
-def document_request(
+def make_document_request(
     training_run_id: str,
     *,
     index: int | None,
@@ -70,15 +72,15 @@ def document_request(
     """
     _require_one(index=index, sha256=sha256, example_id=example_id)
     request = pb.GetDocumentRequest(
-        training_run_id=text("training_run_id", training_run_id), omit_text=omit_text
+        training_run_id=require_text("training_run_id", training_run_id), omit_text=omit_text
     )
     if sha256 is not None:
-        request.sha256 = text("sha256", sha256)
+        request.sha256 = require_text("sha256", sha256)
     elif index is not None:
-        with naming("index"):
+        with name_errors("index"):
             request.index = index
     elif example_id is not None:
-        with naming("example_id"):
+        with name_errors("example_id"):
             request.example_id = example_id
     return request
 
@@ -98,14 +100,14 @@ def read_document_request(
         TypeError: not exactly one document was named.
         ValueError: a number that the wire cannot carry.
     """
-    named = document_request(
+    named = make_document_request(
         training_run_id, index=index, sha256=sha256, example_id=example_id, omit_text=True
     )
     request = pb.ReadDocumentRequest(training_run_id=named.training_run_id)
     kind: Any = named.WhichOneof("document")
     setattr(request, kind, getattr(named, kind))
     for name, value in (("begin_byte", begin_byte), ("end_byte", end_byte)):
-        with naming(name):
+        with name_errors(name):
             setattr(request, name, value)
     return request
 
@@ -115,7 +117,7 @@ def is_too_large(error: InvalidRequestError) -> bool:
     return any(violation.field == "omit_text" for violation in error.violations)
 
 
-def inclusion_proof_request(
+def make_inclusion_proof_request(
     training_run_id: str, *, index: int | None, sha256: str | None
 ) -> pb.GetInclusionProofRequest:
     """Return the request of `inclusion_proof`.
@@ -125,16 +127,18 @@ def inclusion_proof_request(
         ValueError: a number that the wire cannot carry.
     """
     _require_one(index=index, sha256=sha256)
-    request = pb.GetInclusionProofRequest(training_run_id=text("training_run_id", training_run_id))
+    request = pb.GetInclusionProofRequest(
+        training_run_id=require_text("training_run_id", training_run_id)
+    )
     if sha256 is not None:
-        request.sha256 = text("sha256", sha256)
+        request.sha256 = require_text("sha256", sha256)
     elif index is not None:
-        with naming("index"):
+        with name_errors("index"):
             request.index = index
     return request
 
 
-def emergence_request(
+def make_emergence_request(
     training_run_id: str, prompt: str, continuation: str, *, omit_groups: bool
 ) -> pb.TraceEmergenceRequest:
     """Return the request of `trace_emergence`.
@@ -143,9 +147,9 @@ def emergence_request(
         ValueError: text that the wire cannot carry.
     """
     return pb.TraceEmergenceRequest(
-        training_run_id=text("training_run_id", training_run_id),
-        prompt=text("prompt", prompt),
-        continuation=text("continuation", continuation),
+        training_run_id=require_text("training_run_id", training_run_id),
+        prompt=require_text("prompt", prompt),
+        continuation=require_text("continuation", continuation),
         omit_groups=omit_groups,
     )
 

@@ -39,10 +39,10 @@ class Vocabulary:
     def text_of(self, token_id: int) -> str:
         """Return the token as readable text: bytes that are not UTF-8 are named: "<0xF0 0x9F>"."""
         escaped = self.bytes_of(token_id).decode("utf-8", "surrogateescape")
-        return _FRAGMENT.sub(_named_bytes, escaped)
+        return _FRAGMENT.sub(_name_bytes, escaped)
 
 
-def _named_bytes(fragment: re.Match[str]) -> str:
+def _name_bytes(fragment: re.Match[str]) -> str:
     raw = fragment[0].encode("utf-8", "surrogateescape")
     return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
 

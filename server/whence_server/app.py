@@ -34,7 +34,7 @@ from whence_server.rpc import (
     training_servicer,
 )
 from whence_server.rpc.calls import CallLog
-from whence_server.rpc.descriptors import max_connections, raise_descriptor_limit
+from whence_server.rpc.descriptors import compute_max_connections, raise_descriptor_limit
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
 from whence_server.rpc.readiness import Readiness
@@ -99,7 +99,7 @@ async def _serve(
             max_message_bytes=settings.max_message_bytes,
             max_concurrent_streams=settings.max_concurrent_streams,
             socket_mode=settings.socket_mode,
-            max_connections=max_connections(raise_descriptor_limit()),
+            max_connections=compute_max_connections(raise_descriptor_limit()),
         ),
         {
             generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whence_server import config, logs
-from whence_server.config.environment import process_environment, use_passive_waiting
+from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.journal.findings import VerifyReport
@@ -108,9 +108,7 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
     """
     given = {name: value for name, value in vars(parsed).items() if name not in _MAY_BE_ANY_BYTES}
     if parsed.command == "serve":
-        given |= {
-            name: it for name, it in process_environment().items() if name.startswith("WHENCE_")
-        }
+        given |= {name: it for name, it in copy_environment().items() if name.startswith("WHENCE_")}
     for name, value in given.items():
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, str | Path) and get_undecodable_bytes(one):
@@ -123,7 +121,7 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
 def _serve(parsed: argparse.Namespace) -> int:
     from whence_server.app import serve
 
-    settings = config.serve_config(parsed, process_environment())
+    settings = config.make_serve_config(parsed, copy_environment())
     logs.configure(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
 

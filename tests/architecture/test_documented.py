@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 from whence_server.config import (
-    flag_of,
     get_train_fields,
     get_train_flag,
-    setting_fields,
-    variable_of,
+    list_setting_fields,
+    spell_flag,
+    spell_variable,
 )
 from whence_server.training import record
 
@@ -19,18 +19,20 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def test_every_setting_is_documented() -> None:
-    for field in setting_fields():
-        row = f"| `{flag_of(field.name)}` | `{variable_of(field.name)}` |"
+    for field in list_setting_fields():
+        row = f"| `{spell_flag(field.name)}` | `{spell_variable(field.name)}` |"
         assert row in SETTINGS, row
 
 
 def test_the_documented_meaning_of_a_setting_is_its_help_text() -> None:
     rows = re.findall(r"^\| `(--[a-z-]+)` \| `.+?` \| [^|]*\| (.+) \|$", SETTINGS, re.MULTILINE)
-    assert dict(rows) == {flag_of(field.name): field.metadata["help"] for field in setting_fields()}
+    assert dict(rows) == {
+        spell_flag(field.name): field.metadata["help"] for field in list_setting_fields()
+    }
 
 
 def test_no_other_setting_is_documented() -> None:
-    flags = {flag_of(field.name) for field in setting_fields()}
+    flags = {spell_flag(field.name) for field in list_setting_fields()}
     assert set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE)) == flags
 
 

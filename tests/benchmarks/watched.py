@@ -8,7 +8,7 @@ import torch
 from whence_server.engine.batching_check import check_batching
 from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals import attention
-from whence_server.engine.internals.probe import probing
+from whence_server.engine.internals.probe import collect_activations
 from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.internals.sources import sum_contributions
 from whence_server.engine.internals.weighing import compute_stream_weights
@@ -49,7 +49,7 @@ class Watched:
         assert self._style is not None
         assert self._probe.norms is not None
         cache = BatchedCache(self._style.num_layers, len(token_ids))
-        with probing(self._probe) as buffer:
+        with collect_activations(self._probe) as buffer:
             self.model(input_ids=torch.tensor([token_ids]), past_key_values=cache, use_cache=True)
         weights = buffer.activations.weights
         norms = self._probe.norms.compute([values[0] for values in cache.values])  # (K, tokens)

@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
-from whence.page import page, write_page
+from whence.page import make_page, write_page
 from whence.v1 import generation_pb2 as pb
 from whence.vocabulary import Vocabulary
 
@@ -65,7 +65,7 @@ def opened(driver, tmp_path) -> Iterator[Path]:
 def save(path: Path, events: list[pb.GenerationEvent], vocabulary: tuple[bytes, ...]) -> None:
     steps = [step for event in events[1:-1] for step in event.steps.steps]
     started, finished = events[0].started, events[-1].finished
-    write_page(path, page(started, finished, steps, vocabulary=Vocabulary(vocabulary)))
+    write_page(path, make_page(started, finished, steps, vocabulary=Vocabulary(vocabulary)))
 
 
 def show(driver: WebDriver, path: Path, key: str = "") -> None:

@@ -498,7 +498,10 @@ def test_what_a_given_configuration_has_otherwise_is_told(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model_type": "gtp2"}, "--model-type 'gtp2': transformers .* has no kind of model with this name"),
+        (
+            {"model_type": "gtp2"},
+            "--model-type 'gtp2': transformers .* has no kind of model with this name",
+        ),
         ({"model_type": "t5"}, "'t5' model cannot generate text"),
         ({"config_override": ("layers=2",)}, "layers: a 'gpt2' model has no such field"),
         ({"config_override": ("n_head=5",)}, "the model cannot be created"),

@@ -20,7 +20,7 @@ from browser import browser, find_missing_browser, read_console, set_view  # noq
 from PIL import Image  # noqa: E402
 
 from whence import Client  # noqa: E402
-from whence.page import page, write_page  # noqa: E402
+from whence.page import make_page, write_page  # noqa: E402
 from whence.tokens import Token  # noqa: E402
 
 PROMPT = (
@@ -79,7 +79,7 @@ def _make_page(path: Path, arguments: argparse.Namespace) -> int:
             raise SystemExit("nothing was generated")
         for part, why in started.unavailable.items():
             print(f"no {part}: {why}", file=sys.stderr)
-        content = page(
+        content = make_page(
             started,
             generation.finished,
             [token.step for token in tokens],

@@ -2,7 +2,7 @@
 
 import argparse
 
-from whence_server.config import add_arguments, serve_config
+from whence_server.config import add_arguments, make_serve_config
 from whence_server.domain.otlp import OtlpSettings
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
@@ -13,7 +13,7 @@ def destination(*flags: str, **environment: str) -> OtlpSettings | str | None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
     arguments = parser.parse_args(["--model", "m", *flags])
-    return serve_config(arguments, environment).span_destination
+    return make_serve_config(arguments, environment).span_destination
 
 
 def otlp(*flags: str, **environment: str) -> OtlpSettings:

@@ -4,9 +4,9 @@ import pytest
 from client_fake_server import VOCABULARY, step
 from internals_steps import METHOD, PROMPT_IDS, internals_journal
 
-from whence.cli.internals import internals_lines, missing_lines
-from whence.cli.json_lines import event_objects, token_object
-from whence.cli.one_step import step_lines
+from whence.cli.internals import format_internals, format_missing
+from whence.cli.json_lines import describe_event, describe_token
+from whence.cli.one_step import format_step
 from whence.generation import GenerationState, TokenReader
 from whence.v1.generation_pb2 import GenerationEvent, GenerationStarted
 from whence.v1.step_pb2 import Candidates, Internals, Step
@@ -70,8 +70,8 @@ def test_layers_name_their_leader():
 def test_what_is_not_on_record_is_absent():
     (token,) = reader().read([step(0, 1, "Hello")])
     assert token.internals is None
-    assert "internals" not in token_object(token)
-    (told,) = internals_lines(token, color=True)
+    assert "internals" not in describe_token(token)
+    (told,) = format_internals(token, color=True)
     assert told.strip() == "no internals are recorded"
 
 
@@ -88,9 +88,9 @@ def test_without_ids_positions_and_shares_are_left():
         (0, ""),
     ]
     assert {layer.leader_token_id for layer in token.internals.layers} == {None}
-    assert token_object(token)["internals"]["sources"][0] == {"position": 1, "share": 0.5}
-    assert token_object(token)["internals"]["layers"][0] == {"index": 0, "share": 0.25}
-    assert any("50.0%" in line for line in internals_lines(token, color=True))
+    assert describe_token(token)["internals"]["sources"][0] == {"position": 1, "share": 0.5}
+    assert describe_token(token)["internals"]["layers"][0] == {"index": 0, "share": 0.25}
+    assert any("50.0%" in line for line in format_internals(token, color=True))
 
 
 def test_a_prompts_own_tokens_have_no_context():
@@ -100,7 +100,7 @@ def test_a_prompts_own_tokens_have_no_context():
 
 def test_the_json_form_has_every_field():
     token = reader().read(recorded())[0]
-    assert token_object(token)["internals"] == {
+    assert describe_token(token)["internals"] == {
         "sources": [
             {"position": 1, "token_id": 1, "text": "Hello", "share": 0.5},
             {"position": 0, "token_id": 0, "text": "<s>", "share": 0.125},
@@ -121,15 +121,17 @@ def test_the_start_says_the_method_and_what_is_missing():
     started = GenerationStarted(source_method=METHOD, unavailable={"layers": "post-norm"})
     state = GenerationState("g", lambda *_: "")
     state._observe(event := GenerationEvent(started=started))
-    (said,) = event_objects(event, state)
+    (said,) = describe_event(event, state)
     assert said["source_method"] == METHOD
     assert said["unavailable"] == {"layers": "post-norm"}
-    assert [line.strip() for line in missing_lines(started.unavailable)] == ["no layers: post-norm"]
+    assert [line.strip() for line in format_missing(started.unavailable)] == [
+        "no layers: post-norm"
+    ]
 
 
 def test_the_terminal_shows_sources_beside_layers():
     token = reader().read(recorded())[0]
-    assert [line.split() for line in internals_lines(token, color=False)] == [
+    assert [line.split() for line in format_internals(token, color=False)] == [
         ["position", "drew", "on", "share", "layer", "leading", "itself"],
         ["1", '"Hello"', "50.0%", "0", '"<0xC3>"', "25.0%"],
         ["0", '"<s>"', "12.5%", "1", '"Hello"', "50.0%", "<"],
@@ -145,7 +147,7 @@ def layer_lines(leaders: list[int]) -> list[list[str]]:
     step.internals.layer_leaders[:] = leaders
     step.internals.layer_shares[:] = [(layer + 1) / 100 for layer in range(len(leaders))]
     (token,) = reader().read([step])
-    return [line.split() for line in internals_lines(token, color=False)]
+    return [line.split() for line in format_internals(token, color=False)]
 
 
 def test_many_layers_are_shown_by_where_the_leader_changes():
@@ -166,8 +168,8 @@ def test_few_layers_have_a_row_each():
 
 def test_colour_shows_the_context_by_share():
     token = reader().read(recorded())[1]
-    context, *table = internals_lines(token, color=True)
-    assert table == list(internals_lines(token, color=False))
+    context, *table = format_internals(token, color=True)
+    assert table == list(format_internals(token, color=False))
     assert context.count("\x1b[38;5;") == 3, "two sources and the newest"
     deepest = "\x1b[38;5;231;48;5;19mHello\x1b[39;49m"
     assert deepest in context
@@ -179,20 +181,20 @@ def test_a_long_context_is_shortened_where_nothing_was_drawn_from_it(whole, shor
     far = recorded()[0]
     far.internals.source_positions[:] = [40, 1]
     (token,) = reader((2,) * 80).read([far])
-    context = next(iter(internals_lines(token, color=True, whole=whole)))
+    context = next(iter(format_internals(token, color=True, whole=whole)))
     assert ("tokens…" in context) == shortened
     assert context.count("world") == (80 if whole else 5 + 7 + 4)
 
 
 def test_control_characters_of_a_context_do_not_reach_the_terminal():
     (token,) = reader((4, 4)).read([recorded()[0]])
-    context = next(iter(internals_lines(token, color=True)))
+    context = next(iter(format_internals(token, color=True)))
     assert "\x1b[31m" not in context
     assert "\\x1b[31m" in context
 
 
 def test_one_step_whole():
     token = reader().read(recorded())[3]
-    told = "\n".join(step_lines(token, color=False))
+    told = "\n".join(format_step(token, color=False))
     for part in ("removed", "temperature", "noise 0.125", "drew on", "batch of 4", "context of 6"):
         assert part in told, part

@@ -1,6 +1,6 @@
 """Objects of beam-search rounds that `whence generate --json` prints."""
 
-from whence.cli.json_lines import event_objects, line
+from whence.cli.json_lines import describe_event, format_json
 from whence.generation import GenerationState
 from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
 from whence.v1.step_pb2 import StepTiming
@@ -18,7 +18,7 @@ def test_a_round_says_what_is_zero_and_what_is_false() -> None:
             timing=StepTiming(elapsed_ns=1, forward_ns=2, select_ns=3, batch_size=4),
         )
     )
-    (said,) = event_objects(event, GenerationState("g", lambda _: None))
+    (said,) = describe_event(event, GenerationState("g", lambda _: None))
     assert said == {
         "event": "beam_round",
         "index": 0,
@@ -49,4 +49,4 @@ def test_a_round_says_what_is_zero_and_what_is_false() -> None:
             "context_length": 0,
         },
     }
-    assert '"logprob":null' in line(said)
+    assert '"logprob":null' in format_json(said)

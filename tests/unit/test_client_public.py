@@ -9,7 +9,7 @@ import pytest
 
 import whence
 from whence import errors
-from whence.cli.main import parser
+from whence.cli.main import make_parser
 from whence.options import GenerateOptions
 
 
@@ -65,7 +65,7 @@ def test_importing_pulls_in_little(imported, unwanted):
 
 
 def test_the_command_offers_every_option_of_generate():
-    arguments = parser().parse_args(["generate", "x"])
+    arguments = make_parser().parse_args(["generate", "x"])
     by_other_means = {"messages", "metadata"}
     assert set(GenerateOptions.__annotations__) - set(vars(arguments)) == by_other_means
 
@@ -75,14 +75,14 @@ def test_the_command_offers_every_option_of_generate():
 )
 def test_help_says_what_the_exit_statuses_mean(capsys, command):
     with pytest.raises(SystemExit) as raised:
-        parser().parse_args([*command, "--help"])
+        make_parser().parse_args([*command, "--help"])
     assert raised.value.code == 0
     assert "130  interrupted" in capsys.readouterr().out
 
 
 def test_the_version_is_shown(capsys):
     with pytest.raises(SystemExit):
-        parser().parse_args(["--version"])
+        make_parser().parse_args(["--version"])
     assert capsys.readouterr().out == f"whence {whence.__version__}\n"
 
 

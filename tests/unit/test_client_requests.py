@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from whence.options import GenerateOptions
-from whence.requests import generate_request, generation_filter
+from whence.requests import generate_request, make_filter
 from whence.v1 import generation_pb2 as pb
 
 SAMPLING = {
@@ -198,13 +198,13 @@ def test_what_the_wire_cannot_carry_is_refused_by_name(prompt, options, kind, me
 
 def test_filters():
     time = datetime(2026, 1, 2, tzinfo=UTC)
-    wanted = generation_filter({"start_after": time, "model": "m", "labels": {"k": "v"}})
+    wanted = make_filter({"start_after": time, "model": "m", "labels": {"k": "v"}})
     assert wanted.start_after.ToDatetime(UTC) == time
     assert (wanted.model, dict(wanted.labels)) == ("m", {"k": "v"})
     assert not wanted.HasField("start_before")
     with pytest.raises(ValueError, match=r"start_before: .* no time zone"):
-        generation_filter({"start_before": time.replace(tzinfo=None)})
+        make_filter({"start_before": time.replace(tzinfo=None)})
     with pytest.raises(TypeError, match="start_after must be a datetime"):
-        generation_filter({"start_after": "yesterday"})
+        make_filter({"start_after": "yesterday"})
     with pytest.raises(TypeError, match="did you mean 'labels'"):
-        generation_filter({"label": {}})
+        make_filter({"label": {}})

@@ -39,7 +39,7 @@ def test_every_step_comes_once_in_order_whatever_the_batches_and_breaks(sizes, c
     stream, _ = stream_and_clock()
     seen: list[int] = []
     for turn in range(len(whole) + len(cuts) + 1):
-        request, _ = stream.next_call()
+        request, _ = stream.prepare_call()
         after = getattr(request, "after_offset", 0)
         assert (after == 0) == isinstance(request, pb.GenerateRequest)
         first = min(max(0, after - overlap), len(whole) - 1)
@@ -121,11 +121,11 @@ def test_only_what_can_pass_is_waited_for_and_the_server_may_say_how_long():
 
 def test_the_deadline_spans_all_calls():
     stream, clock = stream_and_clock(timeout_s=10.0)
-    assert stream.next_call() == (REQUEST, 10.0)
+    assert stream.prepare_call() == (REQUEST, 10.0)
     clock.now += 9.99
     assert stream.handle_break(UnavailableError("gone")) == pytest.approx(0.01)
     clock.now += 1
-    assert stream.next_call() == (REQUEST, 0.0)
+    assert stream.prepare_call() == (REQUEST, 0.0)
 
 
 def test_finish_reasons_follow_the_contract():

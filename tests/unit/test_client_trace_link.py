@@ -2,7 +2,7 @@
 
 import pytest
 
-from whence.cli.trace_link import TRACE_URL_VARIABLE, trace_link, trace_url_template
+from whence.cli.trace_link import TRACE_URL_VARIABLE, choose_template, make_trace_link
 from whence.generation import GenerationState
 from whence.v1.generation_pb2 import GenerationEvent, GenerationStarted
 
@@ -18,19 +18,19 @@ from whence.v1.generation_pb2 import GenerationEvent, GenerationStarted
 def test_templates_are_taken_from_the_flag_and_the_environment(
     template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert trace_url_template(template) == template
+    assert choose_template(template) == template
     monkeypatch.setenv(TRACE_URL_VARIABLE, template)
-    assert trace_url_template(None) == template
+    assert choose_template(None) == template
 
 
 def test_no_template_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TRACE_URL_VARIABLE, raising=False)
-    assert trace_url_template(None) == ""
+    assert choose_template(None) == ""
     monkeypatch.setenv(TRACE_URL_VARIABLE, "")
-    assert trace_url_template(None) == ""
+    assert choose_template(None) == ""
     monkeypatch.setenv(TRACE_URL_VARIABLE, "http://h/{trace_id}")
-    assert trace_url_template("") == "", "the flag wins"
-    assert trace_link("", state(trace_flags=1)) == ""
+    assert choose_template("") == "", "the flag wins"
+    assert make_trace_link("", state(trace_flags=1)) == ""
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_no_template_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_no_template_is_told(template: str, words: str) -> None:
     with pytest.raises(ValueError, match="the trace URL") as caught:
-        trace_url_template(template)
+        choose_template(template)
     assert words in str(caught.value)
 
 
@@ -61,6 +61,6 @@ def state(**fields: int) -> GenerationState:
 
 def test_a_link_is_made_where_there_are_spans() -> None:
     template = "http://h/{trace_id}#{trace_id}"
-    assert trace_link(template, state(trace_flags=1)) == f"http://h/{'ab' * 16}#{'ab' * 16}"
-    assert trace_link(template, state(trace_flags=0)) == ""
-    assert trace_link(template, GenerationState("g", lambda *_: "")) == ""
+    assert make_trace_link(template, state(trace_flags=1)) == f"http://h/{'ab' * 16}#{'ab' * 16}"
+    assert make_trace_link(template, state(trace_flags=0)) == ""
+    assert make_trace_link(template, GenerationState("g", lambda *_: "")) == ""

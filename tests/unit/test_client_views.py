@@ -7,7 +7,7 @@ from client_fake_server import VOCABULARY, step
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whence.channel import channel_options, resolve_target
+from whence.channel import make_channel_options, resolve_target
 from whence.cli import render
 from whence.generation import TokenReader
 from whence.v1.generation_pb2 import GenerationStarted
@@ -110,13 +110,13 @@ def test_the_default_target(monkeypatch):
 def test_no_proxy_stands_before_the_loopback():
     proxy = ("grpc.enable_http_proxy", 0)
     for local in ("127.0.0.1:1", "localhost:1", "unix:x", "[::1]:1"):
-        assert proxy in channel_options(local)
-    assert proxy not in channel_options("example.org:1")
+        assert proxy in make_channel_options(local)
+    assert proxy not in make_channel_options("example.org:1")
 
 
 @given(st.text())
 def test_no_control_character_reaches_the_terminal(text):
-    shown = render.safe(text)
+    shown = render.escape(text)
     assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
     assert not any(0x7F <= ord(c) < 0xA0 for c in shown)
     assert not any(c in "\u202e\u2066\u200f" for c in shown)
@@ -125,13 +125,13 @@ def test_no_control_character_reaches_the_terminal(text):
 
 @pytest.mark.parametrize("text", ["plain", "é中文", "👩‍👧", "tab\tand\nnewline"])
 def test_ordinary_text_is_shown_as_it_is(text):
-    assert render.safe(text) == text
+    assert render.escape(text) == text
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Mn", "Me", "Cs"])))
 def test_fitted_text_has_the_width_that_was_asked_for(text):
     fitted = render.fit_columns(text, 8)
-    assert sum(map(render._columns, fitted)) == 8
+    assert sum(map(render._count_character_columns, fitted)) == 8
 
 
 def test_colours_go_from_red_to_green():
@@ -212,7 +212,7 @@ def test_requested_tokens_have_the_ids_of_the_effective_trace():
         first, second = token.requested_logprobs
         assert (first.token_id, first.text, first.logprob) == (9, "<9>", -0.5)
         assert (second.token_id, second.probability, second.sampling_probability) == (0, 0.0, 0.0)
-        row = render.table_row(token, color=False)
+        row = render.format_row(token, color=False)
         names = [render.fit_name(one.text, render.CANDIDATE_COLUMNS) for one in (first, second)]
         assert row.endswith(f"  | requested  {names[0]}  60.7%  {names[1]}   0.0%")
     assert read(Step()).requested_logprobs == ()

@@ -235,7 +235,7 @@ def _synthetic(field):
 
 
 def test_decoding_settings_keep_their_values():
-    message = codec.decoding_to_proto(
+    message = codec.convert_decoding(
         Decoding(
             Strategy.SAMPLE,
             9,
@@ -316,7 +316,7 @@ def test_finish_reasons_equal_the_contracts_values(reason):
 
 @pytest.mark.parametrize("detail", TraceDetail)
 def test_trace_details_equal_the_contracts_values(detail):
-    message = codec.trace_to_proto(TraceOptions(detail))
+    message = codec.convert_trace(TraceOptions(detail))
     assert generation_pb2.TraceDetail.Name(message.detail) == f"TRACE_DETAIL_{detail.name}"
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from whence_server.config import ServeConfig, add_arguments, serve_config
+from whence_server.config import ServeConfig, add_arguments, make_serve_config
 from whence_server.domain.errors import ConfigurationError
 
 
 def read(*flags: str, **environment: str) -> ServeConfig:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
-    return serve_config(parser.parse_args(flags), environment)
+    return make_serve_config(parser.parse_args(flags), environment)
 
 
 def test_defaults() -> None:

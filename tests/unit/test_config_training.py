@@ -69,7 +69,7 @@ def test_recipe_restores_settings_and_refuses_different_ones() -> None:
     settings = given(*MINIMAL, "--eval", "/e1", "--eval", "/e2", "--epochs", "0.5", "--seed", "3")
     made = config.make_train_config(settings)
     assert made.eval == ("/e1", "/e2")
-    recipe = made.recipe_json()
+    recipe = made.make_recipe_json()
     assert "output" not in recipe
     again = config.restore_train_config(recipe, given("--output", "/elsewhere", "--resume"))
     assert (again.output, again.resume, again.epochs) == ("/elsewhere", True, 0.5)

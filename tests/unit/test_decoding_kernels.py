@@ -61,7 +61,7 @@ def some_scores(seed: int, *shape: int, levels: int = 0, removed: float = 0.0) -
 def test_philox_gives_the_published_answers(
     counter: list[int], key: list[int], expected: str
 ) -> None:
-    words = torch_kernels.philox_4x32(
+    words = torch_kernels.compute_philox_4x32(
         tuple(torch.tensor([word]) for word in counter),  # type: ignore[arg-type]
         tuple(torch.tensor([word]) for word in key),  # type: ignore[arg-type]
     )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from whence_server.config import add_arguments, serve_config
+from whence_server.config import add_arguments, make_serve_config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GIVEN = {"MODEL_DIR": "/srv/models/demo"}
@@ -114,7 +114,7 @@ def test_the_settings_are_the_servers(gpu: bool) -> None:
         environment |= loaded("compose.cuda.yaml")["services"]["whence"]["environment"]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    settings = serve_config(parser.parse_args([]), environment)
+    settings = make_serve_config(parser.parse_args([]), environment)
     assert settings.insecure_listen_anywhere
     targets = {
         it["target"] if isinstance(it, dict) else it.split(":")[1]

@@ -5,7 +5,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from whence_server.cli import main
-from whence_server.config import ServeConfig, add_arguments, serve_config
+from whence_server.config import ServeConfig, add_arguments, make_serve_config
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 def read(variables: dict[str, str], *flags: str) -> ServeConfig:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return serve_config(parser.parse_args(flags), variables)
+    return make_serve_config(parser.parse_args(flags), variables)
 
 
 def test_two_stages_from_one_pinned_image() -> None:

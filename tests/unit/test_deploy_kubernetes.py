@@ -9,7 +9,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from whence_server.config import ServeConfig, add_arguments, serve_config
+from whence_server.config import ServeConfig, add_arguments, make_serve_config
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 BASE, OVERLAY = KUBERNETES / "base", KUBERNETES / "overlays" / "example"
@@ -47,7 +47,7 @@ SETTINGS = variables(BASE / "whence.env")
 def read(environment: dict[str, str]) -> ServeConfig:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return serve_config(parser.parse_args([]), environment)
+    return make_serve_config(parser.parse_args([]), environment)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

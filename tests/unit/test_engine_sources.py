@@ -12,7 +12,7 @@ from whence_server.domain.steps import Candidates, Decision
 from whence_server.engine.batching_check import check_batching
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.lens import Lens, build_lens
-from whence_server.engine.internals.probe import probing
+from whence_server.engine.internals.probe import collect_activations
 from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.internals.sources import (
     COLUMNS_TOGETHER,
@@ -105,7 +105,7 @@ def test_a_probed_pass_keeps_only_the_newest_tokens_outputs(
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=dtype).eval()
     attention.adopt(model)
     probe, _ = build_probe(model, check_batching(model), None, None)
-    with torch.inference_mode(), probing(probe) as buffer:
+    with torch.inference_mode(), collect_activations(probe) as buffer:
         model(input_ids=torch.arange(30).unsqueeze(0), use_cache=True)
     assert len(buffer.outputs) == len(buffer.weights) == 3
     for output in buffer.outputs:

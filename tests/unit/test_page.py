@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from internals_steps import internals_journal
 
-from whence.page import check_writable, page, write_page
+from whence.page import check_writable, make_page, write_page
 from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -65,7 +65,7 @@ def made(**options) -> str:
     events = internals_journal(**options)
     steps = [event.steps.steps[0] for event in events[1:-1]]
     vocabulary = Vocabulary(options.get("vocabulary", VOCABULARY))
-    return page(events[0].started, events[-1].finished, steps, vocabulary=vocabulary)
+    return make_page(events[0].started, events[-1].finished, steps, vocabulary=vocabulary)
 
 
 def names_in(directory: Path) -> list[str]:
@@ -104,7 +104,7 @@ def test_hostile_names_are_data_too():
         labels={HOSTILE[0]: HOSTILE[2]},
         unavailable={"sources": HOSTILE[0]},
     )
-    content = page(started, None, [Step(text=text) for text in HOSTILE])
+    content = make_page(started, None, [Step(text=text) for text in HOSTILE])
     assert Elements(content).tags == ORDINARY.tags
     assert data_of(content)["generation"]["labels"] == {HOSTILE[0]: HOSTILE[2]}
 
@@ -178,7 +178,7 @@ def test_requested_tokens_have_their_ids_and_texts():
     recorded.requested_logprobs.logprobs.extend([-0.5, -math.inf])
     recorded.requested_logprobs.sampling_logprobs.extend([-math.inf, -0.25])
     vocabulary = Vocabulary((b"a", b"b", b"c"))
-    content = data_of(page(started, None, [recorded], vocabulary=vocabulary))
+    content = data_of(make_page(started, None, [recorded], vocabulary=vocabulary))
     assert content["sequences"][0]["steps"][0]["requested"] == {
         "logprobs": [-0.5, None],
         "sampling_logprobs": [None, -0.25],
@@ -188,10 +188,10 @@ def test_requested_tokens_have_their_ids_and_texts():
 
 
 def test_absent_stays_absent():
-    bare = data_of(page(GenerationStarted(), None, [Step(text="x")]))
+    bare = data_of(make_page(GenerationStarted(), None, [Step(text="x")]))
     assert bare["sequences"][0]["steps"] == [{"index": 0, "text": "x"}]
     assert "finish_reason" not in bare["generation"]
-    assert data_of(page(GenerationStarted(), None, []))["sequences"] == []
+    assert data_of(make_page(GenerationStarted(), None, []))["sequences"] == []
 
 
 def test_the_text_can_be_read_without_a_program():

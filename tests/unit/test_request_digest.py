@@ -14,8 +14,8 @@ from google.protobuf import struct_pb2
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.errors import InvalidRequestError
 from whence_server.domain.limits import Limits
-from whence_server.rpc.conversions import generation_request
-from whence_server.rpc.request_digest import struct_json
+from whence_server.rpc.conversions import convert_request
+from whence_server.rpc.request_digest import encode_struct
 
 KEYS = ["k10", "k2", "k1", "é", "k", "Z", "kk"]
 
@@ -33,7 +33,7 @@ def shuffled(seed: int) -> g.GenerateRequest:
 
 
 def digest(request: g.GenerateRequest) -> str:
-    return generation_request(request, Limits()).digest
+    return convert_request(request, Limits()).digest
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,7 +107,7 @@ def test_any_changed_field_changes_the_digest(change: int) -> None:
 
 def test_former_digest_equals_that_of_older_versions() -> None:
     request = shuffled(3)
-    converted = generation_request(request, Limits())
+    converted = convert_request(request, Limits())
     old = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
     assert converted.former_digest == old != converted.digest
 
@@ -119,7 +119,7 @@ def struct(**values: Any) -> struct_pb2.Struct:
 
 
 def test_struct_json_does_not_depend_on_the_order() -> None:
-    texts = {struct_json(shuffled(seed).chat.template_arguments) for seed in range(5)}
+    texts = {encode_struct(shuffled(seed).chat.template_arguments) for seed in range(5)}
     assert len(texts) == 1
     assert list(json.loads(texts.pop())) == sorted(KEYS)
 
@@ -128,16 +128,16 @@ def test_integral_numbers_of_a_struct_become_integers() -> None:
     given = struct(
         a=512, b=1.0, c=-3, d=0.5, e=2**53 - 1, f=2.0**53, g=1e300, h=-0.0, i=[True, None]
     )
-    assert struct_json(given) == (
+    assert encode_struct(given) == (
         '{"a":512,"b":1,"c":-3,"d":0.5,"e":9007199254740991,"f":9007199254740992.0,'
         '"g":1e+300,"h":0,"i":[true,null]}'
     )
-    assert struct_json(struct_pb2.Struct()) == ""
+    assert encode_struct(struct_pb2.Struct()) == ""
 
 
 def faults(request: g.GenerateRequest) -> dict[str, str]:
     with pytest.raises(InvalidRequestError) as caught:
-        generation_request(request, Limits())
+        convert_request(request, Limits())
     return {v.field: v.description for v in caught.value.violations}
 
 

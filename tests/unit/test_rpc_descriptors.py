@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from whence_server.rpc.descriptors import MAX_CONNECTIONS, max_connections
+from whence_server.rpc.descriptors import MAX_CONNECTIONS, compute_max_connections
 
 SHOW = """
 import resource
@@ -20,7 +20,7 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], raise_descriptor_limit(),
     [(64, 1), (256, 192), (1_024, 768), (4_096, 3_584), (1 << 20, MAX_CONNECTIONS)],
 )
 def test_connection_limit_reserves_descriptors(limit: int, expected: int) -> None:
-    assert max_connections(limit) == expected
+    assert compute_max_connections(limit) == expected
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:

@@ -10,7 +10,7 @@ from telemetry_journal import MemoryJournal, finished, started, step
 from whence.v1.step_pb2 import Candidates, Internals, Step
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.otlp.attributes import encode_attributes
-from whence_server.telemetry.spans.internals import internals_attributes
+from whence_server.telemetry.spans.internals import encode_internals
 
 SHARES = st.lists(st.floats(0, 1, width=32), max_size=40)
 IDS = st.lists(st.integers(0, 2**32 - 1), max_size=20)
@@ -121,8 +121,8 @@ def test_internals_are_serialised_as_protobuf_does(positions, shares, layers, id
         "whence.source.self_share": 0.5,
     }
     as_messages = Span(attributes=encode_attributes(expected))
-    assert internals_attributes(made) == as_messages.SerializeToString()
+    assert encode_internals(made) == as_messages.SerializeToString()
 
 
 def read(made: Step) -> dict[str, object]:
-    return attributes(Span.FromString(internals_attributes(made)))
+    return attributes(Span.FromString(encode_internals(made)))

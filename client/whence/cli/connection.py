@@ -18,7 +18,7 @@ def connect(arguments: argparse.Namespace) -> Client:
         raise UsageError(str(error)) from None
 
 
-def key_value(text: str) -> tuple[str, str]:
+def parse_key_value(text: str) -> tuple[str, str]:
     """Parse `KEY=VALUE`.
 
     Raises:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from whence.cli.connection import connect, key_value
+from whence.cli.connection import connect, parse_key_value
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
-from whence.cli.html import add_html, page_path, save_page
-from whence.cli.internals import internals_lines, missing_lines
-from whence.cli.json_lines import FIELDS, event_objects, line
-from whence.cli.render import paint, safe, table_heading, table_row, wants_color
-from whence.cli.trace_link import MEANING, trace_link, trace_url_template
+from whence.cli.html import add_html, choose_page_path, save_page
+from whence.cli.internals import format_internals, format_missing
+from whence.cli.json_lines import FIELDS, describe_event, format_json
+from whence.cli.render import escape, format_heading, format_row, paint, wants_color
+from whence.cli.trace_link import MEANING, choose_template, make_trace_link
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
@@ -47,7 +47,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--template-arguments",
-        type=_json_object,
+        type=_parse_json_object,
         metavar="JSON",
         help="variables for the chat template, as a JSON object; for --chat",
     )
@@ -108,7 +108,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--logit-bias",
         action="append",
-        type=_bias,
+        type=_parse_bias,
         metavar="ID=BIAS",
         help="number to add to the logit of a token; may be repeated",
     )
@@ -145,7 +145,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         "--label",
         dest="labels",
         action="append",
-        type=key_value,
+        type=parse_key_value,
         metavar="K=V",
         help="label of the generation; may be repeated",
     )
@@ -181,9 +181,9 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: options that contradict, or values that no request can represent.
         WhenceError: the server's answer was an error.
     """
-    template = _trace_url(arguments)
+    template = _choose_trace_url(arguments)
     begun = time.monotonic()
-    path = page_path(arguments)
+    path = choose_page_path(arguments)
     with connect(arguments) as client, _start(client, arguments) as generation:
         kept: list[Token] | None = None if path is None else []
         try:
@@ -191,8 +191,8 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             # A failed generation has a summary and a page, too.
             if generation.finished is not None and not arguments.quiet:
-                print(_summary(generation, time.monotonic() - begun), file=sys.stderr)
-                if link := trace_link(template, generation):
+                print(_format_summary(generation, time.monotonic() - begun), file=sys.stderr)
+                if link := make_trace_link(template, generation):
                     print(link, file=sys.stderr)
             if path is not None and kept is not None and generation.started is not None:
                 save_page(
@@ -231,9 +231,9 @@ def _keep_tokens(
         yield event, tokens
 
 
-def _trace_url(arguments: argparse.Namespace) -> str:
+def _choose_trace_url(arguments: argparse.Namespace) -> str:
     try:
-        return trace_url_template(arguments.trace_url)
+        return choose_template(arguments.trace_url)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -254,8 +254,8 @@ def _start(client: Client, arguments: argparse.Namespace) -> Generation:
     try:
         prompt: str | None = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
         if arguments.chat or arguments.system is not None:
-            system = [] if arguments.system is None else [_message("system", arguments.system)]
-            options["messages"] = [*system, _message("user", prompt)]
+            system = [] if arguments.system is None else [_make_message("system", arguments.system)]
+            options["messages"] = [*system, _make_message("user", prompt)]
             prompt = None
         return client.generate(prompt, **options)
     except (TypeError, ValueError) as error:
@@ -279,7 +279,7 @@ def _show_text(tokens: Iterable[Token], *, color: bool) -> None:
 
 
 def _format_token(token: Token, *, color: bool) -> str:
-    return paint(safe(token.text), token.probability) if color else safe(token.text)
+    return paint(escape(token.text), token.probability) if color else escape(token.text)
 
 
 def _show_table(
@@ -295,47 +295,47 @@ def _show_table(
     for event, tokens in events:
         if event.WhichOneof("event") == "prompt_steps":
             if not num_prompt_tokens:
-                print(table_heading(prompt=True))
+                print(format_heading(prompt=True))
             for token in generation.prompt_tokens[num_prompt_tokens:]:
-                print(table_row(token, color=color, prompt=True), flush=True)
+                print(format_row(token, color=color, prompt=True), flush=True)
             num_prompt_tokens = len(generation.prompt_tokens)
         if tokens and not begun:
             begun = True
-            print(table_heading())
+            print(format_heading())
             if internals and generation.started is not None:
-                for told in missing_lines(generation.started.unavailable):
+                for told in format_missing(generation.started.unavailable):
                     print(told)
         for token in tokens:
-            print(table_row(token, color=color), flush=True)
-            for told in internals_lines(token, color=color) if internals else ():
+            print(format_row(token, color=color), flush=True)
+            for told in format_internals(token, color=color) if internals else ():
                 print(told, flush=True)
 
 
 def _show_json(events: Iterable[GenerationEvent], generation: Generation) -> None:
     try:
         for event in events:
-            for fields in event_objects(event, generation):
-                print(line(fields), flush=True)
+            for fields in describe_event(event, generation):
+                print(format_json(fields), flush=True)
     except GenerationFailedError:
         # The last object and the exit status show the failure already.
         return
 
 
-def _summary(generation: Generation, elapsed_s: float) -> str:
+def _format_summary(generation: Generation, elapsed_s: float) -> str:
     finished = generation.finished
     num_tokens = 0 if finished is None else finished.num_generated_tokens
     return (
         f"{num_tokens} tokens, {num_tokens / elapsed_s:.1f} tokens/s, "
         f"finished: {generation.finish_reason or 'no'}, "
-        f"generation {generation.id}, trace {safe(generation.trace_id) or 'none'}"
+        f"generation {generation.id}, trace {escape(generation.trace_id) or 'none'}"
     )
 
 
-def _message(role: str, content: str | None) -> dict[str, str | None]:
+def _make_message(role: str, content: str | None) -> dict[str, str | None]:
     return {"role": role, "content": content}
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _parse_json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -345,12 +345,12 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _bias(text: str) -> tuple[int, float]:
-    token_id, bias = key_value(text)
+def _parse_bias(text: str) -> tuple[int, float]:
+    token_id, bias = parse_key_value(text)
     return int(token_id), float(bias)
 
 
-def _token_ids(text: str) -> list[int]:
+def _parse_token_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -362,6 +362,6 @@ def _token_ids(text: str) -> list[int]:
 _FLAGS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (int, "I"),
     float: (float, "F"),
-    list: (_token_ids, "ID,..."),
+    list: (_parse_token_ids, "ID,..."),
 }
 """Parser of a flag's value and its placeholder in the help, by `Option.flag`."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from whence.cli.connection import connect, key_value
+from whence.cli.connection import connect, parse_key_value
 from whence.cli.exits import EXITS, OK, UsageError
-from whence.cli.html import add_html, page_path, save_page
-from whence.cli.json_lines import FIELDS, line, message_object, token_object
-from whence.cli.one_step import step_lines
-from whence.cli.render import fit_columns, quote, safe, table_heading, table_row, wants_color
+from whence.cli.html import add_html, choose_page_path, save_page
+from whence.cli.json_lines import FIELDS, describe_message, describe_token, format_json
+from whence.cli.one_step import format_step
+from whence.cli.render import escape, fit_columns, format_heading, format_row, quote, wants_color
 from whence.client import Client
 from whence.generation import FinishReason
 from whence.tokens import Token
@@ -52,7 +52,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     listing = add("list", run_list, "recorded generations, newest first")
     listing.add_argument(
         "--limit",
-        type=_count,
+        type=_parse_count,
         default=20,
         metavar="N",
         help="maximum number of generations (default: 20)",
@@ -61,7 +61,10 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     which = showing.add_mutually_exclusive_group()
     which.add_argument("--steps", action="store_true", help="also print each token on a line")
     which.add_argument(
-        "--step", type=_index, metavar="N", help="print everything about this step; the first is 0"
+        "--step",
+        type=_parse_index,
+        metavar="N",
+        help="print everything about this step; the first is 0",
     )
     showing.add_argument(
         "--prompt",
@@ -69,7 +72,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="--step is a token of the prompt, if the prompt was recorded",
     )
     showing.add_argument(
-        "--sequence", type=_index, metavar="N", help="sequence of --step (default: 0)"
+        "--sequence", type=_parse_index, metavar="N", help="sequence of --step (default: 0)"
     )
     add_html(showing)
     showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
@@ -89,7 +92,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
             "--label",
             dest="labels",
             action="append",
-            type=key_value,
+            type=parse_key_value,
             metavar="K=V",
             help="only generations with this label; may be repeated",
         )
@@ -101,13 +104,13 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         )
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1_000_000):
         raise argparse.ArgumentTypeError("expected a whole number from 1 on")
     return int(text)
 
 
-def _index(text: str) -> int:
+def _parse_index(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) < 2**32):
         raise argparse.ArgumentTypeError("expected a whole number from 0 on")
     return int(text)
@@ -116,9 +119,15 @@ def _index(text: str) -> int:
 def run_list(arguments: argparse.Namespace) -> int:
     """Print summaries, newest first."""
     with connect(arguments) as client:
-        found = client.generations.list(page_size=min(arguments.limit, 100), **_filter(arguments))
+        found = client.generations.list(
+            page_size=min(arguments.limit, 100), **_make_filter_options(arguments)
+        )
         for summary in islice(found, arguments.limit):
-            print(line(message_object(summary)) if arguments.json else _summary_row(summary))
+            print(
+                format_json(describe_message(summary))
+                if arguments.json
+                else _format_summary(summary)
+            )
     return OK
 
 
@@ -132,10 +141,14 @@ def run_show(arguments: argparse.Namespace) -> int:
         raise UsageError("--sequence needs --step: give both")
     if arguments.prompt and (arguments.step is None or arguments.sequence is not None):
         raise UsageError("--prompt needs --step, and contradicts --sequence")
-    path = page_path(arguments)
+    path = choose_page_path(arguments)
     with connect(arguments) as client:
         generation = client.generations.get(arguments.generation_id)
-        print(line(message_object(generation)) if arguments.json else _details(generation))
+        print(
+            format_json(describe_message(generation))
+            if arguments.json
+            else _format_details(generation)
+        )
         if arguments.steps:
             _show_steps(client, arguments, with_prompt=generation.started.effective_trace.prompt)
         elif arguments.step is not None:
@@ -149,26 +162,26 @@ def _show_steps(client: Client, arguments: argparse.Namespace, *, with_prompt: b
     color = wants_color(arguments.color, sys.stdout)
     for prompt in (True, False) if with_prompt else (False,):
         if not arguments.json:
-            print(f"\n{table_heading(prompt=prompt)}")
+            print(f"\n{format_heading(prompt=prompt)}")
         for token in client.generations.steps(arguments.generation_id, prompt=prompt):
             if arguments.json:
-                print(_token_line(token, prompt=prompt))
+                print(_format_token(token, prompt=prompt))
             else:
-                print(table_row(token, color=color, prompt=prompt))
+                print(format_row(token, color=color, prompt=prompt))
 
 
 def _show_step(client: Client, arguments: argparse.Namespace) -> None:
-    token = _step(client, arguments)
+    token = _find_step(client, arguments)
     if arguments.json:
-        print(_token_line(token, prompt=arguments.prompt))
+        print(_format_token(token, prompt=arguments.prompt))
         return
     print()
     color = wants_color(arguments.color, sys.stdout)
-    for told in step_lines(token, color=color, prompt=arguments.prompt):
+    for told in format_step(token, color=color, prompt=arguments.prompt):
         print(told)
 
 
-def _step(client: Client, arguments: argparse.Namespace) -> Token:
+def _find_step(client: Client, arguments: argparse.Namespace) -> Token:
     sequence_index = arguments.sequence or 0
     num_steps = 0
     for token in client.generations.steps(arguments.generation_id, prompt=arguments.prompt):
@@ -190,8 +203,8 @@ def _save(path: Path, client: Client, generation: GetGenerationResponse) -> None
     save_page(path, client, started, finished, steps, prompt_steps=prompt_steps)
 
 
-def _token_line(token: Token, *, prompt: bool) -> str:
-    return line({"event": "prompt_token" if prompt else "token", **token_object(token)})
+def _format_token(token: Token, *, prompt: bool) -> str:
+    return format_json({"event": "prompt_token" if prompt else "token", **describe_token(token)})
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
@@ -201,11 +214,14 @@ def run_watch(arguments: argparse.Namespace) -> int:
         client.generations.watch(
             lifecycle_only=not arguments.steps,
             after_position=arguments.after,
-            **_filter(arguments),
+            **_make_filter_options(arguments),
         ) as events,
     ):
         for event in events:
-            print(line(message_object(event)) if arguments.json else _event_row(event), flush=True)
+            print(
+                format_json(describe_message(event)) if arguments.json else _format_event(event),
+                flush=True,
+            )
     return OK
 
 
@@ -216,7 +232,7 @@ def run_delete(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 "standard input is not a terminal: give --yes to delete without confirmation"
             )
-        answer = input(f"Destroy the content of {safe(arguments.generation_id)} for good? [y/N] ")
+        answer = input(f"Destroy the content of {escape(arguments.generation_id)} for good? [y/N] ")
         if answer.strip().lower() not in {"y", "yes"}:
             raise UsageError("nothing was deleted")
     with connect(arguments) as client:
@@ -224,7 +240,7 @@ def run_delete(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _filter(arguments: argparse.Namespace) -> dict[str, Any]:
+def _make_filter_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": arguments.model,
         "trace_id": arguments.trace_id,
@@ -232,24 +248,24 @@ def _filter(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _summary_row(summary: GenerationSummary) -> str:
+def _format_summary(summary: GenerationSummary) -> str:
     preview = quote(summary.prompt_preview + summary.text_preview)
     return (
-        f"{safe(summary.generation_id):36}  {_time(summary.start_time)}  "
-        f"{_reason(summary):>15}  {summary.num_generated_tokens:>6}  "
+        f"{escape(summary.generation_id):36}  {_format_time(summary.start_time)}  "
+        f"{_format_reason(summary):>15}  {summary.num_generated_tokens:>6}  "
         f"{fit_columns(preview, 60).rstrip()}"
     )
 
 
-def _details(generation: GetGenerationResponse) -> str:
+def _format_details(generation: GetGenerationResponse) -> str:
     summary, started = generation.summary, generation.started
     fields = {
         "generation": summary.generation_id,
         "trace": started.trace_id or summary.trace_id,
         "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
-        "training run": _training_run(started),
-        "started": _time(summary.start_time),
-        "finished": _reason(summary),
+        "training run": _format_training_run(started),
+        "started": _format_time(summary.start_time),
+        "finished": _format_reason(summary),
         "tokens": f"{summary.num_prompt_tokens} prompt, {summary.num_generated_tokens} generated",
         "processors": ", ".join(started.processor_names) or "none",
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
@@ -262,22 +278,22 @@ def _details(generation: GetGenerationResponse) -> str:
             fields["failure"] = f"{failure.message} ({failure.reason})"
         for sequence in generation.finished.sequences:
             fields[f"sequence {sequence.sequence_index}"] = sequence.text
-    return "\n".join(f"{safe(name):<12}  {safe(value)}" for name, value in fields.items())
+    return "\n".join(f"{escape(name):<12}  {escape(value)}" for name, value in fields.items())
 
 
-def _training_run(started: GenerationStarted) -> str:
+def _format_training_run(started: GenerationStarted) -> str:
     if not started.HasField("training_run"):
         return "unknown"
     return f"{started.training_run.training_run_id}, step {started.training_run.step:,}"
 
 
-def _event_row(watched: WatchGenerationsResponse) -> str:
+def _format_event(watched: WatchGenerationsResponse) -> str:
     event = watched.event
     kind = event.WhichOneof("event") or "unknown"
-    told = f"{safe(watched.generation_id):36}  {kind:12}"
+    told = f"{escape(watched.generation_id):36}  {kind:12}"
     match kind:
         case "started":
-            return f"{told}  {safe(event.started.model)}"
+            return f"{told}  {escape(event.started.model)}"
         case "finished":
             reason = FinishReason.from_wire(event.finished.finish_reason)
             return f"{told}  {reason}, {event.finished.num_generated_tokens} tokens"
@@ -287,11 +303,11 @@ def _event_row(watched: WatchGenerationsResponse) -> str:
             return told.rstrip()
 
 
-def _reason(summary: GenerationSummary) -> str:
+def _format_reason(summary: GenerationSummary) -> str:
     if not summary.HasField("finish_reason"):
         return "running"
     return FinishReason.from_wire(summary.finish_reason)
 
 
-def _time(timestamp: Timestamp) -> str:
+def _format_time(timestamp: Timestamp) -> str:
     return timestamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")

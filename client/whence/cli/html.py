@@ -8,7 +8,7 @@ from typing import Any
 from whence.cli.exits import UsageError
 from whence.client import Client
 from whence.errors import WhenceError
-from whence.page import check_writable, page, write_page
+from whence.page import check_writable, make_page, write_page
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -23,7 +23,7 @@ def add_html(group: Any) -> None:
     )
 
 
-def page_path(arguments: argparse.Namespace) -> Path | None:
+def choose_page_path(arguments: argparse.Namespace) -> Path | None:
     """Return the path of the page; None without `--html`.
 
     Raises:
@@ -53,15 +53,15 @@ def save_page(
     Raises:
         UsageError: it could not be written.
     """
-    vocabulary = _vocabulary(client, started)
-    content = page(started, finished, steps, prompt_steps=prompt_steps, vocabulary=vocabulary)
+    vocabulary = _fetch_vocabulary(client, started)
+    content = make_page(started, finished, steps, prompt_steps=prompt_steps, vocabulary=vocabulary)
     try:
         write_page(path, content)
     except OSError as error:
         raise UsageError(_format_error(path, error)) from None
 
 
-def _vocabulary(client: Client, started: GenerationStarted) -> Vocabulary | None:
+def _fetch_vocabulary(client: Client, started: GenerationStarted) -> Vocabulary | None:
     """Return the vocabulary of the generation's model; None if it is no longer served."""
     try:
         served = client.model(started.model)

@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
 
-from whence.cli.render import CANDIDATE_COLUMNS, columns, fit_name, padded, percent, quote, safe
+from whence.cli.render import (
+    CANDIDATE_COLUMNS,
+    count_columns,
+    escape,
+    fit_name,
+    format_percent,
+    pad,
+    quote,
+)
 from whence.internals import Internals, Layer
 from whence.tokens import Token
 
@@ -23,7 +31,7 @@ _KEPT_AROUND = 3
 _LONGEST_GAP = 8
 
 
-def internals_lines(token: Token, *, color: bool, whole: bool = False) -> Iterator[str]:
+def format_internals(token: Token, *, color: bool, whole: bool = False) -> Iterator[str]:
     """Yield the lines of a token's recorded internals.
 
     Args:
@@ -36,53 +44,59 @@ def internals_lines(token: Token, *, color: bool, whole: bool = False) -> Iterat
         yield f"{_INDENT}no internals are recorded"
         return
     if color and token.context_token_ids and internals.self_share is not None:
-        yield f"{_INDENT}{'context':>8}  " + "".join(_context(token, internals, whole=whole))
-    blocks = [block for block in (_sources(internals), _layers(token, internals)) if block]
-    widths = [max(_BLOCK_COLUMNS, *map(columns, block)) for block in blocks]
+        yield f"{_INDENT}{'context':>8}  " + "".join(_color_context(token, internals, whole=whole))
+    blocks = [
+        block for block in (_format_sources(internals), _format_layers(token, internals)) if block
+    ]
+    widths = [max(_BLOCK_COLUMNS, *map(count_columns, block)) for block in blocks]
     for row in zip_longest(*blocks, fillvalue=""):
-        yield (_INDENT + _GAP.join(map(padded, row, widths))).rstrip()
+        yield (_INDENT + _GAP.join(map(pad, row, widths))).rstrip()
     if not internals.layers and not token.candidates:
         yield f"{_INDENT}no layers: they are shares among candidates, and there are none"
 
 
-def missing_lines(unavailable: Mapping[str, str]) -> Iterator[str]:
+def format_missing(unavailable: Mapping[str, str]) -> Iterator[str]:
     """Yield lines for the internals that the model cannot give, with the reasons."""
     for part, reason in sorted(unavailable.items()):
-        yield f"{_INDENT}no {safe(part)}: {safe(reason)}"
+        yield f"{_INDENT}no {escape(part)}: {escape(reason)}"
 
 
-def _sources(internals: Internals) -> list[str]:
+def _format_sources(internals: Internals) -> list[str]:
     """Return a table of the strongest sources, the newest position and the rest."""
     if internals.self_share is None:
         return []
     listed = internals.sources[:LISTED]
     rest = 1.0 - internals.self_share - sum(source.share for source in listed)
     return [
-        _row("position", "drew on", "share"),
+        _format_row("position", "drew on", "share"),
         *(
-            _row(source.position, _fit_name(source.token_id, source.text), percent(source.share))
+            _format_row(
+                source.position,
+                _fit_name(source.token_id, source.text),
+                format_percent(source.share),
+            )
             for source in listed
         ),
-        _row("", "the newest", percent(internals.self_share)),
-        *([_row("", "all others", percent(rest))] if rest >= 0.0005 else []),
+        _format_row("", "the newest", format_percent(internals.self_share)),
+        *([_format_row("", "all others", format_percent(rest))] if rest >= 0.0005 else []),
     ]
 
 
-def _layers(token: Token, internals: Internals) -> list[str]:
+def _format_layers(token: Token, internals: Internals) -> list[str]:
     """Return a table of layers or groups of layers, with a mark if the token leads."""
     if not internals.layers:
         return []
-    rows = [_row("layer", "leading", "itself")]
-    for run in _runs(internals.layers):
+    rows = [_format_row("layer", "leading", "itself")]
+    for run in _group_layers(internals.layers):
         first, last = run[0], run[-1]
         leads = last.leader_token_id is not None and last.leader_token_id == token.token_id
         text = _fit_name(last.leader_token_id, last.leader_text)
         place = f"{first.index}" if len(run) == 1 else f"{first.index}-{last.index}"
-        rows.append(_row(place, text, percent(last.share)) + (" <" if leads else ""))
+        rows.append(_format_row(place, text, format_percent(last.share)) + (" <" if leads else ""))
     return rows
 
 
-def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+def _group_layers(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     """Yield single layers; if there are many, groups of consecutive ones with the same leader."""
     if len(layers) <= MOST_LAYERS:
         yield from ([layer] for layer in layers)
@@ -91,15 +105,15 @@ def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
             yield list(run)
 
 
-def _row(first: int | str, text: str, share: str) -> str:
-    return f"{first:>8}  {padded(text, CANDIDATE_COLUMNS)}  {share:>6}"
+def _format_row(first: int | str, text: str, share: str) -> str:
+    return f"{first:>8}  {pad(text, CANDIDATE_COLUMNS)}  {share:>6}"
 
 
 def _fit_name(token_id: int | None, text: str) -> str:
     return "" if token_id is None else fit_name(text, CANDIDATE_COLUMNS)
 
 
-def _context(token: Token, internals: Internals, *, whole: bool) -> Iterator[str]:
+def _color_context(token: Token, internals: Internals, *, whole: bool) -> Iterator[str]:
     """Yield the context's tokens, each in the colour of its share."""
     length = len(token.context_token_ids)
     shares = {source.position: source.share for source in internals.sources}
@@ -113,7 +127,7 @@ def _context(token: Token, internals: Internals, *, whole: bool) -> Iterator[str
         before = position
         text = quote(token.text_at(position))[1:-1]
         share = shares.get(position, 0.0)
-        yield _shade(text, share / most) if share > 0 else text
+        yield _shade_text(text, share / most) if share > 0 else text
 
 
 def _select_positions(shares: Mapping[int, float], length: int) -> list[int]:
@@ -133,6 +147,6 @@ def _select_positions(shares: Mapping[int, float], length: int) -> list[int]:
     return filled
 
 
-def _shade(text: str, strength: float) -> str:
+def _shade_text(text: str, strength: float) -> str:
     ink, paper = _SHADES[min(int(strength**_SPREAD * len(_SHADES)), len(_SHADES) - 1)]
     return f"\x1b[38;5;{ink};48;5;{paper}m{text}\x1b[39;49m"

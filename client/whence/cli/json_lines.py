@@ -40,18 +40,18 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
 """
 
 
-def line(value: dict[str, Any]) -> str:
+def format_json(value: dict[str, Any]) -> str:
     """Return an object as one line of ASCII JSON, which is safe for every terminal."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def message_object(message: Message) -> dict[str, Any]:
+def describe_message(message: Message) -> dict[str, Any]:
     """Convert a message by protobuf's JSON mapping, with the field names of the contract."""
     as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return as_dict
 
 
-def complete_object(message: Message) -> dict[str, Any]:
+def describe_whole_message(message: Message) -> dict[str, Any]:
     """Convert a message by protobuf's JSON mapping, with zero, false and empty fields.
 
     Absent fields with presence are left out.
@@ -64,26 +64,26 @@ def complete_object(message: Message) -> dict[str, Any]:
         return MessageToDict(message, preserving_proto_field_name=True, **options)
 
 
-def event_objects(event: GenerationEvent, generation: GenerationState) -> Iterator[dict[str, Any]]:
+def describe_event(event: GenerationEvent, generation: GenerationState) -> Iterator[dict[str, Any]]:
     """Yield the objects of the newest event of `generation`."""
     match event.WhichOneof("event"):
         case "started":
-            yield _started(generation)
+            yield _describe_started(generation)
         case "prompt_steps":
             for token in generation.prompt_tokens[-len(event.prompt_steps.steps) :]:
-                yield {"event": "prompt_token", **token_object(token)}
+                yield {"event": "prompt_token", **describe_token(token)}
         case "steps":
             for token in generation.tokens_of(event):
-                yield {"event": "token", **token_object(token)}
+                yield {"event": "token", **describe_token(token)}
         case "beam_round":
-            yield _beam_round(event.beam_round)
+            yield _describe_beam_round(event.beam_round)
         case "finished":
-            yield _finished(generation)
+            yield _describe_finished(generation)
 
 
-def token_object(token: Token) -> dict[str, Any]:
+def describe_token(token: Token) -> dict[str, Any]:
     """Return a token's fields, as `FIELDS` lists them."""
-    return _present(
+    return _drop_absent(
         {
             "sequence_index": token.sequence_index,
             "index": token.index,
@@ -91,53 +91,55 @@ def token_object(token: Token) -> dict[str, Any]:
             "text": token.text,
             "text_begin_byte": token.text_bytes.start,
             "text_end_byte": token.text_bytes.stop,
-            "logprob": _number(token.logprob),
-            "sampling_logprob": _number(token.sampling_logprob),
+            "logprob": _round_number(token.logprob),
+            "sampling_logprob": _round_number(token.sampling_logprob),
             "rank": token.rank,
-            "entropy": _number(token.entropy),
-            "sampling_entropy": _number(token.sampling_entropy),
-            "candidates": [_candidate(candidate) for candidate in token.candidates] or None,
-            "requested_logprobs": [_candidate(one) for one in token.requested_logprobs] or None,
-            "processors": [_numbers(effect) for effect in token.processors] or None,
-            "draw": token.draw and _present(_numbers(token.draw)),
+            "entropy": _round_number(token.entropy),
+            "sampling_entropy": _round_number(token.sampling_entropy),
+            "candidates": [_describe_candidate(candidate) for candidate in token.candidates]
+            or None,
+            "requested_logprobs": [_describe_candidate(one) for one in token.requested_logprobs]
+            or None,
+            "processors": [_describe_numbers(effect) for effect in token.processors] or None,
+            "draw": token.draw and _drop_absent(_describe_numbers(token.draw)),
             "timing": token.timing and token.timing._asdict(),
-            "internals": token.internals and _internals(token.internals),
+            "internals": token.internals and _describe_internals(token.internals),
         }
     )
 
 
-def _internals(internals: Internals) -> dict[str, Any]:
-    return _present(
+def _describe_internals(internals: Internals) -> dict[str, Any]:
+    return _drop_absent(
         {
-            "sources": [_source(source) for source in internals.sources] or None,
-            "self_share": _number(internals.self_share),
-            "layers": [_layer(layer) for layer in internals.layers] or None,
+            "sources": [_describe_source(source) for source in internals.sources] or None,
+            "self_share": _round_number(internals.self_share),
+            "layers": [_describe_layer(layer) for layer in internals.layers] or None,
         }
     )
 
 
-def _source(source: Source) -> dict[str, Any]:
+def _describe_source(source: Source) -> dict[str, Any]:
     fields: dict[str, Any] = {"position": source.position}
     if source.token_id is not None:
         fields |= {"token_id": source.token_id, "text": source.text}
-    return {**fields, "share": _number(source.share)}
+    return {**fields, "share": _round_number(source.share)}
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
-    fields: dict[str, Any] = {"index": layer.index, "share": _number(layer.share)}
+def _describe_layer(layer: Layer) -> dict[str, Any]:
+    fields: dict[str, Any] = {"index": layer.index, "share": _round_number(layer.share)}
     if layer.leader_token_id is not None:
         fields |= {"leader_token_id": layer.leader_token_id, "leader_text": layer.leader_text}
     return fields
 
 
-def _beam_round(beam_round: BeamRound) -> dict[str, Any]:
+def _describe_beam_round(beam_round: BeamRound) -> dict[str, Any]:
     # Protobuf's mapping would leave out fields that are 0 or false, the first parent among them.
     timing = beam_round.timing
-    return _present(
+    return _drop_absent(
         {
             "event": "beam_round",
             "index": beam_round.index,
-            "continuations": [_continuation(one) for one in beam_round.continuations],
+            "continuations": [_describe_continuation(one) for one in beam_round.continuations],
             "timing": (
                 {
                     "elapsed_ns": timing.elapsed_ns,
@@ -153,31 +155,31 @@ def _beam_round(beam_round: BeamRound) -> dict[str, Any]:
     )
 
 
-def _continuation(continuation: BeamContinuation) -> dict[str, Any]:
+def _describe_continuation(continuation: BeamContinuation) -> dict[str, Any]:
     fields: dict[str, Any] = {"parent": continuation.parent}
     if continuation.HasField("token_id"):
         fields["token_id"] = continuation.token_id
     return {
         **fields,
-        "logprob": _number(continuation.logprob),
-        "score": _number(continuation.score),
+        "logprob": _round_number(continuation.logprob),
+        "score": _round_number(continuation.score),
         "kept": continuation.kept,
         "finished": continuation.finished,
     }
 
 
-def _candidate(candidate: Candidate) -> dict[str, Any]:
+def _describe_candidate(candidate: Candidate) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "token_id": candidate.token_id,
         "text": candidate.text,
-        "logprob": _number(candidate.logprob),
+        "logprob": _round_number(candidate.logprob),
     }
     if candidate.sampling_logprob is not None:
-        fields["sampling_logprob"] = _number(candidate.sampling_logprob)
+        fields["sampling_logprob"] = _round_number(candidate.sampling_logprob)
     return fields
 
 
-def _started(generation: GenerationState) -> dict[str, Any]:
+def _describe_started(generation: GenerationState) -> dict[str, Any]:
     started = generation.started
     if started is None:
         return {}
@@ -191,23 +193,23 @@ def _started(generation: GenerationState) -> dict[str, Any]:
         "tokenizer_digest": started.tokenizer_digest,
         "prompt_token_ids": list(started.prompt_token_ids),
         "processor_names": list(started.processor_names),
-        "decoding": message_object(started.effective_decoding),
-        "trace": message_object(started.effective_trace),
+        "decoding": describe_message(started.effective_decoding),
+        "trace": describe_message(started.effective_trace),
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
     }
     if started.HasField("configured_decoding"):
-        fields["configured_decoding"] = message_object(started.configured_decoding)
+        fields["configured_decoding"] = describe_message(started.configured_decoding)
     if started.HasField("training_run"):
-        fields["training_run"] = complete_object(started.training_run)
+        fields["training_run"] = describe_whole_message(started.training_run)
     return fields
 
 
-def _finished(generation: GenerationState) -> dict[str, Any]:
+def _describe_finished(generation: GenerationState) -> dict[str, Any]:
     finished = generation.finished
     if finished is None:
         return {}
-    return _present(
+    return _drop_absent(
         {
             "event": "finished",
             "generation_id": generation.id,
@@ -217,37 +219,37 @@ def _finished(generation: GenerationState) -> dict[str, Any]:
             "queue_ns": finished.queue_ns,
             "prefill_ns": finished.prefill_ns,
             "decode_ns": finished.decode_ns,
-            "failure": message_object(finished.failure) if finished.HasField("failure") else None,
-            "sequences": [_sequence(sequence) for sequence in generation.sequences],
+            "failure": describe_message(finished.failure) if finished.HasField("failure") else None,
+            "sequences": [_describe_sequence(sequence) for sequence in generation.sequences],
         }
     )
 
 
-def _sequence(sequence: GeneratedSequence) -> dict[str, Any]:
-    return _present(
+def _describe_sequence(sequence: GeneratedSequence) -> dict[str, Any]:
+    return _drop_absent(
         {
             "sequence_index": sequence.sequence_index,
             "text": sequence.text,
             "token_ids": list(sequence.token_ids),
             "finish_reason": sequence.finish_reason,
             "stop": sequence.stop,
-            "logprob": _number(sequence.logprob),
-            "score": _number(sequence.score),
+            "logprob": _round_number(sequence.logprob),
+            "score": _round_number(sequence.score),
         }
     )
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def _drop_absent(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _numbers(record: Any) -> dict[str, Any]:
+def _describe_numbers(record: Any) -> dict[str, Any]:
     return {
-        name: _number(value) if isinstance(value, float) else value
+        name: _round_number(value) if isinstance(value, float) else value
         for name, value in record._asdict().items()
     }
 
 
-def _number(value: float | None) -> float | None:
+def _round_number(value: float | None) -> float | None:
     """Round to the digits of a float32; return None for values that JSON has no number for."""
     return float(f"{value:.9g}") if value is not None and math.isfinite(value) else None

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from whence.channel import DEFAULT_TARGET, TARGET_VARIABLE
 from whence.cli import exits, generate, generations, model, training
-from whence.cli.render import safe
+from whence.cli.render import escape
 from whence.errors import WhenceError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (listed in `whence --help`)."""
-    arguments = parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot show must not end the generation.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -75,5 +75,5 @@ class _Version(argparse.Action):
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"whence: {safe(message)}", file=sys.stderr)
+    print(f"whence: {escape(message)}", file=sys.stderr)
     return status

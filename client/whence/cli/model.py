@@ -5,8 +5,8 @@ from typing import Any
 
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, OK
-from whence.cli.json_lines import line, message_object
-from whence.cli.render import safe
+from whence.cli.json_lines import describe_message, format_json
+from whence.cli.render import escape
 from whence.v1.model_pb2 import Model, ModelState
 
 
@@ -28,13 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         models = client.models()
     if arguments.json:
-        print("".join(f"{line(message_object(model))}\n" for model in models), end="")
+        print("".join(f"{format_json(describe_message(model))}\n" for model in models), end="")
     else:
-        print("\n\n".join(map(_details, models)))
+        print("\n\n".join(map(_format_details, models)))
     return OK
 
 
-def _details(model: Model) -> str:
+def _format_details(model: Model) -> str:
     state = ModelState.Name(model.state) if model.state in ModelState.values() else "unknown"
     fields = {
         "model": model.model,
@@ -53,4 +53,4 @@ def _details(model: Model) -> str:
         if model.training_run_id
         else "unknown",
     }
-    return "\n".join(f"{name:<16}  {safe(value)}" for name, value in fields.items())
+    return "\n".join(f"{name:<16}  {escape(value)}" for name, value in fields.items())

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from whence.cli.internals import internals_lines
+from whence.cli.internals import format_internals
 from whence.cli.render import (
     CANDIDATE_COLUMNS,
+    escape,
     fit_columns,
     fit_name,
-    percent,
+    format_heading,
+    format_percent,
+    format_row,
     quote,
-    safe,
-    table_heading,
-    table_row,
 )
 from whence.tokens import Candidate, Token
 
@@ -20,7 +20,7 @@ _INDENT = " " * 9
 _NAME_COLUMNS = CANDIDATE_COLUMNS + 10
 
 
-def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[str]:
+def format_step(token: Token, *, color: bool, prompt: bool = False) -> Iterator[str]:
     """Yield the lines of a step's record.
 
     Args:
@@ -28,42 +28,42 @@ def step_lines(token: Token, *, color: bool, prompt: bool = False) -> Iterator[s
         color: True to show probabilities and shares as colours too.
         prompt: True for a token of the prompt, which has no internals.
     """
-    yield table_heading(prompt=prompt)
-    yield table_row(token, color=color, prompt=prompt)
-    yield from _candidate_lines(token.candidates, "candidate")
-    yield from _candidate_lines(token.requested_logprobs, "requested")
-    yield from _processors(token)
-    yield from _choice(token)
+    yield format_heading(prompt=prompt)
+    yield format_row(token, color=color, prompt=prompt)
+    yield from _format_candidates(token.candidates, "candidate")
+    yield from _format_candidates(token.requested_logprobs, "requested")
+    yield from _format_processors(token)
+    yield from _format_draw(token)
     if not prompt:
-        yield from internals_lines(token, color=color, whole=True)
-    yield from _timing(token)
+        yield from format_internals(token, color=color, whole=True)
+    yield from _format_timing(token)
 
 
-def _candidate_lines(candidates: Sequence[Candidate], heading: str) -> Iterator[str]:
+def _format_candidates(candidates: Sequence[Candidate], heading: str) -> Iterator[str]:
     if not candidates:
         return
     yield f"{_INDENT}{fit_columns(heading, _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
     for candidate in candidates:
         text = fit_name(candidate.text, _NAME_COLUMNS)
         removed = candidate.sampling_logprob == -math.inf
-        chosen_from = "removed" if removed else percent(candidate.sampling_probability)
-        row = f"{_INDENT}{text}  {percent(candidate.probability):>7}  {chosen_from:>11}"
+        chosen_from = "removed" if removed else format_percent(candidate.sampling_probability)
+        row = f"{_INDENT}{text}  {format_percent(candidate.probability):>7}  {chosen_from:>11}"
         yield row.rstrip()
 
 
-def _processors(token: Token) -> Iterator[str]:
+def _format_processors(token: Token) -> Iterator[str]:
     if not token.processors:
         return
     heads = f"{'kept':>7}  {'removed':>7}  {'token':>7}"
     yield f"{_INDENT}{fit_columns('processor', _NAME_COLUMNS)}  {heads}"
     for effect in token.processors:
-        name = fit_columns(safe(effect.name), _NAME_COLUMNS)
-        after = percent(math.exp(effect.token_logprob))
-        row = f"{effect.num_kept:>7,}  {percent(effect.removed_mass):>7}  {after:>7}"
+        name = fit_columns(escape(effect.name), _NAME_COLUMNS)
+        after = format_percent(math.exp(effect.token_logprob))
+        row = f"{effect.num_kept:>7,}  {format_percent(effect.removed_mass):>7}  {after:>7}"
         yield f"{_INDENT}{name}  {row}"
 
 
-def _choice(token: Token) -> Iterator[str]:
+def _format_draw(token: Token) -> Iterator[str]:
     draw = token.draw
     if draw is None:
         return
@@ -73,7 +73,7 @@ def _choice(token: Token) -> Iterator[str]:
         yield f"{_INDENT}{draw.margin:.3f} nats less likely, and it had been {runner_up}"
 
 
-def _timing(token: Token) -> Iterator[str]:
+def _format_timing(token: Token) -> Iterator[str]:
     timing = token.timing
     if timing is None:
         return

@@ -13,7 +13,7 @@ _RAMP = (18, 20, 26, 31, 36, 71, 148, 226)
 _LABEL_COLUMNS = 9
 
 
-def column_chart(values: Sequence[float], num_columns: int, num_rows: int = 6) -> list[str]:
+def draw_columns(values: Sequence[float], num_columns: int, num_rows: int = 6) -> list[str]:
     """Draw values as a column chart from their minimum to their maximum; return its lines.
 
     A column is the mean of its values; with a value that is not finite, it has a mark at the
@@ -24,20 +24,20 @@ def column_chart(values: Sequence[float], num_columns: int, num_rows: int = 6) -
         num_columns: width of the chart with its labels, in characters.
         num_rows: height of the chart, in lines.
     """
-    means = bin_means(values, num_columns - _LABEL_COLUMNS - 2)
+    means = compute_bin_means(values, num_columns - _LABEL_COLUMNS - 2)
     finite = [mean for mean in means if math.isfinite(mean)]
     low, high = (min(finite), max(finite)) if finite else (math.nan, math.nan)
-    levels = [_level(mean, low, high, num_rows * _EIGHTHS) for mean in means]
+    levels = [_choose_level(mean, low, high, num_rows * _EIGHTHS) for mean in means]
     lines = []
     for row in reversed(range(num_rows)):
-        cells = "".join(_cell(level, row) for level in levels)
+        cells = "".join(_choose_block(level, row) for level in levels)
         label = {num_rows - 1: high, 0: low}.get(row)
-        shown = "" if label is None else number(label)
+        shown = "" if label is None else format_number(label)
         lines.append(f"{shown:>{_LABEL_COLUMNS}} {'│' if label is None else '┤'}{cells}".rstrip())
     return lines
 
 
-def axis(first: int, last: int, num_columns: int, indent: int = _LABEL_COLUMNS + 2) -> str:
+def format_axis(first: int, last: int, num_columns: int, indent: int = _LABEL_COLUMNS + 2) -> str:
     """Return the axis below a chart, with the first and the last step."""
     begin, end = f"step {first:,}", f"{last:,}"
     return f"{'':>{indent}}{begin}{end:>{max(num_columns - indent - len(begin), len(end) + 1)}}"
@@ -62,18 +62,18 @@ class HeatScale:
         low, high = math.exp(self._low), math.exp(self._high)
         return f"{BLOCKS[1]} at most {low:.1e}, {BLOCKS[-1]} {high:.1e}, logarithmic in between"
 
-    def cell(self, value: float, *, color: bool) -> str:
+    def draw_cell(self, value: float, *, color: bool) -> str:
         """Return a value's cell; 0 and values that are not finite have their own marks."""
         if not math.isfinite(value):
             return NOT_A_NUMBER
         if value <= 0:
             return NOTHING
-        level = _level(max(math.log(value), self._low), self._low, self._high, _EIGHTHS)
+        level = _choose_level(max(math.log(value), self._low), self._low, self._high, _EIGHTHS)
         cell = BLOCKS[level]
         return f"\x1b[38;5;{_RAMP[level - 1]}m{cell}\x1b[39m" if color else cell
 
 
-def bar(value: float, largest: float, num_columns: int) -> str:
+def format_bar(value: float, largest: float, num_columns: int) -> str:
     """Return a horizontal bar for a value from 0 to the largest."""
     if not (math.isfinite(value) and largest > 0):
         return ""
@@ -82,7 +82,7 @@ def bar(value: float, largest: float, num_columns: int) -> str:
     return "█" * whole + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[rest]
 
 
-def bin_means(values: Sequence[float], num_columns: int) -> list[float]:
+def compute_bin_means(values: Sequence[float], num_columns: int) -> list[float]:
     """Return the means of equal shares of the values, one for each column.
 
     Fewer values than columns are repeated. The mean of a share with a value that is not finite is
@@ -97,7 +97,7 @@ def bin_means(values: Sequence[float], num_columns: int) -> list[float]:
     return shares
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a number in at most nine characters."""
     if not math.isfinite(value):
         return str(value)
@@ -107,7 +107,7 @@ def number(value: float) -> str:
     return shown if len(shown) <= _LABEL_COLUMNS else f"{value:.1e}"
 
 
-def _level(value: float, low: float, high: float, num_levels: int) -> int:
+def _choose_level(value: float, low: float, high: float, num_levels: int) -> int:
     """Return a level from 1 to `num_levels`; 0 for a value that is not finite."""
     if not math.isfinite(value):
         return 0
@@ -115,7 +115,7 @@ def _level(value: float, low: float, high: float, num_levels: int) -> int:
     return 1 + round(share * (num_levels - 1))
 
 
-def _cell(level: int, row: int) -> str:
+def _choose_block(level: int, row: int) -> str:
     if level == 0:
         return NOT_A_NUMBER if row == 0 else " "
     return BLOCKS[min(max(level - row * _EIGHTHS, 0), _EIGHTHS)]

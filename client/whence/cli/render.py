@@ -28,15 +28,15 @@ TOKEN_COLUMNS = 16
 CANDIDATE_COLUMNS = 12
 
 
-def safe(text: str) -> str:
+def escape(text: str) -> str:
     """Return the text with escapes for all control characters except newline and tab.
 
     A model can emit escape sequences, which a terminal would execute.
     """
-    return "".join(_visible(character) for character in text)
+    return "".join(_escape_character(character) for character in text)
 
 
-def _visible(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character in "\n\t":
         return character
     if unicodedata.category(character) == "Cc" or character in _REORDERING:
@@ -47,7 +47,7 @@ def _visible(character: str) -> str:
 
 def quote(text: str) -> str:
     """Return the text in quotes on one line, with escapes for invisible characters."""
-    escaped = safe(_show_hidden(text.replace("\\", "\\\\")))
+    escaped = escape(_show_hidden(text.replace("\\", "\\\\")))
     return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
@@ -56,12 +56,12 @@ def _show_hidden(text: str) -> str:
     if text.isascii():
         return text
     return "".join(
-        _code(character) if _is_hidden(character, before) else character
+        _format_code(character) if _is_hidden(character, before) else character
         for before, character in zip(f" {text}", text, strict=False)
     )
 
 
-def _code(character: str) -> str:
+def _format_code(character: str) -> str:
     code = ord(character)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
@@ -91,13 +91,13 @@ def paint(text: str, probability: float | None) -> str:
     return f"\x1b[38;5;{color}m{text}\x1b[39m"
 
 
-def table_heading(*, prompt: bool = False) -> str:
-    """Return the column names of `table_row`."""
+def format_heading(*, prompt: bool = False) -> str:
+    """Return the column names of `format_row`."""
     place = "prompt" if prompt else ""
     return f"{place:>7}  {fit_columns('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
 
 
-def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
+def format_row(token: Token, *, color: bool, prompt: bool = False) -> str:
     """Return a token's line: place, text, probability, rank, runners-up, requested tokens.
 
     Args:
@@ -110,25 +110,25 @@ def table_row(token: Token, *, color: bool, prompt: bool = False) -> str:
     rank = "" if token.rank is None else str(token.rank)
     row = (
         f"{place:>7}  {paint(text, token.probability) if color else text}  "
-        f"{percent(token.probability):>6}  {rank:>5}  {'  '.join(_runners_up(token))}"
+        f"{format_percent(token.probability):>6}  {rank:>5}  {'  '.join(_format_runners_up(token))}"
     )
     if token.requested_logprobs:
-        row += f"  | requested  {'  '.join(map(_candidate, token.requested_logprobs))}"
+        row += f"  | requested  {'  '.join(map(_format_candidate, token.requested_logprobs))}"
     return row.rstrip()
 
 
-def _runners_up(token: Token) -> Iterator[str]:
+def _format_runners_up(token: Token) -> Iterator[str]:
     for candidate in token.candidates:
         if candidate.token_id != token.token_id:
-            yield _candidate(candidate)
+            yield _format_candidate(candidate)
 
 
-def _candidate(candidate: Candidate) -> str:
+def _format_candidate(candidate: Candidate) -> str:
     text = fit_name(candidate.text, CANDIDATE_COLUMNS)
-    return f"{text} {percent(candidate.probability):>6}"
+    return f"{text} {format_percent(candidate.probability):>6}"
 
 
-def percent(probability: float | None) -> str:
+def format_percent(probability: float | None) -> str:
     """Format a probability in per cent; "" if it is unknown."""
     return "" if probability is None else f"{probability:.1%}"
 
@@ -139,33 +139,33 @@ def fit_name(text: str, num_columns: int) -> str:
     Named bytes are not truncated: tokens of partial characters often differ in the last byte.
     """
     shown = quote(text)
-    return (padded if _NAMED_BYTES.search(text) else fit_columns)(shown, num_columns)
+    return (pad if _NAMED_BYTES.search(text) else fit_columns)(shown, num_columns)
 
 
-def padded(text: str, num_columns: int) -> str:
+def pad(text: str, num_columns: int) -> str:
     """Return the text padded to a number of terminal columns, without truncation."""
-    return text + " " * (num_columns - columns(text))
+    return text + " " * (num_columns - count_columns(text))
 
 
 def fit_columns(text: str, num_columns: int) -> str:
     """Return the text truncated or padded to a number of terminal columns."""
     shown = ""
     used = 0
-    total = columns(text)
+    total = count_columns(text)
     for character in text:
-        if total > num_columns and used + _columns(character) >= num_columns:
+        if total > num_columns and used + _count_character_columns(character) >= num_columns:
             shown, used = shown + "…", used + 1
             break
-        shown, used = shown + character, used + _columns(character)
+        shown, used = shown + character, used + _count_character_columns(character)
     return shown + " " * (num_columns - used)
 
 
-def columns(text: str) -> int:
+def count_columns(text: str) -> int:
     """Count the columns that the text takes on a terminal."""
-    return sum(map(_columns, text))
+    return sum(map(_count_character_columns, text))
 
 
-def _columns(character: str) -> int:
+def _count_character_columns(character: str) -> int:
     if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0
     return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1

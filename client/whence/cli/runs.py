@@ -6,8 +6,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from whence.cli.exits import UsageError
-from whence.cli.plots import number
-from whence.cli.render import safe
+from whence.cli.plots import format_number
+from whence.cli.render import escape
 from whence.client import Client
 from whence.v1 import training_pb2 as pb
 
@@ -33,16 +33,16 @@ def run_id(client: Client, given: str | None) -> str:
     raise UsageError(f"{len(found)} training runs' ids begin with {given!r}: {shown}{more}")
 
 
-def summary_row(run: pb.TrainingRunSummary) -> str:
+def format_summary(run: pb.TrainingRunSummary) -> str:
     """Return a run's line, with a prefix of its id."""
-    loss = f"loss {number(run.loss)}" if run.HasField("loss") else ""
+    loss = f"loss {format_number(run.loss)}" if run.HasField("loss") else ""
     return (
-        f"{safe(run.training_run_id)[:8]}  {time_of(run.start_time)[:16]}  "
-        f"{state_name(run.state):<11}  {progress(run):<15}  {loss:<11}  {safe(run.name)}"
+        f"{escape(run.training_run_id)[:8]}  {format_time(run.start_time)[:16]}  "
+        f"{name_state(run.state):<11}  {format_progress(run):<15}  {loss:<11}  {escape(run.name)}"
     ).rstrip()
 
 
-def progress(run: pb.TrainingRunSummary) -> str:
+def format_progress(run: pb.TrainingRunSummary) -> str:
     """Return a run's present step, and its planned number of steps."""
     return f"step {run.step:,}" + (f"/{run.num_planned_steps:,}" if run.num_planned_steps else "")
 
@@ -53,48 +53,50 @@ STEP_HEADING = (
 )
 
 
-def step_row(step: pb.TrainingStep) -> str:
+def format_step(step: pb.TrainingStep) -> str:
     """Return a step's line."""
-    norm = number(step.grad_norm) if step.HasField("grad_norm") else ""
+    norm = format_number(step.grad_norm) if step.HasField("grad_norm") else ""
     num_examples = sum(len(rank.example_ids) for rank in step.ranks)
     return (
-        f"{step.step:>8}  {step.attempt:>3}  {step.epoch:>7.3f}  {number(step.loss):>9}  "
-        f"{number(step.learning_rate):>9}  {norm:>9}  {step.num_tokens:>8}  "
+        f"{step.step:>8}  {step.attempt:>3}  {step.epoch:>7.3f}  {format_number(step.loss):>9}  "
+        f"{format_number(step.learning_rate):>9}  {norm:>9}  {step.num_tokens:>8}  "
         f"{step.duration_ns / 1e6:>8.1f}  {num_examples}{'  skipped' if step.skipped else ''}"
     )
 
 
-def event_row(event: pb.TrainingEvent) -> str:
+def format_event(event: pb.TrainingEvent) -> str:
     """Return an event's line."""
     kind = event.WhichOneof("event") or "unknown"
     told: Any = getattr(event, kind, None)
     match kind:
         case "started":
-            text = f"{safe(told.name)}, {safe(told.architecture)}, run {safe(told.training_run_id)}"
+            named = f"{escape(told.name)}, {escape(told.architecture)}"
+            text = f"{named}, run {escape(told.training_run_id)}"
         case "dataset":
-            text = dataset_text(told)
+            text = describe_dataset(told)
         case "documents":
             text = f"{len(told.documents)} from {told.first_index} on"
         case "examples":
             text = f"{len(told.num_pieces)} from {told.first_example_id} on"
         case "attempt_started":
-            text = f"{told.attempt}, from step {told.resumed_step}, {time_of(told.start_time)}"
+            text = f"{told.attempt}, from step {told.resumed_step}, {format_time(told.start_time)}"
         case "step":
-            text = f"{told.step}  loss {number(told.loss)}  lr {number(told.learning_rate)}"
+            loss, rate = format_number(told.loss), format_number(told.learning_rate)
+            text = f"{told.step}  loss {loss}  lr {rate}"
         case "evaluation":
-            text = f"at step {told.step}  {metrics_text(told)}"
+            text = f"at step {told.step}  {format_metrics(told)}"
         case "checkpoint":
-            text = f"at step {told.step}  {safe(told.path)}"
+            text = f"at step {told.step}  {escape(told.path)}"
         case "gap":
-            text = gap_text(told)
+            text = describe_gap(told)
         case "attempt_finished":
-            text = f"{told.attempt}, {ending_text(told)}"
+            text = f"{told.attempt}, {describe_ending(told)}"
         case _:
             text = ""
     return f"{kind:<16}  {text}".rstrip()
 
 
-def dataset_text(dataset: pb.TrainingDataset) -> str:
+def describe_dataset(dataset: pb.TrainingDataset) -> str:
     """Describe a run's training set."""
     parts = [
         f"{dataset.num_documents:,} documents" if dataset.num_documents else "",
@@ -102,33 +104,34 @@ def dataset_text(dataset: pb.TrainingDataset) -> str:
         f"{dataset.block_size:,} tokens each" if dataset.block_size else "",
         f"{dataset.num_tokens:,} tokens" if dataset.num_tokens else "",
     ]
-    return ", ".join(part for part in parts if part) or f"of kind {safe(dataset.kind)}"
+    return ", ".join(part for part in parts if part) or f"of kind {escape(dataset.kind)}"
 
 
-def ending_text(ending: pb.AttemptFinished) -> str:
+def describe_ending(ending: pb.AttemptFinished) -> str:
     """Describe the end of an attempt."""
-    error = f": {safe(ending.error)}" if ending.error else ""
-    return f"{state_name(ending.state)} at step {ending.step:,}{error}"
+    error = f": {escape(ending.error)}" if ending.error else ""
+    return f"{name_state(ending.state)} at step {ending.step:,}{error}"
 
 
-def gap_text(gap: pb.RecordingGap) -> str:
+def describe_gap(gap: pb.RecordingGap) -> str:
     """Describe a gap of the record, with its reason."""
-    return f"{safe(gap.subject)} after step {gap.step:,}: {safe(gap.reason)}"
+    return f"{escape(gap.subject)} after step {gap.step:,}: {escape(gap.reason)}"
 
 
-def metrics_text(evaluation: pb.Evaluation) -> str:
+def format_metrics(evaluation: pb.Evaluation) -> str:
     """Return an evaluation's metrics, sorted by name."""
     return "  ".join(
-        f"{safe(name)} {number(value)}" for name, value in sorted(evaluation.metrics.items())
+        f"{escape(name)} {format_number(value)}"
+        for name, value in sorted(evaluation.metrics.items())
     )
 
 
-def state_name(state: pb.TrainingState.ValueType) -> str:
+def name_state(state: pb.TrainingState.ValueType) -> str:
     """Return the name of a run's state."""
     known = state in pb.TrainingState.values()
     return pb.TrainingState.Name(state).removeprefix("TRAINING_STATE_").lower() if known else "?"
 
 
-def time_of(timestamp: Timestamp) -> str:
+def format_time(timestamp: Timestamp) -> str:
     """Format a time in UTC, to the second."""
     return timestamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")

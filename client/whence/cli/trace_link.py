@@ -16,7 +16,7 @@ MEANING = (
 _SAMPLED = 1
 
 
-def trace_url_template(text: str | None) -> str:
+def choose_template(text: str | None) -> str:
     """Return the template: the given one, else $WHENCE_TRACE_URL, else "" for no link.
 
     Raises:
@@ -34,7 +34,7 @@ def trace_url_template(text: str | None) -> str:
     return chosen
 
 
-def trace_link(template: str, generation: GenerationState) -> str:
+def make_trace_link(template: str, generation: GenerationState) -> str:
     """Return the link to a generation's trace; "" without a template or a sampled trace."""
     started = generation.started
     if not template or started is None or not started.trace_flags & _SAMPLED:

@@ -10,20 +10,20 @@ from typing import Any
 
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
-from whence.cli.json_lines import complete_object, line
-from whence.cli.render import quote, safe, wants_color
+from whence.cli.json_lines import describe_whole_message, format_json
+from whence.cli.render import escape, quote, wants_color
 from whence.cli.runs import (
     STEP_HEADING,
-    event_row,
-    progress,
+    format_event,
+    format_progress,
+    format_step,
+    format_summary,
+    name_state,
     run_id,
-    state_name,
-    step_row,
-    summary_row,
 )
-from whence.cli.training_explain import explanation, gather_responses
+from whence.cli.training_explain import format_explanation, gather_responses
 from whence.cli.training_page import write_run_page
-from whence.cli.training_show import details, fetch_course, pictures
+from whence.cli.training_show import draw_plots, fetch_course, format_details
 from whence.merkle import verify_inclusion
 from whence.v1 import training_pb2 as pb
 
@@ -64,7 +64,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
     listing = add("list", run_list, "training runs on record, newest first")
     listing.add_argument(
-        "--limit", type=_count, default=20, metavar="N", help="maximum number of runs (default: 20)"
+        "--limit",
+        type=_parse_count,
+        default=20,
+        metavar="N",
+        help="maximum number of runs (default: 20)",
     )
     showing = add("show", run_show, "one run: settings, checkpoints, loss, and updates by layer")
     showing.add_argument(
@@ -74,19 +78,19 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     watching = add("watch", run_watch, "follow a run until it ends")
     watching.add_argument(
         "--after",
-        type=_whole,
+        type=_parse_whole,
         metavar="POSITION",
         help="continue after this entry; 0 shows all entries",
     )
     stepping = add("steps", run_steps, "optimizer steps, one on each line")
     stepping.add_argument(
-        "--first", type=_whole, default=0, metavar="STEP", help="first step to print"
+        "--first", type=_parse_whole, default=0, metavar="STEP", help="first step to print"
     )
     stepping.add_argument(
-        "--last", type=_whole, default=0, metavar="STEP", help="last step to print"
+        "--last", type=_parse_whole, default=0, metavar="STEP", help="last step to print"
     )
     stepping.add_argument(
-        "--stride", type=_count, default=1, metavar="N", help="print one step in N"
+        "--stride", type=_parse_count, default=1, metavar="N", help="print one step in N"
     )
     stepping.add_argument(
         "--superseded", action="store_true", help="include steps that a resumed run discarded"
@@ -100,14 +104,25 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--raw", action="store_true", help="print the document's bytes and nothing else"
     )
     reading.add_argument(
-        "--begin", type=_whole, default=0, metavar="BYTE", help="with --raw: first byte to print"
+        "--begin",
+        type=_parse_whole,
+        default=0,
+        metavar="BYTE",
+        help="with --raw: first byte to print",
     )
     reading.add_argument(
-        "--end", type=_whole, default=0, metavar="BYTE", help="with --raw: first byte not to print"
+        "--end",
+        type=_parse_whole,
+        default=0,
+        metavar="BYTE",
+        help="with --raw: first byte not to print",
     )
     proving = add("proof", run_proof, "prove that a document is in the training set")
     proving.add_argument(
-        "--root", type=_digest, metavar="HEX", help="Merkle root to check against, noted elsewhere"
+        "--root",
+        type=_parse_digest,
+        metavar="HEX",
+        help="Merkle root to check against, noted elsewhere",
     )
     for action in (reading, proving):
         action.add_argument("which", metavar="WHICH", help="index or SHA-256 of a document")
@@ -125,13 +140,13 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     explaining.add_argument(
         "--step",
-        type=_count,
+        type=_parse_count,
         metavar="STEP",
         help="explain the change around this step (default: the largest)",
     )
     explaining.add_argument(
         "--examples",
-        type=_whole,
+        type=_parse_whole,
         default=200,
         metavar="N",
         help="maximum number of examples to look up (default: 200)",
@@ -143,7 +158,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         runs = client.training_runs.list(page_size=min(arguments.limit, 100))
         for run in islice(runs, arguments.limit):
-            print(line(complete_object(run)) if arguments.json else summary_row(run))
+            print(
+                format_json(describe_whole_message(run)) if arguments.json else format_summary(run)
+            )
     return OK
 
 
@@ -157,13 +174,15 @@ def run_show(arguments: argparse.Namespace) -> int:
     if arguments.html and course is not None:
         write_run_page(arguments.html, run, course)
     if arguments.json or course is None:
-        print(line(complete_object(run)))
+        print(format_json(describe_whole_message(run)))
         return OK
-    for text in details(run):
+    for text in format_details(run):
         print(text)
     print()
     num_columns = min(shutil.get_terminal_size((80, 24)).columns, _MOST_COLUMNS)
-    for text in pictures(run, course, num_columns, color=wants_color(arguments.color, sys.stdout)):
+    for text in draw_plots(
+        run, course, num_columns, color=wants_color(arguments.color, sys.stdout)
+    ):
         print(text)
     return OK
 
@@ -175,12 +194,12 @@ def run_watch(arguments: argparse.Namespace) -> int:
         with client.training_runs.watch(wanted, after_position=arguments.after) as watching:
             for response in watching:
                 if arguments.json:
-                    print(line(complete_object(response)), flush=True)
+                    print(format_json(describe_whole_message(response)), flush=True)
                     continue
                 for event in response.events:
-                    print(event_row(event), flush=True)
+                    print(format_event(event), flush=True)
         ended = client.training_runs.get(wanted).summary
-    print(f"the run is {state_name(ended.state)}, {progress(ended)}", file=sys.stderr)
+    print(f"the run is {name_state(ended.state)}, {format_progress(ended)}", file=sys.stderr)
     return OK
 
 
@@ -197,7 +216,9 @@ def run_steps(arguments: argparse.Namespace) -> int:
             include_superseded=arguments.superseded,
         )
         for step in steps:
-            print(line(complete_object(step)) if arguments.json else step_row(step))
+            print(
+                format_json(describe_whole_message(step)) if arguments.json else format_step(step)
+            )
     return OK
 
 
@@ -207,7 +228,7 @@ def run_document(arguments: argparse.Namespace) -> int:
         raise UsageError("--raw prints the text alone: leave out --json and --no-text")
     if (arguments.begin or arguments.end) and not arguments.raw:
         raise UsageError("--begin and --end are for --raw")
-    which: dict[str, Any] = _which(arguments.which)
+    which: dict[str, Any] = _parse_which(arguments.which)
     if arguments.example:
         if "index" not in which:
             raise UsageError(
@@ -226,26 +247,26 @@ def run_document(arguments: argparse.Namespace) -> int:
             return OK
         found = client.training_runs.document(wanted, omit_text=arguments.no_text, **which)
     if arguments.json:
-        print(line(complete_object(found)))
+        print(format_json(describe_whole_message(found)))
     else:
         document = found.document
         print(f"document  {found.index}")
-        print(f"source    {safe(document.source)}")
+        print(f"source    {escape(document.source)}")
         print(f"bytes     {document.begin_byte:,} to {document.end_byte:,}")
-        print(f"sha256    {safe(document.sha256)}")
+        print(f"sha256    {escape(document.sha256)}")
         for piece in found.pieces:
             print(f"example   bytes {piece.begin_byte:,} to {piece.end_byte:,} of the document")
         others = {piece.document_index for piece in found.example_pieces} - {found.index}
         if others:
             print(f"also of   documents {', '.join(map(str, sorted(others)))}")
         if not arguments.no_text:
-            print(f"\n{safe(found.text.decode('utf-8', 'replace'))}")
+            print(f"\n{escape(found.text.decode('utf-8', 'replace'))}")
     return OK
 
 
 def run_proof(arguments: argparse.Namespace) -> int:
     """Fetch a proof and verify it locally; return 1 if it does not hold."""
-    which = _which(arguments.which)
+    which = _parse_which(arguments.which)
     with connect(arguments) as client:
         wanted = run_id(client, arguments.training_run)
         proof = client.training_runs.inclusion_proof(wanted, **which)
@@ -254,10 +275,10 @@ def run_proof(arguments: argparse.Namespace) -> int:
         if sha256 is None:
             found = client.training_runs.document(wanted, omit_text=True, **which)
             sha256 = found.document.sha256
-    problem = _problem(proof, sha256, which.get("index"), root)
+    problem = _find_problem(proof, sha256, which.get("index"), root)
     if arguments.json:
         verdict = {"verified": not problem, "verified_root": root}
-        print(line({**complete_object(proof), **verdict}))
+        print(format_json({**describe_whole_message(proof), **verdict}))
         return FAILED if problem else OK
     source = "given" if arguments.root else "on record"
     print(f"document  {proof.leaf_index} of {proof.tree_size:,}")
@@ -272,12 +293,14 @@ def run_proof(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _problem(proof: pb.GetInclusionProofResponse, sha256: str, index: int | None, root: str) -> str:
+def _find_problem(
+    proof: pb.GetInclusionProofResponse, sha256: str, index: int | None, root: str
+) -> str:
     """Return why a proof does not hold for the requested document; "" if it holds."""
     if index is not None and proof.leaf_index != index:
         return f"this is a proof of document {proof.leaf_index}, and {index} was asked for"
     if proof.leaf_data.hex() != sha256:
-        return f"this is a proof of another document than the one with the SHA-256 {safe(sha256)}"
+        return f"this is a proof of another document than the one with the SHA-256 {escape(sha256)}"
     if not verify_inclusion(proof, root):
         return "this proof does not lead to this root"
     return ""
@@ -296,7 +319,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
             omit_groups=arguments.no_groups,
         ):
             if arguments.json:
-                print(line(complete_object(answer)), flush=True)
+                print(format_json(describe_whole_message(answer)), flush=True)
             answers.append(answer)
             if shows_progress and answer.HasField("point"):
                 steps = answers[0].started.steps
@@ -306,10 +329,10 @@ def run_explain(arguments: argparse.Namespace) -> int:
         if arguments.json:
             return OK
         run = client.training_runs.get(wanted)
-        print(f"run {safe(run.summary.training_run_id)}")
+        print(f"run {escape(run.summary.training_run_id)}")
         print(f"log p({quote(arguments.continuation)} | {quote(arguments.prompt)}), in nats\n")
         found = gather_responses(answers)
-        for text in explanation(
+        for text in format_explanation(
             client,
             run,
             found,
@@ -321,7 +344,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _which(text: str) -> dict[str, Any]:
+def _parse_which(text: str) -> dict[str, Any]:
     if text.isascii() and text.isdecimal() and len(text) < 20:
         return {"index": int(text)}
     if _SHA256.fullmatch(text):
@@ -329,20 +352,20 @@ def _which(text: str) -> dict[str, Any]:
     raise UsageError(f"{text!r} is neither a document's index nor a SHA-256 of 64 hex digits")
 
 
-def _count(text: str) -> int:
-    number = _whole(text)
+def _parse_count(text: str) -> int:
+    number = _parse_whole(text)
     if number == 0:
         raise argparse.ArgumentTypeError("expected a whole number from 1 on")
     return number
 
 
-def _whole(text: str) -> int:
+def _parse_whole(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise argparse.ArgumentTypeError("expected a whole number from 0 on")
     return int(text)
 
 
-def _digest(text: str) -> str:
+def _parse_digest(text: str) -> str:
     if not _SHA256.fullmatch(text):
         raise argparse.ArgumentTypeError("expected 64 hex digits")
     return text.lower()

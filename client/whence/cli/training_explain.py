@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from whence.cli.exits import UsageError
-from whence.cli.plots import bar
-from whence.cli.render import fit_columns, quote, safe
+from whence.cli.plots import format_bar
+from whence.cli.render import escape, fit_columns, quote
 from whence.client import Client
 from whence.errors import FailedPreconditionError, NotFoundError
 from whence.v1 import training_pb2 as pb
@@ -34,8 +34,8 @@ class Emergence(NamedTuple):
 
     def find_largest_change(self) -> tuple[pb.EmergencePoint, pb.EmergencePoint] | None:
         """Return the two points between which the logprob changed most."""
-        changes = [pair for pair in pairwise(self.points) if math.isfinite(_change(*pair))]
-        return max(changes, key=lambda pair: abs(_change(*pair)), default=None)
+        changes = [pair for pair in pairwise(self.points) if math.isfinite(_compute_change(*pair))]
+        return max(changes, key=lambda pair: abs(_compute_change(*pair)), default=None)
 
 
 def gather_responses(answers: Sequence[pb.TraceEmergenceResponse]) -> Emergence:
@@ -48,7 +48,7 @@ def gather_responses(answers: Sequence[pb.TraceEmergenceResponse]) -> Emergence:
     )
 
 
-def explanation(
+def format_explanation(
     client: Client,
     run: pb.GetTrainingRunResponse,
     emergence: Emergence,
@@ -70,7 +70,7 @@ def explanation(
     Raises:
         UsageError: there are no checkpoints before and after the step.
     """
-    yield from _curve(emergence.points)
+    yield from _format_curve(emergence.points)
     chosen = emergence.find_largest_change() if step is None else emergence.find_around(step)
     if chosen is None:
         if step is not None:
@@ -78,16 +78,17 @@ def explanation(
         return
     before, after = chosen
     yield ""
+    name = "largest change" if step is None else "change"
     yield (
-        f"{'largest change' if step is None else 'change'}: {_change(before, after):+.3f} nats "
+        f"{name}: {_compute_change(before, after):+.3f} nats "
         f"from step {before.step:,} to step {after.step:,}"
     )
     yield ""
-    yield from _tokens(emergence.started, before, after)
+    yield from _format_tokens(emergence.started, before, after)
     for interval in emergence.intervals:
         if (interval.first_step, interval.last_step) == (before.step, after.step):
-            yield from _groups(run.started.groups, interval)
-            yield from _examples(
+            yield from _format_groups(run.started.groups, interval)
+            yield from _format_examples(
                 client,
                 run.summary.training_run_id,
                 interval,
@@ -96,20 +97,20 @@ def explanation(
             )
 
 
-def _curve(points: Sequence[pb.EmergencePoint]) -> Iterator[str]:
+def _format_curve(points: Sequence[pb.EmergencePoint]) -> Iterator[str]:
     yield f"{'step':>10}  {'log p':>9}  {'change':>8}  {'p':>9}"
     finite = [point.logprob for point in points if math.isfinite(point.logprob)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     for index, point in enumerate(points):
-        change = f"{_change(points[index - 1], point):+.3f}" if index else ""
+        change = f"{_compute_change(points[index - 1], point):+.3f}" if index else ""
         yield (
             f"{point.step:>10,}  {point.logprob:>9.3f}  {change:>8}  "
             f"{math.exp(min(point.logprob, 0.0)):>9.2e}  "
-            f"{bar(point.logprob - low, high - low, _BAR_COLUMNS)}"
+            f"{format_bar(point.logprob - low, high - low, _BAR_COLUMNS)}"
         ).rstrip()
 
 
-def _tokens(
+def _format_tokens(
     started: pb.EmergenceStarted, before: pb.EmergencePoint, after: pb.EmergencePoint
 ) -> Iterator[str]:
     yield f"{'token':<{_TOKEN_COLUMNS}}  {'before':>9}  {'after':>9}  {'change':>8}"
@@ -121,7 +122,9 @@ def _tokens(
         yield f"{shown}  {old:>9.3f}  {new:>9.3f}  {new - old:>+8.3f}"
 
 
-def _groups(groups: Sequence[pb.ParameterGroup], interval: pb.EmergenceInterval) -> Iterator[str]:
+def _format_groups(
+    groups: Sequence[pb.ParameterGroup], interval: pb.EmergenceInterval
+) -> Iterator[str]:
     if not interval.group_changes:
         return
     named = zip((group.name for group in groups), interval.group_changes, strict=False)
@@ -130,13 +133,13 @@ def _groups(groups: Sequence[pb.ParameterGroup], interval: pb.EmergenceInterval)
     yield ""
     yield f"{'contributed by':<{_GROUP_COLUMNS}}  {'nats':>8}"
     for name, change in by_size:
-        shown = fit_columns(safe(name), _GROUP_COLUMNS)
-        yield f"{shown}  {change:>+8.3f}  {bar(abs(change), largest, _BAR_COLUMNS)}".rstrip()
+        shown = fit_columns(escape(name), _GROUP_COLUMNS)
+        yield f"{shown}  {change:>+8.3f}  {format_bar(abs(change), largest, _BAR_COLUMNS)}".rstrip()
     told = f"what {interval.num_gradients} gradients along the line missed"
     yield f"{'gap':<{_GROUP_COLUMNS}}  {interval.gap:>+8.3f}  {told}"
 
 
-def _examples(
+def _format_examples(
     client: Client,
     training_run_id: str,
     interval: pb.EmergenceInterval,
@@ -153,13 +156,13 @@ def _examples(
         f"; the documents of the first {len(looked_up):,}" if len(ids) > len(looked_up) else ""
     )
     try:
-        documents = _documents(client, training_run_id, looked_up, text)
+        documents = _fetch_documents(client, training_run_id, looked_up, text)
     except NotFoundError:
         yield "  which documents they were cut from is not on record"
         return
     ordered = sorted(documents.values(), key=lambda document: not document.having)
     for document in ordered[:_MOST_DOCUMENTS]:
-        yield from document.lines()
+        yield from document.format_lines()
     if len(ordered) > _MOST_DOCUMENTS:
         yield f"  and {len(ordered) - _MOST_DOCUMENTS:,} other documents"
 
@@ -173,10 +176,10 @@ class _Document(NamedTuple):
     having: list[int]
     """Examples whose piece of the document has the explained text."""
 
-    def lines(self) -> Iterator[str]:
+    def format_lines(self) -> Iterator[str]:
         place = self.place
         yield (
-            f"  document {self.index}  {safe(place.source)} bytes {place.begin_byte:,} to "
+            f"  document {self.index}  {escape(place.source)} bytes {place.begin_byte:,} to "
             f"{place.end_byte:,}"
         )
         told = f"examples {_format_ids(self.examples)}"
@@ -187,7 +190,7 @@ class _Document(NamedTuple):
         )
 
 
-def _documents(
+def _fetch_documents(
     client: Client, training_run_id: str, example_ids: Sequence[int], text: bytes
 ) -> dict[int, _Document]:
     """Return the documents of the examples, by index."""
@@ -199,12 +202,12 @@ def _documents(
         for piece in answer.example_pieces:
             pieces.setdefault(piece.document_index, []).append((example_id, piece))
     return {
-        index: _document(client, training_run_id, index, of_it, text)
+        index: _fetch_document(client, training_run_id, index, of_it, text)
         for index, of_it in pieces.items()
     }
 
 
-def _document(
+def _fetch_document(
     client: Client,
     training_run_id: str,
     index: int,
@@ -245,5 +248,5 @@ def _format_ids(example_ids: Sequence[int]) -> str:
     return ", ".join(map(str, example_ids[:_MOST_IDS])) + more
 
 
-def _change(before: pb.EmergencePoint, after: pb.EmergencePoint) -> float:
+def _compute_change(before: pb.EmergencePoint, after: pb.EmergencePoint) -> float:
     return after.logprob - before.logprob

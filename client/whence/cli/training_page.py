@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.cli.exits import UsageError
-from whence.cli.training_show import Course, details
+from whence.cli.training_show import Course, format_details
 from whence.page.file import write_page
 from whence.v1 import training_pb2 as pb
 
@@ -41,13 +41,13 @@ def write_run_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -
     Raises:
         UsageError: plotly is not installed, or the file cannot be written.
     """
-    figure = _figure(run, course.thin(MAX_COLUMNS))
+    figure = _make_figure(run, course.thin(MAX_COLUMNS))
     page = _PAGE.format(
         title=html.escape(f"Training run {run.summary.name or run.summary.training_run_id}"),
         figure=figure.to_html(
             full_html=False, include_plotlyjs=True, config={"displaylogo": False}
         ),
-        details=html.escape("\n".join(details(run))),
+        details=html.escape("\n".join(format_details(run))),
     )
     try:
         write_page(path, page)
@@ -55,7 +55,7 @@ def write_run_page(path: Path, run: pb.GetTrainingRunResponse, course: Course) -
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
+def _make_figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
     try:
         from plotly import graph_objects
         from plotly.subplots import make_subplots
@@ -74,8 +74,8 @@ def _figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
         ),
     )
     steps = [step.step for step in course.steps]
-    losses = _finite(step.loss for step in course.steps)
-    rates = _finite(step.learning_rate for step in course.steps)
+    losses = _drop_non_finite(step.loss for step in course.steps)
+    rates = _drop_non_finite(step.learning_rate for step in course.steps)
     for name, values, row in (("loss", losses, 1), ("learning rate", rates, 2)):
         figure.add_trace(graph_objects.Scatter(x=steps, y=values, name=name, mode="lines"), row, 1)
     broken = [step.step for step in course.steps if not math.isfinite(step.loss)]
@@ -92,21 +92,21 @@ def _figure(run: pb.GetTrainingRunResponse, course: Course) -> Any:
             1,
             1,
         )
-    for name, (at, measured) in _evaluations(run).items():
+    for name, (at, measured) in _collect_evaluations(run).items():
         figure.add_trace(
             graph_objects.Scatter(x=at, y=measured, name=name, mode="lines+markers"), 1, 1
         )
-    figure.add_trace(_heatmap(graph_objects, groups, course), 3, 1)
+    figure.add_trace(_make_heatmap(graph_objects, groups, course), 3, 1)
     figure.update_yaxes(autorange="reversed", row=3)
     figure.update_xaxes(title="step (dotted: checkpoints)", row=3)
     figure.update_layout(
-        template="plotly_white", height=560 + 22 * len(groups), shapes=_checkpoints(run)
+        template="plotly_white", height=560 + 22 * len(groups), shapes=_make_checkpoint_lines(run)
     )
     return figure
 
 
-def _heatmap(graph_objects: Any, groups: list[str], course: Course) -> Any:
-    rows = [course.relative_updates(index) for index in range(len(groups))]
+def _make_heatmap(graph_objects: Any, groups: list[str], course: Course) -> Any:
+    rows = [course.list_relative_updates(index) for index in range(len(groups))]
     return graph_objects.Heatmap(
         x=course.measured,
         y=groups,
@@ -118,7 +118,7 @@ def _heatmap(graph_objects: Any, groups: list[str], course: Course) -> Any:
     )
 
 
-def _checkpoints(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
+def _make_checkpoint_lines(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
     """Return a vertical line for each checkpoint."""
     line = {"color": "lightgray", "dash": "dot", "width": 1}
     everywhere = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": line}
@@ -126,7 +126,7 @@ def _checkpoints(run: pb.GetTrainingRunResponse) -> list[dict[str, Any]]:
     return [{**everywhere, "x0": step, "x1": step, "layer": "below"} for step in sorted(steps)]
 
 
-def _evaluations(
+def _collect_evaluations(
     run: pb.GetTrainingRunResponse,
 ) -> dict[str, tuple[list[int], list[float | None]]]:
     """Return steps and values of evaluation losses, by metric; None for values not finite."""
@@ -140,6 +140,6 @@ def _evaluations(
     return found
 
 
-def _finite(values: Iterable[float]) -> list[float | None]:
+def _drop_non_finite(values: Iterable[float]) -> list[float | None]:
     """Replace values that are not finite by None, which plotly draws as gaps."""
     return [value if math.isfinite(value) else None for value in values]

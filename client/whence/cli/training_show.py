@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import NamedTuple
 
-from whence.cli.plots import HeatScale, axis, bin_means, column_chart
-from whence.cli.render import fit_columns, safe
+from whence.cli.plots import HeatScale, compute_bin_means, draw_columns, format_axis
+from whence.cli.render import escape, fit_columns
 from whence.cli.runs import (
-    dataset_text,
-    ending_text,
-    gap_text,
-    metrics_text,
-    progress,
-    state_name,
-    time_of,
+    describe_dataset,
+    describe_ending,
+    describe_gap,
+    format_metrics,
+    format_progress,
+    format_time,
+    name_state,
 )
 from whence.client import Client
 from whence.v1 import training_pb2 as pb
@@ -48,7 +48,7 @@ class Course(NamedTuple):
         one_in = round_stride(len(self.steps), max_steps)
         return Course(self.steps[one_in - 1 :: one_in], self.stride * one_in)
 
-    def relative_updates(self, group: int) -> list[float]:
+    def list_relative_updates(self, group: int) -> list[float]:
         """Return a group's ratios of update norm to weight norm, for steps that have both."""
         return [
             step.update_norms[group] / step.weight_norms[group] if step.weight_norms[group] else 0.0
@@ -78,19 +78,21 @@ def round_stride(num_steps: int, max_steps: int) -> int:
     return stride
 
 
-def details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
+def format_details(run: pb.GetTrainingRunResponse) -> Iterator[str]:
     """Yield the lines of a run's record besides its steps."""
-    for name, value in _facts(run).items():
-        yield f"{name:<{_NAME_COLUMNS}}  {safe(value)}"
-    yield from _section("attempts", [_attempt(run, attempt) for attempt in run.attempts])
-    yield from _section("checkpoints", _checkpoints(run))
-    yield from _section(
-        "evaluations", [f"step {e.step:<8,}  {metrics_text(e)}" for e in run.evaluations]
+    for name, value in _collect_facts(run).items():
+        yield f"{name:<{_NAME_COLUMNS}}  {escape(value)}"
+    yield from _format_section(
+        "attempts", [_format_attempt(run, attempt) for attempt in run.attempts]
     )
-    yield from _section("not on record", [gap_text(gap) for gap in run.gaps])
+    yield from _format_section("checkpoints", _format_checkpoints(run))
+    yield from _format_section(
+        "evaluations", [f"step {e.step:<8,}  {format_metrics(e)}" for e in run.evaluations]
+    )
+    yield from _format_section("not on record", [describe_gap(gap) for gap in run.gaps])
 
 
-def pictures(
+def draw_plots(
     run: pb.GetTrainingRunResponse, course: Course, num_columns: int, *, color: bool
 ) -> Iterator[str]:
     """Yield plots of loss, learning rate and relative updates by parameter group."""
@@ -99,12 +101,12 @@ def pictures(
         return
     first, last = course.steps[0].step, course.steps[-1].step
     yield f"loss, in nats a token ({course.covers}; a column is a mean)"
-    yield from column_chart([step.loss for step in course.steps], num_columns)
-    yield axis(first, last, num_columns)
+    yield from draw_columns([step.loss for step in course.steps], num_columns)
+    yield format_axis(first, last, num_columns)
     yield ""
     yield "learning rate"
-    yield from column_chart([step.learning_rate for step in course.steps], num_columns, 3)
-    yield axis(first, last, num_columns)
+    yield from draw_columns([step.learning_rate for step in course.steps], num_columns, 3)
+    yield format_axis(first, last, num_columns)
     yield ""
     yield from _update_map(run.started.groups, course, num_columns, color=color)
 
@@ -112,34 +114,35 @@ def pictures(
 def _update_map(
     groups: Sequence[pb.ParameterGroup], course: Course, num_columns: int, *, color: bool
 ) -> Iterator[str]:
-    rows = {group.name: course.relative_updates(i) for i, group in enumerate(groups)}
+    rows = {group.name: course.list_relative_updates(i) for i, group in enumerate(groups)}
     rows = {name: values for name, values in rows.items() if values}
     if not rows:
         yield "update norms are not on record"
         return
     indent = min(max(map(len, rows)), _GROUP_COLUMNS) + 2
-    means = {name: bin_means(values, num_columns - indent) for name, values in rows.items()}
+    means = {name: compute_bin_means(values, num_columns - indent) for name, values in rows.items()}
     scale = HeatScale(mean for row in means.values() for mean in row)
     yield "relative updates: norm of a step's change over the norm of the weights, by group"
     yield f"({scale}; a cell is a mean)"
     for name, row in means.items():
-        cells = "".join(scale.cell(mean, color=color) for mean in row)
-        yield f"{fit_columns(safe(name), indent - 2)}  {cells}"
-    yield axis(course.measured[0], course.measured[-1], num_columns, indent)
+        cells = "".join(scale.draw_cell(mean, color=color) for mean in row)
+        yield f"{fit_columns(escape(name), indent - 2)}  {cells}"
+    yield format_axis(course.measured[0], course.measured[-1], num_columns, indent)
 
 
-def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
+def _collect_facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
     summary, started = run.summary, run.started
     facts = {
         "run": summary.training_run_id,
         "name": summary.name,
-        "state": f"{state_name(summary.state)}, {progress(summary)}"
+        "state": f"{name_state(summary.state)}, {format_progress(summary)}"
         + (f", loss {summary.loss:.4f}" if summary.HasField("loss") else ""),
-        "began": f"{time_of(summary.start_time)}; last on record {time_of(summary.last_time)}",
+        "began": f"{format_time(summary.start_time)}; "
+        f"last on record {format_time(summary.last_time)}",
         "model": f"{started.architecture}, {started.num_parameters:,} parameters",
-        "went on from": _parent(started),
-        "adapter on": _base(started),
-        "training set": dataset_text(run.dataset) if run.HasField("dataset") else "",
+        "went on from": _describe_parent(started),
+        "adapter on": _describe_base(started),
+        "training set": describe_dataset(run.dataset) if run.HasField("dataset") else "",
         "described as": run.dataset.description,
         "merkle root": run.dataset.merkle_root,
         "tokens seen": f"{summary.num_tokens_seen:,}",
@@ -148,7 +151,7 @@ def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
         else "",
         "tokenizer": started.tokenizer_digest,
         "weights before": started.initial_weights_digest,
-        **_result(run),
+        **_collect_digests(run),
         "serves as": ", ".join(summary.served_models),
         "record": f"{summary.record_path} ({summary.num_entries:,} entries)",
         "head": summary.head,
@@ -156,7 +159,7 @@ def _facts(run: pb.GetTrainingRunResponse) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _parent(started: pb.TrainingRunStarted) -> str:
+def _describe_parent(started: pb.TrainingRunStarted) -> str:
     if not started.HasField("parent"):
         # Runs of `whence-server train`, which have a recipe, record every parent.
         return "random weights" if started.recipe_json else "not on record"
@@ -165,13 +168,13 @@ def _parent(started: pb.TrainingRunStarted) -> str:
     return f"{parent.source}{run}"
 
 
-def _base(started: pb.TrainingRunStarted) -> str:
+def _describe_base(started: pb.TrainingRunStarted) -> str:
     """Describe the frozen model below an adapter; "" without an adapter."""
     base = started.adapter_base
     return f"{base.source}, weights digest {base.weights_digest}" if base.ByteSize() else ""
 
 
-def _result(run: pb.GetTrainingRunResponse) -> dict[str, str]:
+def _collect_digests(run: pb.GetTrainingRunResponse) -> dict[str, str]:
     """Return the digests of the newest checkpoint, else of the last attempt's end."""
     if run.checkpoints:
         newest = run.checkpoints[-1]
@@ -179,18 +182,18 @@ def _result(run: pb.GetTrainingRunResponse) -> dict[str, str]:
     return {"weights digest": run.endings[-1].weights_digest} if run.endings else {}
 
 
-def _attempt(run: pb.GetTrainingRunResponse, attempt: pb.AttemptStarted) -> str:
-    endings = {ending.attempt: ending_text(ending) for ending in run.endings}
+def _format_attempt(run: pb.GetTrainingRunResponse, attempt: pb.AttemptStarted) -> str:
+    endings = {ending.attempt: describe_ending(ending) for ending in run.endings}
     is_last = attempt.attempt == run.attempts[-1].attempt
     ended = endings.get(attempt.attempt, "goes on" if is_last else "was killed")
     processes = f", {attempt.num_processes} processes" if attempt.num_processes > 1 else ""
     return (
-        f"{attempt.attempt}  {time_of(attempt.start_time)}  from step {attempt.resumed_step:,}"
+        f"{attempt.attempt}  {format_time(attempt.start_time)}  from step {attempt.resumed_step:,}"
         f"{processes}  {ended}"
     )
 
 
-def _checkpoints(run: pb.GetTrainingRunResponse) -> list[str]:
+def _format_checkpoints(run: pb.GetTrainingRunResponse) -> list[str]:
     if not run.checkpoints:
         return []
     rows = [f"{'step':>8}  {'model digest':<14}  {'weights digest':<14}  {'resumable':<10}  path"]
@@ -199,8 +202,8 @@ def _checkpoints(run: pb.GetTrainingRunResponse) -> list[str]:
         if _is_superseded(checkpoint, run.attempts):
             state = "superseded"
         rows.append(
-            f"{checkpoint.step:>8}  {_short(checkpoint.model_digest)}  "
-            f"{_short(checkpoint.weights_digest)}  {state:<10}  {safe(checkpoint.path)}"
+            f"{checkpoint.step:>8}  {_shorten_digest(checkpoint.model_digest)}  "
+            f"{_shorten_digest(checkpoint.weights_digest)}  {state:<10}  {escape(checkpoint.path)}"
         )
     return rows
 
@@ -213,11 +216,11 @@ def _is_superseded(checkpoint: pb.Checkpoint, attempts: Sequence[pb.AttemptStart
     )
 
 
-def _short(digest: str) -> str:
-    return fit_columns(safe(digest) or "none", 14)
+def _shorten_digest(digest: str) -> str:
+    return fit_columns(escape(digest) or "none", 14)
 
 
-def _section(name: str, lines: list[str]) -> Iterator[str]:
+def _format_section(name: str, lines: list[str]) -> Iterator[str]:
     if not lines:
         return
     yield f"\n{name}"

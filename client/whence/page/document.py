@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
-from whence.page.record import page_record
+from whence.page.record import make_page_record
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -19,7 +19,7 @@ _PROGRAM = ("parts.js", "text.js", "details.js", "page.js")
 _MARKUP = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
 
-def page(
+def make_page(
     started: GenerationStarted,
     finished: GenerationFinished | None,
     steps: Iterable[Step],
@@ -42,38 +42,39 @@ def page(
     Returns:
         The page, to be encoded as UTF-8.
     """
-    record = page_record(started, finished, steps, prompt_steps, vocabulary)
-    style = _resource("page.css")
-    program = "".join(map(_resource, _PROGRAM))
+    record = make_page_record(started, finished, steps, prompt_steps, vocabulary)
+    style = _read_resource("page.css")
+    program = "".join(map(_read_resource, _PROGRAM))
     parts = {
-        "policy": _policy(program, style),
-        "title": _ascii(html.escape(f"{started.model}: {_shortened(record['text'])}")),
+        "policy": _make_policy(program, style),
+        "title": _encode_ascii(html.escape(f"{started.model}: {_shorten(record['text'])}")),
         "style": style,
-        "record": _data(record),
+        "record": _encode_data(record),
         "program": program,
-        "text": _ascii(html.escape(record["prompt"]["text"] + record["text"])),
+        "text": _encode_ascii(html.escape(record["prompt"]["text"] + record["text"])),
     }
     # In one pass, so that inserted text is not scanned again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _resource("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read_resource("page.html"))
 
 
-def _policy(program: str, style: str) -> str:
+def _make_policy(program: str, style: str) -> str:
     """Return a policy that allows the page's program and style by digest, and no requests."""
     return (
-        f"default-src 'none'; script-src '{_digest(program)}'; style-src '{_digest(style)}'; "
+        f"default-src 'none'; script-src '{_compute_digest(program)}'; "
+        f"style-src '{_compute_digest(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def _digest(source: str) -> str:
+def _compute_digest(source: str) -> str:
     return f"sha256-{b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
-def _data(record: dict[str, Any]) -> str:
+def _encode_data(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False, separators=(",", ":")).translate(_MARKUP)
 
 
-def _ascii(escaped: str) -> str:
+def _encode_ascii(escaped: str) -> str:
     """Return text as ASCII with character references, which is the same in every encoding.
 
     Control characters, for which HTML has no reference, become U+FFFD.
@@ -82,10 +83,10 @@ def _ascii(escaped: str) -> str:
     return shown.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     first, *rest = text.strip().split("\n", 1)
     return first[:60] + ("…" if rest or len(first) > 60 else "")
 
 
-def _resource(name: str) -> str:
+def _read_resource(name: str) -> str:
     return files("whence.page").joinpath(name).read_text(encoding="utf-8")

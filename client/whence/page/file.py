@@ -35,7 +35,7 @@ def write_page(path: Path, content: str) -> None:
             file.write(content)
             file.flush()
             os.fsync(handle)
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(0o666 & ~_read_umask())
         Path(temporary).replace(path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -43,7 +43,7 @@ def write_page(path: Path, content: str) -> None:
         raise
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     """Return the umask, which can only be read by setting it."""
     umask = os.umask(0o077)
     os.umask(umask)

@@ -9,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from whence.generation import FinishReason
-from whence.internals import leader_id
+from whence.internals import find_leader_id
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -18,7 +18,7 @@ _NUMBERS = ("logprob", "sampling_logprob", "entropy", "sampling_entropy")
 _INTEGERS = ("token_id", "rank")
 
 
-def page_record(
+def make_page_record(
     started: GenerationStarted,
     finished: GenerationFinished | None,
     steps: Iterable[Step],
@@ -36,16 +36,18 @@ def page_record(
     num_prompt_tokens = len(started.prompt_token_ids)
     if not num_prompt_tokens and finished is not None:
         num_prompt_tokens = finished.num_prompt_tokens
-    shown = [_sequence(index, made, finished) for index, made in sorted(sequences.items())]
-    used = _used_ids(started, (*prompted, *(step for made in sequences.values() for step in made)))
+    shown = [_describe_sequence(index, made, finished) for index, made in sorted(sequences.items())]
+    used = _collect_used_ids(
+        started, (*prompted, *(step for made in sequences.values() for step in made))
+    )
     return {
-        "generation": _generation(started, finished),
+        "generation": _describe_generation(started, finished),
         "prompt": {
             "text": started.prompt,
             "num_tokens": num_prompt_tokens,
             "token_ids": list(started.prompt_token_ids),
-            "texts": _texts(started.prompt_token_ids, vocabulary),
-            "steps": [_step(step) for step in prompted],
+            "texts": _list_texts(started.prompt_token_ids, vocabulary),
+            "steps": [_describe_step(step) for step in prompted],
         },
         "sequences": shown,
         "text": shown[0]["text"] if shown else "",
@@ -55,15 +57,17 @@ def page_record(
     }
 
 
-def _generation(started: GenerationStarted, finished: GenerationFinished | None) -> dict[str, Any]:
+def _describe_generation(
+    started: GenerationStarted, finished: GenerationFinished | None
+) -> dict[str, Any]:
     facts = {
         "id": started.generation_id,
         "trace_id": started.trace_id,
         "model": started.model,
         "start_time": started.start_time.ToJsonString() if started.HasField("start_time") else "",
         "strategy": started.effective_decoding.WhichOneof("strategy") or "",
-        "decoding": _message(started.effective_decoding),
-        "trace": _message(started.effective_trace),
+        "decoding": _describe_message(started.effective_decoding),
+        "trace": _describe_message(started.effective_trace),
         "processor_names": list(started.processor_names),
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
@@ -74,10 +78,10 @@ def _generation(started: GenerationStarted, finished: GenerationFinished | None)
             "tokenizer": started.tokenizer_digest,
             "request": started.request_digest,
         },
-        "environment": _message(started.environment),
+        "environment": _describe_message(started.environment),
     }
     if started.HasField("configured_decoding"):
-        facts["configured_decoding"] = _message(started.configured_decoding)
+        facts["configured_decoding"] = _describe_message(started.configured_decoding)
     if finished is not None:
         facts["finish_reason"] = FinishReason.from_wire(finished.finish_reason)
         facts["finished"] = {
@@ -90,13 +94,13 @@ def _generation(started: GenerationStarted, finished: GenerationFinished | None)
     return facts
 
 
-def _sequence(
+def _describe_sequence(
     sequence_index: int, steps: list[Step], finished: GenerationFinished | None
 ) -> dict[str, Any]:
     sequence: dict[str, Any] = {
         "index": sequence_index,
         "text": "".join(step.text for step in steps),
-        "steps": [_step(step) for step in steps],
+        "steps": [_describe_step(step) for step in steps],
     }
     for result in () if finished is None else finished.sequences:
         if result.sequence_index == sequence_index:
@@ -105,30 +109,30 @@ def _sequence(
     return sequence
 
 
-def _step(step: Step) -> dict[str, Any]:
+def _describe_step(step: Step) -> dict[str, Any]:
     shown: dict[str, Any] = {"index": step.index, "text": step.text}
     there = {field.name: value for field, value in step.ListFields()}
     shown |= {name: there[name] for name in _INTEGERS if name in there}
-    shown |= {name: _number(there[name]) for name in _NUMBERS if name in there}
+    shown |= {name: _round_number(there[name]) for name in _NUMBERS if name in there}
     if step.HasField("candidates"):
         shown["candidates"] = {
             "token_ids": list(step.candidates.token_ids),
-            "logprobs": _numbers(step.candidates.logprobs),
-            "sampling_logprobs": _numbers(step.candidates.sampling_logprobs),
+            "logprobs": _round_numbers(step.candidates.logprobs),
+            "sampling_logprobs": _round_numbers(step.candidates.sampling_logprobs),
         }
     if step.HasField("requested_logprobs"):
         shown["requested"] = {
-            "logprobs": _numbers(step.requested_logprobs.logprobs),
-            "sampling_logprobs": _numbers(step.requested_logprobs.sampling_logprobs),
+            "logprobs": _round_numbers(step.requested_logprobs.logprobs),
+            "sampling_logprobs": _round_numbers(step.requested_logprobs.sampling_logprobs),
         }
     if step.HasField("processors"):
         shown["processors"] = {
             "num_kept": list(step.processors.num_kept),
-            "removed_mass": _numbers(step.processors.removed_mass),
-            "token_logprobs": _numbers(step.processors.token_logprobs),
+            "removed_mass": _round_numbers(step.processors.removed_mass),
+            "token_logprobs": _round_numbers(step.processors.token_logprobs),
         }
     if step.HasField("draw"):
-        shown["draw"] = _draw(step)
+        shown["draw"] = _describe_draw(step)
     if step.HasField("timing"):
         timing = step.timing
         shown["timing"] = {
@@ -139,38 +143,38 @@ def _step(step: Step) -> dict[str, Any]:
             "context_length": timing.context_length,
         }
     if step.HasField("internals"):
-        shown |= _internals(step)
+        shown |= _describe_internals(step)
     return shown
 
 
-def _draw(step: Step) -> dict[str, Any]:
-    draw: dict[str, Any] = {"noise": _number(step.draw.noise)}
+def _describe_draw(step: Step) -> dict[str, Any]:
+    draw: dict[str, Any] = {"noise": _round_number(step.draw.noise)}
     if step.draw.HasField("runner_up_token_id"):
         draw["runner_up_token_id"] = step.draw.runner_up_token_id
     if step.draw.HasField("margin"):
-        draw["margin"] = _number(step.draw.margin)
+        draw["margin"] = _round_number(step.draw.margin)
     return draw
 
 
-def _internals(step: Step) -> dict[str, Any]:
+def _describe_internals(step: Step) -> dict[str, Any]:
     internals = step.internals
     shown: dict[str, Any] = {}
     if internals.source_positions or internals.HasField("self_share"):
         shown["sources"] = {
             "positions": list(internals.source_positions),
-            "shares": _numbers(internals.source_shares),
+            "shares": _round_numbers(internals.source_shares),
         }
         if internals.HasField("self_share"):
-            shown["sources"]["self_share"] = _number(internals.self_share)
+            shown["sources"]["self_share"] = _round_number(internals.self_share)
     if internals.layer_shares:
         shown["layers"] = {
-            "shares": _numbers(internals.layer_shares),
-            "leaders": [leader_id(step, leader) for leader in internals.layer_leaders],
+            "shares": _round_numbers(internals.layer_shares),
+            "leaders": [find_leader_id(step, leader) for leader in internals.layer_leaders],
         }
     return shown
 
 
-def _used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[int]:
+def _collect_used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[int]:
     used = {*started.prompt_token_ids, *started.effective_trace.logprob_token_ids}
     for step in steps:
         used.update(step.candidates.token_ids)
@@ -181,7 +185,7 @@ def _used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[int]:
     return used
 
 
-def _texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list[str]:
+def _list_texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list[str]:
     """Return each token's text; a character belongs to the token that completes it."""
     if vocabulary is None:
         return []
@@ -189,14 +193,14 @@ def _texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list[str]
     return [decoder.decode(vocabulary.bytes_of(token_id)) for token_id in token_ids]
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _describe_message(message: Message) -> dict[str, Any]:
     as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return as_dict
 
 
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [_number(value) for value in values]
+def _round_numbers(values: Iterable[float]) -> list[float | None]:
+    return [_round_number(value) for value in values]
 
 
-def _number(value: float) -> float | None:
+def _round_number(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,8 +1,13 @@
 """Settings from flags, environment variables and the files that they name."""
 
 from whence_server.config.otlp import find_unused_variables, read_otlp_settings
-from whence_server.config.settings import ServeConfig, add_arguments, serve_config, setting_fields
-from whence_server.config.spelling import flag_of, variable_of
+from whence_server.config.settings import (
+    ServeConfig,
+    add_arguments,
+    list_setting_fields,
+    make_serve_config,
+)
+from whence_server.config.spelling import spell_flag, spell_variable
 from whence_server.config.training import (
     TrainConfig,
     add_train_arguments,
@@ -19,14 +24,14 @@ __all__ = [
     "add_arguments",
     "add_train_arguments",
     "find_unused_variables",
-    "flag_of",
     "get_train_fields",
     "get_train_flag",
+    "list_setting_fields",
+    "make_serve_config",
     "make_train_config",
     "read_otlp_settings",
     "read_train_settings",
     "restore_train_config",
-    "serve_config",
-    "setting_fields",
-    "variable_of",
+    "spell_flag",
+    "spell_variable",
 ]

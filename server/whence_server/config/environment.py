@@ -21,7 +21,7 @@ _DETERMINISM = frozenset(
 )
 
 
-def process_environment() -> Mapping[str, str]:
+def copy_environment() -> Mapping[str, str]:
     """Return a copy of the present environment variables."""
     return dict(os.environ)
 

@@ -8,7 +8,7 @@ REQUIRED: Any = dataclasses.MISSING
 """Default of a setting that must be given."""
 
 
-def setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
+def declare_setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
     """Return the field of a settings class for one setting.
 
     Args:

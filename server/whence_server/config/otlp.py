@@ -5,14 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from whence_server.config.spelling import (
-    choice,
-    flag_of,
-    readable_file,
+    accept_choice,
+    parse_exporter,
+    parse_readable_file,
+    parse_standard_boolean,
     require_utf8,
-    standard_boolean,
-)
-from whence_server.config.spelling import (
-    exporter as exporter_name,
+    spell_flag,
 )
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import (
@@ -75,7 +73,9 @@ def read_otlp_settings(
     ):
         return None
 
-    def standard(name: str, parse: Callable[[str], T], default: T, *, secret: bool = False) -> T:
+    def read_standard(
+        name: str, parse: Callable[[str], T], default: T, *, secret: bool = False
+    ) -> T:
         for variable in (_name_for_signal(signal, name), _name_for_all(name)):
             text = environment.get(variable, "").strip()
             if text:
@@ -85,24 +85,24 @@ def read_otlp_settings(
     chosen = (
         OtlpProtocol(protocol)
         if protocol
-        else standard("PROTOCOL", _parse_protocol, OtlpProtocol.GRPC)
+        else read_standard("PROTOCOL", _parse_protocol, OtlpProtocol.GRPC)
     )
-    insecure = standard("INSECURE", standard_boolean, default=False)
+    insecure = read_standard("INSECURE", parse_standard_boolean, default=False)
     address = _read_endpoint(environment, signal, chosen, endpoint, insecure=insecure)
 
-    def headers(text: str) -> dict[str, str]:
+    def parse_own_headers(text: str) -> dict[str, str]:
         return parse_headers(text, grpc=chosen is OtlpProtocol.GRPC)
 
     settings = OtlpSettings(
         endpoint=address or get_default_endpoint(chosen, signal),
         protocol=chosen,
-        headers=standard("HEADERS", headers, {}, secret=True),
-        timeout_s=standard("TIMEOUT", parse_timeout_s, _OTLP_TIMEOUT_S),
-        gzip=standard("COMPRESSION", choice("gzip", "none"), "none") == "gzip",
+        headers=read_standard("HEADERS", parse_own_headers, {}, secret=True),
+        timeout_s=read_standard("TIMEOUT", parse_timeout_s, _OTLP_TIMEOUT_S),
+        gzip=read_standard("COMPRESSION", accept_choice("gzip", "none"), "none") == "gzip",
         insecure=insecure,
-        certificate=standard("CERTIFICATE", readable_file, None),
-        client_key=standard("CLIENT_KEY", readable_file, None),
-        client_certificate=standard("CLIENT_CERTIFICATE", readable_file, None),
+        certificate=read_standard("CERTIFICATE", parse_readable_file, None),
+        client_key=read_standard("CLIENT_KEY", parse_readable_file, None),
+        client_certificate=read_standard("CLIENT_CERTIFICATE", parse_readable_file, None),
     )
     if (settings.client_key is None) != (settings.client_certificate is None):
         given, missing = "CLIENT_KEY", "CLIENT_CERTIFICATE"
@@ -136,7 +136,7 @@ def find_unused_variables(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def span_destination(
+def read_span_destination(
     environment: Mapping[str, str], exporter: str, endpoint: str, protocol: str
 ) -> OtlpSettings | str | None:
     """Return an OTLP destination, the name of another exporter, or None for no export."""
@@ -153,16 +153,16 @@ def span_destination(
         )
         if found is None and protocol and not names and not _is_sdk_disabled(environment):
             raise ConfigurationError(
-                f"{flag_of('otlp_protocol')} {protocol!r}: spans go nowhere; give "
-                f"{flag_of('otlp_endpoint')} too, or leave it out"
+                f"{spell_flag('otlp_protocol')} {protocol!r}: spans go nowhere; give "
+                f"{spell_flag('otlp_endpoint')} too, or leave it out"
             )
         return found
     for name, given in (("otlp_endpoint", endpoint), ("otlp_protocol", protocol)):
         if given:
             raise ConfigurationError(
-                f"{flag_of(name)} {given!r}: the exporter {names[0]!r} has its own "
+                f"{spell_flag(name)} {given!r}: the exporter {names[0]!r} has its own "
                 f"settings; leave one of them out, or give "
-                f"{flag_of('span_exporter')} otlp"
+                f"{spell_flag('span_exporter')} otlp"
             )
     return names[0]
 
@@ -173,7 +173,7 @@ def _read_exporters(environment: Mapping[str, str], signal: Signal, wanted: str)
     text = wanted or environment.get(variable, "")
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        _parse(variable, name, exporter_name)
+        _parse(variable, name, parse_exporter)
     if "none" in names and len(names) > 1:
         raise ConfigurationError(f"{variable} {text!r}: none excludes other exporters")
     return names
@@ -185,7 +185,7 @@ def _check_others(signal: Signal, names: tuple[str, ...]) -> None:
         if name not in ("otlp", "none"):
             advice = ""
             if name == "prometheus":
-                advice = f"; for Prometheus to scrape a page, give {flag_of('metrics_listen')}"
+                advice = f"; for Prometheus to scrape a page, give {spell_flag('metrics_listen')}"
             raise ConfigurationError(
                 f"OTEL_{signal.upper()}_EXPORTER {name!r}: expected otlp or none{advice}"
             )
@@ -201,19 +201,19 @@ def _read_endpoint(
 ) -> str:
     """Return a signal's checked endpoint, HTTP's with its path; "" if none is set."""
 
-    def grpc(text: str) -> str:
+    def check_grpc(text: str) -> str:
         parse_grpc_target(text, insecure=insecure)
         return text
 
-    def of_all(text: str) -> str:
+    def append_path(text: str) -> str:
         return append_signal_path(text, signal)
 
     http = protocol is OtlpProtocol.HTTP_PROTOBUF
     own, shared = _name_for_signal(signal, "ENDPOINT"), _name_for_all("ENDPOINT")
     for source, text, parse in (
-        (flag_of("otlp_endpoint"), wanted, of_all if http else grpc),
-        (own, environment.get(own, ""), check_http_url if http else grpc),
-        (shared, environment.get(shared, ""), of_all if http else grpc),
+        (spell_flag("otlp_endpoint"), wanted, append_path if http else check_grpc),
+        (own, environment.get(own, ""), check_http_url if http else check_grpc),
+        (shared, environment.get(shared, ""), append_path if http else check_grpc),
     ):
         if text.strip():
             return _parse(source, text.strip(), parse)
@@ -231,11 +231,13 @@ def _parse(source: str, text: str, parse: Callable[[str], T], *, secret: bool = 
 
 def _is_sdk_disabled(environment: Mapping[str, str]) -> bool:
     variable = "OTEL_SDK_DISABLED"
-    return _parse(variable, environment.get(variable, "").strip() or "false", standard_boolean)
+    return _parse(
+        variable, environment.get(variable, "").strip() or "false", parse_standard_boolean
+    )
 
 
 def _parse_protocol(text: str) -> OtlpProtocol:
-    return OtlpProtocol(choice(*OtlpProtocol)(text))
+    return OtlpProtocol(accept_choice(*OtlpProtocol)(text))
 
 
 def _name_for_signal(signal: Signal, name: str) -> str:

@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence_server.config.fields import REQUIRED, setting
-from whence_server.config.otlp import span_destination
+from whence_server.config.fields import REQUIRED, declare_setting
+from whence_server.config.otlp import read_span_destination
 from whence_server.config.spelling import (
-    addresses,
-    choice,
-    device_of,
-    directories,
-    exporter,
-    flag_of,
-    host_and_port,
-    path_of,
-    permissions,
+    accept_choice,
+    accept_whole,
+    parse_addresses,
+    parse_device,
+    parse_directories,
+    parse_exporter,
+    parse_host_and_port,
+    parse_path,
+    parse_permissions,
+    parse_seconds,
+    parse_stall_seconds,
+    parse_step_spans,
+    parse_switch,
+    parse_text,
     require_utf8,
-    seconds,
-    stall_seconds,
-    step_spans,
-    switch,
-    text_of,
-    variable_of,
-    whole,
+    spell_flag,
+    spell_variable,
 )
 from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError
@@ -48,106 +48,116 @@ _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 class ServeConfig:
     """The settings of `whence-server serve`, validated."""
 
-    model: str = setting(
+    model: str = declare_setting(
         REQUIRED,
-        text_of,
+        parse_text,
         "model to serve: a local directory or a Hugging Face hub id",
         "PATH_OR_ID",
     )
-    model_name: str = setting(
+    model_name: str = declare_setting(
         "",
         str,
         "name that clients use for the model (default: the directory's name or the hub id)",
         "NAME",
     )
-    dtype: str = setting(
+    dtype: str = declare_setting(
         "auto",
-        choice("auto", "float32", "bfloat16", "float16"),
+        accept_choice("auto", "float32", "bfloat16", "float16"),
         "type of weights and arithmetic; auto uses the type of the checkpoint",
         "TYPE",
     )
-    device: str = setting(
-        "cpu", device_of, "device of the model: cpu, cuda, cuda:N or mps", "DEVICE"
+    device: str = declare_setting(
+        "cpu", parse_device, "device of the model: cpu, cuda, cuda:N or mps", "DEVICE"
     )
-    threads: int = setting(
-        0, whole(0, 1024), "number of torch threads; 0 chooses it by the size of the model", "N"
+    threads: int = declare_setting(
+        0,
+        accept_whole(0, 1024),
+        "number of torch threads; 0 chooses it by the size of the model",
+        "N",
     )
-    trust_remote_code: bool = setting(False, switch, "run modelling code that comes with the model")
-    listen: tuple[str, ...] = setting(
+    trust_remote_code: bool = declare_setting(
+        False, parse_switch, "run modelling code that comes with the model"
+    )
+    listen: tuple[str, ...] = declare_setting(
         ("127.0.0.1:50051",),
-        addresses,
+        parse_addresses,
         "addresses to listen on, separated by commas: HOST:PORT or unix:PATH; port 0 chooses a "
         "free port",
         "ADDRESS",
     )
-    insecure_listen_anywhere: bool = setting(
-        False, switch, "allow addresses beyond loopback, without authentication"
+    insecure_listen_anywhere: bool = declare_setting(
+        False, parse_switch, "allow addresses beyond loopback, without authentication"
     )
-    socket_mode: int = setting(
+    socket_mode: int = declare_setting(
         0o600,
-        permissions,
+        parse_permissions,
         "permissions of Unix sockets, in octal; anyone with write permission can connect",
         "MODE",
     )
-    data_dir: Path = setting(Path("whence-data"), path_of, "directory of the journal", "DIR")
-    durability: str = setting(
+    data_dir: Path = declare_setting(
+        Path("whence-data"), parse_path, "directory of the journal", "DIR"
+    )
+    durability: str = declare_setting(
         "group",
-        choice("group", "strict"),
+        accept_choice("group", "strict"),
         "group sends tokens at once and commits within 20 ms; strict sends a token only after "
         "its record is on disk",
         "MODE",
     )
-    training_runs: tuple[Path, ...] = setting(
+    training_runs: tuple[Path, ...] = declare_setting(
         (),
-        directories,
+        parse_directories,
         "directories to search for records of training runs, two levels deep, besides the "
         "model's own directory; separated by commas",
         "DIR",
     )
-    max_queue: int = setting(
-        1024, whole(1), "maximum number of waiting sequences; further requests are refused", "N"
+    max_queue: int = declare_setting(
+        1024,
+        accept_whole(1),
+        "maximum number of waiting sequences; further requests are refused",
+        "N",
     )
-    max_batch_size: int = setting(
-        64, whole(1, 4096), "maximum number of sequences that are decoded together", "N"
+    max_batch_size: int = declare_setting(
+        64, accept_whole(1, 4096), "maximum number of sequences that are decoded together", "N"
     )
-    max_cache_tokens: int = setting(
+    max_cache_tokens: int = declare_setting(
         131_072,
-        whole(16),
+        accept_whole(16),
         "maximum number of positions in the key-value caches of all running sequences",
         "N",
     )
-    max_prompt_tokens: int = setting(
+    max_prompt_tokens: int = declare_setting(
         0,
-        whole(0),
+        accept_whole(0),
         "maximum number of tokens of a prompt; 0 is the length of the model's context",
         "N",
     )
-    prefill_chunk_tokens: int = setting(
+    prefill_chunk_tokens: int = declare_setting(
         512,
-        whole(16),
+        accept_whole(16),
         "number of prompt tokens to read between two decoding steps of the running streams",
         "N",
     )
-    default_candidates: int = setting(
+    default_candidates: int = declare_setting(
         8,
-        whole(0, 128),
+        accept_whole(0, 128),
         "number of candidates on record for each step, for requests that set none",
         "N",
     )
-    head_weights: str = setting(
+    head_weights: str = declare_setting(
         "",
-        text_of,
+        parse_text,
         "JSON file with the weight of each attention head in the recorded sources; it names "
         "the model's weights digest (default: all heads have the same weight)",
         "FILE",
     )
-    max_message_bytes: int = setting(
-        4 << 20, whole(1024), "maximum size of a request, in bytes", "BYTES"
+    max_message_bytes: int = declare_setting(
+        4 << 20, accept_whole(1024), "maximum size of a request, in bytes", "BYTES"
     )
-    max_concurrent_streams: int = setting(
-        1024, whole(1), "maximum number of concurrent calls on one connection", "N"
+    max_concurrent_streams: int = declare_setting(
+        1024, accept_whole(1), "maximum number of concurrent calls on one connection", "N"
     )
-    otlp_endpoint: str = setting(
+    otlp_endpoint: str = declare_setting(
         "",
         str,
         "OTLP collector for spans; http/protobuf appends /v1/traces (default: "
@@ -155,60 +165,62 @@ class ServeConfig:
         "endpoint there is no export)",
         "URL",
     )
-    otlp_protocol: str = setting(
+    otlp_protocol: str = declare_setting(
         "",
-        choice("grpc", "http/protobuf"),
+        accept_choice("grpc", "http/protobuf"),
         "protocol of the collector: grpc or http/protobuf (default: "
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, then OTEL_EXPORTER_OTLP_PROTOCOL, then grpc)",
         "PROTOCOL",
     )
-    span_exporter: str = setting(
+    span_exporter: str = declare_setting(
         "",
-        exporter,
+        parse_exporter,
         "exporter of spans: otlp, none, an installed opentelemetry_traces_exporter, or "
         "MODULE:CALLABLE (default: OTEL_TRACES_EXPORTER, then otlp if an endpoint is set)",
         "EXPORTER",
     )
-    step_spans: int | None = setting(
+    step_spans: int | None = declare_setting(
         1000,
-        step_spans,
+        parse_step_spans,
         "maximum number of step spans for each generation: a number, all or off",
         "N",
     )
-    drain_grace: float = setting(
-        30.0, seconds, "seconds that running generations have to finish after SIGTERM", "S"
+    drain_grace: float = declare_setting(
+        30.0, parse_seconds, "seconds that running generations have to finish after SIGTERM", "S"
     )
-    engine_stall_timeout: float = setting(
+    engine_stall_timeout: float = declare_setting(
         30.0,
-        stall_seconds,
+        parse_stall_seconds,
         "seconds after which an engine process without a sign of work (stopped, deadlocked) is "
         "restarted; a long forward pass is work; 0 disables the restart",
         "S",
     )
-    no_step_candidates: bool = setting(
-        False, switch, "leave the candidates out of step spans; they are a third of a span's bytes"
+    no_step_candidates: bool = declare_setting(
+        False,
+        parse_switch,
+        "leave the candidates out of step spans; they are a third of a span's bytes",
     )
-    metrics_listen: str = setting(
+    metrics_listen: str = declare_setting(
         "",
-        host_and_port,
+        parse_host_and_port,
         "HOST:PORT of the Prometheus page /metrics and of /healthz (default: none)",
         "ADDRESS",
     )
-    insecure_metrics_anywhere: bool = setting(
+    insecure_metrics_anywhere: bool = declare_setting(
         False,
-        switch,
+        parse_switch,
         "allow --metrics-listen beyond loopback, without authentication; "
         "--insecure-listen-anywhere allows it too",
     )
-    log_level: str = setting(
+    log_level: str = declare_setting(
         "info",
-        choice("debug", "info", "warning", "error"),
+        accept_choice("debug", "info", "warning", "error"),
         "lowest level of messages to log",
         "LEVEL",
     )
-    log_format: str = setting(
+    log_format: str = declare_setting(
         "console",
-        choice("console", "json"),
+        accept_choice("console", "json"),
         "format of log messages: lines for people, or JSON objects",
         "FORMAT",
     )
@@ -237,33 +249,40 @@ def _check_metrics_listen(config: ServeConfig) -> None:
         )
 
 
-def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
+def list_setting_fields() -> tuple[dataclasses.Field[Any], ...]:
     """Return the fields of `ServeConfig` that are settings."""
     return tuple(field for field in dataclasses.fields(ServeConfig) if field.metadata)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every setting to a parser; `serve_config` reads the parsed flags."""
-    for field in setting_fields():
-        text = f"{field.metadata['help']} [{variable_of(field.name)}]".replace("%", "%%")
-        if field.metadata["parse"] is switch:
+    """Add every setting to a parser; `make_serve_config` reads the parsed flags."""
+    for field in list_setting_fields():
+        text = f"{field.metadata['help']} [{spell_variable(field.name)}]".replace("%", "%%")
+        if field.metadata["parse"] is parse_switch:
             parser.add_argument(
-                flag_of(field.name), dest=field.name, action="store_const", const="true", help=text
+                spell_flag(field.name),
+                dest=field.name,
+                action="store_const",
+                const="true",
+                help=text,
             )
         else:
             parser.add_argument(
-                flag_of(field.name), dest=field.name, metavar=field.metadata["metavar"], help=text
+                spell_flag(field.name),
+                dest=field.name,
+                metavar=field.metadata["metavar"],
+                help=text,
             )
 
 
-def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServeConfig:
+def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServeConfig:
     """Read the settings from parsed flags and the environment.
 
     Raises:
         ConfigurationError: a setting is missing, malformed or unknown.
     """
-    fields = {field.name: field for field in setting_fields()}
-    known = {variable_of(name) for name in fields} | CLIENT_VARIABLES
+    fields = {field.name: field for field in list_setting_fields()}
+    known = {spell_variable(name) for name in fields} | CLIENT_VARIABLES
     for name in sorted(environment):
         if name.startswith("WHENCE_") and name not in known:
             raise ConfigurationError(
@@ -271,9 +290,9 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
             )
     values: dict[str, Any] = {}
     for name, field in fields.items():
-        text, source = getattr(arguments, name, None), flag_of(name)
+        text, source = getattr(arguments, name, None), spell_flag(name)
         if text is None:
-            text, source = environment.get(variable_of(name)), variable_of(name)
+            text, source = environment.get(spell_variable(name)), spell_variable(name)
         if text is None:
             continue
         if name not in _PATHS:
@@ -284,7 +303,7 @@ def serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) 
             raise ConfigurationError(f"{source} {text!r}: {error}") from None
     if "model" not in values:
         raise ConfigurationError("--model is missing: give the directory of a model, or a hub id")
-    values["span_destination"] = span_destination(
+    values["span_destination"] = read_span_destination(
         environment, *(values.get(name, "") for name in _SPAN_SETTINGS)
     )
     values["opentelemetry"] = {

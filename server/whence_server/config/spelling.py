@@ -13,12 +13,12 @@ from whence_server.domain.errors import ConfigurationError
 LEAST_STALL_S = 5.0
 
 
-def flag_of(field: str) -> str:
+def spell_flag(field: str) -> str:
     """Return the command-line flag of a setting."""
     return "--" + field.replace("_", "-")
 
 
-def variable_of(field: str) -> str:
+def spell_variable(field: str) -> str:
     """Return the environment variable of a setting."""
     return "WHENCE_" + field.upper()
 
@@ -38,7 +38,7 @@ def require_utf8(source: str, text: str) -> None:
         ) from None
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def accept_whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return a parser of whole numbers within bounds."""
 
     def parse(text: str) -> int:
@@ -51,14 +51,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def permissions(text: str) -> int:
+def parse_permissions(text: str) -> int:
     """Parse a file's mode in octal, with read and write permission for its owner."""
     if not re.fullmatch(r"0?[67][0-7][0-7]", text):
         raise ValueError("expected permissions in octal, from 600 to 777")
     return int(text, 8)
 
 
-def seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """Parse seconds, from 0 on."""
     try:
         value = float(text)
@@ -69,15 +69,15 @@ def seconds(text: str) -> float:
     return value
 
 
-def stall_seconds(text: str) -> float:
+def parse_stall_seconds(text: str) -> float:
     """Parse seconds, from 5 on (a heartbeat comes every second), or 0 for never."""
-    value = seconds(text)
+    value = parse_seconds(text)
     if 0 < value < LEAST_STALL_S:
         raise ValueError(f"expected seconds, from {LEAST_STALL_S:g} on, or 0")
     return value
 
 
-def choice(*values: str) -> Callable[[str], str]:
+def accept_choice(*values: str) -> Callable[[str], str]:
     """Return a parser that accepts one of the values."""
 
     def parse(text: str) -> str:
@@ -88,7 +88,7 @@ def choice(*values: str) -> Callable[[str], str]:
     return parse
 
 
-def switch(text: str) -> bool:
+def parse_switch(text: str) -> bool:
     """Parse true or false, in the usual words; "" is false."""
     if text.lower() in ("1", "true", "yes", "on"):
         return True
@@ -97,7 +97,7 @@ def switch(text: str) -> bool:
     raise ValueError("expected true or false")
 
 
-def addresses(text: str) -> tuple[str, ...]:
+def parse_addresses(text: str) -> tuple[str, ...]:
     """Parse at least one address, separated by commas; their form is not checked."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
@@ -105,19 +105,19 @@ def addresses(text: str) -> tuple[str, ...]:
     return found
 
 
-def text_of(text: str) -> str:
+def parse_text(text: str) -> str:
     """Parse a text that is not empty."""
     if not text:
         raise ValueError("must not be empty")
     return text
 
 
-def path_of(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """Parse a path, which need not exist."""
-    return Path(text_of(text))
+    return Path(parse_text(text))
 
 
-def directories(text: str) -> tuple[Path, ...]:
+def parse_directories(text: str) -> tuple[Path, ...]:
     """Parse any number of existing directories, separated by commas."""
     found = tuple(Path(part.strip()) for part in text.split(",") if part.strip())
     for path in found:
@@ -128,33 +128,33 @@ def directories(text: str) -> tuple[Path, ...]:
     return found
 
 
-def device_of(text: str) -> str:
+def parse_device(text: str) -> str:
     """Parse the name of a torch device."""
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?|mps", text):
         raise ValueError("expected cpu, cuda, cuda:N or mps")
     return text
 
 
-def host_and_port(text: str) -> str:
+def parse_host_and_port(text: str) -> str:
     """Check that the text is HOST:PORT or empty; return it."""
     if text:
         parse_host_port(text)
     return text
 
 
-def step_spans(text: str) -> int | None:
+def parse_step_spans(text: str) -> int | None:
     """Parse a number, "off" (0) or "all" (None)."""
     if text == "all":
         return None
     if text == "off":
         return 0
     try:
-        return whole(0)(text)
+        return accept_whole(0)(text)
     except ValueError:
         raise ValueError("expected all, off or a whole number from 0 on") from None
 
 
-def exporter(text: str) -> str:
+def parse_exporter(text: str) -> str:
     """Parse an exporter: a name, MODULE:CALLABLE, or ""."""
     if text and not re.fullmatch(r"[\w.-]+|[\w.]+:[\w.]+", text):
         raise ValueError(
@@ -163,14 +163,14 @@ def exporter(text: str) -> str:
     return text
 
 
-def standard_boolean(text: str) -> bool:
+def parse_standard_boolean(text: str) -> bool:
     """Parse OpenTelemetry's booleans, whose specification forbids "1" and "yes"."""
     if text.lower() not in ("true", "false"):
         raise ValueError("expected true or false")
     return text.lower() == "true"
 
 
-def readable_file(text: str) -> Path:
+def parse_readable_file(text: str) -> Path:
     """Parse the path of a readable regular file; a pipe would block."""
     try:
         if Path(text).exists() and not Path(text).is_file():

@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence_server.config.fields import setting
-from whence_server.config.spelling import choice, flag_of, switch, text_of, whole
+from whence_server.config.fields import declare_setting
+from whence_server.config.spelling import (
+    accept_choice,
+    accept_whole,
+    parse_switch,
+    parse_text,
+    spell_flag,
+)
 from whence_server.domain.errors import ConfigurationError
 
 WITHOUT_WARMUP = ("constant",)
@@ -25,7 +31,7 @@ _UNRECORDED = ("output", "resume")
 """Settings that are not part of a run's recipe."""
 
 
-def _number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+def _accept_number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
     """Return a parser of numbers within bounds; with `above`, `low` is excluded."""
 
     def parse(text: str) -> float:
@@ -41,12 +47,12 @@ def _number(low: float, high: float, *, above: bool = False) -> Callable[[str], 
     return parse
 
 
-def _path(text: str) -> str:
+def _parse_path(text: str) -> str:
     """Parse a path; return it as absolute, because the record may be read elsewhere."""
-    return str(Path(text_of(text)).expanduser().absolute())
+    return str(Path(parse_text(text)).expanduser().absolute())
 
 
-def _override(text: str) -> str:
+def _parse_override(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*=.+", text, re.DOTALL):
         raise ValueError("expected NAME=VALUE, the value as JSON or a bare word")
     return text
@@ -56,113 +62,140 @@ def _override(text: str) -> str:
 class TrainConfig:
     """The validated settings of a training."""
 
-    output: str = setting(
-        "", _path, "directory for the model, its record and its checkpoints", "DIR"
+    output: str = declare_setting(
+        "", _parse_path, "directory for the model, its record and its checkpoints", "DIR"
     )
-    name: str = setting(
+    name: str = declare_setting(
         "",
-        text_of,
+        parse_text,
         "name of the run in the record (default: the name of the output directory)",
         "NAME",
     )
     texts: tuple[str, ...] = ()
     """Positional arguments: files and folders."""
-    unusable: str = setting(
+    unusable: str = declare_setting(
         "refuse",
-        choice("refuse", "skip", "replace"),
+        accept_choice("refuse", "skip", "replace"),
         "treatment of files that are empty, binary or not UTF-8: refuse ends with the file and "
         "the offset, skip leaves them out, replace reads undecodable bytes as U+FFFD and "
         "refuses the rest",
         "WHAT",
     )
-    tokenizer: str = setting(
-        "", _path, "directory of an existing tokenizer (default: train one on the texts)", "DIR"
+    tokenizer: str = declare_setting(
+        "",
+        _parse_path,
+        "directory of an existing tokenizer (default: train one on the texts)",
+        "DIR",
     )
-    vocab_size: int = setting(
-        2048, whole(257, 1 << 20), "number of entries of the tokenizer to train", "N"
+    vocab_size: int = declare_setting(
+        2048, accept_whole(257, 1 << 20), "number of entries of the tokenizer to train", "N"
     )
-    from_model: str = setting(
-        "", _path, "directory of a model or checkpoint to continue from, with its tokenizer", "DIR"
+    from_model: str = declare_setting(
+        "",
+        _parse_path,
+        "directory of a model or checkpoint to continue from, with its tokenizer",
+        "DIR",
     )
-    config: str = setting("", _path, "config.json, or its directory, of a new model", "PATH")
-    model_type: str = setting(
+    config: str = declare_setting(
+        "", _parse_path, "config.json, or its directory, of a new model", "PATH"
+    )
+    model_type: str = declare_setting(
         "gpt2",
-        text_of,
+        parse_text,
         "transformers' model type of a new model; gpt2 has 4 layers of width 192 with 6 heads "
         "and no dropout, other types their own defaults",
         "TYPE",
     )
-    config_override: tuple[str, ...] = setting(
+    config_override: tuple[str, ...] = declare_setting(
         (),
-        _override,
+        _parse_override,
         "field of a new model's configuration to change; may be repeated",
         "NAME=VALUE",
     )
-    block_size: int = setting(512, whole(2, 1 << 20), "number of tokens in an example", "N")
-    epochs: float = setting(
-        0.0, _number(0, 1e6, above=True), "number of passes over the texts (default: 1)", "N"
+    block_size: int = declare_setting(
+        512, accept_whole(2, 1 << 20), "number of tokens in an example", "N"
     )
-    max_steps: int = setting(0, whole(1), "number of optimizer steps, instead of --epochs", "N")
-    batch_size: int = setting(
-        4, whole(1, 1 << 16), "number of examples in one forward and backward pass", "N"
+    epochs: float = declare_setting(
+        0.0, _accept_number(0, 1e6, above=True), "number of passes over the texts (default: 1)", "N"
     )
-    gradient_accumulation: int = setting(
-        1, whole(1, 1 << 16), "number of forward and backward passes in one optimizer step", "N"
+    max_steps: int = declare_setting(
+        0, accept_whole(1), "number of optimizer steps, instead of --epochs", "N"
     )
-    learning_rate: float = setting(
-        1e-3, _number(0, 10, above=True), "peak of the learning rate", "X"
+    batch_size: int = declare_setting(
+        4, accept_whole(1, 1 << 16), "number of examples in one forward and backward pass", "N"
     )
-    scheduler: str = setting(
+    gradient_accumulation: int = declare_setting(
+        1,
+        accept_whole(1, 1 << 16),
+        "number of forward and backward passes in one optimizer step",
+        "N",
+    )
+    learning_rate: float = declare_setting(
+        1e-3, _accept_number(0, 10, above=True), "peak of the learning rate", "X"
+    )
+    scheduler: str = declare_setting(
         "cosine",
-        choice("linear", "cosine", "constant", "constant_with_warmup"),
+        accept_choice("linear", "cosine", "constant", "constant_with_warmup"),
         "schedule of the learning rate after its peak",
         "NAME",
     )
-    warmup_steps: int = setting(
-        0, whole(0), "number of steps in which the learning rate rises to its peak", "N"
+    warmup_steps: int = declare_setting(
+        0, accept_whole(0), "number of steps in which the learning rate rises to its peak", "N"
     )
-    weight_decay: float = setting(0.0, _number(0, 10), "weight decay of AdamW", "X")
-    adam_beta2: float = setting(
-        0.999, _number(0, 0.999999), "decay rate of AdamW's second moment", "X"
+    weight_decay: float = declare_setting(0.0, _accept_number(0, 10), "weight decay of AdamW", "X")
+    adam_beta2: float = declare_setting(
+        0.999, _accept_number(0, 0.999999), "decay rate of AdamW's second moment", "X"
     )
-    max_grad_norm: float = setting(
-        1.0, _number(0, 1e6), "norm to which the gradient is clipped; 0 disables clipping", "X"
+    max_grad_norm: float = declare_setting(
+        1.0,
+        _accept_number(0, 1e6),
+        "norm to which the gradient is clipped; 0 disables clipping",
+        "X",
     )
-    seed: int = setting(
-        0, whole(0, (1 << 32) - 1), "seed of the weights, the order of examples and dropout", "N"
+    seed: int = declare_setting(
+        0,
+        accept_whole(0, (1 << 32) - 1),
+        "seed of the weights, the order of examples and dropout",
+        "N",
     )
-    dtype: str = setting(
-        "float32", choice("float32", "bfloat16"), "type of weights and arithmetic", "TYPE"
+    dtype: str = declare_setting(
+        "float32", accept_choice("float32", "bfloat16"), "type of weights and arithmetic", "TYPE"
     )
-    device: str = setting(
+    device: str = declare_setting(
         "cpu",
-        choice("cpu", "auto"),
+        accept_choice("cpu", "auto"),
         "device of the training: cpu, or auto for an accelerator if there is one",
         "DEVICE",
     )
-    threads: int = setting(
-        0, whole(0, 1024), "number of torch threads; 0 leaves the choice to torch", "N"
+    threads: int = declare_setting(
+        0, accept_whole(0, 1024), "number of torch threads; 0 leaves the choice to torch", "N"
     )
-    save_steps: int = setting(
-        200, whole(1), "number of steps between checkpoints; the last step always has one", "N"
+    save_steps: int = declare_setting(
+        200,
+        accept_whole(1),
+        "number of steps between checkpoints; the last step always has one",
+        "N",
     )
-    norm_stride: int = setting(
-        1, whole(0), "number of steps between measurements of update norms; 0 disables them", "N"
+    norm_stride: int = declare_setting(
+        1,
+        accept_whole(0),
+        "number of steps between measurements of update norms; 0 disables them",
+        "N",
     )
-    eval: tuple[str, ...] = setting(
-        (), _path, "file or folder to evaluate the model on; may be repeated", "PATH"
+    eval: tuple[str, ...] = declare_setting(
+        (), _parse_path, "file or folder to evaluate the model on; may be repeated", "PATH"
     )
-    eval_steps: int = setting(
-        0, whole(1), "number of steps between evaluations (default: --save-steps)", "N"
+    eval_steps: int = declare_setting(
+        0, accept_whole(1), "number of steps between evaluations (default: --save-steps)", "N"
     )
-    resume: bool = setting(
+    resume: bool = declare_setting(
         False,
-        switch,
+        parse_switch,
         "continue the run in the output directory from its last whole checkpoint; settings "
         "that are not given are those of the record",
     )
 
-    def recipe_json(self) -> str:
+    def make_recipe_json(self) -> str:
         """Return as JSON all settings on which the result of a run depends."""
         fields = dataclasses.asdict(self)
         return json.dumps({k: v for k, v in fields.items() if k not in _UNRECORDED})
@@ -175,7 +208,7 @@ def get_train_fields() -> tuple[dataclasses.Field[Any], ...]:
 
 def get_train_flag(name: str) -> str:
     """Return the flag or argument of a setting of `TrainConfig`."""
-    return {"from_model": "--from", "texts": "TEXT"}.get(name) or flag_of(name)
+    return {"from_model": "--from", "texts": "TEXT"}.get(name) or spell_flag(name)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +216,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="text files or folders")
     for field in get_train_fields():
         how: dict[str, Any] = {"metavar": field.metadata["metavar"]}
-        if field.metadata["parse"] is switch:
+        if field.metadata["parse"] is parse_switch:
             how = {"action": "store_const", "const": "true"}
         elif isinstance(field.default, tuple):
             how["action"] = "append"
@@ -199,7 +232,7 @@ def read_train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     if arguments.texts:
-        values["texts"] = tuple(_parse("TEXT", text, _path) for text in arguments.texts)
+        values["texts"] = tuple(_parse("TEXT", text, _parse_path) for text in arguments.texts)
     for field in get_train_fields():
         given = getattr(arguments, field.name)
         if given is None:

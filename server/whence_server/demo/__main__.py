@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from whence.cli.trace_link import MEANING, trace_url_template
-from whence_server.config.environment import process_environment
+from whence.cli.trace_link import MEANING, choose_template
+from whence_server.config.environment import copy_environment
 from whence_server.demo.model import ensure_demo_model, ensure_head_weights, find_cache_dir
 
 
@@ -25,10 +25,10 @@ def main() -> int:
     from whence_server.demo.show import find_collector, show
 
     try:
-        trace_url = trace_url_template(arguments.trace_url)
+        trace_url = choose_template(arguments.trace_url)
     except ValueError as error:
         parser.error(str(error))
-    if trace_url and not find_collector(process_environment()):
+    if trace_url and not find_collector(copy_environment()):
         parser.error(
             "a trace URL needs a collector of your own, as the demo's own has no pages: set for "
             "example OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317"

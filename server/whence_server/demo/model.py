@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whence_server.config.environment import process_environment, use_passive_waiting
+from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.demo.corpus import ensure_corpus_folder
 from whence_server.demo.recipe import SETTINGS, compute_key
 from whence_server.domain.errors import ConfigurationError
@@ -70,7 +70,7 @@ def _get_head_weights_path(directory: Path) -> Path:
 
 def find_cache_dir() -> Path:
     """Return `whence` in $XDG_CACHE_HOME or ~/.cache (XDG Base Directory Specification)."""
-    given = process_environment().get("XDG_CACHE_HOME", "")
+    given = copy_environment().get("XDG_CACHE_HOME", "")
     # The specification says to ignore relative paths.
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
     return base / "whence"

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.config.environment import process_environment
+from whence_server.config.environment import copy_environment
 from whence_server.demo.receiver import Receiver
 
 PROMPT = "The for statement is used to"
@@ -60,7 +60,7 @@ async def show(model: Path, trace_url: str = "", head_weights: Path | None = Non
     Returns:
         The exit status: 0, or that of the command that failed.
     """
-    own_endpoint = find_collector(process_environment())
+    own_endpoint = find_collector(copy_environment())
     receiver = Receiver()
     try:
         await receiver.start()
@@ -110,7 +110,7 @@ async def _run_server_on(
     model: Path, head_weights: Path | None, data_dir: str, endpoint: str | None
 ) -> AsyncIterator[str]:
     # The demo shows spans, and most trace backends accept no metrics.
-    environment = {"OTEL_METRICS_EXPORTER": "none", **process_environment()}
+    environment = {"OTEL_METRICS_EXPORTER": "none", **copy_environment()}
     if endpoint is not None:
         environment = _remove_other_collectors_settings(environment)
     # Without an endpoint of the demo's own, the environment's variables configure the export.

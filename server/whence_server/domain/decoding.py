@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Annotated
 
 from whence_server.domain import bounds
-from whence_server.domain.options import Entries, Kind, Option, Rule, declared_options
+from whence_server.domain.options import Entries, Kind, Option, Rule, list_declared_options
 
 MAX_SEED = 2**64 - 1
 
@@ -58,7 +58,9 @@ _SEARCHING = frozenset({Strategy.BEAM_SEARCH})
 _SAMPLE = Option("decoding.sample", configured_for=_SAMPLING)
 
 
-def _sampling_rule(allows: Callable[[float], bool], text: str, *, is_float: bool = False) -> Option:
+def _declare_sampling(
+    allows: Callable[[float], bool], text: str, *, is_float: bool = False
+) -> Option:
     return replace(_SAMPLE, rule=Rule(allows, text, is_float=is_float))
 
 
@@ -137,7 +139,7 @@ class Decoding:
     """The words' token ids."""
     temperature: Annotated[
         float,
-        _sampling_rule(
+        _declare_sampling(
             _is_temperature,
             f"a number from {bounds.MIN_TEMPERATURE:g} to {bounds.MAX_TEMPERATURE:g} "
             "(for no randomness ask for `greedy`)",
@@ -146,13 +148,13 @@ class Decoding:
     ] = 1.0
     top_k: Annotated[int, _SAMPLE] = 0
     """0 is off."""
-    top_p: Annotated[float, _sampling_rule(lambda value: 0 < value <= 1, "in (0, 1]")] = 1.0
-    min_p: Annotated[float, _sampling_rule(lambda value: 0 <= value <= 1, "in [0, 1]")] = 0.0
-    typical_p: Annotated[float, _sampling_rule(lambda value: 0 < value <= 1, "in (0, 1]")] = 1.0
-    epsilon_cutoff: Annotated[float, _sampling_rule(lambda value: 0 <= value < 1, "in [0, 1)")] = (
-        0.0
-    )
-    eta_cutoff: Annotated[float, _sampling_rule(lambda value: 0 <= value < 1, "in [0, 1)")] = 0.0
+    top_p: Annotated[float, _declare_sampling(lambda value: 0 < value <= 1, "in (0, 1]")] = 1.0
+    min_p: Annotated[float, _declare_sampling(lambda value: 0 <= value <= 1, "in [0, 1]")] = 0.0
+    typical_p: Annotated[float, _declare_sampling(lambda value: 0 < value <= 1, "in (0, 1]")] = 1.0
+    epsilon_cutoff: Annotated[
+        float, _declare_sampling(lambda value: 0 <= value < 1, "in [0, 1)")
+    ] = 0.0
+    eta_cutoff: Annotated[float, _declare_sampling(lambda value: 0 <= value < 1, "in [0, 1)")] = 0.0
     seed: Annotated[int, Option("decoding.sample")] = 0
     """64 bits, unsigned; only for sampling."""
     num_beams: Annotated[int, Option("decoding.beam_search", configured_for=_SEARCHING)] = 1
@@ -174,7 +176,7 @@ class Decoding:
         return self.num_return_sequences
 
 
-DECODING_OPTIONS = declared_options(Decoding)
+DECODING_OPTIONS = list_declared_options(Decoding)
 """Every option of `decoding` in the contract but the strategy itself."""
 
 
@@ -275,7 +277,7 @@ class TraceOptions:
     """Tokens whose logprobs every step has, besides those of the candidates."""
 
 
-TRACE_OPTIONS = declared_options(TraceOptions)
+TRACE_OPTIONS = list_declared_options(TraceOptions)
 """Every option of `trace` in the contract."""
 
 

@@ -2,7 +2,7 @@
 
 An option is a field of `Decoding` or of `TraceOptions` that carries an `Option` in its annotation.
 Conversions from the contract, defaults, checks and the journal's encoding go through the tables
-that `declared_options` makes of these fields: a new option is declared once.
+that `list_declared_options` makes of these fields: a new option is declared once.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Entries:
     are_token_ids: bool = False
     are_distinct: bool = False
 
-    def most(self, limits: Limits) -> int:
+    def get_most(self, limits: Limits) -> int:
         """Return the largest number of them."""
         most: int = getattr(limits, self.limit)
         return most
@@ -87,7 +87,7 @@ class Option:
         entries: bounds of a list or map.
         configured_for: strategies for which the model's generation config sets what is unset.
         shapes_choice: refused for a forced continuation, which leaves nothing to choose.
-        name: of its field in the contract and in the domain; filled in by `declared_options`.
+        name: of its field in the contract and in the domain; filled in by `list_declared_options`.
         neutral: value where the strategy does not use it; filled in likewise.
     """
 
@@ -111,7 +111,7 @@ class Option:
         return self.message.partition(".")[2]
 
 
-def declared_options(declaration: type) -> tuple[Option, ...]:
+def list_declared_options(declaration: type) -> tuple[Option, ...]:
     """Return the options among a dataclass's fields, in their order."""
     hints = get_type_hints(declaration, include_extras=True)
     return tuple(

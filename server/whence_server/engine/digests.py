@@ -52,7 +52,7 @@ def digest_weights(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in _list_distinct(state):
         digest.update(_make_heading(name, tensor))
-        digest.update(_to_little_endian(tensor))
+        digest.update(_convert_to_little_endian(tensor))
     return digest.hexdigest()
 
 
@@ -72,7 +72,7 @@ def digest_tensors(state: Mapping[str, torch.Tensor]) -> list[TensorDigest]:
     Of tied tensors only the first is returned, as in `digest_weights`.
     """
     return [
-        _make_tensor_digest(name, tensor, hashlib.sha256(_to_little_endian(tensor)))
+        _make_tensor_digest(name, tensor, hashlib.sha256(_convert_to_little_endian(tensor)))
         for name, tensor in _list_distinct(state)
     ]
 
@@ -90,7 +90,7 @@ def digest_state(state: Mapping[str, torch.Tensor]) -> StateDigests:
     """Compute both kinds of digests in one pass, which copies each tensor to the CPU once."""
     whole, records = hashlib.sha256(), []
     for name, tensor in _list_distinct(state):
-        octets = _to_little_endian(tensor)
+        octets = _convert_to_little_endian(tensor)
         whole.update(_make_heading(name, tensor))
         whole.update(octets)
         records.append(_make_tensor_digest(name, tensor, hashlib.sha256(octets)))
@@ -123,7 +123,7 @@ def _name_dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _to_little_endian(tensor: torch.Tensor) -> memoryview:
+def _convert_to_little_endian(tensor: torch.Tensor) -> memoryview:
     """Return the elements' bytes, row-major; no copy for a contiguous tensor on the CPU."""
     elements = tensor.cpu().contiguous().reshape(-1)
     octets = elements.view(torch.uint8)

@@ -12,7 +12,7 @@ from whence_server.engine.internals.probe import (
     NO_PROBE,
     Activations,
     Probe,
-    probing,
+    collect_activations,
     translate_probe_errors,
 )
 from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows, ProbeReadout
@@ -189,7 +189,7 @@ class Runner:
             input_ids = torch.tensor(token_ids, device=self._device).unsqueeze(1)
             arguments = self._make_step_arguments(layout)
             if probed:
-                with probing(self._probe) as buffer:
+                with collect_activations(self._probe) as buffer:
                     logits = self._forward(input_ids, self._cache, arguments)[:, -1]
                 with self._isolate_probe():
                     self._activations = buffer.activations
@@ -282,7 +282,7 @@ class Runner:
         if num_tokens < prompt.num_left:
             logits = self._forward(input_ids, prompt.cache, arguments)
         else:
-            with probing(self._probe) as buffer:
+            with collect_activations(self._probe) as buffer:
                 logits = self._forward(input_ids, prompt.cache, arguments)
         values = [layer[:, :, -num_tokens:] for layer in prompt.cache.values]
         with translate_probe_errors():

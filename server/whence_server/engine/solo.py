@@ -18,7 +18,12 @@ from transformers import GenerationConfig
 
 from whence_server.engine import frequencies
 from whence_server.engine.frequencies import Frequencies, SequenceState
-from whence_server.engine.internals.probe import NO_PROBE, Probe, probing, translate_probe_errors
+from whence_server.engine.internals.probe import (
+    NO_PROBE,
+    Probe,
+    collect_activations,
+    translate_probe_errors,
+)
 from whence_server.engine.internals.probed_rows import ProbeReadout
 from whence_server.engine.internals.probed_sequence import ProbedSequence
 
@@ -286,7 +291,7 @@ class SoloRunner:
         """Run the model, and keep its activations if the sequence is probed."""
         if state.probed is None:
             return self._model(**inputs, return_dict=True)
-        with probing(self._probe, values=True) as buffer:
+        with collect_activations(self._probe, values=True) as buffer:
             output = self._model(**inputs, return_dict=True)
         state.probed.buffer = buffer
         return output

@@ -15,7 +15,7 @@ from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from whence_server.engine.internals.probe import NO_PROBE, Activations, Probe, probing
+from whence_server.engine.internals.probe import NO_PROBE, Activations, Probe, collect_activations
 from whence_server.engine.style import ForwardStyle
 from whence_server.engine.torchscript import trace
 
@@ -139,7 +139,7 @@ class _Step(torch.nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if self._probe is None:
             return self._run_model(input_ids, positions, masks, columns)
-        with probing(self._probe) as buffer:
+        with collect_activations(self._probe) as buffer:
             logits = self._run_model(input_ids, positions, masks, columns)
         activations = buffer.activations
         hidden = () if activations.hidden is None else (activations.hidden,)

@@ -117,7 +117,7 @@ def check_options(
         fault = option.rule.find_fault(value) if option.rule is not None else ""
         faults.expect(not fault, option.path, fault)
         if option.entries is not None:
-            most = option.entries.most(limits)
+            most = option.entries.get_most(limits)
             if len(value) <= most:
                 _check_entries(faults, option.path, option.entries, value, model)
             else:

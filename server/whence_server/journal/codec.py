@@ -94,38 +94,38 @@ def encode_started(started: Started) -> bytes:
         parent_span_id=context.parent_span_id,
         trace_flags=context.trace_flags,
         trace_state=context.trace_state,
-        start_time=timestamp(started.start_time_ns),
+        start_time=make_timestamp(started.start_time_ns),
         model=model.name,
         model_digest=model.model_digest,
         tokenizer_digest=model.tokenizer_digest,
-        environment=environment_to_proto(model),
+        environment=convert_environment(model),
         prompt=started.prompt,
         prompt_token_ids=started.prompt_token_ids,
-        effective_decoding=decoding_to_proto(started.decoding),
-        effective_trace=trace_to_proto(started.trace),
+        effective_decoding=convert_decoding(started.decoding),
+        effective_trace=convert_trace(started.trace),
         processor_names=started.processor_names,
         request_digest=started.request_digest,
         labels=started.labels,
         source_method=started.source_method,
         unavailable=started.unavailable,
         operation=started.operation,
-        training_run=training_run_to_proto(model),
-        configured_decoding=configured_to_proto(started.decoding),
+        training_run=convert_training_run(model),
+        configured_decoding=convert_configured(started.decoding),
     ).SerializeToString()
 
 
 def encode_finished(finished: Finished) -> bytes:
     """Return a serialised whence.v1.GenerationFinished."""
     return generation_pb2.GenerationFinished(
-        sequences=[_sequence(result) for result in finished.sequences],
-        finish_reason=_finish_reason(finished.finish_reason),
+        sequences=[_convert_sequence(result) for result in finished.sequences],
+        finish_reason=_convert_finish_reason(finished.finish_reason),
         num_prompt_tokens=finished.num_prompt_tokens,
         num_generated_tokens=finished.num_generated_tokens,
         queue_ns=finished.queue_ns,
         prefill_ns=finished.prefill_ns,
         decode_ns=finished.decode_ns,
-        end_time=timestamp(finished.end_time_ns),
-        failure=None if finished.failure is None else _failure(finished.failure),
+        end_time=make_timestamp(finished.end_time_ns),
+        failure=None if finished.failure is None else _convert_failure(finished.failure),
         num_prefill_chunks=finished.num_prefill_chunks,
     ).SerializeToString()
 
@@ -140,8 +140,8 @@ def encode_call(call: CallRecord) -> bytes:
         trace_flags=context.trace_flags,
         trace_state=context.trace_state,
         method=call.method,
-        start_time=timestamp(call.start_time_ns),
-        end_time=timestamp(call.end_time_ns),
+        start_time=make_timestamp(call.start_time_ns),
+        end_time=make_timestamp(call.end_time_ns),
         status_code=call.status_code,
         generation_id=call.generation_id,
         server_address=call.server_address,
@@ -149,7 +149,7 @@ def encode_call(call: CallRecord) -> bytes:
     ).SerializeToString()
 
 
-def decoding_to_proto(decoding: Decoding) -> generation_pb2.Decoding:
+def convert_decoding(decoding: Decoding) -> generation_pb2.Decoding:
     """Effective settings, every default filled in."""
     proto = generation_pb2.Decoding()
     strategy_name = decoding.strategy.value
@@ -167,7 +167,7 @@ def decoding_to_proto(decoding: Decoding) -> generation_pb2.Decoding:
     return proto
 
 
-def configured_to_proto(decoding: Decoding) -> generation_pb2.ConfiguredDecoding | None:
+def convert_configured(decoding: Decoding) -> generation_pb2.ConfiguredDecoding | None:
     """Convert the settings of the model's generation config alone; None if there are none."""
     configured = decoding.configured
     proto = generation_pb2.ConfiguredDecoding(
@@ -190,7 +190,7 @@ def configured_to_proto(decoding: Decoding) -> generation_pb2.ConfiguredDecoding
     return proto if proto.ByteSize() else None
 
 
-def trace_to_proto(trace: TraceOptions) -> generation_pb2.TraceOptions:
+def convert_trace(trace: TraceOptions) -> generation_pb2.TraceOptions:
     """Return the granted trace options as the contract's message."""
     proto = generation_pb2.TraceOptions()
     for option in TRACE_OPTIONS:
@@ -198,7 +198,7 @@ def trace_to_proto(trace: TraceOptions) -> generation_pb2.TraceOptions:
     return proto
 
 
-def environment_to_proto(model: ModelInfo) -> generation_pb2.Environment:
+def convert_environment(model: ModelInfo) -> generation_pb2.Environment:
     """Convert the environment on which the numbers depend."""
     environment = model.environment
     return generation_pb2.Environment(
@@ -213,7 +213,7 @@ def environment_to_proto(model: ModelInfo) -> generation_pb2.Environment:
     )
 
 
-def training_run_to_proto(model: ModelInfo) -> generation_pb2.TrainingRunRef | None:
+def convert_training_run(model: ModelInfo) -> generation_pb2.TrainingRunRef | None:
     """Convert the training run of the model's weights; None if it is unknown."""
     run = model.training_run
     if run is None:
@@ -227,7 +227,7 @@ def training_run_to_proto(model: ModelInfo) -> generation_pb2.TrainingRunRef | N
     )
 
 
-def timestamp(time_ns: int) -> Timestamp:
+def make_timestamp(time_ns: int) -> Timestamp:
     """Convert Unix nanoseconds to a Timestamp, exactly."""
     seconds, nanos = divmod(time_ns, 10**9)
     return Timestamp(seconds=seconds, nanos=nanos)
@@ -286,23 +286,23 @@ def _set_option(message: Message, option: Option, value: Any) -> None:
             setattr(message, option.name, value)
 
 
-def _finish_reason(reason: FinishReason) -> generation_pb2.FinishReason.ValueType:
+def _convert_finish_reason(reason: FinishReason) -> generation_pb2.FinishReason.ValueType:
     return generation_pb2.FinishReason.ValueType(reason.value)
 
 
-def _sequence(result: SequenceResult) -> generation_pb2.SequenceResult:
+def _convert_sequence(result: SequenceResult) -> generation_pb2.SequenceResult:
     return generation_pb2.SequenceResult(
         sequence_index=result.sequence_index,
         text=result.text,
         token_ids=result.token_ids,
-        finish_reason=_finish_reason(result.finish_reason),
+        finish_reason=_convert_finish_reason(result.finish_reason),
         stop=result.stop,
         logprob=result.logprob,
         score=result.score,
     )
 
 
-def _failure(failure: Failure) -> generation_pb2.Failure:
+def _convert_failure(failure: Failure) -> generation_pb2.Failure:
     return generation_pb2.Failure(
         code=failure.code.value, reason=failure.reason, message=failure.message
     )

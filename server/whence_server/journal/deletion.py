@@ -36,7 +36,7 @@ class Deletion:
         """
         self._log.begin_deletion(generation_id)
         try:
-            self._log.append_deletion(generation_id, await self._payload(generation_id))
+            self._log.append_deletion(generation_id, await self._make_payload(generation_id))
         except BaseException:
             self._log.cancel_deletion(generation_id)
             raise
@@ -46,14 +46,14 @@ class Deletion:
         self._clear_later()
         return False
 
-    async def _payload(self, generation_id: str) -> bytes:
+    async def _make_payload(self, generation_id: str) -> bytes:
         """Return the payload of the DELETED entry, over all entries of the generation so far."""
         await self._log.flush()
         position, entries = await self._readers.run_heavy(
             self._store.read_entry_digests, generation_id
         )
         known = {entry.position for entry in entries}
-        calls = self._log.calls_since_deletion(generation_id)
+        calls = self._log.list_calls_since_deletion(generation_id)
         late = [entry for entry in calls if entry.position not in known]
         return encode_deletion(generation_id, position, time.time_ns(), [*entries, *late])
 

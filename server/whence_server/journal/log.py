@@ -204,7 +204,7 @@ class Log:
             raise GenerationNotFoundError(generation_id, deleted=True)
         self._deleting[generation_id] = []
 
-    def calls_since_deletion(self, generation_id: str) -> list[EntryDigest]:
+    def list_calls_since_deletion(self, generation_id: str) -> list[EntryDigest]:
         """Return the calls that were appended since `begin_deletion`."""
         return self._deleting[generation_id]
 

@@ -34,7 +34,9 @@ def translate_transient_errors() -> Iterator[None]:
     except apsw.FullError as error:
         raise JournalFullError("the disk is full") from error
     except _TRANSIENT as error:
-        raise JournalUnwritableError(type(error).__name__ + ": " + _first_line(error)) from error
+        raise JournalUnwritableError(
+            type(error).__name__ + ": " + _find_first_line(error)
+        ) from error
 
 
 @contextmanager
@@ -46,5 +48,5 @@ def translate_corruption() -> Iterator[None]:
         raise RecordDamagedError("", f"pages of the database are malformed ({error})") from error
 
 
-def _first_line(error: apsw.Error) -> str:
+def _find_first_line(error: apsw.Error) -> str:
     return str(error).splitlines()[0] if str(error) else "no detail"

@@ -74,7 +74,7 @@ class RunLibrary:
 
     async def query_all(self, ask: Callable[[list[TrainingRun]], T]) -> T:
         """Call `ask` with all runs, newest first, in the library's thread; return its result."""
-        return await self._in_thread(lambda: ask(self._scan()))
+        return await self._run_in_thread(lambda: ask(self._scan()))
 
     async def query(self, training_run_id: str, ask: Callable[[TrainingRun], T]) -> T:
         """Call `ask` with one run in the library's thread; return its result.
@@ -82,18 +82,18 @@ class RunLibrary:
         Raises:
             TrainingRunNotFoundError: there is no run with this id, or its record is not intact.
         """
-        return await self._in_thread(lambda: ask(self._find(training_run_id)))
+        return await self._run_in_thread(lambda: ask(self._find(training_run_id)))
 
     async def link(self, model: ModelInfo) -> TrainingRunRef | None:
         """Return the run that made a loaded model, found by its digests; None if there is none."""
-        return await self._in_thread(partial(self._link, model))
+        return await self._run_in_thread(partial(self._link, model))
 
     def close(self) -> None:
         """Stop the thread without waiting for its current work."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def _run_in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _link(self, model: ModelInfo) -> TrainingRunRef | None:
@@ -120,7 +120,9 @@ class RunLibrary:
         for path in paths:
             run = self._refresh_run(path)
             # Models that are saved elsewhere have copies of the record; the original is longer.
-            if run is not None and (run.id not in found or _rank(run) > _rank(found[run.id])):
+            if run is not None and (
+                run.id not in found or _rank_copy(run) > _rank_copy(found[run.id])
+            ):
                 found[run.id] = run
         for gone in self._known.keys() - paths.keys():
             del self._known[gone]
@@ -175,7 +177,7 @@ class RunLibrary:
             yield from self._find_records_below(Path(folder), depth - 1)
 
 
-def _rank(run: TrainingRun) -> tuple[int, int]:
+def _rank_copy(run: TrainingRun) -> tuple[int, int]:
     """Return the rank of a copy of a record: its length, then its checkpoints that are there."""
     directory = run.path.parent
     there = sum((directory / checkpoint.path).is_dir() for checkpoint in run.checkpoints)

@@ -111,7 +111,7 @@ def make_service_handler(
             else grpc.stream_stream_rpc_method_handler
         )
         handlers[method.name] = make(
-            guarded.unary if method.unary else guarded.stream,
+            guarded.handle_unary if method.unary else guarded.handle_stream,
             request_deserializer=guarded.parse,
             response_serializer=None,
         )
@@ -136,7 +136,7 @@ class _GuardedMethod:
         except DecodeError as error:
             return Malformed(str(error))
 
-    async def unary(self, _messages: object, context: Context) -> bytes:
+    async def handle_unary(self, _messages: object, context: Context) -> bytes:
         response = b""
 
         async def run(parsed: Message, call: Call) -> None:
@@ -147,7 +147,7 @@ class _GuardedMethod:
         await self._run(context, run)
         return response
 
-    async def stream(self, _messages: object, context: Context) -> None:
+    async def handle_stream(self, _messages: object, context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
             assert self._method.stream is not None  # noqa: S101 - chosen by make_service_handler
             async with aclosing(self._method.stream(parsed, call)) as messages:

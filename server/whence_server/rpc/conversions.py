@@ -23,15 +23,13 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.options import Kind, Option
 from whence_server.domain.requests import ChatInput, ChatMessage, GenerationInput, GenerationRequest
 from whence_server.rpc.counts import check_counts
-from whence_server.rpc.request_digest import request_digests, struct_json
+from whence_server.rpc.request_digest import compute_digests, encode_struct
 
 _FAULTS_SHOWN = 8
 """Maximum number of reported faults of one kind."""
 
 
-def generation_request(
-    request: generation_pb2.GenerateRequest, limits: Limits
-) -> GenerationRequest:
+def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> GenerationRequest:
     """Convert a request to the domain's type.
 
     Entries of bounded fields are counted before they are copied: a message of a few megabytes
@@ -42,22 +40,22 @@ def generation_request(
     """
     check_counts(request, limits)
     violations: list[FieldViolation] = []
-    struct = _struct_arguments(request.chat, limits, violations)
+    struct = _convert_arguments(request.chat, limits, violations)
     converted = GenerationRequest(
-        input=_input(request, struct, limits, violations),
+        input=_convert_input(request, struct, limits, violations),
         digest="",
         model=request.model,
-        decoding=_decoding(request, limits, violations),
+        decoding=_convert_decoding(request, limits, violations),
         size_bytes=request.ByteSize(),
-        trace=TraceRequest(**_options(TRACE_OPTIONS, request, violations)),
-        generation_id=_generation_id(request.generation_id, violations),
-        labels=_labels(request, limits, violations),
-        disconnect_grace_s=_grace_s(request, limits, violations),
-        max_duration_s=_duration_s(request, violations),
+        trace=TraceRequest(**_read_options(TRACE_OPTIONS, request, violations)),
+        generation_id=_parse_generation_id(request.generation_id, violations),
+        labels=_read_labels(request, limits, violations),
+        disconnect_grace_s=_read_grace_s(request, limits, violations),
+        max_duration_s=_read_duration_s(request, violations),
     )
     if violations:
         raise InvalidRequestError(*violations)
-    digests = request_digests(request, struct)
+    digests = compute_digests(request, struct)
     return replace(converted, digest=digests.digest, former_digest=digests.former)
 
 
@@ -70,13 +68,13 @@ def require_generation_id(generation_id: str) -> str:
     violations: list[FieldViolation] = []
     if not generation_id:
         violations.append(FieldViolation("generation_id", "must name a generation"))
-    _generation_id(generation_id, violations)
+    _parse_generation_id(generation_id, violations)
     if violations:
         raise InvalidRequestError(*violations)
     return generation_id
 
 
-def _input(
+def _convert_input(
     request: generation_pb2.GenerateRequest,
     struct: str,
     limits: Limits,
@@ -90,12 +88,12 @@ def _input(
     if kind == "tokens":
         return TokenInput(tuple(request.tokens.token_ids))
     if kind == "chat":
-        return _chat_input(request.chat, struct, limits, violations)
+        return _convert_chat(request.chat, struct, limits, violations)
     violations.append(FieldViolation("input", "one of `prompt`, `chat` or `tokens` must be set"))
     return ""
 
 
-def _chat_input(
+def _convert_chat(
     chat: generation_pb2.ChatInput, struct: str, limits: Limits, violations: list[FieldViolation]
 ) -> ChatInput:
     messages = tuple(ChatMessage(m.role, m.content) for m in chat.messages)
@@ -124,7 +122,7 @@ def _chat_input(
     return ChatInput(messages, text or struct, chat.template_name)
 
 
-def _struct_arguments(
+def _convert_arguments(
     chat: generation_pb2.ChatInput, limits: Limits, violations: list[FieldViolation]
 ) -> str:
     """Return the template arguments of a Struct as JSON."""
@@ -134,13 +132,13 @@ def _struct_arguments(
         violations.append(FieldViolation(field, f"has {num_bytes} bytes; at most {most} are taken"))
         return ""
     try:
-        return struct_json(chat.template_arguments)
+        return encode_struct(chat.template_arguments)
     except ValueError as error:
         violations.append(FieldViolation(field, f"is no JSON: {error}"))
         return ""
 
 
-def _decoding(
+def _convert_decoding(
     request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> DecodingRequest:
     decoding = request.decoding
@@ -155,12 +153,12 @@ def _decoding(
     chosen = decoding.WhichOneof("strategy")
     return DecodingRequest(
         strategy=Strategy(chosen) if chosen else None,
-        forced=_forced(decoding, violations),
-        **_options(DECODING_OPTIONS, request, violations),
+        forced=_convert_forced(decoding, violations),
+        **_read_options(DECODING_OPTIONS, request, violations),
     )
 
 
-def _options(
+def _read_options(
     options: Iterable[Option],
     request: generation_pb2.GenerateRequest,
     violations: list[FieldViolation],
@@ -169,14 +167,14 @@ def _options(
     values = {}
     for option in options:
         try:
-            values[option.name] = _value(option, attrgetter(option.message)(request))
+            values[option.name] = _read_value(option, attrgetter(option.message)(request))
         except ValueError:
             kind = type(option.neutral).__name__
             violations.append(FieldViolation(option.path, f"is no {kind} value"))
     return values
 
 
-def _value(option: Option, message: Message) -> Any:
+def _read_value(option: Option, message: Message) -> Any:
     """Return an option's value in the domain.
 
     Raises:
@@ -194,7 +192,7 @@ def _value(option: Option, message: Message) -> Any:
     return value if not has_presence or message.HasField(option.name) else None
 
 
-def _forced(
+def _convert_forced(
     decoding: generation_pb2.Decoding, violations: list[FieldViolation]
 ) -> str | TokenInput | None:
     if decoding.WhichOneof("strategy") != "forced":
@@ -210,7 +208,7 @@ def _forced(
     return None
 
 
-def _generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
+def _parse_generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
     if not generation_id:
         return ""
     try:
@@ -228,7 +226,7 @@ def _generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
     return generation_id
 
 
-def _labels(
+def _read_labels(
     request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> dict[str, str]:
     labels = dict(request.labels)
@@ -245,10 +243,10 @@ def _labels(
     return labels
 
 
-def _grace_s(
+def _read_grace_s(
     request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> float:
-    grace_s = _seconds(request.disconnect_grace)
+    grace_s = _convert_to_seconds(request.disconnect_grace)
     if not 0 <= grace_s <= limits.max_disconnect_grace_s:
         violations.append(
             FieldViolation(
@@ -259,12 +257,12 @@ def _grace_s(
     return grace_s
 
 
-def _duration_s(
+def _read_duration_s(
     request: generation_pb2.GenerateRequest, violations: list[FieldViolation]
 ) -> float | None:
     if not request.HasField("max_duration"):
         return None
-    duration_s = _seconds(request.max_duration)
+    duration_s = _convert_to_seconds(request.max_duration)
     if duration_s <= 0:
         violations.append(
             FieldViolation("max_duration", f"must be more than 0 s, not {duration_s:g} s")
@@ -272,11 +270,11 @@ def _duration_s(
     return duration_s
 
 
-def _seconds(duration: duration_pb2.Duration) -> float:
+def _convert_to_seconds(duration: duration_pb2.Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
-def page_size(asked: int, default: int, largest: int) -> int:
+def choose_page_size(asked: int, default: int, largest: int) -> int:
     """Return the page size to use, within bounds.
 
     Raises:

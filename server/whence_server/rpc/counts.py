@@ -26,7 +26,7 @@ def check_counts(request: generation_pb2.GenerateRequest, limits: Limits) -> Non
         # A server whose cache holds no more can run no longer one, whatever its model.
         ("tokens.token_ids", len(request.tokens.token_ids), limits.max_cache_tokens, "tokens"),
         ("decoding.forced.tokens.token_ids", len(forced), limits.max_cache_tokens, "tokens"),
-        *_counted_options(request, limits),
+        *_count_options(request, limits),
     )
     violations = [
         FieldViolation(field, f"has {number} {what}; this server takes at most {most}")
@@ -37,10 +37,10 @@ def check_counts(request: generation_pb2.GenerateRequest, limits: Limits) -> Non
         raise InvalidRequestError(*violations)
 
 
-def _counted_options(
+def _count_options(
     request: generation_pb2.GenerateRequest, limits: Limits
 ) -> Iterator[tuple[str, int, int, str]]:
     for option in (*DECODING_OPTIONS, *TRACE_OPTIONS):
         if option.entries is not None:
             number = len(attrgetter(option.path)(request))
-            yield option.path, number, option.entries.most(limits), option.entries.noun
+            yield option.path, number, option.entries.get_most(limits), option.entries.noun

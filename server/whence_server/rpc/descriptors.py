@@ -29,12 +29,12 @@ def raise_descriptor_limit() -> int:
             "the limit of open files is %d, which allows %d connections; raise the hard limit "
             "(ulimit -Hn)",
             limit,
-            max_connections(limit),
+            compute_max_connections(limit),
         )
     return limit
 
 
-def max_connections(limit: int) -> int:
+def compute_max_connections(limit: int) -> int:
     """Return the maximum number of connections under a limit of open files.
 
     A quarter of the limit, from 64 to 512 descriptors, is reserved for the journal, restarts of

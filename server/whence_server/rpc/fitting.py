@@ -25,7 +25,7 @@ def truncate_text(text: str, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
     """
     num_bytes = 0
     for position, character in enumerate(text):
-        num_bytes += _encoded_size(character)
+        num_bytes += _measure_encoded(character)
         if num_bytes > max_bytes:
             text = f"{_truncate_encoded(text[:position], max_bytes - 3)}..."
             break
@@ -53,15 +53,15 @@ def select_violations(violations: Sequence[FieldViolation]) -> list[FieldViolati
 
 
 def _truncate_encoded(text: str, max_bytes: int) -> str:
-    num_bytes = sum(map(_encoded_size, text))
+    num_bytes = sum(map(_measure_encoded, text))
     end = len(text)
     while num_bytes > max_bytes:
         end -= 1
-        num_bytes -= _encoded_size(text[end])
+        num_bytes -= _measure_encoded(text[end])
     return text[:end]
 
 
-def _encoded_size(character: str) -> int:
+def _measure_encoded(character: str) -> int:
     if " " <= character <= "~" and character != "%":
         return 1
     return 3 * len(character.encode(errors="replace"))

@@ -11,7 +11,7 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
-from whence_server.rpc.conversions import generation_request, require_generation_id
+from whence_server.rpc.conversions import convert_request, require_generation_id
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.splice import build_responses, require_readable
 
@@ -59,9 +59,9 @@ class GenerationServicer:
         Converting thousands of messages or template arguments would block the event loop.
         """
         if request.ByteSize() <= _INLINE_BYTES:
-            return generation_request(request, self._limits)
+            return convert_request(request, self._limits)
         async with self._converting:
-            return await asyncio.to_thread(generation_request, request, self._limits)
+            return await asyncio.to_thread(convert_request, request, self._limits)
 
     async def resume(
         self, request: generation_pb2.ResumeGenerationRequest, call: Call

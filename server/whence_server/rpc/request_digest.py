@@ -29,16 +29,16 @@ class RequestDigests(NamedTuple):
     former: str
 
 
-def request_digests(
+def compute_digests(
     request: generation_pb2.GenerateRequest, template_arguments: str
 ) -> RequestDigests:
     """Compute a request's digests.
 
     Args:
         request: the request as it arrived.
-        template_arguments: `struct_json` of its template arguments.
+        template_arguments: `encode_struct` of its template arguments.
     """
-    former = _sha256(request.SerializeToString(deterministic=True))
+    former = _compute_sha256(request.SerializeToString(deterministic=True))
     maps: dict[str, Any] = {
         "labels": dict(request.labels),
         "logit_bias": dict(request.decoding.logit_bias.items()),
@@ -59,11 +59,11 @@ def request_digests(
             entries.clear()
     canonical = json.dumps(maps, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return RequestDigests(
-        _sha256(bare.SerializeToString(deterministic=True) + canonical.encode()), former
+        _compute_sha256(bare.SerializeToString(deterministic=True) + canonical.encode()), former
     )
 
 
-def struct_json(struct: struct_pb2.Struct) -> str:
+def encode_struct(struct: struct_pb2.Struct) -> str:
     """Write a Struct as JSON, the same for all orders of its maps; "" if it is empty.
 
     All numbers of a Struct are doubles. Integral ones below 2**53 are written as integers, as
@@ -101,5 +101,5 @@ def _convert_value(value: struct_pb2.Value) -> Any:
             return None
 
 
-def _sha256(serialised: bytes) -> str:
+def _compute_sha256(serialised: bytes) -> str:
     return hashlib.sha256(serialised).hexdigest()

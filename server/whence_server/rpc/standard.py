@@ -69,20 +69,20 @@ def make_reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler
     """Return gRPC's handler of reflection over these services, health and reflection."""
     servicer = ReflectionServicer((*services, HEALTH, REFLECTION))
 
-    async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async def sound() -> AsyncIterator[Any]:
+    async def reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async def read_sound() -> AsyncIterator[Any]:
             async for request in requests:
                 await _refuse_malformed(request, context)
                 yield request
 
-        async for answer in servicer.ServerReflectionInfo(sound(), context):
+        async for answer in servicer.ServerReflectionInfo(read_sound(), context):
             yield answer
 
     return grpc.method_handlers_generic_handler(
         REFLECTION,
         {
             "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                info,
+                reflect,
                 _make_parser(reflection_pb2.ServerReflectionRequest),
                 _serialize,
             )

@@ -19,7 +19,7 @@ from whence_server.domain.limits import Limits
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
-from whence_server.rpc.conversions import page_size, require_generation_id
+from whence_server.rpc.conversions import choose_page_size, require_generation_id
 from whence_server.rpc.splice import build_events, build_list_steps_response, build_watch_response
 from whence_server.rpc.watching import (
     WatchFilter,
@@ -95,7 +95,7 @@ class TraceServicer:
         del call
         rows, next_page_token = await self._journal.list(
             convert_filter(request.filter),
-            page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
+            choose_page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
             request.page_token,
         )
         return trace_pb2.ListGenerationsResponse(
@@ -107,7 +107,7 @@ class TraceServicer:
         """Return a page of steps, in the order in which they were made."""
         call.generation_id = require_generation_id(request.generation_id)
         await self._journal.get(call.generation_id)
-        limit = page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
+        limit = choose_page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
         kind = EntryKind.PROMPT_STEP if request.prompt else EntryKind.STEP
         entries = await self._journal.read(
             call.generation_id,

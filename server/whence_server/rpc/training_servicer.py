@@ -20,7 +20,7 @@ from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.lineage.run import TrainingRun
 from whence_server.rpc.calls import Call, Method
-from whence_server.rpc.conversions import page_size
+from whence_server.rpc.conversions import choose_page_size
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.training_messages import (
     make_document_message,
@@ -94,10 +94,10 @@ class TrainingServicer:
     ) -> bytes:
         """Return a page of summaries, newest first."""
         del call
-        limit = page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE)
+        limit = choose_page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE)
         after = read_run_token(request.page_token)
 
-        def page(runs: list[TrainingRun]) -> training_pb2.ListTrainingRunsResponse:
+        def make_page(runs: list[TrainingRun]) -> training_pb2.ListTrainingRunsResponse:
             rest = [run for run in runs if after is None or _comes_after(run, after)]
             response = training_pb2.ListTrainingRunsResponse(
                 next_page_token=str(_make_token(rest[limit - 1])) if len(rest) > limit else ""
@@ -108,7 +108,7 @@ class TrainingServicer:
                     response.training_runs.append(self._make_summary(run))
             return response
 
-        return (await self._library.query_all(page)).SerializeToString()
+        return (await self._library.query_all(make_page)).SerializeToString()
 
     async def get_training_run(
         self, request: training_pb2.GetTrainingRunRequest, call: Call
@@ -117,11 +117,11 @@ class TrainingServicer:
         del call
         after = read_item_token(request.page_token)
 
-        def whole(run: TrainingRun) -> training_pb2.GetTrainingRunResponse:
+        def make_response(run: TrainingRun) -> training_pb2.GetTrainingRunResponse:
             return make_run_message(run, self._make_summary(run), after)
 
         run_id = self._resolve_run_id(request.training_run_id)
-        return (await self._library.query(run_id, whole)).SerializeToString()
+        return (await self._library.query(run_id, make_response)).SerializeToString()
 
     async def list_training_steps(
         self, request: training_pb2.ListTrainingStepsRequest, call: Call
@@ -129,7 +129,7 @@ class TrainingServicer:
         """Return a page of steps, by number."""
         del call
         wanted = read_step_range(request)
-        limit = page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
+        limit = choose_page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
         after = read_step_token(request.page_token)
         response = await self._library.query(
             self._resolve_run_id(request.training_run_id),

@@ -36,7 +36,7 @@ _LEAST_NORMAL = np.float32(1e-37)
 def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """See `Kernels.count_above`."""
     counts = torch.empty(len(values), dtype=torch.int64)
-    _count_above(_to_array(values), _to_array(thresholds), counts.numpy())
+    _count_above(_convert_to_array(values), _convert_to_array(thresholds), counts.numpy())
     return counts
 
 
@@ -47,14 +47,14 @@ def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> to
     among threads by the shape of the whole batch.
     """
     found = torch.empty(len(logprobs), dtype=torch.float32)
-    _compute_entropies(_to_array(logprobs), _to_array(probabilities), found.numpy())
+    _compute_entropies(_convert_to_array(logprobs), _convert_to_array(probabilities), found.numpy())
     return found
 
 
 def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
     """See `Kernels.find_top_candidates`."""
     token_ids = torch.empty(len(scores), min(num_candidates, scores.shape[1]), dtype=torch.int64)
-    _find_top_candidates(_to_array(scores), token_ids.numpy())
+    _find_top_candidates(_convert_to_array(scores), token_ids.numpy())
     return token_ids
 
 
@@ -97,8 +97,8 @@ def run_race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence
     token_ids = torch.empty(2, num_rows, dtype=torch.int64)
     numbers = torch.empty(2, num_rows, dtype=torch.float64)
     _run_race(
-        _to_array(logprobs),
-        _to_array(probabilities),
+        _convert_to_array(logprobs),
+        _convert_to_array(probabilities),
         np.array(keys, dtype=np.uint64),
         token_ids.numpy(),
         numbers.numpy(),
@@ -108,7 +108,7 @@ def run_race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence
     return Race(token_ids[0], numbers[0], token_ids[1], numbers[1])
 
 
-def _to_array(tensor: torch.Tensor) -> Any:
+def _convert_to_array(tensor: torch.Tensor) -> Any:
     return tensor.contiguous().numpy()
 
 

@@ -51,7 +51,7 @@ def run_race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence
     token_ids = torch.arange(num_tokens, device=logprobs.device)
     zero = torch.zeros_like(token_ids)
     counter = (token_ids, key[:, 2], key[:, 3], zero)
-    words, *_ = philox_4x32(counter, (key[:, 0], key[:, 1]))  # (B, V)
+    words, *_ = compute_philox_4x32(counter, (key[:, 0], key[:, 1]))  # (B, V)
     noises = -torch.log((words.double() + 0.5) * 2.0**-32)
     race_keys = torch.where(logprobs > -torch.inf, noises.log() - logprobs, torch.inf)
 
@@ -68,7 +68,7 @@ def run_race(logprobs: torch.Tensor, probabilities: torch.Tensor, keys: Sequence
 Counter = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def philox_4x32(counter: Counter, key: tuple[torch.Tensor, torch.Tensor]) -> Counter:
+def compute_philox_4x32(counter: Counter, key: tuple[torch.Tensor, torch.Tensor]) -> Counter:
     """Compute Philox4x32-10.
 
     Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.

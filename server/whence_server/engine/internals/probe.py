@@ -73,7 +73,7 @@ def translate_probe_errors() -> Iterator[None]:
 
 
 @contextmanager
-def probing(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer"]:
+def collect_activations(probe: Probe, *, values: bool = False) -> Iterator["ActivationBuffer"]:
     """Collect the activations of the forward pass within the context.
 
     Args:

@@ -108,22 +108,22 @@ class OtlpHttpSink:
             async with self._session.post(
                 self._url, data=request, allow_redirects=False
             ) as response:
-                body = await _body_of(response)
+                body = await _read_body(response)
         except TimeoutError:
             return TryAgain("no answer in time")
         except (aiohttp.ClientError, OSError) as error:
-            return TryAgain(f"{type(error).__name__}: {_shortened(str(error).encode())}")
+            return TryAgain(f"{type(error).__name__}: {_shorten(str(error).encode())}")
         if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-            return _success(response, body)
-        return self._outcome_of(response, body)
+            return _read_success(response, body)
+        return self._find_outcome(response, body)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
 
-    def _outcome_of(self, response: aiohttp.ClientResponse, body: bytes) -> Outcome:
+    def _find_outcome(self, response: aiohttp.ClientResponse, body: bytes) -> Outcome:
         status = response.status
-        reason = f"{_named(status)}: {_message_in(response, body)}"
+        reason = f"{_name_status(status)}: {_read_message(response, body)}"
         if status in RETRYABLE:
             return TryAgain(reason, self._retry_after_s(response))
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
@@ -147,7 +147,7 @@ class OtlpHttpSink:
         return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """Read an answer's body, up to a bound: nobody's error page is to fill the memory."""
     body = bytearray()
     async for chunk in response.content.iter_any():
@@ -157,14 +157,14 @@ async def _body_of(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body[:_MAX_ANSWER_BYTES])
 
 
-def _success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
+def _read_success(response: aiohttp.ClientResponse, body: bytes) -> Outcome:
     """Read an answer that says the spans were taken, and believe no other page."""
     try:
         partial = _answer(response.content_type, body).partial_success
     except ValueError:
         return Failed(
-            f"{_named(response.status)}, with something that is no OTLP answer: "
-            f"{response.content_type}, {_shortened(body)}; is {response.url.path} where OTLP goes?"
+            f"{_name_status(response.status)}, with something that is no OTLP answer: "
+            f"{response.content_type}, {_shorten(body)}; is {response.url.path} where OTLP goes?"
         )
     return Accepted(partial.rejected_spans, partial.error_message)
 
@@ -209,7 +209,7 @@ def _answer_in_json(body: bytes) -> ExportTraceServiceResponse:
         raise ValueError("no message") from error
 
 
-def _named(status: int) -> str:
+def _name_status(status: int) -> str:
     """Return a status with its standard name, as the server's phrase may be anything."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
@@ -217,7 +217,7 @@ def _named(status: int) -> str:
         return str(status)
 
 
-def _message_in(response: aiohttp.ClientResponse, body: bytes) -> str:
+def _read_message(response: aiohttp.ClientResponse, body: bytes) -> str:
     """Return an error's message: of a google.rpc.Status, in protobuf or JSON, or the text."""
     try:
         if response.content_type == PROTOBUF:
@@ -229,9 +229,9 @@ def _message_in(response: aiohttp.ClientResponse, body: bytes) -> str:
                 return message
     except (DecodeError, ValueError, RecursionError):
         pass
-    return _shortened(body)
+    return _shorten(body)
 
 
-def _shortened(body: bytes) -> str:
+def _shorten(body: bytes) -> str:
     text = " ".join(body.decode(errors="replace").split())
     return text[:_MAX_REASON_CHARACTERS]

@@ -106,7 +106,7 @@ class GenerationMetrics:
             origin=read_origin(started),
             model=started.model,
             operation=attribute_values.get_operation(started),
-            steps=self.steps.for_model(started.model),
+            steps=self.steps.get_model_steps(started.model),
             streamed=not started.effective_decoding.HasField("beam_search"),
         )
         self.instruments.add(catalogue.GENERATIONS_STARTED, 1, _make_start_attributes(started))

@@ -51,10 +51,10 @@ def create_observables(meter: Meter, observed: LiveSources) -> None:
 def _make_callback(
     look: _Look, observed: LiveSources
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    def callback(_options: CallbackOptions) -> Iterable[Observation]:
+    def observe(_options: CallbackOptions) -> Iterable[Observation]:
         return look(observed)
 
-    return callback
+    return observe
 
 
 def _observe_generations(read: Callable[[LiveGenerations], int]) -> _Look:

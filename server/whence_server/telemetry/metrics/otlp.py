@@ -65,12 +65,12 @@ def _make_http_exporter(
         headers=dict(settings.headers),
         timeout=settings.timeout_s or _NO_LIMIT_S,
         compression=Compression.Gzip if settings.gzip else Compression.NoCompression,
-        certificate_file=_to_text(settings.certificate),
-        client_key_file=_to_text(settings.client_key),
-        client_certificate_file=_to_text(settings.client_certificate),
+        certificate_file=_format_path(settings.certificate),
+        client_key_file=_format_path(settings.client_key),
+        client_certificate_file=_format_path(settings.client_certificate),
         preferred_temporality=temporality,
     )
 
 
-def _to_text(path: Path | None) -> str | None:
+def _format_path(path: Path | None) -> str | None:
     return None if path is None else str(path)

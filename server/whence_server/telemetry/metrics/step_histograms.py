@@ -41,7 +41,7 @@ class StepHistograms:
         self._start_time_ns = start_time_ns
         self._models: dict[str, ModelSteps] = {}
 
-    def for_model(self, model: str) -> "ModelSteps":
+    def get_model_steps(self, model: str) -> "ModelSteps":
         """Return the histograms of a model."""
         steps = self._models.get(model)
         if steps is None:

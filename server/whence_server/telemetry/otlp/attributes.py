@@ -11,13 +11,13 @@ AttributeValue: TypeAlias = str | bool | int | float | Sequence[str | bool | int
 def encode_attributes(attributes: Mapping[str, AttributeValue | None]) -> list[KeyValue]:
     """Encode attributes in the mapping's order; those that are None are left out."""
     return [
-        KeyValue(key=key, value=_any_value(value))
+        KeyValue(key=key, value=_make_any_value(value))
         for key, value in attributes.items()
         if value is not None
     ]
 
 
-def _any_value(value: AttributeValue) -> AnyValue:
+def _make_any_value(value: AttributeValue) -> AnyValue:
     if isinstance(value, str):
         return AnyValue(string_value=value)
     if isinstance(value, bool):  # before int, because bool is a subclass of it
@@ -26,4 +26,4 @@ def _any_value(value: AttributeValue) -> AnyValue:
         return AnyValue(int_value=value)
     if isinstance(value, float):
         return AnyValue(double_value=value)
-    return AnyValue(array_value=ArrayValue(values=[_any_value(item) for item in value]))
+    return AnyValue(array_value=ArrayValue(values=[_make_any_value(item) for item in value]))

@@ -91,13 +91,13 @@ def _make_attribute(key: str, messages: list[Message]) -> list[KeyValue]:
     """Encode messages as a structured attribute of an event; no attribute if there are none."""
     if not messages:
         return []
-    return [KeyValue(key=key, value=_to_any_value(messages))]
+    return [KeyValue(key=key, value=_make_any_value(messages))]
 
 
-def _to_any_value(value: str | list[Message] | Message) -> AnyValue:
+def _make_any_value(value: str | list[Message] | Message) -> AnyValue:
     if isinstance(value, str):
         return AnyValue(string_value=value)
     if isinstance(value, dict):
-        pairs = [KeyValue(key=key, value=_to_any_value(item)) for key, item in value.items()]
+        pairs = [KeyValue(key=key, value=_make_any_value(item)) for key, item in value.items()]
         return AnyValue(kvlist_value=KeyValueList(values=pairs))
-    return AnyValue(array_value=ArrayValue(values=[_to_any_value(item) for item in value]))
+    return AnyValue(array_value=ArrayValue(values=[_make_any_value(item) for item in value]))

@@ -16,7 +16,7 @@ _MAX_HEADS = 4_096
 _DOUBLE_BYTES = 8
 
 
-def internals_attributes(step: Step) -> bytes:
+def encode_internals(step: Step) -> bytes:
     """Serialise a step's `internals` as attributes of a Span message.
 
     The bytes are joined by hand, because building the messages takes several times as long for

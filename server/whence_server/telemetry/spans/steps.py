@@ -10,7 +10,7 @@ from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.otlp.wire import FIXED64, Heads, make_tag
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.ids import SpanIds
-from whence_server.telemetry.spans.internals import internals_attributes
+from whence_server.telemetry.spans.internals import encode_internals
 from whence_server.telemetry.spans.origin import Origin
 from whence_server.telemetry.spans.pieces import serialise_attributes
 from whence_server.telemetry.spans.step_attributes import StepAttributes
@@ -97,7 +97,7 @@ class StepSpans:
                 _TIMES(_START_TAG, start, _END_TAG, end),
                 frame.attributes,
                 self._attributes.encode(step),
-                internals_attributes(step) if step.HasField("internals") else b"",
+                encode_internals(step) if step.HasField("internals") else b"",
                 frame.flags,
             )
         )

@@ -159,7 +159,7 @@ class TrainingTrace:
         ended = []
         if self._epoch is not None and self._epoch.number != number:
             ended = self._end_epoch()
-        epoch = self._epoch = self._epoch or self._new_epoch(number)
+        epoch = self._epoch = self._epoch or self._make_epoch(number)
         epoch.add(step)
         times = self._place(step.elapsed_ns, step.duration_ns)
         stride = compute_stride(step.step, self._started.num_planned_steps, self._step_spans)
@@ -172,7 +172,7 @@ class TrainingTrace:
         self, name: str, step: int, elapsed_ns: int, attributes: Attributes
     ) -> list[Span]:
         if self._under_way and self._epoch is None:
-            self._epoch = self._new_epoch(1)
+            self._epoch = self._make_epoch(1)
         times = self._place(elapsed_ns)
         span = self._make_child(name, step, times, attributes)
         return [span] if self._under_way else [span, self._make_root()]
@@ -200,7 +200,7 @@ class TrainingTrace:
         self._last_ns = span.end_time_unix_nano
         return [*ended, span]
 
-    def _new_epoch(self, number: int) -> _Epoch:
+    def _make_epoch(self, number: int) -> _Epoch:
         return _Epoch(number, self._last_ns + SIBLING_GAP_NS)
 
     def _end_epoch(self) -> list[Span]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from opentelemetry.sdk.resources import Resource
 
 from whence_server import logs
-from whence_server.config.environment import process_environment
-from whence_server.config.otlp import read_otlp_settings, span_destination
+from whence_server.config.environment import copy_environment
+from whence_server.config.otlp import read_otlp_settings, read_span_destination
 from whence_server.config.telemetry import read_push_options, read_resource, read_sampling
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.lineage.reader import RecordReader
@@ -63,14 +63,14 @@ def main() -> int:
     if parsed.follow:
         os.nice(_NICENESS)
     try:
-        return asyncio.run(_export(parsed.record, process_environment(), follow=parsed.follow))
+        return asyncio.run(_export(parsed.record, copy_environment(), follow=parsed.follow))
     except (ConfigurationError, LineageError) as error:
         print(f"the run's trace cannot be sent: {error}", file=sys.stderr)
         return 2
 
 
 async def _export(record: Path, environment: Mapping[str, str], *, follow: bool) -> int:
-    destination = span_destination(environment, "", "", "")
+    destination = read_span_destination(environment, "", "", "")
     about = {"service.name": SERVICE, "service.instance.id": _read_run_id(record)}
     resource = make_service_resource(version("whence"), about, read_resource(environment))
     metrics = _create_metrics(environment, resource) if follow else None

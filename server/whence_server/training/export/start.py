@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from whence_server.config.environment import process_environment
-from whence_server.config.otlp import read_otlp_settings, span_destination
+from whence_server.config.environment import copy_environment
+from whence_server.config.otlp import read_otlp_settings, read_span_destination
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def start(record: Path, environment: Mapping[str, str] | None = None) -> "Traini
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
-    environment = process_environment() if environment is None else environment
+    environment = copy_environment() if environment is None else environment
     running = _running.get(record.resolve())
     if running is not None and running.is_running:
         return running
@@ -65,8 +65,8 @@ def is_wanted(environment: Mapping[str, str] | None = None) -> bool:
     Raises:
         ConfigurationError: a variable is malformed; the message names it.
     """
-    environment = process_environment() if environment is None else environment
-    spans = span_destination(environment, "", "", "")
+    environment = copy_environment() if environment is None else environment
+    spans = read_span_destination(environment, "", "", "")
     return spans is not None or read_otlp_settings(environment, "metrics") is not None
 
 

@@ -65,7 +65,7 @@ class ExampleIds:
         """Begin to follow a loader, and any other that reads its dataset, as after resuming."""
         base = getattr(loader, "base_dataloader", loader)
         self.obstacle = _find_obstacle(base)
-        self._dataset = None if self.obstacle else _dataset_of(base)
+        self._dataset = None if self.obstacle else _find_dataset(base)
         by_accelerate = type(loader) in (DataLoaderShard, DataLoaderDispatcher)
         self._is_carried = by_accelerate and type(base) is DataLoader
 
@@ -87,10 +87,13 @@ class ExampleIds:
         if self.obstacle:
             return self.obstacle
         if not isinstance(batch, Mapping):
-            return f"the data collator gives a {_name(batch)}, and only a dictionary can carry ids"
+            return (
+                f"the data collator gives a {_name_type(batch)}, "
+                "and only a dictionary can carry ids"
+            )
         return (
-            f"a {_name(batch)} came without them: its sampler yields no numbers, or the batch was "
-            "rebuilt after the data loader or by it"
+            f"a {_name_type(batch)} came without them: its sampler yields no numbers, "
+            "or the batch was rebuilt after the data loader or by it"
         )
 
     def take(self, batches: Iterator[Any]) -> Any:
@@ -108,7 +111,7 @@ class ExampleIds:
         """Begin a pass of a data loader, with ids if it reads the followed dataset."""
         if (
             self._dataset is None
-            or _dataset_of(loader) is not self._dataset
+            or _find_dataset(loader) is not self._dataset
             or _find_obstacle(loader)
         ):
             return begin(loader)
@@ -124,7 +127,7 @@ class ExampleIds:
         if not isinstance(batch, Mapping) or None in example_ids:
             return batch
         ids = torch.tensor(example_ids, dtype=torch.int64)
-        for tensor in _tensors(batch):
+        for tensor in _list_tensors(batch):
             self._by_tensor[tensor] = None if tensor in self._by_tensor else ids
         if not (self._is_carried and self._is_fetching and type(batch) in _CARRY):
             return batch
@@ -136,7 +139,7 @@ class ExampleIds:
     def _find_by_tensors(self, batch: Any) -> torch.Tensor | None:
         if not isinstance(batch, Mapping):
             return None
-        found = [self._by_tensor.get(tensor) for tensor in _tensors(batch)]
+        found = [self._by_tensor.get(tensor) for tensor in _list_tensors(batch)]
         known = [ids for ids in found if ids is not None]
         return known[0] if known and all(ids is known[0] for ids in known) else None
 
@@ -174,7 +177,7 @@ def _tag(loader: Any) -> Iterator[None]:
         vars(loader).update(dataset=dataset, collate_fn=collate)
 
 
-def _tensors(batch: Mapping[Any, Any]) -> list[torch.Tensor]:
+def _list_tensors(batch: Mapping[Any, Any]) -> list[torch.Tensor]:
     return [value for value in batch.values() if isinstance(value, torch.Tensor)]
 
 
@@ -183,7 +186,7 @@ def find_read_dataset(trainer: Any, loader: Any) -> Any:
     base = getattr(loader, "base_dataloader", loader)
     if not isinstance(base, DataLoader):
         return trainer.train_dataset
-    read = _dataset_of(base)
+    read = _find_dataset(base)
     return trainer.train_dataset if _same_rows(trainer.train_dataset, read) else read
 
 
@@ -195,16 +198,16 @@ def _same_rows(one: Any, other: Any) -> bool:
         # Streams are known by the order of arrival alone.
         return isinstance(one, IterableDataset) and isinstance(other, IterableDataset)
     # Removing columns keeps the table of rows; shuffling, selecting and filtering do not.
-    return len(one) == len(other) and _order_of(one) == _order_of(other)
+    return len(one) == len(other) and _find_order(one) == _find_order(other)
 
 
-def _order_of(dataset: Any) -> Any:
+def _find_order(dataset: Any) -> Any:
     """Return the row numbers in the underlying table; None for 0, 1, 2 and so on."""
     indices = dataset._indices  # noqa: SLF001 - nowhere else
     return None if indices is None else indices.table
 
 
-def _dataset_of(base: Any) -> Any:
+def _find_dataset(base: Any) -> Any:
     dataset = base.dataset
     return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
 
@@ -212,11 +215,11 @@ def _dataset_of(base: Any) -> Any:
 def _find_obstacle(base: Any) -> str:
     """Return the reason why a loader's batches cannot have ids; "" if they can."""
     if not isinstance(base, DataLoader):
-        return f"the data loader is a {_name(base)}, and no torch DataLoader"
+        return f"the data loader is a {_name_type(base)}, and no torch DataLoader"
     if not base._auto_collation:  # noqa: SLF001 - nowhere else
         return "the dataset gives whole batches, whose examples have no numbers"
     if isinstance(base.dataset, IterDataPipe | MapDataPipe):
-        return f"the dataset is a {_name(base.dataset)}, a data pipe, which torch itself seeds"
+        return f"the dataset is a {_name_type(base.dataset)}, a data pipe, which torch itself seeds"
     if getattr(base.dataset, "_distributed", None) is not None:
         return "each process reads its own share of a datasets.IterableDataset"
     return ""
@@ -228,5 +231,5 @@ def _is_of_datasets(dataset: Any, kind: str) -> bool:
     return datasets is not None and isinstance(dataset, getattr(datasets, kind))
 
 
-def _name(value: Any) -> str:
+def _name_type(value: Any) -> str:
     return type(value).__name__

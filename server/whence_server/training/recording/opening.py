@@ -48,7 +48,7 @@ class Options:
     resumed_from: Path | None = None
     """Checkpoint that the training resumes from; None for none."""
 
-    def for_restart(self) -> "Options":
+    def copy_for_restart(self) -> "Options":
         """Return a copy for a training that begins again."""
         return replace(self, restart=True)
 

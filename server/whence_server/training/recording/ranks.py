@@ -67,12 +67,12 @@ def count_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
     The count is 0 for a batch that is not a dictionary, or has no tokens under a known name.
     """
     try:
-        return _num_tokens(inputs, model)
+        return _count_in_batch(inputs, model)
     except Exception:  # noqa: BLE001 - a batch of any kind: it is trained on all the same
         return 0
 
 
-def _num_tokens(inputs: Any, model: Any) -> torch.Tensor | int:
+def _count_in_batch(inputs: Any, model: Any) -> torch.Tensor | int:
     if not hasattr(inputs, "get") or not hasattr(inputs, "items"):
         return 0
     masks = list(_find_masks(inputs))

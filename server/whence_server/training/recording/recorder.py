@@ -57,7 +57,7 @@ class Recorder(TrainerCallback):
             ("train", self._train),
             ("get_train_dataloader", self._get_train_dataloader),
             ("get_batch_samples", self._ids.fetch),
-            ("training_step", self._training_step),
+            ("training_step", self._run_training_step),
             ("save_model", self._save_model),
             ("_save_checkpoint", self._save_checkpoint),
         ):
@@ -131,7 +131,7 @@ class Recorder(TrainerCallback):
             return
         self._ids.follow(loader)
 
-    def _training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inputs = kwargs["inputs"] if "inputs" in kwargs else args[1]
         ids, tokens = self._ids.pop(inputs), count_tokens(inputs, self._trainer.model)
         loss = step(*args, **kwargs)
@@ -206,7 +206,7 @@ class Recorder(TrainerCallback):
             # The trainer begins again with a smaller batch.
             failed = TrainingState.TRAINING_STATE_FAILED
             self.run.finish(failed, self._trainer.model, "begun once more")
-            self._options = self._options.for_restart()
+            self._options = self._options.copy_for_restart()
         groups = group_parameters(self._trainer.model)
         self._keeping.begin(lambda: opening.begin(self._trainer, groups, self._options))
         # The run owns and closes the writer now; a later attempt opens the record itself.

@@ -116,7 +116,10 @@ class RecordedRun:
         """Record an evaluation; metrics that are not numbers are left out."""
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
         event = Evaluation(
-            step=self._step, attempt=self._attempt, metrics=numbers, elapsed_ns=self._elapsed_ns()
+            step=self._step,
+            attempt=self._attempt,
+            metrics=numbers,
+            elapsed_ns=self._measure_elapsed_ns(),
         )
         self._append(TrainingEvent(evaluation=event))
         # The time of the evaluation is not part of the next step.
@@ -133,7 +136,7 @@ class RecordedRun:
             attempt=self._attempt,
             subject=subject,
             reason=reason,
-            elapsed_ns=self._elapsed_ns(),
+            elapsed_ns=self._measure_elapsed_ns(),
         )
         self._append(TrainingEvent(gap=event))
 
@@ -155,7 +158,7 @@ class RecordedRun:
             self._set_step_of(event.merged_adapter_digest or event.weights_digest)
         self._checkpoints[event.weights_digest] = self._step
         event.step, event.attempt = self._step, self._attempt
-        event.elapsed_ns = self._elapsed_ns()
+        event.elapsed_ns = self._measure_elapsed_ns()
         self._append(TrainingEvent(checkpoint=event))
         self._saved[directory] = event
         self._step_ended_ns = time.monotonic_ns()
@@ -264,7 +267,7 @@ class RecordedRun:
                 _log.warning("files that were added to %s are not on record: %s", directory, error)
                 continue
             if more:
-                more.elapsed_ns = self._elapsed_ns()
+                more.elapsed_ns = self._measure_elapsed_ns()
                 self._append(TrainingEvent(checkpoint=more))
 
     def _finish(self, state: TrainingState.ValueType, digest: str, error: str) -> None:
@@ -283,7 +286,7 @@ class RecordedRun:
         """Set the step of these weights: a trainer may load the best checkpoint at its end."""
         self._step = self._checkpoints.get(digest, self._last_step)
 
-    def _elapsed_ns(self) -> int:
+    def _measure_elapsed_ns(self) -> int:
         return time.monotonic_ns() - self._began_ns
 
     def _append(self, event: TrainingEvent) -> None:

@@ -117,10 +117,10 @@ def _wrap_method(kind: type, method: str, around: Callable[..., Any]) -> Iterato
     original, is_own = getattr(kind, method), method in vars(kind)
 
     @functools.wraps(original)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call_around(self: Any, *args: Any, **kwargs: Any) -> Any:
         return around(original, self, *args, **kwargs)
 
-    setattr(kind, method, wrapped)
+    setattr(kind, method, call_around)
     try:
         yield
     finally:

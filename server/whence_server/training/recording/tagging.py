@@ -91,7 +91,7 @@ class _TaggedMap(_Wrapper, Dataset[Tagged]):
         return len(self.whence_dataset)
 
     def __getitem__(self, index: Any) -> Tagged:
-        return Tagged(_id_of(index), self.whence_dataset[index])
+        return Tagged(_convert_to_id(index), self.whence_dataset[index])
 
     @property
     def __getitems__(self) -> Callable[[list[Any]], TaggedTogether] | None:
@@ -99,10 +99,10 @@ class _TaggedMap(_Wrapper, Dataset[Tagged]):
         inner = getattr(self.whence_dataset, "__getitems__", None)
         if not inner:
             return None
-        return lambda indices: TaggedTogether(list(map(_id_of, indices)), inner(indices))
+        return lambda indices: TaggedTogether(list(map(_convert_to_id, indices)), inner(indices))
 
 
-def _id_of(index: Any) -> int | None:
+def _convert_to_id(index: Any) -> int | None:
     try:
         number = operator.index(index)
     except TypeError:

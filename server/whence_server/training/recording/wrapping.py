@@ -8,11 +8,11 @@ def wrap(owner: Any, method: str, around: Callable[..., Any]) -> Callable[[], No
     """Replace a method of this object by `around`; return a function that restores it."""
     original = getattr(owner, method)
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def call_around(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
 
     before = vars(owner).get(method)
-    setattr(owner, method, wrapped)
+    setattr(owner, method, call_around)
 
     def restore() -> None:
         if before is None:

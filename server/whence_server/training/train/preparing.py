@@ -9,7 +9,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from whence.v1.training_pb2 import TrainingRunStarted
-from whence_server.config.environment import process_environment
+from whence_server.config.environment import copy_environment
 from whence_server.config.training import TrainConfig, refuse_variables
 from whence_server.domain.errors import LineageError
 from whence_server.engine.digests import digest_weights
@@ -47,7 +47,7 @@ def prepare(
         ConfigurationError: a setting, a text or an environment variable is invalid.
         LineageError: a text, the tokenizer or the initial weights differ from the record.
     """
-    refuse_variables(process_environment())
+    refuse_variables(copy_environment())
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if settings.threads:

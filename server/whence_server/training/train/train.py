@@ -136,7 +136,7 @@ def _train(
         norm_stride=settings.norm_stride,
         documents=prepared.training_set.documented,
         parent=parent,
-        recipe_json=settings.recipe_json(),
+        recipe_json=settings.make_recipe_json(),
         restart=settings.resume,
         required=True,
         writer=writer,

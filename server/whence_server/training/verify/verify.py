@@ -174,11 +174,11 @@ def _find_closest(run: TrainingRun, tensors: DigestedTensors | None) -> Checkpoi
         return None
     found = set(tensors.records)
 
-    def shared(checkpoint: Checkpoint) -> int:
+    def count_shared(checkpoint: Checkpoint) -> int:
         return len(found & set(map(read_tensor_digest, checkpoint.tensors)))
 
-    best = max(reversed(run.checkpoints), key=shared, default=None)
-    return best if best is not None and shared(best) else None
+    best = max(reversed(run.checkpoints), key=count_shared, default=None)
+    return best if best is not None and count_shared(best) else None
 
 
 class _Loaded(NamedTuple):
