@@ -1,4 +1,4 @@
-"""What all tests run in, and fixtures that several suites share."""
+"""Environment of all tests, and fixtures that several suites share."""
 
 import os
 from collections.abc import Callable, Iterator

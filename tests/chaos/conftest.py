@@ -1,4 +1,4 @@
-"""What the campaigns share: a server to attack, and how long to do so.
+"""Server that the campaigns attack, and the seeds of their rounds.
 
 A campaign is a test that takes `rounds`, the seeds of its rounds. In the suite it has a round or
 two; `make chaos` sets CHAOS_ROUNDS, and CHAOS_SEED to begin with others. A round that fails is

@@ -64,7 +64,7 @@ def signed(paths: dict[str, Path]) -> str:
 
 @pytest.fixture(scope="module")
 def without(base: Path) -> list[int]:
-    """What the base says, which every adapter has to change for its test to mean anything."""
+    """Return the tokens of the base; an adapter has to change them for its test to show anything."""
     return served(base)
 
 

@@ -289,7 +289,7 @@ def test_invalid_requests_name_field_and_rule(channel: grpc.Channel, name: str) 
         assert field in failure.message
 
 
-def test_durations_out_of_range(channel: grpc.Channel) -> None:
+def test_durations_out_of_range_are_refused(channel: grpc.Channel) -> None:
     request = g.GenerateRequest(prompt="x")
     request.disconnect_grace.FromSeconds(-1)
     request.max_duration.FromSeconds(0)
@@ -297,13 +297,13 @@ def test_durations_out_of_range(channel: grpc.Channel) -> None:
     assert failure.fields.keys() == {"disconnect_grace", "max_duration"}
 
 
-def test_unknown_model(channel: grpc.Channel) -> None:
+def test_unknown_model_is_not_found(channel: grpc.Channel) -> None:
     failure = refused(channel, g.GenerateRequest(prompt="x", model="another"))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert "'tiny'" in failure.message
 
 
-def test_lone_surrogates_on_the_wire(channel: grpc.Channel) -> None:
+def test_lone_surrogates_on_the_wire_are_refused(channel: grpc.Channel) -> None:
     surrogate = "\ud83d".encode("utf-8", "surrogatepass")
     raw = b"\x0a" + bytes([len(surrogate)]) + surrogate
     call = channel.unary_stream("/whence.v1.GenerationService/Generate")
@@ -314,20 +314,20 @@ def test_lone_surrogates_on_the_wire(channel: grpc.Channel) -> None:
     assert "surrogate" in failure.message
 
 
-def test_bytes_that_are_no_message(channel: grpc.Channel) -> None:
+def test_malformed_bytes_are_an_invalid_argument(channel: grpc.Channel) -> None:
     call = channel.unary_unary("/whence.v1.TraceService/GetGeneration")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"\xff\xff\xff")
     assert failure_of(caught.value).code is INVALID
 
 
-def test_oversized_message(channel: grpc.Channel) -> None:
+def test_oversized_message_is_refused(channel: grpc.Channel) -> None:
     failure = refused(channel, g.GenerateRequest(prompt="x" * (5 << 20)))
     assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert str(4 << 20) in failure.message
 
 
-def test_deadline_already_passed(channel: grpc.Channel) -> None:
+def test_a_call_after_its_deadline_fails(channel: grpc.Channel) -> None:
     failure = refused(channel, g.GenerateRequest(prompt="x"), timeout=0.0)
     assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -358,7 +358,9 @@ UNKNOWN_ID = str(uuid.uuid4())
     ],
     ids=["resume", "cancel", "get", "steps", "delete"],
 )
-def test_unknown_generation(channel: grpc.Channel, call: Callable[[grpc.Channel], object]) -> None:
+def test_unknown_generation_is_not_found(
+    channel: grpc.Channel, call: Callable[[grpc.Channel], object]
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel)
     failure = failure_of(caught.value)
@@ -375,7 +377,7 @@ def test_unknown_generation(channel: grpc.Channel, call: Callable[[grpc.Channel]
     ],
     ids=["token", "size"],
 )
-def test_bad_pages(
+def test_invalid_page_fields_are_refused(
     channel: grpc.Channel, request_message: trace_pb2.ListGenerationsRequest, field: str
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -397,7 +399,7 @@ def test_an_invalid_page_of_steps_is_refused(channel: grpc.Channel) -> None:
         assert failure_of(caught.value).fields.keys() == {"page_token"}
 
 
-def test_a_bad_watch_position(channel: grpc.Channel) -> None:
+def test_a_malformed_watch_position_is_refused(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(
             trace_pb2_grpc.TraceServiceStub(channel).WatchGenerations(

@@ -188,7 +188,7 @@ def test_a_retry_joins_whatever_order_its_maps_have(
     assert len(seen) == 1
 
 
-def test_a_loop_harms_nobody_else(
+def test_other_requests_are_served_while_a_template_loops(
     servers: list[ServerProcess], stub: generation_pb2_grpc.GenerationServiceStub
 ) -> None:
     code_and_details: list[Any] = []

@@ -119,7 +119,7 @@ def test_tokens_tell_what_there_is_to_tell(server: ServerProcess) -> None:
         assert invalid.value.violations[0].field == "decoding.sample.top_p"
 
 
-def test_closing_cancels(tcp_server: ServerProcess) -> None:
+def test_closing_a_stream_cancels_the_generation(tcp_server: ServerProcess) -> None:
     with Client(tcp_server.target) as client:
         with client.generate("x", max_new_tokens=8_000, ignore_eos=True, temperature=1.0) as run:
             next(iter(run))
@@ -127,7 +127,7 @@ def test_closing_cancels(tcp_server: ServerProcess) -> None:
     assert finished.num_generated_tokens < 8_000
 
 
-def test_pages_and_positions(server: ServerProcess) -> None:
+def test_a_list_yields_all_pages_newest_first(server: ServerProcess) -> None:
     with Client(server.target) as client:
         made = [
             client.generate("x", max_new_tokens=2, labels={"page": "yes"}).result().id
@@ -147,7 +147,7 @@ def whence(server: ServerProcess, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def test_the_command(server: ServerProcess) -> None:
+def test_the_command_generates_lists_shows_and_deletes(server: ServerProcess) -> None:
     result = whence(server, "generate", "The quick", "--max-new-tokens", "6", "--json", "--greedy")
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]

@@ -252,7 +252,7 @@ def test_every_status_has_its_error(server, client, code):
     assert error.message == f"scripted {code.name}"
 
 
-async def test_errors_of_the_asynchronous_client(server):
+async def test_the_asynchronous_client_raises_errors_by_status(server):
     info = error_details_pb2.ErrorInfo(reason="QUEUE_FULL")
     server.script.turns.append(Break(0, grpc.StatusCode.RESOURCE_EXHAUSTED, (info,)))
     server.script.refusals.append(Break(0, grpc.StatusCode.NOT_FOUND))
@@ -273,7 +273,7 @@ def test_candidates_get_their_text_from_one_vocabulary(server, client):
     assert len(server.script.requests(model_pb2.GetVocabularyRequest)) == 1
 
 
-async def test_candidates_of_the_asynchronous_client(server):
+async def test_the_asynchronous_client_needs_a_fetched_vocabulary_for_texts(server):
     async with whence.AsyncClient(server.target) as client:
         token = await anext(client.generate("The"))
         with pytest.raises(whence.FailedPreconditionError, match=r"await client.vocabulary"):
@@ -293,7 +293,7 @@ def test_metadata_reaches_the_server(server):
     assert models["authorization"] == "x"
 
 
-def test_recorded_generations(server, client):
+def test_the_synchronous_client_reads_recorded_generations(server, client):
     listed = client.generations.list(labels={"k": "v"}, page_size=2)
     assert [summary.generation_id for summary in listed] == [
         "g00",
@@ -314,7 +314,7 @@ def test_recorded_generations(server, client):
     assert server.script.requests(trace_pb2.DeleteGenerationRequest)
 
 
-async def test_recorded_generations_async(server):
+async def test_the_asynchronous_client_reads_recorded_generations(server):
     async with whence.AsyncClient(server.target) as client:
         listed = [summary.generation_id async for summary in client.generations.list()]
         recorded = [token.token_id async for token in client.generations.steps("g")]
@@ -434,7 +434,7 @@ def test_candidates_are_a_table(server):
     assert first.split() == ["0/0", '"Hello"', "50.0%", "0", '"<0xC3>"', "25.0%"]
 
 
-def test_exit_statuses(server):
+def test_exit_status_tells_failures_apart(server):
     failure = pb.Failure(code=13, reason="NON_FINITE_LOGITS", message="logits are NaN")
     server.script.events = journal(reason=pb.FINISH_REASON_FAILED, failure=failure)
     for form in ([], ["--json"]):
@@ -472,7 +472,7 @@ def test_the_summary_ends_with_a_link_to_the_trace(server):
     assert "http" not in command(server, "generate", "The", **page).stderr
 
 
-def test_the_recorded_generations_on_the_command_line(server):
+def test_the_command_lists_shows_and_deletes_recorded_generations(server):
     listed = command(server, "generations", "list", "--json", "--limit", "3", "--label", "k=v")
     ids = [json.loads(line)["generation_id"] for line in listed.stdout.splitlines()]
     assert ids == ["g00", "g01", "g10"]

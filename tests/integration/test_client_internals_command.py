@@ -64,7 +64,7 @@ def test_what_a_model_cannot_give_is_said_once(server, command):
     assert "it has no attention" in command("generations", "show", "g").stdout
 
 
-def test_one_step_of_a_recorded_generation(server, command):
+def test_one_step_of_a_recorded_generation_is_shown(server, command):
     server.script.events = internals_journal()
     shown = command("generations", "show", "g", "--step", "3").stdout
     assert "0/3" in shown

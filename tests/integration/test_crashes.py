@@ -1,4 +1,4 @@
-"""What is left after SIGKILL, of either process: everything committed, and nothing torn."""
+"""State after SIGKILL of either process: everything committed is there, and nothing is torn."""
 
 import shutil
 import sqlite3
@@ -87,7 +87,9 @@ def verify(data_dir: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("durability", ["group", "strict"])
-def test_front_killed(tiny_model: Callable[..., Path], tmp_path: Path, durability: str) -> None:
+def test_streamed_entries_survive_a_kill_of_the_front(
+    tiny_model: Callable[..., Path], tmp_path: Path, durability: str
+) -> None:
     model = tiny_model("gpt2-long")
     with ServerProcess(model, tmp_path, "--durability", durability) as first:
         engine = psutil.Process(first.engine_pid)
@@ -137,7 +139,9 @@ def test_front_killed(tiny_model: Callable[..., Path], tmp_path: Path, durabilit
     assert verify(tmp_path / "elsewhere").returncode == 2
 
 
-def test_engine_killed(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_generation_continues_unchanged_after_the_engine_is_killed(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
     """Readers see a pause, and then the tokens of an undisturbed run."""
     request = g.GenerateRequest()
     request.CopyFrom(ENDLESS)

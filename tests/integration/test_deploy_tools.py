@@ -1,4 +1,4 @@
-"""What the tools themselves say of the files in deploy/, where they are installed."""
+"""Checks of the files in deploy/ by the tools that read them, where these are installed."""
 
 import json
 import re

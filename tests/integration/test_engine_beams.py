@@ -130,7 +130,7 @@ def gpt2(models: Callable[[str], LoadedModel]) -> LoadedModel:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("length_penalty", [-2.0, 0.0, 0.7, 3.0])
-def test_every_mode_of_stopping_early_at_every_penalty(
+def test_beams_equal_generate_for_every_early_stopping_and_penalty(
     gpt2: LoadedModel, mode: EarlyStopping, length_penalty: float
 ) -> None:
     harness = BeamHarness(gpt2)

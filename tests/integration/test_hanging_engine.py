@@ -30,7 +30,7 @@ def token_ids(target: str, then: Callable[[], None] = lambda: None) -> list[int]
 
 
 def test_a_stopped_engine_is_replaced(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    """In the middle of a generation, whose tokens are those of an undisturbed run."""
+    """A generation that runs meanwhile has the tokens of an undisturbed run."""
     with ServerProcess(tiny_model("gpt2-long"), tmp_path, "--engine-stall-timeout", "5") as server:
         undisturbed = token_ids(server.target)
         first = server.engine_pid

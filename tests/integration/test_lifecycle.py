@@ -178,7 +178,7 @@ def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> 
     assert len(ids) == 1_500
 
 
-def test_the_grace_ends(long_channel: grpc.Channel) -> None:
+def test_a_generation_is_cancelled_after_the_disconnect_grace(long_channel: grpc.Channel) -> None:
     request = endless()
     request.disconnect_grace.FromMilliseconds(300)
     call = generate(long_channel, request)
@@ -330,7 +330,7 @@ def test_a_call_beyond_a_connections_streams_waits_for_one_to_end(
 
 @pytest.mark.slow
 def test_keepalive_survives_a_long_silence(long_server: ServerProcess) -> None:
-    """By default a server ends the connection after the third ping without data."""
+    """gRPC's default ends the connection after the third ping without data."""
     options = [
         ("grpc.keepalive_time_ms", 6_000),
         ("grpc.keepalive_timeout_ms", 60_000),
@@ -352,7 +352,9 @@ def test_keepalive_survives_a_long_silence(long_server: ServerProcess) -> None:
         call.cancel()
 
 
-def test_a_stalled_reader_among_a_hundred(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_stalled_reader_neither_fills_memory_nor_delays_the_others(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
     """Its backlog is on disk, not in memory, and the others stream on."""
     flags = ("--max-batch-size", "128", "--max-cache-tokens", "1000000")
     with ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags) as server:

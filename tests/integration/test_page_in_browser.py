@@ -259,7 +259,7 @@ def test_sequences_have_a_text_each(driver, opened, tmp_path):
     assert "sequence 1" in panel(driver)
 
 
-def test_thousands_of_tokens(driver, opened, tmp_path):
+def test_a_page_shows_thousands_of_tokens(driver, opened, tmp_path):
     events = internals_journal((1, 2, 3, 6) * 1000)
     save(tmp_path / "long.html", events, HOSTILE)
     show(driver, tmp_path / "long.html", "0.3999")

@@ -1,4 +1,4 @@
-"""What callers are told: every method under empty, extreme and broken requests, and bursts."""
+"""Statuses that callers get: every method under empty, extreme and broken requests, and bursts."""
 
 import asyncio
 import importlib
@@ -109,7 +109,7 @@ def test_no_request_makes_an_internal_error(
     assert [line for line in server.log[num_lines:] if "Traceback" in line] == []
 
 
-def test_methods_that_there_are_not(channel: grpc.Channel) -> None:
+def test_unknown_methods_are_unimplemented(channel: grpc.Channel) -> None:
     for path in ("/whence.v1.TraceService/Nothing", "/whence.v1.Nothing/Get", "/", "x"):
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(path)(b"")

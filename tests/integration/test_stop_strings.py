@@ -125,7 +125,7 @@ def test_as_many_tokens_as_transformers_makes(
 
 
 def output_before(shown: str, stop: str) -> str:
-    """What is left of a text before the stop string, without special tokens."""
+    """Return the part of a text before the stop string, without special tokens."""
     end = shown.rindex(stop)
     names = [f"<|{i}|>" for i in range(NUM_SPECIAL)]
     for name in names:

@@ -525,7 +525,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_other_architectures_and_measurements_and_half_precision(
+def test_another_architecture_trains_in_half_precision_with_evaluations(
     texts: Path, tmp_path: Path
 ) -> None:
     overrides = ("hidden_size=16", "intermediate_size=32", "num_hidden_layers=1")

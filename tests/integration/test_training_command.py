@@ -194,7 +194,7 @@ async def test_watch_ends_with_the_run(
     assert sum(len(response["events"]) for response in told.objects) == builder.position
 
 
-async def test_steps(training: Callable[..., Any]) -> None:
+async def test_steps_prints_the_steps_of_a_range(training: Callable[..., Any]) -> None:
     def numbers(done: Done) -> list[list[str]]:
         return [line.split()[:2] for line in done.lines[1:]]
 
@@ -210,7 +210,9 @@ async def test_steps(training: Callable[..., Any]) -> None:
     assert (step["skipped"], step["ranks"][0]["example_ids"]) == (False, ["1", "4"])
 
 
-async def test_document(training: Callable[..., Any], tmp_path: Path) -> None:
+async def test_document_prints_location_and_text(
+    training: Callable[..., Any], tmp_path: Path
+) -> None:
     shown = await training("document", "0", "2")
     assert shown.lines[-1] == "three\\x1b[2J\N{REPLACEMENT CHARACTER}"
     assert str(tmp_path / "corpus.txt") in shown.out
@@ -244,7 +246,9 @@ async def test_proof_prints_a_verifiable_inclusion_proof(training: Callable[...,
     assert (told["verified"], told["verified_root"], told["leaf_index"]) == (True, root, "0")
 
 
-async def test_explain(training: Callable[..., Any], tmp_path: Path) -> None:
+async def test_explain_prints_the_curve_and_the_largest_change(
+    training: Callable[..., Any], tmp_path: Path
+) -> None:
     explained = await training("explain", "0", "the cat", " sat on")
     assert explained.status == 0, explained.error
     for part in (
@@ -274,7 +278,7 @@ async def test_explain(training: Callable[..., Any], tmp_path: Path) -> None:
     assert told.objects[0]["started"]["continuation_texts"][-1] == "True"
 
 
-async def test_runs_by_prefix_and_the_served_models(
+async def test_runs_are_found_by_prefix_and_by_served_model(
     training: Callable[..., Any], server: TrainingServer, builder: RecordBuilder, tmp_path: Path
 ) -> None:
     with RecordBuilder(tmp_path / "runs" / "second", 0x10):

@@ -103,7 +103,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["rows", "stream"])
-def test_two_processes_with_an_uneven_tail(directory: Path, kind: str) -> None:
+def test_ids_of_two_processes_are_recorded_with_an_uneven_tail(directory: Path, kind: str) -> None:
     results = [json.loads((directory / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
     assert [result["same"] for result in results] == [True, True]
     steps = steps_in(directory / kind)

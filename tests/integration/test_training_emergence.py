@@ -75,7 +75,7 @@ async def test_answers_come_as_they_are_computed(tmp_path: Path) -> None:
             assert answers[-1].point.logprob == -10.0
 
 
-async def test_the_synchronous_client(tmp_path: Path) -> None:
+async def test_the_synchronous_client_traces_emergence(tmp_path: Path) -> None:
     async with serving(tmp_path, ANSWERS) as (server, _, run):
 
         def read() -> list[str | None]:

@@ -1,6 +1,6 @@
-"""What `whence-server train` leaves, taken by all that reads it: nothing here is made by hand.
+"""Output of `whence-server train`, read by every reader of it: nothing here is made by hand.
 
-A fact that no other document tells is trained on in one step; the record says in which.
+One step trains on a fact that no other document has; the record names that step.
 """
 
 import base64

@@ -103,7 +103,9 @@ async def test_a_run_is_returned_with_all_its_fields(
     assert (await client.training_runs.get(builder.id)).endings[0].step == 7
 
 
-async def test_steps_by_range_stride_and_page(client: AsyncClient, builder: RecordBuilder) -> None:
+async def test_steps_are_listed_by_range_stride_and_page(
+    client: AsyncClient, builder: RecordBuilder
+) -> None:
     builder.attempt(resumed_step=5).steps([6])
 
     async def listed(**options: Any) -> list[tuple[int, int]]:
@@ -245,7 +247,7 @@ async def test_a_watch_ends_where_its_record_is_gone(
     assert "the watch of a training run ends" in caplog.text
 
 
-async def test_a_document_by_index_digest_and_example(
+async def test_a_document_is_found_by_index_digest_and_example(
     client: AsyncClient, builder: RecordBuilder
 ) -> None:
     runs = client.training_runs
@@ -516,7 +518,9 @@ async def test_numbers_outside_the_protobuf_range_are_named(client: AsyncClient)
         client.training_runs.watch(after_position=2**64)
 
 
-async def test_the_synchronous_client(server: TrainingServer, builder: RecordBuilder) -> None:
+async def test_the_synchronous_client_reads_training_runs(
+    server: TrainingServer, builder: RecordBuilder
+) -> None:
     def read() -> None:
         with Client(server.target) as client:
             runs = client.training_runs

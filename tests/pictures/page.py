@@ -94,7 +94,7 @@ def _make_page(path: Path, arguments: argparse.Namespace) -> int:
 
 
 def _growth(token: Token) -> float:
-    """How much likelier the last layer made a token than the first; a blank is none to show."""
+    """Return how much likelier the last layer made a token than the first; 0 for a blank."""
     layers = token.internals.layers if token.internals and token.text.strip() else ()
     return layers[-1].share - layers[0].share if layers else 0.0
 

@@ -12,7 +12,7 @@ from whence.v1 import training_pb2 as pb
     ("num_steps", "stride"),
     [(0, 1), (100, 1), (101, 2), (201, 5), (501, 10), (1_001, 20), (2_001, 50), (10**6, 10_000)],
 )
-def test_strides_are_round(num_steps: int, stride: int) -> None:
+def test_strides_have_round_numbers(num_steps: int, stride: int) -> None:
     assert round_stride(num_steps, 100) == stride
 
 

@@ -193,7 +193,7 @@ def test_control_characters_of_a_context_do_not_reach_the_terminal():
     assert "\\x1b[31m" in context
 
 
-def test_one_step_whole():
+def test_a_step_is_shown_with_all_of_its_record():
     token = reader().read(recorded())[3]
     told = "\n".join(format_step(token, color=False))
     for part in ("removed", "temperature", "noise 0.125", "drew on", "batch of 4", "context of 6"):

@@ -37,7 +37,7 @@ def leaves_of(num_leaves: int) -> list[bytes]:
     return [hashlib.sha256(str(i).encode()).digest() for i in range(num_leaves)]
 
 
-def test_every_leaf_of_every_small_tree() -> None:
+def test_every_leaf_of_every_small_tree_is_proven() -> None:
     for num_leaves in range(1, 40):
         leaves = leaves_of(num_leaves)
         for index in range(num_leaves):
@@ -48,7 +48,7 @@ def test_every_leaf_of_every_small_tree() -> None:
 
 
 @given(st.data())
-def test_nothing_else_is_taken(data: st.DataObject) -> None:
+def test_changed_proofs_are_refused(data: st.DataObject) -> None:
     num_leaves = data.draw(st.integers(2, 40))
     index = data.draw(st.integers(0, num_leaves - 1))
     proof = proof_of(index, leaves_of(num_leaves))

@@ -48,7 +48,7 @@ def test_an_unknown_name_is_an_attribute_error():
     ("imported", "unwanted"),
     [("whence", ("grpc", "google")), ("whence.v1", ("grpc",)), ("whence.errors", ("grpc",))],
 )
-def test_importing_pulls_in_little(imported, unwanted):
+def test_imports_load_no_unneeded_package(imported, unwanted):
     program = f"import sys, {imported}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

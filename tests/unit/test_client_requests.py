@@ -196,7 +196,7 @@ def test_what_the_wire_cannot_carry_is_refused_by_name(prompt, options, kind, me
         generate_request(prompt, options)
 
 
-def test_filters():
+def test_filters_become_fields_of_the_contract():
     time = datetime(2026, 1, 2, tzinfo=UTC)
     wanted = make_filter({"start_after": time, "model": "m", "labels": {"k": "v"}})
     assert wanted.start_after.ToDatetime(UTC) == time

@@ -88,19 +88,19 @@ def test_a_vocabulary_has_text_for_people_and_bytes_for_programs():
 @pytest.mark.parametrize(
     "target", ["localhost:1", "[::1]:5", "unix:a/b", "dns:///x:1", "ipv4:1.2.3.4:5"]
 )
-def test_targets(target):
+def test_valid_targets_are_accepted(target):
     assert resolve_target(target) == target
 
 
 @pytest.mark.parametrize(
     "target", ["localhost", "http://localhost:1", "::1", "a b:1", "x:y", "caf\udce9:1"]
 )
-def test_targets_that_are_no_addresses(target):
+def test_targets_that_are_no_addresses_are_refused(target):
     with pytest.raises(ValueError, match="HOST:PORT"):
         resolve_target(target)
 
 
-def test_the_default_target(monkeypatch):
+def test_the_default_target_is_loopback_or_the_variable(monkeypatch):
     monkeypatch.delenv("WHENCE_TARGET", raising=False)
     assert resolve_target(None) == "127.0.0.1:50051"
     monkeypatch.setenv("WHENCE_TARGET", "unix:/x")
@@ -150,7 +150,7 @@ def test_colours_go_from_red_to_green():
         ("never", True, "", False),
     ],
 )
-def test_when_to_colour(monkeypatch, mode, tty, no_color, expected):
+def test_colour_follows_flag_terminal_and_no_color(monkeypatch, mode, tty, no_color, expected):
     class Stream:
         def isatty(self) -> bool:
             return tty

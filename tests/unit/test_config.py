@@ -15,7 +15,7 @@ def read(*flags: str, **environment: str) -> ServeConfig:
     return make_serve_config(parser.parse_args(flags), environment)
 
 
-def test_defaults() -> None:
+def test_settings_have_their_documented_defaults() -> None:
     settings = read("--model", "some/where")
     assert settings.listen == ("127.0.0.1:50051",)
     assert settings.durability == "group"

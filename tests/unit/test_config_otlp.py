@@ -252,7 +252,9 @@ def test_malformed_setting_is_an_error_with_source_and_expected_form(
         ("unix:/run/otel.sock", False, "unix:/run/otel.sock", False),
     ],
 )
-def test_grpc_targets(endpoint: str, insecure: bool, target: str, secure: bool) -> None:
+def test_grpc_endpoints_become_targets_with_or_without_tls(
+    endpoint: str, insecure: bool, target: str, secure: bool
+) -> None:
     assert parse_grpc_target(endpoint, insecure=insecure) == (target, secure)
 
 

@@ -38,7 +38,7 @@ every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVIC
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
-def test_the_compose_specification_takes_it(name: str) -> None:
+def test_compose_files_follow_the_specification(name: str) -> None:
     PyCompose.from_json(json.dumps(loaded(name))).validate()
 
 

@@ -40,7 +40,7 @@ def read(variables: dict[str, str], *flags: str) -> ServeConfig:
     return make_serve_config(parser.parse_args(flags), variables)
 
 
-def test_two_stages_from_one_pinned_image() -> None:
+def test_both_stages_are_built_from_one_pinned_image() -> None:
     assert [stage for stage, word, _ in instructions() if word == "FROM"] == [BUILD, RUN]
     images = {text.partition(" AS ")[0] for _, word, text in instructions() if word == "FROM"}
     (image,) = images
@@ -109,7 +109,7 @@ def test_the_image_declares_its_stop_signal_and_health_check() -> None:
     assert default in (ROOT / "deploy" / "healthcheck.py").read_text(encoding="utf-8")
 
 
-def test_labels_tell_what_it_is() -> None:
+def test_the_image_has_its_descriptive_labels() -> None:
     labels = " ".join(of(RUN, "LABEL"))
     for name in ("title", "description", "version", "revision", "licenses"):
         assert f"org.opencontainers.image.{name}=" in labels

@@ -52,7 +52,7 @@ def read(environment: dict[str, str]) -> ServeConfig:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", sorted(set(MANIFESTS) - {"ServiceMonitor/whence"}))
-def test_kubernetes_takes_it(name: str, version: str) -> None:
+def test_manifests_are_valid_for_kubernetes(name: str, version: str) -> None:
     kubernetes_validate.validate(MANIFESTS[name], version, strict=True)
 
 

@@ -161,7 +161,9 @@ def test_groups_equal_a_fine_riemann_sum(record: Path) -> None:
     )
 
 
-def test_other_architectures_and_dtypes(tmp_path: Path) -> None:
+def test_emergence_of_another_architecture_in_bfloat16_equals_a_plain_computation(
+    tmp_path: Path,
+) -> None:
     training = Training(tmp_path, (CORPUS * 2)[:4], kept=(2,), config=LLAMA, dtype=torch.bfloat16)
     answers = traced(training.run())
     assert list(answers[0].started.steps) == [2, 4]

@@ -267,7 +267,7 @@ class Simulation:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), generations), max_size=30), st.booleans())
-def test_bounds_fairness_and_no_leaks(
+def test_scheduling_is_bounded_fair_and_frees_everything(
     arrivals: list[tuple[int, Simulated]], whole_prompts: bool
 ) -> None:
     simulation = Simulation(whole_prompts=whole_prompts)

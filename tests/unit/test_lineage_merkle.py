@@ -40,7 +40,7 @@ def test_root_and_audit_paths_equal_those_of_rfc_9162(num_leaves: int) -> None:
         assert tree.compute_audit_path(index) == path_of(index, leaves)
 
 
-def test_a_known_root() -> None:
+def test_root_equals_certificate_transparencys_test_vector() -> None:
     # The test vectors of Certificate Transparency's reference implementations.
     leaves = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657"]
     leaves.append("606162636465666768696a6b6c6d6e6f")

@@ -75,7 +75,7 @@ def test_a_run_is_folded_as_its_record_grows(record: RecordBuilder) -> None:
     assert again.last_time_ns == run.last_time_ns
 
 
-def test_ranges_strides_and_superseded_steps(record: RecordBuilder) -> None:
+def test_steps_are_selected_by_range_stride_and_attempt(record: RecordBuilder) -> None:
     record.attempt().steps(range(1, 8)).attempt(resumed_step=4).steps(range(5, 7))
     run = opened(record)
     assert numbers(run) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]

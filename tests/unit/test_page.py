@@ -129,7 +129,7 @@ def test_the_policy_comes_before_anything_that_it_is_to_hold():
     assert content.index('charset="utf-8"') < content.index("Content-Security-Policy")
 
 
-def test_the_data_is_complete():
+def test_the_page_holds_the_whole_record():
     content = data_of(made())
     (sequence,) = content["sequences"]
     assert sequence["finish_reason"] == "length"

@@ -324,7 +324,7 @@ async def collecting_over_tls(protocol: OtlpProtocol, authority: trustme.CA, *, 
 
 
 @BOTH
-async def test_tls_with_a_private_certificate_authority(protocol, authority, files):
+async def test_export_over_tls_trusts_only_the_given_authority(protocol, authority, files):
     async with collecting_over_tls(protocol, authority, mutual=False) as collector:
         trusting = collector.settings(certificate=files["certificate"])
         assert await export(trusting) == Accepted()

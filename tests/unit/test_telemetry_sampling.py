@@ -30,7 +30,9 @@ def sampled(environment: dict[str, str], trace_id: str = "f" * 32, flags: str | 
         ("PARENTBASED_ALWAYS_OFF", False, False, True),
     ],
 )
-def test_samplers_without_an_argument(name, alone, below_unsampled, below_sampled):
+def test_samplers_without_an_argument_follow_the_specification(
+    name, alone, below_unsampled, below_sampled
+):
     environment = {NAME: name}
     assert sampled(environment) is alone
     assert sampled(environment, flags="00") is below_unsampled

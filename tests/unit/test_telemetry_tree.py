@@ -73,7 +73,9 @@ async def test_an_unknown_number_of_chunks_is_absent():
         (900, 3 * MS, 0, {"prefill": (900, 3 * MS + 900)}),  # no room for a gap
     ],
 )
-async def test_phases_of_a_generation_without_tokens(queue_ns, prefill_ns, decode_ns, expected):
+async def test_phases_of_a_generation_without_tokens_last_as_recorded(
+    queue_ns, prefill_ns, decode_ns, expected
+):
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))
     end = timestamp(START_NS + queue_ns + prefill_ns)
@@ -87,7 +89,7 @@ async def test_phases_of_a_generation_without_tokens(queue_ns, prefill_ns, decod
     assert generation.end_time_unix_nano == START_NS + queue_ns + prefill_ns
 
 
-async def test_phases_of_a_generation_that_a_crash_interrupted():
+async def test_recorded_prefill_of_an_interrupted_generation_ends_with_its_first_token():
     """No queueing is recorded, and the recorded prefill ends with the first token."""
     journal = phased(queue_ns=0, prefill_ns=14 * MS)
     spans = await spans_of(journal)
@@ -97,7 +99,9 @@ async def test_phases_of_a_generation_that_a_crash_interrupted():
 
 
 @given(*(st.integers(0, 2**40) for _ in range(5)))
-async def test_phases_of_odd_durations(queue_ns, prefill_ns, decode_ns, elapsed_ns, select_ns):
+async def test_phases_of_any_durations_stay_apart_and_within_their_parents(
+    queue_ns, prefill_ns, decode_ns, elapsed_ns, select_ns
+):
     timing = step_pb2.StepTiming(elapsed_ns=elapsed_ns, select_ns=select_ns)
     journal = MemoryJournal()
     journal.append("g", EntryKind.STARTED, started("g"))

@@ -1,4 +1,4 @@
-"""What of a trace is granted, by what the model gives."""
+"""Parts of a trace that are granted, by the abilities of the model."""
 
 import dataclasses
 
