@@ -64,7 +64,7 @@ def signed(paths: dict[str, Path]) -> str:
 
 @pytest.fixture(scope="module")
 def without(base: Path) -> list[int]:
-    """Return the tokens of the base; an adapter has to change them for its test to show anything."""
+    """Return the tokens of the base, which differ from those of every adapter."""
     return served(base)
 
 

@@ -18,6 +18,7 @@ from journal_records import (
     fill,
     started,
 )
+from store_hooks import StoreHooks
 
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import (
@@ -190,18 +191,12 @@ async def test_entry_moved_between_deleted_generations_is_found(tmp_path):
 async def test_calls_appended_during_a_deletion_are_covered_by_its_digest(tmp_path):
     from journal_records import call
 
-    journal = await Journal.open(tmp_path)
+    hooks, loop = StoreHooks(), asyncio.get_running_loop()
+    journal = await Journal.open(tmp_path, open_store=hooks.open_store)
     begin(journal, FIRST, 1)
     end(journal, FIRST, 1)
     await journal.flush()
-    reading = journal._store.read_entry_digests
-
-    def read_slowly(generation_id):
-        entries = reading(generation_id)
-        journal._log.writer._loop.call_soon_threadsafe(call, journal, FIRST)
-        return entries
-
-    journal._store.read_entry_digests = read_slowly
+    hooks.after_digests = lambda: loop.call_soon_threadsafe(call, journal, FIRST)
     await journal.delete(FIRST)
     call(journal, FIRST)
     await journal.close()

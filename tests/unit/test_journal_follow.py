@@ -19,6 +19,7 @@ from journal_cases import (
     take,
     whole,
 )
+from store_hooks import StoreHooks
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError
@@ -27,9 +28,16 @@ from whence_server.journal.rows import Durability
 from whence_server.journal.signal import Signal
 
 
+@pytest.fixture
+def hooks():
+    return StoreHooks()
+
+
 @pytest.fixture(params=Durability)
-async def journal(request, tmp_path):
-    journal = await Journal.open(tmp_path, durability=request.param, tail_entries=4)
+async def journal(request, tmp_path, hooks):
+    journal = await Journal.open(
+        tmp_path, durability=request.param, tail_entries=4, open_store=hooks.open_store
+    )
     yield journal
     await journal.close()
 
@@ -331,16 +339,15 @@ def _num_held(marker):
     )
 
 
-async def test_read_committed_ends_at_the_event_loops_committed_position(journal, monkeypatch):
+async def test_read_committed_ends_at_the_event_loops_committed_position(journal, hooks):
     """The writer's thread has committed, and the event loop has not processed it yet."""
-    write, written, heard = journal._store.write, threading.Event(), threading.Event()
+    written, heard = threading.Event(), threading.Event()
 
-    def hold(batch):
-        write(batch)
+    def hold():
         written.set()
         assert heard.wait(30)
 
-    monkeypatch.setattr(journal._store, "write", hold)
+    hooks.after_write = hold
     create(journal, "g")
     await asyncio.to_thread(written.wait)
     found = await journal.read_committed(0)

@@ -6,6 +6,7 @@ import threading
 import apsw
 import pytest
 from large_journal import START_NS, large_journal
+from store_hooks import StoreHooks
 
 from whence_server.journal import sqlite_list
 from whence_server.journal.journal import Journal
@@ -127,16 +128,10 @@ async def test_a_page_is_bounded_in_bytes(tmp_path):
 
 
 async def test_look_ups_do_not_wait_for_lists(tmp_path):
-
     large_journal(tmp_path, 10)
-    journal = await Journal.open(tmp_path)
-    go_on, page = threading.Event(), journal._store.read_page
-
-    def held(*arguments):
-        go_on.wait(30)
-        return page(*arguments)
-
-    journal._store.read_page = held
+    go_on = threading.Event()
+    hooks = StoreHooks(before_page=lambda: go_on.wait(30))
+    journal = await Journal.open(tmp_path, open_store=hooks.open_store)
     lists = [journal.list(ListFilter(), 10) for _ in range(12)]
 
     listing = asyncio.gather(*lists)

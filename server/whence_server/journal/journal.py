@@ -90,6 +90,7 @@ class Journal:
         max_pending_bytes: int = 16 << 20,
         tail_entries: int = 64,
         patience_s: float = DEFAULT_PATIENCE_S,
+        open_store: Callable[[Path, Durability], Store] = SqliteStore,
     ) -> "Journal":
         """Open the log in a directory; create both if they do not exist.
 
@@ -101,12 +102,13 @@ class Journal:
             tail_entries: number of committed entries of each running generation to keep in memory.
             patience_s: seconds that the journal may be unwritable before readers that follow a
                 generation get an error.
+            open_store: opens the database at a path; called in a thread.
 
         Raises:
             ConfigurationError: another server uses the directory, its database is not a journal or
                 of a newer version, or SQLite is too old.
         """
-        lock, store, state = await asyncio.to_thread(_open, data_dir, durability)
+        lock, store, state = await asyncio.to_thread(_open, data_dir, durability, open_store)
         return cls(
             store,
             state,
@@ -466,7 +468,9 @@ def _check_offsets(entries: list[Entry]) -> None:
             raise RecordDamagedError(entry.generation_id, f"it has two entries {entry.offset}")
 
 
-def _open(data_dir: Path, durability: Durability) -> tuple[DirectoryLock, SqliteStore, State]:
+def _open(
+    data_dir: Path, durability: Durability, open_store: Callable[[Path, Durability], Store]
+) -> tuple[DirectoryLock, Store, State]:
     try:
         make_directory(data_dir)
         lock = DirectoryLock(data_dir)
@@ -474,7 +478,7 @@ def _open(data_dir: Path, durability: Durability) -> tuple[DirectoryLock, Sqlite
         raise ConfigurationError(f"the data directory cannot be used: {error}") from error
     try:
         _make_private(data_dir)
-        store = SqliteStore(data_dir / "journal.db", durability)
+        store = open_store(data_dir / "journal.db", durability)
         return lock, store, store.load_state()
     except BaseException:
         lock.release()
