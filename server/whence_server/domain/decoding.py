@@ -259,11 +259,11 @@ class TraceDetail(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class TraceOptions:
-    """Trace settings of a generation, as granted."""
+class TraceRequest:
+    """Trace options as the request asks for them; None for the default."""
 
-    detail: Annotated[TraceDetail, Option("trace", Kind.CHOICE)] = TraceDetail.DECISIONS
-    num_candidates: Annotated[int, Option("trace")] = 8
+    detail: TraceDetail | None = None
+    num_candidates: int | None = None
     prompt: Annotated[bool, Option("trace")] = False
     """True if the prompt's own tokens are traced as well."""
     logprob_token_ids: Annotated[
@@ -277,18 +277,16 @@ class TraceOptions:
     """Tokens whose logprobs every step has, besides those of the candidates."""
 
 
+@dataclass(frozen=True, slots=True)
+class TraceOptions(TraceRequest):
+    """Trace settings of a generation, as granted: a request in which nothing is left open."""
+
+    detail: Annotated[TraceDetail, Option("trace", Kind.CHOICE)] = TraceDetail.DECISIONS
+    num_candidates: Annotated[int, Option("trace")] = 8
+
+
 TRACE_OPTIONS = list_declared_options(TraceOptions)
 """Every option of `trace` in the contract."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRequest:
-    """Trace options as the request asks for them."""
-
-    detail: TraceDetail | None = None
-    num_candidates: int | None = None
-    prompt: bool = False
-    logprob_token_ids: tuple[int, ...] = ()
 
 
 class FinishReason(Enum):

@@ -65,20 +65,14 @@ def resolve_trace(
     Raises:
         InvalidRequestError: more candidates than the server gives, or ids that are no tokens.
     """
-    num_candidates = (
-        limits.default_candidates if request.num_candidates is None else request.num_candidates
-    )
+    asked = {option.name: getattr(request, option.name) for option in TRACE_OPTIONS}
+    given = {name: value for name, value in asked.items() if value is not None}
+    trace = TraceOptions(**{"num_candidates": limits.default_candidates, **given})
     faults = Faults()
     faults.expect(
-        num_candidates <= limits.max_candidates,
+        trace.num_candidates <= limits.max_candidates,
         "trace.num_candidates",
-        f"must be at most {limits.max_candidates}, not {num_candidates}",
-    )
-    trace = TraceOptions(
-        request.detail or TraceDetail.DECISIONS,
-        num_candidates,
-        request.prompt,
-        request.logprob_token_ids,
+        f"must be at most {limits.max_candidates}, not {trace.num_candidates}",
     )
     check_options(faults, TRACE_OPTIONS, trace, model, limits)
     faults.raise_if_any()
@@ -86,7 +80,7 @@ def resolve_trace(
     unavailable: dict[str, str] = {}
     if granted is TraceDetail.INTERNALS:
         unavailable |= model.internals.unavailable
-        if not num_candidates:
+        if not trace.num_candidates:
             unavailable.setdefault(
                 "layers", "no candidates were asked for, among which a token could have a share"
             )
