@@ -1,6 +1,7 @@
 """Statuses that callers get: every method under empty, extreme and broken requests, and bursts."""
 
 import asyncio
+import base64
 import importlib
 import pkgutil
 import urllib.parse
@@ -114,6 +115,16 @@ def test_unknown_methods_are_unimplemented(channel: grpc.Channel) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(path)(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert failure_of(caught.value).reason == "METHOD_NOT_FOUND"
+
+
+def test_health_of_an_unknown_service(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(
+            "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest.SerializeToString
+        )(health_pb2.HealthCheckRequest(service="nothing"))
+    failure = failure_of(caught.value)
+    assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
 
 
 def test_health_lists_every_service(channel: grpc.Channel) -> None:
@@ -141,8 +152,30 @@ def test_more_faults_than_headers_can_hold(channel: grpc.Channel) -> None:
     assert failure.metadata["num_violations"] == "1200"
     assert 0 < len(failure.fields) < 100
     assert set(failure.fields) <= {f"decoding.logit_bias[{i}]" for i in biases}
-    assert "more fields at fault" in failure.message
-    assert len(urllib.parse.quote(failure.message)) < 8_192
+    assert failure.message.endswith("more")
+    ((_, details),) = caught.value.trailing_metadata()
+    on_the_wire = len(urllib.parse.quote(failure.message)) + len(base64.b64encode(details))
+    assert on_the_wire < 2_048
+
+
+def test_a_request_that_is_too_large_is_told_so_by_the_server(channel: grpc.Channel) -> None:
+    """With details: clients resume a stream after the status that gRPC itself gives."""
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Generate(g.GenerateRequest(prompt="x" * (5 << 20))))
+    failure = failure_of(caught.value)
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "REQUEST_TOO_LARGE",
+    )
+    assert failure.metadata["max_bytes"] == str(4 << 20)
+    assert "--max-message-bytes" in failure.message
+    # gRPC refuses far larger ones by itself.
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Generate(g.GenerateRequest(prompt="x" * (17 << 20))))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failure_of(caught.value).reason == ""
+    assert "larger than max" in caught.value.details()
 
 
 async def test_a_burst_is_served_whole(server: ServerProcess) -> None:

@@ -94,7 +94,7 @@ async def test_look_up_returns_running_and_finished_rows_and_none_for_unknown_id
     await journal.flush()
     row = await journal.get("g")
     assert (row.index, row.finish, row.deleted) == (index("g"), FINISH, False)
-    with pytest.raises(GenerationNotFoundError, match="does not exist"):
+    with pytest.raises(GenerationNotFoundError, match="is not on record"):
         await journal.get("other")
 
 

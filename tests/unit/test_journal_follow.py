@@ -93,7 +93,7 @@ async def test_follower_always_gets_finished(journal, after, when):
 
 
 async def test_following_an_unknown_generation_is_refused(journal):
-    with pytest.raises(GenerationNotFoundError, match="does not exist"):
+    with pytest.raises(GenerationNotFoundError, match="is not on record"):
         await collect(journal.follow("g"))
 
 

@@ -2,6 +2,9 @@
 
 WhenceError                     a code, a machine-readable reason, a message
 ├── InvalidRequestError         INVALID_ARGUMENT, names each wrong field
+├── RequestTooLargeError        RESOURCE_EXHAUSTED: more bytes than --max-message-bytes
+├── MethodNotFoundError         UNIMPLEMENTED
+├── HealthNotFoundError         NOT_FOUND: health of an unknown service
 ├── GenerationNotFoundError     NOT_FOUND
 ├── ModelNotFoundError          NOT_FOUND
 ├── TrainingRunNotFoundError    NOT_FOUND
@@ -60,6 +63,9 @@ class FieldViolation:
     field: str
     description: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
+
 
 class WhenceError(Exception):
     """Base of all errors that the server raises on purpose.
@@ -86,12 +92,52 @@ class InvalidRequestError(WhenceError):
     reason = "INVALID_REQUEST"
 
     def __init__(self, *violations: FieldViolation) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        super().__init__("; ".join(map(str, violations)))
         self.violations = violations
 
     def __reduce__(self) -> tuple[type["InvalidRequestError"], tuple[FieldViolation, ...]]:
         # The error is pickled in the text process and raised in the front.
         return type(self), self.violations
+
+
+class RequestTooLargeError(WhenceError):
+    """The request has more bytes than the server takes, and would be refused every time."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "REQUEST_TOO_LARGE"
+
+    def __init__(self, num_bytes: int, max_bytes: int) -> None:
+        super().__init__(
+            f"the request has {num_bytes} bytes; this server takes at most {max_bytes} "
+            "(--max-message-bytes)",
+            num_bytes=str(num_bytes),
+            max_bytes=str(max_bytes),
+        )
+
+
+class MethodNotFoundError(WhenceError):
+    """The server has no such method."""
+
+    code = Code.UNIMPLEMENTED
+    reason = "METHOD_NOT_FOUND"
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"there is no method {method!r}; reflection lists the methods of this server",
+            method=method,
+        )
+
+
+class HealthNotFoundError(WhenceError):
+    """The server has no health of the named service."""
+
+    code = Code.NOT_FOUND
+    reason = "SERVICE_NOT_FOUND"
+
+    def __init__(self, service: str) -> None:
+        super().__init__(
+            f'unknown service {service!r}; "" names the server as a whole', service=service
+        )
 
 
 class GenerationNotFoundError(WhenceError):
@@ -101,7 +147,12 @@ class GenerationNotFoundError(WhenceError):
     reason = "GENERATION_NOT_FOUND"
 
     def __init__(self, generation_id: str, *, deleted: bool = False) -> None:
-        what = "was deleted" if deleted else "does not exist on this server"
+        what = (
+            "was deleted"
+            if deleted
+            else "is not on record at this server; each server has its own record, so if several "
+            "servers share this address, another one may have it"
+        )
         super().__init__(f"generation {generation_id!r} {what}", generation_id=generation_id)
         if deleted:
             self.reason = "GENERATION_DELETED"

@@ -17,6 +17,7 @@ from whence_server.domain.errors import (
     DeadlinePassedError,
     FieldViolation,
     InvalidRequestError,
+    RequestTooLargeError,
     WhenceError,
 )
 from whence_server.domain.generation import CallRecord
@@ -27,6 +28,9 @@ from whence_server.rpc.wire_counts import check_wire
 from whence_server.telemetry.context import read_trace_context
 
 _log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 4 << 20
+"""Maximum size of a request, in bytes, unless it is configured."""
 
 Request = TypeVar("Request", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -94,17 +98,20 @@ class Malformed:
         self.reason = reason
 
 
-Parsed: TypeAlias = Message | Malformed | InvalidRequestError
-"""A request, or the reason why it is malformed."""
+Parsed: TypeAlias = Message | Malformed | WhenceError
+"""A request, or the reason why it is refused."""
 
 
 def make_service_handler(
-    service: str, methods: list[Method[Any]], calls: CallLog
+    service: str,
+    methods: list[Method[Any]],
+    calls: CallLog,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.GenericRpcHandler:
     """Return gRPC's handler of a service whose methods are parsed, guarded and recorded."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in methods:
-        guarded = _GuardedMethod(service, method, calls)
+        guarded = _GuardedMethod(service, method, calls, max_message_bytes)
         make = (
             grpc.stream_unary_rpc_method_handler
             if method.unary
@@ -121,13 +128,18 @@ def make_service_handler(
 class _GuardedMethod:
     """Wrapper of one method: its errors become statuses, and its end is recorded."""
 
-    def __init__(self, service: str, method: Method[Any], calls: CallLog) -> None:
+    def __init__(
+        self, service: str, method: Method[Any], calls: CallLog, max_message_bytes: int
+    ) -> None:
         self._name = f"{service}/{method.name}"
         self._method = method
         self._calls = calls
+        self._max_message_bytes = max_message_bytes
 
     def parse(self, raw: bytes) -> "Parsed":
         # Never raises: gRPC would end the call with INTERNAL, although the caller is at fault.
+        if len(raw) > self._max_message_bytes:
+            return RequestTooLargeError(len(raw), self._max_message_bytes)
         try:
             check_wire(raw, self._method.request_type.DESCRIPTOR)
             return cast("Message", self._method.request_type.FromString(raw))
@@ -207,7 +219,7 @@ class _GuardedMethod:
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassedError
-        if isinstance(request, InvalidRequestError):
+        if isinstance(request, WhenceError):
             raise request
         if isinstance(request, Malformed):
             expected = self._method.request_type.DESCRIPTOR.full_name

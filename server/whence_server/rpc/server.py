@@ -10,11 +10,18 @@ from grpc_health.v1 import health_pb2
 
 from whence_server.domain.addresses import is_ip_address, is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError
-from whence_server.rpc.calls import CallLog, Endpoint, Method, make_service_handler
+from whence_server.rpc.calls import (
+    MAX_MESSAGE_BYTES,
+    CallLog,
+    Endpoint,
+    Method,
+    make_service_handler,
+)
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
 from whence_server.rpc.listening import resolve_addresses
 from whence_server.rpc.standard import Health, make_reflection_handler
 from whence_server.rpc.unix_socket import UnixSocket
+from whence_server.rpc.unknown_methods import UnknownMethods
 
 # Maximum numbers of calls that wait for the event loop, and of running calls.
 _MAX_PENDING_CALLS = 65_536
@@ -25,6 +32,10 @@ _HANDSHAKE_MS = 5_000
 _PING_AFTER_MS, _PING_ANSWER_MS = 30_000, 20_000
 # Time without calls after which a connection is closed; clients reconnect when needed.
 _IDLE_MS = 300_000
+# gRPC refuses larger requests than this by itself, without details; the servicers refuse what lies
+# between with theirs.
+_REFUSED_WITH_DETAILS = 4
+_MAX_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,7 @@ class ServerOptions:
 
     listen: tuple[str, ...]
     insecure_listen_anywhere: bool = False
-    max_message_bytes: int = 4 << 20
+    max_message_bytes: int = MAX_MESSAGE_BYTES
     max_concurrent_streams: int = 1024
     socket_mode: int = 0o600
     max_connections: int = MAX_CONNECTIONS
@@ -105,10 +116,11 @@ async def build_server(
         options=_make_channel_arguments(options), maximum_concurrent_rpcs=_MAX_CALLS
     )
     for service, methods in services.items():
-        server.add_generic_rpc_handlers((make_service_handler(service, methods, calls),))
+        handler = make_service_handler(service, methods, calls, options.max_message_bytes)
+        server.add_generic_rpc_handlers((handler,))
     health = Health()
     server.add_generic_rpc_handlers(
-        (health.make_handler(), make_reflection_handler(tuple(services)))
+        (health.make_handler(), make_reflection_handler(tuple(services)), UnknownMethods())
     )
     rpc_server = RpcServer(server, health, tuple(services))
     # The health servicer starts as SERVING.
@@ -125,7 +137,10 @@ async def build_server(
 
 def _make_channel_arguments(options: ServerOptions) -> Sequence[tuple[str, int]]:
     return (
-        ("grpc.max_receive_message_length", options.max_message_bytes),
+        (
+            "grpc.max_receive_message_length",
+            min(_REFUSED_WITH_DETAILS * options.max_message_bytes, _MAX_INT32),
+        ),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
         # Overload protection refuses streams at random while more are closing than may be open:
         # well-behaved clients with many calls got UNAVAILABLE (RST_STREAM, error code 7).

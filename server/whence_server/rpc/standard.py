@@ -14,9 +14,10 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from whence_server.domain.errors import FieldViolation, HealthNotFoundError, InvalidRequestError
 from whence_server.rpc.calls import Context, Malformed
-from whence_server.rpc.fitting import truncate_word
 from whence_server.rpc.one_message import read_one_message
+from whence_server.rpc.status import abort
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
@@ -29,10 +30,7 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
         """Return one service's state; end the call with NOT_FOUND for an unknown service."""
         await _refuse_malformed(request, context)
         if request.service not in self._server_status:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"unknown service {truncate_word(request.service)!r}",
-            )
+            await abort(context, HealthNotFoundError(request.service))
         return await super().Check(request, context)
 
     async def List(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
@@ -113,7 +111,5 @@ def _make_parser(request_type: type[Message]) -> Any:
 
 async def _refuse_malformed(request: Any, context: Any) -> None:
     if isinstance(request, Malformed):
-        await context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            f"the bytes are not a request: {request.reason}",
-        )
+        fault = f"the bytes are not a request: {request.reason}"
+        await abort(context, InvalidRequestError(FieldViolation("", fault)))

@@ -1,9 +1,11 @@
 """Conversion of errors to gRPC statuses with google.rpc details."""
 
-from typing import NoReturn
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -17,7 +19,16 @@ from whence_server.domain.errors import (
     TextQueueFullError,
     WhenceError,
 )
-from whence_server.rpc.fitting import select_violations, truncate_text, truncate_word
+from whence_server.rpc.fitting import (
+    MAX_DESCRIPTION_CHARACTERS,
+    MAX_MESSAGE_BYTES,
+    MAX_NAME_CHARACTERS,
+    MAX_STATUS_BYTES,
+    join_violations,
+    measure_status,
+    truncate_name,
+    truncate_text,
+)
 
 DOMAIN = "whence.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -39,8 +50,30 @@ GRPC_CODES: dict[Code, grpc.StatusCode] = {
     Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
 
+MAX_VIOLATIONS = 32
+"""Maximum number of fields at fault in one status."""
+
 _RETRYABLE = (QueueFullError, TextQueueFullError, EmergenceBusyError, JournalUnwritableError)
 """Errors whose `retry_after_s` is sent as RetryInfo."""
+
+
+class _Lengths(NamedTuple):
+    """Maximum lengths of the texts of a status."""
+
+    message_bytes: int
+    name_characters: int
+    description_characters: int
+
+
+_LENGTHS = tuple(
+    _Lengths(
+        MAX_MESSAGE_BYTES >> halvings,
+        MAX_NAME_CHARACTERS >> halvings,
+        MAX_DESCRIPTION_CHARACTERS >> halvings,
+    )
+    for halvings in range(5)
+)
+"""Lengths to try in turn: three characters may take twelve bytes each on the wire."""
 
 
 def make_status(error: WhenceError) -> status_pb2.Status:
@@ -49,41 +82,66 @@ def make_status(error: WhenceError) -> status_pb2.Status:
     The status fits into HTTP/2 headers: it names only the first of many fields at fault, and
     `num_violations` of the ErrorInfo is the number of all.
     """
-    metadata = {key: truncate_word(value) for key, value in error.metadata.items()}
-    message = error.message
-    violations: list[FieldViolation] = []
-    if isinstance(error, InvalidRequestError):
-        violations = select_violations(error.violations)
-        num_left_out = len(error.violations) - len(violations)
-        if num_left_out:
-            metadata["num_violations"] = str(len(error.violations))
-            # The number comes first: the rest may be truncated.
-            message = f"{num_left_out} more fields at fault, besides {_join(violations)}"
-        else:
-            message = _join(violations)
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
-    ]
-    if violations:
-        bad_request = error_details_pb2.BadRequest()
-        for violation in violations:
-            bad_request.field_violations.add(
-                field=violation.field, description=violation.description
+    violations = error.violations if isinstance(error, InvalidRequestError) else ()
+    most = min(len(violations), MAX_VIOLATIONS)
+    if most:
+        # A status grows with the number of violations that it names.
+        num_shown = bisect_right(
+            range(1, most + 1),
+            MAX_STATUS_BYTES,
+            key=lambda num_shown: _measure(
+                _build_status(error, violations[:num_shown], _LENGTHS[0])
+            ),
+        )
+        violations = violations[: max(num_shown, 1)]
+    for lengths in _LENGTHS:
+        status = _build_status(error, violations, lengths)
+        if _measure(status) <= MAX_STATUS_BYTES:
+            break
+    return status
+
+
+def _measure(status: status_pb2.Status) -> int:
+    return measure_status(status.message, status.ByteSize())
+
+
+def _build_status(
+    error: WhenceError, shown: Sequence[FieldViolation], lengths: _Lengths
+) -> status_pb2.Status:
+    """Build a status that names the given violations, with texts of limited lengths."""
+    metadata = {
+        key: truncate_name(value, lengths.name_characters) for key, value in error.metadata.items()
+    }
+    message = truncate_text(error.message, lengths.message_bytes)
+    details: list[Message] = []
+    if isinstance(error, InvalidRequestError) and shown:
+        fitting_ones = [
+            FieldViolation(
+                truncate_name(violation.field, lengths.name_characters),
+                truncate_name(violation.description, lengths.description_characters),
             )
-        details.append(bad_request)
+            for violation in shown
+        ]
+        message = join_violations(fitting_ones, len(error.violations), lengths.message_bytes)
+        if len(shown) < len(error.violations):
+            metadata["num_violations"] = str(len(error.violations))
+        details.append(_make_bad_request(fitting_ones))
     if isinstance(error, _RETRYABLE):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    return status_pb2.Status(code=error.code.value, message=truncate_text(message), details=packed)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    status = status_pb2.Status(code=error.code.value, message=message)
+    for detail in (info, *details):
+        status.details.add().Pack(detail)
+    return status
 
 
-def _join(violations: list[FieldViolation]) -> str:
-    return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+def _make_bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    bad_request = error_details_pb2.BadRequest()
+    for violation in violations:
+        bad_request.field_violations.add(field=violation.field, description=violation.description)
+    return bad_request
 
 
 async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: WhenceError) -> NoReturn:
