@@ -86,6 +86,7 @@ async def _serve(
         max_cache_tokens=settings.max_cache_tokens,
         max_return_sequences=min(64, settings.max_batch_size),
         default_candidates=settings.default_candidates,
+        default_disconnect_grace_s=settings.default_disconnect_grace,
     )
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()

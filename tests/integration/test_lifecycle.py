@@ -178,6 +178,20 @@ def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> 
     assert len(ids) == 1_500
 
 
+def test_a_retry_with_its_id_and_without_a_grace_gets_every_token(
+    long_channel: grpc.Channel,
+) -> None:
+    """A connection that breaks does not cancel a generation that its caller can name."""
+    request = endless(generation_id=str(uuid.uuid4()))
+    request.decoding.max_new_tokens = 300
+    call = generate(long_channel, request)
+    first_step(call)
+    call.cancel()
+    *_, last = generate(long_channel, request)
+    assert last.event.finished.finish_reason == g.FINISH_REASON_LENGTH
+    assert last.event.finished.num_generated_tokens == 300
+
+
 def test_a_generation_is_cancelled_after_the_disconnect_grace(long_channel: grpc.Channel) -> None:
     request = endless()
     request.disconnect_grace.FromMilliseconds(300)

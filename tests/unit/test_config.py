@@ -88,6 +88,7 @@ def test_served_name_is_the_directorys_name(tmp_path: Path) -> None:
         (("--model", "a", "--step-spans", "some"), {}, "expected all, off"),
         (("--model", "a", "--drain-grace", "-1"), {}, "expected seconds"),
         (("--model", "a", "--drain-grace", "nan"), {}, "expected seconds"),
+        (("--model", "a", "--default-disconnect-grace", "3601"), {}, "from 0 to 3600"),
         (("--model", "a", "--listen", " , "), {}, "at least one address"),
         (("--model", "a"), {"WHENCE_DURABILITY": "maybe"}, "WHENCE_DURABILITY 'maybe'"),
         (("--model", "a"), {"WHENCE_MAX_QUEU": "7"}, "WHENCE_MAX_QUEU: no such setting"),

@@ -176,7 +176,9 @@ class GenerateRequest(google.protobuf.message.Message):
     generation_id: builtins.str
     """A UUID chosen by the client makes the call idempotent: the same id with an
     equal request joins that generation and replays it from its first event;
-    with another request it is ALREADY_EXISTS. Empty: the server chooses.
+    with another request it is ALREADY_EXISTS. It also lets a client resume a
+    stream that broke before its first event, and changes the default of
+    disconnect_grace. Empty: the server chooses.
     """
     @property
     def chat(self) -> global___ChatInput:
@@ -205,8 +207,9 @@ class GenerateRequest(google.protobuf.message.Message):
     @property
     def disconnect_grace(self) -> google.protobuf.duration_pb2.Duration:
         """Time for which the generation continues after the last Generate or
-        ResumeGeneration call that reads it has ended. Unset or zero: it is
-        cancelled at once.
+        ResumeGeneration call that reads it has ended. Unset: the server's default
+        (60 s unless configured) with a generation_id, as the caller means to
+        resume; zero without one. Zero: it is cancelled at once.
         """
 
     @property

@@ -21,6 +21,7 @@ from whence_server.config.spelling import (
     parse_device,
     parse_directories,
     parse_exporter,
+    parse_grace_seconds,
     parse_host_and_port,
     parse_path,
     parse_permissions,
@@ -143,6 +144,13 @@ class ServeConfig:
         accept_whole(0, 128),
         "number of candidates on record for each step, for requests that set none",
         "N",
+    )
+    default_disconnect_grace: float = declare_setting(
+        60.0,
+        parse_grace_seconds,
+        "seconds that a generation goes on without a reader, for requests with a generation_id "
+        "and without a disconnect_grace",
+        "S",
     )
     head_weights: str = declare_setting(
         "",

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.limits import Limits
 
 LEAST_STALL_S = 5.0
+MAX_GRACE_S = Limits().max_disconnect_grace_s
 
 
 def spell_flag(field: str) -> str:
@@ -74,6 +76,14 @@ def parse_stall_seconds(text: str) -> float:
     value = parse_seconds(text)
     if 0 < value < LEAST_STALL_S:
         raise ValueError(f"expected seconds, from {LEAST_STALL_S:g} on, or 0")
+    return value
+
+
+def parse_grace_seconds(text: str) -> float:
+    """Parse seconds, from 0 to the longest grace of a request."""
+    value = parse_seconds(text)
+    if value > MAX_GRACE_S:
+        raise ValueError(f"expected seconds, from 0 to {MAX_GRACE_S}")
     return value
 
 

@@ -41,3 +41,5 @@ class Limits:
     max_labels: int = 32
     max_label_characters: int = 256
     max_disconnect_grace_s: int = 3600
+    default_disconnect_grace_s: float = 60.0
+    """Grace of a request that has a generation id and sets none."""

@@ -246,6 +246,9 @@ def _read_labels(
 def _read_grace_s(
     request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
 ) -> float:
+    if not request.HasField("disconnect_grace"):
+        # Only a caller who knows the id can come back to the generation.
+        return limits.default_disconnect_grace_s if request.generation_id else 0.0
     grace_s = _convert_to_seconds(request.disconnect_grace)
     if not 0 <= grace_s <= limits.max_disconnect_grace_s:
         violations.append(
