@@ -19,7 +19,7 @@ from whence.requests import make_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
-from whence.vocabulary import Vocabulary, VocabularyBuilder
+from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -32,8 +32,8 @@ class AsyncClient:
         credentials: credentials for TLS; None for plaintext.
         metadata: gRPC metadata of every call.
         timeout_s: timeout of every call that is not a stream, in seconds; None for no timeout.
-        connect_timeout_s: seconds to retry a stream without events while the server is
-            UNAVAILABLE.
+        connect_timeout_s: seconds to retry a stream that has not begun while the server is
+            UNAVAILABLE or the connection breaks.
         resume_timeout_s: seconds to retry a stream that broke after its first event.
 
     Raises:
@@ -52,6 +52,7 @@ class AsyncClient:
     ) -> None:
         self._calls = AsyncCalls(target, credentials, metadata, timeout_s)
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
+        self._timeout_s = timeout_s
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = asyncio.Lock()
         self.generations = AsyncGenerations(self._calls, self._policy, self._find_text)
@@ -121,8 +122,10 @@ class AsyncClient:
             if key not in self._vocabularies:
                 builder = VocabularyBuilder()
                 request = model_pb2.GetVocabularyRequest(model=model)
-                async for part in self._calls.stream(self._calls.model.GetVocabulary, request):
-                    builder.add(part)
+                stream = VocabularyStream(request, Backoff(self._policy), timeout_s=self._timeout_s)
+                async with self._calls.follow(stream) as parts:
+                    async for part in parts:
+                        builder.add(part)
                 self._vocabularies[key] = builder.build()
             return self._vocabularies[key]
 

@@ -16,6 +16,7 @@ from whence.resume import Resumable
 from whence.status import convert_error, translate_errors
 from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
+from whence.v1.model_pb2 import GetVocabularyRequest
 from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
@@ -69,6 +70,7 @@ class AsyncCalls:
             ResumeGenerationRequest: self.generation.ResumeGeneration,
             WatchGenerationsRequest: self.trace.WatchGenerations,
             WatchTrainingRunRequest: self.training.WatchTrainingRun,
+            GetVocabularyRequest: self.model.GetVocabulary,
         }
 
     async def close(self) -> None:

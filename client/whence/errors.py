@@ -6,20 +6,21 @@
     ├── AlreadyExistsError        ALREADY_EXISTS: the generation id belongs to another request
     ├── ResourceExhaustedError    RESOURCE_EXHAUSTED: retry after `retry_delay_s`
     ├── FailedPreconditionError   FAILED_PRECONDITION: the model is loading, a document changed
-    ├── UnavailableError          UNAVAILABLE: no server, or one that shuts down
+    ├── UnavailableError          UNAVAILABLE: no server, one that shuts down, or a broken stream
     ├── DeadlineExceededError     DEADLINE_EXCEEDED: `timeout_s` passed
     ├── CallCancelledError        CANCELLED: somebody cancelled the call
     ├── UnimplementedError        UNIMPLEMENTED: the server does not support it
     ├── PermissionDeniedError     PERMISSION_DENIED
     ├── UnauthenticatedError      UNAUTHENTICATED
-    ├── InternalError             INTERNAL, UNKNOWN, ABORTED, DATA_LOSS: a fault of the server
+    ├── InternalError             INTERNAL, UNKNOWN, ABORTED, DATA_LOSS: a fault of the server or
+    │                             of a proxy
     └── GenerationFailedError     the generation started and then failed
 
 Arguments that no request can represent raise ValueError or TypeError before any call.
 """
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 
@@ -45,6 +46,17 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+class Origin(StrEnum):
+    """Party that ended a call with an error."""
+
+    SERVER = "server"
+    """whence's server: the status has an ErrorInfo of its domain."""
+    PATH = "path"
+    """A proxy, a load balancer, the network, or gRPC at either end."""
+    CLIENT = "client"
+    """This client, which could not send, receive or decode a message, or closed the call."""
+
+
 class FieldViolation(NamedTuple):
     """One field at fault: its path in the request, and the rule that it breaks."""
 
@@ -53,11 +65,13 @@ class FieldViolation(NamedTuple):
 
 
 class WhenceError(Exception):
-    """Error with which the server answered a call.
+    """Error that ended a call.
 
     Attributes:
         code: the call's status.
-        reason: UPPER_SNAKE_CASE, for programs, such as "QUEUE_FULL"; empty if none was sent.
+        origin: the party that ended the call.
+        reason: UPPER_SNAKE_CASE, for programs, such as "QUEUE_FULL" or "HTTP_413"; empty if there
+            is none.
         message: description for people.
         metadata: ids and limits, for programs.
         violations: the fields at fault, for INVALID_ARGUMENT.
@@ -71,6 +85,7 @@ class WhenceError(Exception):
         message: str,
         *,
         code: Code | None = None,
+        origin: Origin = Origin.CLIENT,
         reason: str = "",
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[FieldViolation] = (),
@@ -79,6 +94,7 @@ class WhenceError(Exception):
         super().__init__(message)
         self.message = message
         self.code = self.code if code is None else code
+        self.origin = origin
         self.reason = reason
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
@@ -116,7 +132,7 @@ class FailedPreconditionError(WhenceError):
 
 
 class UnavailableError(WhenceError):
-    """No server could be reached, or it is shutting down."""
+    """No server could be reached, it is shutting down, or a stream broke and did not resume."""
 
     code = Code.UNAVAILABLE
 

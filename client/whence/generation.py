@@ -134,6 +134,18 @@ class GenerationState:
         return self._finished
 
     @property
+    def num_unrecorded_tokens(self) -> int:
+        """Number of tokens that this client received and that are not on record.
+
+        If the server dies before its newest entries are on disk (`--durability group`), the
+        recorded generation, and with it `sequences` and `text`, ends before them. 0 while it runs.
+        """
+        if self._finished is None:
+            return 0
+        num_received = sum(map(len, self._texts.values()))
+        return max(0, num_received - self._finished.num_generated_tokens)
+
+    @property
     def trace_id(self) -> str:
         """W3C id of the request's trace; "" before `started` arrives."""
         return "" if self._started is None else self._started.trace_id

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias, TypeVar
 
 from whence.backoff import Backoff
+from whence.deadline import Deadline
 from whence.errors import InternalError, WhenceError
 from whence.v1.generation_pb2 import (
     GenerateRequest,
@@ -16,17 +17,23 @@ from whence.v1.generation_pb2 import (
     ResumeGenerationRequest,
     ResumeGenerationResponse,
 )
+from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
 from whence.v1.trace_pb2 import WatchGenerationsRequest, WatchGenerationsResponse
 from whence.v1.training_pb2 import WatchTrainingRunRequest, WatchTrainingRunResponse
 
 Request: TypeAlias = (
-    GenerateRequest | ResumeGenerationRequest | WatchGenerationsRequest | WatchTrainingRunRequest
+    GenerateRequest
+    | ResumeGenerationRequest
+    | WatchGenerationsRequest
+    | WatchTrainingRunRequest
+    | GetVocabularyRequest
 )
 Response: TypeAlias = (
     GenerateResponse
     | ResumeGenerationResponse
     | WatchGenerationsResponse
     | WatchTrainingRunResponse
+    | GetVocabularyResponse
 )
 
 Item_co = TypeVar("Item_co", covariant=True)
@@ -73,8 +80,7 @@ class GenerationStream:
         self.generation_id = request.generation_id
         self._request = request
         self._backoff = backoff
-        self._clock = clock
-        self._deadline = None if timeout_s is None else clock() + timeout_s
+        self._deadline = Deadline(timeout_s, clock=clock)
         self._last_offset = 0
         self._complete = False
 
@@ -86,21 +92,26 @@ class GenerationStream:
     def prepare_call(self) -> tuple[GenerateRequest | ResumeGenerationRequest, float | None]:
         """Return Generate before the first event, then ResumeGeneration."""
         if self._last_offset == 0:
-            return self._request, self._measure_left_s()
+            return self._request, self._deadline.left_s
         resume = ResumeGenerationRequest(
             generation_id=self.generation_id, after_offset=self._last_offset
         )
-        return resume, self._measure_left_s()
+        return resume, self._deadline.left_s
 
     def receive(self, response: Response) -> GenerationEvent | None:
         """Return the event without the offsets that were received before.
+
+        `finished` is returned whatever its offset: if the server died before its newest entries
+        were on disk, the record ends before the last offset that was received.
 
         Raises:
             InternalError: events before it are missing.
         """
         if not isinstance(response, GenerateResponse | ResumeGenerationResponse):
-            raise TypeError(f"a generation has no {type(response).__name__}")
+            raise make_unreadable_error(response)
         event = response.event
+        if event.HasField("finished") and event.first_offset <= self._last_offset:
+            return self._end(event)
         if event.last_offset <= self._last_offset:
             return None
         if event.first_offset > self._last_offset + 1:
@@ -112,17 +123,17 @@ class GenerationStream:
         fresh = _drop_first(event, self._last_offset + 1 - event.first_offset)
         self._backoff.restart()
         self._last_offset = event.last_offset
-        self._complete = event.HasField("finished")
-        return fresh
+        return self._end(fresh) if event.HasField("finished") else fresh
+
+    def _end(self, finished: GenerationEvent) -> GenerationEvent | None:
+        """Return the end of the stream, once."""
+        is_repeated, self._complete = self._complete, True
+        return None if is_repeated else finished
 
     def handle_break(self, error: WhenceError | None) -> float:
         """Return the seconds to wait, at most until the deadline."""
-        delay_s = self._backoff.choose_delay_s(error)
-        left_s = self._measure_left_s()
-        return delay_s if left_s is None else min(delay_s, left_s)
-
-    def _measure_left_s(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+        self._deadline.check(error)
+        return self._deadline.limit(self._backoff.choose_delay_s(error))
 
 
 class WatchStream:
@@ -145,7 +156,7 @@ class WatchStream:
     def receive(self, response: Response) -> WatchGenerationsResponse | None:
         """Return the response, and note its position."""
         if not isinstance(response, WatchGenerationsResponse):
-            raise TypeError(f"a watch has no {type(response).__name__}")
+            raise make_unreadable_error(response)
         self._backoff.restart()
         self._request.after_position = response.position
         return response
@@ -178,7 +189,7 @@ class TrainingRunStream:
     def receive(self, response: Response) -> WatchTrainingRunResponse | None:
         """Return the response, and note its position."""
         if not isinstance(response, WatchTrainingRunResponse):
-            raise TypeError(f"a training run has no {type(response).__name__}")
+            raise make_unreadable_error(response)
         self._backoff.restart()
         self._request.after_position = response.last_position
         return response
@@ -187,6 +198,17 @@ class TrainingRunStream:
         """Return the seconds to wait; an end without an error is the run's end."""
         self._complete = error is None
         return 0.0 if error is None else self._backoff.choose_delay_s(error)
+
+
+def make_unreadable_error(response: object) -> InternalError:
+    """Return the error of a response that is not a message of the call's type.
+
+    gRPC's asyncio API yields None for bytes that it could not parse.
+    """
+    return InternalError(
+        f"this client could not parse a response: it is {type(response).__name__}",
+        reason="RESPONSE_UNREADABLE",
+    )
 
 
 def _drop_first(event: GenerationEvent, num_seen: int) -> GenerationEvent:

@@ -1,10 +1,15 @@
 """Texts and bytes of token ids, because the server sends candidates as ids."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import overload
 
-from whence.v1.model_pb2 import GetVocabularyResponse
+from whence.backoff import Backoff
+from whence.deadline import Deadline
+from whence.errors import WhenceError
+from whence.resume import Response, make_unreadable_error
+from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
 
 _FRAGMENT = re.compile("[\udc80-\udcff]+")
 """Bytes that are not UTF-8, decoded with `surrogateescape` (PEP 383)."""
@@ -54,7 +59,7 @@ class VocabularyBuilder:
         self._tokens: list[bytes] = []
 
     def add(self, part: GetVocabularyResponse) -> None:
-        """Add the next part; ids in no part have no bytes."""
+        """Add the next part, or one that was added before; ids in no part have no bytes."""
         missing = part.first_token_id + len(part.tokens) - len(self._tokens)
         self._tokens.extend([b""] * missing)
         self._tokens[part.first_token_id : part.first_token_id + len(part.tokens)] = part.tokens
@@ -62,3 +67,51 @@ class VocabularyBuilder:
     def build(self) -> Vocabulary:
         """Return the vocabulary of all parts so far."""
         return Vocabulary(tuple(self._tokens))
+
+
+class VocabularyStream:
+    """Stream of a vocabulary's parts, from the first one again after a broken connection.
+
+    The call ends with OK only after its last part.
+    """
+
+    def __init__(
+        self,
+        request: GetVocabularyRequest,
+        backoff: Backoff,
+        *,
+        timeout_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._request = request
+        self._backoff = backoff
+        self._deadline = Deadline(timeout_s, clock=clock)
+        self._num_tokens = 0
+        self._complete = False
+
+    @property
+    def complete(self) -> bool:
+        """True after the last part."""
+        return self._complete
+
+    def prepare_call(self) -> tuple[GetVocabularyRequest, float | None]:
+        """Return the same call every time: it has no position from which to continue."""
+        return self._request, self._deadline.left_s
+
+    def receive(self, response: Response) -> GetVocabularyResponse:
+        """Return the next part."""
+        if not isinstance(response, GetVocabularyResponse):
+            raise make_unreadable_error(response)
+        num_tokens = response.first_token_id + len(response.tokens)
+        if num_tokens > self._num_tokens:
+            self._num_tokens = num_tokens
+            self._backoff.restart()
+        return response
+
+    def handle_break(self, error: WhenceError | None) -> float:
+        """Return the seconds to wait, at most until the deadline."""
+        self._complete = error is None
+        if error is None:
+            return 0.0
+        self._deadline.check(error)
+        return self._deadline.limit(self._backoff.choose_delay_s(error))

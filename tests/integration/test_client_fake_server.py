@@ -32,6 +32,19 @@ from whence.v1 import model_pb2, trace_pb2
 TEXT = b"".join(VOCABULARY[token_id] for token_id in TOKEN_IDS).decode()
 NUM_EVENTS = len(TOKEN_IDS) + 2
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+RESUMED = [
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+]
+"""Statuses, besides UNAVAILABLE, with which proxies end a stream that broke."""
+
+
+def info(reason: str) -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain="whence.v1")
 
 
 @pytest.fixture
@@ -84,6 +97,58 @@ async def test_tokens_come_exactly_once_over_a_break_at_any_event_async(server, 
     ):
         assert [token.token_id async for token in generation] == list(TOKEN_IDS)
     assert len(server.script.calls) == 2
+
+
+@pytest.mark.parametrize("code", RESUMED)
+def test_tokens_come_exactly_once_over_any_status_of_a_proxy(server, client, code):
+    server.script.turns.extend([Break(0, code), Break(3, code), Break(1, code)])
+    with client.generate("The", timeout_s=30.0) as generation:
+        assert [token.token_id for token in generation] == list(TOKEN_IDS)
+    assert len(server.script.calls) == 4
+
+
+@pytest.mark.parametrize("code", RESUMED)
+async def test_tokens_come_exactly_once_over_any_status_of_a_proxy_async(server, code):
+    server.script.turns.extend([Break(0, code), Break(3, code), Break(1, code)])
+    async with (
+        whence.AsyncClient(server.target) as client,
+        client.generate("The", timeout_s=30.0) as generation,
+    ):
+        assert [token.token_id async for token in generation] == list(TOKEN_IDS)
+    assert len(server.script.calls) == 4
+
+
+@pytest.mark.parametrize("code", [c for c in CODES if c is not grpc.StatusCode.UNAVAILABLE])
+def test_an_error_of_the_server_itself_ends_the_stream(server, client, code):
+    server.script.turns.append(Break(3, code, (info("WHY"),)))
+    with pytest.raises(whence.WhenceError) as raised:
+        client.generate("The").result()
+    assert (raised.value.origin, raised.value.reason) == (whence.Origin.SERVER, "WHY")
+    assert len(server.script.calls) == 1
+
+
+def test_a_resume_waits_for_the_server_that_has_the_generation(server, client):
+    elsewhere = Break(0, grpc.StatusCode.NOT_FOUND, (info("GENERATION_NOT_FOUND"),))
+    server.script.turns.extend([Break(3), elsewhere, elsewhere])
+    with client.generate("The") as generation:
+        assert [token.token_id for token in generation] == list(TOKEN_IDS)
+    deleted = Break(0, grpc.StatusCode.NOT_FOUND, (info("GENERATION_DELETED"),))
+    server.script.turns.extend([Break(3), deleted])
+    with pytest.raises(whence.NotFoundError), client.generate("The") as generation:
+        list(generation)
+
+
+def test_tokens_that_the_server_lost_are_counted(server, client):
+    server.script.recorded = journal(steps()[:2], reason=pb.FINISH_REASON_INTERRUPTED)
+    server.script.turns.append(Break(5))
+    with client.generate("The") as generation:
+        shown = [next(generation)]
+        assert generation.num_unrecorded_tokens == 0
+        shown += generation
+    assert [token.token_id for token in shown] == list(TOKEN_IDS[:4])
+    assert generation.num_unrecorded_tokens == 2
+    assert generation.finish_reason is whence.FinishReason.INTERRUPTED
+    assert generation.sequences[0].token_ids == TOKEN_IDS[:2]
 
 
 def test_a_break_after_every_single_event(server, client):
@@ -253,8 +318,8 @@ def test_every_status_has_its_error(server, client, code):
 
 
 async def test_the_asynchronous_client_raises_errors_by_status(server):
-    info = error_details_pb2.ErrorInfo(reason="QUEUE_FULL")
-    server.script.turns.append(Break(0, grpc.StatusCode.RESOURCE_EXHAUSTED, (info,)))
+    full = Break(0, grpc.StatusCode.RESOURCE_EXHAUSTED, (info("QUEUE_FULL"),))
+    server.script.turns.append(full)
     server.script.refusals.append(Break(0, grpc.StatusCode.NOT_FOUND))
     async with whence.AsyncClient(server.target) as client:
         with pytest.raises(whence.ResourceExhaustedError) as raised:
@@ -271,6 +336,21 @@ def test_candidates_get_their_text_from_one_vocabulary(server, client):
     assert tokens[-1].token_text == " 中"
     assert client.vocabulary().bytes_of(5) == b"\xc3"
     assert len(server.script.requests(model_pb2.GetVocabularyRequest)) == 1
+
+
+def test_a_vocabulary_is_whole_over_any_break(server, client):
+    server.script.turns.extend(Break(after, RESUMED[after]) for after in range(3))
+    assert tuple(client.vocabulary()) == VOCABULARY
+    assert len(server.script.requests(model_pb2.GetVocabularyRequest)) == 4
+    server.script.turns.append(Break(1, grpc.StatusCode.NOT_FOUND, (info("MODEL_NOT_FOUND"),)))
+    with whence.Client(server.target) as other, pytest.raises(whence.NotFoundError):
+        other.vocabulary()
+
+
+async def test_a_vocabulary_is_whole_over_any_break_async(server):
+    server.script.turns.extend(Break(after, RESUMED[after]) for after in range(3))
+    async with whence.AsyncClient(server.target) as client:
+        assert tuple(await client.vocabulary()) == VOCABULARY
 
 
 async def test_the_asynchronous_client_needs_a_fetched_vocabulary_for_texts(server):
@@ -326,7 +406,7 @@ async def test_the_asynchronous_client_reads_recorded_generations(server):
 
 
 def test_a_watch_goes_on_from_its_last_position(server, client):
-    server.script.turns.extend([Break(2), Break(0), Break(1), Hold(NUM_EVENTS - 3)])
+    server.script.turns.extend([Break(2), Break(0, RESUMED[5]), Break(1), Hold(NUM_EVENTS - 3)])
     with client.generations.watch(lifecycle_only=True) as watched:
         positions = [next(watched).position for _ in range(NUM_EVENTS)]
     assert positions == [str(offset) for offset in range(1, NUM_EVENTS + 1)]
@@ -335,7 +415,7 @@ def test_a_watch_goes_on_from_its_last_position(server, client):
 
 
 async def test_a_watch_goes_on_from_its_last_position_async(server):
-    server.script.turns.extend([Break(2), Hold(NUM_EVENTS - 2)])
+    server.script.turns.extend([Break(2, RESUMED[0]), Hold(NUM_EVENTS - 2)])
     async with (
         whence.AsyncClient(server.target) as client,
         client.generations.watch() as watched,
@@ -412,6 +492,19 @@ def test_the_command_prints_json(server):
     assert objects[-1]["finish_reason"] == "length"
     assert objects[-1]["sequences"][0]["text"] == TEXT
     assert done.stdout.isascii()
+
+
+def test_the_command_warns_of_tokens_that_the_server_lost(server):
+    server.script.recorded = journal(steps()[:2], reason=pb.FINISH_REASON_INTERRUPTED)
+    server.script.turns.append(Break(5))
+    done = command(server, "generate", "The", "--json", "--quiet")
+    assert done.returncode == 1
+    assert done.stderr.startswith("warning: the last 2 tokens are not on record")
+    *tokens, finished = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [fields["event"] for fields in tokens] == ["started", *["token"] * 4]
+    assert (finished["num_generated_tokens"], finished["num_unrecorded_tokens"]) == (2, 2)
+    server.script.turns.append(Break(5))
+    assert command(server, "generate", "The").stderr.count("warning") == 1
 
 
 def test_colour_is_asked_for_and_refused(server):

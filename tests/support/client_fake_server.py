@@ -143,6 +143,8 @@ class Script:
     """Behaviour of the server, and the calls that it received."""
 
     events: list[pb.GenerationEvent] = field(default_factory=journal)
+    recorded: list[pb.GenerationEvent] | None = None
+    """Events that ResumeGeneration has, if a crash lost some; None: all events."""
     turns: deque[Break | Hold] = field(default_factory=deque)
     """Behaviour of each stream in order; a stream without one runs to its end."""
     calls: list[Any] = field(default_factory=list)
@@ -195,9 +197,11 @@ class FakeGeneration(GenerationServiceServicer):
     def __init__(self, script: Script) -> None:
         self._script = script
 
-    def _copy_events(self, generation_id: str) -> list[pb.GenerationEvent]:
+    def _copy_events(
+        self, recorded: list[pb.GenerationEvent], generation_id: str
+    ) -> list[pb.GenerationEvent]:
         events = []
-        for event in self._script.events:
+        for event in recorded:
             copy = pb.GenerationEvent()
             copy.CopyFrom(event)
             if copy.HasField("started"):
@@ -208,16 +212,17 @@ class FakeGeneration(GenerationServiceServicer):
     def Generate(self, request: Any, context: Any) -> Iterator[pb.GenerateResponse]:
         self._script.calls.append(request)
         self._script.metadata.append(dict(context.invocation_metadata()))
-        events = self._copy_events(request.generation_id)
+        events = self._copy_events(self._script.events, request.generation_id)
         yield from self._script.play([pb.GenerateResponse(event=e) for e in events], context)
 
     def ResumeGeneration(self, request: Any, context: Any) -> Iterator[Any]:
         self._script.calls.append(request)
         self._script.metadata.append(dict(context.invocation_metadata()))
+        recorded = self._script.recorded or self._script.events
         events = [
             e
-            for e in self._copy_events(request.generation_id)
-            if e.last_offset > request.after_offset
+            for e in self._copy_events(recorded, request.generation_id)
+            if e.last_offset > request.after_offset or e.HasField("finished")
         ]
         responses = [pb.ResumeGenerationResponse(event=e) for e in events]
         yield from self._script.play(responses, context)
@@ -298,10 +303,13 @@ class FakeModel(ModelServiceServicer):
 
     def GetVocabulary(self, request: Any, context: Any) -> Iterator[Any]:
         self._script.unary(request, context)
-        for first in range(0, len(VOCABULARY), 3):
-            yield model_pb2.GetVocabularyResponse(
+        parts = [
+            model_pb2.GetVocabularyResponse(
                 first_token_id=first, tokens=VOCABULARY[first : first + 3]
             )
+            for first in range(0, len(VOCABULARY), 3)
+        ]
+        yield from self._script.play(parts, context)
 
 
 class FakeServer:

@@ -104,6 +104,22 @@ async def test_generation_that_cannot_be_finished_is_given_up(tmp_path):
     await journal.close()
 
 
+async def test_reader_ahead_of_the_disk_is_told_how_much_is_not_on_record(tmp_path):
+    """The reader saw nine entries; the server died when four were on disk."""
+    await fill(tmp_path)
+    journal = await Journal.open(tmp_path)
+    await close_interrupted(journal)
+    await journal.close()
+    async with serving(tmp_path) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        for after_offset, num_unrecorded in ((4, 0), (5, 1), (9, 5)):
+            request = g.ResumeGenerationRequest(generation_id=RUNNING, after_offset=after_offset)
+            (response,) = [response async for response in stub.ResumeGeneration(request)]
+            assert response.event.first_offset == 5
+            assert response.event.finished.finish_reason == g.FINISH_REASON_INTERRUPTED
+            assert response.num_unrecorded_offsets == num_unrecorded
+
+
 async def test_malformed_payload_ends_its_stream_and_no_watch(tmp_path):
     await fill(tmp_path)
     change(tmp_path, f"UPDATE entries SET payload = x'ffff' WHERE \"offset\" = 3 AND {OF_FIRST}")

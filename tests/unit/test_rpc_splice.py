@@ -1,5 +1,6 @@
 """Spliced envelopes parse into the messages that the generated classes make."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,19 @@ def test_spliced_bytes_equal_the_generated_classes_serialisation() -> None:
         )
     )
     assert raw == whole.SerializeToString()
+
+
+@pytest.mark.parametrize(("after_offset", "num_unrecorded"), [(0, 0), (2, 0), (3, 1), (61, 59)])
+def test_finished_says_how_many_offsets_of_its_reader_are_not_on_record(
+    after_offset: int, num_unrecorded: int
+) -> None:
+    *_, end = entries_of([EntryKind.STARTED, EntryKind.STEP, EntryKind.FINISHED])
+    (raw,) = build_responses([end], after_offset)
+    (plain,) = build_responses([end])
+    response = generation_pb2.ResumeGenerationResponse.FromString(raw)
+    assert response.num_unrecorded_offsets == num_unrecorded
+    assert response.event == generation_pb2.ResumeGenerationResponse.FromString(plain).event
+    assert (raw == plain) == (num_unrecorded == 0)
 
 
 def test_watch_responses_carry_id_and_position() -> None:

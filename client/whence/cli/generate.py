@@ -190,6 +190,8 @@ def run(arguments: argparse.Namespace) -> int:
             _show(_keep_tokens(generation, kept), generation, arguments)
         finally:
             # A failed generation has a summary and a page, too.
+            if generation.num_unrecorded_tokens:
+                print(_format_unrecorded(generation), file=sys.stderr)
             if generation.finished is not None and not arguments.quiet:
                 print(_format_summary(generation, time.monotonic() - begun), file=sys.stderr)
                 if link := make_trace_link(template, generation):
@@ -200,7 +202,7 @@ def run(arguments: argparse.Namespace) -> int:
                     client,
                     generation.started,
                     generation.finished,
-                    [token.step for token in kept],
+                    [token.step for token in _select_recorded(kept, generation)],
                     prompt_steps=[token.step for token in generation.prompt_tokens],
                 )
         return FAILED if generation.finish_reason in _ENDED_BY_OTHERS else OK
@@ -329,6 +331,20 @@ def _format_summary(generation: Generation, elapsed_s: float) -> str:
         f"finished: {generation.finish_reason or 'no'}, "
         f"generation {generation.id}, trace {escape(generation.trace_id) or 'none'}"
     )
+
+
+def _format_unrecorded(generation: Generation) -> str:
+    num_tokens = generation.num_unrecorded_tokens
+    tokens = "1 token is" if num_tokens == 1 else f"{num_tokens} tokens are"
+    return (
+        f"warning: the last {tokens} not on record: the server died before its newest entries were "
+        "on disk (--durability strict sends a token only once it is on disk)"
+    )
+
+
+def _select_recorded(received: list[Token], generation: Generation) -> list[Token]:
+    """Return the received tokens that are on record: all but the last ones."""
+    return received[: len(received) - generation.num_unrecorded_tokens]
 
 
 def _make_message(role: str, content: str | None) -> dict[str, str | None]:

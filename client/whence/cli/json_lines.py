@@ -34,6 +34,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
   beam_round    index, continuations: [{parent, token_id, logprob, score, kept, finished}],
                 timing
   finished      generation_id, finish_reason, num_prompt_tokens, num_generated_tokens,
+                num_unrecorded_tokens: tokens above that the server lost when it died,
                 queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
                 sequences: [{sequence_index, text, token_ids, finish_reason, stop,
                 logprob, score}]
@@ -216,6 +217,7 @@ def _describe_finished(generation: GenerationState) -> dict[str, Any]:
             "finish_reason": generation.finish_reason,
             "num_prompt_tokens": finished.num_prompt_tokens,
             "num_generated_tokens": finished.num_generated_tokens,
+            "num_unrecorded_tokens": generation.num_unrecorded_tokens or None,
             "queue_ns": finished.queue_ns,
             "prefill_ns": finished.prefill_ns,
             "decode_ns": finished.decode_ns,

@@ -739,7 +739,11 @@ class GenerationEvent(google.protobuf.message.Message):
 
     @property
     def finished(self) -> global___GenerationFinished:
-        """Always the last entry; a stream that ends without it was interrupted."""
+        """Always the last entry, and the end of the stream whatever its offset, which
+        may be below that of an entry received before: see
+        ResumeGenerationResponse.num_unrecorded_offsets. A stream that ends without
+        it was interrupted.
+        """
 
     def __init__(
         self,
@@ -1411,8 +1415,8 @@ class ResumeGenerationRequest(google.protobuf.message.Message):
     GENERATION_ID_FIELD_NUMBER: builtins.int
     AFTER_OFFSET_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """Id of a running or finished generation. NOT_FOUND if it is unknown or
-    deleted.
+    """Id of a running or finished generation. NOT_FOUND if it is unknown (reason
+    GENERATION_NOT_FOUND) or deleted (GENERATION_DELETED).
     """
     after_offset: builtins.int
     """Last offset to skip; `finished` is never skipped; 0 replays all events."""
@@ -1433,6 +1437,13 @@ class ResumeGenerationResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: builtins.int
+    NUM_UNRECORDED_OFFSETS_FIELD_NUMBER: builtins.int
+    num_unrecorded_offsets: builtins.int
+    """Number of offsets up to after_offset that are not on record, sent with
+    `finished` if that is at after_offset or before it. The server then died
+    before its newest entries were on disk, and its record ends before the last
+    entry that the caller received. 0 otherwise.
+    """
     @property
     def event(self) -> global___GenerationEvent:
         """Event as in the stream of Generate; steps may be batched differently."""
@@ -1441,9 +1452,10 @@ class ResumeGenerationResponse(google.protobuf.message.Message):
         self,
         *,
         event: global___GenerationEvent | None = ...,
+        num_unrecorded_offsets: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "num_unrecorded_offsets", b"num_unrecorded_offsets"]) -> None: ...
 
 global___ResumeGenerationResponse = ResumeGenerationResponse
 

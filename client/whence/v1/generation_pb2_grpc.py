@@ -7,6 +7,24 @@ from whence.v1 import generation_pb2 as whence_dot_v1_dot_generation__pb2
 
 class GenerationServiceStub(object):
     """Generates text, and streams with every token a record of how it was chosen.
+
+    Every error of the server has a google.rpc.ErrorInfo with the domain
+    "whence.v1" and a reason. A status without it is from a proxy, a load balancer
+    or gRPC itself, and its code says little: a stream that ends without
+    `finished` was interrupted, whatever its status, even with OK. A client
+    resumes it with growing delays:
+
+    - Before the first event: Generate again, with the same request and its
+    generation_id. After it: ResumeGeneration with the last offset received.
+    - With an ErrorInfo of "whence.v1", UNAVAILABLE is retried, after RetryInfo's
+    delay if it has one. NOT_FOUND with the reason GENERATION_NOT_FOUND is
+    retried for a while by ResumeGeneration, as several servers may share one
+    address and each knows its own generations. Any other error is final.
+    - Without it, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+    ABORTED, INTERNAL and UNAVAILABLE are retried, and so is a stream that was
+    reset (RST_STREAM), whatever its code. Final are all other codes, HTTP 400,
+    413 and 431 of a proxy, a message that is too large for gRPC, and the
+    caller's own deadline or cancellation.
     """
 
     def __init__(self, channel):
@@ -34,6 +52,24 @@ class GenerationServiceStub(object):
 
 class GenerationServiceServicer(object):
     """Generates text, and streams with every token a record of how it was chosen.
+
+    Every error of the server has a google.rpc.ErrorInfo with the domain
+    "whence.v1" and a reason. A status without it is from a proxy, a load balancer
+    or gRPC itself, and its code says little: a stream that ends without
+    `finished` was interrupted, whatever its status, even with OK. A client
+    resumes it with growing delays:
+
+    - Before the first event: Generate again, with the same request and its
+    generation_id. After it: ResumeGeneration with the last offset received.
+    - With an ErrorInfo of "whence.v1", UNAVAILABLE is retried, after RetryInfo's
+    delay if it has one. NOT_FOUND with the reason GENERATION_NOT_FOUND is
+    retried for a while by ResumeGeneration, as several servers may share one
+    address and each knows its own generations. Any other error is final.
+    - Without it, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+    ABORTED, INTERNAL and UNAVAILABLE are retried, and so is a stream that was
+    reset (RST_STREAM), whatever its code. Final are all other codes, HTTP 400,
+    413 and 431 of a proxy, a message that is too large for gRPC, and the
+    caller's own deadline or cancellation.
     """
 
     def Generate(self, request, context):
@@ -46,7 +82,7 @@ class GenerationServiceServicer(object):
 
     def ResumeGeneration(self, request, context):
         """Follows a running generation, or replays a recorded one, from any offset.
-        Clients use it after their connection broke.
+        Clients use it after their connection broke. No model is needed to replay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +122,24 @@ def add_GenerationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
     """Generates text, and streams with every token a record of how it was chosen.
+
+    Every error of the server has a google.rpc.ErrorInfo with the domain
+    "whence.v1" and a reason. A status without it is from a proxy, a load balancer
+    or gRPC itself, and its code says little: a stream that ends without
+    `finished` was interrupted, whatever its status, even with OK. A client
+    resumes it with growing delays:
+
+    - Before the first event: Generate again, with the same request and its
+    generation_id. After it: ResumeGeneration with the last offset received.
+    - With an ErrorInfo of "whence.v1", UNAVAILABLE is retried, after RetryInfo's
+    delay if it has one. NOT_FOUND with the reason GENERATION_NOT_FOUND is
+    retried for a while by ResumeGeneration, as several servers may share one
+    address and each knows its own generations. Any other error is final.
+    - Without it, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+    ABORTED, INTERNAL and UNAVAILABLE are retried, and so is a stream that was
+    reset (RST_STREAM), whatever its code. Final are all other codes, HTTP 400,
+    413 and 431 of a proxy, a message that is too large for gRPC, and the
+    caller's own deadline or cancellation.
     """
 
     @staticmethod

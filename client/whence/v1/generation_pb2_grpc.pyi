@@ -18,7 +18,26 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class GenerationServiceStub:
-    """Generates text, and streams with every token a record of how it was chosen."""
+    """Generates text, and streams with every token a record of how it was chosen.
+
+    Every error of the server has a google.rpc.ErrorInfo with the domain
+    "whence.v1" and a reason. A status without it is from a proxy, a load balancer
+    or gRPC itself, and its code says little: a stream that ends without
+    `finished` was interrupted, whatever its status, even with OK. A client
+    resumes it with growing delays:
+
+    - Before the first event: Generate again, with the same request and its
+      generation_id. After it: ResumeGeneration with the last offset received.
+    - With an ErrorInfo of "whence.v1", UNAVAILABLE is retried, after RetryInfo's
+      delay if it has one. NOT_FOUND with the reason GENERATION_NOT_FOUND is
+      retried for a while by ResumeGeneration, as several servers may share one
+      address and each knows its own generations. Any other error is final.
+    - Without it, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+      ABORTED, INTERNAL and UNAVAILABLE are retried, and so is a stream that was
+      reset (RST_STREAM), whatever its code. Final are all other codes, HTTP 400,
+      413 and 431 of a proxy, a message that is too large for gRPC, and the
+      caller's own deadline or cancellation.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Generate: grpc.UnaryStreamMultiCallable[
@@ -34,7 +53,7 @@ class GenerationServiceStub:
         whence.v1.generation_pb2.ResumeGenerationResponse,
     ]
     """Follows a running generation, or replays a recorded one, from any offset.
-    Clients use it after their connection broke.
+    Clients use it after their connection broke. No model is needed to replay.
     """
 
     CancelGeneration: grpc.UnaryUnaryMultiCallable[
@@ -44,7 +63,26 @@ class GenerationServiceStub:
     """Stops a generation at once. It finishes with FINISH_REASON_CANCELLED."""
 
 class GenerationServiceAsyncStub:
-    """Generates text, and streams with every token a record of how it was chosen."""
+    """Generates text, and streams with every token a record of how it was chosen.
+
+    Every error of the server has a google.rpc.ErrorInfo with the domain
+    "whence.v1" and a reason. A status without it is from a proxy, a load balancer
+    or gRPC itself, and its code says little: a stream that ends without
+    `finished` was interrupted, whatever its status, even with OK. A client
+    resumes it with growing delays:
+
+    - Before the first event: Generate again, with the same request and its
+      generation_id. After it: ResumeGeneration with the last offset received.
+    - With an ErrorInfo of "whence.v1", UNAVAILABLE is retried, after RetryInfo's
+      delay if it has one. NOT_FOUND with the reason GENERATION_NOT_FOUND is
+      retried for a while by ResumeGeneration, as several servers may share one
+      address and each knows its own generations. Any other error is final.
+    - Without it, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+      ABORTED, INTERNAL and UNAVAILABLE are retried, and so is a stream that was
+      reset (RST_STREAM), whatever its code. Final are all other codes, HTTP 400,
+      413 and 431 of a proxy, a message that is too large for gRPC, and the
+      caller's own deadline or cancellation.
+    """
 
     Generate: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.generation_pb2.GenerateRequest,
@@ -59,7 +97,7 @@ class GenerationServiceAsyncStub:
         whence.v1.generation_pb2.ResumeGenerationResponse,
     ]
     """Follows a running generation, or replays a recorded one, from any offset.
-    Clients use it after their connection broke.
+    Clients use it after their connection broke. No model is needed to replay.
     """
 
     CancelGeneration: grpc.aio.UnaryUnaryMultiCallable[
@@ -69,7 +107,26 @@ class GenerationServiceAsyncStub:
     """Stops a generation at once. It finishes with FINISH_REASON_CANCELLED."""
 
 class GenerationServiceServicer(metaclass=abc.ABCMeta):
-    """Generates text, and streams with every token a record of how it was chosen."""
+    """Generates text, and streams with every token a record of how it was chosen.
+
+    Every error of the server has a google.rpc.ErrorInfo with the domain
+    "whence.v1" and a reason. A status without it is from a proxy, a load balancer
+    or gRPC itself, and its code says little: a stream that ends without
+    `finished` was interrupted, whatever its status, even with OK. A client
+    resumes it with growing delays:
+
+    - Before the first event: Generate again, with the same request and its
+      generation_id. After it: ResumeGeneration with the last offset received.
+    - With an ErrorInfo of "whence.v1", UNAVAILABLE is retried, after RetryInfo's
+      delay if it has one. NOT_FOUND with the reason GENERATION_NOT_FOUND is
+      retried for a while by ResumeGeneration, as several servers may share one
+      address and each knows its own generations. Any other error is final.
+    - Without it, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+      ABORTED, INTERNAL and UNAVAILABLE are retried, and so is a stream that was
+      reset (RST_STREAM), whatever its code. Final are all other codes, HTTP 400,
+      413 and 431 of a proxy, a message that is too large for gRPC, and the
+      caller's own deadline or cancellation.
+    """
 
     @abc.abstractmethod
     def Generate(
@@ -88,7 +145,7 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.generation_pb2.ResumeGenerationResponse], collections.abc.AsyncIterator[whence.v1.generation_pb2.ResumeGenerationResponse]]:
         """Follows a running generation, or replays a recorded one, from any offset.
-        Clients use it after their connection broke.
+        Clients use it after their connection broke. No model is needed to replay.
         """
 
     @abc.abstractmethod

@@ -44,7 +44,8 @@ class TraceServiceStub:
         whence.v1.trace_pb2.WatchGenerationsResponse,
     ]
     """Streams every event as it happens, e.g. to a dashboard. It resumes after a
-    position, so that no event is missed over a reconnect.
+    position, so that no event is missed over a reconnect; GenerationService says
+    after which errors.
     """
 
     DeleteGeneration: grpc.UnaryUnaryMultiCallable[
@@ -81,7 +82,8 @@ class TraceServiceAsyncStub:
         whence.v1.trace_pb2.WatchGenerationsResponse,
     ]
     """Streams every event as it happens, e.g. to a dashboard. It resumes after a
-    position, so that no event is missed over a reconnect.
+    position, so that no event is missed over a reconnect; GenerationService says
+    after which errors.
     """
 
     DeleteGeneration: grpc.aio.UnaryUnaryMultiCallable[
@@ -126,7 +128,8 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.trace_pb2.WatchGenerationsResponse], collections.abc.AsyncIterator[whence.v1.trace_pb2.WatchGenerationsResponse]]:
         """Streams every event as it happens, e.g. to a dashboard. It resumes after a
-        position, so that no event is missed over a reconnect.
+        position, so that no event is missed over a reconnect; GenerationService says
+        after which errors.
         """
 
     @abc.abstractmethod

@@ -69,7 +69,7 @@ class GenerationServicer:
         """Follow a running or recorded generation after an offset; no model is needed."""
         call.generation_id = require_generation_id(request.generation_id)
         following = self._serving.follow(call.generation_id, request.after_offset)
-        async for message in _read_messages(following, require_readable):
+        async for message in _read_messages(following, request.after_offset, require_readable):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
@@ -81,10 +81,11 @@ class GenerationServicer:
 
 async def _read_messages(
     following: AsyncGenerator[list[Entry], None],
+    after_offset: int = 0,
     check: Callable[[list[Entry]], None] = lambda _: None,
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(following) as batches:
         async for entries in batches:
             check(entries)
-            for message in build_responses(entries):
+            for message in build_responses(entries, after_offset):
                 yield message

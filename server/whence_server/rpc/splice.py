@@ -61,6 +61,12 @@ _STEP = _encode_tag(generation_pb2.StepBatch.DESCRIPTOR.fields_by_name["steps"].
 _RESPONSE = _encode_tag(
     generation_pb2.GenerateResponse.DESCRIPTOR.fields_by_name["event"].number, _LEN
 )
+_UNRECORDED = _encode_tag(
+    generation_pb2.ResumeGenerationResponse.DESCRIPTOR.fields_by_name[
+        "num_unrecorded_offsets"
+    ].number,
+    _VARINT,
+)
 _WATCH = trace_pb2.WatchGenerationsResponse.DESCRIPTOR.fields_by_name
 _WATCH_ID = _encode_tag(_WATCH["generation_id"].number, _LEN)
 _WATCH_POSITION = _encode_tag(_WATCH["position"].number, _LEN)
@@ -108,10 +114,19 @@ def _build_event(run: list[Entry]) -> bytes:
     )
 
 
-def build_responses(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """Yield serialised GenerateResponses, whose form ResumeGenerationResponse shares."""
+def build_responses(entries: Sequence[Entry], after_offset: int = 0) -> Iterator[bytes]:
+    """Yield serialised GenerateResponses, whose form ResumeGenerationResponse shares.
+
+    Args:
+        entries: entries of one generation.
+        after_offset: last offset that the reader has. If FINISHED is no later, the record ends
+            before it, and a ResumeGenerationResponse says by how much.
+    """
     for event in build_events(entries):
-        yield _encode_field(_RESPONSE, event.content)
+        response = _encode_field(_RESPONSE, event.content)
+        if event.last.kind is EntryKind.FINISHED and event.last.offset <= after_offset:
+            response += _UNRECORDED + encode_varint(after_offset - event.last.offset + 1)
+        yield response
 
 
 _LIST_STEPS = trace_pb2.ListStepsResponse.DESCRIPTOR.fields_by_name
