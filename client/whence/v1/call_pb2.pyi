@@ -32,6 +32,7 @@ class Call(google.protobuf.message.Message):
     GENERATION_ID_FIELD_NUMBER: builtins.int
     SERVER_ADDRESS_FIELD_NUMBER: builtins.int
     SERVER_PORT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
     trace_id: builtins.str
     """W3C trace id."""
     span_id: builtins.str
@@ -62,6 +63,12 @@ class Call(google.protobuf.message.Message):
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time at which the status was sent, or the caller had disconnected."""
 
+    @property
+    def error(self) -> global___CallError:
+        """Error that ended the call; absent if the status is OK, or if the caller's
+        cancel or deadline ended the call.
+        """
+
     def __init__(
         self,
         *,
@@ -77,9 +84,52 @@ class Call(google.protobuf.message.Message):
         generation_id: builtins.str = ...,
         server_address: builtins.str = ...,
         server_port: builtins.int | None = ...,
+        error: global___CallError | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_server_port", b"_server_port", "end_time", b"end_time", "server_port", b"server_port", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_server_port", b"_server_port", "end_time", b"end_time", "generation_id", b"generation_id", "method", b"method", "parent_span_id", b"parent_span_id", "server_address", b"server_address", "server_port", b"server_port", "span_id", b"span_id", "start_time", b"start_time", "status_code", b"status_code", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_error", b"_error", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "server_port", b"server_port", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_error", b"_error", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "method", b"method", "parent_span_id", b"parent_span_id", "server_address", b"server_address", "server_port", b"server_port", "span_id", b"span_id", "start_time", b"start_time", "status_code", b"status_code", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_error", b"_error"]) -> typing.Literal["error"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_server_port", b"_server_port"]) -> typing.Literal["server_port"] | None: ...
 
 global___Call = Call
+
+@typing.final
+class CallError(google.protobuf.message.Message):
+    """Error of a call, without the caller's content."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    EXCEPTION_TYPE_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """ErrorInfo.reason as the caller received it, e.g. "INVALID_REQUEST"; empty
+    for an error inside the server.
+    """
+    field: builtins.str
+    """Path of the first field at fault in the request, e.g.
+    "decoding.max_new_tokens"; empty if no field is at fault.
+    """
+    message: builtins.str
+    """Status message as the caller received it, cut to 300 characters; parts that
+    quote a prompt, a message or a template argument are left out. Empty for an
+    error inside the server.
+    """
+    exception_type: builtins.str
+    """Type of an exception inside the server, e.g. "KeyError"; empty for every
+    other error.
+    """
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+        field: builtins.str = ...,
+        message: builtins.str = ...,
+        exception_type: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exception_type", b"exception_type", "field", b"field", "message", b"message", "reason", b"reason"]) -> None: ...
+
+global___CallError = CallError

@@ -11,6 +11,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import typing
 import whence.v1.generation_pb2
+import whence.v1.occurrence_pb2
 import whence.v1.step_pb2
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -125,6 +126,7 @@ class GetGenerationResponse(google.protobuf.message.Message):
     SUMMARY_FIELD_NUMBER: builtins.int
     STARTED_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
+    OCCURRENCES_FIELD_NUMBER: builtins.int
     @property
     def summary(self) -> global___GenerationSummary:
         """Always set."""
@@ -137,15 +139,20 @@ class GetGenerationResponse(google.protobuf.message.Message):
     def finished(self) -> whence.v1.generation_pb2.GenerationFinished:
         """Absent while it runs."""
 
+    @property
+    def occurrences(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.occurrence_pb2.Occurrence]:
+        """Occurrences up to now, in the order of recording."""
+
     def __init__(
         self,
         *,
         summary: global___GenerationSummary | None = ...,
         started: whence.v1.generation_pb2.GenerationStarted | None = ...,
         finished: whence.v1.generation_pb2.GenerationFinished | None = ...,
+        occurrences: collections.abc.Iterable[whence.v1.occurrence_pb2.Occurrence] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_finished", b"_finished", "finished", b"finished", "started", b"started", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_finished", b"_finished", "finished", b"finished", "started", b"started", "summary", b"summary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_finished", b"_finished", "finished", b"finished", "occurrences", b"occurrences", "started", b"started", "summary", b"summary"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_finished", b"_finished"]) -> typing.Literal["finished"] | None: ...
 
 global___GetGenerationResponse = GetGenerationResponse

@@ -47,7 +47,8 @@ class TraceServiceServicer(object):
     """
 
     def GetGeneration(self, request, context):
-        """Returns the complete start and finish of one generation, without its steps.
+        """Returns the complete start and finish of one generation and its occurrences,
+        without its steps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

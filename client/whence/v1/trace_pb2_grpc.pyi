@@ -25,7 +25,9 @@ class TraceServiceStub:
         whence.v1.trace_pb2.GetGenerationRequest,
         whence.v1.trace_pb2.GetGenerationResponse,
     ]
-    """Returns the complete start and finish of one generation, without its steps."""
+    """Returns the complete start and finish of one generation and its occurrences,
+    without its steps.
+    """
 
     ListGenerations: grpc.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListGenerationsRequest,
@@ -63,7 +65,9 @@ class TraceServiceAsyncStub:
         whence.v1.trace_pb2.GetGenerationRequest,
         whence.v1.trace_pb2.GetGenerationResponse,
     ]
-    """Returns the complete start and finish of one generation, without its steps."""
+    """Returns the complete start and finish of one generation and its occurrences,
+    without its steps.
+    """
 
     ListGenerations: grpc.aio.UnaryUnaryMultiCallable[
         whence.v1.trace_pb2.ListGenerationsRequest,
@@ -103,7 +107,9 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.trace_pb2.GetGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.trace_pb2.GetGenerationResponse, collections.abc.Awaitable[whence.v1.trace_pb2.GetGenerationResponse]]:
-        """Returns the complete start and finish of one generation, without its steps."""
+        """Returns the complete start and finish of one generation and its occurrences,
+        without its steps.
+        """
 
     @abc.abstractmethod
     def ListGenerations(
