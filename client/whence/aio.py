@@ -254,7 +254,7 @@ class AsyncGenerations:
                 yield summary
 
     async def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
-        """Return one generation: its summary, start and, if finished, finish.
+        """Return one generation: its summary, start, occurrences and, if finished, finish.
 
         Raises:
             NotFoundError: the generation is unknown or was deleted.

@@ -243,7 +243,7 @@ class Generations:
         return (summary for page in pages for summary in page.generations)
 
     def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
-        """Return one generation: its summary, start and, if finished, finish.
+        """Return one generation: its summary, start, occurrences and, if finished, finish.
 
         Raises:
             NotFoundError: the generation is unknown or was deleted.

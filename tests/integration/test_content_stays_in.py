@@ -65,7 +65,8 @@ async def collector() -> AsyncIterator[Collector]:
 
 
 def requests() -> list[g.GenerateRequest]:
-    """Return a completion, a conversation and a refused request."""
+    """Return a completion, a conversation and two refused requests; the last refusal quotes."""
+    twice = f'{{"{OUTPUT}": 1, "{OUTPUT}": 2}}'
     forced = g.Decoding(forced=g.Forced(text=OUTPUT))
     messages = [
         g.ChatMessage(role="system", content=SYSTEM),
@@ -75,6 +76,9 @@ def requests() -> list[g.GenerateRequest]:
         g.GenerateRequest(prompt=PROMPT, decoding=forced),
         g.GenerateRequest(chat=g.ChatInput(messages=messages), decoding=forced),
         g.GenerateRequest(prompt=PROMPT, decoding=g.Decoding(stop=[""])),
+        g.GenerateRequest(
+            chat=g.ChatInput(messages=messages, template_arguments_json=twice), decoding=forced
+        ),
     ]
 
 
@@ -89,8 +93,9 @@ async def use(target: str) -> list[str]:
             try:
                 responses = [response async for response in call]
                 assert responses[-1].event.finished.sequences[0].text == OUTPUT
-            except grpc.aio.AioRpcError:
-                pass
+            except grpc.aio.AioRpcError as error:
+                quoted = OUTPUT in (error.details() or "")
+                assert quoted is bool(request.chat.template_arguments_json)
             codes.append((await call.code()).name)
     return codes
 
@@ -123,7 +128,7 @@ async def test_content_goes_only_where_it_is_wanted(
         *("--metrics-listen", "127.0.0.1:0", "--log-level", "debug"),
         environment=environment,
     ) as server:
-        assert await use(server.target) == ["OK", "OK", "INVALID_ARGUMENT"]
+        assert await use(server.target) == ["OK", "OK", *["INVALID_ARGUMENT"] * 2]
         (line,) = [line for line in server.log if "metrics are on" in line]
         page = next(word for word in line.split() if word.startswith("http://"))
         shown = await asyncio.to_thread(lambda: urllib.request.urlopen(page).read())

@@ -153,7 +153,7 @@ def test_generation_continues_unchanged_after_the_engine_is_killed(
             psutil.Process(engines[0]).kill()
 
         _, undisturbed, _, _ = read_some_steps(server.target, 100, lambda: None, request)
-        _, seen, finished, code = read_some_steps(server.target, 100, kill_engine, request)
+        killed_id, seen, finished, code = read_some_steps(server.target, 100, kill_engine, request)
         assert code is None
         assert finished is not None
         assert finished.finish_reason == g.FINISH_REASON_LENGTH
@@ -167,7 +167,16 @@ def test_generation_continues_unchanged_after_the_engine_is_killed(
                 if a.token_id != b.token_id:
                     assert b.draw.margin < 1e-4
                     break
+        with grpc.insecure_channel(server.target) as channel:
+            found = trace_pb2_grpc.TraceServiceStub(channel).GetGeneration(
+                trace_pb2.GetGenerationRequest(generation_id=killed_id)
+            )
+        ended, resumed = found.occurrences
+        assert ended.engine_ended.detail == "the engine process ended: signal 9"
+        assert resumed.HasField("engine_resumed")
+        assert 100 <= ended.num_steps == resumed.num_steps < 2_400
         assert server.terminate() == 0
+    assert verify(tmp_path).returncode == 0
 
 
 def test_an_engine_that_does_not_start_again(

@@ -18,6 +18,7 @@ from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
+from whence.v1.occurrence_pb2 import Occurrence
 from whence_server.rpc.watching import make_position_token
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -60,6 +61,19 @@ def wait_finished(channel: grpc.Channel, generation_id: str) -> g.GenerationFini
     finally:
         watch.cancel()
     raise AssertionError("the watch ended")
+
+
+def read_occurrences(channel: grpc.Channel, generation_id: str) -> list[Occurrence]:
+    request = trace_pb2.GetGenerationRequest(generation_id=generation_id)
+    return list(trace_pb2_grpc.TraceServiceStub(channel).GetGeneration(request).occurrences)
+
+
+def await_occurrence(channel: grpc.Channel, generation_id: str) -> None:
+    """Wait until a generation has an occurrence, which no stream has."""
+    give_up = time.monotonic() + 60
+    while not read_occurrences(channel, generation_id):
+        assert time.monotonic() < give_up, "the server has recorded no occurrence"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +161,10 @@ def test_a_generation_without_a_reader_is_cancelled(long_channel: grpc.Channel) 
     finished = wait_finished(long_channel, generation_id)
     assert finished.finish_reason == g.FINISH_REASON_CANCELLED
     assert 0 < finished.num_generated_tokens < 8_000
+    left, cancelled = read_occurrences(long_channel, generation_id)
+    assert left.reader_left.status_code == grpc.StatusCode.CANCELLED.value[0]
+    assert cancelled.cancelled.HasField("without_reader")
+    assert cancelled.num_steps == finished.num_generated_tokens
 
 
 def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> None:
@@ -164,6 +182,7 @@ def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> 
         if len(ids) > 20:
             break
     call.cancel()
+    resumed_after = offset
     resumed = generation_pb2_grpc.GenerationServiceStub(long_channel).ResumeGeneration(
         g.ResumeGenerationRequest(generation_id=generation_id, after_offset=offset)
     )
@@ -176,6 +195,19 @@ def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> 
             assert event.finished.finish_reason == g.FINISH_REASON_LENGTH
             assert list(event.finished.sequences[0].token_ids) == ids
     assert len(ids) == 1_500
+    # The server may see the new call before the end of the old one.
+    occurrences = {
+        occurrence.WhichOneof("occurrence"): occurrence
+        for occurrence in read_occurrences(long_channel, generation_id)
+    }
+    assert occurrences.keys() == {"reader_left", "reader_joined"}
+    left = occurrences["reader_left"].reader_left
+    assert left.caller.method == "whence.v1.GenerationService/Generate"
+    joined = occurrences["reader_joined"].reader_joined
+    assert joined.after_offset == resumed_after
+    assert joined.caller.method == "whence.v1.GenerationService/ResumeGeneration"
+    assert (joined.caller.address, joined.caller.parent_span_id) == ("unix", "")
+    assert not joined.caller.HasField("port")
 
 
 def test_a_retry_with_its_id_and_without_a_grace_gets_every_token(
@@ -211,17 +243,29 @@ def test_the_calls_deadline_ends_only_the_call(long_channel: grpc.Channel) -> No
         list(call)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     stub = generation_pb2_grpc.GenerationServiceStub(long_channel)
-    stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation_id))
+    await_occurrence(long_channel, generation_id)
+    traceparent = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"),)
+    stub.CancelGeneration(
+        g.CancelGenerationRequest(generation_id=generation_id), metadata=traceparent
+    )
     stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation_id))
     assert wait_finished(long_channel, generation_id).finish_reason == g.FINISH_REASON_CANCELLED
+    left, cancelled = read_occurrences(long_channel, generation_id)
+    assert left.reader_left.status_code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+    caller = cancelled.cancelled.caller
+    assert caller.method == "whence.v1.GenerationService/CancelGeneration"
+    assert caller.trace_id == "0af7651916cd43dd8448eb211c80319c"
+    assert caller.parent_span_id == "00f067aa0ba902b7"
 
 
 def test_max_duration_ends_the_generation(long_channel: grpc.Channel) -> None:
     request = endless()
     request.max_duration.FromMilliseconds(1_500)  # enough for a first token beside other work
-    *_, last = generate(long_channel, request)
+    first, *_, last = generate(long_channel, request)
     assert last.event.finished.finish_reason == g.FINISH_REASON_TIMEOUT
     assert last.event.finished.num_generated_tokens > 0
+    (passed,) = read_occurrences(long_channel, first.event.started.generation_id)
+    assert passed.max_duration_passed.max_duration.ToMilliseconds() == 1_500
 
 
 def test_a_full_queue_refuses_before_any_work(

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from server_process import ServerProcess
-from span_reading import assert_apart
+from span_reading import assert_apart, mapping
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import (
@@ -60,6 +60,22 @@ async def generate(
         async for response in stub.Generate(wanted, metadata=metadata):
             if response.event.HasField("started"):
                 started = response.event.started
+            steps += response.event.steps.steps
+    return started, steps
+
+
+async def cancel_soon(target: str) -> tuple[g.GenerationStarted, list[step_pb2.Step]]:
+    """Start a generation, cancel it after its first steps, and read it to its end."""
+    steps: list[step_pb2.Step] = []
+    started = g.GenerationStarted()
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        async for response in stub.Generate(request(8_000)):
+            if response.event.HasField("started"):
+                started = response.event.started
+            if response.event.HasField("steps") and not steps:
+                asked = g.CancelGenerationRequest(generation_id=started.generation_id)
+                await stub.CancelGeneration(asked)
             steps += response.event.steps.steps
     return started, steps
 
@@ -148,7 +164,15 @@ async def test_a_generation_is_one_tree_under_the_callers_span(
         traces = {s.trace_id.hex() for s in receiver.spans}
         assert TRACE_ID[::-1] not in traces
         refused = [s for s in receiver.spans if is_server(s)][-1]
-        assert attributes(refused)["rpc.response.status_code"] == "INVALID_ARGUMENT"
+        found = attributes(refused)
+        assert found["rpc.response.status_code"] == "INVALID_ARGUMENT"
+        assert (found["whence.error.reason"], found["whence.error.field"]) == (
+            "INVALID_REQUEST",
+            "input",
+        )
+        assert found["whence.error.message"] == (
+            "input: one of `prompt`, `chat` or `tokens` must be set"
+        )
 
 
 async def test_a_call_that_its_client_ends_has_its_code(
@@ -177,15 +201,28 @@ async def test_a_call_that_its_client_ends_has_its_code(
                     timeout_s *= 2
         wanted = {cancelled_id: "CANCELLED", expired_id: "DEADLINE_EXCEEDED"}
         codes: dict[str, object] = {}
+        model_calls: dict[str, Span] = {}
         async with asyncio.timeout(60):
-            while not wanted.keys() <= codes.keys():
+            while not wanted.keys() <= codes.keys() & model_calls.keys():
                 await receiver.wait_for(receiver.num_spans + 1)
+                model_calls = {
+                    span.trace_id.hex(): span
+                    for span in receiver.spans
+                    if span.name.startswith("text_completion ")
+                }
                 codes = {
                     span.trace_id.hex(): attributes(span)["rpc.response.status_code"]
                     for span in receiver.spans
                     if is_server(span)
                 }
     assert {trace_id: codes[trace_id] for trace_id in wanted} == wanted
+    for trace_id, code_name in wanted.items():
+        model_call = model_calls[trace_id]
+        events = {event.name: mapping(event.attributes) for event in model_call.events}
+        left = events["whence.generation.reader_left"]
+        assert left["rpc.response.status_code"] == code_name
+        assert left["whence.caller.span_id"] == model_call.parent_span_id.hex()
+        assert events["whence.generation.cancelled"]["whence.cancel.cause"] == "no_reader"
 
 
 async def test_calls_that_generate_nothing_make_no_span(
@@ -266,6 +303,8 @@ async def test_nothing_is_lost_when_everything_fails(
         await run(first.target, 300)
         await wait_for_server_spans(receiver, 1)
         await receiver.stop()
+        cancelled, steps = await cancel_soon(first.target)
+        all_steps[cancelled.trace_id] = steps
         await asyncio.gather(*(run(first.target, 400) for _ in range(4)))
         interrupted = asyncio.create_task(generate(first.target, request(8_000)))
         # Kill it in the middle of that one: wait until it is on record as running.
@@ -307,3 +346,6 @@ async def test_nothing_is_lost_when_everything_fails(
         versions[span.span_id].add(span.SerializeToString(deterministic=True))
     assert len(receiver.spans) > len(versions), "nothing was sent twice: the test shows too little"
     assert all(len(same) == 1 for same in versions.values())
+    events = [e.name for span in by_trace[cancelled.trace_id] for e in span.events]
+    assert len(events) > 2, "the cancelled generation was sent once: the test shows too little"
+    assert set(events) == {"whence.generation.first_token", "whence.generation.cancelled"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from whence.v1 import call_pb2, generation_pb2, step_pb2
+from whence.v1 import call_pb2, generation_pb2, occurrence_pb2, step_pb2
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError
 
@@ -120,6 +120,26 @@ def call(generation_id: str, num_steps: int = 0, **fields: object):
     )
 
 
+def caller(method: str = "ResumeGeneration", **fields: object):
+    return occurrence_pb2.Caller(
+        **{
+            "method": f"whence.v1.GenerationService/{method}",
+            "trace_id": "c" * 32,
+            "span_id": "d" * 16,
+            "address": "192.0.2.7",
+            "port": 50_000,
+            **fields,
+        }
+    )
+
+
+def occurrence(elapsed_ns: int, num_steps: int = 0, **happening: object):
+    """Return an occurrence at a time after the request's arrival."""
+    return occurrence_pb2.Occurrence(
+        time=timestamp(START_NS + elapsed_ns), num_steps=num_steps, **happening
+    )
+
+
 @dataclass
 class MemoryJournal:
     """Journal in memory, as telemetry reads it; it outlives the exporters that read it."""
@@ -190,8 +210,8 @@ class MemoryJournal:
             entry
             for entry in self.entries
             if entry.generation_id == generation_id
-            and entry.offset > after_offset
-            and (kinds is None or entry.kind in kinds)
+            and (entry.offset > after_offset if kinds is None else entry.kind in kinds)
+            and (entry.offset > after_offset or entry.kind in OUTSIDE_OFFSETS)
         )
         return [entry for entry, _ in zip(found, range(limit), strict=False)]
 

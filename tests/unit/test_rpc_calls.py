@@ -5,9 +5,18 @@ import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler
 
 from whence.v1 import trace_pb2
-from whence_server.domain.errors import JournalError
-from whence_server.domain.generation import CallRecord
-from whence_server.rpc.calls import Call, CallLog, Endpoint, Method, make_service_handler
+from whence.v1.call_pb2 import Call
+from whence_server.domain.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    JournalError,
+    QueueFullError,
+)
+from whence_server.domain.generation import CallError, CallRecord
+from whence_server.journal.codec import encode_call
+from whence_server.rpc import calls
+from whence_server.rpc.callers import parse_peer
+from whence_server.rpc.calls import CallLog, Endpoint, Method, make_service_handler
 
 
 class AbortError(Exception):
@@ -57,7 +66,7 @@ class Wrapped:
         handler = make_service_handler("s", [method], log).service(CallDetails)
         self._call, self._parse = handler.stream_unary, handler.request_deserializer
 
-    async def get(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
+    async def get(self, request: trace_pb2.GetGenerationRequest, call: calls.Call) -> bytes:
         if self._error is not None:
             raise self._error
         call.generation_id = request.generation_id
@@ -115,3 +124,78 @@ async def test_details_of_internal_errors_are_not_sent(error: Exception) -> None
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in message
     assert wrapped.records[0].trace_context.trace_id in message
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            QueueFullError(3, 1.5),
+            CallError(
+                "QUEUE_FULL",
+                message="3 sequences are waiting already (--max-queue); try again in 1.5 s",
+            ),
+        ),
+        (
+            InvalidRequestError(
+                FieldViolation("", "is odd"), FieldViolation("a.b", "is wrong: secret", "is wrong")
+            ),
+            CallError("INVALID_REQUEST", "a.b", "is odd; a.b: is wrong"),
+        ),
+        (
+            InvalidRequestError(FieldViolation("a", "x" * 500)),
+            CallError("INVALID_REQUEST", "a", "a: " + "x" * 297),
+        ),
+        (KeyError("a secret"), CallError(exception_type="KeyError")),
+        (
+            JournalError("disk full: /a/secret/path"),
+            CallError(exception_type="whence_server.domain.errors.JournalError"),
+        ),
+    ],
+)
+async def test_a_call_that_fails_is_recorded_with_its_error(
+    error: Exception, expected: CallError
+) -> None:
+    wrapped = Wrapped(error)
+    with pytest.raises(AbortError):
+        await wrapped.call(Context())
+    assert wrapped.records[0].error == expected
+    call = Call.FromString(encode_call(wrapped.records[0]))
+    told = call.error
+    assert expected == CallError(told.reason, told.field, told.message, told.exception_type)
+
+
+async def test_a_malformed_message_is_recorded_as_the_callers_error() -> None:
+    wrapped = Wrapped()
+    with pytest.raises(AbortError):
+        await wrapped.call(Context(), b"\xff\xff")
+    error = wrapped.records[0].error
+    assert error is not None
+    assert error.reason == "INVALID_REQUEST"
+    assert error.message.startswith("the bytes are not a whence.v1.GetGenerationRequest")
+
+
+async def test_a_call_without_an_error_has_none_on_record() -> None:
+    wrapped = Wrapped()
+    await wrapped.call(Context())
+    assert wrapped.records[0].error is None
+    assert not Call.FromString(encode_call(wrapped.records[0])).HasField("error")
+
+
+@pytest.mark.parametrize(
+    ("peer", "address", "port"),
+    [
+        ("ipv4:127.0.0.1:50000", "127.0.0.1", 50_000),
+        ("ipv6:%5B::1%5D:50000", "::1", 50_000),
+        ("ipv6:[fe80::1%25eth0]:1", "fe80::1%eth0", 1),
+        ("unix:", "unix", None),
+        ("unix:/run/whence.sock", "unix", None),
+        ("ipv4:127.0.0.1:99999", "ipv4:127.0.0.1:99999", None),
+        ("fd:7", "fd:7", None),
+        ("", "", None),
+    ],
+)
+def test_parse_peer_reads_the_address_and_the_port(
+    peer: str, address: str, port: int | None
+) -> None:
+    assert parse_peer(peer) == (address, port)

@@ -13,6 +13,7 @@ from opentelemetry.semconv._incubating.attributes import (
     rpc_attributes,
 )
 from opentelemetry.semconv.attributes import (
+    client_attributes,
     error_attributes,
     exception_attributes,
     server_attributes,
@@ -239,6 +240,7 @@ async def test_a_seed_within_int64_is_in_the_conventions_attribute():
 
 def test_every_name_outside_whence_is_in_the_conventions():
     modules = (
+        client_attributes,
         gen_ai_attributes,
         rpc_attributes,
         error_attributes,

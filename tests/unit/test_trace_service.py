@@ -10,6 +10,7 @@ from rpc_errors import failure_of
 
 from whence.v1 import trace_pb2 as t
 from whence.v1 import trace_pb2_grpc
+from whence.v1.occurrence_pb2 import EngineResumed, Occurrence
 from whence_server.journal.journal import Journal
 from whence_server.rpc import trace_servicer
 from whence_server.rpc.calls import CallLog, make_service_handler
@@ -120,6 +121,29 @@ async def test_rows_with_swapped_ids_are_refused(tmp_path):
         damaged = {s.generation_id: s for s in page.generations if s.damage}
         assert set(damaged) == {FIRST, SECOND}
         assert {s.prompt_preview for s in damaged.values()} == {""}
+
+
+async def test_get_generation_returns_the_occurrences_and_no_stream_has_them(tmp_path):
+    await fill(tmp_path)
+    journal = await Journal.open(tmp_path)
+    recorded = [Occurrence(num_steps=n, engine_resumed=EngineResumed()) for n in (1, 2)]
+    for occurrence in recorded:
+        journal.record_occurrence(RUNNING, occurrence.SerializeToString())
+    await journal.close()
+    async with serving(tmp_path) as stub:
+        found = await stub.GetGeneration(t.GetGenerationRequest(generation_id=RUNNING))
+        assert list(found.occurrences) == recorded
+        assert found.started.generation_id == RUNNING
+        found = await stub.GetGeneration(t.GetGenerationRequest(generation_id=FIRST))
+        assert list(found.occurrences) == []
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position="cDE6MA=="))
+        num_events = {FIRST: 3, SECOND: 3, RUNNING: 2}
+        for _ in range(sum(num_events.values())):
+            update = await watch.read()
+            assert update.event.WhichOneof("event") in {"started", "steps", "finished"}
+            num_events[update.generation_id] -= 1
+        assert set(num_events.values()) == {0}
+        watch.cancel()
 
 
 async def test_watch_skips_damaged_entries(tmp_path):

@@ -12,6 +12,7 @@ from whence.cli.connection import connect, parse_key_value
 from whence.cli.exits import EXITS, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
 from whence.cli.json_lines import FIELDS, describe_message, describe_token, format_json
+from whence.cli.occurrences import list_occurrences
 from whence.cli.one_step import format_step
 from whence.cli.render import escape, fit_columns, format_heading, format_row, quote, wants_color
 from whence.client import Client
@@ -278,7 +279,8 @@ def _format_details(generation: GetGenerationResponse) -> str:
             fields["failure"] = f"{failure.message} ({failure.reason})"
         for sequence in generation.finished.sequences:
             fields[f"sequence {sequence.sequence_index}"] = sequence.text
-    return "\n".join(f"{escape(name):<12}  {escape(value)}" for name, value in fields.items())
+    rows = (*fields.items(), *list_occurrences(started, list(generation.occurrences)))
+    return "\n".join(f"{escape(name):<12}  {escape(value)}" for name, value in rows)
 
 
 def _format_training_run(started: GenerationStarted) -> str:

@@ -18,7 +18,8 @@ class Occurrence(google.protobuf.message.Message):
     its events: a call that reads it came or went, the engine ended, somebody
     cancelled it. It is written to the journal, has no offset and is never
     streamed; GetGeneration returns it, and the generation's span shows it as an
-    event.
+    event. At most the first 500 of a generation are recorded, besides `cancelled`
+    and `max_duration_passed`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -33,7 +34,7 @@ class Occurrence(google.protobuf.message.Message):
     MAX_DURATION_PASSED_FIELD_NUMBER: builtins.int
     num_steps: builtins.int
     """Number of steps of all sequences that were recorded before; for a beam
-    search that still runs, the number of its rounds.
+    search that has returned no sequence yet, the number of its rounds.
     """
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -129,9 +130,7 @@ global___Caller = Caller
 
 @typing.final
 class ReaderLeft(google.protobuf.message.Message):
-    """End of a call that read a running generation. At most the first 500 ReaderLeft
-    and ReaderJoined of a generation are recorded.
-    """
+    """End of a call that read a running generation."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

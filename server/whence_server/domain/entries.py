@@ -24,9 +24,11 @@ class EntryKind(IntEnum):
     DELETED = 7
     """whence.v1.Deletion, written when the generation's content was destroyed; has no offset in
     the generation. Empty in journals of earlier versions."""
+    OCCURRENCE = 8
+    """whence.v1.Occurrence; has no offset in the generation"""
 
 
-OUTSIDE_OFFSETS = frozenset({EntryKind.CALL, EntryKind.DELETED})
+OUTSIDE_OFFSETS = frozenset({EntryKind.CALL, EntryKind.DELETED, EntryKind.OCCURRENCE})
 """Kinds that have no offset, and that streams of a generation leave out."""
 
 

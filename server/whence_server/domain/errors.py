@@ -62,6 +62,8 @@ class FieldViolation:
 
     field: str
     description: str
+    recorded: str | None = None
+    """Description for the record, if `description` quotes a prompt, a message or an argument."""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.description}" if self.field else self.description
@@ -84,6 +86,10 @@ class WhenceError(Exception):
         self.message = message
         self.metadata = metadata
 
+    def without_content(self) -> "WhenceError":
+        """Return the error for the record, in which nothing quotes the caller's content."""
+        return self
+
 
 class InvalidRequestError(WhenceError):
     """The request is invalid and would fail every time."""
@@ -94,6 +100,15 @@ class InvalidRequestError(WhenceError):
     def __init__(self, *violations: FieldViolation) -> None:
         super().__init__("; ".join(map(str, violations)))
         self.violations = violations
+
+    def without_content(self) -> "InvalidRequestError":
+        """Return the error with the descriptions for the record."""
+        return InvalidRequestError(
+            *(
+                v if v.recorded is None else FieldViolation(v.field, v.recorded)
+                for v in self.violations
+            )
+        )
 
     def __reduce__(self) -> tuple[type["InvalidRequestError"], tuple[FieldViolation, ...]]:
         # The error is pickled in the text process and raised in the front.

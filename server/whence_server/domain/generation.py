@@ -74,6 +74,20 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class CallError:
+    """Error that a call ended with, without the caller's content."""
+
+    reason: str = ""
+    """Reason as the caller received it; "" for an error inside the server."""
+    field: str = ""
+    """Path of the first field at fault; "" if no field is."""
+    message: str = ""
+    """Message as the caller received it; "" for an error inside the server."""
+    exception_type: str = ""
+    """Type of an exception inside the server; "" for every other error."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallRecord:
     """One RPC, from its arrival to its status; the source of its SERVER span."""
 
@@ -85,3 +99,5 @@ class CallRecord:
     generation_id: str
     server_address: str
     server_port: int | None
+    error: CallError | None = None
+    """None if the status is OK, or if the caller's cancel or deadline ended the call."""

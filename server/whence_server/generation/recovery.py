@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
 
-from whence.v1 import call_pb2, generation_pb2, step_pb2
+from whence.v1 import call_pb2, generation_pb2, occurrence_pb2, step_pb2
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
@@ -26,7 +26,8 @@ _DAMAGE = (RecordDamagedError, GenerationNotFoundError, DecodeError, ValueError,
 async def close_interrupted(journal: Journal) -> int:
     """Write FINISHED, with reason INTERRUPTED, for every generation that a crash interrupted.
 
-    The results are rebuilt from the committed steps, and the end time is that of the last step.
+    The results are rebuilt from the committed steps, and the end time is that of the last step or
+    occurrence.
     A call that was interrupted is recorded as UNAVAILABLE, even if its generation had finished,
     because the call gives the root span. A generation whose journal rows are damaged is logged
     and not changed.
@@ -75,6 +76,7 @@ async def _finish(journal: Journal, generation_id: str) -> None:
         for entry in entries:
             results.add(step_pb2.Step.FromString(entry.payload))
         offset = entries[-1].offset
+    start_ns = started.start_time.ToNanoseconds()
     finished = Finished(
         sequences=results.make_sequences(),
         finish_reason=FinishReason.INTERRUPTED,
@@ -83,7 +85,9 @@ async def _finish(journal: Journal, generation_id: str) -> None:
         queue_ns=0,
         prefill_ns=results.first_elapsed_ns,
         decode_ns=results.last_elapsed_ns - results.first_elapsed_ns,
-        end_time_ns=started.start_time.ToNanoseconds() + results.last_elapsed_ns,
+        end_time_ns=max(
+            start_ns + results.last_elapsed_ns, await _read_last_time(journal, generation_id)
+        ),
     )
     journal.finish(
         generation_id,
@@ -92,6 +96,13 @@ async def _finish(journal: Journal, generation_id: str) -> None:
             FinishReason.INTERRUPTED, results.num_tokens, results.get_text(0)[:PREVIEW_CHARACTERS]
         ),
     )
+
+
+async def _read_last_time(journal: Journal, generation_id: str) -> int:
+    """Return the Unix time in ns of a generation's last occurrence; 0 if it has none."""
+    entries = await journal.read(generation_id, kinds=(EntryKind.OCCURRENCE,))
+    occurrences = (occurrence_pb2.Occurrence.FromString(entry.payload) for entry in entries)
+    return max((occurrence.time.ToNanoseconds() for occurrence in occurrences), default=0)
 
 
 async def _end_call(journal: Journal, generation_id: str) -> None:

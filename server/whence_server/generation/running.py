@@ -23,6 +23,7 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code, GenerationFailedError
 from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
 from whence_server.domain.steps import BeamRound, Decision, Step, Timing
+from whence_server.generation.occurrences import Occurrences
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
@@ -59,6 +60,7 @@ class RunningGeneration:
         num_readers: number of calls that follow the generation now.
         grace_s: time for which the generation goes on without a reader.
         num_deaths: number of deaths of the engine while it ran this generation.
+        occurrences: records what happens to it besides its steps and its finish.
         done: set when FINISHED is in the journal.
     """
 
@@ -86,6 +88,9 @@ class RunningGeneration:
         ]
         self._prompt_text = tokenizer.make_sequence_text()
         self._num_prompt_steps = 0
+        self.occurrences = Occurrences(
+            journal, started, arrival_ns, lambda: self.num_generated_tokens
+        )
         self._rounds: list[int] = []
         """Hash of the outcome of each recorded beam search round."""
         self._num_prefill_chunks: int | None = None
@@ -101,6 +106,11 @@ class RunningGeneration:
     def waiting(self) -> bool:
         """True until the engine has read the prompt completely."""
         return self._prefill_finished_ns is None
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Number of recorded tokens of all sequences; for a search that runs, of rounds."""
+        return sum(len(s.token_ids) for s in self._sequences) or len(self._rounds)
 
     def make_admission(self) -> Admit:
         """Return the message that starts the generation, or continues it after recorded steps."""

@@ -4,12 +4,12 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from whence_server import logs
 from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
-from whence_server.domain.engine import Engine, StopGeneration, StopSequence, Turn
+from whence_server.domain.engine import Admit, Engine, StopGeneration, StopSequence, Turn
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     DrainingError,
@@ -24,11 +24,19 @@ from whence_server.domain.errors import (
 from whence_server.domain.generation import Started
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
+from whence_server.domain.occurrences import (
+    Caller,
+    CancelledByCall,
+    CancelledWithoutReader,
+    Happening,
+    MaxDurationPassed,
+)
 from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
+from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.texts import Texts
@@ -82,7 +90,7 @@ class Generations:
         self._texts = texts
         self._limits = limits
         self.activity = EngineActivity()
-        self._readmission = Readmission(engine.send)
+        self._readmission = Readmission(self._send_admission)
         self._running: dict[str, RunningGeneration] = {}
         self._starting: dict[str, asyncio.Event] = {}
         self._num_starting = 0
@@ -221,42 +229,52 @@ class Generations:
         self._idle.clear()
         self._readmission.admit(running)
         if request.max_duration_s is not None:
-            self._set_timer(running, "duration", request.max_duration_s, FinishReason.TIMEOUT)
-        first_reader_s = max(running.grace_s, _FIRST_READER_S)
-        self._set_timer(running, "grace", first_reader_s, FinishReason.CANCELLED)
+            self._set_timer(
+                running,
+                "duration",
+                request.max_duration_s,
+                FinishReason.TIMEOUT,
+                MaxDurationPassed(request.max_duration_s),
+            )
+        self._await_reader(running, max(running.grace_s, _FIRST_READER_S))
+
+    def _send_admission(self, admission: Admit) -> None:
+        running = self._running.get(admission.generation_id)
+        if running is not None:
+            running.occurrences.record_admission()
+        self._engine.send(admission)
 
     # ---- following and stopping ----
 
     async def follow(
-        self, generation_id: str, after_offset: int
+        self, generation_id: str, after_offset: int, reader: Reader
     ) -> AsyncGenerator[list[Entry], None]:
         """Yield the generation's entries after `after_offset`, as they are made, until its finish.
 
-        A generation is not abandoned while at least one call follows it.
+        A generation is not abandoned while at least one call follows it. The caller asks for the
+        next entries only after it has written the last ones to the connection.
 
         Raises:
             GenerationNotFoundError: the generation does not exist, or was deleted.
         """
-        with self._count_reader(generation_id):
+        running, reading = self._running.get(generation_id), Reading(reader, after_offset)
+        with nullcontext() if running is None else self._count_reader(running, reading):
             async for entries in self._journal.follow(generation_id, after_offset):
                 yield entries
+                reading.last_offset = entries[-1].offset
 
-    @contextmanager
-    def _count_reader(self, generation_id: str) -> Iterator[None]:
-        running = self._running.get(generation_id)
-        if running is None:
-            yield
-            return
-        running.num_readers += 1
+    def _count_reader(
+        self, running: RunningGeneration, reading: Reading
+    ) -> AbstractContextManager[None]:
         self._cancel_timer(running, "grace")
-        try:
-            yield
-        finally:
-            running.num_readers -= 1
-            if running.num_readers == 0 and not running.done.is_set():
-                self._set_timer(running, "grace", running.grace_s, FinishReason.CANCELLED)
+        return count_reader(running, reading, lambda: self._await_reader(running, running.grace_s))
 
-    async def cancel(self, generation_id: str) -> None:
+    def _await_reader(self, running: RunningGeneration, seconds: float) -> None:
+        """Cancel the generation if no call reads it within some seconds."""
+        happening = CancelledWithoutReader(seconds)
+        self._set_timer(running, "grace", seconds, FinishReason.CANCELLED, happening)
+
+    async def cancel(self, generation_id: str, caller: Caller) -> None:
         """Stop a generation at once; do nothing if it has finished.
 
         Raises:
@@ -266,23 +284,32 @@ class Generations:
         if running is None:
             await self._journal.get(generation_id)
             return
-        self._stop(running, FinishReason.CANCELLED)
+        self._stop(running, FinishReason.CANCELLED, CancelledByCall(caller))
 
     def _set_timer(
-        self, running: RunningGeneration, name: str, delay_s: float, reason: FinishReason
+        self,
+        running: RunningGeneration,
+        name: str,
+        delay_s: float,
+        reason: FinishReason,
+        happening: Happening,
     ) -> None:
         self._cancel_timer(running, name)
         loop = asyncio.get_running_loop()
-        running.timers[name] = loop.call_later(delay_s, self._stop, running, reason)
+        running.timers[name] = loop.call_later(delay_s, self._stop, running, reason, happening)
 
     def _cancel_timer(self, running: RunningGeneration, name: str) -> None:
         timer = running.timers.pop(name, None)
         if timer is not None:
             timer.cancel()
 
-    def _stop(self, running: RunningGeneration, reason: FinishReason) -> None:
+    def _stop(
+        self, running: RunningGeneration, reason: FinishReason, happening: Happening | None = None
+    ) -> None:
         if running.done.is_set():
             return
+        if happening is not None:
+            running.occurrences.record(happening)
         if self._readmission.has_sent(running):
             self._engine.send(StopGeneration(running.id))
         running.finish(reason)
@@ -333,6 +360,8 @@ class Generations:
 
     async def _revive(self, error: EngineLostError) -> None:
         _log.error("%s; %d generations were running", error, len(self._running))
+        for running in self._running.values():
+            running.occurrences.record_engine_ended(error.message)
         for running in self._readmission.note_death(self._running.values()):
             running.fail(
                 "ENGINE_CRASHED",

@@ -3,10 +3,10 @@
     hash_0 = SHA-256("whence journal v1" || writer id)
     hash_i = SHA-256(hash_(i-1) || kind || HMAC-SHA-256(key, payload))
 
-The key is the generation's random secret. Entries outside a generation's offsets (calls,
-deletions) have an empty key: they may refer to a generation whose secret is gone. Deleting a
-generation destroys its payloads and its secret and keeps the HMACs: the chain still verifies,
-and nobody can test a guess at prompt or tokens against the HMACs. (Calls hold neither.)
+The key is the generation's random secret. Calls and deletions have an empty key: they may refer to
+a generation whose secret is gone. Deleting a generation destroys its payloads and its secret and
+keeps the HMACs: the chain still verifies, and nobody can test a guess at prompt or tokens against
+the HMACs. (Calls hold neither.)
 
 The walk detects an entry that was removed, inserted or moved, or whose payload, kind, generation
 or offset was changed, and content that was removed without a DELETED entry.
@@ -30,6 +30,7 @@ from whence_server.domain.entries import OUTSIDE_OFFSETS, EntryKind
 
 SECRET_BYTES = 32
 _KINDS = {kind: bytes([kind]) for kind in EntryKind}
+_KEYLESS = frozenset({EntryKind.CALL, EntryKind.DELETED})
 
 
 def hash_genesis(writer_id: bytes) -> bytes:
@@ -37,9 +38,16 @@ def hash_genesis(writer_id: bytes) -> bytes:
     return hashlib.sha256(b"whence journal v1" + writer_id).digest()
 
 
-def digest_payload(secret: bytes, payload: bytes) -> bytes:
-    """Return a payload's HMAC-SHA-256, which reveals nothing once the secret is destroyed."""
-    return hmac.digest(secret, payload, "sha256")
+def digest_payload(kind: int, secret: bytes | None, payload: bytes) -> bytes:
+    """Return a payload's HMAC-SHA-256, which reveals nothing once the secret is destroyed.
+
+    Args:
+        kind: kind of the entry, which decides whether the secret is its key.
+        secret: secret of the entry's generation; None if it has none.
+        payload: the entry's bytes.
+    """
+    key = b"" if kind in _KEYLESS else secret or b""
+    return hmac.digest(key, payload, "sha256")
 
 
 def extend_hash(previous: bytes, kind: EntryKind, inner: bytes) -> bytes:
@@ -133,8 +141,7 @@ class ChainWalk:
         except ValueError:
             return f"the entry has the unknown kind {row.kind}"
         if row.payload is not None:
-            secret = b"" if kind in OUTSIDE_OFFSETS else row.secret or b""
-            inner = digest_payload(secret, row.payload)
+            inner = digest_payload(kind, row.secret, row.payload)
         elif row.inner_digest is not None:
             inner = row.inner_digest
             self._stripped.setdefault(row.generation, row.position)

@@ -18,7 +18,14 @@ from whence_server.domain.decoding import (
     Strategy,
     TraceOptions,
 )
-from whence_server.domain.generation import CallRecord, Failure, Finished, SequenceResult, Started
+from whence_server.domain.generation import (
+    CallError,
+    CallRecord,
+    Failure,
+    Finished,
+    SequenceResult,
+    Started,
+)
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.options import Kind, Option
 from whence_server.domain.steps import (
@@ -146,6 +153,7 @@ def encode_call(call: CallRecord) -> bytes:
         generation_id=call.generation_id,
         server_address=call.server_address,
         server_port=call.server_port,
+        error=None if call.error is None else _convert_call_error(call.error),
     ).SerializeToString()
 
 
@@ -299,6 +307,15 @@ def _convert_sequence(result: SequenceResult) -> generation_pb2.SequenceResult:
         stop=result.stop,
         logprob=result.logprob,
         score=result.score,
+    )
+
+
+def _convert_call_error(error: CallError) -> call_pb2.CallError:
+    return call_pb2.CallError(
+        reason=error.reason,
+        field=error.field,
+        message=error.message,
+        exception_type=error.exception_type,
     )
 
 

@@ -193,6 +193,10 @@ class Journal:
         """Append CALL, outside any generation's offsets. Raises the errors of `Log.record_call`."""
         self._log.record_call(generation_id, payload)
 
+    def record_occurrence(self, generation_id: str, payload: bytes) -> None:
+        """Append OCCURRENCE, outside the offsets. Raises the errors of `Log.record_occurrence`."""
+        self._log.record_occurrence(generation_id, payload)
+
     async def wait_writable(self) -> None:
         """Wait while too many bytes are uncommitted: back-pressure for the engine."""
         await self._log.wait_writable()

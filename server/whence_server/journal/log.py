@@ -171,7 +171,22 @@ class Log:
             return
         position = self._append_outside(EntryKind.CALL, generation_id, payload)
         if (late := self._deleting.get(generation_id)) is not None:
-            late.append(EntryDigest(position, 0, EntryKind.CALL, digest_payload(b"", payload)))
+            digest = digest_payload(EntryKind.CALL, b"", payload)
+            late.append(EntryDigest(position, 0, EntryKind.CALL, digest))
+        self.writer.submit()
+
+    def record_occurrence(self, generation_id: str, payload: bytes) -> None:
+        """Append OCCURRENCE of a running generation, outside its offsets.
+
+        Raises:
+            GenerationNotFoundError: the generation is not running.
+            JournalError: nothing more can be written.
+        """
+        live = self._get_running(generation_id)
+        position = self._extend_chain(EntryKind.OCCURRENCE, live.secret, payload)
+        self.writer.pending.entries.append(
+            NewEntry(position, live.started_position, 0, EntryKind.OCCURRENCE, payload, self._hash)
+        )
         self.writer.submit()
 
     async def wait_writable(self) -> None:
@@ -257,7 +272,7 @@ class Log:
     def _extend_chain(self, kind: EntryKind, secret: bytes, payload: bytes) -> int:
         """Extend the chain by one entry; return its position."""
         self.writer.check()
-        self._hash = extend_hash(self._hash, kind, digest_payload(secret, payload))
+        self._hash = extend_hash(self._hash, kind, digest_payload(kind, secret, payload))
         self._position += 1
         pending = self.writer.pending
         pending.last_position = self._position
@@ -272,7 +287,7 @@ class Log:
             )
             self._num_left_out = 0
         if self._strict:
-            newest = {new.generation: new.offset for new in batch.entries}
+            newest = {new.generation: new.offset for new in batch.entries if new.offset}
             for live in self._live.values():
                 if (offset := newest.get(live.started_position)) is not None:
                     live.show(offset)

@@ -128,10 +128,6 @@ def collect_entry_digests(
         "WHERE writer = ? AND generation = ? AND position < ? AND kind <> ? ORDER BY position",
         (_WRITER, generation, before, EntryKind.DELETED),
     ):
-        if payload is not None:
-            key = b"" if kind == EntryKind.CALL else secret or b""
-            kept = digest_payload(key, payload)
-        else:
-            kept = inner or b""
+        kept = digest_payload(kind, secret, payload) if payload is not None else inner or b""
         entries.append(EntryDigest(position, offset, kind, kept))
     return entries

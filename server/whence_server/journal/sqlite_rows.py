@@ -33,12 +33,28 @@ ROW_COLUMNS = f"""
 """Columns of `generations g` that `parse_row` takes."""
 
 
-def make_offset_condition(kinds: Collection[EntryKind] | None) -> str:
+def make_entries_query(kinds: Collection[EntryKind] | None) -> str:
+    """Return SQL that selects what `read_own_entries` takes.
+
+    Its bindings are the writer, the generation, the offset after which to begin, and the limit.
+    """
+    return (
+        'SELECT position, "offset", kind, payload FROM entries '  # noqa: S608 - constants only
+        f"WHERE writer = ? AND generation = ? AND {_make_offset_condition(kinds)} "
+        'ORDER BY "offset", position LIMIT ?'
+    )
+
+
+def _make_offset_condition(kinds: Collection[EntryKind] | None) -> str:
     """Return an SQL condition whose one binding is the offset after which to begin."""
     if kinds is None:
         return '"offset" > max(?, 0)'
     # The numbers are enum values: nothing can be injected. An empty choice matches nothing.
     numbers = ", ".join(str(int(kind)) for kind in kinds)
+    if kinds and OUTSIDE_OFFSETS.issuperset(kinds):
+        # The range holds 0 alone. SQLite finds it in the index, without a walk over the
+        # generation's steps; for an equality it would walk over the whole table, in its order.
+        return f'"offset" BETWEEN 0 AND min(max(?, 0), 0) AND kind IN ({numbers})'
     outside = ' OR "offset" = 0' if OUTSIDE_OFFSETS.intersection(kinds) else ""
     return f'("offset" > max(?, 0){outside}) AND kind IN ({numbers})'
 

@@ -23,7 +23,7 @@ from whence_server.journal.sqlite_rows import (
     INDEX_COLUMNS,
     bind_finish,
     bind_generation,
-    make_offset_condition,
+    make_entries_query,
     read_entries,
     read_own_entries,
 )
@@ -174,7 +174,7 @@ class SqliteStore:
             "UPDATE entries SET payload = NULL, inner_digest = ? WHERE writer = ? AND position = ?",
             (
                 (
-                    digest_payload(b"" if kind == EntryKind.CALL else secret or b"", payload),
+                    digest_payload(kind, secret, payload),
                     _WRITER,
                     position,
                 )
@@ -245,10 +245,7 @@ class SqliteStore:
         with self._open_snapshot() as connection:
             generation = sqlite_lookup.find_started_position(connection, generation_id)
             rows = connection.execute(
-                'SELECT position, "offset", kind, payload FROM entries '  # noqa: S608
-                f"WHERE writer = ? AND generation = ? AND {make_offset_condition(kinds)} "
-                'ORDER BY "offset", position LIMIT ?',
-                (_WRITER, generation, after_offset, limit),
+                make_entries_query(kinds), (_WRITER, generation, after_offset, limit)
             )
             return read_own_entries(generation_id, rows, max_bytes)
 

@@ -27,6 +27,7 @@ class NewEntry(NamedTuple):
     generation: int
     """Position of the generation's STARTED entry."""
     offset: int
+    """0 for OCCURRENCE."""
     kind: EntryKind
     payload: bytes
     hash: bytes

@@ -20,8 +20,11 @@ from whence_server.domain.errors import (
     RequestTooLargeError,
     WhenceError,
 )
-from whence_server.domain.generation import CallRecord
+from whence_server.domain.generation import CallError, CallRecord
+from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
+from whence_server.rpc.call_errors import make_call_error
+from whence_server.rpc.callers import parse_peer
 from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import GRPC_CODES, abort
 from whence_server.rpc.wire_counts import check_wire
@@ -45,8 +48,24 @@ class Call:
     """Unix time of the call's arrival."""
     monotonic_ns: int
     peer: str
+    method: str = ""
+    """Fully qualified name of the method."""
+    read_remaining_s: Callable[[], float | None] = lambda: None
+    """Returns the seconds until the call's deadline; None if it has none."""
     generation_id: str = ""
     """Id of the generation that the method starts or follows; "" for other methods."""
+    error: CallError | None = None
+    """Error that the call ended with, for its record."""
+
+    @property
+    def caller(self) -> Caller:
+        """The call, and the address that it came from, for records."""
+        return Caller(self.method, self.trace_context, *parse_peer(self.peer))
+
+    def has_deadline_passed(self) -> bool:
+        """Return whether the call had a deadline that has passed."""
+        remaining_s = self.read_remaining_s()
+        return remaining_s is not None and remaining_s <= 0
 
 
 UnaryMethod: TypeAlias = Callable[[Any, Call], Awaitable[bytes]]
@@ -180,6 +199,8 @@ class _GuardedMethod:
             time.time_ns(),
             time.monotonic_ns(),
             context.peer(),
+            self._name,
+            context.time_remaining,
         )
         context_of_trace = call.trace_context
         with logs.add_ids(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
@@ -196,28 +217,29 @@ class _GuardedMethod:
     ) -> None:
         code = grpc.StatusCode.OK
         try:
-            await run(self._check(request, context), call)
+            await run(self._check(request, call), call)
         except WhenceError as error:
             code = GRPC_CODES[error.code]
+            call.error = make_call_error(error)
             if code is grpc.StatusCode.INTERNAL:
                 _log.exception("%s failed", self._name, extra=_make_log_fields(call))
                 # Details go to the log only: they may hold paths or secrets.
                 await abort(context, _make_internal_error(call.trace_context.trace_id))
             await abort(context, error)
         except asyncio.CancelledError:
-            code = _get_cancelled_code(context)
+            code = _get_cancelled_code(call)
             raise
-        except Exception:  # noqa: BLE001 - the boundary: any bug becomes INTERNAL
+        except Exception as error:  # noqa: BLE001 - the boundary: any bug becomes INTERNAL
             code = grpc.StatusCode.INTERNAL
+            call.error = make_call_error(error)
             _log.exception("%s failed", self._name, extra=_make_log_fields(call))
             await abort(context, _make_internal_error(call.trace_context.trace_id))
         finally:
             if self._method.recorded:
                 self._record(call, code)
 
-    def _check(self, request: Parsed, context: Context) -> Message:
-        remaining_s = context.time_remaining()
-        if remaining_s is not None and remaining_s <= 0:
+    def _check(self, request: Parsed, call: Call) -> Message:
+        if call.has_deadline_passed():
             raise DeadlinePassedError
         if isinstance(request, WhenceError):
             raise request
@@ -245,6 +267,7 @@ class _GuardedMethod:
                 generation_id=call.generation_id,
                 server_address=endpoint.address,
                 server_port=endpoint.port,
+                error=call.error,
             )
         )
 
@@ -253,9 +276,8 @@ def _make_log_fields(call: Call) -> dict[str, str]:
     return {logs.GENERATION_ID: call.generation_id} if call.generation_id else {}
 
 
-def _get_cancelled_code(context: Context) -> grpc.StatusCode:
-    remaining_s = context.time_remaining()
-    if remaining_s is not None and remaining_s <= 0:
+def _get_cancelled_code(call: Call) -> grpc.StatusCode:
+    if call.has_deadline_passed():
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 

@@ -9,6 +9,7 @@ from whence.v1 import generation_pb2
 from whence_server.domain.entries import Entry
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.readers import Reader
 from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import convert_request, require_generation_id
@@ -50,7 +51,8 @@ class GenerationServicer:
         wanted = await self._convert(request)
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
         call.generation_id = await generations.start(wanted, arrival)
-        async for message in _read_messages(generations.follow(call.generation_id, 0)):
+        following = generations.follow(call.generation_id, 0, _make_reader(call))
+        async for message in _read_messages(following):
             yield message
 
     async def _convert(self, request: generation_pb2.GenerateRequest) -> GenerationRequest:
@@ -68,15 +70,20 @@ class GenerationServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Follow a running or recorded generation after an offset; no model is needed."""
         call.generation_id = require_generation_id(request.generation_id)
-        following = self._serving.follow(call.generation_id, request.after_offset)
-        async for message in _read_messages(following, request.after_offset, require_readable):
+        after = request.after_offset
+        following = self._serving.follow(call.generation_id, after, _make_reader(call))
+        async for message in _read_messages(following, after, require_readable):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
         """Stop a generation at once."""
         call.generation_id = require_generation_id(request.generation_id)
-        await self._serving.get_generations().cancel(call.generation_id)
+        await self._serving.get_generations().cancel(call.generation_id, call.caller)
         return generation_pb2.CancelGenerationResponse().SerializeToString()
+
+
+def _make_reader(call: Call) -> Reader:
+    return Reader(call.caller, call.has_deadline_passed)
 
 
 async def _read_messages(

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import ModelNotFoundError, ModelNotReadyError
 from whence_server.domain.model import ModelInfo
+from whence_server.generation.readers import Reader
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
@@ -42,14 +43,17 @@ class Serving:
             raise ModelNotReadyError
         return self._generations
 
-    def follow(self, generation_id: str, after_offset: int) -> AsyncGenerator[list[Entry], None]:
+    def follow(
+        self, generation_id: str, after_offset: int, reader: Reader
+    ) -> AsyncGenerator[list[Entry], None]:
         """Follow a generation's entries after an offset; without a model, only recorded ones.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
         """
-        followed = self._generations or self._journal
-        return followed.follow(generation_id, after_offset)
+        if self._generations is None:
+            return self._journal.follow(generation_id, after_offset)
+        return self._generations.follow(generation_id, after_offset, reader)
 
     def check_model(self, name: str) -> None:
         """Refuse the name of another model; "" names the served one.

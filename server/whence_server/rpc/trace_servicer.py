@@ -67,17 +67,20 @@ class TraceServicer:
         ]
 
     async def get_generation(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
-        """Return the complete start and finish of one generation."""
+        """Return the complete start and finish of one generation, and its occurrences."""
         call.generation_id = require_generation_id(request.generation_id)
         row = await self._journal.get(call.generation_id)
         entries = await self._journal.read(
-            call.generation_id, kinds=(EntryKind.STARTED, EntryKind.FINISHED)
+            call.generation_id,
+            kinds=(EntryKind.STARTED, EntryKind.FINISHED, EntryKind.OCCURRENCE),
         )
         response = trace_pb2.GetGenerationResponse(summary=make_summary_message(row))
         try:
             for entry in entries:
                 if entry.kind is EntryKind.STARTED:
                     response.started.MergeFromString(entry.payload)
+                elif entry.kind is EntryKind.OCCURRENCE:
+                    response.occurrences.add().MergeFromString(entry.payload)
                 else:
                     response.finished.MergeFromString(entry.payload)
         except DecodeError as error:

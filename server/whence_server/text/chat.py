@@ -169,7 +169,10 @@ def _open_final_message(conversation: list[dict[str, str]], field: str, source: 
     """Append the mark to the last message; return its text."""
     final = conversation[-1].get(field)
     if final is None:
-        raise _refuse_continuation(f"the last message has no {field[:64]!r} to continue")
+        raise _refuse_continuation(
+            f"the last message has no {field[:64]!r} to continue",
+            "the last message has no field of this name to continue",
+        )
     if field not in source:
         raise _refuse_continuation(f"the chat template does not use {field!r}")
     conversation[-1][field] = final + _CONTINUE_TAG
@@ -191,12 +194,14 @@ def _cut_at_tag(text: str, final: str) -> str:
     return text[:end].rstrip()
 
 
-def _refuse_continuation(description: str) -> InvalidRequestError:
-    return _make_invalid("chat.template_arguments.continue_final_message", description)
+def _refuse_continuation(description: str, recorded: str | None = None) -> InvalidRequestError:
+    field = "chat.template_arguments.continue_final_message"
+    return _make_invalid(field, description, recorded)
 
 
-def _make_invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(field, description))
+def _make_invalid(field: str, description: str, recorded: str | None = None) -> InvalidRequestError:
+    """Return an error of a field; `recorded` stands for a description that quotes content."""
+    return InvalidRequestError(FieldViolation(field, description, recorded))
 
 
 def _render(template: Template, variables: dict[str, Any]) -> str:
@@ -205,7 +210,11 @@ def _render(template: Template, variables: dict[str, Any]) -> str:
         check_unicode(text)
     except RefusedError as refusal:
         reason = _shorten(str(refusal))
-        raise _make_invalid("chat.messages", f"refused by the chat template: {reason}") from None
+        raise _make_invalid(
+            "chat.messages",
+            f"refused by the chat template: {reason}",
+            "refused by the chat template",
+        ) from None
     except MemoryError:
         raise _make_invalid(
             "chat", "the chat template needs more memory than it may have"
@@ -213,7 +222,8 @@ def _render(template: Template, variables: dict[str, Any]) -> str:
     except Exception as error:
         # A template can fail with any exception that Python has.
         reason = _shorten(f"{type(error).__name__}: {error}")
-        raise _make_invalid("chat", f"the chat template fails on it: {reason}") from error
+        recorded = f"the chat template fails on it: {type(error).__name__}"
+        raise _make_invalid("chat", f"the chat template fails on it: {reason}", recorded) from error
     return text
 
 

@@ -64,8 +64,8 @@ def read_arguments(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         reason = error.msg.removesuffix(" at")
         raise _make_invalid(f"is no JSON: {reason} at character {error.pos}") from None
-    except ValueError as error:
-        raise _make_invalid(str(error)) from None
+    except _RefusedError as error:
+        raise _make_invalid(str(error), error.recorded) from None
     if not isinstance(arguments, dict):
         raise _make_invalid(f"must be a JSON object, not {_name_kind(arguments)}")
     _check_text(arguments)
@@ -119,26 +119,34 @@ def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"has the key {key[:64]!r} twice in one object")
+                raise _RefusedError(
+                    f"has the key {key[:64]!r} twice in one object",
+                    "has a key twice in one object",
+                )
             seen.add(key)
     return made
 
 
 def _read_int(literal: str) -> int:
     if len(literal) > MAX_DIGITS:
-        raise ValueError(f"has an integer of {len(literal)} digits; at most {MAX_DIGITS} are taken")
+        raise _RefusedError(
+            f"has an integer of {len(literal)} digits; at most {MAX_DIGITS} are taken"
+        )
     return int(literal)
 
 
 def _read_float(literal: str) -> float:
     value = float(literal)
     if not math.isfinite(value):
-        raise ValueError(f"has the number {literal[:32]}, which is beyond a double's range")
+        raise _RefusedError(
+            f"has the number {literal[:32]}, which is beyond a double's range",
+            "has a number beyond a double's range",
+        )
     return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"has {name}, which is no number in JSON")
+    raise _RefusedError(f"has {name}, which is no number in JSON")
 
 
 def _check_text(value: Any) -> None:
@@ -147,7 +155,7 @@ def _check_text(value: Any) -> None:
         try:
             check_unicode(value)
         except LoneSurrogateError as error:
-            raise _make_invalid(f"{value[:64]!r} {error}") from None
+            raise _make_invalid(f"{value[:64]!r} {error}", f"a text {error}") from None
     elif isinstance(value, dict):
         for key, item in value.items():
             _check_text(key)
@@ -162,5 +170,17 @@ def _name_kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _make_invalid(description: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(FIELD, description))
+class _RefusedError(ValueError):
+    """Error of a value that is refused while the JSON is read.
+
+    Attributes:
+        recorded: description for the record, if the error's own quotes the arguments.
+    """
+
+    def __init__(self, description: str, recorded: str | None = None) -> None:
+        super().__init__(description)
+        self.recorded = recorded
+
+
+def _make_invalid(description: str, recorded: str | None = None) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation(FIELD, description, recorded))

@@ -6,6 +6,7 @@ from google.protobuf.message import DecodeError
 
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import BeamRound, GenerationFinished, GenerationStarted
+from whence.v1.occurrence_pb2 import Occurrence
 from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
@@ -18,8 +19,10 @@ from whence_server.telemetry.spans.beams import make_beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import read_sequence_bounds
 from whence_server.telemetry.spans.genai import make_generation_span
+from whence_server.telemetry.spans.occurrences import read_occurrences
 from whence_server.telemetry.spans.origin import Origin, read_origin
 from whence_server.telemetry.spans.phases import make_phase_spans
+from whence_server.telemetry.spans.span_events import make_generation_events
 from whence_server.telemetry.spans.spans import (
     describe_span,
     encode_span,
@@ -59,6 +62,8 @@ class SpanEncoder:
         self._steps = StepSpans(candidates=step_candidates, text=content.on_spans)
         self._blocks = BlockSpans(journal, step_spans)
         self._origins: OrderedDict[str, Origin | None] = OrderedDict()
+        self._without_occurrences: set[str] = set()
+        """Generations whose start was encoded here, and no occurrence since."""
 
     async def encode(self, entry: Entry) -> list[bytes]:
         """Encode an entry's spans, each as a ScopeSpans message that holds it alone.
@@ -80,6 +85,9 @@ class SpanEncoder:
             if entry.kind is EntryKind.STARTED and entry.payload:
                 started = GenerationStarted.FromString(entry.payload)
                 self._remember(entry.generation_id, read_origin(started))
+                self._without_occurrences.add(entry.generation_id)
+            if entry.kind is EntryKind.OCCURRENCE:
+                self._without_occurrences.discard(entry.generation_id)
         except GenerationNotFoundError:  # deleted since the entry was read
             return []
         except (DecodeError, ValueError, RecordDamagedError) as error:
@@ -89,6 +97,7 @@ class SpanEncoder:
             ) from error
         if entry.kind is EntryKind.DELETED:
             self._origins.pop(entry.generation_id, None)
+            self._without_occurrences.discard(entry.generation_id)
             self._blocks.forget(entry.generation_id)
         return []
 
@@ -137,10 +146,29 @@ class SpanEncoder:
         ]
         blocks = await self._blocks.make_rest(origin, bounds, entry.offset)
         phases = make_phase_spans(origin, finished, decodes)
+        events = make_generation_events(
+            started,
+            finished,
+            bounds,
+            await self._read_occurrences(entry),
+            content=self._content,
+        )
         parent = make_generation_span(
-            origin, started, finished, bounds, (*phases, *decodes), content=self._content
+            origin,
+            started,
+            finished,
+            bounds,
+            (*phases, *decodes),
+            events=events,
+            content=self._content,
         )
         return [encode_span(span) for span in (parent, *phases, *decodes, *blocks)]
+
+    async def _read_occurrences(self, finished: Entry) -> list[Occurrence]:
+        """Return a generation's occurrences, without a look at the journal if there are none."""
+        if finished.generation_id in self._without_occurrences:
+            return []
+        return await read_occurrences(self._journal, finished)
 
     def _encode_call(self, entry: Entry) -> list[bytes]:
         if not entry.payload:
@@ -165,7 +193,8 @@ class SpanEncoder:
     def _remember(self, generation_id: str, origin: Origin | None) -> None:
         self._origins[generation_id] = origin
         if len(self._origins) > _MAX_ORIGINS:
-            self._origins.popitem(last=False)
+            oldest, _ = self._origins.popitem(last=False)
+            self._without_occurrences.discard(oldest)
 
 
 async def read_started(journal: GenerationReader, generation_id: str) -> GenerationStarted | None:

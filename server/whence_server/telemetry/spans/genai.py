@@ -1,7 +1,7 @@
 """GenAI span: one generation, with the attributes of the GenAI conventions."""
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
@@ -17,6 +17,7 @@ from whence_server.telemetry.spans.content import (
 from whence_server.telemetry.spans.finish_reasons import get_conventional_reason, get_reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
+from whence_server.telemetry.spans.span_events import select_events
 
 DEFAULT_OPERATION = "text_completion"
 MAX_INT64 = 2**63 - 1
@@ -31,9 +32,10 @@ def make_generation_span(
     bounds: Mapping[int, SequenceBounds] = {},
     children: Iterable[Span] = (),
     *,
+    events: Sequence[Span.Event] = (),
     content: bool = False,
 ) -> Span:
-    """Make the GenAI span, from the request's arrival to the end of its last child.
+    """Make the GenAI span, from the request's arrival to the end of its last child or event.
 
     Args:
         origin: the generation's place in its trace.
@@ -41,12 +43,14 @@ def make_generation_span(
         finished: the generation's end.
         bounds: first and last step of each sequence.
         children: the span's direct children.
+        events: the span's events in order of time; that of a failure is added.
         content: put the prompt and the outputs on the span.
     """
     end = max(
         finished.end_time.ToNanoseconds(),
         origin.start_time_ns,
         *(child.end_time_unix_nano for child in children),
+        *(event.time_unix_nano for event in events),
     )
     attributes = make_generation_attributes(started, finished, bounds)
     if content:
@@ -55,6 +59,7 @@ def make_generation_span(
             names.GEN_AI_OUTPUT_MESSAGES: serialise_messages(make_output_messages(finished)),
         }
     failed = _has_failed(finished)
+    shown = select_events(events)
     return Span(
         trace_id=origin.trace_id,
         span_id=origin.ids.get_generation_id(),
@@ -66,7 +71,8 @@ def make_generation_span(
         start_time_unix_nano=origin.start_time_ns,
         end_time_unix_nano=end,
         attributes=encode_attributes(attributes),
-        events=[_make_exception(finished, end)] if failed else [],
+        events=[*shown, _make_exception(finished, end)] if failed else shown,
+        dropped_events_count=len(events) - len(shown),
         links=_make_training_links(started),
         status=Status(code=Status.STATUS_CODE_ERROR, message=finished.failure.message)
         if failed

@@ -4,8 +4,8 @@ The sources of what is not `whence.*`, all of them OpenTelemetry's semantic conv
 
 - `gen_ai.*`: docs/gen-ai/client-inference.md of open-telemetry/semantic-conventions-genai;
 - `rpc.*`: docs/rpc/grpc.md of open-telemetry/semantic-conventions;
-- `server.*`, `error.*` and `exception.*`: its docs/registry/attributes, and for the event
-  docs/exceptions/exceptions-spans.md.
+- `server.*`, `client.*`, `error.*` and `exception.*`: its docs/registry/attributes, and for the
+  event `exception` docs/exceptions/exceptions-spans.md.
 
 `gen_ai.*` is on the GenAI span alone: backends take every span that has one for a model call.
 Steps carry `whence.*`. Logprobs and entropies are in nats, times in nanoseconds.
@@ -37,6 +37,23 @@ DECODE_BLOCK: Final = "decode_block"
 
 EXCEPTION: Final = "exception"
 """On the GenAI span of a generation that failed."""
+FIRST_TOKEN: Final = "whence.generation.first_token"  # noqa: S105 - an event's name
+"""On the GenAI span, as all that follow: the earliest step. Absent for beam search, whose steps are
+streamed at its end."""
+READER_LEFT: Final = "whence.generation.reader_left"
+"""A call that read the generation ended first: Occurrence.reader_left."""
+READER_JOINED: Final = "whence.generation.reader_joined"
+"""A call began to read the generation, besides the one that started it: reader_joined."""
+ENGINE_ENDED: Final = "whence.generation.engine_ended"
+"""The engine process ended: Occurrence.engine_ended."""
+ENGINE_RESUMED: Final = "whence.generation.engine_resumed"
+"""A new engine process continues the generation: Occurrence.engine_resumed."""
+CANCELLED: Final = "whence.generation.cancelled"
+"""Occurrence.cancelled: by a call, or because no call read the generation."""
+MAX_DURATION_PASSED: Final = "whence.generation.max_duration_passed"
+"""The request's deadline for the generation: Occurrence.max_duration_passed."""
+SEQUENCE_STOPPED: Final = "whence.sequence.stopped"
+"""A sequence ended with an end-of-sequence token, a stop token or a stop string."""
 OPERATION_DETAILS: Final = "gen_ai.client.inference.operation.details"
 """A log record: the GenAI span's attributes and the content, where that is wanted."""
 
@@ -54,8 +71,16 @@ SERVER_PORT: Final = "server.port"
 """Absent for a Unix socket: Call.server_port."""
 ERROR_TYPE: Final = "error.type"
 """Only with status ERROR: the status code's name, or on the GenAI span Failure.reason."""
+ERROR_REASON: Final = "whence.error.reason"
+"""ErrorInfo.reason as the caller received it: CallError.reason. Absent for the server's own errors,
+as the next two."""
+ERROR_FIELD: Final = "whence.error.field"
+"""Path of the first field at fault: CallError.field; absent if no field is at fault."""
+ERROR_MESSAGE: Final = "whence.error.message"
+"""Status message without the caller's content, at most 300 characters: CallError.message."""
 EXCEPTION_TYPE: Final = "exception.type"
-"""On the `exception` event: Failure.reason."""
+"""On the SERVER span, only for an error inside the server: CallError.exception_type. On the
+`exception` event: Failure.reason."""
 EXCEPTION_MESSAGE: Final = "exception.message"
 """On the `exception` event: Failure.message."""
 
@@ -145,6 +170,39 @@ UNAVAILABLE_PREFIX: Final = "whence.unavailable."
 GenerationStarted.unavailable."""
 LABEL_PREFIX: Final = "whence.label."
 """Followed by a label's key: GenerationStarted.labels."""
+
+# ---- on the GenAI span's events: from Occurrence, the steps and SequenceResult ----
+
+GENERATION_NUM_STEPS: Final = "whence.generation.num_steps"
+"""Steps of all sequences recorded before; of rounds, for a running beam search:
+Occurrence.num_steps."""
+GENERATION_MAX_DURATION_NS: Final = "whence.generation.max_duration_ns"
+"""MaxDurationPassed.max_duration."""
+CANCEL_CAUSE: Final = "whence.cancel.cause"
+"""GenerationCancelled.cause: "call" (of CancelGeneration), or "no_reader"."""
+CANCEL_WITHOUT_READER_NS: Final = "whence.cancel.without_reader_ns"
+"""Time for which no call had read the generation: GenerationCancelled.without_reader."""
+READER_AFTER_OFFSET: Final = "whence.reader.after_offset"
+"""Offset from which the call resumed: ReaderJoined.after_offset."""
+READER_LAST_OFFSET: Final = "whence.reader.last_offset"
+"""Last offset that was written to the connection: ReaderLeft.last_offset."""
+READER_COUNT: Final = "whence.reader.count"
+"""Calls that read the generation from now on: num_readers."""
+ENGINE_END: Final = "whence.engine.end"
+"""EngineEnded.detail."""
+CALLER_TRACE_ID: Final = "whence.caller.trace_id"
+"""Trace id of the call that caused the event: Caller.trace_id. A span event cannot have a link."""
+CALLER_SPAN_ID: Final = "whence.caller.span_id"
+"""Caller.span_id: the SERVER span of Generate and ResumeGeneration."""
+CALLER_PARENT_SPAN_ID: Final = "whence.caller.parent_span_id"
+"""The caller's own span: Caller.parent_span_id; absent if the caller sent no trace context."""
+CLIENT_ADDRESS: Final = "client.address"
+"""Caller.address: an IP address, or "unix"."""
+CLIENT_PORT: Final = "client.port"
+"""Caller.port; absent for a Unix socket."""
+STOP_STRING: Final = "whence.stop.string"
+"""Stop string of the request or the generation config: SequenceResult.stop. Absent if a token ended
+the sequence; `whence.token.id` then says which one."""
 
 # ---- on the `prefill` span: from GenerationFinished ----
 

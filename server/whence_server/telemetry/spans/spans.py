@@ -55,6 +55,10 @@ def make_server_span(call: Call) -> Span | None:
         names.SERVER_PORT: call.server_port if call.HasField("server_port") else None,
         names.ERROR_TYPE: status if failed else None,
         names.GENERATION_ID: call.generation_id or None,
+        names.ERROR_REASON: call.error.reason or None,
+        names.ERROR_FIELD: call.error.field or None,
+        names.ERROR_MESSAGE: call.error.message or None,
+        names.EXCEPTION_TYPE: call.error.exception_type or None,
     }
     return Span(
         trace_id=parse_hex_id(call.trace_id, 16),
