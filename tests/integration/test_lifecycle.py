@@ -12,7 +12,7 @@ import psutil
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from rpc_errors import failure_of
 from server_process import ServerProcess
 
@@ -96,15 +96,20 @@ def test_the_front_has_no_torch(server: ServerProcess) -> None:
     assert "site-packages/numba" not in front
 
 
-def test_a_client_from_reflection_alone_streams_a_generation(channel: grpc.Channel) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_a_client_from_reflection_alone_streams_a_generation(
+    channel: grpc.Channel, version: str
+) -> None:
+    ask = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
     pool = descriptor_pool.DescriptorPool()
     known: set[str] = set()
 
     def load(**query: str) -> None:
-        (answer,) = stub.ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(**query)])
-        )
+        (answer,) = ask(iter([reflection_pb2.ServerReflectionRequest(**query)]))
         files = [
             descriptor_pb2.FileDescriptorProto.FromString(raw)
             for raw in answer.file_descriptor_response.file_descriptor_proto
@@ -121,9 +126,7 @@ def test_a_client_from_reflection_alone_streams_a_generation(channel: grpc.Chann
                 load(file_by_filename=dependency)
         pool.Add(file)
 
-    (listed,) = stub.ServerReflectionInfo(
-        iter([reflection_pb2.ServerReflectionRequest(list_services="*")])
-    )
+    (listed,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]))
     names = {s.name for s in listed.list_services_response.service}
     assert {
         "whence.v1.GenerationService",
@@ -131,11 +134,15 @@ def test_a_client_from_reflection_alone_streams_a_generation(channel: grpc.Chann
         "whence.v1.ModelService",
         "grpc.health.v1.Health",
     } <= names
-    load(file_containing_symbol="whence.v1.GenerationService")
+    for name in names:  # tools load each of them
+        load(file_containing_symbol=name)
+        pool.FindServiceByName(name)
     method = pool.FindServiceByName("whence.v1.GenerationService").methods_by_name["Generate"]
     request_class = message_factory.GetMessageClass(method.input_type)
     response_class = message_factory.GetMessageClass(method.output_type)
     request = request_class(prompt="The quick", decoding={"max_new_tokens": 8})
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
     call = channel.unary_stream(
         "/whence.v1.GenerationService/Generate",
         request_serializer=request_class.SerializeToString,

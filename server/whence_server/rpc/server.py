@@ -19,7 +19,7 @@ from whence_server.rpc.calls import (
 )
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
 from whence_server.rpc.listening import resolve_addresses
-from whence_server.rpc.standard import Health, make_reflection_handler
+from whence_server.rpc.standard import Health, make_reflection_handlers
 from whence_server.rpc.unix_socket import UnixSocket
 from whence_server.rpc.unknown_methods import UnknownMethods
 
@@ -120,7 +120,11 @@ async def build_server(
         server.add_generic_rpc_handlers((handler,))
     health = Health()
     server.add_generic_rpc_handlers(
-        (health.make_handler(), make_reflection_handler(tuple(services)), UnknownMethods())
+        (
+            health.make_handler(),
+            *make_reflection_handlers(tuple(services)),
+            UnknownMethods(),
+        )
     )
     rpc_server = RpcServer(server, health, tuple(services))
     # The health servicer starts as SERVING.

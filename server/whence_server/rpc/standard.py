@@ -1,5 +1,7 @@
 """gRPC's own services, health and reflection, with the same checks as whence's methods.
 
+Reflection has two names, `grpc.reflection.v1` and the older `v1alpha`, with equal messages.
+
 With their generated registration, malformed messages and methods that the packages do not
 implement would end with a traceback in the log and the status UNKNOWN.
 """
@@ -8,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
@@ -20,7 +23,8 @@ from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import abort
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+REFLECTION_V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+REFLECTION_V1 = REFLECTION_V1ALPHA.replace("v1alpha", "v1")
 
 
 class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
@@ -63,9 +67,11 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
         return grpc.method_handlers_generic_handler(HEALTH, methods)
 
 
-def make_reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
-    """Return gRPC's handler of reflection over these services, health and reflection."""
-    servicer = ReflectionServicer((*services, HEALTH, REFLECTION))
+def make_reflection_handlers(services: tuple[str, ...]) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Return gRPC's handlers of reflection over these services, health and reflection."""
+    _describe_v1()
+    names = (REFLECTION_V1, REFLECTION_V1ALPHA)
+    servicer = ReflectionServicer((*services, HEALTH, *names))
 
     async def reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         async def read_sound() -> AsyncIterator[Any]:
@@ -76,16 +82,25 @@ def make_reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler
         async for answer in servicer.ServerReflectionInfo(read_sound(), context):
             yield answer
 
-    return grpc.method_handlers_generic_handler(
-        REFLECTION,
-        {
-            "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                reflect,
-                _make_parser(reflection_pb2.ServerReflectionRequest),
-                _serialize,
-            )
-        },
+    method = grpc.stream_stream_rpc_method_handler(
+        reflect, _make_parser(reflection_pb2.ServerReflectionRequest), _serialize
     )
+    return tuple(
+        grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method})
+        for name in names
+    )
+
+
+def _describe_v1() -> None:
+    """Add the description of `grpc.reflection.v1`, which the package lacks, to protobuf's pool."""
+    pool = descriptor_pool.Default()
+    name = reflection_pb2.DESCRIPTOR.name.replace("v1alpha", "v1")
+    try:
+        pool.FindFileByName(name)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        pool.Add(text_format.Parse(str(file).replace("v1alpha", "v1"), type(file)()))
 
 
 def _adapt_to_stream(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
