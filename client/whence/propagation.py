@@ -15,8 +15,9 @@ _CONTEXT_MODULE = "opentelemetry.context"
 def add_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return a call's metadata with the current span's context (W3C, by the set propagators).
 
-    Keys of the given metadata take precedence: with its own `traceparent`, no other `tracestate`
-    is added.
+    The context's baggage is left out: the server ignores it, and baggage of the size that W3C
+    allows does not fit into the headers that servers and proxies accept. Keys of the given metadata
+    take precedence: with its own `traceparent`, no other `tracestate` is added.
 
     Args:
         metadata: the user's metadata.
@@ -24,8 +25,12 @@ def add_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...
     injected: dict[str, str] = {}
     if _CONTEXT_MODULE in sys.modules:
         import_module("opentelemetry.propagate").inject(injected)
-    # gRPC requires keys in lower case; those of propagators other than W3C's may not be.
-    injected = {key.lower(): value for key, value in injected.items()}
+    # gRPC requires keys in lower case.
+    injected = {
+        key.lower(): value
+        for key, value in injected.items()
+        if key.lower() in {TRACEPARENT, TRACESTATE}
+    }
     if TRACEPARENT in metadata:
         injected.pop(TRACESTATE, None)
     return tuple({**injected, **metadata}.items())

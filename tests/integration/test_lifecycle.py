@@ -17,7 +17,13 @@ from rpc_errors import failure_of
 from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
-from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
+from whence.v1 import (
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    trace_pb2,
+    trace_pb2_grpc,
+)
 from whence.v1.occurrence_pb2 import Occurrence
 from whence_server.rpc.watching import make_position_token
 
@@ -133,6 +139,8 @@ def test_a_client_from_reflection_alone_streams_a_generation(
         "whence.v1.TraceService",
         "whence.v1.ModelService",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
     } <= names
     for name in names:  # tools load each of them
         load(file_containing_symbol=name)
@@ -141,8 +149,6 @@ def test_a_client_from_reflection_alone_streams_a_generation(
     request_class = message_factory.GetMessageClass(method.input_type)
     response_class = message_factory.GetMessageClass(method.output_type)
     request = request_class(prompt="The quick", decoding={"max_new_tokens": 8})
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
     call = channel.unary_stream(
         "/whence.v1.GenerationService/Generate",
         request_serializer=request_class.SerializeToString,
@@ -150,6 +156,25 @@ def test_a_client_from_reflection_alone_streams_a_generation(
     )
     *_, last = call(request)
     assert last.event.finished.num_generated_tokens == 8
+
+
+@pytest.mark.parametrize("num_bytes", [7_500, 9_000, 15_000, 60_000, 66_000, 100_000])
+def test_large_metadata_is_taken_or_refused_and_never_at_random(
+    channel: grpc.Channel, num_bytes: int
+) -> None:
+    """Headers between 8 and 16 KiB, which gRPC refuses at random by default, and others."""
+    stub = model_pb2_grpc.ModelServiceStub(channel)
+    outcomes = set()
+    for number in range(25):
+        baggage = f"tenant={number}".ljust(num_bytes, "x")  # not in HTTP/2's table of headers
+        try:
+            stub.ListModels(model_pb2.ListModelsRequest(), metadata=(("baggage", baggage),))
+            outcomes.add("taken")
+        except grpc.RpcError as error:
+            told = "metadata size exceeds" in error.details() and "65536" in error.details()
+            outcomes.add((error.code(), told))
+    refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    assert outcomes == {"taken" if num_bytes < 64 << 10 else refused}
 
 
 def test_health_serves_and_watches(channel: grpc.Channel) -> None:

@@ -26,6 +26,8 @@ from whence_server.rpc.unknown_methods import UnknownMethods
 # Maximum numbers of calls that wait for the event loop, and of running calls.
 _MAX_PENDING_CALLS = 65_536
 _MAX_CALLS = 16_384
+# Maximum size of a call's headers: a mesh adds its own, and baggage alone may have 8 KiB.
+_MAX_METADATA_BYTES = 64 << 10
 # Time for the HTTP/2 handshake of a new connection.
 _HANDSHAKE_MS = 5_000
 # Silence after which a peer is pinged, and time for its answer.
@@ -145,6 +147,9 @@ def _make_channel_arguments(options: ServerOptions) -> Sequence[tuple[str, int]]
             "grpc.max_receive_message_length",
             min(_REFUSED_WITH_DETAILS * options.max_message_bytes, _MAX_INT32),
         ),
+        # Between two different limits gRPC refuses headers at random.
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
         # Overload protection refuses streams at random while more are closing than may be open:
         # well-behaved clients with many calls got UNAVAILABLE (RST_STREAM, error code 7).
