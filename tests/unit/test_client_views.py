@@ -1,13 +1,15 @@
 """Typed views of steps, vocabularies and addresses, and output on the terminal."""
 
 import math
+import re
 
 import pytest
+import wcwidth
 from client_fake_server import VOCABULARY, step
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whence.channel import make_channel_options, resolve_target
+from whence.channel import resolve_target
 from whence.cli import render
 from whence.generation import TokenReader
 from whence.v1.generation_pb2 import GenerationStarted
@@ -131,7 +133,55 @@ def test_ordinary_text_is_shown_as_it_is(text):
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Mn", "Me", "Cs"])))
 def test_fitted_text_has_the_width_that_was_asked_for(text):
     fitted = render.fit_columns(text, 8)
-    assert sum(map(render._count_character_columns, fitted)) == 8
+    assert wcwidth.wcswidth(fitted) == 8
+
+
+def make_row(texts: list[str], num_columns: int | None, *, num_requested: int = 0) -> str:
+    recorded = Step(token_id=0, logprob=-1.0, rank=0)
+    recorded.candidates.token_ids.extend(range(len(texts)))
+    recorded.candidates.logprobs.extend([-1.0] * len(texts))
+    recorded.requested_logprobs.logprobs.extend([-2.0] * num_requested)
+    started = GenerationStarted(model="m")
+    started.effective_trace.logprob_token_ids.extend(range(1, 1 + num_requested))
+    (token,) = TokenReader(started, lambda _model, _digest, index: texts[index]).read([recorded])
+    return render.format_row(token, color=True, num_columns=num_columns)
+
+
+def strip_colors(row: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", row)
+
+
+@given(
+    texts=st.lists(st.text(max_size=20), min_size=5, max_size=9),
+    num_columns=st.integers(20, 250),
+    num_requested=st.integers(0, 4),
+)
+def test_a_row_is_never_wider_than_its_terminal(texts, num_columns, num_requested):
+    row = make_row(texts, num_columns, num_requested=num_requested)
+    assert wcwidth.wcswidth(strip_colors(row)) <= num_columns
+
+
+@pytest.mark.parametrize(
+    ("num_columns", "num_shown"), [(60, 0), (61, 1), (81, 1), (82, 2), (999, 8)]
+)
+def test_as_many_runners_up_as_fit_are_shown_and_all_in_a_pipe(num_columns, num_shown):
+    texts = ["own", *(f"r{index}" for index in range(8))]
+    row, whole = strip_colors(make_row(texts, num_columns)), strip_colors(make_row(texts, None))
+    assert whole.count('"r') == 8
+    assert row.count('"r') == num_shown
+    assert whole.startswith(row.rstrip())
+    wide = ["own", *["日本語"] * 8]
+    assert strip_colors(make_row(wide, num_columns)).count("日") == num_shown, (
+        "two columns a character"
+    )
+
+
+def test_requested_tokens_come_before_runners_up():
+    texts = ["own", *(f"r{index}" for index in range(8))]
+    row = strip_colors(make_row(texts, 96, num_requested=2))
+    assert row.count("requested") == 1
+    assert row.rpartition("requested")[2].count('"r') == 2
+    assert row.partition("|")[0].count('"r') == 0
 
 
 def test_colours_go_from_red_to_green():

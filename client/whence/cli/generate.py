@@ -12,7 +12,14 @@ from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
 from whence.cli.internals import format_internals, format_missing
 from whence.cli.json_lines import FIELDS, describe_event, format_json
-from whence.cli.render import escape, format_heading, format_row, paint, wants_color
+from whence.cli.render import (
+    count_terminal_columns,
+    escape,
+    format_heading,
+    format_row,
+    paint,
+    wants_color,
+)
 from whence.cli.trace_link import MEANING, choose_template, make_trace_link
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
@@ -170,7 +177,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     add_html(group)
     group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
-    group.add_argument("--quiet", action="store_true", help="print no summary on standard error")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="print no summary on standard error"
+    )
     group.add_argument("--trace-url", metavar="TEMPLATE", help=MEANING)
 
 
@@ -299,7 +308,7 @@ def _show_table(
             if not num_prompt_tokens:
                 print(format_heading(prompt=True))
             for token in generation.prompt_tokens[num_prompt_tokens:]:
-                print(format_row(token, color=color, prompt=True), flush=True)
+                print(_format_row(token, color=color, prompt=True), flush=True)
             num_prompt_tokens = len(generation.prompt_tokens)
         if tokens and not begun:
             begun = True
@@ -308,9 +317,15 @@ def _show_table(
                 for told in format_missing(generation.started.unavailable):
                     print(told)
         for token in tokens:
-            print(format_row(token, color=color), flush=True)
+            print(_format_row(token, color=color), flush=True)
             for told in format_internals(token, color=color) if internals else ():
                 print(told, flush=True)
+
+
+def _format_row(token: Token, *, color: bool, prompt: bool = False) -> str:
+    # Asked for each row: a terminal may change its width.
+    num_columns = count_terminal_columns(sys.stdout)
+    return format_row(token, color=color, prompt=prompt, num_columns=num_columns)
 
 
 def _show_json(events: Iterable[GenerationEvent], generation: Generation) -> None:

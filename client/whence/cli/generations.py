@@ -14,7 +14,15 @@ from whence.cli.html import add_html, choose_page_path, save_page
 from whence.cli.json_lines import FIELDS, describe_message, describe_token, format_json
 from whence.cli.occurrences import list_occurrences
 from whence.cli.one_step import format_step
-from whence.cli.render import escape, fit_columns, format_heading, format_row, quote, wants_color
+from whence.cli.render import (
+    count_terminal_columns,
+    escape,
+    fit_columns,
+    format_heading,
+    format_row,
+    quote,
+    wants_color,
+)
 from whence.client import Client
 from whence.generation import FinishReason
 from whence.tokens import Token
@@ -168,7 +176,8 @@ def _show_steps(client: Client, arguments: argparse.Namespace, *, with_prompt: b
             if arguments.json:
                 print(_format_token(token, prompt=prompt))
             else:
-                print(format_row(token, color=color, prompt=prompt))
+                num_columns = count_terminal_columns(sys.stdout)
+                print(format_row(token, color=color, prompt=prompt, num_columns=num_columns))
 
 
 def _show_step(client: Client, arguments: argparse.Namespace) -> None:
@@ -178,7 +187,8 @@ def _show_step(client: Client, arguments: argparse.Namespace) -> None:
         return
     print()
     color = wants_color(arguments.color, sys.stdout)
-    for told in format_step(token, color=color, prompt=arguments.prompt):
+    num_columns = count_terminal_columns(sys.stdout)
+    for told in format_step(token, color=color, prompt=arguments.prompt, num_columns=num_columns):
         print(told)
 
 

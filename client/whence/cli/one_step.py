@@ -20,16 +20,19 @@ _INDENT = " " * 9
 _NAME_COLUMNS = CANDIDATE_COLUMNS + 10
 
 
-def format_step(token: Token, *, color: bool, prompt: bool = False) -> Iterator[str]:
+def format_step(
+    token: Token, *, color: bool, prompt: bool = False, num_columns: int | None = None
+) -> Iterator[str]:
     """Yield the lines of a step's record.
 
     Args:
         token: token of the step.
         color: True to show probabilities and shares as colours too.
         prompt: True for a token of the prompt, which has no internals.
+        num_columns: maximum width of the step's row; None for no maximum.
     """
     yield format_heading(prompt=prompt)
-    yield format_row(token, color=color, prompt=prompt)
+    yield format_row(token, color=color, prompt=prompt, num_columns=num_columns)
     yield from _format_candidates(token.candidates, "candidate")
     yield from _format_candidates(token.requested_logprobs, "requested")
     yield from _format_processors(token)

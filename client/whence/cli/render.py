@@ -2,9 +2,12 @@
 
 import os
 import re
+import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, TextIO
+
+import wcwidth
 
 from whence.tokens import Candidate, Token
 
@@ -26,6 +29,7 @@ _NAMED_BYTES = re.compile("<0x[0-9A-F]{2}[^>]*>")
 
 TOKEN_COLUMNS = 16
 CANDIDATE_COLUMNS = 12
+_GAP = "  "
 
 
 def escape(text: str) -> str:
@@ -91,30 +95,55 @@ def paint(text: str, probability: float | None) -> str:
     return f"\x1b[38;5;{color}m{text}\x1b[39m"
 
 
+def count_terminal_columns(stream: TextIO) -> int | None:
+    """Return the number of columns of the stream's terminal; None if it is not a terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
 def format_heading(*, prompt: bool = False) -> str:
     """Return the column names of `format_row`."""
     place = "prompt" if prompt else ""
     return f"{place:>7}  {fit_columns('token', TOKEN_COLUMNS)}  {'p':>6}  {'rank':>5}  runners-up"
 
 
-def format_row(token: Token, *, color: bool, prompt: bool = False) -> str:
+def format_row(
+    token: Token, *, color: bool, prompt: bool = False, num_columns: int | None = None
+) -> str:
     """Return a token's line: place, text, probability, rank, runners-up, requested tokens.
 
     Args:
         token: the token.
         color: True to show its probability as a colour too.
         prompt: True for a token of the prompt, whose place is its index alone.
+        num_columns: maximum width of the line, which shows as many runners-up as fit; None for all.
     """
     place = f"{token.index}" if prompt else f"{token.sequence_index}/{token.index}"
     text = fit_name(token.token_text or token.text, TOKEN_COLUMNS)
     rank = "" if token.rank is None else str(token.rank)
-    row = (
-        f"{place:>7}  {paint(text, token.probability) if color else text}  "
-        f"{format_percent(token.probability):>6}  {rank:>5}  {'  '.join(_format_runners_up(token))}"
-    )
-    if token.requested_logprobs:
-        row += f"  | requested  {'  '.join(map(_format_candidate, token.requested_logprobs))}"
-    return row.rstrip()
+    numbers = f"{format_percent(token.probability):>6}  {rank:>5}"
+    cells = [f"{place:>7}", paint(text, token.probability) if color else text, numbers]
+    requested = ["| requested", *map(_format_candidate, token.requested_logprobs)]
+    if num_columns is None:
+        shown = [*_format_runners_up(token), *(requested if len(requested) > 1 else ())]
+    else:
+        left = num_columns - count_columns(_GAP.join(cells))
+        asked = _fit_cells(requested, left)
+        asked = asked if len(asked) > 1 else []
+        left -= sum(len(_GAP) + count_columns(cell) for cell in asked)
+        shown = [*_fit_cells(_format_runners_up(token), left), *asked]
+    row = _GAP.join([*cells, *shown]).rstrip()
+    return row if num_columns is None else wcwidth.clip(row, 0, num_columns)
+
+
+def _fit_cells(cells: Iterable[str], num_columns: int) -> list[str]:
+    """Return the first cells that fit into a number of columns, each with a gap before it."""
+    fitting = []
+    for cell in cells:
+        num_columns -= len(_GAP) + count_columns(cell)
+        if num_columns < 0:
+            break
+        fitting.append(cell)
+    return fitting
 
 
 def _format_runners_up(token: Token) -> Iterator[str]:
@@ -149,23 +178,11 @@ def pad(text: str, num_columns: int) -> str:
 
 def fit_columns(text: str, num_columns: int) -> str:
     """Return the text truncated or padded to a number of terminal columns."""
-    shown = ""
-    used = 0
-    total = count_columns(text)
-    for character in text:
-        if total > num_columns and used + _count_character_columns(character) >= num_columns:
-            shown, used = shown + "…", used + 1
-            break
-        shown, used = shown + character, used + _count_character_columns(character)
-    return shown + " " * (num_columns - used)
+    if count_columns(text) > num_columns:
+        text = wcwidth.clip(text, 0, num_columns - 1) + "…"
+    return pad(text, num_columns)
 
 
 def count_columns(text: str) -> int:
-    """Count the columns that the text takes on a terminal."""
-    return sum(map(_count_character_columns, text))
-
-
-def _count_character_columns(character: str) -> int:
-    if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+    """Count the columns that the text takes on a terminal; colours take none."""
+    return wcwidth.width(text)
