@@ -3,12 +3,13 @@
 import os
 import re
 
+from whence.loopback import is_local
+
 DEFAULT_TARGET = "127.0.0.1:50051"
 TARGET_VARIABLE = "WHENCE_TARGET"
 
 _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):\d{1,5}")
-_LOCAL = re.compile(r"unix|vsock|localhost:|127\.|\[::1\]:|ipv4:127\.|ipv6:%?\[::1\]")
 
 _OPTIONS = (
     # Detects a peer that is silently gone; the server allows pings every 10 s.
@@ -51,7 +52,7 @@ def _is_text(target: str) -> bool:
 def make_channel_options(target: str) -> list[tuple[str, int]]:
     """Return gRPC's channel options for a target."""
     options = list(_OPTIONS)
-    if _LOCAL.match(target):
+    if is_local(target):
         # An HTTP proxy from the environment cannot reach this machine's loopback.
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from whence.v1 import generation_pb2 as pb
-from whence.v1 import model_pb2, trace_pb2
+from whence.v1 import model_pb2, trace_pb2, training_pb2
 from whence.v1.generation_pb2_grpc import (
     GenerationServiceServicer,
     add_GenerationServiceServicer_to_server,
@@ -27,6 +27,10 @@ from whence.v1.generation_pb2_grpc import (
 from whence.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
 from whence.v1.step_pb2 import Candidates, Draw, ProcessorEffects, Step, StepTiming
 from whence.v1.trace_pb2_grpc import TraceServiceServicer, add_TraceServiceServicer_to_server
+from whence.v1.training_pb2_grpc import (
+    TrainingServiceServicer,
+    add_TrainingServiceServicer_to_server,
+)
 
 VOCABULARY = (
     b"<s>",
@@ -55,6 +59,14 @@ class Hold:
     """Pause of the next stream after `after` messages, until its reader is gone."""
 
     after: int
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Pause of the next stream after `after` messages, until `go` is set."""
+
+    after: int
+    go: threading.Event = field(default_factory=threading.Event)
 
 
 def step(index: int, token_id: int, text: str, *, sequence_index: int = 0, begin: int = 0) -> Step:
@@ -145,13 +157,15 @@ class Script:
     events: list[pb.GenerationEvent] = field(default_factory=journal)
     recorded: list[pb.GenerationEvent] | None = None
     """Events that ResumeGeneration has, if a crash lost some; None: all events."""
-    turns: deque[Break | Hold] = field(default_factory=deque)
+    turns: deque[Break | Hold | Pause] = field(default_factory=deque)
     """Behaviour of each stream in order; a stream without one runs to its end."""
     calls: list[Any] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     refusals: deque[Break] = field(default_factory=deque)
     """Status of each unary call in order; a call without one succeeds."""
     metadata: list[dict[str, Any]] = field(default_factory=list)
+    num_held: int = 0
+    """Number of streams that came to a Hold."""
 
     def requests(self, kind: type[Message]) -> list[Any]:
         return [call for call in self.calls if isinstance(call, kind)]
@@ -162,6 +176,12 @@ class Script:
             if turn is not None and count == turn.after:
                 if isinstance(turn, Break):
                     return self.end(turn, context)
+                if isinstance(turn, Pause):
+                    turn.go.wait(20)
+                    if message is not None:
+                        yield message
+                    continue
+                self.num_held += 1
                 gone = threading.Event()
                 if context.add_callback(gone.set):
                     gone.wait(20)
@@ -286,6 +306,21 @@ class FakeTrace(TraceServiceServicer):
         return trace_pb2.DeleteGenerationResponse()
 
 
+class FakeTraining(TrainingServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def WatchTrainingRun(self, request: Any, context: Any) -> Iterator[Any]:
+        copy = training_pb2.WatchTrainingRunRequest()
+        copy.CopyFrom(request)
+        self._script.calls.append(copy)
+        responses = [
+            training_pb2.WatchTrainingRunResponse(last_position=position)
+            for position in range(request.after_position + 1, len(self._script.events) + 1)
+        ]
+        yield from self._script.play(responses, context)
+
+
 class FakeModel(ModelServiceServicer):
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -313,21 +348,30 @@ class FakeModel(ModelServiceServicer):
 
 
 class FakeServer:
-    """Fake server on a Unix socket; a context manager."""
+    """Fake server on a Unix socket; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        options: gRPC's options of the server.
+        address: address to listen on, with port 0 for a free one; default: a Unix socket.
+    """
+
+    def __init__(self, *options: tuple[str, int], address: str | None = None) -> None:
         self.script = Script()
+        self._options = options
         # A socket's path may have 107 bytes: the test's own directory is too deep.
         self._directory = Path(tempfile.mkdtemp(prefix="whence-"))
-        self.target = f"unix:{self._directory / 'socket'}"
+        self.target = address or f"unix:{self._directory / 'socket'}"
         self._server = self._make_server()
 
     def _make_server(self) -> grpc.Server:
-        server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=self._options)
         add_GenerationServiceServicer_to_server(FakeGeneration(self.script), server)
         add_TraceServiceServicer_to_server(FakeTrace(self.script), server)
         add_ModelServiceServicer_to_server(FakeModel(self.script), server)
-        server.add_insecure_port(self.target)
+        add_TrainingServiceServicer_to_server(FakeTraining(self.script), server)
+        port = server.add_insecure_port(self.target)
+        if self.target.endswith(":0"):
+            self.target = f"{self.target.removesuffix(':0')}:{port}"
         return server
 
     def restart(self) -> None:

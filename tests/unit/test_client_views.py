@@ -109,13 +109,6 @@ def test_the_default_target_is_loopback_or_the_variable(monkeypatch):
     assert resolve_target(None) == "unix:/x"
 
 
-def test_no_proxy_stands_before_the_loopback():
-    proxy = ("grpc.enable_http_proxy", 0)
-    for local in ("127.0.0.1:1", "localhost:1", "unix:x", "[::1]:1"):
-        assert proxy in make_channel_options(local)
-    assert proxy not in make_channel_options("example.org:1")
-
-
 @given(st.text())
 def test_no_control_character_reaches_the_terminal(text):
     shown = render.escape(text)
