@@ -9,7 +9,8 @@ from typing import Self, Unpack
 
 import grpc
 
-from whence.aio_calls import AsyncCalls, AsyncFollowing
+from whence.aio_calls import AsyncCalls
+from whence.aio_following import AsyncFollowing, Reads
 from whence.aio_training import AsyncTrainingRuns
 from whence.backoff import Backoff, RetryPolicy
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
@@ -25,7 +26,9 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class AsyncClient:
-    """A connection to a whence server, for the event loop in which it is created.
+    """A client of a whence server, with two connections, for the event loop of its first call.
+
+    It may be made before the loop runs.
 
     Args:
         target: "HOST:PORT" or "unix:PATH"; default: $WHENCE_TARGET, else 127.0.0.1:50051.
@@ -65,7 +68,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; running calls end."""
+        """Close the connections; running calls end with CallCancelledError."""
         await self._calls.close()
 
     def generate(
@@ -142,7 +145,8 @@ class AsyncClient:
 class AsyncGeneration(GenerationState):
     """A running generation: an asynchronous iterator over its tokens and a context manager.
 
-    It resumes after a broken connection; every token is yielded exactly once, in order.
+    It resumes after a broken connection; every token is yielded exactly once, in order, also if a
+    read is cancelled, as by `asyncio.wait_for(anext(generation), 1)`: the next read continues.
     Leaving the async with-block before the end cancels the generation on the server.
     """
 
@@ -157,7 +161,6 @@ class AsyncGeneration(GenerationState):
         self._following = following
         self._calls = calls
         self._pending: deque[Token] = deque()
-        self._may_run = True
 
     async def __aenter__(self) -> Self:
         return self
@@ -187,13 +190,12 @@ class AsyncGeneration(GenerationState):
             self._pending.extend(self.tokens_of(event))
         return self._pending.popleft()
 
-    async def events(self) -> AsyncIterator[generation_pb2.GenerationEvent]:
-        """Yield the events of the contract instead of tokens; raise as iteration does.
+    def events(self) -> AsyncIterator[generation_pb2.GenerationEvent]:
+        """Return an iterator over the contract's events instead of tokens; raise as iteration does.
 
         `tokens_of` returns the tokens of an event.
         """
-        while (event := await self._read_event()) is not None:
-            yield event
+        return Reads(self._read_event)
 
     async def result(self) -> Self:
         """Read to the end; return this generation."""
@@ -203,22 +205,24 @@ class AsyncGeneration(GenerationState):
 
     async def close(self) -> None:
         """Stop reading, and cancel the generation on the server unless it has finished."""
+        # First: a connection that is full of streams has one more place.
+        await self._following.stop()
         if self.finished is None and self._may_run:
+            self._may_run = False
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
             # The generation may be over or unreachable; then `disconnect_grace` ends it.
             with suppress(WhenceError):
                 await self._calls.call_unary(
                     self._calls.generation.CancelGeneration, request, timeout_s=CLOSE_TIMEOUT_S
                 )
-        self._may_run = False
-        self._following.close()
 
     async def _read_event(self) -> generation_pb2.GenerationEvent | None:
         try:
             event = await anext(self._following, None)
-        except WhenceError as error:
-            # After a deadline the generation still runs; after any other error it does not.
-            self._may_run = isinstance(error, DeadlineExceededError)
+        except DeadlineExceededError as error:
+            raise self._explain_deadline(error) from None
+        except WhenceError:
+            self._may_run = False
             raise
         if event is None:
             self._raise_if_failed()

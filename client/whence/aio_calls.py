@@ -1,26 +1,26 @@
-"""Calls over an asyncio channel: unary calls, lists of pages, streams that resume."""
+"""Calls over asyncio channels: unary calls, lists of pages, streams that resume."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from whence.aio_following import AsyncFollowing, is_cancelled
 from whence.channel import make_channel_options, resolve_target
-from whence.errors import WhenceError
+from whence.errors import FailedPreconditionError
+from whence.lifetime import Lifetime
 from whence.propagation import add_trace_context
 from whence.resume import Resumable
-from whence.status import convert_error, translate_errors
-from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
+from whence.status import convert_error
+from whence.stubs import make_stream_methods
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
-from whence.v1.model_pb2 import GetVocabularyRequest
 from whence.v1.model_pb2_grpc import ModelServiceStub
-from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
-from whence.v1.training_pb2 import WatchTrainingRunRequest
 from whence.v1.training_pb2_grpc import TrainingServiceStub
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class AsyncCalls:
-    """A channel and its stubs; gRPC errors become `WhenceError`s here.
+    """Two channels and their stubs; gRPC errors become `WhenceError`s here.
+
+    The channels are opened by the first call, because they belong to its event loop. Streams that
+    are followed have a connection of their own, as in `whence.calls.Calls`.
 
     Args:
         target: target of `whence.channel.resolve_target`.
@@ -52,30 +55,80 @@ class AsyncCalls:
         metadata: Mapping[str, str] | None,
         timeout_s: float | None,
     ) -> None:
-        address = resolve_target(target)
-        options = make_channel_options(address)
-        self._channel = (
-            grpc.aio.insecure_channel(address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options)
-        )
+        self._address = resolve_target(target)
+        self._credentials = credentials
         self._metadata = dict(metadata or {})
         self._timeout_s = timeout_s
-        self.generation = cast("GenerationServiceAsyncStub", GenerationServiceStub(self._channel))
-        self.trace = cast("TraceServiceAsyncStub", TraceServiceStub(self._channel))
-        self.model = cast("ModelServiceAsyncStub", ModelServiceStub(self._channel))
-        self.training = cast("TrainingServiceAsyncStub", TrainingServiceStub(self._channel))
-        self._streams: dict[type[Message], Callable[..., Any]] = {
-            GenerateRequest: self.generation.Generate,
-            ResumeGenerationRequest: self.generation.ResumeGeneration,
-            WatchGenerationsRequest: self.trace.WatchGenerations,
-            WatchTrainingRunRequest: self.training.WatchTrainingRun,
-            GetVocabularyRequest: self.model.GetVocabulary,
-        }
+        self._lifetime = Lifetime()
+        self._connected: _Connections | None = None
+
+    @property
+    def generation(self) -> "GenerationServiceAsyncStub":
+        """Stub of the generation service."""
+        return self._connect().generation
+
+    @property
+    def trace(self) -> "TraceServiceAsyncStub":
+        """Stub of the trace service."""
+        return self._connect().trace
+
+    @property
+    def model(self) -> "ModelServiceAsyncStub":
+        """Stub of the model service."""
+        return self._connect().model
+
+    @property
+    def training(self) -> "TrainingServiceAsyncStub":
+        """Stub of the training service."""
+        return self._connect().training
+
+    def _connect(self) -> "_Connections":
+        """Return the channels of the running event loop.
+
+        Raises:
+            CallCancelledError: the client is closed.
+            FailedPreconditionError: no event loop runs here, or not the one of earlier calls, or
+                the process is a fork.
+        """
+        self._lifetime.check()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise FailedPreconditionError(
+                "no event loop is running: call an AsyncClient in a coroutine", reason="NO_LOOP"
+            ) from None
+        connected = self._connected
+        if connected is None or connected.loop.is_closed():
+            connected = self._connected = _Connections(loop, self._address, self._credentials)
+        elif connected.loop is not loop:
+            raise FailedPreconditionError(
+                "the AsyncClient made its first call in another event loop, which is still open: "
+                "make one AsyncClient for each event loop",
+                reason="CLIENT_OF_ANOTHER_LOOP",
+            )
+        return connected
 
     async def close(self) -> None:
-        """Close the channel, which ends every call."""
-        await self._channel.close()
+        """Close the channels, which ends every call with CallCancelledError."""
+        if self._lifetime.end() and self._connected is not None:
+            await self._connected.close()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Raise the corresponding WhenceError for an error of gRPC, or of a closed client."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            self._lifetime.check()
+            raise convert_error(error) from error
+        except grpc.aio.UsageError:  # gRPC's error for a call on a closed channel
+            self._lifetime.check()
+            raise
+        except asyncio.CancelledError:
+            # gRPC cancels the waiting task when the channel is closed.
+            if not is_cancelled():
+                self._lifetime.check()
+            raise
 
     async def call_unary(
         self,
@@ -85,7 +138,7 @@ class AsyncCalls:
         timeout_s: float | None = None,
     ) -> ResponseT:
         """Call a unary method; return its response."""
-        with translate_errors():
+        with self._translating():
             return await method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
@@ -103,7 +156,7 @@ class AsyncCalls:
 
         Closing the generator before its end cancels the call.
         """
-        with translate_errors():
+        with self._translating():
             call = method(
                 request,
                 timeout=self._timeout_s if is_timed else None,
@@ -129,70 +182,67 @@ class AsyncCalls:
 
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
-    ) -> "AsyncFollowing[Item]":
+    ) -> AsyncFollowing[Item]:
         """Start a stream that resumes after a broken connection."""
         # Computed once: calls that resume the stream have the same parent span.
         both = add_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> Any:
             request, timeout_s = stream.prepare_call()
-            return self._streams[type(request)](request, timeout=timeout_s, metadata=both)
+            method = self._connect().streams[type(request)]
+            with self._translating():
+                return method(request, timeout=timeout_s, metadata=both)
 
-        return AsyncFollowing(stream, call)
+        return AsyncFollowing(stream, call, self._lifetime)
 
 
-class AsyncFollowing(Generic[Item]):
-    """Items of a resumable stream, over as many calls as needed.
+class _Connections:
+    """Channels of one event loop, with their stubs.
 
-    An asynchronous iterator and context manager; `close` may be called from another task,
-    and ends the iteration.
+    Raises:
+        FailedPreconditionError: the process was forked from one that used grpc.aio.
     """
 
-    def __init__(self, stream: Resumable[Item], call: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._start = call
-        self._call = call()
-        self._closed = asyncio.Event()
+    _process_id: ClassVar[int | None] = None
 
-    async def __aenter__(self) -> "AsyncFollowing[Item]":
-        return self
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        address: str,
+        credentials: grpc.ChannelCredentials | None,
+    ) -> None:
+        self._check_process()
+        self.loop = loop
+        followed, others = (_open_channel(address, credentials) for _ in range(2))
+        self._channels = (followed, others)
+        self.streams: dict[type[Message], Callable[..., Any]] = make_stream_methods(
+            followed, others
+        )
+        self.generation = cast("GenerationServiceAsyncStub", GenerationServiceStub(others))
+        self.trace = cast("TraceServiceAsyncStub", TraceServiceStub(others))
+        self.model = cast("ModelServiceAsyncStub", ModelServiceStub(others))
+        self.training = cast("TrainingServiceAsyncStub", TrainingServiceStub(others))
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.close()
+    @classmethod
+    def _check_process(cls) -> None:
+        cls._process_id = cls._process_id or os.getpid()
+        if cls._process_id != os.getpid():
+            raise FailedPreconditionError(
+                f"process {os.getpid()} was forked from process {cls._process_id}, which had used "
+                "gRPC's asyncio API; it hangs in a fork: use Client, or start processes with "
+                "multiprocessing's `spawn`",
+                reason="CLIENT_OF_ANOTHER_PROCESS",
+            )
 
-    def __aiter__(self) -> AsyncIterator[Item]:
-        return self
+    async def close(self) -> None:
+        """Close the channels."""
+        if not self.loop.is_closed():
+            for channel in self._channels:
+                await channel.close()
 
-    async def __anext__(self) -> Item:
-        while not self._closed.is_set():
-            error: WhenceError | None = None
-            try:
-                async for response in self._call:
-                    item = self._stream.receive(response)
-                    if item is not None:
-                        return item
-            except grpc.RpcError as rpc_error:
-                error = convert_error(rpc_error)
-            except asyncio.CancelledError:
-                # gRPC also raises it for the cancellation of its own call.
-                if not self._closed.is_set():
-                    raise
-            # A complete stream is read to its end, so that the call ends with OK.
-            if self._has_ended():
-                break
-            delay_s = self._stream.handle_break(error)
-            if self._has_ended():
-                break
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), delay_s)
-            if not self._closed.is_set():
-                self._call = self._start()
-        raise StopAsyncIteration
 
-    def _has_ended(self) -> bool:
-        return self._stream.complete or self._closed.is_set()
-
-    def close(self) -> None:
-        """Stop reading, and cancel the call."""
-        self._closed.set()
-        self._call.cancel()
+def _open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    options = make_channel_options(address)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, credentials, options)

@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from whence.aio_calls import AsyncCalls, AsyncFollowing
+from whence.aio_calls import AsyncCalls
+from whence.aio_following import AsyncFollowing
 from whence.backoff import Backoff, RetryPolicy
 from whence.errors import InvalidRequestError
 from whence.resume import TrainingRunStream

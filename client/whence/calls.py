@@ -1,24 +1,22 @@
-"""Calls over a synchronous channel: unary calls, lists of pages, streams that resume."""
+"""Calls over synchronous channels: unary calls, lists of pages, streams that resume."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from whence.channel import make_channel_options, resolve_target
-from whence.errors import WhenceError
+from whence.following import Following
+from whence.lifetime import Lifetime
 from whence.propagation import add_trace_context
 from whence.resume import Resumable
-from whence.status import convert_error, translate_errors
-from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
+from whence.status import convert_error
+from whence.stubs import make_stream_methods
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
-from whence.v1.model_pb2 import GetVocabularyRequest
 from whence.v1.model_pb2_grpc import ModelServiceStub
-from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
-from whence.v1.training_pb2 import WatchTrainingRunRequest
 from whence.v1.training_pb2_grpc import TrainingServiceStub
 
 Item = TypeVar("Item")
@@ -28,7 +26,10 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class Calls:
-    """A channel and its stubs; gRPC errors become `WhenceError`s here.
+    """Two channels and their stubs; gRPC errors become `WhenceError`s here.
+
+    A connection carries a limited number of calls (behind nginx 128). Streams that are followed
+    have a connection of their own, so that they never keep the other calls waiting.
 
     Args:
         target: target of `whence.channel.resolve_target`.
@@ -45,29 +46,35 @@ class Calls:
         timeout_s: float | None,
     ) -> None:
         address = resolve_target(target)
-        options = make_channel_options(address)
-        self._channel = (
-            grpc.insecure_channel(address, options)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options)
-        )
+        self._followed_channel = _open_channel(address, credentials)
+        self._channel = _open_channel(address, credentials)
         self._metadata = dict(metadata or {})
         self._timeout_s = timeout_s
+        self._lifetime = Lifetime()
         self.generation = GenerationServiceStub(self._channel)
         self.trace = TraceServiceStub(self._channel)
         self.model = ModelServiceStub(self._channel)
         self.training = TrainingServiceStub(self._channel)
-        self._streams: dict[type[Message], Callable[..., Any]] = {
-            GenerateRequest: self.generation.Generate,
-            ResumeGenerationRequest: self.generation.ResumeGeneration,
-            WatchGenerationsRequest: self.trace.WatchGenerations,
-            WatchTrainingRunRequest: self.training.WatchTrainingRun,
-            GetVocabularyRequest: self.model.GetVocabulary,
-        }
+        self._streams = make_stream_methods(self._followed_channel, self._channel)
 
     def close(self) -> None:
-        """Close the channel, which ends every call."""
-        self._channel.close()
+        """Close the channels, which ends every call with CallCancelledError."""
+        if self._lifetime.end():
+            self._followed_channel.close()
+            self._channel.close()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Raise the corresponding WhenceError for an error of gRPC, or of a closed client."""
+        self._lifetime.check()
+        try:
+            yield
+        except grpc.RpcError as error:
+            self._lifetime.check()
+            raise convert_error(error) from error
+        except ValueError:  # gRPC's error for a call on a closed channel
+            self._lifetime.check()
+            raise
 
     def call_unary(
         self,
@@ -77,7 +84,7 @@ class Calls:
         timeout_s: float | None = None,
     ) -> ResponseT:
         """Call a unary method; return its response."""
-        with translate_errors():
+        with self._translating():
             return method(
                 request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
@@ -95,7 +102,7 @@ class Calls:
 
         Closing the generator before its end cancels the call.
         """
-        with translate_errors():
+        with self._translating():
             call = method(
                 request,
                 timeout=self._timeout_s if is_timed else None,
@@ -120,68 +127,24 @@ class Calls:
 
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
-    ) -> "Following[Item]":
+    ) -> Following[Item]:
         """Start a stream that resumes after a broken connection."""
         # Computed once: calls that resume the stream have the same parent span.
         both = add_trace_context({**self._metadata, **(metadata or {})})
 
         def call() -> grpc.Call:
             request, timeout_s = stream.prepare_call()
-            started: grpc.Call = self._streams[type(request)](
-                request, timeout=timeout_s, metadata=both
-            )
+            with self._translating():
+                started: grpc.Call = self._streams[type(request)](
+                    request, timeout=timeout_s, metadata=both
+                )
             return started
 
-        return Following(stream, call)
+        return Following(stream, call, self._lifetime)
 
 
-class Following(Generic[Item]):
-    """Items of a resumable stream, over as many calls as needed.
-
-    An iterator and a context manager; `close` may be called from another thread, and ends
-    the iteration.
-    """
-
-    def __init__(self, stream: Resumable[Item], call: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._start = call
-        self._call = call()
-        self._closed = threading.Event()
-
-    def __enter__(self) -> "Following[Item]":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
-
-    def __next__(self) -> Item:
-        while not self._closed.is_set():
-            error: WhenceError | None = None
-            try:
-                for response in self._call:
-                    item = self._stream.receive(response)
-                    if item is not None:
-                        return item
-            except grpc.RpcError as rpc_error:
-                error = convert_error(rpc_error)
-            # A complete stream is read to its end, so that the call ends with OK.
-            if self._has_ended():
-                break
-            delay_s = self._stream.handle_break(error)
-            if self._has_ended():
-                break
-            self._closed.wait(delay_s)
-            if not self._closed.is_set():
-                self._call = self._start()
-        raise StopIteration
-
-    def _has_ended(self) -> bool:
-        return self._stream.complete or self._closed.is_set()
-
-    def close(self) -> None:
-        """Stop reading, and cancel the call."""
-        self._closed.set()
-        self._call.cancel()
+def _open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    options = make_channel_options(address)
+    if credentials is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, credentials, options)

@@ -7,6 +7,8 @@ from whence.loopback import is_local
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 TARGET_VARIABLE = "WHENCE_TARGET"
+MAX_METADATA_BYTES = 64 << 10
+"""Maximum size of the headers or trailers that a call receives; a mesh may add its own."""
 
 _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):\d{1,5}")
@@ -22,6 +24,11 @@ _OPTIONS = (
     # A server that restarts should be found again in seconds, not in gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Channels with equal options share a connection by default, and its limit of calls.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Between two different limits gRPC refuses headers at random.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
 )
 
 

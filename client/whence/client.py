@@ -1,6 +1,7 @@
 """The synchronous client."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,8 +11,9 @@ from typing import Self, Unpack
 import grpc
 
 from whence.backoff import Backoff, RetryPolicy
-from whence.calls import Calls, Following
+from whence.calls import Calls
 from whence.errors import DeadlineExceededError, WhenceError
+from whence.following import Following
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.requests import make_filter
@@ -25,7 +27,9 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class Client:
-    """A connection to a whence server; safe to share between threads.
+    """A client of a whence server, with two connections; safe to share between threads.
+
+    It works in the process that made it, not in a forked child, which makes its own.
 
     Args:
         target: "HOST:PORT" or "unix:PATH"; default: $WHENCE_TARGET, else 127.0.0.1:50051.
@@ -65,7 +69,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; running calls end."""
+        """Close the connections; running calls end with CallCancelledError."""
         self._calls.close()
 
     def generate(
@@ -148,7 +152,6 @@ class Generation(GenerationState):
         self._following = following
         self._calls = calls
         self._pending: deque[Token] = deque()
-        self._may_run = True
 
     def __enter__(self) -> Self:
         return self
@@ -171,10 +174,28 @@ class Generation(GenerationState):
             GenerationFailedError: the generation failed, after all of its tokens.
             WhenceError: the stream cannot continue.
         """
+        token = self.read()
+        if token is None:
+            raise StopIteration
+        return token
+
+    def read(self, timeout_s: float | None = None) -> Token | None:
+        """Return the next token, of any sequence; None at the end.
+
+        Args:
+            timeout_s: maximum wait in seconds; None for no maximum.
+
+        Raises:
+            TimeoutError: no token came in time. Nothing is lost: the next read continues.
+            GenerationFailedError: the generation failed, after all of its tokens.
+            WhenceError: the stream cannot continue.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._pending:
-            event = self._read_event()
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            event = self._read_event(left_s)
             if event is None:
-                raise StopIteration
+                return None
             self._pending.extend(self.tokens_of(event))
         return self._pending.popleft()
 
@@ -194,22 +215,23 @@ class Generation(GenerationState):
 
     def close(self) -> None:
         """Stop reading, and cancel the generation on the server unless it has finished."""
+        self._following.close()  # first: a connection that is full of streams has one more place
         if self.finished is None and self._may_run:
+            self._may_run = False
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)
             # The generation may be over or unreachable; then `disconnect_grace` ends it.
             with suppress(WhenceError):
                 self._calls.call_unary(
                     self._calls.generation.CancelGeneration, request, timeout_s=CLOSE_TIMEOUT_S
                 )
-        self._may_run = False
-        self._following.close()
 
-    def _read_event(self) -> generation_pb2.GenerationEvent | None:
+    def _read_event(self, timeout_s: float | None = None) -> generation_pb2.GenerationEvent | None:
         try:
-            event = next(self._following, None)
-        except WhenceError as error:
-            # After a deadline the generation still runs; after any other error it does not.
-            self._may_run = isinstance(error, DeadlineExceededError)
+            event = self._following.read(timeout_s)
+        except DeadlineExceededError as error:
+            raise self._explain_deadline(error) from None
+        except WhenceError:
+            self._may_run = False
             raise
         if event is None:
             self._raise_if_failed()

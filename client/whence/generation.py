@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from whence.backoff import Backoff, RetryPolicy
 from whence.context import Context
-from whence.errors import Code, GenerationFailedError
+from whence.errors import Code, DeadlineExceededError, GenerationFailedError
 from whence.options import GenerateOptions, Prompt
 from whence.requests import generate_request
 from whence.resume import GenerationStream
@@ -117,6 +117,8 @@ class GenerationState:
         self._texts: dict[int, list[str]] = {}
         self._token_ids: dict[int, list[int]] = {}
         self._reader = TokenReader(pb.GenerationStarted(), lookup)
+        # False after an error, except for a deadline: there only the reader's time is over.
+        self._may_run = True
 
     @property
     def id(self) -> str:
@@ -198,6 +200,16 @@ class GenerationState:
                     token_ids.extend([step.token_id] if step.HasField("token_id") else [])
             case _:  # a beam's round, or an event of a later version
                 pass
+
+    def _explain_deadline(self, error: DeadlineExceededError) -> DeadlineExceededError:
+        """Return the error of a deadline that passed, with the number of tokens before it."""
+        num_tokens = sum(map(len, self._texts.values()))
+        return DeadlineExceededError(
+            f"the call's deadline passed after {num_tokens} tokens: a longer timeout reads more",
+            origin=error.origin,
+            reason=error.reason,
+            metadata=error.metadata,
+        )
 
     def _raise_if_failed(self) -> None:
         if self.finish_reason is not FinishReason.FAILED or self._finished is None:

@@ -1,8 +1,6 @@
 """Conversion of gRPC errors to `WhenceError`s, with their google.rpc details."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import grpc
@@ -14,15 +12,6 @@ from whence.errors import ERRORS, Code, FieldViolation, InternalError, Origin, W
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "whence.v1"
 """Domain of the ErrorInfo that the server puts into each of its statuses."""
-
-
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Raise the corresponding WhenceError for a gRPC error raised inside."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise convert_error(error) from error
 
 
 def convert_error(error: grpc.RpcError) -> WhenceError:

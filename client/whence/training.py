@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from whence.backoff import Backoff, RetryPolicy
-from whence.calls import Calls, Following
+from whence.calls import Calls
 from whence.errors import InvalidRequestError
+from whence.following import Following
 from whence.resume import TrainingRunStream
 from whence.training_requests import (
     is_too_large,

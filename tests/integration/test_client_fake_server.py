@@ -251,19 +251,6 @@ async def test_closing_from_another_task_ends_the_iteration(server):
         assert await waiting is None
 
 
-async def test_a_cancelled_wait_loses_nothing(server):
-    server.script.turns.append(Hold(3))
-    async with (
-        whence.AsyncClient(server.target) as client,
-        client.generate("The") as generation,
-    ):
-        tokens = [await anext(generation), await anext(generation)]
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(generation), 0.05)
-        tokens += [token async for token in generation]
-    assert [token.token_id for token in tokens] == list(TOKEN_IDS)
-
-
 def test_a_finished_generation_is_not_cancelled(server, client):
     with client.generate("The") as generation:
         generation.result()

@@ -1,0 +1,32 @@
+"""Methods of the streams that resume, by the type of their request."""
+
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import Message
+
+from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
+from whence.v1.generation_pb2_grpc import GenerationServiceStub
+from whence.v1.model_pb2 import GetVocabularyRequest
+from whence.v1.model_pb2_grpc import ModelServiceStub
+from whence.v1.trace_pb2 import WatchGenerationsRequest
+from whence.v1.trace_pb2_grpc import TraceServiceStub
+from whence.v1.training_pb2 import WatchTrainingRunRequest
+from whence.v1.training_pb2_grpc import TrainingServiceStub
+
+
+def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Callable[..., Any]]:
+    """Return the methods of two channels, of the synchronous or the asyncio API.
+
+    Args:
+        followed: channel of streams that last as long as what they tell of.
+        others: channel of all other calls.
+    """
+    generation = GenerationServiceStub(followed)
+    return {
+        GenerateRequest: generation.Generate,
+        ResumeGenerationRequest: generation.ResumeGeneration,
+        WatchGenerationsRequest: TraceServiceStub(followed).WatchGenerations,
+        WatchTrainingRunRequest: TrainingServiceStub(followed).WatchTrainingRun,
+        GetVocabularyRequest: ModelServiceStub(others).GetVocabulary,
+    }

@@ -1,0 +1,229 @@
+"""Reads with a time limit: one that is given up costs nothing and loses nothing."""
+
+import asyncio
+import gc
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from client_fake_server import TOKEN_IDS, Break, FakeServer, Hold, Pause, batched, journal, steps
+from waiting import wait_until
+
+import whence
+from whence.following import MOST_AHEAD
+
+NUM_EVENTS = len(TOKEN_IDS) + 2
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[whence.Client]:
+    with whence.Client(server.target) as connected:
+        yield connected
+
+
+def give_up(following, *, times: int = 3) -> None:
+    for _ in range(times):
+        with pytest.raises(TimeoutError):
+            following.read(timeout_s=0.02)
+
+
+async def give_up_async(following, *, times: int = 3) -> None:
+    for _ in range(times):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(following), 0.02)
+
+
+@pytest.mark.parametrize("after", range(1, NUM_EVENTS))
+def test_a_generation_continues_after_reads_that_were_given_up(server, client, after):
+    pause = Pause(after)
+    server.script.turns.append(pause)
+    with client.generate("The") as generation:
+        tokens = [generation.read(timeout_s=20) for _ in range(after - 1)]
+        give_up(generation)
+        pause.go.set()
+        while (token := generation.read(timeout_s=20)) is not None:
+            tokens.append(token)
+        assert (generation.read(timeout_s=0), next(generation, None)) == (None, None)
+    assert [token.token_id for token in tokens] == list(TOKEN_IDS)
+    assert len(server.script.calls) == 1, "the stream was neither broken nor resumed"
+
+
+@pytest.mark.parametrize("after", range(1, NUM_EVENTS))
+async def test_a_generation_continues_after_cancelled_reads(server, after):
+    pause = Pause(after)
+    server.script.turns.append(pause)
+    async with (
+        whence.AsyncClient(server.target) as client,
+        client.generate("The") as generation,
+    ):
+        tokens = [await anext(generation) for _ in range(after - 1)]
+        await give_up_async(generation)
+        pause.go.set()
+        tokens += [token async for token in generation]
+    assert [token.token_id for token in tokens] == list(TOKEN_IDS)
+    assert len(server.script.calls) == 1, "the stream was neither broken nor resumed"
+
+
+async def test_the_events_of_a_generation_continue_after_cancelled_reads(server):
+    pause = Pause(3)
+    server.script.turns.append(pause)
+    async with (
+        whence.AsyncClient(server.target) as client,
+        client.generate("The") as generation,
+    ):
+        events = generation.events()
+        offsets = [(await anext(events)).first_offset for _ in range(3)]
+        await give_up_async(events)
+        pause.go.set()
+        offsets += [event.first_offset async for event in events]
+    assert offsets == list(range(1, NUM_EVENTS + 1))
+
+
+WATCHES = {
+    "generations": (lambda client: client.generations.watch(), lambda item: int(item.position)),
+    "a training": (lambda client: client.training_runs.watch(), lambda item: item.last_position),
+}
+
+
+@pytest.mark.parametrize(("watch", "position"), WATCHES.values(), ids=WATCHES)
+def test_a_watch_loses_nothing_between_two_reads(server, client, watch, position):
+    pause = Pause(2)
+    server.script.turns.append(pause)
+    with watch(client) as watched:
+        positions = [position(watched.read(timeout_s=20)) for _ in range(2)]
+        give_up(watched)
+        pause.go.set()
+        positions += [position(next(watched)) for _ in range(2, NUM_EVENTS)]
+    assert positions == list(range(1, NUM_EVENTS + 1))
+    assert len(server.script.calls) == 1
+
+
+@pytest.mark.parametrize(("watch", "position"), WATCHES.values(), ids=WATCHES)
+async def test_a_watch_loses_nothing_between_two_reads_async(server, watch, position):
+    pause = Pause(2)
+    server.script.turns.append(pause)
+    async with whence.AsyncClient(server.target) as client, watch(client) as watched:
+        positions = [position(await anext(watched)) for _ in range(2)]
+        await give_up_async(watched)
+        pause.go.set()
+        positions += [position(await anext(watched)) for _ in range(2, NUM_EVENTS)]
+    assert positions == list(range(1, NUM_EVENTS + 1))
+    assert len(server.script.calls) == 1
+
+
+def test_a_break_while_nobody_reads_resumes_too(server, client):
+    pause = Pause(2)
+    server.script.turns.extend([pause, Break(0)])
+    with client.generate("The") as generation:
+        tokens = [generation.read(timeout_s=20)]
+        give_up(generation, times=1)
+        pause.go.set()
+        server.restart()
+        while (token := generation.read(timeout_s=20)) is not None:
+            tokens.append(token)
+    assert [token.token_id for token in tokens] == list(TOKEN_IDS)
+
+
+@pytest.mark.parametrize("is_timed", [False, True])
+def test_an_error_comes_after_the_tokens_before_it_and_stays(server, client, is_timed):
+    server.script.turns.extend([Break(3), Break(0, grpc.StatusCode.INVALID_ARGUMENT)])
+    generation = client.generate("The")
+    timeout_s = 20 if is_timed else None
+    tokens = [generation.read(timeout_s), generation.read(timeout_s)]
+    assert [token.token_id for token in tokens] == list(TOKEN_IDS[:2])
+    for _ in range(2 if is_timed else 1):
+        with pytest.raises(whence.InvalidRequestError):
+            generation.read(timeout_s)
+
+
+async def test_an_error_comes_after_the_tokens_before_it_and_stays_async(server):
+    server.script.turns.extend([Break(3), Break(0, grpc.StatusCode.INVALID_ARGUMENT)])
+    async with whence.AsyncClient(server.target) as client:
+        generation = client.generate("The")
+        assert [(await anext(generation)).token_id for _ in range(2)] == list(TOKEN_IDS[:2])
+        for _ in range(2):
+            with pytest.raises(whence.InvalidRequestError):
+                await anext(generation)
+
+
+async def test_a_reader_that_is_slow_is_waited_for(server):
+    """Otherwise a client's memory would hold whatever its program has not read yet."""
+    server.script.events = batched(journal(steps((1,) * 20)), 1)
+    async with (
+        whence.AsyncClient(server.target) as client,
+        client.generations.watch() as watched,
+    ):
+        await anext(watched)
+        await wait_until(lambda: len(watched._buffer._items) >= MOST_AHEAD)
+        await client.models()
+        assert len(watched._buffer._items) == MOST_AHEAD
+        rest = [await anext(watched) for _ in range(21)]
+    assert [int(item.position) for item in rest] == list(range(2, 23))
+
+
+def num_reading_threads() -> int:
+    return sum(thread.name == "whence-reader" for thread in threading.enumerate())
+
+
+async def test_a_timed_stream_that_is_dropped_ends_its_call_and_its_thread(server, client):
+    server.script.turns.append(Hold(2))
+    generation = client.generate("The")
+    assert generation.read(timeout_s=20).text == "Hello"
+    assert num_reading_threads() == 1
+    del generation
+    gc.collect()
+    await wait_until(lambda: num_reading_threads() == 0)
+
+
+async def test_a_stream_that_is_dropped_ends_its_call_and_its_task(server):
+    server.script.turns.append(Hold(2))
+    async with whence.AsyncClient(server.target) as client:
+        before = asyncio.all_tasks()
+        generation = client.generate("The")
+        await anext(generation)
+        assert asyncio.all_tasks() > before
+        del generation
+        gc.collect()
+        await wait_until(lambda: asyncio.all_tasks() <= before)
+
+
+def test_a_deadline_that_passed_says_after_how_many_tokens(server, client):
+    server.script.turns.append(Hold(3))
+    with pytest.raises(whence.DeadlineExceededError, match="passed after 2 tokens"):
+        client.generate("The", timeout_s=0.3).result()
+
+
+async def test_a_deadline_that_passed_says_after_how_many_tokens_async(server):
+    server.script.turns.append(Hold(1))
+    async with whence.AsyncClient(server.target) as client:
+        with pytest.raises(whence.DeadlineExceededError, match="passed after 0 tokens"):
+            await client.generate("The", timeout_s=0.3).result()
+
+
+async def test_the_documented_heartbeat(server):
+    text = (Path(__file__).parents[2] / "docs/clients.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(async def .*?)```", text, re.DOTALL)
+    names = {"asyncio": asyncio, "json": json, "AsyncClient": whence.AsyncClient}
+    exec(compile(f"from __future__ import annotations\n{example}", "clients.md", "exec"), names)
+    pause = Pause(3)
+    server.script.turns.append(pause)
+    lines = []
+    async with whence.AsyncClient(server.target) as client:
+        async for line in names["stream"](client, "The"):
+            lines.append(line)
+            if line.startswith(":"):
+                pause.go.set()
+    data = [json.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:")]
+    assert "".join(data) == "Hello world! café 中"
+    assert len(lines) == len(data) + 1
+    assert len(server.script.calls) == 1
