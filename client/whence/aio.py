@@ -16,6 +16,7 @@ from whence.backoff import Backoff, RetryPolicy
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
+from whence.readiness import ReadyWait
 from whence.requests import make_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
@@ -113,6 +114,34 @@ class AsyncClient:
         request = model_pb2.GetModelRequest(model=model)
         answer = await self._calls.call_unary(self._calls.model.GetModel, request)
         return answer.model
+
+    async def wait_ready(
+        self, timeout_s: float | None = None, *, model: str = ""
+    ) -> model_pb2.Model:
+        """Wait until the server is reachable and has loaded its model; return the model.
+
+        Args:
+            timeout_s: seconds to wait; None for no limit.
+            model: name of the model; by default the server's default model.
+
+        Raises:
+            UnavailableError: the model is not ready in time, or no server is reachable.
+            FailedPreconditionError: the model could not be loaded.
+            NotFoundError: the server does not serve the model.
+        """
+        waiting = ReadyWait(timeout_s)
+        request = model_pb2.GetModelRequest(model=model)
+        while True:
+            error: WhenceError | None = None
+            try:
+                answer = await self._calls.call_unary(
+                    self._calls.model.GetModel, request, timeout_s=waiting.call_timeout_s
+                )
+                if waiting.is_ready(answer.model):
+                    return answer.model
+            except WhenceError as unary_error:
+                error = unary_error
+            await asyncio.sleep(waiting.choose_delay_s(error))
 
     async def vocabulary(self, model: str = "") -> Vocabulary:
         """Return the model's vocabulary, which is fetched once for each tokenizer."""

@@ -5,14 +5,14 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from whence_server.config import ServeConfig
-from whence_server.domain.errors import EngineLostError, JournalError
+from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
@@ -50,6 +50,9 @@ _log = logging.getLogger(__name__)
 EXIT_DRAINED, EXIT_LOST = 0, 1
 # Time that calls get to end by themselves after the last generation has ended.
 _CLOSING_CALLS_S = 1.0
+# Time in which callers that wait for the model are told why it cannot be loaded: the SDK asks
+# again after 5 s at most.
+_TELLING_FAILURE_S = 6.0
 
 
 async def serve(settings: ServeConfig) -> int:
@@ -126,7 +129,7 @@ async def _serve(
     texts: TextProcesses | None = None
     try:
         with _set_on_signals(stop):
-            model = await _wait_or_stop(engine.start(), stop)
+            model = await _load(engine, serving, stop)
             if model is None:
                 return EXIT_DRAINED
             model = dataclasses.replace(model, training_run=await library.link(model))
@@ -229,6 +232,25 @@ def _make_engine_options(settings: ServeConfig) -> EngineOptions:
 
 def _record_call(journal: Journal, call: CallRecord) -> None:
     journal.record_call(call.generation_id, encode_call(call))
+
+
+async def _load(
+    engine: EngineSupervisor, serving: Serving, stop: asyncio.Event
+) -> ModelInfo | None:
+    """Load the model; return None if the stop came first.
+
+    Raises:
+        ConfigurationError: the model cannot be loaded; callers that wait for it have been told.
+    """
+    try:
+        return await _wait_or_stop(engine.start(), stop)
+    except ConfigurationError as error:
+        serving.set_failed(error)
+        if serving.is_awaited:
+            _log.critical("%s; the server ends after it has told those who wait", error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _TELLING_FAILURE_S)
+        raise
 
 
 async def _wait_or_stop(

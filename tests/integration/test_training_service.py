@@ -403,9 +403,9 @@ async def test_inclusion_is_proven(tmp_path: Path, num_documents: int) -> None:
 async def test_an_empty_id_is_the_run_that_made_the_served_model(
     server: TrainingServer, client: AsyncClient, builder: RecordBuilder, tmp_path: Path
 ) -> None:
-    with pytest.raises(FailedPreconditionError) as loading:
+    with pytest.raises(UnavailableError) as loading:
         await client.training_runs.get()
-    assert loading.value.reason == "MODEL_LOADING"
+    assert (loading.value.reason, loading.value.retry_delay_s) == ("MODEL_LOADING", 1.0)
     assert (await client.training_runs.get(builder.id)).summary.served_models == []
     await server.load(tmp_path)
     with pytest.raises(NotFoundError, match="no record of the training run of its model"):

@@ -45,7 +45,8 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.QueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.TextQueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.TextProcessError("it ended"), grpc.StatusCode.INTERNAL),
-        (errors.ModelNotReadyError(), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.ModelNotReadyError(), grpc.StatusCode.UNAVAILABLE),
+        (errors.ModelFailedError("no weights"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationRunningError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotOfferedError("later"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.DrainingError(), grpc.StatusCode.UNAVAILABLE),
@@ -99,6 +100,13 @@ def test_invalid_requests_name_every_field() -> None:
     bad_request = error_details_pb2.BadRequest()
     assert make_status(error).details[1].Unpack(bad_request)
     assert [v.field for v in bad_request.field_violations] == ["prompt", "decoding.sample.top_p"]
+
+
+@pytest.mark.parametrize("error", [errors.ModelNotReadyError(2.5), errors.DrainingError(2.5)])
+def test_unavailable_server_has_retry_info(error: errors.WhenceError) -> None:
+    retry = error_details_pb2.RetryInfo()
+    assert make_status(error).details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 2500
 
 
 def test_full_queue_has_retry_info() -> None:

@@ -1,4 +1,4 @@
-"""`whence model`: the served models."""
+"""`whence model`: the served models, and `whence model wait`."""
 
 import argparse
 from typing import Any
@@ -15,18 +15,29 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "model",
         parents=[common],
-        help="show the models that the server has",
+        help="show the models that the server has, or wait for one",
+        description="Show the models that the server has. With `wait`: wait until the server is "
+        "reachable and has loaded its model.",
         epilog=f"--json prints the contract's Model messages, one on each line.\n\n{EXITS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", nargs="?", choices=["wait"], help="wait for the model")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="seconds to wait (default: %(default)g); for wait",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on each line")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every served model."""
+    """Print every served model; first wait until the default one is ready, if told so."""
     with connect(arguments) as client:
-        models = client.models()
+        wait = arguments.action == "wait"
+        models = [client.wait_ready(arguments.timeout)] if wait else client.models()
     if arguments.json:
         print("".join(f"{format_json(describe_message(model))}\n" for model in models), end="")
     else:
@@ -38,7 +49,8 @@ def _format_details(model: Model) -> str:
     state = ModelState.Name(model.state) if model.state in ModelState.values() else "unknown"
     fields = {
         "model": model.model,
-        "state": state.removeprefix("MODEL_STATE_").lower(),
+        "state": state.removeprefix("MODEL_STATE_").lower()
+        + (f": {model.failure}" if model.failure else ""),
         "architecture": model.architecture,
         "parameters": f"{model.num_parameters:,} in {model.num_layers} layers",
         "vocabulary": f"{model.vocabulary_size:,}",

@@ -28,13 +28,16 @@ class _ModelStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
     """Never sent."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 1
-    """Weights are being loaded; only `model` and `state` are set. Generate is
-    FAILED_PRECONDITION.
+    """Weights are being loaded; only `model` and `state` are set. Calls that need
+    the model are UNAVAILABLE, with the reason MODEL_LOADING and RetryInfo.
     """
     MODEL_STATE_READY: _ModelState.ValueType  # 2
     """Generations are admitted."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 3
-    """The model could not be loaded, or its engine cannot be restarted."""
+    """The model could not be loaded: see Model.failure. Calls that need the model
+    are FAILED_PRECONDITION, with the reason MODEL_FAILED. The server ends
+    within seconds.
+    """
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """State of a model."""
@@ -42,13 +45,16 @@ class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
 """Never sent."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 1
-"""Weights are being loaded; only `model` and `state` are set. Generate is
-FAILED_PRECONDITION.
+"""Weights are being loaded; only `model` and `state` are set. Calls that need
+the model are UNAVAILABLE, with the reason MODEL_LOADING and RetryInfo.
 """
 MODEL_STATE_READY: ModelState.ValueType  # 2
 """Generations are admitted."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 3
-"""The model could not be loaded, or its engine cannot be restarted."""
+"""The model could not be loaded: see Model.failure. Calls that need the model
+are FAILED_PRECONDITION, with the reason MODEL_FAILED. The server ends
+within seconds.
+"""
 global___ModelState = ModelState
 
 @typing.final
@@ -76,10 +82,13 @@ class Model(google.protobuf.message.Message):
     TRAINING_STEP_FIELD_NUMBER: builtins.int
     CHAT_TEMPLATES_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model, for GenerateRequest.model."""
     state: global___ModelState.ValueType
-    """State of the model. Until MODEL_STATE_READY only this and `model` are set."""
+    """State of the model. Until MODEL_STATE_READY only this, `model` and `failure`
+    are set.
+    """
     architecture: builtins.str
     """Name of the transformers class, e.g. "GPT2LMHeadModel"."""
     num_parameters: builtins.int
@@ -116,6 +125,8 @@ class Model(google.protobuf.message.Message):
     """True if its sequences are decoded together in batches."""
     training_step: builtins.int
     """Optimizer step of the training run after which the weights were saved."""
+    failure: builtins.str
+    """Reason why the model could not be loaded; only with MODEL_STATE_FAILED."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
         """Files that model_digest covers, sorted by path."""
@@ -156,9 +167,10 @@ class Model(google.protobuf.message.Message):
         training_step: builtins.int | None = ...,
         chat_templates: collections.abc.Iterable[builtins.str] | None = ...,
         adapter: global___Adapter | None = ...,
+        failure: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model
@@ -307,8 +319,8 @@ class GetVocabularyRequest(google.protobuf.message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """Name of the model; empty for the server's default. FAILED_PRECONDITION
-    while it is loading.
+    """Name of the model; empty for the server's default. UNAVAILABLE with the
+    reason MODEL_LOADING while it is loading.
     """
     def __init__(
         self,

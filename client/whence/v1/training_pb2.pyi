@@ -1149,7 +1149,8 @@ class GetTrainingRunRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     training_run_id: builtins.str
     """Id of the run; NOT_FOUND if this server does not know it. Empty: the run
-    that made the default model, and FAILED_PRECONDITION while that is loading.
+    that made the default model, and UNAVAILABLE with the reason MODEL_LOADING
+    while that is loading.
     """
     page_token: builtins.str
     """GetTrainingRunResponse.next_page_token of the previous page; empty for the

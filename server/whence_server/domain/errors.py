@@ -17,9 +17,10 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextQueueFullError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextProcessError            INTERNAL: the text process failed
-├── ModelNotReadyError          FAILED_PRECONDITION
+├── ModelNotReadyError          UNAVAILABLE, gives a retry delay
+├── ModelFailedError            FAILED_PRECONDITION: the model cannot be loaded; the server ends
 ├── NotOfferedError             UNIMPLEMENTED
-├── DrainingError               UNAVAILABLE
+├── DrainingError               UNAVAILABLE, gives a retry delay
 ├── EngineLostError             UNAVAILABLE
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
 ├── GenerationFailedError       INTERNAL: one generation failed
@@ -311,13 +312,32 @@ class TextProcessError(WhenceError):
 
 
 class ModelNotReadyError(WhenceError):
-    """The model is still being loaded."""
+    """The model is still being loaded.
 
-    code = Code.FAILED_PRECONDITION
+    Attributes:
+        retry_after_s: seconds after which a caller may retry.
+    """
+
+    code = Code.UNAVAILABLE
     reason = "MODEL_LOADING"
 
-    def __init__(self) -> None:
-        super().__init__("the model is still loading; wait until health says SERVING")
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__(
+            "the model is still loading; try again, or wait for it with `whence model wait` or "
+            "Client.wait_ready"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class ModelFailedError(WhenceError):
+    """The model could not be loaded, and the server is about to end."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "MODEL_FAILED"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the model could not be loaded: {detail}")
+        self.detail = detail
 
 
 class NotOfferedError(WhenceError):
@@ -328,13 +348,18 @@ class NotOfferedError(WhenceError):
 
 
 class DrainingError(WhenceError):
-    """The server is shutting down and admits no new requests."""
+    """The server is shutting down and admits no new requests.
+
+    Attributes:
+        retry_after_s: seconds after which a caller may retry, with the server's successor.
+    """
 
     code = Code.UNAVAILABLE
     reason = "DRAINING"
 
-    def __init__(self) -> None:
+    def __init__(self, retry_after_s: float = 1.0) -> None:
         super().__init__("the server is shutting down; try another instance")
+        self.retry_after_s = retry_after_s
 
 
 class EngineLostError(WhenceError):

@@ -78,7 +78,7 @@ class GenerationServicer:
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
         """Stop a generation at once."""
         call.generation_id = require_generation_id(request.generation_id)
-        await self._serving.get_generations().cancel(call.generation_id, call.caller)
+        await self._serving.cancel(call.generation_id, call.caller)
         return generation_pb2.CancelGenerationResponse().SerializeToString()
 
 

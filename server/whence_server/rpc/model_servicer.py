@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from whence.v1 import model_pb2
-from whence_server.domain.errors import ModelNotReadyError
 from whence_server.domain.model import ModelInfo
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.serving import Serving
@@ -31,7 +30,7 @@ class ModelServicer:
         ]
 
     async def list_models(self, request: model_pb2.ListModelsRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
-        """Return the one model of this server, loading or ready."""
+        """Return the one model of this server, loading, ready or failed."""
         return model_pb2.ListModelsResponse(models=[self._make_model_message()]).SerializeToString()
 
     async def get_model(self, request: model_pb2.GetModelRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
@@ -47,7 +46,7 @@ class ModelServicer:
         """Stream the bytes of every token id, in order."""
         self._serving.check_model(request.model)
         if self._serving.tokenizer is None:
-            raise ModelNotReadyError
+            raise self._serving.make_missing_error()
         vocabulary = self._serving.tokenizer.list_vocabulary()
         for first in range(0, len(vocabulary), _TOKENS_A_MESSAGE):
             tokens = vocabulary[first : first + _TOKENS_A_MESSAGE]
@@ -56,12 +55,17 @@ class ModelServicer:
             ).SerializeToString()
 
     def _make_model_message(self) -> model_pb2.Model:
-        info = self._serving.model
-        if info is None:
-            return model_pb2.Model(
-                model=self._serving.model_name, state=model_pb2.MODEL_STATE_LOADING
-            )
-        return make_model_message(info)
+        serving = self._serving
+        if serving.model is not None:
+            return make_model_message(serving.model)
+        serving.note_early_call()
+        if serving.failure is None:
+            return model_pb2.Model(model=serving.model_name, state=model_pb2.MODEL_STATE_LOADING)
+        return model_pb2.Model(
+            model=serving.model_name,
+            state=model_pb2.MODEL_STATE_FAILED,
+            failure=serving.failure.detail,
+        )
 
 
 def make_model_message(info: ModelInfo) -> model_pb2.Model:

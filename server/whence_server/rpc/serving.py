@@ -1,14 +1,25 @@
 """The served model, which all servicers share; set once it is loaded."""
 
+import time
 from collections.abc import AsyncGenerator
 
 from whence_server.domain.entries import Entry
-from whence_server.domain.errors import ModelNotFoundError, ModelNotReadyError
+from whence_server.domain.errors import (
+    ConfigurationError,
+    ModelFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    WhenceError,
+)
 from whence_server.domain.model import ModelInfo
+from whence_server.domain.occurrences import Caller
 from whence_server.generation.readers import Reader
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
+
+# A caller that asks this often waits for the model; the SDK tries again after 5 s at most.
+_WAITING_S = 6.0
 
 
 class Serving:
@@ -18,6 +29,7 @@ class Serving:
         model_name: name of the model, known before it is loaded.
         model: None while the model is loading.
         tokenizer: None while the model is loading.
+        failure: error with which the load failed; None if it has not.
     """
 
     def __init__(self, model_name: str, journal: Journal) -> None:
@@ -25,7 +37,9 @@ class Serving:
         self._journal = journal
         self.model: ModelInfo | None = None
         self.tokenizer: TextTokenizer | None = None
+        self.failure: ModelFailedError | None = None
         self._generations: Generations | None = None
+        self._asked_early_s = -_WAITING_S
 
     def set_ready(
         self, model: ModelInfo, tokenizer: TextTokenizer, generations: Generations
@@ -33,15 +47,45 @@ class Serving:
         """Set the loaded model; requests are served from now on."""
         self.model, self.tokenizer, self._generations = model, tokenizer, generations
 
+    def set_failed(self, error: ConfigurationError) -> None:
+        """Set the reason why the model cannot be loaded; callers are told from now on."""
+        self.failure = ModelFailedError(error.message)
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if somebody has just asked for the model, which was not loaded."""
+        return time.monotonic() - self._asked_early_s < _WAITING_S
+
+    def note_early_call(self) -> None:
+        """Remember that somebody asked for the model before it is loaded."""
+        self._asked_early_s = time.monotonic()
+
+    def make_missing_error(self) -> WhenceError:
+        """Return the error of a call that needs the model before it is loaded."""
+        self.note_early_call()
+        return self.failure or ModelNotReadyError()
+
     def get_generations(self) -> Generations:
         """Return the running generations.
 
         Raises:
             ModelNotReadyError: the model is loading.
+            ModelFailedError: the model cannot be loaded.
         """
         if self._generations is None:
-            raise ModelNotReadyError
+            raise self.make_missing_error()
         return self._generations
+
+    async def cancel(self, generation_id: str, caller: Caller) -> None:
+        """Stop a generation at once; do nothing if it has finished. Without a model, none runs.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        if self._generations is None:
+            await self._journal.get(generation_id)
+        else:
+            await self._generations.cancel(generation_id, caller)
 
     def follow(
         self, generation_id: str, after_offset: int, reader: Reader

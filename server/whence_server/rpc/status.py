@@ -11,10 +11,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from whence_server.domain.errors import (
     Code,
+    DrainingError,
     EmergenceBusyError,
     FieldViolation,
     InvalidRequestError,
     JournalUnwritableError,
+    ModelNotReadyError,
     QueueFullError,
     TextQueueFullError,
     WhenceError,
@@ -53,7 +55,14 @@ GRPC_CODES: dict[Code, grpc.StatusCode] = {
 MAX_VIOLATIONS = 32
 """Maximum number of fields at fault in one status."""
 
-_RETRYABLE = (QueueFullError, TextQueueFullError, EmergenceBusyError, JournalUnwritableError)
+_RETRYABLE = (
+    QueueFullError,
+    TextQueueFullError,
+    EmergenceBusyError,
+    JournalUnwritableError,
+    ModelNotReadyError,
+    DrainingError,
+)
 """Errors whose `retry_after_s` is sent as RetryInfo."""
 
 

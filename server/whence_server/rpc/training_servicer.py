@@ -12,7 +12,6 @@ from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
     LineageError,
-    ModelNotReadyError,
     TrainingRunNotFoundError,
 )
 from whence_server.lineage.documents import DocumentFile, read_document_text
@@ -230,7 +229,7 @@ class TrainingServicer:
             return asked
         model = self._serving.model
         if model is None:
-            raise ModelNotReadyError
+            raise self._serving.make_missing_error()
         if model.training_run is None:
             raise TrainingRunNotFoundError("")
         return model.training_run.training_run_id
