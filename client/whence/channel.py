@@ -14,9 +14,12 @@ _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):\d{1,5}")
 
 _OPTIONS = (
-    # Detects a peer that is silently gone; the server allows pings every 10 s.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # A peer that is silently gone is noticed after the sum of both, 14 s: long before the 60 s
+    # for which a generation goes on without a reader. The server allows pings every 5 s. The
+    # answer to a ping is awaited for `ping_timeout_ms`; `keepalive_timeout_ms` does not bound it.
+    ("grpc.keepalive_time_ms", 9_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     # A long prefill sends nothing for longer than gRPC's default of two pings.
     ("grpc.http2.max_pings_without_data", 0),
     # Lagging readers get large batches of steps.

@@ -200,8 +200,8 @@ class GenerateOptions(TypedDict, total=False):
     joins that generation and gets its events from the first one on."""
     labels: Mapping[str, str] | None
     disconnect_grace_s: float | None
-    """Seconds that the generation continues without a reader; default: 30, so that the client
-    can resume."""
+    """Seconds that the generation continues without a reader; default: 60, so that the client
+    can resume, even if the server notices first that the connection is lost."""
     max_duration_s: float | None
     """Seconds after which the generation ends with the finish reason "timeout"."""
 

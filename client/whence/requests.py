@@ -26,7 +26,7 @@ from whence.options import OPTIONS, FilterOptions, GenerateOptions, Option, Prom
 from whence.v1 import generation_pb2 as pb
 from whence.v1 import trace_pb2
 
-DEFAULT_DISCONNECT_GRACE_S = 30.0
+DEFAULT_DISCONNECT_GRACE_S = 60.0
 
 _STRATEGIES = {
     "greedy": "greedy",

@@ -113,7 +113,7 @@ def test_values_arrive_as_given():
 def test_what_is_left_out_is_left_to_the_server():
     request = generate_request("p", {"temperature": None, "greedy": False})
     assert given(request) == {"prompt", "generation_id", "disconnect_grace"}
-    assert request.disconnect_grace.seconds == 30
+    assert request.disconnect_grace.seconds == 60
     assert uuid.UUID(request.generation_id).version == 4
 
 

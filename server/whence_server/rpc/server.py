@@ -30,8 +30,9 @@ _MAX_CALLS = 16_384
 _MAX_METADATA_BYTES = 64 << 10
 # Time for the HTTP/2 handshake of a new connection.
 _HANDSHAKE_MS = 5_000
-# Silence after which a peer is pinged, and time for its answer.
-_PING_AFTER_MS, _PING_ANSWER_MS = 30_000, 20_000
+# Silence after which a peer is pinged, and time for its answer: a reader that is silently gone is
+# noticed after their sum.
+_PING_AFTER_MS, _PING_ANSWER_MS = 15_000, 10_000
 # Time without calls after which a connection is closed; clients reconnect when needed.
 _IDLE_MS = 300_000
 # gRPC refuses larger requests than this by itself, without details; the servicers refuse what lies
