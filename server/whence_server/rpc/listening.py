@@ -1,8 +1,18 @@
-"""Resolution of host names to the addresses to listen on."""
+"""Addresses to listen on: those of a host name, and what stands in the way of each.
 
+gRPC says of an address in use only that it "failed to bind", so the reason is found here, before
+gRPC binds anything.
+"""
+
+import errno
 import socket
+from collections.abc import Sequence
 
 from whence_server.domain.addresses import is_ip_address
+
+_TAKEN = "another process listens there; stop it, or choose another port"
+_CONNECT_PATIENCE_S = 1.0
+_PORTS_TRIED = 20
 
 
 def resolve_addresses(host: str) -> list[str]:
@@ -25,10 +35,61 @@ def resolve_addresses(host: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if _can_bind(name)] or [host]
 
 
-def _can_bind(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+def find_obstacle(hosts: Sequence[str], port: int) -> str:
+    """Return the reason why this process cannot listen on all addresses; "" if it can."""
+    for host in hosts:
+        reason = _find_obstacle(host, port)
+        if reason:
+            return reason if len(hosts) == 1 else f"{host}: {reason}"
+    return ""
+
+
+def choose_port(hosts: Sequence[str]) -> int:
+    """Return a port that is free on all addresses; 0, for gRPC's choice, if there is one address.
+
+    After many ports that are in use on one of the addresses, the last one is returned.
+    """
+    if len(hosts) == 1:
+        return 0
+    port = 0
+    for _ in range(_PORTS_TRIED):
+        with _open_socket(hosts[0]) as probe:
+            probe.bind((hosts[0], 0))
+            port = probe.getsockname()[1]
+        if not find_obstacle(hosts, port):
+            break
+    return port
+
+
+def _find_obstacle(host: str, port: int) -> str:
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with _open_socket(host) as probe:
+            # Connections that were closed just now do not count, for gRPC neither.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        return _TAKEN if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    # Not every system refuses an address in use, and a forwarded port is in use elsewhere.
+    return _TAKEN if port and _answers(host, port) else ""
+
+
+def _answers(host: str, port: int) -> bool:
+    """Return whether somebody accepts connections."""
+    try:
+        with socket.create_connection((host, port), _CONNECT_PATIENCE_S) as probe:
+            # With an unused port of the range for clients, a socket can connect to itself.
+            return bool(probe.getsockname() != probe.getpeername())
+    except OSError:
+        return False
+
+
+def _open_socket(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+
+
+def _can_bind(address: str) -> bool:
+    try:
+        with _open_socket(address) as probe:
             probe.bind((address, 0))
     except OSError:
         return False

@@ -18,7 +18,7 @@ from whence_server.rpc.calls import (
     make_service_handler,
 )
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
-from whence_server.rpc.listening import resolve_addresses
+from whence_server.rpc.listening import choose_port, find_obstacle, resolve_addresses
 from whence_server.rpc.standard import Health, make_reflection_handlers
 from whence_server.rpc.unix_socket import UnixSocket
 from whence_server.rpc.unknown_methods import UnknownMethods
@@ -205,8 +205,11 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
             f"--listen {address}: only loopback addresses and Unix sockets are allowed, because "
             "callers are not authenticated; --insecure-listen-anywhere allows others"
         )
-    port = endpoint.port
-    for host in resolve_addresses(endpoint.address):
+    hosts = resolve_addresses(endpoint.address)
+    port = endpoint.port or choose_port(hosts)
+    if reason := find_obstacle(hosts, port):
+        raise ConfigurationError(f"--listen {address}: cannot listen there: {reason}")
+    for host in hosts:
         port = listen(f"{_add_brackets(host)}:{port}")
     return Endpoint(endpoint.address, port)
 
