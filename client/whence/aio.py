@@ -219,12 +219,23 @@ class AsyncGeneration(GenerationState):
             self._pending.extend(self.tokens_of(event))
         return self._pending.popleft()
 
-    def events(self) -> AsyncIterator[generation_pb2.GenerationEvent]:
+    def events(self, *, progress: bool = False) -> AsyncIterator[generation_pb2.GenerationEvent]:
         """Return an iterator over the contract's events instead of tokens; raise as iteration does.
 
         `tokens_of` returns the tokens of an event.
+
+        Args:
+            progress: also yield `progress`, which the server sends every few seconds while
+                nothing happens, and which is not recorded.
         """
-        return Reads(self._read_event)
+
+        async def read() -> generation_pb2.GenerationEvent | None:
+            while (event := await self._read_event()) is not None:
+                if progress or not event.HasField("progress"):
+                    break
+            return event
+
+        return Reads(read)
 
     async def result(self) -> Self:
         """Read to the end; return this generation."""

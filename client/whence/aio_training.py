@@ -1,6 +1,7 @@
 """Recorded training runs, for the asynchronous client: `client.training_runs`."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from whence.aio_calls import AsyncCalls
 from whence.aio_following import AsyncFollowing
@@ -237,4 +238,15 @@ class AsyncTrainingRuns:
         request = make_emergence_request(
             training_run_id, prompt, continuation, omit_groups=omit_groups
         )
-        return self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)
+        tracing = self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)
+        return _drop_empty(tracing)
+
+
+async def _drop_empty(
+    tracing: AsyncGenerator[pb.TraceEmergenceResponse, None],
+) -> AsyncGenerator[pb.TraceEmergenceResponse, None]:
+    """Yield the responses with a result; one without it only keeps the stream open."""
+    async with aclosing(tracing) as responses:
+        async for response in responses:
+            if response.WhichOneof("result"):
+                yield response

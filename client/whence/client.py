@@ -226,13 +226,18 @@ class Generation(GenerationState):
             self._pending.extend(self.tokens_of(event))
         return self._pending.popleft()
 
-    def events(self) -> Iterator[generation_pb2.GenerationEvent]:
+    def events(self, *, progress: bool = False) -> Iterator[generation_pb2.GenerationEvent]:
         """Yield the events of the contract instead of tokens; raise as iteration does.
 
         `tokens_of` returns the tokens of an event.
+
+        Args:
+            progress: also yield `progress`, which the server sends every few seconds while
+                nothing happens, and which is not recorded.
         """
         while (event := self._read_event()) is not None:
-            yield event
+            if progress or not event.HasField("progress"):
+                yield event
 
     def result(self) -> Self:
         """Read to the end; return this generation."""

@@ -113,6 +113,7 @@ class GenerationState:
         self._lookup = lookup
         self._started: pb.GenerationStarted | None = None
         self._finished: pb.GenerationFinished | None = None
+        self._progress: pb.GenerationProgress | None = None
         self._prompt_tokens: list[Token] = []
         self._texts: dict[int, list[str]] = {}
         self._token_ids: dict[int, list[int]] = {}
@@ -146,6 +147,11 @@ class GenerationState:
             return 0
         num_received = sum(map(len, self._texts.values()))
         return max(0, num_received - self._finished.num_generated_tokens)
+
+    @property
+    def progress(self) -> pb.GenerationProgress | None:
+        """State of a generation that is quiet, as last received; None while events arrive."""
+        return self._progress
 
     @property
     def trace_id(self) -> str:
@@ -185,6 +191,7 @@ class GenerationState:
 
     def _observe(self, event: pb.GenerationEvent) -> None:
         """Update the state with the next event."""
+        self._progress = event.progress if event.HasField("progress") else None
         match event.WhichOneof("event"):
             case "started":
                 self._started = event.started

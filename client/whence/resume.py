@@ -104,12 +104,17 @@ class GenerationStream:
         `finished` is returned whatever its offset: if the server died before its newest entries
         were on disk, the record ends before the last offset that was received.
 
+        Progress repeats an offset, and is always returned.
+
         Raises:
             InternalError: events before it are missing.
         """
         if not isinstance(response, GenerateResponse | ResumeGenerationResponse):
             raise make_unreadable_error(response)
         event = response.event
+        if event.HasField("progress"):
+            self._backoff.restart()
+            return event
         if event.HasField("finished") and event.first_offset <= self._last_offset:
             return self._end(event)
         if event.last_offset <= self._last_offset:
@@ -154,12 +159,12 @@ class WatchStream:
         return self._request, None
 
     def receive(self, response: Response) -> WatchGenerationsResponse | None:
-        """Return the response, and note its position."""
+        """Return the response, and note its position; None for a position without an event."""
         if not isinstance(response, WatchGenerationsResponse):
             raise make_unreadable_error(response)
         self._backoff.restart()
         self._request.after_position = response.position
-        return response
+        return response if response.HasField("event") else None
 
     def handle_break(self, error: WhenceError | None) -> float:
         """Return the seconds to wait before the next call."""
@@ -187,12 +192,12 @@ class TrainingRunStream:
         return self._request, None
 
     def receive(self, response: Response) -> WatchTrainingRunResponse | None:
-        """Return the response, and note its position."""
+        """Return the response, and note its position; None for a position without events."""
         if not isinstance(response, WatchTrainingRunResponse):
             raise make_unreadable_error(response)
         self._backoff.restart()
         self._request.after_position = response.last_position
-        return response
+        return response if response.events else None
 
     def handle_break(self, error: WhenceError | None) -> float:
         """Return the seconds to wait; an end without an error is the run's end."""

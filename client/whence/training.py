@@ -233,4 +233,6 @@ class TrainingRuns:
         request = make_emergence_request(
             training_run_id, prompt, continuation, omit_groups=omit_groups
         )
-        return self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)
+        tracing = self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)
+        # A message without a result only keeps the stream open.
+        return (response for response in tracing if response.WhichOneof("result"))

@@ -104,6 +104,7 @@ async def _serve(
             max_concurrent_streams=settings.max_concurrent_streams,
             socket_mode=settings.socket_mode,
             max_connections=compute_max_connections(raise_descriptor_limit()),
+            progress_interval_s=settings.progress_interval,
         ),
         {
             generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),

@@ -16,7 +16,7 @@ from whence_server.domain.decoding import (
     TraceDetail,
     TraceOptions,
 )
-from whence_server.domain.engine import StopGeneration, StopSequence
+from whence_server.domain.engine import Admit, Replay, StopGeneration, StopSequence
 from whence_server.engine.loading import LoadedModel
 
 Greedy = Callable[..., list[int]]
@@ -79,6 +79,34 @@ def rounding(loaded: LoadedModel) -> float:
     """
     without_attention = loaded.info.architecture.startswith(("Mamba", "Rwkv"))
     return 1e-3 if without_attention else 1e-4
+
+
+def test_reading_of_a_prompt_is_told_before_each_of_its_passes(gpt2: LoadedModel) -> None:
+    harness = Harness(gpt2, chunk=16)
+    harness.admit("long", list(range(1, 41)), greedy(2, ignore_eos=True))
+    harness.loop.handle(
+        Admit(
+            "again",
+            [7, 8, 9],
+            greedy(40, ignore_eos=True),
+            TraceOptions(),
+            replays=[Replay(0, list(range(1, 31)))],
+        )
+    )
+    harness.run()
+    told: dict[str, list[int]] = {"long": [], "again": []}
+    for turn in harness.turns:
+        for reading in turn.prompts_reading:
+            if reading.generation_id in told:
+                told[reading.generation_id].append(reading.num_tokens)
+        for prefilled in turn.prefilled:
+            if prefilled.generation_id in told:
+                # One before each pass, and none after the last.
+                assert len(told[prefilled.generation_id]) == prefilled.num_chunks > 1
+    assert told["long"][0] == 0
+    assert told["long"] == sorted(set(told["long"]))
+    assert told["long"][-1] < 40
+    assert set(told["again"]) == {0, 3}, "replayed tokens are not the prompt's"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES + HYBRIDS)

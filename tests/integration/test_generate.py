@@ -28,6 +28,8 @@ class Generation:
         offset = 0
         for response in responses:
             event = response.event
+            if event.HasField("progress"):
+                continue  # on a machine that is slow now
             assert event.first_offset == offset + 1
             offset = event.last_offset
             kind = event.WhichOneof("event")

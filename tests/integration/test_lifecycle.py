@@ -220,6 +220,8 @@ def test_a_reader_may_come_back_within_the_grace(long_channel: grpc.Channel) -> 
     )
     for response in resumed:
         event = response.event
+        if event.HasField("progress"):
+            continue  # on a machine that is slow now
         assert event.first_offset == offset + 1
         offset = event.last_offset
         ids += [s.token_id for s in event.steps.steps]

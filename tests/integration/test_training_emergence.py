@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from emergence_programs import ANSWERS, NEVER_ENDS, REFUSES, WAITS_FOR_END
@@ -23,6 +24,8 @@ from whence import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from whence.v1 import training_pb2 as pb
+from whence.v1.training_pb2_grpc import TrainingServiceStub
 from whence_server.lineage.emergence import EmergenceRequest, EmergenceTracer
 
 
@@ -131,6 +134,36 @@ async def test_cancelling_twice_leaves_no_process(tmp_path: Path) -> None:
         await reading
     assert not psutil.pid_exists(process.pid)
     await tracer.close()
+
+
+async def test_quiet_computation_keeps_its_stream_open(tmp_path: Path) -> None:
+    with RecordBuilder(tmp_path / "run") as builder:
+        command = (sys.executable, "-c", WAITS_FOR_END)
+        serving = training_server(tmp_path, emergence=command, progress_interval_s=0.1)
+        async with serving as server, grpc.aio.insecure_channel(server.target) as channel:
+            call = TrainingServiceStub(channel).TraceEmergence(
+                pb.TraceEmergenceRequest(training_run_id=builder.id, continuation="x")
+            )
+            while (first := await call.read()) == pb.TraceEmergenceResponse():
+                pass
+            assert first.HasField("started")
+            assert [await call.read() for _ in range(2)] == [pb.TraceEmergenceResponse()] * 2
+            async with AsyncClient(server.target) as client:
+                call.cancel()
+                while True:  # until the first call's process has ended
+                    tracing = client.training_runs.trace_emergence(
+                        builder.id, prompt="", continuation="x"
+                    )
+                    try:
+                        assert (await anext(tracing)).HasField("started")
+                        break
+                    except ResourceExhaustedError:
+                        await asyncio.sleep(0.05)
+                quiet = asyncio.ensure_future(anext(tracing))
+                await asyncio.wait({quiet}, timeout=0.3)
+                assert not quiet.done(), "messages without a result are hidden"
+                quiet.cancel()
+                await asyncio.gather(quiet, return_exceptions=True)
 
 
 async def test_the_process_ends_when_the_server_closes(tmp_path: Path) -> None:

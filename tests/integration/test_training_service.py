@@ -232,8 +232,32 @@ async def test_a_watch_says_unavailable_when_the_server_closes(
         watching = client.training_runs.watch(builder.id, after_position=0)
         await anext(watching)
         server.closing.set()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError) as caught:
             await anext(watching)
+        assert (caught.value.reason, caught.value.retry_delay_s) == ("DRAINING", 1.0)
+
+
+async def test_a_quiet_watch_repeats_its_position(tmp_path: Path) -> None:
+    with RecordBuilder(tmp_path / "run") as builder:
+        builder.attempt().steps(range(1, 4))
+        async with (
+            training_server(tmp_path, progress_interval_s=0.1) as server,
+            grpc.aio.insecure_channel(server.target) as channel,
+            AsyncClient(server.target) as client,
+        ):
+            request = pb.WatchTrainingRunRequest(training_run_id=builder.id, after_position=0)
+            call = TrainingServiceStub(channel).WatchTrainingRun(request)
+            first = await call.read()
+            quiet = await call.read()
+            assert first.events
+            assert quiet == pb.WatchTrainingRunResponse(last_position=first.last_position)
+            watching = client.training_runs.watch(builder.id, after_position=first.last_position)
+            coming = asyncio.ensure_future(anext(watching))
+            # The client has had two such messages by the time that another stream has.
+            assert [await call.read() for _ in range(3)] == [quiet] * 3
+            builder.steps(range(4, 5))
+            (event,) = (await coming).events
+            assert event.step.step == 4
 
 
 async def test_a_watch_ends_where_its_record_is_gone(

@@ -45,6 +45,7 @@ async def training_server(
     *directories: Path,
     emergence: Sequence[str] = (sys.executable, "-c", "raise SystemExit(1)"),
     listen: str = "127.0.0.1:0",
+    progress_interval_s: float = 10.0,
 ) -> AsyncIterator[TrainingServer]:
     """Serve the runs below the directories until the block is left."""
     library = RunLibrary(directories)
@@ -52,7 +53,8 @@ async def training_server(
     tracer = EmergenceTracer(emergence)
     servicer = TrainingServicer(library, server.serving, tracer, server.closing)
     services = {training_servicer.SERVICE: servicer.list_methods()}
-    rpc = await build_server(ServerOptions((listen,)), services, CallLog(lambda call: None))
+    options = ServerOptions((listen,), progress_interval_s=progress_interval_s)
+    rpc = await build_server(options, services, CallLog(lambda call: None))
     await rpc.server.start()
     (server.target,) = rpc.targets
     try:

@@ -13,8 +13,8 @@ from whence.generation import FinishReason
 from whence.resume import GenerationStream, Resumable, TrainingRunStream, WatchStream
 from whence.v1 import generation_pb2 as pb
 from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
-from whence.v1.trace_pb2 import WatchGenerationsRequest
-from whence.v1.training_pb2 import WatchTrainingRunRequest
+from whence.v1.trace_pb2 import WatchGenerationsRequest, WatchGenerationsResponse
+from whence.v1.training_pb2 import WatchTrainingRunRequest, WatchTrainingRunResponse
 from whence.vocabulary import VocabularyStream
 
 REQUEST = pb.GenerateRequest(prompt="p", generation_id="g")
@@ -144,6 +144,34 @@ def test_a_repeated_event_is_no_progress():
     assert stream.receive(event) is None
     with pytest.raises(UnavailableError):
         stream.handle_break(None)
+
+
+def test_progress_repeats_an_offset_and_shows_that_the_stream_lives():
+    stream, clock = stream_and_clock()
+    early = pb.GenerationEvent(progress=pb.GenerationProgress(num_generations_ahead=3))
+    assert stream.receive(pb.GenerateResponse(event=early)) == early
+    assert stream.prepare_call()[0] == REQUEST
+    stream.receive(pb.GenerateResponse(event=pb.GenerationEvent(first_offset=1, last_offset=1)))
+    late = pb.GenerationEvent(first_offset=1, last_offset=1, progress=pb.GenerationProgress())
+    stream.handle_break(None)
+    clock.now += 29
+    assert stream.receive(pb.ResumeGenerationResponse(event=late)) == late
+    clock.now += 29
+    assert stream.handle_break(None) == 0.05, "the patience has begun anew"
+    assert stream.prepare_call()[0].after_offset == 1
+    assert not stream.complete
+
+
+def test_watches_resume_after_positions_without_events_which_they_hide():
+    backoff = Backoff(RetryPolicy())
+    watch = WatchStream(WatchGenerationsRequest(), backoff)
+    event = WatchGenerationsResponse(position="p1", event=pb.GenerationEvent())
+    assert watch.receive(event) == event
+    assert watch.receive(WatchGenerationsResponse(position="p2")) is None
+    assert watch.prepare_call()[0].after_position == "p2"
+    run = TrainingRunStream(WatchTrainingRunRequest(), backoff)
+    assert run.receive(WatchTrainingRunResponse(last_position=7)) is None
+    assert run.prepare_call()[0].after_position == 7
 
 
 def test_only_what_can_pass_is_waited_for_and_the_server_may_say_how_long():

@@ -28,6 +28,13 @@ def test_flag_takes_precedence_over_the_environment() -> None:
     assert read(WHENCE_MODEL="b").model == "b"
 
 
+def test_progress_interval_is_0_or_at_least_a_tenth_of_a_second() -> None:
+    assert read("--model", "a").progress_interval == 10.0
+    assert read("--model", "a", "--progress-interval", "0").progress_interval == 0.0
+    with pytest.raises(ConfigurationError, match=r"expected seconds, from 0\.1 on, or 0"):
+        read("--model", "a", "--progress-interval", "0.01")
+
+
 def test_listen_takes_several_addresses() -> None:
     settings = read("--model", "a", "--listen", "127.0.0.1:1, unix:/tmp/s")
     assert settings.listen == ("127.0.0.1:1", "unix:/tmp/s")

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from dying_engine import POISON, DyingEngine, request, service, token_of
+from dying_engine import POISON, DyingEngine, make_reader, request, service, token_of
+from waiting import wait_until
 
 from whence.v1 import generation_pb2 as g
 from whence_server.domain.decoding import DecodingRequest, FinishReason, Strategy, TokenInput
@@ -15,6 +16,7 @@ from whence_server.domain.engine import (
     BeamSteps,
     Cost,
     Prefilled,
+    PromptReading,
     PromptScored,
     StepMade,
     Turn,
@@ -24,6 +26,7 @@ from whence_server.domain.errors import DrainingError, EngineLostError, QueueFul
 from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.steps import Decision
 from whence_server.generation.prepare import Prepared
+from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.texts import TextProcesses
 
@@ -148,6 +151,53 @@ async def test_a_request_for_too_many_rows_does_not_fill_the_queue(
     assert await run.start(request(1))
     greedy.cancel()
     await asyncio.gather(greedy, return_exceptions=True)
+    await run.close()
+
+
+class SlowEngine(DyingEngine):
+    """Fake engine that sends the turns that the test gives it, and dies when given an error."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.turns: asyncio.Queue[Turn | EngineLostError] = asyncio.Queue()
+        self.may_restart = asyncio.Event()
+
+    async def read_turns(self) -> AsyncIterator[Turn]:
+        while True:
+            turn = await self.turns.get()
+            if isinstance(turn, EngineLostError):
+                raise turn
+            yield turn
+
+    async def restart(self) -> None:
+        await self.may_restart.wait()
+        await super().restart()
+
+
+async def test_progress_tells_what_a_generation_waits_for(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    run = await service(tmp_path, engine)
+    ids = [await run.start(request(first)) for first in (1, 2, 3)]
+    cost = Cost(0, 0, 0, 1)
+
+    async def wait_for(generation_id: str, expected: Progress) -> None:
+        await wait_until(lambda: run.generations.get_progress(generation_id) == expected)
+
+    for num_ahead, generation_id in enumerate(ids):
+        await wait_for(generation_id, Progress(Phase.QUEUED, num_ahead, 3, 0, 0))
+    engine.turns.put_nowait(Turn(cost, prompts_reading=[PromptReading(ids[0], 2)]))
+    await wait_for(ids[0], Progress(Phase.READING_PROMPT, 0, 3, 2, 0))
+    await wait_for(ids[2], Progress(Phase.QUEUED, 1, 3, 0, 0))
+    steps = [StepMade(ids[0], 0, index, Decision(50, -1.0), 3 + index, None) for index in range(2)]
+    engine.turns.put_nowait(Turn(cost, prefilled=[Prefilled(ids[0], 0, 0, 2)], steps=steps))
+    await wait_for(ids[0], Progress(Phase.GENERATING, 0, 3, 3, 2))
+    engine.turns.put_nowait(EngineLostError("signal 9"))
+    await wait_for(ids[0], Progress(Phase.ENGINE_RESTARTING, 0, 3, 0, 2))
+    engine.may_restart.set()
+    await wait_for(ids[0], Progress(Phase.QUEUED, 0, 3, 0, 2))
+    await run.generations.cancel(ids[0], make_reader().caller)
+    assert run.generations.get_progress(ids[0]) == Progress(Phase.RECORDING)
+    await wait_for(ids[1], Progress(Phase.QUEUED, 0, 3, 0, 0))
     await run.close()
 
 

@@ -11,6 +11,7 @@ from whence_server.rpc.splice import (
     build_events,
     build_list_steps_response,
     build_responses,
+    build_watch_position,
     build_watch_response,
 )
 
@@ -95,6 +96,11 @@ def test_watch_responses_carry_id_and_position() -> None:
     response = trace_pb2.WatchGenerationsResponse.FromString(raw)
     assert (response.generation_id, response.position) == ("g", "some-position")
     assert response.event.finished.queue_ns == 5
+
+
+def test_watch_position_stands_alone() -> None:
+    alone = trace_pb2.WatchGenerationsResponse(position="some-position")
+    assert build_watch_position("some-position") == alone.SerializeToString()
 
 
 @given(st.integers(0, 2**64 - 1))

@@ -12,6 +12,7 @@ from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
 from whence.cli.internals import format_internals, format_missing
 from whence.cli.json_lines import FIELDS, describe_event, format_json
+from whence.cli.progress_line import read_events
 from whence.cli.render import (
     count_terminal_columns,
     escape,
@@ -178,7 +179,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add_html(group)
     group.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     group.add_argument(
-        "-q", "--quiet", action="store_true", help="print no summary on standard error"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="print no summary and no progress on standard error",
     )
     group.add_argument("--trace-url", metavar="TEMPLATE", help=MEANING)
 
@@ -196,7 +200,8 @@ def run(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client, _start(client, arguments) as generation:
         kept: list[Token] | None = None if path is None else []
         try:
-            _show(_keep_tokens(generation, kept), generation, arguments)
+            events = read_events(generation, quiet=arguments.quiet)
+            _show(_keep_tokens(events, generation, kept), generation, arguments)
         finally:
             # A failed generation has a summary and a page, too.
             if generation.num_unrecorded_tokens:
@@ -232,10 +237,10 @@ def _show(
 
 
 def _keep_tokens(
-    generation: Generation, kept: list[Token] | None
+    events: Iterator[GenerationEvent], generation: Generation, kept: list[Token] | None
 ) -> Iterator[tuple[GenerationEvent, list[Token]]]:
     """Yield the generation's events with their tokens, which are added to `kept` if given."""
-    for event in generation.events():
+    for event in events:
         tokens = generation.tokens_of(event)
         if kept is not None:
             kept += tokens

@@ -83,6 +83,46 @@ TRACE_DETAIL_INTERNALS: TraceDetail.ValueType  # 3
 """Also sources and the layer lens: Step.internals."""
 global___TraceDetail = TraceDetail
 
+class _GenerationPhase:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GenerationPhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GenerationPhase.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GENERATION_PHASE_UNSPECIFIED: _GenerationPhase.ValueType  # 0
+    """Never sent."""
+    GENERATION_PHASE_PREPARING: _GenerationPhase.ValueType  # 1
+    """The request is being checked, and its text tokenized."""
+    GENERATION_PHASE_QUEUED: _GenerationPhase.ValueType  # 2
+    """Generations that came earlier use the engine."""
+    GENERATION_PHASE_READING_PROMPT: _GenerationPhase.ValueType  # 3
+    """The model reads the prompt."""
+    GENERATION_PHASE_GENERATING: _GenerationPhase.ValueType  # 4
+    """The next token is computed."""
+    GENERATION_PHASE_ENGINE_RESTARTING: _GenerationPhase.ValueType  # 5
+    """The engine has died and is started again; the generation then continues."""
+    GENERATION_PHASE_RECORDING: _GenerationPhase.ValueType  # 6
+    """The generation has ended, and its end is being written to disk."""
+
+class GenerationPhase(_GenerationPhase, metaclass=_GenerationPhaseEnumTypeWrapper):
+    """What a generation is waiting for."""
+
+GENERATION_PHASE_UNSPECIFIED: GenerationPhase.ValueType  # 0
+"""Never sent."""
+GENERATION_PHASE_PREPARING: GenerationPhase.ValueType  # 1
+"""The request is being checked, and its text tokenized."""
+GENERATION_PHASE_QUEUED: GenerationPhase.ValueType  # 2
+"""Generations that came earlier use the engine."""
+GENERATION_PHASE_READING_PROMPT: GenerationPhase.ValueType  # 3
+"""The model reads the prompt."""
+GENERATION_PHASE_GENERATING: GenerationPhase.ValueType  # 4
+"""The next token is computed."""
+GENERATION_PHASE_ENGINE_RESTARTING: GenerationPhase.ValueType  # 5
+"""The engine has died and is started again; the generation then continues."""
+GENERATION_PHASE_RECORDING: GenerationPhase.ValueType  # 6
+"""The generation has ended, and its end is being written to disk."""
+global___GenerationPhase = GenerationPhase
+
 class _FinishReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -702,7 +742,7 @@ global___TraceOptions = TraceOptions
 
 @typing.final
 class GenerationEvent(google.protobuf.message.Message):
-    """One entry of a generation's journal."""
+    """One entry of a generation's journal, or its progress while none is made."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -713,9 +753,12 @@ class GenerationEvent(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     BEAM_ROUND_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     first_offset: builtins.int
     """Offset of the message's first entry, counted from 1 without gaps. A message
-    with several steps covers [first_offset, last_offset].
+    with several steps covers [first_offset, last_offset]. `progress` is no
+    entry: both its offsets are the last offset that this stream has sent or,
+    before the first entry, the after_offset that the call asked for.
     """
     last_offset: builtins.int
     """Offset of the message's last entry: the value of
@@ -745,6 +788,15 @@ class GenerationEvent(google.protobuf.message.Message):
         it was interrupted.
         """
 
+    @property
+    def progress(self) -> global___GenerationProgress:
+        """State of a quiet generation: sent when the stream had no message for the
+        server's --progress-interval (10 s by default), and then once in every
+        such time. Proxies close streams that are silent for longer (often 60 s),
+        and do not count HTTP/2 pings. It is not recorded: no other stream has
+        it, and a reader that ignores it misses nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -755,12 +807,55 @@ class GenerationEvent(google.protobuf.message.Message):
         steps: global___StepBatch | None = ...,
         beam_round: global___BeamRound | None = ...,
         finished: global___GenerationFinished | None = ...,
+        progress: global___GenerationProgress | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["beam_round", b"beam_round", "event", b"event", "finished", b"finished", "prompt_steps", b"prompt_steps", "started", b"started", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["beam_round", b"beam_round", "event", b"event", "finished", b"finished", "first_offset", b"first_offset", "last_offset", b"last_offset", "prompt_steps", b"prompt_steps", "started", b"started", "steps", b"steps"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "prompt_steps", "steps", "beam_round", "finished"] | None: ...
+    def HasField(self, field_name: typing.Literal["beam_round", b"beam_round", "event", b"event", "finished", b"finished", "progress", b"progress", "prompt_steps", b"prompt_steps", "started", b"started", "steps", b"steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beam_round", b"beam_round", "event", b"event", "finished", b"finished", "first_offset", b"first_offset", "last_offset", b"last_offset", "progress", b"progress", "prompt_steps", b"prompt_steps", "started", b"started", "steps", b"steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "prompt_steps", "steps", "beam_round", "finished", "progress"] | None: ...
 
 global___GenerationEvent = GenerationEvent
+
+@typing.final
+class GenerationProgress(google.protobuf.message.Message):
+    """State of a generation that is waiting or slow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    NUM_GENERATIONS_AHEAD_FIELD_NUMBER: builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    NUM_PROMPT_TOKENS_READ_FIELD_NUMBER: builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: builtins.int
+    phase: global___GenerationPhase.ValueType
+    """What the generation is waiting for."""
+    num_generations_ahead: builtins.int
+    """Number of generations whose prompts are read before this one's. Only with
+    GENERATION_PHASE_QUEUED.
+    """
+    num_prompt_tokens: builtins.int
+    """Number of the prompt's tokens, including special tokens; 0 before it is
+    known.
+    """
+    num_prompt_tokens_read: builtins.int
+    """Number of the prompt's tokens that the model has read. After a restart of
+    the engine it is counted again from 0.
+    """
+    num_generated_tokens: builtins.int
+    """Number of tokens generated so far, of all sequences together. For beam
+    search, the number of rounds until the search has ended.
+    """
+    def __init__(
+        self,
+        *,
+        phase: global___GenerationPhase.ValueType = ...,
+        num_generations_ahead: builtins.int = ...,
+        num_prompt_tokens: builtins.int = ...,
+        num_prompt_tokens_read: builtins.int = ...,
+        num_generated_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_generated_tokens", b"num_generated_tokens", "num_generations_ahead", b"num_generations_ahead", "num_prompt_tokens", b"num_prompt_tokens", "num_prompt_tokens_read", b"num_prompt_tokens_read", "phase", b"phase"]) -> None: ...
+
+global___GenerationProgress = GenerationProgress
 
 @typing.final
 class GenerateResponse(google.protobuf.message.Message):
@@ -771,7 +866,7 @@ class GenerateResponse(google.protobuf.message.Message):
     EVENT_FIELD_NUMBER: builtins.int
     @property
     def event(self) -> global___GenerationEvent:
-        """The next entry, or several consecutive steps in one."""
+        """The next entry, or several consecutive steps in one, or the progress."""
 
     def __init__(
         self,

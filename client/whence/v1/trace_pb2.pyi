@@ -373,7 +373,7 @@ global___WatchGenerationsRequest = WatchGenerationsRequest
 
 @typing.final
 class WatchGenerationsResponse(google.protobuf.message.Message):
-    """One event of a generation that the filter matches."""
+    """One event of a generation that the filter matches, or the position alone."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -381,14 +381,18 @@ class WatchGenerationsResponse(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     EVENT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
-    """The generation that the event belongs to."""
+    """The generation that the event belongs to; empty without an event."""
     position: builtins.str
     """Opaque position over all writers; the newest one is the `after_position`
     with which to resume.
     """
     @property
     def event(self) -> whence.v1.generation_pb2.GenerationEvent:
-        """Event as in the generation's own stream."""
+        """Event as in the generation's own stream; never `progress`. Unset if the
+        stream had no message for the server's --progress-interval: the message
+        then keeps the stream open, and has the position up to which all events
+        have been sent.
+        """
 
     def __init__(
         self,

@@ -71,7 +71,8 @@ class TraceServiceServicer(object):
     def WatchGenerations(self, request, context):
         """Streams every event as it happens, e.g. to a dashboard. It resumes after a
         position, so that no event is missed over a reconnect; GenerationService says
-        after which errors.
+        after which errors. It never ends with OK: a server that shuts down ends it
+        with UNAVAILABLE, reason DRAINING, and RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

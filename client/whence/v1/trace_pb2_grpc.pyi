@@ -47,7 +47,8 @@ class TraceServiceStub:
     ]
     """Streams every event as it happens, e.g. to a dashboard. It resumes after a
     position, so that no event is missed over a reconnect; GenerationService says
-    after which errors.
+    after which errors. It never ends with OK: a server that shuts down ends it
+    with UNAVAILABLE, reason DRAINING, and RetryInfo.
     """
 
     DeleteGeneration: grpc.UnaryUnaryMultiCallable[
@@ -87,7 +88,8 @@ class TraceServiceAsyncStub:
     ]
     """Streams every event as it happens, e.g. to a dashboard. It resumes after a
     position, so that no event is missed over a reconnect; GenerationService says
-    after which errors.
+    after which errors. It never ends with OK: a server that shuts down ends it
+    with UNAVAILABLE, reason DRAINING, and RetryInfo.
     """
 
     DeleteGeneration: grpc.aio.UnaryUnaryMultiCallable[
@@ -135,7 +137,8 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[whence.v1.trace_pb2.WatchGenerationsResponse], collections.abc.AsyncIterator[whence.v1.trace_pb2.WatchGenerationsResponse]]:
         """Streams every event as it happens, e.g. to a dashboard. It resumes after a
         position, so that no event is missed over a reconnect; GenerationService says
-        after which errors.
+        after which errors. It never ends with OK: a server that shuts down ends it
+        with UNAVAILABLE, reason DRAINING, and RetryInfo.
         """
 
     @abc.abstractmethod

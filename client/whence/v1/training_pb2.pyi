@@ -1349,7 +1349,8 @@ class WatchTrainingRunResponse(google.protobuf.message.Message):
     """Recorded events in order. The stream ends after the end of the run, when the
     record has the state completed, failed or interrupted and no further entry.
     Later entries, e.g. of a model that is saved after the run, are not streamed.
-    A server that shuts down earlier ends the stream with UNAVAILABLE.
+    A server that shuts down earlier ends the stream with UNAVAILABLE, reason
+    DRAINING, and RetryInfo.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1358,11 +1359,13 @@ class WatchTrainingRunResponse(google.protobuf.message.Message):
     EVENTS_FIELD_NUMBER: builtins.int
     last_position: builtins.int
     """Position of the last of these events: the value of after_position with
-    which to resume.
+    which to resume. Without events, that of the last ones that were sent.
     """
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TrainingEvent]:
-        """Consecutive events."""
+        """Consecutive events. Empty if the stream had no message for the server's
+        --progress-interval: the message then keeps the stream open.
+        """
 
     def __init__(
         self,
@@ -1521,10 +1524,13 @@ class ReadDocumentResponse(google.protobuf.message.Message):
     begin_byte: builtins.int
     """First byte of this piece, counted from the document's beginning."""
     text: builtins.bytes
-    """Bytes of this piece. Pieces follow each other without gaps."""
+    """Bytes of this piece. Pieces follow each other without gaps. Empty if the
+    stream had no message for the server's --progress-interval, as while a long
+    document is compared with its digest: the message keeps the stream open.
+    """
     @property
     def found(self) -> global___GetDocumentResponse:
-        """Document without its text; in the first message only."""
+        """Document without its text; in the first message with a piece only."""
 
     def __init__(
         self,

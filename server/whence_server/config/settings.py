@@ -25,6 +25,7 @@ from whence_server.config.spelling import (
     parse_host_and_port,
     parse_path,
     parse_permissions,
+    parse_progress_seconds,
     parse_seconds,
     parse_stall_seconds,
     parse_step_spans,
@@ -164,6 +165,13 @@ class ServeConfig:
     )
     max_concurrent_streams: int = declare_setting(
         1024, accept_whole(1), "maximum number of concurrent calls on one connection", "N"
+    )
+    progress_interval: float = declare_setting(
+        10.0,
+        parse_progress_seconds,
+        "seconds without a message after which a stream sends its progress, so that proxies do "
+        "not close it; 0 sends none",
+        "S",
     )
     otlp_endpoint: str = declare_setting(
         "",

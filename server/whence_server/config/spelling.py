@@ -13,6 +13,7 @@ from whence_server.domain.limits import Limits
 
 LEAST_STALL_S = 5.0
 MAX_GRACE_S = Limits().max_disconnect_grace_s
+LEAST_PROGRESS_S = 0.1
 
 
 def spell_flag(field: str) -> str:
@@ -73,9 +74,18 @@ def parse_seconds(text: str) -> float:
 
 def parse_stall_seconds(text: str) -> float:
     """Parse seconds, from 5 on (a heartbeat comes every second), or 0 for never."""
+    return _parse_seconds_from(LEAST_STALL_S, text)
+
+
+def parse_progress_seconds(text: str) -> float:
+    """Parse seconds, from 0.1 on, or 0 for never."""
+    return _parse_seconds_from(LEAST_PROGRESS_S, text)
+
+
+def _parse_seconds_from(least: float, text: str) -> float:
     value = parse_seconds(text)
-    if 0 < value < LEAST_STALL_S:
-        raise ValueError(f"expected seconds, from {LEAST_STALL_S:g} on, or 0")
+    if 0 < value < least:
+        raise ValueError(f"expected seconds, from {least:g} on, or 0")
     return value
 
 

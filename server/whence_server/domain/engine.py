@@ -145,6 +145,14 @@ class Prefilled(NamedTuple):
     """Forward passes that read the prompt."""
 
 
+class PromptReading(NamedTuple):
+    """Progress of a generation's prefill; sent before every forward pass over its prompt."""
+
+    generation_id: str
+    num_tokens: int
+    """Number of the prompt's tokens that have been read."""
+
+
 class PromptScored(NamedTuple):
     """Decisions for the prompt's own tokens, from one chunk of the prompt."""
 
@@ -177,12 +185,13 @@ class Turn(NamedTuple):
 
     The pass covered either all running sequences or one chunk of a prompt. A prompt's last chunk
     brings the first steps of its sequences; an earlier chunk brings only decisions for the
-    prompt's own tokens, if the request traces them. A turn without a forward pass brings failures
-    or the slices of a finished beam search.
+    prompt's own tokens, if the request traces them. A turn without a forward pass brings failures,
+    the slices of a finished beam search or the progress of a prompt.
     """
 
     cost: Cost
     utilisation: Utilisation = Utilisation()
+    prompts_reading: Sequence[PromptReading] = ()
     prompt_scored: Sequence[PromptScored] = ()
     """Sent before the prompt's `prefilled`, or with it."""
     prefilled: Sequence[Prefilled] = ()

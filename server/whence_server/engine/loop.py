@@ -16,6 +16,7 @@ from whence_server.domain.engine import (
     FrontMessage,
     GenerationFailed,
     Prefilled,
+    PromptReading,
     PromptScored,
     StopGeneration,
     StopSequence,
@@ -146,6 +147,7 @@ class EngineLoop(Generic[PromptT]):
 
     def _read(self, chunk: Chunk, job: PrefillJob[PromptT]) -> None:
         """Read a chunk of a prompt; after the last one, start its rows."""
+        self._tell_progress(job)
         started_ns = time.monotonic_ns()
         trace = job.admit.trace
         traces_prompt = trace.prompt and not job.num_replayed
@@ -164,6 +166,13 @@ class EngineLoop(Generic[PromptT]):
             self._score_prompt(job, first, prompt.num_done, logits, forward_ns)
         if chunk.is_last:
             self._start_rows(chunk.job_id, job, prompt, logits[-1:], forward_ns)
+
+    def _tell_progress(self, job: PrefillJob[PromptT]) -> None:
+        """Send the number of prompt tokens that are read; replayed tokens are not the prompt's."""
+        admit = job.admit
+        num_read = 0 if job.prompt is None else job.prompt.num_done
+        reading = PromptReading(admit.generation_id, min(num_read, len(admit.prompt_token_ids)))
+        self._report(Turn(self._measure_no_pass(), prompts_reading=[reading]))
 
     def _score_prompt(
         self, job: PrefillJob[PromptT], first: int, end: int, logits: torch.Tensor, forward_ns: int

@@ -30,6 +30,11 @@ class Readmission:
         self._on_trial: RunningGeneration | None = None
         self._steps_on_trial = 0
 
+    @property
+    def is_down(self) -> bool:
+        """True from the engine's death to its restart."""
+        return self._down
+
     def admit(self, running: RunningGeneration) -> None:
         """Send a new generation to the engine, or hold it until the trials have ended."""
         if self._down or self._on_trial is not None:

@@ -61,6 +61,8 @@ class RunningGeneration:
         grace_s: time for which the generation goes on without a reader.
         num_deaths: number of deaths of the engine while it ran this generation.
         occurrences: records what happens to it besides its steps and its finish.
+        num_prompt_tokens_read: number of the prompt's tokens that the engine which runs now has
+            read; None until it begins.
         done: set when FINISHED is in the journal.
     """
 
@@ -78,6 +80,7 @@ class RunningGeneration:
         self.grace_s = grace_s
         self.num_readers = 0
         self.num_deaths = 0
+        self.num_prompt_tokens_read: int | None = None
         self.done = asyncio.Event()
         self.timers: dict[str, asyncio.TimerHandle] = {}
         self._journal = journal
@@ -147,6 +150,7 @@ class RunningGeneration:
 
     def record_prefill(self, prefilled: Prefilled) -> None:
         """Keep the times of the first prefill."""
+        self.num_prompt_tokens_read = len(self.started.prompt_token_ids)
         if self._prefill_finished_ns is not None:
             return
         self._prefill_started_ns = prefilled.started_ns

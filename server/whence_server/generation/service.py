@@ -36,6 +36,7 @@ from whence_server.domain.requests import ChatInput, GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
+from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
@@ -263,6 +264,15 @@ class Generations:
                 yield entries
                 reading.last_offset = entries[-1].offset
 
+    def get_progress(self, generation_id: str) -> Progress:
+        """Return the progress of a generation that a call reads."""
+        running = self._running.get(generation_id)
+        if running is None:
+            return Progress(Phase.RECORDING)
+        return describe_progress(
+            running, self._running.values(), engine_is_down=self._readmission.is_down
+        )
+
     def _count_reader(
         self, running: RunningGeneration, reading: Reading
     ) -> AbstractContextManager[None]:
@@ -368,11 +378,17 @@ class Generations:
                 "the engine process died while it ran this generation alone; it is not tried again",
             )
             self._forget(running)
+        for running in self._running.values():
+            running.num_prompt_tokens_read = None
         await self._engine.restart()
         self.activity.note_restart()
         self._readmission.note_restart()
 
     def _record(self, turn: Turn) -> None:
+        for reading in turn.prompts_reading:
+            running = self._running.get(reading.generation_id)
+            if running is not None:
+                running.num_prompt_tokens_read = reading.num_tokens
         for prefilled in turn.prefilled:
             running = self._running.get(prefilled.generation_id)
             if running is not None:

@@ -27,6 +27,7 @@ from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.callers import parse_peer
 from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import GRPC_CODES, abort
+from whence_server.rpc.stream_writer import StreamWriter
 from whence_server.rpc.wire_counts import check_wire
 from whence_server.telemetry.context import read_trace_context
 
@@ -56,6 +57,8 @@ class Call:
     """Id of the generation that the method starts or follows; "" for other methods."""
     error: CallError | None = None
     """Error that the call ended with, for its record."""
+    make_filler: Callable[[], bytes] | None = None
+    """Makes the message that a stream sends when it was silent; None for no message."""
 
     @property
     def caller(self) -> Caller:
@@ -126,11 +129,20 @@ def make_service_handler(
     methods: list[Method[Any]],
     calls: CallLog,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
+    progress_interval_s: float = 0.0,
 ) -> grpc.GenericRpcHandler:
-    """Return gRPC's handler of a service whose methods are parsed, guarded and recorded."""
+    """Return gRPC's handler of a service whose methods are parsed, guarded and recorded.
+
+    Args:
+        service: full name of the service.
+        methods: its methods.
+        calls: recording of its calls.
+        max_message_bytes: maximum size of a request.
+        progress_interval_s: seconds of silence after which a stream sends its filler; 0 for never.
+    """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in methods:
-        guarded = _GuardedMethod(service, method, calls, max_message_bytes)
+        guarded = _GuardedMethod(service, method, calls, max_message_bytes, progress_interval_s)
         make = (
             grpc.stream_unary_rpc_method_handler
             if method.unary
@@ -148,12 +160,18 @@ class _GuardedMethod:
     """Wrapper of one method: its errors become statuses, and its end is recorded."""
 
     def __init__(
-        self, service: str, method: Method[Any], calls: CallLog, max_message_bytes: int
+        self,
+        service: str,
+        method: Method[Any],
+        calls: CallLog,
+        max_message_bytes: int,
+        progress_interval_s: float,
     ) -> None:
         self._name = f"{service}/{method.name}"
         self._method = method
         self._calls = calls
         self._max_message_bytes = max_message_bytes
+        self._progress_interval_s = progress_interval_s
 
     def parse(self, raw: bytes) -> "Parsed":
         # Never raises: gRPC would end the call with INTERNAL, although the caller is at fault.
@@ -181,9 +199,14 @@ class _GuardedMethod:
     async def handle_stream(self, _messages: object, context: Context) -> None:
         async def run(parsed: Message, call: Call) -> None:
             assert self._method.stream is not None  # noqa: S101 - chosen by make_service_handler
-            async with aclosing(self._method.stream(parsed, call)) as messages:
-                async for message in messages:
-                    await context.write(message)
+
+            def make_filler() -> bytes | None:
+                return None if call.make_filler is None else call.make_filler()
+
+            with StreamWriter(context.write, make_filler, self._progress_interval_s) as writer:
+                async with aclosing(self._method.stream(parsed, call)) as messages:
+                    async for message in messages:
+                        await writer.write(message)
 
         await self._run(context, run)
 

@@ -9,10 +9,12 @@ from whence.v1 import generation_pb2
 from whence_server.domain.entries import Entry
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.readers import Reader
 from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import convert_request, require_generation_id
+from whence_server.rpc.progress import ProgressTeller
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.splice import build_responses, require_readable
 
@@ -48,12 +50,19 @@ class GenerationServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Start a generation, or join the one that an equal request started."""
         generations = self._serving.get_generations()
+        progress = ProgressTeller(lambda: self._find_progress(call))
+        call.make_filler = progress.make_message
         wanted = await self._convert(request)
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
         call.generation_id = await generations.start(wanted, arrival)
         following = generations.follow(call.generation_id, 0, _make_reader(call))
-        async for message in _read_messages(following):
+        async for message in _read_messages(following, progress):
             yield message
+
+    def _find_progress(self, call: Call) -> Progress:
+        if not call.generation_id:
+            return Progress(Phase.PREPARING)
+        return self._serving.get_progress(call.generation_id)
 
     async def _convert(self, request: generation_pb2.GenerateRequest) -> GenerationRequest:
         """Convert a request to the domain's type; large ones in a thread, one at a time.
@@ -72,7 +81,9 @@ class GenerationServicer:
         call.generation_id = require_generation_id(request.generation_id)
         after = request.after_offset
         following = self._serving.follow(call.generation_id, after, _make_reader(call))
-        async for message in _read_messages(following, after, require_readable):
+        progress = ProgressTeller(lambda: self._find_progress(call), after)
+        call.make_filler = progress.make_message
+        async for message in _read_messages(following, progress, after, require_readable):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
@@ -88,6 +99,7 @@ def _make_reader(call: Call) -> Reader:
 
 async def _read_messages(
     following: AsyncGenerator[list[Entry], None],
+    progress: ProgressTeller,
     after_offset: int = 0,
     check: Callable[[list[Entry]], None] = lambda _: None,
 ) -> AsyncGenerator[bytes, None]:
@@ -96,3 +108,4 @@ async def _read_messages(
             check(entries)
             for message in build_responses(entries, after_offset):
                 yield message
+            progress.last_offset = entries[-1].offset

@@ -52,6 +52,8 @@ class ServerOptions:
         max_concurrent_streams: maximum number of concurrent calls on one connection.
         socket_mode: permissions of Unix sockets.
         max_connections: maximum number of open connections over all addresses.
+        progress_interval_s: seconds of silence after which a stream tells its progress; 0 for
+            never.
     """
 
     listen: tuple[str, ...]
@@ -60,6 +62,7 @@ class ServerOptions:
     max_concurrent_streams: int = 1024
     socket_mode: int = 0o600
     max_connections: int = MAX_CONNECTIONS
+    progress_interval_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -119,7 +122,9 @@ async def build_server(
         options=_make_channel_arguments(options), maximum_concurrent_rpcs=_MAX_CALLS
     )
     for service, methods in services.items():
-        handler = make_service_handler(service, methods, calls, options.max_message_bytes)
+        handler = make_service_handler(
+            service, methods, calls, options.max_message_bytes, options.progress_interval_s
+        )
         server.add_generic_rpc_handlers((handler,))
     health = Health()
     server.add_generic_rpc_handlers(

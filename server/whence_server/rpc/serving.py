@@ -13,6 +13,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.occurrences import Caller
+from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.readers import Reader
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
@@ -98,6 +99,12 @@ class Serving:
         if self._generations is None:
             return self._journal.follow(generation_id, after_offset)
         return self._generations.follow(generation_id, after_offset, reader)
+
+    def get_progress(self, generation_id: str) -> Progress:
+        """Return the progress of a followed generation; without a model, none can run."""
+        if self._generations is None:
+            return Progress(Phase.RECORDING)
+        return self._generations.get_progress(generation_id)
 
     def check_model(self, name: str) -> None:
         """Refuse the name of another model; "" names the served one.

@@ -140,6 +140,11 @@ def build_list_steps_response(entries: Sequence[Entry], next_page_token: str) ->
     return steps + (_encode_field(_NEXT_PAGE, next_page_token.encode()) if next_page_token else b"")
 
 
+def build_watch_position(position: str) -> bytes:
+    """Return one serialised WatchGenerationsResponse without an event."""
+    return _encode_field(_WATCH_POSITION, position.encode())
+
+
 def build_watch_response(event: Event, position: str) -> bytes:
     """Return one serialised WatchGenerationsResponse."""
     return (

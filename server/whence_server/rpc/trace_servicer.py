@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
+    DrainingError,
     FieldViolation,
     InvalidRequestError,
     RecordDamagedError,
@@ -20,7 +21,12 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import choose_page_size, require_generation_id
-from whence_server.rpc.splice import build_events, build_list_steps_response, build_watch_response
+from whence_server.rpc.splice import (
+    build_events,
+    build_list_steps_response,
+    build_watch_position,
+    build_watch_response,
+)
 from whence_server.rpc.watching import (
     WatchFilter,
     make_position_token,
@@ -133,16 +139,27 @@ class TraceServicer:
         self, request: trace_pb2.WatchGenerationsRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Stream the events of all generations that match the filter, as they happen."""
-        del call
-        after = read_position(request.after_position) if request.after_position else None
+        asked = request.after_position
+        cursor = read_position(asked) if asked else self._journal.position
         wanted = WatchFilter(self._journal, convert_filter(request.filter), request.lifecycle_only)
+
+        def make_filler() -> bytes:
+            # A position is handed out only once it is on disk, where no crash can give it away.
+            return build_watch_position(
+                make_position_token(min(cursor, self._journal.committed_position))
+            )
+
+        call.make_filler = make_filler
         async with aclosing(
-            stop_at_close(self._journal.follow_all(after), self._closing)
+            stop_at_close(self._journal.follow_all(cursor), self._closing)
         ) as batches:
             async for entries in batches:
                 for run in await wanted.select_runs(entries):
                     for event in build_events(run):
                         yield build_watch_response(event, make_position_token(event.last.position))
+                cursor = entries[-1].position
+        # The stream has no end of its own: OK would tell a reader that it is complete.
+        raise DrainingError
 
     async def delete_generation(
         self, request: trace_pb2.DeleteGenerationRequest, call: Call

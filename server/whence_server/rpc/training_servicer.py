@@ -142,14 +142,16 @@ class TrainingServicer:
         self, request: training_pb2.WatchTrainingRunRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Stream events as they are recorded, until the run has ended."""
-        del call
         after = request.after_position if request.HasField("after_position") else None
         start = await self._library.query(
             self._resolve_run_id(request.training_run_id), lambda run: start_watch(run, after)
         )
-        async with aclosing(stop_at_close(watch_run(start), self._closing)) as messages:
-            async for message in messages:
-                yield message
+        filler = training_pb2.WatchTrainingRunResponse(last_position=start.after_position)
+        call.make_filler = filler.SerializeToString
+        async with aclosing(stop_at_close(watch_run(start), self._closing)) as responses:
+            async for response in responses:
+                yield response.SerializeToString()
+                filler.last_position = response.last_position
         if self._closing.is_set():
             # Ending with OK would mean that the run has ended.
             raise DrainingError
@@ -180,7 +182,7 @@ class TrainingServicer:
         self, request: training_pb2.ReadDocumentRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Stream a range of a document's bytes after its digest was verified."""
-        del call
+        call.make_filler = training_pb2.ReadDocumentResponse().SerializeToString
         check_document(request)
         found = await self._library.query(
             self._resolve_run_id(request.training_run_id),
@@ -210,7 +212,7 @@ class TrainingServicer:
         self, request: training_pb2.TraceEmergenceRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Stream the probability of a text at the run's checkpoints, as it is computed."""
-        del call
+        call.make_filler = training_pb2.TraceEmergenceResponse().SerializeToString
         if not request.continuation:
             raise InvalidRequestError(FieldViolation("continuation", "must not be empty"))
         record = await self._library.query(

@@ -51,8 +51,10 @@ def start_watch(run: TrainingRun, after_position: int | None) -> WatchStart:
     return WatchStart(run.id, run.create_reader_after(after), after, newest, run.ended)
 
 
-async def watch_run(start: WatchStart) -> AsyncGenerator[bytes, None]:
-    """Yield serialised WatchTrainingRunResponse messages, until the run has ended.
+async def watch_run(
+    start: WatchStart,
+) -> AsyncGenerator[training_pb2.WatchTrainingRunResponse, None]:
+    """Yield the messages of a watch, until the run has ended.
 
     Raises:
         TrainingRunNotFoundError: the record was removed or damaged.
@@ -85,17 +87,19 @@ def _has_ended(event: training_pb2.TrainingEvent, *, ended: bool) -> bool:
     return ended and kind != "attempt_started"
 
 
-def _batch_events(events: list[RecordedEvent]) -> Iterator[bytes]:
+def _batch_events(
+    events: list[RecordedEvent],
+) -> Iterator[training_pb2.WatchTrainingRunResponse]:
     response = training_pb2.WatchTrainingRunResponse()
     num_bytes = 0
     for recorded in events:
         size = recorded.event.ByteSize()
         full = num_bytes + size > _MAX_MESSAGE_BYTES or len(response.events) == _MAX_EVENTS
         if full and response.events:
-            yield response.SerializeToString()
+            yield response
             response, num_bytes = training_pb2.WatchTrainingRunResponse(), 0
         response.events.append(recorded.event)
         response.last_position = recorded.position
         num_bytes += size
     if response.events:
-        yield response.SerializeToString()
+        yield response
