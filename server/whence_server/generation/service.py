@@ -40,6 +40,7 @@ from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
+from whence_server.generation.slices import record_in_slices
 from whence_server.generation.texts import Texts
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
@@ -49,8 +50,6 @@ from whence_server.text.tokenizer import TextTokenizer
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 1.0
-# Steps recorded before other tasks get a turn: about 1.5 ms.
-_STEPS_IN_A_SLICE = 16
 # Seconds within which the call that started a generation has to begin reading it.
 _FIRST_READER_S = 5.0
 
@@ -427,7 +426,7 @@ class Generations:
             running = self._running.get(scored.generation_id)
             if running is not None:
                 with self._isolate(running):
-                    await _record_in_slices(running, running.record_prompt(scored))
+                    await record_in_slices(running, running.record_prompt(scored))
 
     async def _record_searches(self, turn: Turn) -> None:
         """Record the sequences that finished beam searches return, a slice at a time."""
@@ -435,7 +434,7 @@ class Generations:
             running = self._running.get(won.generation_id)
             if running is not None:
                 with self._isolate(running):
-                    await _record_in_slices(running, running.record_search(won))
+                    await record_in_slices(running, running.record_search(won))
         for search in turn.beam_searches:
             running = self._running.get(search.generation_id)
             if running is not None:
@@ -485,15 +484,6 @@ class Generations:
             )
         for running in list(self._running.values()):
             self._stop(running, FinishReason.INTERRUPTED)
-
-
-async def _record_in_slices(running: RunningGeneration, recording: Iterator[None]) -> None:
-    """Record steps until the generation ends, and let other tasks run between slices."""
-    for number, _ in enumerate(recording, 1):
-        if number % _STEPS_IN_A_SLICE == 0:
-            await asyncio.sleep(0)
-            if running.done.is_set():
-                return
 
 
 def _get_source_method(trace: TraceOptions, model: ModelInfo) -> str:
