@@ -315,7 +315,10 @@ class FakeTraining(TrainingServiceServicer):
         copy.CopyFrom(request)
         self._script.calls.append(copy)
         responses = [
-            training_pb2.WatchTrainingRunResponse(last_position=position)
+            training_pb2.WatchTrainingRunResponse(
+                last_position=position,
+                events=[training_pb2.TrainingEvent(step=training_pb2.TrainingStep(step=position))],
+            )
             for position in range(request.after_position + 1, len(self._script.events) + 1)
         ]
         yield from self._script.play(responses, context)
