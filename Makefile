@@ -71,9 +71,14 @@ format: setup ## Put code and contract into their format
 # meet ours. Phoenix is under the Elastic License 2.0: a tool of the tests, and no dependency.
 BACKENDS := build/backends
 
-.PHONY: phoenix mlflow
+.PHONY: phoenix mlflow node
 phoenix: $(BACKENDS)/phoenix/.ready ## Install Arize Phoenix apart, for the tests that ask it
 mlflow: $(BACKENDS)/mlflow/.ready ## Install MLflow apart, for the tests that ask it
+node: $(BACKENDS)/node/.ready ## Install a client in JavaScript apart, for the test of Jaeger
+$(BACKENDS)/node/.ready: $(wildcard tests/backends/node/*)
+	rm -rf $(@D) && mkdir -p $(BACKENDS) && cp -r tests/backends/node $(@D)
+	cd $(@D) && npm ci --silent --no-fund --no-audit --ignore-scripts
+	@touch $@
 $(BACKENDS)/%/.ready: tests/backends/%.txt
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)

@@ -1,16 +1,14 @@
 """A real OpenTelemetry Collector that refuses everything until its configuration is mended."""
 
 import asyncio
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from backend_process import find_free_port, run_backend
 from journal_export import JournalExport
-from required import skip_without
+from required import find_program
 from span_reading import only_span
 from telemetry_journal import MemoryJournal
 
@@ -27,13 +25,6 @@ WRONG = {
 }
 SPAN_ID = re.compile(r"^    ID +: ([0-9a-f]{16})$", re.MULTILINE)
 TIMEOUT_S = 120.0
-
-
-def collector() -> str:
-    program = os.environ.get("OTELCOL_BINARY") or shutil.which("otelcol")
-    if program is None:
-        skip_without("otelcol", "no OpenTelemetry Collector: set OTELCOL_BINARY to its program")
-    return program
 
 
 def configuration(directory: Path, protocol: OtlpProtocol, port: int, receiver: object) -> Path:
@@ -63,7 +54,7 @@ def configuration(directory: Path, protocol: OtlpProtocol, port: int, receiver: 
 async def test_nothing_is_lost_to_a_collector_that_is_mended(
     tmp_path: Path, protocol: OtlpProtocol, receiver: object, answer: str
 ) -> None:
-    program, port = collector(), find_free_port()
+    program, port = find_program("otelcol"), find_free_port()
     path = "" if protocol is OtlpProtocol.GRPC else "/v1/traces"
     destination = OtlpSettings(endpoint=f"http://127.0.0.1:{port}{path}", protocol=protocol)
     journal = MemoryJournal()

@@ -9,24 +9,15 @@ from pathlib import Path
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from required import skip_without
+from required import find_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 
 
-def tool(name: str, needed: str) -> str:
-    program = shutil.which(name)
-    if program is None:
-        skip_without(
-            "prometheus" if name == "promtool" else name, f"{name} is not installed: {needed}"
-        )
-    return program
-
-
 def promtool(*arguments: str) -> str:
-    needed = "apt-get install --no-install-recommends prometheus, or put it on the PATH"
-    return told(tool("promtool", needed), *arguments)
+    remedy = "apt-get install --no-install-recommends prometheus"
+    return told(find_program("promtool", remedy, tool="prometheus"), *arguments)
 
 
 def told(*command: str) -> str:
@@ -71,10 +62,17 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
 
 
+def kustomize() -> list[str]:
+    """Return the command that builds a folder: kubectl contains kustomize."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is not None:
+        return [kubectl, "kustomize"]
+    return [find_program("kustomize", "put it or kubectl on the PATH"), "build"]
+
+
 @pytest.mark.parametrize("folder", ["base", "overlays/example"])
 def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
-    kubectl = tool("kubectl", "put it on the PATH; no cluster is needed")
-    text = told(kubectl, "kustomize", str(DEPLOY / "kubernetes" / folder))
+    text = told(*kustomize(), str(DEPLOY / "kubernetes" / folder))
     documents = {document["kind"]: document for document in yaml.safe_load_all(text)}
     for kind, document in documents.items():
         if kind != "ServiceMonitor":
@@ -92,5 +90,5 @@ def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
 
 
 def test_hadolint_has_nothing_to_say() -> None:
-    hadolint = tool("hadolint", "put it on the PATH (it is GPL: a tool of yours, not ours)")
+    hadolint = find_program("hadolint", "put it on the PATH (it is GPL: a tool of yours, not ours)")
     assert told(hadolint, str(DEPLOY / "Dockerfile")) == ""
