@@ -3,43 +3,26 @@
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from compose_spec import PyCompose
+from deploy_files import DEPLOY, GIVEN, load_compose, load_yaml
 
 from whence_server.config import add_arguments, make_serve_config
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-GIVEN = {"MODEL_DIR": "/srv/models/demo"}
-
-
-def loaded(name: str) -> dict[str, Any]:
-    """The file with its variables filled in, as compose does it."""
-
-    def value(match: re.Match[str]) -> str:
-        default = match[3] if match[2] == ":-" else ""
-        return GIVEN.get(match[1], default)
-
-    text = (DEPLOY / name).read_text(encoding="utf-8")
-    filled = re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
-    document: dict[str, Any] = yaml.safe_load(filled)
-    return document
-
-
-STACK = loaded("compose.yaml")
+STACK = load_compose("compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = STACK["services"]
-COLLECTOR = yaml.safe_load((DEPLOY / "collector" / "config.yaml").read_text(encoding="utf-8"))
-JAEGER = yaml.safe_load((DEPLOY / "jaeger" / "config.yaml").read_text(encoding="utf-8"))
-PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+COLLECTOR = load_yaml("collector/config.yaml")
+JAEGER = load_yaml("jaeger/config.yaml")
+PROMETHEUS = load_yaml("prometheus/prometheus.yml")
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml", "compose.keep.yaml"])
 def test_compose_files_follow_the_specification(name: str) -> None:
-    PyCompose.from_json(json.dumps(loaded(name))).validate()
+    PyCompose.from_json(json.dumps(load_compose(name))).validate()
 
 
 def test_the_specifications_reader_refuses_what_is_wrong() -> None:
@@ -49,7 +32,7 @@ def test_the_specifications_reader_refuses_what_is_wrong() -> None:
 
 
 def test_the_gpu_file_changes_a_service_of_the_stack() -> None:
-    assert loaded("compose.cuda.yaml")["services"].keys() == {"whence"}
+    assert load_compose("compose.cuda.yaml")["services"].keys() == {"whence"}
 
 
 @every_service
@@ -111,7 +94,7 @@ def test_volumes_are_used() -> None:
 def test_the_settings_are_the_servers(gpu: bool) -> None:
     environment = dict(SERVICES["whence"]["environment"])
     if gpu:
-        environment |= loaded("compose.cuda.yaml")["services"]["whence"]["environment"]
+        environment |= load_compose("compose.cuda.yaml")["services"]["whence"]["environment"]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     settings = make_serve_config(parser.parse_args([]), environment)
