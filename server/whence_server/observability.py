@@ -133,12 +133,7 @@ class Observability:
         destination = self._settings.span_destination
         if destination is None:
             return {}
-        encoder = SpanEncoder(
-            self._journal,
-            self._settings.step_spans,
-            step_candidates=not self._settings.no_step_candidates,
-            content=self._content,
-        )
+        encoder = make_span_encoder(self._settings, self._journal)
         return {SPANS: self._make_export(SPANS, make_sink(destination), encoder)}
 
     def _make_event_export(self) -> "dict[str, _Export]":
@@ -167,6 +162,20 @@ class Observability:
         )
         cursor = DurableCursor(self._journal, name)
         return _Export(exporter, JournalFollower(self._journal, exporter, cursor, name=name))
+
+
+def make_span_encoder(settings: ServeConfig, journal: Journal) -> SpanEncoder:
+    """Make the encoder of a server's spans, which depend on its settings and journal alone.
+
+    Raises:
+        ConfigurationError: a setting has no valid meaning.
+    """
+    return SpanEncoder(
+        journal,
+        settings.step_spans,
+        step_candidates=not settings.no_step_candidates,
+        content=read_content_capture(settings.opentelemetry),
+    )
 
 
 class _Export(NamedTuple):

@@ -463,13 +463,15 @@ def save_tiny_model(directory: Path, architecture: str = "gpt2", seed: int = 0) 
 BROKEN_POSITION = 60
 
 
-def save_model_that_breaks(directory: Path) -> Path:
-    """Write a tiny GPT-2 whose position embedding is NaN from BROKEN_POSITION tokens on.
+def save_model_that_breaks(
+    directory: Path, architecture: str = "gpt2", position: int = BROKEN_POSITION
+) -> Path:
+    """Write a tiny GPT-2 whose position embedding is NaN at a position.
 
     Generations that reach this context fail, with the steps up to there.
     """
-    model = AutoModelForCausalLM.from_pretrained(save_tiny_model(directory))
+    model = AutoModelForCausalLM.from_pretrained(save_tiny_model(directory, architecture))
     with torch.no_grad():
-        model.transformer.wpe.weight[BROKEN_POSITION] = float("nan")
+        model.transformer.wpe.weight[position] = float("nan")
     model.save_pretrained(directory)
     return directory
