@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stopping_training
 import torch
+from stopping_training import run_and_kill
 from tiny_training import events_in, same_bits, steps_in
 from training_server import training_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, TrainingArguments
@@ -45,47 +47,6 @@ SETTINGS = {
     "config_override": ("n_embd=24", "n_layer=1", "n_head=2", "resid_pdrop=0.1"),
 }
 WORDS = ["the", "a", "one", "naïve", "model", "text", "你好", "of"]
-# Trains up to some point, and there dies by SIGKILL, or waits for a line.
-STOPPING = """
-import os, signal, sys
-from transformers import Trainer
-from whence_server.cli import main
-from whence_server.lineage.writer import RecordWriter
-from whence_server.training import Recorder
-from whence_server.training.train import train as module
-from whence_server.training.recording.run import RecordedRun
-from whence_server.training.train.train import train
-
-point, step, action, command = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-owner, method = {
-    "after step": (RecordedRun, "record_step"),
-    "before optimizer saved": (Trainer, "_save_optimizer_and_scheduler"),
-    "before begin": (RecordWriter, "begin"),
-    "after begin": (RecordWriter, "begin"),
-    "after save_model": (module, "save_model"),
-    "after saved_model": (Recorder, "record_saved_model"),
-}[point]
-original = getattr(owner, method)
-
-def stop():
-    if action == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    print("waits", flush=True)
-    sys.stdin.readline()
-
-def stopping(*args, **kwargs):
-    numbers = {"record_step": lambda: args[1], "_save_optimizer_and_scheduler":
-               lambda: args[0].state.global_step}
-    is_here = numbers.get(method, lambda: step)() == step
-    if point.startswith("before") and is_here:
-        stop()
-    original(*args, **kwargs)
-    if point.startswith("after") and is_here:
-        stop()
-
-setattr(owner, method, stopping)
-sys.exit(eval(command) if command.startswith("main") else bool(not eval(command)))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -120,22 +81,16 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def stopping(point: str, step: int, action: str, command: str) -> list[str]:
-    return [sys.executable, "-c", STOPPING, point, str(step), action, command]
-
-
 def killed(point: str, step: int, output: Path, texts: Path) -> None:
     given = {**SETTINGS, "texts": (str(texts),), "output": str(output)}
-    command = stopping(point, step, "die", f"train({given!r})")
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+    assert run_and_kill(point, step, **given) == -signal.SIGKILL
 
 
 @contextmanager
 def waiting(point: str, step: int, command: str) -> Iterator[subprocess.Popen[str]]:
     """A training that waits for a line; one is given to it at the end, and its end awaited."""
     with subprocess.Popen(
-        stopping(point, step, "wait", command),
+        [sys.executable, stopping_training.__file__, point, str(step), "wait", command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
