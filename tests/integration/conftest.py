@@ -1,11 +1,15 @@
-"""One running server on a tiny model, shared by the tests that leave it as they found it."""
+"""A running server and loaded models, shared by the tests that leave them as they found them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 from server_process import ServerProcess
+
+if TYPE_CHECKING:
+    from whence_server.engine.loading import LoadedModel
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,18 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
     """A channel to the shared server."""
     with grpc.insecure_channel(server.target) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def models(tiny_model: Callable[..., Path]) -> "Callable[[str], LoadedModel]":
+    """Return a function that loads an architecture as the engine does, once in this process."""
+    from engine_harness import loaded_model
+
+    loaded: dict[str, LoadedModel] = {}
+
+    def get(architecture: str) -> "LoadedModel":
+        if architecture not in loaded:
+            loaded[architecture] = loaded_model(tiny_model(architecture))
+        return loaded[architecture]
+
+    return get

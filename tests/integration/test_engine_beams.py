@@ -31,18 +31,6 @@ MODES = {
 ARCHITECTURES = sorted(CONFIGS.keys() - {"gpt2-long", "rwkv", "minimax"})
 
 
-@pytest.fixture(scope="module")
-def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
-    loaded: dict[str, LoadedModel] = {}
-
-    def get(architecture: str) -> LoadedModel:
-        if architecture not in loaded:
-            loaded[architecture] = loaded_model(tiny_model(architecture))
-        return loaded[architecture]
-
-    return get
-
-
 def reference(
     model: torch.nn.Module, prompt: list[int], decoding: Decoding
 ) -> tuple[list[list[int]], list[float]]:

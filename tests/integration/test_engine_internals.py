@@ -37,18 +37,6 @@ GIVES_SOURCES = [name for name in EVERY if name not in NO_SOURCES]
 Models = Callable[[str], LoadedModel]
 
 
-@pytest.fixture(scope="module")
-def models(tiny_model: Callable[..., Path]) -> Models:
-    loaded: dict[str, LoadedModel] = {}
-
-    def get(architecture: str) -> LoadedModel:
-        if architecture not in loaded:
-            loaded[architecture] = loaded_model(tiny_model(architecture))
-        return loaded[architecture]
-
-    return get
-
-
 def internals_of(decision: Decision) -> Internals:
     assert decision.internals is not None
     return decision.internals

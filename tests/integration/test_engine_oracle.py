@@ -23,18 +23,6 @@ Greedy = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module")
-def models(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
-    loaded: dict[str, LoadedModel] = {}
-
-    def get(architecture: str) -> LoadedModel:
-        if architecture not in loaded:
-            loaded[architecture] = loaded_model(tiny_model(architecture))
-        return loaded[architecture]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def reference(models: Callable[[str], LoadedModel]) -> Greedy:
     """Return a cached function that runs `generate` on an architecture's model."""
     known: dict[tuple[str, tuple[int, ...]], list[int]] = {}
