@@ -29,9 +29,10 @@ demo: setup ## Train a small model once, serve it, and watch its tokens come wit
 serve: setup ## Keep a server up on the demo's model
 	$(BIN)/python -m whence_server.demo serve
 
-# One worker for each core, up to four. A file's tests stay together, and the unit tests' short files
-# come last. `make test WORKERS=0` runs all in one process.
-WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores : 4)))
+# Two workers for each core, up to four: half of the time a test waits, for a server to start, for a
+# limit to pass. A file's tests stay together, and the unit tests' short files come last. `make test
+# WORKERS=0` runs all in one process.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 2 ? 2 : 4)))
 
 .PHONY: test
 test: setup ## Run every test
