@@ -23,6 +23,7 @@ class Collector(logs_service_pb2_grpc.LogsServiceServicer):
 
     def __init__(self) -> None:
         self.records: queue.Queue[LogRecord] = queue.Queue()
+        self.endpoint = ""
         self.refuses = ""
         self.refused: queue.Queue[bytes] = queue.Queue()
 
@@ -42,15 +43,31 @@ class Collector(logs_service_pb2_grpc.LogsServiceServicer):
         return logs_service_pb2.ExportLogsServiceResponse()
 
 
-@pytest.fixture
-def collector() -> Iterator[tuple[Collector, str]]:
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     collector = Collector()
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(collector, server)
     port = server.add_insecure_port("127.0.0.1:0")
+    collector.endpoint = f"http://127.0.0.1:{port}"
     server.start()
-    yield collector, f"http://127.0.0.1:{port}"
+    yield collector
     server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def process(
+    tiny_model: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    collector: Collector,
+) -> Iterator[ServerProcess]:
+    environment = {
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "EVENT_ONLY",
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": collector.endpoint,
+    }
+    directory = tmp_path_factory.mktemp("events")
+    with ServerProcess(tiny_model("gpt2"), directory, environment=environment) as process:
+        yield process
 
 
 def generate(target: str, prompt: str) -> g.GenerationFinished:
@@ -62,45 +79,32 @@ def generate(target: str, prompt: str) -> g.GenerationFinished:
         return responses[-1].event.finished
 
 
-def test_an_event_holds_prompt_and_output(
-    tiny_model: Callable[..., Path], tmp_path: Path, collector: tuple[Collector, str]
-) -> None:
-    taken, endpoint = collector
-    environment = {
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "EVENT_ONLY",
-        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": endpoint,
-    }
-    with ServerProcess(tiny_model("gpt2"), tmp_path, environment=environment) as process:
-        finished = generate(process.target, PROMPT)
-        record = taken.records.get(timeout=TIMEOUT_S)
-        assert record.event_name == "gen_ai.client.inference.operation.details"
-        attributes = {a.key: a.value for a in record.attributes}
-        assert PROMPT in str(attributes["gen_ai.input.messages"])
-        (message,) = attributes["gen_ai.output.messages"].array_value.values
-        fields = {pair.key: pair.value for pair in message.kvlist_value.values}
-        (part,) = fields["parts"].array_value.values
-        content = {pair.key: pair.value.string_value for pair in part.kvlist_value.values}
-        assert content["content"] == finished.sequences[0].text
-        assert process.terminate() == 0
-    assert taken.records.empty(), "one event a generation"
+def test_an_event_holds_prompt_and_output(process: ServerProcess, collector: Collector) -> None:
+    finished = generate(process.target, PROMPT)
+    record = collector.records.get(timeout=TIMEOUT_S)
+    assert record.event_name == "gen_ai.client.inference.operation.details"
+    attributes = {a.key: a.value for a in record.attributes}
+    assert PROMPT in str(attributes["gen_ai.input.messages"])
+    (message,) = attributes["gen_ai.output.messages"].array_value.values
+    fields = {pair.key: pair.value for pair in message.kvlist_value.values}
+    (part,) = fields["parts"].array_value.values
+    content = {pair.key: pair.value.string_value for pair in part.kvlist_value.values}
+    assert content["content"] == finished.sequences[0].text
+    generate(process.target, "The quick")
+    following = collector.records.get(timeout=TIMEOUT_S)
+    assert "The quick" in str(following), "one event a generation"
 
 
 def test_a_refused_event_is_set_aside_and_the_next_arrives(
-    tiny_model: Callable[..., Path], tmp_path: Path, collector: tuple[Collector, str]
+    process: ServerProcess, collector: Collector
 ) -> None:
-    taken, endpoint = collector
-    taken.refuses = "quokka"
-    environment = {
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "EVENT_ONLY",
-        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": endpoint,
-    }
-    with ServerProcess(tiny_model("gpt2"), tmp_path, environment=environment) as process:
-        generate(process.target, PROMPT)
-        taken.refused.get(timeout=TIMEOUT_S)
-        generate(process.target, "The quick")
-        record = taken.records.get(timeout=TIMEOUT_S)
-        assert "The quick" in str(record)
-        assert process.terminate() == 0
+    collector.refuses = "quokka"
+    generate(process.target, PROMPT)
+    collector.refused.get(timeout=TIMEOUT_S)
+    generate(process.target, "The quick")
+    record = collector.records.get(timeout=TIMEOUT_S)
+    assert "The quick" in str(record)
+    assert process.terminate() == 0
     (line,) = [line for line in process.log if "is set aside" in line]
     assert "event gen_ai.client.inference.operation.details of trace" in line
     assert "quokka" not in "".join(process.log)

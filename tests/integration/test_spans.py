@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -28,6 +30,9 @@ from whence_server.demo.receiver import Drop, Receiver
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
 
+shared = pytest.mark.asyncio(loop_scope="module")
+"""Mark of tests that share a server, whose receiver runs in one event loop."""
+
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
@@ -35,6 +40,61 @@ async def receiver() -> AsyncIterator[Receiver]:
     await made.start()
     yield made
     await made.close()
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """A server, and the receiver of its spans. Each test looks at the traces of its own calls."""
+
+    server: ServerProcess
+    receiver: Receiver
+    data_dir: Path
+
+    async def wait_for_call(self, trace_id: str, *, also: str = "") -> list[Span]:
+        """Wait until a call's own span is there, as its last; return its trace's spans.
+
+        The generation of a call that its client ended may end later: `also` begins the name of
+        a span to wait for.
+        """
+        async with asyncio.timeout(60):
+            while True:
+                spans = [span for span in self.receiver.spans if span.trace_id.hex() == trace_id]
+                names = [span.name for span in spans if not is_server(span)]
+                is_there = not also or any(name.startswith(also) for name in names)
+                if is_there and any(map(is_server, spans)):
+                    return spans
+                await self.receiver.wait_for(self.receiver.num_spans + 1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def exporting(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Exporting]:
+    """A server with the default number of step spans."""
+    async with run_exporting(tiny_model("gpt2"), tmp_path_factory.mktemp("exporting")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sparing(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Exporting]:
+    """A server with five step spans for each generation."""
+    directory, model = tmp_path_factory.mktemp("sparing"), tiny_model("gpt2-long")
+    async with run_exporting(model, directory, "--step-spans", "5") as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def run_exporting(model: Path, directory: Path, *flags: str) -> AsyncIterator[Exporting]:
+    receiver = Receiver()
+    await receiver.start()
+    flags = ("--otlp-endpoint", receiver.endpoint, *flags)
+    try:
+        with ServerProcess(model, directory, *flags) as server:
+            yield Exporting(server, receiver, directory)
+    finally:
+        await receiver.close()
 
 
 def request(num_tokens: int, num_sequences: int = 1) -> g.GenerateRequest:
@@ -133,154 +193,131 @@ def check_tree(spans: list[Span], steps: list[step_pb2.Step]) -> Span:
     return server
 
 
-async def test_a_generation_is_one_tree_under_the_callers_span(
-    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
+@shared
+async def test_a_generation_is_one_tree_under_the_callers_span(exporting: Exporting) -> None:
+    target = exporting.server.target
+    metadata = (
+        ("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"),
+        ("tracestate", "vendor=value"),
+    )
+    started, steps = await generate(target, request(40, 2), metadata)
+    assert (started.trace_id, started.parent_span_id) == (TRACE_ID, PARENT_ID)
+    spans = await exporting.wait_for_call(TRACE_ID)
+    span = check_tree(spans, steps)
+    once = [s.name for s in spans if s.name in {"queue", "prefill"}]
+    assert sorted(once) == ["prefill", "queue"]
+    assert span.trace_id.hex() == TRACE_ID
+    assert span.parent_span_id.hex() == PARENT_ID
+    assert span.span_id.hex() == started.span_id
+    assert span.trace_state == "vendor=value"
+    assert span.name == "whence.v1.GenerationService/Generate"
+    assert attributes(span)["rpc.response.status_code"] == "OK"
+
+
+@shared
+async def test_an_unsampled_call_makes_no_span_and_a_refused_one_says_so(
+    exporting: Exporting,
 ) -> None:
-    with ServerProcess(
-        tiny_model("gpt2"), tmp_path, "--otlp-endpoint", receiver.endpoint
-    ) as server:
-        metadata = (
-            ("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"),
-            ("tracestate", "vendor=value"),
-        )
-        started, steps = await generate(server.target, request(40, 2), metadata)
-        assert (started.trace_id, started.parent_span_id) == (TRACE_ID, PARENT_ID)
-        await wait_for_server_spans(receiver, 1)
-        span = check_tree(receiver.spans, steps)
-        once = [s.name for s in receiver.spans if s.name in {"queue", "prefill"}]
-        assert sorted(once) == ["prefill", "queue"]
-        assert span.trace_id.hex() == TRACE_ID
-        assert span.parent_span_id.hex() == PARENT_ID
-        assert span.span_id.hex() == started.span_id
-        assert span.trace_state == "vendor=value"
-        assert span.name == "whence.v1.GenerationService/Generate"
-        assert attributes(span)["rpc.response.status_code"] == "OK"
-
-        unsampled = (("traceparent", f"00-{TRACE_ID[::-1]}-{PARENT_ID}-00"),)
-        await generate(server.target, request(5), unsampled)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await generate(server.target, g.GenerateRequest())
-        await wait_for_server_spans(receiver, 2)
-        traces = {s.trace_id.hex() for s in receiver.spans}
-        assert TRACE_ID[::-1] not in traces
-        refused = [s for s in receiver.spans if is_server(s)][-1]
-        found = attributes(refused)
-        assert found["rpc.response.status_code"] == "INVALID_ARGUMENT"
-        assert (found["whence.error.reason"], found["whence.error.field"]) == (
-            "INVALID_REQUEST",
-            "input",
-        )
-        assert found["whence.error.message"] == (
-            "input: one of `prompt`, `chat` or `tokens` must be set"
-        )
+    unsampled_id, refused_id = "a" * 32, "b" * 32
+    unsampled = (("traceparent", f"00-{unsampled_id}-{PARENT_ID}-00"),)
+    await generate(exporting.server.target, request(5), unsampled)
+    sampled = (("traceparent", f"00-{refused_id}-{PARENT_ID}-01"),)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await generate(exporting.server.target, g.GenerateRequest(), sampled)
+    (refused,) = await exporting.wait_for_call(refused_id)
+    found = attributes(refused)
+    assert found["rpc.response.status_code"] == "INVALID_ARGUMENT"
+    assert (found["whence.error.reason"], found["whence.error.field"]) == (
+        "INVALID_REQUEST",
+        "input",
+    )
+    assert found["whence.error.message"] == (
+        "input: one of `prompt`, `chat` or `tokens` must be set"
+    )
+    # Spans go out in order: the unsampled call, which came before, made none.
+    assert unsampled_id not in {span.trace_id.hex() for span in exporting.receiver.spans}
 
 
-async def test_a_call_that_its_client_ends_has_its_code(
-    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
-) -> None:
-    flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "off")
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags) as server:
-        async with grpc.aio.insecure_channel(server.target) as channel:
-            stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            cancelled_id = ""
-            cancelled = stub.Generate(request(2_000))
-            async for response in cancelled:
-                cancelled_id = response.event.started.trace_id or cancelled_id
-                if response.event.HasField("steps"):
-                    cancelled.cancel()
-                    break
-            expired_id, code, timeout_s = "", grpc.StatusCode.OK, 0.5
-            while not (expired_id and code is grpc.StatusCode.DEADLINE_EXCEEDED):
-                expired_id = ""
-                expired = stub.Generate(request(2_000, 8), timeout=timeout_s)
-                with contextlib.suppress(grpc.aio.AioRpcError):
-                    async for response in expired:
-                        expired_id = response.event.started.trace_id or expired_id
-                code = await expired.code()
-                if not expired_id:  # the call had ended before it came to the server
-                    timeout_s *= 2
-        wanted = {cancelled_id: "CANCELLED", expired_id: "DEADLINE_EXCEEDED"}
-        codes: dict[str, object] = {}
-        model_calls: dict[str, Span] = {}
-        async with asyncio.timeout(60):
-            while not wanted.keys() <= codes.keys() & model_calls.keys():
-                await receiver.wait_for(receiver.num_spans + 1)
-                model_calls = {
-                    span.trace_id.hex(): span
-                    for span in receiver.spans
-                    if span.name.startswith("text_completion ")
-                }
-                codes = {
-                    span.trace_id.hex(): attributes(span)["rpc.response.status_code"]
-                    for span in receiver.spans
-                    if is_server(span)
-                }
-    assert {trace_id: codes[trace_id] for trace_id in wanted} == wanted
-    for trace_id, code_name in wanted.items():
-        model_call = model_calls[trace_id]
+@shared
+async def test_a_call_that_its_client_ends_has_its_code(sparing: Exporting) -> None:
+    async with grpc.aio.insecure_channel(sparing.server.target) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        cancelled_id = ""
+        cancelled = stub.Generate(request(2_000))
+        async for response in cancelled:
+            cancelled_id = response.event.started.trace_id or cancelled_id
+            if response.event.HasField("steps"):
+                cancelled.cancel()
+                break
+        expired_id, code, timeout_s = "", grpc.StatusCode.OK, 0.5
+        while not (expired_id and code is grpc.StatusCode.DEADLINE_EXCEEDED):
+            expired_id = ""
+            expired = stub.Generate(request(2_000, 8), timeout=timeout_s)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for response in expired:
+                    expired_id = response.event.started.trace_id or expired_id
+            code = await expired.code()
+            if not expired_id:  # the call had ended before it came to the server
+                timeout_s *= 2
+    for trace_id, wanted in ((cancelled_id, "CANCELLED"), (expired_id, "DEADLINE_EXCEEDED")):
+        spans = await sparing.wait_for_call(trace_id, also="text_completion ")
+        (call,) = filter(is_server, spans)
+        assert attributes(call)["rpc.response.status_code"] == wanted
+        (model_call,) = (span for span in spans if span.name.startswith("text_completion "))
         events = {event.name: mapping(event.attributes) for event in model_call.events}
         left = events["whence.generation.reader_left"]
-        assert left["rpc.response.status_code"] == code_name
+        assert left["rpc.response.status_code"] == wanted
         assert left["whence.caller.span_id"] == model_call.parent_span_id.hex()
         assert events["whence.generation.cancelled"]["whence.cancel.cause"] == "no_reader"
 
 
-async def test_calls_that_generate_nothing_make_no_span(
-    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
-) -> None:
-    flags = ("--otlp-endpoint", receiver.endpoint)
-    with ServerProcess(tiny_model("gpt2"), tmp_path, *flags) as server:
-        started, _ = await generate(server.target, request(3))
-        async with grpc.aio.insecure_channel(server.target) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            await health.Check(health_pb2.HealthCheckRequest())
-            reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-            asked = reflection_pb2.ServerReflectionRequest(list_services="")
-            assert [answer async for answer in reflection.ServerReflectionInfo(iter([asked]))]
-            await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
-            traces = trace_pb2_grpc.TraceServiceStub(channel)
-            await traces.ListGenerations(trace_pb2.ListGenerationsRequest())
-            await traces.GetGeneration(
-                trace_pb2.GetGenerationRequest(generation_id=started.generation_id)
-            )
-        # Spans go out in order: none of the calls between made one.
-        await generate(server.target, request(3))
-        await wait_for_server_spans(receiver, 2)
-        assert server.terminate() == 0
-    servers = {span.span_id: span for span in receiver.spans if is_server(span)}
-    assert [span.name for span in servers.values()] == ["whence.v1.GenerationService/Generate"] * 2
-    assert len({span.trace_id for span in receiver.spans}) == 2
+@shared
+async def test_calls_that_generate_nothing_make_no_span(exporting: Exporting) -> None:
+    server, receiver = exporting.server, exporting.receiver
+    started, _ = await generate(server.target, request(3))
+    await exporting.wait_for_call(started.trace_id)
+    num_before = receiver.num_spans
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        await health.Check(health_pb2.HealthCheckRequest())
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        assert [answer async for answer in reflection.ServerReflectionInfo(iter([asked]))]
+        await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
+        traces = trace_pb2_grpc.TraceServiceStub(channel)
+        await traces.ListGenerations(trace_pb2.ListGenerationsRequest())
+        await traces.GetGeneration(
+            trace_pb2.GetGenerationRequest(generation_id=started.generation_id)
+        )
+    # Spans go out in order: none of the calls between made one.
+    later, _ = await generate(server.target, request(3))
+    await exporting.wait_for_call(later.trace_id)
+    assert {span.trace_id.hex() for span in receiver.spans[num_before:]} == {later.trace_id}
 
 
-async def test_a_trace_beyond_the_limit_of_step_spans_is_one_tree(
-    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
-) -> None:
-    flags = ("--otlp-endpoint", receiver.endpoint, "--step-spans", "5")
-    with ServerProcess(tiny_model("gpt2"), tmp_path, *flags) as server:
-        _, steps = await generate(server.target, request(40))
-        await wait_for_server_spans(receiver, 1)
-    (block,) = [s for s in receiver.spans if s.name == "decode_block"]
+@shared
+async def test_a_trace_beyond_the_limit_of_step_spans_is_one_tree(sparing: Exporting) -> None:
+    started, steps = await generate(sparing.server.target, request(40))
+    spans = await sparing.wait_for_call(started.trace_id)
+    (block,) = [s for s in spans if s.name == "decode_block"]
     found = attributes(block)
     assert (found["whence.block.first_index"], found["whence.block.last_index"]) == (5, 39)
     assert found["whence.block.logprob"] == pytest.approx(sum(s.logprob for s in steps[5:]))
-    own = [s for s in receiver.spans if s.name == "decode_step"]
+    own = [s for s in spans if s.name == "decode_step"]
     assert len(own) == 5
     assert_apart([*own, block])
 
 
-async def test_no_exported_byte_holds_content(
-    tiny_model: Callable[..., Path], tmp_path: Path, receiver: Receiver
-) -> None:
-    with ServerProcess(
-        tiny_model("gpt2"), tmp_path, "--otlp-endpoint", receiver.endpoint
-    ) as server:
-        baggage = (("baggage", "user=hidden"),)
-        _, steps = await generate(server.target, request(40), baggage)
-        await wait_for_server_spans(receiver, 1)
+@shared
+async def test_no_exported_byte_holds_content(exporting: Exporting) -> None:
+    baggage = (("baggage", "user=hidden"),)
+    started, steps = await generate(exporting.server.target, request(40), baggage)
+    await exporting.wait_for_call(started.trace_id)
     text = "".join(s.text for s in steps)
-    exported = b"".join(receiver.requests)
+    exported = b"".join(exporting.receiver.requests)
+    journal = exporting.data_dir.rglob("journal.db*")
     assert b"hidden" not in exported
-    assert b"hidden" not in b"".join(p.read_bytes() for p in tmp_path.rglob("journal.db*"))
+    assert b"hidden" not in b"".join(p.read_bytes() for p in journal)
     assert b"quick" not in exported
     assert b"whence.token.id" in exported
     assert b"whence.token.text" not in exported
