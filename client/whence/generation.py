@@ -10,6 +10,7 @@ from whence.errors import Code, DeadlineExceededError, GenerationFailedError
 from whence.options import GenerateOptions, Prompt
 from whence.requests import generate_request
 from whence.resume import GenerationStream
+from whence.summary import PROMPT
 from whence.tokens import Token
 from whence.v1 import generation_pb2 as pb
 from whence.v1.step_pb2 import Step
@@ -77,6 +78,7 @@ class TokenReader:
     def __init__(self, started: pb.GenerationStarted, lookup: VocabularyLookup) -> None:
         self._started = started
         self._processor_names = tuple(started.processor_names)
+        self._strategy = started.effective_decoding.WhichOneof("strategy") or ""
         self._logprob_token_ids = tuple(started.effective_trace.logprob_token_ids)
         self._lookup = lookup
         self._context = Context(started.prompt_token_ids)
@@ -90,16 +92,16 @@ class TokenReader:
         """
         if prompt:
             nothing = Context(())
-            return [self._make_token(step, nothing) for step in steps]
+            return [self._make_token(step, nothing, PROMPT) for step in steps]
         tokens = []
         for step in steps:
             self._context.add(step)
-            tokens.append(self._make_token(step, self._context))
+            tokens.append(self._make_token(step, self._context, self._strategy))
         return tokens
 
-    def _make_token(self, step: Step, context: Context) -> Token:
+    def _make_token(self, step: Step, context: Context, strategy: str) -> Token:
         names, ids = self._processor_names, self._logprob_token_ids
-        return Token(step, names, self._find_text, context, ids)
+        return Token(step, names, self._find_text, context, ids, strategy)
 
     def _find_text(self, token_id: int) -> str:
         return self._lookup(self._started.model, self._started.tokenizer_digest, token_id)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from whence.context import Context
 from whence.internals import Internals
+from whence.summary import make_text_names, summarise_step
 from whence.v1.step_pb2 import Step
 
 
@@ -92,6 +93,7 @@ class Token:
     _find_text: Callable[[int], str] = field(repr=False, compare=False)
     _context: Context = field(repr=False, compare=False)
     _logprob_token_ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    _strategy: str = field(default="", repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -230,6 +232,14 @@ class Token:
             timing.batch_size,
             timing.context_length,
         )
+
+    @property
+    def summary(self) -> str:
+        """One line that says how the token was chosen, as `whence.step.summary` on its span.
+
+        It names tokens by their text, from the model's vocabulary, as `Candidate.text`.
+        """
+        return summarise_step(self.step, make_text_names(self._find_text), self._strategy)
 
     @property
     def internals(self) -> Internals | None:

@@ -1,6 +1,5 @@
 """Texts and bytes of token ids, because the server sends candidates as ids."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import overload
@@ -9,10 +8,8 @@ from whence.backoff import Backoff
 from whence.deadline import Deadline
 from whence.errors import WhenceError
 from whence.resume import Response, make_unreadable_error
+from whence.summary import decode_token
 from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
-
-_FRAGMENT = re.compile("[\udc80-\udcff]+")
-"""Bytes that are not UTF-8, decoded with `surrogateescape` (PEP 383)."""
 
 
 class Vocabulary:
@@ -43,13 +40,7 @@ class Vocabulary:
 
     def text_of(self, token_id: int) -> str:
         """Return the token as readable text: bytes that are not UTF-8 are named: "<0xF0 0x9F>"."""
-        escaped = self.bytes_of(token_id).decode("utf-8", "surrogateescape")
-        return _FRAGMENT.sub(_name_bytes, escaped)
-
-
-def _name_bytes(fragment: re.Match[str]) -> str:
-    raw = fragment[0].encode("utf-8", "surrogateescape")
-    return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
+        return decode_token(self.bytes_of(token_id))
 
 
 class VocabularyBuilder:

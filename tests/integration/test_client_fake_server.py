@@ -451,18 +451,18 @@ def test_the_command_prints_json(server):
         "text": "Hello",
         "text_begin_byte": 0,
         "text_end_byte": 5,
-        "logprob": -0.693147182,
-        "sampling_logprob": -0.287682086,
+        "logprob": -0.6931472,
+        "sampling_logprob": -0.2876821,
         "rank": 0,
         "entropy": 1.25,
         "candidates": [
             {
                 "token_id": 1,
                 "text": "Hello",
-                "logprob": -0.693147182,
-                "sampling_logprob": -0.287682086,
+                "logprob": -0.6931472,
+                "sampling_logprob": -0.2876821,
             },
-            {"token_id": 5, "text": "<0xC3>", "logprob": -1.38629436, "sampling_logprob": None},
+            {"token_id": 5, "text": "<0xC3>", "logprob": -1.3862944, "sampling_logprob": None},
         ],
         "processors": [
             {"name": "temperature", "num_kept": 4, "removed_mass": 0.25, "token_logprob": -0.5}

@@ -198,3 +198,14 @@ def test_a_step_is_shown_with_all_of_its_record():
     told = "\n".join(format_step(token, color=False))
     for part in ("removed", "temperature", "noise 0.125", "drew on", "batch of 4", "context of 6"):
         assert part in told, part
+
+
+def test_a_step_has_the_line_that_its_span_has():
+    started = GenerationStarted()
+    started.effective_decoding.greedy.SetInParent()
+    tokens = TokenReader(started, lambda _model, _digest, token_id: TEXTS.text_of(token_id))
+    plain = Step(token_id=1, logprob=-0.25, rank=0)
+    (token,), (read,) = tokens.read([plain]), tokens.read([plain], prompt=True)
+    assert token.summary == '"Hello" 77.9%, taken greedily, the likeliest'
+    assert read.summary == '"Hello" 77.9%, read in the prompt, the likeliest'
+    assert f"         {token.summary}" in list(format_step(token, color=False))

@@ -9,6 +9,7 @@ from client_fake_server import VOCABULARY, step
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whence import summary
 from whence.channel import resolve_target
 from whence.cli import render
 from whence.generation import TokenReader
@@ -111,16 +112,16 @@ def test_the_default_target_is_loopback_or_the_variable(monkeypatch):
 
 @given(st.text())
 def test_no_control_character_reaches_the_terminal(text):
-    shown = render.escape(text)
+    shown = summary.escape(text)
     assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
     assert not any(0x7F <= ord(c) < 0xA0 for c in shown)
     assert not any(c in "\u202e\u2066\u200f" for c in shown)
-    assert "\n" not in render.quote(text)
+    assert "\n" not in summary.quote(text)
 
 
 @pytest.mark.parametrize("text", ["plain", "é中文", "👩‍👧", "tab\tand\nnewline"])
 def test_ordinary_text_is_shown_as_it_is(text):
-    assert render.escape(text) == text
+    assert summary.escape(text) == text
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Mn", "Me", "Cs"])))
@@ -241,7 +242,7 @@ def test_named_bytes_are_never_cut():
     ],
 )
 def test_tokens_that_show_nothing_are_told_apart_by_their_codes(text: str, shown: str) -> None:
-    assert render.quote(text) == shown
+    assert summary.quote(text) == shown
 
 
 def test_requested_tokens_have_the_ids_of_the_effective_trace():

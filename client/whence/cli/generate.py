@@ -13,19 +13,13 @@ from whence.cli.html import add_html, choose_page_path, save_page
 from whence.cli.internals import format_internals, format_missing
 from whence.cli.json_lines import FIELDS, describe_event, format_json
 from whence.cli.progress_line import read_events
-from whence.cli.render import (
-    count_terminal_columns,
-    escape,
-    format_heading,
-    format_row,
-    paint,
-    wants_color,
-)
+from whence.cli.render import count_terminal_columns, format_heading, format_row, paint, wants_color
 from whence.cli.trace_link import MEANING, choose_template, make_trace_link
 from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
 from whence.options import OPTIONS, GenerateOptions
+from whence.summary import escape
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationEvent
 

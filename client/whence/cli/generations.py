@@ -16,15 +16,14 @@ from whence.cli.occurrences import list_occurrences
 from whence.cli.one_step import format_step
 from whence.cli.render import (
     count_terminal_columns,
-    escape,
     fit_columns,
     format_heading,
     format_row,
-    quote,
     wants_color,
 )
 from whence.client import Client
 from whence.generation import FinishReason
+from whence.summary import escape, quote
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.trace_pb2 import (

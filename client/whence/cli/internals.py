@@ -3,16 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
 
-from whence.cli.render import (
-    CANDIDATE_COLUMNS,
-    count_columns,
-    escape,
-    fit_name,
-    format_percent,
-    pad,
-    quote,
-)
+from whence.cli.render import CANDIDATE_COLUMNS, count_columns, fit_name, format_percent, pad
 from whence.internals import Internals, Layer
+from whence.summary import escape, quote
 from whence.tokens import Token
 
 LISTED = 8

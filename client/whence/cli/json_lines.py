@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from whence.generation import GeneratedSequence, GenerationState
 from whence.internals import Internals, Layer, Source
+from whence.summary import shorten_float32
 from whence.tokens import Candidate, Token
 from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
 
@@ -92,11 +93,11 @@ def describe_token(token: Token) -> dict[str, Any]:
             "text": token.text,
             "text_begin_byte": token.text_bytes.start,
             "text_end_byte": token.text_bytes.stop,
-            "logprob": _round_number(token.logprob),
-            "sampling_logprob": _round_number(token.sampling_logprob),
+            "logprob": _shorten_number(token.logprob),
+            "sampling_logprob": _shorten_number(token.sampling_logprob),
             "rank": token.rank,
-            "entropy": _round_number(token.entropy),
-            "sampling_entropy": _round_number(token.sampling_entropy),
+            "entropy": _shorten_number(token.entropy),
+            "sampling_entropy": _shorten_number(token.sampling_entropy),
             "candidates": [_describe_candidate(candidate) for candidate in token.candidates]
             or None,
             "requested_logprobs": [_describe_candidate(one) for one in token.requested_logprobs]
@@ -113,7 +114,7 @@ def _describe_internals(internals: Internals) -> dict[str, Any]:
     return _drop_absent(
         {
             "sources": [_describe_source(source) for source in internals.sources] or None,
-            "self_share": _round_number(internals.self_share),
+            "self_share": _shorten_number(internals.self_share),
             "layers": [_describe_layer(layer) for layer in internals.layers] or None,
         }
     )
@@ -123,11 +124,11 @@ def _describe_source(source: Source) -> dict[str, Any]:
     fields: dict[str, Any] = {"position": source.position}
     if source.token_id is not None:
         fields |= {"token_id": source.token_id, "text": source.text}
-    return {**fields, "share": _round_number(source.share)}
+    return {**fields, "share": _shorten_number(source.share)}
 
 
 def _describe_layer(layer: Layer) -> dict[str, Any]:
-    fields: dict[str, Any] = {"index": layer.index, "share": _round_number(layer.share)}
+    fields: dict[str, Any] = {"index": layer.index, "share": _shorten_number(layer.share)}
     if layer.leader_token_id is not None:
         fields |= {"leader_token_id": layer.leader_token_id, "leader_text": layer.leader_text}
     return fields
@@ -162,8 +163,8 @@ def _describe_continuation(continuation: BeamContinuation) -> dict[str, Any]:
         fields["token_id"] = continuation.token_id
     return {
         **fields,
-        "logprob": _round_number(continuation.logprob),
-        "score": _round_number(continuation.score),
+        "logprob": _shorten_number(continuation.logprob),
+        "score": _shorten_number(continuation.score),
         "kept": continuation.kept,
         "finished": continuation.finished,
     }
@@ -173,10 +174,10 @@ def _describe_candidate(candidate: Candidate) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "token_id": candidate.token_id,
         "text": candidate.text,
-        "logprob": _round_number(candidate.logprob),
+        "logprob": _shorten_number(candidate.logprob),
     }
     if candidate.sampling_logprob is not None:
-        fields["sampling_logprob"] = _round_number(candidate.sampling_logprob)
+        fields["sampling_logprob"] = _shorten_number(candidate.sampling_logprob)
     return fields
 
 
@@ -235,8 +236,8 @@ def _describe_sequence(sequence: GeneratedSequence) -> dict[str, Any]:
             "token_ids": list(sequence.token_ids),
             "finish_reason": sequence.finish_reason,
             "stop": sequence.stop,
-            "logprob": _round_number(sequence.logprob),
-            "score": _round_number(sequence.score),
+            "logprob": _shorten_number(sequence.logprob),
+            "score": _shorten_number(sequence.score),
         }
     )
 
@@ -247,11 +248,11 @@ def _drop_absent(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _describe_numbers(record: Any) -> dict[str, Any]:
     return {
-        name: _round_number(value) if isinstance(value, float) else value
+        name: _shorten_number(value) if isinstance(value, float) else value
         for name, value in record._asdict().items()
     }
 
 
-def _round_number(value: float | None) -> float | None:
-    """Round to the digits of a float32; return None for values that JSON has no number for."""
-    return float(f"{value:.9g}") if value is not None and math.isfinite(value) else None
+def _shorten_number(value: float | None) -> float | None:
+    """Return the fewest digits of a float32; None for values that JSON has no number for."""
+    return shorten_float32(value) if value is not None and math.isfinite(value) else None

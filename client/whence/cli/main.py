@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from whence.channel import DEFAULT_TARGET, TARGET_VARIABLE
 from whence.cli import exits, generate, generations, model, training
-from whence.cli.render import escape
 from whence.errors import WhenceError
+from whence.summary import escape
 
 
 def main(argv: Sequence[str] | None = None) -> int:

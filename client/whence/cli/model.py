@@ -6,7 +6,7 @@ from typing import Any
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, OK
 from whence.cli.json_lines import describe_message, format_json
-from whence.cli.render import escape
+from whence.summary import escape
 from whence.v1.model_pb2 import Model, ModelState
 
 

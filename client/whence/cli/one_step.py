@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from whence.cli.internals import format_internals
 from whence.cli.render import (
     CANDIDATE_COLUMNS,
-    escape,
     fit_columns,
     fit_name,
     format_heading,
     format_percent,
     format_row,
-    quote,
 )
+from whence.summary import escape, quote
 from whence.tokens import Candidate, Token
 
 _INDENT = " " * 9
@@ -33,6 +32,7 @@ def format_step(
     """
     yield format_heading(prompt=prompt)
     yield format_row(token, color=color, prompt=prompt, num_columns=num_columns)
+    yield f"{_INDENT}{token.summary}"
     yield from _format_candidates(token.candidates, "candidate")
     yield from _format_candidates(token.requested_logprobs, "requested")
     yield from _format_processors(token)

@@ -3,12 +3,12 @@
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Literal, TextIO
 
 import wcwidth
 
+from whence.summary import quote
 from whence.tokens import Candidate, Token
 
 ColorMode = Literal["auto", "always", "never"]
@@ -16,67 +16,11 @@ ColorMode = Literal["auto", "always", "never"]
 _RAMP = (196, 202, 208, 214, 220, 226, 190, 154, 118, 82, 46)
 """Red to green in the 256-colour palette, for probabilities from 0 to 1."""
 
-_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the order in which a line is displayed."""
-
-_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
-"""Invisible letters of Hangul."""
-
-_JOINING = frozenset("\u200c\u200d\ufe0e\ufe0f")
-"""Invisible characters that change the display of the previous character."""
-
 _NAMED_BYTES = re.compile("<0x[0-9A-F]{2}[^>]*>")
 
 TOKEN_COLUMNS = 16
 CANDIDATE_COLUMNS = 12
 _GAP = "  "
-
-
-def escape(text: str) -> str:
-    """Return the text with escapes for all control characters except newline and tab.
-
-    A model can emit escape sequences, which a terminal would execute.
-    """
-    return "".join(_escape_character(character) for character in text)
-
-
-def _escape_character(character: str) -> str:
-    if character in "\n\t":
-        return character
-    if unicodedata.category(character) == "Cc" or character in _REORDERING:
-        code = ord(character)
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    return character
-
-
-def quote(text: str) -> str:
-    """Return the text in quotes on one line, with escapes for invisible characters."""
-    escaped = escape(_show_hidden(text.replace("\\", "\\\\")))
-    return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
-
-
-def _show_hidden(text: str) -> str:
-    """Return the text with the code of each character that is invisible or looks like a space."""
-    if text.isascii():
-        return text
-    return "".join(
-        _format_code(character) if _is_hidden(character, before) else character
-        for before, character in zip(f" {text}", text, strict=False)
-    )
-
-
-def _format_code(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _is_hidden(character: str, before: str) -> bool:
-    if character in _JOINING:
-        return before.isspace()
-    kind = unicodedata.category(character)
-    return (
-        kind in {"Cf", "Zl", "Zp"} or (kind == "Zs" and character != " ") or character in _FILLERS
-    )
 
 
 def wants_color(mode: ColorMode, stream: TextIO) -> bool:

@@ -7,8 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from whence.cli.exits import UsageError
 from whence.cli.plots import format_number
-from whence.cli.render import escape
 from whence.client import Client
+from whence.summary import escape
 from whence.v1 import training_pb2 as pb
 
 _WHOLE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -11,7 +11,7 @@ from typing import Any
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.json_lines import describe_whole_message, format_json
-from whence.cli.render import escape, quote, wants_color
+from whence.cli.render import wants_color
 from whence.cli.runs import (
     STEP_HEADING,
     format_event,
@@ -25,6 +25,7 @@ from whence.cli.training_explain import format_explanation, gather_responses
 from whence.cli.training_page import write_run_page
 from whence.cli.training_show import draw_plots, fetch_course, format_details
 from whence.merkle import verify_inclusion
+from whence.summary import escape, quote
 from whence.v1 import training_pb2 as pb
 
 _EPILOG = f"""\

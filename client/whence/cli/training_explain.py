@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from whence.cli.exits import UsageError
 from whence.cli.plots import format_bar
-from whence.cli.render import escape, fit_columns, quote
+from whence.cli.render import fit_columns
 from whence.client import Client
 from whence.errors import FailedPreconditionError, NotFoundError
+from whence.summary import escape, quote
 from whence.v1 import training_pb2 as pb
 
 _BAR_COLUMNS = 30

@@ -5,7 +5,7 @@ from itertools import cycle
 from typing import NamedTuple
 
 from whence.cli.plots import HeatScale, compute_bin_means, draw_columns, format_axis
-from whence.cli.render import escape, fit_columns
+from whence.cli.render import fit_columns
 from whence.cli.runs import (
     describe_dataset,
     describe_ending,
@@ -16,6 +16,7 @@ from whence.cli.runs import (
     name_state,
 )
 from whence.client import Client
+from whence.summary import escape
 from whence.v1 import training_pb2 as pb
 
 MAX_STEPS = 20_000

@@ -1,0 +1,60 @@
+"""Lines that say in words what a record holds, for spans and for the command.
+
+The functions are pure: they read messages of `whence.v1` and return text. The server and the client
+both import them, because the same step reads the same in a tracing backend and on a terminal.
+"""
+
+from whence.summary.beams import summarise_beam_round
+from whence.summary.likelihoods import (
+    DEFAULT_UNLIKELY_BELOW,
+    Likelihood,
+    Likelihoods,
+    UnlikelyToken,
+    compute_unlikely_limit,
+)
+from whence.summary.names import (
+    ID_PREFIX,
+    MAX_NAME_CHARACTERS,
+    TokenNames,
+    make_text_names,
+    name_by_id,
+)
+from whence.summary.numbers import shorten_float32
+from whence.summary.quoting import decode_token, escape, quote, quote_briefly
+from whence.summary.steps import PROMPT, describe_choice, summarise_step
+from whence.summary.trainings import (
+    summarise_attempt,
+    summarise_checkpoint,
+    summarise_epoch,
+    summarise_evaluation,
+    summarise_optimizer_step,
+    summarise_run,
+)
+
+__all__ = [
+    "DEFAULT_UNLIKELY_BELOW",
+    "ID_PREFIX",
+    "MAX_NAME_CHARACTERS",
+    "PROMPT",
+    "Likelihood",
+    "Likelihoods",
+    "TokenNames",
+    "UnlikelyToken",
+    "compute_unlikely_limit",
+    "decode_token",
+    "describe_choice",
+    "escape",
+    "make_text_names",
+    "name_by_id",
+    "quote",
+    "quote_briefly",
+    "shorten_float32",
+    "summarise_attempt",
+    "summarise_beam_round",
+    "summarise_checkpoint",
+    "summarise_epoch",
+    "summarise_evaluation",
+    "summarise_optimizer_step",
+    "summarise_run",
+    "summarise_step",
+]
