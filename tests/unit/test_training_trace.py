@@ -69,6 +69,8 @@ def test_a_step_span_says_what_is_on_record() -> None:
     assert attributes(span) == {
         "whence.training.run_id": records.RUN,
         "whence.training.attempt": 1,
+        "whence.training.summary": f"step 3: loss {step.loss:.3g}, learning rate 0.001, "
+        "gradient norm 1.5, 32 tokens",
         "whence.training.step": 3,
         "whence.training.epoch": 0.75,
         "whence.training.step.stride": 1,
@@ -100,6 +102,15 @@ def test_the_root_and_the_epochs_sum_up() -> None:
     assert evaluation["whence.training.evaluation.eval_loss"] == 2.5
     assert "whence.training.evaluation.eval_runtime" not in evaluation, "not a number"
     assert attributes(named(spans, "checkpoint")[1])["whence.weights.digest"] == "ef" * 32
+
+
+def test_every_span_of_a_training_has_a_summary() -> None:
+    spans = spans_of(records.whole_run())
+    lines = [attributes(span)["whence.training.summary"] for span in spans]
+    assert all(lines)
+    attempt = attributes(named(spans, "training_attempt")[0])
+    assert attempt["whence.training.summary"].startswith("attempt 1: ")
+    assert lines[-1].startswith(f'"{records.whole_run()[0].started.name}": completed, step ')
 
 
 def test_what_is_not_finite_is_left_out_and_named() -> None:

@@ -31,6 +31,11 @@ TRAINING_RUN_NAME: Final = "whence.training.run_name"
 TRAINING_ATTEMPT_NUMBER: Final = "whence.training.attempt"
 """AttemptStarted.attempt; on all but the root."""
 
+# ---- on every span of a training ----
+
+TRAINING_SUMMARY: Final = "whence.training.summary"
+"""One line for a person, made by `whence.summary` from the recorded messages."""
+
 # ---- on `training_run` ----
 
 TRAINING_ARCHITECTURE: Final = "whence.training.architecture"

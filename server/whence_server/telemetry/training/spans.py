@@ -4,6 +4,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
+from whence.summary import (
+    shorten_float32,
+    summarise_attempt,
+    summarise_checkpoint,
+    summarise_evaluation,
+    summarise_optimizer_step,
+    summarise_run,
+)
 from whence.v1.training_pb2 import (
     AttemptStarted,
     Checkpoint,
@@ -25,10 +33,15 @@ KILLED = "killed"
 
 
 def make_run_attributes(
-    started: TrainingRunStarted, dataset: TrainingDataset, state: str, weights_digest: str
+    started: TrainingRunStarted,
+    dataset: TrainingDataset,
+    state: str,
+    weights_digest: str,
+    last_step: int,
 ) -> Attributes:
     """Return the attributes of the root span."""
     return {
+        names.TRAINING_SUMMARY: summarise_run(started, dataset, state, last_step),
         names.TRAINING_RUN_NAME: started.name,
         names.TRAINING_ARCHITECTURE: started.architecture,
         names.TRAINING_NUM_PARAMETERS: started.num_parameters,
@@ -45,9 +58,10 @@ def make_run_attributes(
     }
 
 
-def make_attempt_attributes(attempt: AttemptStarted, state: str) -> Attributes:
+def make_attempt_attributes(attempt: AttemptStarted, state: str, num_steps: int) -> Attributes:
     """Return the attributes of an attempt's span."""
     return {
+        names.TRAINING_SUMMARY: summarise_attempt(attempt, state, num_steps),
         names.TRAINING_RESUMED_STEP: attempt.resumed_step,
         names.TRAINING_NUM_PROCESSES: attempt.num_processes,
         names.TRAINING_STATE: state,
@@ -66,6 +80,7 @@ def make_step_attributes(step: TrainingStep, stride: int) -> Attributes:
         names.TRAINING_WEIGHT_NORMS: step.weight_norms,
     }
     return {
+        names.TRAINING_SUMMARY: summarise_optimizer_step(step),
         names.TRAINING_STEP: step.step,
         names.TRAINING_EPOCH: step.epoch,
         names.TRAINING_STEP_STRIDE: stride,
@@ -96,6 +111,7 @@ def make_evaluation_attributes(evaluation: Evaluation) -> Attributes:
         for name, value in sorted(evaluation.metrics.items())
     }
     return {
+        names.TRAINING_SUMMARY: summarise_evaluation(evaluation),
         names.TRAINING_STEP: evaluation.step,
         **metrics,
         names.TRAINING_NON_FINITE: _name_non_finite(measured),
@@ -105,6 +121,7 @@ def make_evaluation_attributes(evaluation: Evaluation) -> Attributes:
 def make_checkpoint_attributes(checkpoint: Checkpoint) -> Attributes:
     """Return the attributes of a checkpoint's span."""
     return {
+        names.TRAINING_SUMMARY: summarise_checkpoint(checkpoint),
         names.TRAINING_STEP: checkpoint.step,
         names.CHECKPOINT_PATH: checkpoint.path,
         names.CHECKPOINT_RESUMABLE: checkpoint.resumable,
@@ -136,5 +153,6 @@ def _has_non_finite(values: Iterable[float]) -> bool:
 
 
 def _keep_all_finite(numbers: Iterable[float]) -> list[float] | None:
-    listed = list(numbers)
+    """Return float32 values in the fewest digits; None if there are none, or one is not finite."""
+    listed = [shorten_float32(number) for number in numbers]
     return listed if listed and all(map(math.isfinite, listed)) else None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from whence.summary import summarise_epoch
 from whence.v1.training_pb2 import (
     AttemptFinished,
     AttemptStarted,
@@ -73,13 +74,17 @@ class _Epoch:
 
     def make_attributes(self) -> Attributes:
         losses = self.losses
+        mean_loss = math.fsum(losses) / len(losses) if losses else None
         return {
+            names.TRAINING_SUMMARY: summarise_epoch(
+                self.number, self.num_steps, self.num_tokens, mean_loss, self.num_non_finite
+            ),
             names.EPOCH_NUMBER: self.number,
             names.EPOCH_FIRST_STEP: self.first_step or None,
             names.EPOCH_NUM_STEPS: self.num_steps,
             names.EPOCH_NUM_TOKENS: self.num_tokens,
             names.EPOCH_NUM_NON_FINITE: self.num_non_finite or None,
-            names.EPOCH_MEAN_LOSS: math.fsum(losses) / len(losses) if losses else None,
+            names.EPOCH_MEAN_LOSS: mean_loss,
         }
 
 
@@ -104,6 +109,8 @@ class TrainingTrace:
         self._attempt_begin_ns = 0
         self._epoch: _Epoch | None = None
         self._last_ns = 0
+        self._last_step = 0
+        self._num_attempt_steps = 0
         self._nth: dict[tuple[str, int], int] = {}
 
     def make_spans(self, event: TrainingEvent) -> list[Span]:
@@ -149,6 +156,7 @@ class TrainingTrace:
         killed = self._end_attempt(KILLED) if self._under_way else []
         self._attempt, self._ending, self._under_way = attempt, None, True
         self._nth = {}
+        self._num_attempt_steps = 0
         begin = attempt.start_time.ToNanoseconds()
         self._attempt_begin_ns = max(begin, self._last_ns + SIBLING_GAP_NS)
         self._last_ns = self._attempt_begin_ns
@@ -161,6 +169,8 @@ class TrainingTrace:
             ended = self._end_epoch()
         epoch = self._epoch = self._epoch or self._make_epoch(number)
         epoch.add(step)
+        self._last_step = step.step
+        self._num_attempt_steps += 1
         times = self._place(step.elapsed_ns, step.duration_ns)
         stride = compute_stride(step.step, self._started.num_planned_steps, self._step_spans)
         if not has_span(step.step, stride):
@@ -193,7 +203,7 @@ class TrainingTrace:
             (self._attempt_begin_ns, max(self._last_ns, self._attempt_begin_ns + SIBLING_GAP_NS)),
             {
                 names.TRAINING_ATTEMPT_NUMBER: attempt.attempt,
-                **make_attempt_attributes(attempt, state),
+                **make_attempt_attributes(attempt, state, self._num_attempt_steps),
             },
         )
         self._under_way = False
@@ -252,7 +262,7 @@ class TrainingTrace:
             parse_hex_id(started.span_id, 8),
             b"",
             (started.start_time.ToNanoseconds(), self._last_ns),
-            make_run_attributes(started, self._dataset, state, weights_digest),
+            make_run_attributes(started, self._dataset, state, weights_digest, self._last_step),
         )
         root.status.CopyFrom(self._make_status())
         return root
