@@ -24,6 +24,7 @@ from whence_server.generation.texts import TextProcesses
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
+from whence_server.journal.vocabularies import Vocabularies
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -68,11 +69,12 @@ async def serve(settings: ServeConfig) -> int:
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
-        observability = Observability(settings, journal, live)
+        vocabularies = Vocabularies(settings.data_dir)
+        observability = Observability(settings, journal, vocabularies, live)
         try:
             await observability.start()
             await close_interrupted(journal)
-            return await _serve(settings, journal, live, observability.sampler)
+            return await _serve(settings, journal, vocabularies, live, observability.sampler)
         finally:
             await observability.close()
     finally:
@@ -80,7 +82,11 @@ async def serve(settings: ServeConfig) -> int:
 
 
 async def _serve(
-    settings: ServeConfig, journal: Journal, live: LiveServer, sampler: Sampler
+    settings: ServeConfig,
+    journal: Journal,
+    vocabularies: Vocabularies,
+    live: LiveServer,
+    sampler: Sampler,
 ) -> int:
     limits = Limits(
         max_queue=settings.max_queue,
@@ -135,6 +141,13 @@ async def _serve(
                 return EXIT_DRAINED
             model = dataclasses.replace(model, training_run=await library.link(model))
             tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
+            # Before a generation begins: its spans name tokens by their text from the first on.
+            await asyncio.to_thread(
+                vocabularies.keep,
+                model.tokenizer_digest,
+                tokenizer.list_vocabulary(),
+                journal.committed_position,
+            )
             texts = TextProcesses(model, limits)
             texts.start()
             generations = Generations(

@@ -18,6 +18,7 @@ from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.telemetry import ContentCapture
 from whence_server.journal.journal import Journal
+from whence_server.journal.vocabularies import Vocabularies
 from whence_server.telemetry.export.exporter import EntryEncoder, JournalExporter
 from whence_server.telemetry.export.otlp_grpc import EXPORT_LOGS_METHOD
 from whence_server.telemetry.export.outcomes import SpanSink
@@ -47,6 +48,7 @@ class Observability:
     Args:
         settings: the server's settings.
         journal: the journal to follow; it must be closed after this object.
+        vocabularies: texts of tokens, for spans that may carry text.
         live: the running server, for the metrics and the health page.
 
     Attributes:
@@ -56,10 +58,17 @@ class Observability:
         ConfigurationError: a setting has no valid meaning.
     """
 
-    def __init__(self, settings: ServeConfig, journal: Journal, live: LiveServer) -> None:
+    def __init__(
+        self,
+        settings: ServeConfig,
+        journal: Journal,
+        vocabularies: Vocabularies,
+        live: LiveServer,
+    ) -> None:
         environment = settings.opentelemetry
         self.sampler: Sampler = make_sampler(read_sampling(environment))
         self._journal = journal
+        self._vocabularies = vocabularies
         self._settings = settings
         self._resource = make_service_resource(
             version("whence"), configured=read_resource(environment)
@@ -133,7 +142,13 @@ class Observability:
         destination = self._settings.span_destination
         if destination is None:
             return {}
-        encoder = make_span_encoder(self._settings, self._journal)
+        encoder = make_span_encoder(self._settings, self._journal, self._vocabularies)
+        if self._content.on_spans:
+            _log.info(
+                "spans carry the text of prompts, outputs and tokens, because %s is %s",
+                CAPTURE_VARIABLE,
+                self._content.value,
+            )
         return {SPANS: self._make_export(SPANS, make_sink(destination), encoder)}
 
     def _make_event_export(self) -> "dict[str, _Export]":
@@ -164,7 +179,9 @@ class Observability:
         return _Export(exporter, JournalFollower(self._journal, exporter, cursor, name=name))
 
 
-def make_span_encoder(settings: ServeConfig, journal: Journal) -> SpanEncoder:
+def make_span_encoder(
+    settings: ServeConfig, journal: Journal, vocabularies: Vocabularies
+) -> SpanEncoder:
     """Make the encoder of a server's spans, which depend on its settings and journal alone.
 
     Raises:
@@ -174,7 +191,11 @@ def make_span_encoder(settings: ServeConfig, journal: Journal) -> SpanEncoder:
         journal,
         settings.step_spans,
         step_candidates=not settings.no_step_candidates,
+        step_summary=not settings.no_step_summary,
+        token_span_names=settings.step_span_names == "token",
+        unlikely_below=settings.unlikely_below,
         content=read_content_capture(settings.opentelemetry),
+        vocabularies=vocabularies,
     )
 
 

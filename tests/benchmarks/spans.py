@@ -6,10 +6,11 @@ from statistics import median
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from processes import Answering, answering
-from storage import varied_step
+from storage import VOCABULARY, varied_step
 
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.telemetry import ContentCapture
 from whence_server.journal.codec import encode_step
 from whence_server.telemetry.export.readable import make_readable_spans
 from whence_server.telemetry.export.resource import Envelope, make_service_resource
@@ -18,6 +19,17 @@ from whence_server.telemetry.spans.encoder import SpanEncoder
 STEPS_PER_S = (1_000, 5_000)
 SECONDS = 5.0
 NUM_STEPS = 4_096
+BATCH = 512
+PARTS: dict[str, dict[str, object]] = {
+    "with 8 candidates, as shipped": {},
+    "without the summary": {"step_summary": False},
+    "without candidates": {"step_candidates": False},
+    "without candidates and the summary": {"step_candidates": False, "step_summary": False},
+    "with texts, and the token in the span's name": {
+        "content": ContentCapture.SPAN_ONLY,
+        "token_span_names": True,
+    },
+}
 
 
 class Encoding:
@@ -26,13 +38,15 @@ class Encoding:
     Measured in CPU time; the least of several runs counts.
     """
 
-    def __init__(self, *, candidates: bool) -> None:
+    def __init__(self, **options: object) -> None:
         started = GenerationStarted(
             generation_id="00000000-0000-7000-8000-000000000000",
             trace_id="1" * 32,
             span_id="2" * 16,
             trace_flags=1,
+            tokenizer_digest="d" * 64,
         )
+        started.effective_decoding.sample.seed = 1
         self._start = Entry(
             1, started.generation_id, 1, EntryKind.STARTED, started.SerializeToString()
         )
@@ -42,7 +56,7 @@ class Encoding:
                 encode_step(varied_step(0, i)) for i in range(2 * NUM_STEPS)
             )
         ]
-        self._candidates = candidates
+        self._options = options
         self.request = b""
 
     def measure_ours(self) -> float:
@@ -50,14 +64,14 @@ class Encoding:
         return asyncio.run(self._ours())
 
     async def _ours(self) -> float:
-        encoder = SpanEncoder(StartOnly(self._start), None, step_candidates=self._candidates)
+        encoder = SpanEncoder(StartOnly(self._start), None, vocabularies=Words(), **self._options)
         envelope = Envelope(make_service_resource("0"), "0")
+        await encoder.encode(self._start)
         # The first half fills the caches and does not count.
-        for entry in self._entries[:NUM_STEPS]:
-            await encoder.encode(entry)
+        await _encode(encoder, self._entries[:NUM_STEPS])
         entries = self._entries[NUM_STEPS:]
         begun = time.process_time()
-        spans = [span for entry in entries for span in await encoder.encode(entry)]
+        spans = await _encode(encoder, entries)
         self.request = envelope.make_request(spans)
         return (time.process_time() - begun) / NUM_STEPS * 1e6
 
@@ -70,6 +84,26 @@ class Encoding:
         # The SDK also writes an empty status of two bytes.
         assert len(request) == len(self.request) + 2 * NUM_STEPS
         return us
+
+
+async def _encode(encoder: SpanEncoder, entries: list[Entry]) -> list[bytes]:
+    """Encode entries in the batches of a follower."""
+    spans = []
+    for begin in range(0, len(entries), BATCH):
+        batch = entries[begin : begin + BATCH]
+        encoder.expect(batch)
+        for entry in batch:
+            spans += await encoder.encode(entry)
+    return spans
+
+
+class Words:
+    """Vocabulary of words of eight letters, for texts in summaries and names."""
+
+    async def find(self, _tokenizer_digest: str, _position: int) -> "Words":
+        return self
+
+    tokens = tuple(f" word{token_id:04}".encode() for token_id in range(VOCABULARY))
 
 
 class StartOnly:
@@ -97,10 +131,13 @@ def follow(follower: Answering, steps_per_s: int, runs: int, **export: object) -
 
 
 def run(runs: int) -> None:
-    for candidates, name in ((True, "with 8 candidates, as shipped"), (False, "without")):
-        encoding = Encoding(candidates=candidates)
-        pairs = [(encoding.measure_ours(), encoding.measure_theirs()) for _ in range(runs)]
-        ours, theirs = (min(side) for side in zip(*pairs, strict=True))
+    encodings = {name: Encoding(**options) for name, options in PARTS.items()}
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS}
+    for _ in range(runs):  # interleaved, so that all see the same machine
+        for name, encoding in encodings.items():
+            pairs[name].append((encoding.measure_ours(), encoding.measure_theirs()))
+    for name, encoding in encodings.items():
+        ours, theirs = (min(side) for side in zip(*pairs[name], strict=True))
         print(
             f"step span, {name}: from journal bytes to request bytes {ours:.1f} us, "
             f"{len(encoding.request) / NUM_STEPS:.0f} bytes; the SDK's encoder, from the finished "

@@ -60,7 +60,8 @@ def varied_step(stream: int, index: int) -> Step:
     turn, own = Random(index), Random(stream << 32 | index)
     ids = [min(int(VOCABULARY ** own.random()), VOCABULARY - 1) for _ in range(9)]
     logprobs = sorted((-own.expovariate(0.4) for _ in range(8)), reverse=True)
-    sampling_logprobs = [n + own.random() for n in logprobs[:5]] + [-math.inf] * 3
+    # Five tokens are left, each more likely than before, and none above 1.
+    sampling_logprobs = [0.7 * n for n in logprobs[:5]] + [-math.inf] * 3
     decision = Decision(
         ids[0],
         logprobs[0],

@@ -1,5 +1,6 @@
 """A step's internals on its span, against opentelemetry-proto's own encoding of it."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from telemetry_journal import MemoryJournal, finished, started, step
 from whence.v1.step_pb2 import Candidates, Internals, Step
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.otlp.attributes import encode_attributes
+from whence_server.telemetry.spans.float32 import shorten_all
 from whence_server.telemetry.spans.internals import encode_internals
 
 SHARES = st.lists(st.floats(0, 1, width=32), max_size=40)
@@ -113,16 +115,16 @@ def test_internals_are_serialised_as_protobuf_does(positions, shares, layers, id
     )
     expected = {
         "whence.source.positions": positions or None,
-        "whence.source.shares": shares or None,
-        "whence.layer.shares": layers or None,
+        "whence.source.shares": [float(str(np.float32(share))) for share in shares] or None,
+        "whence.layer.shares": [float(str(np.float32(share))) for share in layers] or None,
         "whence.layer.leader_token_ids": [[*ids, 2**32 - 1][place] for place in leaders]
         if ids and leaders
         else None,
         "whence.source.self_share": 0.5,
     }
     as_messages = Span(attributes=encode_attributes(expected))
-    assert encode_internals(made) == as_messages.SerializeToString()
+    assert encode_internals(made, shorten_all) == as_messages.SerializeToString()
 
 
 def read(made: Step) -> dict[str, object]:
-    return attributes(Span.FromString(encode_internals(made)))
+    return attributes(Span.FromString(encode_internals(made, shorten_all)))

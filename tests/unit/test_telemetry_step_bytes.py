@@ -2,19 +2,31 @@
 
 import math
 
+import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+from span_reading import attributes
 from telemetry_journal import TRACE_ID, started, step, timestamp
 
+from whence.summary import make_text_names, name_by_id, summarise_step
 from whence.v1 import step_pb2
+from whence_server.domain.entries import Entry, EntryKind
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.otlp.wire import Heads, encode_length_delimited
+from whence_server.telemetry.spans import pieces
+from whence_server.telemetry.spans.ahead import StepsAhead
+from whence_server.telemetry.spans.float32 import LOWEST_FLOAT32, shorten_all
 from whence_server.telemetry.spans.ids import SpanIds
 from whence_server.telemetry.spans.origin import Origin, read_origin
-from whence_server.telemetry.spans.pieces import Doubles, Integers, serialise_attributes
-from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
+from whence_server.telemetry.spans.pieces import (
+    Doubles,
+    Integers,
+    TextHeads,
+    serialise_attributes,
+)
 from whence_server.telemetry.spans.steps import StepSpans, compute_step_interval
 
 IDS = st.integers(0, 2**32 - 1)
@@ -71,20 +83,50 @@ STEPS = st.builds(
 )
 
 
-def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -> Span:
+def shortest(number: float) -> float:
+    """Return a float32 in the digits that numpy prints, an oracle of the shortest ones."""
+    if not math.isfinite(number):
+        return LOWEST_FLOAT32 if number == -math.inf else number
+    return float(str(np.float32(number)))
+
+
+def entries_of(all_steps: list[step_pb2.Step]) -> list[Entry]:
+    return [
+        Entry(7 + i, "g", 2 + i, EntryKind.STEP, one.SerializeToString())
+        for i, one in enumerate(all_steps)
+    ]
+
+
+def encode_all(
+    spans: StepSpans, origin: Origin, all_steps: list[step_pb2.Step], *, candidates: bool = True
+) -> list[bytes]:
+    ahead = StepsAhead(shorten_all, {"g": origin}, candidates=candidates)
+    entries = entries_of(all_steps)
+    ahead.expect(entries)
+    return [spans.encode(origin, ahead.read(entry)) for entry in entries]
+
+
+def plain(
+    origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool, summary: bool
+) -> Span:
     """Return the span as a protobuf message, built field by field."""
 
     def known(message: object, field: str) -> AttributeValue | None:
-        return getattr(message, field) if message.HasField(field) else None
+        if not message.HasField(field):
+            return None
+        value = getattr(message, field)
+        return shortest(value) if isinstance(value, float) else value
 
     def floats(values: list[float]) -> list[float] | None:
-        return [LOWEST_FLOAT32 if n == -math.inf else n for n in values] or None
+        return [shortest(n) for n in values] or None
 
     tried = one.candidates if candidates else step_pb2.Candidates()
     effects = one.processors
     attributes = {
         "whence.generation.id": origin.generation_id,
         "whence.sequence.index": one.sequence_index,
+        "whence.step.summary": summarise_step(one, name_by_id, "sample") if summary else None,
+        "whence.token.unlikely": one.logprob < math.log(0.01) or None,
         "whence.step.index": one.index,
         "whence.step.batch_size": one.timing.batch_size,
         "whence.step.context_length": one.timing.context_length,
@@ -100,12 +142,12 @@ def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -
         "whence.token.sampling_logprob": known(one, "sampling_logprob"),
         "whence.step.entropy": known(one, "entropy"),
         "whence.step.sampling_entropy": known(one, "sampling_entropy"),
-        "whence.draw.noise": one.draw.noise if one.HasField("draw") else None,
+        "whence.draw.noise": shortest(one.draw.noise) if one.HasField("draw") else None,
         "whence.draw.margin": known(one.draw, "margin"),
-        "whence.candidates.logprobs": list(tried.logprobs) or None,
+        "whence.candidates.logprobs": floats(list(tried.logprobs)),
         "whence.candidates.sampling_logprobs": floats(list(tried.sampling_logprobs)),
-        "whence.processors.removed_mass": list(effects.removed_mass) or None,
-        "whence.processors.token_logprobs": list(effects.token_logprobs) or None,
+        "whence.processors.removed_mass": floats(list(effects.removed_mass)),
+        "whence.processors.token_logprobs": floats(list(effects.token_logprobs)),
     }
     start, end = compute_step_interval(origin.start_time_ns, one.index, one.timing)
     return Span(
@@ -124,27 +166,106 @@ def plain(origin: Origin, one: step_pb2.Step, *, candidates: bool, text: bool) -
 
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("candidates", [False, True])
+@pytest.mark.parametrize("summary", [False, True])
 @settings(max_examples=40)
 @given(
     all_steps=st.lists(STEPS, min_size=1, max_size=4),
     trace_state=st.sampled_from(["", "vendor=x"]),
     flags=st.integers(0, 255),
 )
-def test_a_step_span_equals_the_serialised_message(candidates, text, all_steps, trace_state, flags):
+def test_a_step_span_equals_the_serialised_message(
+    candidates, text, summary, all_steps, trace_state, flags
+):
     """Also those of later steps: whatever is remembered of earlier ones is remembered right."""
     origin = read_origin(started("g", flags=flags, trace_state=trace_state))
-    spans = StepSpans(candidates=candidates, text=text)
-    for one in all_steps:
-        expected = plain(origin, one, candidates=candidates, text=text)
-        assert spans.encode(origin, one) == ScopeSpans(spans=[expected]).SerializeToString()
+    spans = StepSpans(shorten_all, candidates=candidates, text=text, summary=summary)
+    all_encoded = encode_all(spans, origin, all_steps, candidates=candidates)
+    for one, encoded in zip(all_steps, all_encoded, strict=True):
+        expected = plain(origin, one, candidates=candidates, text=text, summary=summary)
+        assert encoded == ScopeSpans(spans=[expected]).SerializeToString()
+
+
+@given(st.lists(FLOATS, max_size=60))
+def test_floats_are_shortened_as_numpy_prints_them(values):
+    for value, short in zip(values, shorten_all(values), strict=True):
+        assert short == shortest(value) or math.isnan(short)
+        if math.isfinite(value):
+            assert np.float32(short).tobytes() == np.float32(value).tobytes()
+
+
+def test_steps_are_the_same_whether_they_are_read_ahead_or_not():
+    """A step that cannot be parsed is reported in its turn, and not before."""
+    entries = entries_of([step(i, logprob=-i / 3) for i in range(200)])
+    entries[90] = entries[90]._replace(payload=b"\xff")
+    entries[100] = entries[100]._replace(kind=EntryKind.BEAM_ROUND)
+    origins = {"g": read_origin(started("g"))}
+    ahead, alone = (StepsAhead(shorten_all, origins) for _ in range(2))
+    ahead.expect(entries)
+    for entry in entries:
+        if entry.kind is EntryKind.BEAM_ROUND:
+            continue
+        if entry.payload == b"\xff":
+            for reader in (ahead, alone):
+                with pytest.raises(DecodeError):
+                    reader.read(entry)
+            continue
+        assert ahead.read(entry) == alone.read(entry)
+    assert not ahead._ready
+
+
+@pytest.mark.parametrize("origins", [{}, {"g": None}, {"g": read_origin(started("g", flags=0))}])
+def test_steps_that_get_no_span_are_not_read_ahead(origins):
+    ahead = StepsAhead(shorten_all, origins)
+    entries = entries_of([step(i) for i in range(3)])
+    ahead.expect(entries)
+    assert ahead.read(entries[0])[0] == step(0)
+    assert not ahead._ready
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (name_by_id, "decode_step 1003"),
+        (make_text_names(lambda _: " special"), 'decode_step " special"'),
+        (make_text_names(lambda _: 'a"\n\u202e'), 'decode_step "a\\"\\n\\u202e"'),
+        (make_text_names(lambda _: "x" * 99), f'decode_step "{"x" * 29}…"'),
+        (make_text_names(lambda _: ""), "decode_step 1003"),
+    ],
+)
+def test_a_step_span_may_be_named_after_its_token(names, name):
+    spans = StepSpans(shorten_all, token_names=True)
+    origin = read_origin(started("g"), names)
+    named, unnamed = encode_all(spans, origin, [step(3), step(4, token_id=None)])
+    assert ScopeSpans.FromString(named).spans[0].name == name
+    assert ScopeSpans.FromString(unnamed).spans[0].name == "decode_step"
+    plain_names = encode_all(StepSpans(shorten_all), origin, [step(3)])
+    assert ScopeSpans.FromString(plain_names[0]).spans[0].name == "decode_step"
+
+
+@pytest.mark.parametrize(
+    ("probability", "unlikely_below", "flag"),
+    [
+        (0.0099, 0.01, True),
+        (0.0101, 0.01, None),
+        (0.3, 0.5, True),
+        (1e-30, 0, None),
+        (0.9, 1, True),
+    ],
+)
+def test_an_unlikely_token_is_flagged(probability, unlikely_below, flag):
+    spans = StepSpans(shorten_all, unlikely_below=unlikely_below)
+    one = step(0, logprob=math.log(probability))
+    (encoded,) = encode_all(spans, read_origin(started("g")), [one])
+    found = attributes(ScopeSpans.FromString(encoded).spans[0])
+    assert found.get("whence.token.unlikely") is flag
 
 
 def test_step_spans_of_several_generations_do_not_mix():
-    spans = StepSpans()
+    spans = StepSpans(shorten_all)
     # The same id, as in two journals: what is told apart is not the id alone.
     for trace_id in (TRACE_ID, "f" * 32):
         origin = read_origin(started("g", trace_id=trace_id))
-        (span,) = ScopeSpans.FromString(spans.encode(origin, step(3))).spans
+        (span,) = ScopeSpans.FromString(encode_all(spans, origin, [step(3)])[0]).spans
         assert span.trace_id.hex() == trace_id
         assert span.parent_span_id == SpanIds(bytes.fromhex(trace_id), "g").get_decode_id(0)
 
@@ -152,23 +273,33 @@ def test_step_spans_of_several_generations_do_not_mix():
 def test_an_arrival_before_1970_is_refused_and_not_wrapped_around():
     origin = read_origin(started("g", start_time=timestamp(-5_000_000_000)))
     with pytest.raises(ValueError, match="a span cannot last from -"):
-        StepSpans().encode(origin, step(0))
+        encode_all(StepSpans(shorten_all), origin, [step(0)])
 
 
-@given(st.lists(st.tuples(INT64, st.text(), st.lists(INT64, min_size=3, max_size=3)), max_size=5))
+@given(st.lists(st.tuples(INT64, st.text(), INT64), max_size=5))
 def test_the_integer_template_serialises_values_of_every_length(all_values):
-    made = Integers({"a": 0, "text": "", "b": [0] * 3})
-    for number, text, numbers in all_values:
-        expected = serialise_attributes({"a": number, "text": text, "b": numbers})
-        assert made.encode([number, *numbers], [text]) == expected
+    made = Integers({"a": 0, "text": "", "b": 0})
+    for number, text, other in all_values:
+        expected = serialise_attributes({"a": number, "text": text, "b": other})
+        assert made.encode([number, other], [text]) == expected
+
+
+def test_caches_of_pieces_are_bounded(monkeypatch):
+    monkeypatch.setattr(pieces, "_MAX_HEADS", 4)
+    heads = TextHeads("key")
+    for number in range(12):
+        text = "ä" * number
+        raw = text.encode()
+        assert heads[len(raw)] + raw == serialise_attributes({"key": text})
+        assert len(heads) <= 4
 
 
 @pytest.mark.parametrize(
     ("integers", "texts"), [([1], ["x"]), ([1, 2, 3], ["x"]), ([1, 2], []), ([1, 2], ["x", "y"])]
 )
 def test_the_integer_template_refuses_another_number_of_values(integers, texts):
-    made = Integers({"a": 0, "text": "", "b": [0]})
-    assert made.encode([1, 2], ["x"]) == serialise_attributes({"a": 1, "text": "x", "b": [2]})
+    made = Integers({"a": 0, "text": "", "b": 0})
+    assert made.encode([1, 2], ["x"]) == serialise_attributes({"a": 1, "text": "x", "b": 2})
     with pytest.raises(ValueError, match="for attributes that hold 2 and 1"):
         made.encode(integers, texts)
 

@@ -23,7 +23,7 @@ from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.spans import blocks
 from whence_server.telemetry.spans.encoder import SpanEncoder
-from whence_server.telemetry.spans.step_attributes import LOWEST_FLOAT32
+from whence_server.telemetry.spans.float32 import LOWEST_FLOAT32, shorten_all
 
 MS = 1_000_000
 
@@ -186,6 +186,8 @@ async def test_a_block_sums_its_steps_up():
     assert attributes(block) == {
         "whence.generation.id": "g",
         "whence.sequence.index": 0,
+        "whence.step.summary": "4 tokens, mean probability 14.3%, least 1.8%; least likely: "
+        "#1003 1.8% at 0/3, #1002 5.0% at 0/2, #1001 13.5% at 0/1",
         "whence.block.first_index": 0,
         "whence.block.last_index": 3,
         "whence.block.num_steps": 4,
@@ -216,6 +218,7 @@ async def test_a_block_has_no_attribute_for_fields_that_no_step_has():
     assert attributes(block).keys() == {
         "whence.generation.id",
         "whence.sequence.index",
+        "whence.step.summary",
         "whence.block.first_index",
         "whence.block.last_index",
         "whence.block.num_steps",
@@ -325,13 +328,11 @@ async def test_arrays_of_any_length_come_back(all_decisions):
         found = attributes(span)
         expected = {
             "whence.candidates.token_ids": list(candidates.token_ids),
-            "whence.candidates.logprobs": list(candidates.logprobs),
-            "whence.candidates.sampling_logprobs": [
-                max(n, LOWEST_FLOAT32) for n in candidates.sampling_logprobs
-            ],
+            "whence.candidates.logprobs": shorten_all(candidates.logprobs),
+            "whence.candidates.sampling_logprobs": shorten_all(candidates.sampling_logprobs),
             "whence.processors.num_kept": list(processors.num_kept),
-            "whence.processors.removed_mass": list(processors.removed_mass),
-            "whence.processors.token_logprobs": list(processors.token_logprobs),
+            "whence.processors.removed_mass": shorten_all(processors.removed_mass),
+            "whence.processors.token_logprobs": shorten_all(processors.token_logprobs),
         }
         arrays = {key: value for key, value in found.items() if isinstance(value, list)}
         assert arrays == {key: value for key, value in expected.items() if value}
@@ -386,6 +387,7 @@ async def test_rounds_of_beam_search_are_spans_beside_the_winners():
     assert len(rounds) == 40
     assert attributes(rounds[3]) == {
         "whence.generation.id": "g",
+        "whence.step.summary": attributes(rounds[3])["whence.step.summary"],
         "whence.beam_round.index": 3,
         "whence.beam_round.num_continuations": 4,
         "whence.beam_round.num_parents": 2,

@@ -25,6 +25,7 @@ from whence_server.config.spelling import (
     parse_host_and_port,
     parse_path,
     parse_permissions,
+    parse_probability,
     parse_progress_seconds,
     parse_seconds,
     parse_stall_seconds,
@@ -215,6 +216,26 @@ class ServeConfig:
         False,
         parse_switch,
         "leave the candidates out of step spans; they are a third of a span's bytes",
+    )
+    no_step_summary: bool = declare_setting(
+        False,
+        parse_switch,
+        "leave the summaries out of spans: the line on each step, block, sequence and generation "
+        "that says in words how its tokens were chosen",
+    )
+    step_span_names: str = declare_setting(
+        "off",
+        accept_choice("off", "token"),
+        "what follows decode_step in a step span's name: off for nothing, token for the token's "
+        "text, or its id where spans carry no text; backends then list an operation for each token",
+        "NAMES",
+    )
+    unlikely_below: float = declare_setting(
+        0.01,
+        parse_probability,
+        "probability under the model below which spans flag a token, and its generation, as "
+        "unlikely; 0 flags none",
+        "P",
     )
     metrics_listen: str = declare_setting(
         "",

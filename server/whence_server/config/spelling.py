@@ -72,6 +72,17 @@ def parse_seconds(text: str) -> float:
     return value
 
 
+def parse_probability(text: str) -> float:
+    """Parse a probability, from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError("expected a probability, a number from 0 to 1")
+    return value
+
+
 def parse_stall_seconds(text: str) -> float:
     """Parse seconds, from 5 on (a heartbeat comes every second), or 0 for never."""
     return _parse_seconds_from(LEAST_STALL_S, text)

@@ -49,6 +49,9 @@ class Batch:
         entries: in order; at least one.
         max_slice_s: time after which a slice ends; the entry under way is completed.
         mark_handled: moves the follower to a position.
+
+    Attributes:
+        entries: all entries of the batch, for handlers that read ahead.
     """
 
     def __init__(
@@ -57,8 +60,8 @@ class Batch:
         max_slice_s: float,
         mark_handled: Callable[[int], None],
     ) -> None:
+        self.entries = entries
         self._mark_handled = mark_handled
-        self._entries = entries
         self._max_slice_s = max_slice_s
         self._next = 0
         self._is_used_up = False
@@ -75,15 +78,15 @@ class Batch:
         """Return the next slice, after other tasks have run."""
         if self._is_used_up:
             await asyncio.sleep(0)
-        if self._next == len(self._entries):
+        if self._next == len(self.entries):
             raise StopAsyncIteration
         return self._take_slice()
 
     def _take_slice(self) -> Iterator[Entry]:
         end = time.perf_counter() + self._max_slice_s
         self._is_used_up = False
-        while self._next < len(self._entries) and not self._is_used_up:
-            yield self._entries[self._next]
+        while self._next < len(self.entries) and not self._is_used_up:
+            yield self.entries[self._next]
             self._next += 1
             self._is_used_up = time.perf_counter() > end
 

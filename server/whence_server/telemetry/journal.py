@@ -1,6 +1,6 @@
 """Protocols by which telemetry reads the journal, one for each use."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from whence_server.domain.entries import Entry, EntryKind
@@ -62,3 +62,23 @@ class CursorStore(Protocol):
 
 class FollowedJournal(GenerationReader, CommittedLog, Protocol):
     """Journal of a follower that also reads the first entries of generations."""
+
+
+class KeptTokens(Protocol):
+    """Vocabulary of a tokenizer."""
+
+    @property
+    def tokens(self) -> Sequence[bytes]:
+        """Bytes of the ids from 0 on; b"" for an id without text."""
+        ...
+
+
+class VocabularyReader(Protocol):
+    """Vocabularies that outlive their models, by the tokenizer's digest."""
+
+    async def find(self, tokenizer_digest: str, position: int) -> KeptTokens | None:
+        """Return the vocabulary for a generation that began at a position of the journal.
+
+        None if it was not kept before that position, so that the answer never changes.
+        """
+        ...

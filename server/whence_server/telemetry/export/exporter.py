@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,10 @@ _NUM_TRIES = 16
 
 class EntryEncoder(Protocol):
     """Encoder of entries as spans or log events."""
+
+    def expect(self, entries: Sequence[Entry]) -> None:
+        """Note the entries that will be encoded next, in order; the encoder may read them ahead."""
+        ...
 
     async def encode(self, entry: Entry) -> list[bytes]:
         """Encode an entry's spans, each as a ScopeSpans message that holds it alone.
@@ -128,6 +133,7 @@ class JournalExporter:
 
     async def handle(self, batch: Batch) -> None:
         """Send the batch's spans in requests of bounded size, and wait for the answers."""
+        self._encoder.expect(batch.entries)
         request: list[bytes] = []
         num_bytes = 0
         async for entries in batch:

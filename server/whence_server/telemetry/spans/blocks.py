@@ -35,11 +35,15 @@ class BlockSpans:
     Args:
         journal: read for earlier steps of a block.
         step_spans: most `decode_step` spans of one generation; None is no bound.
+        summary: put the summary of its steps on each span.
     """
 
-    def __init__(self, journal: GenerationReader, step_spans: int | None) -> None:
+    def __init__(
+        self, journal: GenerationReader, step_spans: int | None, *, summary: bool = True
+    ) -> None:
         self._journal = journal
         self._step_spans = step_spans
+        self._summary = summary
         self._tallies: OrderedDict[tuple[str, int], Tally] = OrderedDict()
 
     async def add(self, origin: Origin, step: Step, offset: int) -> Span | None:
@@ -60,7 +64,7 @@ class BlockSpans:
         if tally is None:
             return None
         if step.index == first_index + STEPS_PER_BLOCK - 1:
-            return _make_block_span(origin, tally)
+            return self._make_span(origin, tally)
         self._keep(key, tally)
         return None
 
@@ -86,7 +90,7 @@ class BlockSpans:
                     origin, sequence_index, last_index, finished_offset
                 )
             if tally is not None:
-                spans.append(_make_block_span(origin, tally))
+                spans.append(self._make_span(origin, tally))
         return spans
 
     def forget(self, generation_id: str) -> None:
@@ -136,6 +140,18 @@ class BlockSpans:
                 self._keep((origin.generation_id, other), tally)
         return wanted
 
+    def _make_span(self, origin: Origin, tally: Tally) -> Span:
+        sequence_index = tally.sequence_index
+        summary = tally.likelihood.summarise(origin.names) if self._summary else None
+        return make_child_span(
+            origin,
+            names.DECODE_BLOCK,
+            origin.ids.get_decode_block_id(sequence_index, tally.first_index),
+            {names.STEP_SUMMARY: summary, **tally.make_attributes()},
+            times=(tally.start, tally.end),
+            parent_span_id=origin.ids.get_decode_id(sequence_index),
+        )
+
     def _keep(self, key: tuple[str, int], tally: Tally) -> None:
         self._tallies[key] = tally
         if len(self._tallies) > _MAX_TALLIES:
@@ -147,15 +163,3 @@ def _sum_up(origin: Origin, newest_first: list[Step]) -> Tally:
     for step in newest_first[-2::-1]:
         tally.add(step)
     return tally
-
-
-def _make_block_span(origin: Origin, tally: Tally) -> Span:
-    sequence_index = tally.sequence_index
-    return make_child_span(
-        origin,
-        names.DECODE_BLOCK,
-        origin.ids.get_decode_block_id(sequence_index, tally.first_index),
-        tally.make_attributes(),
-        times=(tally.start, tally.end),
-        parent_span_id=origin.ids.get_decode_id(sequence_index),
-    )

@@ -1,24 +1,31 @@
 """Encoder of journal entries as spans."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
+from whence.summary import DEFAULT_UNLIKELY_BELOW, Likelihoods
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import BeamRound, GenerationFinished, GenerationStarted
 from whence.v1.occurrence_pb2 import Occurrence
-from whence.v1.step_pb2 import Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     GenerationNotFoundError,
     RecordDamagedError,
 )
 from whence_server.domain.telemetry import ContentCapture
-from whence_server.telemetry.journal import GenerationReader, UnreadableEntryError
+from whence_server.telemetry.journal import (
+    GenerationReader,
+    UnreadableEntryError,
+    VocabularyReader,
+)
+from whence_server.telemetry.spans.ahead import StepsAhead
 from whence_server.telemetry.spans.beams import make_beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import read_sequence_bounds
 from whence_server.telemetry.spans.genai import make_generation_span
+from whence_server.telemetry.spans.likelihoods import LikelihoodBook
 from whence_server.telemetry.spans.occurrences import read_occurrences
 from whence_server.telemetry.spans.origin import Origin, read_origin
 from whence_server.telemetry.spans.phases import make_phase_spans
@@ -30,6 +37,7 @@ from whence_server.telemetry.spans.spans import (
     make_server_span,
 )
 from whence_server.telemetry.spans.steps import StepSpans, count_step_spans
+from whence_server.telemetry.spans.token_names import NameBook
 
 DEFAULT_STEP_SPANS = 1_000
 _MAX_ORIGINS = 4_096
@@ -45,7 +53,11 @@ class SpanEncoder:
         step_spans: most `decode_step` spans of one generation, and most of its `beam_round`
             spans; None is no bound.
         step_candidates: put candidates on the spans of steps.
+        step_summary: put summaries on spans: one line for a person.
+        token_span_names: put the token's name in the name of a step's span.
+        unlikely_below: probability below which a token is flagged as unlikely.
         content: signals that carry prompts, outputs and tokens' texts.
+        vocabularies: texts of tokens for summaries and names; None names tokens by id.
     """
 
     def __init__(
@@ -54,16 +66,38 @@ class SpanEncoder:
         step_spans: int | None = DEFAULT_STEP_SPANS,
         *,
         step_candidates: bool = True,
+        step_summary: bool = True,
+        token_span_names: bool = False,
+        unlikely_below: float = DEFAULT_UNLIKELY_BELOW,
         content: ContentCapture = ContentCapture.NO_CONTENT,
+        vocabularies: VocabularyReader | None = None,
     ) -> None:
         self._journal = journal
         self._step_spans = step_spans
         self._content = content.on_spans
-        self._steps = StepSpans(candidates=step_candidates, text=content.on_spans)
-        self._blocks = BlockSpans(journal, step_spans)
+        # Imported here: only a process that exports spans needs numpy.
+        from whence_server.telemetry.spans.float32 import shorten_all
+
+        self._summary = step_summary
         self._origins: OrderedDict[str, Origin | None] = OrderedDict()
+        self._ahead = StepsAhead(shorten_all, self._origins, candidates=step_candidates)
+        self._steps = StepSpans(
+            shorten_all,
+            candidates=step_candidates,
+            text=content.on_spans,
+            summary=step_summary,
+            token_names=token_span_names,
+            unlikely_below=unlikely_below,
+        )
+        self._blocks = BlockSpans(journal, step_spans, summary=step_summary)
+        self._likelihoods = LikelihoodBook(journal, unlikely_below)
+        self._names = NameBook(vocabularies if content.on_spans else None)
         self._without_occurrences: set[str] = set()
         """Generations whose start was encoded here, and no occurrence since."""
+
+    def expect(self, entries: Sequence[Entry]) -> None:
+        """Note the entries that will be encoded next, in order, so that steps are read ahead."""
+        self._ahead.expect(entries)
 
     async def encode(self, entry: Entry) -> list[bytes]:
         """Encode an entry's spans, each as a ScopeSpans message that holds it alone.
@@ -74,20 +108,21 @@ class SpanEncoder:
             UnreadableEntryError: the payload is not a message of the entry's kind.
         """
         try:
-            if entry.kind is EntryKind.STEP:
-                return await self._encode_step(entry)
-            if entry.kind is EntryKind.BEAM_ROUND:
-                return await self._encode_beam_round(entry)
-            if entry.kind is EntryKind.FINISHED:
-                return await self._encode_finished(entry)
-            if entry.kind is EntryKind.CALL:
-                return self._encode_call(entry)
-            if entry.kind is EntryKind.STARTED and entry.payload:
-                started = GenerationStarted.FromString(entry.payload)
-                self._remember(entry.generation_id, read_origin(started))
-                self._without_occurrences.add(entry.generation_id)
-            if entry.kind is EntryKind.OCCURRENCE:
-                self._without_occurrences.discard(entry.generation_id)
+            if entry.kind is not EntryKind.STEP:
+                return await self._encode_other(entry)
+            # In this coroutine, because another one would take time at every step.
+            origin = self._origins.get(entry.generation_id)
+            if origin is None:
+                origin = await self._find_origin(entry.generation_id)
+            if origin is None or not origin.sampled or not entry.payload:
+                return []
+            read = self._ahead.read(entry)
+            step = read[0]
+            self._likelihoods.add(entry.generation_id, step)
+            if step.index < count_step_spans(origin, step.sequence_index, self._step_spans):
+                return [self._steps.encode(origin, read)]
+            block = await self._blocks.add(origin, step, entry.offset)
+            return [] if block is None else [encode_span(block)]
         except GenerationNotFoundError:  # deleted since the entry was read
             return []
         except (DecodeError, ValueError, RecordDamagedError) as error:
@@ -95,25 +130,34 @@ class SpanEncoder:
                 f"entry {entry.position} (generation {entry.generation_id!r}, "
                 f"{entry.kind.name}) cannot be made into spans: {error}"
             ) from error
-        if entry.kind is EntryKind.DELETED:
-            self._origins.pop(entry.generation_id, None)
-            self._without_occurrences.discard(entry.generation_id)
-            self._blocks.forget(entry.generation_id)
-        return []
 
     def describe(self, piece: bytes) -> str:
         """Return a span's ids and name, from the ScopeSpans message that holds it alone."""
         return describe_span(piece)
 
-    async def _encode_step(self, entry: Entry) -> list[bytes]:
-        origin = await self._find_origin(entry.generation_id)
-        if origin is None or not origin.sampled or not entry.payload:
-            return []
-        step = Step.FromString(entry.payload)
-        if step.index >= count_step_spans(origin, step.sequence_index, self._step_spans):
-            block = await self._blocks.add(origin, step, entry.offset)
-            return [] if block is None else [encode_span(block)]
-        return [self._steps.encode(origin, step)]
+    async def _encode_other(self, entry: Entry) -> list[bytes]:
+        match entry.kind:
+            case EntryKind.BEAM_ROUND:
+                return await self._encode_beam_round(entry)
+            case EntryKind.FINISHED:
+                return await self._encode_finished(entry)
+            case EntryKind.CALL:
+                return self._encode_call(entry)
+            case EntryKind.STARTED if entry.payload:
+                started = GenerationStarted.FromString(entry.payload)
+                origin = await self._read_origin(started, entry.position)
+                self._remember(entry.generation_id, origin)
+                self._without_occurrences.add(entry.generation_id)
+                if origin.sampled:
+                    self._likelihoods.begin(entry.generation_id)
+            case EntryKind.OCCURRENCE:
+                self._without_occurrences.discard(entry.generation_id)
+            case EntryKind.DELETED:
+                self._origins.pop(entry.generation_id, None)
+                self._without_occurrences.discard(entry.generation_id)
+                self._blocks.forget(entry.generation_id)
+                self._likelihoods.forget(entry.generation_id)
+        return []
 
     async def _encode_beam_round(self, entry: Entry) -> list[bytes]:
         origin = await self._find_origin(entry.generation_id)
@@ -122,7 +166,7 @@ class SpanEncoder:
         beam_round = BeamRound.FromString(entry.payload)
         if self._step_spans is not None and beam_round.index >= self._step_spans:
             return []
-        span = make_beam_round_span(origin, beam_round)
+        span = make_beam_round_span(origin, beam_round, summary=self._summary)
         return [] if span is None else [encode_span(span)]
 
     async def _encode_finished(self, entry: Entry) -> list[bytes]:
@@ -140,12 +184,20 @@ class SpanEncoder:
             entry.offset,
             results.keys() | range(origin.num_sequences),
         )
+        counted = await self._likelihoods.finish(entry.generation_id, bounds, entry.offset)
         decodes = [
-            make_decode_span(origin, bound, results.get(index), self._step_spans)
+            make_decode_span(
+                origin,
+                bound,
+                results.get(index),
+                self._step_spans,
+                self._summarise(origin, Likelihoods([counted[index]])),
+            )
             for index, bound in bounds.items()
         ]
         blocks = await self._blocks.make_rest(origin, bounds, entry.offset)
         phases = make_phase_spans(origin, finished, decodes)
+        likelihoods = Likelihoods(counted.values())
         events = make_generation_events(
             started,
             finished,
@@ -161,6 +213,8 @@ class SpanEncoder:
             (*phases, *decodes),
             events=events,
             content=self._content,
+            likelihoods=likelihoods,
+            summary=self._summarise(origin, likelihoods),
         )
         return [encode_span(span) for span in (parent, *phases, *decodes, *blocks)]
 
@@ -169,6 +223,9 @@ class SpanEncoder:
         if finished.generation_id in self._without_occurrences:
             return []
         return await read_occurrences(self._journal, finished)
+
+    def _summarise(self, origin: Origin, likelihoods: Likelihoods) -> str | None:
+        return likelihoods.summarise(origin.names) if self._summary else None
 
     def _encode_call(self, entry: Entry) -> list[bytes]:
         if not entry.payload:
@@ -183,12 +240,18 @@ class SpanEncoder:
             origins.move_to_end(generation_id)
             return origins[generation_id]
         try:
-            started = await read_started(self._journal, generation_id)
-            origin = None if started is None else read_origin(started)
+            entry = await _read_start(self._journal, generation_id)
+            origin = None
+            if entry is not None:
+                started = GenerationStarted.FromString(entry.payload)
+                origin = await self._read_origin(started, entry.position)
         except (DecodeError, ValueError):
             origin = None
         self._remember(generation_id, origin)
         return origin
+
+    async def _read_origin(self, started: GenerationStarted, position: int) -> Origin:
+        return read_origin(started, await self._names.find(started.tokenizer_digest, position))
 
     def _remember(self, generation_id: str, origin: Origin | None) -> None:
         self._origins[generation_id] = origin
@@ -203,10 +266,14 @@ async def read_started(journal: GenerationReader, generation_id: str) -> Generat
     Raises:
         DecodeError: the payload is no GenerationStarted.
     """
+    entry = await _read_start(journal, generation_id)
+    return None if entry is None else GenerationStarted.FromString(entry.payload)
+
+
+async def _read_start(journal: GenerationReader, generation_id: str) -> Entry | None:
+    """Read the entry of a generation's start; None if it was deleted."""
     try:
         entries = await journal.read(generation_id, 0, 1, _STARTED)
     except GenerationNotFoundError:
         return None
-    if not entries or not entries[0].payload:
-        return None
-    return GenerationStarted.FromString(entries[0].payload)
+    return entries[0] if entries and entries[0].payload else None

@@ -3,6 +3,8 @@
 The GenAI conventions define a log record, and not an event of the span.
 """
 
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_DEBUG, LogRecord, ScopeLogs
@@ -34,6 +36,9 @@ class EventEncoder:
     def __init__(self, journal: GenerationReader, content: ContentCapture) -> None:
         self._journal = journal
         self._content = content
+
+    def expect(self, entries: Sequence[Entry]) -> None:
+        """Ignore the entries that will be encoded next."""
 
     async def encode(self, entry: Entry) -> list[bytes]:
         """Encode an entry's events, each as a ScopeLogs message that holds it alone.

@@ -1,10 +1,10 @@
 """GenAI span: one generation, with the attributes of the GenAI conventions."""
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from whence.summary import Likelihoods, shorten_float32
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.spans import names
@@ -34,6 +34,8 @@ def make_generation_span(
     *,
     events: Sequence[Span.Event] = (),
     content: bool = False,
+    likelihoods: Likelihoods | None = None,
+    summary: str | None = None,
 ) -> Span:
     """Make the GenAI span, from the request's arrival to the end of its last child or event.
 
@@ -45,6 +47,8 @@ def make_generation_span(
         children: the span's direct children.
         events: the span's events in order of time; that of a failure is added.
         content: put the prompt and the outputs on the span.
+        likelihoods: probabilities of all its steps; None leaves them out.
+        summary: the summary of its steps; None leaves it out.
     """
     end = max(
         finished.end_time.ToNanoseconds(),
@@ -53,6 +57,9 @@ def make_generation_span(
         *(event.time_unix_nano for event in events),
     )
     attributes = make_generation_attributes(started, finished, bounds)
+    attributes[names.STEP_SUMMARY] = summary
+    if likelihoods is not None:
+        attributes |= _make_likelihood_attributes(likelihoods)
     if content:
         attributes |= {
             names.GEN_AI_INPUT_MESSAGES: serialise_messages(make_input_messages(started)),
@@ -127,20 +134,24 @@ def _make_request_attributes(started: GenerationStarted) -> dict[str, AttributeV
     if decoding.HasField("sample"):
         sample = decoding.sample
         attributes |= {
-            names.GEN_AI_REQUEST_TEMPERATURE: _round_as_written(sample.temperature),
+            names.GEN_AI_REQUEST_TEMPERATURE: shorten_float32(sample.temperature),
             names.GEN_AI_REQUEST_TOP_K: sample.top_k,
-            names.GEN_AI_REQUEST_TOP_P: _round_as_written(sample.top_p),
+            names.GEN_AI_REQUEST_TOP_P: shorten_float32(sample.top_p),
             names.GEN_AI_REQUEST_SEED: sample.seed if sample.seed <= MAX_INT64 else None,
             names.DECODING_SEED: str(sample.seed),
         }
     return attributes
 
 
-def _round_as_written(value: float) -> float:
-    """Return the shortest decimal with a float32's bits: 0.8, and not 0.800000011920929."""
-    stored = struct.pack("f", value)
-    written = (float(f"{value:.{num_digits}g}") for num_digits in range(6, 9))
-    return next((number for number in written if struct.pack("f", number) == stored), value)
+def _make_likelihood_attributes(likelihoods: Likelihoods) -> dict[str, AttributeValue | None]:
+    least = likelihoods.least_likely
+    return {
+        names.GENERATION_UNLIKELY: True if likelihoods.num_unlikely else None,
+        names.GENERATION_NUM_UNLIKELY: likelihoods.num_unlikely,
+        names.GENERATION_LEAST_LIKELY_SEQUENCE: None if least is None else least.sequence_index,
+        names.GENERATION_LEAST_LIKELY_INDEX: None if least is None else least.step_index,
+        names.GENERATION_LEAST_LIKELY_PROBABILITY: likelihoods.least_probability,
+    }
 
 
 def _make_response_attributes(

@@ -22,6 +22,9 @@ class SpanKind(IntEnum):
     BEAM_ROUND = 7
 
 
+_DECODE_STEP = int(SpanKind.DECODE_STEP)
+
+
 class SpanIds:
     """Ids of one generation's spans.
 
@@ -52,7 +55,11 @@ class SpanIds:
 
     def get_decode_step_id(self, sequence_index: int, index: int) -> bytes:
         """Return the id of a `decode_step` span."""
-        return self._digest(SpanKind.DECODE_STEP, sequence_index, index)
+        # As `_digest` does, with the kind as a plain integer: this is computed for every step.
+        digest = self._begun.copy()
+        digest.update(_SUFFIX.pack(_DECODE_STEP, sequence_index, index))
+        span_id = digest.digest()[:8]
+        return _NEVER_ZERO if span_id == _ZERO else span_id
 
     def get_queue_id(self) -> bytes:
         """Return the `queue` span's id."""

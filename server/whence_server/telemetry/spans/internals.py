@@ -16,7 +16,7 @@ _MAX_HEADS = 4_096
 _DOUBLE_BYTES = 8
 
 
-def encode_internals(step: Step) -> bytes:
+def encode_internals(step: Step, shorten_all: Callable[[Sequence[float]], list[float]]) -> bytes:
     """Serialise a step's `internals` as attributes of a Span message.
 
     The bytes are joined by hand, because building the messages takes several times as long for
@@ -24,16 +24,18 @@ def encode_internals(step: Step) -> bytes:
 
     Args:
         step: a step with `internals`; its absent fields make no attributes.
+        shorten_all: returns float32 values with the fewest digits.
     """
     internals = step.internals
     attributes = [
         _encode_integers(names.SOURCE_POSITIONS, internals.source_positions[:]),
-        _encode_doubles(names.SOURCE_SHARES, internals.source_shares[:]),
-        _encode_doubles(names.LAYER_SHARES, internals.layer_shares[:]),
+        _encode_doubles(names.SOURCE_SHARES, shorten_all(internals.source_shares[:])),
+        _encode_doubles(names.LAYER_SHARES, shorten_all(internals.layer_shares[:])),
         _encode_integers(names.LAYER_LEADER_TOKEN_IDS, _list_leaders(step)),
     ]
     if internals.HasField("self_share"):
-        attributes.append(_SELF_SHARE + struct.pack("<d", internals.self_share))
+        self_share = shorten_all((internals.self_share,))[0]
+        attributes.append(_SELF_SHARE + struct.pack("<d", self_share))
     return b"".join(attributes)
 
 

@@ -29,7 +29,8 @@ DECODE: Final = "decode"
 """One for each returned sequence: from its first step to its last."""
 DECODE_STEP: Final = "decode_step"
 """One token: the forward pass that predicted it, and its choice. A sequence's first token comes
-of the prompt's own forward pass, which `prefill` stands for: its span is the choice alone."""
+of the prompt's own forward pass, which `prefill` stands for: its span is the choice alone. With
+`--step-span-names token` the token's name follows."""
 DECODE_BLOCK: Final = "decode_block"
 """Consecutive tokens, at most `blocks.STEPS_PER_BLOCK`, beyond those that have spans."""
 
@@ -55,7 +56,8 @@ MAX_DURATION_PASSED: Final = "whence.generation.max_duration_passed"
 SEQUENCE_STOPPED: Final = "whence.sequence.stopped"
 """A sequence ended with an end-of-sequence token, a stop token or a stop string."""
 OPERATION_DETAILS: Final = "gen_ai.client.inference.operation.details"
-"""A log record: the GenAI span's attributes and the content, where that is wanted."""
+"""A log record: the GenAI span's attributes without those that are counted over its steps, and the
+content, where that is wanted."""
 
 # ---- on the SERVER span: from Call ----
 
@@ -171,6 +173,25 @@ GenerationStarted.unavailable."""
 LABEL_PREFIX: Final = "whence.label."
 """Followed by a label's key: GenerationStarted.labels."""
 
+GENERATION_UNLIKELY: Final = "whence.generation.unlikely"
+"""True if a token of the generation was unlikely; absent otherwise, for searches by equality."""
+GENERATION_NUM_UNLIKELY: Final = "whence.generation.num_unlikely"
+"""Number of tokens below `--unlikely-below`, over all sequences: Step.logprob."""
+GENERATION_LEAST_LIKELY_SEQUENCE: Final = "whence.generation.least_likely_sequence"
+"""Step.sequence_index of the token with the lowest Step.logprob, of several the first; absent like
+the next two if no step has a logprob."""
+GENERATION_LEAST_LIKELY_INDEX: Final = "whence.generation.least_likely_index"
+"""Step.index of that token."""
+GENERATION_LEAST_LIKELY_PROBABILITY: Final = "whence.generation.least_likely_probability"
+"""Its probability under the model, in the digits of a float32."""
+
+# ---- on every span that stands for steps: the GenAI span, `decode`, `decode_block`, `decode_step`
+# ---- and `beam_round`
+
+STEP_SUMMARY: Final = "whence.step.summary"
+"""One line for a person, made by `whence.summary` from the recorded messages. Content only as far
+as it names tokens by their text, which is where spans may carry text."""
+
 # ---- on the GenAI span's events: from Occurrence, the steps and SequenceResult ----
 
 GENERATION_NUM_STEPS: Final = "whence.generation.num_steps"
@@ -263,6 +284,8 @@ TOKEN_LOGPROB: Final = "whence.token.logprob"  # noqa: S105 - an attribute's nam
 """Under the model's own distribution: Step.logprob."""
 TOKEN_SAMPLING_LOGPROB: Final = "whence.token.sampling_logprob"  # noqa: S105 - an attribute's name
 """Under the distribution drawn from: Step.sampling_logprob."""
+TOKEN_UNLIKELY: Final = "whence.token.unlikely"  # noqa: S105 - an attribute's name
+"""True if the token's probability under the model is below `--unlikely-below`; absent otherwise."""
 TOKEN_RANK: Final = "whence.token.rank"  # noqa: S105 - an attribute's name
 """Number of tokens that the model held more likely: Step.rank."""
 DRAW_NOISE: Final = "whence.draw.noise"

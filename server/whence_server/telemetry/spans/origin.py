@@ -1,7 +1,8 @@
 """Place of a generation in its trace: the fields of its start that every span needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from whence.summary import TokenNames, name_by_id
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.spans.ids import SpanIds, parse_hex_id
@@ -22,12 +23,13 @@ class Origin:
     trace_state: str
     start_time_ns: int
     num_sequences: int
+    sampled: bool
+    """True if the generation has spans."""
     ids: SpanIds
-
-    @property
-    def sampled(self) -> bool:
-        """True if the generation has spans."""
-        return bool(self.trace_flags & SAMPLED)
+    strategy: str
+    """Name of Decoding.strategy."""
+    names: TokenNames = field(compare=False)
+    """Names of its tokens, shared by all generations of a tokenizer."""
 
     @property
     def span_flags(self) -> int:
@@ -35,8 +37,12 @@ class Origin:
         return self.trace_flags | HAS_IS_REMOTE
 
 
-def read_origin(started: GenerationStarted) -> Origin:
+def read_origin(started: GenerationStarted, names: TokenNames = name_by_id) -> Origin:
     """Read a generation's place in its trace from its start.
+
+    Args:
+        started: the start.
+        names: names of the generation's tokens.
 
     Raises:
         ValueError: the trace id or the span id is not a W3C id.
@@ -50,5 +56,8 @@ def read_origin(started: GenerationStarted) -> Origin:
         trace_state=started.trace_state,
         start_time_ns=started.start_time.ToNanoseconds(),
         num_sequences=started.effective_decoding.num_return_sequences or 1,
+        sampled=bool(started.trace_flags & SAMPLED),
         ids=SpanIds(trace_id, started.generation_id),
+        strategy=started.effective_decoding.WhichOneof("strategy") or "",
+        names=names,
     )

@@ -12,6 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 
+_MAX_HEADS = 4_096
+
 # A number whose bytes do not occur in keys, tags or lengths.
 _MARK = -1.2345678901234567e-300
 _MARK_BYTES = struct.pack("<d", _MARK)
@@ -55,6 +57,27 @@ class Integers:
         for value, text in zip(self._texts, texts):  # noqa: B905
             value.string_value = text
         return self._span.SerializeToString()
+
+
+class TextHeads(dict[int, bytes]):
+    """Cache of the bytes before an attribute's text, by the length of the text in UTF-8.
+
+    Args:
+        key: key of the attribute.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key = key
+
+    def __missing__(self, num_bytes: int) -> bytes:
+        """Make and cache the bytes before a text."""
+        if len(self) >= _MAX_HEADS:
+            self.clear()
+        text = "x" * num_bytes
+        whole = serialise_attributes({self._key: text})
+        made = self[num_bytes] = whole[: len(whole) - num_bytes]
+        return made
 
 
 class Doubles:

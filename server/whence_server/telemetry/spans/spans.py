@@ -5,6 +5,7 @@ The spans are pure functions of journalled messages, so that a span sent twice i
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
+from whence.summary import shorten_float32
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import SequenceResult
 from whence_server.domain.tracing import SAMPLED
@@ -80,6 +81,7 @@ def make_decode_span(
     bounds: SequenceBounds,
     result: SequenceResult | None,
     step_spans: int | None,
+    summary: str | None = None,
 ) -> Span:
     """Make a sequence's `decode` span, which covers all of its steps.
 
@@ -88,6 +90,7 @@ def make_decode_span(
         bounds: the sequence's first and last step.
         result: the sequence's result, if it is known.
         step_spans: most `decode_step` spans of the generation; None is no bound.
+        summary: the summary of its steps; None leaves it out.
     """
     first, last = bounds
     first_start, first_end = compute_step_interval(origin.start_time_ns, first.index, first.timing)
@@ -95,6 +98,7 @@ def make_decode_span(
     num_steps = last.index + 1
     num_own = min(num_steps, count_step_spans(origin, first.sequence_index, step_spans))
     attributes: dict[str, AttributeValue | None] = {
+        names.STEP_SUMMARY: summary,
         names.SEQUENCE_INDEX: first.sequence_index,
         names.DECODE_NUM_STEPS: num_steps,
         names.DECODE_NUM_STEP_SPANS: num_own,
@@ -103,8 +107,12 @@ def make_decode_span(
     if result is not None:
         attributes |= {
             names.GENERATION_FINISH_REASON: get_reason_name(result.finish_reason),
-            names.SEQUENCE_LOGPROB: result.logprob if result.HasField("logprob") else None,
-            names.SEQUENCE_SCORE: result.score if result.HasField("score") else None,
+            names.SEQUENCE_LOGPROB: shorten_float32(result.logprob)
+            if result.HasField("logprob")
+            else None,
+            names.SEQUENCE_SCORE: shorten_float32(result.score)
+            if result.HasField("score")
+            else None,
         }
     return make_child_span(
         origin,

@@ -1,30 +1,26 @@
 """Serialised attributes of a step's span: the longest part of the hot path."""
 
-import math
-from collections.abc import Sequence
 from itertools import compress
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from google.protobuf.message import Message
-
-from whence.v1.step_pb2 import Candidates, Step
+from whence.summary import TokenNames, compute_unlikely_limit, describe_choice
 from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
-from whence_server.telemetry.spans.pieces import Doubles, Integers
-
-LOWEST_FLOAT32 = -(2 - 2**-23) * 2.0**127
-"""Replacement of -inf among the candidates: many backends cannot store infinities."""
+from whence_server.telemetry.spans.ahead import NUM_SCALARS, ReadStep
+from whence_server.telemetry.spans.pieces import (
+    Doubles,
+    Integers,
+    TextHeads,
+    serialise_attributes,
+)
 
 _MAX_FORMS = 256
 
-_STEP_OPTIONALS = (
+# Fields that may be absent, in the order of a shape.
+_OPTIONALS = (
     *("token_id", "rank", "logprob", "sampling_logprob", "entropy", "sampling_entropy"),
-    *("draw", "candidates", "processors"),
+    *("draw", "runner_up_token_id", "margin"),
 )
-_DRAW_OPTIONALS = ("runner_up_token_id", "margin")
-_OPTIONALS = (*_STEP_OPTIONALS, *_DRAW_OPTIONALS)
-_HAS_CANDIDATES = _OPTIONALS.index("candidates")
-_HAS_PROCESSORS = _OPTIONALS.index("processors")
 
 # Attributes in the order of `StepAttributes.encode` and of the span, each with the optional field
 # that it needs; None: it is always present.
@@ -54,8 +50,11 @@ _DOUBLE_ARRAYS = (
     names.PROCESSOR_TOKEN_LOGPROBS,
 )
 
-_Shape: TypeAlias = tuple[tuple[bool, ...], int, int, int, int, int, int]
-"""Presence of each optional field, and length of each array."""
+_Shape: TypeAlias = tuple[int, ...]
+"""Presence of each optional field, then the length of each array."""
+
+_NONE: list[Any] = []
+_UNLIKELY = serialise_attributes({names.TOKEN_UNLIKELY: True})
 
 
 class StepAttributes:
@@ -64,55 +63,75 @@ class StepAttributes:
     Args:
         candidates: include the step's candidates.
         text: include the token's text.
+        summary: include the summary.
+        unlikely_below: probability below which a token is flagged as unlikely.
     """
 
-    def __init__(self, *, candidates: bool, text: bool) -> None:
+    def __init__(
+        self,
+        *,
+        candidates: bool,
+        text: bool,
+        summary: bool,
+        unlikely_below: float,
+    ) -> None:
         self._candidates = candidates
         self._text = text
+        self._summary = TextHeads(names.STEP_SUMMARY) if summary else None
+        self._unlikely_limit = compute_unlikely_limit(unlikely_below)
         self._forms: dict[_Shape, _Form] = {}
 
-    def encode(self, step: Step) -> bytes:
-        """Serialise a step's attributes as fields of a Span message."""
+    def encode(self, read: ReadStep, token_names: TokenNames, strategy: str) -> bytes:
+        """Serialise a step's attributes as fields of a Span message.
+
+        Args:
+            read: the step.
+            token_names: names of the generation's tokens, for the summary.
+            strategy: name of Decoding.strategy.
+        """
+        step, arrays, doubles = read
         draw, timing = step.draw, step.timing
-        # Typed as Message, because a generated HasField accepts only literal names.
-        any_step: Message = step
-        any_draw: Message = draw
-        present = (
-            *map(any_step.HasField, _STEP_OPTIONALS),
-            *map(any_draw.HasField, _DRAW_OPTIONALS),
-        )
-        integers = [
-            step.index,
-            timing.batch_size,
-            timing.context_length,
-            timing.forward_ns,
-            timing.select_ns,
-            step.token_id,
-            step.rank,
-            draw.runner_up_token_id,
-        ]
-        doubles = [
-            step.logprob,
-            step.sampling_logprob,
-            step.entropy,
-            step.sampling_entropy,
-            draw.noise,
-            draw.margin,
-        ]
-        token_ids: Sequence[int] = ()
-        num_kept: Sequence[int] = ()
-        logprobs: Sequence[float] = ()
-        sampling_logprobs: Sequence[float] = ()
-        removed_mass: Sequence[float] = ()
-        token_logprobs: Sequence[float] = ()
-        if self._candidates and present[_HAS_CANDIDATES]:
-            token_ids, logprobs, sampling_logprobs = _read_candidates(step.candidates)
-        if present[_HAS_PROCESSORS]:
-            effects = step.processors
-            num_kept = effects.num_kept[:]
-            removed_mass, token_logprobs = effects.removed_mass[:], effects.token_logprobs[:]
+        token_ids, logprobs, sampling_logprobs, num_kept, removed_mass, token_logprobs = arrays
+        token_id, rank, runner_up = step.token_id, step.rank, draw.runner_up_token_id
+        logprob, sampling_logprob, margin = step.logprob, step.sampling_logprob, draw.margin
+        # A value that is not zero is present: asking the message takes longer.
+        has_id = token_id != 0 or step.HasField("token_id")
+        has_rank = rank != 0 or step.HasField("rank")
+        has_logprob = logprob != 0 or step.HasField("logprob")
+        has_sampling_logprob = sampling_logprob != 0 or step.HasField("sampling_logprob")
+        has_draw = doubles[4] != 0 or step.HasField("draw")
+        has_runner_up = runner_up != 0 or draw.HasField("runner_up_token_id")
+        has_margin = margin != 0 or draw.HasField("margin")
+        summary = summary_head = b""
+        if self._summary is not None:
+            line = describe_choice(
+                token_names,
+                strategy,
+                token_id if has_id else None,
+                logprob if has_logprob else None,
+                sampling_logprob if has_sampling_logprob else None,
+                rank if has_rank else None,
+                num_kept,
+                token_ids,
+                logprobs,
+                margin if has_margin else None,
+                runner_up if has_runner_up else None,
+                drawn=has_draw,
+            )
+            summary = line.encode()
+            summary_head = self._summary[len(summary)]
+        if not self._candidates:
+            token_ids = logprobs = _NONE
         shape = (
-            present,
+            has_id,
+            has_rank,
+            has_logprob,
+            has_sampling_logprob,
+            doubles[2] != 0 or step.HasField("entropy"),
+            doubles[3] != 0 or step.HasField("sampling_entropy"),
+            has_draw,
+            has_runner_up,
+            has_margin,
             len(token_ids),
             len(num_kept),
             len(logprobs),
@@ -121,17 +140,30 @@ class StepAttributes:
             len(token_logprobs),
         )
         form = self._forms.get(shape) or self._add_form(shape)
+        integers = [
+            step.index,
+            timing.batch_size,
+            timing.context_length,
+            timing.forward_ns,
+            timing.select_ns,
+            token_id,
+            rank,
+            runner_up,
+        ]
         if form.lacks_some:
             integers = [*compress(integers, form.has_integers)]
-            doubles = [*compress(doubles, form.has_doubles)]
+            doubles[:NUM_SCALARS] = compress(doubles[:NUM_SCALARS], form.has_doubles)
         integers += token_ids
         integers += num_kept
-        doubles += logprobs
-        doubles += sampling_logprobs
-        doubles += removed_mass
-        doubles += token_logprobs
-        texts = (step.text,) if self._text else ()
-        return form.integers.encode(integers, texts) + form.doubles.encode(doubles)
+        return b"".join(
+            (
+                summary_head,
+                summary,
+                _UNLIKELY if logprob < self._unlikely_limit else b"",
+                form.integers.encode(integers, (step.text,) if self._text else ()),
+                form.doubles.encode(doubles),
+            )
+        )
 
     def _add_form(self, shape: _Shape) -> "_Form":
         if len(self._forms) >= _MAX_FORMS:
@@ -139,13 +171,6 @@ class StepAttributes:
             self._forms.clear()
         form = self._forms[shape] = _make_form(shape, text=self._text)
         return form
-
-
-def _read_candidates(candidates: Candidates) -> tuple[list[int], list[float], list[float]]:
-    sampling_logprobs = candidates.sampling_logprobs[:]
-    if -math.inf in sampling_logprobs:
-        sampling_logprobs = [LOWEST_FLOAT32 if n == -math.inf else n for n in sampling_logprobs]
-    return candidates.token_ids[:], candidates.logprobs[:], sampling_logprobs
 
 
 class _Form(NamedTuple):
@@ -162,8 +187,8 @@ class _Form(NamedTuple):
 
 
 def _make_form(shape: _Shape, *, text: bool) -> _Form:
-    present, *lengths = shape
-    there = {None, *compress(_OPTIONALS, present)}
+    there = {None, *compress(_OPTIONALS, shape)}
+    lengths = shape[len(_OPTIONALS) :]
     lengths_of = dict(zip((*_INTEGER_ARRAYS, *_DOUBLE_ARRAYS), lengths, strict=True))
     has_integers = [field in there for field in _INTEGERS.values()]
     has_doubles = [field in there for field in _DOUBLES.values()]

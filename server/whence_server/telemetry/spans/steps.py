@@ -1,14 +1,17 @@
 """`decode_step` spans, one for each step: the hot path, some microseconds for a span."""
 
 import struct
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
-from whence.v1.step_pb2 import Step, StepTiming
+from whence.summary import DEFAULT_UNLIKELY_BELOW, ID_PREFIX
+from whence.v1.step_pb2 import StepTiming
 from whence_server.telemetry.otlp.attributes import AttributeValue
-from whence_server.telemetry.otlp.wire import FIXED64, Heads, make_tag
+from whence_server.telemetry.otlp.wire import FIXED64, Heads, encode_length_delimited, make_tag
 from whence_server.telemetry.spans import names
+from whence_server.telemetry.spans.ahead import ReadStep
 from whence_server.telemetry.spans.ids import SpanIds
 from whence_server.telemetry.spans.internals import encode_internals
 from whence_server.telemetry.spans.origin import Origin
@@ -19,6 +22,7 @@ SIBLING_GAP_NS = 1_000
 """Gap between siblings in nanoseconds: Jaeger does not show siblings that touch."""
 
 _MAX_FRAMES = 4_096
+_MAX_NAMES = 65_536
 # A span begins with the trace id (16 bytes) and the span id (8), each after a tag and a length.
 _ID_BEGIN, _ID_END = 20, 28
 _START_TAG = make_tag(Span.START_TIME_UNIX_NANO_FIELD_NUMBER, FIXED64)
@@ -39,10 +43,14 @@ def compute_step_interval(start_time_ns: int, index: int, timing: StepTiming) ->
         index: the step's index in its sequence.
         timing: the step's timing.
     """
+    # Without max(), which takes longer than the rest: this is computed for every step.
     end = start_time_ns + timing.elapsed_ns
     lasted_ns = timing.select_ns if index == 0 else timing.forward_ns + timing.select_ns
-    start = max(end - max(lasted_ns, 2 * SIBLING_GAP_NS) + SIBLING_GAP_NS, start_time_ns)
-    return start, max(end, start + SIBLING_GAP_NS)
+    lasted_ns = max(lasted_ns, 2 * SIBLING_GAP_NS)
+    start = end - lasted_ns + SIBLING_GAP_NS
+    start = max(start, start_time_ns)
+    least = start + SIBLING_GAP_NS
+    return start, max(least, end)
 
 
 def count_step_spans(origin: Origin, sequence_index: int, step_spans: int | None) -> int:
@@ -70,35 +78,65 @@ class StepSpans:
     set of present fields. The bytes equal those of a serialised opentelemetry-proto message.
 
     Args:
+        shorten_all: returns float32 values with the fewest digits.
         candidates: put the step's candidates on its span.
         text: put the token's text on its span.
+        summary: put the step's summary on its span.
+        token_names: put the token's name in the span's name.
+        unlikely_below: probability below which a token is flagged as unlikely.
     """
 
-    def __init__(self, *, candidates: bool = True, text: bool = False) -> None:
-        self._attributes = StepAttributes(candidates=candidates, text=text)
+    def __init__(
+        self,
+        shorten_all: Callable[[Sequence[float]], list[float]],
+        *,
+        candidates: bool = True,
+        text: bool = False,
+        summary: bool = True,
+        token_names: bool = False,
+        unlikely_below: float = DEFAULT_UNLIKELY_BELOW,
+    ) -> None:
+        self._shorten_all = shorten_all
+        self._attributes = StepAttributes(
+            candidates=candidates,
+            text=text,
+            summary=summary,
+            unlikely_below=unlikely_below,
+        )
+        self._names = _NameFields() if token_names else None
         self._frames: dict[tuple[SpanIds, int], _Frame] = {}
 
-    def encode(self, origin: Origin, step: Step) -> bytes:
+    def encode(self, origin: Origin, read: ReadStep) -> bytes:
         """Serialise the step's span as a ScopeSpans message that holds it alone.
+
+        Args:
+            origin: the generation's place in its trace.
+            read: the step.
 
         Raises:
             ValueError: its times are negative or exceed 64 bits.
         """
+        step = read[0]
         ids, sequence_index, index = origin.ids, step.sequence_index, step.index
         frame = self._frames.get((ids, sequence_index)) or self._add_frame(origin, sequence_index)
         start, end = compute_step_interval(origin.start_time_ns, index, step.timing)
         if not 0 <= start < end < 1 << 64:
             raise ValueError(f"a span cannot last from {start} to {end} ns: times have 64 bits")
+        name = _PLAIN_NAME
+        if self._names is not None and step.HasField("token_id"):
+            name = self._names[origin.names(step.token_id)]
+        before_id, after_id, attributes, flags = frame
         span = b"".join(
             (
-                frame.before_id,
+                before_id,
                 ids.get_decode_step_id(sequence_index, index),
-                frame.after_id,
+                after_id,
+                name,
                 _TIMES(_START_TAG, start, _END_TAG, end),
-                frame.attributes,
-                self._attributes.encode(step),
-                encode_internals(step) if step.HasField("internals") else b"",
-                frame.flags,
+                attributes,
+                self._attributes.encode(read, origin.names, origin.strategy),
+                encode_internals(step, self._shorten_all) if step.HasField("internals") else b"",
+                flags,
             )
         )
         return _SPAN_HEADS[len(span)] + span
@@ -108,6 +146,26 @@ class StepSpans:
             self._frames.clear()
         frame = self._frames[origin.ids, sequence_index] = _make_frame(origin, sequence_index)
         return frame
+
+
+class _NameFields(dict[str, bytes]):
+    """Cache of serialised span names, by the names of their tokens."""
+
+    def __missing__(self, token_name: str) -> bytes:
+        if len(self) >= _MAX_NAMES:
+            self.clear()
+        name = f"{names.DECODE_STEP} {token_name.removeprefix(ID_PREFIX)}"
+        made = self[token_name] = _encode_name(name)
+        return made
+
+
+def _encode_name(name: str) -> bytes:
+    """Serialise a span's name and its kind, which is the next field."""
+    return encode_length_delimited(Span.NAME_FIELD_NUMBER, name.encode()) + _KIND
+
+
+_KIND = Span(kind=Span.SPAN_KIND_INTERNAL).SerializeToString()
+_PLAIN_NAME = _encode_name(names.DECODE_STEP)
 
 
 class _Frame(NamedTuple):
@@ -125,8 +183,6 @@ def _make_frame(origin: Origin, sequence_index: int) -> _Frame:
         span_id=bytes(8),
         trace_state=origin.trace_state,
         parent_span_id=origin.ids.get_decode_id(sequence_index),
-        name=names.DECODE_STEP,
-        kind=Span.SPAN_KIND_INTERNAL,
     ).SerializeToString()
     own: dict[str, AttributeValue] = {
         names.GENERATION_ID: origin.generation_id,

@@ -1,5 +1,6 @@
 """Sums of consecutive steps, for the attributes of their `decode_block` span."""
 
+from whence.summary import Likelihood, Likelihoods, shorten_float32
 from whence.v1.step_pb2 import Step
 from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
@@ -29,6 +30,7 @@ class Tally:
         self._sampling_logprobs: list[float] = []
         self._ranks: list[int] = []
         self._entropies: list[tuple[float, int]] = []
+        self._likelihood = Likelihood()
         self._margins: list[tuple[float, int]] = []
         self._batch_size = self._forward_ns = self._select_ns = 0
         self.add(first)
@@ -39,6 +41,7 @@ class Tally:
         self.last_index = index
         self.end = max(self.end, compute_step_interval(self._start_time_ns, index, timing)[1])
         self._num_steps += 1
+        self._likelihood.add(step)
         self._batch_size += timing.batch_size
         self._forward_ns += timing.forward_ns
         self._select_ns += timing.select_ns
@@ -57,6 +60,11 @@ class Tally:
         if step.draw.HasField("margin"):
             self._margins.append((step.draw.margin, index))
 
+    @property
+    def likelihood(self) -> Likelihoods:
+        """Probabilities of the steps so far."""
+        return Likelihoods([self._likelihood])
+
     def make_attributes(self) -> dict[str, AttributeValue | None]:
         """Return the span's attributes; None marks those whose field no step had."""
         max_entropy, at_max_entropy = max(self._entropies, default=(None, 0))
@@ -72,14 +80,18 @@ class Tally:
             names.BLOCK_SAMPLING_LOGPROB: sum(self._sampling_logprobs)
             if self._sampling_logprobs
             else None,
-            names.BLOCK_MIN_LOGPROB: min(self._logprobs, default=None),
+            names.BLOCK_MIN_LOGPROB: _shorten(min(self._logprobs, default=None)),
             names.BLOCK_MAX_RANK: max(self._ranks, default=None),
             names.BLOCK_MEAN_ENTROPY: sum(entropies) / len(entropies) if entropies else None,
-            names.BLOCK_MAX_ENTROPY: max_entropy,
+            names.BLOCK_MAX_ENTROPY: _shorten(max_entropy),
             names.BLOCK_MAX_ENTROPY_INDEX: None if max_entropy is None else -at_max_entropy,
-            names.BLOCK_MIN_DRAW_MARGIN: min_margin,
+            names.BLOCK_MIN_DRAW_MARGIN: _shorten(min_margin),
             names.BLOCK_MIN_DRAW_MARGIN_INDEX: None if min_margin is None else at_min_margin,
             names.BLOCK_MEAN_BATCH_SIZE: self._batch_size / self._num_steps,
             names.BLOCK_FORWARD_NS: self._forward_ns,
             names.BLOCK_SELECT_NS: self._select_ns,
         }
+
+
+def _shorten(value: float | None) -> float | None:
+    return None if value is None else shorten_float32(value)

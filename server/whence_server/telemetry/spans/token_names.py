@@ -1,0 +1,51 @@
+"""Names of tokens on spans: texts where they are allowed and known, else ids."""
+
+from collections.abc import Sequence
+
+from whence.summary import TokenNames, decode_token, make_text_names, name_by_id
+from whence_server.telemetry.journal import KeptTokens, VocabularyReader
+
+_MOST_VOCABULARIES = 4
+
+
+class NameBook:
+    """Names of the tokens of each generation, from its tokenizer's vocabulary.
+
+    Args:
+        vocabularies: the kept vocabularies; None if spans carry no text.
+    """
+
+    def __init__(self, vocabularies: VocabularyReader | None) -> None:
+        self._vocabularies = vocabularies
+        self._names: dict[str, tuple[KeptTokens, TokenNames]] = {}
+
+    async def find(self, tokenizer_digest: str, position: int) -> TokenNames:
+        """Return the names for a generation.
+
+        Args:
+            tokenizer_digest: digest in the generation's start.
+            position: the journal's position of the generation's start.
+        """
+        if self._vocabularies is None or not tokenizer_digest:
+            return name_by_id
+        kept = await self._vocabularies.find(tokenizer_digest, position)
+        if kept is None:
+            return name_by_id
+        known = self._names.get(tokenizer_digest)
+        if known is not None and known[0] is kept:
+            return known[1]
+        if len(self._names) >= _MOST_VOCABULARIES:
+            self._names.clear()
+        names = make_text_names(_Texts(kept.tokens).get_text)
+        self._names[tokenizer_digest] = kept, names
+        return names
+
+
+class _Texts:
+    """Texts of a vocabulary's tokens."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self._tokens = tokens
+
+    def get_text(self, token_id: int) -> str:
+        return decode_token(self._tokens[token_id]) if token_id < len(self._tokens) else ""
