@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence_server.config.environment import copy_environment
+from whence_server.config.telemetry import CAPTURE_VARIABLE
 from whence_server.demo.receiver import Receiver
 
 PROMPT = "The for statement is used to"
@@ -113,6 +114,8 @@ async def _run_server_on(
     environment = {"OTEL_METRICS_EXPORTER": "none", **copy_environment()}
     if endpoint is not None:
         environment = _remove_other_collectors_settings(environment)
+    else:
+        environment = _name_tokens(environment)
     # Without an endpoint of the demo's own, the environment's variables configure the export.
     export = [] if endpoint is None else ["--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"]
     weigh = [] if head_weights is None else ["--head-weights", str(head_weights)]
@@ -134,6 +137,17 @@ async def _run_server_on(
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+def _name_tokens(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with texts on spans and in their names, unless it says otherwise."""
+    named = {CAPTURE_VARIABLE: "SPAN_ONLY", "WHENCE_STEP_SPAN_NAMES": "token", **environment}
+    print(
+        "  (spans carry texts, and are named after their tokens: "
+        f"{CAPTURE_VARIABLE}={named[CAPTURE_VARIABLE]}, "
+        f"WHENCE_STEP_SPAN_NAMES={named['WHENCE_STEP_SPAN_NAMES']})"
+    )
+    return named
 
 
 def _remove_other_collectors_settings(environment: Mapping[str, str]) -> dict[str, str]:
