@@ -1,6 +1,7 @@
 """Jaeger takes a real server's spans through a real Collector, all by the files of deploy/."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,10 +22,13 @@ from span_record import (
     FINISHED_ROWS,
     STARTED_ROWS,
     STEP_ROWS,
+    UNLIKELY_BELOW,
     assert_recorded,
+    count_unlikely,
     read_fields,
 )
 
+from whence.summary import summarise_step
 from whence_server.telemetry.export.resource import Envelope, make_service_resource
 
 pytestmark = pytest.mark.timeout(TEST_TIMEOUT_S)
@@ -88,8 +92,22 @@ async def test_steps_say_what_the_journal_holds(seen: Seen, kind: str) -> None:
         told[key] = without_fields(tags)
         assert told[key].pop("whence.generation.id") == generation_id
     assert len(told) == min(len(steps), NUM_STEP_SPANS)
+    strategy = seen.record.started[generation_id].effective_decoding.WhichOneof("strategy")
     for key, tags in told.items():
+        # The client shows the same line of the same step.
+        line = summarise_step(steps[key], seen.names, str(strategy))
+        assert tags.pop("whence.step.summary") == line
         assert_recorded(tags, read_fields(STEP_ROWS, steps[key]))
+
+
+async def test_a_steps_span_is_named_after_its_token(seen: Seen) -> None:
+    shown = await ask_trace(seen.jaeger, seen.get_trace_id("sampled"))
+    named = {span.name for span in shown.values() if "whence.token.id" in span.tags}
+    assert named == {
+        f"decode_step {seen.names(step.token_id)}"
+        for key, step in seen.record.steps.items()
+        if key[0] == seen.generations["sampled"]
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,12 +120,12 @@ async def test_the_model_call_says_what_the_journal_holds(seen: Seen, kind: str)
     started = seen.record.started[generation_id]
     assert input_[0]["parts"][0]["content"] == started.prompt
     assert output["parts"][0]["content"] == finished.sequences[0].text
-    first = min(
-        step.timing.elapsed_ns for key, step in seen.record.steps.items() if key[0] == generation_id
-    )
+    steps = [step for key, step in seen.record.steps.items() if key[0] == generation_id]
+    first = min(step.timing.elapsed_ns for step in steps)
+    assert str(tags.pop("whence.step.summary")).startswith(f"{len(steps):,} tokens, mean ")
     assert tags.pop("gen_ai.response.time_to_first_chunk", first / 1e9) == first / 1e9
     recorded = read_fields(STARTED_ROWS, started) | read_fields(FINISHED_ROWS, finished)
-    assert_recorded(tags, recorded)
+    assert_recorded(tags, recorded | count_unlikely(steps))
 
 
 async def test_calls_say_what_the_journal_holds(seen: Seen) -> None:
@@ -176,6 +194,7 @@ def list_searches(seen: Seen) -> list[tuple[str, object]]:
         ("gen_ai.response.finish_reasons", '["cancelled"]'),
         ("whence.decoding.strategy", "beam_search"),
         ("error.type", "NON_FINITE_LOGITS"),
+        ("whence.generation.unlikely", "true"),
         ("whence.error.reason", "INVALID_REQUEST"),
     ]
 
@@ -200,6 +219,18 @@ async def test_a_search_finds_the_right_traces_and_no_others(seen: Seen) -> None
         }
         assert found == expected, name
         assert 0 < len(found) < len(tags), name
+
+
+async def test_a_search_finds_generations_with_an_unlikely_token(seen: Seen) -> None:
+    tags = json.dumps({"whence.generation.unlikely": "true"})
+    answer = await ask(seen.jaeger, "/api/traces", service=SERVICE, tags=tags, limit="100")
+    found = {trace["traceID"] for trace in answer["data"]}
+    unlikely = {
+        key[0] for key, step in seen.record.steps.items() if math.exp(step.logprob) < UNLIKELY_BELOW
+    }
+    for kind, generation_id in seen.generations.items():
+        assert (seen.get_trace_id(kind) in found) == (generation_id in unlikely), kind
+    assert 0 < len(unlikely & set(seen.generations.values())) < len(seen.generations)
 
 
 def as_text(value: object) -> object:

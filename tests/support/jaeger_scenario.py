@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import torch
 from backend_process import wait_for_answer
 from calling_service import call_from_service
 from deployed import Collector, Jaeger, free_address, read_environment
@@ -18,7 +19,10 @@ from jaeger_reading import SERVICE
 from server_process import ServerProcess
 from span_record import Record, read_record
 from tiny_models import save_model_that_breaks
+from transformers import AutoModelForCausalLM
 
+import whence
+from whence.summary import TokenNames, make_text_names
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
 from whence_server.config import add_arguments, make_serve_config
@@ -76,6 +80,8 @@ class Seen:
     """Their ids, by the kinds of REQUESTS and "cancelled", ..."""
     disturbed: list[str]
     """Ids of the generations during which programs were killed."""
+    names: TokenNames
+    """Names of the model's tokens, by the server's vocabulary."""
     callers_trace_id: str
     """The trace that another service's span began."""
 
@@ -94,7 +100,7 @@ def run_scenario(directory: Path) -> Iterator[Seen]:
     """Run everything, and yield what took place with the backends still running."""
     jaeger, kept = Jaeger(directory / "jaeger"), Jaeger(directory / "kept", keep=True)
     collector = Collector(directory / "collector", jaeger)
-    model = save_model_that_breaks(directory / "model", "gpt2-long", BROKEN_POSITION)
+    model = _save_model(directory / "model")
     data_dir, metrics = directory / "data", free_address()
     environment = read_environment(
         {
@@ -113,6 +119,8 @@ def run_scenario(directory: Path) -> Iterator[Seen]:
         collector.start()
         with ServerProcess(model, data_dir, *listen, environment=environment) as server:
             health = f"http://{metrics}/healthz"
+            with whence.Client(server.target) as client:
+                names = make_text_names(client.vocabulary().text_of)
             generations = asyncio.run(_generate_all(server.target))
             callers_trace_id = call_from_service(server.target, collector.http)
             asyncio.run(_wait_calls(jaeger, len(generations) + NUM_OTHER_CALLS))
@@ -129,7 +137,18 @@ def run_scenario(directory: Path) -> Iterator[Seen]:
         add_arguments(parser)
         settings = make_serve_config(parser.parse_args([]), environment)
         record = asyncio.run(read_record(data_dir, settings))
-        yield Seen(jaeger, kept, collector, record, generations, disturbed, callers_trace_id)
+        yield Seen(jaeger, kept, collector, record, generations, disturbed, names, callers_trace_id)
+
+
+def _save_model(directory: Path) -> Path:
+    """Write a model that fails at a position, and whose likeliest tokens are likely."""
+    model = AutoModelForCausalLM.from_pretrained(
+        save_model_that_breaks(directory, "gpt2-long", BROKEN_POSITION)
+    )
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(20.0)
+    model.save_pretrained(directory)
+    return directory
 
 
 async def _wait_calls(jaeger: Jaeger, num_calls: int) -> None:

@@ -1,7 +1,8 @@
 """The record of a server's spans: its journal, read after the server has ended."""
 
+import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ STEP_ROWS: dict[str, Source] = {
     "whence.token.logprob": "logprob",
     "whence.token.sampling_logprob": "sampling_logprob",
     "whence.token.rank": "rank",
+    "whence.token.unlikely": lambda step: _is_unlikely(step) or None,
     "whence.draw.noise": "draw.noise",
     "whence.draw.runner_up_token_id": "draw.runner_up_token_id",
     "whence.draw.margin": "draw.margin",
@@ -172,6 +174,28 @@ CALL_ROWS: dict[str, Source] = {
     "whence.error.field": lambda call: call.error.field or None,
     "whence.error.message": lambda call: call.error.message or None,
 }
+UNLIKELY_BELOW = 0.01
+"""Default of --unlikely-below."""
+
+
+def count_unlikely(steps: Iterable[step_pb2.Step]) -> dict[str, object]:
+    """Return the attributes of a generation that are counted over its steps."""
+    listed = list(steps)
+    least = min(listed, key=lambda step: (step.logprob, step.sequence_index, step.index))
+    num_unlikely = sum(map(_is_unlikely, listed))
+    flag: dict[str, object] = {"whence.generation.unlikely": True} if num_unlikely else {}
+    return flag | {
+        "whence.generation.num_unlikely": num_unlikely,
+        "whence.generation.least_likely_sequence": least.sequence_index,
+        "whence.generation.least_likely_index": least.index,
+        "whence.generation.least_likely_probability": math.exp(least.logprob),
+    }
+
+
+def _is_unlikely(step: step_pb2.Step) -> bool:
+    return math.exp(step.logprob) < UNLIKELY_BELOW
+
+
 CONVENTIONAL_REASONS = {
     generation_pb2.FINISH_REASON_LENGTH: "length",
     generation_pb2.FINISH_REASON_FAILED: "error",
