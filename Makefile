@@ -43,7 +43,8 @@ test: setup ## Run every test
 CHAOS_ROUNDS ?= 200
 
 .PHONY: chaos
-chaos: setup ## Attack servers and engines with extreme requests for a quarter of an hour
+chaos: setup ## Attack servers with extreme requests and broken connections for half an hour
+	$(BIN)/python tests/chaos/path.py
 	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest tests/chaos
 
 .PHONY: test-cuda
@@ -75,7 +76,7 @@ BACKENDS := build/backends
 .PHONY: phoenix mlflow node
 phoenix: $(BACKENDS)/phoenix/.ready ## Install Arize Phoenix apart, for the tests that ask it
 mlflow: $(BACKENDS)/mlflow/.ready ## Install MLflow apart, for the tests that ask it
-node: $(BACKENDS)/node/.ready ## Install a client in JavaScript apart, for the test of Jaeger
+node: $(BACKENDS)/node/.ready ## Install gRPC for Node apart, for the tests with clients in JavaScript
 $(BACKENDS)/node/.ready: $(wildcard tests/backends/node/*)
 	rm -rf $(@D) && mkdir -p $(BACKENDS) && cp -r tests/backends/node $(@D)
 	cd $(@D) && npm ci --silent --no-fund --no-audit --ignore-scripts

@@ -9,6 +9,8 @@ import pytest
 from server_process import ServerProcess
 
 if TYPE_CHECKING:
+    from paced_model import PacedModel
+
     from whence_server.engine.loading import LoadedModel
 
 
@@ -48,3 +50,24 @@ def models(tiny_model: Callable[..., Path]) -> "Callable[[str], LoadedModel]":
         return loaded[architecture]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def paced_model(tmp_path_factory: pytest.TempPathFactory) -> "PacedModel":
+    """A model whose steps take 5 ms, and which a test can hold."""
+    from paced_model import save_paced_model
+
+    return save_paced_model(tmp_path_factory.mktemp("paced") / "model", step_s=0.005)
+
+
+@pytest.fixture(scope="session")
+def paced_server(
+    paced_model: "PacedModel", tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server on the paced model, on TCP, with a short progress interval."""
+    with ServerProcess(
+        paced_model.directory,
+        tmp_path_factory.mktemp("paced-server"),
+        *("--trust-remote-code", "--listen", "127.0.0.1:0", "--progress-interval", "0.5"),
+    ) as process:
+        yield process
