@@ -13,6 +13,7 @@ from whence_server.config.telemetry import (
     read_push_options,
     read_resource,
     read_sampling,
+    warn_of_old_capture,
 )
 from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
@@ -77,6 +78,7 @@ class Observability:
         if unused:
             _log.warning("whence does not use these environment variables: %s", ", ".join(unused))
         self._content = read_content_capture(environment)
+        warn_of_old_capture(environment)
         destination = read_otlp_settings(environment, "metrics")
         push = read_push_options(destination, environment)
         # Made before a sink opens connections, because it raises on invalid settings.

@@ -20,7 +20,8 @@ from whence_server.demo.receiver import Receiver
 from whence_server.journal.vocabularies import FOLDER, Vocabularies
 
 FLAGS = ("--step-span-names", "token", "--unlikely-below", "1")
-ENVIRONMENT = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY"}
+# The value from before there were four: it means SPAN_ONLY.
+ENVIRONMENT = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true"}
 
 
 @pytest.fixture
@@ -65,6 +66,8 @@ async def test_a_backlog_has_the_texts_of_the_model_that_made_it(
                         await receiver.wait_for(receiver.num_spans + 1)
             # Without a collector, the first one cannot send its spans before it ends.
             assert await asyncio.to_thread(server.terminate) == 0
+            (warning,) = [line for line in server.log if "is 'true', an old value" in line]
+            assert "NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT" in warning
     digests = [started.tokenizer_digest for started, _ in made]
     assert len(set(digests)) == 2
     assert {path.name for path in (data_dir / FOLDER).iterdir()} == set(digests)

@@ -8,7 +8,11 @@ from span_reading import attributes, encoded, mapping, named, spans_of
 from telemetry_journal import TRACE_ID, MemoryJournal, finished, started, step
 
 from whence.v1 import generation_pb2
-from whence_server.config.telemetry import CAPTURE_VARIABLE, read_content_capture
+from whence_server.config.telemetry import (
+    CAPTURE_VARIABLE,
+    read_content_capture,
+    warn_of_old_capture,
+)
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.telemetry import ContentCapture
@@ -147,7 +151,23 @@ def test_the_capture_variable_sets_where_content_goes(text, expected):
     assert read_content_capture({} if text is None else {CAPTURE_VARIABLE: text}) is expected
 
 
-@pytest.mark.parametrize("text", ["true", "1", "SPANS"])
+@pytest.mark.parametrize("text", ["true", "TRUE", " True "])
+def test_the_old_value_true_puts_content_on_spans_and_names_the_newer_values(text, caplog):
+    assert read_content_capture({CAPTURE_VARIABLE: text}) is ContentCapture.SPAN_ONLY
+    assert not caplog.messages
+    warn_of_old_capture({CAPTURE_VARIABLE: text})
+    (warning,) = caplog.messages
+    assert f"is {text.strip()!r}, an old value, and means SPAN_ONLY" in warning
+    assert all(one.value in warning for one in ContentCapture)
+
+
+@pytest.mark.parametrize("one", [*ContentCapture, None])
+def test_no_other_value_is_called_old(one, caplog):
+    warn_of_old_capture({} if one is None else {CAPTURE_VARIABLE: one.value})
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("text", ["yes", "1", "SPANS"])
 def test_an_invalid_capture_setting_is_an_error_that_names_it(text):
     with pytest.raises(ConfigurationError, match=f"'{text}'; it must be one of NO_CONTENT, "):
         read_content_capture({CAPTURE_VARIABLE: text})

@@ -213,6 +213,18 @@ async def test_the_genai_span_has_the_attributes_of_the_conventions(journal):
     assert generation.status == Status()
 
 
+async def test_a_conversations_label_is_the_conventions_attribute_and_is_sent_once():
+    journal = MemoryJournal()
+    labels = {"gen_ai.conversation.id": "c-17", "team": "search"}
+    journal.append("g", EntryKind.STARTED, started("g", labels=labels))
+    journal.append("g", EntryKind.FINISHED, finished(0))
+    (generation,) = named(await spans_of(journal), "text_completion demo")
+    found = attributes(generation)
+    assert found["gen_ai.conversation.id"] == "c-17"
+    assert found["whence.label.team"] == "search"
+    assert [value for value in found.values() if value == "c-17"] == ["c-17"]
+
+
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_float32_setting_is_shown_as_the_shortest_decimal(value):
     written = shorten_float32(value)

@@ -240,8 +240,9 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Stored, and put on the request's span as `whence.label.*`. At most 32, with
-        keys and values of at most 256 characters.
+        """Stored, and put on the request's span as `whence.label.*`; the label
+        "gen_ai.conversation.id" as the attribute of that name. At most 32, with keys
+        and values of at most 256 characters.
         """
 
     @property

@@ -1,5 +1,6 @@
 """Settings of sampling, content capture and metrics push, from OpenTelemetry's variables."""
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -16,9 +17,12 @@ from whence_server.domain.telemetry import (
     TemporalityPreference,
 )
 
+_log = logging.getLogger(__name__)
+
 SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
 ARGUMENT_VARIABLE: Final = "OTEL_TRACES_SAMPLER_ARG"
 CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_OLD_CAPTURE = "true"
 _ATTRIBUTES, _SERVICE_NAME = "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 _PREFERENCE = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
@@ -53,8 +57,8 @@ def read_sampling(environment: Mapping[str, str]) -> Sampling:
 def read_content_capture(environment: Mapping[str, str]) -> ContentCapture:
     """Read OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT; unset means NO_CONTENT.
 
-    "false" means NO_CONTENT, as before the variable had four values. "true" is refused: it does
-    not say whether content goes to spans or events.
+    "true" and "false" are the values from before the variable had four. "false" means NO_CONTENT.
+    "true" means SPAN_ONLY: other instrumentations of the same pod still take it.
 
     Raises:
         ConfigurationError: the variable has another value.
@@ -62,6 +66,8 @@ def read_content_capture(environment: Mapping[str, str]) -> ContentCapture:
     text = environment.get(CAPTURE_VARIABLE, "").strip()
     if not text or text.lower() == "false":
         return ContentCapture.NO_CONTENT
+    if text.lower() == _OLD_CAPTURE:
+        return ContentCapture.SPAN_ONLY
     try:
         return ContentCapture(text.upper())
     except ValueError:
@@ -69,6 +75,19 @@ def read_content_capture(environment: Mapping[str, str]) -> ContentCapture:
         raise ConfigurationError(
             f"{CAPTURE_VARIABLE} is {text!r}; it must be one of {known}"
         ) from None
+
+
+def warn_of_old_capture(environment: Mapping[str, str]) -> None:
+    """Log a warning if the variable of content capture has its old value "true"."""
+    text = environment.get(CAPTURE_VARIABLE, "").strip()
+    if text.lower() == _OLD_CAPTURE:
+        _log.warning(
+            "%s is %r, an old value, and means %s; the values now are %s",
+            CAPTURE_VARIABLE,
+            text,
+            ContentCapture.SPAN_ONLY.value,
+            ", ".join(one.value for one in ContentCapture),
+        )
 
 
 def read_push_options(

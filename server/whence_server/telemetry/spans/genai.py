@@ -194,8 +194,18 @@ def _make_provenance_attributes(started: GenerationStarted) -> dict[str, Attribu
         attributes
         | _make_training_attributes(started)
         | _add_prefix(names.UNAVAILABLE_PREFIX, started.unavailable)
-        | _add_prefix(names.LABEL_PREFIX, started.labels)
+        | _make_label_attributes(started)
     )
+
+
+def _make_label_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
+    """Return the labels as attributes; the conversation's id has a name in the conventions."""
+    labels = dict(started.labels)
+    conversation_id = labels.pop(names.GEN_AI_CONVERSATION_ID, None)
+    return {
+        names.GEN_AI_CONVERSATION_ID: conversation_id,
+        **_add_prefix(names.LABEL_PREFIX, labels),
+    }
 
 
 def _add_prefix(prefix: str, mapping: Mapping[str, str]) -> dict[str, AttributeValue | None]:
