@@ -91,6 +91,10 @@ $(BACKENDS)/%/.ready: tests/backends/%.txt
 bench: setup ## Measure the figures of docs/performance.md, as ratios
 	$(BIN)/python tests/benchmarks/run.py
 
+.PHONY: telemetry-tables
+telemetry-tables: setup ## Make docs/telemetry/tables.md from the registry of telemetry
+	$(BIN)/python tests/support/telemetry_tables.py
+
 .PHONY: picture
 picture: setup ## Take the README's picture of a generation's page, from a server that is up
 	$(BIN)/python tests/pictures/page.py

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from server_process import ServerProcess
 from span_reading import assert_apart, mapping
+from telemetry_registry import Held
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import (
@@ -36,10 +37,18 @@ shared = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
+    """A collector, whose spans are compared with the registry in the end."""
     made = Receiver()
     await made.start()
     yield made
     await made.close()
+    assert_declared(made.spans)
+
+
+def assert_declared(spans: list[Span]) -> None:
+    held = Held()
+    held.add_spans(spans)
+    assert sorted(held.complaints) == []
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ async def run_exporting(model: Path, directory: Path, *flags: str) -> AsyncItera
     try:
         with ServerProcess(model, directory, *flags) as server:
             yield Exporting(server, receiver, directory)
+        assert_declared(receiver.spans)
     finally:
         await receiver.close()
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 from metrics_parts import bring_to_life, busy, families_of, live_server, measuring
 from telemetry_journal import MemoryJournal
 
@@ -12,72 +11,6 @@ from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.metrics.prometheus import get_family_name
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-
-GEN_AI = {
-    "gen_ai.operation.name",
-    "gen_ai.provider.name",
-    "gen_ai.request.model",
-    "gen_ai.response.model",
-}
-RPC = {"rpc.system.name", "rpc.method", "rpc.response.status_code", "error.type"}
-
-
-# Written out as the conventions print them: the catalogue computes some of them.
-@pytest.mark.parametrize(
-    ("definition", "name", "unit", "attributes", "boundaries"),
-    [
-        (
-            catalogue.REQUEST_DURATION,
-            "gen_ai.server.request.duration",
-            "s",
-            GEN_AI | {"error.type"},
-            (
-                "0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, "
-                "81.92"
-            ),
-        ),
-        (
-            catalogue.TIME_TO_FIRST_TOKEN,
-            "gen_ai.server.time_to_first_token",
-            "s",
-            GEN_AI,
-            (
-                "0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, "
-                "7.5, 10.0"
-            ),
-        ),
-        (
-            catalogue.TIME_PER_OUTPUT_TOKEN,
-            "gen_ai.server.time_per_output_token",
-            "s",
-            GEN_AI,
-            "0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5",
-        ),
-        (
-            catalogue.TOKEN_USAGE,
-            "gen_ai.client.token.usage",
-            "{token}",
-            GEN_AI | {"gen_ai.token.type"},
-            (
-                "1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, "
-                "67108864"
-            ),
-        ),
-        (
-            catalogue.CALL_DURATION,
-            "rpc.server.call.duration",
-            "s",
-            RPC,
-            "0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10",
-        ),
-    ],
-)
-def test_the_conventions_are_followed_to_the_letter(
-    definition: Definition, name: str, unit: str, attributes: set[str], boundaries: str
-) -> None:
-    assert (definition.name, definition.unit, definition.kind) == (name, unit, Kind.HISTOGRAM)
-    assert set(definition.attributes) == attributes
-    assert definition.boundaries == tuple(map(float, boundaries.split(", ")))
 
 
 async def test_the_page_has_every_metric_of_the_catalogue_and_its_buckets() -> None:

@@ -8,16 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from opentelemetry.semconv._incubating.attributes import (
-    gen_ai_attributes,
-    rpc_attributes,
-)
-from opentelemetry.semconv.attributes import (
-    client_attributes,
-    error_attributes,
-    exception_attributes,
-    server_attributes,
-)
 from span_reading import attributes, encoded, mapping, named, only_span, spans_of
 from telemetry_journal import (
     CALLER_SPAN_ID,
@@ -36,7 +26,6 @@ from whence.summary import shorten_float32
 from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.journal import UnreadableEntryError
-from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.encoder import SpanEncoder
 from whence_server.telemetry.spans.float32 import shorten_all
 
@@ -194,7 +183,7 @@ async def test_the_genai_span_has_the_attributes_of_the_conventions(journal):
         "gen_ai.request.choice.count": 2,
         "gen_ai.request.stop_sequences": ["\n\n"],
         "gen_ai.request.temperature": 0.8,
-        "gen_ai.request.top_k": 40,
+        "gen_ai.request.top_k": 40.0,
         "gen_ai.request.top_p": 0.95,
         # No gen_ai.request.seed: 2^64 - 1 is more than OTLP's integers hold.
         "gen_ai.response.id": "g1",
@@ -258,25 +247,6 @@ async def test_a_seed_within_int64_is_in_the_conventions_attribute():
     journal.append("g", EntryKind.FINISHED, finished(0))
     (generation,) = await spans_of(journal)
     assert attributes(generation)["gen_ai.request.seed"] == 2**63 - 1
-
-
-def test_every_name_outside_whence_is_in_the_conventions():
-    modules = (
-        client_attributes,
-        gen_ai_attributes,
-        rpc_attributes,
-        error_attributes,
-        exception_attributes,
-        server_attributes,
-    )
-    known = {
-        value for module in modules for value in vars(module).values() if isinstance(value, str)
-    }
-    ours = {value for key, value in vars(names).items() if key.isupper() and "." in value}
-    ours.remove(names.OPERATION_DETAILS)  # an event's name: the package lists attributes
-    foreign = {name for name in ours if not name.startswith("whence.")}
-    assert len(foreign) > 20
-    assert foreign <= known
 
 
 async def test_a_failed_generation_is_an_error():

@@ -17,6 +17,7 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from telemetry_registry import Held
 
 from whence.v1.training_pb2 import TrainingEvent
 from whence_server.demo.model import ensure_demo_model
@@ -50,10 +51,14 @@ time.sleep(600)
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
+    """A collector, whose spans are compared with the registry in the end."""
     receiver = Receiver()
     await receiver.start()
     yield receiver
     await receiver.close()
+    held = Held()
+    held.add_spans(receiver.spans)
+    assert sorted(held.complaints) == []
 
 
 def environment(receiver: Receiver) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _make_request_attributes(started: GenerationStarted) -> dict[str, AttributeV
         sample = decoding.sample
         attributes |= {
             names.GEN_AI_REQUEST_TEMPERATURE: shorten_float32(sample.temperature),
-            names.GEN_AI_REQUEST_TOP_K: sample.top_k,
+            names.GEN_AI_REQUEST_TOP_K: float(sample.top_k),  # a double in the conventions
             names.GEN_AI_REQUEST_TOP_P: shorten_float32(sample.top_p),
             names.GEN_AI_REQUEST_SEED: sample.seed if sample.seed <= MAX_INT64 else None,
             names.DECODING_SEED: str(sample.seed),

@@ -1,4 +1,6 @@
-"""Every name that whence's spans carry, with its meaning and the field that it is read from.
+"""Every name that whence's spans carry, with the field that it is read from.
+
+docs/telemetry declares names, types and meanings; a test compares this module with it.
 
 The sources of what is not `whence.*`, all of them OpenTelemetry's semantic conventions:
 
