@@ -1,14 +1,12 @@
 """Encoder of journal entries as spans."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
 from whence.summary import DEFAULT_UNLIKELY_BELOW, Likelihoods
 from whence.v1.call_pb2 import Call
-from whence.v1.generation_pb2 import BeamRound, GenerationFinished, GenerationStarted
-from whence.v1.occurrence_pb2 import Occurrence
+from whence.v1.generation_pb2 import BeamRound, GenerationFinished
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     GenerationNotFoundError,
@@ -26,8 +24,9 @@ from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import read_sequence_bounds
 from whence_server.telemetry.spans.genai import make_generation_span
 from whence_server.telemetry.spans.likelihoods import LikelihoodBook
-from whence_server.telemetry.spans.occurrences import read_occurrences
-from whence_server.telemetry.spans.origin import Origin, read_origin
+from whence_server.telemetry.spans.occurrences import Occurrences
+from whence_server.telemetry.spans.origin import Origin
+from whence_server.telemetry.spans.origins import Origins, read_started
 from whence_server.telemetry.spans.phases import make_phase_spans
 from whence_server.telemetry.spans.span_events import make_generation_events
 from whence_server.telemetry.spans.spans import (
@@ -40,8 +39,6 @@ from whence_server.telemetry.spans.steps import StepSpans, count_step_spans
 from whence_server.telemetry.spans.token_names import NameBook
 
 DEFAULT_STEP_SPANS = 1_000
-_MAX_ORIGINS = 4_096
-_STARTED = frozenset({EntryKind.STARTED})
 
 
 class SpanEncoder:
@@ -79,8 +76,10 @@ class SpanEncoder:
         from whence_server.telemetry.spans.float32 import shorten_all
 
         self._summary = step_summary
-        self._origins: OrderedDict[str, Origin | None] = OrderedDict()
-        self._ahead = StepsAhead(shorten_all, self._origins, candidates=step_candidates)
+        names = NameBook(vocabularies if content.on_spans else None)
+        self._origins = Origins(journal, names)
+        self._occurrences = Occurrences(journal)
+        self._ahead = StepsAhead(shorten_all, self._origins.cached, candidates=step_candidates)
         self._steps = StepSpans(
             shorten_all,
             candidates=step_candidates,
@@ -91,9 +90,6 @@ class SpanEncoder:
         )
         self._blocks = BlockSpans(journal, step_spans, summary=step_summary)
         self._likelihoods = LikelihoodBook(journal, unlikely_below)
-        self._names = NameBook(vocabularies if content.on_spans else None)
-        self._without_occurrences: set[str] = set()
-        """Generations whose start was encoded here, and no occurrence since."""
 
     def expect(self, entries: Sequence[Entry]) -> None:
         """Note the entries that will be encoded next, in order, so that steps are read ahead."""
@@ -111,9 +107,9 @@ class SpanEncoder:
             if entry.kind is not EntryKind.STEP:
                 return await self._encode_other(entry)
             # In this coroutine, because another one would take time at every step.
-            origin = self._origins.get(entry.generation_id)
+            origin = self._origins.cached.get(entry.generation_id)
             if origin is None:
-                origin = await self._find_origin(entry.generation_id)
+                origin = await self._origins.find(entry.generation_id)
             if origin is None or not origin.sampled or not entry.payload:
                 return []
             read = self._ahead.read(entry)
@@ -144,23 +140,21 @@ class SpanEncoder:
             case EntryKind.CALL:
                 return self._encode_call(entry)
             case EntryKind.STARTED if entry.payload:
-                started = GenerationStarted.FromString(entry.payload)
-                origin = await self._read_origin(started, entry.position)
-                self._remember(entry.generation_id, origin)
-                self._without_occurrences.add(entry.generation_id)
+                origin = await self._origins.begin(entry)
+                self._occurrences.begin(entry.generation_id)
                 if origin.sampled:
                     self._likelihoods.begin(entry.generation_id)
             case EntryKind.OCCURRENCE:
-                self._without_occurrences.discard(entry.generation_id)
+                self._occurrences.note(entry.generation_id)
             case EntryKind.DELETED:
-                self._origins.pop(entry.generation_id, None)
-                self._without_occurrences.discard(entry.generation_id)
+                self._origins.forget(entry.generation_id)
+                self._occurrences.note(entry.generation_id)
                 self._blocks.forget(entry.generation_id)
                 self._likelihoods.forget(entry.generation_id)
         return []
 
     async def _encode_beam_round(self, entry: Entry) -> list[bytes]:
-        origin = await self._find_origin(entry.generation_id)
+        origin = await self._origins.find(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
             return []
         beam_round = BeamRound.FromString(entry.payload)
@@ -170,7 +164,7 @@ class SpanEncoder:
         return [] if span is None else [encode_span(span)]
 
     async def _encode_finished(self, entry: Entry) -> list[bytes]:
-        origin = await self._find_origin(entry.generation_id)
+        origin = await self._origins.find(entry.generation_id)
         if origin is None or not origin.sampled or not entry.payload:
             return []
         started = await read_started(self._journal, entry.generation_id)
@@ -202,7 +196,7 @@ class SpanEncoder:
             started,
             finished,
             bounds,
-            await self._read_occurrences(entry),
+            await self._occurrences.read(entry),
             content=self._content,
         )
         parent = make_generation_span(
@@ -218,12 +212,6 @@ class SpanEncoder:
         )
         return [encode_span(span) for span in (parent, *phases, *decodes, *blocks)]
 
-    async def _read_occurrences(self, finished: Entry) -> list[Occurrence]:
-        """Return a generation's occurrences, without a look at the journal if there are none."""
-        if finished.generation_id in self._without_occurrences:
-            return []
-        return await read_occurrences(self._journal, finished)
-
     def _summarise(self, origin: Origin, likelihoods: Likelihoods) -> str | None:
         return likelihoods.summarise(origin.names) if self._summary else None
 
@@ -232,48 +220,3 @@ class SpanEncoder:
             return []
         span = make_server_span(Call.FromString(entry.payload))
         return [] if span is None else [encode_span(span)]
-
-    async def _find_origin(self, generation_id: str) -> Origin | None:
-        """Return a generation's origin; None if its start is deleted or unreadable."""
-        origins = self._origins
-        if generation_id in origins:
-            origins.move_to_end(generation_id)
-            return origins[generation_id]
-        try:
-            entry = await _read_start(self._journal, generation_id)
-            origin = None
-            if entry is not None:
-                started = GenerationStarted.FromString(entry.payload)
-                origin = await self._read_origin(started, entry.position)
-        except (DecodeError, ValueError):
-            origin = None
-        self._remember(generation_id, origin)
-        return origin
-
-    async def _read_origin(self, started: GenerationStarted, position: int) -> Origin:
-        return read_origin(started, await self._names.find(started.tokenizer_digest, position))
-
-    def _remember(self, generation_id: str, origin: Origin | None) -> None:
-        self._origins[generation_id] = origin
-        if len(self._origins) > _MAX_ORIGINS:
-            oldest, _ = self._origins.popitem(last=False)
-            self._without_occurrences.discard(oldest)
-
-
-async def read_started(journal: GenerationReader, generation_id: str) -> GenerationStarted | None:
-    """Read a generation's start; None if it was deleted.
-
-    Raises:
-        DecodeError: the payload is no GenerationStarted.
-    """
-    entry = await _read_start(journal, generation_id)
-    return None if entry is None else GenerationStarted.FromString(entry.payload)
-
-
-async def _read_start(journal: GenerationReader, generation_id: str) -> Entry | None:
-    """Read the entry of a generation's start; None if it was deleted."""
-    try:
-        entries = await journal.read(generation_id, 0, 1, _STARTED)
-    except GenerationNotFoundError:
-        return None
-    return entries[0] if entries and entries[0].payload else None

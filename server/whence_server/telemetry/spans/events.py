@@ -18,9 +18,9 @@ from whence_server.telemetry.otlp.attributes import encode_attributes
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import read_sequence_bounds
 from whence_server.telemetry.spans.content import Message, make_input_messages, make_output_messages
-from whence_server.telemetry.spans.encoder import read_started
 from whence_server.telemetry.spans.genai import make_generation_attributes
 from whence_server.telemetry.spans.origin import read_origin
+from whence_server.telemetry.spans.origins import read_started
 
 
 class EventEncoder:

@@ -1,5 +1,6 @@
 """Events of the GenAI span that show a generation's occurrences."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
@@ -13,6 +14,7 @@ from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attri
 from whence_server.telemetry.spans import names
 
 _OCCURRENCES = frozenset({EntryKind.OCCURRENCE})
+_MAX_GENERATIONS = 4_096
 _MAX_READ = 1_000
 """More than the server records of one generation."""
 
@@ -24,6 +26,35 @@ _EVENT_NAMES = {
     "cancelled": names.CANCELLED,
     "max_duration_passed": names.MAX_DURATION_PASSED,
 }
+
+
+class Occurrences:
+    """Reader of occurrences, which looks into the journal only where there can be some.
+
+    Args:
+        journal: the journal to read.
+    """
+
+    def __init__(self, journal: GenerationReader) -> None:
+        self._journal = journal
+        self._without: OrderedDict[str, None] = OrderedDict()
+        """Generations whose start was seen, and no occurrence since."""
+
+    def begin(self, generation_id: str) -> None:
+        """Note a generation's start."""
+        self._without[generation_id] = None
+        if len(self._without) > _MAX_GENERATIONS:
+            self._without.popitem(last=False)
+
+    def note(self, generation_id: str) -> None:
+        """Note an occurrence, or the deletion of the generation."""
+        self._without.pop(generation_id, None)
+
+    async def read(self, finished: Entry) -> list[Occurrence]:
+        """Read a generation's occurrences before its FINISHED entry, as `read_occurrences` does."""
+        if finished.generation_id in self._without:
+            return []
+        return await read_occurrences(self._journal, finished)
 
 
 async def read_occurrences(journal: GenerationReader, finished: Entry) -> list[Occurrence]:
