@@ -17,7 +17,7 @@ from whence_server.config.telemetry import (
 )
 from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.telemetry import ContentCapture
+from whence_server.domain.telemetry import ContentCapture, StepForm
 from whence_server.journal.journal import Journal
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.telemetry.export.exporter import EntryEncoder, JournalExporter
@@ -192,6 +192,8 @@ def make_span_encoder(
     return SpanEncoder(
         journal,
         settings.step_spans,
+        step_form=StepForm(settings.step_form),
+        token_arrays=settings.token_arrays,
         step_candidates=not settings.no_step_candidates,
         step_summary=not settings.no_step_summary,
         token_span_names=settings.step_span_names == "token",

@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "startup": lambda options: (options.workloads,),
     "storage": lambda options: (),
     "spans": lambda options: (options.runs,),
+    "forms": lambda options: (options.runs,),
     "export": lambda options: (options.outage_seconds,),
     "lineage": lambda options: (options.runs,),
     "faults": lambda options: (),

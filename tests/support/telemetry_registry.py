@@ -9,6 +9,7 @@ import yaml
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,13 @@ class Held:
                 self.complaints.add(f"metric {metric.name}: {data} in {metric.unit}")
             for point in getattr(metric, data).data_points:
                 self._check("metric", signal, point.attributes)
+
+    def add_resources(self, resources: Iterable[Resource]) -> None:
+        """Hold resources against the registry."""
+        for resource in resources:
+            for pair in resource.attributes:
+                if complaint := self._check_value(pair.key, pair.value):
+                    self.complaints.add(f"resource: {pair.key} {complaint}")
 
     def list_unsent(self) -> list[str]:
         """Return what the registry declares and nothing that was added has."""

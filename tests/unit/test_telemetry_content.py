@@ -1,5 +1,6 @@
 """Prompts, outputs and tokens' texts: nowhere by default, and where they are asked for."""
 
+import itertools
 import json
 
 import pytest
@@ -15,7 +16,7 @@ from whence_server.config.telemetry import (
 )
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.telemetry import ContentCapture
+from whence_server.domain.telemetry import ContentCapture, StepForm
 from whence_server.telemetry.journal import UnreadableEntryError
 from whence_server.telemetry.spans.events import EventEncoder
 
@@ -53,8 +54,9 @@ def holds_content(exported: bytes) -> bool:
 
 
 async def test_by_default_no_byte_of_content_is_exported():
-    for step_spans in (1_000, 1, 0):
-        exported = b"".join(await encoded(confided(), step_spans=step_spans))
+    for step_spans, form in itertools.product((1_000, 1, 0), StepForm):
+        options = {"step_spans": step_spans, "step_form": form, "token_arrays": 5}
+        exported = b"".join(await encoded(confided(), **options))
         assert exported
         assert not holds_content(exported)
     assert not await events_of(confided(), ContentCapture.NO_CONTENT)

@@ -361,8 +361,21 @@ async def test_batches_are_bounded_in_bytes_too(journal):
     ):
         assert await exporter.flush(10)
         await assert_all_arrived(journal, receiver)
-        overhead = 300  # the envelope; and an entry's spans are never parted
+        overhead = 300  # the envelope
         assert max(map(len, receiver.requests)) <= 6_000 + overhead
+
+
+async def test_the_spans_of_one_entry_go_out_in_several_requests_if_they_are_many():
+    journal = MemoryJournal()
+    journal.append_generation("g", 1, num_sequences=40)
+    async with receiving() as receiver, exporting(journal, receiver) as exporter:
+        assert await exporter.flush(10)
+        await assert_all_arrived(journal, receiver)
+        assert max(map(len, map(spans_in, receiver.requests))) <= 16
+
+
+def spans_in(request: bytes) -> list[bytes]:
+    return pieces_in([request])
 
 
 @pytest.mark.parametrize("gzip", [False, True])

@@ -33,7 +33,7 @@ from whence.v1.training_pb2 import (
     TRAINING_STATE_INTERRUPTED,
 )
 from whence_server.domain.otlp import OtlpSettings
-from whence_server.domain.telemetry import ContentCapture, PushOptions
+from whence_server.domain.telemetry import ContentCapture, PushOptions, StepForm
 from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.spans import names
@@ -90,8 +90,10 @@ async def collect_metrics() -> list[Metric]:
 async def hold_everything() -> Held:
     """Hold what an eventful journal and an eventful training send against the registry."""
     held, journal = Held(), make_eventful_journal()
-    content = {"content": ContentCapture.SPAN_ONLY, "vocabularies": Vocabularies()}
-    held.add_spans(await spans_of(journal, step_spans=STEP_SPANS, **content))
+    for form in StepForm:
+        options = {"step_form": form, "step_spans": STEP_SPANS, "token_arrays": 2}
+        content = {"content": ContentCapture.SPAN_ONLY, "vocabularies": Vocabularies()}
+        held.add_spans(await spans_of(journal, **options, **content))
     encoder = EventEncoder(journal, ContentCapture.EVENT_ONLY)
     for entry in journal.entries:
         for piece in await encoder.encode(entry):
@@ -166,7 +168,7 @@ TRAINING_SPAN_NAMES = {
     *("OPTIMIZER_STEP", "EVALUATION", "CHECKPOINT"),
 }
 EVENT_NAMES = {
-    *("EXCEPTION", "OPERATION_DETAILS"),
+    *("EXCEPTION", "OPERATION_DETAILS", "TOKEN_SCHEDULED", "TOKEN_GENERATED"),
     *("FIRST_TOKEN", "READER_LEFT", "READER_JOINED", "ENGINE_ENDED", "ENGINE_RESUMED"),
     *("CANCELLED", "MAX_DURATION_PASSED", "SEQUENCE_STOPPED"),
 }

@@ -28,6 +28,7 @@ from whence_server.telemetry.spans.pieces import (
     serialise_attributes,
 )
 from whence_server.telemetry.spans.steps import StepSpans, compute_step_interval
+from whence_server.telemetry.spans.token_names import TokenWords
 
 IDS = st.integers(0, 2**32 - 1)
 FLOATS = st.floats(width=32)
@@ -234,7 +235,7 @@ def test_steps_that_get_no_span_are_not_read_ahead(origins):
 )
 def test_a_step_span_may_be_named_after_its_token(names, name):
     spans = StepSpans(shorten_all, token_names=True)
-    origin = read_origin(started("g"), names)
+    origin = read_origin(started("g"), TokenWords(names))
     named, unnamed = encode_all(spans, origin, [step(3), step(4, token_id=None)])
     assert ScopeSpans.FromString(named).spans[0].name == name
     assert ScopeSpans.FromString(unnamed).spans[0].name == "decode_step"

@@ -199,7 +199,22 @@ class ServeConfig:
     step_spans: int | None = declare_setting(
         1000,
         parse_step_spans,
-        "maximum number of step spans for each generation: a number, all or off",
+        "maximum number of steps of each generation that are spans or events, whatever the form: a "
+        "number, all or off",
+        "N",
+    )
+    step_form: str = declare_setting(
+        "spans",
+        accept_choice("spans", "events", "both"),
+        "form of steps in traces: spans (a decode_step for each), events (of their sequence's "
+        "decode span, in the proposed token-level conventions), or both",
+        "FORM",
+    )
+    token_arrays: int = declare_setting(
+        0,
+        accept_whole(0, 4096),
+        "number of first tokens whose times, batch sizes and candidates are arrays on the span of "
+        "a generation with one sequence; 0 is none",
         "N",
     )
     drain_grace: float = declare_setting(
@@ -215,7 +230,7 @@ class ServeConfig:
     no_step_candidates: bool = declare_setting(
         False,
         parse_switch,
-        "leave the candidates out of step spans; they are a third of a span's bytes",
+        "leave the candidates out of step spans and events; they are a third of a span's bytes",
     )
     no_step_summary: bool = declare_setting(
         False,

@@ -57,6 +57,24 @@ class ContentCapture(Enum):
         return self in {ContentCapture.EVENT_ONLY, ContentCapture.SPAN_AND_EVENT}
 
 
+class StepForm(StrEnum):
+    """Form in which traces have a generation's steps."""
+
+    SPANS = "spans"
+    EVENTS = "events"
+    BOTH = "both"
+
+    @property
+    def has_spans(self) -> bool:
+        """True if steps are spans of their own."""
+        return self is not StepForm.EVENTS
+
+    @property
+    def has_events(self) -> bool:
+        """True if steps are events of their sequence's `decode` span."""
+        return self is not StepForm.SPANS
+
+
 class TemporalityPreference(StrEnum):
     """Temporality of pushed metrics: totals since the process started, or since the last push.
 

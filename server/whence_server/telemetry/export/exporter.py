@@ -139,14 +139,16 @@ class JournalExporter:
         async for entries in batch:
             for entry in entries:
                 spans = await self._encode(entry)
-                more_bytes = sum(map(len, spans))
-                if request and not self._fits(len(request) + len(spans), num_bytes + more_bytes):
-                    await self._delivery.deliver(request, self._pick_waiting_span)
-                    batch.mark_handled(entry.position - 1)
-                    request, num_bytes = [], 0
+                # One by one: the spans of a generation's end can be larger than a request.
+                for span in spans:
+                    if request and not self._fits(len(request) + 1, num_bytes + len(span)):
+                        await self._delivery.deliver(request, self._pick_waiting_span)
+                        batch.mark_handled(entry.position - 1)
+                        request, num_bytes = [], 0
+                    request.append(span)
+                    num_bytes += len(span)
+                    self._batch_end = entry.position
                 self._batch_end = entry.position
-                request += spans
-                num_bytes += more_bytes
         if request:
             await self._delivery.deliver(request, self._pick_waiting_span)
 
@@ -195,6 +197,6 @@ class JournalExporter:
             logger.error(what, exc_info=error)
 
     def _fits(self, num_spans: int, num_bytes: int) -> bool:
-        """Return whether spans fit into one request; an entry's spans are never split."""
+        """Return whether spans fit into one request."""
         options = self._options
         return num_spans <= options.max_batch_spans and num_bytes <= options.max_batch_bytes

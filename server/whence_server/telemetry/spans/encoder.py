@@ -12,21 +12,23 @@ from whence_server.domain.errors import (
     GenerationNotFoundError,
     RecordDamagedError,
 )
-from whence_server.domain.telemetry import ContentCapture
+from whence_server.domain.telemetry import ContentCapture, StepForm
 from whence_server.telemetry.journal import (
     GenerationReader,
     UnreadableEntryError,
     VocabularyReader,
 )
-from whence_server.telemetry.spans.ahead import StepsAhead
+from whence_server.telemetry.spans.ahead import ReadStep, StepsAhead
 from whence_server.telemetry.spans.beams import make_beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
-from whence_server.telemetry.spans.bounds import read_sequence_bounds
+from whence_server.telemetry.spans.bounds import SequenceBounds, read_sequence_bounds
+from whence_server.telemetry.spans.decode_parts import DecodeParts
 from whence_server.telemetry.spans.genai import make_generation_span
 from whence_server.telemetry.spans.likelihoods import LikelihoodBook
 from whence_server.telemetry.spans.occurrences import Occurrences
 from whence_server.telemetry.spans.origin import Origin
 from whence_server.telemetry.spans.origins import Origins, read_started
+from whence_server.telemetry.spans.parts import Parts, encode_decode_spans
 from whence_server.telemetry.spans.phases import make_phase_spans
 from whence_server.telemetry.spans.span_events import make_generation_events
 from whence_server.telemetry.spans.spans import (
@@ -35,7 +37,9 @@ from whence_server.telemetry.spans.spans import (
     make_decode_span,
     make_server_span,
 )
+from whence_server.telemetry.spans.step_events import StepEvents
 from whence_server.telemetry.spans.steps import StepSpans, count_step_spans
+from whence_server.telemetry.spans.token_arrays import read_token_arrays
 from whence_server.telemetry.spans.token_names import NameBook
 
 DEFAULT_STEP_SPANS = 1_000
@@ -47,9 +51,11 @@ class SpanEncoder:
     Args:
         journal: read for the start of generations that are not cached, for each sequence's
             first and last step, and for a block's steps after a restart.
-        step_spans: most `decode_step` spans of one generation, and most of its `beam_round`
-            spans; None is no bound.
-        step_candidates: put candidates on the spans of steps.
+        step_spans: most steps of one generation that are spans or events, and most of its
+            `beam_round` spans; None is no bound.
+        step_form: steps are spans, events of their sequence's span, or both.
+        token_arrays: most tokens in the arrays of a generation's span; 0 is none.
+        step_candidates: put candidates on the spans and events of steps.
         step_summary: put summaries on spans: one line for a person.
         token_span_names: put the token's name in the name of a step's span.
         unlikely_below: probability below which a token is flagged as unlikely.
@@ -62,6 +68,8 @@ class SpanEncoder:
         journal: GenerationReader,
         step_spans: int | None = DEFAULT_STEP_SPANS,
         *,
+        step_form: StepForm = StepForm.SPANS,
+        token_arrays: int = 0,
         step_candidates: bool = True,
         step_summary: bool = True,
         token_span_names: bool = False,
@@ -88,6 +96,17 @@ class SpanEncoder:
             token_names=token_span_names,
             unlikely_below=unlikely_below,
         )
+        self._form = step_form
+        self._token_arrays = token_arrays
+        self._candidates = step_candidates
+        events = StepEvents(
+            shorten_all,
+            candidates=step_candidates,
+            summary=step_summary,
+            unlikely_below=unlikely_below,
+        )
+        max_steps = DEFAULT_STEP_SPANS if step_spans is None else step_spans
+        self._parts = DecodeParts(journal, self._ahead, events, max_steps)
         self._blocks = BlockSpans(journal, step_spans, summary=step_summary)
         self._likelihoods = LikelihoodBook(journal, unlikely_below)
 
@@ -116,6 +135,8 @@ class SpanEncoder:
             step = read[0]
             self._likelihoods.add(entry.generation_id, step)
             if step.index < count_step_spans(origin, step.sequence_index, self._step_spans):
+                if self._form.has_events:
+                    return await self._encode_event(origin, read, entry.offset)
                 return [self._steps.encode(origin, read)]
             block = await self._blocks.add(origin, step, entry.offset)
             return [] if block is None else [encode_span(block)]
@@ -150,8 +171,16 @@ class SpanEncoder:
                 self._origins.forget(entry.generation_id)
                 self._occurrences.note(entry.generation_id)
                 self._blocks.forget(entry.generation_id)
+                self._parts.forget(entry.generation_id)
                 self._likelihoods.forget(entry.generation_id)
         return []
+
+    async def _encode_event(self, origin: Origin, read: ReadStep, offset: int) -> list[bytes]:
+        part = await self._parts.add(origin, read, offset)
+        spans = [] if part is None else [part]
+        if self._form.has_spans:
+            spans.append(self._steps.encode(origin, read))
+        return spans
 
     async def _encode_beam_round(self, entry: Entry) -> list[bytes]:
         origin = await self._origins.find(entry.generation_id)
@@ -179,18 +208,21 @@ class SpanEncoder:
             results.keys() | range(origin.num_sequences),
         )
         counted = await self._likelihoods.finish(entry.generation_id, bounds, entry.offset)
-        decodes = [
-            make_decode_span(
+        parts = await self._finish_parts(origin, bounds, entry.offset)
+        decodes = {
+            index: make_decode_span(
                 origin,
                 bound,
                 results.get(index),
-                self._step_spans,
-                self._summarise(origin, Likelihoods([counted[index]])),
+                step_spans=self._step_spans,
+                summary=self._summarise(origin, Likelihoods([counted[index]])),
+                parts=parts.get(index),
+                form=self._form,
             )
             for index, bound in bounds.items()
-        ]
+        }
         blocks = await self._blocks.make_rest(origin, bounds, entry.offset)
-        phases = make_phase_spans(origin, finished, decodes)
+        phases = make_phase_spans(origin, finished, decodes.values())
         likelihoods = Likelihoods(counted.values())
         events = make_generation_events(
             started,
@@ -204,13 +236,39 @@ class SpanEncoder:
             started,
             finished,
             bounds,
-            (*phases, *decodes),
+            (*phases, *decodes.values()),
             events=events,
             content=self._content,
             likelihoods=likelihoods,
             summary=self._summarise(origin, likelihoods),
+            arrays=await read_token_arrays(
+                self._journal,
+                self._ahead,
+                origin,
+                self._token_arrays,
+                candidates=self._candidates,
+            ),
         )
-        return [encode_span(span) for span in (parent, *phases, *decodes, *blocks)]
+        return [
+            *(encode_span(span) for span in (parent, *phases)),
+            *encode_decode_spans(origin, decodes, parts),
+            *(encode_span(span) for span in blocks),
+        ]
+
+    async def _finish_parts(
+        self, origin: Origin, bounds: dict[int, SequenceBounds], finished_offset: int
+    ) -> dict[int, Parts]:
+        """Return the parts of each sequence's events; none where steps are no events."""
+        found: dict[int, Parts] = {}
+        if not self._form.has_events:
+            return found
+        for index, bound in bounds.items():
+            num_own = count_step_spans(origin, index, self._step_spans)
+            num_events = min(bound.last.index + 1, num_own)
+            parts = await self._parts.finish(origin, index, num_events, finished_offset)
+            if parts is not None:
+                found[index] = parts
+        return found
 
     def _summarise(self, origin: Origin, likelihoods: Likelihoods) -> str | None:
         return likelihoods.summarise(origin.names) if self._summary else None

@@ -36,6 +36,7 @@ def make_generation_span(
     content: bool = False,
     likelihoods: Likelihoods | None = None,
     summary: str | None = None,
+    arrays: Mapping[str, AttributeValue | None] = {},
 ) -> Span:
     """Make the GenAI span, from the request's arrival to the end of its last child or event.
 
@@ -49,6 +50,7 @@ def make_generation_span(
         content: put the prompt and the outputs on the span.
         likelihoods: probabilities of all its steps; None leaves them out.
         summary: the summary of its steps; None leaves it out.
+        arrays: attributes with an element for each token.
     """
     end = max(
         finished.end_time.ToNanoseconds(),
@@ -65,6 +67,7 @@ def make_generation_span(
             names.GEN_AI_INPUT_MESSAGES: serialise_messages(make_input_messages(started)),
             names.GEN_AI_OUTPUT_MESSAGES: serialise_messages(make_output_messages(finished)),
         }
+    attributes |= arrays
     failed = _has_failed(finished)
     shown = select_events(events)
     return Span(

@@ -20,6 +20,7 @@ class SpanKind(IntEnum):
     PREFILL = 5
     DECODE_BLOCK = 6
     BEAM_ROUND = 7
+    DECODE_PART = 8
 
 
 _DECODE_STEP = int(SpanKind.DECODE_STEP)
@@ -29,8 +30,8 @@ class SpanIds:
     """Ids of one generation's spans.
 
     Each id is the first 8 bytes of SHA-256 over a domain, the trace id, the generation id with
-    its length, the kind, the sequence index, and the index of the step, the block's first step
-    or the round. No id is zero, which W3C Trace Context reserves for "invalid".
+    its length, the kind, the sequence index, and the index of the step, the block's first step,
+    the round or the part. No id is zero, which W3C Trace Context reserves for "invalid".
     """
 
     __slots__ = ("_begun", "_decode_ids")
@@ -52,6 +53,10 @@ class SpanIds:
             span_id = self._digest(SpanKind.DECODE, sequence_index, 0)
             self._decode_ids[sequence_index] = span_id
         return span_id
+
+    def get_decode_part_id(self, sequence_index: int, part: int) -> bytes:
+        """Return the id of a further `decode` span, for the events that the first does not hold."""
+        return self._digest(SpanKind.DECODE_PART, sequence_index, part)
 
     def get_decode_step_id(self, sequence_index: int, index: int) -> bytes:
         """Return the id of a `decode_step` span."""

@@ -10,14 +10,19 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from whence.v1.step_pb2 import Step
 from whence_server.telemetry.otlp.wire import encode_length_delimited
 from whence_server.telemetry.spans import names
+from whence_server.telemetry.spans.pieces import Carrier
 
 _MAX_INTEGERS = 65_536
 _MAX_HEADS = 4_096
 _DOUBLE_BYTES = 8
 
 
-def encode_internals(step: Step, shorten_all: Callable[[Sequence[float]], list[float]]) -> bytes:
-    """Serialise a step's `internals` as attributes of a Span message.
+def encode_internals(
+    step: Step,
+    shorten_all: Callable[[Sequence[float]], list[float]],
+    carrier: Carrier = Span,
+) -> bytes:
+    """Serialise a step's `internals` as attributes of a message.
 
     The bytes are joined by hand, because building the messages takes several times as long for
     some dozens of numbers.
@@ -25,17 +30,18 @@ def encode_internals(step: Step, shorten_all: Callable[[Sequence[float]], list[f
     Args:
         step: a step with `internals`; its absent fields make no attributes.
         shorten_all: returns float32 values with the fewest digits.
+        carrier: the message that carries them.
     """
     internals = step.internals
     attributes = [
-        _encode_integers(names.SOURCE_POSITIONS, internals.source_positions[:]),
-        _encode_doubles(names.SOURCE_SHARES, shorten_all(internals.source_shares[:])),
-        _encode_doubles(names.LAYER_SHARES, shorten_all(internals.layer_shares[:])),
-        _encode_integers(names.LAYER_LEADER_TOKEN_IDS, _list_leaders(step)),
+        _encode_integers(names.SOURCE_POSITIONS, internals.source_positions[:], carrier),
+        _encode_doubles(names.SOURCE_SHARES, shorten_all(internals.source_shares[:]), carrier),
+        _encode_doubles(names.LAYER_SHARES, shorten_all(internals.layer_shares[:]), carrier),
+        _encode_integers(names.LAYER_LEADER_TOKEN_IDS, _list_leaders(step), carrier),
     ]
     if internals.HasField("self_share"):
         self_share = shorten_all((internals.self_share,))[0]
-        attributes.append(_SELF_SHARE + struct.pack("<d", self_share))
+        attributes.append(_SELF_SHARE[carrier] + struct.pack("<d", self_share))
     return b"".join(attributes)
 
 
@@ -50,26 +56,36 @@ def _list_leaders(step: Step) -> list[int]:
     return [token_ids[min(leader, last)] for leader in step.internals.layer_leaders]
 
 
-def _encode_integers(key: str, integers: Iterable[int]) -> bytes:
+def _encode_integers(key: str, integers: Iterable[int], carrier: Carrier) -> bytes:
     elements = b"".join(map(_encode_integer, integers))
-    return _encode_array_head(key, len(elements)) + elements if elements else b""
+    return (
+        encode_array_head(key, len(elements), carrier.ATTRIBUTES_FIELD_NUMBER) + elements
+        if elements
+        else b""
+    )
 
 
-def _encode_doubles(key: str, doubles: Sequence[float]) -> bytes:
+def _encode_doubles(key: str, doubles: Sequence[float], carrier: Carrier) -> bytes:
     if not doubles:
         return b""
     elements = _make_packer(len(doubles))(doubles)
-    return _encode_array_head(key, len(elements)) + elements
+    return encode_array_head(key, len(elements), carrier.ATTRIBUTES_FIELD_NUMBER) + elements
 
 
 @lru_cache(maxsize=_MAX_HEADS)
-def _encode_array_head(key: str, num_bytes: int) -> bytes:
-    """Serialise the part of an array attribute before its elements, which take `num_bytes`."""
+def encode_array_head(key: str, num_bytes: int, field: int) -> bytes:
+    """Serialise the part of an array attribute before its elements.
+
+    Args:
+        key: key of the attribute.
+        num_bytes: bytes of the elements.
+        field: number of the field in the message that carries the attribute.
+    """
     rest = bytes(num_bytes)
     value = encode_length_delimited(AnyValue.ARRAY_VALUE_FIELD_NUMBER, rest)
     pair = KeyValue(key=key).SerializeToString()
     pair += encode_length_delimited(KeyValue.VALUE_FIELD_NUMBER, value)
-    return encode_length_delimited(Span.ATTRIBUTES_FIELD_NUMBER, pair).removesuffix(rest)
+    return encode_length_delimited(field, pair).removesuffix(rest)
 
 
 @lru_cache(maxsize=_MAX_INTEGERS)
@@ -92,9 +108,12 @@ def _make_packer(length: int) -> Callable[[Sequence[float]], bytes]:
     return pack_doubles
 
 
-def _encode_before_double(key: str) -> bytes:
+def _encode_before_double(key: str, carrier: Carrier) -> bytes:
     attribute = KeyValue(key=key, value=AnyValue(double_value=1.0))
-    return Span(attributes=[attribute]).SerializeToString()[:-_DOUBLE_BYTES]
+    return bytes(carrier(attributes=[attribute]).SerializeToString()[:-_DOUBLE_BYTES])
 
 
-_SELF_SHARE = _encode_before_double(names.SOURCE_SELF_SHARE)
+_CARRIERS: tuple[Carrier, ...] = (Span, Span.Event)
+_SELF_SHARE = {
+    carrier: _encode_before_double(names.SOURCE_SELF_SHARE, carrier) for carrier in _CARRIERS
+}

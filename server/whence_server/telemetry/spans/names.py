@@ -9,9 +9,10 @@ The sources of what is not `whence.*`, all of them OpenTelemetry's semantic conv
 - `server.*`, `client.*`, `error.*` and `exception.*`: its docs/registry/attributes, and for the
   event `exception` docs/exceptions/exceptions-spans.md.
 
-`gen_ai.*` is on the GenAI span alone: backends take every span that has one for a model call.
-Steps carry `whence.*`. Logprobs and entropies are in nats, times in nanoseconds.
-Content (text of prompts, outputs and tokens) is in none of them unless `content.py` says so.
+`gen_ai.*` is on the GenAI span and on the events of steps alone: backends take every span that has
+one for a model call. Spans of steps carry `whence.*`. Logprobs and entropies are in nats, times in
+nanoseconds. Content (text of prompts, outputs and tokens) is in none of them unless `content.py`
+says so.
 """
 
 from typing import Final
@@ -60,6 +61,11 @@ SEQUENCE_STOPPED: Final = "whence.sequence.stopped"
 OPERATION_DETAILS: Final = "gen_ai.client.inference.operation.details"
 """A log record: the GenAI span's attributes without those that are counted over its steps, and the
 content, where that is wanted."""
+
+TOKEN_SCHEDULED: Final = "gen_ai.token.scheduled"  # noqa: S105 - an event's name
+"""On `decode`, where steps are events: the step began."""
+TOKEN_GENERATED: Final = "gen_ai.token.generated"  # noqa: S105 - an event's name
+"""On `decode`, where steps are events: the token was chosen."""
 
 # ---- on the SERVER span: from Call ----
 
@@ -265,6 +271,49 @@ DECODE_NUM_STEP_SPANS: Final = "whence.decode.num_step_spans"
 """Number of steps, from the first on, with a `decode_step` span each."""
 DECODE_NUM_BLOCK_SPANS: Final = "whence.decode.num_block_spans"
 """Number of `decode_block` spans, for the other steps."""
+
+DECODE_NUM_STEP_EVENTS: Final = "whence.decode.num_step_events"
+"""Number of steps, from the first on, that are events; only where steps are events, as the next
+four."""
+DECODE_NUM_PARTS: Final = "whence.decode.num_parts"
+"""Number of `decode` spans that hold them; on the first of the sequence."""
+DECODE_PART: Final = "whence.decode.part"
+"""Number of the span among these, from 0."""
+DECODE_FIRST_INDEX: Final = "whence.decode.first_index"
+"""Step.index of the first step that is an event of the span."""
+DECODE_LAST_INDEX: Final = "whence.decode.last_index"
+"""Step.index of the last step that is an event of the span."""
+
+# ---- on the events of a step, in the form of the proposed token-level conventions ----
+
+ITERATION_TOTAL_TOKENS: Final = "gen_ai.iteration.total_tokens"
+"""Step.index + 1."""
+ITERATION_BATCH_SIZE: Final = "gen_ai.iteration.batch_size"
+"""StepTiming.batch_size."""
+RESPONSE_TOKEN_IDS: Final = "gen_ai.response.candidate.token_ids"  # noqa: S105 - an attribute's name
+"""Step.token_id, then Candidates.token_ids without it. The next three are parallel to it."""
+RESPONSE_LOGPROBS: Final = "gen_ai.response.candidate.logprobs"
+"""Step.logprob, then Candidates.logprobs: before any processor."""
+RESPONSE_SAMPLING_LOGPROBS: Final = "whence.response.candidate.sampling_logprobs"
+"""Step.sampling_logprob, then Candidates.sampling_logprobs: after all processors."""
+RESPONSE_DECODED_TOKENS: Final = "gen_ai.response.candidate.decoded_tokens"
+"""Content: the tokens' texts in the vocabulary."""
+
+# ---- on the GenAI span, with `--token-arrays`: an element for each of the first tokens ----
+
+PER_TOKEN_TIME_TO_SCHEDULE: Final = "gen_ai.response.per_token_time_to_schedule"  # noqa: S105 - an attribute's name
+"""Seconds from the request's arrival to the start of the step."""
+PER_TOKEN_TIME_TO_GENERATE: Final = "gen_ai.response.per_token_time_to_generate"  # noqa: S105 - an attribute's name
+"""Seconds from the request's arrival to the token: StepTiming.elapsed_ns."""
+PER_TOKEN_BATCH_SIZE: Final = "gen_ai.iteration.per_token_batch_size"  # noqa: S105 - an attribute's name
+"""StepTiming.batch_size."""
+PER_TOKEN_CUMULATIVE_COUNT: Final = "gen_ai.iteration.per_token_cumulative_count"  # noqa: S105 - an attribute's name
+"""Step.index + 1."""
+PER_POSITION_TOKEN_IDS: Final = "gen_ai.response.candidate.per_position_token_ids"  # noqa: S105 - an attribute's name
+"""JSON, because attributes hold no arrays of arrays: as on the event of a step, as the next two."""
+PER_POSITION_LOGPROBS: Final = "gen_ai.response.candidate.per_position_logprobs"
+PER_POSITION_DECODED_TOKENS: Final = "gen_ai.response.candidate.per_position_decoded_tokens"
+"""Content."""
 
 # ---- on a `decode_step` span: from Step ----
 

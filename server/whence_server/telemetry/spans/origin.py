@@ -1,11 +1,13 @@
 """Place of a generation in its trace: the fields of its start that every span needs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from whence.summary import TokenNames, name_by_id
+from whence.summary import TokenNames
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.spans.ids import SpanIds, parse_hex_id
+from whence_server.telemetry.spans.token_names import ID_WORDS, TokenWords
 
 HAS_IS_REMOTE = 0x100
 IS_REMOTE = 0x200
@@ -30,6 +32,8 @@ class Origin:
     """Name of Decoding.strategy."""
     names: TokenNames = field(compare=False)
     """Names of its tokens, shared by all generations of a tokenizer."""
+    get_text: Callable[[int], str] | None = field(compare=False)
+    """Returns a token's text; None where spans carry no text, or it is not known."""
 
     @property
     def span_flags(self) -> int:
@@ -37,12 +41,12 @@ class Origin:
         return self.trace_flags | HAS_IS_REMOTE
 
 
-def read_origin(started: GenerationStarted, names: TokenNames = name_by_id) -> Origin:
+def read_origin(started: GenerationStarted, words: TokenWords = ID_WORDS) -> Origin:
     """Read a generation's place in its trace from its start.
 
     Args:
         started: the start.
-        names: names of the generation's tokens.
+        words: names and texts of the generation's tokens.
 
     Raises:
         ValueError: the trace id or the span id is not a W3C id.
@@ -59,5 +63,6 @@ def read_origin(started: GenerationStarted, names: TokenNames = name_by_id) -> O
         sampled=bool(started.trace_flags & SAMPLED),
         ids=SpanIds(trace_id, started.generation_id),
         strategy=started.effective_decoding.WhichOneof("strategy") or "",
-        names=names,
+        names=words.names,
+        get_text=words.get_text,
     )

@@ -6,11 +6,15 @@ module does not depend on protobuf's wire format.
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
+
+Carrier: TypeAlias = type[Span] | type[Span.Event]
+"""Message that carries attributes."""
 
 _MAX_HEADS = 4_096
 
@@ -19,9 +23,11 @@ _MARK = -1.2345678901234567e-300
 _MARK_BYTES = struct.pack("<d", _MARK)
 
 
-def serialise_attributes(attributes: Mapping[str, AttributeValue | None]) -> bytes:
-    """Serialise attributes as fields of a Span message; those that are None are left out."""
-    return bytes(Span(attributes=encode_attributes(attributes)).SerializeToString())
+def serialise_attributes(
+    attributes: Mapping[str, AttributeValue | None], carrier: Carrier = Span
+) -> bytes:
+    """Serialise attributes as fields of a message; those that are None are left out."""
+    return bytes(carrier(attributes=encode_attributes(attributes)).SerializeToString())
 
 
 class Integers:
@@ -32,11 +38,12 @@ class Integers:
 
     Args:
         attributes: attributes in order, whose values give the types and the lengths of arrays.
+        carrier: the message that carries them.
     """
 
-    def __init__(self, attributes: Mapping[str, AttributeValue]) -> None:
-        self._span = Span(attributes=encode_attributes(attributes))
-        values = list(_iterate_values(self._span))
+    def __init__(self, attributes: Mapping[str, AttributeValue], carrier: Carrier = Span) -> None:
+        self._message = carrier(attributes=encode_attributes(attributes))
+        values = list(_iterate_values(self._message))
         self._texts = [value for value in values if value.HasField("string_value")]
         self._integers = [value for value in values if value.HasField("int_value")]
 
@@ -56,7 +63,7 @@ class Integers:
             value.int_value = integer
         for value, text in zip(self._texts, texts):  # noqa: B905
             value.string_value = text
-        return self._span.SerializeToString()
+        return self._message.SerializeToString()
 
 
 class TextHeads(dict[int, bytes]):
@@ -64,18 +71,20 @@ class TextHeads(dict[int, bytes]):
 
     Args:
         key: key of the attribute.
+        carrier: the message that carries it.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, carrier: Carrier = Span) -> None:
         super().__init__()
         self._key = key
+        self._carrier = carrier
 
     def __missing__(self, num_bytes: int) -> bytes:
         """Make and cache the bytes before a text."""
         if len(self) >= _MAX_HEADS:
             self.clear()
         text = "x" * num_bytes
-        whole = serialise_attributes({self._key: text})
+        whole = serialise_attributes({self._key: text}, self._carrier)
         made = self[num_bytes] = whole[: len(whole) - num_bytes]
         return made
 
@@ -88,12 +97,18 @@ class Doubles:
     Args:
         keys: keys of attributes that hold one double.
         arrays: keys and lengths of attributes that hold an array; empty ones are left out.
+        carrier: the message that carries them.
     """
 
-    def __init__(self, keys: Iterable[str], arrays: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(
+        self,
+        keys: Iterable[str],
+        arrays: Iterable[tuple[str, int]] = (),
+        carrier: Carrier = Span,
+    ) -> None:
         marked: dict[str, AttributeValue] = dict.fromkeys(keys, _MARK)
         marked |= {key: [_MARK] * length for key, length in arrays if length}
-        between = serialise_attributes(marked).split(_MARK_BYTES)[:-1]
+        between = serialise_attributes(marked, carrier).split(_MARK_BYTES)[:-1]
         self._parts: list[bytes | float] = [_MARK] * (2 * len(between))
         self._parts[::2] = between
         self._pack = struct.Struct("<" + "".join(f"{len(part)}sd" for part in between)).pack
@@ -108,9 +123,9 @@ class Doubles:
         return self._pack(*self._parts)
 
 
-def _iterate_values(span: Span) -> Iterator[AnyValue]:
+def _iterate_values(message: Span | Span.Event) -> Iterator[AnyValue]:
     """Yield the attributes' values in order; for an array, its elements."""
-    for attribute in span.attributes:
+    for attribute in message.attributes:
         if attribute.value.HasField("array_value"):
             yield from attribute.value.array_value.values
         else:

@@ -8,6 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 from whence.summary import shorten_float32
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import SequenceResult
+from whence_server.domain.telemetry import StepForm
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.grpc_status import get_status_name, is_server_error
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
@@ -18,6 +19,7 @@ from whence_server.telemetry.spans.children import make_child_span
 from whence_server.telemetry.spans.finish_reasons import get_reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, W3C_FLAGS, Origin
+from whence_server.telemetry.spans.parts import Parts
 from whence_server.telemetry.spans.steps import (
     SIBLING_GAP_NS,
     compute_step_interval,
@@ -80,17 +82,22 @@ def make_decode_span(
     origin: Origin,
     bounds: SequenceBounds,
     result: SequenceResult | None,
+    *,
     step_spans: int | None,
     summary: str | None = None,
+    parts: Parts | None = None,
+    form: StepForm = StepForm.SPANS,
 ) -> Span:
-    """Make a sequence's `decode` span, which covers all of its steps.
+    """Make a sequence's `decode` span, which covers all of its steps; its events are added later.
 
     Args:
         origin: the generation's place in its trace.
         bounds: the sequence's first and last step.
         result: the sequence's result, if it is known.
-        step_spans: most `decode_step` spans of the generation; None is no bound.
+        step_spans: most steps of the generation that are spans or events; None is no bound.
         summary: the summary of its steps; None leaves it out.
+        parts: parts of its events, if some steps are events.
+        form: form of its steps.
     """
     first, last = bounds
     first_start, first_end = compute_step_interval(origin.start_time_ns, first.index, first.timing)
@@ -101,9 +108,11 @@ def make_decode_span(
         names.STEP_SUMMARY: summary,
         names.SEQUENCE_INDEX: first.sequence_index,
         names.DECODE_NUM_STEPS: num_steps,
-        names.DECODE_NUM_STEP_SPANS: num_own,
+        names.DECODE_NUM_STEP_SPANS: num_own if form.has_spans else 0,
         names.DECODE_NUM_BLOCK_SPANS: count_blocks(num_steps - num_own),
     }
+    if form.has_events:
+        attributes |= _make_part_attributes(num_own, parts)
     if result is not None:
         attributes |= {
             names.GENERATION_FINISH_REASON: get_reason_name(result.finish_reason),
@@ -124,3 +133,15 @@ def make_decode_span(
             max(first_end, last_end),
         ),
     )
+
+
+def _make_part_attributes(num_events: int, parts: Parts | None) -> dict[str, AttributeValue | None]:
+    attributes: dict[str, AttributeValue | None] = {names.DECODE_NUM_STEP_EVENTS: num_events}
+    if parts is not None:
+        attributes |= {
+            names.DECODE_NUM_PARTS: parts.num_parts,
+            names.DECODE_PART: parts.first.number,
+            names.DECODE_FIRST_INDEX: parts.first.first_index,
+            names.DECODE_LAST_INDEX: parts.first.last_index,
+        }
+    return attributes

@@ -1,11 +1,25 @@
 """Names of tokens on spans: texts where they are allowed and known, else ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from whence.summary import TokenNames, decode_token, make_text_names, name_by_id
 from whence_server.telemetry.journal import KeptTokens, VocabularyReader
 
 _MOST_VOCABULARIES = 4
+
+
+class TokenWords(NamedTuple):
+    """Words for the tokens of a generation."""
+
+    names: TokenNames
+    """Names for summaries and span names: texts in quotes, or ids."""
+    get_text: Callable[[int], str] | None = None
+    """Returns a token's text; None where texts are not allowed or not known."""
+
+
+ID_WORDS = TokenWords(name_by_id)
+"""Words for tokens without their text."""
 
 
 class NameBook:
@@ -17,28 +31,29 @@ class NameBook:
 
     def __init__(self, vocabularies: VocabularyReader | None) -> None:
         self._vocabularies = vocabularies
-        self._names: dict[str, tuple[KeptTokens, TokenNames]] = {}
+        self._names: dict[str, tuple[KeptTokens, TokenWords]] = {}
 
-    async def find(self, tokenizer_digest: str, position: int) -> TokenNames:
-        """Return the names for a generation.
+    async def find(self, tokenizer_digest: str, position: int) -> TokenWords:
+        """Return the words for a generation.
 
         Args:
             tokenizer_digest: digest in the generation's start.
             position: the journal's position of the generation's start.
         """
         if self._vocabularies is None or not tokenizer_digest:
-            return name_by_id
+            return ID_WORDS
         kept = await self._vocabularies.find(tokenizer_digest, position)
         if kept is None:
-            return name_by_id
+            return ID_WORDS
         known = self._names.get(tokenizer_digest)
         if known is not None and known[0] is kept:
             return known[1]
         if len(self._names) >= _MOST_VOCABULARIES:
             self._names.clear()
-        names = make_text_names(_Texts(kept.tokens).get_text)
-        self._names[tokenizer_digest] = kept, names
-        return names
+        get_text = _Texts(kept.tokens).get_text
+        words = TokenWords(make_text_names(get_text), get_text)
+        self._names[tokenizer_digest] = kept, words
+        return words
 
 
 class _Texts:
