@@ -15,6 +15,7 @@ from whence.v1 import call_pb2, generation_pb2, step_pb2
 from whence_server.config import ServeConfig
 from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import Journal
+from whence_server.journal.vocabularies import Vocabularies
 from whence_server.observability import make_span_encoder
 
 LOWEST_FLOAT32 = -(2 - 2**-23) * 2.0**127
@@ -38,7 +39,7 @@ async def read_record(data_dir: Path, settings: ServeConfig) -> Record:
     """Read a journal's messages, and make its spans again, as the server with these settings."""
     record = Record()
     journal = await Journal.open(data_dir)
-    encoder = make_span_encoder(settings, journal)
+    encoder = make_span_encoder(settings, journal, Vocabularies(data_dir))
     position = 0
     while entries := await journal.read_committed(position):
         for entry in entries:
