@@ -13,8 +13,7 @@ GIVEN = {"MODEL_DIR": "/srv/models/demo"}
 
 def load_yaml(name: str) -> dict[str, Any]:
     """Read a YAML file of deploy/."""
-    document: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
-    return document
+    return _parse((DEPLOY / name).read_text(encoding="utf-8"))
 
 
 def load_compose(name: str) -> dict[str, Any]:
@@ -26,5 +25,21 @@ def load_compose(name: str) -> dict[str, Any]:
 
     text = (DEPLOY / name).read_text(encoding="utf-8")
     filled = re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", fill, text)
-    document: dict[str, Any] = yaml.safe_load(filled)
+    return _parse(filled)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.load(text, _Loader)
     return document
+
+
+class _Loader(yaml.SafeLoader):
+    """Loader that refuses a key that is twice in one mapping, as Compose, Jaeger and kubectl do."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} is twice in one mapping"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
