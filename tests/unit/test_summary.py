@@ -235,6 +235,12 @@ def test_float32_values_have_the_digits_that_numpy_prints(value):
     assert math.copysign(1, short) == math.copysign(1, value) or math.isnan(short)
 
 
+@given(st.floats(-100, 0))
+def test_a_number_that_is_no_float32_has_the_digits_of_the_nearest_one(logprob):
+    probability = math.exp(logprob)
+    assert shorten_float32(probability) == float(str(np.float32(probability)))
+
+
 def test_the_digits_are_those_of_protobufs_json():
     step = step_pb2.Step(logprob=-0.6994731426239014)
     assert step.logprob == -0.6994731426239014

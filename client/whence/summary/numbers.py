@@ -4,7 +4,8 @@ import math
 import struct
 
 _LEAST_NORMAL = 2.0**-126
-_PACK = struct.Struct("<f").pack
+_FLOAT32 = struct.Struct("<f")
+_PACK = _FLOAT32.pack
 
 TENTHS = tuple(f"{tenths / 10:.1f}%" for tenths in range(1_001))
 """Tenths of a per cent as text, because formatting a number takes several times as long."""
@@ -22,11 +23,14 @@ def shorten_float32(value: float) -> float:
     Nine digits always suffice, and six are never too many for a normal number.
 
     Args:
-        value: a float32, as protobuf returns it; NaN and infinities are returned unchanged.
+        value: a float32, as protobuf returns it, or a number that is rounded to one; NaN and
+            infinities are returned unchanged.
     """
     if not math.isfinite(value):
         return value
     stored = _PACK(value)
+    # The digits of a number between two float32 values may lie beside the shortest ones.
+    (value,) = _FLOAT32.unpack(stored)
     for num_digits in range(6 if abs(value) >= _LEAST_NORMAL else 1, 9):
         number = float(f"{value:.{num_digits}g}")
         if _PACK(number) == stored:
