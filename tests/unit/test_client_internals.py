@@ -200,6 +200,17 @@ def test_a_step_is_shown_with_all_of_its_record():
         assert part in told, part
 
 
+def test_tokens_without_a_text_are_shown_by_their_ids():
+    started = GenerationStarted(prompt_token_ids=PROMPT_IDS, processor_names=["temperature"])
+    tokens = TokenReader(started, lambda _model, _digest, _token_id: "")
+    for token in tokens.read(recorded()):
+        # The model is no longer served, and nobody has its vocabulary.
+        lines = list(format_step(token, color=False))
+        assert not any('""' in line for line in lines), lines
+        for candidate in token.candidates:
+            assert any(f" #{candidate.token_id} " in line for line in lines[3:])
+
+
 def test_a_step_has_the_line_that_its_span_has():
     started = GenerationStarted()
     started.effective_decoding.greedy.SetInParent()

@@ -103,7 +103,7 @@ def _format_row(first: int | str, text: str, share: str) -> str:
 
 
 def _fit_name(token_id: int | None, text: str) -> str:
-    return "" if token_id is None else fit_name(text, CANDIDATE_COLUMNS)
+    return "" if token_id is None else fit_name(text, CANDIDATE_COLUMNS, token_id)
 
 
 def _color_context(token: Token, internals: Internals, *, whole: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ from whence.cli.render import (
     format_percent,
     format_row,
 )
-from whence.summary import escape, quote
+from whence.summary import escape, name_by_id, quote
 from whence.tokens import Candidate, Token
 
 _INDENT = " " * 9
@@ -47,7 +47,7 @@ def _format_candidates(candidates: Sequence[Candidate], heading: str) -> Iterato
         return
     yield f"{_INDENT}{fit_columns(heading, _NAME_COLUMNS)}  {'model':>7}  {'chosen from':>11}"
     for candidate in candidates:
-        text = fit_name(candidate.text, _NAME_COLUMNS)
+        text = fit_name(candidate.text, _NAME_COLUMNS, candidate.token_id)
         removed = candidate.sampling_logprob == -math.inf
         chosen_from = "removed" if removed else format_percent(candidate.sampling_probability)
         row = f"{_INDENT}{text}  {format_percent(candidate.probability):>7}  {chosen_from:>11}"
@@ -72,7 +72,8 @@ def _format_draw(token: Token) -> Iterator[str]:
         return
     yield f"{_INDENT}drawn with noise {draw.noise:g}"
     if draw.margin is not None and draw.runner_up_token_id is not None:
-        runner_up = quote(token.text_of(draw.runner_up_token_id))
+        text = token.text_of(draw.runner_up_token_id)
+        runner_up = quote(text) if text else name_by_id(draw.runner_up_token_id)
         yield f"{_INDENT}{draw.margin:.3f} nats less likely, and it had been {runner_up}"
 
 

@@ -8,7 +8,7 @@ from typing import Literal, TextIO
 
 import wcwidth
 
-from whence.summary import quote
+from whence.summary import name_by_id, quote
 from whence.tokens import Candidate, Token
 
 ColorMode = Literal["auto", "always", "never"]
@@ -62,7 +62,7 @@ def format_row(
         num_columns: maximum width of the line, which shows as many runners-up as fit; None for all.
     """
     place = f"{token.index}" if prompt else f"{token.sequence_index}/{token.index}"
-    text = fit_name(token.token_text or token.text, TOKEN_COLUMNS)
+    text = fit_name(token.token_text or token.text, TOKEN_COLUMNS, token.token_id)
     rank = "" if token.rank is None else str(token.rank)
     numbers = f"{format_percent(token.probability):>6}  {rank:>5}"
     cells = [f"{place:>7}", paint(text, token.probability) if color else text, numbers]
@@ -97,7 +97,7 @@ def _format_runners_up(token: Token) -> Iterator[str]:
 
 
 def _format_candidate(candidate: Candidate) -> str:
-    text = fit_name(candidate.text, CANDIDATE_COLUMNS)
+    text = fit_name(candidate.text, CANDIDATE_COLUMNS, candidate.token_id)
     return f"{text} {format_percent(candidate.probability):>6}"
 
 
@@ -106,11 +106,14 @@ def format_percent(probability: float | None) -> str:
     return "" if probability is None else f"{probability:.1%}"
 
 
-def fit_name(text: str, num_columns: int) -> str:
+def fit_name(text: str, num_columns: int, token_id: int | None = None) -> str:
     """Return a token's text in quotes, truncated or padded to a number of terminal columns.
 
-    Named bytes are not truncated: tokens of partial characters often differ in the last byte.
+    Named bytes are not truncated: tokens of partial characters often differ in the last byte. A
+    token without a text, such as one of a model that is no longer served, is named by its id.
     """
+    if not text and token_id is not None:
+        return fit_columns(name_by_id(token_id), num_columns)
     shown = quote(text)
     return (pad if _NAMED_BYTES.search(text) else fit_columns)(shown, num_columns)
 
