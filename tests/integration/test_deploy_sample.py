@@ -81,7 +81,7 @@ def test_a_refusal_before_the_first_token_is_an_error_and_after_it_is_told() -> 
     with FakeServer() as fake, running(fake.target) as url:
         fake.script.turns.append(Break(0, grpc.StatusCode.INVALID_ARGUMENT))
         assert get(f"{url}/complete?prompt=x")[0] == 502
-        fake.script.turns.append(Break(3, grpc.StatusCode.INTERNAL))
+        fake.script.turns.append(Break(3, grpc.StatusCode.INVALID_ARGUMENT))
         status, text = get(f"{url}/complete?prompt=x")
         assert status == 200
         assert text.startswith("Hello")

@@ -247,8 +247,7 @@ def test_an_error_is_shown_on_its_span(seen: Seen) -> None:
     assert wrong == failed.only("text_completion tiny")
     assert wrong["status_message"] == failed.finished.failure.message
     assert wrong["attributes"]["error.type"] == "NON_FINITE_LOGITS"
-    (event,) = wrong["events"]
-    assert event["name"] == "exception"
+    assert "exception" in [event["name"] for event in wrong["events"]]
     # Its stream was opened and ended in order, and says itself how the generation ended.
     assert failed.only(CALL)["attributes"]["rpc.response.status_code"] == "OK"
 
