@@ -114,6 +114,8 @@ class _Reader(Generic[Item]):
             self._wake.wait(delay_s)
             if not self._is_closed:
                 self.call = self._start()
+            if self._has_ended():  # closed by another thread, which cancelled the call before it
+                self.call.cancel()
         return None
 
     def _has_ended(self) -> bool:
