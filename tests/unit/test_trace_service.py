@@ -157,6 +157,19 @@ async def test_watch_skips_damaged_entries(tmp_path):
         watch.cancel()
 
 
+async def test_watch_after_a_position_of_another_journal_is_refused(tmp_path):
+    """It would miss every event up to that position, without a word."""
+    await fill(tmp_path / "full")
+    async with serving(tmp_path / "full") as stub:
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position="cDE6MA=="))
+        position = (await watch.read()).position
+        watch.cancel()
+    async with serving(tmp_path / "empty") as stub:
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position=position))
+        failure = await failed(asyncio.wait_for(watch.read(), 10))
+    assert failure.fields.keys() == {"after_position"}
+
+
 async def test_exporters_skip_damaged_entries(tmp_path):
     await fill(tmp_path)
     change(tmp_path, *SWAP_IDS)

@@ -354,7 +354,9 @@ class WatchGenerationsRequest(google.protobuf.message.Message):
     lifecycle_only: builtins.bool
     """True to stream only starts and finishes, without steps."""
     after_position: builtins.str
-    """Position to resume after; empty begins with the next event."""
+    """Position to resume after; empty begins with the next event. INVALID_ARGUMENT
+    for a position of another journal that this server's has not reached.
+    """
     @property
     def filter(self) -> global___GenerationFilter:
         """Generations to follow; unset follows all."""

@@ -140,7 +140,8 @@ class TraceServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Stream the events of all generations that match the filter, as they happen."""
         asked = request.after_position
-        cursor = read_position(asked) if asked else self._journal.position
+        newest = self._journal.position
+        cursor = read_position(asked, newest) if asked else newest
         wanted = WatchFilter(self._journal, convert_filter(request.filter), request.lifecycle_only)
 
         def make_filler() -> bytes:

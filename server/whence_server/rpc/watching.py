@@ -31,21 +31,38 @@ def make_position_token(position: int) -> str:
     return base64.urlsafe_b64encode(_PREFIX + str(position).encode()).decode()
 
 
-def read_position(token: str) -> int:
+def read_position(token: str, newest: int) -> int:
     """Parse a token of `make_position_token`.
 
+    Args:
+        token: the token.
+        newest: position of the journal's newest entry.
+
     Raises:
-        InvalidRequestError: the token is malformed.
+        InvalidRequestError: the token is malformed, or from another journal.
     """
+    position = _parse_position(token)
+    if position is None:
+        fault = "is not a position that WatchGenerations returned"
+    elif position > newest:
+        # A watch from there would miss everything up to it, in silence.
+        fault = (
+            f"is position {position} of another journal; this server's ends at {newest}: leave it "
+            "empty, or ask the server that returned it"
+        )
+    else:
+        return position
+    raise InvalidRequestError(FieldViolation("after_position", fault))
+
+
+def _parse_position(token: str) -> int | None:
     try:
         raw = base64.b64decode(token, altchars=b"-_", validate=True)
         if raw.startswith(_PREFIX) and raw[len(_PREFIX) :].isdigit():
             return int(raw[len(_PREFIX) :])
     except (binascii.Error, ValueError):
         pass
-    raise InvalidRequestError(
-        FieldViolation("after_position", "is not a position that WatchGenerations returned")
-    )
+    return None
 
 
 async def stop_at_close(
