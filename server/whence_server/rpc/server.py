@@ -171,8 +171,8 @@ def _make_channel_arguments(options: ServerOptions) -> Sequence[tuple[str, int]]
         # Small flow-control windows: a stalled reader causes back-pressure soon.
         ("grpc.http2.bdp_probe", 0),
         # Clients with keepalive ping during a long prefill, when no data flows: by default the
-        # server would answer a few pings within five minutes with GOAWAY. Clients ping at most
-        # every 10 s, but not to the millisecond: a bound of 10 s would refuse some.
+        # server would answer a few pings within five minutes with GOAWAY. Clients ping
+        # every 9 s, but not to the millisecond: a bound of 9 s would refuse some.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _PING_AFTER_MS),
