@@ -97,6 +97,10 @@ class _Reader(Generic[Item]):
                         return item
             except grpc.RpcError as rpc_error:
                 error = convert_error(rpc_error)
+            except Exception:
+                # It cannot be taken, and nothing is read after it: the server must see an end.
+                self.call.cancel()
+                raise
             except asyncio.CancelledError:
                 # gRPC also raises it for the cancellation of its own call.
                 if is_cancelled():

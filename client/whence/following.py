@@ -104,6 +104,10 @@ class _Reader(Generic[Item]):
                         return item
             except grpc.RpcError as rpc_error:
                 error = convert_error(rpc_error)
+            except Exception:
+                # It cannot be taken, and nothing is read after it: the server must see an end.
+                self.call.cancel()
+                raise
             # A complete stream is read to its end, so that the call ends with OK.
             if self._has_ended():
                 break

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from waiting import wait_until
 
 import whence
 from whence.following import MOST_AHEAD
+from whence.resume import TrainingRunStream, WatchStream
 
 NUM_EVENTS = len(TOKEN_IDS) + 2
 
@@ -208,6 +210,63 @@ async def test_a_deadline_that_passed_says_after_how_many_tokens_async(server):
     async with whence.AsyncClient(server.target) as client:
         with pytest.raises(whence.DeadlineExceededError, match="passed after 0 tokens"):
             await client.generate("The", timeout_s=0.3).result()
+
+
+READS = {
+    "generation": lambda client: client.generate("The"),
+    "generations": lambda client: client.generations.watch(),
+    "a training": lambda client: client.training_runs.watch(),
+}
+
+
+@pytest.fixture
+def untakeable(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every stream a second response that the client cannot take, and no end for 20 s."""
+
+    def receive(stream, response, take):
+        position = getattr(response, "position", "") or getattr(response, "last_position", 0)
+        if int(position) > 1:
+            raise whence.InternalError("not to be taken", reason="EVENTS_MISSING")
+        return take(stream, response)
+
+    for kind in (WatchStream, TrainingRunStream):
+        take = kind.receive
+        monkeypatch.setattr(kind, "receive", partialmethod(receive, take=take))
+    del server.script.events[1]
+    server.script.turns.append(Hold(2))
+
+
+def read_all(reading, timeout_s: float | None) -> None:
+    while reading.read(timeout_s) is not None:
+        pass
+
+
+@pytest.mark.parametrize("is_timed", [False, True])
+@pytest.mark.parametrize("start", READS.values(), ids=READS)
+@pytest.mark.usefixtures("untakeable")
+async def test_a_response_that_cannot_be_taken_ends_the_call(server, client, start, is_timed):
+    reading = start(client)
+    timeout_s = 20 if is_timed else None
+    with pytest.raises(whence.InternalError) as raised:
+        read_all(reading, timeout_s)
+    assert raised.value.reason == "EVENTS_MISSING"
+    await wait_until(lambda: server.script.num_ended == 1, timeout_s=10)
+    with pytest.raises(whence.WhenceError):
+        reading.read(timeout_s)
+    assert len(server.script.calls) == 1, "the stream is not resumed"
+
+
+@pytest.mark.parametrize("start", READS.values(), ids=READS)
+@pytest.mark.usefixtures("untakeable")
+async def test_a_response_that_cannot_be_taken_ends_the_call_async(server, start):
+    async with whence.AsyncClient(server.target) as client:
+        reading = start(client)
+        for _ in range(2):
+            with pytest.raises(whence.InternalError) as raised:
+                _ = [item async for item in reading]
+            assert raised.value.reason == "EVENTS_MISSING"
+        await wait_until(lambda: server.script.num_ended == 1, timeout_s=10)
+    assert len(server.script.calls) == 1, "the stream is not resumed"
 
 
 async def test_the_documented_heartbeat(server):

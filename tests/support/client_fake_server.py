@@ -166,11 +166,15 @@ class Script:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     num_held: int = 0
     """Number of streams that came to a Hold."""
+    num_ended: int = 0
+    """Number of streams whose call has ended."""
 
     def requests(self, kind: type[Message]) -> list[Any]:
         return [call for call in self.calls if isinstance(call, kind)]
 
     def play(self, messages: list[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        if not context.add_callback(self.note_end):
+            self.note_end()
         turn = self.turns.popleft() if self.turns else None
         for count, message in enumerate([*messages, None]):
             if turn is not None and count == turn.after:
@@ -189,6 +193,9 @@ class Script:
             if message is not None:
                 yield message
         return None
+
+    def note_end(self) -> None:
+        self.num_ended += 1
 
     def end(self, turn: Break, context: grpc.ServicerContext) -> None:
         if turn.code is not None:
