@@ -229,7 +229,7 @@ class _Connections:
         if cls._process_id != os.getpid():
             raise FailedPreconditionError(
                 f"process {os.getpid()} was forked from process {cls._process_id}, which had used "
-                "gRPC's asyncio API; it hangs in a fork: use Client, or start processes with "
+                "gRPC's asyncio API, which hangs in a fork: start processes with "
                 "multiprocessing's `spawn`",
                 reason="CLIENT_OF_ANOTHER_PROCESS",
             )

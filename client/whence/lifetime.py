@@ -62,8 +62,9 @@ class Lifetime:
         """
         if self.is_in_child:
             raise FailedPreconditionError(
-                f"the client belongs to process {self._process_id}, of which process {os.getpid()} "
-                "is a fork: make a client of its own in each process",
+                f"the client belongs to process {self._process_id}, and process {os.getpid()} is a "
+                "fork of it: start processes with multiprocessing's `spawn`, and make a client in "
+                "each (in a fork, gRPC may crash even with a new client)",
                 reason="CLIENT_OF_ANOTHER_PROCESS",
             )
 
