@@ -1,6 +1,7 @@
 """Listening on a host name: on all of its addresses, or on none."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ from whence_server.rpc.listening import choose_port, find_obstacle, resolve_addr
 from whence_server.rpc.server import ServerOptions, build_server
 
 
-async def build(address: str):
-    return await build_server(ServerOptions(listen=(address,)), {}, CallLog(lambda _: None))
+async def build(*addresses: str):
+    options = ServerOptions(listen=addresses, insecure_listen_anywhere=True)
+    return await build_server(options, {}, CallLog(lambda _: None))
 
 
 @pytest.mark.parametrize("address", resolve_addresses("localhost"))
@@ -49,12 +51,46 @@ async def test_refusal_gives_the_reason_in_the_error_and_no_line_of_grpc(
         with pytest.raises(ConfigurationError, match="another process listens there; stop it"):
             await build(f"127.0.0.1:{port}")
     with pytest.raises(ConfigurationError, match="Cannot assign requested address"):
-        await build_server(
-            ServerOptions(("192.0.2.1:0",), insecure_listen_anywhere=True),
-            {},
-            CallLog(lambda _: None),
-        )
+        await build("192.0.2.1:0")
     assert capfd.readouterr().err == ""
+
+
+SAME = {
+    "localhost:PORT": ("127.0.0.1:PORT", "127.0.0.1"),
+    "127.0.0.1:PORT": ("localhost:PORT", "127.0.0.1"),
+    "[::ffff:127.0.0.1]:PORT": ("127.0.0.1:PORT", "127.0.0.1"),
+    "0.0.0.0:PORT": ("127.0.0.1:PORT", "127.0.0.1"),
+    "unix:s": ("unix:./s", "./s"),
+    "unix:link/s": ("unix:s", "s"),
+}
+
+
+@pytest.mark.parametrize("first", SAME)
+async def test_address_given_twice_is_refused_by_naming_both(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    second, shared = SAME[first]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    first, second = first.replace("PORT", port), second.replace("PORT", port)
+    with pytest.raises(ConfigurationError) as caught:
+        await build(first, second)
+    assert caught.value.message == (
+        f"--listen {second}: cannot listen there: --listen {first} already includes {shared}; "
+        "leave one of the two out"
+    )
+
+
+async def test_different_addresses_are_all_listened_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = await build("127.0.0.1:0", "127.0.0.1:0", "127.0.0.2:0", "unix:s", "unix:t")
+    await server.server.start()
+    assert len(set(server.targets)) == 5
+    await server.stop(0)
 
 
 def test_address_that_answers_is_refused_even_if_it_can_be_bound(

@@ -5,10 +5,13 @@ gRPC binds anything.
 """
 
 import errno
+import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from whence_server.domain.addresses import is_ip_address
+from whence_server.rpc.calls import Endpoint
 
 _TAKEN = "another process listens there; stop it, or choose another port"
 _CONNECT_PATIENCE_S = 1.0
@@ -41,6 +44,29 @@ def find_obstacle(hosts: Sequence[str], port: int) -> str:
         reason = _find_obstacle(host, port)
         if reason:
             return reason if len(hosts) == 1 else f"{host}: {reason}"
+    return ""
+
+
+def find_duplicate(
+    endpoint: Endpoint, hosts: Sequence[str], bound: Iterable[tuple[str, Endpoint]]
+) -> str:
+    """Return the reason if another address of this server is in the way; "" if none is.
+
+    Args:
+        endpoint: the address to listen on, with its actual port.
+        hosts: its addresses, of `resolve_addresses`; none for a Unix socket.
+        bound: the addresses that the server has bound, each after its text of `--listen`.
+    """
+    for given, other in bound:
+        if endpoint.port != other.port:
+            shared = ""
+        elif endpoint.port is None:
+            is_same = _find_place(endpoint.address) == _find_place(other.address)
+            shared = endpoint.address if is_same else ""
+        else:
+            shared = _find_shared(hosts, resolve_addresses(other.address))
+        if shared:
+            return f"--listen {given} already includes {shared}; leave one of the two out"
     return ""
 
 
@@ -94,3 +120,26 @@ def _can_bind(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _find_shared(hosts: Sequence[str], others: Sequence[str]) -> str:
+    """Return the first of the hosts that is also among the others; "" if none is."""
+    taken = [_parse_ip(other) for other in others if is_ip_address(other)]
+    for host in hosts:
+        address = _parse_ip(host) if is_ip_address(host) else None
+        # For 0.0.0.0 and for ::, gRPC listens on all addresses of both families.
+        if address is not None and any(
+            address == other or address.is_unspecified or other.is_unspecified for other in taken
+        ):
+            return host
+    return ""
+
+
+def _parse_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _find_place(path: str) -> Path:
+    """Return the path of a Unix socket, with its directory's symbolic links resolved."""
+    return Path(path).parent.resolve() / Path(path).name

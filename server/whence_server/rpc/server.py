@@ -18,7 +18,12 @@ from whence_server.rpc.calls import (
     make_service_handler,
 )
 from whence_server.rpc.descriptors import MAX_CONNECTIONS
-from whence_server.rpc.listening import choose_port, find_obstacle, resolve_addresses
+from whence_server.rpc.listening import (
+    choose_port,
+    find_duplicate,
+    find_obstacle,
+    resolve_addresses,
+)
 from whence_server.rpc.standard import Health, make_reflection_handlers
 from whence_server.rpc.unix_socket import UnixSocket
 from whence_server.rpc.unknown_methods import UnknownMethods
@@ -193,6 +198,7 @@ def _compute_connections_per_port(options: ServerOptions) -> int:
 
 def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoint:
     endpoint = parse_address(address)
+    bound = list(zip(options.listen, rpc_server.endpoints, strict=False))
 
     def listen(target: str) -> int:
         try:
@@ -201,6 +207,8 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
             raise ConfigurationError(f"--listen {address}: cannot listen there: {error}") from error
 
     if endpoint.port is None:
+        if reason := find_duplicate(endpoint, (), bound):
+            raise ConfigurationError(f"--listen {address}: cannot listen there: {reason}")
         unix_socket = UnixSocket(endpoint.address, options.socket_mode)
         rpc_server.sockets.append(unix_socket)
         unix_socket.bind(lambda path: listen(f"unix:{path}"))
@@ -213,6 +221,7 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
     hosts = resolve_addresses(endpoint.address)
     port = endpoint.port or choose_port(hosts)
     if reason := find_obstacle(hosts, port):
+        reason = find_duplicate(Endpoint(endpoint.address, port), hosts, bound) or reason
         raise ConfigurationError(f"--listen {address}: cannot listen there: {reason}")
     for host in hosts:
         port = listen(f"{_add_brackets(host)}:{port}")
