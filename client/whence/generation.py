@@ -10,7 +10,7 @@ from whence.errors import Code, DeadlineExceededError, GenerationFailedError
 from whence.options import GenerateOptions, Prompt
 from whence.requests import generate_request
 from whence.resume import GenerationStream
-from whence.summary import PROMPT
+from whence.summary import PROMPT, count
 from whence.tokens import Token
 from whence.v1 import generation_pb2 as pb
 from whence.v1.step_pb2 import Step
@@ -212,9 +212,9 @@ class GenerationState:
 
     def _explain_deadline(self, error: DeadlineExceededError) -> DeadlineExceededError:
         """Return the error of a deadline that passed, with the number of tokens before it."""
-        num_tokens = sum(map(len, self._texts.values()))
+        tokens = count(sum(map(len, self._texts.values())), "token")
         return DeadlineExceededError(
-            f"the call's deadline passed after {num_tokens} tokens: a longer timeout reads more",
+            f"the call's deadline passed after {tokens}: a longer timeout reads more",
             origin=error.origin,
             reason=error.reason,
             metadata=error.metadata,

@@ -10,6 +10,7 @@ import pytest
 from client_fake_server import TOKEN_IDS, Break, FakeServer, journal
 
 import whence
+from whence.cli.progress_line import describe_progress
 from whence.v1 import generation_pb2 as pb
 
 COMMAND = (sys.executable, "-m", "whence.cli", "generate", "The")
@@ -102,6 +103,13 @@ def read_on_terminal(server: FakeServer, *flags: str) -> str:
             os.close(ours)
         assert process.wait() == 0
     return written.decode()
+
+
+def test_one_generation_and_one_token_are_singular() -> None:
+    queued = pb.GenerationProgress(phase=pb.GENERATION_PHASE_QUEUED, num_generations_ahead=1)
+    generating = pb.GenerationProgress(phase=pb.GENERATION_PHASE_GENERATING, num_generated_tokens=1)
+    assert describe_progress(queued) == "queued, 1 generation ahead"
+    assert describe_progress(generating) == "generating, 1 token so far"
 
 
 def test_terminal_shows_the_progress_below_the_text_and_erases_it(server: FakeServer) -> None:

@@ -200,9 +200,10 @@ async def test_a_stream_that_is_dropped_ends_its_call_and_its_task(server):
 
 
 def test_a_deadline_that_passed_says_after_how_many_tokens(server, client):
-    server.script.turns.append(Hold(3))
-    with pytest.raises(whence.DeadlineExceededError, match="passed after 2 tokens"):
-        client.generate("The", timeout_s=0.3).result()
+    server.script.turns.extend([Hold(2), Hold(3)])
+    for so_far in ("1 token", "2 tokens"):
+        with pytest.raises(whence.DeadlineExceededError, match=f"passed after {so_far}:"):
+            client.generate("The", timeout_s=0.3).result()
 
 
 async def test_a_deadline_that_passed_says_after_how_many_tokens_async(server):

@@ -19,7 +19,7 @@ from whence.client import Client, Generation
 from whence.errors import GenerationFailedError
 from whence.generation import FinishReason
 from whence.options import OPTIONS, GenerateOptions
-from whence.summary import escape
+from whence.summary import count, escape
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationEvent
 
@@ -341,7 +341,7 @@ def _format_summary(generation: Generation, elapsed_s: float) -> str:
     finished = generation.finished
     num_tokens = 0 if finished is None else finished.num_generated_tokens
     return (
-        f"{num_tokens} tokens, {num_tokens / elapsed_s:.1f} tokens/s, "
+        f"{count(num_tokens, 'token')}, {num_tokens / elapsed_s:.1f} tokens/s, "
         f"finished: {generation.finish_reason or 'no'}, "
         f"generation {generation.id}, trace {escape(generation.trace_id) or 'none'}"
     )

@@ -23,7 +23,7 @@ from whence.cli.render import (
 )
 from whence.client import Client
 from whence.generation import FinishReason
-from whence.summary import escape, quote
+from whence.summary import count, escape, quote
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.trace_pb2 import (
@@ -307,7 +307,7 @@ def _format_event(watched: WatchGenerationsResponse) -> str:
             return f"{told}  {escape(event.started.model)}"
         case "finished":
             reason = FinishReason.from_wire(event.finished.finish_reason)
-            return f"{told}  {reason}, {event.finished.num_generated_tokens} tokens"
+            return f"{told}  {reason}, {count(event.finished.num_generated_tokens, 'token')}"
         case "steps":
             return f"{told}  {quote(''.join(step.text for step in event.steps.steps))}"
         case _:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from whence.cli.render import fit_columns
 from whence.client import Generation
+from whence.summary import count
 from whence.v1.generation_pb2 import GenerationEvent, GenerationPhase, GenerationProgress
 
 # Controls of ECMA-48 and of the VT100. INDEX moves down in the same column, and scrolls at the
@@ -66,12 +67,12 @@ class ProgressLine:
 
 def describe_progress(progress: GenerationProgress) -> str:
     """Return the progress as words on one line."""
-    so_far = f"{progress.num_generated_tokens:,} tokens so far"
+    so_far = f"{count(progress.num_generated_tokens, 'token')} so far"
     match progress.phase:
         case GenerationPhase.GENERATION_PHASE_PREPARING:
             return "preparing the request"
         case GenerationPhase.GENERATION_PHASE_QUEUED:
-            return f"queued, {progress.num_generations_ahead:,} generations ahead"
+            return f"queued, {count(progress.num_generations_ahead, 'generation')} ahead"
         case GenerationPhase.GENERATION_PHASE_READING_PROMPT:
             num_read, num_tokens = progress.num_prompt_tokens_read, progress.num_prompt_tokens
             return f"reading the prompt, {num_read:,} of {num_tokens:,} tokens"

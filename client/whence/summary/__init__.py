@@ -19,7 +19,7 @@ from whence.summary.names import (
     make_text_names,
     name_by_id,
 )
-from whence.summary.numbers import shorten_float32
+from whence.summary.numbers import count, shorten_float32
 from whence.summary.quoting import decode_token, escape, quote, quote_briefly
 from whence.summary.steps import PROMPT, describe_choice, summarise_step
 from whence.summary.trainings import (
@@ -41,6 +41,7 @@ __all__ = [
     "TokenNames",
     "UnlikelyToken",
     "compute_unlikely_limit",
+    "count",
     "decode_token",
     "describe_choice",
     "escape",
