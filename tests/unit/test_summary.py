@@ -169,6 +169,22 @@ def test_each_kind_of_step_has_its_line(step, names, strategy, line):
     assert summarise_step(step, names, strategy) == line
 
 
+@pytest.mark.parametrize(
+    ("margin", "nats"),
+    [
+        (0.0, "0.00"),
+        (1e-9, "less than 0.01"),
+        (0.0049, "less than 0.01"),
+        (0.0051, "0.01"),
+        (9.996, "10.00"),
+        (12.5, "12.50"),
+    ],
+)
+def test_only_an_exact_tie_is_won_by_nothing(margin, nats):
+    line = summarise_step(sampled(draw=step_pb2.Draw(margin=margin)), NAMES, "sample")
+    assert line.endswith(f"; won by {nats} nats")
+
+
 @given(
     logprob=FLOATS,
     sampling_logprob=FLOATS,

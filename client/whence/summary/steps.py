@@ -96,6 +96,7 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
     if margin is not None:
         nats = HUNDREDTHS[int(100 * margin + 0.5)] if 0 <= margin < 10 else f"{margin:.2f}"
         over = "" if not name or runner_up_id is None else f" over {names(runner_up_id)}"
+        nats = "less than 0.01" if 0 < margin < 0.005 else nats
         won = f"; won by {nats} nats{over}"
     space = " " if name else ""
     probability = format_probability(logprob)
