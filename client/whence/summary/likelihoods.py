@@ -3,6 +3,7 @@
 import math
 from bisect import insort
 from collections.abc import Iterable
+from math import exp
 from typing import NamedTuple
 
 from whence.summary.names import TokenNames
@@ -59,7 +60,7 @@ class Likelihood:
         if not logprob and not step.HasField("logprob"):
             return
         self.num_known += 1
-        self._sum += math.exp(logprob) if logprob < 1 else 1.0
+        self._sum += exp(logprob) if logprob < 1 else 1.0
         if logprob < self._limit:
             self.num_unlikely += 1
         if logprob < self._bar:
@@ -97,7 +98,7 @@ class Likelihoods:
     def least_probability(self) -> float | None:
         """Probability of the least likely token, in the digits of a float32."""
         least = self.least_likely
-        return None if least is None else shorten_float32(math.exp(min(least.logprob, 0.0)))
+        return None if least is None else shorten_float32(exp(min(least.logprob, 0.0)))
 
     def summarise(self, names: TokenNames) -> str:
         """Return one line: number of tokens, mean and least probability, and where it is least.

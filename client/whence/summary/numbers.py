@@ -2,6 +2,7 @@
 
 import math
 import struct
+from math import exp, floor
 
 _LEAST_NORMAL = 2.0**-126
 _FLOAT32 = struct.Struct("<f")
@@ -44,10 +45,10 @@ def format_probability(logprob: float) -> str:
     One decimal; below 0.2% two significant digits, because one decimal would be too coarse.
     """
     if LEAST_IN_TENTHS <= logprob <= 0:
-        return TENTHS[int(1_000 * math.exp(logprob) + 0.5)]
+        return TENTHS[floor(1_000 * exp(logprob) + 0.5)]
     if logprob < 0:
-        return f"{100 * math.exp(logprob):.2g}%"
-    return f"{math.exp(min(logprob, 1.0)):.1%}"  # noise above 1, or NaN
+        return f"{100 * exp(logprob):.2g}%"
+    return f"{exp(min(logprob, 1.0)):.1%}"  # noise above 1, or NaN
 
 
 def count(number: int, noun: str) -> str:

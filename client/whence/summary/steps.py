@@ -1,7 +1,7 @@
 """Summary of one step: the token, the reason for it, and what else was likely."""
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, floor
 from typing import Final
 
 from whence.summary.names import TokenNames
@@ -94,7 +94,7 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
     if candidate_logprobs:
         others = _list_runners_up(names, token_id, rank, candidate_ids, candidate_logprobs)
     if margin is not None:
-        nats = HUNDREDTHS[int(100 * margin + 0.5)] if 0 <= margin < 10 else f"{margin:.2f}"
+        nats = HUNDREDTHS[floor(100 * margin + 0.5)] if 0 <= margin < 10 else f"{margin:.2f}"
         over = "" if not name or runner_up_id is None else f" over {names(runner_up_id)}"
         nats = "less than 0.01" if 0 < margin < 0.005 else nats
         won = f"; won by {nats} nats{over}"
@@ -128,9 +128,9 @@ def _list_runners_up(
         least = LEAST_IN_TENTHS
         if least <= p <= 0 and least <= q <= 0 and least <= r <= 0:
             return (
-                f"; {names(a)} {TENTHS[int(1_000 * exp(p) + 0.5)]}"
-                f", {names(b)} {TENTHS[int(1_000 * exp(q) + 0.5)]}"
-                f", {names(c)} {TENTHS[int(1_000 * exp(r) + 0.5)]}"
+                f"; {names(a)} {TENTHS[floor(1_000 * exp(p) + 0.5)]}"
+                f", {names(b)} {TENTHS[floor(1_000 * exp(q) + 0.5)]}"
+                f", {names(c)} {TENTHS[floor(1_000 * exp(r) + 0.5)]}"
             )
     others = [
         f"{names(other)} {format_probability(p)}"

@@ -83,12 +83,15 @@ class Batch:
         return self._take_slice()
 
     def _take_slice(self) -> Iterator[Entry]:
-        end = time.perf_counter() + self._max_slice_s
+        clock, entries = time.perf_counter, self.entries
+        end = clock() + self._max_slice_s
         self._is_used_up = False
-        while self._next < len(self.entries) and not self._is_used_up:
-            yield self.entries[self._next]
-            self._next += 1
-            self._is_used_up = time.perf_counter() > end
+        for place in range(self._next, len(entries)):
+            yield entries[place]
+            self._next = place + 1
+            if clock() > end:
+                self._is_used_up = True
+                return
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,12 +136,18 @@ class JournalExporter:
         self._encoder.expect(batch.entries)
         request: list[bytes] = []
         num_bytes = 0
+        max_spans, max_bytes = self._options.max_batch_spans, self._options.max_batch_bytes
         async for entries in batch:
             for entry in entries:
-                spans = await self._encode(entry)
+                try:
+                    # Without a coroutine in between, which would take time at every entry.
+                    spans = await self._encoder.encode(entry)
+                except UnreadableEntryError as error:
+                    self._note_unreadable(entry, error)
+                    spans = []
                 # One by one: the spans of a generation's end can be larger than a request.
                 for span in spans:
-                    if request and not self._fits(len(request) + 1, num_bytes + len(span)):
+                    if request and (len(request) >= max_spans or num_bytes + len(span) > max_bytes):
                         await self._delivery.deliver(request, self._pick_waiting_span)
                         batch.mark_handled(entry.position - 1)
                         request, num_bytes = [], 0
@@ -182,21 +188,12 @@ class JournalExporter:
                         return random.choice(spans)  # noqa: S311 - no secret
         return None
 
-    async def _encode(self, entry: Entry) -> list[bytes]:
-        try:
-            return await self._encoder.encode(entry)
-        except UnreadableEntryError as error:
-            self.stats.num_unreadable += 1
-            self._log_exception(f"entry {entry.position} is not exported", error)
-            return []
+    def _note_unreadable(self, entry: Entry, error: UnreadableEntryError) -> None:
+        self.stats.num_unreadable += 1
+        self._log_exception(f"entry {entry.position} is not exported", error)
 
     def _log_exception(self, what: str, error: Exception) -> None:
         if self._hide_words:
             logger.error("%s: %s", what, type(error).__name__)
         else:
             logger.error(what, exc_info=error)
-
-    def _fits(self, num_spans: int, num_bytes: int) -> bool:
-        """Return whether spans fit into one request."""
-        options = self._options
-        return num_spans <= options.max_batch_spans and num_bytes <= options.max_batch_bytes

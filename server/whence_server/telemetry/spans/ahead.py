@@ -5,9 +5,11 @@ from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from whence.v1.step_pb2 import Step
+from whence.v1.step_pb2 import Draw, Step
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.telemetry.spans.origin import Origin
+
+_STEP = EntryKind.STEP  # a member takes longer to look up than to compare
 
 _CHUNK = 16
 """Steps that are read at once, in less than a tenth of a millisecond."""
@@ -24,9 +26,12 @@ Arrays: TypeAlias = tuple[
 """A step's candidates (token_ids, logprobs, sampling_logprobs) and its processors' effects
 (num_kept, removed_mass, token_logprobs); empty lists are absent."""
 
-ReadStep: TypeAlias = tuple[Step, Arrays, list[float]]
+Scalars: TypeAlias = tuple[float, float, float, float, float, float]
+
+ReadStep: TypeAlias = tuple[Step, Arrays, list[float], Draw, Scalars]
 """A step, its arrays, and its float32 values in the fewest digits: the scalars, then the arrays of
-floats in their order. A plain tuple, because one is made for every step."""
+floats in their order. Then its draw, and the scalars as they are recorded, because it takes longer
+to read them from the message again. A plain tuple, because one is made for every step."""
 
 _NOTHING: Arrays = ([], [], [], [], (), ())
 
@@ -86,7 +91,7 @@ class StepsAhead:
         return [
             other
             for other in entries[place + 1 : place + _CHUNK]
-            if other.kind is EntryKind.STEP
+            if other.kind is _STEP
             and other.payload
             and (origin := origins.get(other.generation_id)) is not None
             and origin.sampled
@@ -95,27 +100,29 @@ class StepsAhead:
     def _add(self, steps: list[tuple[int, Step]]) -> None:
         values: list[float] = []
         read = []
+        all_candidates = self._candidates
         for position, step in steps:
             begin = len(values)
-            arrays = _append(step, values, all_candidates=self._candidates)
-            read.append((position, step, arrays, begin, len(values)))
+            draw = step.draw
+            scalars = (
+                step.logprob,
+                step.sampling_logprob,
+                step.entropy,
+                step.sampling_entropy,
+                draw.noise,
+                draw.margin,
+            )
+            values += scalars
+            arrays = _append_arrays(step, values, all_candidates)
+            read.append((position, step, arrays, begin, len(values), draw, scalars))
         shortened = self._shorten_all(values)
         ready = self._ready
-        for position, step, arrays, begin, end in read:
-            ready[position] = step, arrays, shortened[begin:end]
+        for position, step, arrays, begin, end, draw, scalars in read:
+            ready[position] = step, arrays, shortened[begin:end], draw, scalars
 
 
-def _append(step: Step, values: list[float], *, all_candidates: bool) -> Arrays:
-    """Append a step's float32 values to a list; return its arrays."""
-    draw = step.draw
-    values += (
-        step.logprob,
-        step.sampling_logprob,
-        step.entropy,
-        step.sampling_entropy,
-        draw.noise,
-        draw.margin,
-    )
+def _append_arrays(step: Step, values: list[float], all_candidates: bool) -> Arrays:
+    """Append the float32 values of a step's arrays to a list; return its arrays."""
     token_ids, logprobs, sampling_logprobs, num_kept, removed_mass, token_logprobs = _NOTHING
     if step.HasField("candidates"):
         candidates = step.candidates

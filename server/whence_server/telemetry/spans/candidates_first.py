@@ -29,7 +29,7 @@ def rank_candidates(read: ReadStep, *, others: bool = True) -> Ranked:
         read: the step.
         others: include the candidates besides the token.
     """
-    step, arrays, shortened = read
+    step, arrays, shortened, *_ = read
     ids, raw, processed = arrays[:3]
     has_id = step.HasField("token_id")
     token_ids = [step.token_id] if has_id else []

@@ -43,6 +43,7 @@ from whence_server.telemetry.spans.token_arrays import read_token_arrays
 from whence_server.telemetry.spans.token_names import NameBook
 
 DEFAULT_STEP_SPANS = 1_000
+_STEP = EntryKind.STEP  # a member takes longer to look up than to compare
 
 
 class SpanEncoder:
@@ -97,6 +98,7 @@ class SpanEncoder:
             unlikely_below=unlikely_below,
         )
         self._form = step_form
+        self._has_events = step_form.has_events  # asked at every step
         self._token_arrays = token_arrays
         self._candidates = step_candidates
         events = StepEvents(
@@ -123,7 +125,7 @@ class SpanEncoder:
             UnreadableEntryError: the payload is not a message of the entry's kind.
         """
         try:
-            if entry.kind is not EntryKind.STEP:
+            if entry.kind is not _STEP:
                 return await self._encode_other(entry)
             # In this coroutine, because another one would take time at every step.
             origin = self._origins.cached.get(entry.generation_id)
@@ -135,7 +137,7 @@ class SpanEncoder:
             step = read[0]
             self._likelihoods.add(entry.generation_id, step)
             if step.index < count_step_spans(origin, step.sequence_index, self._step_spans):
-                if self._form.has_events:
+                if self._has_events:
                     return await self._encode_event(origin, read, entry.offset)
                 return [self._steps.encode(origin, read)]
             block = await self._blocks.add(origin, step, entry.offset)

@@ -4,6 +4,7 @@ The module loads numpy and orjson: only a process that exports spans imports it.
 """
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,9 +28,9 @@ def shorten_all(values: Sequence[float]) -> list[float]:
     Args:
         values: float32 values, as protobuf returns them.
     """
-    array = np.array(values, np.float32)
-    np.maximum(array, _LOWEST, out=array)
-    written = orjson.dumps(array, None, orjson.OPT_SERIALIZE_NUMPY)
+    # Packed, because numpy takes three times as long to convert a list.
+    array = np.frombuffer(struct.pack(f"{len(values)}f", *values), np.float32)
+    written = orjson.dumps(np.maximum(array, _LOWEST), None, orjson.OPT_SERIALIZE_NUMPY)
     if written.find(b"n") >= 0:  # of "null", which stands for infinities and NaN
         return [LOWEST_FLOAT32 if n == -math.inf else shorten_float32(n) for n in values]
     shortened: list[float] = orjson.loads(written)

@@ -53,16 +53,18 @@ class Integers:
         Raises:
             ValueError: the numbers of values and of the template's places differ.
         """
-        if len(integers) != len(self._integers) or len(texts) != len(self._texts):
+        places = self._integers
+        if len(integers) != len(places) or len(texts) != len(self._texts):
             raise ValueError(
                 f"got {len(integers)} integers and {len(texts)} texts for attributes that hold "
-                f"{len(self._integers)} and {len(self._texts)}"
+                f"{len(places)} and {len(self._texts)}"
             )
         # Without zip's check of lengths, which would take longer than the rest.
-        for value, integer in zip(self._integers, integers):  # noqa: B905
+        for value, integer in zip(places, integers):  # noqa: B905
             value.int_value = integer
-        for value, text in zip(self._texts, texts):  # noqa: B905
-            value.string_value = text
+        if texts:
+            for value, text in zip(self._texts, texts):  # noqa: B905
+                value.string_value = text
         return self._message.SerializeToString()
 
 

@@ -89,17 +89,17 @@ class StepAttributes:
             token_names: names of the generation's tokens, for the summary.
             strategy: name of Decoding.strategy.
         """
-        step, arrays, doubles = read
-        draw, timing = step.draw, step.timing
+        step, arrays, doubles, draw, scalars = read
+        timing = step.timing
         token_ids, logprobs, sampling_logprobs, num_kept, removed_mass, token_logprobs = arrays
         token_id, rank, runner_up = step.token_id, step.rank, draw.runner_up_token_id
-        logprob, sampling_logprob, margin = step.logprob, step.sampling_logprob, draw.margin
+        logprob, sampling_logprob, entropy, sampling_entropy, noise, margin = scalars
         # A value that is not zero is present: asking the message takes longer.
         has_id = token_id != 0 or step.HasField("token_id")
         has_rank = rank != 0 or step.HasField("rank")
         has_logprob = logprob != 0 or step.HasField("logprob")
         has_sampling_logprob = sampling_logprob != 0 or step.HasField("sampling_logprob")
-        has_draw = doubles[4] != 0 or step.HasField("draw")
+        has_draw = noise != 0 or step.HasField("draw")
         has_runner_up = runner_up != 0 or draw.HasField("runner_up_token_id")
         has_margin = margin != 0 or draw.HasField("margin")
         summary = summary_head = b""
@@ -127,8 +127,8 @@ class StepAttributes:
             has_rank,
             has_logprob,
             has_sampling_logprob,
-            doubles[2] != 0 or step.HasField("entropy"),
-            doubles[3] != 0 or step.HasField("sampling_entropy"),
+            entropy != 0 or step.HasField("entropy"),
+            sampling_entropy != 0 or step.HasField("sampling_entropy"),
             has_draw,
             has_runner_up,
             has_margin,

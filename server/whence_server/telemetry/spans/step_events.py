@@ -133,7 +133,7 @@ class StepEvents:
         return made
 
     def _summarise(self, origin: Origin, read: ReadStep) -> bytes:
-        step, (token_ids, logprobs, _, num_kept, _, _), _ = read
+        step, (token_ids, logprobs, _, num_kept, _, _), *_ = read
         unlikely = _UNLIKELY if step.logprob < self._unlikely_limit else b""
         if self._summary is None:
             return unlikely
@@ -155,7 +155,7 @@ class StepEvents:
         return self._summary[len(summary)] + summary + unlikely
 
     def _encode_numbers(self, origin: Origin, read: ReadStep) -> bytes:
-        step, arrays, shortened = read
+        step, arrays, shortened, *_ = read
         ranked = rank_candidates(read, others=self._candidates)
         num_kept = arrays[3]
         # Candidates that are left out are not among the float32 values.

@@ -21,6 +21,7 @@ from whence_server.telemetry.spans.step_attributes import StepAttributes
 SIBLING_GAP_NS = 1_000
 """Gap between siblings in nanoseconds: Jaeger does not show siblings that touch."""
 
+_LEAST_NS = 2 * SIBLING_GAP_NS
 _MAX_FRAMES = 4_096
 _MAX_NAMES = 65_536
 # A span begins with the trace id (16 bytes) and the span id (8), each after a tag and a length.
@@ -46,11 +47,13 @@ def compute_step_interval(start_time_ns: int, index: int, timing: StepTiming) ->
     # Without max(), which takes longer than the rest: this is computed for every step.
     end = start_time_ns + timing.elapsed_ns
     lasted_ns = timing.select_ns if index == 0 else timing.forward_ns + timing.select_ns
-    lasted_ns = max(lasted_ns, 2 * SIBLING_GAP_NS)
+    if lasted_ns < _LEAST_NS:  # noqa: PLR1730
+        lasted_ns = _LEAST_NS
     start = end - lasted_ns + SIBLING_GAP_NS
-    start = max(start, start_time_ns)
+    if start < start_time_ns:  # noqa: PLR1730
+        start = start_time_ns
     least = start + SIBLING_GAP_NS
-    return start, max(least, end)
+    return start, end if end > least else least  # noqa: FURB136
 
 
 def count_step_spans(origin: Origin, sequence_index: int, step_spans: int | None) -> int:
