@@ -361,6 +361,15 @@ async def test_a_deleted_generation_leaves_no_events_in_memory() -> None:
     assert not made._parts._running
 
 
+async def test_steps_that_come_again_are_counted_once_among_what_memory_holds() -> None:
+    journal = generated([chosen(i) for i in range(4)])
+    made = SpanEncoder(journal, **EVENTS)
+    for entry in [*journal.entries[:4], *journal.entries[:2], *journal.entries]:
+        await made.encode(entry)
+    assert made._parts._num_bytes == 0
+    assert not made._parts._running
+
+
 # ---- arrays on the span of the generation ----
 
 

@@ -63,8 +63,10 @@ class DecodeParts:
         """
         step, events = read[0], self._events.encode(origin, read)
         key = (origin.generation_id, step.sequence_index)
-        parts = self._take(key) if step.index else None
-        if step.index and (parts is None or parts.newest.last_index != step.index - 1):
+        parts = self._take(key)
+        if step.index == 0:
+            parts = None  # of a first step that comes again, nothing is kept
+        elif parts is None or parts.newest.last_index != step.index - 1:
             parts = await self._gather(origin, step.sequence_index, step.index, offset)
         parts, full = self._append(origin, parts, step, events)
         self._keep(key, parts)
