@@ -227,7 +227,8 @@ class Held:
         members = own.members if own else frozenset(OFFICIAL["values"].get(key, ()))
         declared = declared.removeprefix("template[")
         declared = declared if own is None or not own.is_template else declared.removesuffix("]")
-        if declared != "any" and get_type(value) not in {declared, declared and _EMPTY}:
+        allowed = {declared, _EMPTY} if declared.endswith("[]") else {declared}
+        if declared != "any" and get_type(value) not in allowed:
             return f"is {get_type(value)} and not {declared}"
         if members and value.string_value not in members:
             return f"is {value.string_value!r}, which is not among its values"

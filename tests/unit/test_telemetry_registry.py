@@ -115,6 +115,7 @@ def attribute(key: str, value: AnyValue) -> KeyValue:
 
 
 INTS = AnyValue(array_value=ArrayValue(values=[AnyValue(int_value=1)]))
+NOTHING = AnyValue(array_value=ArrayValue())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,10 @@ INTS = AnyValue(array_value=ArrayValue(values=[AnyValue(int_value=1)]))
         (
             Span(name="queue", attributes=[attribute("whence.generation.id", INTS)]),
             "span queue: whence.generation.id is int[] and not string",
+        ),
+        (
+            Span(name="queue", attributes=[attribute("whence.generation.id", NOTHING)]),
+            "span queue: whence.generation.id is [] and not string",
         ),
         (
             Span(
