@@ -163,7 +163,7 @@ def _check_trace(events: list[Any], collector: HttpCollector) -> None:
     assert len(recorded) == NUM_STEPS
     for span, step in zip(steps, recorded, strict=True):
         there = attributes(span)
-        assert there["whence.training.step"] == step.step
+        assert there["whence.training.step.number"] == step.step
         assert there["whence.training.loss"] == step.loss
         assert there["whence.training.step.example_ids"] == list(step.ranks[0].example_ids)
         epoch = by_id[span.parent_span_id]

@@ -65,7 +65,7 @@ async def test_a_model_names_the_run_that_made_it_and_so_do_its_generations_and_
         assert (link.trace_id.hex(), link.span_id.hex()) == (TRACE_ID, SPAN_ID)
         attributes = mapping(list(span.attributes))
         assert attributes["whence.training.run_id"] == builder.id
-        assert attributes["whence.training.step"] == 7
+        assert attributes["whence.training.step.number"] == 7
 
 
 def _told(server: ServerProcess, builder: RecordBuilder) -> TrainingRunRef:

@@ -47,6 +47,7 @@ from whence_server.telemetry.training.trace import TrainingTrace
 
 PUSH = PushOptions(OtlpSettings(endpoint="http://127.0.0.1:1"), 3600.0)
 ATTRIBUTES = read_attributes()
+TEMPLATES = {it.key for it in ATTRIBUTES.values() if it.is_template}
 
 
 class Collecting(MetricExporter):
@@ -287,6 +288,15 @@ def test_no_name_is_declared_twice_and_none_is_the_conventions() -> None:
     ]
     assert len(keys) == len(set(keys))
     assert not set(keys) & OFFICIAL["attributes"].keys()
+
+
+def test_no_attribute_is_the_namespace_of_another() -> None:
+    """OpenTelemetry's checker calls each such attribute a violation when it is sent."""
+    known = {it for it in (*ATTRIBUTES, *OFFICIAL["attributes"]) if it not in TEMPLATES}
+    parents = {key: key.rpartition(".")[0] for key in (*ATTRIBUTES, *OFFICIAL["attributes"])}
+    while parents:
+        assert {key: parent for key, parent in parents.items() if parent in known} == {}
+        parents = {key: it.rpartition(".")[0] for key, it in parents.items() if "." in it}
 
 
 def test_the_tables_of_the_docs_are_made_from_the_registry() -> None:

@@ -485,7 +485,7 @@ async def test_the_genai_span_links_to_the_training_run():
     assert told["whence.training.run_id"] == RUN.training_run_id
     assert told["whence.training.trace_id"] == RUN.trace_id
     assert told["whence.training.span_id"] == RUN.span_id
-    assert told["whence.training.step"] == 700
+    assert told["whence.training.step.number"] == 700
 
 
 @pytest.mark.parametrize("ids", [{}, {"trace_id": "xyz"}, {"trace_id": "0" * 32}])
@@ -494,7 +494,7 @@ async def test_a_training_run_without_span_ids_makes_attributes_and_no_link(ids)
     span = await _genai_span(training_run=run)
     assert not span.links
     assert attributes(span)["whence.training.run_id"] == "r"
-    assert attributes(span)["whence.training.step"] == 0
+    assert attributes(span)["whence.training.step.number"] == 0
 
 
 async def test_without_a_training_run_there_is_no_link():

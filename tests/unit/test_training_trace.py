@@ -71,8 +71,8 @@ def test_a_step_span_says_what_is_on_record() -> None:
         "whence.training.attempt": 1,
         "whence.training.summary": f"step 3: loss {step.loss:.3g}, learning rate 0.001, "
         "gradient norm 1.5, 32 tokens",
-        "whence.training.step": 3,
-        "whence.training.epoch": 0.75,
+        "whence.training.step.number": 3,
+        "whence.training.step.epoch": 0.75,
         "whence.training.step.stride": 1,
         "whence.training.loss": step.loss,
         "whence.training.learning_rate": 1e-3,

@@ -94,9 +94,9 @@ TRAINING_QUANTITY: Final = "whence.training.quantity"
 
 # ---- on `optimizer_step`: from TrainingStep; the first two also on what follows a step ----
 
-TRAINING_STEP: Final = "whence.training.step"
+TRAINING_STEP: Final = "whence.training.step.number"
 """TrainingStep.step; on evaluations and checkpoints theirs."""
-TRAINING_EPOCH: Final = "whence.training.epoch"
+TRAINING_EPOCH: Final = "whence.training.step.epoch"
 """TrainingStep.epoch."""
 TRAINING_STEP_STRIDE: Final = "whence.training.step.stride"
 """Number of steps from one span of a step to the next, around here."""
