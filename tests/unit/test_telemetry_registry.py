@@ -334,3 +334,16 @@ def test_the_manifest_depends_on_the_conventions_of_the_table() -> None:
     assert f"/v{OFFICIAL['version']}.zip[" in dependency["registry_path"]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{manifest["schema_url"].rpartition("/")[2]}"' in project
+
+
+def test_the_checker_is_run_with_the_conventions_that_no_group_refers_to() -> None:
+    referred = {
+        entry["ref"]
+        for group in read_groups()
+        if group["type"] != "attribute_group"
+        for entry in group.get("attributes", ())
+    }
+    assert OFFICIAL["attributes"].keys() - referred
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    (command,) = (line for line in lines if line.startswith("    weaver registry live-check"))
+    assert "--include-unreferenced" in command
