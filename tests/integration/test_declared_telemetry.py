@@ -113,7 +113,7 @@ def refuse(channel: grpc.Channel) -> None:
 
 RARE = {
     # Of generations of a model whose training is on record.
-    *(f"whence.training.{it}" for it in ("run_id", "trace_id", "span_id", "step")),
+    *(f"whence.training.{it}" for it in ("run_id", "trace_id", "span_id", "step.number")),
     # Of generations that fail, and of models that cannot give everything.
     *("error.type", "exception.type", "whence.unavailable"),
 }
