@@ -130,8 +130,11 @@ def test_waiting_generation_tells_its_place_and_the_restart_of_the_engine(
     server: ServerProcess, channel: grpc.Channel
 ) -> None:
     stub = GenerationServiceStub(channel)
-    calls = [stub.Generate(endless()) for _ in range(3)]
-    generation_ids = [read_until(call, "started")[-1].started.generation_id for call in calls]
+    calls, generation_ids = [], []
+    for _ in range(3):
+        # One after the other: calls that are made at once are admitted in any order.
+        calls.append(stub.Generate(endless()))
+        generation_ids.append(read_until(calls[-1], "started")[-1].started.generation_id)
     waiting = calls[2]
     progress = read_until(waiting, "progress")[-1].progress
     assert progress.phase == g.GENERATION_PHASE_QUEUED
