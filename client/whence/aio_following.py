@@ -98,7 +98,7 @@ class _Reader(Generic[Item]):
             except grpc.RpcError as rpc_error:
                 error = convert_error(rpc_error)
             except Exception:
-                # It cannot be taken, and nothing is read after it: the server must see an end.
+                # The stream cannot continue: cancel the call, so that the server sees its end.
                 self.call.cancel()
                 raise
             except asyncio.CancelledError:
@@ -190,7 +190,7 @@ async def _fill(reader: _Reader[Item], buffer: _Buffer[Item]) -> None:
         )
         reader.close()
         raise
-    except Exception as error:  # noqa: BLE001 - whoever reads gets it
+    except Exception as error:  # noqa: BLE001 - raised again in the reader
         buffer.end(error)
 
 

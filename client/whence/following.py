@@ -105,7 +105,7 @@ class _Reader(Generic[Item]):
             except grpc.RpcError as rpc_error:
                 error = convert_error(rpc_error)
             except Exception:
-                # It cannot be taken, and nothing is read after it: the server must see an end.
+                # The stream cannot continue: cancel the call, so that the server sees its end.
                 self.call.cancel()
                 raise
             # A complete stream is read to its end, so that the call ends with OK.
@@ -180,7 +180,7 @@ class _ReadAhead(Generic[Item]):
         try:
             while not self._has_ended and (item := self._reader.read()) is not None:
                 self._put(item)
-        except Exception as error:  # noqa: BLE001 - whoever reads gets it
+        except Exception as error:  # noqa: BLE001 - raised again in the reader
             self._end(error)
         else:
             self._end(None)

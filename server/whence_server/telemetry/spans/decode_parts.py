@@ -1,4 +1,4 @@
-"""Events of running sequences, gathered into parts, each of which a `decode` span holds."""
+"""Events of running sequences, split into parts; one `decode` span holds one part."""
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator
