@@ -1,0 +1,117 @@
+"""Errors that the server raises on purpose.
+
+WhenceError                     a code, a machine-readable reason, a message
+├── InvalidRequestError         INVALID_ARGUMENT, names each wrong field
+├── RequestTooLargeError        RESOURCE_EXHAUSTED: more bytes than --max-message-bytes
+├── MethodNotFoundError         UNIMPLEMENTED
+├── HealthNotFoundError         NOT_FOUND: health of an unknown service
+├── GenerationNotFoundError     NOT_FOUND
+├── ModelNotFoundError          NOT_FOUND
+├── TrainingRunNotFoundError    NOT_FOUND
+├── DocumentNotFoundError       NOT_FOUND
+├── DocumentChangedError        FAILED_PRECONDITION
+├── EmergenceRefusedError       FAILED_PRECONDITION
+├── EmergenceBusyError          RESOURCE_EXHAUSTED, gives a retry delay
+├── GenerationExistsError       ALREADY_EXISTS
+├── GenerationRunningError      FAILED_PRECONDITION
+├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
+├── TextQueueFullError          RESOURCE_EXHAUSTED, gives a retry delay
+├── TextProcessError            INTERNAL: the text process failed
+├── ModelNotReadyError          UNAVAILABLE, gives a retry delay
+├── ModelFailedError            FAILED_PRECONDITION: the model cannot be loaded; the server ends
+├── NotOfferedError             UNIMPLEMENTED
+├── DrainingError               UNAVAILABLE, gives a retry delay
+├── EngineLostError             UNAVAILABLE
+├── DeadlinePassedError         DEADLINE_EXCEEDED
+├── GenerationFailedError       INTERNAL: one generation failed
+├── ConfigurationError          the server does not start
+├── DeletionPendingError        FAILED_PRECONDITION: deleted, but still on disk
+├── RecordDamagedError          DATA_LOSS: a generation's rows have changed since they were written
+├── JournalError                INTERNAL
+│   ├── JournalUnwritableError  UNAVAILABLE, gives a retry delay
+│   │   └── JournalFullError    RESOURCE_EXHAUSTED: the disk is full
+│   └── JournalLostError        UNAVAILABLE: the server ends
+└── LineageError                INTERNAL: a training run's record
+"""
+
+from whence_server.domain.errors.base import (
+    Code,
+    FieldViolation,
+    WhenceError,
+)
+from whence_server.domain.errors.calls import (
+    ConfigurationError,
+    DeadlinePassedError,
+    DrainingError,
+    HealthNotFoundError,
+    InvalidRequestError,
+    MethodNotFoundError,
+    NotOfferedError,
+    RequestTooLargeError,
+)
+from whence_server.domain.errors.generations import (
+    EngineLostError,
+    GenerationExistsError,
+    GenerationFailedError,
+    GenerationNotFoundError,
+    GenerationRunningError,
+    ModelFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    QueueFullError,
+    TextProcessError,
+    TextQueueFullError,
+)
+from whence_server.domain.errors.journal import (
+    DeletionPendingError,
+    JournalError,
+    JournalFullError,
+    JournalLostError,
+    JournalUnwritableError,
+    RecordDamagedError,
+)
+from whence_server.domain.errors.training import (
+    DocumentChangedError,
+    DocumentNotFoundError,
+    EmergenceBusyError,
+    EmergenceRefusedError,
+    LineageError,
+    TrainingRunNotFoundError,
+)
+
+__all__ = [
+    "Code",
+    "ConfigurationError",
+    "DeadlinePassedError",
+    "DeletionPendingError",
+    "DocumentChangedError",
+    "DocumentNotFoundError",
+    "DrainingError",
+    "EmergenceBusyError",
+    "EmergenceRefusedError",
+    "EngineLostError",
+    "FieldViolation",
+    "GenerationExistsError",
+    "GenerationFailedError",
+    "GenerationNotFoundError",
+    "GenerationRunningError",
+    "HealthNotFoundError",
+    "InvalidRequestError",
+    "JournalError",
+    "JournalFullError",
+    "JournalLostError",
+    "JournalUnwritableError",
+    "LineageError",
+    "MethodNotFoundError",
+    "ModelFailedError",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "NotOfferedError",
+    "QueueFullError",
+    "RecordDamagedError",
+    "RequestTooLargeError",
+    "TextProcessError",
+    "TextQueueFullError",
+    "TrainingRunNotFoundError",
+    "WhenceError",
+]

@@ -1,0 +1,74 @@
+"""Errors of the journal and of what is on record."""
+
+from whence_server.domain.errors.base import Code, WhenceError
+
+
+class JournalError(WhenceError):
+    """The journal could not be opened, written or verified."""
+
+    code = Code.INTERNAL
+    reason = "JOURNAL"
+
+
+class JournalUnwritableError(JournalError):
+    """The journal cannot be written at present; the server keeps trying.
+
+    Attributes:
+        retry_after_s: seconds after which a caller may retry.
+    """
+
+    code = Code.UNAVAILABLE
+    reason = "JOURNAL_UNWRITABLE"
+
+    def __init__(self, detail: str, retry_after_s: float = 5.0, **metadata: str) -> None:
+        super().__init__(
+            f"the journal cannot be written at present ({detail}), so the server admits no new "
+            "requests; it keeps trying to write",
+            **metadata,
+        )
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class JournalFullError(JournalUnwritableError):
+    """The disk with the journal is full."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "JOURNAL_FULL"
+
+
+class JournalLostError(JournalError):
+    """The journal cannot be written, and the server ends, because a retry would not help."""
+
+    code = Code.UNAVAILABLE
+    reason = "JOURNAL_LOST"
+
+
+class DeletionPendingError(WhenceError):
+    """A generation is deleted, but the write-ahead log still has its content."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "CONTENT_STILL_IN_LOG"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} was deleted, but its content stays in the write-ahead "
+            "log as long as another process reads the journal's database; the server removes it "
+            "when that process lets go, or at the next start",
+            generation_id=generation_id,
+        )
+
+
+class RecordDamagedError(WhenceError):
+    """A generation's rows in the journal have changed since they were written."""
+
+    code = Code.DATA_LOSS
+    reason = "RECORD_DAMAGED"
+
+    def __init__(self, generation_id: str, detail: str) -> None:
+        super().__init__(
+            (f"the record of generation {generation_id!r}" if generation_id else "the journal")
+            + f" is damaged: {detail}; `whence-server verify` names all differences",
+            generation_id=generation_id,
+        )
+        self.detail = detail
