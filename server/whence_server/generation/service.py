@@ -3,23 +3,20 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from whence_server import logs
 from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
-from whence_server.domain.engine import Admit, Engine, StopGeneration, StopSequence, Turn
+from whence_server.domain.engine import Admit, Engine, StopGeneration
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     DrainingError,
     EngineLostError,
     GenerationExistsError,
-    GenerationFailedError,
     JournalError,
     ModelNotFoundError,
     QueueFullError,
-    WhenceError,
 )
 from whence_server.domain.generation import Started
 from whence_server.domain.limits import Limits
@@ -40,8 +37,8 @@ from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
-from whence_server.generation.slices import record_in_slices
 from whence_server.generation.texts import Texts
+from whence_server.generation.turns import TurnRecorder
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
@@ -92,6 +89,7 @@ class Generations:
         self.activity = EngineActivity()
         self._readmission = Readmission(self._send_admission)
         self._running: dict[str, RunningGeneration] = {}
+        self._turns = TurnRecorder(self._running, engine, self._readmission, self._forget)
         self._starting: dict[str, asyncio.Event] = {}
         self._num_starting = 0
         self._lost: EngineLostError | None = None
@@ -346,9 +344,7 @@ class Generations:
                 try:
                     async for turn in self._engine.read_turns():
                         self.activity.note_turn(turn)
-                        await self._record_prompts(turn)
-                        self._record(turn)
-                        await self._record_searches(turn)
+                        await self._turns.record(turn)
                         # Turns that are buffered are read without waiting: let other tasks run.
                         await asyncio.sleep(0)
                         # A full disk or a slow one holds the engine back, not the memory.
@@ -382,93 +378,6 @@ class Generations:
         await self._engine.restart()
         self.activity.note_restart()
         self._readmission.note_restart()
-
-    def _record(self, turn: Turn) -> None:
-        for reading in turn.prompts_reading:
-            running = self._running.get(reading.generation_id)
-            if running is not None:
-                running.num_prompt_tokens_read = reading.num_tokens
-        for prefilled in turn.prefilled:
-            running = self._running.get(prefilled.generation_id)
-            if running is not None:
-                with self._isolate(running):
-                    running.record_prefill(prefilled)
-        for made in turn.steps:
-            running = self._running.get(made.generation_id)
-            if running is None:
-                continue
-            with self._isolate(running):
-                if running.record_step(made, turn):
-                    self._engine.send(StopSequence(made.generation_id, made.sequence_index))
-                self._readmission.note_step(running)
-                if running.complete:
-                    running.finish()
-                    self._forget(running)
-        for failed in turn.failed:
-            running = self._running.get(failed.generation_id)
-            if running is not None:
-                running.fail(failed.reason, failed.message)
-                self._forget(running)
-        self._record_rounds(turn)
-
-    def _record_rounds(self, turn: Turn) -> None:
-        for made in turn.beam_rounds:
-            running = self._running.get(made.generation_id)
-            if running is None:
-                continue
-            with self._isolate(running):
-                if running.record_round(made, turn.cost):
-                    self._readmission.note_step(running)
-
-    async def _record_prompts(self, turn: Turn) -> None:
-        """Record the steps of prompts, a slice at a time."""
-        for scored in turn.prompt_scored:
-            running = self._running.get(scored.generation_id)
-            if running is not None:
-                with self._isolate(running):
-                    await record_in_slices(running, running.record_prompt(scored))
-
-    async def _record_searches(self, turn: Turn) -> None:
-        """Record the sequences that finished beam searches return, a slice at a time."""
-        for won in turn.beam_steps:
-            running = self._running.get(won.generation_id)
-            if running is not None:
-                with self._isolate(running):
-                    await record_in_slices(running, running.record_search(won))
-        for search in turn.beam_searches:
-            running = self._running.get(search.generation_id)
-            if running is not None:
-                with self._isolate(running):
-                    running.finish()
-                    self._forget(running)
-
-    @contextmanager
-    def _isolate(self, running: RunningGeneration) -> Iterator[None]:
-        """Fail the generation if it cannot be recorded, and let the others go on.
-
-        Raises:
-            WhenceError: the journal failed, and not this generation alone.
-        """
-        try:
-            yield
-        except GenerationFailedError as error:
-            self._fail(running, error.reason, error.message)
-        except WhenceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any error ends this generation alone
-            _log.exception(
-                "a generation cannot be recorded", extra={logs.GENERATION_ID: running.id}
-            )
-            self._fail(
-                running,
-                "RECORDING_FAILED",
-                f"the generation cannot be recorded: {type(error).__name__}",
-            )
-
-    def _fail(self, running: RunningGeneration, reason: str, message: str) -> None:
-        self._engine.send(StopGeneration(running.id))
-        running.fail(reason, message)
-        self._forget(running)
 
     async def drain(self, grace_s: float) -> None:
         """Admit nothing more, let generations finish within the grace, and interrupt the rest."""
