@@ -29,6 +29,10 @@ demo: setup ## Train a small model once, serve it, and watch its tokens come wit
 serve: setup ## Keep a server up on the demo's model
 	$(BIN)/python -m whence_server.demo serve
 
+.PHONY: real-model
+real-model: setup ## Download and convert the model that the demo and the tests use, once
+	$(BIN)/python -m whence_server.demo model
+
 # Two workers for each core, up to four: half of the time a test waits, for a server to start, for a
 # limit to pass. A file's tests stay together, and the unit tests' short files come last. `make test
 # WORKERS=0` runs all in one process.

@@ -40,3 +40,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """Directory of SmolLM2-135M-Instruct, from the user's cache.
+
+    The first process that asks downloads and converts the model, and the others wait for it. The
+    test is skipped, with the reason, if the model is neither cached nor to be downloaded.
+    """
+    from required import skip_without
+
+    from whence_server.demo.real_model import ensure_real_model
+    from whence_server.domain.errors import ConfigurationError
+
+    try:
+        return ensure_real_model()
+    except ConfigurationError as error:
+        skip_without("real_model", str(error))

@@ -115,8 +115,12 @@ def test_unknown_flags_are_errors() -> None:
         read("--model", "a", "--max-queu", "7")
 
 
-def test_the_clients_variables_are_not_unknown_settings() -> None:
-    beside = {"WHENCE_TARGET": "127.0.0.1:1", "WHENCE_TRACE_URL": "http://h/{trace_id}"}
+def test_the_variables_of_client_and_demo_are_not_unknown_settings() -> None:
+    beside = {
+        "WHENCE_TARGET": "127.0.0.1:1",
+        "WHENCE_TRACE_URL": "http://h/{trace_id}",
+        "WHENCE_DEMO_MODEL_GGUF": "/models/a.gguf",
+    }
     assert read("--model", "a", **beside).model == "a"
 
 

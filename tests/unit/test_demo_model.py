@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.demo import model as demo
+from whence_server.demo.cache import find_cache_dir
 from whence_server.demo.corpus import ensure_corpus_folder, load_documents, unwrap
-from whence_server.demo.model import ensure_demo_model, ensure_head_weights, find_cache_dir
+from whence_server.demo.model import ensure_demo_model, ensure_head_weights
 from whence_server.demo.recipe import SETTINGS, compute_key
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.training.train import train as training

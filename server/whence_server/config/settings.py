@@ -42,6 +42,8 @@ from whence_server.domain.otlp import OtlpSettings
 
 # Read by the client, which may share the server's environment.
 CLIENT_VARIABLES = frozenset({"WHENCE_TARGET", "WHENCE_TRACE_URL"})
+DEMO_GGUF_VARIABLE = "WHENCE_DEMO_MODEL_GGUF"
+"""Variable with the path of the demo model's GGUF file; `make demo` and the tests read it."""
 # Paths are bytes; everything else is text, and is said again on spans and in answers.
 _PATHS = frozenset({"model", "data_dir", "training_runs", "head_weights"})
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
@@ -334,7 +336,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
         ConfigurationError: a setting is missing, malformed or unknown.
     """
     fields = {field.name: field for field in list_setting_fields()}
-    known = {spell_variable(name) for name in fields} | CLIENT_VARIABLES
+    known = {spell_variable(name) for name in fields} | CLIENT_VARIABLES | {DEMO_GGUF_VARIABLE}
     for name in sorted(environment):
         if name.startswith("WHENCE_") and name not in known:
             raise ConfigurationError(

@@ -1,14 +1,12 @@
 """The demo's model: trained once, then kept in the user's cache directory."""
 
-import fcntl
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whence_server.config.environment import copy_environment, use_passive_waiting
+from whence_server.config.environment import use_passive_waiting
+from whence_server.demo.cache import find_cache_dir, hold_lock, print_progress
 from whence_server.demo.corpus import ensure_corpus_folder
 from whence_server.demo.recipe import SETTINGS, compute_key
 from whence_server.domain.errors import ConfigurationError
@@ -35,7 +33,7 @@ def ensure_demo_model(
     if directory.is_dir():
         return directory
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _hold_lock(directory.with_name(f"{directory.name}.lock")):
+    with hold_lock(directory.with_name(f"{directory.name}.lock")):
         if not directory.is_dir():
             _train_model(settings, directory)
     return directory
@@ -54,11 +52,11 @@ def ensure_head_weights(directory: Path) -> Path | None:
     if path.is_file():
         return path
     try:
-        with _hold_lock(directory.with_name(f"{directory.name}.lock")):
+        with hold_lock(directory.with_name(f"{directory.name}.lock")):
             if not path.is_file():
                 weigh_heads(directory, [ensure_corpus_folder(directory.parent)], path)
     except (OSError, ConfigurationError) as error:
-        _print_progress(f"the demo runs without head weights: {error}")
+        print_progress(f"the demo runs without head weights: {error}")
         return None
     return path
 
@@ -68,17 +66,9 @@ def _get_head_weights_path(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.{_HEAD_WEIGHTS}")
 
 
-def find_cache_dir() -> Path:
-    """Return `whence` in $XDG_CACHE_HOME or ~/.cache (XDG Base Directory Specification)."""
-    given = copy_environment().get("XDG_CACHE_HOME", "")
-    # The specification says to ignore relative paths.
-    base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
-    return base / "whence"
-
-
 def _train_model(settings: Mapping[str, Any], directory: Path) -> None:
     """Train in a folder beside `directory`, then rename it; the caller holds the lock."""
-    _print_progress("training the demo's model on the Python reference (once, a few minutes) ...")
+    print_progress("training the demo's model on the Python reference (once, a few minutes) ...")
     use_passive_waiting()
     # Imported here, as a cached model does not need the training packages.
     from whence_server.lineage.reader import RECORD_NAME
@@ -100,20 +90,4 @@ def _train_model(settings: Mapping[str, Any], directory: Path) -> None:
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _print_progress(f"trained to a loss of {trained.loss:.2f} nats a token: {directory}")
-
-
-@contextmanager
-def _hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock on `path`; the system releases it when the process ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _print_progress("another process is making the demo's model; waiting for it ...")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print_progress(f"trained to a loss of {trained.loss:.2f} nats a token: {directory}")
