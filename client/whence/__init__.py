@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from whence.internals import Internals, Layer, Source
     from whence.merkle import verify_inclusion
     from whence.options import ChatMessage, GenerateOptions
+    from whence.outputs import ToolCall
     from whence.tokens import Candidate, Draw, ProcessorEffect, Timing, Token
     from whence.vocabulary import Vocabulary
 
@@ -74,6 +75,7 @@ __all__ = [
     "Source",
     "Timing",
     "Token",
+    "ToolCall",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -100,6 +102,7 @@ _MODULES = {
     "Source": "whence.internals",
     "Timing": "whence.tokens",
     "Token": "whence.tokens",
+    "ToolCall": "whence.outputs",
     "Vocabulary": "whence.vocabulary",
     "verify_inclusion": "whence.merkle",
 }

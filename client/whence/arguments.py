@@ -60,9 +60,9 @@ def require_mapping(option: str, value: Any) -> Mapping[Any, Any]:
     return value
 
 
-def encode_json(option: str, value: Mapping[str, Any]) -> str:
-    """Return the mapping as JSON, with its keys in their order."""
-    return json.dumps(_require_plain(option, value), ensure_ascii=False, separators=(",", ":"))
+def encode_json(option: str, value: object, separators: tuple[str, str] = (",", ":")) -> str:
+    """Return the value as JSON, with keys in their order."""
+    return json.dumps(_require_plain(option, value), ensure_ascii=False, separators=separators)
 
 
 def _require_plain(where: str, value: object) -> Any:

@@ -1,13 +1,15 @@
 """State of a generation while it streams, without I/O."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from whence.backoff import Backoff, RetryPolicy
 from whence.context import Context
 from whence.errors import Code, DeadlineExceededError, GenerationFailedError
 from whence.options import GenerateOptions, Prompt
+from whence.outputs import ToolCall, convert_tool_call, make_message
 from whence.requests import generate_request
 from whence.resume import GenerationStream
 from whence.summary import PROMPT, count
@@ -56,6 +58,12 @@ class GeneratedSequence:
     """Sum of the tokens' logprobs, in nats; None while the sequence is running."""
     score: float | None = None
     """Final, length-penalised score of beam search; None for other strategies."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Tool calls that the server read from the text; empty while it is running."""
+    reasoning: str | None = None
+    """Reasoning that the server read from the text; None for none, or while it is running."""
+    message: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The output as a message to send back; None while it is running."""
 
 
 def open_stream(
@@ -178,6 +186,16 @@ class GenerationState:
         return self.sequences[0].text if self.sequences else ""
 
     @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Tool calls of the first sequence; empty while it is running."""
+        return self.sequences[0].tool_calls if self.sequences else ()
+
+    @property
+    def message(self) -> Mapping[str, Any] | None:
+        """The first sequence as a message to send back; None while it is running."""
+        return self.sequences[0].message if self.sequences else None
+
+    @property
     def sequences(self) -> tuple[GeneratedSequence, ...]:
         """Returned sequences so far; best first for beam search."""
         if self._finished is not None:
@@ -241,4 +259,7 @@ def _convert_sequence(result: pb.SequenceResult) -> GeneratedSequence:
         stop=result.stop or None,
         logprob=result.logprob if result.HasField("logprob") else None,
         score=result.score if result.HasField("score") else None,
+        tool_calls=tuple(map(convert_tool_call, result.tool_calls)),
+        reasoning=result.reasoning.text if result.HasField("reasoning") else None,
+        message=make_message(result),
     )

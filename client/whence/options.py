@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict, get_type_hints
+from typing import Annotated, Literal, NamedTuple, Required, TypeAlias, TypedDict, get_type_hints
 from uuid import UUID
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -28,11 +28,43 @@ class Option(NamedTuple):
     meaning: str = ""
 
 
-class ChatMessage(TypedDict):
-    """One turn of a conversation."""
+class TextPart(TypedDict):
+    """One part of a message's content."""
 
-    role: str
-    content: str
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(TypedDict):
+    """Name and arguments of a tool call."""
+
+    name: str
+    arguments: str | Mapping[str, object]
+    """The text of a JSON object, or the object."""
+
+
+class ToolCallDict(TypedDict, total=False):
+    """A tool call in a message, in OpenAI's form."""
+
+    id: str
+    type: Literal["function"]
+    function: Required[FunctionCall]
+
+
+class ChatMessage(TypedDict, total=False):
+    """One turn of a conversation, in OpenAI's form; None is the same as leaving a key out."""
+
+    role: Required[str]
+    content: str | Sequence[TextPart] | None
+    """Text, or parts of text; a message with tool calls needs none."""
+    tool_calls: Sequence[ToolCallDict] | None
+    """Tools that an assistant called."""
+    tool_call_id: str | None
+    """Id of the call that a message of the role "tool" answers."""
+    name: str | None
+    """Name of the author, or of the tool."""
+    reasoning_content: str | None
+    """Reasoning that an assistant wrote before its answer; also as "reasoning" or "thinking"."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -44,8 +76,14 @@ class GenerateOptions(TypedDict, total=False):
 
     messages: Sequence[ChatMessage] | None
     """A conversation for the model's chat template, instead of a prompt."""
+    tools: Sequence[Mapping[str, object]] | None
+    """Definitions of the tools that the model may call, as its template expects them."""
+    continue_final_message: bool | str | None
+    """True continues the last message instead of beginning a new one; a name continues that field,
+    such as "reasoning_content"."""
     template_arguments: Mapping[str, object] | None
-    """Variables for the chat template, such as `tools`; values as in JSON, in their order."""
+    """Variables for the chat template, such as `enable_thinking`; values as in JSON, in their
+    order."""
     template_name: str | None
     """Name of one of the model's chat templates (`Model.chat_templates`)."""
     model: str | None

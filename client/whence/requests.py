@@ -22,6 +22,7 @@ from whence.arguments import (
     require_text,
     require_texts,
 )
+from whence.messages import add_message, encode_tools
 from whence.options import OPTIONS, FilterOptions, GenerateOptions, Option, Prompt
 from whence.v1 import generation_pb2 as pb
 from whence.v1 import trace_pb2
@@ -109,7 +110,7 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[s
     messages = given.get("messages")
     if prompt is not None and messages is not None:
         raise TypeError("`prompt` and `messages` contradict: give one of them")
-    for option in ("template_arguments", "template_name"):
+    for option in ("tools", "continue_final_message", "template_arguments", "template_name"):
         if option in given and messages is None:
             raise ValueError(f"`{option}` is for a chat template: give `messages` with it")
     if messages is not None:
@@ -125,17 +126,24 @@ def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[s
 def _set_chat(chat: pb.ChatInput, messages: Sequence[Any], given: dict[str, Any]) -> None:
     chat.SetInParent()
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise ValueError(f'{where} is {message!r}, not {{"role": ..., "content": ...}}')
-        chat.messages.add(
-            role=require_text(f"{where}.role", message["role"]),
-            content=require_text(f"{where}.content", message["content"]),
-        )
+        add_message(chat, message, f"messages[{index}]")
+    if "tools" in given:
+        chat.tools_json = encode_tools(given["tools"])
     chat.template_name = require_text("template_name", given.get("template_name", ""))
-    arguments = require_mapping("template_arguments", given.get("template_arguments", {}))
+    arguments = _join_arguments(given)
     if arguments:
         chat.template_arguments_json = encode_json("template_arguments", arguments)
+
+
+def _join_arguments(given: dict[str, Any]) -> Mapping[str, Any]:
+    """Return the template's arguments, among them those that are options of their own."""
+    arguments = require_mapping("template_arguments", given.get("template_arguments", {}))
+    name = "continue_final_message"
+    if name not in given:
+        return arguments
+    if name in arguments:
+        raise ValueError(f"`{name}` is an option and a template argument: give one of them")
+    return {**arguments, name: given[name]}
 
 
 def _make_options_request(given: dict[str, Any]) -> pb.GenerateRequest:

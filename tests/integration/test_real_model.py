@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from whence import Client
+from whence import Client, InvalidRequestError
 from whence.options import ChatMessage
 
 PROMPT = "The capital of France is"
@@ -48,3 +49,40 @@ def test_a_chat_is_answered_truly_and_ends_by_itself(client: Client) -> None:
     assert "Paris" in generation.text
     assert generation.finish_reason == "end_of_sequence"
     assert len(tokens) < 32
+
+
+def test_a_conversation_of_parts_and_names_is_rendered_as_transformers_does(
+    real_model: Path, client: Client
+) -> None:
+    parts = [
+        {"type": "text", "text": "What is the capital"},
+        {"type": "text", "text": "of France?"},
+    ]
+    given: list[Any] = [
+        {"role": "system", "content": "Be brief.", "name": "me", "refusal": None},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "It is", "reasoning_content": "France has one."},
+    ]
+    with client.generate(
+        messages=given, continue_final_message=True, max_new_tokens=4, greedy=True
+    ) as generation:
+        generation.result()
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    joined = [
+        *given[:1],
+        {"role": "user", "content": "\n".join(p["text"] for p in parts)},
+        given[2],
+    ]
+    expected = tokenizer.apply_chat_template(joined, tokenize=False, continue_final_message=True)
+    assert generation.started is not None
+    assert generation.started.prompt == expected
+    assert generation.message == {"role": "assistant", "content": generation.text}
+
+
+def test_tools_that_its_template_does_not_use_are_refused(client: Client) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    with (
+        pytest.raises(InvalidRequestError, match=r"chat.tools_json: .* does not use tools"),
+        client.generate(messages=[{"role": "user", "content": QUESTION}], tools=[tool]) as refused,
+    ):
+        refused.result()

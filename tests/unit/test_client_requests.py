@@ -58,6 +58,7 @@ def test_every_field_of_the_contract_can_be_set():
             "messages": [{"role": "user", "content": "hi"}],
             "template_arguments": {"tools": [], "depth": 2, "on": True, "none": None},
             "template_name": "rag",
+            "tools": [{"type": "function"}],
             "greedy": True,
         },
     )
@@ -78,7 +79,7 @@ def test_every_field_of_the_contract_can_be_set():
 def test_every_option_is_used():
     elsewhere = {"timeout_s", "metadata"}  # of the calls, not of the request
     used = {*SAMPLING, *BEAMS, *REST, "greedy", "sample", "forced", "messages"}
-    for_chat = {"template_arguments", "template_name"}
+    for_chat = {"template_arguments", "template_name", "tools", "continue_final_message"}
     assert used | elsewhere | for_chat == set(GenerateOptions.__annotations__)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whence.v1 import call_pb2, generation_pb2, step_pb2
+from whence_server.domain.chat import ChatInput, ChatMessage, ChatRecord
 from whence_server.domain.decoding import (
     MAX_SEED,
     Configured,
@@ -189,7 +190,7 @@ def started(**changes):
 
 
 def test_started_holds_all_settings_of_the_generation():
-    message = started(operation="chat")
+    message = started(chat=ChatRecord(ChatInput((ChatMessage("user", "Hi"),)), "default"))
     assert message.start_time.ToNanoseconds() == 1_700_000_000_123_456_789
     assert (message.trace_id, message.span_id) == ("a" * 32, "b" * 16)
     assert (message.parent_span_id, message.trace_flags) == ("c" * 16, 1)

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
+from whence_server.domain.chat import ChatMessage
 from whence_server.domain.errors import DocumentChangedError, InvalidRequestError
-from whence_server.domain.requests import ChatMessage
 from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.status import make_status
 from whence_server.text.chat import ChatTemplate

@@ -14,6 +14,16 @@ REQUESTS = {
     "chat.messages": g.GenerateRequest(
         chat=g.ChatInput(messages=[g.ChatMessage(role="user")] * 4_097)
     ),
+    "chat.messages.content_parts": g.GenerateRequest(
+        chat=g.ChatInput(
+            messages=[g.ChatMessage(role="u", content_parts=[g.ContentPart(text="a")] * 4_097)] * 4
+        )
+    ),
+    "chat.messages.tool_calls": g.GenerateRequest(
+        chat=g.ChatInput(
+            messages=[g.ChatMessage(role="u", tool_calls=[g.ToolCall(name="f")] * 2_049)] * 2
+        )
+    ),
     "labels": g.GenerateRequest(labels={str(i): "v" for i in range(33)}),
     "decoding.stop": g.GenerateRequest(decoding=D(stop=["s"] * MUCH)),
     "trace.logprob_token_ids": g.GenerateRequest(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from text_oracles import byte_level
 from transformers import PreTrainedTokenizerFast
 
+from whence_server.domain.chat import ChatMessage
 from whence_server.domain.errors import InvalidRequestError
-from whence_server.domain.requests import ChatMessage
 from whence_server.text import chat
 from whence_server.text.chat import ChatTemplate
 
@@ -104,7 +104,7 @@ def theirs(source: str, messages: tuple[ChatMessage, ...], **arguments: object) 
 
 
 def ours(source: str, messages: tuple[ChatMessage, ...], **arguments: object) -> str:
-    return ChatTemplate(source, SPECIAL).render(messages, arguments)
+    return ChatTemplate(source, SPECIAL).render(messages, arguments).text
 
 
 def refusal(source: str | None, *messages: ChatMessage, **arguments: object) -> tuple[str, str]:
@@ -218,5 +218,6 @@ def test_rendering_does_not_change_the_callers_arguments() -> None:
     template = ChatTemplate(
         "{% set items = items + [2] %}{{ items }}{% set bos_token = 1 %}", SPECIAL
     )
-    assert template.render(TALK, arguments) == template.render(TALK, arguments) == "[1, 2]"
+    rendered = [template.render(TALK, arguments).text for _ in range(2)]
+    assert rendered == ["[1, 2]", "[1, 2]"]
     assert arguments == {"items": [1]}

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from text_oracles import byte_level
 from transformers import PreTrainedTokenizerFast
 
+from whence_server.domain.chat import ChatMessage
 from whence_server.domain.errors import InvalidRequestError
-from whence_server.domain.requests import ChatMessage
 from whence_server.text.chat import ChatTemplate
-from whence_server.text.template_arguments import FIELD, MAX_DEPTH, REFUSED, read_arguments
+from whence_server.text.strict_json import MAX_DEPTH
+from whence_server.text.template_arguments import FIELD, REFUSED, read_arguments
 
 HELLO = (ChatMessage("user", "Hello"),)
 SHOW = """{%- for name in ['x', 'tools', 'n'] %}{%- set value = {'x': x, 'tools': tools, 'n': n}[name] %}
@@ -69,7 +70,7 @@ def theirs(
 
 def ours(source: Any, text: str, messages: tuple[ChatMessage, ...] = HELLO, name: str = "") -> str:
     template = ChatTemplate(source, {"bos_token": "<s>"})
-    return template.render(messages, read_arguments(text), name)
+    return template.render(messages, read_arguments(text), name).text
 
 
 def fault(text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from text_oracles import byte_level
 from waiting import wait_until
 
+from whence_server.domain.chat import ChatInput, ChatMessage
 from whence_server.domain.decoding import DecodingRequest, GenerationDefaults, TokenInput
 from whence_server.domain.errors import (
     DrainingError,
@@ -23,7 +24,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import Environment, ModelInfo, TextFiles
-from whence_server.domain.requests import ChatInput, ChatMessage, GenerationRequest
+from whence_server.domain.requests import GenerationRequest
 from whence_server.generation import text_process
 from whence_server.generation.prepare import prepare_request
 from whence_server.generation.texts import TextProcesses

@@ -1,12 +1,12 @@
 """`whence generate`: generates, and prints tokens as they arrive."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from whence.cli.chat import add_chat, format_calls, read_input
 from whence.cli.connection import connect, parse_key_value
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
@@ -42,22 +42,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
         epilog=f"{FIELDS}\n{EXITS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help='the prompt; "-" reads standard input')
-    parser.add_argument("--chat", action="store_true", help="treat the prompt as a user's message")
-    parser.add_argument(
-        "--system", metavar="TEXT", help="system message before the user's message; for --chat"
-    )
-    parser.add_argument(
-        "--template-arguments",
-        type=_parse_json_object,
-        metavar="JSON",
-        help="variables for the chat template, as a JSON object; for --chat",
-    )
-    parser.add_argument(
-        "--template-name",
-        metavar="NAME",
-        help="name of the chat template, if the model has several; for --chat",
-    )
+    add_chat(parser)
     parser.set_defaults(run=run)
     _add_decoding(parser)
     _add_output(parser)
@@ -201,6 +186,8 @@ def run(arguments: argparse.Namespace) -> int:
             if generation.num_unrecorded_tokens:
                 print(_format_unrecorded(generation), file=sys.stderr)
             if generation.finished is not None and not arguments.quiet:
+                for told in format_calls(generation):
+                    print(told, file=sys.stderr)
                 print(_format_summary(generation, time.monotonic() - begun), file=sys.stderr)
                 if link := make_trace_link(template, generation):
                     print(link, file=sys.stderr)
@@ -262,12 +249,8 @@ def _start(client: Client, arguments: argparse.Namespace) -> Generation:
         if name in options:
             options[name] = dict(options[name])
     try:
-        prompt: str | None = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-        if arguments.chat or arguments.system is not None:
-            system = [] if arguments.system is None else [_make_message("system", arguments.system)]
-            options["messages"] = [*system, _make_message("user", prompt)]
-            prompt = None
-        return client.generate(prompt, **options)
+        prompt, of_chat = read_input(arguments)
+        return client.generate(prompt, **options | of_chat)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
 
@@ -359,20 +342,6 @@ def _format_unrecorded(generation: Generation) -> str:
 def _select_recorded(received: list[Token], generation: Generation) -> list[Token]:
     """Return the received tokens that are on record: all but the last ones."""
     return received[: len(received) - generation.num_unrecorded_tokens]
-
-
-def _make_message(role: str, content: str | None) -> dict[str, str | None]:
-    return {"role": role, "content": content}
-
-
-def _parse_json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text[:64]!r} is not a JSON object")
-    return value
 
 
 def _parse_bias(text: str) -> tuple[int, float]:

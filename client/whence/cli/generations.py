@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from whence.cli.chat import format_call
 from whence.cli.connection import connect, parse_key_value
 from whence.cli.exits import EXITS, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
@@ -23,6 +24,7 @@ from whence.cli.render import (
 )
 from whence.client import Client
 from whence.generation import FinishReason
+from whence.outputs import convert_tool_call
 from whence.summary import count, escape, quote
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationStarted
@@ -288,6 +290,8 @@ def _format_details(generation: GetGenerationResponse) -> str:
             fields["failure"] = f"{failure.message} ({failure.reason})"
         for sequence in generation.finished.sequences:
             fields[f"sequence {sequence.sequence_index}"] = sequence.text
+            for call in map(convert_tool_call, sequence.tool_calls):
+                fields[f"tool call {call.id}"] = format_call(call)
     rows = (*fields.items(), *list_occurrences(started, list(generation.occurrences)))
     return "\n".join(f"{escape(name):<12}  {escape(value)}" for name, value in rows)
 

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from whence.generation import GeneratedSequence, GenerationState
 from whence.internals import Internals, Layer, Source
+from whence.outputs import ToolCall
 from whence.summary import shorten_float32
 from whence.tokens import Candidate, Token
 from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
@@ -38,7 +39,8 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 num_unrecorded_tokens: tokens above that the server lost when it died,
                 queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
                 sequences: [{sequence_index, text, token_ids, finish_reason, stop,
-                logprob, score}]
+                logprob, score, reasoning,
+                tool_calls: [{id, name, arguments_json, text_begin_byte, text_end_byte}]}]
 """
 
 
@@ -238,8 +240,20 @@ def _describe_sequence(sequence: GeneratedSequence) -> dict[str, Any]:
             "stop": sequence.stop,
             "logprob": _shorten_number(sequence.logprob),
             "score": _shorten_number(sequence.score),
+            "reasoning": sequence.reasoning,
+            "tool_calls": [_describe_call(call) for call in sequence.tool_calls] or None,
         }
     )
+
+
+def _describe_call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments_json": call.arguments_json,
+        "text_begin_byte": call.text_bytes.start,
+        "text_end_byte": call.text_bytes.stop,
+    }
 
 
 def _drop_absent(fields: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from whence.summary.names import (
     name_by_id,
 )
 from whence.summary.numbers import count, shorten_float32
+from whence.summary.outputs import OutputPart, list_output_parts
 from whence.summary.quoting import decode_token, escape, quote, quote_briefly
 from whence.summary.steps import PROMPT, describe_choice, summarise_step
 from whence.summary.trainings import (
@@ -38,6 +39,7 @@ __all__ = [
     "PROMPT",
     "Likelihood",
     "Likelihoods",
+    "OutputPart",
     "TokenNames",
     "UnlikelyToken",
     "compute_unlikely_limit",
@@ -45,6 +47,7 @@ __all__ = [
     "decode_token",
     "describe_choice",
     "escape",
+    "list_output_parts",
     "make_text_names",
     "name_by_id",
     "quote",

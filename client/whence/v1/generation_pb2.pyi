@@ -291,6 +291,7 @@ class ChatInput(google.protobuf.message.Message):
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: builtins.int
     TEMPLATE_ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
     TEMPLATE_NAME_FIELD_NUMBER: builtins.int
+    TOOLS_JSON_FIELD_NUMBER: builtins.int
     template_arguments_json: builtins.str
     """Variables of the chat template, as the text of one JSON object. The
     template receives integers, the order of keys and nesting unchanged. Keys
@@ -305,6 +306,15 @@ class ChatInput(google.protobuf.message.Message):
     template_name: builtins.str
     """Name of one of Model.chat_templates, for models with several. Empty:
     "tool_use" for a request with `tools` if the model has it, else "default".
+    """
+    tools_json: builtins.str
+    """Definitions of the tools that the model may call, as the text of one JSON
+    array of objects, each usually {"type": "function", "function": {"name":
+    ..., "description": ..., "parameters": a JSON schema}}. The template
+    receives it as `tools`, with integers, the order of keys and nesting
+    unchanged; the bounds are those of template_arguments_json. Set this or the
+    template argument `tools`, not both. INVALID_ARGUMENT if the template does
+    not use `tools`: the model would not see them. Empty: no tools.
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]:
@@ -325,35 +335,133 @@ class ChatInput(google.protobuf.message.Message):
         template_arguments: google.protobuf.struct_pb2.Struct | None = ...,
         template_arguments_json: builtins.str = ...,
         template_name: builtins.str = ...,
+        tools_json: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["template_arguments", b"template_arguments"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages", "template_arguments", b"template_arguments", "template_arguments_json", b"template_arguments_json", "template_name", b"template_name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["messages", b"messages", "template_arguments", b"template_arguments", "template_arguments_json", b"template_arguments_json", "template_name", b"template_name", "tools_json", b"tools_json"]) -> None: ...
 
 global___ChatInput = ChatInput
 
 @typing.final
 class ChatMessage(google.protobuf.message.Message):
-    """One turn of a conversation."""
+    """One turn of a conversation. The template receives it as an object of OpenAI's
+    form, without the fields that are absent.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
+    CONTENT_PARTS_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    REASONING_CONTENT_FIELD_NUMBER: builtins.int
+    NO_CONTENT_FIELD_NUMBER: builtins.int
     role: builtins.str
     """Role of the author, as the template names it: "system", "user",
-    "assistant", ... Not empty.
+    "assistant", "tool", ... Not empty.
     """
     content: builtins.str
-    """Text of the message."""
+    """Text of the message. Empty if content_parts or no_content is set."""
+    tool_call_id: builtins.str
+    """Id of the call that a tool's message answers."""
+    name: builtins.str
+    """Name of the author, or of the tool whose result this is."""
+    reasoning_content: builtins.str
+    """Reasoning that an assistant wrote before its answer. The template receives
+    it as `reasoning_content` and as `thinking`, as transformers does.
+    """
+    no_content: builtins.bool
+    """True if the message has no `content`, which differs from an empty one for
+    some templates. An assistant's message with tool calls often has none.
+    """
+    @property
+    def content_parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ContentPart]:
+        """Text of the message in parts. A template that does not iterate over parts
+        receives their texts as one, joined by line breaks.
+        """
+
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ToolCall]:
+        """Tools that an assistant called. INVALID_ARGUMENT if the template does not
+        use `tool_calls`.
+        """
+
     def __init__(
         self,
         *,
         role: builtins.str = ...,
         content: builtins.str = ...,
+        content_parts: collections.abc.Iterable[global___ContentPart] | None = ...,
+        tool_calls: collections.abc.Iterable[global___ToolCall] | None = ...,
+        tool_call_id: builtins.str | None = ...,
+        name: builtins.str | None = ...,
+        reasoning_content: builtins.str | None = ...,
+        no_content: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "role", b"role"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_name", b"_name", "_reasoning_content", b"_reasoning_content", "_tool_call_id", b"_tool_call_id", "name", b"name", "reasoning_content", b"reasoning_content", "tool_call_id", b"tool_call_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_name", b"_name", "_reasoning_content", b"_reasoning_content", "_tool_call_id", b"_tool_call_id", "content", b"content", "content_parts", b"content_parts", "name", b"name", "no_content", b"no_content", "reasoning_content", b"reasoning_content", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reasoning_content", b"_reasoning_content"]) -> typing.Literal["reasoning_content"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tool_call_id", b"_tool_call_id"]) -> typing.Literal["tool_call_id"] | None: ...
 
 global___ChatMessage = ChatMessage
+
+@typing.final
+class ContentPart(google.protobuf.message.Message):
+    """One part of a message's content."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """Text."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["part", b"part", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["part", b"part", "text", b"text"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["text"] | None: ...
+
+global___ContentPart = ContentPart
+
+@typing.final
+class ToolCall(google.protobuf.message.Message):
+    """A call of a tool, in a conversation or in an output."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Id that the tool's message refers to in tool_call_id. In an output it is
+    the model's own if its format has ids, else nine hexadecimal digits that
+    depend on generation, sequence and position alone. Empty for none.
+    """
+    name: builtins.str
+    """Name of the tool. Not empty."""
+    arguments_json: builtins.str
+    """Arguments, as the text of one JSON object; empty for {}. In an output it is
+    the text that the model wrote. A template receives an object; one that
+    writes it as text writes this text.
+    """
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments_json: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments_json", b"arguments_json", "id", b"id", "name", b"name"]) -> None: ...
+
+global___ToolCall = ToolCall
 
 @typing.final
 class TokenInput(google.protobuf.message.Message):
@@ -940,6 +1048,7 @@ class GenerationStarted(google.protobuf.message.Message):
     OPERATION_FIELD_NUMBER: builtins.int
     TRAINING_RUN_FIELD_NUMBER: builtins.int
     CONFIGURED_DECODING_FIELD_NUMBER: builtins.int
+    CHAT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -1029,6 +1138,12 @@ class GenerationStarted(google.protobuf.message.Message):
         that no request can set.
         """
 
+    @property
+    def chat(self) -> global___ChatRecord:
+        """Conversation of a request with a `chat` input, and the forms in which its
+        output is read.
+        """
+
     def __init__(
         self,
         *,
@@ -1055,12 +1170,57 @@ class GenerationStarted(google.protobuf.message.Message):
         operation: builtins.str = ...,
         training_run: global___TrainingRunRef | None = ...,
         configured_decoding: global___ConfiguredDecoding | None = ...,
+        chat: global___ChatRecord | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_training_run", b"_training_run", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_run", b"_training_run", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_chat", b"_chat", "_training_run", b"_training_run", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_chat", b"_chat", "_training_run", b"_training_run", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_chat", b"_chat"]) -> typing.Literal["chat"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_training_run", b"_training_run"]) -> typing.Literal["training_run"] | None: ...
 
 global___GenerationStarted = GenerationStarted
+
+@typing.final
+class ChatRecord(google.protobuf.message.Message):
+    """A conversation as it was requested."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: builtins.int
+    TEMPLATE_NAME_FIELD_NUMBER: builtins.int
+    TOOL_CALL_FORMAT_FIELD_NUMBER: builtins.int
+    REASONING_FORMAT_FIELD_NUMBER: builtins.int
+    template_name: builtins.str
+    """Name of the chat template that made the prompt."""
+    tool_call_format: builtins.str
+    """Format in which tool calls are read from the output: "hermes", "llama",
+    ...; docs/chats.md lists them. Empty if the request has no tools, or the
+    template's format is not known: calls then stay text.
+    """
+    reasoning_format: builtins.str
+    """Format in which reasoning is read from the output: "think", ... Empty if
+    the template has none that is known.
+    """
+    @property
+    def input(self) -> global___ChatInput:
+        """Input of the request; `template_arguments` is written as
+        template_arguments_json. Empty if the content policy keeps text out of the
+        journal.
+        """
+
+    def __init__(
+        self,
+        *,
+        input: global___ChatInput | None = ...,
+        template_name: builtins.str = ...,
+        tool_call_format: builtins.str = ...,
+        reasoning_format: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["input", b"input", "reasoning_format", b"reasoning_format", "template_name", b"template_name", "tool_call_format", b"tool_call_format"]) -> None: ...
+
+global___ChatRecord = ChatRecord
 
 @typing.final
 class ConfiguredDecoding(google.protobuf.message.Message):
@@ -1460,6 +1620,8 @@ class SequenceResult(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     LOGPROB_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
     """Index of the sequence, as in Step.sequence_index, from 0."""
     text: builtins.str
@@ -1482,6 +1644,19 @@ class SequenceResult(google.protobuf.message.Message):
         content policy keeps ids out of the journal.
         """
 
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ParsedToolCall]:
+        """Tool calls that were read from the text, in its order. The text still
+        holds them. A malformed call is text only. Without calls, and for a
+        generation that a crash of the server ended, it is empty.
+        """
+
+    @property
+    def reasoning(self) -> global___ParsedReasoning:
+        """Reasoning that was read from the text, which still holds it; absent if
+        there is none.
+        """
+
     def __init__(
         self,
         *,
@@ -1492,15 +1667,79 @@ class SequenceResult(google.protobuf.message.Message):
         stop: builtins.str = ...,
         logprob: builtins.float | None = ...,
         score: builtins.float | None = ...,
+        tool_calls: collections.abc.Iterable[global___ParsedToolCall] | None = ...,
+        reasoning: global___ParsedReasoning | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_logprob", b"_logprob", "_score", b"_score", "logprob", b"logprob", "score", b"score"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_logprob", b"_logprob", "_score", b"_score", "finish_reason", b"finish_reason", "logprob", b"logprob", "score", b"score", "sequence_index", b"sequence_index", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "finish_reason", b"finish_reason", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score", "sequence_index", b"sequence_index", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_logprob", b"_logprob"]) -> typing.Literal["logprob"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reasoning", b"_reasoning"]) -> typing.Literal["reasoning"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_score", b"_score"]) -> typing.Literal["score"] | None: ...
 
 global___SequenceResult = SequenceResult
+
+@typing.final
+class ParsedToolCall(google.protobuf.message.Message):
+    """A tool call in an output."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    TEXT_BEGIN_BYTE_FIELD_NUMBER: builtins.int
+    TEXT_END_BYTE_FIELD_NUMBER: builtins.int
+    text_begin_byte: builtins.int
+    """Range of SequenceResult.text that the call was read from, as UTF-8 bytes
+    [begin, end), with the marks around it that are text. Calls of one JSON
+    array share it.
+    """
+    text_end_byte: builtins.int
+    """See text_begin_byte."""
+    @property
+    def call(self) -> global___ToolCall:
+        """Name, arguments and id."""
+
+    def __init__(
+        self,
+        *,
+        call: global___ToolCall | None = ...,
+        text_begin_byte: builtins.int = ...,
+        text_end_byte: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte"]) -> None: ...
+
+global___ParsedToolCall = ParsedToolCall
+
+@typing.final
+class ParsedReasoning(google.protobuf.message.Message):
+    """Reasoning in an output."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    TEXT_BEGIN_BYTE_FIELD_NUMBER: builtins.int
+    TEXT_END_BYTE_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """Text between the marks, without white space at both ends."""
+    text_begin_byte: builtins.int
+    """Range of SequenceResult.text that holds the reasoning with its marks, as
+    UTF-8 bytes [begin, end).
+    """
+    text_end_byte: builtins.int
+    """See text_begin_byte."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        text_begin_byte: builtins.int = ...,
+        text_end_byte: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte"]) -> None: ...
+
+global___ParsedReasoning = ParsedReasoning
 
 @typing.final
 class ResumeGenerationRequest(google.protobuf.message.Message):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from whence_server.domain.chat import ChatRecord, ParsedReasoning, ParsedToolCall
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.errors import Code
 from whence_server.domain.model import ModelInfo
@@ -28,8 +29,13 @@ class Started:
     """Requested parts of the trace that are not available, each with the reason."""
     source_method: str = ""
     """Method that computes sources; empty if none are recorded."""
-    operation: str = "text_completion"
-    """GenAI operation name: "chat" if the request had a chat input."""
+    chat: ChatRecord | None = None
+    """The conversation; None for a request without one."""
+
+    @property
+    def operation(self) -> str:
+        """GenAI operation name: "chat" if the request had a chat input."""
+        return "text_completion" if self.chat is None else "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,10 @@ class SequenceResult:
     """The stop string, or the stop token's text, that ended the sequence; else empty."""
     logprob: float | None = None
     score: float | None = None
+    tool_calls: tuple[ParsedToolCall, ...] = ()
+    """Tool calls that were read from the text."""
+    reasoning: ParsedReasoning | None = None
+    """Reasoning that was read from the text."""
 
 
 @dataclass(frozen=True, slots=True)

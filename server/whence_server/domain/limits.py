@@ -19,6 +19,10 @@ class Limits:
     max_return_sequences: int = 64
     max_messages: int = 4096
     """Messages of one conversation."""
+    max_content_parts: int = 16_384
+    """Parts of the contents of one conversation."""
+    max_tool_calls: int = 4096
+    """Tool calls of one conversation."""
     max_stop_strings: int = 64
     max_stop_characters: int = 1024
     max_stop_token_ids: int = 64

@@ -4,27 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import DecodingRequest, TokenInput, TraceRequest
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChatInput:
-    """A conversation for the model's chat template."""
-
-    messages: tuple[ChatMessage, ...]
-    template_arguments_json: str = ""
-    """The template's variables as a JSON object, not parsed yet; empty for none."""
-    template_name: str = ""
-    """Name of one of the model's chat templates; empty for transformers' choice."""
-
 
 GenerationInput: TypeAlias = str | ChatInput | TokenInput
 

@@ -5,6 +5,7 @@ The functions do no I/O. The front prepares short requests itself, and the text 
 
 from typing import NamedTuple
 
+from whence_server.domain.chat import ChatInput, ChatRecord, OutputForms
 from whence_server.domain.decoding import (
     Decoding,
     TokenInput,
@@ -13,10 +14,11 @@ from whence_server.domain.decoding import (
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.requests import ChatInput, GenerationRequest
+from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.checks import check_prompt, check_text_size, compute_longest_prompt
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
-from whence_server.text.template_arguments import read_arguments
+from whence_server.text.chat import RenderedChat
+from whence_server.text.template_arguments import read_arguments, read_tools
 from whence_server.text.tokenizer import TextEncoder
 from whence_server.text.unicode import LoneSurrogateError
 
@@ -30,6 +32,8 @@ class Prepared(NamedTuple):
         decoding: as applied.
         trace: as granted.
         unavailable: requested parts of the trace that are not available, each with the reason.
+        template_name: name of the chat template; "" for a request without a conversation.
+        forms: forms in which the output is to be read; None for a request without a conversation.
     """
 
     prompt: str
@@ -37,6 +41,14 @@ class Prepared(NamedTuple):
     decoding: Decoding
     trace: TraceOptions
     unavailable: dict[str, str]
+    template_name: str = ""
+    forms: OutputForms | None = None
+
+    def make_chat_record(self, request: GenerationRequest) -> ChatRecord | None:
+        """Return the record of the request's conversation; None if it has none."""
+        if self.forms is None or not isinstance(request.input, ChatInput):
+            return None
+        return ChatRecord(request.input, self.template_name, self.forms)
 
 
 INLINE_BYTES = 4_000
@@ -92,7 +104,7 @@ def prepare_request(
     """
     check_size(request, model=model, limits=limits, tokenizer=tokenizer)
     trace, unavailable = resolve_trace(request.trace, model, limits)
-    prompt, token_ids = _encode(request, model, limits, tokenizer)
+    rendered, token_ids = _encode(request, model, limits, tokenizer)
     decoding = resolve_decoding(
         request.decoding,
         num_prompt_tokens=len(token_ids),
@@ -100,12 +112,14 @@ def prepare_request(
         limits=limits,
         tokenizer=tokenizer,
     )
-    return Prepared(prompt, token_ids, decoding, trace, unavailable)
+    prompt, name, forms = (rendered, "", None) if isinstance(rendered, str) else rendered
+    return Prepared(prompt, token_ids, decoding, trace, unavailable, name, forms)
 
 
 def _encode(
     request: GenerationRequest, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
-) -> tuple[str, list[int]]:
+) -> tuple[str | RenderedChat, list[int]]:
+    """Return the prompt's text, with what a chat template made it of, and its token ids."""
     given = request.input
     if isinstance(given, TokenInput):
         ids = list(given.token_ids)
@@ -113,13 +127,17 @@ def _encode(
         return tokenizer.decode(ids), ids
     add_special_tokens = request.decoding.add_special_tokens
     field = name_input_field(request)
+    rendered: str | RenderedChat
     try:
         if isinstance(given, str):
-            text, adding = given, add_special_tokens is not False
+            rendered = text = given
+            adding = add_special_tokens is not False
         else:
             _refuse_special_tokens(add_special_tokens)
             arguments = read_arguments(given.template_arguments_json)
-            text = tokenizer.render_chat(given.messages, arguments, given.template_name)
+            tools = read_tools(given.tools_json)
+            rendered = tokenizer.render_chat(given.messages, arguments, given.template_name, tools)
+            text = rendered.text
             adding = False
             longest = compute_longest_prompt(model, limits)
             check_text_size(text, field, longest, tokenizer.bound, what="this server takes")
@@ -127,7 +145,7 @@ def _encode(
     except LoneSurrogateError as error:
         raise InvalidRequestError(FieldViolation(field, str(error))) from error
     check_prompt(ids, field, model, limits)
-    return text, ids
+    return rendered, ids
 
 
 def _refuse_special_tokens(add_special_tokens: bool | None) -> None:

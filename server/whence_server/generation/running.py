@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from whence_server import logs
+from whence_server.domain.chat import OutputForms
 from whence_server.domain.decoding import FinishReason, Strategy
 from whence_server.domain.engine import (
     Admit,
@@ -27,6 +28,7 @@ from whence_server.generation.occurrences import Occurrences
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
+from whence_server.text.output_reading import read_output
 from whence_server.text.sequence import SequenceText
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -49,6 +51,8 @@ class _Sequence:
     finish_reason: FinishReason | None = None
     stop: str = ""
     score: float | None = None
+    special_tokens: list[tuple[int, str]] = field(default_factory=list)
+    """Special tokens of a chat's output, each as its place in the text's bytes, and its text."""
 
 
 class RunningGeneration:
@@ -231,6 +235,9 @@ class RunningGeneration:
         piece = sequence.text.push(decision.token_id, last=finish is not None)
         sequence.token_ids.append(decision.token_id)
         sequence.logprob += decision.logprob or 0.0
+        if self.started.chat is not None and self._tokenizer.is_special(decision.token_id):
+            name = self._tokenizer.get_token_text(decision.token_id)
+            sequence.special_tokens.append((piece.end_byte, name))
         step = Step(
             sequence_index,
             index,
@@ -308,13 +315,18 @@ class RunningGeneration:
         self.finish(FinishReason.FAILED, Failure(code, reason, message))
 
     def _make_result(self, index: int, reason: FinishReason | None) -> SequenceResult:
-        sequence = self._sequences[index]
+        sequence, chat = self._sequences[index], self.started.chat
+        text = sequence.text.text
+        forms = OutputForms() if chat is None else chat.forms
+        parts = read_output(text, sequence.special_tokens, forms, f"{self.id}/{index}")
         return SequenceResult(
             sequence_index=index,
-            text=sequence.text.text,
+            text=text,
             token_ids=tuple(sequence.token_ids),
             finish_reason=sequence.finish_reason or reason or FinishReason.INTERRUPTED,
             stop=sequence.stop,
             logprob=sequence.logprob,
             score=sequence.score,
+            tool_calls=parts.tool_calls,
+            reasoning=parts.reasoning,
         )

@@ -29,7 +29,7 @@ from whence_server.domain.occurrences import (
     MaxDurationPassed,
 )
 from whence_server.domain.processors import list_processor_names
-from whence_server.domain.requests import ChatInput, GenerationRequest
+from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
@@ -148,10 +148,7 @@ class Generations:
         return True
 
     def _check_admission(self, request: GenerationRequest) -> None:
-        if self._draining:
-            raise DrainingError
-        if self._lost is not None:
-            raise self._lost
+        self._check_running()
         self._journal.check_writable()
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
@@ -159,6 +156,12 @@ class Generations:
         # If nothing else waits, a request of any number of sequences is admitted.
         if waiting > max(self._limits.max_queue, self._count_rows(request)):
             raise QueueFullError(self._limits.max_queue, _RETRY_AFTER_S)
+
+    def _check_running(self) -> None:
+        if self._draining:
+            raise DrainingError
+        if self._lost is not None:
+            raise self._lost
 
     def _count_rows(self, request: GenerationRequest) -> int:
         """Return the number of batch rows that the request's own fields ask for.
@@ -188,12 +191,9 @@ class Generations:
             labels=dict(request.labels),
             unavailable=ready.unavailable,
             source_method=_get_source_method(ready.trace, self._model),
-            operation="chat" if isinstance(request.input, ChatInput) else "text_completion",
+            chat=ready.make_chat_record(request),
         )
-        if self._draining:
-            raise DrainingError
-        if self._lost is not None:
-            raise self._lost
+        self._check_running()
         self._admit(started, request, arrival)
 
     async def _prepare(self, request: GenerationRequest) -> Prepared:

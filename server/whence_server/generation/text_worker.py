@@ -24,12 +24,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from whence_server.domain.chat import ChatMessage
 from whence_server.domain.errors import FieldViolation, InvalidRequestError, WhenceError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.requests import ChatMessage, GenerationRequest
+from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.prepare import Prepared, name_input_field, prepare_request
 from whence_server.processes import channel
+from whence_server.text.chat import RenderedChat
 from whence_server.text.tokenizer import TextEncoder
 
 READY = "ready"
@@ -111,13 +113,14 @@ class _BoundedEncoder(TextEncoder):
         messages: Sequence[ChatMessage],
         template_arguments: Mapping[str, object],
         template_name: str = "",
-    ) -> str:
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> RenderedChat:
         limits = self._limits
         with (
             _limit_time(signal.ITIMER_VIRTUAL, limits.max_template_s),
             _limit_memory(limits.max_template_memory_bytes),
         ):
-            return super().render_chat(messages, template_arguments, template_name)
+            return super().render_chat(messages, template_arguments, template_name, tools)
 
 
 @contextmanager

@@ -37,6 +37,11 @@ from whence_server.domain.steps import (
     Step,
     Timing,
 )
+from whence_server.journal.chat_codec import (
+    convert_chat_record,
+    convert_parsed_call,
+    convert_reasoning,
+)
 
 
 def encode_step(step: Step) -> bytes:
@@ -118,6 +123,7 @@ def encode_started(started: Started) -> bytes:
         operation=started.operation,
         training_run=convert_training_run(model),
         configured_decoding=convert_configured(started.decoding),
+        chat=None if started.chat is None else convert_chat_record(started.chat),
     ).SerializeToString()
 
 
@@ -307,6 +313,8 @@ def _convert_sequence(result: SequenceResult) -> generation_pb2.SequenceResult:
         stop=result.stop,
         logprob=result.logprob,
         score=result.score,
+        tool_calls=[convert_parsed_call(parsed) for parsed in result.tool_calls],
+        reasoning=convert_reasoning(result.reasoning),
     )
 
 

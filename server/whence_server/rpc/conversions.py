@@ -21,12 +21,10 @@ from whence_server.domain.decoding import (
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.options import Kind, Option
-from whence_server.domain.requests import ChatInput, ChatMessage, GenerationInput, GenerationRequest
+from whence_server.domain.requests import GenerationInput, GenerationRequest
+from whence_server.rpc.chats import convert_arguments, convert_chat
 from whence_server.rpc.counts import check_counts
-from whence_server.rpc.request_digest import compute_digests, encode_struct
-
-_FAULTS_SHOWN = 8
-"""Maximum number of reported faults of one kind."""
+from whence_server.rpc.request_digest import compute_digests
 
 
 def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> GenerationRequest:
@@ -40,7 +38,7 @@ def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> 
     """
     check_counts(request, limits)
     violations: list[FieldViolation] = []
-    struct = _convert_arguments(request.chat, limits, violations)
+    struct = convert_arguments(request.chat, limits, violations)
     converted = GenerationRequest(
         input=_convert_input(request, struct, limits, violations),
         digest="",
@@ -88,54 +86,9 @@ def _convert_input(
     if kind == "tokens":
         return TokenInput(tuple(request.tokens.token_ids))
     if kind == "chat":
-        return _convert_chat(request.chat, struct, limits, violations)
+        return convert_chat(request.chat, struct, limits, violations)
     violations.append(FieldViolation("input", "one of `prompt`, `chat` or `tokens` must be set"))
     return ""
-
-
-def _convert_chat(
-    chat: generation_pb2.ChatInput, struct: str, limits: Limits, violations: list[FieldViolation]
-) -> ChatInput:
-    messages = tuple(ChatMessage(m.role, m.content) for m in chat.messages)
-    if not chat.messages:
-        violations.append(FieldViolation("chat.messages", "must hold at least one message"))
-    nameless = [i for i, message in enumerate(messages) if not message.role]
-    violations += [
-        FieldViolation(f"chat.messages[{i}].role", "must not be empty")
-        for i in nameless[:_FAULTS_SHOWN]
-    ]
-    text, most = chat.template_arguments_json, limits.max_template_arguments_bytes
-    if text and chat.HasField("template_arguments"):
-        violations.append(
-            FieldViolation(
-                "chat.template_arguments_json",
-                "is set, and so is `template_arguments`: set one of them",
-            )
-        )
-    if len(text) > most:
-        violations.append(
-            FieldViolation(
-                "chat.template_arguments_json",
-                f"has {len(text)} characters; at most {most} are taken",
-            )
-        )
-    return ChatInput(messages, text or struct, chat.template_name)
-
-
-def _convert_arguments(
-    chat: generation_pb2.ChatInput, limits: Limits, violations: list[FieldViolation]
-) -> str:
-    """Return the template arguments of a Struct as JSON."""
-    field, most = "chat.template_arguments", limits.max_template_arguments_bytes
-    if chat.template_arguments.ByteSize() > most:
-        num_bytes = chat.template_arguments.ByteSize()
-        violations.append(FieldViolation(field, f"has {num_bytes} bytes; at most {most} are taken"))
-        return ""
-    try:
-        return encode_struct(chat.template_arguments)
-    except ValueError as error:
-        violations.append(FieldViolation(field, f"is no JSON: {error}"))
-        return ""
 
 
 def _convert_decoding(

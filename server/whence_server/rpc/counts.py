@@ -20,8 +20,13 @@ def check_counts(request: generation_pb2.GenerateRequest, limits: Limits) -> Non
         InvalidRequestError: fields have too many entries; the error names all of them.
     """
     forced = request.decoding.forced.tokens.token_ids
+    messages = request.chat.messages[: limits.max_messages]
+    parts = sum(len(message.content_parts) for message in messages)
+    calls = sum(len(message.tool_calls) for message in messages)
     counted = (
         ("chat.messages", len(request.chat.messages), limits.max_messages, "messages"),
+        ("chat.messages.content_parts", parts, limits.max_content_parts, "parts"),
+        ("chat.messages.tool_calls", calls, limits.max_tool_calls, "tool calls"),
         ("labels", len(request.labels), limits.max_labels, "labels"),
         # A server whose cache holds no more can run no longer one, whatever its model.
         ("tokens.token_ids", len(request.tokens.token_ids), limits.max_cache_tokens, "tokens"),

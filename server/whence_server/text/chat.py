@@ -5,16 +5,29 @@ and the text process is killed if a template takes too long.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Template, TemplateSyntaxError
 from jinja2.exceptions import TemplateRuntimeError
 
+from whence_server.domain.chat import ChatMessage, OutputForms
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
-from whence_server.domain.requests import ChatMessage
 from whence_server.text.chat_environment import RefusedError, compile_template
-from whence_server.text.template_arguments import check_names
-from whence_server.text.unicode import LoneSurrogateError, check_unicode
+from whence_server.text.continuation import (
+    continues_reasoning,
+    cut_at_tag,
+    open_final_message,
+    take_continued_field,
+)
+from whence_server.text.conversation import build_conversation
+from whence_server.text.output_formats import (
+    ends_in_reasoning,
+    find_call_format,
+    find_reasoning_format,
+)
+from whence_server.text.template_arguments import TOOLS_FIELD, check_names
+from whence_server.text.template_facts import iterates_content, uses_variable
+from whence_server.text.unicode import check_unicode
 
 MAX_CHARACTERS = 4_000_000
 """Maximum length of a rendered prompt: about a million tokens."""
@@ -25,8 +38,19 @@ MAX_REASON = 500
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Template names that transformers chooses by itself; the second for requests with tools."""
 
-_CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-"""transformers' mark for the end of a message to continue."""
+
+class RenderedChat(NamedTuple):
+    """A prompt that a chat template made.
+
+    Attributes:
+        text: the prompt.
+        template_name: name of the template.
+        forms: forms in which the output is to be read.
+    """
+
+    text: str
+    template_name: str
+    forms: OutputForms
 
 
 class ChatTemplate:
@@ -49,7 +73,8 @@ class ChatTemplate:
         messages: Sequence[ChatMessage],
         arguments: Mapping[str, Any] | None = None,
         name: str = "",
-    ) -> str:
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> RenderedChat:
         """Make the prompt of a conversation.
 
         Args:
@@ -59,29 +84,42 @@ class ChatTemplate:
                 `continue_final_message` leaves the last message open, and then
                 `add_generation_prompt` is false.
             name: name of the template; "" chooses as transformers does.
+            tools: definitions of tools; None for those of the arguments, if they have any.
 
         Raises:
-            InvalidRequestError: the template does not exist, fails, or refuses the conversation.
+            InvalidRequestError: the template does not exist, fails, refuses the conversation, or
+                would leave out its tools or tool calls.
         """
         arguments = dict(arguments or {})
-        source = self._get_source(name, has_tools=arguments.get("tools") is not None)
+        check_names(arguments)
+        _set_tools(arguments, tools)
+        given = arguments.get("tools")
+        name = self._choose_name(name, has_tools=given is not None)
+        source = self._sources[name]
         template = _compile(source)
-        _check(messages, arguments)
-        continued = _take_continued_field(arguments)
-        conversation = [{"role": m.role, "content": m.content} for m in messages]
-        final = _open_final_message(conversation, continued, source) if continued else ""
+        _check(messages, source, tools)
+        field = take_continued_field(arguments)
+        conversation = build_conversation(messages, takes_parts=iterates_content(source))
+        final = open_final_message(conversation[-1], field, source) if field else ""
         variables = {
             **self._special_tokens,
             "tools": None,
             "documents": None,
-            "add_generation_prompt": not continued,
+            "add_generation_prompt": not field,
             **arguments,
             "messages": conversation,
         }
         text = _render(template, variables)
-        return _cut_at_tag(text, final) if continued else text
+        reasoning = find_reasoning_format(source)
+        if field:
+            text = cut_at_tag(text, final)
+            begun = continues_reasoning(field, final, reasoning)
+        else:
+            begun = ends_in_reasoning(text, reasoning)
+        forms = OutputForms(find_call_format(source) if given else "", reasoning, begun)
+        return RenderedChat(text, name, forms)
 
-    def _get_source(self, name: str, *, has_tools: bool) -> str:
+    def _choose_name(self, name: str, *, has_tools: bool) -> str:
         sources = self._sources
         if not sources:
             raise _make_invalid(
@@ -89,7 +127,7 @@ class ChatTemplate:
             )
         if name:
             if name in sources:
-                return sources[name]
+                return name
             raise _make_invalid(
                 "chat.template_name",
                 f"is {name[:64]!r}; the model's chat templates are {_list_names(sources)}",
@@ -97,7 +135,7 @@ class ChatTemplate:
         for chosen in (TOOL_USE, DEFAULT) if has_tools else (DEFAULT,):
             # A model's only template is the default, with and without tools.
             if chosen in sources:
-                return sources[chosen]
+                return chosen
         raise _make_invalid(
             "chat.template_name",
             "must be set: the model has several chat templates and none is the default; "
@@ -139,64 +177,35 @@ def _compile(source: str) -> Template:
         ) from error
 
 
-def _check(messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> None:
+def _set_tools(arguments: dict[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> None:
+    if tools is None:
+        return
+    if arguments.get("tools") is not None:
+        raise _make_invalid(
+            TOOLS_FIELD, "is set, and so is the template argument `tools`: set one of them"
+        )
+    arguments["tools"] = list(tools)
+
+
+def _check(
+    messages: Sequence[ChatMessage], source: str, tools: Sequence[Mapping[str, Any]] | None
+) -> None:
+    """Refuse a conversation of which the template would leave out tools or tool calls."""
     if not messages:
         raise _make_invalid("chat.messages", "must hold at least one message")
-    check_names(arguments)
-    for i, message in enumerate(messages):
-        for name in ("role", "content"):
-            try:
-                check_unicode(getattr(message, name))
-            except LoneSurrogateError as error:
-                raise _make_invalid(f"chat.messages[{i}].{name}", str(error)) from None
-
-
-def _take_continued_field(arguments: dict[str, Any]) -> str:
-    """Take `continue_final_message` out; return the field that it means, or "" for none."""
-    wanted = arguments.pop("continue_final_message", None)
-    if not wanted:
-        return ""
-    if arguments.get("add_generation_prompt"):
+    if tools and not uses_variable(source, "tools"):
         raise _make_invalid(
-            "chat.template_arguments",
-            "`continue_final_message` and `add_generation_prompt` contradict: the one goes on "
-            "with the last message, the other begins a new one",
+            TOOLS_FIELD,
+            "the model's chat template does not use tools, so that the model would not see them: "
+            "describe them in a message, or serve a model whose template has tools",
         )
-    return wanted if isinstance(wanted, str) else "content"
-
-
-def _open_final_message(conversation: list[dict[str, str]], field: str, source: str) -> str:
-    """Append the mark to the last message; return its text."""
-    final = conversation[-1].get(field)
-    if final is None:
-        raise _refuse_continuation(
-            f"the last message has no {field[:64]!r} to continue",
-            "the last message has no field of this name to continue",
-        )
-    if field not in source:
-        raise _refuse_continuation(f"the chat template does not use {field!r}")
-    conversation[-1][field] = final + _CONTINUE_TAG
-    return final
-
-
-def _cut_at_tag(text: str, final: str) -> str:
-    """Truncate the prompt at the end of the last message, exactly where transformers does."""
-    tag = _CONTINUE_TAG.strip()
-    if final.strip() not in text or tag not in text:
-        raise _refuse_continuation(
-            "the chat template leaves out the last message, or part of it, so that it cannot be "
-            "continued"
-        )
-    end = text.rindex(tag)
-    if text[end : end + len(_CONTINUE_TAG)] == _CONTINUE_TAG:
-        return text[:end]
-    # The template trims messages: trim the text before the cut as well.
-    return text[:end].rstrip()
-
-
-def _refuse_continuation(description: str, recorded: str | None = None) -> InvalidRequestError:
-    field = "chat.template_arguments.continue_final_message"
-    return _make_invalid(field, description, recorded)
+    for i, message in enumerate(messages):
+        if message.tool_calls and "tool_calls" not in source:
+            raise _make_invalid(
+                f"chat.messages[{i}].tool_calls",
+                "the model's chat template does not use tool calls, so that the model would not "
+                "see them: write them as the message's content",
+            )
 
 
 def _make_invalid(field: str, description: str, recorded: str | None = None) -> InvalidRequestError:

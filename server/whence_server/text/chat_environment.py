@@ -32,6 +32,15 @@ def compile_template(source: str) -> Template:
     return _make_environment().from_string(source)
 
 
+def parse_template(source: str) -> nodes.Template:
+    """Return a chat template's syntax tree.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the source is malformed.
+    """
+    return _make_environment().parse(source)
+
+
 @cache
 def _make_environment() -> Environment:
     environment = ImmutableSandboxedEnvironment(

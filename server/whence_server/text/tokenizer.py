@@ -5,11 +5,11 @@ from functools import cached_property, partial
 
 from tokenizers import Tokenizer
 
+from whence_server.domain.chat import ChatMessage
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
-from whence_server.domain.requests import ChatMessage
 from whence_server.text.bounds import find_text_bound
-from whence_server.text.chat import ChatTemplate
+from whence_server.text.chat import ChatTemplate, RenderedChat
 from whence_server.text.cleanup import CleaningDetokenizer, clean_up
 from whence_server.text.detokenizer import (
     REPLACEMENT,
@@ -93,12 +93,13 @@ class TextEncoder:
         messages: Sequence[ChatMessage],
         template_arguments: Mapping[str, object],
         template_name: str = "",
-    ) -> str:
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> RenderedChat:
         """Render a prompt with the model's chat template; see `ChatTemplate.render`.
 
         The prompt has its special tokens already: encode it without adding any.
         """
-        return self._chat.render(messages, template_arguments, template_name)
+        return self._chat.render(messages, template_arguments, template_name, tools)
 
     @cached_property
     def _new_windowed(self) -> Callable[[], Detokenizer]:
