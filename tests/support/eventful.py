@@ -132,7 +132,13 @@ def _append_searched(journal: MemoryJournal) -> None:
 
 def _append_failed(journal: MemoryJournal) -> None:
     decoding = g.Decoding(greedy=g.Greedy(), max_new_tokens=8)
-    journal.append("failed", EntryKind.STARTED, started("failed", effective_decoding=decoding))
+    chat = g.ChatRecord(
+        input=g.ChatInput(
+            messages=[g.ChatMessage(role="user", content="Hi")], tools_json='[{"name": "f"}]'
+        )
+    )
+    start = started("failed", effective_decoding=decoding, chat=chat)
+    journal.append("failed", EntryKind.STARTED, start)
     failure = g.Failure(code=13, reason="NON_FINITE_LOGITS", message="the logits are NaN")
     ending = finished(0, finish_reason=g.FINISH_REASON_FAILED, failure=failure)
     journal.append("failed", EntryKind.FINISHED, ending)

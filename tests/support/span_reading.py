@@ -29,8 +29,8 @@ def value_of(value: AnyValue) -> object:
         return [value_of(item) for item in value.array_value.values]
     if kind == "kvlist_value":
         return mapping(value.kvlist_value.values)
-    assert kind is not None
-    return getattr(value, kind)
+    # A value without a kind is null.
+    return None if kind is None else getattr(value, kind)
 
 
 def mapping(pairs: list[KeyValue]) -> dict[str, object]:

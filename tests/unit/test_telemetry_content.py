@@ -81,6 +81,110 @@ async def test_spans_hold_the_messages_as_json_and_the_tokens_texts():
     assert json.loads(found["gen_ai.output.messages"]) == OUTPUT_MESSAGES
 
 
+CALL = generation_pb2.ToolCall(
+    id="a1b2c3d4e",
+    name="get_secret",
+    arguments_json='{"town": "Zürich", "n": [1, 2.5, null, true]}',
+)
+ARGUMENTS = {"town": "Zürich", "n": [1, 2.5, None, True]}
+DEFINITION = {"name": "get_secret", "parameters": {"type": "object"}}
+CONVERSATION = generation_pb2.ChatInput(
+    messages=[
+        generation_pb2.ChatMessage(role="system", content="Keep secrets."),
+        generation_pb2.ChatMessage(
+            role="user",
+            name="Ada",
+            content_parts=[generation_pb2.ContentPart(text=text) for text in ("a", "b")],
+        ),
+        generation_pb2.ChatMessage(
+            role="assistant", no_content=True, tool_calls=[CALL], reasoning_content="Hm."
+        ),
+        generation_pb2.ChatMessage(role="tool", content="42", tool_call_id="a1b2c3d4e"),
+    ],
+    tools_json=json.dumps([{"type": "function", "function": DEFINITION}]),
+)
+PART = {"type": "tool_call", "id": "a1b2c3d4e", "name": "get_secret", "arguments": ARGUMENTS}
+CHAT_INPUT = [
+    {"role": "system", "parts": [{"type": "text", "content": "Keep secrets."}]},
+    {
+        "role": "user",
+        "parts": [{"type": "text", "content": "a"}, {"type": "text", "content": "b"}],
+        "name": "Ada",
+    },
+    {"role": "assistant", "parts": [{"type": "reasoning", "content": "Hm."}, PART]},
+    {
+        "role": "tool",
+        "parts": [{"type": "tool_call_response", "id": "a1b2c3d4e", "response": "42"}],
+    },
+]
+CHAT_TEXT = "<think>Why?</think>Let me look.<call>"
+CHAT_OUTPUT = [
+    {
+        "role": "assistant",
+        "parts": [
+            {"type": "reasoning", "content": "Why?"},
+            {"type": "text", "content": "Let me look."},
+            PART,
+        ],
+        "finish_reason": "tool_call",
+    }
+]
+
+
+def conversation(**chat: object) -> MemoryJournal:
+    """Return a journal with a chat that calls a tool."""
+    journal = MemoryJournal()
+    record = generation_pb2.ChatRecord(**{"input": CONVERSATION, **chat})
+    start = started("g", prompt=PROMPT, operation="chat", chat=record)
+    journal.append("g", EntryKind.STARTED, start)
+    end_of_sequence = generation_pb2.FINISH_REASON_END_OF_SEQUENCE
+    reasoning = generation_pb2.ParsedReasoning(text="Why?", text_end_byte=19)
+    parsed = generation_pb2.ParsedToolCall(call=CALL, text_begin_byte=31, text_end_byte=37)
+    result = generation_pb2.SequenceResult(
+        text=CHAT_TEXT, finish_reason=end_of_sequence, tool_calls=[parsed], reasoning=reasoning
+    )
+    ending = finished(0, sequences=[result], finish_reason=end_of_sequence)
+    journal.append("g", EntryKind.FINISHED, ending)
+    return journal
+
+
+async def test_a_conversation_has_parts_for_reasoning_tool_calls_and_their_results():
+    spans = await spans_of(conversation(), content=ContentCapture.SPAN_ONLY)
+    (generation,) = named(spans, "chat demo")
+    found = attributes(generation)
+    assert json.loads(found["gen_ai.input.messages"]) == CHAT_INPUT
+    assert json.loads(found["gen_ai.output.messages"]) == CHAT_OUTPUT
+    assert json.loads(found["gen_ai.tool.definitions"]) == [{"type": "function", **DEFINITION}]
+    assert found["gen_ai.response.finish_reasons"] == ["tool_call"]
+
+
+async def test_an_event_of_a_conversation_has_the_same_in_structured_form():
+    (event,) = await events_of(conversation(), ContentCapture.EVENT_ONLY)
+    found = mapping(record_of(event).attributes)
+    assert found["gen_ai.input.messages"] == CHAT_INPUT
+    assert found["gen_ai.output.messages"] == CHAT_OUTPUT
+    assert found["gen_ai.tool.definitions"] == [{"type": "function", **DEFINITION}]
+
+
+async def test_no_byte_of_a_conversation_is_exported_by_default():
+    words = [b"secret", b"Keep", b"Ada", b"rich", b"Hm.", b"42", b"Why?", b"look"]
+    exported = b"".join(await encoded(conversation()))
+    assert exported
+    assert not [word for word in words if word in exported]
+    shown = b"".join(await encoded(conversation(), content=ContentCapture.SPAN_ONLY))
+    assert all(word in shown for word in words)
+
+
+async def test_tools_among_the_template_arguments_are_definitions_too():
+    arguments = json.dumps({"tools": [{"name": "f", "type": "other"}]})
+    given = generation_pb2.ChatInput(
+        messages=CONVERSATION.messages, template_arguments_json=arguments
+    )
+    spans = await spans_of(conversation(input=given), content=ContentCapture.SPAN_ONLY)
+    found = attributes(named(spans, "chat demo")[0])
+    assert json.loads(found["gen_ai.tool.definitions"]) == [{"name": "f", "type": "other"}]
+
+
 async def test_a_prompt_that_is_not_recorded_makes_no_message():
     journal = confided(prompt="")
     spans = await spans_of(journal, content=ContentCapture.SPAN_AND_EVENT)

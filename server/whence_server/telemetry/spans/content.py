@@ -1,27 +1,41 @@
 """Content of generations as GenAI messages, for operators who turn content capture on.
 
-Source: open-telemetry/semantic-conventions-genai: the JSON schemas of `gen_ai.input.messages`
-and `gen_ai.output.messages`, and docs/gen-ai/client-inference.md.
+Source: open-telemetry/semantic-conventions-genai: the JSON schemas of `gen_ai.input.messages`,
+`gen_ai.output.messages` and `gen_ai.tool.definitions`, and docs/gen-ai/client-inference.md.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.summary import OutputPart, list_output_parts
+from whence.v1.generation_pb2 import (
+    ChatMessage,
+    ChatRecord,
+    GenerationFinished,
+    GenerationStarted,
+    ParsedReasoning,
+    ToolCall,
+)
 from whence_server.telemetry.spans.finish_reasons import get_conventional_reason
 
 Message: TypeAlias = dict[str, Any]
 """JSON object of the schemas."""
 
+_TOOL = "tool"
+"""Role of a message that answers a tool call."""
+
 
 def make_input_messages(started: GenerationStarted) -> list[Message]:
-    """Make the conventions' messages of a prompt; none if the prompt's text is not recorded.
+    """Make the conventions' messages of a request; none if its text is not recorded.
 
-    A conversation is one message: the text that the model's chat template rendered.
+    A prompt is one message of a user.
     """
+    if started.HasField("chat") and started.chat.input.messages:
+        return [_make_message(message) for message in started.chat.input.messages]
     if not started.prompt:
         return []
-    return [{"role": "user", "parts": [{"type": "text", "content": started.prompt}]}]
+    return [{"role": "user", "parts": [_make_text(started.prompt)]}]
 
 
 def make_output_messages(finished: GenerationFinished) -> list[Message]:
@@ -29,11 +43,18 @@ def make_output_messages(finished: GenerationFinished) -> list[Message]:
     return [
         {
             "role": "assistant",
-            "parts": [{"type": "text", "content": result.text}],
-            "finish_reason": get_conventional_reason(result.finish_reason),
+            "parts": [_make_output_part(part) for part in list_output_parts(result)],
+            "finish_reason": get_conventional_reason(
+                result.finish_reason, has_calls=bool(result.tool_calls)
+            ),
         }
         for result in finished.sequences
     ]
+
+
+def make_tool_definitions(started: GenerationStarted) -> list[Message]:
+    """Make the conventions' definitions of a request's tools; none if it has no tools."""
+    return [_flatten_definition(tool) for tool in _read_tools(started.chat)]
 
 
 def serialise_messages(messages: list[Message]) -> str | None:
@@ -41,3 +62,60 @@ def serialise_messages(messages: list[Message]) -> str | None:
     if not messages:
         return None
     return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
+
+
+def _make_message(message: ChatMessage) -> Message:
+    named = {"name": message.name} if message.HasField("name") else {}
+    return {"role": message.role, "parts": list(_make_parts(message)), **named}
+
+
+def _make_parts(message: ChatMessage) -> Iterator[Message]:
+    texts = [part.text for part in message.content_parts] or [message.content]
+    if message.role == _TOOL:
+        call_id = message.tool_call_id or None
+        yield {"type": "tool_call_response", "id": call_id, "response": "\n".join(texts)}
+        return
+    if message.HasField("reasoning_content"):
+        yield _make_reasoning(message.reasoning_content)
+    if not message.no_content:
+        yield from map(_make_text, texts)
+    yield from map(_make_call, message.tool_calls)
+
+
+def _make_output_part(part: OutputPart) -> Message:
+    if isinstance(part, str):
+        return _make_text(part)
+    if isinstance(part, ParsedReasoning):
+        return _make_reasoning(part.text)
+    return _make_call(part.call)
+
+
+def _make_text(text: str) -> Message:
+    return {"type": "text", "content": text}
+
+
+def _make_reasoning(text: str) -> Message:
+    return {"type": "reasoning", "content": text}
+
+
+def _make_call(call: ToolCall) -> Message:
+    return {
+        "type": "tool_call",
+        "id": call.id or None,
+        "name": call.name,
+        "arguments": json.loads(call.arguments_json.strip() or "{}"),
+    }
+
+
+def _read_tools(chat: ChatRecord) -> list[Message]:
+    if chat.input.tools_json:
+        tools: list[Message] = json.loads(chat.input.tools_json)
+        return tools
+    arguments = json.loads(chat.input.template_arguments_json or "{}")
+    return arguments.get("tools") or []
+
+
+def _flatten_definition(tool: Message) -> Message:
+    """Return a definition of OpenAI's form in that of the conventions; others as they are."""
+    function = tool.get("function")
+    return {"type": "function", **function} if isinstance(function, dict) else tool

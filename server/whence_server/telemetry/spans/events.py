@@ -6,7 +6,7 @@ The GenAI conventions define a log record, and not an event of the span.
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_DEBUG, LogRecord, ScopeLogs
 
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
@@ -15,9 +15,15 @@ from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedEr
 from whence_server.domain.telemetry import ContentCapture
 from whence_server.telemetry.journal import GenerationReader, UnreadableEntryError
 from whence_server.telemetry.otlp.attributes import encode_attributes
+from whence_server.telemetry.otlp.json_values import make_json_value
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import read_sequence_bounds
-from whence_server.telemetry.spans.content import Message, make_input_messages, make_output_messages
+from whence_server.telemetry.spans.content import (
+    Message,
+    make_input_messages,
+    make_output_messages,
+    make_tool_definitions,
+)
 from whence_server.telemetry.spans.genai import make_generation_attributes
 from whence_server.telemetry.spans.origin import read_origin
 from whence_server.telemetry.spans.origins import read_started
@@ -85,6 +91,7 @@ class EventEncoder:
                 *encode_attributes(make_generation_attributes(started, finished, bounds)),
                 *_make_attribute(names.GEN_AI_INPUT_MESSAGES, make_input_messages(started)),
                 *_make_attribute(names.GEN_AI_OUTPUT_MESSAGES, make_output_messages(finished)),
+                *_make_attribute(names.GEN_AI_TOOL_DEFINITIONS, make_tool_definitions(started)),
             ],
             flags=origin.trace_flags,
             trace_id=origin.trace_id,
@@ -96,13 +103,4 @@ def _make_attribute(key: str, messages: list[Message]) -> list[KeyValue]:
     """Encode messages as a structured attribute of an event; no attribute if there are none."""
     if not messages:
         return []
-    return [KeyValue(key=key, value=_make_any_value(messages))]
-
-
-def _make_any_value(value: str | list[Message] | Message) -> AnyValue:
-    if isinstance(value, str):
-        return AnyValue(string_value=value)
-    if isinstance(value, dict):
-        pairs = [KeyValue(key=key, value=_make_any_value(item)) for key, item in value.items()]
-        return AnyValue(kvlist_value=KeyValueList(values=pairs))
-    return AnyValue(array_value=ArrayValue(values=[_make_any_value(item) for item in value]))
+    return [KeyValue(key=key, value=make_json_value(messages))]

@@ -2,9 +2,12 @@
 
 from whence.v1.generation_pb2 import FinishReason
 
+STOP, TOOL_CALL = "stop", "tool_call"
+"""The conventions' reasons of an output that ended by itself, without and with tool calls."""
+
 _CONVENTIONAL = {
-    FinishReason.FINISH_REASON_END_OF_SEQUENCE: "stop",
-    FinishReason.FINISH_REASON_STOP: "stop",
+    FinishReason.FINISH_REASON_END_OF_SEQUENCE: STOP,
+    FinishReason.FINISH_REASON_STOP: STOP,
     FinishReason.FINISH_REASON_LENGTH: "length",
     FinishReason.FINISH_REASON_FAILED: "error",
 }
@@ -17,6 +20,12 @@ def get_reason_name(reason: FinishReason.ValueType) -> str:
     return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
 
 
-def get_conventional_reason(reason: FinishReason.ValueType) -> str:
-    """Return the conventions' name of a finish reason, or whence's own if they have none."""
-    return _CONVENTIONAL.get(reason, get_reason_name(reason))
+def get_conventional_reason(reason: FinishReason.ValueType, *, has_calls: bool = False) -> str:
+    """Return the conventions' name of a finish reason, or whence's own if they have none.
+
+    Args:
+        reason: the reason.
+        has_calls: True if the output has tool calls: ended by itself, it then awaits their results.
+    """
+    name = _CONVENTIONAL.get(reason, get_reason_name(reason))
+    return TOOL_CALL if has_calls and name == STOP else name

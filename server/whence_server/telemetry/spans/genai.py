@@ -12,6 +12,7 @@ from whence_server.telemetry.spans.bounds import SequenceBounds
 from whence_server.telemetry.spans.content import (
     make_input_messages,
     make_output_messages,
+    make_tool_definitions,
     serialise_messages,
 )
 from whence_server.telemetry.spans.finish_reasons import get_conventional_reason, get_reason_name
@@ -66,6 +67,7 @@ def make_generation_span(
         attributes |= {
             names.GEN_AI_INPUT_MESSAGES: serialise_messages(make_input_messages(started)),
             names.GEN_AI_OUTPUT_MESSAGES: serialise_messages(make_output_messages(finished)),
+            names.GEN_AI_TOOL_DEFINITIONS: serialise_messages(make_tool_definitions(started)),
         }
     attributes |= arrays
     failed = _has_failed(finished)
@@ -162,13 +164,15 @@ def _make_response_attributes(
     finished: GenerationFinished,
     bounds: Mapping[int, SequenceBounds],
 ) -> dict[str, AttributeValue | None]:
-    reasons = [result.finish_reason for result in finished.sequences] or [finished.finish_reason]
+    reasons = [
+        get_conventional_reason(result.finish_reason, has_calls=bool(result.tool_calls))
+        for result in finished.sequences
+    ]
     return {
         names.GEN_AI_RESPONSE_ID: started.generation_id,
         names.GEN_AI_RESPONSE_MODEL: started.model,
-        names.GEN_AI_RESPONSE_FINISH_REASONS: [
-            get_conventional_reason(reason) for reason in reasons
-        ],
+        names.GEN_AI_RESPONSE_FINISH_REASONS: reasons
+        or [get_conventional_reason(finished.finish_reason)],
         names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: _find_time_to_first_chunk_s(started, bounds),
         names.GEN_AI_USAGE_INPUT_TOKENS: finished.num_prompt_tokens,
         names.GEN_AI_USAGE_OUTPUT_TOKENS: finished.num_generated_tokens,

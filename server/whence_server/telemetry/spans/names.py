@@ -135,9 +135,13 @@ GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 """GenerationFinished.num_generated_tokens."""
 GEN_AI_INPUT_MESSAGES: Final = "gen_ai.input.messages"
-"""Content: GenerationStarted.prompt as one message; JSON on spans, structured on events."""
+"""Content: ChatRecord.input's messages, or GenerationStarted.prompt as one message; JSON on spans,
+structured on events."""
 GEN_AI_OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
-"""Content: SequenceResult.text, one message for each sequence; in form as the input's."""
+"""Content: SequenceResult.text, one message for each sequence, with reasoning and tool calls as
+parts of their own; in form as the input's."""
+GEN_AI_TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
+"""Content: ChatInput.tools_json, or the template argument `tools`; in form as the messages."""
 
 GENERATION_ID: Final = "whence.generation.id"
 """On every span of the generation."""
