@@ -265,3 +265,30 @@ def test_a_page_shows_thousands_of_tokens(driver, opened, tmp_path):
     show(driver, tmp_path / "long.html", "0.3999")
     assert len(all_of(driver, "#text [role=option]")) == 4000
     assert "position 4002" in panel(driver)
+
+
+def test_tool_calls_are_listed_and_lead_to_their_first_token(driver, tmp_path):
+    texts = ("Why? ", "See: ", HOSTILE[1].decode(), "", "end")
+    events = internals_journal((0, 1, 2, 3, 4), vocabulary=HOSTILE, texts=texts)
+    (result,) = events[-1].finished.sequences
+    begin = len("Why? See: ")
+    call = pb.ToolCall(id="a1b2c3d4e", name="f\u202e", arguments_json='{"a": "<b>\u202e</b>"}')
+    result.tool_calls.add(call=call, text_begin_byte=begin, text_end_byte=begin + 5)
+    result.tool_calls.add(call=call, text_begin_byte=10_000, text_end_byte=10_001)
+    result.reasoning.CopyFrom(pb.ParsedReasoning(text="Why?", text_end_byte=5))
+    path = tmp_path / "calls.html"
+    save(path, events, HOSTILE)
+    show(driver, path)
+    said = panel(driver)
+    assert "Tool calls" in said
+    assert "1\nof reasoning" in said
+    listed = [
+        each for each in all_of(driver, "#details ol.list button") if "a1b2c3d4e" in each.text
+    ]
+    assert [each.is_enabled() for each in listed] == [True, False]
+    assert "f\\u202e" in listed[0].text
+    assert "<b>" in listed[0].text
+    listed[0].click()
+    assert driver.find_element(By.ID, "t0.2").get_attribute("aria-selected") == "true"
+    assert driver.execute_script("return window.broken") is None
+    assert read_console(driver) == []

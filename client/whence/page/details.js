@@ -258,7 +258,8 @@ function overview(sequence, choose) {
   add(sequence.steps.length.toLocaleString("en"), "tokens");
   if (known.length && Number.isFinite(mean)) add(Math.abs(mean).toFixed(2), "bits a token");
   if (sequence.finish_reason) add(visible(sequence.finish_reason.replaceAll("_", " ")), "finished");
-  out.push(grid);
+  if (sequence.num_reasoning_steps) add(sequence.num_reasoning_steps.toLocaleString("en"), "of reasoning");
+  out.push(grid, ...toolCalls(sequence, choose));
   if (!Object.keys(record.vocabulary).length) out.push(make("p", "", UNKNOWN_SAYS));
   if (!known.length) return out;
   const list = make("ol", "list");
@@ -276,4 +277,19 @@ function overview(sequence, choose) {
     list.append(make("li", "", button));
   }
   return [...out, make("h3", "", "Most surprising"), list];
+}
+
+/** The tool calls of an output; each leads to its first token. */
+function toolCalls(sequence, choose) {
+  if (!sequence.tool_calls) return [];
+  const list = make("ol", "list");
+  for (const call of sequence.tool_calls) {
+    const shown = make("q", "", ...wordParts(`${call.name} ${call.arguments}`));
+    const button = make("button", "", shown, make("span", "soft", visible(call.id)));
+    button.type = "button";
+    button.disabled = call.step === null;
+    button.addEventListener("click", () => choose(`${sequence.index}.${call.step}`));
+    list.append(make("li", "", button));
+  }
+  return [make("h3", "", "Tool calls"), list];
 }

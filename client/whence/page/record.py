@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from whence.generation import FinishReason
 from whence.internals import find_leader_id
-from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted, SequenceResult
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
 
@@ -106,7 +106,35 @@ def _describe_sequence(
         if result.sequence_index == sequence_index:
             sequence["finish_reason"] = FinishReason.from_wire(result.finish_reason)
             sequence["stop"] = result.stop
+            sequence |= _describe_parts(result, steps)
     return sequence
+
+
+def _describe_parts(result: SequenceResult, steps: list[Step]) -> dict[str, Any]:
+    """Return tool calls with their first steps, and the number of steps of reasoning."""
+    parts: dict[str, Any] = {}
+    if result.tool_calls:
+        parts["tool_calls"] = [
+            {
+                "id": parsed.call.id,
+                "name": parsed.call.name,
+                "arguments": parsed.call.arguments_json,
+                "step": _find_step(steps, parsed.text_begin_byte),
+            }
+            for parsed in result.tool_calls
+        ]
+    if result.HasField("reasoning"):
+        place = range(result.reasoning.text_begin_byte, result.reasoning.text_end_byte)
+        parts["num_reasoning_steps"] = sum(step.text_begin_byte in place for step in steps)
+    return parts
+
+
+def _find_step(steps: list[Step], byte: int) -> int | None:
+    """Return the index of the step whose text holds a byte of the output; None for none."""
+    for step in steps:
+        if step.text_begin_byte <= byte < step.text_end_byte:
+            return step.index
+    return None
 
 
 def _describe_step(step: Step) -> dict[str, Any]:
