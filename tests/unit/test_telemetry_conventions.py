@@ -1,17 +1,22 @@
 """Official names, types, units, instruments and buckets are those of the conventions."""
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from opentelemetry.semconv import schemas
-from telemetry_registry import OFFICIAL, read_signals
+from telemetry_registry import OFFICIAL, ROOT, read_signals
 
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition
 from whence_server.telemetry.spans import names
+
+EXTRACT = yaml.safe_load((ROOT / "tests/conventions/extract.yaml").read_text(encoding="utf-8"))
+"""The conventions' own files, as `tests/conventions/extract.py` read them."""
 
 PROPOSED = "gen_ai.iteration.", "gen_ai.response.candidate.", "gen_ai.response.per_token_"
 
@@ -56,6 +61,33 @@ def test_the_table_has_the_units_and_instruments_of_the_package(name: str) -> No
     told = OFFICIAL["metrics"][name]
     assert (made["name"], made["unit"]) == (name, told["unit"])
     assert made["instrument"] == told["instrument"]
+
+
+def test_the_table_and_the_extract_are_of_the_same_release() -> None:
+    assert EXTRACT["source"] == OFFICIAL["source"]
+    assert OFFICIAL["source"].endswith(f"/v{OFFICIAL['version']}")
+
+
+def test_the_table_has_the_types_of_the_conventions_files() -> None:
+    told = {key: it["type"] for key, it in EXTRACT["attributes"].items()}
+    assert {key: "string" if kind == "enum" else kind for key, kind in told.items()} == OFFICIAL[
+        "attributes"
+    ]
+
+
+def test_the_table_has_values_and_events_of_the_conventions_files() -> None:
+    for key, values in OFFICIAL["values"].items():
+        assert set(values) <= set(EXTRACT["attributes"][key]["values"])
+    assert EXTRACT["events"].keys() == OFFICIAL["events"].keys()
+
+
+@pytest.mark.parametrize("name", sorted(OFFICIAL["metrics"]))
+def test_the_table_has_the_metrics_of_the_conventions_files(name: str) -> None:
+    table, told = OFFICIAL["metrics"][name], EXTRACT["metrics"][name]
+    assert (table["instrument"], table["unit"]) == (told["instrument"], told["unit"])
+    assert set(table["attributes"]) <= set(told["attributes"])
+    numbers = re.findall(r"\[([\d ,.]+)\]", EXTRACT["buckets"][name]["sentence"])
+    assert [list(map(float, found.split(","))) for found in numbers] == [table["buckets"]]
 
 
 def official_metrics() -> list[Definition]:
