@@ -16,6 +16,7 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError, Jou
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
+from whence_server.engine import weights
 from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
@@ -51,9 +52,6 @@ _log = logging.getLogger(__name__)
 EXIT_DRAINED, EXIT_LOST = 0, 1
 # Time that calls get to end by themselves after the last generation has ended.
 _CLOSING_CALLS_S = 1.0
-# Time in which callers that wait for the model are told why it cannot be loaded: the SDK asks
-# again after 5 s at most.
-_TELLING_FAILURE_S = 6.0
 
 
 async def serve(settings: ServeConfig) -> int:
@@ -66,6 +64,8 @@ async def serve(settings: ServeConfig) -> int:
         ConfigurationError: the server cannot start with these settings.
         JournalError: the journal's last entries could not be written.
     """
+    # Before the port opens: nobody waits for a mistyped path.
+    weights.find_local_directory(settings.model)
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
@@ -124,6 +124,7 @@ async def _serve(
     )
     await rpc.server.start()
     library.start()
+    serving.note_opened()
     stop = asyncio.Event()
 
     readiness = Readiness(lambda up: rpc.set_serving(up and not stop.is_set()))
@@ -260,10 +261,15 @@ async def _load(
         return await _wait_or_stop(engine.start(), stop)
     except ConfigurationError as error:
         serving.set_failed(error)
-        if serving.is_awaited:
-            _log.critical("%s; the server ends after it has told those who wait", error)
+        telling_s = serving.telling_s
+        if telling_s > 0:
+            _log.critical(
+                "%s; the server ends in %.0f s, after it has told callers that wait",
+                error,
+                telling_s,
+            )
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _TELLING_FAILURE_S)
+                await asyncio.wait_for(stop.wait(), telling_s)
         raise
 
 

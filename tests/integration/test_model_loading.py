@@ -102,3 +102,25 @@ async def test_callers_that_wait_are_told_why_the_model_cannot_be_loaded(
         if process.process.poll() is None:
             process.kill()
     assert any("safetensors" in line or "load" in line for line in process.log)
+
+
+async def test_callers_are_told_why_a_load_failed_in_its_first_second(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    process = ServerProcess(tmp_path / "empty", tmp_path / "data")
+    try:
+        async with whence.AsyncClient(process.target) as client:
+            with pytest.raises(whence.FailedPreconditionError, match="has no weights") as told:
+                await client.wait_ready(START_S)
+            assert told.value.reason == "MODEL_FAILED"
+        assert process.wait() == 2, "nobody stopped it"
+    finally:
+        if process.process.poll() is None:
+            process.kill()
+
+
+def test_a_path_that_does_not_exist_ends_the_server_before_its_port_opens(tmp_path: Path) -> None:
+    process = ServerProcess(tmp_path / "mistyped", tmp_path / "data")
+    assert process.wait() == 2
+    assert not (tmp_path / "data").joinpath("s").exists()
+    (line,) = process.log
+    assert "mistyped is not a directory" in line

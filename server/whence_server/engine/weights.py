@@ -133,6 +133,18 @@ def find_directory(model: str, *, trust_remote_code: bool, revision: str | None 
     Raises:
         ConfigurationError: there is neither a directory nor a hub model of that name.
     """
+    directory = find_local_directory(model)
+    if directory is not None:
+        return directory
+    return _fetch_snapshot(model, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def find_local_directory(model: str) -> Path | None:
+    """Return the directory of a local model; None for a name that may be a hub id.
+
+    Raises:
+        ConfigurationError: the name is a path, and there is no such directory.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -140,7 +152,7 @@ def find_directory(model: str, *, trust_remote_code: bool, revision: str | None 
         raise ConfigurationError(
             f"{model} is not a directory; give one with config.json and the weights, or a hub id"
         )
-    return _fetch_snapshot(model, trust_remote_code=trust_remote_code, revision=revision)
+    return None
 
 
 def list_weight_files(directory: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The served model, which all servicers share; set once it is loaded."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
@@ -19,8 +19,8 @@ from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer
 
-# A caller that asks this often waits for the model; the SDK tries again after 5 s at most.
-_WAITING_S = 6.0
+# The SDK, while it waits for the model, asks again after 5 s at most, and connects again after 6 s.
+_WAITING_S = 7.0
 
 
 class Serving:
@@ -33,14 +33,17 @@ class Serving:
         failure: error with which the load failed; None if it has not.
     """
 
-    def __init__(self, model_name: str, journal: Journal) -> None:
+    def __init__(
+        self, model_name: str, journal: Journal, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.model_name = model_name
         self._journal = journal
+        self._clock = clock
         self.model: ModelInfo | None = None
         self.tokenizer: TextTokenizer | None = None
         self.failure: ModelFailedError | None = None
         self._generations: Generations | None = None
-        self._asked_early_s = -_WAITING_S
+        self._awaited_until_s = 0.0
 
     def set_ready(
         self, model: ModelInfo, tokenizer: TextTokenizer, generations: Generations
@@ -52,14 +55,19 @@ class Serving:
         """Set the reason why the model cannot be loaded; callers are told from now on."""
         self.failure = ModelFailedError(error.message)
 
-    @property
-    def is_awaited(self) -> bool:
-        """True if somebody has just asked for the model, which was not loaded."""
-        return time.monotonic() - self._asked_early_s < _WAITING_S
+    def note_opened(self) -> None:
+        """Remember that the port has just opened: callers may have waited for it."""
+        self._awaited_until_s = self._clock() + _WAITING_S
 
     def note_early_call(self) -> None:
         """Remember that somebody asked for the model before it is loaded."""
-        self._asked_early_s = time.monotonic()
+        if self.failure is None:
+            self._awaited_until_s = self._clock() + _WAITING_S
+
+    @property
+    def telling_s(self) -> float:
+        """Seconds for which callers that wait are still to be told why the load failed."""
+        return max(0.0, self._awaited_until_s - self._clock())
 
     def make_missing_error(self) -> WhenceError:
         """Return the error of a call that needs the model before it is loaded."""
