@@ -37,7 +37,7 @@ class AsyncClient:
         metadata: gRPC metadata of every call.
         timeout_s: timeout of every call that is not a stream, in seconds; None for no timeout.
         connect_timeout_s: seconds to retry a stream that has not begun while the server is
-            UNAVAILABLE or the connection breaks.
+            UNAVAILABLE or the connection breaks, and any call while its model is loading.
         resume_timeout_s: seconds to retry a stream that broke after its first event.
 
     Raises:
@@ -54,9 +54,9 @@ class AsyncClient:
         connect_timeout_s: float = 5.0,
         resume_timeout_s: float = 30.0,
     ) -> None:
-        self._calls = AsyncCalls(target, credentials, metadata, timeout_s)
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
         self._timeout_s = timeout_s
+        self._calls = AsyncCalls(target, credentials, metadata, timeout_s, self._policy)
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = asyncio.Lock()
         self.generations = AsyncGenerations(self._calls, self._policy, self._find_text)
@@ -246,7 +246,7 @@ class AsyncGeneration(GenerationState):
     async def close(self) -> None:
         """Stop reading, and cancel the generation on the server unless it has finished."""
         # First: a connection that is full of streams has one more place.
-        await self._following.stop()
+        await self._following.aclose()
         if self.finished is None and self._may_run:
             self._may_run = False
             request = generation_pb2.CancelGenerationRequest(generation_id=self.id)

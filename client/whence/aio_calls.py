@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -11,10 +11,12 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from whence.aio_following import AsyncFollowing, is_cancelled
+from whence.backoff import RetryPolicy
 from whence.channel import make_channel_options, resolve_target
-from whence.errors import FailedPreconditionError
+from whence.errors import FailedPreconditionError, UnavailableError
 from whence.lifetime import Lifetime
 from whence.propagation import add_trace_context
+from whence.readiness import LoadingWait
 from whence.resume import Resumable
 from whence.status import convert_error
 from whence.stubs import make_stream_methods
@@ -46,6 +48,7 @@ class AsyncCalls:
         credentials: credentials for TLS; None for plaintext.
         metadata: metadata of every call, besides the current span's context.
         timeout_s: timeout of every call that is not a stream, in seconds.
+        policy: bounds of the wait for a model that is loading.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class AsyncCalls:
         credentials: grpc.ChannelCredentials | None,
         metadata: Mapping[str, str] | None,
         timeout_s: float | None,
+        policy: RetryPolicy,
     ) -> None:
         self._address = resolve_target(target)
         self._credentials = credentials
         self._metadata = dict(metadata or {})
         self._timeout_s = timeout_s
+        self._policy = policy
         self._lifetime = Lifetime()
         self._connected: _Connections | None = None
 
@@ -137,36 +142,17 @@ class AsyncCalls:
         *,
         timeout_s: float | None = None,
     ) -> ResponseT:
-        """Call a unary method; return its response."""
-        with self._translating():
-            return await method(
-                request,
-                timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=add_trace_context(self._metadata),
-            )
-
-    async def stream(
-        self,
-        method: "grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT]",
-        request: RequestT,
-        *,
-        is_timed: bool = True,
-    ) -> AsyncGenerator[ResponseT, None]:
-        """Yield the responses of a stream that is not resumed.
-
-        Closing the generator before its end cancels the call.
-        """
-        with self._translating():
-            call = method(
-                request,
-                timeout=self._timeout_s if is_timed else None,
-                metadata=add_trace_context(self._metadata),
-            )
+        """Call a unary method, again while its model is loading; return its response."""
+        waiting = LoadingWait(self._policy, self._timeout_s if timeout_s is None else timeout_s)
+        metadata = add_trace_context(self._metadata)
+        while True:
             try:
-                async for response in call:
-                    yield response
-            finally:
-                call.cancel()
+                with self._translating():
+                    return await method(request, timeout=waiting.timeout_s, metadata=metadata)
+            except UnavailableError as error:
+                delay_s = waiting.choose_delay_s(error)
+            await asyncio.sleep(delay_s)
+            self._lifetime.check()
 
     async def list_pages(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
@@ -183,7 +169,7 @@ class AsyncCalls:
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> AsyncFollowing[Item]:
-        """Start a stream that resumes after a broken connection."""
+        """Start a stream, over as many calls as it needs."""
         # Computed once: calls that resume the stream have the same parent span.
         both = add_trace_context({**self._metadata, **(metadata or {})})
 

@@ -36,7 +36,7 @@ class AsyncFollowing(Generic[Item]):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()
+        await self.aclose()
 
     def __del__(self) -> None:
         # Without a reader the task would wait for ever, and the server would see no end.
@@ -64,7 +64,7 @@ class AsyncFollowing(Generic[Item]):
             self._buffer.close()
             self._reader.close()
 
-    async def stop(self) -> None:
+    async def aclose(self) -> None:
         """Stop reading, cancel the call, and wait for the end of the reading task."""
         self.close()
         if self._filling is not None and not self._lifetime.is_in_child:

@@ -1,12 +1,12 @@
 """Recorded training runs, for the asynchronous client: `client.training_runs`."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 
 from whence.aio_calls import AsyncCalls
 from whence.aio_following import AsyncFollowing
 from whence.backoff import Backoff, RetryPolicy
 from whence.errors import InvalidRequestError
+from whence.once import make_document_stream, make_emergence_stream, make_pieces_stream
 from whence.resume import TrainingRunStream
 from whence.training_requests import (
     is_too_large,
@@ -153,15 +153,15 @@ class AsyncTrainingRuns:
             begin_byte=0,
             end_byte=0,
         )
-        reading = self._calls.stream(self._calls.training.ReadDocument, whole, is_timed=False)
-        async for response in reading:
-            if response.HasField("found"):
-                found = response.found
-            pieces.append(response.text)
+        async with self._calls.follow(make_document_stream(whole, self._policy)) as reading:
+            async for response in reading:
+                if response.HasField("found"):
+                    found = response.found
+                pieces.append(response.text)
         found.text = b"".join(pieces)
         return found
 
-    async def read_document(
+    def read_document(
         self,
         training_run_id: str = "",
         *,
@@ -170,8 +170,8 @@ class AsyncTrainingRuns:
         example_id: int | None = None,
         begin_byte: int = 0,
         end_byte: int = 0,
-    ) -> AsyncIterator[bytes]:
-        """Yield a range of a document's bytes, in pieces; for documents of any size.
+    ) -> AsyncFollowing[bytes]:
+        """Read a range of a document's bytes, in pieces; for documents of any size.
 
         Args:
             training_run_id: id of the run.
@@ -195,10 +195,7 @@ class AsyncTrainingRuns:
             begin_byte=begin_byte,
             end_byte=end_byte,
         )
-        reading = self._calls.stream(self._calls.training.ReadDocument, request, is_timed=False)
-        async for response in reading:
-            if response.text:
-                yield response.text
+        return self._calls.follow(make_pieces_stream(request, self._policy))
 
     async def inclusion_proof(
         self, training_run_id: str = "", *, index: int | None = None, sha256: str | None = None
@@ -219,10 +216,10 @@ class AsyncTrainingRuns:
         prompt: str,
         continuation: str,
         omit_groups: bool = False,
-    ) -> AsyncGenerator[pb.TraceEmergenceResponse, None]:
+    ) -> AsyncFollowing[pb.TraceEmergenceResponse]:
         """Stream a text's probability at the run's checkpoints, as it is computed.
 
-        The call has no timeout; `aclose` ends the computation.
+        The call has no timeout; `aclose`, or the end of the with-block, ends the computation.
 
         Args:
             training_run_id: id of the run.
@@ -238,15 +235,4 @@ class AsyncTrainingRuns:
         request = make_emergence_request(
             training_run_id, prompt, continuation, omit_groups=omit_groups
         )
-        tracing = self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)
-        return _drop_empty(tracing)
-
-
-async def _drop_empty(
-    tracing: AsyncGenerator[pb.TraceEmergenceResponse, None],
-) -> AsyncGenerator[pb.TraceEmergenceResponse, None]:
-    """Yield the responses with a result; one without it only keeps the stream open."""
-    async with aclosing(tracing) as responses:
-        async for response in responses:
-            if response.WhichOneof("result"):
-                yield response
+        return self._calls.follow(make_emergence_stream(request, self._policy))

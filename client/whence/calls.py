@@ -1,5 +1,6 @@
 """Calls over synchronous channels: unary calls, lists of pages, streams that resume."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -7,10 +8,13 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from whence.backoff import RetryPolicy
 from whence.channel import make_channel_options, resolve_target
+from whence.errors import UnavailableError
 from whence.following import Following
 from whence.lifetime import Lifetime
 from whence.propagation import add_trace_context
+from whence.readiness import LoadingWait
 from whence.resume import Resumable
 from whence.status import convert_error
 from whence.stubs import make_stream_methods
@@ -36,6 +40,7 @@ class Calls:
         credentials: credentials for TLS; None for plaintext.
         metadata: metadata of every call, besides the current span's context.
         timeout_s: timeout of every call that is not a stream, in seconds.
+        policy: bounds of the wait for a model that is loading.
     """
 
     def __init__(
@@ -44,12 +49,14 @@ class Calls:
         credentials: grpc.ChannelCredentials | None,
         metadata: Mapping[str, str] | None,
         timeout_s: float | None,
+        policy: RetryPolicy,
     ) -> None:
         address = resolve_target(target)
         self._followed_channel = _open_channel(address, credentials)
         self._channel = _open_channel(address, credentials)
         self._metadata = dict(metadata or {})
         self._timeout_s = timeout_s
+        self._policy = policy
         self._lifetime = Lifetime()
         self.generation = GenerationServiceStub(self._channel)
         self.trace = TraceServiceStub(self._channel)
@@ -83,35 +90,16 @@ class Calls:
         *,
         timeout_s: float | None = None,
     ) -> ResponseT:
-        """Call a unary method; return its response."""
-        with self._translating():
-            return method(
-                request,
-                timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=add_trace_context(self._metadata),
-            )
-
-    def stream(
-        self,
-        method: "grpc.UnaryStreamMultiCallable[RequestT, ResponseT]",
-        request: RequestT,
-        *,
-        is_timed: bool = True,
-    ) -> Iterator[ResponseT]:
-        """Yield the responses of a stream that is not resumed.
-
-        Closing the generator before its end cancels the call.
-        """
-        with self._translating():
-            call = method(
-                request,
-                timeout=self._timeout_s if is_timed else None,
-                metadata=add_trace_context(self._metadata),
-            )
+        """Call a unary method, again while its model is loading; return its response."""
+        waiting = LoadingWait(self._policy, self._timeout_s if timeout_s is None else timeout_s)
+        metadata = add_trace_context(self._metadata)
+        while True:
             try:
-                yield from call
-            finally:
-                call.cancel()
+                with self._translating():
+                    return method(request, timeout=waiting.timeout_s, metadata=metadata)
+            except UnavailableError as error:
+                delay_s = waiting.choose_delay_s(error)
+            time.sleep(delay_s)
 
     def list_pages(
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, Page]", request: RequestT
@@ -128,7 +116,7 @@ class Calls:
     def follow(
         self, stream: Resumable[Item], metadata: Mapping[str, str] | None = None
     ) -> Following[Item]:
-        """Start a stream that resumes after a broken connection."""
+        """Start a stream, over as many calls as it needs."""
         # Computed once: calls that resume the stream have the same parent span.
         both = add_trace_context({**self._metadata, **(metadata or {})})
 

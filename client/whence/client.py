@@ -38,7 +38,7 @@ class Client:
         metadata: gRPC metadata of every call.
         timeout_s: timeout of every call that is not a stream, in seconds; None for no timeout.
         connect_timeout_s: seconds to retry a stream that has not begun while the server is
-            UNAVAILABLE or the connection breaks.
+            UNAVAILABLE or the connection breaks, and any call while its model is loading.
         resume_timeout_s: seconds to retry a stream that broke after its first event.
 
     Raises:
@@ -55,9 +55,9 @@ class Client:
         connect_timeout_s: float = 5.0,
         resume_timeout_s: float = 30.0,
     ) -> None:
-        self._calls = Calls(target, credentials, metadata, timeout_s)
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
         self._timeout_s = timeout_s
+        self._calls = Calls(target, credentials, metadata, timeout_s, self._policy)
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = threading.Lock()
         self.generations = Generations(self._calls, self._policy, self._find_text)

@@ -5,7 +5,7 @@
     ├── NotFoundError             NOT_FOUND: no such generation, model, training run, document
     ├── AlreadyExistsError        ALREADY_EXISTS: the generation id belongs to another request
     ├── ResourceExhaustedError    RESOURCE_EXHAUSTED: retry after `retry_delay_s`
-    ├── FailedPreconditionError   FAILED_PRECONDITION: the model is loading, a document changed
+    ├── FailedPreconditionError   FAILED_PRECONDITION: the model failed to load, a document changed
     ├── UnavailableError          UNAVAILABLE: no server, one that shuts down, or a broken stream
     ├── DeadlineExceededError     DEADLINE_EXCEEDED: `timeout_s` passed
     ├── CallCancelledError        CANCELLED: somebody cancelled the call

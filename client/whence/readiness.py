@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable
 
+from whence.backoff import Backoff, RetryPolicy
+from whence.deadline import Deadline
 from whence.errors import FailedPreconditionError, Origin, UnavailableError, WhenceError
 from whence.recovery import Recovery, choose_recovery
 from whence.v1.model_pb2 import Model, ModelState
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 1.0
 _LONGEST_CALL_S = 5.0
+_LOADING_REASON = "MODEL_LOADING"
 
 
 class ReadyWait:
@@ -54,7 +57,7 @@ class ReadyWait:
         """
         if error is None:
             error = UnavailableError(
-                "the model is still loading", origin=Origin.SERVER, reason="MODEL_LOADING"
+                "the model is still loading", origin=Origin.SERVER, reason=_LOADING_REASON
             )
         if choose_recovery(error, begun=False) is Recovery.END:
             raise error
@@ -68,3 +71,43 @@ class ReadyWait:
 
     def _measure_left_s(self) -> float:
         return float("inf") if self._deadline is None else self._deadline - self._clock()
+
+
+class LoadingWait:
+    """Wait of one call while the model that it needs is loading: the call is made again.
+
+    Args:
+        policy: bounds of the wait; it lasts `connect_timeout_s` at most.
+        timeout_s: timeout of the call over all of its attempts, in seconds; None for no timeout.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        timeout_s: float | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._backoff = Backoff(policy, clock=clock)
+        self._deadline = Deadline(timeout_s, clock=clock)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Timeout of the next attempt, in seconds."""
+        return self._deadline.left_s
+
+    def choose_delay_s(self, error: WhenceError) -> float:
+        """Return the seconds until the next attempt, after one ended with an error.
+
+        Raises:
+            WhenceError: the error, if it says anything else than that the model is loading, or if
+                the time is over.
+        """
+        if error.reason != _LOADING_REASON:
+            raise error
+        delay_s = self._backoff.choose_delay_s(error)
+        left_s = self._deadline.left_s
+        if left_s is not None and delay_s >= left_s:
+            raise error
+        return delay_s

@@ -19,7 +19,14 @@ from whence.v1.generation_pb2 import (
 )
 from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
 from whence.v1.trace_pb2 import WatchGenerationsRequest, WatchGenerationsResponse
-from whence.v1.training_pb2 import WatchTrainingRunRequest, WatchTrainingRunResponse
+from whence.v1.training_pb2 import (
+    ReadDocumentRequest,
+    ReadDocumentResponse,
+    TraceEmergenceRequest,
+    TraceEmergenceResponse,
+    WatchTrainingRunRequest,
+    WatchTrainingRunResponse,
+)
 
 Request: TypeAlias = (
     GenerateRequest
@@ -27,6 +34,8 @@ Request: TypeAlias = (
     | WatchGenerationsRequest
     | WatchTrainingRunRequest
     | GetVocabularyRequest
+    | ReadDocumentRequest
+    | TraceEmergenceRequest
 )
 Response: TypeAlias = (
     GenerateResponse
@@ -34,6 +43,8 @@ Response: TypeAlias = (
     | WatchGenerationsResponse
     | WatchTrainingRunResponse
     | GetVocabularyResponse
+    | ReadDocumentResponse
+    | TraceEmergenceResponse
 )
 
 Item_co = TypeVar("Item_co", covariant=True)

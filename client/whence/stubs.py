@@ -1,4 +1,4 @@
-"""Methods of the streams that resume, by the type of their request."""
+"""Methods of the streams that are followed, by the type of their request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,11 @@ from whence.v1.model_pb2 import GetVocabularyRequest
 from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
-from whence.v1.training_pb2 import WatchTrainingRunRequest
+from whence.v1.training_pb2 import (
+    ReadDocumentRequest,
+    TraceEmergenceRequest,
+    WatchTrainingRunRequest,
+)
 from whence.v1.training_pb2_grpc import TrainingServiceStub
 
 
@@ -22,11 +26,13 @@ def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Calla
         followed: channel of streams that last as long as what they tell of.
         others: channel of all other calls.
     """
-    generation = GenerationServiceStub(followed)
+    generation, training = GenerationServiceStub(followed), TrainingServiceStub(followed)
     return {
         GenerateRequest: generation.Generate,
         ResumeGenerationRequest: generation.ResumeGeneration,
         WatchGenerationsRequest: TraceServiceStub(followed).WatchGenerations,
-        WatchTrainingRunRequest: TrainingServiceStub(followed).WatchTrainingRun,
+        WatchTrainingRunRequest: training.WatchTrainingRun,
+        ReadDocumentRequest: training.ReadDocument,
+        TraceEmergenceRequest: training.TraceEmergence,
         GetVocabularyRequest: ModelServiceStub(others).GetVocabulary,
     }

@@ -6,6 +6,7 @@ from whence.backoff import Backoff, RetryPolicy
 from whence.calls import Calls
 from whence.errors import InvalidRequestError
 from whence.following import Following
+from whence.once import make_document_stream, make_emergence_stream, make_pieces_stream
 from whence.resume import TrainingRunStream
 from whence.training_requests import (
     is_too_large,
@@ -148,11 +149,11 @@ class TrainingRuns:
             begin_byte=0,
             end_byte=0,
         )
-        reading = self._calls.stream(self._calls.training.ReadDocument, whole, is_timed=False)
-        for response in reading:
-            if response.HasField("found"):
-                found = response.found
-            pieces.append(response.text)
+        with self._calls.follow(make_document_stream(whole, self._policy)) as reading:
+            for response in reading:
+                if response.HasField("found"):
+                    found = response.found
+                pieces.append(response.text)
         found.text = b"".join(pieces)
         return found
 
@@ -165,8 +166,8 @@ class TrainingRuns:
         example_id: int | None = None,
         begin_byte: int = 0,
         end_byte: int = 0,
-    ) -> Iterator[bytes]:
-        """Yield a range of a document's bytes, in pieces; for documents of any size.
+    ) -> Following[bytes]:
+        """Read a range of a document's bytes, in pieces; for documents of any size.
 
         Args:
             training_run_id: id of the run.
@@ -190,10 +191,7 @@ class TrainingRuns:
             begin_byte=begin_byte,
             end_byte=end_byte,
         )
-        reading = self._calls.stream(self._calls.training.ReadDocument, request, is_timed=False)
-        for response in reading:
-            if response.text:
-                yield response.text
+        return self._calls.follow(make_pieces_stream(request, self._policy))
 
     def inclusion_proof(
         self, training_run_id: str = "", *, index: int | None = None, sha256: str | None = None
@@ -214,10 +212,10 @@ class TrainingRuns:
         prompt: str,
         continuation: str,
         omit_groups: bool = False,
-    ) -> Iterator[pb.TraceEmergenceResponse]:
+    ) -> Following[pb.TraceEmergenceResponse]:
         """Stream a text's probability at the run's checkpoints, as it is computed.
 
-        The call has no timeout; closing the iterator ends the computation.
+        The call has no timeout; `close`, or the end of the with-block, ends the computation.
 
         Args:
             training_run_id: id of the run.
@@ -233,6 +231,4 @@ class TrainingRuns:
         request = make_emergence_request(
             training_run_id, prompt, continuation, omit_groups=omit_groups
         )
-        tracing = self._calls.stream(self._calls.training.TraceEmergence, request, is_timed=False)
-        # A message without a result only keeps the stream open.
-        return (response for response in tracing if response.WhichOneof("result"))
+        return self._calls.follow(make_emergence_stream(request, self._policy))

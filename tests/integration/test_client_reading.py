@@ -91,34 +91,34 @@ async def test_the_events_of_a_generation_continue_after_cancelled_reads(server)
     assert offsets == list(range(1, NUM_EVENTS + 1))
 
 
-WATCHES = {
+STREAMS = {
     "generations": (lambda client: client.generations.watch(), lambda item: int(item.position)),
     "a training": (lambda client: client.training_runs.watch(), lambda item: item.last_position),
 }
 
 
-@pytest.mark.parametrize(("watch", "position"), WATCHES.values(), ids=WATCHES)
-def test_a_watch_loses_nothing_between_two_reads(server, client, watch, position):
+@pytest.mark.parametrize(("start", "position"), STREAMS.values(), ids=STREAMS)
+def test_a_stream_loses_nothing_between_two_reads(server, client, start, position):
     pause = Pause(2)
     server.script.turns.append(pause)
-    with watch(client) as watched:
-        positions = [position(watched.read(timeout_s=20)) for _ in range(2)]
-        give_up(watched)
+    with start(client) as reading:
+        positions = [position(reading.read(timeout_s=20)) for _ in range(2)]
+        give_up(reading)
         pause.go.set()
-        positions += [position(next(watched)) for _ in range(2, NUM_EVENTS)]
+        positions += [position(next(reading)) for _ in range(2, NUM_EVENTS)]
     assert positions == list(range(1, NUM_EVENTS + 1))
     assert len(server.script.calls) == 1
 
 
-@pytest.mark.parametrize(("watch", "position"), WATCHES.values(), ids=WATCHES)
-async def test_a_watch_loses_nothing_between_two_reads_async(server, watch, position):
+@pytest.mark.parametrize(("start", "position"), STREAMS.values(), ids=STREAMS)
+async def test_a_stream_loses_nothing_between_two_reads_async(server, start, position):
     pause = Pause(2)
     server.script.turns.append(pause)
-    async with whence.AsyncClient(server.target) as client, watch(client) as watched:
-        positions = [position(await anext(watched)) for _ in range(2)]
-        await give_up_async(watched)
+    async with whence.AsyncClient(server.target) as client, start(client) as reading:
+        positions = [position(await anext(reading)) for _ in range(2)]
+        await give_up_async(reading)
         pause.go.set()
-        positions += [position(await anext(watched)) for _ in range(2, NUM_EVENTS)]
+        positions += [position(await anext(reading)) for _ in range(2, NUM_EVENTS)]
     assert positions == list(range(1, NUM_EVENTS + 1))
     assert len(server.script.calls) == 1
 

@@ -12,9 +12,10 @@ from typing import Any
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from lineage_records import GROUPS, START_NS, RecordBuilder, merkle_root, run_id
+from lineage_records import GROUPS, START_NS, RecordBuilder, loaded_model, merkle_root, run_id
 from rpc_errors import failure_of
 from training_server import TrainingServer, training_server
+from waiting import wait_until
 
 from whence import (
     AsyncClient,
@@ -427,8 +428,9 @@ async def test_inclusion_is_proven(tmp_path: Path, num_documents: int) -> None:
 async def test_an_empty_id_is_the_run_that_made_the_served_model(
     server: TrainingServer, client: AsyncClient, builder: RecordBuilder, tmp_path: Path
 ) -> None:
-    with pytest.raises(UnavailableError) as loading:
-        await client.training_runs.get()
+    async with AsyncClient(server.target, connect_timeout_s=0) as hasty:
+        with pytest.raises(UnavailableError) as loading:
+            await hasty.training_runs.get()
     assert (loading.value.reason, loading.value.retry_delay_s) == ("MODEL_LOADING", 1.0)
     assert (await client.training_runs.get(builder.id)).summary.served_models == []
     await server.load(tmp_path)
@@ -440,6 +442,35 @@ async def test_an_empty_id_is_the_run_that_made_the_served_model(
     run = await client.training_runs.get()
     assert (run.summary.training_run_id, run.summary.served_models) == (builder.id, ["m"])
     assert [s.step async for s in client.training_runs.steps()] == list(range(1, 8))
+
+
+async def test_calls_for_the_run_of_the_served_model_wait_while_it_loads(
+    server: TrainingServer, builder: RecordBuilder, tmp_path: Path
+) -> None:
+    builder.checkpoint(7, ".", model_digest=loaded_model(tmp_path).model_digest)
+    with Client(server.target, connect_timeout_s=60) as blocking:
+        async with AsyncClient(server.target, connect_timeout_s=60) as client:
+            runs, theirs = client.training_runs, blocking.training_runs
+            asked = [
+                asyncio.ensure_future(call)
+                for call in (
+                    runs.get(),
+                    anext(runs.steps()),
+                    runs.document(index=1),
+                    anext(runs.read_document(index=1)),
+                    runs.inclusion_proof(index=1),
+                    asyncio.to_thread(theirs.get),
+                    asyncio.to_thread(lambda: next(theirs.read_document(index=1))),
+                )
+            ]
+            await wait_until(lambda: server.serving.num_refused >= len(asked))
+            await server.load(tmp_path)
+            run, step, document, text, proof, *blocked = await asyncio.gather(*asked)
+    assert run.summary.training_run_id == builder.id
+    assert step.step == 1
+    assert document.text == text == TEXTS[1]
+    assert proof.leaf_index == 1
+    assert blocked == [run, text]
 
 
 BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [

@@ -330,6 +330,22 @@ class FakeTraining(TrainingServiceServicer):
         ]
         yield from self._script.play(responses, context)
 
+    def TraceEmergence(self, request: Any, context: Any) -> Iterator[Any]:
+        self._script.calls.append(request)
+        responses = [
+            training_pb2.TraceEmergenceResponse(point=training_pb2.EmergencePoint(step=step))
+            for step in range(1, len(self._script.events) + 1)
+        ]
+        yield from self._script.play(responses, context)
+
+    def ReadDocument(self, request: Any, context: Any) -> Iterator[Any]:
+        self._script.calls.append(request)
+        responses = [
+            training_pb2.ReadDocumentResponse(text=bytes([number]))
+            for number in range(1, len(self._script.events) + 1)
+        ]
+        yield from self._script.play(responses, context)
+
 
 class FakeModel(ModelServiceServicer):
     def __init__(self, script: Script) -> None:

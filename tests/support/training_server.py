@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lineage_records import loaded_model
 
+from whence_server.domain.errors import WhenceError
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.rpc import training_servicer
@@ -16,6 +17,17 @@ from whence_server.rpc.calls import CallLog
 from whence_server.rpc.server import ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.training_servicer import TrainingServicer
+
+
+class CountingServing(Serving):
+    """Served model that counts the calls that it refused, because it was not loaded."""
+
+    num_refused = 0
+
+    def make_missing_error(self) -> WhenceError:
+        """Return the error of a call that needs the model."""
+        self.num_refused += 1
+        return super().make_missing_error()
 
 
 class TrainingServer:
@@ -31,7 +43,7 @@ class TrainingServer:
         self.library = library
         self.target = target
         self.closing = closing
-        self.serving = Serving("m", None)  # type: ignore[arg-type]  # no generation is asked for
+        self.serving = CountingServing("m", None)  # type: ignore[arg-type]  # no generation is asked for
 
     async def load(self, directory: Path, **fields: object) -> None:
         """Serve a model from a directory, linked to the run that made it."""

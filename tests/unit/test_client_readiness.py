@@ -2,6 +2,7 @@
 
 import pytest
 
+from whence.backoff import RetryPolicy
 from whence.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -11,7 +12,7 @@ from whence.errors import (
     UnavailableError,
     WhenceError,
 )
-from whence.readiness import ReadyWait
+from whence.readiness import LoadingWait, ReadyWait
 from whence.v1 import model_pb2
 
 
@@ -74,3 +75,45 @@ def test_wait_without_a_limit_asks_once_a_second() -> None:
 def test_permanent_error_ends_the_wait() -> None:
     with pytest.raises(NotFoundError, match="no such model"):
         ReadyWait(None).choose_delay_s(NotFoundError("no such model", origin=Origin.SERVER))
+
+
+LOADING = UnavailableError(
+    "loading", origin=Origin.SERVER, reason="MODEL_LOADING", retry_delay_s=1.0
+)
+
+
+@pytest.mark.parametrize(
+    ("connect_timeout_s", "timeout_s", "delays"),
+    [
+        (3.5, None, [1.0, 1.0, 1.0, 0.5]),
+        (3.5, 30.0, [1.0, 1.0, 1.0, 0.5]),
+        (60.0, 2.5, [1.0, 1.0]),
+        (0.0, 30.0, []),
+    ],
+)
+def test_a_call_waits_for_its_model_within_patience_and_timeout(
+    connect_timeout_s: float, timeout_s: float | None, delays: list[float]
+) -> None:
+    clock = Clock()
+    waiting = LoadingWait(RetryPolicy(connect_timeout_s, 0.0), timeout_s, clock=clock)
+    assert waiting.timeout_s == timeout_s
+    for delay_s in delays:
+        assert waiting.choose_delay_s(LOADING) == delay_s
+        clock.now += delay_s
+        assert waiting.timeout_s is None or waiting.timeout_s > 0
+    with pytest.raises(UnavailableError) as raised:
+        waiting.choose_delay_s(LOADING)
+    assert raised.value is LOADING
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnavailableError("shutting down", origin=Origin.SERVER, reason="DRAINING"),
+        UnavailableError("no connection", origin=Origin.PATH),
+        NotFoundError("no such run", origin=Origin.SERVER),
+    ],
+)
+def test_a_call_waits_for_nothing_but_its_model(error: WhenceError) -> None:
+    with pytest.raises(type(error)):
+        LoadingWait(RetryPolicy(), None).choose_delay_s(error)
