@@ -1,6 +1,7 @@
 """TraceService over a journal, on a socket: bounds of filters, and damaged rows."""
 
 import asyncio
+import base64
 from contextlib import asynccontextmanager
 
 import grpc
@@ -157,17 +158,47 @@ async def test_watch_skips_damaged_entries(tmp_path):
         watch.cancel()
 
 
-async def test_watch_after_a_position_of_another_journal_is_refused(tmp_path):
-    """It would miss every event up to that position, without a word."""
+@pytest.mark.parametrize("other_is_empty", [False, True])
+async def test_watch_after_a_position_of_another_journal_is_refused(tmp_path, other_is_empty):
+    """It would miss events of this one, without a word."""
     await fill(tmp_path / "full")
     async with serving(tmp_path / "full") as stub:
         watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position="cDE6MA=="))
-        position = (await watch.read()).position
+        first, second = await watch.read(), await watch.read()
         watch.cancel()
-    async with serving(tmp_path / "empty") as stub:
-        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position=position))
+        again = stub.WatchGenerations(t.WatchGenerationsRequest(after_position=first.position))
+        assert await again.read() == second
+        again.cancel()
+    if not other_is_empty:
+        await fill(tmp_path / "other")
+    async with serving(tmp_path / "other") as stub:
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position=first.position))
         failure = await failed(asyncio.wait_for(watch.read(), 10))
     assert failure.fields.keys() == {"after_position"}
+    assert "another journal" in failure.fields["after_position"]
+
+
+async def test_watch_takes_positions_of_servers_that_named_no_journal(tmp_path):
+    await fill(tmp_path)
+    async with serving(tmp_path) as stub:
+        beginning = stub.WatchGenerations(t.WatchGenerationsRequest(after_position="cDE6MA=="))
+        first, second = await beginning.read(), await beginning.read()
+        number = base64.b64decode(first.position).rpartition(b":")[2]
+        position = base64.b64encode(b"p1:" + number).decode()
+        watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position=position))
+        assert await watch.read() == second
+        watch.cancel()
+        beginning.cancel()
+
+
+@pytest.mark.parametrize("position", [b"p1:99999", b"p1:", b"p2:12:0", b"p2:1", b"1", b"p1:-1"])
+async def test_watch_after_a_position_that_was_never_returned_is_refused(tmp_path, position):
+    await fill(tmp_path)
+    async with serving(tmp_path) as stub:
+        for token in (base64.b64encode(position).decode(), position.decode()):
+            watch = stub.WatchGenerations(t.WatchGenerationsRequest(after_position=token))
+            failure = await failed(asyncio.wait_for(watch.read(), 10))
+            assert failure.fields.keys() == {"after_position"}
 
 
 async def test_exporters_skip_damaged_entries(tmp_path):

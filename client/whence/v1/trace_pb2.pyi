@@ -355,7 +355,8 @@ class WatchGenerationsRequest(google.protobuf.message.Message):
     """True to stream only starts and finishes, without steps."""
     after_position: builtins.str
     """Position to resume after; empty begins with the next event. INVALID_ARGUMENT
-    for a position of another journal that this server's has not reached.
+    for a position of another journal: another server's, or one of an earlier
+    data directory.
     """
     @property
     def filter(self) -> global___GenerationFilter:

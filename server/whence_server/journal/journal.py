@@ -49,7 +49,7 @@ _MAX_OFFSET = _ALL_BYTES = 2**62
 
 
 class Journal:
-    """One server's log of generations, with its readers."""
+    """One server's log of generations, with its readers; `id` is its random identity."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Journal:
             tail_entries=tail_entries,
             patience_s=patience_s,
         )
-        self._writer_id = state.writer_id
+        self.id = state.writer_id
         self._cursors = dict(state.cursors)
         self._readers = Readers()
         self._deletion = Deletion(self._log, store, self._readers)
@@ -408,7 +408,7 @@ class Journal:
     async def verify(self) -> ChainReport:
         """Verify the whole chain; the module `chain` describes the faults that it detects."""
         await self._flush_pending()
-        walk, committed = ChainWalk(self._writer_id), self._log.writer.committed_position
+        walk, committed = ChainWalk(self.id), self._log.writer.committed_position
         while not walk.broken:
             rows = await self._readers.run_heavy(
                 self._store.read_chain, walk.position, _CHAIN_CHUNK

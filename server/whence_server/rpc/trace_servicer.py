@@ -140,14 +140,14 @@ class TraceServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Stream the events of all generations that match the filter, as they happen."""
         asked = request.after_position
-        newest = self._journal.position
-        cursor = read_position(asked, newest) if asked else newest
+        journal_id = self._journal.id
+        cursor = read_position(asked, self._journal) if asked else self._journal.position
         wanted = WatchFilter(self._journal, convert_filter(request.filter), request.lifecycle_only)
 
         def make_filler() -> bytes:
             # A position is handed out only once it is on disk, where no crash can give it away.
             return build_watch_position(
-                make_position_token(min(cursor, self._journal.committed_position))
+                make_position_token(journal_id, min(cursor, self._journal.committed_position))
             )
 
         call.make_filler = make_filler
@@ -157,7 +157,8 @@ class TraceServicer:
             async for entries in batches:
                 for run in await wanted.select_runs(entries):
                     for event in build_events(run):
-                        yield build_watch_response(event, make_position_token(event.last.position))
+                        position = make_position_token(journal_id, event.last.position)
+                        yield build_watch_response(event, position)
                 cursor = entries[-1].position
         # The stream has no end of its own: OK would tell a reader that it is complete.
         raise DrainingError
