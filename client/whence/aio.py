@@ -17,6 +17,7 @@ from whence.errors import DeadlineExceededError, FailedPreconditionError, Whence
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.readiness import ReadyWait
+from whence.recovery import may_still_run
 from whence.requests import make_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
@@ -55,8 +56,8 @@ class AsyncClient:
         resume_timeout_s: float = 30.0,
     ) -> None:
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
-        self._timeout_s = timeout_s
         self._calls = AsyncCalls(target, credentials, metadata, timeout_s, self._policy)
+        self._timeout_s = timeout_s
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = asyncio.Lock()
         self.generations = AsyncGenerations(self._calls, self._policy, self._find_text)
@@ -261,8 +262,8 @@ class AsyncGeneration(GenerationState):
             event = await anext(self._following, None)
         except DeadlineExceededError as error:
             raise self._explain_deadline(error) from None
-        except WhenceError:
-            self._may_run = False
+        except WhenceError as error:
+            self._may_run = may_still_run(error)
             raise
         if event is None:
             self._raise_if_failed()

@@ -17,6 +17,7 @@ from whence.following import Following
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.readiness import ReadyWait
+from whence.recovery import may_still_run
 from whence.requests import make_filter
 from whence.resume import WatchStream
 from whence.tokens import Token
@@ -56,8 +57,8 @@ class Client:
         resume_timeout_s: float = 30.0,
     ) -> None:
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
-        self._timeout_s = timeout_s
         self._calls = Calls(target, credentials, metadata, timeout_s, self._policy)
+        self._timeout_s = timeout_s
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = threading.Lock()
         self.generations = Generations(self._calls, self._policy, self._find_text)
@@ -262,8 +263,8 @@ class Generation(GenerationState):
             event = self._following.read(timeout_s)
         except DeadlineExceededError as error:
             raise self._explain_deadline(error) from None
-        except WhenceError:
-            self._may_run = False
+        except WhenceError as error:
+            self._may_run = may_still_run(error)
             raise
         if event is None:
             self._raise_if_failed()

@@ -128,7 +128,7 @@ class GenerationState:
         self._texts: dict[int, list[str]] = {}
         self._token_ids: dict[int, list[int]] = {}
         self._reader = TokenReader(pb.GenerationStarted(), lookup)
-        # False after an error, except for a deadline: there only the reader's time is over.
+        # False after the server's error, or if it could not be reached: there is nothing to cancel.
         self._may_run = True
 
     @property

@@ -63,6 +63,16 @@ def choose_recovery(error: WhenceError, *, begun: bool) -> Recovery:
             return _choose_for_path(error)
 
 
+def may_still_run(error: WhenceError) -> bool:
+    """Return whether a generation may still run, and be cancelled, after its stream ended so.
+
+    A server that could not be reached for the whole patience is not asked again.
+    """
+    return error.origin is Origin.CLIENT or (
+        error.origin is Origin.PATH and error.reason in FINAL_PATH_REASONS
+    )
+
+
 def _choose_for_server(error: WhenceError, *, begun: bool) -> Recovery:
     if error.code is Code.UNAVAILABLE:
         return Recovery.WAIT

@@ -12,11 +12,13 @@ from pathlib import Path
 import grpc
 import pytest
 from client_fake_server import TOKEN_IDS, Break, FakeServer, Hold, Pause, batched, journal, steps
+from google.rpc import error_details_pb2
 from waiting import wait_until
 
 import whence
 from whence.following import MOST_AHEAD
 from whence.resume import TrainingRunStream, WatchStream
+from whence.v1 import generation_pb2 as pb
 
 NUM_EVENTS = len(TOKEN_IDS) + 2
 
@@ -94,6 +96,14 @@ async def test_the_events_of_a_generation_continue_after_cancelled_reads(server)
 STREAMS = {
     "generations": (lambda client: client.generations.watch(), lambda item: int(item.position)),
     "a training": (lambda client: client.training_runs.watch(), lambda item: item.last_position),
+    "an emergence": (
+        lambda client: client.training_runs.trace_emergence("r", prompt="", continuation="x"),
+        lambda item: item.point.step,
+    ),
+    "a document": (
+        lambda client: client.training_runs.read_document("r", index=0),
+        lambda octets: octets[0],
+    ),
 }
 
 
@@ -268,6 +278,42 @@ async def test_a_response_that_cannot_be_taken_ends_the_call_async(server, start
             assert raised.value.reason == "EVENTS_MISSING"
         await wait_until(lambda: server.script.num_ended == 1, timeout_s=10)
     assert len(server.script.calls) == 1, "the stream is not resumed"
+
+
+@pytest.fixture
+def incomplete(server: FakeServer) -> None:
+    """Give a generation's stream a gap, after which it goes on for 20 s."""
+    del server.script.events[1]
+    server.script.turns.append(Hold(2))
+
+
+@pytest.mark.usefixtures("incomplete")
+def test_a_generation_with_a_gap_is_cancelled_at_close(server, client):
+    with (
+        pytest.raises(whence.InternalError, match="missing"),
+        client.generate("The") as generation,
+    ):
+        generation.result()
+    (cancel,) = server.script.requests(pb.CancelGenerationRequest)
+    assert cancel.generation_id == generation.id
+
+
+@pytest.mark.usefixtures("incomplete")
+async def test_a_generation_with_a_gap_is_cancelled_at_close_async(server):
+    async with whence.AsyncClient(server.target) as client:
+        with pytest.raises(whence.InternalError, match="missing"):
+            async with client.generate("The") as generation:
+                await generation.result()
+        (cancel,) = server.script.requests(pb.CancelGenerationRequest)
+        assert cancel.generation_id == generation.id
+
+
+def test_a_refused_generation_is_not_cancelled(server, client):
+    refusal = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="whence.v1")
+    server.script.turns.append(Break(0, grpc.StatusCode.RESOURCE_EXHAUSTED, (refusal,)))
+    with pytest.raises(whence.ResourceExhaustedError), client.generate("The") as generation:
+        generation.result()
+    assert server.script.requests(pb.CancelGenerationRequest) == []
 
 
 async def test_the_documented_heartbeat(server):
