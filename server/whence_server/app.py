@@ -111,6 +111,7 @@ async def _serve(
             socket_mode=settings.socket_mode,
             max_connections=compute_max_connections(raise_descriptor_limit()),
             progress_interval_s=settings.progress_interval,
+            metrics_listen=settings.metrics_listen,
         ),
         {
             generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
@@ -123,8 +124,8 @@ async def _serve(
         calls,
     )
     await rpc.server.start()
-    library.start()
     serving.note_opened()
+    library.start()
     stop = asyncio.Event()
 
     readiness = Readiness(lambda up: rpc.set_serving(up and not stop.is_set()))

@@ -79,7 +79,19 @@ async def test_address_given_twice_is_refused_by_naming_both(
         await build(first, second)
     assert caught.value.message == (
         f"--listen {second}: cannot listen there: --listen {first} already includes {shared}; "
-        "leave one of the two out"
+        "leave one of the two out, or change it"
+    )
+
+
+async def test_address_of_the_metrics_page_is_refused_by_naming_both() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as page:
+        address = f"127.0.0.1:{page.getsockname()[1]}"
+        options = ServerOptions((address,), metrics_listen=address)
+        with pytest.raises(ConfigurationError) as caught:
+            await build_server(options, {}, CallLog(lambda _: None))
+    assert caught.value.message == (
+        f"--listen {address}: cannot listen there: --metrics-listen {address} already includes "
+        "127.0.0.1; leave one of the two out, or change it"
     )
 
 

@@ -55,7 +55,7 @@ def find_duplicate(
     Args:
         endpoint: the address to listen on, with its actual port.
         hosts: its addresses, of `resolve_addresses`; none for a Unix socket.
-        bound: the addresses that the server has bound, each after its text of `--listen`.
+        bound: the addresses that the server has bound, each after the setting that gives it.
     """
     for given, other in bound:
         if endpoint.port != other.port:
@@ -66,7 +66,7 @@ def find_duplicate(
         else:
             shared = _find_shared(hosts, resolve_addresses(other.address))
         if shared:
-            return f"--listen {given} already includes {shared}; leave one of the two out"
+            return f"{given} already includes {shared}; leave one of the two out, or change it"
     return ""
 
 

@@ -59,6 +59,8 @@ class ServerOptions:
         max_connections: maximum number of open connections over all addresses.
         progress_interval_s: seconds of silence after which a stream tells its progress; 0 for
             never.
+        metrics_listen: "HOST:PORT" of the metrics page, on which this process listens already;
+            "" for none.
     """
 
     listen: tuple[str, ...]
@@ -68,6 +70,7 @@ class ServerOptions:
     socket_mode: int = 0o600
     max_connections: int = MAX_CONNECTIONS
     progress_interval_s: float = 10.0
+    metrics_listen: str = ""
 
 
 @dataclass(slots=True)
@@ -198,7 +201,13 @@ def _compute_connections_per_port(options: ServerOptions) -> int:
 
 def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoint:
     endpoint = parse_address(address)
-    bound = list(zip(options.listen, rpc_server.endpoints, strict=False))
+    bound = [
+        (f"--listen {given}", taken)
+        for given, taken in zip(options.listen, rpc_server.endpoints, strict=False)
+    ]
+    if options.metrics_listen:
+        taken = Endpoint(*parse_host_port(options.metrics_listen))
+        bound.append((f"--metrics-listen {options.metrics_listen}", taken))
 
     def listen(target: str) -> int:
         try:
