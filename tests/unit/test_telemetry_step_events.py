@@ -201,7 +201,7 @@ async def test_candidates_can_be_left_out() -> None:
     assert ids == f"[[{token_id}]]"
 
 
-async def test_a_trace_of_a_thousand_tokens_has_five_spans() -> None:
+async def test_a_trace_of_a_thousand_tokens_has_six_spans() -> None:
     journal = generated([chosen(index) for index in range(1_000)])
     ending = finished(1_000, queue_ns=2_000_000, prefill_ns=8_000_000, decode_ns=4_000_000_000)
     place = next(i for i, it in enumerate(journal.entries) if it.kind is EntryKind.FINISHED)
@@ -209,18 +209,17 @@ async def test_a_trace_of_a_thousand_tokens_has_five_spans() -> None:
     journal.entries[place] = journal.entries[place]._replace(payload=payload)
     spans = await spans_of(journal, **EVENTS)
     assert sorted(span.name for span in spans) == [
-        *("decode", "prefill", "queue", "text_completion demo"),
+        *("decode", "decode", "prefill", "queue", "text_completion demo"),
         "whence.v1.GenerationService/Generate",
     ]
-    (decode,) = named(spans, "decode")
-    counts = [
-        mapping(event.attributes)["gen_ai.iteration.total_tokens"] for event in decode.events[1::2]
-    ]
-    assert counts == [*range(1, 1_001)]
-    assert len(decode.SerializeToString()) <= MEGABYTE
-    assert attributes(decode)["whence.decode.num_step_events"] == 1_000
-    assert attributes(decode)["whence.decode.num_step_spans"] == 0
-    assert attributes(decode)["whence.decode.num_parts"] == 1
+    decodes = named(spans, "decode")
+    assert [len(span.events) for span in decodes] == [1_000, 1_000]
+    first = next(span for span in decodes if attributes(span)["whence.decode.part"] == 0)
+    assert all(len(span.SerializeToString()) <= MEGABYTE for span in decodes)
+    assert attributes(first)["whence.decode.num_step_events"] == 1_000
+    assert attributes(first)["whence.decode.num_step_spans"] == 0
+    assert attributes(first)["whence.decode.num_parts"] == 2
+    assert list_indices(spans) == [*range(1_000)]
 
 
 def list_indices(spans: list[Span], sequence: int = 0) -> list[int]:
@@ -248,7 +247,7 @@ def list_indices(spans: list[Span], sequence: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("num_candidates", [2, 128])
-async def test_all_steps_go_on_in_further_spans_of_a_megabyte_and_a_thousand_steps(
+async def test_all_steps_go_on_in_further_spans_of_a_megabyte_and_a_thousand_events(
     num_candidates: int,
 ) -> None:
     steps = [step(i, candidates=make_candidates(num_candidates)) for i in range(2_500)]
@@ -258,7 +257,7 @@ async def test_all_steps_go_on_in_further_spans_of_a_megabyte_and_a_thousand_ste
     assert_within_parents(spans)
     for span in named(spans, "decode"):
         assert len(span.SerializeToString()) <= MEGABYTE
-        assert len(span.events) <= 2 * encoder.DEFAULT_STEP_SPANS
+        assert len(span.events) <= encoder.DEFAULT_STEP_SPANS
         in_order = [event.time_unix_nano for event in span.events]
         assert in_order == sorted(in_order)
         start, end = times(span)
@@ -273,6 +272,7 @@ async def test_steps_beyond_the_bound_are_blocks_as_with_spans() -> None:
     assert named(as_events, "decode_block") == named(as_spans, "decode_block")
     assert list_indices(as_events, 0) == [*range(8)]
     assert list_indices(as_events, 1) == [*range(7)]
+    assert max(len(span.events) for span in named(as_events, "decode")) == 14
     off = await spans_of(journal, step_spans=0, **EVENTS)
     assert not any(span.events for span in named(off, "decode"))
     assert named(off, "decode_block") == named(

@@ -16,6 +16,9 @@ from whence_server.telemetry.spans.steps import compute_step_interval
 
 MAX_PART_BYTES = 997_000
 """Most bytes of the events of one span; its attributes fit into the rest of a megabyte."""
+EVENTS_A_STEP = 2
+"""Events of one step: its start and its token."""
+
 
 _MAX_KEPT_BYTES = 64_000_000
 _MAX_SEQUENCES = 16_384
@@ -34,7 +37,7 @@ class DecodeParts:
         journal: read for earlier steps of a sequence.
         ahead: reader of steps.
         events: encoder of a step's events.
-        max_steps: most steps of a part.
+        max_events: most events of a part, unless it holds one step.
         max_bytes: most bytes of a part's events, unless one step has more.
     """
 
@@ -43,13 +46,13 @@ class DecodeParts:
         journal: GenerationReader,
         ahead: StepsAhead,
         events: StepEvents,
-        max_steps: int,
+        max_events: int,
         max_bytes: int = MAX_PART_BYTES,
     ) -> None:
         self._journal = journal
         self._ahead = ahead
         self._events = events
-        self._max_steps = max_steps
+        self._max_steps = max_events // EVENTS_A_STEP
         self._max_bytes = max_bytes
         self._running: OrderedDict[tuple[str, int], Parts] = OrderedDict()
         self._num_bytes = 0

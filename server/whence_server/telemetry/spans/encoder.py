@@ -107,8 +107,8 @@ class SpanEncoder:
             summary=step_summary,
             unlikely_below=unlikely_below,
         )
-        max_steps = DEFAULT_STEP_SPANS if step_spans is None else step_spans
-        self._parts = DecodeParts(journal, self._ahead, events, max_steps)
+        max_events = DEFAULT_STEP_SPANS if step_spans is None else step_spans
+        self._parts = DecodeParts(journal, self._ahead, events, max_events)
         self._blocks = BlockSpans(journal, step_spans, summary=step_summary)
         self._likelihoods = LikelihoodBook(journal, unlikely_below)
 
