@@ -116,6 +116,7 @@ RARE = {
     *(f"whence.training.{it}" for it in ("run_id", "trace_id", "span_id", "step.number")),
     # Of generations that fail, and of models that cannot give everything.
     *("error.type", "exception.type", "whence.unavailable"),
+    "whence.span.shortened_attributes",  # of spans above a megabyte
 }
 """Attributes of spans that this run has no reason for; the unit tests' journal has them."""
 

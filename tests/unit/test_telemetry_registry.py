@@ -36,7 +36,7 @@ from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.telemetry import ContentCapture, PushOptions, StepForm
 from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics import catalogue
-from whence_server.telemetry.spans import names
+from whence_server.telemetry.spans import genai, names
 from whence_server.telemetry.spans.events import EventEncoder
 from whence_server.telemetry.spans.finish_reasons import get_reason_name
 from whence_server.telemetry.training import metrics as training_metrics
@@ -95,6 +95,9 @@ async def hold_everything() -> Held:
         options = {"step_form": form, "step_spans": STEP_SPANS, "token_arrays": 2}
         content = {"content": ContentCapture.SPAN_ONLY, "vocabularies": Vocabularies()}
         held.add_spans(await spans_of(journal, **options, **content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(genai, "MAX_SPAN_BYTES", 4_000)  # as if it had a long prompt
+        held.add_spans(await spans_of(journal, **content))
     encoder = EventEncoder(journal, ContentCapture.EVENT_ONLY)
     for entry in journal.entries:
         for piece in await encoder.encode(entry):

@@ -413,7 +413,7 @@ async def test_there_are_no_arrays_by_default_and_none_of_several_sequences() ->
 
 
 async def test_the_arrays_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_arrays, "MAX_JSON_BYTES", 1_000)
+    monkeypatch.setattr(token_arrays, "MAX_ARRAY_BYTES", 3_000)
     found = await read_arrays(generated([chosen(i) for i in range(50)]), 50)
     lengths = {len(json.loads(it) if isinstance(it, str) else it) for it in found.values()}
     assert len(lengths) == 1

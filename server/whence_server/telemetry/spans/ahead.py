@@ -79,8 +79,24 @@ class StepsAhead:
                 steps.append((other.position, Step.FromString(other.payload)))
             except DecodeError:
                 continue
-        self._add(steps)
+        self._add(steps, self._ready)
         return self._ready.pop(entry.position)
+
+    def read_again(self, entries: Sequence[Entry]) -> list[tuple[Entry, ReadStep]]:
+        """Return the steps of entries that are not the expected ones, each after its entry.
+
+        Deleted and unreadable steps are left out.
+        """
+        steps = []
+        for entry in entries:
+            try:
+                if entry.payload:
+                    steps.append((entry.position, Step.FromString(entry.payload)))
+            except DecodeError:
+                continue
+        read: dict[int, ReadStep] = {}
+        self._add(steps, read)
+        return [(entry, read[entry.position]) for entry in entries if entry.position in read]
 
     def _list_next(self, entry: Entry) -> list[Entry]:
         """Return the entries after an expected one whose steps get spans."""
@@ -97,7 +113,7 @@ class StepsAhead:
             and origin.sampled
         ]
 
-    def _add(self, steps: list[tuple[int, Step]]) -> None:
+    def _add(self, steps: list[tuple[int, Step]], ready: dict[int, ReadStep]) -> None:
         values: list[float] = []
         read = []
         all_candidates = self._candidates
@@ -116,7 +132,6 @@ class StepsAhead:
             arrays = _append_arrays(step, values, all_candidates)
             read.append((position, step, arrays, begin, len(values), draw, scalars))
         shortened = self._shorten_all(values)
-        ready = self._ready
         for position, step, arrays, begin, end, draw, scalars in read:
             ready[position] = step, arrays, shortened[begin:end], draw, scalars
 

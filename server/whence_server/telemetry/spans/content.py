@@ -5,6 +5,7 @@ Source: open-telemetry/semantic-conventions-genai: the JSON schemas of `gen_ai.i
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ from whence_server.telemetry.spans.finish_reasons import get_conventional_reason
 Message: TypeAlias = dict[str, Any]
 """JSON object of the schemas."""
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TOOL = "tool"
 """Role of a message that answers a tool call."""
 
@@ -61,7 +63,11 @@ def serialise_messages(messages: list[Message]) -> str | None:
     """Serialise messages as JSON for a span attribute; None if there are none."""
     if not messages:
         return None
-    return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
+    if _LONE_SURROGATE.search(text):
+        # A model wrote half of a character into the arguments of a call: its escape stays.
+        return json.dumps(messages, separators=(",", ":"))
+    return text
 
 
 def _make_message(message: ChatMessage) -> Message:

@@ -252,7 +252,8 @@ class SpanEncoder:
             ),
         )
         return [
-            *(encode_span(span) for span in (parent, *phases)),
+            parent,
+            *(encode_span(span) for span in phases),
             *encode_decode_spans(origin, decodes, parts),
             *(encode_span(span) for span in blocks),
         ]

@@ -13,12 +13,20 @@ from whence_server.telemetry.spans.content import (
     make_input_messages,
     make_output_messages,
     make_tool_definitions,
-    serialise_messages,
 )
+from whence_server.telemetry.spans.content_bound import bound_content
 from whence_server.telemetry.spans.finish_reasons import get_conventional_reason, get_reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
+from whence_server.telemetry.spans.parts import encode_with_attributes
+from whence_server.telemetry.spans.pieces import serialise_attributes
 from whence_server.telemetry.spans.span_events import select_events
+from whence_server.telemetry.spans.token_arrays import NO_ARRAYS, TokenArrays
+
+MAX_SPAN_BYTES = 1_000_000
+"""Most bytes of the span: backends refuse larger ones, and a Collector messages of 4 MiB."""
+_RESERVED_BYTES = 2_000
+"""Bytes for the names of attributes that were cut, and for keys and lengths."""
 
 DEFAULT_OPERATION = "text_completion"
 MAX_INT64 = 2**63 - 1
@@ -37,9 +45,11 @@ def make_generation_span(
     content: bool = False,
     likelihoods: Likelihoods | None = None,
     summary: str | None = None,
-    arrays: Mapping[str, AttributeValue | None] = {},
-) -> Span:
-    """Make the GenAI span, from the request's arrival to the end of its last child or event.
+    arrays: TokenArrays = NO_ARRAYS,
+) -> bytes:
+    """Serialise the GenAI span, from the request's arrival to the end of its last child or event.
+
+    It has at most `MAX_SPAN_BYTES`: the content is cut to what the other attributes leave.
 
     Args:
         origin: the generation's place in its trace.
@@ -52,6 +62,9 @@ def make_generation_span(
         likelihoods: probabilities of all its steps; None leaves them out.
         summary: the summary of its steps; None leaves it out.
         arrays: attributes with an element for each token.
+
+    Returns:
+        A ScopeSpans message that holds the span alone.
     """
     end = max(
         finished.end_time.ToNanoseconds(),
@@ -63,16 +76,9 @@ def make_generation_span(
     attributes[names.STEP_SUMMARY] = summary
     if likelihoods is not None:
         attributes |= _make_likelihood_attributes(likelihoods)
-    if content:
-        attributes |= {
-            names.GEN_AI_INPUT_MESSAGES: serialise_messages(make_input_messages(started)),
-            names.GEN_AI_OUTPUT_MESSAGES: serialise_messages(make_output_messages(finished)),
-            names.GEN_AI_TOOL_DEFINITIONS: serialise_messages(make_tool_definitions(started)),
-        }
-    attributes |= arrays
     failed = _has_failed(finished)
     shown = select_events(events)
-    return Span(
+    span = Span(
         trace_id=origin.trace_id,
         span_id=origin.ids.get_generation_id(),
         trace_state=origin.trace_state,
@@ -90,6 +96,47 @@ def make_generation_span(
         if failed
         else None,
     )
+    return _encode_whole(span, started, finished, arrays, content=content)
+
+
+def _encode_whole(
+    span: Span,
+    started: GenerationStarted,
+    finished: GenerationFinished,
+    arrays: TokenArrays,
+    *,
+    content: bool,
+) -> bytes:
+    """Serialise a span with arrays, content and the names of what was cut, as a ScopeSpans."""
+    added = arrays.attributes
+    shortened = list(arrays.shortened)
+    if content:
+        left = MAX_SPAN_BYTES - _RESERVED_BYTES - span.ByteSize() - len(added)
+        messages, cut = _encode_content(started, finished, left)
+        added = messages + added
+        shortened = [*cut, *shortened]
+    if shortened:
+        added += serialise_attributes({names.SHORTENED_ATTRIBUTES: shortened})
+    return encode_with_attributes(span, added)
+
+
+def _encode_content(
+    started: GenerationStarted, finished: GenerationFinished, max_bytes: int
+) -> tuple[bytes, list[str]]:
+    """Serialise the content as fields of a Span; return them, and the names of those cut."""
+    inputs, outputs, tools = bound_content(
+        make_input_messages(started),
+        make_output_messages(finished),
+        make_tool_definitions(started),
+        max_bytes,
+    )
+    found = {
+        names.GEN_AI_INPUT_MESSAGES: inputs,
+        names.GEN_AI_OUTPUT_MESSAGES: outputs,
+        names.GEN_AI_TOOL_DEFINITIONS: tools,
+    }
+    attributes = serialise_attributes({key: it.text for key, it in found.items()})
+    return attributes, [key for key, it in found.items() if it.is_cut]
 
 
 def make_generation_attributes(

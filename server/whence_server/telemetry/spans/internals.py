@@ -57,7 +57,7 @@ def _list_leaders(step: Step) -> list[int]:
 
 
 def _encode_integers(key: str, integers: Iterable[int], carrier: Carrier) -> bytes:
-    elements = b"".join(map(_encode_integer, integers))
+    elements = b"".join(map(encode_integer, integers))
     return (
         encode_array_head(key, len(elements), carrier.ATTRIBUTES_FIELD_NUMBER) + elements
         if elements
@@ -89,8 +89,14 @@ def encode_array_head(key: str, num_bytes: int, field: int) -> bytes:
 
 
 @lru_cache(maxsize=_MAX_INTEGERS)
-def _encode_integer(integer: int) -> bytes:
+def encode_integer(integer: int) -> bytes:
+    """Serialise an element of an array attribute."""
     return ArrayValue(values=[AnyValue(int_value=integer)]).SerializeToString()
+
+
+def encode_double(double: float) -> bytes:
+    """Serialise an element of an array attribute."""
+    return _make_packer(1)((double,))
 
 
 @lru_cache(maxsize=_MAX_HEADS)

@@ -303,6 +303,11 @@ RESPONSE_SAMPLING_LOGPROBS: Final = "whence.response.candidate.sampling_logprobs
 RESPONSE_DECODED_TOKENS: Final = "gen_ai.response.candidate.decoded_tokens"
 """Content: the tokens' texts in the vocabulary."""
 
+# ---- on a GenAI span that would have more than a megabyte ----
+
+SHORTENED_ATTRIBUTES: Final = "whence.span.shortened_attributes"
+"""Names of its attributes that end early."""
+
 # ---- on the GenAI span, with `--token-arrays`: an element for each of the first tokens ----
 
 PER_TOKEN_TIME_TO_SCHEDULE: Final = "gen_ai.response.per_token_time_to_schedule"  # noqa: S105 - an attribute's name

@@ -114,7 +114,33 @@ def encode_with_events(span: Span, events: list[bytes]) -> bytes:
         span: the span, without events, links and status.
         events: serialised fields of a Span message.
     """
-    # In the order of the fields' numbers, as protobuf writes them.
-    flags = Span(flags=span.flags).SerializeToString()
-    whole = b"".join((span.SerializeToString().removesuffix(flags), *events, flags))
+    return _encode_between(span, b"".join(events), Span(flags=span.flags))
+
+
+def encode_with_attributes(span: Span, attributes: bytes) -> bytes:
+    """Serialise a span with more, encoded attributes as a ScopeSpans message that holds it alone.
+
+    Args:
+        span: the span.
+        attributes: serialised fields of a Span message.
+    """
+    after = Span(
+        dropped_attributes_count=span.dropped_attributes_count,
+        events=span.events,
+        dropped_events_count=span.dropped_events_count,
+        links=span.links,
+        dropped_links_count=span.dropped_links_count,
+        status=span.status if span.HasField("status") else None,
+        flags=span.flags,
+    )
+    return _encode_between(span, attributes, after)
+
+
+def _encode_between(span: Span, fields: bytes, after: Span) -> bytes:
+    """Serialise a span with fields before those of `after`, its last ones.
+
+    In the order of the fields' numbers, as protobuf writes them.
+    """
+    last = after.SerializeToString()
+    whole = b"".join((span.SerializeToString().removesuffix(last), fields, last))
     return encode_length_delimited(ScopeSpans.SPANS_FIELD_NUMBER, whole)

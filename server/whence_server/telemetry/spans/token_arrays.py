@@ -1,76 +1,108 @@
 """The proposed conventions' arrays with an element for each token, for a generation's span.
 
 Source: open-telemetry/semantic-conventions-genai#75, whose arrays of arrays are JSON here, because
-attributes of spans hold none.
+attributes of spans hold none. The elements are serialised one by one as the steps are read, because
+messages of all of them would hold the event loop.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.journal import GenerationReader
-from whence_server.telemetry.otlp.attributes import AttributeValue
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.ahead import ReadStep, StepsAhead
 from whence_server.telemetry.spans.candidates_first import rank_candidates
+from whence_server.telemetry.spans.internals import (
+    encode_array_head,
+    encode_double,
+    encode_integer,
+)
 from whence_server.telemetry.spans.origin import Origin
+from whence_server.telemetry.spans.pages import read_step_pieces
+from whence_server.telemetry.spans.pieces import serialise_attributes
 from whence_server.telemetry.spans.steps import compute_step_interval
 
-MAX_JSON_BYTES = 500_000
-"""Most bytes of the JSON: a backend takes a span of a megabyte, and the output is on it too."""
+MAX_ARRAY_BYTES = 500_000
+"""Most bytes of the arrays: a backend takes a span of a megabyte, and the content is on it too."""
 
-_PAGE = 512
-_STEPS = frozenset({EntryKind.STEP})
+_NUMBERS = (
+    names.PER_TOKEN_TIME_TO_SCHEDULE,
+    names.PER_TOKEN_TIME_TO_GENERATE,
+    names.PER_TOKEN_BATCH_SIZE,
+    names.PER_TOKEN_CUMULATIVE_COUNT,
+)
+_TEXTS = (
+    names.PER_POSITION_TOKEN_IDS,
+    names.PER_POSITION_LOGPROBS,
+    names.PER_POSITION_DECODED_TOKENS,
+)
 
 
-@dataclass(slots=True)
+class TokenArrays(NamedTuple):
+    """Arrays of a generation's span."""
+
+    attributes: bytes = b""
+    """Serialised fields of a Span message."""
+    shortened: tuple[str, ...] = ()
+    """Names of the arrays if they end early, because they would have too many bytes."""
+
+
+NO_ARRAYS = TokenArrays()
+
+
 class _Arrays:
-    """Arrays with an element for each token."""
+    """Arrays with an element for each token; those in `_TEXTS` hold JSON arrays."""
 
-    scheduled_s: list[float] = field(default_factory=list)
-    generated_s: list[float] = field(default_factory=list)
-    batch_sizes: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    token_ids: list[str] = field(default_factory=list)
-    logprobs: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    num_bytes: int = 0
+    def __init__(self) -> None:
+        self._numbers: tuple[list[bytes], ...] = tuple([] for _ in _NUMBERS)
+        self._texts: tuple[list[str], ...] = tuple([] for _ in _TEXTS)
+        self._num_bytes = 0
 
     def add(self, origin: Origin, read: ReadStep, *, candidates: bool) -> bool:
-        """Add a step; return False, and leave it out, if the JSON would be too long."""
+        """Add a step; return False, and leave it out, if the arrays would have too many bytes."""
         step = read[0]
         ranked = rank_candidates(read, others=candidates)
-        token_ids, logprobs = _dump(ranked.token_ids), _dump(ranked.logprobs)
-        texts = _dump_texts(origin.get_text, ranked.token_ids)
-        num_bytes = self.num_bytes + len(token_ids) + len(logprobs) + len(texts.encode())
-        if num_bytes > MAX_JSON_BYTES:
-            return False
-        self.num_bytes = num_bytes
         start, end = compute_step_interval(origin.start_time_ns, step.index, step.timing)
-        self.scheduled_s.append((start - origin.start_time_ns) / 1e9)
-        self.generated_s.append((end - origin.start_time_ns) / 1e9)
-        self.batch_sizes.append(step.timing.batch_size)
-        self.counts.append(step.index + 1)
-        self.token_ids.append(token_ids)
-        self.logprobs.append(logprobs)
-        self.texts.append(texts)
+        numbers = (
+            encode_double((start - origin.start_time_ns) / 1e9),
+            encode_double((end - origin.start_time_ns) / 1e9),
+            encode_integer(step.timing.batch_size),
+            encode_integer(step.index + 1),
+        )
+        texts = (
+            _dump(ranked.token_ids),
+            _dump(ranked.logprobs),
+            _dump_texts(origin.get_text, ranked.token_ids),
+        )
+        # Each text is followed by a comma or a bracket.
+        num_texts_bytes = sum(len(text.encode()) + 1 for text in texts)
+        num_bytes = self._num_bytes + sum(map(len, numbers)) + num_texts_bytes
+        if num_bytes > MAX_ARRAY_BYTES:
+            return False
+        self._num_bytes = num_bytes
+        for elements, element in zip(self._numbers, numbers, strict=True):
+            elements.append(element)
+        for positions, text in zip(self._texts, texts, strict=True):
+            positions.append(text)
         return True
 
-    def make_attributes(self) -> dict[str, AttributeValue | None]:
-        if not self.counts:
-            return {}
-        return {
-            names.PER_TOKEN_TIME_TO_SCHEDULE: self.scheduled_s,
-            names.PER_TOKEN_TIME_TO_GENERATE: self.generated_s,
-            names.PER_TOKEN_BATCH_SIZE: self.batch_sizes,
-            names.PER_TOKEN_CUMULATIVE_COUNT: self.counts,
-            names.PER_POSITION_TOKEN_IDS: _join(self.token_ids),
-            names.PER_POSITION_LOGPROBS: _join(self.logprobs),
-            names.PER_POSITION_DECODED_TOKENS: _join(self.texts),
-        }
+    def finish(self, *, is_whole: bool) -> TokenArrays:
+        """Return the arrays; none without a token."""
+        if not self._numbers[0]:
+            return NO_ARRAYS
+        found = {key: _join(texts) for key, texts in zip(_TEXTS, self._texts, strict=True)}
+        attributes = b"".join(
+            _encode_array(key, elements)
+            for key, elements in zip(_NUMBERS, self._numbers, strict=True)
+        )
+        names_there = (*_NUMBERS, *(key for key, text in found.items() if text))
+        return TokenArrays(
+            attributes + serialise_attributes(found), () if is_whole else names_there
+        )
 
 
 async def read_token_arrays(
@@ -80,8 +112,10 @@ async def read_token_arrays(
     max_tokens: int,
     *,
     candidates: bool = True,
-) -> dict[str, AttributeValue | None]:
+) -> TokenArrays:
     """Return the arrays of a generation's first tokens; none if it has several sequences.
+
+    They end before a step that cannot be read.
 
     Args:
         journal: the journal to read.
@@ -93,24 +127,27 @@ async def read_token_arrays(
     Raises:
         GenerationNotFoundError: the generation was deleted.
     """
-    arrays, after, num_tokens = _Arrays(), 0, 0
+    arrays = _Arrays()
     if origin.num_sequences > 1:
-        return {}
-    while num_tokens < max_tokens:
-        limit = min(_PAGE, max_tokens - num_tokens)
-        entries = await journal.read(origin.generation_id, after, limit, _STEPS)
-        for entry in entries:
-            try:
-                read = ahead.read(entry)
-            except DecodeError:  # the arrays end before a token that cannot be read
-                return arrays.make_attributes()
-            if not arrays.add(origin, read, candidates=candidates):
-                return arrays.make_attributes()
-            num_tokens += 1
-        if not entries:
-            break
-        after = entries[-1].offset
-    return arrays.make_attributes()
+        return NO_ARRAYS
+    async with aclosing(
+        read_step_pieces(journal, origin.generation_id, limit=max_tokens)
+    ) as pieces:
+        async for piece in pieces:
+            found = ahead.read_again(piece)
+            for place, (entry, read) in enumerate(found):
+                if entry is not piece[place]:
+                    return arrays.finish(is_whole=True)
+                if not arrays.add(origin, read, candidates=candidates):
+                    return arrays.finish(is_whole=False)
+            if len(found) < len(piece):
+                break
+    return arrays.finish(is_whole=True)
+
+
+def _encode_array(key: str, elements: list[bytes]) -> bytes:
+    array = b"".join(elements)
+    return encode_array_head(key, len(array), Span.ATTRIBUTES_FIELD_NUMBER) + array
 
 
 def _dump(values: list[int] | list[float] | list[str]) -> str:
