@@ -11,7 +11,7 @@ from whence.v1 import generation_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.telemetry import ContentCapture
 from whence_server.journal.vocabularies import FOLDER, Vocabularies
-from whence_server.telemetry.spans import blocks
+from whence_server.telemetry.spans import blocks, pages
 from whence_server.telemetry.spans import likelihoods as book
 from whence_server.telemetry.spans.encoder import SpanEncoder
 
@@ -200,7 +200,7 @@ async def test_a_generation_is_flagged_however_its_steps_are_sent(monkeypatch, s
 
 async def test_entries_that_are_encoded_out_of_turn_count_once(monkeypatch):
     """The exporter tries later spans early, and reads a batch again after a failure."""
-    monkeypatch.setattr(book, "_PAGE", 2)
+    monkeypatch.setattr(pages, "_PAGE", 2)
     journal = MemoryJournal()
     append(journal, "g", OLD, [[0.5, 0.004, 0.2], [0.9, 0.002]])
     whole = await encoded(journal)

@@ -1,5 +1,6 @@
 """`decode_block` spans, each a summary of consecutive steps without a span of their own."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -18,6 +19,7 @@ STEPS_PER_BLOCK = 512
 """Steps of a full block; 100,000 steps make fewer than 200 blocks."""
 
 _MAX_TALLIES = 1_024
+_STEPS_AT_ONCE = 256
 
 
 def count_blocks(num_steps: int) -> int:
@@ -129,7 +131,7 @@ class BlockSpans:
             if sequence_index in whole:
                 break
         tallies = {
-            other: _sum_up(origin, found)
+            other: await _sum_up(origin, found)
             for other, found in steps.items()
             if other in whole or other == sequence_index
         }
@@ -158,8 +160,10 @@ class BlockSpans:
             self._tallies.popitem(last=False)
 
 
-def _sum_up(origin: Origin, newest_first: list[Step]) -> Tally:
+async def _sum_up(origin: Origin, newest_first: list[Step]) -> Tally:
     tally = Tally(origin.start_time_ns, newest_first[-1])
-    for step in newest_first[-2::-1]:
+    for number, step in enumerate(newest_first[-2::-1]):
+        if number % _STEPS_AT_ONCE == 0:
+            await asyncio.sleep(0)  # the event loop runs its other tasks
         tally.add(step)
     return tally

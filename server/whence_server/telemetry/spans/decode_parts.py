@@ -1,29 +1,26 @@
 """Events of running sequences, split into parts; one `decode` span holds one part."""
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-
-from google.protobuf.message import DecodeError
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from whence.v1.step_pb2 import Step
-from whence_server.domain.entries import Entry, EntryKind
 from whence_server.telemetry.journal import GenerationReader
 from whence_server.telemetry.spans.ahead import ReadStep, StepsAhead
 from whence_server.telemetry.spans.origin import Origin
+from whence_server.telemetry.spans.pages import read_step_pieces
 from whence_server.telemetry.spans.parts import Part, Parts, encode_part_span
 from whence_server.telemetry.spans.step_events import StepEvents
 from whence_server.telemetry.spans.steps import compute_step_interval
 
 MAX_PART_BYTES = 997_000
 """Most bytes of the events of one span; its attributes fit into the rest of a megabyte."""
+
 EVENTS_A_STEP = 2
 """Events of one step: its start and its token."""
 
-
 _MAX_KEPT_BYTES = 64_000_000
 _MAX_SEQUENCES = 16_384
-_PAGE = 512
-_STEPS = frozenset({EntryKind.STEP})
 
 
 class DecodeParts:
@@ -148,30 +145,22 @@ class DecodeParts:
 
     async def _encode_again(
         self, origin: Origin, sequence_index: int, indices: range, before_offset: int
-    ) -> AsyncIterator[tuple[Step, bytes]]:
+    ) -> AsyncGenerator[tuple[Step, bytes], None]:
         """Yield the journal's steps of a sequence with their events, without unreadable ones."""
         # A step's offset is larger than its index, because each step has an entry.
-        after = indices.start
-        while True:
-            entries = await self._journal.read(origin.generation_id, after, _PAGE, _STEPS)
-            for entry in entries:
-                if entry.offset >= before_offset:
-                    return
-                read = self._read(entry)
-                if read is None or read[0].sequence_index != sequence_index:
-                    continue
-                if read[0].index in indices and (events := self._encode(origin, read)):
-                    yield read[0], events
-            if not entries:
-                return
-            after = entries[-1].offset
-
-    def _read(self, entry: Entry) -> ReadStep | None:
-        """Read an entry's step; None if it is deleted or unreadable."""
-        try:
-            return self._ahead.read(entry) if entry.payload else None
-        except DecodeError:
-            return None
+        pieces = read_step_pieces(self._journal, origin.generation_id, after_offset=indices.start)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                for entry, read in self._ahead.read_again(piece):
+                    if entry.offset >= before_offset:
+                        return
+                    step = read[0]
+                    if step.sequence_index != sequence_index or step.index < indices.start:
+                        continue
+                    if step.index >= indices.stop:
+                        return
+                    if events := self._encode(origin, read):
+                        yield step, events
 
     def _encode(self, origin: Origin, read: ReadStep) -> bytes:
         """Serialise a step's events; b"" if its times are not possible."""

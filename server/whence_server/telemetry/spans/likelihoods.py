@@ -6,13 +6,11 @@ from google.protobuf.message import DecodeError
 
 from whence.summary import Likelihood
 from whence.v1.step_pb2 import Step
-from whence_server.domain.entries import EntryKind
 from whence_server.telemetry.journal import GenerationReader
 from whence_server.telemetry.spans.bounds import SequenceBounds
+from whence_server.telemetry.spans.pages import read_step_pieces
 
 _MAX_GENERATIONS = 4_096
-_PAGE = 512
-_STEPS = frozenset({EntryKind.STEP})
 
 
 class LikelihoodBook:
@@ -75,10 +73,8 @@ class LikelihoodBook:
 
     async def _count_again(self, generation_id: str, finished_offset: int) -> dict[int, Likelihood]:
         parts: dict[int, Likelihood] = {}
-        after = 0
-        while True:
-            entries = await self._journal.read(generation_id, after, _PAGE, _STEPS)
-            for entry in entries:
+        async for piece in read_step_pieces(self._journal, generation_id):
+            for entry in piece:
                 if entry.offset >= finished_offset or not entry.payload:
                     continue
                 try:
@@ -89,6 +85,4 @@ class LikelihoodBook:
                 if part is None:
                     part = parts[step.sequence_index] = Likelihood(self._unlikely_below)
                 part.add(step)
-            if not entries:
-                return parts
-            after = entries[-1].offset
+        return parts
