@@ -94,8 +94,8 @@ class Backoff:
 def _make_last_error(error: WhenceError, patience_s: float) -> WhenceError:
     """Return the error of a stream that was retried for long enough.
 
-    The code of a broken connection has no meaning: CANCELLED and DEADLINE_EXCEEDED would be taken
-    for the caller's own.
+    The code of a broken connection has no meaning: a program would take CANCELLED and
+    DEADLINE_EXCEEDED for its own.
     """
     if error.origin is not Origin.PATH or error.code is Code.UNAVAILABLE:
         return error
