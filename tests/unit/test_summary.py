@@ -278,7 +278,7 @@ def test_a_quoted_name_is_bounded_and_cut_between_characters(text, most):
 
 
 def test_names_are_cached_and_bounded(monkeypatch):
-    monkeypatch.setattr("whence.summary.names._MAX_NAMES", 3)
+    monkeypatch.setattr("whence.summary.names.MAX_CACHED_NAMES", 3)
     asked = []
     names = make_text_names(lambda token_id: asked.append(token_id) or "abcde"[token_id])
     assert "".join(names(token_id)[1] for token_id in (1, 1, 2, 3, 4, 1)) == "bbcdeb"

@@ -14,6 +14,7 @@ from whence.summary.likelihoods import (
 )
 from whence.summary.names import (
     ID_PREFIX,
+    MAX_CACHED_NAMES,
     MAX_NAME_CHARACTERS,
     TokenNames,
     make_text_names,
@@ -35,6 +36,7 @@ from whence.summary.trainings import (
 __all__ = [
     "DEFAULT_UNLIKELY_BELOW",
     "ID_PREFIX",
+    "MAX_CACHED_NAMES",
     "MAX_NAME_CHARACTERS",
     "PROMPT",
     "Likelihood",

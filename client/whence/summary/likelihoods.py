@@ -55,8 +55,11 @@ class Likelihood:
 
     def add(self, step: Step) -> None:
         """Add the next step."""
+        self.add_logprob(step, step.logprob)
+
+    def add_logprob(self, step: Step, logprob: float) -> None:
+        """Add the next step, whose logprob was read already: this is called for every step."""
         self.num_steps += 1
-        logprob = step.logprob
         if not logprob and not step.HasField("logprob"):
             return
         self.num_known += 1

@@ -16,7 +16,8 @@ ID_PREFIX: Final = "#"
 name_by_id: Final[TokenNames] = f"{ID_PREFIX}%d".__mod__
 """Names for where no text is allowed or known: "#967"."""
 
-_MAX_NAMES = 1 << 18
+MAX_CACHED_NAMES: Final = 1 << 18
+"""Most names that are kept; the cache is emptied when it is full."""
 
 
 def make_text_names(text_of: Callable[[int], str]) -> TokenNames:
@@ -36,7 +37,7 @@ class _Names(dict[int, str]):
         self._text_of = text_of
 
     def __missing__(self, token_id: int) -> str:
-        if len(self) >= _MAX_NAMES:
+        if len(self) >= MAX_CACHED_NAMES:
             self.clear()
         text = self._text_of(token_id)
         made = quote_briefly(text, MAX_NAME_CHARACTERS) if text else name_by_id(token_id)

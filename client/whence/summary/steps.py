@@ -82,8 +82,14 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
     at = choice = likelier = kept = others = won = ""
     if logprob is None:
         return f"{name}, the prompt's first token" if name and strategy == PROMPT else name
+    # Most probabilities are formatted here, because a call takes as long as the look-up.
+    least = LEAST_IN_TENTHS
     if sampling_logprob is not None and sampling_logprob != logprob:
-        after = format_probability(sampling_logprob)
+        after = (
+            TENTHS[floor(1_000 * exp(sampling_logprob) + 0.5)]
+            if least <= sampling_logprob <= 0
+            else format_probability(sampling_logprob)
+        )
         at = f" (drawn at {after})" if drawn else f" ({after} after processors)"
     if not drawn:
         choice = _CHOICES.get(strategy, "")
@@ -99,7 +105,11 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
         nats = "less than 0.01" if 0 < margin < 0.005 else nats
         won = f"; won by {nats} nats{over}"
     space = " " if name else ""
-    probability = format_probability(logprob)
+    probability = (
+        TENTHS[floor(1_000 * exp(logprob) + 0.5)]
+        if least <= logprob <= 0
+        else format_probability(logprob)
+    )
     # One string at the end, because each addition to a string copies it.
     return f"{name}{space}{probability}{at}{choice}{likelier}{kept}{others}{won}"
 

@@ -1,11 +1,11 @@
 """Steps read ahead of their encoding, because some work is cheaper for several at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from whence.v1.step_pb2 import Draw, Step
+from whence.v1.step_pb2 import Draw, Step, StepTiming
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.telemetry.spans.origin import Origin
 
@@ -28,10 +28,16 @@ Arrays: TypeAlias = tuple[
 
 Scalars: TypeAlias = tuple[float, float, float, float, float, float]
 
-ReadStep: TypeAlias = tuple[Step, Arrays, list[float], Draw, Scalars]
+ReadStep: TypeAlias = tuple[Step, Arrays, list[float], Draw, Scalars, StepTiming, int, int]
 """A step, its arrays, and its float32 values in the fewest digits: the scalars, then the arrays of
-floats in their order. Then its draw, and the scalars as they are recorded, because it takes longer
-to read them from the message again. A plain tuple, because one is made for every step."""
+floats in their order. Then its draw, the scalars as they are recorded, its timing, sequence_index
+and index, because it takes longer to read them from the message again. A plain tuple, because one
+is made for every step."""
+
+AT_SEQUENCE_INDEX: Final = 6
+"""Place of a step's sequence_index in a `ReadStep`."""
+AT_INDEX: Final = 7
+"""Place of a step's index in a `ReadStep`."""
 
 _NOTHING: Arrays = ([], [], [], [], (), ())
 
@@ -133,7 +139,16 @@ class StepsAhead:
             read.append((position, step, arrays, begin, len(values), draw, scalars))
         shortened = self._shorten_all(values)
         for position, step, arrays, begin, end, draw, scalars in read:
-            ready[position] = step, arrays, shortened[begin:end], draw, scalars
+            ready[position] = (
+                step,
+                arrays,
+                shortened[begin:end],
+                draw,
+                scalars,
+                step.timing,
+                step.sequence_index,
+                step.index,
+            )
 
 
 def _append_arrays(step: Step, values: list[float], all_candidates: bool) -> Arrays:

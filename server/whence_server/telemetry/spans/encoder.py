@@ -18,7 +18,12 @@ from whence_server.telemetry.journal import (
     UnreadableEntryError,
     VocabularyReader,
 )
-from whence_server.telemetry.spans.ahead import ReadStep, StepsAhead
+from whence_server.telemetry.spans.ahead import (
+    AT_INDEX,
+    AT_SEQUENCE_INDEX,
+    ReadStep,
+    StepsAhead,
+)
 from whence_server.telemetry.spans.beams import make_beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import SequenceBounds, read_sequence_bounds
@@ -134,13 +139,14 @@ class SpanEncoder:
             if origin is None or not origin.sampled or not entry.payload:
                 return []
             read = self._ahead.read(entry)
-            step = read[0]
-            self._likelihoods.add(entry.generation_id, step)
-            if step.index < count_step_spans(origin, step.sequence_index, self._step_spans):
+            self._likelihoods.add(entry.generation_id, read)
+            if self._step_spans is None or read[AT_INDEX] < count_step_spans(
+                origin, read[AT_SEQUENCE_INDEX], self._step_spans
+            ):
                 if self._has_events:
                     return await self._encode_event(origin, read, entry.offset)
                 return [self._steps.encode(origin, read)]
-            block = await self._blocks.add(origin, step, entry.offset)
+            block = await self._blocks.add(origin, read[0], entry.offset)
             return [] if block is None else [encode_span(block)]
         except GenerationNotFoundError:  # deleted since the entry was read
             return []

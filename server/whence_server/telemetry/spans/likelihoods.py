@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from whence.summary import Likelihood
 from whence.v1.step_pb2 import Step
 from whence_server.telemetry.journal import GenerationReader
+from whence_server.telemetry.spans.ahead import ReadStep
 from whence_server.telemetry.spans.bounds import SequenceBounds
 from whence_server.telemetry.spans.pages import read_step_pieces
 
@@ -35,16 +36,17 @@ class LikelihoodBook:
         if len(self._running) > _MAX_GENERATIONS:
             self._running.popitem(last=False)
 
-    def add(self, generation_id: str, step: Step) -> None:
+    def add(self, generation_id: str, read: ReadStep) -> None:
         """Count the next step of a sequence; a step that comes again changes nothing."""
         parts = self._running.get(generation_id)
         if parts is None:
             return
-        part = parts.get(step.sequence_index)
+        step, _, _, _, scalars, _, sequence_index, index = read
+        part = parts.get(sequence_index)
         if part is None:
-            part = parts[step.sequence_index] = Likelihood(self._unlikely_below)
-        if step.index == part.num_steps:
-            part.add(step)
+            part = parts[sequence_index] = Likelihood(self._unlikely_below)
+        if index == part.num_steps:
+            part.add_logprob(step, scalars[0])
 
     async def finish(
         self, generation_id: str, bounds: dict[int, SequenceBounds], finished_offset: int

@@ -76,7 +76,7 @@ class StepAttributes:
         unlikely_below: float,
     ) -> None:
         self._candidates = candidates
-        self._text = text
+        self._text = TextHeads(names.TOKEN_TEXT) if text else None
         self._summary = TextHeads(names.STEP_SUMMARY) if summary else None
         self._unlikely_limit = compute_unlikely_limit(unlikely_below)
         self._forms: dict[_Shape, _Form] = {}
@@ -89,8 +89,7 @@ class StepAttributes:
             token_names: names of the generation's tokens, for the summary.
             strategy: name of Decoding.strategy.
         """
-        step, arrays, doubles, draw, scalars = read
-        timing = step.timing
+        step, arrays, doubles, draw, scalars, timing, _, index = read
         token_ids, logprobs, sampling_logprobs, num_kept, removed_mass, token_logprobs = arrays
         token_id, rank, runner_up = step.token_id, step.rank, draw.runner_up_token_id
         logprob, sampling_logprob, entropy, sampling_entropy, noise, margin = scalars
@@ -120,6 +119,10 @@ class StepAttributes:
             )
             summary = line.encode()
             summary_head = self._summary[len(summary)]
+        text = text_head = b""
+        if self._text is not None:
+            text = step.text.encode()
+            text_head = self._text[len(text)]
         if not self._candidates:
             token_ids = logprobs = _NONE
         shape = (
@@ -141,7 +144,7 @@ class StepAttributes:
         )
         form = self._forms.get(shape) or self._add_form(shape)
         integers = [
-            step.index,
+            index,
             timing.batch_size,
             timing.context_length,
             timing.forward_ns,
@@ -160,7 +163,9 @@ class StepAttributes:
                 summary_head,
                 summary,
                 _UNLIKELY if logprob < self._unlikely_limit else b"",
-                form.integers.encode(integers, (step.text,) if self._text else ()),
+                text_head,
+                text,
+                form.integers.encode(integers),
                 form.doubles.encode(doubles),
             )
         )
@@ -169,7 +174,7 @@ class StepAttributes:
         if len(self._forms) >= _MAX_FORMS:
             # Bounded, because callers choose the number of candidates.
             self._forms.clear()
-        form = self._forms[shape] = _make_form(shape, text=self._text)
+        form = self._forms[shape] = _make_form(shape)
         return form
 
 
@@ -186,15 +191,13 @@ class _Form(NamedTuple):
     doubles: Doubles
 
 
-def _make_form(shape: _Shape, *, text: bool) -> _Form:
+def _make_form(shape: _Shape) -> _Form:
     there = {None, *compress(_OPTIONALS, shape)}
     lengths = shape[len(_OPTIONALS) :]
     lengths_of = dict(zip((*_INTEGER_ARRAYS, *_DOUBLE_ARRAYS), lengths, strict=True))
     has_integers = [field in there for field in _INTEGERS.values()]
     has_doubles = [field in there for field in _DOUBLES.values()]
     integers: dict[str, AttributeValue] = dict.fromkeys(compress(_INTEGERS, has_integers), 0)
-    if text:
-        integers[names.TOKEN_TEXT] = ""
     integers |= {key: [0] * lengths_of[key] for key in _INTEGER_ARRAYS if lengths_of[key]}
     return _Form(
         lacks_some=not all((*has_integers, *has_doubles)),

@@ -9,7 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from whence.summary import DEFAULT_UNLIKELY_BELOW, ID_PREFIX
 from whence.v1.step_pb2 import StepTiming
 from whence_server.telemetry.otlp.attributes import AttributeValue
-from whence_server.telemetry.otlp.wire import FIXED64, Heads, encode_length_delimited, make_tag
+from whence_server.telemetry.otlp.wire import FIXED64, Heads, make_tag
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.ahead import ReadStep
 from whence_server.telemetry.spans.ids import SpanIds
@@ -23,7 +23,6 @@ SIBLING_GAP_NS = 1_000
 
 _LEAST_NS = 2 * SIBLING_GAP_NS
 _MAX_FRAMES = 4_096
-_MAX_NAMES = 65_536
 # A span begins with the trace id (16 bytes) and the span id (8), each after a tag and a length.
 _ID_BEGIN, _ID_END = 20, 28
 _START_TAG = make_tag(Span.START_TIME_UNIX_NANO_FIELD_NUMBER, FIXED64)
@@ -106,7 +105,7 @@ class StepSpans:
             summary=summary,
             unlikely_below=unlikely_below,
         )
-        self._names = _NameFields() if token_names else None
+        self._token_names = token_names
         self._frames: dict[tuple[SpanIds, int], _Frame] = {}
 
     def encode(self, origin: Origin, read: ReadStep) -> bytes:
@@ -119,22 +118,25 @@ class StepSpans:
         Raises:
             ValueError: its times are negative or exceed 64 bits.
         """
-        step = read[0]
-        ids, sequence_index, index = origin.ids, step.sequence_index, step.index
+        step, _, _, _, _, timing, sequence_index, index = read
+        ids = origin.ids
         frame = self._frames.get((ids, sequence_index)) or self._add_frame(origin, sequence_index)
-        start, end = compute_step_interval(origin.start_time_ns, index, step.timing)
+        start, end = compute_step_interval(origin.start_time_ns, index, timing)
         if not 0 <= start < end < 1 << 64:
             raise ValueError(f"a span cannot last from {start} to {end} ns: times have 64 bits")
-        name = _PLAIN_NAME
-        if self._names is not None and step.HasField("token_id"):
-            name = self._names[origin.names(step.token_id)]
+        name_head, name = _PLAIN_NAME
+        if self._token_names and ((token_id := step.token_id) or step.HasField("token_id")):
+            name = _NAME_BEGIN + origin.names(token_id).removeprefix(ID_PREFIX).encode()
+            name_head = _NAME_HEADS[len(name)]
         before_id, after_id, attributes, flags = frame
         span = b"".join(
             (
                 before_id,
                 ids.get_decode_step_id(sequence_index, index),
                 after_id,
+                name_head,
                 name,
+                _KIND,
                 _TIMES(_START_TAG, start, _END_TAG, end),
                 attributes,
                 self._attributes.encode(read, origin.names, origin.strategy),
@@ -151,24 +153,11 @@ class StepSpans:
         return frame
 
 
-class _NameFields(dict[str, bytes]):
-    """Cache of serialised span names, by the names of their tokens."""
-
-    def __missing__(self, token_name: str) -> bytes:
-        if len(self) >= _MAX_NAMES:
-            self.clear()
-        name = f"{names.DECODE_STEP} {token_name.removeprefix(ID_PREFIX)}"
-        made = self[token_name] = _encode_name(name)
-        return made
-
-
-def _encode_name(name: str) -> bytes:
-    """Serialise a span's name and its kind, which is the next field."""
-    return encode_length_delimited(Span.NAME_FIELD_NUMBER, name.encode()) + _KIND
-
-
 _KIND = Span(kind=Span.SPAN_KIND_INTERNAL).SerializeToString()
-_PLAIN_NAME = _encode_name(names.DECODE_STEP)
+"""The field after the name."""
+_NAME_HEADS = Heads(Span.NAME_FIELD_NUMBER)
+_NAME_BEGIN = f"{names.DECODE_STEP} ".encode()
+_PLAIN_NAME = _NAME_HEADS[len(names.DECODE_STEP)], names.DECODE_STEP.encode()
 
 
 class _Frame(NamedTuple):

@@ -1,12 +1,20 @@
 """Names of tokens on spans: texts where they are allowed and known, else ids."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from whence.summary import TokenNames, decode_token, make_text_names, name_by_id
+from whence.summary import (
+    MAX_CACHED_NAMES,
+    TokenNames,
+    decode_token,
+    make_text_names,
+    name_by_id,
+)
 from whence_server.telemetry.journal import KeptTokens, VocabularyReader
 
 _MOST_VOCABULARIES = 4
+_NAMES_AT_ONCE = 1_024
 
 
 class TokenWords(NamedTuple):
@@ -53,7 +61,20 @@ class NameBook:
         get_text = _Texts(kept.tokens).get_text
         words = TokenWords(make_text_names(get_text), get_text)
         self._names[tokenizer_digest] = kept, words
+        await _make_names(words.names, len(kept.tokens))
         return words
+
+
+async def _make_names(names: TokenNames, num_tokens: int) -> None:
+    """Let the names be made before steps need them: each takes ten times as long as to look it up.
+
+    The event loop runs its other tasks after each slice.
+    """
+    num_names = min(num_tokens, MAX_CACHED_NAMES)
+    for begin in range(0, num_names, _NAMES_AT_ONCE):
+        for token_id in range(begin, min(begin + _NAMES_AT_ONCE, num_names)):
+            names(token_id)
+        await asyncio.sleep(0)
 
 
 class _Texts:
