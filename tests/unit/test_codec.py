@@ -22,7 +22,13 @@ from whence_server.domain.decoding import (
 )
 from whence_server.domain.errors import Code
 from whence_server.domain.generation import CallRecord, Failure, Finished, SequenceResult, Started
-from whence_server.domain.model import Environment, ModelInfo, TextFiles
+from whence_server.domain.model import (
+    AdapterInfo,
+    Environment,
+    ModelInfo,
+    NamedAdapter,
+    TextFiles,
+)
 from whence_server.domain.steps import (
     Candidates,
     Decision,
@@ -210,6 +216,20 @@ def test_started_holds_all_settings_of_the_generation():
     assert message.effective_trace.detail == generation_pb2.TRACE_DETAIL_DECISIONS
     assert message.effective_trace.HasField("num_candidates")
     assert message.effective_trace.prompt
+
+
+def test_started_holds_the_adapter_that_was_named():
+    assert not started().HasField("adapter")
+    identity = AdapterInfo("LORA", "1" * 64, "the/base", "2" * 64)
+    message = started(adapter=NamedAdapter("tone", identity, "3" * 64, ()))
+    assert message.adapter == generation_pb2.AppliedAdapter(
+        name="tone",
+        peft_type="LORA",
+        digest="1" * 64,
+        base="the/base",
+        base_model_digest="2" * 64,
+        weights_digest="3" * 64,
+    )
 
 
 @pytest.mark.parametrize("strategy", Strategy)

@@ -209,6 +209,7 @@ class GenerateRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     DISCONNECT_GRACE_FIELD_NUMBER: builtins.int
     MAX_DURATION_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """Text, tokenized by the server; see Decoding.add_special_tokens."""
     model: builtins.str
@@ -219,6 +220,11 @@ class GenerateRequest(google.protobuf.message.Message):
     with another request it is ALREADY_EXISTS. It also lets a client resume a
     stream that broke before its first event, and changes the default of
     disconnect_grace. Empty: the server chooses.
+    """
+    adapter: builtins.str
+    """Name of one of Model.adapters, whose layers are added to the model for this
+    generation. Empty: the model as it is served. INVALID_ARGUMENT if the server
+    has no adapter of this name.
     """
     @property
     def chat(self) -> global___ChatInput:
@@ -272,9 +278,10 @@ class GenerateRequest(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         disconnect_grace: google.protobuf.duration_pb2.Duration | None = ...,
         max_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        adapter: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "input", b"input", "max_duration", b"max_duration", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "generation_id", b"generation_id", "input", b"input", "labels", b"labels", "max_duration", b"max_duration", "model", b"model", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "generation_id", b"generation_id", "input", b"input", "labels", b"labels", "max_duration", b"max_duration", "model", b"model", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["prompt", "chat", "tokens"] | None: ...
 
 global___GenerateRequest = GenerateRequest
@@ -1048,6 +1055,7 @@ class GenerationStarted(google.protobuf.message.Message):
     OPERATION_FIELD_NUMBER: builtins.int
     TRAINING_RUN_FIELD_NUMBER: builtins.int
     CONFIGURED_DECODING_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     CHAT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
@@ -1130,12 +1138,19 @@ class GenerationStarted(google.protobuf.message.Message):
 
     @property
     def training_run(self) -> global___TrainingRunRef:
-        """Training run that made these weights, if it is known."""
+        """Training run that made these weights, or the adapter, if it is known."""
 
     @property
     def configured_decoding(self) -> global___ConfiguredDecoding:
         """Settings of the model's generation config that apply to this generation and
         that no request can set.
+        """
+
+    @property
+    def adapter(self) -> global___AppliedAdapter:
+        """Adapter that GenerateRequest.adapter named; absent without one. The weights
+        that computed the tokens are then the model's with this adapter's layers,
+        and training_run is the run that made the adapter.
         """
 
     @property
@@ -1170,10 +1185,13 @@ class GenerationStarted(google.protobuf.message.Message):
         operation: builtins.str = ...,
         training_run: global___TrainingRunRef | None = ...,
         configured_decoding: global___ConfiguredDecoding | None = ...,
+        adapter: global___AppliedAdapter | None = ...,
         chat: global___ChatRecord | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_chat", b"_chat", "_training_run", b"_training_run", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_chat", b"_chat", "_training_run", b"_training_run", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_chat", b"_chat"]) -> typing.Literal["chat"] | None: ...
     @typing.overload
@@ -1221,6 +1239,44 @@ class ChatRecord(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["input", b"input", "reasoning_format", b"reasoning_format", "template_name", b"template_name", "tool_call_format", b"tool_call_format"]) -> None: ...
 
 global___ChatRecord = ChatRecord
+
+@typing.final
+class AppliedAdapter(google.protobuf.message.Message):
+    """A PEFT adapter that was added to the model for one generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PEFT_TYPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    BASE_FIELD_NUMBER: builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name under which the server has it: NamedAdapter.name."""
+    peft_type: builtins.str
+    """PEFT type, e.g. "LORA"."""
+    digest: builtins.str
+    """See Adapter.digest."""
+    base: builtins.str
+    """Base model as named in adapter_config.json."""
+    base_model_digest: builtins.str
+    """Model.model_digest of the base that it was added to: the served model."""
+    weights_digest: builtins.str
+    """See NamedAdapter.weights_digest."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        peft_type: builtins.str = ...,
+        digest: builtins.str = ...,
+        base: builtins.str = ...,
+        base_model_digest: builtins.str = ...,
+        weights_digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "base_model_digest", b"base_model_digest", "digest", b"digest", "name", b"name", "peft_type", b"peft_type", "weights_digest", b"weights_digest"]) -> None: ...
+
+global___AppliedAdapter = AppliedAdapter
 
 @typing.final
 class ConfiguredDecoding(google.protobuf.message.Message):

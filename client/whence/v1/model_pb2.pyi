@@ -83,6 +83,7 @@ class Model(google.protobuf.message.Message):
     CHAT_TEMPLATES_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model, for GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -145,6 +146,12 @@ class Model(google.protobuf.message.Message):
     def adapter(self) -> global___Adapter:
         """Adapter that is applied to the base model, if there is one."""
 
+    @property
+    def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NamedAdapter]:
+        """Adapters that requests can name, sorted by name. The model's digests do not
+        cover them.
+        """
+
     def __init__(
         self,
         *,
@@ -168,12 +175,60 @@ class Model(google.protobuf.message.Message):
         chat_templates: collections.abc.Iterable[builtins.str] | None = ...,
         adapter: global___Adapter | None = ...,
         failure: builtins.str = ...,
+        adapters: collections.abc.Iterable[global___NamedAdapter] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model
+
+@typing.final
+class NamedAdapter(google.protobuf.message.Message):
+    """An adapter that a request can name: GenerateRequest.adapter."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
+    TRAINING_RUN_ID_FIELD_NUMBER: builtins.int
+    TRAINING_STEP_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of the adapter on this server."""
+    weights_digest: builtins.str
+    """SHA-256 over the adapter's tensors in memory, as Model.weights_digest
+    defines it, with the names under which PEFT saves them. A recorded training
+    of an adapter has the same digest of its checkpoints.
+    """
+    training_run_id: builtins.str
+    """Training run that made the adapter, where it is known."""
+    training_step: builtins.int
+    """Optimizer step of the training run after which the adapter was saved."""
+    @property
+    def adapter(self) -> global___Adapter:
+        """Identity of the adapter; its base is the served model."""
+
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
+        """Files that Adapter.digest covers, sorted by path."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        adapter: global___Adapter | None = ...,
+        weights_digest: builtins.str = ...,
+        files: collections.abc.Iterable[global___FileDigest] | None = ...,
+        training_run_id: builtins.str = ...,
+        training_step: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "training_step", b"training_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "files", b"files", "name", b"name", "training_run_id", b"training_run_id", "training_step", b"training_step", "weights_digest", b"weights_digest"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
+
+global___NamedAdapter = NamedAdapter
 
 @typing.final
 class Adapter(google.protobuf.message.Message):

@@ -34,6 +34,9 @@ class Admit(NamedTuple):
     replays: Sequence[Replay] = ()
     """Sequences to continue; empty for a new generation, and for a beam search, which starts
     again from the prompt."""
+    adapter: str = ""
+    """Name of the adapter whose layers are added to the model; "" for none. Keys and values of a
+    prompt depend on it."""
 
 
 class StopSequence(NamedTuple):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from whence_server.domain.chat import ChatRecord, ParsedReasoning, ParsedToolCall
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.errors import Code
-from whence_server.domain.model import ModelInfo
+from whence_server.domain.model import ModelInfo, NamedAdapter
 from whence_server.domain.tracing import TraceContext
 
 
@@ -29,6 +29,8 @@ class Started:
     """Requested parts of the trace that are not available, each with the reason."""
     source_method: str = ""
     """Method that computes sources; empty if none are recorded."""
+    adapter: NamedAdapter | None = None
+    """Adapter that the request named."""
     chat: ChatRecord | None = None
     """The conversation; None for a request without one."""
 

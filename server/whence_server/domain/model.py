@@ -93,6 +93,26 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """An adapter that a request can name, and that is then added to the model."""
+
+    name: str
+    """Name in requests."""
+    identity: AdapterInfo
+    """Its type, digest and base, which is the served model."""
+    weights_digest: str
+    """Digest of the adapter's tensors in memory; see `NamedAdapter` in model.proto."""
+    files: tuple[FileDigest, ...]
+    """The adapter's configuration and weights."""
+    internals: InternalsInfo = field(default_factory=InternalsInfo)
+    """Internals of the model with this adapter."""
+    directory: str = ""
+    """Directory of the adapter's files on this machine."""
+    training_run: TrainingRunRef | None = None
+    """Filled in by the front, which reads the training records."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A loaded model, as the engine reports it when it is ready."""
 
@@ -120,3 +140,6 @@ class ModelInfo:
     training_run: TrainingRunRef | None = None
     """Filled in by the front, which reads the training records."""
     adapter: AdapterInfo | None = None
+    """Adapter that is part of the model in every generation."""
+    adapters: tuple[NamedAdapter, ...] = ()
+    """Adapters that requests can name, sorted by name."""

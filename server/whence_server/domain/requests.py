@@ -28,3 +28,5 @@ class GenerationRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     disconnect_grace_s: float = 0.0
     max_duration_s: float | None = None
+    adapter: str = ""
+    """Name of an adapter of the model; empty for none."""

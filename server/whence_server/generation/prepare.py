@@ -9,12 +9,14 @@ from whence_server.domain.chat import ChatInput, ChatRecord, OutputForms
 from whence_server.domain.decoding import (
     Decoding,
     TokenInput,
+    TraceDetail,
     TraceOptions,
 )
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.adapters import adapt_model
 from whence_server.generation.checks import check_prompt, check_text_size, compute_longest_prompt
 from whence_server.generation.resolve import resolve_decoding, resolve_trace
 from whence_server.text.chat import RenderedChat
@@ -32,6 +34,7 @@ class Prepared(NamedTuple):
         decoding: as applied.
         trace: as granted.
         unavailable: requested parts of the trace that are not available, each with the reason.
+        source_method: method that computes sources; empty if none are recorded.
         template_name: name of the chat template; "" for a request without a conversation.
         forms: forms in which the output is to be read; None for a request without a conversation.
     """
@@ -41,6 +44,7 @@ class Prepared(NamedTuple):
     decoding: Decoding
     trace: TraceOptions
     unavailable: dict[str, str]
+    source_method: str = ""
     template_name: str = ""
     forms: OutputForms | None = None
 
@@ -102,6 +106,7 @@ def prepare_request(
         InvalidRequestError: the request is invalid for this model and server.
         NotOfferedError: the server does not implement a part of the request.
     """
+    model = adapt_model(model, request.adapter)
     check_size(request, model=model, limits=limits, tokenizer=tokenizer)
     trace, unavailable = resolve_trace(request.trace, model, limits)
     rendered, token_ids = _encode(request, model, limits, tokenizer)
@@ -112,8 +117,9 @@ def prepare_request(
         limits=limits,
         tokenizer=tokenizer,
     )
+    source_method = model.internals.source_method if trace.detail is TraceDetail.INTERNALS else ""
     prompt, name, forms = (rendered, "", None) if isinstance(rendered, str) else rendered
-    return Prepared(prompt, token_ids, decoding, trace, unavailable, name, forms)
+    return Prepared(prompt, token_ids, decoding, trace, unavailable, source_method, name, forms)
 
 
 def _encode(

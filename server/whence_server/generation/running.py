@@ -135,6 +135,7 @@ class RunningGeneration:
             self.started.decoding,
             self.started.trace,
             replays,
+            "" if self.started.adapter is None else self.started.adapter.name,
         )
 
     def record_prompt(self, scored: PromptScored) -> Iterator[None]:

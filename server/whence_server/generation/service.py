@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from whence_server.domain.decoding import FinishReason, TraceDetail, TraceOptions
+from whence_server.domain.decoding import FinishReason
 from whence_server.domain.engine import Admit, Engine, StopGeneration
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
@@ -32,6 +32,7 @@ from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
+from whence_server.generation.adapters import adapt_model, find_adapter
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
 from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.readers import Reader, Reading, count_reader
@@ -181,7 +182,7 @@ class Generations:
             generation_id=generation_id,
             trace_context=arrival.trace_context,
             start_time_ns=arrival.time_ns,
-            model=self._model,
+            model=adapt_model(self._model, request.adapter),
             prompt=ready.prompt,
             prompt_token_ids=tuple(ready.token_ids),
             decoding=ready.decoding,
@@ -190,7 +191,8 @@ class Generations:
             request_digest=request.digest,
             labels=dict(request.labels),
             unavailable=ready.unavailable,
-            source_method=_get_source_method(ready.trace, self._model),
+            source_method=ready.source_method,
+            adapter=find_adapter(self._model, request.adapter),
             chat=ready.make_chat_record(request),
         )
         self._check_running()
@@ -393,7 +395,3 @@ class Generations:
             )
         for running in list(self._running.values()):
             self._stop(running, FinishReason.INTERRUPTED)
-
-
-def _get_source_method(trace: TraceOptions, model: ModelInfo) -> str:
-    return model.internals.source_method if trace.detail is TraceDetail.INTERNALS else ""

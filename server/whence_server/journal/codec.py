@@ -26,7 +26,7 @@ from whence_server.domain.generation import (
     SequenceResult,
     Started,
 )
-from whence_server.domain.model import ModelInfo
+from whence_server.domain.model import ModelInfo, NamedAdapter
 from whence_server.domain.options import Kind, Option
 from whence_server.domain.steps import (
     BeamRound,
@@ -123,6 +123,7 @@ def encode_started(started: Started) -> bytes:
         operation=started.operation,
         training_run=convert_training_run(model),
         configured_decoding=convert_configured(started.decoding),
+        adapter=None if started.adapter is None else _convert_adapter(started.adapter),
         chat=None if started.chat is None else convert_chat_record(started.chat),
     ).SerializeToString()
 
@@ -238,6 +239,18 @@ def convert_training_run(model: ModelInfo) -> generation_pb2.TrainingRunRef | No
         span_id=run.span_id,
         step=run.step,
         record_head=run.record_head,
+    )
+
+
+def _convert_adapter(adapter: NamedAdapter) -> generation_pb2.AppliedAdapter:
+    identity = adapter.identity
+    return generation_pb2.AppliedAdapter(
+        name=adapter.name,
+        peft_type=identity.peft_type,
+        digest=identity.digest,
+        base=identity.base,
+        base_model_digest=identity.base_model_digest,
+        weights_digest=adapter.weights_digest,
     )
 
 

@@ -50,6 +50,7 @@ def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> 
         labels=_read_labels(request, limits, violations),
         disconnect_grace_s=_read_grace_s(request, limits, violations),
         max_duration_s=_read_duration_s(request, violations),
+        adapter=request.adapter,
     )
     if violations:
         raise InvalidRequestError(*violations)

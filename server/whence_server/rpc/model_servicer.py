@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from whence.v1 import model_pb2
-from whence_server.domain.model import ModelInfo
+from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo, NamedAdapter
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.serving import Serving
 from whence_server.text.chat import list_templates
@@ -83,22 +83,38 @@ def make_model_message(info: ModelInfo) -> model_pb2.Model:
         device=info.environment.device,
         model_digest=info.model_digest,
         tokenizer_digest=info.tokenizer_digest,
-        files=[
-            model_pb2.FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256)
-            for f in info.files
-        ],
+        files=[_make_file_digest(file) for file in info.files],
         weights_digest=info.weights_digest,
         loaded_files=info.loaded_files,
         batched=info.batched,
         training_run_id="" if run is None else run.training_run_id,
         training_step=None if run is None else run.step,
         chat_templates=sorted(list_templates(info.text.chat_template)),
-        adapter=None
-        if info.adapter is None
-        else model_pb2.Adapter(
-            peft_type=info.adapter.peft_type,
-            digest=info.adapter.digest,
-            base=info.adapter.base,
-            base_model_digest=info.adapter.base_model_digest,
-        ),
+        adapter=None if info.adapter is None else _make_identity(info.adapter),
+        adapters=[_make_adapter_message(adapter) for adapter in info.adapters],
     )
+
+
+def _make_adapter_message(adapter: NamedAdapter) -> model_pb2.NamedAdapter:
+    run = adapter.training_run
+    return model_pb2.NamedAdapter(
+        name=adapter.name,
+        adapter=_make_identity(adapter.identity),
+        weights_digest=adapter.weights_digest,
+        files=[_make_file_digest(file) for file in adapter.files],
+        training_run_id="" if run is None else run.training_run_id,
+        training_step=None if run is None else run.step,
+    )
+
+
+def _make_identity(adapter: AdapterInfo) -> model_pb2.Adapter:
+    return model_pb2.Adapter(
+        peft_type=adapter.peft_type,
+        digest=adapter.digest,
+        base=adapter.base,
+        base_model_digest=adapter.base_model_digest,
+    )
+
+
+def _make_file_digest(file: FileDigest) -> model_pb2.FileDigest:
+    return model_pb2.FileDigest(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
