@@ -87,6 +87,8 @@ class GenerateOptions(TypedDict, total=False):
     template_name: str | None
     """Name of one of the model's chat templates (`Model.chat_templates`)."""
     model: str | None
+    adapter: str | None
+    """Name of one of the model's adapters (`Model.adapters`), to generate with its layers."""
     add_special_tokens: Annotated[bool | None, Option("decoding.add_special_tokens")]
     """True adds the tokenizer's special tokens to a text prompt."""
 

@@ -51,6 +51,7 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
     request = pb.GenerateRequest(
         generation_id=require_text("generation_id", str(given.get("generation_id", uuid.uuid4()))),
         model=require_text("model", given.get("model", "")),
+        adapter=require_text("adapter", given.get("adapter", "")),
     )
     _set_input(request, prompt, given)
     asked = _make_options_request(given)

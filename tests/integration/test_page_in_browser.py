@@ -51,6 +51,7 @@ def opened(driver, tmp_path) -> Iterator[Path]:
     started = events[0].started
     started.model = started.processor_names[0] = HOSTILE[0].decode()
     started.labels["<b>"] = HOSTILE[1].decode()
+    started.adapter.name, started.adapter.digest = HOSTILE[1].decode(), "ad" * 32
     events[2].steps.steps[0].internals.layer_leaders[:] = [1, 0, 0]
     path = tmp_path / "page <&>.html"
     save(path, events, HOSTILE)
@@ -136,9 +137,12 @@ def test_hostile_text_is_shown_and_nothing_more(driver, opened):
         assert f"step {step} ·" in panel(driver)
     assert len(all_of(driver, "script")) == 2
     assert all_of(driver, "img") == []
-    assert HOSTILE[0].decode() in driver.find_element(By.ID, "facts").text
+    facts = driver.find_element(By.ID, "facts").text
+    assert f"{HOSTILE[0].decode()} with {HOSTILE[1].decode()}" in facts
     driver.find_element(By.CSS_SELECTOR, "#provenance summary").click()
-    assert HOSTILE[1].decode() in driver.find_element(By.ID, "provenance").text
+    provenance = driver.find_element(By.ID, "provenance").text
+    assert HOSTILE[1].decode() in provenance
+    assert "ad" * 32 in provenance
 
 
 def test_the_keys_do_what_the_mouse_does(driver, opened):

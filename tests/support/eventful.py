@@ -74,6 +74,7 @@ def _append_sampled(journal: MemoryJournal) -> None:
         prompt="The quick",
         operation="text_completion",
         training_run=run,
+        adapter=g.AppliedAdapter(name="tone", digest="ad" * 32, weights_digest="ae" * 32),
         request_digest=DIGEST,
         tokenizer_digest=DIGEST,
         environment=g.Environment(weights_digest=DIGEST),

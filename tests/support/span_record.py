@@ -143,6 +143,9 @@ STARTED_ROWS: dict[str, Source] = {
     "whence.model.digest": "model_digest",
     "whence.tokenizer.digest": "tokenizer_digest",
     "whence.weights.digest": "environment.weights_digest",
+    "whence.adapter.name": lambda it: it.adapter.name or None,
+    "whence.adapter.digest": lambda it: it.adapter.digest or None,
+    "whence.adapter.weights_digest": lambda it: it.adapter.weights_digest or None,
     "whence.decoding.strategy": lambda it: it.effective_decoding.WhichOneof("strategy"),
     "whence.decoding.seed": lambda it: (
         str(it.effective_decoding.sample.seed) if it.effective_decoding.HasField("sample") else None

@@ -1,8 +1,14 @@
-"""Objects of beam-search rounds that `whence generate --json` prints."""
+"""Objects that `whence generate --json` prints: of starts with an adapter, and of rounds."""
 
 from whence.cli.json_lines import describe_event, format_json
 from whence.generation import GenerationState
-from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
+from whence.v1.generation_pb2 import (
+    AppliedAdapter,
+    BeamContinuation,
+    BeamRound,
+    GenerationEvent,
+    GenerationStarted,
+)
 from whence.v1.step_pb2 import StepTiming
 
 
@@ -50,3 +56,31 @@ def test_a_round_says_what_is_zero_and_what_is_false() -> None:
         },
     }
     assert '"logprob":null' in format_json(said)
+
+
+def test_a_start_names_its_adapter() -> None:
+    generation = GenerationState("g", lambda _: None)
+    adapter = AppliedAdapter(
+        name="tone",
+        peft_type="LORA",
+        digest="aa",
+        base="the/base",
+        base_model_digest="bb",
+        weights_digest="cc",
+    )
+    for started in (GenerationStarted(adapter=adapter), GenerationStarted()):
+        event = GenerationEvent(started=started)
+        generation._observe(event)
+        (said,) = describe_event(event, generation)
+        assert said.get("adapter") == (
+            {
+                "name": "tone",
+                "peft_type": "LORA",
+                "digest": "aa",
+                "base": "the/base",
+                "base_model_digest": "bb",
+                "weights_digest": "cc",
+            }
+            if started.HasField("adapter")
+            else None
+        )

@@ -22,6 +22,7 @@ SAMPLING = {
 BEAMS = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": "never"}
 REST = {
     "model": "m",
+    "adapter": "tone",
     "add_special_tokens": False,
     "max_new_tokens": 5,
     "min_new_tokens": 1,

@@ -187,10 +187,21 @@ def test_requested_tokens_have_their_ids_and_texts():
     assert content["vocabulary"] == {"0": "a", "1": "b", "2": "c"}
 
 
+def test_the_page_names_the_adapter():
+    started = GenerationStarted(model="m")
+    started.adapter.name, started.adapter.peft_type = "tone", "LORA"
+    started.adapter.digest, started.adapter.weights_digest = "aa", "bb"
+    generation = data_of(make_page(started, None, []))["generation"]
+    assert generation["adapter"]["name"] == "tone"
+    assert generation["digests"]["adapter"] == "aa"
+    assert generation["digests"]["adapter's weights"] == "bb"
+
+
 def test_absent_stays_absent():
     bare = data_of(make_page(GenerationStarted(), None, [Step(text="x")]))
     assert bare["sequences"][0]["steps"] == [{"index": 0, "text": "x"}]
     assert "finish_reason" not in bare["generation"]
+    assert "adapter" not in bare["generation"]
     assert data_of(make_page(GenerationStarted(), None, []))["sequences"] == []
 
 

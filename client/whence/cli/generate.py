@@ -54,6 +54,11 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME", help="name of the model (default: the model of the server)"
     )
     group.add_argument(
+        "--adapter",
+        metavar="NAME",
+        help="name of one of the model's adapters; `whence model` lists them",
+    )
+    group.add_argument(
         "--greedy", action="store_true", default=None, help="take the most likely token"
     )
     group.add_argument("--sample", action="store_true", default=None, help="draw at random")

@@ -275,6 +275,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "generation": summary.generation_id,
         "trace": started.trace_id or summary.trace_id,
         "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
+        **_describe_adapter(started),
         "training run": _format_training_run(started),
         "started": _format_time(summary.start_time),
         "finished": _format_reason(summary),
@@ -294,6 +295,12 @@ def _format_details(generation: GetGenerationResponse) -> str:
                 fields[f"tool call {call.id}"] = format_call(call)
     rows = (*fields.items(), *list_occurrences(started, list(generation.occurrences)))
     return "\n".join(f"{escape(name):<12}  {escape(value)}" for name, value in rows)
+
+
+def _describe_adapter(started: GenerationStarted) -> dict[str, str]:
+    if not started.HasField("adapter"):
+        return {}
+    return {"adapter": f"{started.adapter.name} ({started.adapter.digest})"}
 
 
 def _format_training_run(started: GenerationStarted) -> str:

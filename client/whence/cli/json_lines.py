@@ -22,6 +22,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
                 prompt_token_ids, processor_names, decoding, trace, source_method,
                 unavailable: {part of the trace: why the model cannot give it},
+                adapter: {name, peft_type, digest, base, base_model_digest, weights_digest},
                 training_run: {training_run_id, trace_id, span_id, step, record_head}
   prompt_token  as token, with --trace-prompt
   token         sequence_index, index, token_id, text, text_begin_byte, text_end_byte,
@@ -204,6 +205,8 @@ def _describe_started(generation: GenerationState) -> dict[str, Any]:
     }
     if started.HasField("configured_decoding"):
         fields["configured_decoding"] = describe_message(started.configured_decoding)
+    if started.HasField("adapter"):
+        fields["adapter"] = describe_whole_message(started.adapter)
     if started.HasField("training_run"):
         fields["training_run"] = describe_whole_message(started.training_run)
     return fields

@@ -57,6 +57,7 @@ def _format_details(model: Model) -> str:
         "context": f"{model.max_context_length:,}",
         "arithmetic": f"{model.dtype} on {model.device}",
         "chat templates": ", ".join(model.chat_templates) or "none",
+        **_describe_adapters(model),
         "batched": "yes" if model.batched else "no",
         "model digest": model.model_digest or "unknown",
         "weights digest": model.weights_digest or "unknown",
@@ -66,3 +67,11 @@ def _format_details(model: Model) -> str:
         else "unknown",
     }
     return "\n".join(f"{name:<16}  {escape(value)}" for name, value in fields.items())
+
+
+def _describe_adapters(model: Model) -> dict[str, str]:
+    return {
+        f"adapter {adapter.name}": f"{adapter.adapter.peft_type}, digest {adapter.adapter.digest}"
+        + (f", training run {adapter.training_run_id}" if adapter.training_run_id else "")
+        for adapter in model.adapters
+    }

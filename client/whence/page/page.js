@@ -206,6 +206,8 @@ function open(key) {
 function showFacts() {
   const { generation, sequences } = record;
   const count = sequences.reduce((sum, each) => sum + each.steps.length, 0);
+  const { adapter } = generation;
+  const name = adapter ? `${generation.model} with ${adapter.name}` : generation.model;
   const parts = [`${count.toLocaleString("en")} tokens`];
   if (generation.finish_reason)
     parts.push(`finished: ${generation.finish_reason.replaceAll("_", " ")}`);
@@ -214,11 +216,12 @@ function showFacts() {
     parts.push(generation.start_time.replace("T", " ").replace(/\.\d+Z$/, "Z"));
   document
     .getElementById("facts")
-    .append(make("b", "", visible(generation.model)), ` · ${visible(parts.join(" · "))}`);
+    .append(make("b", "", visible(name)), ` · ${visible(parts.join(" · "))}`);
   const list = document.querySelector("#provenance dl");
   const { digests, environment, decoding, trace, labels } = generation;
   const facts = { generation: generation.id, trace: generation.trace_id };
   for (const [name, value] of Object.entries(digests)) facts[`${name} digest`] = value;
+  if (adapter) facts.adapter = `${adapter.name} (${adapter.peft_type}, for ${adapter.base})`;
   facts["chosen by"] = JSON.stringify(decoding);
   facts["recorded"] = JSON.stringify(trace);
   facts["computed by"] = JSON.stringify(environment);

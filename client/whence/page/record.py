@@ -75,11 +75,15 @@ def _describe_generation(
         "digests": {
             "model": started.model_digest,
             "weights": started.environment.weights_digest,
+            "adapter": started.adapter.digest,
+            "adapter's weights": started.adapter.weights_digest,
             "tokenizer": started.tokenizer_digest,
             "request": started.request_digest,
         },
         "environment": _describe_message(started.environment),
     }
+    if started.HasField("adapter"):
+        facts["adapter"] = _describe_message(started.adapter)
     if started.HasField("configured_decoding"):
         facts["configured_decoding"] = _describe_message(started.configured_decoding)
     if finished is not None:

@@ -246,6 +246,7 @@ def _make_provenance_attributes(started: GenerationStarted) -> dict[str, Attribu
     }
     return (
         attributes
+        | _make_adapter_attributes(started)
         | _make_training_attributes(started)
         | _add_prefix(names.UNAVAILABLE_PREFIX, started.unavailable)
         | _make_label_attributes(started)
@@ -265,6 +266,15 @@ def _make_label_attributes(started: GenerationStarted) -> dict[str, AttributeVal
 def _add_prefix(prefix: str, mapping: Mapping[str, str]) -> dict[str, AttributeValue | None]:
     # Sorted, because the order of a protobuf map varies from one run to the next.
     return {prefix + key: mapping[key] for key in sorted(mapping)}
+
+
+def _make_adapter_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:
+    adapter = started.adapter
+    return {
+        names.ADAPTER_NAME: adapter.name or None,
+        names.ADAPTER_DIGEST: adapter.digest or None,
+        names.ADAPTER_WEIGHTS_DIGEST: adapter.weights_digest or None,
+    }
 
 
 def _make_training_attributes(started: GenerationStarted) -> dict[str, AttributeValue | None]:

@@ -160,7 +160,14 @@ MODEL_DIGEST: Final = "whence.model.digest"
 TOKENIZER_DIGEST: Final = "whence.tokenizer.digest"
 """GenerationStarted.tokenizer_digest."""
 WEIGHTS_DIGEST: Final = "whence.weights.digest"
-"""Environment.weights_digest: what really computed."""
+"""Environment.weights_digest: what really computed, together with an adapter of the request."""
+ADAPTER_NAME: Final = "whence.adapter.name"
+"""AppliedAdapter.name, with the next two where the request named an adapter. The digests of model
+and weights are then those of its base, without the adapter's layers."""
+ADAPTER_DIGEST: Final = "whence.adapter.digest"
+"""AppliedAdapter.digest: the adapter's files."""
+ADAPTER_WEIGHTS_DIGEST: Final = "whence.adapter.weights_digest"
+"""AppliedAdapter.weights_digest: the adapter's tensors."""
 TRAINING_RUN_ID: Final = "whence.training.run_id"
 """TrainingRunRef.training_run_id, with the next three where the run that made the weights is known.
 The span has a link to the run's root span as well; these repeat it for backends that show no links
