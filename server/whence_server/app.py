@@ -141,7 +141,11 @@ async def _serve(
             model = await _load(engine, serving, stop)
             if model is None:
                 return EXIT_DRAINED
-            model = dataclasses.replace(model, training_run=await library.link(model))
+            model = dataclasses.replace(
+                model,
+                training_run=await library.link(model),
+                adapters=await library.link_adapters(model),
+            )
             tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
             # Before a generation begins: its spans name tokens by their text from the first on.
             await asyncio.to_thread(
@@ -243,6 +247,7 @@ def _make_engine_options(settings: ServeConfig) -> EngineOptions:
         digest_cache=str(settings.data_dir / "digests.json"),
         log_format=settings.log_format,
         head_weights=settings.head_weights,
+        adapters=tuple((name, str(path)) for name, path in settings.adapters),
     )
 
 

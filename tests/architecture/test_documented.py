@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from whence_server.config import (
+    get_flag,
     get_train_fields,
     get_train_flag,
     list_setting_fields,
-    spell_flag,
     spell_variable,
 )
 from whence_server.training import record
@@ -20,19 +20,19 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 def test_every_setting_is_documented() -> None:
     for field in list_setting_fields():
-        row = f"| `{spell_flag(field.name)}` | `{spell_variable(field.name)}` |"
+        row = f"| `{get_flag(field)}` | `{spell_variable(field.name)}` |"
         assert row in SETTINGS, row
 
 
 def test_the_documented_meaning_of_a_setting_is_its_help_text() -> None:
     rows = re.findall(r"^\| `(--[a-z-]+)` \| `.+?` \| [^|]*\| (.+) \|$", SETTINGS, re.MULTILINE)
     assert dict(rows) == {
-        spell_flag(field.name): field.metadata["help"] for field in list_setting_fields()
+        get_flag(field): field.metadata["help"] for field in list_setting_fields()
     }
 
 
 def test_no_other_setting_is_documented() -> None:
-    flags = {spell_flag(field.name) for field in list_setting_fields()}
+    flags = {get_flag(field) for field in list_setting_fields()}
     assert set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE)) == flags
 
 

@@ -3,15 +3,13 @@
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-import peft
 import pytest
 import torch
-from adapter_models import KINDS, lora, save_adapter
+from adapter_models import KINDS, generate_by_peft, lora, save_adapter
 from engine_harness import Harness, greedy, loaded_model, prompt_of
 from server_process import ServerProcess
 from tiny_models import byte_level_tokenizer
@@ -29,18 +27,8 @@ def base(tiny_model: Callable[..., Path]) -> Path:
     return tiny_model("llama")
 
 
-def by_peft(base: Path, adapter: Path, prompt: list[int], num_tokens: int = 12) -> list[int]:
-    with warnings.catch_warnings(action="ignore"):
-        model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-    output = model.generate(
-        input_ids=torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return list(output[0, len(prompt) :].tolist())
+def by_peft(base: Path, adapter: Path, prompt: list[int]) -> list[int]:
+    return generate_by_peft(base, adapter, prompt)[0]
 
 
 def served(directory: Path, prompt: list[int] = PROMPT) -> list[int]:

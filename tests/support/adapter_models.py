@@ -1,5 +1,6 @@
 """Adapters of tiny models, one of each PEFT type, saved to disk as PEFT does it."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,35 @@ KINDS: dict[str, Callable[[], peft.PeftConfig]] = {
         task_type=TASK, token_indices=[3, 7], target_modules=["embed_tokens"]
     ),
 }
+
+
+def generate_by_peft(
+    base: Path, adapter: Path | None, prompt: list[int], num_tokens: int = 12, **settings: Any
+) -> list[list[int]]:
+    """Return the tokens of PEFT's own `generate`, or of transformers' without an adapter."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if adapter is not None:
+        with warnings.catch_warnings(action="ignore"):
+            model = peft.PeftModel.from_pretrained(model, adapter)
+    chosen: dict[str, Any] = {"do_sample": False, "eos_token_id": None, **settings}
+    output = model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=num_tokens,
+        pad_token_id=0,
+        **chosen,
+    )
+    return list(output[:, len(prompt) :].tolist())
+
+
+def save_merged(base: Path, adapter: Path, directory: Path) -> Path:
+    """Write the model that PEFT makes by merging an adapter into its base."""
+    shutil.copytree(base, directory)
+    with warnings.catch_warnings(action="ignore"):
+        model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+        merged: Any = model.merge_and_unload()
+        merged.save_pretrained(directory)
+    return directory
 
 
 def save_adapter(base: Path, directory: Path, config: peft.PeftConfig, **settings: Any) -> Path:

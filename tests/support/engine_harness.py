@@ -100,9 +100,10 @@ class Harness:
         prompt_token_ids: list[int],
         decoding: Decoding,
         trace: TraceOptions | None = None,
+        adapter: str = "",
     ) -> None:
         trace = trace or TraceOptions()
-        self.loop.handle(Admit(generation_id, prompt_token_ids, decoding, trace))
+        self.loop.handle(Admit(generation_id, prompt_token_ids, decoding, trace, adapter=adapter))
 
     def run(self, max_turns: int = 2000) -> None:
         while not self.loop.is_idle:

@@ -132,3 +132,36 @@ def test_training_runs_must_be_existing_directories(tmp_path: Path) -> None:
     assert given.training_runs == (tmp_path / "a", tmp_path / "b")
     with pytest.raises(ConfigurationError, match=r"--training-runs .*/c is not a directory"):
         read("--model", "m", "--training-runs", f"{both},{tmp_path / 'c'}")
+
+
+def test_adapters_are_repeated_flags_or_one_variable(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y, z").mkdir()
+    one, two = ("a", tmp_path / "x"), ("b.c-d_e", tmp_path / "y, z")
+    flags = [f"--adapter={name}={path}" for name, path in (one, two)]
+    assert read("--model", "m", *flags).adapters == (one, two)
+    assert read("--model", "m").adapters == ()
+    variable = f"a={tmp_path}/x, b={tmp_path}/x,"
+    assert read("--model", "m", WHENCE_ADAPTERS=variable).adapters == (one, ("b", tmp_path / "x"))
+    assert read("--model", "m", flags[1], WHENCE_ADAPTERS=variable).adapters == (two,)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("x", "--adapter 'x': expected NAME=DIR"),
+        ("=x", "expected NAME=DIR, with a NAME of at most 64 letters"),
+        ("a=", "expected NAME=DIR"),
+        ("a b=x", "expected NAME=DIR"),
+        ("a=nowhere", "nowhere is not a directory; expected that of a PEFT adapter"),
+    ],
+)
+def test_a_malformed_adapter_is_an_error_with_the_expected_form(given: str, words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read("--model", "m", "--adapter", given)
+    assert words in caught.value.message
+
+
+def test_two_adapters_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--adapter a: 2 adapters have this name"):
+        read("--model", "m", f"--adapter=a={tmp_path}", f"--adapter=a={tmp_path}")

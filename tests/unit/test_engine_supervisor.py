@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -12,8 +13,19 @@ from whence_server.engine.supervisor import MAX_START_FAILURES, EngineState, Eng
 NO_DESCRIPTORS = OSError(errno.EMFILE, "Too many open files")
 
 
+class Adapter(NamedTuple):
+    name: str
+    weights_digest: str
+
+
 class Model:
+    """Fake description of a model, with the adapters that its files have now."""
+
     weights_digest = "same"
+    now: tuple[Adapter, ...] = ()
+
+    def __init__(self) -> None:
+        self.adapters = type(self).now
 
 
 class Process:
@@ -70,6 +82,20 @@ async def test_an_engine_that_fails_to_start_is_given_up(told: list[bool]) -> No
     with pytest.raises(EngineLostError, match="failed to start 3 times"):
         await engine.restart()
     assert told == [False]
+
+
+@pytest.mark.parametrize("now", [(Adapter("b", "1"), Adapter("a", "2")), (Adapter("b", "1"),)])
+async def test_a_changed_adapter_ends_the_engine(
+    told: list[bool], monkeypatch: pytest.MonkeyPatch, now: tuple[Adapter, ...]
+) -> None:
+    engine = supervised(told, None, None, None)
+    monkeypatch.setattr(Model, "now", (Adapter("a", "1"), Adapter("b", "1")))
+    await engine.start()
+    await engine.restart()
+    monkeypatch.setattr(Model, "now", now)
+    with pytest.raises(EngineLostError, match="the files of the adapter 'a' have changed"):
+        await engine.restart()
+    assert engine.state is EngineState.LOST
 
 
 async def test_failing_to_create_the_first_process_is_reported(told: list[bool]) -> None:

@@ -1,5 +1,6 @@
 """Library of runs: search, damaged records, and links from models."""
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -19,8 +20,8 @@ from lineage_records import (
 
 from whence.v1 import model_pb2 as pb
 from whence.v1.training_pb2 import RankExamples
-from whence_server.domain.errors import TrainingRunNotFoundError
-from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo
+from whence_server.domain.errors import ConfigurationError, TrainingRunNotFoundError
+from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo, NamedAdapter
 from whence_server.lineage.library import RunLibrary
 from whence_server.lineage.reader import RecordedEvent, RecordReader
 from whence_server.lineage.run import TrainingRun
@@ -241,3 +242,64 @@ async def test_an_adapter_is_not_linked_where_its_base_is_not_on_record(tmp_path
     with RecordBuilder(tmp_path) as builder:
         builder.attempt().checkpoint(4, files=digests(ADAPTER))
     assert await RunLibrary().link(model_with_adapter(tmp_path, SERVED_ADAPTER)) is None
+
+
+def model_with_named_adapter(directory: Path, **changes: object) -> ModelInfo:
+    """A model as the engine reports it, with an adapter that requests can name."""
+    adapter = NamedAdapter(
+        name="tone",
+        identity=AdapterInfo("LORA", "77" * 32, "base", MODEL_DIGEST),
+        weights_digest="66" * 32,
+        files=tuple(FileDigest(name, 1, digest) for name, digest in ADAPTER.items()),
+        directory=str(directory / "adapter"),
+    )
+    return loaded_model(
+        directory / "base",
+        files=[FileDigest(name, 1, digest) for name, digest in BASE.items()],
+        loaded_files=("model.safetensors",),
+        adapters=(dataclasses.replace(adapter, **changes),),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("by", ["files", "weights"])
+async def test_a_named_adapter_is_linked_to_the_run_beside_it(tmp_path: Path, by: str) -> None:
+    fields = {"files": digests(ADAPTER)} if by == "files" else {"weights_digest": "66" * 32}
+    with RecordBuilder(tmp_path / "adapter", base_files=digests(BASE)) as builder:
+        builder.attempt().checkpoint(4).checkpoint(8, ".", **fields)
+    model = model_with_named_adapter(tmp_path)
+    [linked] = await RunLibrary().link_adapters(model)
+    assert linked.training_run is not None
+    assert (linked.training_run.training_run_id, linked.training_run.step) == (run_id(1), 8)
+    assert dataclasses.replace(linked, training_run=None) == model.adapters[0]
+
+
+async def test_a_named_adapter_without_its_run_on_record_is_not_linked(tmp_path: Path) -> None:
+    with RecordBuilder(tmp_path / "adapter", base_files=digests(BASE)) as builder:
+        builder.attempt().checkpoint(4, files=digests(ADAPTER | {"adapter_config.json": "ee" * 32}))
+    [linked] = await RunLibrary().link_adapters(model_with_named_adapter(tmp_path))
+    assert linked.training_run is None
+    assert await RunLibrary().link_adapters(loaded_model(tmp_path)) == ()
+
+
+async def test_a_named_adapter_that_was_trained_on_other_weights_is_refused(
+    tmp_path: Path,
+) -> None:
+    other = digests(BASE | {"model.safetensors": "ee" * 32})
+    with RecordBuilder(tmp_path / "adapter", base_files=other) as builder:
+        builder.attempt().checkpoint(4, files=digests(ADAPTER))
+    with pytest.raises(ConfigurationError) as caught:
+        await RunLibrary().link_adapters(model_with_named_adapter(tmp_path))
+    message = caught.value.message
+    assert message.startswith(f"--adapter tone={tmp_path / 'adapter'}: the training run")
+    assert f"whose model.safetensors has the SHA-256 {'ee' * 32}" in message
+    assert f"that of the served model is {BASE['model.safetensors']}" in message
+
+
+async def test_a_named_adapter_whose_base_cannot_be_compared_is_not_linked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RecordBuilder(tmp_path / "adapter") as builder:
+        builder.attempt().checkpoint(4, files=digests(ADAPTER))
+    [linked] = await RunLibrary().link_adapters(model_with_named_adapter(tmp_path))
+    assert linked.training_run is None
+    assert "has no files of its base on record" in caplog.text

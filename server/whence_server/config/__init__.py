@@ -4,6 +4,7 @@ from whence_server.config.otlp import find_unused_variables, read_otlp_settings
 from whence_server.config.settings import (
     ServeConfig,
     add_arguments,
+    get_flag,
     list_setting_fields,
     make_serve_config,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "add_arguments",
     "add_train_arguments",
     "find_unused_variables",
+    "get_flag",
     "get_train_fields",
     "get_train_flag",
     "list_setting_fields",

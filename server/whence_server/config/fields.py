@@ -8,7 +8,9 @@ REQUIRED: Any = dataclasses.MISSING
 """Default of a setting that must be given."""
 
 
-def declare_setting(default: Any, parse: Callable[[str], Any], text: str, metavar: str = "") -> Any:
+def declare_setting(
+    default: Any, parse: Callable[[str], Any], text: str, metavar: str = "", *, each: str = ""
+) -> Any:
     """Return the field of a settings class for one setting.
 
     Args:
@@ -16,8 +18,10 @@ def declare_setting(default: Any, parse: Callable[[str], Any], text: str, metava
         parse: parser of the text; raises ValueError that says what is expected.
         text: help text.
         metavar: placeholder of the value in the help text; "" for a switch or a choice.
+        each: flag for one value of a setting that holds a tuple of them: the flag may be repeated,
+            and commas separate the values in the environment variable. "" for other settings.
     """
-    metadata = {"parse": parse, "help": text, "metavar": metavar}
+    metadata = {"parse": parse, "help": text, "metavar": metavar, "each": each}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -17,6 +17,7 @@ from whence_server.config.otlp import read_span_destination
 from whence_server.config.spelling import (
     accept_choice,
     accept_whole,
+    parse_adapter,
     parse_addresses,
     parse_device,
     parse_directories,
@@ -45,7 +46,7 @@ CLIENT_VARIABLES = frozenset({"WHENCE_TARGET", "WHENCE_TRACE_URL"})
 DEMO_GGUF_VARIABLE = "WHENCE_DEMO_MODEL_GGUF"
 """Variable with the path of the demo model's GGUF file; `make demo` and the tests read it."""
 # Paths are bytes; everything else is text, and is said again on spans and in answers.
-_PATHS = frozenset({"model", "data_dir", "training_runs", "head_weights"})
+_PATHS = frozenset({"model", "adapters", "data_dir", "training_runs", "head_weights"})
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
@@ -64,6 +65,14 @@ class ServeConfig:
         str,
         "name that clients use for the model (default: the directory's name or the hub id)",
         "NAME",
+    )
+    adapters: tuple[tuple[str, Path], ...] = declare_setting(
+        (),
+        parse_adapter,
+        "PEFT adapter of the model that requests can choose by NAME; the flag can be repeated, and "
+        "commas separate the adapters in the variable",
+        "NAME=DIR",
+        each="--adapter",
     )
     dtype: str = declare_setting(
         "auto",
@@ -303,9 +312,23 @@ def _check_metrics_listen(config: ServeConfig) -> None:
         )
 
 
+def _check_adapters(config: ServeConfig) -> None:
+    names = [name for name, _ in config.adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"--adapter {name}: {names.count(name)} adapters have this name; give each its own"
+            )
+
+
 def list_setting_fields() -> tuple[dataclasses.Field[Any], ...]:
     """Return the fields of `ServeConfig` that are settings."""
     return tuple(field for field in dataclasses.fields(ServeConfig) if field.metadata)
+
+
+def get_flag(field: dataclasses.Field[Any]) -> str:
+    """Return the command-line flag of a setting's field."""
+    return field.metadata["each"] or spell_flag(field.name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -322,8 +345,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         else:
             parser.add_argument(
-                spell_flag(field.name),
+                get_flag(field),
                 dest=field.name,
+                action="append" if field.metadata["each"] else "store",
                 metavar=field.metadata["metavar"],
                 help=text,
             )
@@ -344,17 +368,15 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
             )
     values: dict[str, Any] = {}
     for name, field in fields.items():
-        text, source = getattr(arguments, name, None), spell_flag(name)
+        text, source = getattr(arguments, name, None), get_flag(field)
         if text is None:
             text, source = environment.get(spell_variable(name)), spell_variable(name)
         if text is None:
             continue
-        if name not in _PATHS:
-            require_utf8(source, text)
-        try:
-            values[name] = field.metadata["parse"](text)
-        except ValueError as error:
-            raise ConfigurationError(f"{source} {text!r}: {error}") from None
+        if field.metadata["each"]:
+            values[name] = _parse_each(field, source, text)
+        else:
+            values[name] = _parse_value(field, source, text)
     if "model" not in values:
         raise ConfigurationError("--model is missing: give the directory of a model, or a hub id")
     values["span_destination"] = read_span_destination(
@@ -365,5 +387,27 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     }
     config = ServeConfig(**values)
     _check_metrics_listen(config)
+    _check_adapters(config)
     require_utf8("--model-name (default: the name of --model)", config.served_name)
     return config
+
+
+def _parse_each(field: dataclasses.Field[Any], source: str, given: str | list[str]) -> Any:
+    """Return the values of a repeated flag, or of its variable, where commas separate them."""
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",") if part.strip()]
+    return tuple(_parse_value(field, source, text) for text in given)
+
+
+def _parse_value(field: dataclasses.Field[Any], source: str, text: str) -> Any:
+    """Return the value of one text.
+
+    Raises:
+        ConfigurationError: it is malformed.
+    """
+    if field.name not in _PATHS:
+        require_utf8(source, text)
+    try:
+        return field.metadata["parse"](text)
+    except ValueError as error:
+        raise ConfigurationError(f"{source} {text!r}: {error}") from None

@@ -159,6 +159,19 @@ def parse_directories(text: str) -> tuple[Path, ...]:
     return found
 
 
+def parse_adapter(text: str) -> tuple[str, Path]:
+    """Parse NAME=DIR, the name and the existing directory of an adapter."""
+    name, _, directory = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or not directory:
+        raise ValueError(
+            "expected NAME=DIR, with a NAME of at most 64 letters, digits, '.', '_' and '-'"
+        )
+    path = Path(directory).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{directory} is not a directory; expected that of a PEFT adapter")
+    return name, path
+
+
 def parse_device(text: str) -> str:
     """Parse the name of a torch device."""
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?|mps", text):

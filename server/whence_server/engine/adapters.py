@@ -70,6 +70,14 @@ def _load_adapted(
     return adapted
 
 
+def changes_biases(directory: Path) -> bool:
+    """Return whether an adapter changes biases of its base, besides adding layers."""
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(directory))
+    return getattr(config, "bias", "none") not in (None, "none")
+
+
 def check_equals_peft(adapted: Any) -> None:
     """Check that the base with the adapter's layers gives the logits of PEFT's model.
 

@@ -22,7 +22,7 @@ from whence_server.engine.choosing import IsolatingChooser, explain_no_choice
 from whence_server.engine.decoding import Chooser, NoChoice, Round
 from whence_server.engine.internals.attaching import attach_internals, attach_internals_to_round
 from whence_server.engine.internals.probe import translate_probe_errors
-from whence_server.engine.internals.probed_rows import ProbeReadout
+from whence_server.engine.internals.probed_rows import Readout
 from whence_server.engine.jobs import BatchRow, describe_probe_failure
 from whence_server.engine.model_runner import ModelRunner, PromptT
 
@@ -252,7 +252,7 @@ class _Chosen(NamedTuple):
     decisions: Sequence[Decision | NoChoice]
     rounds: list[tuple[Beams, Round | NoChoice]]
 
-    def attach_internals(self, rows: Sequence[BatchRow], readout: ProbeReadout | None) -> "_Chosen":
+    def attach_internals(self, rows: Sequence[BatchRow], readout: Readout | None) -> "_Chosen":
         """Return a copy whose decisions have internals from the readout of `rows`."""
         if readout is None:
             return self

@@ -67,6 +67,19 @@ def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyl
     return None
 
 
+def is_called_by(model: Any, style: ForwardStyle | None, rotary: Frequencies) -> bool:
+    """Return whether a model gives correct logits if it is called in one way.
+
+    Args:
+        model: as loaded.
+        style: call style for a batch; None to decode every sequence by itself.
+        rotary: the model's rotary modules that depend on length.
+    """
+    if style is None:
+        return _works_singly(model, rotary)
+    return _works_together(model, style)
+
+
 def _refuse_switching_attention(model: Any) -> None:
     """Refuse a model that changes its kind of attention by the length of what it reads.
 
@@ -154,7 +167,7 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
         logger.debug("%s cannot be called with %s: %s", type(model).__name__, style, error)
         return False
     return all(
-        _are_alike(model, logits, _run_plain(model, token_ids)[-1])
+        are_alike(model, logits, run_plain(model, token_ids)[-1])
         for logits, token_ids in zip(together, (long, short), strict=True)
     )
 
@@ -162,13 +175,13 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
 def _works_singly(model: Any, rotary: Frequencies) -> bool:
     """Decode two sequences in turns, which would mix up state kept in the model itself."""
     sequences = _make_prompts(model)
-    plain = [_run_plain(model, token_ids) for token_ids in sequences]
+    plain = [run_plain(model, token_ids) for token_ids in sequences]
     try:
         runner = SoloRunner(model, NO_PROBE, rotary)
         for token_ids, expected in zip(sequences, plain, strict=True):
             prompt = runner.start(token_ids[:-2])
             logits = runner.prefill(prompt, len(token_ids) - 2, all_logits=True)
-            if logits.shape != expected[:-2].shape or not _are_alike(model, logits, expected[:-2]):
+            if logits.shape != expected[:-2].shape or not are_alike(model, logits, expected[:-2]):
                 return False
             runner.join(prompt)
         steps = [runner.decode([token_ids[i] for token_ids in sequences]) for i in (-2, -1)]
@@ -176,7 +189,7 @@ def _works_singly(model: Any, rotary: Frequencies) -> bool:
         logger.warning("%s cannot decode two sequences in turns: %r", type(model).__name__, error)
         return False
     return all(
-        _are_alike(model, logits, expected[-2:])
+        are_alike(model, logits, expected[-2:])
         for logits, expected in zip(torch.stack(steps, 1), plain, strict=True)
     )
 
@@ -188,13 +201,13 @@ def _make_prompts(model: Any) -> tuple[list[int], list[int]]:
 
 
 @torch.inference_mode()
-def _run_plain(model: Any, token_ids: list[int]) -> torch.Tensor:
+def run_plain(model: Any, token_ids: list[int]) -> torch.Tensor:
     """Return the logits [tokens, V] of one pass over all tokens."""
     input_ids = torch.tensor([token_ids], device=model.device)
     return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
-def _are_alike(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def are_alike(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return whether logits are equal up to rounding, relative to the largest; NaN equals NaN."""
     # The model's dtype, not the logits': some compute in half precision and return float32.
     tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 1e-1

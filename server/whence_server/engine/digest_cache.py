@@ -17,11 +17,12 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
 from whence_server.engine.digests import digest_file, digest_model_files
 
@@ -32,6 +33,7 @@ NUM_SAMPLES = 16
 """Number of samples of a file, evenly spaced from its start to its end."""
 MAX_REMEMBERED_WEIGHTS = 64
 """Number of weights digests that are kept; the oldest are dropped first."""
+NAMES_SHOWN = 10
 COARSEST_CLOCK_NS = 2_000_000_000
 """Time within which two changes may leave the same ctime."""
 
@@ -54,6 +56,25 @@ def read_identity(path: Path) -> Identity:
     return Identity(
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )
+
+
+def read_identities(paths: Iterable[Path]) -> dict[Path, Identity]:
+    """Return the metadata of files."""
+    return {path: read_identity(path) for path in paths}
+
+
+def check_unchanged(before: Mapping[Path, Identity], after: Mapping[Path, Identity]) -> None:
+    """Check that files did not change while they were loaded.
+
+    Raises:
+        ConfigurationError: files have changed, so that it is not known what was loaded.
+    """
+    changed = [str(path) for path, state in before.items() if after[path] != state]
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed[:NAMES_SHOWN])} changed while the model was being loaded; start "
+            "again when nothing writes to these files"
+        )
 
 
 class DigestCache:

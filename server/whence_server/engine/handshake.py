@@ -29,6 +29,8 @@ class EngineOptions(NamedTuple):
     """"console" or "json"."""
     head_weights: str = ""
     """Path of a file with a weight for each attention head; "" for none."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Name and directory of each adapter that requests can name."""
 
 
 class Ready(NamedTuple):

@@ -3,8 +3,9 @@
 `pretrained` loads the files; this module adds the adapter, the digests, the checks and the probe.
 """
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,11 @@ from whence_server.engine import (
     step_capture,
     weights,
 )
+from whence_server.engine.adapted_models import AdaptedModel, Base, load_adapted
+from whence_server.engine.adapted_runner import AdaptedRunner
+from whence_server.engine.adapter_places import find_adapters
 from whence_server.engine.describing import describe, describe_adapter, read_text_files
-from whence_server.engine.digest_cache import DigestCache, Identity, read_identity
+from whence_server.engine.digest_cache import DigestCache, check_unchanged, read_identities
 from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.generation_config import FILE, check_file
 from whence_server.engine.handshake import EngineOptions
@@ -31,9 +35,10 @@ from whence_server.engine.internals import attention
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
 from whence_server.engine.internals.probe import Probe
 from whence_server.engine.internals.probe_building import build_probe
+from whence_server.engine.mixed_adapters import MixedAdapters, find_mixed
+from whence_server.engine.mixed_runner import Way
 from whence_server.engine.model_runner import ModelRunner
 from whence_server.engine.pretrained import (
-    NAMES_SHOWN,
     copy_into_memory,
     load_model,
     load_tokenizer,
@@ -65,12 +70,28 @@ class LoadedModel(NamedTuple):
     """Reads the model's activations while it decodes."""
     rotary: Frequencies
     """Rotary modules that depend on length, in their initial state."""
+    adapted: tuple[AdaptedModel, ...] = ()
+    """The model with each adapter that requests can name."""
+    mixed: MixedAdapters | None = None
+    """The adapters whose rows can share a pass; None if none can."""
 
     def make_runner(self) -> ModelRunner[Any]:
         """Return a new runner without rows, of the kind that the model needs."""
+        if not self.adapted:
+            return self._make_runner(self)
+        models: dict[str, LoadedModel | AdaptedModel] = {"": self}
+        models |= {each.info.name: each for each in self.adapted}
+        runners: dict[str, ModelRunner[Any]] = {}
+        if self.mixed is not None:
+            runners = dict.fromkeys(self.mixed.ways, self.mixed.make_runner())
+        if len(runners) == len(models):
+            return runners[""]
+        return AdaptedRunner({name: self._make_runner(of) for name, of in models.items()} | runners)
+
+    def _make_runner(self, of: "LoadedModel | AdaptedModel") -> ModelRunner[Any]:
         if self.style is None:
-            return SoloRunner(self.model, self.probe, self.rotary)
-        return Runner(self.model, self.style, self.graph, self.probe)
+            return SoloRunner(of.model, of.probe, of.rotary)
+        return Runner(of.model, self.style, of.graph, of.probe)
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -82,27 +103,28 @@ def load(options: EngineOptions) -> LoadedModel:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
+    named = find_adapters(options.adapters, places)
     config = read_config(places.base, options)
     check_file(places.base)
     base_weights = weights.list_weight_files(places.base)
     paths = weights.list_model_paths(places, base_weights, with_code=options.trust_remote_code)
-    before = _read_identities(paths)
+    before = read_identities(paths.values())
     cache = DigestCache(options.digest_cache)
     with ThreadPoolExecutor(2, "digests") as pool:
         # The files are hashed while transformers reads them.
         digested = pool.submit(cache.compute, paths)
         text = read_text_files(load_tokenizer(places.tokenizer, options))
         model = load_model(places.base, config, base_weights, options)
-        adapted = _apply_adapter(model, places, options) if places.has_adapter else None
+        whole = _apply_adapter(model, places, options) if places.has_adapter else None
         in_memory = pool.submit(digests.digest_weights, model.state_dict())
         _set_num_threads(options.num_threads, model)
         # The digest must precede the first forward pass, which may rescale weights (RWKV).
         wait([in_memory])
         weights_digest = in_memory.result()
         files = cache.confirm(paths, digested.result(), weights_digest, _describe_conditions(model))
-        _check_unchanged(before, _read_identities(paths))
-    if adapted is not None:
-        adapters.check_equals_peft(adapted)
+        check_unchanged(before, read_identities(paths.values()))
+    if whole is not None:
+        adapters.check_equals_peft(whole)
     rotary = frequencies.find(model)
     style, obstacle = _find_style(model, rotary)
     probe, internals = build_probe(
@@ -126,10 +148,16 @@ def load(options: EngineOptions) -> LoadedModel:
         internals=internals,
         places=places,
         adapter=_describe_adapter(
-            adapted, places, files, _list_files_alone(places, base_weights, options)
+            whole, places, files, _list_files_alone(places, base_weights, options)
         ),
     )
-    return LoadedModel(model, style, graph, info, probe, rotary)
+    base = Base(model, style, obstacle, info, places, base_weights)
+    adapted = tuple(load_adapted(base, place, options) for place in named)
+    info = dataclasses.replace(info, adapters=tuple(each.info for each in adapted))
+    mixed = None
+    if style is not None and adapted:
+        mixed = find_mixed(Way(model, graph, probe), style, adapted, options.max_batch_size)
+    return LoadedModel(model, style, graph, info, probe, rotary, adapted, mixed)
 
 
 def _describe_adapter(
@@ -178,24 +206,6 @@ def _apply_adapter(model: Any, places: ModelPlaces, options: EngineOptions) -> A
         copy_into_memory(model)
     model.eval().requires_grad_(False)
     return adapted
-
-
-def _read_identities(paths: Mapping[str, Path]) -> dict[Path, Identity]:
-    return {path: read_identity(path) for path in paths.values()}
-
-
-def _check_unchanged(before: dict[Path, Identity], after: dict[Path, Identity]) -> None:
-    """Check that files did not change while they were loaded.
-
-    Raises:
-        ConfigurationError: files have changed, so that it is not known what was loaded.
-    """
-    changed = [str(path) for path, state in before.items() if after[path] != state]
-    if changed:
-        raise ConfigurationError(
-            f"{', '.join(changed[:NAMES_SHOWN])} changed while the model was being loaded; start "
-            "again when nothing writes to these files"
-        )
 
 
 def _describe_conditions(model: Any) -> str:

@@ -153,7 +153,9 @@ class EngineLoop(Generic[PromptT]):
         traces_prompt = trace.prompt and not job.num_replayed
         if job.prompt is None:
             probed = trace.detail is TraceDetail.INTERNALS
-            job.prompt = self._runner.start(job.token_ids, job.num_replayed, probed=probed)
+            job.prompt = self._runner.start(
+                job.token_ids, job.num_replayed, probed=probed, adapter=job.admit.adapter
+            )
             job.started_ns = started_ns
         prompt = job.prompt
         logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=traces_prompt)

@@ -1,6 +1,7 @@
 """Interface of the runners of a model's forward passes.
 
-`Runner` runs a batch in one pass, `SoloRunner` each sequence by itself.
+`Runner` runs a batch in one pass, `SoloRunner` each sequence by itself, and `AdaptedRunner` the
+rows of each adapter by a runner of their own.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from whence_server.engine.internals.probed_rows import ProbeReadout
+from whence_server.engine.internals.probed_rows import Readout
 
 
 class Prompt(Protocol):
@@ -23,7 +24,7 @@ class Prompt(Protocol):
         """Number of tokens still to read."""
 
     @property
-    def readout(self) -> ProbeReadout | None:
+    def readout(self) -> Readout | None:
         """Readout of the last token, as row 0; None before the end, or if not probed."""
 
 
@@ -47,7 +48,12 @@ class ModelRunner(Protocol[PromptT]):
         """
 
     def start(
-        self, token_ids: list[int], num_generated: int = 0, *, probed: bool = False
+        self,
+        token_ids: list[int],
+        num_generated: int = 0,
+        *,
+        probed: bool = False,
+        adapter: str = "",
     ) -> PromptT:
         """Return a prompt, ready to be read.
 
@@ -55,6 +61,7 @@ class ModelRunner(Protocol[PromptT]):
             token_ids: tokens of the prompt.
             num_generated: number of tokens at its end that were generated before.
             probed: whether the rows that continue it are probed.
+            adapter: name of the adapter with which the tokens are read; "" for none.
         """
 
     def prefill(self, prompt: PromptT, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -91,7 +98,7 @@ class ModelRunner(Protocol[PromptT]):
             [rows, V]: the logits after each token.
         """
 
-    def read_probe(self) -> ProbeReadout | None:
+    def read_probe(self) -> Readout | None:
         """Return the last step's readout of the probed rows; None if no row is probed.
 
         Raises:
@@ -107,6 +114,9 @@ class ModelRunner(Protocol[PromptT]):
         Raises:
             Exception: the device is lost.
         """
+
+    def release(self) -> None:
+        """Free the memory of rows that have left; called without rows."""
 
     def clear(self) -> None:
         """Drop all rows, also after a failed forward pass."""

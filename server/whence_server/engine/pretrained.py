@@ -175,15 +175,21 @@ def make_offline_options(directory: Path, dtype: str) -> EngineOptions:
     )
 
 
-def copy_into_memory(model: torch.nn.Module) -> None:
+def copy_into_memory(model: torch.nn.Module, shared_with: torch.nn.Module | None = None) -> None:
     """Copy the model's tensors into memory of their own.
 
     transformers maps weight files that need no cast into memory, so that a write to the file
     would change the running model.
+
+    Args:
+        model: changed in place.
+        shared_with: another model, whose tensors are left in place.
     """
     copies: dict[tuple[Any, ...], torch.Tensor] = {}
+    shared = () if shared_with is None else (*shared_with.parameters(), *shared_with.buffers())
+    kept = {id(tensor) for tensor in shared}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and type(tensor) in _PLAIN:
+        if id(tensor) not in kept and tensor.device.type == "cpu" and type(tensor) in _PLAIN:
             place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
             # Tied tensors stay tied.
             tensor.data = copies.setdefault(place, tensor.detach().clone())

@@ -15,7 +15,7 @@ from whence_server.engine.internals.probe import (
     collect_activations,
     translate_probe_errors,
 )
-from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows, ProbeReadout
+from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows, Readout
 from whence_server.engine.masks import SPARE_COLUMNS, StepLayout, StepMasks
 from whence_server.engine.step_graph import (
     NotCapturableError,
@@ -36,13 +36,15 @@ class BatchedPrompt:
         num_done: number of tokens read.
         probed: state for probed rows; None if the rows will not be probed.
         readout: readout of the last token, as row 0; None before the end, or if not probed.
+        adapter: name of the adapter with which it is read; "" for none.
     """
 
     token_ids: list[int]
     cache: BatchedCache
     num_done: int = 0
     probed: ProbedPrompt | None = None
-    readout: ProbeReadout | None = None
+    readout: Readout | None = None
+    adapter: str = ""
 
     @property
     def num_left(self) -> int:
@@ -95,12 +97,13 @@ class Runner:
         num_generated: int = 0,  # noqa: ARG002 - see `count_whole`
         *,
         probed: bool = False,
+        adapter: str = "",
     ) -> BatchedPrompt:
         """Return a prompt, ready to be read; see `ModelRunner.start`."""
         cache = BatchedCache(self._style.num_layers, len(token_ids))
         shown = probed and self._probe != NO_PROBE
         kept = ProbedPrompt(self._probe, len(token_ids)) if shown else None
-        return BatchedPrompt(token_ids, cache, probed=kept)
+        return BatchedPrompt(token_ids, cache, probed=kept, adapter=adapter)
 
     @torch.inference_mode()
     def prefill(self, prompt: BatchedPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
@@ -162,6 +165,10 @@ class Runner:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
+    def release(self) -> None:
+        """Free the buffers of a runner without rows."""
+        self._cache = BatchedCache(self._style.num_layers)
+
     def clear(self) -> None:
         """Drop all rows, also after a failed forward pass."""
         self._cache.clear()
@@ -199,7 +206,7 @@ class Runner:
         return logits
 
     @torch.inference_mode()
-    def read_probe(self) -> ProbeReadout | None:
+    def read_probe(self) -> Readout | None:
         """Return the last step's readout of the probed rows; None if no row is probed.
 
         Raises:

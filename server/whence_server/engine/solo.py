@@ -117,7 +117,12 @@ class SoloRunner:
         return num_tokens - num_generated if self._rotary else num_tokens
 
     def start(
-        self, token_ids: list[int], num_generated: int = 0, *, probed: bool = False
+        self,
+        token_ids: list[int],
+        num_generated: int = 0,
+        *,
+        probed: bool = False,
+        adapter: str = "",  # noqa: ARG002 - one model has no others; see `AdaptedRunner`
     ) -> SoloPrompt:
         """Return a prompt, ready to be read.
 
@@ -125,6 +130,7 @@ class SoloRunner:
             token_ids: tokens of the prompt.
             num_generated: number of tokens at its end that were generated before.
             probed: whether the rows that continue it are probed.
+            adapter: not used.
         """
         num_whole = self.count_whole(len(token_ids), num_generated)
         return SoloPrompt(token_ids, num_whole, probed=probed and self._probe != NO_PROBE)
@@ -204,6 +210,9 @@ class SoloRunner:
         """Wait until the device has finished all work, so that times can be measured."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+    def release(self) -> None:
+        """Do nothing, as each row's memory is freed when it leaves."""
 
     def clear(self) -> None:
         """Drop all rows, also after a failed forward pass."""

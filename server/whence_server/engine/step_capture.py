@@ -110,7 +110,8 @@ def _compare(model: Any, style: ForwardStyle, graph: StepGraph, probe: Probe) ->
 def _read_probe(runner: Runner) -> ProbeReadout | None:
     """Return the readout of a step; None if there is none, or if it fails."""
     try:
-        return runner.read_probe()
+        readout = runner.read_probe()
+        return readout if isinstance(readout, ProbeReadout) else None
     except Exception as error:  # noqa: BLE001 - captured code: any failure means no
         logger.debug("a captured step's activations cannot be read: %s", error)
         return None

@@ -123,7 +123,16 @@ class EngineSupervisor:
 
     def _check_same(self, model: ModelInfo) -> None:
         before = self._model
-        if before is not None and model.weights_digest != before.weights_digest:
+        if before is None:
+            return
+        changed = sorted(set(_list_adapters(before)) ^ set(_list_adapters(model)))
+        if changed:
+            self.state = EngineState.LOST
+            raise EngineLostError(
+                f"the files of the adapter {changed[0][0]!r} have changed since the start: "
+                "generations that began with it cannot continue"
+            )
+        if model.weights_digest != before.weights_digest:
             self.state = EngineState.LOST
             raise EngineLostError(
                 "the model's files have changed since the start: generations that began with "
@@ -134,3 +143,8 @@ class EngineSupervisor:
         """End the current process."""
         self.state = EngineState.STOPPED
         await self._process.stop()
+
+
+def _list_adapters(model: ModelInfo) -> list[tuple[str, str]]:
+    """Return the name and the weights digest of each adapter."""
+    return [(adapter.name, adapter.weights_digest) for adapter in model.adapters]

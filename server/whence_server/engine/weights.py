@@ -85,11 +85,7 @@ def find_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
     directory = find_directory(model, trust_remote_code=trust_remote_code)
     if not (directory / ADAPTER_CONFIGURATION).is_file():
         return ModelPlaces(directory, directory, "", has_adapter=False, tokenizer=directory)
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigurationError(
-            f"{directory} has an adapter ({ADAPTER_CONFIGURATION}), for which PEFT is needed: "
-            "pip install 'whence[adapters]'"
-        )
+    require_peft(f"{directory} has an adapter ({ADAPTER_CONFIGURATION})")
     base, base_name = directory, ""
     if not (directory / "config.json").is_file():
         base_name, base = _find_base(directory, trust_remote_code=trust_remote_code)
@@ -97,6 +93,21 @@ def find_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
     return ModelPlaces(
         directory, base, base_name, has_adapter=True, tokenizer=directory if own else base
     )
+
+
+def require_peft(what: str) -> None:
+    """Check that PEFT is installed.
+
+    Args:
+        what: beginning of the message: what needs it.
+
+    Raises:
+        ConfigurationError: PEFT is missing.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigurationError(
+            f"{what}, for which PEFT is needed: pip install 'whence[adapters]'"
+        )
 
 
 def _find_base(directory: Path, *, trust_remote_code: bool) -> tuple[str, Path]:

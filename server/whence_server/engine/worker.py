@@ -19,6 +19,7 @@ from whence_server import logs
 from whence_server.domain.engine import Turn
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import weights
+from whence_server.engine.adapter_places import find_adapters
 from whence_server.engine.handshake import EngineOptions, LoadFailed, Ready
 from whence_server.processes import channel
 from whence_server.processes.heartbeat import Heart, Phase
@@ -59,6 +60,7 @@ def _serve(
     # after the check that the model exists.
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
     weights.list_weight_files(places.base)
+    find_adapters(options.adapters, places)
     from whence_server.engine.decoding import Chooser
     from whence_server.engine.generation_config import check_batch
     from whence_server.engine.loading import load

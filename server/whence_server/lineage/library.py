@@ -6,12 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from whence_server.domain.errors import LineageError, TrainingRunNotFoundError
-from whence_server.domain.model import ModelInfo, TrainingRunRef
+from whence_server.domain.model import ModelInfo, NamedAdapter, TrainingRunRef
+from whence_server.lineage.adapter_linking import link_adapter
 from whence_server.lineage.linking import link
 from whence_server.lineage.places import find_records_near
 from whence_server.lineage.reader import RECORD_NAME
@@ -61,6 +63,8 @@ class RunLibrary:
     def __init__(self, directories: Sequence[Path] = (), model: str = "") -> None:
         self._directories = tuple(directories)
         self._model = Path(model) if model else None
+        self._adapters: list[Path] = []
+        """Directories of the model's adapters, known once it is loaded."""
         self._known: dict[Path, _ReadRecord] = {}
         self._runs: dict[str, TrainingRun] = {}
         self._unreadable: set[Path] = set()
@@ -88,6 +92,14 @@ class RunLibrary:
         """Return the run that made a loaded model, found by its digests; None if there is none."""
         return await self._run_in_thread(partial(self._link, model))
 
+    async def link_adapters(self, model: ModelInfo) -> tuple[NamedAdapter, ...]:
+        """Return a model's adapters, each with the run that made it if that is known.
+
+        Raises:
+            ConfigurationError: an adapter was trained on other weights than the model's.
+        """
+        return await self._run_in_thread(partial(self._link_adapters, model))
+
     def close(self) -> None:
         """Stop the thread without waiting for its current work."""
         self._closed.set()
@@ -103,6 +115,14 @@ class RunLibrary:
         beside = set(_find_records_beside(self._model))
         return link(model, runs, [run for run in runs if run.path in beside])
 
+    def _link_adapters(self, model: ModelInfo) -> tuple[NamedAdapter, ...]:
+        self._adapters = [Path(adapter.directory) for adapter in model.adapters]
+        runs = self._scan() if model.adapters else []
+        return tuple(
+            replace(adapter, training_run=link_adapter(model, adapter, runs))
+            for adapter in model.adapters
+        )
+
     def _find(self, training_run_id: str) -> TrainingRun:
         run = self._runs.get(training_run_id)
         if run is None or self._refresh_run(run.path) is not run:
@@ -113,7 +133,11 @@ class RunLibrary:
         return run
 
     def _scan(self) -> list[TrainingRun]:
-        paths = dict.fromkeys(_find_records_beside(self._model))
+        paths = dict.fromkeys(
+            path
+            for directory in (self._model, *self._adapters)
+            for path in _find_records_beside(directory)
+        )
         for directory in self._directories:
             paths |= dict.fromkeys(self._find_records_below(directory, _DEPTH))
         found: dict[str, TrainingRun] = {}

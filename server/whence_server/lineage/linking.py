@@ -1,7 +1,7 @@
 """Search for the training run that made a loaded model, by digests on record and never by paths."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from whence.v1 import model_pb2 as pb
@@ -43,13 +43,13 @@ def link(
         for run in runs:
             checkpoint = _find_checkpoint(run, name, wanted)
             if checkpoint is not None:
-                return _make_reference(model, run, checkpoint, _BY[name])
+                return make_reference(model.name, run, checkpoint, _BY[name])
     if model.adapter is not None:
         for run in runs:
             checkpoint = _find_adapter_checkpoint(run, model)
             if checkpoint is not None:
-                return _make_reference(
-                    model, run, checkpoint, "adapter's files, on the base on record"
+                return make_reference(
+                    model.name, run, checkpoint, "adapter's files, on the base on record"
                 )
     for run in beside:
         _log.warning(
@@ -82,15 +82,26 @@ def _find_adapter_checkpoint(run: TrainingRun, model: ModelInfo) -> Checkpoint |
 
     The files of the base are compared; a run that has none of them on record does not match.
     """
-    served = _map_digests(model.files)
-    base = _map_digests(run.started.adapter_base.files)
+    served = map_digests(model.files)
+    base = map_digests(run.started.adapter_base.files)
     if not base or any(
         digest not in (served.get(name), served.get(_BASE + name)) for name, digest in base.items()
     ):
         return None
-    adapter = {name: served[name] for name in served if name.startswith(_ADAPTER)}
+    return find_adapter_files(
+        run, {name: served[name] for name in served if name.startswith(_ADAPTER)}
+    )
+
+
+def find_adapter_files(run: TrainingRun, adapter: Mapping[str, str]) -> Checkpoint | None:
+    """Return the newest checkpoint of a run that has the files of an adapter.
+
+    Args:
+        run: the run.
+        adapter: SHA-256 of the adapter's files, by their names in its directory.
+    """
     for checkpoint in reversed(run.checkpoints):
-        saved = _map_digests(checkpoint.files)
+        saved = map_digests(checkpoint.files)
         # An adapter that was saved under a name lies in a directory of that name.
         places = [name.removesuffix(_CONFIGURATION) for name in saved if _is_configuration(name)]
         if any(
@@ -100,7 +111,8 @@ def _find_adapter_checkpoint(run: TrainingRun, model: ModelInfo) -> Checkpoint |
     return None
 
 
-def _map_digests(files: Iterable[FileDigest | pb.FileDigest]) -> dict[str, str]:
+def map_digests(files: Iterable[FileDigest | pb.FileDigest]) -> dict[str, str]:
+    """Return the SHA-256 of files by their paths."""
     return {file.path: file.sha256 for file in files}
 
 
@@ -108,12 +120,18 @@ def _is_configuration(path: str) -> bool:
     return PurePosixPath(path).name == _CONFIGURATION
 
 
-def _make_reference(
-    model: ModelInfo, run: TrainingRun, checkpoint: Checkpoint, by: str
-) -> TrainingRunRef:
+def make_reference(name: str, run: TrainingRun, checkpoint: Checkpoint, by: str) -> TrainingRunRef:
+    """Return the reference to a run, and log it.
+
+    Args:
+        name: name of the model or adapter that the run made.
+        run: the run.
+        checkpoint: the run's checkpoint of it.
+        by: what the checkpoint was found by.
+    """
     _log.info(
         "%s was made by the training run %s at step %d, by its %s",
-        model.name,
+        name,
         run.id,
         checkpoint.step,
         by,

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import NoChoice, Round
-from whence_server.engine.internals.probed_rows import ProbeReadout
+from whence_server.engine.internals.probed_rows import Readout
 
 
 def attach_internals(
-    decisions: Sequence[Decision | NoChoice], readout: ProbeReadout
+    decisions: Sequence[Decision | NoChoice], readout: Readout
 ) -> list[Decision | NoChoice]:
     """Return the decisions, with internals for the probed rows.
 
@@ -31,7 +31,7 @@ def attach_internals(
     return complete
 
 
-def attach_internals_to_round(made: Round, readout: ProbeReadout) -> None:
+def attach_internals_to_round(made: Round, readout: Readout) -> None:
     """Add internals to the decisions of a beam search round; a token's are those of its parent.
 
     Args:

@@ -5,7 +5,7 @@ kept beside the key-value cache, and moved like it: 4 bytes for each head, layer
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -16,8 +16,25 @@ from whence_server.engine.internals.probe import Activations, Probe
 from whence_server.engine.internals.sources import Sources, list_sources, sum_contributions
 
 
+class Readout(Protocol):
+    """Readout of some rows' newest tokens, before their next tokens are chosen."""
+
+    @property
+    def rows(self) -> list[int]:
+        """Row numbers in the batch, of the rows that are probed."""
+
+    def select(self, rows: Sequence[int]) -> "Readout":
+        """Return the entries of the given rows that are probed; a row may be given several times.
+
+        The `rows` of the result are indices of the given ones.
+        """
+
+    def build_internals(self, decisions: Sequence[Decision]) -> list[Internals]:
+        """Return the internals to record for the chosen tokens, one for each row."""
+
+
 class ProbeReadout(NamedTuple):
-    """Readout of some rows' newest tokens, before their next tokens are chosen.
+    """Readout of rows of one model.
 
     Attributes:
         lens: reads `hidden`; None if the model's layers cannot be read.
@@ -113,7 +130,7 @@ class ProbedRows:
 
     def read_probe(
         self, activations: Activations, newest_values: Sequence[torch.Tensor]
-    ) -> ProbeReadout:
+    ) -> Readout:
         """Add a step's new column, and return the readout of the probed rows.
 
         Args:

@@ -143,12 +143,13 @@ def find_projections(
             for entry in inputs
             if entry.attention is attended.module and _are_equal(entry.tensor, given)
         ]
+        fed = [entry for entry in fed if not _is_inside(entry.module, fed)]
         if len(fed) != 1:
             raise UnavailableError(
                 "its heads' outputs are not the unchanged input of one linear projection"
             )
         _, num_heads, size = attended.output.shape[1:]
-        weight = _get_weight(fed[0].module)
+        weight = _get_weight(fed[0].module, given)
         rows = weight.unflatten(0, (num_heads, size))
         _check_projection(fed[0].module, given, weight)
         found.append(rows)
@@ -169,8 +170,25 @@ class ModuleInput(NamedTuple):
     tensor: torch.Tensor
 
 
-def _get_weight(module: Any) -> torch.Tensor:
-    """Return the weight as [inputs, outputs]: as in transformers' Conv1D, transposed in Linear."""
+def _is_inside(module: torch.nn.Module, entries: Sequence[ModuleInput]) -> bool:
+    """Return whether a module is part of another one, as the layers of an adapter are."""
+    return any(
+        module is not entry.module and any(module is part for part in entry.module.modules())
+        for entry in entries
+    )
+
+
+def _get_weight(module: Any, given: torch.Tensor) -> torch.Tensor:
+    """Return the weight as [inputs, outputs]: as in transformers' Conv1D, transposed in Linear.
+
+    Args:
+        module: a linear module, or one with the layers of an adapter.
+        given: an input of the module, for its size and type.
+    """
+    if hasattr(module, "base_layer"):  # PEFT's, whose `weight` is the base's alone
+        ones = torch.eye(given.shape[-1], dtype=given.dtype, device=given.device)
+        computed: torch.Tensor = module(ones) - module(torch.zeros_like(ones[:1]))
+        return computed
     weight: torch.Tensor = module.weight
     return weight.mT if isinstance(module, torch.nn.Linear) else weight
 
