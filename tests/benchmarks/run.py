@@ -33,9 +33,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "latency": lambda options: (options.workloads,),
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
     "internals": lambda options: (options.runs, options.workloads),
+    "adapters": lambda options: (options.runs, options.workloads),
 }
 """Benchmarks in order, each with the arguments that it takes from the options."""
-ANYWHERE = {"engine", "internals", "latency", "scaling", "throughput"}
+ANYWHERE = {"adapters", "engine", "internals", "latency", "scaling", "throughput"}
 """Benchmarks that also run on other devices than the CPU."""
 
 
