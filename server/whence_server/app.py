@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from whence_server.config import ServeConfig
+from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
@@ -22,6 +23,9 @@ from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
+from whence_server.http.openai.routes import list_routes, make_not_found
+from whence_server.http.openai.running import Front
+from whence_server.http.server import HttpServer
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
@@ -123,6 +127,7 @@ async def _serve(
         },
         calls,
     )
+    http = _make_http_server(settings, serving, limits, calls)
     await rpc.server.start()
     serving.note_opened()
     library.start()
@@ -137,6 +142,8 @@ async def _serve(
     live.show_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:
+        if http is not None:
+            await http.start()
         with _set_on_signals(stop):
             model = await _load(engine, serving, stop)
             if model is None:
@@ -167,16 +174,33 @@ async def _serve(
             live.show_generations(generations)
             serving.set_ready(model, tokenizer, generations)
             return await _run_until_stopped(
-                settings, rpc, generations, stop, JournalWatch(journal, readiness)
+                settings,
+                Fronts(rpc, http),
+                generations,
+                stop,
+                JournalWatch(journal, readiness),
             )
     finally:
         closing.set()
+        if http is not None:
+            await http.close()
         await rpc.stop(_CLOSING_CALLS_S)
         if texts is not None:
             await texts.close()
         library.close()
         await engine.stop()
         await tracer.close()
+
+
+class Fronts(NamedTuple):
+    """Servers that callers connect to."""
+
+    rpc: RpcServer
+    http: HttpServer | None
+
+    def list_addresses(self) -> list[str]:
+        """Return what clients connect to: targets of gRPC, then the URL of HTTP."""
+        return [*self.rpc.targets, *([] if self.http is None else [self.http.url])]
 
 
 class JournalWatch(NamedTuple):
@@ -188,7 +212,7 @@ class JournalWatch(NamedTuple):
 
 async def _run_until_stopped(
     settings: ServeConfig,
-    rpc: RpcServer,
+    fronts: Fronts,
     generations: Generations,
     stop: asyncio.Event,
     watch: JournalWatch,
@@ -198,11 +222,11 @@ async def _run_until_stopped(
     writable = asyncio.create_task(_watch_journal(journal, readiness), name="journal-watch")
     await readiness.set("engine", True)
     # The only line on standard output: a parent process may wait for it.
-    print(f"serving {settings.served_name} on {', '.join(rpc.targets)}", flush=True)
+    print(f"serving {settings.served_name} on {', '.join(fronts.list_addresses())}", flush=True)
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({running, stopped, writable}, return_when=asyncio.FIRST_COMPLETED)
-        await rpc.set_serving(False)
+        await fronts.rpc.set_serving(False)
         for ended in (running, writable):
             if ended.done():
                 ended.result()
@@ -230,6 +254,16 @@ async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
         if journal.trouble is trouble:
             await journal.trouble_changed.wait()
     raise journal.lost
+
+
+def _make_http_server(
+    settings: ServeConfig, serving: Serving, limits: Limits, calls: CallLog
+) -> HttpServer | None:
+    if not settings.http_listen:
+        return None
+    front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
+    host, port = parse_host_port(settings.http_listen)
+    return HttpServer(list_routes(front, calls), host, port, make_not_found(calls))
 
 
 def _make_engine_options(settings: ServeConfig) -> EngineOptions:

@@ -107,7 +107,7 @@ def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], st
         if not line.startswith("serving "):
             raise SystemExit(f"the server ended with {process.wait()}")
         try:
-            yield process, line.rsplit(" ", 1)[1].strip()
+            yield process, line.split(" on ", 1)[1].split(", ")[0].strip()
         finally:
             process.terminate()
             process.wait()

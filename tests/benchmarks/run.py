@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "page": lambda options: (),
     "engine": lambda options: (options.runs, options.workloads),
     "throughput": lambda options: (options.runs, options.workloads),
+    "front": lambda options: (options.runs, options.workloads),
     "latency": lambda options: (options.workloads,),
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
     "internals": lambda options: (options.runs, options.workloads),

@@ -52,7 +52,20 @@ def make_eventful_journal() -> MemoryJournal:
         reason="INVALID_REQUEST", field="decoding.max_new_tokens", message="it must be positive"
     )
     journal.append("", EntryKind.CALL, call("", status_code=3, error=error))
+    _append_http(journal)
     return journal
+
+
+def _append_http(journal: MemoryJournal) -> None:
+    """Append HTTP requests: one that was answered, one that was refused, one that failed."""
+    refused = call_pb2.CallError(reason="INVALID_REQUEST", field="decoding.stop", message="64")
+    failed = call_pb2.CallError(exception_type="RuntimeError")
+    for code, status, error in ((0, 200, None), (3, 400, refused), (13, 500, failed)):
+        http = call_pb2.HttpExchange(
+            method="POST", route="/v1/chat/completions", status_code=status
+        )
+        fields = {"status_code": code, "error": error, "http": http}
+        journal.append("", EntryKind.CALL, call("of-http", **fields))
 
 
 def _append_sampled(journal: MemoryJournal) -> None:

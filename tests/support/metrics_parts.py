@@ -10,6 +10,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from telemetry_journal import MemoryJournal, call, finished, started, step
 
+from whence.v1 import call_pb2
 from whence.v1 import generation_pb2 as g
 from whence_server.config.telemetry import read_resource
 from whence_server.domain.entries import EntryKind
@@ -104,6 +105,9 @@ def busy(journal: MemoryJournal) -> None:
         journal.append(name, EntryKind.CALL, call(name, 4, status_code=reason))
     for code in (0, 13, 99):
         journal.append("", EntryKind.CALL, call("x", status_code=code, method=f"/odd/{code}"))
+    for status, route in ((200, "/v1/completions"), (500, "/odd")):
+        http = call_pb2.HttpExchange(method="POST", route=route, status_code=status)
+        journal.append("", EntryKind.CALL, call("x", http=http))
     journal.append("", EntryKind.CALL, call("x", trace_id="not hex"))
 
 

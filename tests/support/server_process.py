@@ -31,6 +31,7 @@ class ServerProcess:
 
     Attributes:
         target: address for clients.
+        http_url: URL of the HTTP server, if `flags` have one.
         log: lines that it has written to standard error so far.
     """
 
@@ -44,6 +45,7 @@ class ServerProcess:
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         self.target = socket_target(data_dir)
+        self.http_url = ""
         listen = [] if "--listen" in flags else ["--listen", self.target]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "WHENCE_"))}
         self.process = subprocess.Popen(
@@ -92,7 +94,8 @@ class ServerProcess:
         if target is None:
             status = self.process.wait()
             raise AssertionError(f"the server ended with {status}:\n" + "".join(self.log))
-        self.target = target.split(", ")[0]
+        addresses = target.split(", ")
+        self.target, self.http_url = addresses[0], addresses[-1]
         return self
 
     @property

@@ -249,9 +249,9 @@ def get_type(value: AnyValue) -> str:
 
 def _name_of_span(span: Span) -> str:
     """Return the name under which the registry has a span."""
-    if span.kind == Span.SPAN_KIND_SERVER:
-        return "server"
     keys = {pair.key for pair in span.attributes}
+    if span.kind == Span.SPAN_KIND_SERVER:
+        return "http" if "http.request.method" in keys else "server"
     return "generation" if "gen_ai.operation.name" in keys else span.name.split(" ")[0]
 
 

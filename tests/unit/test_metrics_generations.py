@@ -244,8 +244,12 @@ ALLOWED = {
         *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND"),
         *("ALREADY_EXISTS", "PERMISSION_DENIED", "INTERNAL", "_OTHER"),
     },
+    "http_request_method": {"POST"},
+    "http_response_status_code": {"200", "500"},
+    "http_route": {"/v1/completions", "_OTHER"},
+    "url_scheme": {"http"},
     "error_type": {
-        *("", "NON_FINITE_LOGITS", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "_OTHER"),
+        *("", "500", "NON_FINITE_LOGITS", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "_OTHER"),
     },
     "whence_generation_finish_reason": {
         *("end_of_sequence", "stop", "length", "cancelled", "timeout", "interrupted", "failed"),

@@ -204,7 +204,7 @@ def test_the_constants_of_spans_are_the_registrys_and_the_conventions() -> None:
 def test_the_names_of_spans_and_events_are_the_registrys() -> None:
     spans = {getattr(names, key) for key in SPAN_NAMES}
     spans |= {getattr(training_names, key) for key in TRAINING_SPAN_NAMES}
-    assert read_signals("span").keys() == spans | {"server", "generation"}
+    assert read_signals("span").keys() == spans | {"server", "http", "generation"}
     events = {getattr(names, key) for key in EVENT_NAMES}
     assert read_signals("event").keys() == events - OFFICIAL["events"].keys()
 

@@ -33,6 +33,7 @@ class Call(google.protobuf.message.Message):
     SERVER_ADDRESS_FIELD_NUMBER: builtins.int
     SERVER_PORT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    HTTP_FIELD_NUMBER: builtins.int
     trace_id: builtins.str
     """W3C trace id."""
     span_id: builtins.str
@@ -45,10 +46,13 @@ class Call(google.protobuf.message.Message):
     """W3C tracestate, as received."""
     method: builtins.str
     """Fully qualified name of the method, e.g.
-    "whence.v1.GenerationService/Generate".
+    "whence.v1.GenerationService/Generate"; of an HTTP request its method and
+    route, e.g. "POST /v1/chat/completions".
     """
     status_code: builtins.int
-    """gRPC status code that the caller received, or would have received."""
+    """gRPC status code that the caller received, or would have received; of an
+    HTTP request the code that its status stands for.
+    """
     generation_id: builtins.str
     """Id of the generation that the call started or joined."""
     server_address: builtins.str
@@ -69,6 +73,10 @@ class Call(google.protobuf.message.Message):
         cancel or deadline ended the call.
         """
 
+    @property
+    def http(self) -> global___HttpExchange:
+        """The HTTP exchange; absent for a gRPC call."""
+
     def __init__(
         self,
         *,
@@ -85,15 +93,46 @@ class Call(google.protobuf.message.Message):
         server_address: builtins.str = ...,
         server_port: builtins.int | None = ...,
         error: global___CallError | None = ...,
+        http: global___HttpExchange | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_error", b"_error", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "server_port", b"server_port", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_error", b"_error", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "method", b"method", "parent_span_id", b"parent_span_id", "server_address", b"server_address", "server_port", b"server_port", "span_id", b"span_id", "start_time", b"start_time", "status_code", b"status_code", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_error", b"_error", "_http", b"_http", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "http", b"http", "server_port", b"server_port", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_error", b"_error", "_http", b"_http", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "http", b"http", "method", b"method", "parent_span_id", b"parent_span_id", "server_address", b"server_address", "server_port", b"server_port", "span_id", b"span_id", "start_time", b"start_time", "status_code", b"status_code", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_error", b"_error"]) -> typing.Literal["error"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_http", b"_http"]) -> typing.Literal["http"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_server_port", b"_server_port"]) -> typing.Literal["server_port"] | None: ...
 
 global___Call = Call
+
+@typing.final
+class HttpExchange(google.protobuf.message.Message):
+    """Request and answer of a call over HTTP."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    ROUTE_FIELD_NUMBER: builtins.int
+    STATUS_CODE_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """Request method, e.g. "POST"."""
+    route: builtins.str
+    """Route of the request, e.g. "/v1/chat/completions"."""
+    status_code: builtins.int
+    """Status of the answer. 499 if the caller disconnected before the answer
+    began.
+    """
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        route: builtins.str = ...,
+        status_code: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["method", b"method", "route", b"route", "status_code", b"status_code"]) -> None: ...
+
+global___HttpExchange = HttpExchange
 
 @typing.final
 class CallError(google.protobuf.message.Message):

@@ -263,6 +263,13 @@ class ServeConfig:
         "unlikely; 0 flags none",
         "P",
     )
+    http_listen: str = declare_setting(
+        "",
+        parse_host_and_port,
+        "HOST:PORT of OpenAI's API over HTTP: /v1/chat/completions, /v1/completions, /v1/responses "
+        "and /v1/models (default: none)",
+        "ADDRESS",
+    )
     metrics_listen: str = declare_setting(
         "",
         parse_host_and_port,
@@ -319,6 +326,21 @@ def _check_adapters(config: ServeConfig) -> None:
             raise ConfigurationError(
                 f"--adapter {name}: {names.count(name)} adapters have this name; give each its own"
             )
+
+
+def _check_http_listen(config: ServeConfig) -> None:
+    address = config.http_listen
+    if not address:
+        return
+    if not config.insecure_listen_anywhere and not is_loopback(parse_host_port(address)[0]):
+        raise ConfigurationError(
+            f"--http-listen {address}: only loopback addresses are allowed, as callers are not "
+            "authenticated; --insecure-listen-anywhere lifts this"
+        )
+    if address == config.metrics_listen and parse_host_port(address)[1]:
+        raise ConfigurationError(
+            f"--http-listen and --metrics-listen both name {address}; give each a port of its own"
+        )
 
 
 def list_setting_fields() -> tuple[dataclasses.Field[Any], ...]:
@@ -388,6 +410,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     config = ServeConfig(**values)
     _check_metrics_listen(config)
     _check_adapters(config)
+    _check_http_listen(config)
     require_utf8("--model-name (default: the name of --model)", config.served_name)
     return config
 

@@ -193,6 +193,9 @@ class DecodingRequest:
 
     strategy: Strategy | None = None
     max_new_tokens: int | None = None
+    fills_context: bool = False
+    """True if an unset `max_new_tokens` that the generation config leaves unset too takes all
+    positions that context and cache have left."""
     min_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()

@@ -100,8 +100,19 @@ class CallError:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpExchange:
+    """Request and answer of a call over HTTP."""
+
+    method: str
+    """Request method, e.g. "POST"."""
+    route: str
+    status_code: int
+    """Status of the answer; 499 if the caller disconnected before the answer began."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One RPC, from its arrival to its status; the source of its SERVER span."""
+    """One call, from its arrival to its status; the source of its SERVER span."""
 
     trace_context: TraceContext
     method: str
@@ -113,3 +124,5 @@ class CallRecord:
     server_port: int | None
     error: CallError | None = None
     """None if the status is OK, or if the caller's cancel or deadline ended the call."""
+    http: HttpExchange | None = None
+    """None for a gRPC call."""

@@ -35,13 +35,16 @@ def resolve_value(
 
 
 def get_default_max_new_tokens(
-    defaults: GenerationDefaults, num_prompt_tokens: int, limits: Limits
+    request: DecodingRequest, defaults: GenerationDefaults, num_prompt_tokens: int, limits: Limits
 ) -> int:
-    """Return the default of `max_new_tokens`; at least 1."""
+    """Return the default of `max_new_tokens`, at least 1; the context may have less room."""
     if defaults.max_new_tokens is not None:
         return defaults.max_new_tokens
     if defaults.max_length is not None:
         return max(defaults.max_length - num_prompt_tokens, 1)
+    if request.fills_context:
+        num_rows = request.num_beams or request.num_return_sequences or 1
+        return max(limits.max_cache_tokens // num_rows - num_prompt_tokens, 1)
     return limits.default_max_new_tokens
 
 

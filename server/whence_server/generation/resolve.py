@@ -118,7 +118,7 @@ def resolve_decoding(
     )
     max_new_tokens = request.max_new_tokens
     if max_new_tokens is None:
-        max_new_tokens = get_default_max_new_tokens(defaults, num_prompt_tokens, limits)
+        max_new_tokens = get_default_max_new_tokens(request, defaults, num_prompt_tokens, limits)
     choosing = strategy is not Strategy.FORCED
     if not choosing:
         max_new_tokens = len(forced)

@@ -23,6 +23,7 @@ from whence_server.domain.generation import (
     CallRecord,
     Failure,
     Finished,
+    HttpExchange,
     SequenceResult,
     Started,
 )
@@ -161,7 +162,14 @@ def encode_call(call: CallRecord) -> bytes:
         server_address=call.server_address,
         server_port=call.server_port,
         error=None if call.error is None else _convert_call_error(call.error),
+        http=None if call.http is None else _convert_http(call.http),
     ).SerializeToString()
+
+
+def _convert_http(exchange: HttpExchange) -> call_pb2.HttpExchange:
+    return call_pb2.HttpExchange(
+        method=exchange.method, route=exchange.route, status_code=exchange.status_code
+    )
 
 
 def convert_decoding(decoding: Decoding) -> generation_pb2.Decoding:

@@ -4,6 +4,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── InvalidRequestError         INVALID_ARGUMENT, names each wrong field
 ├── RequestTooLargeError        RESOURCE_EXHAUSTED: more bytes than --max-message-bytes
 ├── MethodNotFoundError         UNIMPLEMENTED
+├── RouteNotFoundError          NOT_FOUND: a path over HTTP
 ├── HealthNotFoundError         NOT_FOUND: health of an unknown service
 ├── GenerationNotFoundError     NOT_FOUND
 ├── ModelNotFoundError          NOT_FOUND
@@ -48,6 +49,7 @@ from whence_server.domain.errors.calls import (
     MethodNotFoundError,
     NotOfferedError,
     RequestTooLargeError,
+    RouteNotFoundError,
 )
 from whence_server.domain.errors.generations import (
     EngineLostError,
@@ -110,6 +112,7 @@ __all__ = [
     "QueueFullError",
     "RecordDamagedError",
     "RequestTooLargeError",
+    "RouteNotFoundError",
     "TextProcessError",
     "TextQueueFullError",
     "TrainingRunNotFoundError",

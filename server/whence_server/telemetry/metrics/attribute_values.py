@@ -4,6 +4,7 @@ import re
 
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+from whence_server.domain.http_routes import RECORDED
 from whence_server.telemetry.grpc_status import get_status_name
 from whence_server.telemetry.spans.finish_reasons import get_reason_name
 
@@ -27,6 +28,16 @@ def get_operation(started: GenerationStarted) -> str:
 def get_method(name: str) -> str:
     """Return the name of a method of whence, and OTHER for any other name."""
     return name if name in _METHODS else OTHER
+
+
+def get_http_method(name: str) -> str:
+    """Return the request method of a recorded HTTP request, and OTHER for any other name."""
+    return name if name == "POST" else OTHER
+
+
+def get_route(route: str) -> str:
+    """Return a route of recorded HTTP requests, and OTHER for any other text."""
+    return route if route in RECORDED else OTHER
 
 
 def get_status(code: int) -> str:

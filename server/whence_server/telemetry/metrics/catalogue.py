@@ -175,6 +175,20 @@ CALL_DURATION: Final = Definition(
     ),
     CALL_SECONDS,
 )
+HTTP_DURATION: Final = Definition(
+    "http.server.request.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "Duration of recorded HTTP requests: those that start a generation.",
+    (
+        names.HTTP_REQUEST_METHOD,
+        names.HTTP_ROUTE,
+        names.HTTP_RESPONSE_STATUS_CODE,
+        names.URL_SCHEME,
+        names.ERROR_TYPE,
+    ),
+    CALL_SECONDS,
+)
 UNREADABLE_ENTRIES: Final = Definition(
     "whence.metrics.unreadable",
     Kind.COUNTER,
@@ -338,6 +352,7 @@ MEASURED: Final = (
     PROMPT_TOKENS,
     GENERATED_TOKENS,
     CALL_DURATION,
+    HTTP_DURATION,
     UNREADABLE_ENTRIES,
     JOURNAL_COMMIT,
 )

@@ -13,6 +13,7 @@ from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.grpc_status import is_server_error
 from whence_server.telemetry.metrics import attribute_values, catalogue
+from whence_server.telemetry.metrics.catalogue import Definition
 from whence_server.telemetry.metrics.instruments import Instruments
 from whence_server.telemetry.metrics.step_histograms import ModelSteps, StepHistograms
 from whence_server.telemetry.spans import names
@@ -176,23 +177,41 @@ class GenerationMetrics:
             record(catalogue.TIME_PER_OUTPUT_TOKEN, per_token_ns * _NS, gen_ai, context)
 
     def _take_call(self, call: Call) -> None:
-        status = attribute_values.get_status(call.status_code)
-        attributes = {
-            names.RPC_SYSTEM_NAME: "grpc",
-            names.RPC_METHOD: attribute_values.get_method(call.method),
-            names.RPC_RESPONSE_STATUS_CODE: status,
-        }
-        if is_server_error(call.status_code):
-            attributes[names.ERROR_TYPE] = status
+        definition, attributes = _describe_call(call)
         context = _make_context(
             bytes.fromhex(call.trace_id), bytes.fromhex(call.span_id), call.trace_flags
         )
         duration_ns = max(call.end_time.ToNanoseconds() - call.start_time.ToNanoseconds(), 0)
-        self.instruments.record(catalogue.CALL_DURATION, duration_ns * _NS, attributes, context)
+        self.instruments.record(definition, duration_ns * _NS, attributes, context)
 
 
 UNREADABLE = (DecodeError, ValueError)
 """Exceptions of `take` and `note_earlier_start`."""
+
+
+def _describe_call(call: Call) -> tuple[Definition, dict[str, str | int]]:
+    """Return the histogram of a call's protocol, and the call's attributes."""
+    attributes: dict[str, str | int]
+    if call.HasField("http"):
+        http = call.http
+        attributes = {
+            names.HTTP_REQUEST_METHOD: attribute_values.get_http_method(http.method),
+            names.HTTP_ROUTE: attribute_values.get_route(http.route),
+            names.HTTP_RESPONSE_STATUS_CODE: http.status_code,
+            names.URL_SCHEME: "http",
+        }
+        if http.status_code >= 500:
+            attributes[names.ERROR_TYPE] = str(http.status_code)
+        return catalogue.HTTP_DURATION, attributes
+    status = attribute_values.get_status(call.status_code)
+    attributes = {
+        names.RPC_SYSTEM_NAME: "grpc",
+        names.RPC_METHOD: attribute_values.get_method(call.method),
+        names.RPC_RESPONSE_STATUS_CODE: status,
+    }
+    if is_server_error(call.status_code):
+        attributes[names.ERROR_TYPE] = status
+    return catalogue.CALL_DURATION, attributes
 
 
 def _make_start_attributes(started: GenerationStarted) -> dict[str, str]:

@@ -18,7 +18,7 @@ from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.otlp.scope import SCOPE
 
-Attributes: TypeAlias = Mapping[str, str]
+Attributes: TypeAlias = Mapping[str, str | int]
 
 
 def make_meter_provider(resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:

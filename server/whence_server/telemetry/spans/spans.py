@@ -46,17 +46,14 @@ def make_server_span(call: Call) -> Span | None:
     """
     if not call.trace_flags & SAMPLED:
         return None
-    status = get_status_name(call.status_code) or str(call.status_code)
-    failed = is_server_error(call.status_code)
+    protocol, error_type = _describe_protocol(call)
     parent = parse_hex_id(call.parent_span_id, 8) if call.parent_span_id else b""
     start = call.start_time.ToNanoseconds()
     attributes: dict[str, AttributeValue | None] = {
-        names.RPC_SYSTEM_NAME: "grpc",
-        names.RPC_METHOD: call.method,
-        names.RPC_RESPONSE_STATUS_CODE: status,
+        **protocol,
         names.SERVER_ADDRESS: call.server_address or None,
         names.SERVER_PORT: call.server_port if call.HasField("server_port") else None,
-        names.ERROR_TYPE: status if failed else None,
+        names.ERROR_TYPE: error_type,
         names.GENERATION_ID: call.generation_id or None,
         names.ERROR_REASON: call.error.reason or None,
         names.ERROR_FIELD: call.error.field or None,
@@ -74,8 +71,29 @@ def make_server_span(call: Call) -> Span | None:
         start_time_unix_nano=start,
         end_time_unix_nano=max(call.end_time.ToNanoseconds(), start),
         attributes=encode_attributes(attributes),
-        status=Status(code=Status.STATUS_CODE_ERROR) if failed else None,
+        status=Status(code=Status.STATUS_CODE_ERROR) if error_type else None,
     )
+
+
+def _describe_protocol(call: Call) -> tuple[dict[str, AttributeValue | None], str | None]:
+    """Return the attributes of a call's protocol, and its error type if the server is at fault."""
+    if call.HasField("http"):
+        http = call.http
+        attributes: dict[str, AttributeValue | None] = {
+            names.HTTP_REQUEST_METHOD: http.method,
+            names.HTTP_ROUTE: http.route,
+            names.HTTP_RESPONSE_STATUS_CODE: http.status_code,
+            names.URL_PATH: http.route,
+            names.URL_SCHEME: "http",
+        }
+        return attributes, str(http.status_code) if http.status_code >= 500 else None
+    status = get_status_name(call.status_code) or str(call.status_code)
+    attributes = {
+        names.RPC_SYSTEM_NAME: "grpc",
+        names.RPC_METHOD: call.method,
+        names.RPC_RESPONSE_STATUS_CODE: status,
+    }
+    return attributes, status if is_server_error(call.status_code) else None
 
 
 def make_decode_span(

@@ -1,0 +1,9 @@
+"""Routes of the HTTP server whose requests are put on record."""
+
+from typing import Final
+
+CHAT_COMPLETIONS: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+RESPONSES: Final = "/v1/responses"
+
+RECORDED: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, RESPONSES})

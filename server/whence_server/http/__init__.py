@@ -1,0 +1,1 @@
+"""HTTP fronts: other people's clients, over the same generations as gRPC."""

@@ -1,0 +1,175 @@
+"""One HTTP request: its place in a trace, its errors as answers, and its record."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Protocol
+
+from aiohttp import web
+
+from whence_server import logs
+from whence_server.domain.errors import Code, WhenceError
+from whence_server.domain.generation import CallError, CallRecord, HttpExchange
+from whence_server.domain.occurrences import Caller
+from whence_server.domain.tracing import TraceContext
+from whence_server.http.statuses import CLIENT_CLOSED_REQUEST, get_http_status
+from whence_server.rpc.call_errors import make_call_error
+from whence_server.rpc.calls import CallLog
+from whence_server.telemetry.context import read_trace_context
+
+_log = logging.getLogger(__name__)
+
+GENERATION_ID_HEADER = "whence-generation-id"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request as a handler sees it, besides its body."""
+
+    request: web.Request
+    route: str
+    trace_context: TraceContext
+    time_ns: int
+    """Unix time of the request's arrival."""
+    monotonic_ns: int
+    generation_id: str = ""
+    """Id of the generation that the request starts; "" before it is started."""
+    error: CallError | None = None
+    """Error that the request ended with, for its record."""
+    status: int = HTTPStatus.OK
+    code: Code | None = None
+    """The error's status; None without an error."""
+    response: web.StreamResponse | None = field(default=None, repr=False)
+    """The streamed answer, once it has begun."""
+
+    @property
+    def caller(self) -> Caller:
+        """The request, and the address that it came from, for records."""
+        peer = self.request.transport and self.request.transport.get_extra_info("peername")
+        address, port = (peer[0], peer[1]) if peer else ("", None)
+        return Caller(f"{self.request.method} {self.route}", self.trace_context, address, port)
+
+    def make_headers(self) -> Mapping[str, str]:
+        """Return the headers that name the generation and the request's span."""
+        context = self.trace_context
+        headers = {
+            "traceparent": f"00-{context.trace_id}-{context.span_id}-{context.trace_flags:02x}"
+        }
+        if self.generation_id:
+            # OpenAI's clients show the second as the id of the request.
+            headers[GENERATION_ID_HEADER] = headers["x-request-id"] = self.generation_id
+        return headers
+
+
+class ErrorRenderer(Protocol):
+    """Writer of an error in the form that an API's clients know."""
+
+    def render(self, error: WhenceError, status: int) -> bytes:
+        """Return the body of an answer, as JSON."""
+
+    async def write_to_stream(self, stream: web.StreamResponse, error: WhenceError) -> None:
+        """Write the error as the last event of an answer that has begun."""
+
+
+Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+
+
+def guard(
+    route: str, handle: Handler, errors: ErrorRenderer, calls: CallLog, *, recorded: bool = True
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Wrap a handler: its errors become answers, and its requests are put on record.
+
+    Args:
+        route: path of the requests.
+        handle: handler of a request.
+        errors: writer of its errors.
+        calls: recording of requests.
+        recorded: whether requests are put on record, and so exported as SERVER spans.
+    """
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        exchange = _begin(request, route, calls)
+        context = exchange.trace_context
+        with logs.add_ids(trace_id=context.trace_id, span_id=context.span_id):
+            try:
+                return await _answer(exchange, handle, errors)
+            finally:
+                if recorded:
+                    calls.record(_make_record(exchange))
+
+    return answer
+
+
+def _begin(request: web.Request, route: str, calls: CallLog) -> Exchange:
+    context = read_trace_context(
+        request.headers.items(), f"{request.method} {route}", calls.sampler
+    )
+    return Exchange(request, route, context, time.time_ns(), time.monotonic_ns())
+
+
+async def _answer(exchange: Exchange, handle: Handler, errors: ErrorRenderer) -> web.StreamResponse:
+    try:
+        return await handle(exchange)
+    except (asyncio.CancelledError, ConnectionResetError):
+        # An answer that has begun keeps its status.
+        exchange.code = Code.CANCELLED
+        if exchange.response is None:
+            exchange.status = CLIENT_CLOSED_REQUEST
+        raise
+    except WhenceError as error:
+        return await _answer_error(exchange, error, errors)
+    except Exception as error:  # noqa: BLE001 - the boundary: any bug becomes 500
+        return await _answer_error(exchange, error, errors)
+
+
+async def _answer_error(
+    exchange: Exchange, error: Exception, errors: ErrorRenderer
+) -> web.StreamResponse:
+    exchange.error = make_call_error(error)
+    if not isinstance(error, WhenceError) or error.code is Code.INTERNAL:
+        route, generation_id = exchange.route, exchange.generation_id
+        fields = {logs.GENERATION_ID: generation_id} if generation_id else {}
+        _log.error("%s failed", route, extra=fields, exc_info=error)
+        # Details go to the log only: they may hold paths or secrets.
+        error = WhenceError(
+            "an error inside the server; its log has it under trace "
+            f"{exchange.trace_context.trace_id}"
+        )
+    exchange.code = error.code
+    if exchange.response is not None:
+        await errors.write_to_stream(exchange.response, error)
+        await exchange.response.write_eof()
+        return exchange.response
+    exchange.status = get_http_status(error)
+    headers = dict(exchange.make_headers())
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(max(round(retry_after_s), 1))
+    return web.Response(
+        status=exchange.status,
+        body=errors.render(error, exchange.status),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _make_record(exchange: Exchange) -> CallRecord:
+    transport = exchange.request.transport
+    name = transport.get_extra_info("sockname") if transport else None
+    elapsed_ns = time.monotonic_ns() - exchange.monotonic_ns
+    method, route = exchange.request.method, exchange.route
+    return CallRecord(
+        trace_context=exchange.trace_context,
+        method=f"{method} {route}",
+        start_time_ns=exchange.time_ns,
+        end_time_ns=exchange.time_ns + elapsed_ns,
+        status_code=0 if exchange.code is None else exchange.code.value,
+        generation_id=exchange.generation_id,
+        server_address=name[0] if name else "",
+        server_port=name[1] if name else None,
+        error=exchange.error,
+        http=HttpExchange(method, route, exchange.status),
+    )

@@ -1,0 +1,1 @@
+"""OpenAI's API over whence's own generations: chat completions, completions, responses, models."""

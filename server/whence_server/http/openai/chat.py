@@ -1,0 +1,181 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.v1.step_pb2 import Step
+from whence_server.domain.model import ModelInfo
+from whence_server.http.bodies import read_json_object
+from whence_server.http.exchange import Exchange
+from whence_server.http.openai.answers import send_answer, start_generation
+from whence_server.http.openai.messages import read_messages
+from whence_server.http.openai.outcome import (
+    DONE,
+    get_finish_reason,
+    make_fingerprint,
+    make_logprob,
+    make_usage,
+    select_steps,
+)
+from whence_server.http.openai.parameters import Parameters
+from whence_server.http.openai.requests import (
+    Wanted,
+    make_request,
+    read_options,
+    read_top_logprobs,
+)
+from whence_server.http.openai.running import Event, Front
+from whence_server.http.streams import make_event
+from whence_server.text.tokenizer import TextTokenizer
+
+
+class ChatCompletions:
+    """Handler of the route."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+        """Generate the assistant's message."""
+        body = await read_json_object(exchange.request, self._front.max_body_bytes)
+        wanted = self._read(Parameters(body))
+        model, tokenizer = await start_generation(self._front, exchange, wanted)
+        writer = _Writer(exchange, wanted, model, tokenizer)
+        return await send_answer(self._front, exchange, wanted, writer)
+
+    def _read(self, parameters: Parameters) -> Wanted:
+        options = {
+            "model": parameters.take_text("model"),
+            "messages": read_messages(parameters),
+            "max_new_tokens": _read_max_tokens(parameters),
+            "stop": parameters.take_texts("stop") or None,
+            "n": parameters.take_integer("n", 1),
+            **read_options(parameters),
+        }
+        num_top = read_top_logprobs(
+            parameters, "top_logprobs", wanted=parameters.take_flag("logprobs")
+        )
+        streams = parameters.take_flag("stream")
+        stream_options = parameters.take_object("stream_options")
+        includes_usage = stream_options.take_flag("include_usage")
+        stream_options.expect("include_obfuscation", False)
+        stream_options.refuse_unknown()
+        _refuse_what_is_not_offered(parameters)
+        request = make_request(parameters, None, options, self._front.limits, num_top)
+        return Wanted(request, streams, includes_usage, num_top)
+
+
+def _read_max_tokens(parameters: Parameters) -> int | None:
+    """Take the bound of new tokens under its two names."""
+    older = parameters.take_integer("max_tokens", 1)
+    newer = parameters.take_integer("max_completion_tokens", 1)
+    if older is not None and newer is not None and older != newer:
+        parameters.add_fault("max_tokens", f"is {older}, and max_completion_tokens is {newer}")
+    return older if newer is None else newer
+
+
+def _refuse_what_is_not_offered(parameters: Parameters) -> None:
+    parameters.expect("modalities", ["text"])
+    parameters.expect("response_format", {"type": "text"})
+    parameters.expect("store", False)
+    parameters.expect("tools", [])
+    parameters.expect("tool_choice", "none")
+    parameters.expect("parallel_tool_calls", True, False)
+    for name in ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"):
+        parameters.expect(name)
+
+
+class _Writer:
+    """Writer of one request's answer."""
+
+    def __init__(
+        self, exchange: Exchange, wanted: Wanted, model: ModelInfo, tokenizer: TextTokenizer
+    ) -> None:
+        self._wanted = wanted
+        self._tokenizer = tokenizer
+        self._head = {
+            "id": f"chatcmpl-{exchange.generation_id}",
+            "object": "chat.completion.chunk" if wanted.streams else "chat.completion",
+            "created": exchange.time_ns // 10**9,
+            "model": model.name,
+            "system_fingerprint": make_fingerprint(model),
+        }
+
+    def make_document(self, events: Sequence[Event]) -> dict[str, Any]:
+        """Return the whole answer."""
+        finished = events[-1]
+        assert isinstance(finished, GenerationFinished)  # noqa: S101 - read_finished says so
+        choices = [
+            {
+                "index": result.sequence_index,
+                "message": {"role": "assistant", "content": result.text, "refusal": None},
+                "logprobs": self._make_logprobs(select_steps(events, result.sequence_index)),
+                "finish_reason": get_finish_reason(result.finish_reason),
+            }
+            for result in finished.sequences
+        ]
+        return {**self._head, "choices": choices, "usage": make_usage(finished)}
+
+    def make_events(self, events: Sequence[Event]) -> list[bytes]:
+        """Return the chunks of the next events."""
+        written = []
+        for event in events:
+            if isinstance(event, Step):
+                if event.text or self._wanted.num_top_logprobs is not None:
+                    written.append(self._make_step(event))
+            elif isinstance(event, GenerationStarted):
+                written += self._make_first_chunks(event)
+            else:
+                written += self._make_last_chunks(event)
+        return written
+
+    def _make_first_chunks(self, started: GenerationStarted) -> list[bytes]:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        num_sequences = started.effective_decoding.num_return_sequences or 1
+        return [self._make_chunk(index, delta) for index in range(num_sequences)]
+
+    def _make_step(self, step: Step) -> bytes:
+        return self._make_chunk(
+            step.sequence_index, {"content": step.text}, self._make_logprobs([step])
+        )
+
+    def _make_last_chunks(self, finished: GenerationFinished) -> list[bytes]:
+        written = [
+            self._make_chunk(
+                result.sequence_index, {}, finish_reason=get_finish_reason(result.finish_reason)
+            )
+            for result in finished.sequences
+        ]
+        if self._wanted.includes_usage:
+            usage: dict[str, Any] = {**self._head, "choices": [], "usage": make_usage(finished)}
+            written.append(make_event(orjson.dumps(usage)))
+        return [*written, DONE]
+
+    def _make_chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        chunk: dict[str, Any] = {**self._head, "choices": [choice]}
+        if self._wanted.includes_usage:
+            chunk["usage"] = None
+        return make_event(orjson.dumps(chunk))
+
+    def _make_logprobs(self, steps: Sequence[Step]) -> dict[str, Any] | None:
+        num_top = self._wanted.num_top_logprobs
+        if num_top is None:
+            return None
+        content = [make_logprob(step, self._tokenizer, num_top) for step in steps]
+        return {"content": content, "refusal": None}

@@ -1,0 +1,160 @@
+"""Parameters that the API's routes share, as a request of whence's own contract.
+
+The request is made by whence's own client library and then takes the same path as one over gRPC, so
+that it has the same checks, limits and digest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whence.options import GenerateOptions
+from whence.requests import generate_request
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.domain.limits import Limits
+from whence_server.domain.requests import GenerationRequest
+from whence_server.http.openai.parameters import Parameters
+from whence_server.rpc.conversions import convert_request
+
+EXTENSION = "whence"
+"""Parameter with whence's own options."""
+
+_MAX_TOP_LOGPROBS = 20
+_OWN = frozenset({"messages", "model", "labels"})
+"""Options of whence's client that the API has a parameter for."""
+_TAKEN_BY_WHENCE = ("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids")
+"""Parameters that other servers have added to the API, and that mean the same here."""
+_RENAMED = {"min_tokens": "min_new_tokens"}
+
+FIELD_NAMES: Mapping[str, str] = {
+    "chat.messages": "messages",
+    "chat.template_arguments_json": "tools",
+    "model": "model",
+    "labels": "metadata",
+    "decoding.max_new_tokens": "max_tokens",
+    "decoding.min_new_tokens": "min_tokens",
+    "decoding.num_return_sequences": "n",
+    "decoding.stop": "stop",
+    "decoding.stop_token_ids": "stop_token_ids",
+    "decoding.logit_bias": "logit_bias",
+    "decoding.repetition_penalty": "repetition_penalty",
+    "decoding.sample.seed": "seed",
+    "decoding.sample.temperature": "temperature",
+    "decoding.sample.top_p": "top_p",
+    "decoding.sample.top_k": "top_k",
+    "decoding.sample.min_p": "min_p",
+    "trace.num_candidates": "top_logprobs",
+}
+"""Parameters by the contract's fields, for errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one request asks for."""
+
+    request: GenerationRequest
+    streams: bool
+    includes_usage: bool
+    """True if a stream has an event with the numbers of tokens."""
+    num_top_logprobs: int | None
+    """Likeliest tokens to tell for each token; None if no logprobs are asked for."""
+
+
+def read_options(parameters: Parameters) -> dict[str, Any]:
+    """Take the parameters that all routes have, as options of whence's client."""
+    temperature = parameters.take_number("temperature", 0, 2)
+    top_p = parameters.take_number("top_p", 0, 1)
+    seed = parameters.take_integer("seed")
+    options: dict[str, Any] = {"greedy": True}
+    # At temperature 0 nothing is drawn: `top_p` and `seed` have no effect.
+    if temperature != 0:
+        options = {"sample": True, "temperature": temperature, "top_p": top_p, "seed": seed}
+    for name in _TAKEN_BY_WHENCE:
+        options[_RENAMED.get(name, name)] = parameters.take(name)
+    options["logit_bias"] = _read_biases(parameters)
+    options["labels"] = _read_labels(parameters)
+    # Values that ask for nothing; whence's engine does not offer the others.
+    parameters.expect("frequency_penalty", 0)
+    parameters.expect("presence_penalty", 0)
+    parameters.expect("service_tier", "auto", "default")
+    return options
+
+
+def _read_biases(parameters: Parameters) -> dict[int, float] | None:
+    given = parameters.take("logit_bias")
+    if not given:
+        return None
+    biases = {}
+    for key, bias in given.items() if isinstance(given, dict) else [(given, None)]:
+        is_id = isinstance(key, str) and key.isascii() and key.isdecimal()
+        if not is_id or isinstance(bias, bool) or not isinstance(bias, (int, float)):
+            parameters.add_fault(
+                "logit_bias", 'must be an object of numbers by token id, such as {"42": -100}'
+            )
+            return None
+        biases[int(key)] = bias
+    return biases
+
+
+def _read_labels(parameters: Parameters) -> dict[str, str]:
+    labels = dict(parameters.take_mapping("metadata"))
+    for name in ("user", "safety_identifier", "prompt_cache_key"):
+        value = parameters.take_text(name)
+        if value is not None:
+            labels[name] = value
+    return labels
+
+
+def read_top_logprobs(parameters: Parameters, name: str, *, wanted: bool) -> int | None:
+    """Take the number of likeliest tokens to tell; None if no logprobs are wanted."""
+    number = parameters.take_integer(name, 0, _MAX_TOP_LOGPROBS)
+    if number is not None and not wanted:
+        parameters.add_fault(name, "needs `logprobs`: true")
+    return (number or 0) if wanted else None
+
+
+def make_request(
+    parameters: Parameters,
+    source: str | list[int] | None,
+    options: Mapping[str, Any],
+    limits: Limits,
+    num_top_logprobs: int | None,
+) -> GenerationRequest:
+    """Make the request, as one over gRPC; every parameter has been taken.
+
+    Raises:
+        InvalidRequestError: parameters are unknown, out of range or contradict.
+    """
+    own = parameters.take(EXTENSION)
+    if own is not None and not isinstance(own, dict):
+        parameters.add_fault(EXTENSION, "must be an object of whence's own options")
+        own = None
+    extended = _extend(parameters, options, own or {})
+    parameters.refuse_unknown()
+    parameters.raise_faults()
+    if num_top_logprobs and extended.get("num_candidates") is None:
+        extended["num_candidates"] = max(num_top_logprobs, limits.default_candidates)
+    extended.setdefault("disconnect_grace_s", 0)
+    asked: GenerateOptions = extended  # type: ignore[assignment]
+    try:
+        request = generate_request(source, asked)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(FieldViolation("", str(error))) from None
+    converted = convert_request(request, limits)
+    return replace(converted, decoding=replace(converted.decoding, fills_context=True))
+
+
+def _extend(
+    parameters: Parameters, options: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add whence's own options to those that the API's parameters ask for."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if own.keys() & {"forced", "num_beams", "greedy"}:
+        # Another strategy replaces the default one.
+        given.pop("sample", None)
+    for name in own:
+        if name in _OWN:
+            parameters.add_fault(f"{EXTENSION}.{name}", "is a parameter of the API itself")
+        elif name in given:
+            parameters.add_fault(f"{EXTENSION}.{name}", f"is given by the parameter {name!r} too")
+    return {**given, **own}

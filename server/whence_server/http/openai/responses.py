@@ -1,0 +1,265 @@
+"""POST /v1/responses: text in and out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from whence.v1.generation_pb2 import (
+    FinishReason,
+    GenerationFinished,
+    GenerationStarted,
+    SequenceResult,
+)
+from whence.v1.step_pb2 import Step
+from whence_server.domain.model import ModelInfo
+from whence_server.http.bodies import read_json_object
+from whence_server.http.exchange import Exchange
+from whence_server.http.openai.answers import send_answer, start_generation
+from whence_server.http.openai.messages import read_content
+from whence_server.http.openai.outcome import make_logprob, make_usage, select_steps
+from whence_server.http.openai.parameters import Parameters
+from whence_server.http.openai.requests import (
+    Wanted,
+    make_request,
+    read_options,
+    read_top_logprobs,
+)
+from whence_server.http.openai.running import Event, Front
+from whence_server.http.streams import make_event
+from whence_server.text.tokenizer import TextTokenizer
+
+_LOGPROBS = "message.output_text.logprobs"
+
+
+class Responses:
+    """Handler of the route."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+        """Generate a response."""
+        body = await read_json_object(exchange.request, self._front.max_body_bytes)
+        parameters = Parameters(body)
+        wanted = self._read(parameters)
+        model, tokenizer = await start_generation(self._front, exchange, wanted)
+        writer = _Writer(exchange, wanted, model, tokenizer, _echo(body))
+        return await send_answer(self._front, exchange, wanted, writer)
+
+    def _read(self, parameters: Parameters) -> Wanted:
+        options = {
+            "model": parameters.take_text("model"),
+            "messages": _read_input(parameters),
+            "max_new_tokens": parameters.take_integer("max_output_tokens", 1),
+            **read_options(parameters),
+        }
+        include = parameters.take_list("include")
+        for item in include:
+            if item != _LOGPROBS:
+                parameters.add_fault("include", f'may hold "{_LOGPROBS}" alone')
+        num_top = read_top_logprobs(parameters, "top_logprobs", wanted=_LOGPROBS in include)
+        streams = parameters.take_flag("stream")
+        stream_options = parameters.take_object("stream_options")
+        stream_options.expect("include_obfuscation", False)
+        stream_options.refuse_unknown()
+        _refuse_what_is_not_offered(parameters)
+        request = make_request(parameters, None, options, self._front.limits, num_top)
+        return Wanted(request, streams, includes_usage=True, num_top_logprobs=num_top)
+
+
+def _refuse_what_is_not_offered(parameters: Parameters) -> None:
+    parameters.expect("background", False)
+    # The journal keeps the generation, and `GenerationService` gives it back.
+    parameters.expect("store", True, False)
+    parameters.expect("text", {"format": {"type": "text"}})
+    parameters.expect("tools", [])
+    parameters.expect("tool_choice", "none", "auto")
+    parameters.expect("parallel_tool_calls", True, False)
+    parameters.expect("truncation", "disabled")
+    for name in (
+        *("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"),
+        "reasoning",
+    ):
+        parameters.expect(name)
+
+
+def _read_input(parameters: Parameters) -> list[dict[str, str]]:
+    """Take instructions and input as a conversation."""
+    instructions = parameters.take_text("instructions")
+    messages = [] if instructions is None else [{"role": "system", "content": instructions}]
+    given = parameters.take("input")
+    if isinstance(given, str):
+        return [*messages, {"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        parameters.add_fault("input", "must be a text or a list of messages")
+        return messages
+    for index, item in enumerate(given):
+        where = f"input[{index}]"
+        if not isinstance(item, Mapping) or item.get("type", "message") != "message":
+            parameters.add_fault(where, 'must be a message: {"role": "user", "content": "Hi"}')
+            continue
+        role = item.get("role")
+        if not isinstance(role, str) or not role:
+            parameters.add_fault(f"{where}.role", 'must be a role such as "user"')
+        messages.append(
+            {
+                "role": str(role),
+                "content": read_content(parameters, f"{where}.content", item.get("content")),
+            }
+        )
+    return messages
+
+
+_ECHOED: Mapping[str, Any] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "temperature": None,
+    "top_p": None,
+    "top_logprobs": 0,
+    "user": None,
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "store": True,
+    "background": False,
+    "truncation": "disabled",
+    "text": {"format": {"type": "text"}},
+}
+"""Parameters that a response repeats, with the values of those that are not given."""
+
+
+def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()
+    }
+
+
+class _Writer:
+    """Writer of one request's answer."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        wanted: Wanted,
+        model: ModelInfo,
+        tokenizer: TextTokenizer,
+        echoed: Mapping[str, Any],
+    ) -> None:
+        self._wanted = wanted
+        self._tokenizer = tokenizer
+        self._item_id = f"msg_{exchange.generation_id}"
+        self._number = 0
+        self._logprobs: list[dict[str, Any]] = []
+        self._head = {
+            "id": f"resp_{exchange.generation_id}",
+            "object": "response",
+            "created_at": exchange.time_ns // 10**9,
+            "model": model.name,
+            "error": None,
+            "incomplete_details": None,
+            **echoed,
+        }
+
+    def make_document(self, events: Sequence[Event]) -> dict[str, Any]:
+        """Return the whole answer."""
+        finished = events[-1]
+        assert isinstance(finished, GenerationFinished)  # noqa: S101 - read_finished says so
+        self._note_logprobs(select_steps(events, 0))
+        return self._make_response(finished)
+
+    def make_events(self, events: Sequence[Event]) -> list[bytes]:
+        """Return the events of the next events of the generation."""
+        written = []
+        for event in events:
+            if isinstance(event, Step):
+                logprobs = self._note_logprobs([event])
+                if event.text or logprobs:
+                    written.append(
+                        self._make_part_event(
+                            "response.output_text.delta", delta=event.text, logprobs=logprobs
+                        )
+                    )
+            elif isinstance(event, GenerationStarted):
+                written += self._make_first_events()
+            else:
+                written += self._make_last_events(event)
+        return written
+
+    def _make_first_events(self) -> list[bytes]:
+        response = self._make_unfinished()
+        item = self._make_item("", "in_progress") | {"content": []}
+        return [
+            self._make_event("response.created", response=response),
+            self._make_event("response.in_progress", response=response),
+            self._make_event("response.output_item.added", output_index=0, item=item),
+            self._make_part_event("response.content_part.added", part=_make_part("", [])),
+        ]
+
+    def _make_last_events(self, finished: GenerationFinished) -> list[bytes]:
+        result = finished.sequences[0]
+        response = self._make_response(finished)
+        item = response["output"][0]
+        return [
+            self._make_part_event(
+                "response.output_text.done", text=result.text, logprobs=self._logprobs
+            ),
+            self._make_part_event("response.content_part.done", part=item["content"][0]),
+            self._make_event("response.output_item.done", output_index=0, item=item),
+            self._make_event(f"response.{response['status']}", response=response),
+        ]
+
+    def _make_unfinished(self) -> dict[str, Any]:
+        return {**self._head, "status": "in_progress", "output": [], "usage": None}
+
+    def _make_response(self, finished: GenerationFinished) -> dict[str, Any]:
+        result: SequenceResult = finished.sequences[0]
+        is_cut = result.finish_reason == FinishReason.FINISH_REASON_LENGTH
+        status = "incomplete" if is_cut else "completed"
+        usage = make_usage(finished)
+        return {
+            **self._head,
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "output": [self._make_item(result.text, status)],
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": usage["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage["total_tokens"],
+            },
+        }
+
+    def _make_item(self, text: str, status: str) -> dict[str, Any]:
+        return {
+            "id": self._item_id,
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": [_make_part(text, self._logprobs)],
+        }
+
+    def _make_part_event(self, kind: str, **fields: object) -> bytes:
+        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return self._make_event(kind, **place, **fields)
+
+    def _make_event(self, kind: str, **fields: object) -> bytes:
+        document = {"type": kind, "sequence_number": self._number, **fields}
+        self._number += 1
+        return make_event(orjson.dumps(document), kind)
+
+    def _note_logprobs(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        num_top = self._wanted.num_top_logprobs
+        if num_top is None:
+            return []
+        noted = [make_logprob(step, self._tokenizer, num_top) for step in steps]
+        self._logprobs += noted
+        return noted
+
+
+def _make_part(text: str, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}

@@ -1,0 +1,85 @@
+"""Web server of the HTTP fronts, in the event loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+from whence_server.domain.errors import ConfigurationError
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_SHUTDOWN_S = 1.0
+_KEEPALIVE_S = 75.0
+
+
+class HttpServer:
+    """Web server of the given routes, with 404 for every other path.
+
+    A handler is cancelled when its caller disconnects.
+
+    Args:
+        routes: handlers by request method and path.
+        host: address or name to listen on.
+        port: port to listen on; 0 chooses a free one.
+        max_body_bytes: maximum size of a request's body.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[tuple[str, str], Answer],
+        host: str,
+        port: int,
+        not_found: Answer,
+    ) -> None:
+        self._routes = routes
+        self._host = host
+        self._port = port
+        self._not_found = not_found
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        """URL of the server, without a slash at its end."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    async def start(self) -> None:
+        """Start listening.
+
+        Raises:
+            ConfigurationError: the address or port cannot be used.
+        """
+        application = web.Application()
+        for (method, path), answer in self._routes.items():
+            application.router.add_route(method, path, answer)
+        application.router.add_route("*", "/{path:.*}", self._not_found)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=_KEEPALIVE_S,
+            shutdown_timeout=_SHUTDOWN_S,
+        )
+        await runner.setup()
+        if runner.server is None:
+            raise RuntimeError("aiohttp made no server after setup")
+        try:
+            listening = await asyncio.get_running_loop().create_server(
+                runner.server, self._host, self._port
+            )
+        except OSError as error:
+            await runner.cleanup()
+            raise ConfigurationError(
+                f"the HTTP server cannot listen on {self._host}:{self._port}: "
+                f"{error.strerror or error}; choose a free port for --http-listen, or 0 for any"
+            ) from error
+        self._runner, self._listening = runner, listening
+        self._port = listening.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening; requests under way get a second to end."""
+        if self._runner is not None:
+            self._listening.close()
+            await self._runner.cleanup()
+            self._runner = None
