@@ -6,13 +6,12 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
+from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted, SequenceResult
 from whence.v1.step_pb2 import Step
 from whence_server.domain.model import ModelInfo
 from whence_server.http.bodies import read_json_object
 from whence_server.http.exchange import Exchange
 from whence_server.http.openai.answers import send_answer, start_generation
-from whence_server.http.openai.messages import read_messages
 from whence_server.http.openai.outcome import (
     DONE,
     get_finish_reason,
@@ -26,9 +25,11 @@ from whence_server.http.openai.requests import (
     Wanted,
     make_request,
     read_options,
+    read_tools,
     read_top_logprobs,
 )
 from whence_server.http.openai.running import Event, Front
+from whence_server.http.openai.tool_calls import HeldText, make_calls, take_out_calls
 from whence_server.http.streams import make_event
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -50,7 +51,8 @@ class ChatCompletions:
     def _read(self, parameters: Parameters) -> Wanted:
         options = {
             "model": parameters.take_text("model"),
-            "messages": read_messages(parameters),
+            "messages": parameters.take_list("messages"),
+            "tools": read_tools(parameters),
             "max_new_tokens": _read_max_tokens(parameters),
             "stop": parameters.take_texts("stop") or None,
             "n": parameters.take_integer("n", 1),
@@ -82,11 +84,22 @@ def _refuse_what_is_not_offered(parameters: Parameters) -> None:
     parameters.expect("modalities", ["text"])
     parameters.expect("response_format", {"type": "text"})
     parameters.expect("store", False)
-    parameters.expect("tools", [])
-    parameters.expect("tool_choice", "none")
-    parameters.expect("parallel_tool_calls", True, False)
     for name in ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"):
         parameters.expect(name)
+
+
+def _make_message(result: SequenceResult) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": result.text, "refusal": None}
+    if result.tool_calls:
+        content = take_out_calls(result)
+        message["content"] = content.strip() or None
+        message["tool_calls"] = make_calls(result)
+    return message
+
+
+def _get_finish_reason(result: SequenceResult) -> str:
+    reason = get_finish_reason(result.finish_reason)
+    return "tool_calls" if result.tool_calls and reason == "stop" else reason
 
 
 class _Writer:
@@ -97,6 +110,7 @@ class _Writer:
     ) -> None:
         self._wanted = wanted
         self._tokenizer = tokenizer
+        self._held: list[HeldText] = []
         self._head = {
             "id": f"chatcmpl-{exchange.generation_id}",
             "object": "chat.completion.chunk" if wanted.streams else "chat.completion",
@@ -112,9 +126,9 @@ class _Writer:
         choices = [
             {
                 "index": result.sequence_index,
-                "message": {"role": "assistant", "content": result.text, "refusal": None},
+                "message": _make_message(result),
                 "logprobs": self._make_logprobs(select_steps(events, result.sequence_index)),
-                "finish_reason": get_finish_reason(result.finish_reason),
+                "finish_reason": _get_finish_reason(result),
             }
             for result in finished.sequences
         ]
@@ -125,8 +139,9 @@ class _Writer:
         written = []
         for event in events:
             if isinstance(event, Step):
-                if event.text or self._wanted.num_top_logprobs is not None:
-                    written.append(self._make_step(event))
+                text = self._held[event.sequence_index].push(event)
+                if text or self._wanted.num_top_logprobs is not None:
+                    written.append(self._make_step(event, text))
             elif isinstance(event, GenerationStarted):
                 written += self._make_first_chunks(event)
             else:
@@ -136,20 +151,25 @@ class _Writer:
     def _make_first_chunks(self, started: GenerationStarted) -> list[bytes]:
         delta = {"role": "assistant", "content": "", "refusal": None}
         num_sequences = started.effective_decoding.num_return_sequences or 1
+        call_format = started.chat.tool_call_format
+        self._held = [HeldText(call_format, self._tokenizer) for _ in range(num_sequences)]
         return [self._make_chunk(index, delta) for index in range(num_sequences)]
 
-    def _make_step(self, step: Step) -> bytes:
-        return self._make_chunk(
-            step.sequence_index, {"content": step.text}, self._make_logprobs([step])
-        )
+    def _make_step(self, step: Step, text: str) -> bytes:
+        return self._make_chunk(step.sequence_index, {"content": text}, self._make_logprobs([step]))
 
     def _make_last_chunks(self, finished: GenerationFinished) -> list[bytes]:
-        written = [
-            self._make_chunk(
-                result.sequence_index, {}, finish_reason=get_finish_reason(result.finish_reason)
-            )
-            for result in finished.sequences
-        ]
+        written = []
+        for result in finished.sequences:
+            index = result.sequence_index
+            rest = self._held[index].finish(result)
+            if rest.strip():
+                written.append(self._make_chunk(index, {"content": rest}))
+            calls = [{"index": at, **call} for at, call in enumerate(make_calls(result))]
+            if calls:
+                written.append(self._make_chunk(index, {"tool_calls": calls}))
+            reason = _get_finish_reason(result)
+            written.append(self._make_chunk(index, {}, finish_reason=reason))
         if self._wanted.includes_usage:
             usage: dict[str, Any] = {**self._head, "choices": [], "usage": make_usage(finished)}
             written.append(make_event(orjson.dumps(usage)))

@@ -4,6 +4,7 @@ The request is made by whence's own client library and then takes the same path 
 that it has the same checks, limits and digest.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,11 +25,13 @@ _OWN = frozenset({"messages", "model", "labels"})
 """Options of whence's client that the API has a parameter for."""
 _TAKEN_BY_WHENCE = ("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids")
 """Parameters that other servers have added to the API, and that mean the same here."""
+_PLACE = re.compile(r"(?:messages|tools)[\w.\[\]]*")
+"""Place of a fault, with which a message of the client library begins."""
 _RENAMED = {"min_tokens": "min_new_tokens"}
 
 FIELD_NAMES: Mapping[str, str] = {
     "chat.messages": "messages",
-    "chat.template_arguments_json": "tools",
+    "chat.tools_json": "tools",
     "model": "model",
     "labels": "metadata",
     "decoding.max_new_tokens": "max_tokens",
@@ -113,6 +116,20 @@ def read_top_logprobs(parameters: Parameters, name: str, *, wanted: bool) -> int
     return (number or 0) if wanted else None
 
 
+def read_tools(parameters: Parameters) -> list[Any] | None:
+    """Take the tools that the model may call; None if it may call none."""
+    tools = parameters.take_list("tools")
+    choice = parameters.take("tool_choice")
+    if choice not in {None, "auto", "none"} if isinstance(choice, str) else choice is not None:
+        parameters.add_fault("tool_choice", 'is not offered, but for "auto" or "none"')
+    if tools:
+        # Only a grammar could forbid a second call.
+        parameters.expect("parallel_tool_calls", True)
+    else:
+        parameters.expect("parallel_tool_calls", True, False)
+    return tools if tools and choice != "none" else None
+
+
 def make_request(
     parameters: Parameters,
     source: str | list[int] | None,
@@ -139,7 +156,9 @@ def make_request(
     try:
         request = generate_request(source, asked)
     except (TypeError, ValueError) as error:
-        raise InvalidRequestError(FieldViolation("", str(error))) from None
+        place = _PLACE.match(str(error))
+        field = place[0] if place else ""
+        raise InvalidRequestError(FieldViolation(field, str(error))) from None
     converted = convert_request(request, limits)
     return replace(converted, decoding=replace(converted.decoding, fills_context=True))
 

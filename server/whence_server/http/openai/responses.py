@@ -17,16 +17,18 @@ from whence_server.domain.model import ModelInfo
 from whence_server.http.bodies import read_json_object
 from whence_server.http.exchange import Exchange
 from whence_server.http.openai.answers import send_answer, start_generation
-from whence_server.http.openai.messages import read_content
 from whence_server.http.openai.outcome import make_logprob, make_usage, select_steps
 from whence_server.http.openai.parameters import Parameters
 from whence_server.http.openai.requests import (
     Wanted,
     make_request,
     read_options,
+    read_tools,
     read_top_logprobs,
 )
+from whence_server.http.openai.response_input import convert_tools, read_input
 from whence_server.http.openai.running import Event, Front
+from whence_server.http.openai.tool_calls import HeldText, make_calls, take_out_calls
 from whence_server.http.streams import make_event
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -51,7 +53,8 @@ class Responses:
     def _read(self, parameters: Parameters) -> Wanted:
         options = {
             "model": parameters.take_text("model"),
-            "messages": _read_input(parameters),
+            "messages": read_input(parameters),
+            "tools": convert_tools(parameters, read_tools(parameters)),
             "max_new_tokens": parameters.take_integer("max_output_tokens", 1),
             **read_options(parameters),
         }
@@ -74,42 +77,12 @@ def _refuse_what_is_not_offered(parameters: Parameters) -> None:
     # The journal keeps the generation, and `GenerationService` gives it back.
     parameters.expect("store", True, False)
     parameters.expect("text", {"format": {"type": "text"}})
-    parameters.expect("tools", [])
-    parameters.expect("tool_choice", "none", "auto")
-    parameters.expect("parallel_tool_calls", True, False)
     parameters.expect("truncation", "disabled")
     for name in (
         *("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"),
         "reasoning",
     ):
         parameters.expect(name)
-
-
-def _read_input(parameters: Parameters) -> list[dict[str, str]]:
-    """Take instructions and input as a conversation."""
-    instructions = parameters.take_text("instructions")
-    messages = [] if instructions is None else [{"role": "system", "content": instructions}]
-    given = parameters.take("input")
-    if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        parameters.add_fault("input", "must be a text or a list of messages")
-        return messages
-    for index, item in enumerate(given):
-        where = f"input[{index}]"
-        if not isinstance(item, Mapping) or item.get("type", "message") != "message":
-            parameters.add_fault(where, 'must be a message: {"role": "user", "content": "Hi"}')
-            continue
-        role = item.get("role")
-        if not isinstance(role, str) or not role:
-            parameters.add_fault(f"{where}.role", 'must be a role such as "user"')
-        messages.append(
-            {
-                "role": str(role),
-                "content": read_content(parameters, f"{where}.content", item.get("content")),
-            }
-        )
-    return messages
 
 
 _ECHOED: Mapping[str, Any] = {
@@ -139,7 +112,7 @@ def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Writer:
-    """Writer of one request's answer."""
+    """Writer of one request's answer: at most one message, then the tool calls."""
 
     def __init__(
         self,
@@ -151,8 +124,10 @@ class _Writer:
     ) -> None:
         self._wanted = wanted
         self._tokenizer = tokenizer
-        self._item_id = f"msg_{exchange.generation_id}"
+        self._held = HeldText("", tokenizer)
+        self._generation_id = exchange.generation_id
         self._number = 0
+        self._has_message = False
         self._logprobs: list[dict[str, Any]] = []
         self._head = {
             "id": f"resp_{exchange.generation_id}",
@@ -169,6 +144,9 @@ class _Writer:
         finished = events[-1]
         assert isinstance(finished, GenerationFinished)  # noqa: S101 - read_finished says so
         self._note_logprobs(select_steps(events, 0))
+        result = finished.sequences[0]
+        content = take_out_calls(result)
+        self._has_message = bool(content.strip()) or not result.tool_calls
         return self._make_response(finished)
 
     def make_events(self, events: Sequence[Event]) -> list[bytes]:
@@ -176,55 +154,79 @@ class _Writer:
         written = []
         for event in events:
             if isinstance(event, Step):
-                logprobs = self._note_logprobs([event])
-                if event.text or logprobs:
-                    written.append(
-                        self._make_part_event(
-                            "response.output_text.delta", delta=event.text, logprobs=logprobs
-                        )
-                    )
+                written += self._make_deltas(self._held.push(event), self._note_logprobs([event]))
             elif isinstance(event, GenerationStarted):
-                written += self._make_first_events()
+                self._held = HeldText(event.chat.tool_call_format, self._tokenizer)
+                response = {**self._head, "status": "in_progress", "output": [], "usage": None}
+                written.append(self._make_event("response.created", response=response))
+                written.append(self._make_event("response.in_progress", response=response))
             else:
                 written += self._make_last_events(event)
         return written
 
-    def _make_first_events(self) -> list[bytes]:
-        response = self._make_unfinished()
-        item = self._make_item("", "in_progress") | {"content": []}
+    def _make_deltas(self, text: str, logprobs: list[dict[str, Any]]) -> list[bytes]:
+        if not text and not (logprobs and self._has_message):
+            return []
+        opening = [] if self._has_message else self._open_message()
+        delta = self._make_part_event("response.output_text.delta", delta=text, logprobs=logprobs)
+        return [*opening, delta]
+
+    def _open_message(self) -> list[bytes]:
+        self._has_message = True
+        item = {**self._make_message("", "in_progress"), "content": []}
         return [
-            self._make_event("response.created", response=response),
-            self._make_event("response.in_progress", response=response),
             self._make_event("response.output_item.added", output_index=0, item=item),
             self._make_part_event("response.content_part.added", part=_make_part("", [])),
         ]
 
     def _make_last_events(self, finished: GenerationFinished) -> list[bytes]:
         result = finished.sequences[0]
+        rest = self._held.finish(result)
+        written = self._make_deltas(rest, []) if rest.strip() else []
+        if not self._has_message and not result.tool_calls:
+            written += self._open_message()
         response = self._make_response(finished)
-        item = response["output"][0]
+        for index, item in enumerate(response["output"]):
+            written += (
+                self._close_message(item)
+                if item["type"] == "message"
+                else self._make_call_events(index, item)
+            )
+        return [*written, self._make_event(f"response.{response['status']}", response=response)]
+
+    def _close_message(self, item: dict[str, Any]) -> list[bytes]:
+        (part,) = item["content"]
         return [
             self._make_part_event(
-                "response.output_text.done", text=result.text, logprobs=self._logprobs
+                "response.output_text.done", text=part["text"], logprobs=self._logprobs
             ),
-            self._make_part_event("response.content_part.done", part=item["content"][0]),
+            self._make_part_event("response.content_part.done", part=part),
             self._make_event("response.output_item.done", output_index=0, item=item),
-            self._make_event(f"response.{response['status']}", response=response),
         ]
 
-    def _make_unfinished(self) -> dict[str, Any]:
-        return {**self._head, "status": "in_progress", "output": [], "usage": None}
+    def _make_call_events(self, index: int, item: dict[str, Any]) -> list[bytes]:
+        place = {"item_id": item["id"], "output_index": index}
+        begun = {**item, "status": "in_progress", "arguments": ""}
+        written, name = item["arguments"], item["name"]
+        prefix = "response.function_call_arguments"
+        return [
+            self._make_event("response.output_item.added", output_index=index, item=begun),
+            self._make_event(f"{prefix}.delta", **place, delta=written),
+            self._make_event(f"{prefix}.done", **place, name=name, arguments=written),
+            self._make_event("response.output_item.done", output_index=index, item=item),
+        ]
 
     def _make_response(self, finished: GenerationFinished) -> dict[str, Any]:
-        result: SequenceResult = finished.sequences[0]
+        result = finished.sequences[0]
         is_cut = result.finish_reason == FinishReason.FINISH_REASON_LENGTH
         status = "incomplete" if is_cut else "completed"
         usage = make_usage(finished)
+        message = [self._make_message(take_out_calls(result), status)] if self._has_message else []
         return {
             **self._head,
             "status": status,
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "output": [self._make_item(result.text, status)],
+            "output": [*message, *self._make_call_items(result)],
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": 0},
@@ -234,17 +236,33 @@ class _Writer:
             },
         }
 
-    def _make_item(self, text: str, status: str) -> dict[str, Any]:
+    def _make_message(self, text: str, status: str) -> dict[str, Any]:
         return {
-            "id": self._item_id,
+            "id": f"msg_{self._generation_id}",
             "type": "message",
             "role": "assistant",
             "status": status,
             "content": [_make_part(text, self._logprobs)],
         }
 
+    def _make_call_items(self, result: SequenceResult) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": f"fc_{self._generation_id}_{number}",
+                "type": "function_call",
+                "status": "completed",
+                "call_id": call["id"],
+                **call["function"],
+            }
+            for number, call in enumerate(make_calls(result))
+        ]
+
     def _make_part_event(self, kind: str, **fields: object) -> bytes:
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        place = {
+            "item_id": f"msg_{self._generation_id}",
+            "output_index": 0,
+            "content_index": 0,
+        }
         return self._make_event(kind, **place, **fields)
 
     def _make_event(self, kind: str, **fields: object) -> bytes:
