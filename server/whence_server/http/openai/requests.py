@@ -53,7 +53,7 @@ FIELD_NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What one request asks for."""
+    """A request as converted, and the form of its answer."""
 
     request: GenerationRequest
     streams: bool

@@ -27,7 +27,7 @@ _TYPES: dict[EntryKind, type[Event]] = {
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """What the handlers of all routes share.
+    """Parts that the handlers of all routes share.
 
     Attributes:
         serving: the served model and its generations.
