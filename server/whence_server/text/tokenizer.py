@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.chat import ChatMessage
+from whence_server.domain.constraints import Constraint
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
 from whence_server.text.bounds import find_text_bound
@@ -19,7 +22,8 @@ from whence_server.text.detokenizer import (
 )
 from whence_server.text.sequence import Piece, SequenceText, UnseenText
 from whence_server.text.unicode import check_unicode
-from whence_server.text.vocabulary import (
+from whence_server.vocabulary import (
+    depends_on_next,
     is_byte_level,
     list_decoder_types,
     list_special_tokens,
@@ -28,7 +32,14 @@ from whence_server.text.vocabulary import (
     map_byte_values,
     map_special_texts,
     name_bytes,
+    read_text_bytes,
 )
+
+if TYPE_CHECKING:
+    from whence_server.constraints.compiler import ConstraintCompiler
+
+_UNQUOTED = "cannot be used"
+"""Description of a constraint's fault for the record: the fault may quote the constraint."""
 
 
 class TextEncoder:
@@ -51,6 +62,7 @@ class TextEncoder:
         self._fill_token = files.fill_token
         self._chat = ChatTemplate(files.chat_template, files.special_tokens)
         self._byte_values = map_byte_values(self._tokenizer)
+        self._compiler: ConstraintCompiler | None = None
         self.bound = find_text_bound(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -100,6 +112,39 @@ class TextEncoder:
         The prompt has its special tokens already: encode it without adding any.
         """
         return self._chat.render(messages, template_arguments, template_name, tools)
+
+    def check_constraint(self, constraint: Constraint, vocabulary_size: int) -> None:
+        """Compile a constraint, to find its faults.
+
+        Args:
+            constraint: the constraint.
+            vocabulary_size: rows of the model's output head.
+
+        Raises:
+            InvalidRequestError: it is wrong, holds a part that is not supported, or is too complex.
+        """
+        if depends_on_next(self._tokenizer):
+            raise InvalidRequestError(
+                FieldViolation(
+                    "decoding.constraint",
+                    "does not go with this model, whose tokenizer decodes a token by what follows",
+                )
+            )
+        compiler = self._load_compiler(vocabulary_size)
+        try:
+            compiler.compile(constraint)
+        except ConstraintError as error:
+            violation = FieldViolation(constraint.field, error.message, _UNQUOTED)
+            raise InvalidRequestError(violation) from error
+
+    def _load_compiler(self, vocabulary_size: int) -> "ConstraintCompiler":
+        """Return the compiler of constraints, which is made for the first one."""
+        if self._compiler is None:
+            from whence_server.constraints.compiler import ConstraintCompiler
+
+            vocabulary = read_text_bytes(self._tokenizer, vocabulary_size)
+            self._compiler = ConstraintCompiler(*vocabulary)
+        return self._compiler
 
     @cached_property
     def _new_windowed(self) -> Callable[[], Detokenizer]:

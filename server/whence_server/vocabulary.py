@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -33,6 +34,11 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
     """Return whether every token decodes to the same bytes beside any other token."""
     types = list_decoder_types(tokenizer)
     return "ByteLevel" in types and set(types) <= {"ByteLevel", "Fuse"}
+
+
+def depends_on_next(tokenizer: Tokenizer) -> bool:
+    """Return whether a token's text depends on the tokens after it, as with a suffix of words."""
+    return bool({"BPEDecoder", "CTC"} & set(list_decoder_types(tokenizer)))
 
 
 def list_special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
@@ -89,6 +95,39 @@ def list_vocabulary_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
         if token_id < size:
             vocabulary[token_id] = raw
     return vocabulary
+
+
+class TextBytes(NamedTuple):
+    """Bytes that tokens add to an output.
+
+    Attributes:
+        inside: bytes of each id inside a text; b"" for special tokens.
+        first: bytes of the ids that are different at the beginning of an output, where some
+            decoders strip a space.
+    """
+
+    inside: list[bytes]
+    first: dict[int, bytes]
+
+
+def read_text_bytes(tokenizer: Tokenizer, size: int) -> TextBytes:
+    """Return the bytes of the ids below `size`."""
+    inside = list_vocabulary_bytes(tokenizer, size)
+    for token_id in list_special_tokens(tokenizer):
+        if token_id < size:
+            inside[token_id] = b""
+    if is_byte_level(tokenizer):
+        return TextBytes(inside, {})
+    # A byte that is no character by itself cannot be decoded alone, and is never stripped.
+    incomplete = {
+        token_id for token_id, raw in _map_byte_tokens(tokenizer).items() if raw > b"\x7f"
+    }
+    alone = {
+        token_id: tokenizer.decode([token_id]).encode()
+        for token_id, token in enumerate(inside)
+        if token and token_id not in incomplete
+    }
+    return TextBytes(inside, {i: first for i, first in alone.items() if first != inside[i]})
 
 
 def name_bytes(token: bytes) -> str:
