@@ -58,6 +58,9 @@ class GeneratedSequence:
     """Sum of the tokens' logprobs, in nats; None while the sequence is running."""
     score: float | None = None
     """Final, length-penalised score of beam search; None for other strategies."""
+    constraint_complete: bool | None = None
+    """True if `text` belongs to the constraint's language, False if it was cut off before; None
+    without a constraint, and where it is not known."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Tool calls that the server read from the text; empty while it is running."""
     reasoning: str | None = None
@@ -259,6 +262,9 @@ def _convert_sequence(result: pb.SequenceResult) -> GeneratedSequence:
         stop=result.stop or None,
         logprob=result.logprob if result.HasField("logprob") else None,
         score=result.score if result.HasField("score") else None,
+        constraint_complete=(
+            result.constraint_complete if result.HasField("constraint_complete") else None
+        ),
         tool_calls=tuple(map(convert_tool_call, result.tool_calls)),
         reasoning=result.reasoning.text if result.HasField("reasoning") else None,
         message=make_message(result),

@@ -22,7 +22,15 @@ class Option(NamedTuple):
 
     path: str
     kind: Literal[
-        "scalar", "choice", "texts", "token_ids", "biases", "strategy", "continuation"
+        "scalar",
+        "text",
+        "choice",
+        "texts",
+        "token_ids",
+        "biases",
+        "strategy",
+        "continuation",
+        "json_schema",
     ] = "scalar"
     flag: type | None = None
     meaning: str = ""
@@ -211,6 +219,26 @@ class GenerateOptions(TypedDict, total=False):
     """Added to the logits of these token ids."""
     bad_words: Annotated[str | Sequence[str] | None, Option("decoding.bad_words", "texts")]
     """Texts that are never completed."""
+    json_schema: Annotated[
+        Mapping[str, object] | str | type | None,
+        Option("decoding.constraint.json_schema", "json_schema"),
+    ]
+    """JSON Schema of the output: a dict, its text, or a pydantic model. `{}` allows any JSON."""
+    regex: Annotated[
+        str | None,
+        Option(
+            "decoding.constraint.regex",
+            "text",
+            flag=str,
+            meaning="regular expression that the output matches as a whole",
+        ),
+    ]
+    grammar: Annotated[str | None, Option("decoding.constraint.grammar.text", "text")]
+    """Context-free grammar of the output."""
+    grammar_syntax: Annotated[
+        Literal["lark", "ebnf"] | None, Option("decoding.constraint.grammar.syntax", "choice")
+    ]
+    """Syntax of `grammar`: "lark" (the default), or "ebnf" as llama.cpp writes it."""
 
     detail: Annotated[
         Literal["tokens", "decisions", "internals"] | None, Option("trace.detail", "choice")

@@ -22,6 +22,7 @@ from whence.arguments import (
     require_text,
     require_texts,
 )
+from whence.constraints import encode_schema, refuse_contradicting
 from whence.messages import add_message, encode_tools
 from whence.options import OPTIONS, FilterOptions, GenerateOptions, Option, Prompt
 from whence.v1 import generation_pb2 as pb
@@ -62,6 +63,7 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
     _set_labels(request.labels, given)
     grace = given.get("disconnect_grace_s", DEFAULT_DISCONNECT_GRACE_S)
     request.disconnect_grace.CopyFrom(convert_seconds("disconnect_grace_s", grace))
+    refuse_contradicting(given)
     if "max_duration_s" in given:
         longest = convert_seconds("max_duration_s", given["max_duration_s"])
         request.max_duration.CopyFrom(longest)
@@ -202,6 +204,10 @@ def _set(message: Message, field: str, name: str, option: Option, value: Any) ->
                     biases[token_id] = bias
         case "choice":
             setattr(message, field, find_choice(name, value, _list_choices(message, field)))
+        case "json_schema":
+            setattr(message, field, encode_schema(name, value))
+        case "text":
+            setattr(message, field, require_text(name, value))
         case "scalar":
             with name_errors(name):
                 setattr(message, field, value)

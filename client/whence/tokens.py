@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from whence.context import Context
 from whence.internals import Internals
-from whence.summary import make_text_names, summarise_step
+from whence.summary import CONSTRAINT, make_text_names, summarise_step
 from whence.v1.step_pb2 import Step
 
 
@@ -208,6 +208,14 @@ class Token:
         )
 
     @property
+    def constraint(self) -> ProcessorEffect | None:
+        """Effect of the request's constraint on the model's own distribution; None without one.
+
+        `removed_mass` is the probability that it took away; a `num_kept` of 1 forced the token.
+        """
+        return next((effect for effect in self.processors if effect.name == CONSTRAINT), None)
+
+    @property
     def draw(self) -> Draw | None:
         """Random draw of the token; None for other strategies than sampling."""
         if not self.step.HasField("draw"):
@@ -239,7 +247,12 @@ class Token:
 
         It names tokens by their text, from the model's vocabulary, as `Candidate.text`.
         """
-        return summarise_step(self.step, make_text_names(self._find_text), self._strategy)
+        return summarise_step(
+            self.step,
+            make_text_names(self._find_text),
+            self._strategy,
+            constrained=CONSTRAINT in self._processor_names,
+        )
 
     @property
     def internals(self) -> Internals | None:

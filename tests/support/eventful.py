@@ -128,8 +128,18 @@ def _make_step(index: int, sequence: int) -> step_pb2.Step:
 
 
 def _append_searched(journal: MemoryJournal) -> None:
-    decoding = g.Decoding(beam_search=g.BeamSearch(num_beams=2), max_new_tokens=8)
-    start = started("searched", effective_decoding=decoding, tokenizer_digest=DIGEST)
+    decoding = g.Decoding(
+        beam_search=g.BeamSearch(num_beams=2),
+        max_new_tokens=8,
+        constraint=g.Constraint(json_schema="{}"),
+    )
+    start = started(
+        "searched",
+        effective_decoding=decoding,
+        tokenizer_digest=DIGEST,
+        processor_names=["constraint"],
+        constraint_engine="llguidance/1.9.1",
+    )
     journal.append("searched", EntryKind.STARTED, start)
     timing = step(0).timing
     rounds = g.BeamRound(index=0, timing=timing)
@@ -139,6 +149,7 @@ def _append_searched(journal: MemoryJournal) -> None:
     journal.append("searched", EntryKind.STEP, step(0, draw=None))
     ending = finished(1)
     ending.sequences[0].score = -0.75
+    ending.sequences[0].constraint_complete = False
     journal.append("searched", EntryKind.FINISHED, ending)
     address = {"server_address": "/run/whence.sock", "server_port": None}
     journal.append("searched", EntryKind.CALL, call("searched", 1, **address))

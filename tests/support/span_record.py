@@ -126,7 +126,9 @@ STEP_ROWS: dict[str, Source] = {
 STARTED_ROWS: dict[str, Source] = {
     "gen_ai.operation.name": "operation",
     "gen_ai.provider.name": lambda _: "whence",
-    "gen_ai.output.type": lambda _: "text",
+    "gen_ai.output.type": lambda it: (
+        "json" if it.effective_decoding.constraint.HasField("json_schema") else "text"
+    ),
     "gen_ai.request.model": "model",
     "gen_ai.request.stream": lambda _: True,
     "gen_ai.request.max_tokens": "effective_decoding.max_new_tokens",
@@ -151,6 +153,10 @@ STARTED_ROWS: dict[str, Source] = {
         str(it.effective_decoding.sample.seed) if it.effective_decoding.HasField("sample") else None
     ),
     "whence.processors.names": "processor_names",
+    "whence.constraint.language": (
+        lambda it: it.effective_decoding.constraint.WhichOneof("language")
+    ),
+    "whence.constraint.engine": lambda it: it.constraint_engine or None,
     "whence.source.method": lambda it: it.source_method or None,
     "whence.label.tenant": lambda it: it.labels.get("tenant"),
 }

@@ -45,6 +45,14 @@ REST = {
 }
 
 
+CONSTRAINTS = [
+    {"json_schema": {"type": "object", "properties": {"b": {}, "a": {}}}},
+    {"regex": "a+"},
+    {"grammar": 'root ::= "a"', "grammar_syntax": "ebnf"},
+]
+"""Options of which each request takes one line."""
+
+
 def given(message) -> set[str]:
     return {descriptor.name for descriptor, _ in message.ListFields()}
 
@@ -63,7 +71,8 @@ def test_every_field_of_the_contract_can_be_set():
             "greedy": True,
         },
     )
-    requests = (sampled, beams, forced, chat)
+    constrained = [generate_request("p", options) for options in CONSTRAINTS]
+    requests = (sampled, beams, forced, chat, *constrained)
 
     def names(kind) -> set[str]:
         return {descriptor.name for descriptor in kind.DESCRIPTOR.fields}
@@ -73,15 +82,31 @@ def test_every_field_of_the_contract_can_be_set():
     assert given(sampled.decoding.sample) == names(pb.Sample)
     assert given(beams.decoding.beam_search) == names(pb.BeamSearch)
     assert given(sampled.trace) == names(pb.TraceOptions)
+    constraints = [request.decoding.constraint for request in constrained]
+    assert set().union(*map(given, constraints)) == names(pb.Constraint)
+    assert given(constraints[-1].grammar) == names(pb.Grammar)
     # The Struct is for clients that have no JSON text.
     assert given(chat.chat) == names(pb.ChatInput) - {"template_arguments"}
 
 
 def test_every_option_is_used():
     elsewhere = {"timeout_s", "metadata"}  # of the calls, not of the request
-    used = {*SAMPLING, *BEAMS, *REST, "greedy", "sample", "forced", "messages"}
+    constraints = {name for options in CONSTRAINTS for name in options}
+    used = {*SAMPLING, *BEAMS, *REST, *constraints, "greedy", "sample", "forced", "messages"}
     for_chat = {"template_arguments", "template_name", "tools", "continue_final_message"}
     assert used | elsewhere | for_chat == set(GenerateOptions.__annotations__)
+
+
+def test_a_schema_is_json_in_its_own_order_whatever_gives_it():
+    class Model:
+        @classmethod
+        def model_json_schema(cls):
+            return schema
+
+    schema, text = CONSTRAINTS[0]["json_schema"], '{"type":"object","properties":{"b":{},"a":{}}}'
+    for value in (schema, text, Model):
+        request = generate_request("p", {"json_schema": value})
+        assert request.decoding.constraint.json_schema == text
 
 
 def test_template_arguments_are_json_in_their_own_order():
@@ -135,6 +160,8 @@ def test_an_empty_prompt_is_the_servers_to_refuse():
         ({"early_stopping": "never", "forced": "x"}, ("`early_stopping`", "`forced`")),
         ({"template_arguments": {}}, ("`template_arguments`", "`messages`")),
         ({"template_name": "rag"}, ("`template_name`", "`messages`")),
+        ({"regex": "a", "grammar": "start:"}, ("`regex`", "`grammar`")),
+        ({"grammar_syntax": "lark"}, ("`grammar_syntax`", "`grammar`")),
     ],
 )
 def test_contradictions_name_both_options(options, named):
@@ -191,6 +218,10 @@ def test_contradictions_name_both_options(options, named):
             r"template_arguments\['a'\]: a key must be text",
         ),
         (None, {"messages": [], "template_arguments": []}, TypeError, "must be a mapping"),
+        ("p", {"json_schema": 5}, TypeError, "json_schema must be a mapping, not int"),
+        ("p", {"json_schema": {"a": {1}}}, TypeError, r"json_schema\['a'\] is of type set"),
+        ("p", {"regex": 5}, TypeError, "regex must be text, not int"),
+        ("p", {"grammar": "x", "grammar_syntax": "bnf"}, ValueError, "'lark', 'ebnf'"),
     ],
 )
 def test_what_the_wire_cannot_carry_is_refused_by_name(prompt, options, kind, message):

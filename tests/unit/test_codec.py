@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from whence.v1 import call_pb2, generation_pb2, step_pb2
 from whence_server.domain.chat import ChatInput, ChatMessage, ChatRecord
+from whence_server.domain.constraints import Constraint, GrammarSyntax, Language
 from whence_server.domain.decoding import (
     MAX_SEED,
     Configured,
@@ -41,6 +42,7 @@ from whence_server.domain.steps import (
 )
 from whence_server.domain.tracing import TraceContext
 from whence_server.journal import codec
+from whence_server.rpc.constraints import convert_constraint
 
 uint32 = st.integers(0, 2**32 - 1)
 float32 = st.floats(width=32, allow_nan=False)
@@ -234,7 +236,8 @@ def test_started_holds_the_adapter_that_was_named():
 
 @pytest.mark.parametrize("strategy", Strategy)
 def test_effective_decoding_sets_every_field_of_its_strategy(strategy):
-    decoding = Decoding(strategy, 16, seed=MAX_SEED, forced_token_ids=(1, 2))
+    constraint = Constraint(Language.REGEX, "a+")
+    decoding = Decoding(strategy, 16, seed=MAX_SEED, forced_token_ids=(1, 2), constraint=constraint)
     message = started(decoding=decoding).effective_decoding
     chosen = message.WhichOneof("strategy")
     assert chosen == strategy.value
@@ -349,3 +352,24 @@ def test_a_call_on_a_unix_socket_has_no_port():
     assert (message.method, message.status_code) == ("whence.v1.S/M", 5)
     call = dataclasses.replace(call, server_port=0)
     assert call_pb2.Call.FromString(codec.encode_call(call)).HasField("server_port")
+
+
+@pytest.mark.parametrize(
+    ("constraint", "wanted"),
+    [
+        (Constraint(Language.JSON_SCHEMA, "{}"), generation_pb2.Constraint(json_schema="{}")),
+        (Constraint(Language.REGEX, "a+"), generation_pb2.Constraint(regex="a+")),
+        (
+            Constraint(Language.GRAMMAR, "root ::= x", GrammarSyntax.EBNF),
+            generation_pb2.Constraint(
+                grammar=generation_pb2.Grammar(
+                    text="root ::= x", syntax=generation_pb2.GRAMMAR_SYNTAX_EBNF
+                )
+            ),
+        ),
+    ],
+)
+def test_a_constraint_is_recorded_as_the_request_gave_it(constraint, wanted):
+    decoding = Decoding(Strategy.GREEDY, 16, constraint=constraint)
+    assert started(decoding=decoding).effective_decoding.constraint == wanted
+    assert convert_constraint(wanted) == constraint

@@ -47,4 +47,10 @@ def test_what_a_generation_config_sets_has_a_default() -> None:
 def test_the_client_sets_every_option() -> None:
     server = {option.path for option in (*DECODING_OPTIONS, *TRACE_OPTIONS)}
     strategies = {"decoding.greedy", "decoding.sample", "decoding.forced"}
-    assert {option.path for option in CLIENT_OPTIONS.values()} == server | strategies
+    # A constraint's forms are options of their own.
+    constraint = {
+        f"decoding.constraint.{form}"
+        for form in ("json_schema", "regex", "grammar.text", "grammar.syntax")
+    }
+    wanted = (server - {"decoding.constraint"}) | strategies | constraint
+    assert {option.path for option in CLIENT_OPTIONS.values()} == wanted

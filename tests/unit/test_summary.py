@@ -170,6 +170,24 @@ def test_each_kind_of_step_has_its_line(step, names, strategy, line):
 
 
 @pytest.mark.parametrize(
+    ("num_kept", "removed", "told"),
+    [
+        (40, 0.9321, ", constraint took 93.2%, 12 kept"),
+        (1, 0.9321, ", forced by the constraint, 12 kept"),
+        (40, 0.0001, ", 12 kept"),
+    ],
+)
+def test_a_constraint_is_told_by_what_it_took(num_kept, removed, told):
+    effects = step_pb2.ProcessorEffects(
+        num_kept=[num_kept, 12], removed_mass=[removed, 0.5], token_logprobs=[-1, -0.5]
+    )
+    step = chosen(967, 0.00312, 22, processors=effects, candidates=candidates([], []))
+    line = '" special" 0.3%, taken greedily, 22 tokens likelier'
+    assert summarise_step(step, NAMES, "greedy", constrained=True) == f"{line}{told}"
+    assert summarise_step(step, NAMES, "greedy") == f"{line}, 12 kept"
+
+
+@pytest.mark.parametrize(
     ("margin", "nats"),
     [
         (0.0, "0.00"),

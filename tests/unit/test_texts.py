@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from constraint_texts import json_schema, regex
 from text_oracles import byte_level
 from waiting import wait_until
 
@@ -136,6 +137,24 @@ async def test_a_template_beyond_its_memory_limit_is_refused(said: str, part: st
     assert part in description
     assert (await processes.prepare(chat("hello"))).prompt == "hello "
     await processes.close()
+
+
+async def test_a_constraint_is_compiled_in_a_process_and_refused_after_a_time() -> None:
+    model = dataclasses.replace(MODEL, defaults=GenerationDefaults(eos_token_ids=(1,)))
+    processes = TextProcesses(model, dataclasses.replace(LIMITS, max_constraint_s=0.1))
+    try:
+        ready = await processes.prepare(plain("x", constraint=regex("a+")))
+        assert ready.decoding.constraint == regex("a+")
+        # Its automaton counts remainders: it compiles for a second.
+        slow = json_schema({"type": "integer", "multipleOf": 99991})
+        assert await fault(processes.prepare(plain("x", constraint=slow))) == (
+            "decoding.constraint.json_schema",
+            "takes too long to compile: stopped after 0.1 s",
+        )
+        # Another process has taken over.
+        await processes.prepare(plain("x", constraint=regex("b+")))
+    finally:
+        await processes.close()
 
 
 async def test_other_requests_do_not_wait_for_an_endless_template(processes: TextProcesses) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from whence.cli.chat import add_chat, format_calls, read_input
 from whence.cli.connection import connect, parse_key_value
+from whence.cli.constraints import add_constraints, describe_incomplete
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
 from whence.cli.internals import format_internals, format_missing
@@ -104,6 +105,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         metavar="ID=BIAS",
         help="number to add to the logit of a token; may be repeated",
     )
+    add_constraints(group)
     group.add_argument(
         "--ignore-eos",
         action="store_true",
@@ -194,6 +196,8 @@ def run(arguments: argparse.Namespace) -> int:
                 for told in format_calls(generation):
                     print(told, file=sys.stderr)
                 print(_format_summary(generation, time.monotonic() - begun), file=sys.stderr)
+                for told in describe_incomplete(generation.sequences):
+                    print(told, file=sys.stderr)
                 if link := make_trace_link(template, generation):
                     print(link, file=sys.stderr)
             if path is not None and kept is not None and generation.started is not None:
@@ -367,5 +371,6 @@ _FLAGS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (int, "I"),
     float: (float, "F"),
     list: (_parse_token_ids, "ID,..."),
+    str: (str, "TEXT"),
 }
 """Parser of a flag's value and its placeholder in the help, by `Option.flag`."""

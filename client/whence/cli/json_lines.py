@@ -21,6 +21,7 @@ are in nats, null is minus infinity (a processor removed the token). A candidate
 or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
                 prompt_token_ids, processor_names, decoding, trace, source_method,
+                constraint_engine: with a constraint,
                 unavailable: {part of the trace: why the model cannot give it},
                 adapter: {name, peft_type, digest, base, base_model_digest, weights_digest},
                 training_run: {training_run_id, trace_id, span_id, step, record_head}
@@ -40,7 +41,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 num_unrecorded_tokens: tokens above that the server lost when it died,
                 queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
                 sequences: [{sequence_index, text, token_ids, finish_reason, stop,
-                logprob, score, reasoning,
+                logprob, score, constraint_complete, reasoning,
                 tool_calls: [{id, name, arguments_json, text_begin_byte, text_end_byte}]}]
 """
 
@@ -203,6 +204,8 @@ def _describe_started(generation: GenerationState) -> dict[str, Any]:
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
     }
+    if started.constraint_engine:
+        fields["constraint_engine"] = started.constraint_engine
     if started.HasField("configured_decoding"):
         fields["configured_decoding"] = describe_message(started.configured_decoding)
     if started.HasField("adapter"):
@@ -243,6 +246,7 @@ def _describe_sequence(sequence: GeneratedSequence) -> dict[str, Any]:
             "stop": sequence.stop,
             "logprob": _shorten_number(sequence.logprob),
             "score": _shorten_number(sequence.score),
+            "constraint_complete": sequence.constraint_complete,
             "reasoning": sequence.reasoning,
             "tool_calls": [_describe_call(call) for call in sequence.tool_calls] or None,
         }

@@ -108,7 +108,9 @@ function candidateRows({ candidates, requested, token_id: own, logprob, sampling
 function choiceDetails(step, place) {
   const said = place.prompt
     ? ""
-    : [drawSentence(step), noiseSentence(step, place)].filter(Boolean).join(" ");
+    : [constraintSentence(step), drawSentence(step), noiseSentence(step, place)]
+        .filter(Boolean)
+        .join(" ");
   const out = step.processors ? [processorTable(step.processors)] : [];
   if (said) out.push(make("p", "", said));
   return out.length ? [make("h3", "", "How it was chosen"), ...out] : [];
@@ -126,6 +128,18 @@ function processorTable({ num_kept: kept, removed_mass: removed, token_logprobs:
     table.append(make("tr", "", ...cells, cell("", percent(probability(after[i])))));
   });
   return table;
+}
+
+/** What the constraint did: it is always the first of the processors. */
+function constraintSentence({ processors, rank }) {
+  if (!processors || record.generation.processor_names[0] !== "constraint") return "";
+  const taken = percent(processors.removed_mass[0]);
+  const first = rank === 0 ? "The model's own first choice was allowed." : "";
+  if (processors.num_kept[0] === 1)
+    return `Forced: the constraint left this token alone, and took ${taken} away.`;
+  return [`The constraint took ${taken} of the model's probability away.`, first]
+    .filter(Boolean)
+    .join(" ");
 }
 
 function noiseSentence({ draw, index }, { sequence }) {
@@ -258,6 +272,8 @@ function overview(sequence, choose) {
   add(sequence.steps.length.toLocaleString("en"), "tokens");
   if (known.length && Number.isFinite(mean)) add(Math.abs(mean).toFixed(2), "bits a token");
   if (sequence.finish_reason) add(visible(sequence.finish_reason.replaceAll("_", " ")), "finished");
+  if (sequence.constraint_complete !== undefined)
+    add(sequence.constraint_complete ? "complete" : "cut off", "under the constraint");
   if (sequence.num_reasoning_steps) add(sequence.num_reasoning_steps.toLocaleString("en"), "of reasoning");
   out.push(grid, ...toolCalls(sequence, choose));
   if (!Object.keys(record.vocabulary).length) out.push(make("p", "", UNKNOWN_SAYS));

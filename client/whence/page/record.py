@@ -84,6 +84,8 @@ def _describe_generation(
     }
     if started.HasField("adapter"):
         facts["adapter"] = _describe_message(started.adapter)
+    if started.constraint_engine:
+        facts["constraint_engine"] = started.constraint_engine
     if started.HasField("configured_decoding"):
         facts["configured_decoding"] = _describe_message(started.configured_decoding)
     if finished is not None:
@@ -110,6 +112,8 @@ def _describe_sequence(
         if result.sequence_index == sequence_index:
             sequence["finish_reason"] = FinishReason.from_wire(result.finish_reason)
             sequence["stop"] = result.stop
+            if result.HasField("constraint_complete"):
+                sequence["constraint_complete"] = result.constraint_complete
             sequence |= _describe_parts(result, steps)
     return sequence
 

@@ -23,7 +23,7 @@ from whence.summary.names import (
 from whence.summary.numbers import count, shorten_float32
 from whence.summary.outputs import OutputPart, list_output_parts
 from whence.summary.quoting import decode_token, escape, quote, quote_briefly
-from whence.summary.steps import PROMPT, describe_choice, summarise_step
+from whence.summary.steps import CONSTRAINT, PROMPT, describe_choice, summarise_step
 from whence.summary.trainings import (
     summarise_attempt,
     summarise_checkpoint,
@@ -34,6 +34,7 @@ from whence.summary.trainings import (
 )
 
 __all__ = [
+    "CONSTRAINT",
     "DEFAULT_UNLIKELY_BELOW",
     "ID_PREFIX",
     "MAX_CACHED_NAMES",

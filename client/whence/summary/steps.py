@@ -17,6 +17,11 @@ from whence.v1.step_pb2 import Step
 PROMPT: Final = "prompt"
 """Strategy of a prompt's token, which the model read and did not choose."""
 
+_LEAST_TAKEN: Final = 0.0005
+"""Probability that a constraint took below which the line does not mention it."""
+CONSTRAINT: Final = "constraint"
+"""Processor of a request's constraint, which is always the first."""
+
 _RANKS: Final = (
     ", the likeliest",
     *(f", {count(rank, 'token')} likelier" for rank in range(1, 512)),
@@ -30,13 +35,16 @@ _CHOICES: Final = {
 """Words for strategies without a draw, by their names in Decoding.strategy."""
 
 
-def summarise_step(step: Step, names: TokenNames, strategy: str = "") -> str:
+def summarise_step(
+    step: Step, names: TokenNames, strategy: str = "", *, constrained: bool = False
+) -> str:
     """Return a step in one line of words and numbers; see `describe_choice`.
 
     Args:
         step: the step.
         names: the tokens' names.
         strategy: the name of Decoding.strategy, or `PROMPT`.
+        constrained: True if the first processor is the request's constraint.
     """
     draw = step.draw
     return describe_choice(
@@ -52,6 +60,7 @@ def summarise_step(step: Step, names: TokenNames, strategy: str = "") -> str:
         draw.margin if draw.HasField("margin") else None,
         draw.runner_up_token_id if draw.HasField("runner_up_token_id") else None,
         drawn=step.HasField("draw"),
+        removed_mass=step.processors.removed_mass if constrained else (),
     )
 
 
@@ -69,11 +78,14 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
     runner_up_id: int | None,
     *,
     drawn: bool,
+    removed_mass: Sequence[float] = (),
 ) -> str:
     """Return the choice of a token in one line, from a step's fields; None stands for absent ones.
 
     A sampled token: '" special" 0.3% (drawn at 0.15%), 22 tokens likelier, 32 kept; " the" 49.7%,
     " a" 11.5%, " its" 2.9%; won by 0.49 nats over " the"'. Without ids the numbers stand alone.
+    `removed_mass` is that of the processors if the first of them is a constraint, else empty: the
+    line then says ', constraint took 93.0%' or ', forced by the constraint'.
 
     The span exporter calls this function with fields that it has read already: it is called for
     every step, and reading them again takes as long as the rest.
@@ -97,6 +109,8 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
         likelier = _RANKS[rank] if rank < len(_RANKS) else f", {rank:,} tokens likelier"
     if num_kept:
         kept = f", {num_kept[-1]:,} kept"
+        if removed_mass:
+            kept = f"{_describe_constraint(num_kept[0], removed_mass[0])}{kept}"
     if candidate_logprobs:
         others = _list_runners_up(names, token_id, rank, candidate_ids, candidate_logprobs)
     if margin is not None:
@@ -112,6 +126,12 @@ def describe_choice(  # noqa: PLR0917 - called for every step: keywords would ta
     )
     # One string at the end, because each addition to a string copies it.
     return f"{name}{space}{probability}{at}{choice}{likelier}{kept}{others}{won}"
+
+
+def _describe_constraint(num_kept: int, removed_mass: float) -> str:
+    if num_kept == 1:
+        return ", forced by the constraint"
+    return f", constraint took {removed_mass:.1%}" if removed_mass >= _LEAST_TAKEN else ""
 
 
 def _list_runners_up(

@@ -23,6 +23,38 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _GrammarSyntax:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GrammarSyntaxEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GrammarSyntax.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GRAMMAR_SYNTAX_UNSPECIFIED: _GrammarSyntax.ValueType  # 0
+    """Lark."""
+    GRAMMAR_SYNTAX_LARK: _GrammarSyntax.ValueType  # 1
+    """The syntax of Lark, as llguidance reads it; the text begins with rule
+    `start`.
+    """
+    GRAMMAR_SYNTAX_EBNF: _GrammarSyntax.ValueType  # 2
+    """Extended Backus-Naur form as llama.cpp writes it (GBNF); the text begins
+    with rule `root`.
+    """
+
+class GrammarSyntax(_GrammarSyntax, metaclass=_GrammarSyntaxEnumTypeWrapper):
+    """Syntax of a grammar's text."""
+
+GRAMMAR_SYNTAX_UNSPECIFIED: GrammarSyntax.ValueType  # 0
+"""Lark."""
+GRAMMAR_SYNTAX_LARK: GrammarSyntax.ValueType  # 1
+"""The syntax of Lark, as llguidance reads it; the text begins with rule
+`start`.
+"""
+GRAMMAR_SYNTAX_EBNF: GrammarSyntax.ValueType  # 2
+"""Extended Backus-Naur form as llama.cpp writes it (GBNF); the text begins
+with rule `root`.
+"""
+global___GrammarSyntax = GrammarSyntax
+
 class _EarlyStopping:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -531,6 +563,7 @@ class Decoding(google.protobuf.message.Message):
     LOGIT_BIAS_FIELD_NUMBER: builtins.int
     BAD_WORDS_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
+    CONSTRAINT_FIELD_NUMBER: builtins.int
     max_new_tokens: builtins.int
     """Most tokens of a sequence, at least 1; reduced to the free positions of the
     context. Unset: the generation config's max_new_tokens, else its max_length
@@ -612,6 +645,18 @@ class Decoding(google.protobuf.message.Message):
         bad_words_ids. Must be empty for `forced`. At most 1,024.
         """
 
+    @property
+    def constraint(self) -> global___Constraint:
+        """Language that every sequence's text has to belong to; unset for any text.
+        It is the first of the processors ("constraint"), so that what it removes is
+        counted in the model's own distribution. A token remains if the text so far
+        and the token's bytes can be continued to a text of the language. A token
+        that ends the sequence (end-of-sequence, or a stop token id that adds no
+        text) remains only where the text is complete: SequenceResult.
+        constraint_complete says whether the final text is. Does not go with
+        `forced`, with ignore_eos, or with a model that has no such token.
+        """
+
     def __init__(
         self,
         *,
@@ -630,11 +675,14 @@ class Decoding(google.protobuf.message.Message):
         logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
         bad_words: collections.abc.Iterable[builtins.str] | None = ...,
         add_special_tokens: builtins.bool | None = ...,
+        constraint: global___Constraint | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_ignore_eos", b"_ignore_eos", "_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_return_sequences", b"_num_return_sequences", "_repetition_penalty", b"_repetition_penalty", "add_special_tokens", b"add_special_tokens", "beam_search", b"beam_search", "forced", b"forced", "greedy", b"greedy", "ignore_eos", b"ignore_eos", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_return_sequences", b"num_return_sequences", "repetition_penalty", b"repetition_penalty", "sample", b"sample", "strategy", b"strategy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_ignore_eos", b"_ignore_eos", "_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_return_sequences", b"_num_return_sequences", "_repetition_penalty", b"_repetition_penalty", "add_special_tokens", b"add_special_tokens", "bad_words", b"bad_words", "beam_search", b"beam_search", "forced", b"forced", "greedy", b"greedy", "ignore_eos", b"ignore_eos", "logit_bias", b"logit_bias", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_return_sequences", b"num_return_sequences", "repetition_penalty", b"repetition_penalty", "sample", b"sample", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_constraint", b"_constraint", "_ignore_eos", b"_ignore_eos", "_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_return_sequences", b"_num_return_sequences", "_repetition_penalty", b"_repetition_penalty", "add_special_tokens", b"add_special_tokens", "beam_search", b"beam_search", "constraint", b"constraint", "forced", b"forced", "greedy", b"greedy", "ignore_eos", b"ignore_eos", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_return_sequences", b"num_return_sequences", "repetition_penalty", b"repetition_penalty", "sample", b"sample", "strategy", b"strategy"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "_constraint", b"_constraint", "_ignore_eos", b"_ignore_eos", "_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_return_sequences", b"_num_return_sequences", "_repetition_penalty", b"_repetition_penalty", "add_special_tokens", b"add_special_tokens", "bad_words", b"bad_words", "beam_search", b"beam_search", "constraint", b"constraint", "forced", b"forced", "greedy", b"greedy", "ignore_eos", b"ignore_eos", "logit_bias", b"logit_bias", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_return_sequences", b"num_return_sequences", "repetition_penalty", b"repetition_penalty", "sample", b"sample", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_constraint", b"_constraint"]) -> typing.Literal["constraint"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_ignore_eos", b"_ignore_eos"]) -> typing.Literal["ignore_eos"] | None: ...
     @typing.overload
@@ -651,6 +699,66 @@ class Decoding(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["strategy", b"strategy"]) -> typing.Literal["greedy", "sample", "beam_search", "forced"] | None: ...
 
 global___Decoding = Decoding
+
+@typing.final
+class Constraint(google.protobuf.message.Message):
+    """Language of a generation's text. INVALID_ARGUMENT, with the position of the
+    fault, if it cannot be read, holds a part that is not supported, or is too
+    complex.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: builtins.int
+    REGEX_FIELD_NUMBER: builtins.int
+    GRAMMAR_FIELD_NUMBER: builtins.int
+    json_schema: builtins.str
+    """A JSON value that this JSON Schema (draft 2020-12) allows, as the text of
+    the schema; "{}" allows any JSON. Properties come in the schema's order.
+    Keywords that are not supported are refused, and never ignored.
+    """
+    regex: builtins.str
+    """A text that this regular expression matches as a whole, in the syntax of
+    Rust's `regex`, without look-around and back-references.
+    """
+    @property
+    def grammar(self) -> global___Grammar:
+        """A text of this context-free grammar."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: builtins.str = ...,
+        regex: builtins.str = ...,
+        grammar: global___Grammar | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "language", b"language", "regex", b"regex"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "language", b"language", "regex", b"regex"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["language", b"language"]) -> typing.Literal["json_schema", "regex", "grammar"] | None: ...
+
+global___Constraint = Constraint
+
+@typing.final
+class Grammar(google.protobuf.message.Message):
+    """A context-free grammar over characters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    SYNTAX_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """Text of the grammar."""
+    syntax: global___GrammarSyntax.ValueType
+    """Syntax that the text is written in."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        syntax: global___GrammarSyntax.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["syntax", b"syntax", "text", b"text"]) -> None: ...
+
+global___Grammar = Grammar
 
 @typing.final
 class Greedy(google.protobuf.message.Message):
@@ -1056,6 +1164,7 @@ class GenerationStarted(google.protobuf.message.Message):
     TRAINING_RUN_FIELD_NUMBER: builtins.int
     CONFIGURED_DECODING_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
+    CONSTRAINT_ENGINE_FIELD_NUMBER: builtins.int
     CHAT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
@@ -1096,6 +1205,10 @@ class GenerationStarted(google.protobuf.message.Message):
     operation: builtins.str
     """Name of the GenAI operation on spans: "chat" if the request had a `chat`
     input, else "text_completion".
+    """
+    constraint_engine: builtins.str
+    """Library that computes which tokens Decoding.constraint leaves, with its
+    version: "llguidance/1.9.1". Empty without a constraint.
     """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -1186,10 +1299,11 @@ class GenerationStarted(google.protobuf.message.Message):
         training_run: global___TrainingRunRef | None = ...,
         configured_decoding: global___ConfiguredDecoding | None = ...,
         adapter: global___AppliedAdapter | None = ...,
+        constraint_engine: builtins.str = ...,
         chat: global___ChatRecord | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
@@ -1676,6 +1790,7 @@ class SequenceResult(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     LOGPROB_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
+    CONSTRAINT_COMPLETE_FIELD_NUMBER: builtins.int
     TOOL_CALLS_FIELD_NUMBER: builtins.int
     REASONING_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
@@ -1694,6 +1809,13 @@ class SequenceResult(google.protobuf.message.Message):
     """Sum of the logprobs of its tokens."""
     score: builtins.float
     """Final score with the length penalty; for beam search only."""
+    constraint_complete: builtins.bool
+    """True if `text` belongs to the language of Decoding.constraint; false if it
+    is only the beginning of a text that does, because a limit, a stop string
+    or a cancel ended it. Absent without a constraint, without a token, and
+    where a stop string begins inside a token, whose first bytes are not judged
+    by themselves.
+    """
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of all its tokens, including the one that ended it. Empty if the
@@ -1723,11 +1845,14 @@ class SequenceResult(google.protobuf.message.Message):
         stop: builtins.str = ...,
         logprob: builtins.float | None = ...,
         score: builtins.float | None = ...,
+        constraint_complete: builtins.bool | None = ...,
         tool_calls: collections.abc.Iterable[global___ParsedToolCall] | None = ...,
         reasoning: global___ParsedReasoning | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "finish_reason", b"finish_reason", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score", "sequence_index", b"sequence_index", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_constraint_complete", b"_constraint_complete", "_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "constraint_complete", b"constraint_complete", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_constraint_complete", b"_constraint_complete", "_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "constraint_complete", b"constraint_complete", "finish_reason", b"finish_reason", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score", "sequence_index", b"sequence_index", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_constraint_complete", b"_constraint_complete"]) -> typing.Literal["constraint_complete"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_logprob", b"_logprob"]) -> typing.Literal["logprob"] | None: ...
     @typing.overload

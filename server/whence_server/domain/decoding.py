@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Annotated
 
 from whence_server.domain import bounds
+from whence_server.domain.constraints import Constraint
 from whence_server.domain.options import Entries, Kind, Option, Rule, list_declared_options
 
 MAX_SEED = 2**64 - 1
@@ -137,6 +138,10 @@ class Decoding:
     """Words that are never completed, as given; the engine goes by `bad_word_ids`."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """The words' token ids."""
+    constraint: Annotated[Constraint | None, Option(kind=Kind.CONSTRAINT, shapes_choice=True)] = (
+        None
+    )
+    """Language of every sequence's text; None for any text."""
     temperature: Annotated[
         float,
         _declare_sampling(
@@ -206,6 +211,7 @@ class DecodingRequest:
     no_repeat_ngram_size: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     bad_words: tuple[str, ...] = ()
+    constraint: Constraint | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -70,6 +70,8 @@ class StepMade(NamedTuple):
     """Positions of the sequence in the cache when the token was chosen."""
     finish: FinishReason | None
     """END_OF_SEQUENCE, STOP (a stop token id) or LENGTH if this token is the last; else None."""
+    constraint_complete: bool | None = None
+    """True if the text up to this token belongs to the constraint's language; None without one."""
 
 
 class Cost(NamedTuple):
@@ -110,6 +112,8 @@ class BeamSequence(NamedTuple):
     """Sum of the tokens' logprobs with the length penalty applied."""
     finish: FinishReason
     steps: list[BeamStep]
+    constraint_complete: bool | None = None
+    """True if the text belongs to the constraint's language; None without one."""
 
 
 class BeamSteps(NamedTuple):
@@ -126,6 +130,8 @@ class BeamSteps(NamedTuple):
     score: float
     finish: FinishReason | None
     """Set in the slice with the sequence's last step; else None."""
+    constraint_complete: bool | None = None
+    """See `BeamSequence`; set in the slice with the sequence's last step."""
 
 
 class BeamSearchDone(NamedTuple):

@@ -31,6 +31,8 @@ class Started:
     """Method that computes sources; empty if none are recorded."""
     adapter: NamedAdapter | None = None
     """Adapter that the request named."""
+    constraint_engine: str = ""
+    """Library that applies the constraint, with its version; empty without one."""
     chat: ChatRecord | None = None
     """The conversation; None for a request without one."""
 
@@ -52,6 +54,8 @@ class SequenceResult:
     """The stop string, or the stop token's text, that ended the sequence; else empty."""
     logprob: float | None = None
     score: float | None = None
+    constraint_complete: bool | None = None
+    """True if the text belongs to the constraint's language; None if that is not known."""
     tool_calls: tuple[ParsedToolCall, ...] = ()
     """Tool calls that were read from the text."""
     reasoning: ParsedReasoning | None = None

@@ -29,6 +29,12 @@ class Limits:
     max_logit_biases: int = 1024
     max_bad_words: int = 1024
     max_bad_word_characters: int = 1024
+    max_constraint_bytes: int = 64 << 10
+    """Bytes of a constraint, which every record of a generation holds."""
+    max_constraint_s: float = 10.0
+    """Seconds to compile a constraint."""
+    max_constraint_memory_bytes: int = 256 << 20
+    """Memory that compiling a constraint may take in the text process."""
     max_template_arguments_bytes: int = 1 << 20
     max_template_s: float = 2.0
     """CPU seconds to render a chat template."""

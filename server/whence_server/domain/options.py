@@ -25,6 +25,8 @@ class Kind(Enum):
     """A map in the contract, a tuple of pairs in the domain."""
     CHOICE = 4
     """An enum: members of the domain's have the contract's numbers; 0 is unset."""
+    CONSTRAINT = 5
+    """A message of its own in the contract, `constraints.Constraint` in the domain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,13 @@ from collections.abc import Callable
 
 from whence_server.domain.decoding import Decoding, Strategy
 
+CONSTRAINT = "constraint"
+"""Name of the processor that removes what a request's constraint does not allow."""
+
+_CONSTRAINT: dict[str, Callable[[Decoding], bool]] = {
+    CONSTRAINT: lambda d: d.constraint is not None,
+}
+"""Applied first, so that what it removes is counted in the model's own distribution."""
 _BEFORE_WARPERS: dict[str, Callable[[Decoding], bool]] = {
     "sequence_bias": lambda d: bool(d.configured.sequence_biases),
     "logit_bias": lambda d: bool(d.logit_bias),
@@ -31,19 +38,19 @@ _AFTER_WARPERS: dict[str, Callable[[Decoding], bool]] = {
     "renormalize_logits": lambda d: d.configured.renormalize_logits,
 }
 
-PROCESSORS = (*_BEFORE_WARPERS, *_WARPERS, *_AFTER_WARPERS)
+PROCESSORS = (*_CONSTRAINT, *_BEFORE_WARPERS, *_WARPERS, *_AFTER_WARPERS)
 """Every processor, in order of application."""
 
 
 def list_processor_names(decoding: Decoding) -> tuple[str, ...]:
     """Return the names of the processors that change a step's distribution, in order.
 
-    The order is that of transformers' `generate`: processors that penalise or forbid tokens come
-    first, the sampling warpers last. A setting at its neutral value adds no processor. A forced
-    continuation has none: it is scored under the model's own distribution.
+    The constraint comes first. Then the order is that of transformers' `generate`: processors that
+    penalise or forbid tokens come before the sampling warpers. A setting at its neutral value adds
+    no processor. A forced continuation has none: it is scored under the model's own distribution.
     """
     if decoding.strategy is Strategy.FORCED:
         return ()
     warpers = _WARPERS if decoding.strategy is Strategy.SAMPLE else {}
-    wanted = _BEFORE_WARPERS | warpers | _AFTER_WARPERS
+    wanted = _CONSTRAINT | _BEFORE_WARPERS | warpers | _AFTER_WARPERS
     return tuple(name for name, is_on in wanted.items() if is_on(decoding))

@@ -28,6 +28,9 @@ class Beams:
         first = rows[0]
         self.rows = list(rows)
         self.search = BeamSearch(first.row.decoding, first.num_steps)
+        constraint = first.row.constraint
+        self._begin = None if constraint is None else constraint.copy()
+        """State of the constraint before the first token; None without a constraint."""
         self._rounds: list[tuple[Cost, int]] = []
         """Cost and context length of each round."""
 
@@ -64,7 +67,7 @@ class Beams:
         for i, (row, parent) in enumerate(zip(rows, parents, strict=True)):
             if row is None:
                 row = next(spare)  # noqa: PLW2901 - a row that no beam has kept
-                row.row.rewrite(parent.row.token_ids)
+                row.row.take_over(parent.row)
                 copies.append((parent, row))
             rows[i] = row
         # After the first round nothing is copied, as all rows equal the prompt's cache.
@@ -88,4 +91,14 @@ class Beams:
             for step, (cost, context_length) in zip(path, self._rounds, strict=False)
             if step.decision is not None  # for the types' sake
         ]
-        return BeamSequence(winner.score, winner.finish, steps)
+        complete = self._judge(path)
+        return BeamSequence(winner.score, winner.finish, steps, complete)
+
+    def _judge(self, path: Sequence[Hypothesis]) -> bool | None:
+        """Return whether the text of a path belongs to the constraint's language."""
+        if self._begin is None:
+            return None
+        state = self._begin.copy()
+        for step in path:
+            state.advance(step.token_id)
+        return state.is_complete

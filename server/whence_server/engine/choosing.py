@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import BeamSearch, Chooser, NoChoice, Round, Row
 from whence_server.engine.jobs import is_out_of_memory
@@ -61,6 +62,8 @@ def explain_no_choice(error: Exception) -> NoChoice:
     """Return the reason for a row's having no next token after an error."""
     if is_out_of_memory(error):
         return NoChoice("OUT_OF_MEMORY", "the engine ran out of memory while it chose a token")
+    if isinstance(error, ConstraintError):
+        return NoChoice("CONSTRAINT_FAILED", f"the constraint {error.message}")
     return NoChoice(
         "CHOOSING_FAILED", f"the token cannot be chosen or recorded: {type(error).__name__}"
     )

@@ -5,11 +5,14 @@ from typing import Generic
 
 import torch
 
+from whence_server.constraints.compiler import Matcher
+from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy
 from whence_server.domain.engine import Admit, GenerationFailed, StepMade
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.decoding import Row
+from whence_server.engine.decoding.constraints import RowConstraint, start_constraint
 from whence_server.engine.internals.probe import ProbeError
 from whence_server.engine.model_runner import PromptT
 
@@ -33,6 +36,8 @@ class PrefillJob(Generic[PromptT]):
     """The runner's prompt; None before prefill."""
     started_ns: int = 0
     num_chunks: int = 0
+    compiled: Matcher | None = None
+    """Constraint of the generation, before its first token; None without one."""
 
     def make_rows(self, job_id: str, max_context_length: int) -> list["BatchRow"]:
         """Return the rows that continue the prompt, before their first step."""
@@ -44,13 +49,27 @@ class PrefillJob(Generic[PromptT]):
             BatchRow(
                 job_id,
                 admit.generation_id,
-                Row(admit.decoding, admit.trace, index, self.token_ids, self.num_replayed),
+                Row(
+                    admit.decoding,
+                    admit.trace,
+                    index,
+                    self.token_ids,
+                    self.num_replayed,
+                    constraint=self._start_constraint(),
+                ),
                 token_id=-1,
                 context_length=num_tokens,
                 num_steps=last_step,
             )
             for index in self.sequence_indices
         ]
+
+    def _start_constraint(self) -> RowConstraint | None:
+        """Return the constraint's state after the tokens that were generated before."""
+        if self.compiled is None:
+            return None
+        replayed = self.token_ids[len(self.token_ids) - self.num_replayed :]
+        return start_constraint(self.compiled, self.admit.decoding, replayed)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +109,7 @@ class BatchRow:
             decision,
             context_length,
             self._find_finish_reason(),
+            None if self.row.constraint is None else self.row.constraint.is_complete,
         )
 
     def _find_finish_reason(self) -> FinishReason | None:
@@ -103,18 +123,26 @@ class BatchRow:
         return FinishReason.LENGTH if self.row.index >= self.num_steps else None
 
 
-def make_prefill_jobs(admit: Admit) -> dict[str, PrefillJob[PromptT]]:
-    """Return the prefill jobs of a generation, by their ids in the scheduler."""
+def make_prefill_jobs(
+    admit: Admit, compiled: Matcher | None = None
+) -> dict[str, PrefillJob[PromptT]]:
+    """Return the prefill jobs of a generation, by their ids in the scheduler.
+
+    Args:
+        admit: request of the front.
+        compiled: the generation's constraint; None without one.
+    """
     prompt = admit.prompt_token_ids
     if not admit.replays:
         rows = list(range(admit.decoding.num_rows))
-        return {admit.generation_id: PrefillJob(admit, prompt, rows)}
+        return {admit.generation_id: PrefillJob(admit, prompt, rows, compiled=compiled)}
     return {
         f"{admit.generation_id}/{replay.sequence_index}": PrefillJob(
             admit,
             [*prompt, *replay.token_ids],
             [replay.sequence_index],
             len(replay.token_ids),
+            compiled=compiled,
         )
         for replay in admit.replays
     }
@@ -145,6 +173,10 @@ def describe_failure(generation_id: str, error: Exception) -> GenerationFailed:
         return GenerationFailed(generation_id, error.reason, error.message)
     if isinstance(error, ProbeError):
         return GenerationFailed(generation_id, *describe_probe_failure(error))
+    if isinstance(error, ConstraintError):
+        return GenerationFailed(
+            generation_id, "CONSTRAINT_FAILED", f"the constraint {error.message}"
+        )
     if is_out_of_memory(error):
         return GenerationFailed(
             generation_id, "OUT_OF_MEMORY", "the engine ran out of memory; lower --max-cache-tokens"

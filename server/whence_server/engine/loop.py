@@ -9,11 +9,12 @@ from typing import Generic
 import torch
 
 from whence_server import logs
+from whence_server.constraints.compiler import Matcher
+from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.decoding import TraceDetail
 from whence_server.domain.engine import (
     Admit,
     Cost,
-    FrontMessage,
     GenerationFailed,
     Prefilled,
     PromptReading,
@@ -27,6 +28,7 @@ from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
 from whence_server.engine.batch import Batch, BatchLostError, measure_cost
 from whence_server.engine.decoding import Chooser
+from whence_server.engine.inbox import AdmitConstrained, LoopMessage
 from whence_server.engine.jobs import (
     PrefillJob,
     count_new_tokens,
@@ -84,11 +86,13 @@ class EngineLoop(Generic[PromptT]):
         """True if there is nothing to do until the next message."""
         return self._scheduler.is_idle and self._outbox.is_empty
 
-    def handle(self, message: FrontMessage) -> None:
-        """Handle a message from the front; called between turns."""
+    def handle(self, message: LoopMessage) -> None:
+        """Handle a message; called between turns."""
         match message:
             case Admit():
                 self._admit(message)
+            case AdmitConstrained(admit, compiled):
+                self._admit(admit, compiled)
             case StopGeneration(generation_id):
                 self._drop(generation_id)
             case StopSequence(generation_id, index):
@@ -108,17 +112,19 @@ class EngineLoop(Generic[PromptT]):
         if not self._outbox.is_empty:
             self._report(self._outbox.take_next(self._measure_no_pass()))
 
-    def _admit(self, admit: Admit) -> None:
+    def _admit(self, admit: Admit, compiled: Matcher | ConstraintError | None = None) -> None:
         num_prompt_tokens = len(admit.prompt_token_ids)
         decoding = admit.decoding
         with self._isolate(admit.generation_id):
+            if isinstance(compiled, ConstraintError):
+                raise compiled
             if not 0 < num_prompt_tokens <= self._max_context_length:
                 raise GenerationFailedError(
                     "PROMPT_LENGTH",
                     f"a prompt of {num_prompt_tokens} tokens does not fit the model's context of "
                     f"{self._max_context_length}",
                 )
-            jobs: dict[str, PrefillJob[PromptT]] = make_prefill_jobs(admit)
+            jobs: dict[str, PrefillJob[PromptT]] = make_prefill_jobs(admit, compiled)
             for job_id, job in jobs.items():
                 num_tokens = len(job.token_ids)
                 num_left = count_new_tokens(decoding) - job.num_replayed

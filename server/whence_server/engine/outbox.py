@@ -60,4 +60,5 @@ def _cut_slices(done: BeamSearchDone) -> Iterator[BeamSteps]:
                 sequence.steps[first : first + size],
                 sequence.score,
                 sequence.finish if is_last else None,
+                sequence.constraint_complete if is_last else None,
             )

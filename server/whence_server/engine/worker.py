@@ -8,12 +8,10 @@ even during a forward pass.
 
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
 import threading
-from typing import Any
 
 from whence_server import logs
 from whence_server.domain.engine import Turn
@@ -21,6 +19,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import weights
 from whence_server.engine.adapter_places import find_adapters
 from whence_server.engine.handshake import EngineOptions, LoadFailed, Ready
+from whence_server.engine.inbox import Inbox
 from whence_server.processes import channel
 from whence_server.processes.heartbeat import Heart, Phase
 
@@ -41,7 +40,7 @@ def main(descriptor: int, heart_descriptor: int) -> int:
     except (EOFError, OSError):
         return 0
     logs.configure(options.log_level, options.log_format)
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    inbox = Inbox()
     threading.Thread(target=_receive, args=(connection, inbox), name="inbox", daemon=True).start()
     try:
         _serve(options, connection, inbox, heart)
@@ -53,7 +52,7 @@ def main(descriptor: int, heart_descriptor: int) -> int:
 def _serve(
     options: EngineOptions,
     connection: socket.socket,
-    inbox: queue.SimpleQueue[Any],
+    inbox: Inbox,
     heart: Heart,
 ) -> None:
     # Importing torch takes seconds, and so comes after the thread that watches the front's end, and
@@ -61,6 +60,7 @@ def _serve(
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
     weights.list_weight_files(places.base)
     find_adapters(options.adapters, places)
+    from whence_server.engine.compiled_constraints import CompiledConstraints, load_compiler
     from whence_server.engine.decoding import Chooser
     from whence_server.engine.generation_config import check_batch
     from whence_server.engine.loading import load
@@ -88,6 +88,7 @@ def _serve(
         info.max_context_length,
         send,
     )
+    inbox.compile_constraint = CompiledConstraints(lambda: load_compiler(info)).compile
     connection.sendall(channel.encode(Ready(info)))
     logger.info("%s is ready: %s, %s", info.name, info.architecture, info.environment)
     while True:
@@ -96,13 +97,13 @@ def _serve(
             message = inbox.get()
             heart.phase = Phase.WORKING
             loop.handle(message)
-        while not inbox.empty():
+        while not inbox.is_empty():
             loop.handle(inbox.get())
         heart.num_turns += 1
         loop.run_turn()
 
 
-def _receive(connection: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
+def _receive(connection: socket.socket, inbox: Inbox) -> None:
     """Queue messages from the front; exit the process when the front has ended."""
     try:
         while True:

@@ -9,7 +9,6 @@ from whence_server.domain.chat import ChatInput, ChatRecord, OutputForms
 from whence_server.domain.decoding import (
     Decoding,
     TokenInput,
-    TraceDetail,
     TraceOptions,
 )
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
@@ -18,7 +17,7 @@ from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.adapters import adapt_model
 from whence_server.generation.checks import check_prompt, check_text_size, compute_longest_prompt
-from whence_server.generation.resolve import resolve_decoding, resolve_trace
+from whence_server.generation.resolve import get_source_method, resolve_decoding, resolve_trace
 from whence_server.text.chat import RenderedChat
 from whence_server.text.template_arguments import read_arguments, read_tools
 from whence_server.text.tokenizer import TextEncoder
@@ -66,8 +65,13 @@ def is_quick(request: GenerationRequest) -> bool:
     """Return whether preparing a request takes about a millisecond at most.
 
     Chats are never quick: a chat template is the model's code, and may run long on any message.
+    Constraints are never quick either: one is compiled to check it.
     """
-    return request.size_bytes <= INLINE_BYTES and not isinstance(request.input, ChatInput)
+    return (
+        request.size_bytes <= INLINE_BYTES
+        and not isinstance(request.input, ChatInput)
+        and request.decoding.constraint is None
+    )
 
 
 def name_input_field(request: GenerationRequest) -> str:
@@ -117,7 +121,9 @@ def prepare_request(
         limits=limits,
         tokenizer=tokenizer,
     )
-    source_method = model.internals.source_method if trace.detail is TraceDetail.INTERNALS else ""
+    source_method = get_source_method(trace, model)
+    if decoding.constraint is not None:
+        tokenizer.check_constraint(decoding.constraint, model.vocabulary_size)
     prompt, name, forms = (rendered, "", None) if isinstance(rendered, str) else rendered
     return Prepared(prompt, token_ids, decoding, trace, unavailable, source_method, name, forms)
 

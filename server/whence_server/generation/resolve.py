@@ -34,6 +34,7 @@ from whence_server.generation.checks import (
     check_stops,
     expect_in_vocabulary,
 )
+from whence_server.generation.constraints import check_constraint
 from whence_server.generation.defaults import (
     check_default_length,
     get_default_max_new_tokens,
@@ -89,6 +90,11 @@ def resolve_trace(
     if granted is TraceDetail.TOKENS:
         trace = replace(trace, num_candidates=0, logprob_token_ids=())
     return replace(trace, detail=granted), unavailable
+
+
+def get_source_method(trace: TraceOptions, model: ModelInfo) -> str:
+    """Return the method that computes sources; "" if none are recorded."""
+    return model.internals.source_method if trace.detail is TraceDetail.INTERNALS else ""
 
 
 def resolve_decoding(
@@ -164,6 +170,7 @@ def resolve_decoding(
     check_options(faults, DECODING_OPTIONS, decoding, model, limits)
     check_stops(faults, decoding, limits)
     check_biases(faults, decoding, model, limits)
+    check_constraint(faults, decoding, model, limits)
     if strategy is Strategy.BEAM_SEARCH:
         check_beams(faults, request, decoding, limits)
     check_sequences(faults, decoding, num_prompt_tokens, limits)

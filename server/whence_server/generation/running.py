@@ -24,6 +24,7 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code, GenerationFailedError
 from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
 from whence_server.domain.steps import BeamRound, Decision, Step, Timing
+from whence_server.generation.constraints import JudgedText
 from whence_server.generation.occurrences import Occurrences
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
 from whence_server.journal.journal import Journal
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 # Status codes by the engine's reasons for a failure; all other reasons are INTERNAL.
 _FAILURE_CODES = {
     "NO_TOKEN_LEFT": Code.INVALID_ARGUMENT,
+    "CONSTRAINT_FAILED": Code.INVALID_ARGUMENT,
     "OUT_OF_MEMORY": Code.RESOURCE_EXHAUSTED,
 }
 
@@ -51,6 +53,7 @@ class _Sequence:
     finish_reason: FinishReason | None = None
     stop: str = ""
     score: float | None = None
+    judged: JudgedText = field(default_factory=JudgedText)
     special_tokens: list[tuple[int, str]] = field(default_factory=list)
     """Special tokens of a chat's output, each as its place in the text's bytes, and its text."""
 
@@ -173,6 +176,7 @@ class RunningGeneration:
             return False
         timing = self._make_timing(turn.cost, made.context_length)
         self._record(made.sequence_index, made.index, made.decision, timing, made.finish)
+        sequence.judged.note(sequence.text.end_byte, made.constraint_complete)
         return made.finish is None and sequence.finish_reason is not None
 
     def record_round(self, made: BeamRoundMade, cost: Cost) -> bool:
@@ -212,6 +216,7 @@ class RunningGeneration:
             timing = self._make_timing(step.cost, step.context_length)
             finish = won.finish if index == last else None
             self._record(won.sequence_index, index, step.decision, timing, finish)
+            sequence.judged.note(sequence.text.end_byte, won.constraint_complete)
             yield
 
     def _make_timing(self, cost: Cost, context_length: int) -> Timing:
@@ -328,6 +333,9 @@ class RunningGeneration:
             stop=sequence.stop,
             logprob=sequence.logprob,
             score=sequence.score,
+            constraint_complete=sequence.judged.judge(sequence.text.text)
+            if self.started.decoding.constraint is not None
+            else None,
             tool_calls=parts.tool_calls,
             reasoning=parts.reasoning,
         )

@@ -33,6 +33,7 @@ from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.adapters import adapt_model, find_adapter
+from whence_server.generation.constraints import get_constraint_engine
 from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
 from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.readers import Reader, Reading, count_reader
@@ -193,6 +194,7 @@ class Generations:
             unavailable=ready.unavailable,
             source_method=ready.source_method,
             adapter=find_adapter(self._model, request.adapter),
+            constraint_engine=get_constraint_engine(ready.decoding),
             chat=ready.make_chat_record(request),
         )
         self._check_running()

@@ -19,6 +19,7 @@ from whence_server.domain.errors import (
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.prepare import SHORT_BYTES, Prepared, name_input_field
 from whence_server.generation.text_worker import (
+    CONSTRAINT_OVERTIME,
     READY,
     TEMPLATE_OVERTIME,
     TEXT_OVERTIME,
@@ -182,13 +183,15 @@ class TextProcess:
             return None
 
     def _explain_end(self, request: GenerationRequest, status: int) -> Exception:
-        if -status in {TEMPLATE_OVERTIME, TEXT_OVERTIME}:
+        if -status in {TEMPLATE_OVERTIME, TEXT_OVERTIME, CONSTRAINT_OVERTIME}:
             return self._explain_overtime(request, -status)
         if -status == signal.SIGABRT:
             # Compiled code aborts if it gets no memory.
+            constraint = request.decoding.constraint
+            whose = "needs" if constraint is None else "or its constraint needs"
             return InvalidRequestError(
                 FieldViolation(
-                    name_input_field(request), "needs more memory than the text process may have"
+                    name_input_field(request), f"{whose} more memory than the text process may have"
                 )
             )
         ended = f"signal {-status}" if status < 0 else f"exit status {status}"
@@ -196,6 +199,14 @@ class TextProcess:
 
     def _explain_overtime(self, request: GenerationRequest, passed: int) -> InvalidRequestError:
         limits = self._setup.limits
+        constraint = request.decoding.constraint
+        if passed == CONSTRAINT_OVERTIME and constraint is not None:
+            return InvalidRequestError(
+                FieldViolation(
+                    constraint.field,
+                    f"takes too long to compile: stopped after {limits.max_constraint_s:g} s",
+                )
+            )
         if passed == TEMPLATE_OVERTIME:
             return InvalidRequestError(
                 FieldViolation(

@@ -9,7 +9,8 @@ The front sends nothing while it waits for an answer, so that any event on the s
 that the front has closed it: the kernel ends this process with SIGIO, even while it holds the GIL.
 
 The kernel's timers limit CPU time: SIGVTALRM ends a chat template that runs too long, SIGPROF a
-request as a whole. RLIMIT_AS limits memory.
+request as a whole. SIGALRM ends the compilation of a constraint, by the clock on the wall.
+RLIMIT_AS limits memory.
 """
 
 import fcntl
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from whence_server.domain.chat import ChatMessage
+from whence_server.domain.constraints import Constraint
 from whence_server.domain.errors import FieldViolation, InvalidRequestError, WhenceError
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
@@ -36,6 +38,7 @@ from whence_server.text.tokenizer import TextEncoder
 
 READY = "ready"
 TEMPLATE_OVERTIME, TEXT_OVERTIME = signal.SIGVTALRM, signal.SIGPROF
+CONSTRAINT_OVERTIME = signal.SIGALRM
 """Signals that end this process when a time limit is exceeded."""
 
 USUAL_BYTES = 4 << 20
@@ -122,10 +125,19 @@ class _BoundedEncoder(TextEncoder):
         ):
             return super().render_chat(messages, template_arguments, template_name, tools)
 
+    def check_constraint(self, constraint: Constraint, vocabulary_size: int) -> None:
+        limits = self._limits
+        self._load_compiler(vocabulary_size)  # once, and not at the expense of this constraint
+        with (
+            _limit_time(signal.ITIMER_REAL, limits.max_constraint_s),
+            _limit_memory(limits.max_constraint_memory_bytes),
+        ):
+            super().check_constraint(constraint, vocabulary_size)
+
 
 @contextmanager
 def _limit_time(timer: int, seconds: float) -> Iterator[None]:
-    """Have the kernel end this process after `seconds` of CPU time."""
+    """Have the kernel end this process after `seconds` of the timer's kind of time."""
     signal.setitimer(timer, seconds)
     try:
         yield

@@ -43,6 +43,7 @@ from whence_server.journal.chat_codec import (
     convert_parsed_call,
     convert_reasoning,
 )
+from whence_server.journal.constraint_codec import fill_constraint
 
 
 def encode_step(step: Step) -> bytes:
@@ -125,6 +126,7 @@ def encode_started(started: Started) -> bytes:
         training_run=convert_training_run(model),
         configured_decoding=convert_configured(started.decoding),
         adapter=None if started.adapter is None else _convert_adapter(started.adapter),
+        constraint_engine=started.constraint_engine,
         chat=None if started.chat is None else convert_chat_record(started.chat),
     ).SerializeToString()
 
@@ -310,6 +312,8 @@ def _fill_internals(proto: step_pb2.Internals, internals: Internals) -> None:
 
 
 def _set_option(message: Message, option: Option, value: Any) -> None:
+    if value is None:
+        return
     match option.kind:
         case Kind.LIST:
             getattr(message, option.name).extend(value)
@@ -317,6 +321,8 @@ def _set_option(message: Message, option: Option, value: Any) -> None:
             getattr(message, option.name).update(value)
         case Kind.CHOICE:
             setattr(message, option.name, value.value)
+        case Kind.CONSTRAINT:
+            fill_constraint(getattr(message, option.name), value)
         case Kind.SCALAR:
             setattr(message, option.name, value)
 
@@ -334,6 +340,7 @@ def _convert_sequence(result: SequenceResult) -> generation_pb2.SequenceResult:
         stop=result.stop,
         logprob=result.logprob,
         score=result.score,
+        constraint_complete=result.constraint_complete,
         tool_calls=[convert_parsed_call(parsed) for parsed in result.tool_calls],
         reasoning=convert_reasoning(result.reasoning),
     )

@@ -23,6 +23,7 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.options import Kind, Option
 from whence_server.domain.requests import GenerationInput, GenerationRequest
 from whence_server.rpc.chats import convert_arguments, convert_chat
+from whence_server.rpc.constraints import convert_constraint
 from whence_server.rpc.counts import check_counts
 from whence_server.rpc.request_digest import compute_digests
 
@@ -125,6 +126,8 @@ def _read_options(
         except ValueError:
             kind = type(option.neutral).__name__
             violations.append(FieldViolation(option.path, f"is no {kind} value"))
+        except InvalidRequestError as error:
+            violations += error.violations
     return values
 
 
@@ -133,6 +136,7 @@ def _read_value(option: Option, message: Message) -> Any:
 
     Raises:
         ValueError: its number is none of the enum's.
+        InvalidRequestError: its message lacks a part.
     """
     value = getattr(message, option.name)
     match option.kind:
@@ -142,6 +146,8 @@ def _read_value(option: Option, message: Message) -> Any:
             return tuple(value.items())
         case Kind.CHOICE:
             return type(option.neutral)(value) if value else None
+        case Kind.CONSTRAINT:
+            return convert_constraint(value) if message.HasField(option.name) else None
     has_presence = message.DESCRIPTOR.fields_by_name[option.name].has_presence
     return value if not has_presence or message.HasField(option.name) else None
 

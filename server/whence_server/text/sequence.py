@@ -87,6 +87,11 @@ class SequenceText:
         """Text released so far."""
         return "".join(self._released)
 
+    @property
+    def end_byte(self) -> int:
+        """End of the newest token's bytes in the output."""
+        return self._end_byte
+
     def push(self, token_id: int, *, last: bool) -> Piece:
         """Take the next token.
 

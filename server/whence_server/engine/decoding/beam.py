@@ -6,6 +6,7 @@ Transduction with Recurrent Neural Networks", 2012; length normalisation by a po
 length: Wu et al., "Google's Neural Machine Translation System", 2016, section 7.)
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class Round(NamedTuple):
 
     Attributes:
         index: step index of the tokens that the round added.
-        continuations: all continuations considered, best first.
+        continuations: all continuations considered, best first; those with a probability of 0 only
+            where nothing else was left to be kept.
         survivors: the new hypotheses that are kept: those that go on, and finished ones that are
             among the best so far.
         is_last: True if the search ends with this round.
@@ -144,6 +146,8 @@ class BeamSearch:
             for place, (candidate, logprob, score, finished) in enumerate(
                 zip(candidates, added, scores.tolist(), competes.tolist(), strict=True)
             )
+            # Where processors leave few tokens, removed ones fill up the candidates.
+            if score > -math.inf or place in listed
         ]
         self.beams = [candidates[place] for place in kept_places]
         self._places = [listed[place] for place in kept_places]

@@ -173,6 +173,8 @@ def _make_decision(
     if math.isnan(logprob):
         return NonFiniteLogits()
     if math.isnan(sampling_logprob):
+        if row.constraint is not None:
+            return NothingLeft(message=row.constraint.explain_nothing_left())
         return NothingLeft()
     forced = row.decoding.strategy is Strategy.FORCED
     if not row.detailed:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from whence_server.engine.decoding.constraints import mask_scores
 from whence_server.engine.decoding.kernels import Kernels
 from whence_server.engine.decoding.processors import Stage, Stages
 from whence_server.engine.decoding.rows import Row
@@ -111,15 +112,20 @@ class Pipeline:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the new scores of the stage's own rows, and the new scores of all rows."""
         stage, members, _ = application
-        token_ids = self._pad_histories([rows[i] for i in members] if stage.reads_history else [])
+        of_stage = [rows[i] for i in members]
         if len(members) == len(rows):
-            after = stage.processor(token_ids, processed)
+            after = self._process(stage, processed, of_stage)
             return after, after
         index = torch.tensor(members, device=self._device)
-        after = stage.processor(token_ids, processed.index_select(0, index))
+        after = self._process(stage, processed.index_select(0, index), of_stage)
         if processed is scores:
             processed = scores.clone()
         return after, processed.index_copy_(0, index, after)
+
+    def _process(self, stage: Stage, scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        if stage.constrains:
+            return mask_scores(scores, [row.get_constraint() for row in rows])
+        return stage.processor(self._pad_histories(rows if stage.reads_history else []), scores)
 
     def _pad_histories(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return token ids [rows, T], padded on the left with an id outside the vocabulary.

@@ -9,7 +9,7 @@ import torch
 from transformers.generation import logits_process
 
 from whence_server.domain.decoding import Decoding
-from whence_server.domain.processors import PROCESSORS, list_processor_names
+from whence_server.domain.processors import CONSTRAINT, PROCESSORS, list_processor_names
 from whence_server.engine.decoding.kernels import Kernels
 
 MAX_CACHED_STAGES = 64
@@ -40,6 +40,7 @@ class Stage:
         reads_history: True if the processor reads the previous tokens.
         until: step index before which the processor applies; None for no end.
         since: first step index at which the processor applies.
+        constrains: True if the stage applies each row's own constraint instead of `processor`.
     """
 
     order: int
@@ -47,11 +48,12 @@ class Stage:
     reads_history: bool
     until: int | None
     since: int
+    constrains: bool = False
 
     def applies(self, index: int) -> bool:
         """Return whether the processor changes scores at a step."""
         return (
-            self.processor is not _keep
+            (self.constrains or self.processor is not _keep)
             and index >= self.since
             and (self.until is None or index < self.until)
         )
@@ -75,6 +77,9 @@ def _make_setting(name: str, decoding: Decoding) -> Setting:
             # transformers suppresses only end-of-sequence; here stop ids end a sequence too.
             ends_sequence = sorted({*eos_token_ids, *decoding.stop_token_ids})
             return Setting(name, tuple(ends_sequence), decoding.min_new_tokens)
+        case "constraint":
+            # One stage for all rows, whatever their constraints.
+            return Setting(name, True)
         case _ if name in _CONFIGURED:
             return _make_configured_setting(name, decoding)
         case _:
@@ -117,9 +122,12 @@ class Stages:
             reads_history=setting.name in _READS_HISTORY,
             until=setting.until,
             since=setting.since,
+            constrains=setting.name == CONSTRAINT,
         )
 
     def _make_processor(self, name: str, value: Any) -> Processor:
+        if name == CONSTRAINT:
+            return _keep
         if name in _BIASES:
             return self._make_bias(_BIASES[name](value))
         if name == "top_p":

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.engine.decoding.constraints import RowConstraint
 from whence_server.engine.decoding.processors import Setting, Stage, list_settings
 
 
@@ -18,6 +19,7 @@ class Row:
         sequence_index: index of the sequence among the request's.
         prompt_token_ids: the prompt, followed by tokens generated before the engine's restart.
         num_generated: number of generated tokens at the end of `prompt_token_ids`.
+        constraint: state of the request's constraint after these; None without one.
 
     Attributes:
         index: number of tokens generated so far: the index of the step to make.
@@ -33,6 +35,7 @@ class Row:
     __slots__ = (
         "_num_tokens",
         "_token_ids",
+        "constraint",
         "decoding",
         "detailed",
         "index",
@@ -53,9 +56,12 @@ class Row:
         sequence_index: int,
         prompt_token_ids: Sequence[int],
         num_generated: int = 0,
+        *,
+        constraint: RowConstraint | None = None,
     ) -> None:
         self.decoding = decoding
         self.trace = trace
+        self.constraint = constraint
         self.sequence_index = sequence_index
         self.index = num_generated
         self.settings: tuple[Setting, ...] = list_settings(decoding)
@@ -81,9 +87,21 @@ class Row:
             return None
         return self.decoding.forced_token_ids[self.index]
 
+    def get_constraint(self) -> RowConstraint:
+        """Return the state of the constraint of a row that has one."""
+        if self.constraint is None:
+            raise RuntimeError("a row of a request with a constraint has none")
+        return self.constraint
+
     def rewrite(self, token_ids: npt.NDArray[np.int64]) -> None:
-        """Replace all tokens by equally many, for a beam that changes its hypothesis."""
+        """Replace all tokens by equally many."""
         self._token_ids[: self._num_tokens] = token_ids
+
+    def take_over(self, other: "Row") -> None:
+        """Replace all tokens by another row's, equally many, for a beam with a new hypothesis."""
+        self.rewrite(other.token_ids)
+        if other.constraint is not None:
+            self.constraint = other.constraint.copy()
 
     def append(self, token_id: int) -> None:
         """Append the token of the step just made."""
@@ -92,3 +110,5 @@ class Row:
         self._token_ids[self._num_tokens] = token_id
         self._num_tokens += 1
         self.index += 1
+        if self.constraint is not None:
+            self.constraint.advance(token_id)

@@ -9,6 +9,10 @@ from whence.v1.generation_pb2 import FinishReason, GenerationFinished, Generatio
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import SequenceBounds
+from whence_server.telemetry.spans.constraints import (
+    judge_constraint,
+    make_constraint_attributes,
+)
 from whence_server.telemetry.spans.content import (
     make_input_messages,
     make_output_messages,
@@ -148,6 +152,7 @@ def make_generation_attributes(
     return (
         _make_request_attributes(started)
         | _make_response_attributes(started, finished, bounds)
+        | judge_constraint(started, finished)
         | _make_provenance_attributes(started)
     )
 
@@ -174,7 +179,7 @@ def _make_request_attributes(started: GenerationStarted) -> dict[str, AttributeV
     attributes: dict[str, AttributeValue | None] = {
         names.GEN_AI_OPERATION_NAME: started.operation or DEFAULT_OPERATION,
         names.GEN_AI_PROVIDER_NAME: names.PROVIDER,
-        names.GEN_AI_OUTPUT_TYPE: "text",
+        names.GEN_AI_OUTPUT_TYPE: "json" if decoding.constraint.HasField("json_schema") else "text",
         names.GEN_AI_REQUEST_MODEL: started.model,
         names.GEN_AI_REQUEST_STREAM: True,
         names.GEN_AI_REQUEST_MAX_TOKENS: decoding.max_new_tokens or None,
@@ -247,6 +252,7 @@ def _make_provenance_attributes(started: GenerationStarted) -> dict[str, Attribu
     return (
         attributes
         | _make_adapter_attributes(started)
+        | make_constraint_attributes(started)
         | _make_training_attributes(started)
         | _add_prefix(names.UNAVAILABLE_PREFIX, started.unavailable)
         | _make_label_attributes(started)

@@ -34,6 +34,8 @@ class Origin:
     """Names of its tokens, shared by all generations of a tokenizer."""
     get_text: Callable[[int], str] | None = field(compare=False)
     """Returns a token's text; None where spans carry no text, or it is not known."""
+    constrained: bool = False
+    """True if the first processor of its steps is the request's constraint."""
 
     @property
     def span_flags(self) -> int:
@@ -65,4 +67,5 @@ def read_origin(started: GenerationStarted, words: TokenWords = ID_WORDS) -> Ori
         strategy=started.effective_decoding.WhichOneof("strategy") or "",
         names=words.names,
         get_text=words.get_text,
+        constrained=started.effective_decoding.HasField("constraint"),
     )

@@ -81,13 +81,16 @@ class StepAttributes:
         self._unlikely_limit = compute_unlikely_limit(unlikely_below)
         self._forms: dict[_Shape, _Form] = {}
 
-    def encode(self, read: ReadStep, token_names: TokenNames, strategy: str) -> bytes:
+    def encode(
+        self, read: ReadStep, token_names: TokenNames, strategy: str, *, constrained: bool
+    ) -> bytes:
         """Serialise a step's attributes as fields of a Span message.
 
         Args:
             read: the step.
             token_names: names of the generation's tokens, for the summary.
             strategy: name of Decoding.strategy.
+            constrained: True if the first processor is the request's constraint.
         """
         step, arrays, doubles, draw, scalars, timing, _, index = read
         token_ids, logprobs, sampling_logprobs, num_kept, removed_mass, token_logprobs = arrays
@@ -116,6 +119,7 @@ class StepAttributes:
                 margin if has_margin else None,
                 runner_up if has_runner_up else None,
                 drawn=has_draw,
+                removed_mass=removed_mass if constrained else (),
             )
             summary = line.encode()
             summary_head = self._summary[len(summary)]

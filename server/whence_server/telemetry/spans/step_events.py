@@ -133,7 +133,7 @@ class StepEvents:
         return made
 
     def _summarise(self, origin: Origin, read: ReadStep) -> bytes:
-        step, (token_ids, logprobs, _, num_kept, _, _), *_ = read
+        step, (token_ids, logprobs, _, num_kept, removed_mass, _), *_ = read
         unlikely = _UNLIKELY if step.logprob < self._unlikely_limit else b""
         if self._summary is None:
             return unlikely
@@ -151,6 +151,7 @@ class StepEvents:
             draw.margin if draw.HasField("margin") else None,
             draw.runner_up_token_id if draw.HasField("runner_up_token_id") else None,
             drawn=step.HasField("draw"),
+            removed_mass=removed_mass if origin.constrained else (),
         ).encode()
         return self._summary[len(summary)] + summary + unlikely
 

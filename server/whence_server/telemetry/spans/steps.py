@@ -139,7 +139,9 @@ class StepSpans:
                 _KIND,
                 _TIMES(_START_TAG, start, _END_TAG, end),
                 attributes,
-                self._attributes.encode(read, origin.names, origin.strategy),
+                self._attributes.encode(
+                    read, origin.names, origin.strategy, constrained=origin.constrained
+                ),
                 encode_internals(step, self._shorten_all) if step.HasField("internals") else b"",
                 flags,
             )
