@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
     "internals": lambda options: (options.runs, options.workloads),
     "adapters": lambda options: (options.runs, options.workloads),
+    "constraints": lambda options: (options.runs,),
 }
 """Benchmarks in order, each with the arguments that it takes from the options."""
 ANYWHERE = {"adapters", "engine", "internals", "latency", "scaling", "throughput"}
