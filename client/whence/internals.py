@@ -59,7 +59,7 @@ class Internals:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Positions that the token attended to directly, strongest first, without weak ones."""
+        """Positions that the token attended to directly, strongest first, no weak ones or sinks."""
         recorded = self.step.internals
         return tuple(
             Source(
@@ -78,6 +78,12 @@ class Internals:
         """Share of the newest position, which predicted the token; None if it is not recorded."""
         recorded = self.step.internals
         return recorded.self_share if recorded.HasField("self_share") else None
+
+    @property
+    def sink_share(self) -> float | None:
+        """Share of positions that heads attend to when they read nothing; None without them."""
+        recorded = self.step.internals
+        return recorded.sink_share if recorded.HasField("sink_share") else None
 
     @property
     def layers(self) -> tuple[Layer, ...]:

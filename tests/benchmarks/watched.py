@@ -10,7 +10,7 @@ from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.probe import collect_activations
 from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.internals.sources import sum_contributions
+from whence_server.engine.internals.sources import read_context
 from whence_server.engine.internals.weighing import compute_stream_weights
 
 NOTHING = torch.tensor([], dtype=torch.int64)
@@ -54,7 +54,7 @@ class Watched:
         weights = buffer.activations.weights
         norms = self._probe.norms.compute([values[0] for values in cache.values])  # (K, tokens)
         weighed, alike = (
-            sum_contributions(weights, of_heads.unsqueeze(0), None)[0]
+            read_context(weights, of_heads.unsqueeze(0), None).contributions[0]
             for of_heads in (norms * self._thetas.unsqueeze(1), norms)
         )
         mean = torch.cat(weights, 1)[0].mean(0)

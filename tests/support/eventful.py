@@ -121,6 +121,7 @@ def _make_step(index: int, sequence: int) -> step_pb2.Step:
             source_positions=[2, 0],
             source_shares=[0.5, 0.25],
             self_share=0.125,
+            sink_share=0.0625,
             layer_shares=[0.25, 0.75],
             layer_leaders=[0, 2],
         ),

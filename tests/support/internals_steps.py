@@ -7,7 +7,7 @@ from whence.v1 import generation_pb2 as pb
 from whence.v1.step_pb2 import Internals, Step
 
 PROMPT_IDS = (0, 1, 2)
-METHOD = "value-norm-attention/1"
+METHOD = "value-norm-attention/2"
 
 
 def internals_step(

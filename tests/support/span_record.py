@@ -117,6 +117,7 @@ STEP_ROWS: dict[str, Source] = {
     "whence.source.positions": "internals.source_positions",
     "whence.source.shares": "internals.source_shares",
     "whence.source.self_share": "internals.self_share",
+    "whence.source.sink_share": "internals.sink_share",
     "whence.layer.shares": "internals.layer_shares",
     "whence.layer.leader_token_ids": lambda step: [
         [*step.candidates.token_ids, step.token_id][leader]

@@ -114,7 +114,40 @@ def test_the_json_form_has_every_field():
     }
     every = {field.name for field in Internals.DESCRIPTOR.fields}
     shown = {"source_positions", "source_shares", "self_share", "layer_shares", "layer_leaders"}
-    assert every == shown, "a field of the contract that the objects do not have yet"
+    assert every == {*shown, "sink_share"}, (
+        "a field of the contract that the objects do not have yet"
+    )
+
+
+def with_sink() -> Step:
+    """Return a step whose first position is a sink, and no source."""
+    made = recorded()[0]
+    made.internals.sink_share = 0.125
+    del made.internals.source_positions[1], made.internals.source_shares[1]
+    return made
+
+
+def test_a_sink_has_a_share_and_is_no_source():
+    (token,) = reader().read([with_sink()])
+    assert token.internals.sink_share == 0.125
+    assert [source.position for source in token.internals.sources] == [1]
+    described = describe_token(token)["internals"]
+    assert described["sink_share"] == 0.125
+    assert [source["position"] for source in described["sources"]] == [1]
+    (other,) = reader().read(recorded()[:1])
+    assert other.internals.sink_share is None
+    assert "sink_share" not in describe_token(other)["internals"]
+
+
+def test_the_terminal_shows_a_sink_apart_from_all_others():
+    (token,) = reader().read([with_sink()])
+    left = [line[:40].split() for line in format_internals(token, color=False)]
+    assert left[1:] == [
+        ["1", '"Hello"', "50.0%"],
+        ["the", "newest", "25.0%"],
+        ["sink", "12.5%"],
+        ["all", "others", "12.5%"],
+    ]
 
 
 def test_the_start_says_the_method_and_what_is_missing():

@@ -17,6 +17,7 @@ from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.internals.sources import (
     COLUMNS_TOGETHER,
     OutputNorms,
+    Reading,
     Sources,
     list_sources,
 )
@@ -59,7 +60,8 @@ def test_norms_are_those_of_the_projected_values(num_value_heads: int, count: in
 
 
 def test_zero_contributions_give_no_sources() -> None:
-    assert list_sources(torch.zeros(1, 5), [5]) == [Sources([], [], None)]
+    nothing = Reading(torch.zeros(1, 5), torch.zeros(1, 5, dtype=torch.bool))
+    assert list_sources(nothing, [5]) == [Sources([], [], None)]
 
 
 def runner_of(directory: Path) -> Runner:

@@ -15,12 +15,17 @@ from whence_server.domain.model import InternalsInfo
 from whence_server.engine.internals import attention, probe_building, probed_sequence
 from whence_server.engine.internals.probe import Probe
 from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.internals.sources import OutputNorms, UnavailableError, sum_contributions
+from whence_server.engine.internals.sources import (
+    OutputNorms,
+    Reading,
+    UnavailableError,
+    read_context,
+)
 from whence_server.engine.loading import load
 from whence_server.engine.solo import SoloRunner
 
 TinyModel = Callable[..., Path]
-METHOD = "value-norm-attention/1"
+METHOD = "value-norm-attention/2"
 
 
 def model_of(directory: Path) -> Any:
@@ -43,7 +48,8 @@ def test_a_layer_with_few_columns_has_weight_0_before_them() -> None:
     padded = torch.tensor([[[9.0, 0.1, 0.2, 0.3, 0.4]]])
     expected = torch.tensor([[0.1, 0.4, 0.9 + 0.25, 1.6 + 0.75]])
     for first in (wide, padded):
-        torch.testing.assert_close(sum_contributions([first, narrow], norms, None), expected)
+        found = read_context([first, narrow], norms, None).contributions
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("architecture", ["jamba", "llama4"])
@@ -177,10 +183,10 @@ def test_sources_that_differ_token_by_token_are_found(
 ) -> None:
     model = model_of(tiny_model("jamba"))
 
-    def shifted(*args: Any) -> torch.Tensor:
-        return sum_contributions(*args).roll(1, -1)
+    def shifted(*args: Any) -> Reading:
+        return Reading(*(part.roll(1, -1) for part in read_context(*args)))
 
-    monkeypatch.setattr(probed_sequence, "sum_contributions", shifted)
+    monkeypatch.setattr(probed_sequence, "read_context", shifted)
     probe, info = probe_of(model)
     assert probe.norms is None
     assert (

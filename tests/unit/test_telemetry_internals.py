@@ -24,6 +24,7 @@ def full_internals(**fields: object) -> Internals:
             "source_positions": [7, 300, 0],
             "source_shares": [0.5, 0.25, 0.125],
             "self_share": 0.0625,
+            "sink_share": 0.03125,
             "layer_shares": [0.25, 0.75],
             "layer_leaders": [1, 2],
             **fields,
@@ -54,6 +55,7 @@ async def test_a_step_carries_its_sources_and_layers_without_text():
         "whence.source.positions": [7, 300, 0],
         "whence.source.shares": [0.5, 0.25, 0.125],
         "whence.source.self_share": 0.0625,
+        "whence.source.sink_share": 0.03125,
         "whence.layer.shares": [0.25, 0.75],
         "whence.layer.leader_token_ids": [6, 1000],  # the second is the chosen token itself
     }
@@ -109,6 +111,7 @@ def test_internals_are_serialised_as_protobuf_does(positions, shares, layers, id
             source_positions=positions,
             source_shares=shares,
             self_share=0.5,
+            sink_share=0.25,
             layer_shares=layers,
             layer_leaders=leaders,
         ),
@@ -121,6 +124,7 @@ def test_internals_are_serialised_as_protobuf_does(positions, shares, layers, id
         if ids and leaders
         else None,
         "whence.source.self_share": 0.5,
+        "whence.source.sink_share": 0.25,
     }
     as_messages = Span(attributes=encode_attributes(expected))
     assert encode_internals(made, shorten_all) == as_messages.SerializeToString()

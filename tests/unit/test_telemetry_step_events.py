@@ -117,6 +117,7 @@ def expect_events(one: Step) -> list[Span.Event]:
         "whence.source.positions": list(seen.source_positions) or None,
         "whence.source.shares": shorts(seen.source_shares),
         "whence.source.self_share": known(seen, "self_share"),
+        "whence.source.sink_share": known(seen, "sink_share"),
     }
     end = START_NS + one.timing.elapsed_ns
     cost = one.timing.select_ns + (one.timing.forward_ns if one.index else 0)
@@ -153,6 +154,12 @@ CASES = {
     ),
     "with sources": chosen(
         9, internals=Internals(source_positions=[3, 0], source_shares=[0.3, 0.1], self_share=0.6)
+    ),
+    "with a sink": chosen(
+        10,
+        internals=Internals(
+            source_positions=[3], source_shares=[0.3], self_share=0.3, sink_share=0.4
+        ),
     ),
 }
 

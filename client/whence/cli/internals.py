@@ -55,11 +55,12 @@ def format_missing(unavailable: Mapping[str, str]) -> Iterator[str]:
 
 
 def _format_sources(internals: Internals) -> list[str]:
-    """Return a table of the strongest sources, the newest position and the rest."""
+    """Return a table of the strongest sources, the newest position, the sink and the rest."""
     if internals.self_share is None:
         return []
     listed = internals.sources[:LISTED]
-    rest = 1.0 - internals.self_share - sum(source.share for source in listed)
+    sink = internals.sink_share
+    rest = 1.0 - internals.self_share - (sink or 0.0) - sum(source.share for source in listed)
     return [
         _format_row("position", "drew on", "share"),
         *(
@@ -71,6 +72,7 @@ def _format_sources(internals: Internals) -> list[str]:
             for source in listed
         ),
         _format_row("", "the newest", format_percent(internals.self_share)),
+        *([] if sink is None else [_format_row("", "sink", format_percent(sink))]),
         *([_format_row("", "all others", format_percent(rest))] if rest >= 0.0005 else []),
     ]
 

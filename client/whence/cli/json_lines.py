@@ -34,7 +34,8 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 draw: {noise, runner_up_token_id, margin},
                 timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length},
                 internals: {sources: [{position, token_id, text, share}], self_share,
-                layers: [{index, share, leader_token_id, leader_text}]}, with --internals
+                sink_share, layers: [{index, share, leader_token_id, leader_text}]},
+                with --internals
   beam_round    index, continuations: [{parent, token_id, logprob, score, kept, finished}],
                 timing
   finished      generation_id, finish_reason, num_prompt_tokens, num_generated_tokens,
@@ -119,6 +120,7 @@ def _describe_internals(internals: Internals) -> dict[str, Any]:
         {
             "sources": [_describe_source(source) for source in internals.sources] or None,
             "self_share": _shorten_number(internals.self_share),
+            "sink_share": _shorten_number(internals.sink_share),
             "layers": [_describe_layer(layer) for layer in internals.layers] or None,
         }
     )

@@ -6,11 +6,15 @@ const LAYERS_SAY =
 const SOURCES_SAY =
   "Direct sources: what the newest position read through attention. " +
   "Not information flow, not cause.";
+const SINK_SAYS = "positions that heads attend to when they have nothing to read. It is no source.";
 const NUM_SOURCES = 6; // shown at first, like the next
 const NUM_CANDIDATES = 10;
 const MOST_LAYERS = 16;
 const UNKNOWN_SAYS = "The model's vocabulary was not at hand: tokens are named by their ids.";
-const METHODS = { "value-norm-attention/1": "attention weighted by the norm of the values" };
+const METHODS = {
+  "value-norm-attention/1": "attention weighted by the norm of the values",
+  "value-norm-attention/2": "attention weighted by the norm of the values",
+};
 
 /** Everything that is recorded of a step, as elements. */
 function stepDetails(step, place) {
@@ -187,11 +191,13 @@ function sourceDetails(step, { prompt, position, textAt }) {
     make("h3", "", "What it drew on"),
     ...shortened(["", "", "share", "position"], rows, NUM_SOURCES),
   ];
-  const rest = 1 - listed.reduce((sum, [, share]) => sum + share, 0);
+  const sink = step.sources.sink_share;
+  const rest = 1 - (sink ?? 0) - listed.reduce((sum, [, share]) => sum + share, 0);
   const [method, weights] = (record.generation.source_method ?? "").split(";");
   const by = METHODS[method] ?? method;
   const said = [SOURCES_SAY];
   if (by) said.push(`By ${visible(by)}${weights ? `, ${visible(weights)}` : ""}.`);
+  if (sink !== undefined) said.push(`${percent(sink)} went to a sink: ${SINK_SAYS}`);
   if (rest >= 0.0005) said.push(`The other ${percent(rest)} is spread over positions not listed.`);
   return [...out, make("p", "", said.join(" "))];
 }

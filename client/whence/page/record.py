@@ -202,6 +202,8 @@ def _describe_internals(step: Step) -> dict[str, Any]:
         }
         if internals.HasField("self_share"):
             shown["sources"]["self_share"] = _round_number(internals.self_share)
+        if internals.HasField("sink_share"):
+            shown["sources"]["sink_share"] = _round_number(internals.sink_share)
     if internals.layer_shares:
         shown["layers"] = {
             "shares": _round_numbers(internals.layer_shares),

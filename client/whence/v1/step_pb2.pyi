@@ -353,17 +353,27 @@ class Internals(google.protobuf.message.Message):
     SELF_SHARE_FIELD_NUMBER: builtins.int
     LAYER_SHARES_FIELD_NUMBER: builtins.int
     LAYER_LEADERS_FIELD_NUMBER: builtins.int
+    SINK_SHARE_FIELD_NUMBER: builtins.int
     self_share: builtins.float
     """Share of the newest context position, context_length - 1, whose output
     chose the token. Present if the model provides sources, except at a step
-    where all attended values were zero; that step has none of these three
+    where all attended values were zero; that step has none of these four
     fields.
+    """
+    sink_share: builtins.float
+    """Share of attention sinks: positions to which heads attend when they have
+    nothing to read, usually the first of the context. A sink gets much
+    attention and has short values; docs/internals.md has the rule. It is no
+    source, because the token would be the same with another text there.
+    Absent if no position is a sink, and before this field existed, when sinks
+    were listed among source_positions.
     """
     @property
     def source_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Context positions that attention read directly for this token, largest
-        share first: at most 16, none with a share of 0, and without the newest
-        position, whose share is self_share. Position p is prompt token p if p is
+        share first: at most 16, none with a share of 0, without the newest
+        position, whose share is self_share, and without sinks, whose share is
+        sink_share. Position p is prompt token p if p is
         less than n, the length of GenerationStarted.prompt_token_ids, and
         otherwise generated token p - n of the same sequence. All are below
         StepTiming.context_length.
@@ -373,7 +383,8 @@ class Internals(google.protobuf.message.Message):
     def source_shares(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Share of each of source_positions in everything that attention read from
         the context, in (0, 1], by the method GenerationStarted.source_method. The
-        rest, 1 - self_share - their sum, is distributed over other positions.
+        rest, 1 - self_share - sink_share - their sum, is distributed over other
+        positions.
         Sources are direct: they show the positions that the newest position read,
         and not where these had their information from.
         """
@@ -402,9 +413,13 @@ class Internals(google.protobuf.message.Message):
         self_share: builtins.float | None = ...,
         layer_shares: collections.abc.Iterable[builtins.float] | None = ...,
         layer_leaders: collections.abc.Iterable[builtins.int] | None = ...,
+        sink_share: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_self_share", b"_self_share", "self_share", b"self_share"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_self_share", b"_self_share", "layer_leaders", b"layer_leaders", "layer_shares", b"layer_shares", "self_share", b"self_share", "source_positions", b"source_positions", "source_shares", b"source_shares"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_self_share", b"_self_share", "_sink_share", b"_sink_share", "self_share", b"self_share", "sink_share", b"sink_share"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_self_share", b"_self_share", "_sink_share", b"_sink_share", "layer_leaders", b"layer_leaders", "layer_shares", b"layer_shares", "self_share", b"self_share", "sink_share", b"sink_share", "source_positions", b"source_positions", "source_shares", b"source_shares"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_self_share", b"_self_share"]) -> typing.Literal["self_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sink_share", b"_sink_share"]) -> typing.Literal["sink_share"] | None: ...
 
 global___Internals = Internals

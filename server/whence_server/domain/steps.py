@@ -40,7 +40,8 @@ class Internals(NamedTuple):
     """Sources and layer readouts of a token; empty or None if the model does not give them."""
 
     source_positions: list[int]
-    """Context positions that attention read from, without the newest, largest share first."""
+    """Context positions that attention read from, largest share first, without the newest and
+    without sinks."""
     source_shares: list[float]
     """Share of each of `source_positions` in all that was read from the context."""
     self_share: float | None
@@ -50,6 +51,8 @@ class Internals(NamedTuple):
     layer_leaders: list[int]
     """Index of the most likely candidate after each layer; one beyond the last is the chosen
     token."""
+    sink_share: float | None = None
+    """Share of attention sinks; None if no position is one."""
 
 
 class RequestedLogprobs(NamedTuple):

@@ -307,6 +307,8 @@ def _fill_internals(proto: step_pb2.Internals, internals: Internals) -> None:
     proto.source_shares.extend(internals.source_shares)
     if internals.self_share is not None:
         proto.self_share = internals.self_share
+    if internals.sink_share is not None:
+        proto.sink_share = internals.sink_share
     proto.layer_shares.extend(internals.layer_shares)
     proto.layer_leaders.extend(internals.layer_leaders)
 

@@ -21,7 +21,7 @@ from whence_server.engine.internals.sources import (
     OutputNorms,
     UnavailableError,
     find_projections,
-    sum_contributions,
+    read_context,
 )
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.style import ForwardStyle
@@ -106,11 +106,13 @@ def _build_norms(
     found = find_projections(attended, inputs)
     norms = OutputNorms(found, num_value_heads.pop(), head_weights.values if head_weights else None)
     of_each = norms.compute([one.values[0] for one in attended]).unsqueeze(0)
-    read = sum_contributions([one.weights for one in attended], of_each, None)
-    if not torch.isfinite(read).all():
+    weights = [one.weights for one in attended]
+    read = read_context(weights, of_each, None)
+    if not torch.isfinite(read.contributions).all():
         raise UnavailableError("the norms of what its heads read are not finite")
     if style is None:
-        _check_singly(model, norms, ids, read[0] / read.sum())
+        shares = read.contributions[0] / read.contributions.sum()
+        _check_singly(model, norms, ids, shares.masked_fill(read.sinks[0], 0))
     return norms
 
 
@@ -162,7 +164,7 @@ def _check_singly(
         model: a model that decodes each sequence by itself.
         norms: the model's norms.
         ids: tokens.
-        expected: [tokens], the last token's shares in one pass.
+        expected: [tokens], the last token's shares in one pass; 0 for sinks.
     """
     runner = SoloRunner(model, Probe(norms, None))
     prompt = runner.start(list(ids[:-2]), probed=True)

@@ -13,7 +13,7 @@ from whence_server.domain.steps import Decision, Internals
 from whence_server.engine.columns import Columns
 from whence_server.engine.internals.lens import Lens, LensReadout
 from whence_server.engine.internals.probe import Activations, Probe
-from whence_server.engine.internals.sources import Sources, list_sources, sum_contributions
+from whence_server.engine.internals.sources import Sources, list_sources, read_context
 
 
 class Readout(Protocol):
@@ -150,9 +150,7 @@ class ProbedRows:
             norms = self._probe.norms.compute([layer.transpose(0, 1) for layer in newest_values])
             visible = self._norms.append(norms.mT)
             rows = None if everyone else self._rows
-            sources = list_sources(
-                sum_contributions(activations.weights, visible, rows), self._lengths
-            )
+            sources = list_sources(read_context(activations.weights, visible, rows), self._lengths)
         return ProbeReadout(self._probe.lens, list(self._rows), sources, hidden)
 
 
@@ -197,7 +195,7 @@ class ProbedPrompt:
         sources: list[Sources] = []
         if self.norms is not None:
             sources = list_sources(
-                sum_contributions(activations.weights, self.norms, None), [self.length]
+                read_context(activations.weights, self.norms, None), [self.length]
             )
         return ProbeReadout(self._probe.lens, [0], sources, activations.hidden)
 
@@ -223,6 +221,6 @@ class _Norms(Columns):
 
 
 def _make_internals(sources: Sources | None, lens_readout: LensReadout | None) -> Internals:
-    positions, shares, self_share = sources or ([], [], None)
+    positions, shares, self_share, sink_share = sources or Sources([], [], None)
     layer_shares, leaders = lens_readout or ([], [])
-    return Internals(positions, shares, self_share, layer_shares, leaders)
+    return Internals(positions, shares, self_share, layer_shares, leaders, sink_share)

@@ -7,7 +7,7 @@ in each pass, and weights are aligned at the newest position.
 import torch
 
 from whence_server.engine.internals.probe import ActivationBuffer, Probe
-from whence_server.engine.internals.sources import Sources, list_sources, sum_contributions
+from whence_server.engine.internals.sources import Sources, list_sources, read_context
 
 
 class ProbedSequence:
@@ -56,5 +56,5 @@ class ProbedSequence:
         norms = newest if self._norms is None else torch.cat([self._norms, newest], -1)
         self._norms = norms
         return list_sources(
-            sum_contributions(activations.weights, norms, None), [norms.shape[-1]]
+            read_context(activations.weights, norms, None), [norms.shape[-1]]
         ), activations.hidden

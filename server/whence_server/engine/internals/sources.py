@@ -24,8 +24,10 @@ import torch
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine.internals.attention import LayerAttention
+from whence_server.engine.internals.sinks import find_sinks
 
-METHOD = "value-norm-attention/1"
+METHOD = "value-norm-attention/2"
+"""In version 1, attention sinks were listed among the sources."""
 MAX_SOURCES = 16
 """Number of positions listed for a step."""
 COLUMNS_TOGETHER = 256
@@ -40,14 +42,29 @@ class Sources(NamedTuple):
     """Sources of one token.
 
     Attributes:
-        positions: context positions without the newest, largest share first.
+        positions: context positions without the newest and without sinks, largest share first.
         shares: share of each position.
         self_share: share of the newest position; None if all contributions are zero.
+        sink_share: share of attention sinks, which are not among the positions; None if no
+            position is one.
     """
 
     positions: list[int]
     shares: list[float]
     self_share: float | None
+    sink_share: float | None = None
+
+
+class Reading(NamedTuple):
+    """Result of one step's attention, for each row and position: [R, W], the newest last.
+
+    Attributes:
+        contributions: contribution to the newest position, not normalised.
+        sinks: True for attention sinks.
+    """
+
+    contributions: torch.Tensor
+    sinks: torch.Tensor
 
 
 class OutputNorms:
@@ -206,10 +223,10 @@ def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def sum_contributions(
+def read_context(
     weights: Sequence[torch.Tensor], norms: torch.Tensor, rows: Sequence[int] | None
-) -> torch.Tensor:
-    """Return each position's contribution to the newest one, not normalised: float32 [R, W].
+) -> Reading:
+    """Return each position's contribution to the newest one, and which positions are sinks.
 
     Args:
         weights: each layer's attention weights, [B, heads, columns], the newest position last. The
@@ -221,8 +238,9 @@ def sum_contributions(
         index = torch.tensor(rows, device=norms.device)
         weights = [layer.index_select(0, index) for layer in weights]
     width = norms.shape[-1]
-    stacked = torch.cat([_take_newest(layer, width) for layer in weights], 1)
-    return stacked.float().mul_(norms).sum(1)
+    stacked = torch.cat([_take_newest(layer, width) for layer in weights], 1).float()
+    sinks = find_sinks(stacked.mean(1), norms.sum(1))
+    return Reading(stacked.mul_(norms).sum(1), sinks)
 
 
 def _take_newest(weights: torch.Tensor, width: int) -> torch.Tensor:
@@ -233,27 +251,40 @@ def _take_newest(weights: torch.Tensor, width: int) -> torch.Tensor:
     return weights[..., -missing:]
 
 
-def list_sources(contributions: torch.Tensor, lengths: Sequence[int]) -> list[Sources]:
-    """Return each row's sources from contributions [R, W].
+def list_sources(reading: Reading, lengths: Sequence[int]) -> list[Sources]:
+    """Return each row's sources.
 
     Args:
-        contributions: right-aligned, with the newest position in the last column.
+        reading: right-aligned, with the newest position in the last column.
         lengths: number of positions of each row.
     """
-    width = contributions.shape[1]
-    shares = contributions / contributions.sum(1, keepdim=True)
-    top = shares[:, :-1].topk(min(MAX_SOURCES, width - 1))
+    width = reading.sinks.shape[1]
+    shares = reading.contributions / reading.contributions.sum(1, keepdim=True)
+    top = shares.masked_fill(reading.sinks, 0)[:, :-1].topk(min(MAX_SOURCES, width - 1))
     rows = zip(
-        top.values.tolist(), top.indices.tolist(), shares[:, -1].tolist(), lengths, strict=True
+        top.values.tolist(),
+        top.indices.tolist(),
+        shares[:, -1].tolist(),
+        (shares * reading.sinks).sum(1).tolist(),
+        reading.sinks.any(1).tolist(),
+        lengths,
+        strict=True,
     )
     return [
-        _make_sources(values, [column - (width - length) for column in columns], newest)
-        for values, columns, newest, length in rows
+        _make_sources(
+            values,
+            [column - (width - length) for column in columns],
+            newest,
+            sink if has_sink else None,
+        )
+        for values, columns, newest, sink, has_sink, length in rows
     ]
 
 
-def _make_sources(shares: list[float], positions: list[int], newest: float) -> Sources:
+def _make_sources(
+    shares: list[float], positions: list[int], newest: float, sink: float | None
+) -> Sources:
     if math.isnan(newest):
         return Sources([], [], None)
     num = sum(share > 0 for share in shares)
-    return Sources(positions[:num], shares[:num], newest)
+    return Sources(positions[:num], shares[:num], newest, sink)

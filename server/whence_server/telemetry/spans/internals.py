@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -39,9 +40,10 @@ def encode_internals(
         _encode_doubles(names.LAYER_SHARES, shorten_all(internals.layer_shares[:]), carrier),
         _encode_integers(names.LAYER_LEADER_TOKEN_IDS, _list_leaders(step), carrier),
     ]
-    if internals.HasField("self_share"):
-        self_share = shorten_all((internals.self_share,))[0]
-        attributes.append(_SELF_SHARE[carrier] + struct.pack("<d", self_share))
+    for field, before in _SHARES[carrier]:
+        if internals.HasField(field):
+            (share,) = shorten_all((getattr(internals, field),))
+            attributes.append(before + struct.pack("<d", share))
     return b"".join(attributes)
 
 
@@ -120,6 +122,11 @@ def _encode_before_double(key: str, carrier: Carrier) -> bytes:
 
 
 _CARRIERS: tuple[Carrier, ...] = (Span, Span.Event)
-_SELF_SHARE = {
-    carrier: _encode_before_double(names.SOURCE_SELF_SHARE, carrier) for carrier in _CARRIERS
+_SHARE_FIELDS: tuple[tuple[Literal["self_share", "sink_share"], str], ...] = (
+    ("self_share", names.SOURCE_SELF_SHARE),
+    ("sink_share", names.SOURCE_SINK_SHARE),
+)
+_SHARES = {
+    carrier: [(field, _encode_before_double(name, carrier)) for field, name in _SHARE_FIELDS]
+    for carrier in _CARRIERS
 }

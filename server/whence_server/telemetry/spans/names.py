@@ -398,10 +398,12 @@ SOURCE_POSITIONS: Final = "whence.source.positions"
 """Context positions that the token drew on directly, strongest first: Internals.source_positions.
 The prompt's tokens come first, then the sequence's own, from 0."""
 SOURCE_SHARES: Final = "whence.source.shares"
-"""Parallel to the positions: Internals.source_shares. What they and the next lack of 1 is spread
-over positions that are not listed."""
+"""Parallel to the positions: Internals.source_shares. What they and the next two lack of 1 is
+spread over positions that are not listed."""
 SOURCE_SELF_SHARE: Final = "whence.source.self_share"
 """Share of the newest position, which predicted the token: Internals.self_share."""
+SOURCE_SINK_SHARE: Final = "whence.source.sink_share"
+"""Share of attention sinks, which are no sources: Internals.sink_share."""
 LAYER_SHARES: Final = "whence.layer.shares"
 """After each layer, the chosen token's among the candidates and itself: Internals.layer_shares."""
 LAYER_LEADER_TOKEN_IDS: Final = "whence.layer.leader_token_ids"  # noqa: S105 - an attribute's name
