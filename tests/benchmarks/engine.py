@@ -30,7 +30,7 @@ def options(workload: Workload) -> EngineOptions:
     return EngineOptions(
         model=str(find_directory(workload)),
         model_name=workload.name,
-        dtype="float32",
+        dtype=workload.dtype,
         device=DEVICE,
         num_threads=0,
         max_batch_size=64,

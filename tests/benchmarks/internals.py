@@ -13,7 +13,6 @@ from statistics import median, quantiles
 import torch
 from engine import options
 from processes import Answering, answering, server
-from scaling import keys_and_values_bytes
 from workloads import DEVICE, TEMPERATURE, TOP_P, WORKLOADS, Workload, find_directory, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
@@ -154,7 +153,7 @@ def record_bytes(measured: Side) -> float:
 def memory(workload: Workload) -> None:
     """Print by how much one context lifts the peak of a process that has the engine alone."""
     norms = 4 * workload.num_layers * workload.num_heads
-    keys_and_values = keys_and_values_bytes(workload)
+    keys_and_values = workload.keys_and_values_bytes
     with answering("peak.py", workload.name, environment=GIVES_BACK) as engine:
         for num_tokens in MEMORY_CONTEXTS:
             plain, internals = (
@@ -175,7 +174,12 @@ def served(workload: Workload, runs: int) -> None:
     """Print tokens a second, with front, journal, export of step spans, and client."""
     with (
         answering("collector.py", "discard") as collector,
-        server(find_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
+        server(
+            find_directory(workload),
+            *workload.flags,
+            "--otlp-endpoint",
+            collector.ready["endpoint"],
+        ) as (
             _,
             target,
         ),

@@ -14,7 +14,7 @@ def run(names: list[str]) -> None:
     for name in names:
         workload = WORKLOADS[name]
         with (
-            server(find_directory(workload)) as (_, target),
+            server(find_directory(workload), *workload.flags) as (_, target),
             answering("contention.py", target, str(workload.vocabulary_size)) as load,
         ):
             command = {"num_streams": NUM_STREAMS, "long_prompt_tokens": LONG_PROMPT_TOKENS}

@@ -12,8 +12,11 @@ def measure(workload: Workload, runs: int) -> None:
     directory, vocabulary = find_directory(workload), str(workload.vocabulary_size)
     with (
         answering("collector.py", "discard") as collector,
-        server(directory, "--otlp-endpoint", collector.ready["endpoint"]) as (_, exporting),
-        server(directory) as (_, silent),
+        server(directory, *workload.flags, "--otlp-endpoint", collector.ready["endpoint"]) as (
+            _,
+            exporting,
+        ),
+        server(directory, *workload.flags) as (_, silent),
         answering("load.py", exporting, vocabulary) as on,
         answering("load.py", silent, vocabulary) as off,
     ):

@@ -30,8 +30,9 @@ class Counter(BaseStreamer):
         pass
 
 
-def main(directory: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to(DEVICE)
+def main(directory: str, dtype: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    model.eval().to(DEVICE)
     print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(model, **json.loads(line))), flush=True)
@@ -80,4 +81,4 @@ def generate(model, mode: str, prompts: list[list[int]], sampling: dict) -> floa
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

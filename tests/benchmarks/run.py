@@ -2,7 +2,7 @@
 
 Ratios count; absolute times are this machine's.
 
-python tests/benchmarks/run.py [--only PART ...] [--workloads S M L] [--runs 5] [--device cpu]
+python tests/benchmarks/run.py [--only PART ...] [--workloads S M L R] [--runs 5] [--device cpu]
 """
 
 import argparse
@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from workloads import CHOICES, list_names
 
 # Each is a module of this folder, imported when its turn comes: some load torch.
 PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
@@ -31,6 +33,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "engine": lambda options: (options.runs, options.workloads),
     "throughput": lambda options: (options.runs, options.workloads),
     "front": lambda options: (options.runs, options.workloads),
+    "peers": lambda options: (options.runs, options.workloads),
     "latency": lambda options: (options.workloads,),
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
     "internals": lambda options: (options.runs, options.workloads),
@@ -45,7 +48,7 @@ ANYWHERE = {"adapters", "engine", "internals", "latency", "scaling", "throughput
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--workloads", nargs="+", choices=("S", "M", "L"), default=["S", "M", "L"])
+    parser.add_argument("--workloads", nargs="+", choices=list(CHOICES), default=list(CHOICES))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where the engine and its peers compute")
     parser.add_argument("--outage-seconds", type=float, default=60.0)
@@ -60,9 +63,10 @@ def main() -> None:
         sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe, too: a row as it comes
     print(
         f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, torch "
-        f"{version('torch')}, transformers {version('transformers')}; float32, 32 prompt tokens, "
+        f"{version('torch')}, transformers {version('transformers')}; 32 prompt tokens, "
         f"128 new, temperature 0.8, top-p 0.95; medians of {options.runs} alternating runs\n"
     )
+    options.workloads = list_names(options.workloads)
     for name, arguments in PARTS.items():
         if name in options.only:
             importlib.import_module(name).run(*arguments(options))

@@ -21,7 +21,7 @@ def run(runs: int, names: list[str], plot: Path | None) -> None:
         speeds, bytes_a_token = measure(workload, runs)
         curves[str(workload)] = speeds
         row = " | ".join(f"{speed:,.0f}" for speed in speeds)
-        held = keys_and_values_bytes(workload)
+        held = workload.keys_and_values_bytes
         print(
             f"| {workload} | {row} | {bytes_a_token / 1024:.1f} KiB "
             f"({bytes_a_token / held:.2f} times its keys and values) |",
@@ -36,7 +36,12 @@ def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
     speeds = []
     with (
         answering("collector.py") as collector,
-        server(find_directory(workload), "--otlp-endpoint", collector.ready["endpoint"]) as (
+        server(
+            find_directory(workload),
+            *workload.flags,
+            "--otlp-endpoint",
+            collector.ready["endpoint"],
+        ) as (
             process,
             target,
         ),
@@ -49,7 +54,7 @@ def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
                 found.append(answer["tokens"] / answer["seconds"])
             speeds.append(median(found[runs > 1 :]))
     with (
-        server(find_directory(workload)) as (process, target),
+        server(find_directory(workload), *workload.flags) as (process, target),
         answering("load.py", target, str(workload.vocabulary_size)) as load,
     ):
         (engine,) = psutil.Process(process.pid).children()
@@ -57,11 +62,6 @@ def measure(workload: Workload, runs: int) -> tuple[list[float], float]:
         before = engine.memory_info().rss
         load.ask(num_streams=1, num_new_tokens=2, num_prompt_tokens=CONTEXT_TOKENS)
         return speeds, (engine.memory_info().rss - before) / CONTEXT_TOKENS
-
-
-def keys_and_values_bytes(workload: Workload) -> int:
-    """Return the bytes of the keys and values of one token in float32."""
-    return 2 * workload.num_layers * workload.width * 4
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:

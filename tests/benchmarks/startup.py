@@ -12,7 +12,7 @@ def run(names: list[str]) -> None:
         workload = WORKLOADS[name]
         directory = find_directory(workload)
         started = time.perf_counter()
-        with server(directory) as (process, target):
+        with server(directory, *workload.flags) as (process, target):
             ready = time.perf_counter() - started
             with answering("load.py", target, str(workload.vocabulary_size)) as load:
                 load.ask(num_streams=1, num_new_tokens=8)

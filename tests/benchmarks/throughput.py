@@ -33,9 +33,12 @@ def measure(workload: Workload, runs: int) -> list[tuple[str, float, float, floa
     rows = []
     with (
         answering("collector.py") as collector,
-        server(directory, "--otlp-endpoint", collector.ready["endpoint"]) as (_, target),
-        server(directory, "--step-spans", "off") as (_, bare_target),
-        answering("peer.py", str(directory)) as peer,
+        server(directory, *workload.flags, "--otlp-endpoint", collector.ready["endpoint"]) as (
+            _,
+            target,
+        ),
+        server(directory, *workload.flags, "--step-spans", "off") as (_, bare_target),
+        answering("peer.py", str(directory), workload.dtype) as peer,
         answering("load.py", target, str(workload.vocabulary_size)) as load,
         answering("load.py", bare_target, str(workload.vocabulary_size)) as bare,
     ):

@@ -1,9 +1,16 @@
-"""Workloads of all benchmarks: models with random weights, prompts, decoding."""
+"""Workloads of all benchmarks: models, prompts, decoding.
+
+S, M and L have random weights. R is the demo's real model, SmolLM2-135M-Instruct, in float32 and
+in bfloat16.
+"""
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from whence_server.demo.real_model import ensure_real_model
+from whence_server.domain.errors import ConfigurationError
 
 BUILD = Path(__file__).parents[2] / "build" / "bench"
 NUM_PROMPT_TOKENS = 32
@@ -16,22 +23,53 @@ TOP_P = 0.95
 
 @dataclass(frozen=True)
 class Workload:
-    """A GPT-2 shape; float32, random weights."""
+    """A GPT-2 shape with random weights, or the real model."""
 
     name: str
     num_layers: int
     width: int
     num_heads: int
     vocabulary_size: int
+    dtype: str = "float32"
+    num_value_heads: int = 0
+    """0: as many as heads."""
+    is_real: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.num_layers} x {self.width}, V {self.vocabulary_size:,})"
+        shape = f"{self.num_layers} x {self.width}, V {self.vocabulary_size:,}"
+        return f"{self.name[0]} ({shape}{f', {self.dtype}' if self.is_real else ''})"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags of a server of this workload."""
+        return ("--dtype", self.dtype)
+
+    @property
+    def keys_and_values_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        width = self.width // self.num_heads * (self.num_value_heads or self.num_heads)
+        return 2 * self.num_layers * width * (2 if self.dtype == "bfloat16" else 4)
 
 
 S = Workload("S", 4, 128, 4, 4_096)
 M = Workload("M", 6, 384, 6, 8_192)
 L = Workload("L", 12, 768, 12, 50_257)
-WORKLOADS = {w.name: w for w in (S, M, L)}
+R32 = Workload("R32", 30, 576, 9, 49_152, "float32", num_value_heads=3, is_real=True)
+R16 = replace(R32, name="R16", dtype="bfloat16")
+WORKLOADS = {w.name: w for w in (S, M, L, R32, R16)}
+CHOICES = {"S": ["S"], "M": ["M"], "L": ["L"], "R": ["R32", "R16"]}
+"""Names of workloads by the letters that `run.py --workloads` takes."""
+
+
+def list_names(letters: list[str]) -> list[str]:
+    """Return the names of the workloads; if the real model cannot be had, R is left out."""
+    if "R" in letters:
+        try:
+            ensure_real_model()
+        except ConfigurationError as error:
+            print(f"R is left out: {error}\n")
+            letters = [letter for letter in letters if letter != "R"]
+    return [name for letter in letters for name in CHOICES[letter]]
 
 
 def prompt(index: int, vocabulary_size: int, num_tokens: int = NUM_PROMPT_TOKENS) -> list[int]:
@@ -41,7 +79,9 @@ def prompt(index: int, vocabulary_size: int, num_tokens: int = NUM_PROMPT_TOKENS
 
 
 def find_directory(workload: Workload, num_positions: int = 8_192) -> Path:
-    """Return the directory of the workload's model, which is made once."""
+    """Return the directory of the workload's model, which is made once, or is the real one."""
+    if workload.is_real:
+        return ensure_real_model()
     directory = BUILD / f"model-{workload.name}-{num_positions}"
     if not (directory / "model.safetensors").exists():
         _save(workload, num_positions, directory)

@@ -363,10 +363,9 @@ class Internals(google.protobuf.message.Message):
     sink_share: builtins.float
     """Share of attention sinks: positions to which heads attend when they have
     nothing to read, usually the first of the context. A sink gets much
-    attention and has short values; docs/internals.md has the rule. It is no
-    source, because the token would be the same with another text there.
-    Absent if no position is a sink, and before this field existed, when sinks
-    were listed among source_positions.
+    attention and has short values; docs/internals.md has the rule. Its share
+    says little about its text, so that it is listed as no source. Absent if no
+    position is a sink. Records from before this field list sinks as sources.
     """
     @property
     def source_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
