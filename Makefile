@@ -103,9 +103,12 @@ telemetry-tables: setup ## Make docs/telemetry/tables.md from the registry of te
 picture: setup ## Take the README's picture of a generation's page, from a server that is up
 	$(BIN)/python tests/pictures/page.py
 
+# The number of the real model's prompts; `make bench-sources PROMPTS=60` is a short run.
+PROMPTS ?= 300
+
 .PHONY: bench-sources
 bench-sources: setup ## Measure how faithful the recorded sources are
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/sources.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/sources.py --prompts $(PROMPTS)
 
 # An old code generator on purpose: what it writes runs on every protobuf from 4.25 on, so that
 # the client forces no upgrade on its users. It wants an old runtime, hence its own environment.

@@ -1,6 +1,7 @@
 """`make bench-sources`: how faithful direct sources are, against rankings that cost nothing.
 
-Of a small model that was taught to find planted facts, and of the demo's model:
+Of the real model: see `real_sources`. Of a small model that was taught to find planted facts, and
+of the demo's model that was trained on record:
 
 - recall: how much of the fact that is asked for (key and values, all six times that it is said) is
   among the tenth of the context that a ranking puts first;
@@ -26,10 +27,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import real_sources
 import torch
 from needle import haystack, train_model
+from resampling import format_interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from watched import NOTHING, Case, Watched
+from workloads import R16, R32
 
 from whence_server.demo.corpus import load_documents
 from whence_server.demo.model import ensure_demo_model
@@ -46,7 +50,6 @@ NUM_DEMO_STEPS = 300
 MIN_NATS = 2.0
 MAX_TRIES_A_STEP = 50
 """Most contexts to try for each step that counts."""
-NUM_RESAMPLINGS = 2_000
 NUM_OTHER_WEIGHTS = 20
 """Steps that are repeated with shuffled weights."""
 WEIGHED, ALIKE = "direct sources, heads weighed", "direct sources, heads alike"
@@ -170,7 +173,9 @@ def _differences(ones: list[Measured], others: list[Measured]) -> str:
         "area": [_less(one.area, other.area) for one, other in pairs],
     }
     return ", ".join(
-        f"{of} {_interval(those)}" for of, those in differences.items() if None not in those
+        f"{of} {format_interval([one for one in those if one is not None])}"
+        for of, those in differences.items()
+        if None not in those
     )
 
 
@@ -181,14 +186,6 @@ def _less(one: float | None, other: float | None) -> float | None:
 def _mean(values: list[float | None], form: str) -> str:
     there = [value for value in values if value is not None]
     return form.format(sum(there) / len(there)) if there else ""
-
-
-def _interval(differences: list[float | None]) -> str:
-    values = torch.tensor(differences, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(3)
-    picks = torch.randint(len(values), (NUM_RESAMPLINGS, len(values)), generator=generator)
-    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return f"{float(values.mean()):+.3f} ({float(low):+.3f} to {float(high):+.3f})"
 
 
 def _compare_shuffled(watched: Watched, cases: list[Case]) -> str:
@@ -222,12 +219,32 @@ def take_first(cases: Iterator[Case], num_cases: int) -> list[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures how faithful direct sources are.")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seed", type=int, default=0, help="of the model that is taught")
+    parser.add_argument(
+        "--prompts", type=int, default=300, help="prompts of the real model; 60 for a short run"
+    )
+    parser.add_argument("--head-weights", default="", help="file fitted for the real model")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--leave-out", action="store_true", help="rank by leaving sentences out too"
+    )
+    options = parser.parse_args()
+    for part in options.only:
+        PARTS[part](options)
+
+
+def measure_taught(options: argparse.Namespace) -> None:
+    """Print the table of a model that is taught to find facts."""
     generator = torch.Generator().manual_seed(5)
     contexts = [haystack(NEEDLE_TOKENS, generator).token_ids for _ in range(NUM_WEIGHED)]
-    watched = Watched(train_model(parser.parse_args().seed), contexts)
+    watched = Watched(train_model(options.seed), contexts)
     cases = take_first(facts(watched, NUM_NEEDLE_STEPS), NUM_NEEDLE_STEPS)
     show(f"a model taught to find facts, {NEEDLE_TOKENS} tokens", watched, cases)
+
+
+def measure_demo(_options: argparse.Namespace) -> None:
+    """Print the table of the demo's model that was trained on record."""
     directory = ensure_demo_model()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -236,6 +253,15 @@ def main() -> None:
     watched = Watched(model.eval().requires_grad_(False), contexts)
     cases = take_first(prose(watched, tokenizer, NUM_DEMO_STEPS), NUM_DEMO_STEPS)
     show(f"the demo's model, {DEMO_TOKENS} tokens of the Python reference", watched, cases)
+
+
+def measure_real(options: argparse.Namespace) -> None:
+    """Print the table of the real model."""
+    workload = {"bfloat16": R16, "float32": R32}[options.dtype]
+    real_sources.run(workload, options.prompts, options.head_weights, leaves_out=options.leave_out)
+
+
+PARTS = {"real": measure_real, "taught": measure_taught, "demo": measure_demo}
 
 
 if __name__ == "__main__":

@@ -221,6 +221,24 @@ def test_a_page_without_internals_says_what_is_missing_and_why(driver, opened, t
     assert "Not on record: its last stages cannot be told apart." in said
 
 
+def test_a_sink_is_named_and_is_no_source(driver, opened, tmp_path):
+    events = internals_journal()
+    internals = events[3].steps.steps[0].internals
+    internals.sink_share = 0.125
+    del internals.source_positions[1], internals.source_shares[1]
+    save(tmp_path / "sink.html", events, HOSTILE)
+    show(driver, tmp_path / "sink.html", "0.2")
+    said = panel(driver)
+    assert "12.5% went to a sink" in said
+    assert "The other 12.5% is spread over positions not listed." in said
+    rows = all_of(driver, "#details tr[data-position]")
+    assert "0" not in [row.get_attribute("data-position") for row in rows]
+    shaded = all_of(driver, "#text.by-sources [data-share]")
+    assert "0" not in [span.get_attribute("data-position") for span in shaded]
+    show(driver, tmp_path / "sink.html", "0.1")
+    assert "sink" not in panel(driver)
+
+
 def test_of_many_candidates_the_chosen_is_among_those_that_are_shown(driver, opened, tmp_path):
     events = internals_journal()
     candidates = events[1].steps.steps[0].candidates

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from whence_server.cli import main
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.errors import ConfigurationError
+from whence_server.engine.internals import fitting
 from whence_server.engine.internals.weighing import compute_stream_weights
 from whence_server.engine.loading import load
 
@@ -75,6 +76,28 @@ def test_pieces_are_evenly_spread_over_the_texts(
     )
 
 
+def test_heads_fitted_to_ablations_are_served(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Random weights read little: tokens with a small effect count too.
+    monkeypatch.setattr(fitting, "LEAST_EFFECT", 0.0)
+    texts, path = tmp_path / "texts", tmp_path / "heads.json"
+    texts.mkdir()
+    for number in range(8):
+        (texts / f"{number}.txt").write_text(f"Number {number} follows number {number - 1}. " * 9)
+    directory = tiny_model("gpt2")
+    arguments = ["--output", str(path), "--fit", "--seed", "3"]
+    assert main(["weigh-heads", str(directory), str(texts), *arguments]) == 0
+    document = json.loads(path.read_text())
+    assert document["method"].startswith("ablations/1;seed=3;pieces=")
+    loaded = load(engine_options(directory, head_weights=str(path)))
+    assert ";head-weights=sha256:" in loaded.info.internals.source_method
+    again = tmp_path / "again.json"
+    arguments = ["--output", str(again), "--fit", "--seed", "3"]
+    assert main(["weigh-heads", str(directory), str(texts), *arguments]) == 0
+    assert json.loads(again.read_text()) == document
+
+
 def test_models_with_mixed_weight_types_are_refused(
     tiny_model: TinyModel, texts: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +132,7 @@ def test_files_that_are_no_text_can_be_left_out(
         ("no text", "nothing.txt"),
         ("short", "fewer than 256 tokens; give more text"),
         ("no sources", "the model gives no sources to weigh: "),
+        ("too short to fit", "0 tokens of the texts, in 0 pieces, depend on their context"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -139,10 +163,11 @@ def test_what_cannot_be_done_is_said(
         directory = tmp_path / "nothing"
     elif what == "no text":
         text = tmp_path / "nothing.txt"
-    elif what == "short":
+    elif what in {"short", "too short to fit"}:
         text = tmp_path / "short.txt"
         text.write_text("Short.")
-    assert main(["weigh-heads", str(directory), str(text), "--output", str(path)]) == 2
+    fit = ["--fit"] if what == "too short to fit" else []
+    assert main(["weigh-heads", str(directory), str(text), "--output", str(path), *fit]) == 2
     assert words in capsys.readouterr().err
     assert path.exists() == (what in {"there already", "a folder"})
     assert not path.is_file() or path.read_text() == "mine"

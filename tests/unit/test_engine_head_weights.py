@@ -64,10 +64,11 @@ def test_malformed_files_are_refused(tmp_path: Path, content: str | None) -> Non
 
 def test_a_written_file_can_be_read_and_replaces_none(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
-    write_head_weights(path, DIGEST, [[1.0, 0.25]])
+    write_head_weights(path, DIGEST, [[1.0, 0.25]], "by hand")
     with pytest.raises(ConfigurationError, match=r"heads\.json exists already"):
-        write_head_weights(path, DIGEST, [[0.5, 1.0]])
+        write_head_weights(path, DIGEST, [[0.5, 1.0]], "by hand")
     assert read_head_weights(str(path), DIGEST).values == [[1.0, 0.25]]
+    assert json.loads(path.read_text())["method"] == "by hand"
     with pytest.raises(ConfigurationError, match="cannot be written: No such file"):
-        write_head_weights(tmp_path / "nowhere" / "heads.json", DIGEST, [[1.0]])
+        write_head_weights(tmp_path / "nowhere" / "heads.json", DIGEST, [[1.0]], "by hand")
     assert list(tmp_path.iterdir()) == [path]

@@ -164,6 +164,19 @@ def test_the_page_holds_the_whole_record():
     assert content["generation"]["decoding"]["sample"]["seed"] == "7"
 
 
+def test_the_share_of_a_sink_is_beside_the_sources():
+    events = internals_journal()
+    internals = events[1].steps.steps[0].internals
+    internals.sink_share = 0.1875
+    steps = [event.steps.steps[0] for event in events[1:-1]]
+    content = make_page(
+        events[0].started, events[-1].finished, steps, vocabulary=Vocabulary(VOCABULARY)
+    )
+    first, second, *_ = data_of(content)["sequences"][0]["steps"]
+    assert first["sources"]["sink_share"] == 0.1875
+    assert "sink_share" not in second["sources"]
+
+
 def test_a_character_of_several_tokens_belongs_to_the_last():
     content = made(
         vocabulary=(b"\xf0\x9f", b"\x98\x80", b"!"), prompt_ids=(0, 1, 2, 0), token_ids=(2,)

@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.jit._trace import is_tracing
@@ -39,7 +39,8 @@ class LayerAttention(NamedTuple):
 
     Attributes:
         module: the layer's attention module.
-        weights: float32 [rows, heads, columns], of the newest token; they sum to 1.
+        weights: float32 [rows, heads, columns], of the newest token, or of the one that was
+            asked for, without columns after it; they sum to 1.
         values: [rows, value heads, columns, head size].
         output: [rows, tokens, heads, head size].
     """
@@ -50,8 +51,13 @@ class LayerAttention(NamedTuple):
     output: torch.Tensor
 
 
-ReadAttention = Callable[[], LayerAttention]
-"""Computes one layer's attention, when a probe asks for it."""
+class ReadAttention(Protocol):
+    """Computes one layer's attention, when a probe asks for it."""
+
+    def __call__(self, back: int = 0) -> LayerAttention:
+        """Return the attention of the token that many places before the newest."""
+        ...
+
 
 _callbacks: list[Callable[[ReadAttention], None]] = []
 """Callbacks of the active probes, the innermost last. The engine computes in one thread."""
@@ -177,14 +183,16 @@ def _wrap(original: Callable[[torch.nn.Module], Any]) -> Any:
             output, _ = original(module)(module, query, key, value, attention_mask, **arguments)
         if _callbacks:
 
-            def read() -> LayerAttention:
-                newest_weights = weights
-                if newest_weights is None:
-                    newest = None if attention_mask is None else attention_mask[:, :, -1:]
-                    newest_weights = _compute_weights(
-                        module, query[:, :, -1:], key, newest, **arguments
+            def read(back: int = 0) -> LayerAttention:
+                own_weights = weights
+                if own_weights is None:
+                    token = slice(query.shape[2] - 1 - back, query.shape[2] - back)
+                    mask = None if attention_mask is None else attention_mask[:, :, token]
+                    keys = key[:, :, : key.shape[2] - back]
+                    own_weights = _compute_weights(
+                        module, query[:, :, token], keys, mask, **arguments
                     )
-                return LayerAttention(module, newest_weights.flatten(1, 2), value, output)
+                return LayerAttention(module, own_weights.flatten(1, 2), value, output)
 
             _callbacks[-1](read)
         return output, None

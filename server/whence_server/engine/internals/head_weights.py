@@ -1,8 +1,9 @@
 """Files with one weight for each attention head, fitted for a model.
 
-    {"weights_digest": "<64 hex digits>", "head_weights": [[1.0, 0.5, ...], ...]}
+    {"weights_digest": "<64 hex digits>", "method": "...", "head_weights": [[1.0, 0.5, ...], ...]}
 
-with a list for each layer, and in it a number for each head. Head weights that are fitted so that
+with a list for each layer, and in it a number for each head. The method is optional: a text that
+tells how the numbers were made. Head weights that are fitted so that
 attention agrees with ablations make sources more faithful (Cohen-Wang et al., "Learning to
 Attribute with Attention", 2025). They hold for one set of model weights, named by the digest.
 """
@@ -21,6 +22,7 @@ from whence_server.domain.errors import ConfigurationError
 
 SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 MAX_SHOWN = 40
+_NEEDED = {"weights_digest", "head_weights"}
 
 
 class HeadWeights(NamedTuple):
@@ -47,9 +49,10 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
         document = json.loads(content)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{where}: cannot be read: {error}") from None
-    if not isinstance(document, dict) or document.keys() != {"weights_digest", "head_weights"}:
+    if not isinstance(document, dict) or document.keys() - {"method"} != _NEEDED:
         raise ConfigurationError(
-            f'{where}: must be a JSON object with "weights_digest" and "head_weights"'
+            f'{where}: must be a JSON object with "weights_digest" and "head_weights", and with '
+            'no other field than "method" besides'
         )
     if document["weights_digest"] != weights_digest:
         raise ConfigurationError(
@@ -74,13 +77,22 @@ def read_head_weights(path: str, weights_digest: str) -> HeadWeights:
     return HeadWeights(rows, hashlib.sha256(content).hexdigest())
 
 
-def write_head_weights(path: Path, weights_digest: str, values: Sequence[Sequence[float]]) -> None:
+def write_head_weights(
+    path: Path, weights_digest: str, values: Sequence[Sequence[float]], method: str
+) -> None:
     """Write a file for `read_head_weights`, atomically.
+
+    Args:
+        path: the file.
+        weights_digest: digest of the model's weights.
+        values: a list for each layer, with a number for each head.
+        method: text that tells how the numbers were made.
 
     Raises:
         ConfigurationError: the file exists already, or cannot be written.
     """
-    text = json.dumps({"weights_digest": weights_digest, "head_weights": values}) + "\n"
+    document = {"weights_digest": weights_digest, "method": method, "head_weights": values}
+    text = json.dumps(document) + "\n"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ The newest position is never a sink: its share is reported by itself.
 import torch
 
 SHORT = 0.5
-"""In SmolLM2-135M a sink's norms are 0.3 of the others' mean, and the next shortest 0.7."""
+"""Largest part of the others' mean; sinks of SmolLM2-135M have 0.3, and the next shortest 0.7."""
 LEAST_ATTENTION = 0.02
 
 

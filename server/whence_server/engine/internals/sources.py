@@ -27,7 +27,7 @@ from whence_server.engine.internals.attention import LayerAttention
 from whence_server.engine.internals.sinks import find_sinks
 
 METHOD = "value-norm-attention/2"
-"""In version 1, attention sinks were listed among the sources."""
+"""Name of the method; version 1 listed attention sinks among the sources."""
 MAX_SOURCES = 16
 """Number of positions listed for a step."""
 COLUMNS_TOGETHER = 256

@@ -20,6 +20,8 @@ from whence_server.engine.internals.attention import LayerAttention, probe_atten
 from whence_server.engine.internals.layers import find_layers
 from whence_server.engine.internals.sources import UnavailableError
 
+METHOD = "stream-norms/1"
+
 
 @torch.inference_mode()
 def compute_stream_weights(model: Any, pieces: Iterable[Sequence[int]]) -> list[list[float]]:
