@@ -17,7 +17,7 @@ def run(runs: int, names: list[str]) -> None:
     for name in names:
         workload = WORKLOADS[name]
         port = find_free_port()
-        flags = ("--http-listen", f"127.0.0.1:{port}", "--model-name", "bench")
+        flags = (*workload.flags, "--http-listen", f"127.0.0.1:{port}", "--model-name", "bench")
         with (
             server(find_directory(workload), *flags) as (process, target),
             answering("load.py", target, str(workload.vocabulary_size)) as over_grpc,
