@@ -90,6 +90,7 @@ steps = st.builds(
                 optional(float32),
                 st.lists(float32, **few),
                 st.lists(uint32, **few),
+                optional(float32),
             )
         ),
         optional(
