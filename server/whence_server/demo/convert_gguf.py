@@ -5,6 +5,7 @@ A process of its own, because the memory that a conversion needs stays with its 
     python -m whence_server.demo.convert_gguf FILE.gguf DIRECTORY
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -16,8 +17,13 @@ def convert_gguf(file: Path, directory: Path) -> None:
     which bfloat16 would round.
     """
     # Imported here, as the caller's own process needs no torch.
+    import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers reads the file's head three times, and makes the map of names for each of 397
+    # modules: with both made once, the conversion takes less than half the time.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     model, info = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype="float32", output_loading_info=True
     )
