@@ -9,7 +9,7 @@ PROTOS := $(sort $(wildcard proto/whence/v1/*.proto))
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the virtual environment
@@ -22,12 +22,20 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: demo
-demo: setup ## Train a small model once, serve it, and watch its tokens come with their reasons
+demo: setup ## Ask a real model a question, and watch its tokens come with their reasons
 	$(BIN)/python -m whence_server.demo
 
 .PHONY: serve
 serve: setup ## Keep a server up on the demo's model
 	$(BIN)/python -m whence_server.demo serve
+
+.PHONY: demo-training
+demo-training: setup ## Train a small model on record once, serve it, and explain it by its training
+	$(BIN)/python -m whence_server.demo training
+
+.PHONY: serve-training
+serve-training: setup ## Keep a server up on the model of demo-training
+	$(BIN)/python -m whence_server.demo serve-training
 
 .PHONY: real-model
 real-model: setup ## Download and convert the model that the demo and the tests use, once

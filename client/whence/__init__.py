@@ -3,7 +3,7 @@
     from whence import Client
 
     with Client("127.0.0.1:50051") as client:
-        with client.generate("The for statement", max_new_tokens=32) as generation:
+        with client.generate("The capital of France is", max_new_tokens=32) as generation:
             for token in generation:
                 print(token.text, end="")
 

@@ -1,4 +1,4 @@
-"""Output of `make demo`, on a tiny model instead of the trained one."""
+"""Output of `make demo` on the real model, and of `make demo-training` on a tiny one."""
 
 import re
 import subprocess
@@ -8,7 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from whence_server.demo.show import _print_spans, find_collector, show
+from whence_server.demo.real_model import NAME, read_digests
+from whence_server.demo.serving import find_collector
+from whence_server.demo.show import show
+from whence_server.demo.spans import print_spans
+from whence_server.demo.training_show import show_training
+
+
+async def test_the_show_gives_a_true_answer_and_says_why(
+    real_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await show(real_model)
+    told = capfd.readouterr().out
+    for digest in read_digests(real_model).values():
+        assert f"SHA-256 {digest}" in told
+    answer, why, drawn, spans = re.split(
+        r"^(?:Why |The same question|Where the spans went)", told, flags=re.MULTILINE
+    )
+    texts = re.findall(r'^ +0/\d+  "(.*?)" ', answer, re.MULTILINE)
+    assert "".join(texts[:7]) == "The capital of France is Paris."
+    # The record of the one token that the answer is about.
+    assert why.startswith('" Paris"?')
+    assert re.findall(r"^ +0/(\d+) ", why, re.MULTILINE) == ["5"]
+    assert "drew on" in why
+    assert re.search(r"^ +26-29 +\" Paris\" +9[0-9.]+% <$", why, re.MULTILINE)
+    assert 'the same 6 tokens, "The capital of France is Paris", and then part:' in drawn
+    assert re.search(r'^  seed 2   "." .* over ","$', drawn, re.MULTILINE)
+    assert re.search(r'^  seed 13  "," .* over "."$', drawn, re.MULTILINE)
+    assert drawn.count("The capital of France is Paris") == 3
+    assert f"chat {NAME}" in spans
+    assert "decode_step" in spans
+    assert "What to try next" in spans
 
 
 @pytest.mark.parametrize(
@@ -22,7 +52,7 @@ async def test_demo_prints_generations_and_their_spans(
     trace_url: str,
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-    assert await show(tiny_model("gpt2"), trace_url) == 0
+    await show_training(tiny_model("gpt2"), trace_url)
     told = capfd.readouterr()
     assert told.out.count("$ whence generate") == 3
     assert "Where the spans went" in told.out
@@ -39,7 +69,7 @@ async def test_demo_server_uses_the_head_weights(
     tiny_model: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        await show(tiny_model("gpt2"), "", tmp_path / "nothing.json")
+        await show_training(tiny_model("gpt2"), "", tmp_path / "nothing.json")
     assert ended.value.code == 2
     assert "--head-weights" in (said := capfd.readouterr().err)
     assert "nothing.json: cannot be read" in said
@@ -52,14 +82,14 @@ async def test_the_demos_own_collector_is_not_switched_off(
 ) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    assert await show(tiny_model("gpt2")) == 0
+    await show_training(tiny_model("gpt2"))
     told = capfd.readouterr().out
     assert "not used, as the demo collects its spans itself: OTEL_SDK_DISABLED, OTEL_TRA" in told
     assert "decode_step" in told
 
 
 def test_missing_spans_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    _print_spans([])
+    print_spans([])
     assert "no generation's spans arrived in time" in capsys.readouterr().out
 
 
@@ -75,10 +105,12 @@ def test_whence_endpoint_variable_overrides_the_opentelemetry_variables() -> Non
         (["--jaeger-url", "http://localhost:16686"], {}, "does not say where the trace id goes"),
         (["--trace-url", "http://h/{trace_id}"], {}, "needs a collector of your own"),
         ([], {"WHENCE_TRACE_URL": "http://h/{trace_id}"}, "needs a collector of your own"),
+        (["training", "--trace-url", "http://h/{trace_id}"], {}, "needs a collector of your own"),
         (["serve", "--trace-url", "http://h/{trace_id}"], {}, "does not go with serve"),
+        (["serve-training", "--trace-url", "http://h/{trace_id}"], {}, "with serve-training"),
     ],
 )
-def test_trace_url_without_a_collector_is_refused_before_training(
+def test_trace_url_without_a_collector_is_refused_before_anything_is_made(
     arguments: list[str], environment: dict[str, str], words: str
 ) -> None:
     result = subprocess.run(

@@ -1,5 +1,9 @@
 """A real model, served: its answers are true, and those that transformers' `generate` gives."""
 
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,14 @@ QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")
-def client(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with (
-        ServerProcess(real_model, tmp_path_factory.mktemp("data")) as process,
-        Client(process.target) as client,
-    ):
+def process(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(real_model, tmp_path_factory.mktemp("data")) as process:
+        yield process
+
+
+@pytest.fixture
+def client(process: ServerProcess) -> Iterator[Client]:
+    with Client(process.target) as client:
         yield client
 
 
@@ -40,6 +47,40 @@ def test_a_greedy_answer_is_true_and_equals_that_of_transformers(
     assert [token.token_id for token in tokens] == expected[prompt.input_ids.shape[1] :].tolist()
     assert tokens[0].text == " Paris"
     assert tokens[0].probability == pytest.approx(0.77, abs=0.01)
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_first_capture_of_the_readme_is_what_the_model_gives(
+    process: ServerProcess,
+) -> None:
+    (command, shown), *_ = re.findall(
+        r"```console\n\$ (.*?[^\\])\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    whence, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert whence == "whence"
+    run = subprocess.run(
+        [sys.executable, "-m", "whence.cli", *arguments, "--target", process.target],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    given = {_read_names(row): _read_percentages(row) for row in run.stdout.splitlines()}
+    rows = [line for line in shown.splitlines() if line.startswith("    0/")]
+    assert len(rows) >= 4
+    for row in rows:
+        # Another processor may round the last digit differently.
+        assert given[_read_names(row)] == pytest.approx(_read_percentages(row), abs=0.2), row
+
+
+def _read_names(row: str) -> str:
+    """Return a row without its percentages: position, rank and tokens."""
+    return re.sub(r" *[\d.]+%", "", row)
+
+
+def _read_percentages(row: str) -> list[float]:
+    return [float(percentage) for percentage in re.findall(r"([\d.]+)%", row)]
 
 
 def test_a_chat_is_answered_truly_and_ends_by_itself(client: Client) -> None:

@@ -1,10 +1,10 @@
 """Takes the picture of the page: `make picture`, with a server up on the demo's model.
 
-    python tests/pictures/page.py [--target ADDRESS] [PROMPT] [--step N] [--output FILE]
+    python tests/pictures/page.py [--target ADDRESS] [QUESTION] [--step N] [--output FILE]
 
-It generates with internals, writes the page, opens it in headless Chromium, chooses a token, and
-keeps what is on the screen. Fonts are the machine's: with Inter and JetBrains Mono (Debian's
-fonts-inter, fonts-jetbrains-mono) it looks as intended.
+It asks a question, generates with internals, writes the page, opens it in headless Chromium,
+chooses a token, and keeps what is on the screen. Fonts are the machine's: with Inter and JetBrains
+Mono (Debian's fonts-inter, fonts-jetbrains-mono) it looks as intended.
 """
 
 import argparse
@@ -23,10 +23,8 @@ from whence import Client  # noqa: E402
 from whence.page import make_page, write_page  # noqa: E402
 from whence.tokens import Token  # noqa: E402
 
-PROMPT = (
-    "The try statement specifies exception handlers and/or cleanup code for a group of statements. "
-    "If no exception occurs in the try clause,"
-)
+QUESTION = "What is the capital of France, and what is it known for?"
+ANSWER = " Paris"
 MAX_BYTES = 300_000
 
 
@@ -65,7 +63,7 @@ def _make_page(path: Path, arguments: argparse.Namespace) -> int:
     """Generates and writes the page; gives the step to choose."""
     with Client(arguments.target) as client:
         generation = client.generate(
-            arguments.prompt,
+            messages=[{"role": "user", "content": arguments.question}],
             detail="internals",
             temperature=arguments.temperature,
             top_p=arguments.top_p,
@@ -88,6 +86,9 @@ def _make_page(path: Path, arguments: argparse.Namespace) -> int:
         write_page(path, content)
     if arguments.step is not None:
         return int(arguments.step)
+    for token in tokens:
+        if token.text == ANSWER:
+            return token.index
     # One that the last layers brought forth, with enough of a context before it and after it.
     third = len(tokens) // 3
     return max(tokens[third : 2 * third + 1], key=_growth).index
@@ -101,11 +102,13 @@ def _growth(token: Token) -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Takes a picture of a generation's page.")
-    parser.add_argument("prompt", nargs="?", default=PROMPT)
+    parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--target", help="the server's address; default: $WHENCE_TARGET")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "pictures" / "page.png")
     parser.add_argument(
-        "--step", type=int, help="the token to choose; default: one that the last layers formed"
+        "--step",
+        type=int,
+        help="the token to choose; default: Paris, or one that the last layers formed",
     )
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)

@@ -4,8 +4,9 @@
     apt-get install --no-install-recommends chromium chromium-driver
     .venv/bin/python tests/pictures/phoenix.py
 
-The generation is the README's first example, on the demo's model; its fourth step is shown. Content
-capture is on, for that a reader wants to see the token: by default there would be its id alone.
+The generation is the README's first example, on the real model; the step that chose the comma is
+shown. Content capture is on, for that a reader wants to see the token: by default there would be
+its id alone.
 """
 
 import asyncio
@@ -28,16 +29,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from backend_process import find_free_port, phoenix, run_backend, wait_for_answer
 from server_process import ServerProcess
 
-from whence_server.demo.model import ensure_demo_model
+from whence_server.demo.real_model import NAME, ensure_real_model
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "phoenix.png"
 COMMAND = (
-    *("generate", "The for statement is used to", "--temperature", "0.8", "--top-p", "0.95"),
-    *("--seed", "8", "--max-new-tokens", "9", "--candidates", "--num-candidates", "4"),
+    *("generate", "What is the capital of France?", "--chat", "--temperature", "0.8"),
+    *("--top-p", "0.95", "--seed", "13", "--candidates", "--num-candidates", "4"),
 )
 DIALOG = "[role=dialog]"
-SHOWN_STEP = 3
-NUM_SPANS = 14
+SHOWN_STEP = 6
+NUM_SPANS = 15
 CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -73,9 +74,9 @@ async def main() -> None:
 
 @contextmanager
 def server(data_dir: Path, endpoint: str) -> Iterator[str]:
-    flags = ("--model-name", "demo", "--otlp-endpoint", endpoint)
+    flags = ("--model-name", NAME, "--otlp-endpoint", endpoint)
     content = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY"}
-    with ServerProcess(ensure_demo_model(), data_dir, *flags, environment=content) as process:
+    with ServerProcess(ensure_real_model(), data_dir, *flags, environment=content) as process:
         yield process.target
 
 

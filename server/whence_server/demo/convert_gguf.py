@@ -22,8 +22,8 @@ def convert_gguf(file: Path, directory: Path) -> None:
 
     # transformers reads the file's head three times, and makes the map of names for each of 397
     # modules: with both made once, the conversion takes less than half the time.
-    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
-    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf, name, functools.cache(getattr(gguf, name)))
     model, info = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype="float32", output_loading_info=True
     )

@@ -58,6 +58,15 @@ def get_digests_path(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.json")
 
 
+def read_digests(directory: Path) -> Mapping[str, str]:
+    """Return the SHA-256 of the GGUF file and of the weights in `directory`, in hex, by name."""
+    digests = json.loads(get_digests_path(directory).read_text(encoding="utf-8"))
+    return {
+        digests["gguf"]["name"]: digests["gguf"]["sha256"],
+        "model.safetensors": digests["sha256"]["model.safetensors"],
+    }
+
+
 def _get_versions() -> Mapping[str, str]:
     try:
         return {name: version(name) for name in _LIBRARIES}
@@ -90,9 +99,10 @@ def _convert(gguf: Path, directory: Path, versions: Mapping[str, str]) -> None:
             check=False,
         )
         if converted.returncode:
+            # The last line of a traceback names the error.
+            *_, reason = converted.stdout.splitlines() or [""]
             raise ConfigurationError(
-                f"{gguf}: the conversion failed with status {converted.returncode}:\n"
-                f"{converted.stdout.strip()}"
+                f"{gguf}: the conversion failed with status {converted.returncode}: {reason}"
             )
         _write_digests(partial, get_digests_path(directory), versions)
         partial.rename(directory)
