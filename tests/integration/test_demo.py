@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from whence_server.demo.model import ensure_demo_model
 from whence_server.demo.real_model import NAME, read_digests
 from whence_server.demo.serving import find_collector
 from whence_server.demo.show import show
@@ -73,6 +74,27 @@ async def test_demo_server_uses_the_head_weights(
     assert ended.value.code == 2
     assert "--head-weights" in (said := capfd.readouterr().err)
     assert "nothing.json: cannot be read" in said
+
+
+async def test_the_training_show_explains_a_text_by_the_record(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "vocab_size": 512,
+        "config_override": ("n_layer=1", "n_head=2", "n_embd=32"),
+        "block_size": 256,
+        "batch_size": 2,
+        "max_steps": 10,
+        "save_steps": 5,
+        "warmup_steps": 2,
+        "learning_rate": 1e-2,
+    }
+    await show_training(ensure_demo_model(tmp_path, settings=settings))
+    told = capfd.readouterr().out
+    assert '$ whence training explain "The for statement" " is used to iterate' in told
+    assert re.findall(r"^ +(\d+) +-\d+\.\d{3} ", told, re.MULTILINE) == ["0", "5", "10"]
+    assert "largest change: +" in told
+    assert "Where the spans went" in told
 
 
 async def test_the_demos_own_collector_is_not_switched_off(

@@ -111,6 +111,12 @@ def test_a_failed_conversion_leaves_no_model_and_says_why(cache_dir: Path) -> No
     assert [path for path in cache_dir.iterdir() if path.is_dir()] == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"file/cache: .* here: Not a dir"):
+        ensure_real_model(tmp_path / "file" / "cache")
+
+
 def test_a_cached_model_needs_no_file_and_no_torch(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def ensure_real_model(cache_dir: Path | None = None) -> Path:
         cache_dir: directory of the models; None is `whence` in the user's cache directory.
 
     Raises:
-        ConfigurationError: the model's file cannot be downloaded or converted; the message says
+        ConfigurationError: the model cannot be downloaded, converted or kept; the message says
             what is needed.
     """
     cache_dir = cache_dir or find_cache_dir()
@@ -46,10 +46,16 @@ def ensure_real_model(cache_dir: Path | None = None) -> Path:
     directory = cache_dir / f"{NAME}-{_compute_key(versions)}"
     if directory.is_dir():
         return directory
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with hold_lock(cache_dir / f"{NAME}.lock"):
-        if not directory.is_dir():
-            _convert(ensure_gguf(cache_dir), directory, versions)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with hold_lock(cache_dir / f"{NAME}.lock"):
+            if not directory.is_dir():
+                _convert(ensure_gguf(cache_dir), directory, versions)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{cache_dir}: the demo's model, 640 MB, cannot be kept here: {error.strerror}; set "
+            "XDG_CACHE_HOME to the path of another cache directory"
+        ) from error
     return directory
 
 
