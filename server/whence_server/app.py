@@ -17,8 +17,6 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError, Jou
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.engine import weights
-from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
@@ -58,8 +56,12 @@ EXIT_DRAINED, EXIT_LOST = 0, 1
 _CLOSING_CALLS_S = 1.0
 
 
-async def serve(settings: ServeConfig) -> int:
+async def serve(settings: ServeConfig, engine: EngineSupervisor) -> int:
     """Serve until SIGTERM or SIGINT, or until the engine is lost.
+
+    Args:
+        settings: the server's settings.
+        engine: the engine, whose process may have been started already; it is stopped at the end.
 
     Returns:
         The process's exit status.
@@ -68,8 +70,6 @@ async def serve(settings: ServeConfig) -> int:
         ConfigurationError: the server cannot start with these settings.
         JournalError: the journal's last entries could not be written.
     """
-    # Before the port opens: nobody waits for a mistyped path.
-    weights.find_local_directory(settings.model)
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
@@ -78,15 +78,18 @@ async def serve(settings: ServeConfig) -> int:
         try:
             await observability.start()
             await close_interrupted(journal)
-            return await _serve(settings, journal, vocabularies, live, observability.sampler)
+            return await _serve(
+                settings, engine, journal, vocabularies, live, observability.sampler
+            )
         finally:
             await observability.close()
     finally:
         await journal.close()
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0917 - the parts of a server
     settings: ServeConfig,
+    engine: EngineSupervisor,
     journal: Journal,
     vocabularies: Vocabularies,
     live: LiveServer,
@@ -134,11 +137,7 @@ async def _serve(
     stop = asyncio.Event()
 
     readiness = Readiness(lambda up: rpc.set_serving(up and not stop.is_set()))
-    engine = EngineSupervisor(
-        _make_engine_options(settings),
-        partial(readiness.set, "engine"),
-        settings.engine_stall_timeout,
-    )
+    engine.on_change = partial(readiness.set, "engine")
     live.show_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:
@@ -264,25 +263,6 @@ def _make_http_server(
     front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
     host, port = parse_host_port(settings.http_listen)
     return HttpServer(list_routes(front, calls), host, port, make_not_found(calls))
-
-
-def _make_engine_options(settings: ServeConfig) -> EngineOptions:
-    return EngineOptions(
-        model=settings.model,
-        model_name=settings.served_name,
-        dtype=settings.dtype,
-        device=settings.device,
-        num_threads=settings.threads,
-        max_batch_size=settings.max_batch_size,
-        max_cache_tokens=settings.max_cache_tokens,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        trust_remote_code=settings.trust_remote_code,
-        log_level=settings.log_level,
-        digest_cache=str(settings.data_dir / "digests.json"),
-        log_format=settings.log_format,
-        head_weights=settings.head_weights,
-        adapters=tuple((name, str(path)) for name, path in settings.adapters),
-    )
 
 
 def _record_call(journal: Journal, call: CallRecord) -> None:

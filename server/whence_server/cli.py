@@ -7,16 +7,17 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from whence_server import config, logs
 from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
-from whence_server.journal.findings import VerifyReport
-from whence_server.journal.rebuild import rebuild_journal
-from whence_server.journal.verify import verify_journal
 from whence_server.training import weigh_heads
 from whence_server.training.verify import command as verify_command
+
+if TYPE_CHECKING:
+    from whence_server.journal.findings import VerifyReport
 
 _EPILOG = """exit status: 0 shut down in order; 1 the engine or the journal was lost; 2 the server
 cannot start with this setting, model or data directory"""
@@ -119,7 +120,7 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    from whence_server.app import serve
+    from whence_server.launch import serve
 
     settings = config.make_serve_config(parsed, copy_environment())
     logs.configure(settings.log_level, settings.log_format)
@@ -137,6 +138,9 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
+    from whence_server.journal.rebuild import rebuild_journal
+    from whence_server.journal.verify import verify_journal
+
     report = verify_journal(parsed.data_dir)
     if parsed.rebuild and not report.intact and report.chain_intact:
         _print_report(report)
@@ -148,7 +152,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     return 0 if report.intact else 1
 
 
-def _print_report(report: VerifyReport) -> None:
+def _print_report(report: "VerifyReport") -> None:
     for note in report.notes:
         print(f"note: {note}")
     for finding in report.findings:

@@ -22,6 +22,7 @@ from workloads import CHOICES, list_names
 # Each is a module of this folder, imported when its turn comes: some load torch.
 PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "startup": lambda options: (options.workloads,),
+    "start": lambda options: (options.runs,),
     "storage": lambda options: (),
     "spans": lambda options: (options.runs,),
     "forms": lambda options: (options.runs,),
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "overhead": lambda options: (options.runs, options.workloads),
     "page": lambda options: (),
     "engine": lambda options: (options.runs, options.workloads),
+    "real": lambda options: (options.runs,),
     "throughput": lambda options: (options.runs, options.workloads),
     "front": lambda options: (options.runs, options.workloads),
     "peers": lambda options: (options.runs, options.workloads),

@@ -170,7 +170,7 @@ MODEL = ModelInfo(
     files=(),
     loaded_files=(),
     batched=True,
-    environment=Environment("0.1", "2.13", "5.20", "float32", "cpu", 2, "sdpa"),
+    environment=Environment("0.1", "2.13", "5.20", "float32", "cpu", 2, "sdpa", "packed"),
     defaults=GenerationDefaults(),
     text=TextFiles("{}", None, {}),
 )
@@ -208,6 +208,7 @@ def test_started_holds_all_settings_of_the_generation():
     assert message.tokenizer_digest == "t" * 64
     assert message.environment.weights_digest == "w" * 64
     assert message.environment.attention_implementation == "sdpa"
+    assert message.environment.step_kernels == "packed"
     assert list(message.prompt_token_ids) == [5, 6, 7]
     assert list(message.processor_names) == ["temperature"]
     assert dict(message.labels) == {"team": "blue"}

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 from tiny_models import BATCHED, LAST_STAGES
 from transformers import AutoModelForCausalLM
 
+from whence_server.domain.model import StepKernels
+from whence_server.engine import packed_linears
 from whence_server.engine.batching_check import check_batching
 from whence_server.engine.internals import attention
 from whence_server.engine.internals.probe import Activations
 from whence_server.engine.internals.probe_building import build_probe
+from whence_server.engine.packed_linears import ROUNDING
 from whence_server.engine.runner import Runner
 from whence_server.engine.step_capture import capture_step
 from whence_server.engine.step_graph import StepGraph
@@ -180,3 +184,110 @@ def test_a_long_step_is_not_captured(
     with caplog.at_level(logging.INFO):
         assert capture_step(model, style) is None
     assert "a graph would save little" in caplog.text
+
+
+def test_a_model_with_a_padding_id_is_captured(
+    load: Callable[..., tuple[Any, ForwardStyle]],
+) -> None:
+    model, style = load("llama")
+    model.get_input_embeddings().padding_idx = 2
+    graph = capture_step(model, style)
+    assert graph is not None
+    assert model.get_input_embeddings().padding_idx == 2
+    ours, theirs = Runner(model, style, graph), Runner(model, style, None)
+    for runner in (ours, theirs):
+        prompt = runner.start([5, 2, 7])
+        runner.prefill(prompt, 3, all_logits=False)
+        runner.join(prompt)
+    assert torch.equal(ours.decode([2]), theirs.decode([2]))
+
+
+def test_time_on_a_busy_machine_does_not_make_a_step_long(
+    load: Callable[..., tuple[Any, ForwardStyle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, style = load("gpt2")
+    decode = Runner.decode
+    limit_s = 0.2
+
+    def wait_too(self: Runner, token_ids: list[int]) -> torch.Tensor:
+        if self.num_rows == 2:  # only while steps are timed, and once more
+            time.sleep(limit_s)
+        return decode(self, token_ids)
+
+    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", limit_s)
+    monkeypatch.setattr(Runner, "decode", wait_too)
+    assert capture_step(model, style) is not None
+
+
+def run_steps(runner: Runner) -> list[torch.Tensor]:
+    """Return the logits of steps of rows that come one by one, the last of them probed."""
+    found = []
+    for length in (3, 9, 1, 5):
+        prompt = runner.start(list(range(5, 5 + length)), probed=length == 5)
+        runner.prefill(prompt, length, all_logits=False)
+        runner.join(prompt)
+        found.append(runner.decode(list(range(20, 20 + runner.num_rows))))
+    readout = runner.read_probe()
+    assert readout is not None
+    assert readout.sources
+    return found
+
+
+def test_packed_weights_in_float32_differ_by_rounding_and_only_if_chosen(
+    load: Callable[..., tuple[Any, ForwardStyle]],
+) -> None:
+    model, style = load("llama")
+    probe, _ = build_probe(model, style, None, None)
+    exact = capture_step(model, style, probe)
+    packed = capture_step(model, style, probe, StepKernels.PACKED)
+    assert exact is not None
+    assert packed is not None
+    assert not exact.packed
+    assert packed.packed
+    assert packed.has_probe
+    expected = run_steps(Runner(model, style, None, probe))
+    ours = run_steps(Runner(model, style, exact, probe))
+    fast = run_steps(Runner(model, style, packed, probe))
+    for plain, same, close in zip(expected, ours, fast, strict=True):
+        assert torch.equal(same, plain)
+        assert float((close - plain).abs().max()) <= ROUNDING * float(plain.abs().max())
+    plain_rows = Runner(model, style, packed, probe)
+    prompt = plain_rows.start([5, 6, 7])
+    plain_rows.prefill(prompt, 3, all_logits=False)
+    plain_rows.join(prompt)
+    assert torch.equal(plain_rows.decode([20]), fast[0]), "a probe changes no bit"
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16"
+)
+def test_packed_weights_in_bfloat16_are_shared_by_graphs_and_give_the_same_bits(
+    load: Callable[..., tuple[Any, ForwardStyle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, style = load("llama", torch.bfloat16)
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    graph = capture_step(model, style)
+    assert graph is not None
+    assert graph.packed
+    kept = [packed_linears._packed[weight] for weight in weights]
+    assert capture_step(model, style) is not None
+    assert all(
+        packed_linears._packed[weight] is one for weight, one in zip(weights, kept, strict=True)
+    )
+    monkeypatch.setattr(packed_linears, "MAX_COPIED_BYTES", 0)
+    large = capture_step(model, style)
+    assert large is not None
+    assert not large.packed, "copies of a large model's weights would take too much memory"
+
+
+def test_packed_weights_with_other_bits_are_not_used(
+    load: Callable[..., tuple[Any, ForwardStyle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, style = load("llama")
+    # In float32 their bits differ, which only a bound above 0 allows.
+    monkeypatch.setattr(packed_linears, "ROUNDING", 0.0)
+    multiply = packed_linears._multiply
+    monkeypatch.setattr(packed_linears, "_multiply", lambda *given: multiply(*given) * (1 + 1e-6))
+    graph = capture_step(model, style, kernels=StepKernels.PACKED)
+    assert graph is not None
+    assert not graph.packed

@@ -62,7 +62,9 @@ def supervised(told: list[bool], *outcomes: Exception | None) -> EngineSuperviso
     async def on_change(up: bool) -> None:
         told.append(up)
 
-    return EngineSupervisor(None, on_change)  # type: ignore[arg-type]  # not looked at
+    supervisor = EngineSupervisor(None)  # type: ignore[arg-type]  # not looked at
+    supervisor.on_change = on_change
+    return supervisor
 
 
 async def test_failing_to_create_a_process_is_retried_without_counting(told: list[bool]) -> None:

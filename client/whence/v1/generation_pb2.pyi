@@ -1536,6 +1536,7 @@ class Environment(google.protobuf.message.Message):
     NUM_THREADS_FIELD_NUMBER: builtins.int
     ATTENTION_IMPLEMENTATION_FIELD_NUMBER: builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: builtins.int
+    STEP_KERNELS_FIELD_NUMBER: builtins.int
     whence_version: builtins.str
     """Version of the server, e.g. "0.1.0"."""
     torch_version: builtins.str
@@ -1552,6 +1553,12 @@ class Environment(google.protobuf.message.Message):
     """transformers' name of the attention implementation: "sdpa", "eager", ..."""
     weights_digest: builtins.str
     """See Model.weights_digest."""
+    step_kernels: builtins.str
+    """"packed" if decoding steps multiply with packed weights in another order
+    than the model's modules, so that logits differ by rounding
+    (`--step-kernels packed`); empty if they are those of the modules, to the
+    bit.
+    """
     def __init__(
         self,
         *,
@@ -1563,8 +1570,9 @@ class Environment(google.protobuf.message.Message):
         num_threads: builtins.int = ...,
         attention_implementation: builtins.str = ...,
         weights_digest: builtins.str = ...,
+        step_kernels: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attention_implementation", b"attention_implementation", "device", b"device", "dtype", b"dtype", "num_threads", b"num_threads", "torch_version", b"torch_version", "transformers_version", b"transformers_version", "weights_digest", b"weights_digest", "whence_version", b"whence_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention_implementation", b"attention_implementation", "device", b"device", "dtype", b"dtype", "num_threads", b"num_threads", "step_kernels", b"step_kernels", "torch_version", b"torch_version", "transformers_version", b"transformers_version", "weights_digest", b"weights_digest", "whence_version", b"whence_version"]) -> None: ...
 
 global___Environment = Environment
 

@@ -20,6 +20,9 @@ _DETERMINISM = frozenset(
     }
 )
 
+_KERNELS = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_")
+"""Beginnings of the names of variables that choose kernels."""
+
 
 def copy_environment() -> Mapping[str, str]:
     """Return a copy of the present environment variables."""
@@ -33,6 +36,11 @@ def read_determinism_variables() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in _DETERMINISM or name.startswith(ACCELERATE)
     }
+
+
+def read_kernel_variables() -> dict[str, str]:
+    """Return the variables by which torch and its libraries choose their kernels, by name."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_KERNELS)}
 
 
 def read_world_size() -> int:

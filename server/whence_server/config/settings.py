@@ -89,6 +89,14 @@ class ServeConfig:
         "number of torch threads; 0 chooses it by the size of the model",
         "N",
     )
+    step_kernels: str = declare_setting(
+        "exact",
+        accept_choice("exact", "packed"),
+        "kernels of decoding steps: exact gives the logits of the model's modules to the bit; "
+        "packed may multiply with a packed copy of float32 weights on the CPU, which is faster and "
+        "differs by rounding, and is on record",
+        "KERNELS",
+    )
     trust_remote_code: bool = declare_setting(
         False, parse_switch, "run modelling code that comes with the model"
     )

@@ -2,8 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from whence_server.domain.decoding import GenerationDefaults
+
+
+class StepKernels(StrEnum):
+    """Kernels that decoding steps may use."""
+
+    EXACT = "exact"
+    """Those that give the logits of the model's modules, to the bit."""
+    PACKED = "packed"
+    """Also those with packed weights in float32, whose logits differ by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,9 @@ class Environment:
     device: str
     num_threads: int
     attention_implementation: str
+    step_kernels: str = ""
+    """"packed" if the logits of decoding steps differ from those of the modules by rounding; "" if
+    they are the same to the bit."""
 
 
 @dataclass(frozen=True, slots=True)

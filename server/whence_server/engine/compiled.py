@@ -1,7 +1,7 @@
 """Loops compiled by numba, cached on disk if `NUMBA_CACHE_DIR` is set.
 
 Compiling the engine's loops takes two seconds. With `NUMBA_CACHE_DIR`, numba's own variable, a
-restarted engine loads the compiled code from that directory instead.
+restarted engine loads the compiled code from that directory instead. `code_cache.py` sets it.
 """
 
 import logging

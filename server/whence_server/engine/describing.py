@@ -34,6 +34,7 @@ def describe(
     loaded_files: Collection[str],
     weights_digest: str,
     batched: bool,
+    step_kernels: str,
     internals: InternalsInfo,
     places: ModelPlaces,
     adapter: AdapterInfo | None,
@@ -56,7 +57,7 @@ def describe(
         files=tuple(files),
         loaded_files=tuple(loaded_files),
         batched=batched,
-        environment=_describe_environment(model),
+        environment=_describe_environment(model, step_kernels),
         defaults=read_defaults(model.generation_config, vocabulary_size, places.base),
         text=text,
         internals=internals,
@@ -112,7 +113,7 @@ def _read_vocabulary_size(model: Any, config: Any) -> int:
     return config.vocab_size if head is None else head.weight.shape[0]
 
 
-def _describe_environment(model: Any) -> Environment:
+def _describe_environment(model: Any, step_kernels: str) -> Environment:
     return Environment(
         whence_version=importlib.metadata.version("whence"),
         torch_version=str(torch.__version__),
@@ -121,4 +122,5 @@ def _describe_environment(model: Any) -> Environment:
         device=str(model.device),
         num_threads=torch.get_num_threads(),
         attention_implementation=get_original_implementation(model),
+        step_kernels=step_kernels,
     )

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from whence_server.domain.model import ModelInfo
+from whence_server.domain.model import ModelInfo, StepKernels
 
 
 class EngineOptions(NamedTuple):
@@ -31,6 +31,13 @@ class EngineOptions(NamedTuple):
     """Path of a file with a weight for each attention head; "" for none."""
     adapters: tuple[tuple[str, str], ...] = ()
     """Name and directory of each adapter that requests can name."""
+    step_kernels: StepKernels = StepKernels.EXACT
+    findings_cache: str = ""
+    """Path of a JSON file that caches what the trials of models found; "" for none."""
+    code_cache: str = ""
+    """Directory for the engine's compiled loops, unless NUMBA_CACHE_DIR names one; "" for none."""
+    kernel_variables: tuple[tuple[str, str], ...] = ()
+    """Environment variables that choose kernels, with their values, sorted."""
 
 
 class Ready(NamedTuple):

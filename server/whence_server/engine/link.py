@@ -66,16 +66,14 @@ class EngineProcess:
         return self._process.pid if self._process else None
 
     async def start(self) -> ModelInfo:
-        """Start the process, and wait until it has loaded its model.
+        """Start the process, unless `begin` has, and wait until it has loaded its model.
 
         Raises:
             ConfigurationError: the process could not load the model, or ended before it had.
             OSError: the system has no room for a process or its file descriptors at present.
         """
-        await self._spawn()
-        if self._reader is None or self._writer is None:
-            raise EngineLostError("it has not been started")
-        self._writer.write(channel.encode(self._options))
+        if self._process is None:
+            await self.begin()
         answer = await self._receive()
         if answer is None:
             raise ConfigurationError(
@@ -86,6 +84,17 @@ class EngineProcess:
             await self._describe_end()
             raise ConfigurationError(answer.message)
         return answer.model
+
+    async def begin(self) -> None:
+        """Start the process, which begins to load its model.
+
+        Raises:
+            OSError: the system has no room for a process or its file descriptors at present.
+        """
+        await self._spawn()
+        if self._writer is None:
+            raise EngineLostError("it has not been started")
+        self._writer.write(channel.encode(self._options))
 
     async def _spawn(self) -> None:
         with ExitStack() as theirs_to_close, ExitStack() as ours_to_close:
@@ -102,7 +111,7 @@ class EngineProcess:
                 str(heart),
                 pass_fds=(theirs.fileno(), heart),
                 stdin=DEVNULL,
-                env=BRIEF_SPINNING | os.environ | KEEP_MEMORY,
+                env=BRIEF_SPINNING | self._name_code_cache() | os.environ | KEEP_MEMORY,
                 # The front alone handles a Ctrl-C in the terminal, and lets the engine finish.
                 start_new_session=True,
             )
@@ -112,6 +121,11 @@ class EngineProcess:
                 sock=ours, limit=READ_AHEAD_BYTES
             )
             ours_to_close.pop_all()
+
+    def _name_code_cache(self) -> dict[str, str]:
+        """Return numba's variable for the directory of compiled code; empty for none."""
+        directory = self._options.code_cache
+        return {"NUMBA_CACHE_DIR": directory} if directory else {}
 
     async def _watch(self) -> None:
         """Kill the process if it hangs."""

@@ -14,30 +14,25 @@ import torch
 import transformers
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo
-from whence_server.engine import (
-    adapters,
-    batching_check,
-    digests,
-    frequencies,
-    step_capture,
-    weights,
-)
+from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo, StepKernels
+from whence_server.engine import adapters, digests, frequencies, trials, weights
 from whence_server.engine.adapted_models import AdaptedModel, Base, load_adapted
 from whence_server.engine.adapted_runner import AdaptedRunner
 from whence_server.engine.adapter_places import find_adapters
+from whence_server.engine.conditions import digest_conditions
 from whence_server.engine.describing import describe, describe_adapter, read_text_files
 from whence_server.engine.digest_cache import DigestCache, check_unchanged, read_identities
+from whence_server.engine.digests import digest_model_files
+from whence_server.engine.findings_cache import FindingsCache
 from whence_server.engine.frequencies import Frequencies
 from whence_server.engine.generation_config import FILE, check_file
 from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.internals import attention
 from whence_server.engine.internals.head_weights import HeadWeights, read_head_weights
 from whence_server.engine.internals.probe import Probe
-from whence_server.engine.internals.probe_building import build_probe
 from whence_server.engine.mixed_adapters import MixedAdapters, find_mixed
 from whence_server.engine.mixed_runner import Way
 from whence_server.engine.model_runner import ModelRunner
+from whence_server.engine.packed_linears import get_bound
 from whence_server.engine.pretrained import (
     copy_into_memory,
     load_model,
@@ -49,6 +44,7 @@ from whence_server.engine.runner import Runner
 from whence_server.engine.solo import SoloRunner
 from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
+from whence_server.engine.trials import Tried
 from whence_server.engine.weights import ModelPlaces
 
 logger = logging.getLogger(__name__)
@@ -74,6 +70,9 @@ class LoadedModel(NamedTuple):
     """The model with each adapter that requests can name."""
     mixed: MixedAdapters | None = None
     """The adapters whose rows can share a pass; None if none can."""
+    deferred: Sequence[Callable[[], object]] = ()
+    """Work for generations with internals, which is done when first needed; the engine does it
+    earlier if it is idle."""
 
     def make_runner(self) -> ModelRunner[Any]:
         """Return a new runner without rows, of the kind that the model needs."""
@@ -110,14 +109,15 @@ def load(options: EngineOptions) -> LoadedModel:
     paths = weights.list_model_paths(places, base_weights, with_code=options.trust_remote_code)
     before = read_identities(paths.values())
     cache = DigestCache(options.digest_cache)
-    with ThreadPoolExecutor(2, "digests") as pool:
-        # The files are hashed while transformers reads them.
+    with ThreadPoolExecutor(3, "loading") as pool:
+        # The files are hashed and the tokenizer is loaded while transformers reads the weights.
         digested = pool.submit(cache.compute, paths)
-        text = read_text_files(load_tokenizer(places.tokenizer, options))
+        reading = pool.submit(lambda: read_text_files(load_tokenizer(places.tokenizer, options)))
         model = load_model(places.base, config, base_weights, options)
         whole = _apply_adapter(model, places, options) if places.has_adapter else None
         in_memory = pool.submit(digests.digest_weights, model.state_dict())
         _set_num_threads(options.num_threads, model)
+        text = reading.result()
         # The digest must precede the first forward pass, which may rescale weights (RWKV).
         wait([in_memory])
         weights_digest = in_memory.result()
@@ -126,11 +126,7 @@ def load(options: EngineOptions) -> LoadedModel:
     if whole is not None:
         adapters.check_equals_peft(whole)
     rotary = frequencies.find(model)
-    style, obstacle = _find_style(model, rotary)
-    probe, internals = build_probe(
-        model, style, obstacle, _read_head_weights(options, weights_digest)
-    )
-    graph = None if style is None else step_capture.capture_step(model, style, probe)
+    tried = _try_out(model, rotary, options, digest_model_files(files), weights_digest)
     info = describe(
         options.model_name,
         model,
@@ -144,20 +140,77 @@ def load(options: EngineOptions) -> LoadedModel:
             *(weights.list_adapter_files(places.directory)[1:] if places.has_adapter else ()),
         ],
         weights_digest=weights_digest,
-        batched=style is not None,
-        internals=internals,
+        batched=tried.style is not None,
+        step_kernels=_name_step_kernels(model, tried.graph),
+        internals=tried.internals,
         places=places,
         adapter=_describe_adapter(
             whole, places, files, _list_files_alone(places, base_weights, options)
         ),
     )
-    base = Base(model, style, obstacle, info, places, base_weights)
+    base = Base(model, tried.style, tried.obstacle, info, places, base_weights)
     adapted = tuple(load_adapted(base, place, options) for place in named)
     info = dataclasses.replace(info, adapters=tuple(each.info for each in adapted))
     mixed = None
-    if style is not None and adapted:
-        mixed = find_mixed(Way(model, graph, probe), style, adapted, options.max_batch_size)
-    return LoadedModel(model, style, graph, info, probe, rotary, adapted, mixed)
+    if tried.style is not None and adapted:
+        way = Way(model, tried.graph, tried.probe)
+        mixed = find_mixed(way, tried.style, adapted, options.max_batch_size)
+    return LoadedModel(
+        model,
+        tried.style,
+        tried.graph,
+        info,
+        tried.probe,
+        rotary,
+        adapted,
+        mixed,
+        tuple(tried.deferred),
+    )
+
+
+def _name_step_kernels(model: Any, graph: StepGraph | None) -> str:
+    """Return the recorded name of kernels by which steps differ from the modules; "" for none."""
+    differs = graph is not None and get_bound(model, packed=graph.packed) > 0
+    return StepKernels.PACKED.value if differs else ""
+
+
+def _try_out(
+    model: Any,
+    rotary: Frequencies,
+    options: EngineOptions,
+    model_digest: str,
+    weights_digest: str,
+) -> Tried:
+    """Run the trials of the model, or put the findings of an earlier start into effect.
+
+    Raises:
+        ConfigurationError: the model cannot be served.
+    """
+    head_weights = _read_head_weights(options, weights_digest)
+    cache = FindingsCache(options.findings_cache)
+    conditions = digest_conditions(
+        model,
+        model_digest,
+        weights_digest,
+        [
+            head_weights.digest if head_weights else "",
+            options.step_kernels,
+            options.kernel_variables,
+        ],
+    )
+    known = cache.recall(conditions)
+    if known is not None:
+        tried = trials.repeat(model, known, head_weights)
+        if tried is not None:
+            return tried
+        cache.forget(conditions)
+        logger.error(
+            "the captured step differs from the modules, unlike at an earlier start under the "
+            "same conditions: the model is tried again"
+        )
+    tried, findings = trials.try_out(model, rotary, head_weights, options.step_kernels)
+    cache.keep(conditions, findings)
+    return tried
 
 
 def _describe_adapter(
@@ -211,35 +264,6 @@ def _apply_adapter(model: Any, places: ModelPlaces, options: EngineOptions) -> A
 def _describe_conditions(model: Any) -> str:
     """Return the versions and settings that the tensors in memory depend on besides the files."""
     return f"transformers {transformers.__version__}, torch {torch.__version__}, {model.dtype}"
-
-
-def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
-    """Find the model's call style, with our attention function in place if it can be.
-
-    Returns:
-        The call style, None if every sequence decodes by itself; and the reason why our attention
-        is not in place, None if it is.
-
-    Raises:
-        ConfigurationError: the model cannot decode.
-    """
-    obstacle = attention.adopt(model)
-    if obstacle is not None:
-        return batching_check.check_batching(model, rotary), obstacle
-    decodes = True
-    try:
-        style = batching_check.check_batching(model, rotary)
-    except ConfigurationError:
-        style, decodes = None, False
-    if style is not None:
-        return style, None
-    attention.restore(model)
-    style = batching_check.check_batching(model, rotary)
-    if style is None and decodes:
-        # Every sequence decodes by itself, with either attention function.
-        attention.install(model)
-        return None, None
-    return style, "with our attention function it gives other logits"
 
 
 def _read_head_weights(options: EngineOptions, weights_digest: str) -> HeadWeights | None:

@@ -160,6 +160,11 @@ class Runner:
         with self._isolate_probe():
             self._probed.copy_rows(sources, destinations)
 
+    @property
+    def is_on_cpu(self) -> bool:
+        """True if the model computes on the CPU."""
+        return bool(self._device.type == "cpu")
+
     def synchronize(self) -> None:
         """Wait until the device has finished all work, so that times can be measured."""
         if self._device.type == "cuda":

@@ -7,7 +7,8 @@ captured, the modules run instead.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.jit._trace import TracerWarning
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from whence_server.engine.internals.probe import NO_PROBE, Activations, Probe, collect_activations
+from whence_server.engine.packed_linears import PackedWeights, pack, use_packed_weights
 from whence_server.engine.style import ForwardStyle
 from whence_server.engine.torchscript import trace
 
@@ -50,36 +52,76 @@ class StepGraph:
 
     Args:
         graph: returns the logits.
-        probed: returns logits and activations; None if the model has no probe.
-        probe: the probe of `probed`.
+        capture_probed: captures the step that returns logits and activations, when it is first
+            needed; None if the model has no probe.
+        probe: the probe of that step.
+        packed: whether its linear layers multiply with packed weights.
+
+    Attributes:
+        packed: as given.
     """
 
-    def __init__(self, graph: Any, probed: Any | None, probe: Probe) -> None:
+    def __init__(
+        self, graph: Any, capture_probed: Callable[[], Any] | None, probe: Probe, *, packed: bool
+    ) -> None:
+        self.packed = packed
         self._graph = graph
-        self._probed_graph = probed
+        self._capture_probed = capture_probed
+        self._probed_graph: Any | None = None
         self._probe = probe
 
     @classmethod
     def capture(
-        cls, model: Any, style: ForwardStyle, inputs: StepInputs, probe: Probe
+        cls, model: Any, style: ForwardStyle, inputs: StepInputs, probe: Probe, *, packed: bool
     ) -> "StepGraph":
-        """Capture the step of a model in eval mode on these inputs, without and with its probe.
+        """Capture the step of a model in eval mode on these inputs.
+
+        The step with the probe is captured by `complete`, or when it is first run.
+
+        Args:
+            model: the model.
+            style: its call style.
+            inputs: inputs of a step.
+            probe: its probe.
+            packed: whether linear layers multiply with packed weights.
 
         Raises:
             NotCapturableError: capturing failed, or the graph might not be valid for all steps.
         """
-        graph = _trace(_Step(model, style, None), inputs)
-        shows = probe != NO_PROBE
-        return cls(graph, _trace(_Step(model, style, probe), inputs) if shows else None, probe)
+        weights = pack(model) if packed else None
+        more = () if weights is None else (weights.packed,)
+
+        def trace_step(probe: Probe | None) -> Any:
+            graph = _trace(_Step(model, style, probe, weights), (*inputs, *more))
+            return graph if weights is None else lambda *given: graph(*given, weights.packed)
+
+        graph = trace_step(None)
+        if probe == NO_PROBE:
+            return cls(graph, None, probe, packed=packed)
+        return cls(graph, lambda: trace_step(probe), probe, packed=packed)
 
     @property
     def has_probe(self) -> bool:
         """True if the graph can be run with a probe."""
-        return self._probed_graph is not None
+        return self._capture_probed is not None
+
+    def complete(self) -> None:
+        """Capture the step with the probe, if there is one and it is not captured yet.
+
+        Raises:
+            NotCapturableError: as for `capture`.
+        """
+        if self._probed_graph is None and self._capture_probed is not None:
+            with torch.inference_mode():
+                self._probed_graph = self._capture_probed()
+
+    def agrees(self, model: Any, style: ForwardStyle, inputs: StepInputs, bound: float) -> bool:
+        """Return whether a step without the probe has the modules' logits; see `are_alike`."""
+        return are_alike(self.run(inputs), _Step(model, style, None)(*inputs), bound)
 
     def drop_probe(self) -> "StepGraph":
         """Return the graph without its probe."""
-        return StepGraph(self._graph, None, self._probe)
+        return StepGraph(self._graph, None, self._probe, packed=self.packed)
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """Read one token for every row; return logits [rows, V]."""
@@ -95,6 +137,7 @@ class StepGraph:
         Raises:
             RuntimeError: the graph has no probe.
         """
+        self.complete()
         if self._probed_graph is None:
             raise RuntimeError("run_probed() needs a graph that was captured with a probe")
         with optimized_execution(False):
@@ -103,11 +146,11 @@ class StepGraph:
         return logits, Activations(hidden, activations, [])
 
 
-def _trace(step: "_Step", inputs: StepInputs) -> Any:
-    with warnings.catch_warnings(record=True) as caught:
+def _trace(step: "_Step", inputs: tuple[Any, ...]) -> Any:
+    with warnings.catch_warnings(record=True) as caught, _ignore_padding_ids(step):
         warnings.simplefilter("always")
         try:
-            graph = trace(step, tuple(inputs))
+            graph = trace(step, inputs)
         except Exception as error:
             raise NotCapturableError(f"{type(error).__name__}: {error}") from error
     for warning in caught:
@@ -117,6 +160,24 @@ def _trace(step: "_Step", inputs: StepInputs) -> Any:
     return graph
 
 
+@contextmanager
+def _ignore_padding_ids(module: torch.nn.Module) -> Iterator[None]:
+    """Take the padding ids from the embeddings within the context.
+
+    They concern gradients only, but torch compares them with the shape of the embedding, which
+    would be a branch.
+    """
+    embeddings = [part for part in module.modules() if isinstance(part, torch.nn.Embedding)]
+    padding_ids = [embedding.padding_idx for embedding in embeddings]
+    try:
+        for embedding in embeddings:
+            embedding.padding_idx = None
+        yield
+    finally:
+        for embedding, padding_id in zip(embeddings, padding_ids, strict=True):
+            embedding.padding_idx = padding_id
+
+
 class _Step(torch.nn.Module):
     """A step as a module that can be captured: everything that changes is an argument.
 
@@ -124,13 +185,33 @@ class _Step(torch.nn.Module):
     a probe.
     """
 
-    def __init__(self, model: Any, style: ForwardStyle, probe: Probe | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        style: ForwardStyle,
+        probe: Probe | None,
+        weights: PackedWeights | None = None,
+    ) -> None:
         super().__init__()
+        self._weights = weights
         self._model = model
         self._style = style
         self._probe = probe
 
     def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        masks: list[torch.Tensor],
+        columns: list[torch.Tensor],
+        packed: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        if self._weights is None:
+            return self._run(input_ids, positions, masks, columns)
+        with use_packed_weights(self._weights.layers, packed):
+            return self._run(input_ids, positions, masks, columns)
+
+    def _run(
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
@@ -194,6 +275,15 @@ class _Columns(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def are_alike(one: torch.Tensor, other: torch.Tensor, bound: float) -> bool:
+    """Return whether tensors differ at most by the bound, relative to the largest; NaN equals NaN.
+
+    With a bound of 0 they are the same to the bit.
+    """
+    largest = float(other.nan_to_num().abs().max()) if bound else 0.0
+    return torch.allclose(one, other, rtol=0, atol=bound * largest, equal_nan=True)
 
 
 def make_mask_argument(

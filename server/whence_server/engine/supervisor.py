@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from whence_server.domain.engine import (
     EngineState,
@@ -29,21 +30,20 @@ class EngineSupervisor:
 
     Args:
         options: options of every process.
-        on_change: called with False when the engine has died, and with True when it is back.
         stall_timeout_s: seconds without activity after which a process is killed; 0 for never.
 
     Attributes:
+        on_change: called with False when the engine has died, and with True when it is back.
         state: state of the engine.
     """
 
     def __init__(
         self,
         options: EngineOptions,
-        on_change: Callable[[bool], Awaitable[None]],
         stall_timeout_s: float = 0.0,
     ) -> None:
         self._options = options
-        self._on_change = on_change
+        self.on_change: Callable[[bool], Awaitable[None]] = _ignore
         self._stall_timeout_s = stall_timeout_s
         self._process = EngineProcess(options, stall_timeout_s)
         self._model: ModelInfo | None = None
@@ -54,16 +54,23 @@ class EngineSupervisor:
         """Id of the current process."""
         return self._process.pid
 
+    async def begin(self) -> None:
+        """Start the first process, which begins to load the model while the caller does other work.
+
+        Raises:
+            ConfigurationError: the process cannot be started.
+        """
+        with _translate_refusal():
+            await self._process.begin()
+
     async def start(self) -> ModelInfo:
-        """Start the first process; see `EngineProcess.start`.
+        """Start the first process, unless `begin` has, and wait for it; see `EngineProcess.start`.
 
         Raises:
             ConfigurationError: the model cannot be served.
         """
-        try:
+        with _translate_refusal():
             self._model = await self._process.start()
-        except OSError as error:
-            raise ConfigurationError(f"the engine process cannot be started: {error}") from error
         self.state = EngineState.RUNNING
         return self._model
 
@@ -86,7 +93,7 @@ class EngineSupervisor:
             EngineLostError: no process starts, or the weights have changed.
         """
         self.state = EngineState.RESTARTING
-        await self._on_change(False)
+        await self.on_change(False)
         await self._process.stop()
         for attempt in range(MAX_START_FAILURES):
             await asyncio.sleep(FIRST_BACKOFF_S * 2**attempt)
@@ -98,7 +105,7 @@ class EngineSupervisor:
             self._check_same(model)
             self.state = EngineState.RUNNING
             logger.warning("the engine is running again, process %s", self._process.pid)
-            await self._on_change(True)
+            await self.on_change(True)
             return
         self.state = EngineState.LOST
         raise EngineLostError(f"it failed to start {MAX_START_FAILURES} times in a row")
@@ -148,3 +155,16 @@ class EngineSupervisor:
 def _list_adapters(model: ModelInfo) -> list[tuple[str, str]]:
     """Return the name and the weights digest of each adapter."""
     return [(adapter.name, adapter.weights_digest) for adapter in model.adapters]
+
+
+async def _ignore(_up: bool) -> None:
+    """Tell nobody of a change of state."""
+
+
+@contextmanager
+def _translate_refusal() -> Iterator[None]:
+    """Translate the system's refusal to start a process into a ConfigurationError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"the engine process cannot be started: {error}") from error

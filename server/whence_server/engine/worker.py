@@ -6,12 +6,16 @@ answers. Then the loop runs until the front closes its end or exits; the engine 
 even during a forward pass.
 """
 
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from whence_server import logs
 from whence_server.domain.engine import Turn
@@ -32,6 +36,8 @@ def main(descriptor: int, heart_descriptor: int) -> int:
     """Serve the front at the other end of the socket; return an exit status if loading fails."""
     # The front alone handles a Ctrl-C in its terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Importing and loading make a million objects that stay: collecting between takes a second.
+    gc.disable()
     connection = socket.socket(fileno=descriptor)
     heart = Heart(heart_descriptor)
     heart.start()
@@ -60,8 +66,11 @@ def _serve(
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
     weights.list_weight_files(places.base)
     find_adapters(options.adapters, places)
+    import torch
+
     from whence_server.engine.compiled_constraints import CompiledConstraints, load_compiler
     from whence_server.engine.decoding import Chooser
+    from whence_server.engine.decoding.devices import choose_kernels
     from whence_server.engine.generation_config import check_batch
     from whence_server.engine.loading import load
     from whence_server.engine.loop import EngineLoop
@@ -73,7 +82,11 @@ def _serve(
         connection.sendall(frame)
         heart.phase = Phase.WORKING
 
-    loaded = load(options._replace(model=str(places.directory)))
+    with ThreadPoolExecutor(1, "kernels") as pool:
+        # Compiling them, or loading them from the cache, takes about as long as loading a model.
+        compiled = pool.submit(choose_kernels, torch.device(options.device))
+        loaded = load(options._replace(model=str(places.directory)))
+        compiled.result()
     info = loaded.info
     check_batch(info.defaults, options.max_batch_size, places.base)
     loop = EngineLoop(
@@ -91,8 +104,15 @@ def _serve(
     inbox.compile_constraint = CompiledConstraints(lambda: load_compiler(info)).compile
     connection.sendall(channel.encode(Ready(info)))
     logger.info("%s is ready: %s, %s", info.name, info.architecture, info.environment)
+    # What was loaded stays: no collection needs to look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    deferred = deque(loaded.deferred)
     while True:
         if loop.is_idle:
+            while deferred and inbox.is_empty():
+                _do(deferred.popleft())
             heart.phase = Phase.IDLE
             message = inbox.get()
             heart.phase = Phase.WORKING
@@ -101,6 +121,13 @@ def _serve(
             loop.handle(inbox.get())
         heart.num_turns += 1
         loop.run_turn()
+
+
+def _do(deferred: Callable[[], object]) -> None:
+    try:
+        deferred()
+    except Exception as error:  # noqa: BLE001 - raised again where it is needed
+        logger.warning("work for internals failed and is done again when needed: %r", error)
 
 
 def _receive(connection: socket.socket, inbox: Inbox) -> None:

@@ -235,6 +235,7 @@ def convert_environment(model: ModelInfo) -> generation_pb2.Environment:
         num_threads=environment.num_threads,
         attention_implementation=environment.attention_implementation,
         weights_digest=model.weights_digest,
+        step_kernels=environment.step_kernels,
     )
 
 

@@ -9,7 +9,14 @@ _log = logging.getLogger(__name__)
 
 _FILE, _DIRECTORY = 0o600, 0o700
 _OTHERS = 0o077
-_NAMES = ("journal.db", "journal.db-wal", "journal.db-shm", "journal.lock", "digests.json")
+_NAMES = (
+    "journal.db",
+    "journal.db-wal",
+    "journal.db-shm",
+    "journal.lock",
+    "digests.json",
+    "findings.json",
+)
 
 
 def make_directory(data_dir: Path) -> None:

@@ -16,16 +16,56 @@ from whence_server.engine.internals.lens import Lens
 from whence_server.engine.internals.sources import OutputNorms
 
 
-class Probe(NamedTuple):
+class Probe:
     """A model's probe.
 
-    Attributes:
+    Args:
         norms: computes sources; None if the model gives none.
         lens: reads layers; None if the model's layers cannot be read.
     """
 
-    norms: OutputNorms | None
-    lens: Lens | None
+    def __init__(self, norms: OutputNorms | None, lens: Lens | None) -> None:
+        self._norms = norms
+        self._lens = lens
+
+    @property
+    def norms(self) -> OutputNorms | None:
+        """Computation of sources; None if the model gives none."""
+        return self._norms
+
+    @property
+    def lens(self) -> Lens | None:
+        """Reader of layers; None if the model's layers cannot be read."""
+        return self._lens
+
+
+class DeferredProbe(Probe):
+    """A probe that is built when it is first needed: at the first generation with internals.
+
+    Args:
+        build: builds the probe.
+    """
+
+    def __init__(self, build: Callable[[], Probe]) -> None:
+        super().__init__(None, None)
+        self._build = build
+        self._built: Probe | None = None
+
+    def complete(self) -> Probe:
+        """Build the probe, unless it is built already."""
+        if self._built is None:
+            self._built = self._build()
+        return self._built
+
+    @property
+    def norms(self) -> OutputNorms | None:
+        """Computation of sources; None if the model gives none."""
+        return self.complete().norms
+
+    @property
+    def lens(self) -> Lens | None:
+        """Reader of layers; None if the model's layers cannot be read."""
+        return self.complete().lens
 
 
 NO_PROBE = Probe(None, None)

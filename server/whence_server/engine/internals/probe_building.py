@@ -14,7 +14,7 @@ from whence_server.engine.cache import BatchedCache
 from whence_server.engine.internals.attention import LayerAttention, collect_attention
 from whence_server.engine.internals.head_weights import HeadWeights
 from whence_server.engine.internals.lens import Lens, build_lens
-from whence_server.engine.internals.probe import Probe
+from whence_server.engine.internals.probe import NO_PROBE, Probe
 from whence_server.engine.internals.sources import (
     METHOD,
     ModuleInput,
@@ -76,7 +76,8 @@ def build_probe(
         method = METHOD
         if head_weights is not None:
             method += f";head-weights=sha256:{head_weights.digest}"
-    return Probe(norms, lens), InternalsInfo(method, unavailable)
+    probe = NO_PROBE if norms is None and lens is None else Probe(norms, lens)
+    return probe, InternalsInfo(method, unavailable)
 
 
 @torch.inference_mode()

@@ -1,0 +1,57 @@
+"""Start of the server: the engine begins to load its model while the front is imported.
+
+Importing the front takes most of a second, and importing torch and transformers takes three. The
+engine's process is therefore started first, from as few modules as possible.
+"""
+
+import gc
+
+from whence_server.config import ServeConfig
+from whence_server.config.environment import read_kernel_variables
+from whence_server.domain.model import StepKernels
+from whence_server.engine import weights
+from whence_server.engine.code_cache import prepare_code_cache
+from whence_server.engine.handshake import EngineOptions
+from whence_server.engine.supervisor import EngineSupervisor
+
+
+async def serve(settings: ServeConfig) -> int:
+    """Start the engine and the front, and serve; see `app.serve`."""
+    # Before the port opens: nobody waits for a mistyped path.
+    weights.find_local_directory(settings.model)
+    engine = EngineSupervisor(make_engine_options(settings), settings.engine_stall_timeout)
+    await engine.begin()
+    try:
+        # Collecting between would take a quarter of the time.
+        gc.disable()
+        from whence_server import app
+
+        gc.freeze()
+        gc.enable()
+        return await app.serve(settings, engine)
+    finally:
+        await engine.stop()
+
+
+def make_engine_options(settings: ServeConfig) -> EngineOptions:
+    """Return the engine's part of the settings."""
+    return EngineOptions(
+        model=settings.model,
+        model_name=settings.served_name,
+        dtype=settings.dtype,
+        device=settings.device,
+        num_threads=settings.threads,
+        max_batch_size=settings.max_batch_size,
+        max_cache_tokens=settings.max_cache_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        trust_remote_code=settings.trust_remote_code,
+        log_level=settings.log_level,
+        digest_cache=str(settings.data_dir / "digests.json"),
+        log_format=settings.log_format,
+        head_weights=settings.head_weights,
+        adapters=tuple((name, str(path)) for name, path in settings.adapters),
+        step_kernels=StepKernels(settings.step_kernels),
+        findings_cache=str(settings.data_dir / "findings.json"),
+        code_cache=prepare_code_cache(settings.data_dir / "compiled"),
+        kernel_variables=tuple(sorted(read_kernel_variables().items())),
+    )
