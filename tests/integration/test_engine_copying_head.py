@@ -125,7 +125,7 @@ def test_head_weights_scale_each_heads_contribution(
     copying = weighed([[1.0, 0.0]])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert copying.info.internals.source_method == (
-        f"value-norm-attention/1;head-weights=sha256:{digest}"
+        f"value-norm-attention/2;head-weights=sha256:{digest}"
     )
     for seen in seen_of(copying):
         assert seen.source_positions[0] == WHERE
