@@ -263,7 +263,7 @@ def test_internals_are_recorded_and_do_not_change_tokens(channel) -> None:
 
     seen, plain = run(g.TRACE_DETAIL_INTERNALS, prompt=True), run(g.TRACE_DETAIL_DECISIONS)
     assert seen.started.effective_trace.detail == g.TRACE_DETAIL_INTERNALS
-    assert seen.started.source_method == "value-norm-attention/1"
+    assert seen.started.source_method == "value-norm-attention/2"
     assert not seen.started.unavailable
     assert not plain.started.source_method
     assert not any(step.HasField("internals") for step in seen.prompt_steps)
