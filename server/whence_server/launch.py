@@ -54,4 +54,5 @@ def make_engine_options(settings: ServeConfig) -> EngineOptions:
         findings_cache=str(settings.data_dir / "findings.json"),
         code_cache=prepare_code_cache(settings.data_dir / "compiled"),
         kernel_variables=tuple(sorted(read_kernel_variables().items())),
+        prefix_cache_tokens=settings.prefix_cache_tokens,
     )

@@ -1,5 +1,6 @@
 """Adapters that requests choose: tokens against PEFT's own `generate`, alone and among others."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_greedy_ids_are_those_of_peft_among_rows_of_other_adapters(
         [same_prompt] = generate_by_peft(base, place, PROMPTS[""], 8)
         outputs.add(tuple(same_prompt))
     assert len(outputs) == len(NAMES), "every adapter changes the output"
+
+
+def test_a_cached_prefix_is_reused_with_the_same_adapter_alone(
+    base: Path, places: dict[str, Path], loaded: LoadedModel
+) -> None:
+    info = dataclasses.replace(loaded.info, prefix_cache_tokens=4096)
+    harness, prompt = BeamHarness(loaded._replace(info=info)), prompt_of(40, seed=30)
+    for round_ in range(2):
+        for name in NAMES:
+            harness.admit(f"{name} {round_}", prompt, greedy(8, ignore_eos=True), None, name)
+        harness.run()
+    cached = {p.generation_id: p.num_cached_tokens for t in harness.turns for p in t.prefilled}
+    for name in NAMES:
+        [expected] = generate_by_peft(base, places.get(name), prompt, 8)
+        for round_ in range(2):
+            assert harness.ids(f"{name} {round_}") == expected, name
+            assert cached[f"{name} {round_}"] == 32 * round_
 
 
 def test_lora_adapters_share_a_captured_pass_and_others_have_their_own(

@@ -101,7 +101,7 @@ def _append_sampled(journal: MemoryJournal) -> None:
         for sequence in range(2):
             journal.append("sampled", EntryKind.STEP, _make_step(index, sequence))
     durations = {"queue_ns": 2_000_000, "prefill_ns": 8_000_000, "decode_ns": 16_000_000}
-    ending = finished(4, 2, num_prefill_chunks=2, **durations)
+    ending = finished(4, 2, num_prefill_chunks=2, num_cached_prompt_tokens=4, **durations)
     journal.append("sampled", EntryKind.FINISHED, ending)
     journal.append("sampled", EntryKind.CALL, call("sampled", 4))
 

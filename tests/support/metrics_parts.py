@@ -29,6 +29,7 @@ AT_ONCE = MetricsOptions(linger_s=0.0)
 class Activity:
     batch_size: int = 4
     num_cache_tokens: int = 100
+    num_prefix_tokens: int = 48
     num_prefill_chunks: int = 7
     num_restarts: int = 1
 

@@ -163,6 +163,7 @@ STARTED_ROWS: dict[str, Source] = {
 }
 FINISHED_ROWS: dict[str, Source] = {
     "gen_ai.usage.input_tokens": "num_prompt_tokens",
+    "gen_ai.usage.cache_read.input_tokens": "num_cached_prompt_tokens",
     "gen_ai.usage.output_tokens": "num_generated_tokens",
     "whence.generation.queue_ns": "queue_ns",
     "whence.generation.prefill_ns": "prefill_ns",

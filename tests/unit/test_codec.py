@@ -325,6 +325,7 @@ def test_finished_round_trip_with_and_without_a_failure():
     )
     message = generation_pb2.GenerationFinished.FromString(codec.encode_finished(finished))
     assert not message.HasField("failure")
+    assert not message.HasField("num_cached_prompt_tokens")
     assert message.end_time.ToNanoseconds() == 1_700_000_000_000_000_001
     first, second = message.sequences
     assert (first.text, list(first.token_ids), first.stop) == ("text", [1, 2], "stop")
@@ -333,6 +334,9 @@ def test_finished_round_trip_with_and_without_a_failure():
     failed = dataclasses.replace(finished, failure=Failure(Code.INTERNAL, "NON_FINITE", "NaN"))
     message = generation_pb2.GenerationFinished.FromString(codec.encode_finished(failed))
     assert (message.failure.code, message.failure.reason) == (13, "NON_FINITE")
+    read = dataclasses.replace(finished, num_prefill_chunks=1, num_cached_prompt_tokens=0)
+    message = generation_pb2.GenerationFinished.FromString(codec.encode_finished(read))
+    assert message.HasField("num_cached_prompt_tokens")
 
 
 @pytest.mark.parametrize("reason", FinishReason)

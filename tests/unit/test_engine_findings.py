@@ -27,6 +27,7 @@ FINDINGS = Findings(
     captured=True,
     captured_probed=False,
     packed=True,
+    reuses_prefixes=True,
 )
 
 

@@ -41,6 +41,35 @@ def test_short_prompts_share_a_turn() -> None:
     assert s.take_chunks() == [Chunk("c", 2, True), Chunk("d", 4, True)]
 
 
+def test_tokens_that_need_not_be_read_leave_room_for_other_prompts() -> None:
+    s = scheduler(chunk=10)
+    for name in "ab":
+        s.admit(name, 20, 5, 1)
+    assert s.list_prefilling() == ["a", "b"]
+    s.skip("a", 16)
+    assert s.take_chunks() == [Chunk("a", 4, True), Chunk("b", 6, False)]
+    assert s.list_prefilling() == ["b"]
+    s.skip("b", 13)
+    assert s.take_chunks() == [Chunk("b", 1, True)]
+    assert s.list_prefilling() == []
+
+
+def test_a_prompt_that_is_held_gets_its_chunk_later() -> None:
+    s = scheduler(chunk=10)
+    for name in "ab":
+        s.admit(name, 12, 5, 1)
+    assert s.take_chunks(held=["a"]) == [Chunk("b", 10, False)]
+    assert s.take_chunks(held=["a", "b"]) == []
+    assert s.take_chunks() == [Chunk("b", 2, True), Chunk("a", 8, False)]
+
+
+def test_no_token_of_a_whole_prompt_is_skipped() -> None:
+    s = scheduler(whole_prompts=True)
+    s.admit("a", 20, 5, 1)
+    assert s.list_prefilling() == []
+    assert s.take_chunks() == [Chunk("a", 20, True)]
+
+
 def test_tokens_read_one_by_one_share_turns_with_other_prompts() -> None:
     s = scheduler(chunk=10, whole_prompts=True)
     s.admit("again", 45, 5, 1, num_whole=12)

@@ -32,7 +32,9 @@ async def test_one_generation_is_measured_by_the_conventions(journal: MemoryJour
         for index in range(11):
             journal.append("a", EntryKind.STEP, step(index))
         journal.append(
-            "a", EntryKind.FINISHED, finished(11, queue_ns=3_000_000, prefill_ns=7_000_000)
+            "a",
+            EntryKind.FINISHED,
+            finished(11, queue_ns=3_000_000, prefill_ns=7_000_000, num_cached_prompt_tokens=4),
         )
         journal.append("a", EntryKind.CALL, call("a", 11))
         assert await metrics.flush(30)
@@ -64,6 +66,7 @@ async def test_one_generation_is_measured_by_the_conventions(journal: MemoryJour
     assert math.isclose(sum_of("rpc_server_call_duration_seconds", **rpc), 0.056)
     assert value_of(page, "whence_tokens_generated_total", gen_ai_request_model="demo") == 11
     assert value_of(page, "whence_tokens_prompt_total", gen_ai_request_model="demo") == 5
+    assert value_of(page, "whence_tokens_prompt_cached_total", gen_ai_request_model="demo") == 4
     assert value_of(page, "whence_generations_started_total", gen_ai_operation_name="chat") == 1
     ended = {"gen_ai_operation_name": "chat", "whence_generation_finish_reason": "stop"}
     assert value_of(page, "whence_generations_finished_total", **ended) == 1

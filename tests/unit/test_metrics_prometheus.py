@@ -129,6 +129,7 @@ async def test_live_parts_are_shown_once_they_exist(
     assert value_of(page, "whence_cache_tokens_used") == 100
     assert value_of(page, "whence_cache_tokens_free") == 3996
     assert value_of(page, "whence_prefill_chunks_total") == 7
+    assert value_of(page, "whence_prefix_cache_tokens") == 48
     assert value_of(page, "whence_engine_restarts_total") == 1
     assert value_of(page, "whence_journal_size_bytes") == 12345
     assert value_of(page, "whence_journal_commit_duration_seconds_bucket", le="0.005") == 1

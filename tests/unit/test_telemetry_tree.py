@@ -43,7 +43,7 @@ def phased(num_steps: int = 3, **fields: object) -> MemoryJournal:
 
 
 async def test_queue_and_prefill_come_before_the_tokens_and_touch_nothing():
-    spans = await spans_of(phased(num_prefill_chunks=3))
+    spans = await spans_of(phased(num_prefill_chunks=3, num_cached_prompt_tokens=0))
     (queue,), (prefill,) = named(spans, "queue"), named(spans, "prefill")
     assert times(queue) == (START_NS, START_NS + 2 * MS - 1_000)
     assert times(prefill) == (START_NS + 2 * MS, START_NS + 13 * MS - 1_000)
@@ -52,6 +52,7 @@ async def test_queue_and_prefill_come_before_the_tokens_and_touch_nothing():
         "whence.generation.id": "g",
         "whence.prefill.num_tokens": 5,
         "whence.prefill.num_chunks": 3,
+        "whence.prefill.num_cached_tokens": 0,
     }
     first, _ = named(spans, "decode")
     assert first.start_time_unix_nano == START_NS + 13 * MS
@@ -59,9 +60,10 @@ async def test_queue_and_prefill_come_before_the_tokens_and_touch_nothing():
     assert_within_parents(spans)
 
 
-async def test_an_unknown_number_of_chunks_is_absent():
+async def test_unknown_numbers_of_chunks_and_of_cached_tokens_are_absent():
     (prefill,) = named(await spans_of(phased()), "prefill")
     assert "whence.prefill.num_chunks" not in attributes(prefill)
+    assert "whence.prefill.num_cached_tokens" not in attributes(prefill)
 
 
 @pytest.mark.parametrize(

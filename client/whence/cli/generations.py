@@ -279,7 +279,8 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "training run": _format_training_run(started),
         "started": _format_time(summary.start_time),
         "finished": _format_reason(summary),
-        "tokens": f"{summary.num_prompt_tokens} prompt, {summary.num_generated_tokens} generated",
+        "tokens": f"{summary.num_prompt_tokens} prompt{_format_cached(generation)}, "
+        f"{summary.num_generated_tokens} generated",
         "processors": ", ".join(started.processor_names) or "none",
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
         **{f"no {part}": reason for part, reason in sorted(started.unavailable.items())},
@@ -301,6 +302,11 @@ def _describe_adapter(started: GenerationStarted) -> dict[str, str]:
     if not started.HasField("adapter"):
         return {}
     return {"adapter": f"{started.adapter.name} ({started.adapter.digest})"}
+
+
+def _format_cached(generation: GetGenerationResponse) -> str:
+    num_cached = generation.finished.num_cached_prompt_tokens
+    return f" ({num_cached} from the prefix cache)" if num_cached else ""
 
 
 def _format_training_run(started: GenerationStarted) -> str:

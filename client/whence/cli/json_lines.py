@@ -38,7 +38,8 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 with --internals
   beam_round    index, continuations: [{parent, token_id, logprob, score, kept, finished}],
                 timing
-  finished      generation_id, finish_reason, num_prompt_tokens, num_generated_tokens,
+  finished      generation_id, finish_reason, num_prompt_tokens, num_cached_prompt_tokens,
+                num_generated_tokens,
                 num_unrecorded_tokens: tokens above that the server lost when it died,
                 queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
                 sequences: [{sequence_index, text, token_ids, finish_reason, stop,
@@ -227,6 +228,9 @@ def _describe_finished(generation: GenerationState) -> dict[str, Any]:
             "generation_id": generation.id,
             "finish_reason": generation.finish_reason,
             "num_prompt_tokens": finished.num_prompt_tokens,
+            "num_cached_prompt_tokens": finished.num_cached_prompt_tokens
+            if finished.HasField("num_cached_prompt_tokens")
+            else None,
             "num_generated_tokens": finished.num_generated_tokens,
             "num_unrecorded_tokens": generation.num_unrecorded_tokens or None,
             "queue_ns": finished.queue_ns,

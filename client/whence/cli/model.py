@@ -59,6 +59,9 @@ def _format_details(model: Model) -> str:
         "chat templates": ", ".join(model.chat_templates) or "none",
         **_describe_adapters(model),
         "batched": "yes" if model.batched else "no",
+        "prefix cache": f"{model.prefix_cache_tokens:,} tokens"
+        if model.prefix_cache_tokens
+        else "off",
         "model digest": model.model_digest or "unknown",
         "weights digest": model.weights_digest or "unknown",
         "tokenizer digest": model.tokenizer_digest or "unknown",

@@ -1696,6 +1696,7 @@ class GenerationFinished(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
     NUM_PREFILL_CHUNKS_FIELD_NUMBER: builtins.int
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     num_prompt_tokens: builtins.int
     """Number of the prompt's tokens, including special tokens."""
     num_generated_tokens: builtins.int
@@ -1721,6 +1722,11 @@ class GenerationFinished(google.protobuf.message.Message):
     num_prefill_chunks: builtins.int
     """Number of forward passes that read the prompt. Absent if the prompt was not
     read completely, or the number is not recorded.
+    """
+    num_cached_prompt_tokens: builtins.int
+    """Number of the prompt's tokens that were found in the prefix cache, and not
+    read: 0 to num_prompt_tokens - 1. Absent if the prompt was not read
+    completely, or the number is not recorded.
     """
     @property
     def sequences(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SequenceResult]:
@@ -1749,11 +1755,14 @@ class GenerationFinished(google.protobuf.message.Message):
         failure: global___Failure | None = ...,
         finish_reason: global___FinishReason.ValueType = ...,
         num_prefill_chunks: builtins.int | None = ...,
+        num_cached_prompt_tokens: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_prefill_chunks", b"_num_prefill_chunks", "end_time", b"end_time", "failure", b"failure", "num_prefill_chunks", b"num_prefill_chunks"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_prefill_chunks", b"_num_prefill_chunks", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "end_time", b"end_time", "failure", b"failure", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_prefill_chunks", b"num_prefill_chunks"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_failure", b"_failure"]) -> typing.Literal["failure"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_cached_prompt_tokens", b"_num_cached_prompt_tokens"]) -> typing.Literal["num_cached_prompt_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_prefill_chunks", b"_num_prefill_chunks"]) -> typing.Literal["num_prefill_chunks"] | None: ...
 

@@ -84,6 +84,7 @@ class Model(google.protobuf.message.Message):
     ADAPTER_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    PREFIX_CACHE_TOKENS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model, for GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -128,6 +129,8 @@ class Model(google.protobuf.message.Message):
     """Optimizer step of the training run after which the weights were saved."""
     failure: builtins.str
     """Reason why the model could not be loaded; only with MODEL_STATE_FAILED."""
+    prefix_cache_tokens: builtins.int
+    """Maximum number of positions in the prefix cache; 0 if it is off."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
         """Files that model_digest covers, sorted by path."""
@@ -176,9 +179,10 @@ class Model(google.protobuf.message.Message):
         adapter: global___Adapter | None = ...,
         failure: builtins.str = ...,
         adapters: collections.abc.Iterable[global___NamedAdapter] | None = ...,
+        prefix_cache_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "prefix_cache_tokens", b"prefix_cache_tokens", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model

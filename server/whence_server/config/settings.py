@@ -148,6 +148,13 @@ class ServeConfig:
         "maximum number of positions in the key-value caches of all running sequences",
         "N",
     )
+    prefix_cache_tokens: int = declare_setting(
+        16_384,
+        accept_whole(0),
+        "maximum number of positions whose keys and values are kept, besides those of running "
+        "sequences, for prompts that begin with the same tokens; 0 keeps none",
+        "N",
+    )
     max_prompt_tokens: int = declare_setting(
         0,
         accept_whole(0),

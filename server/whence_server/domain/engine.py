@@ -152,6 +152,8 @@ class Prefilled(NamedTuple):
     finished_ns: int
     num_chunks: int
     """Forward passes that read the prompt."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that were found in the prefix cache, and not read."""
 
 
 class PromptReading(NamedTuple):
@@ -187,6 +189,8 @@ class Utilisation(NamedTuple):
     """Reserved positions of the key-value cache, padding included."""
     num_prefill_chunks: int = 0
     """Forward passes over prompts since the engine process started."""
+    num_prefix_tokens: int = 0
+    """Positions in the prefix cache."""
 
 
 class Turn(NamedTuple):

@@ -87,6 +87,9 @@ class Finished:
     failure: Failure | None = None
     num_prefill_chunks: int | None = None
     """Forward passes that read the prompt; None if it was not read completely."""
+    num_cached_prompt_tokens: int | None = None
+    """Tokens of the prompt that were found in the prefix cache; None if it was not read
+    completely."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,3 +156,5 @@ class ModelInfo:
     """Adapter that is part of the model in every generation."""
     adapters: tuple[NamedAdapter, ...] = ()
     """Adapters that requests can name, sorted by name."""
+    prefix_cache_tokens: int = 0
+    """Maximum number of positions in the prefix cache; 0 if it is off."""

@@ -34,6 +34,11 @@ class AdaptedPrompt:
         return int(self.prompt.num_left)
 
     @property
+    def num_cached(self) -> int:
+        """Number of tokens among them that were found in the prefix cache."""
+        return int(self.prompt.num_cached)
+
+    @property
     def readout(self) -> Readout | None:
         """Readout of the last token, as row 0; None before the end, or if not probed."""
         readout: Readout | None = self.prompt.readout
@@ -65,6 +70,11 @@ class AdaptedRunner:
         """Number of rows that decode."""
         return len(self._rows)
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of positions in the prefix cache, which all runners share."""
+        return self._by_adapter[""].num_prefix_tokens
+
     def count_whole(self, num_tokens: int, num_generated: int) -> int:
         """Return the number of a prompt's first tokens that have to be read in one pass."""
         # It depends on the base's rotary modules alone, which no adapter changes.
@@ -86,6 +96,19 @@ class AdaptedRunner:
     def prefill(self, prompt: AdaptedPrompt, num_tokens: int, *, all_logits: bool) -> torch.Tensor:
         """Read the prompt's next tokens; see `ModelRunner.prefill`."""
         return prompt.runner.prefill(prompt.prompt, num_tokens, all_logits=all_logits)
+
+    def reuse_prefix(self, prompt: AdaptedPrompt, namespace: str) -> None:
+        """Take over the longest cached prefix of a prompt; see `ModelRunner.reuse_prefix`."""
+        prompt.runner.reuse_prefix(prompt.prompt, namespace)
+
+    def keep_prefix(self, prompt: AdaptedPrompt, namespace: str) -> None:
+        """Keep the tokens that are read of a prompt for later prompts."""
+        prompt.runner.keep_prefix(prompt.prompt, namespace)
+
+    def keep_row(self, row: int, token_ids: Sequence[int], namespace: str) -> None:
+        """Keep a row for later prompts; see `ModelRunner.keep_row`."""
+        kept = self._rows[row]
+        kept.runner.keep_row(kept.number, token_ids, namespace)
 
     def join(self, prompt: AdaptedPrompt, num_rows: int = 1) -> None:
         """Append rows that continue a completely read prompt."""

@@ -139,9 +139,14 @@ class Batch(Generic[PromptT]):
             and not batch_row.is_beam
         )
 
-    def leave_generation(self, generation_id: str) -> None:
-        """Remove all rows of a generation."""
-        self._leave(r for r in self._rows if r.generation_id == generation_id)
+    def leave_generation(self, generation_id: str, *, keep: bool = True) -> None:
+        """Remove all rows of a generation.
+
+        Args:
+            generation_id: id of the generation.
+            keep: whether its sequences are kept for prompts that begin with them.
+        """
+        self._leave((r for r in self._rows if r.generation_id == generation_id), keep=keep)
 
     def clear(self) -> None:
         """Remove all rows, in any state."""
@@ -207,7 +212,7 @@ class Batch(Generic[PromptT]):
         failed = chosen.list_failed(broken)
         lost = {failed_one.generation_id for failed_one in failed}
         for generation_id in lost:
-            self.leave_generation(generation_id)
+            self.leave_generation(generation_id, keep=False)
         return Turn(
             cost,
             steps=[step for step in steps if step.generation_id not in lost] if lost else steps,
@@ -225,13 +230,17 @@ class Batch(Generic[PromptT]):
                 [places[id(destination)] for _, destination in pairs],
             )
 
-    def _leave(self, leaving: Iterable[BatchRow]) -> None:
+    def _leave(self, leaving: Iterable[BatchRow], *, keep: bool = True) -> None:
         """Remove rows from the batch, last ones first, as the last row fills each gap."""
         gone = {id(batch_row) for batch_row in leaving}
         if not gone:
             return
         for row in reversed([i for i, r in enumerate(self._rows) if id(r) in gone]):
             batch_row = self._rows[row]
+            if keep and not batch_row.is_beam:
+                # A beam may have tokens of another hypothesis than its row of the cache.
+                token_ids = batch_row.row.token_ids.tolist()
+                self._runner.keep_row(row, token_ids, batch_row.namespace)
             self._runner.leave(row)
             self._on_leave(batch_row.job_id)
             self._beams.pop(batch_row.generation_id, None)

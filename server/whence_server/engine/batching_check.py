@@ -154,7 +154,7 @@ def _list_styles(model: Any) -> Iterator[ForwardStyle]:
 
 
 def _works_together(model: Any, style: ForwardStyle) -> bool:
-    long, short = _make_prompts(model)
+    long, short = make_prompts(model)
     try:
         runner = Runner(model, style)
         for token_ids, chunks in ((long, (4, 2)), (short, (2,))):
@@ -174,7 +174,7 @@ def _works_together(model: Any, style: ForwardStyle) -> bool:
 
 def _works_singly(model: Any, rotary: Frequencies) -> bool:
     """Decode two sequences in turns, which would mix up state kept in the model itself."""
-    sequences = _make_prompts(model)
+    sequences = make_prompts(model)
     plain = [run_plain(model, token_ids) for token_ids in sequences]
     try:
         runner = SoloRunner(model, NO_PROBE, rotary)
@@ -194,7 +194,8 @@ def _works_singly(model: Any, rotary: Frequencies) -> bool:
     )
 
 
-def _make_prompts(model: Any) -> tuple[list[int], list[int]]:
+def make_prompts(model: Any) -> tuple[list[int], list[int]]:
+    """Return a prompt of seven tokens, and one of three."""
     vocabulary_size = model.config.get_text_config(decoder=True).vocab_size
     long, short = ([(7 * i + 3) % vocabulary_size for i in range(n)] for n in (7, 3))
     return long, short

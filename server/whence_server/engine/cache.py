@@ -74,6 +74,21 @@ class BatchedCache(Cache):
         """
         return [buffer for layer in self.layers for buffer in layer.add_column()]
 
+    def list_columns(self, row: int = 0) -> list[torch.Tensor]:
+        """Return one row's keys and then values of each layer, [heads, length, size], as views."""
+        # A single prompt's cache has no padding.
+        padding = self.padding[row] if self.padding else 0
+        return [
+            buffer[row, :, layer.start + padding : layer.end]
+            for layer in self.layers
+            for buffer in (layer.keys, layer.values)
+        ]
+
+    def cut(self, width: int) -> None:
+        """Drop the newest columns of a single prompt, so that `width` are left."""
+        for layer in self.layers:
+            layer.end = min(layer.end, layer.start + width)
+
     def insert(self, prefilled: "BatchedCache", num_rows: int = 1) -> None:
         """Append `num_rows` copies of a single prompt's cache as new rows."""
         more = max(prefilled.width - self.width, 0) if self.padding else 0

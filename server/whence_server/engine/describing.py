@@ -38,6 +38,7 @@ def describe(
     internals: InternalsInfo,
     places: ModelPlaces,
     adapter: AdapterInfo | None,
+    prefix_cache_tokens: int,
 ) -> ModelInfo:
     """Return the description of a model."""
     config = model.config.get_text_config(decoder=True)
@@ -63,6 +64,7 @@ def describe(
         internals=internals,
         directory=str(places.directory.resolve()),
         adapter=adapter,
+        prefix_cache_tokens=prefix_cache_tokens,
     )
 
 

@@ -34,6 +34,7 @@ class Findings(NamedTuple):
         captured: True if the captured step has the logits of the modules, to the bit.
         captured_probed: True if the captured step with a probe has their activations too.
         packed: True if the captured step multiplies with packed weights.
+        reuses_prefixes: True if the logits are the same with a prefix cache.
     """
 
     style: ForwardStyle | None
@@ -42,6 +43,7 @@ class Findings(NamedTuple):
     captured: bool
     captured_probed: bool
     packed: bool
+    reuses_prefixes: bool
 
 
 class FindingsCache:
@@ -128,6 +130,7 @@ def _encode(findings: Findings) -> dict[str, Any]:
         "captured": findings.captured,
         "captured_probed": findings.captured_probed,
         "packed": findings.packed,
+        "reuses_prefixes": findings.reuses_prefixes,
     }
 
 
@@ -160,6 +163,7 @@ def _decode(entry: dict[str, Any]) -> Findings:
         captured=_read_flag(entry["captured"]),
         captured_probed=_read_flag(entry["captured_probed"]),
         packed=_read_flag(entry["packed"]),
+        reuses_prefixes=_read_flag(entry["reuses_prefixes"]),
     )
 
 

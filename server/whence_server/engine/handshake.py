@@ -38,6 +38,8 @@ class EngineOptions(NamedTuple):
     """Directory for the engine's compiled loops, unless NUMBA_CACHE_DIR names one; "" for none."""
     kernel_variables: tuple[tuple[str, str], ...] = ()
     """Environment variables that choose kernels, with their values, sorted."""
+    prefix_cache_tokens: int = 0
+    """Positions in the prefix cache; 0 turns it off."""
 
 
 class Ready(NamedTuple):

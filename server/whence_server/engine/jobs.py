@@ -39,6 +39,16 @@ class PrefillJob(Generic[PromptT]):
     compiled: Matcher | None = None
     """Constraint of the generation, before its first token; None without one."""
 
+    @property
+    def namespace(self) -> str:
+        """Name of the weights that read the tokens, for the prefix cache: the adapter's."""
+        return self.admit.adapter
+
+    @property
+    def traces_prompt(self) -> bool:
+        """True if the prompt's own tokens are traced, and have not been before."""
+        return self.admit.trace.prompt and not self.num_replayed
+
     def make_rows(self, job_id: str, max_context_length: int) -> list["BatchRow"]:
         """Return the rows that continue the prompt, before their first step."""
         admit = self.admit
@@ -60,6 +70,7 @@ class PrefillJob(Generic[PromptT]):
                 token_id=-1,
                 context_length=num_tokens,
                 num_steps=last_step,
+                namespace=self.namespace,
             )
             for index in self.sequence_indices
         ]
@@ -85,6 +96,8 @@ class BatchRow:
     """Number of tokens so far, including the prompt's."""
     num_steps: int
     """Largest number of steps, by the request's length or the model's context."""
+    namespace: str = ""
+    """See `PrefillJob.namespace`."""
 
     @property
     def is_beam(self) -> bool:
@@ -179,7 +192,9 @@ def describe_failure(generation_id: str, error: Exception) -> GenerationFailed:
         )
     if is_out_of_memory(error):
         return GenerationFailed(
-            generation_id, "OUT_OF_MEMORY", "the engine ran out of memory; lower --max-cache-tokens"
+            generation_id,
+            "OUT_OF_MEMORY",
+            "the engine ran out of memory; lower --max-cache-tokens or --prefix-cache-tokens",
         )
     return GenerationFailed(
         generation_id, "FORWARD_FAILED", f"the forward pass failed: {type(error).__name__}"

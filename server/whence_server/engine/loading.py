@@ -33,6 +33,7 @@ from whence_server.engine.mixed_adapters import MixedAdapters, find_mixed
 from whence_server.engine.mixed_runner import Way
 from whence_server.engine.model_runner import ModelRunner
 from whence_server.engine.packed_linears import get_bound
+from whence_server.engine.prefix_cache import PrefixCache, round_to_blocks
 from whence_server.engine.pretrained import (
     copy_into_memory,
     load_model,
@@ -76,21 +77,26 @@ class LoadedModel(NamedTuple):
 
     def make_runner(self) -> ModelRunner[Any]:
         """Return a new runner without rows, of the kind that the model needs."""
+        num_tokens = self.info.prefix_cache_tokens
+        prefixes = PrefixCache(num_tokens) if num_tokens else None
         if not self.adapted:
-            return self._make_runner(self)
+            return self._make_runner(self, prefixes)
         models: dict[str, LoadedModel | AdaptedModel] = {"": self}
         models |= {each.info.name: each for each in self.adapted}
         runners: dict[str, ModelRunner[Any]] = {}
         if self.mixed is not None:
-            runners = dict.fromkeys(self.mixed.ways, self.mixed.make_runner())
+            runners = dict.fromkeys(self.mixed.ways, self.mixed.make_runner(prefixes))
         if len(runners) == len(models):
             return runners[""]
-        return AdaptedRunner({name: self._make_runner(of) for name, of in models.items()} | runners)
+        alone = {name: self._make_runner(of, prefixes) for name, of in models.items()}
+        return AdaptedRunner(alone | runners)
 
-    def _make_runner(self, of: "LoadedModel | AdaptedModel") -> ModelRunner[Any]:
+    def _make_runner(
+        self, of: "LoadedModel | AdaptedModel", prefixes: PrefixCache | None
+    ) -> ModelRunner[Any]:
         if self.style is None:
             return SoloRunner(of.model, of.probe, of.rotary)
-        return Runner(of.model, self.style, of.graph, of.probe)
+        return Runner(of.model, self.style, of.graph, of.probe, prefixes=prefixes)
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -147,6 +153,9 @@ def load(options: EngineOptions) -> LoadedModel:
         adapter=_describe_adapter(
             whole, places, files, _list_files_alone(places, base_weights, options)
         ),
+        prefix_cache_tokens=round_to_blocks(options.prefix_cache_tokens)
+        if tried.reuses_prefixes
+        else 0,
     )
     base = Base(model, tried.style, tried.obstacle, info, places, base_weights)
     adapted = tuple(load_adapted(base, place, options) for place in named)

@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 CANDIDATES_A_TOKEN = 16
 """Candidates of a prompt token whose recording takes as long as reading one token."""
 
+REUSED_TOKENS_A_TURN = 4096
+"""Cached tokens that are taken over in a turn, and the rest of the last prefix. This takes less
+time than reading a chunk, so that many known prompts do not delay running streams."""
+
 
 class EngineLoop(Generic[PromptT]):
     """Loop that handles messages from the front and sends turns to it.
@@ -94,6 +98,7 @@ class EngineLoop(Generic[PromptT]):
             case AdmitConstrained(admit, compiled):
                 self._admit(admit, compiled)
             case StopGeneration(generation_id):
+                self._batch.leave_generation(generation_id)
                 self._drop(generation_id)
             case StopSequence(generation_id, index):
                 self._batch.leave_sequence(generation_id, index)
@@ -103,7 +108,8 @@ class EngineLoop(Generic[PromptT]):
         """Run a step of all running sequences, then read prompts within a turn's budget."""
         if self._batch.num_rows:
             self._step()
-        for chunk in self._scheduler.take_chunks():
+        held = self._reuse_prefixes()
+        for chunk in self._scheduler.take_chunks(held):
             job = self._prefill_jobs.get(chunk.job_id)
             if job is None:
                 continue  # its generation failed with an earlier chunk of this turn
@@ -151,29 +157,62 @@ class EngineLoop(Generic[PromptT]):
             self._drop(failed.generation_id)
         self._report(turn)
 
+    def _reuse_prefixes(self) -> list[str]:
+        """Take over cached prefixes of the prompts in prefill, also those cached since last turn.
+
+        A prompt whose own tokens are traced is read anew, as their logits are not cached.
+
+        Returns:
+            Ids of the jobs whose prefixes have to wait for the next turn, and that must not be read
+            before.
+        """
+        waiting = self._scheduler.list_prefilling()
+        num_left = REUSED_TOKENS_A_TURN
+        while waiting and num_left > 0:
+            job_id = waiting.pop(0)
+            job = self._prefill_jobs.get(job_id)
+            if job is None or job.traces_prompt:
+                continue
+            with self._isolate(job.admit.generation_id):
+                started_ns = time.monotonic_ns()
+                prompt = self._start_prompt(job)
+                num_before = prompt.num_done
+                self._runner.reuse_prefix(prompt, job.namespace)
+                num_reused = prompt.num_done - num_before
+                if num_reused:
+                    num_left -= num_reused
+                    job.started_ns = job.started_ns or started_ns
+                    self._scheduler.skip(job_id, num_reused)
+        return waiting
+
+    def _start_prompt(self, job: PrefillJob[PromptT]) -> PromptT:
+        """Return the runner's prompt of a job, a new one if it has none."""
+        if job.prompt is None:
+            probed = job.admit.trace.detail is TraceDetail.INTERNALS
+            job.prompt = self._runner.start(
+                job.token_ids, job.num_replayed, probed=probed, adapter=job.admit.adapter
+            )
+        return job.prompt
+
     def _read(self, chunk: Chunk, job: PrefillJob[PromptT]) -> None:
         """Read a chunk of a prompt; after the last one, start its rows."""
         self._tell_progress(job)
         started_ns = time.monotonic_ns()
-        trace = job.admit.trace
-        traces_prompt = trace.prompt and not job.num_replayed
-        if job.prompt is None:
-            probed = trace.detail is TraceDetail.INTERNALS
-            job.prompt = self._runner.start(
-                job.token_ids, job.num_replayed, probed=probed, adapter=job.admit.adapter
-            )
-            job.started_ns = started_ns
-        prompt = job.prompt
-        logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=traces_prompt)
+        job.started_ns = job.started_ns or started_ns
+        prompt = self._start_prompt(job)
+        logits = self._runner.prefill(prompt, chunk.num_tokens, all_logits=job.traces_prompt)
         self._runner.synchronize()
         forward_ns = time.monotonic_ns() - started_ns
         job.num_chunks += 1
         self._num_prefill_chunks += 1
-        if traces_prompt:
+        if job.traces_prompt:
             first = prompt.num_done - chunk.num_tokens
             self._score_prompt(job, first, prompt.num_done, logits, forward_ns)
         if chunk.is_last:
             self._start_rows(chunk.job_id, job, prompt, logits[-1:], forward_ns)
+        if not bool(logits[-1].isnan().any()):
+            # After the first token is sent, which does not wait for it.
+            self._runner.keep_prefix(prompt, job.namespace)
 
     def _tell_progress(self, job: PrefillJob[PromptT]) -> None:
         """Send the number of prompt tokens that are read; replayed tokens are not the prompt's."""
@@ -229,12 +268,13 @@ class EngineLoop(Generic[PromptT]):
             job.started_ns,
             finished_ns,
             job.num_chunks,
+            min(prompt.num_cached, len(job.admit.prompt_token_ids)),
         )
         self._report(turn._replace(prefilled=[prefilled]))
 
     def _drop(self, generation_id: str) -> None:
         """Remove a generation from batch, scheduler and outbox."""
-        self._batch.leave_generation(generation_id)
+        self._batch.leave_generation(generation_id, keep=False)
         self._outbox.drop(generation_id)
         for job_id, job in list(self._prefill_jobs.items()):
             if job.admit.generation_id == generation_id:
@@ -288,7 +328,11 @@ class EngineLoop(Generic[PromptT]):
             if done.sequences:
                 self._outbox.put(done)
                 turn = turn._replace(beam_searches=())
-        utilisation = Utilisation(self._scheduler.num_cache_tokens, self._num_prefill_chunks)
+        utilisation = Utilisation(
+            self._scheduler.num_cache_tokens,
+            self._num_prefill_chunks,
+            self._runner.num_prefix_tokens,
+        )
         self._send(turn._replace(utilisation=utilisation))
 
 

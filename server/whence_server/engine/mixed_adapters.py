@@ -10,6 +10,7 @@ from whence_server.engine.internals.layers import find_layers
 from whence_server.engine.internals.lens import Lens
 from whence_server.engine.internals.probe import Probe
 from whence_server.engine.mixed_runner import MixedRunner, Way
+from whence_server.engine.prefix_cache import PrefixCache
 from whence_server.engine.row_lora import RowIndex, copy_with_rows, read_lora
 from whence_server.engine.style import ForwardStyle
 
@@ -35,9 +36,9 @@ class MixedAdapters(NamedTuple):
     mixed: Way
     row_index: RowIndex
 
-    def make_runner(self) -> MixedRunner:
-        """Return a new runner without rows."""
-        return MixedRunner(self.style, self.ways, self.mixed, self.row_index)
+    def make_runner(self, prefixes: PrefixCache | None = None) -> MixedRunner:
+        """Return a new runner without rows, which keeps prefixes in `prefixes`."""
+        return MixedRunner(self.style, self.ways, self.mixed, self.row_index, prefixes)
 
 
 def find_mixed(

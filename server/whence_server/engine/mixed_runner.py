@@ -13,6 +13,7 @@ import torch
 from whence_server.engine.internals.joined_readout import JoinedReadout
 from whence_server.engine.internals.probe import Activations, Probe
 from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows, Readout
+from whence_server.engine.prefix_cache import PrefixCache
 from whence_server.engine.row_lora import RowIndex
 from whence_server.engine.runner import BatchedPrompt, Runner
 from whence_server.engine.step_graph import StepGraph
@@ -41,12 +42,19 @@ class MixedRunner(Runner):
         ways: way to run a pass with each adapter alone, by its name; that of "" has none.
         mixed: way to run a pass over rows with different adapters.
         index: adapters of the rows of a mixed pass, by their places in `ways`.
+        prefixes: keeps prefixes for later prompts; None keeps none.
     """
 
     def __init__(
-        self, style: ForwardStyle, ways: Mapping[str, Way], mixed: Way, index: RowIndex
+        self,
+        style: ForwardStyle,
+        ways: Mapping[str, Way],
+        mixed: Way,
+        index: RowIndex,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        super().__init__(ways[""].model, style, ways[""].graph, ways[""].probe)
+        own = ways[""]
+        super().__init__(own.model, style, own.graph, own.probe, prefixes=prefixes)
         self._ways = dict(ways)
         self._mixed = mixed
         self._index = index

@@ -24,6 +24,10 @@ class Prompt(Protocol):
         """Number of tokens still to read."""
 
     @property
+    def num_cached(self) -> int:
+        """Number of tokens among them that were found in the prefix cache."""
+
+    @property
     def readout(self) -> Readout | None:
         """Readout of the last token, as row 0; None before the end, or if not probed."""
 
@@ -40,6 +44,10 @@ class ModelRunner(Protocol[PromptT]):
     @property
     def num_rows(self) -> int:
         """Number of rows that decode."""
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of positions in the prefix cache."""
 
     def count_whole(self, num_tokens: int, num_generated: int) -> int:
         """Return the number of a prompt's first tokens that have to be read in one pass.
@@ -77,6 +85,31 @@ class ModelRunner(Protocol[PromptT]):
 
         Raises:
             ProbeError: the activations cannot be read.
+        """
+
+    def reuse_prefix(self, prompt: PromptT, namespace: str) -> None:
+        """Take over the longest cached prefix of a prompt that goes beyond the tokens read.
+
+        At least the last token is left to read.
+
+        Args:
+            prompt: changed in place.
+            namespace: name of the weights that read it; see `PrefixCache.read`.
+
+        Raises:
+            ProbeError: the activations cannot be read.
+        """
+
+    def keep_prefix(self, prompt: PromptT, namespace: str) -> None:
+        """Keep the tokens that are read of a prompt for later prompts, within the cache's size."""
+
+    def keep_row(self, row: int, token_ids: Sequence[int], namespace: str) -> None:
+        """Keep a row for later prompts, within the cache's size.
+
+        Args:
+            row: number of the row.
+            token_ids: its prompt and its generated tokens. The newest may not have been read.
+            namespace: see `reuse_prefix`.
         """
 
     def join(self, prompt: PromptT, num_rows: int = 1) -> None:

@@ -17,6 +17,7 @@ from whence_server.engine.internals.probe import (
 )
 from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows, Readout
 from whence_server.engine.masks import SPARE_COLUMNS, StepLayout, StepMasks
+from whence_server.engine.prefix_cache import PrefixCache
 from whence_server.engine.step_graph import (
     NotCapturableError,
     StepGraph,
@@ -24,6 +25,9 @@ from whence_server.engine.step_graph import (
     make_mask_argument,
 )
 from whence_server.engine.style import ForwardStyle
+
+NORMS_TOGETHER = 512
+"""Cached positions whose norms are computed at once for probed rows; bounds the memory."""
 
 
 @dataclass(slots=True)
@@ -34,6 +38,7 @@ class BatchedPrompt:
         token_ids: the whole prompt.
         cache: keys and values of the tokens read.
         num_done: number of tokens read.
+        num_cached: number of tokens among them that were found in the prefix cache.
         probed: state for probed rows; None if the rows will not be probed.
         readout: readout of the last token, as row 0; None before the end, or if not probed.
         adapter: name of the adapter with which it is read; "" for none.
@@ -42,6 +47,7 @@ class BatchedPrompt:
     token_ids: list[int]
     cache: BatchedCache
     num_done: int = 0
+    num_cached: int = 0
     probed: ProbedPrompt | None = None
     readout: Readout | None = None
     adapter: str = ""
@@ -62,6 +68,7 @@ class Runner:
         style: call style of the model.
         graph: the captured decoding step; None runs the model's modules instead.
         probe: reads the activations of probed rows.
+        prefixes: keeps prefixes for later prompts; None keeps none. Runners may share it.
     """
 
     def __init__(
@@ -70,12 +77,15 @@ class Runner:
         style: ForwardStyle,
         graph: StepGraph | None = None,
         probe: Probe = NO_PROBE,
+        *,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self._model = model
         self._style = style
         self._graph = graph
         self._probe = probe
         self._probed = ProbedRows(self._probe)
+        self._prefixes = prefixes
         self._activations: Activations | None = None
         self._probe_error: Exception | None = None
         self._device = model.device
@@ -86,6 +96,11 @@ class Runner:
     def num_rows(self) -> int:
         """Number of rows in the batch."""
         return len(self._cache.padding)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of positions in the prefix cache."""
+        return 0 if self._prefixes is None else self._prefixes.num_tokens
 
     def count_whole(self, num_tokens: int, num_generated: int) -> int:  # noqa: ARG002 - generated tokens make no difference here
         """Return the number of tokens to read in one pass if prompts are read whole: all."""
@@ -132,6 +147,35 @@ class Runner:
             logits = self._prefill_probed(prompt, prompt.probed, input_ids, arguments)
         prompt.num_done += len(chunk)
         return logits[0] if all_logits else logits[0, -1:]
+
+    @torch.inference_mode()
+    def reuse_prefix(self, prompt: BatchedPrompt, namespace: str) -> None:
+        """Take over the longest cached prefix of a prompt; see `ModelRunner.reuse_prefix`."""
+        if self._prefixes is None:
+            return
+        num_tokens = self._prefixes.read(namespace, prompt.token_ids, prompt.cache)
+        if num_tokens and prompt.probed is not None:
+            values = prompt.cache.values
+            with translate_probe_errors():
+                for begin in range(prompt.num_done, prompt.num_done + num_tokens, NORMS_TOGETHER):
+                    end = min(begin + NORMS_TOGETHER, prompt.num_done + num_tokens)
+                    prompt.probed.read(begin, [layer[:, :, begin:end] for layer in values])
+        prompt.num_done += num_tokens
+        prompt.num_cached += num_tokens
+
+    @torch.inference_mode()
+    def keep_prefix(self, prompt: BatchedPrompt, namespace: str) -> None:
+        """Keep the tokens that are read of a prompt for later prompts."""
+        if self._prefixes is not None:
+            token_ids = prompt.token_ids[: prompt.num_done]
+            self._prefixes.write(namespace, token_ids, prompt.cache.list_columns())
+
+    @torch.inference_mode()
+    def keep_row(self, row: int, token_ids: Sequence[int], namespace: str) -> None:
+        """Keep a row for later prompts; see `ModelRunner.keep_row`."""
+        if self._prefixes is not None:
+            length = self._cache.lengths[row]
+            self._prefixes.write(namespace, token_ids[:length], self._cache.list_columns(row))
 
     @torch.inference_mode()
     def join(self, prompt: BatchedPrompt, num_rows: int = 1) -> None:

@@ -6,6 +6,7 @@ its prompt read in chunks, decodes, and frees its cache sequence by sequence.
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,33 +140,52 @@ class Scheduler:
             _Job(job_id, num_prompt_tokens, length, num_sequences, whole, token_cost)
         )
 
-    def take_chunks(self) -> list[Chunk]:
-        """Return the prompt chunks to read in this turn; the caller reads them or calls `leave`."""
+    def list_prefilling(self) -> list[str]:
+        """Return the ids of the jobs that `take_chunks` would share this turn out among.
+
+        The caller may `skip` tokens of them. Empty if prompts are read whole.
+        """
+        if self._whole_prompts:
+            return []
+        while self._admit_next():
+            pass
+        return [job.job_id for job in self._prefilling]
+
+    def skip(self, job_id: str, num_tokens: int) -> None:
+        """Count prompt tokens as read that need not be; at least one has to be left."""
+        self._admitted[job_id].num_read += num_tokens
+
+    def take_chunks(self, held: Collection[str] = ()) -> list[Chunk]:
+        """Return the prompt chunks to read in this turn; the caller reads them or calls `leave`.
+
+        Args:
+            held: ids of jobs that get no chunk in this turn; ignored if prompts are read whole.
+        """
         if self._whole_prompts:
             return self._take_whole_prompts()
         while self._admit_next():
             pass
-        return self._share_out()
+        return self._share_out([job for job in self._prefilling if job.job_id not in held])
 
-    def _share_out(self) -> list[Chunk]:
-        """Return chunks of the prompts in prefill, within a turn's budget.
+    def _share_out(self, jobs: list[_Job]) -> list[Chunk]:
+        """Return chunks of the prompts of these jobs, within a turn's budget.
 
         Half the budget goes to the prompt that was admitted first, so that it cannot starve. The
         rest goes to the prompts with the fewest tokens left, so that a short prompt does not wait
         for a long one.
         """
-        if not self._prefilling:
+        if not jobs:
             return []
         budget = self._prefill_chunk_tokens
-        first = self._prefilling[0]
+        first = jobs[0]
         shares = {first.job_id: min(first.num_left, max(budget // 2 // first.token_cost, 1))}
         budget -= shares[first.job_id] * first.token_cost
-        for job in sorted(self._prefilling, key=lambda job: job.num_left):
+        for job in sorted(jobs, key=lambda job: job.num_left):
             share = shares.setdefault(job.job_id, 0)
             more = min(job.num_left - share, max(budget, 0) // job.token_cost)
             shares[job.job_id] += more
             budget -= more * job.token_cost
-        chunks = [self._take_chunk(job, shares[job.job_id]) for job in self._prefilling]
+        chunks = [self._take_chunk(job, shares[job.job_id]) for job in jobs]
         self._prefilling = [job for job in self._prefilling if job.num_left]
         # Chunks that complete a prompt are read first, so that its sequences start earlier.
         return sorted(

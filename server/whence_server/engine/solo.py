@@ -37,6 +37,7 @@ class SoloPrompt:
         num_whole: number of its first tokens that are read in one pass.
         state: state after the tokens read; None before the first pass.
         num_done: number of tokens read: 0, or at least `num_whole`.
+        num_cached: 0, as there is no prefix cache.
         probed: True if the rows that continue the prompt are probed.
         readout: readout of the last token, as row 0; None before the end, or if not probed.
     """
@@ -45,6 +46,7 @@ class SoloPrompt:
     num_whole: int
     state: "_State | None" = None
     num_done: int = 0
+    num_cached: int = 0
     probed: bool = False
     readout: ProbeReadout | None = None
 
@@ -107,6 +109,11 @@ class SoloRunner:
     def num_rows(self) -> int:
         """Number of sequences that decode."""
         return len(self._rows)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of positions in the prefix cache, which these models do not have."""
+        return 0
 
     def count_whole(self, num_tokens: int, num_generated: int) -> int:
         """Return the number of a prompt's first tokens that have to be read in one pass.
@@ -180,6 +187,15 @@ class SoloRunner:
             prompt.readout = ProbeReadout(self._probe.lens, [0], sources, hidden)
         prompt.num_done += num_tokens
         return logits if all_logits else logits[-1:]
+
+    def reuse_prefix(self, prompt: SoloPrompt, namespace: str) -> None:
+        """Do nothing: a state that was carried on cannot be cut at a prefix."""
+
+    def keep_prefix(self, prompt: SoloPrompt, namespace: str) -> None:
+        """Do nothing; see `reuse_prefix`."""
+
+    def keep_row(self, row: int, token_ids: Sequence[int], namespace: str) -> None:
+        """Do nothing; see `reuse_prefix`."""
 
     @torch.inference_mode()
     def join(self, prompt: SoloPrompt, num_rows: int = 1) -> None:

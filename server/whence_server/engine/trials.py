@@ -16,6 +16,7 @@ from whence_server.engine.internals import attention
 from whence_server.engine.internals.head_weights import HeadWeights
 from whence_server.engine.internals.probe import NO_PROBE, DeferredProbe, Probe
 from whence_server.engine.internals.probe_building import build_probe
+from whence_server.engine.prefix_check import reuses_prefixes
 from whence_server.engine.step_graph import StepGraph
 from whence_server.engine.style import ForwardStyle
 
@@ -29,6 +30,7 @@ class Tried(NamedTuple):
         graph: the captured decoding step; None if it cannot be captured.
         probe: reads the model's activations.
         internals: internals that the probe gives.
+        reuses_prefixes: True if the logits are the same with a prefix cache.
         deferred: work that is due before the first generation with internals.
     """
 
@@ -37,6 +39,7 @@ class Tried(NamedTuple):
     graph: StepGraph | None
     probe: Probe
     internals: InternalsInfo
+    reuses_prefixes: bool
     deferred: Sequence[Callable[[], object]] = ()
 
 
@@ -58,8 +61,10 @@ def try_out(
         captured=graph is not None,
         captured_probed=graph is not None and graph.has_probe,
         packed=graph is not None and graph.packed,
+        reuses_prefixes=reuses_prefixes(model, style),
     )
-    return Tried(style, obstacle, graph, probe, internals), findings
+    tried = Tried(style, obstacle, graph, probe, internals, findings.reuses_prefixes)
+    return tried, findings
 
 
 def repeat(model: Any, findings: Findings, head_weights: HeadWeights | None) -> Tried | None:
@@ -86,7 +91,8 @@ def repeat(model: Any, findings: Findings, head_weights: HeadWeights | None) -> 
             attention.restore(model)
             return None
         deferred.append(graph.complete)
-    return Tried(style, obstacle, graph, probe, findings.internals, deferred)
+    reuses = findings.reuses_prefixes
+    return Tried(style, obstacle, graph, probe, findings.internals, reuses, deferred)
 
 
 def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:

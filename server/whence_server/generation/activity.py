@@ -24,6 +24,11 @@ class EngineActivity:
         """Forward passes over prompts since the server's start."""
         return self._num_chunks_before + self._utilisation.num_prefill_chunks
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Positions in the prefix cache, which keeps them when nothing runs."""
+        return self._utilisation.num_prefix_tokens
+
     def note_turn(self, turn: Turn) -> None:
         """Update the load from a turn."""
         self._utilisation = turn.utilisation

@@ -104,6 +104,7 @@ class RunningGeneration:
         self._rounds: list[int] = []
         """Hash of the outcome of each recorded beam search round."""
         self._num_prefill_chunks: int | None = None
+        self._num_cached_prompt_tokens: int | None = None
         self._prefill_started_ns: int | None = None
         self._prefill_finished_ns: int | None = None
 
@@ -164,6 +165,7 @@ class RunningGeneration:
         self._prefill_started_ns = prefilled.started_ns
         self._prefill_finished_ns = prefilled.finished_ns
         self._num_prefill_chunks = prefilled.num_chunks
+        self._num_cached_prompt_tokens = prefilled.num_cached_tokens
 
     def record_step(self, made: StepMade, turn: Turn) -> bool:
         """Record one step; return whether a stop string ended the sequence with it.
@@ -290,6 +292,7 @@ class RunningGeneration:
             end_time_ns=self.started.start_time_ns + elapsed_ns,
             failure=failure,
             num_prefill_chunks=self._num_prefill_chunks,
+            num_cached_prompt_tokens=self._num_cached_prompt_tokens,
         )
         index = FinishIndex(
             finished.finish_reason, num_generated_tokens, results[0].text[:PREVIEW_CHARACTERS]

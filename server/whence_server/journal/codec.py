@@ -144,6 +144,7 @@ def encode_finished(finished: Finished) -> bytes:
         end_time=make_timestamp(finished.end_time_ns),
         failure=None if finished.failure is None else _convert_failure(finished.failure),
         num_prefill_chunks=finished.num_prefill_chunks,
+        num_cached_prompt_tokens=finished.num_cached_prompt_tokens,
     ).SerializeToString()
 
 

@@ -92,6 +92,7 @@ def make_model_message(info: ModelInfo) -> model_pb2.Model:
         chat_templates=sorted(list_templates(info.text.chat_template)),
         adapter=None if info.adapter is None else _make_identity(info.adapter),
         adapters=[_make_adapter_message(adapter) for adapter in info.adapters],
+        prefix_cache_tokens=info.prefix_cache_tokens,
     )
 
 

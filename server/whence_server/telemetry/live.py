@@ -51,6 +51,11 @@ class LiveActivity(Protocol):
         ...
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Positions in the prefix cache."""
+        ...
+
+    @property
     def num_prefill_chunks(self) -> int:
         """Chunks of prompts read since the server's start."""
         ...

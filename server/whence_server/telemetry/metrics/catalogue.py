@@ -155,6 +155,14 @@ PROMPT_TOKENS: Final = Definition(
     "Tokens of the prompts of generations that ended.",
     _MODEL,
 )
+CACHED_PROMPT_TOKENS: Final = Definition(
+    "whence.tokens.prompt_cached",
+    Kind.COUNTER,
+    "{token}",
+    "Tokens of the prompts of generations that ended that were found in the prefix cache, and "
+    "not read.",
+    _MODEL,
+)
 GENERATED_TOKENS: Final = Definition(
     "whence.tokens.generated",
     Kind.COUNTER,
@@ -255,6 +263,12 @@ CACHE_FREE: Final = Definition(
     "{token}",
     "Positions of the key-value cache that are free.",
 )
+PREFIX_CACHE_USED: Final = Definition(
+    "whence.prefix_cache.tokens",
+    Kind.GAUGE,
+    "{token}",
+    "Positions in the prefix cache.",
+)
 PREFILL_CHUNKS: Final = Definition(
     "whence.prefill.chunks",
     Kind.COUNTER,
@@ -350,6 +364,7 @@ MEASURED: Final = (
     GENERATIONS_STARTED,
     GENERATIONS_FINISHED,
     PROMPT_TOKENS,
+    CACHED_PROMPT_TOKENS,
     GENERATED_TOKENS,
     CALL_DURATION,
     HTTP_DURATION,
@@ -366,6 +381,7 @@ POLLED: Final = (
     BATCH_SIZE,
     CACHE_USED,
     CACHE_FREE,
+    PREFIX_CACHE_USED,
     PREFILL_CHUNKS,
     ENGINE_RESTARTS,
     JOURNAL_SIZE,

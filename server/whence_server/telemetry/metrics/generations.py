@@ -168,6 +168,8 @@ class GenerationMetrics:
             attributes = gen_ai | {catalogue.TOKEN_TYPE: token_type}
             record(catalogue.TOKEN_USAGE, number, attributes, context)
         self.instruments.add(catalogue.PROMPT_TOKENS, finished.num_prompt_tokens, model)
+        num_cached = finished.num_cached_prompt_tokens
+        self.instruments.add(catalogue.CACHED_PROMPT_TOKENS, num_cached, model)
         first_ns = running.first_elapsed_ns
         if finished.finish_reason not in _OWN_ENDS or not running.streamed or first_ns is None:
             return

@@ -122,6 +122,7 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.BATCH_SIZE: _observe_generations(lambda it: it.activity.batch_size),
     catalogue.CACHE_USED: _observe_generations(lambda it: it.activity.num_cache_tokens),
     catalogue.CACHE_FREE: _observe_cache_free,
+    catalogue.PREFIX_CACHE_USED: _observe_generations(lambda it: it.activity.num_prefix_tokens),
     catalogue.PREFILL_CHUNKS: _observe_generations(lambda it: it.activity.num_prefill_chunks),
     catalogue.ENGINE_RESTARTS: _observe_generations(lambda it: it.activity.num_restarts),
     catalogue.STEP_NON_FINITE: _observe_step_non_finite,

@@ -23,6 +23,7 @@ from whence_server.telemetry.spans.finish_reasons import get_conventional_reason
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
 from whence_server.telemetry.spans.parts import encode_with_attributes
+from whence_server.telemetry.spans.phases import count_cached_tokens
 from whence_server.telemetry.spans.pieces import serialise_attributes
 from whence_server.telemetry.spans.span_events import select_events
 from whence_server.telemetry.spans.token_arrays import NO_ARRAYS, TokenArrays
@@ -227,6 +228,7 @@ def _make_response_attributes(
         or [get_conventional_reason(finished.finish_reason)],
         names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: _find_time_to_first_chunk_s(started, bounds),
         names.GEN_AI_USAGE_INPUT_TOKENS: finished.num_prompt_tokens,
+        names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: count_cached_tokens(finished),
         names.GEN_AI_USAGE_OUTPUT_TOKENS: finished.num_generated_tokens,
         names.ERROR_TYPE: (finished.failure.reason or OTHER_ERROR)
         if _has_failed(finished)

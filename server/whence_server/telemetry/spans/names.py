@@ -143,6 +143,8 @@ GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chun
 and for beam search, whose steps are streamed at its end."""
 GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 """GenerationFinished.num_prompt_tokens."""
+GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+"""GenerationFinished.num_cached_prompt_tokens, which input_tokens includes; absent where it is."""
 GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 """GenerationFinished.num_generated_tokens."""
 GEN_AI_INPUT_MESSAGES: Final = "gen_ai.input.messages"
@@ -270,6 +272,8 @@ PREFILL_NUM_TOKENS: Final = "whence.prefill.num_tokens"
 """GenerationFinished.num_prompt_tokens."""
 PREFILL_NUM_CHUNKS: Final = "whence.prefill.num_chunks"
 """GenerationFinished.num_prefill_chunks; absent where it is."""
+PREFILL_NUM_CACHED_TOKENS: Final = "whence.prefill.num_cached_tokens"
+"""GenerationFinished.num_cached_prompt_tokens; absent where it is."""
 
 # ---- on a `beam_round` span: from BeamRound ----
 

@@ -45,6 +45,7 @@ def make_phase_spans(
         attributes: dict[str, AttributeValue | None] = {
             names.PREFILL_NUM_TOKENS: finished.num_prompt_tokens,
             names.PREFILL_NUM_CHUNKS: chunks,
+            names.PREFILL_NUM_CACHED_TOKENS: count_cached_tokens(finished),
         }
         times = (began, max(began, end))
         spans.append(
@@ -53,6 +54,12 @@ def make_phase_spans(
             )
         )
     return [s for s in spans if s.end_time_unix_nano - s.start_time_unix_nano >= SIBLING_GAP_NS]
+
+
+def count_cached_tokens(finished: GenerationFinished) -> int | None:
+    """Return the number of prompt tokens found in the prefix cache; None if it is not recorded."""
+    recorded = finished.HasField("num_cached_prompt_tokens")
+    return finished.num_cached_prompt_tokens if recorded else None
 
 
 def _end_before(end: int, tokens_begin: int | None, *, last: bool) -> int:
