@@ -81,7 +81,10 @@ def find_free_port() -> int:
 
 @contextmanager
 def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a server with default settings and a new journal; yield its process and target."""
+    """Run a server with default settings and a new journal; yield its process and target.
+
+    Its prefix cache is off unless a flag turns it on, as runs repeat their prompts.
+    """
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as data_dir:
         process = subprocess.Popen(
             [
@@ -95,6 +98,8 @@ def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], st
                     "warning",
                     "--device",
                     DEVICE,
+                    "--prefix-cache-tokens",
+                    "0",
                 ),
                 *flags,
             ],

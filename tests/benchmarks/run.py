@@ -41,9 +41,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "internals": lambda options: (options.runs, options.workloads),
     "adapters": lambda options: (options.runs, options.workloads),
     "constraints": lambda options: (options.runs,),
+    "prefix": lambda options: (options.runs,),
 }
 """Benchmarks in order, each with the arguments that it takes from the options."""
-ANYWHERE = {"adapters", "engine", "internals", "latency", "scaling", "throughput"}
+ANYWHERE = {"adapters", "engine", "internals", "latency", "prefix", "scaling", "throughput"}
 """Benchmarks that also run on other devices than the CPU."""
 
 

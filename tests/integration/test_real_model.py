@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 from server_process import ServerProcess
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from whence import Client, InvalidRequestError
 from whence.options import ChatMessage
 
+SYSTEM = (
+    "You answer questions about countries. Answer in one short sentence, with the name of the city "
+    "or the river that was asked for, and add nothing else. If you do not know the answer, say so."
+)
 PROMPT = "The capital of France is"
 QUESTION = "What is the capital of France?"
 
@@ -32,10 +36,14 @@ def client(process: ServerProcess) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def model(real_model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(real_model)
+
+
 def test_a_greedy_answer_is_true_and_equals_that_of_transformers(
-    real_model: Path, client: Client
+    real_model: Path, model: PreTrainedModel, client: Client
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(real_model)
     tokenizer = AutoTokenizer.from_pretrained(real_model)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     with torch.no_grad():
@@ -127,3 +135,25 @@ def test_tools_that_its_template_does_not_use_are_refused(client: Client) -> Non
         client.generate(messages=[{"role": "user", "content": QUESTION}], tools=[tool]) as refused,
     ):
         refused.result()
+
+
+def test_a_chat_reads_only_what_is_new_and_answers_as_transformers_does(
+    model: PreTrainedModel, client: Client
+) -> None:
+    messages: list[ChatMessage] = [{"role": "system", "content": SYSTEM}]
+    num_known = 0
+    for country in ("France", "Italy", "Japan"):
+        question = f"What is the capital of {country}, and which river is near it?"
+        messages.append({"role": "user", "content": question})
+        with client.generate(messages=messages, max_new_tokens=24, greedy=True) as generation:
+            ids = [token.token_id for token in generation]
+        assert generation.started is not None
+        assert generation.finished is not None
+        prompt = list(generation.started.prompt_token_ids)
+        num_cached = generation.finished.num_cached_prompt_tokens
+        assert num_known - 16 < num_cached <= num_known
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0]
+        assert ids == expected[len(prompt) :].tolist()
+        num_known = len(prompt) + len(ids) - 1
+        messages.append({"role": "assistant", "content": generation.text})
+    assert num_known > 150
