@@ -55,6 +55,7 @@ def _format_details(model: Model) -> str:
         "parameters": f"{model.num_parameters:,} in {model.num_layers} layers",
         "vocabulary": f"{model.vocabulary_size:,}",
         "context": f"{model.max_context_length:,}",
+        "weights": _format_source(model),
         "arithmetic": f"{model.dtype} on {model.device}",
         "chat templates": ", ".join(model.chat_templates) or "none",
         **_describe_adapters(model),
@@ -78,3 +79,11 @@ def _describe_adapters(model: Model) -> dict[str, str]:
         + (f", training run {adapter.training_run_id}" if adapter.training_run_id else "")
         for adapter in model.adapters
     }
+
+
+def _format_source(model: Model) -> str:
+    source = model.source
+    parts = [source.format or "unknown", source.quantization]
+    if source.dequantized:
+        parts.append("dequantized")
+    return ", ".join(filter(None, parts))

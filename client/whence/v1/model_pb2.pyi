@@ -85,6 +85,7 @@ class Model(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
     PREFIX_CACHE_TOKENS_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model, for GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -155,6 +156,10 @@ class Model(google.protobuf.message.Message):
         cover them.
         """
 
+    @property
+    def source(self) -> global___WeightSource:
+        """Format of the weight files, and the quantization of the weights in them."""
+
     def __init__(
         self,
         *,
@@ -180,9 +185,13 @@ class Model(google.protobuf.message.Message):
         failure: builtins.str = ...,
         adapters: collections.abc.Iterable[global___NamedAdapter] | None = ...,
         prefix_cache_tokens: builtins.int = ...,
+        source: global___WeightSource | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_training_step", b"_training_step", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "prefix_cache_tokens", b"prefix_cache_tokens", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_source", b"_source", "_training_step", b"_training_step", "adapter", b"adapter", "source", b"source", "training_step", b"training_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_source", b"_source", "_training_step", b"_training_step", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "prefix_cache_tokens", b"prefix_cache_tokens", "source", b"source", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_source", b"_source"]) -> typing.Literal["source"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___Model = Model
@@ -233,6 +242,37 @@ class NamedAdapter(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
 
 global___NamedAdapter = NamedAdapter
+
+@typing.final
+class WeightSource(google.protobuf.message.Message):
+    """Format of a model's weight files."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: builtins.int
+    QUANTIZATION_FIELD_NUMBER: builtins.int
+    DEQUANTIZED_FIELD_NUMBER: builtins.int
+    format: builtins.str
+    """"safetensors", "pytorch" or "gguf"."""
+    quantization: builtins.str
+    """Quantization of the weights in the files: llama.cpp's name of a GGUF file's
+    type, such as "Q4_1", or the config's quant_method, such as "fp8". Empty if
+    they are not quantized.
+    """
+    dequantized: builtins.bool
+    """True if the weights were dequantized to Model.dtype when they were loaded.
+    weights_digest is that of the dequantized tensors.
+    """
+    def __init__(
+        self,
+        *,
+        format: builtins.str = ...,
+        quantization: builtins.str = ...,
+        dequantized: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dequantized", b"dequantized", "format", b"format", "quantization", b"quantization"]) -> None: ...
+
+global___WeightSource = WeightSource
 
 @typing.final
 class Adapter(google.protobuf.message.Message):

@@ -57,7 +57,7 @@ class ServeConfig:
     model: str = declare_setting(
         REQUIRED,
         parse_text,
-        "model to serve: a local directory or a Hugging Face hub id",
+        "model to serve: a local directory, a GGUF file or a Hugging Face hub id",
         "PATH_OR_ID",
     )
     model_name: str = declare_setting(
@@ -320,7 +320,9 @@ class ServeConfig:
         """Name that clients use for the model."""
         if self.model_name:
             return self.model_name
-        path = Path(self.model)
+        path = Path(self.model).expanduser()
+        if path.is_file():
+            return path.stem
         return path.resolve().name if path.is_dir() else self.model
 
 

@@ -126,6 +126,18 @@ class NamedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """Format of a model's weight files."""
+
+    format: str = ""
+    """"safetensors", "pytorch" or "gguf"."""
+    quantization: str = ""
+    """Quantization of the weights in the files, e.g. "Q4_1"; "" for none."""
+    dequantized: bool = False
+    """True if the weights were dequantized when they were loaded."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A loaded model, as the engine reports it when it is ready."""
 
@@ -158,3 +170,4 @@ class ModelInfo:
     """Adapters that requests can name, sorted by name."""
     prefix_cache_tokens: int = 0
     """Maximum number of positions in the prefix cache; 0 if it is off."""
+    source: SourceInfo = SourceInfo()

@@ -14,11 +14,13 @@ from whence_server.domain.model import (
     FileDigest,
     InternalsInfo,
     ModelInfo,
+    SourceInfo,
     TextFiles,
 )
 from whence_server.engine.context import read_max_context_length
 from whence_server.engine.digests import digest_file, digest_model_files
 from whence_server.engine.generation_config import read_defaults
+from whence_server.engine.gguf_file import read_quantization
 from whence_server.engine.internals.attention import get_original_implementation
 from whence_server.engine.tokenizer_check import cleans_up_spaces, find_fill_token
 from whence_server.engine.weights import ModelPlaces, list_adapter_files
@@ -63,8 +65,30 @@ def describe(
         text=text,
         internals=internals,
         directory=str(places.directory.resolve()),
+        source=read_source(places, config_of=model),
         adapter=adapter,
         prefix_cache_tokens=prefix_cache_tokens,
+    )
+
+
+def read_source(places: ModelPlaces, config_of: Any) -> SourceInfo:
+    """Return the format of the files, and the quantization of the weights in them.
+
+    Args:
+        places: the files.
+        config_of: the loaded model.
+
+    Raises:
+        ConfigurationError: the GGUF file cannot be read.
+    """
+    if places.gguf:
+        return SourceInfo("gguf", read_quantization(places.source), dequantized=True)
+    first = places.list_base_weights()[0]
+    quantized = getattr(config_of.config, "quantization_config", None)
+    method = getattr(quantized, "quant_method", "") if quantized is not None else ""
+    return SourceInfo(
+        "safetensors" if first.endswith(".safetensors") else "pytorch",
+        str(getattr(method, "value", method)),
     )
 
 

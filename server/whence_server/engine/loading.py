@@ -109,17 +109,20 @@ def load(options: EngineOptions) -> LoadedModel:
     transformers.utils.logging.disable_progress_bar()
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
     named = find_adapters(options.adapters, places)
-    config = read_config(places.base, options)
-    check_file(places.base)
-    base_weights = weights.list_weight_files(places.base)
+    config = read_config(places.base, options, places.gguf)
+    if not places.gguf:
+        check_file(places.base)
+    base_weights = places.list_base_weights()
     paths = weights.list_model_paths(places, base_weights, with_code=options.trust_remote_code)
     before = read_identities(paths.values())
     cache = DigestCache(options.digest_cache)
     with ThreadPoolExecutor(3, "loading") as pool:
         # The files are hashed and the tokenizer is loaded while transformers reads the weights.
         digested = pool.submit(cache.compute, paths)
-        reading = pool.submit(lambda: read_text_files(load_tokenizer(places.tokenizer, options)))
-        model = load_model(places.base, config, base_weights, options)
+        reading = pool.submit(
+            lambda: read_text_files(load_tokenizer(places.tokenizer, options, places.gguf))
+        )
+        model = load_model(places.base, config, base_weights, options, places.gguf)
         whole = _apply_adapter(model, places, options) if places.has_adapter else None
         in_memory = pool.submit(digests.digest_weights, model.state_dict())
         _set_num_threads(options.num_threads, model)
@@ -138,9 +141,9 @@ def load(options: EngineOptions) -> LoadedModel:
         model,
         text,
         files=files,
-        tokenizer_files=_list_recorded_names(
-            places, places.tokenizer, weights.list_tokenizer_files
-        ),
+        tokenizer_files=[places.gguf]
+        if places.gguf
+        else _list_recorded_names(places, places.tokenizer, weights.list_tokenizer_files),
         loaded_files=[
             *(places.get_recorded_name(places.base, name) for name in base_weights),
             *(weights.list_adapter_files(places.directory)[1:] if places.has_adapter else ()),

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engine import weights
+from whence_server.engine.gguf_file import forget_quantizer
 from whence_server.engine.handshake import EngineOptions
 from whence_server.engine.tokenizer_check import check_tokenizer
 
@@ -27,18 +28,26 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensor types that can be copied; quantized models have tensor types of their own."""
 
 
-def read_config(directory: Path, options: EngineOptions) -> Any:
+def read_config(directory: Path, options: EngineOptions, gguf: str = "") -> Any:
     """Read the config of a decoder model.
+
+    Args:
+        directory: the model's directory.
+        options: whether the model's own code may run.
+        gguf: name of the GGUF file that holds the config; "" for config.json.
 
     Raises:
         ConfigurationError: there is no config, or it is of another kind of model.
     """
-    if not (directory / "config.json").is_file():
+    if not gguf and not (directory / "config.json").is_file():
         raise ConfigurationError(f"{directory} is not a model's directory: it has no config.json")
-    with translate_errors(f"{directory / 'config.json'} cannot be used"):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=options.trust_remote_code)
-    _check_sources(directory, config, options)
-    kind = f"{directory} holds a {config.model_type!r} model"
+    with translate_errors(f"{directory / (gguf or 'config.json')} cannot be used"):
+        config = AutoConfig.from_pretrained(
+            directory, trust_remote_code=options.trust_remote_code, **_name_gguf(gguf)
+        )
+    if not gguf:
+        _check_sources(directory, config, options)
+    kind = f"{directory / gguf} holds a {config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigurationError(f"{kind}, which is an encoder-decoder; a decoder is needed")
     # Only families that can be either are checked: others (GPT-NeoX) may have the attribute too.
@@ -84,16 +93,27 @@ def _check_sources(directory: Path, config: Any, options: EngineOptions) -> None
         )
 
 
-def load_tokenizer(directory: Path, options: EngineOptions) -> Any:
+def _name_gguf(gguf: str) -> dict[str, str]:
+    """Return the argument with which transformers reads a GGUF file."""
+    return {"gguf_file": gguf} if gguf else {}
+
+
+def load_tokenizer(directory: Path, options: EngineOptions, gguf: str = "") -> Any:
     """Load a fast tokenizer, and check that its serialised form gives the same results.
+
+    Args:
+        directory: the tokenizer's directory.
+        options: whether the model's own code may run.
+        gguf: name of the GGUF file that holds the tokenizer; "" for files of its own.
 
     Raises:
         ConfigurationError: the tokenizer cannot be loaded, is a slow one, or fails the check.
     """
-    weights.list_tokenizer_files(directory)
-    with translate_errors(f"the tokenizer in {directory} cannot be loaded"):
+    if not gguf:
+        weights.list_tokenizer_files(directory)
+    with translate_errors(f"the tokenizer in {directory / gguf} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=options.trust_remote_code
+            directory, trust_remote_code=options.trust_remote_code, **_name_gguf(gguf)
         )
     if not tokenizer.is_fast:
         raise ConfigurationError(
@@ -104,7 +124,9 @@ def load_tokenizer(directory: Path, options: EngineOptions) -> Any:
     return tokenizer
 
 
-def load_model(directory: Path, config: Any, files: Collection[str], options: EngineOptions) -> Any:
+def load_model(
+    directory: Path, config: Any, files: Collection[str], options: EngineOptions, gguf: str = ""
+) -> Any:
     """Load a model onto its device, in eval mode, with its tensors copied into memory.
 
     Args:
@@ -112,12 +134,15 @@ def load_model(directory: Path, config: Any, files: Collection[str], options: En
         config: from `read_config`.
         files: the weight files.
         options: dtype, device, and whether the model's own code may run.
+        gguf: name of the GGUF file that holds the weights; they are dequantized, to float32 if
+            the dtype is auto.
 
     Raises:
         ConfigurationError: the model cannot be loaded exactly.
     """
-    dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
-    with translate_errors(f"the weights in {directory} cannot be loaded"):
+    automatic = torch.float32 if gguf else "auto"
+    dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
+    with translate_errors(f"the weights in {directory / gguf} cannot be loaded"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
@@ -129,7 +154,10 @@ def load_model(directory: Path, config: Any, files: Collection[str], options: En
             ignore_mismatched_sizes=True,
             # Keeps transformers from applying an adapter beside the model; we apply it later.
             adapter_kwargs={"subfolder": _NO_ADAPTER},
+            **_name_gguf(gguf),
         )
+    if gguf:
+        forget_quantizer(model)
     _check_tensors(directory, type(model).__name__, loading)
     with translate_errors(f"the model cannot be moved to {options.device}"):
         model.to(options.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.engine.gguf_file import find_gguf
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -60,6 +61,7 @@ class ModelPlaces:
         base_name: the base's name in its adapter's configuration; "" if both share a directory.
         has_adapter: True if `directory` has an adapter.
         tokenizer: directory of the tokenizer's files.
+        gguf: name of the GGUF file in `directory` that holds everything; "" for other models.
     """
 
     directory: Path
@@ -67,6 +69,20 @@ class ModelPlaces:
     base_name: str
     has_adapter: bool
     tokenizer: Path
+    gguf: str = ""
+
+    @property
+    def source(self) -> Path:
+        """The GGUF file; of other models the directory."""
+        return self.directory / self.gguf
+
+    def list_base_weights(self) -> list[str]:
+        """Return the names of the weight files of the whole model.
+
+        Raises:
+            ConfigurationError: there are no weights, or the index names missing files.
+        """
+        return [self.gguf] if self.gguf else list_weight_files(self.base)
 
     def get_recorded_name(self, directory: Path, name: str) -> str:
         """Return the recorded name of a file of one of the directories."""
@@ -82,6 +98,10 @@ def find_places(model: str, *, trust_remote_code: bool) -> ModelPlaces:
     Raises:
         ConfigurationError: the model or its base cannot be found, or PEFT is missing.
     """
+    gguf = find_gguf(Path(model).expanduser())
+    if gguf is not None:
+        folder = gguf.parent
+        return ModelPlaces(folder, folder, "", has_adapter=False, tokenizer=folder, gguf=gguf.name)
     directory = find_directory(model, trust_remote_code=trust_remote_code)
     if not (directory / ADAPTER_CONFIGURATION).is_file():
         return ModelPlaces(directory, directory, "", has_adapter=False, tokenizer=directory)
@@ -161,7 +181,8 @@ def find_local_directory(model: str) -> Path | None:
         return path
     if path.exists() or model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise ConfigurationError(
-            f"{model} is not a directory; give one with config.json and the weights, or a hub id"
+            f"{model} is not a directory; give one with config.json and the weights, a GGUF file, "
+            "or a hub id"
         )
     return None
 
@@ -258,6 +279,8 @@ def list_model_paths(
     Raises:
         ConfigurationError: the tokenizer or the adapter's weights are missing.
     """
+    if places.gguf:
+        return {places.gguf: places.source}
     parts = [
         (places.base, _list_base_files(places.base, weights, with_code)),
         (places.tokenizer, list_tokenizer_files(places.tokenizer)),

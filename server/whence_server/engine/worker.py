@@ -64,7 +64,7 @@ def _serve(
     # Importing torch takes seconds, and so comes after the thread that watches the front's end, and
     # after the check that the model exists.
     places = weights.find_places(options.model, trust_remote_code=options.trust_remote_code)
-    weights.list_weight_files(places.base)
+    places.list_base_weights()
     find_adapters(options.adapters, places)
     import torch
 
@@ -85,7 +85,7 @@ def _serve(
     with ThreadPoolExecutor(1, "kernels") as pool:
         # Compiling them, or loading them from the cache, takes about as long as loading a model.
         compiled = pool.submit(choose_kernels, torch.device(options.device))
-        loaded = load(options._replace(model=str(places.directory)))
+        loaded = load(options._replace(model=str(places.source)))
         compiled.result()
     info = loaded.info
     check_batch(info.defaults, options.max_batch_size, places.base)

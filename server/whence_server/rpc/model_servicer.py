@@ -93,6 +93,11 @@ def make_model_message(info: ModelInfo) -> model_pb2.Model:
         adapter=None if info.adapter is None else _make_identity(info.adapter),
         adapters=[_make_adapter_message(adapter) for adapter in info.adapters],
         prefix_cache_tokens=info.prefix_cache_tokens,
+        source=model_pb2.WeightSource(
+            format=info.source.format,
+            quantization=info.source.quantization,
+            dequantized=info.source.dequantized,
+        ),
     )
 
 
