@@ -18,7 +18,7 @@ from whence_server.engine.supervisor import EngineSupervisor
 async def serve(settings: ServeConfig) -> int:
     """Start the engine and the front, and serve; see `app.serve`."""
     # Before the port opens: nobody waits for a mistyped path.
-    weights.find_local_directory(settings.model)
+    weights.check_path(settings.model)
     engine = EngineSupervisor(make_engine_options(settings), settings.engine_stall_timeout)
     await engine.begin()
     try:

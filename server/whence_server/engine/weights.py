@@ -170,6 +170,16 @@ def find_directory(model: str, *, trust_remote_code: bool, revision: str | None 
     return _fetch_snapshot(model, trust_remote_code=trust_remote_code, revision=revision)
 
 
+def check_path(model: str) -> None:
+    """Check that a model's name is no path without a file or directory.
+
+    Raises:
+        ConfigurationError: it is one, or a GGUF file that cannot be served.
+    """
+    if find_gguf(Path(model).expanduser()) is None:
+        find_local_directory(model)
+
+
 def find_local_directory(model: str) -> Path | None:
     """Return the directory of a local model; None for a name that may be a hub id.
 
