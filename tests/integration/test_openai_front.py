@@ -14,6 +14,7 @@ import pytest
 from generation_readers import run_javascript
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -84,7 +85,8 @@ def test_a_streamed_chat_has_the_text_and_logprobs_of_a_whole_one(client: openai
         tokens = [token for part in own if part.logprobs for token in part.logprobs.content]
         assert tokens == choice.logprobs.content
         assert all(len(token.top_logprobs) == 3 for token in tokens)
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
     assert whole.choices[0].message.content != whole.choices[1].message.content
 
 
@@ -167,12 +169,54 @@ def test_responses_have_the_same_text_whole_and_streamed(client: openai.OpenAI) 
     last = events[-1]
     assert last.type == f"response.{whole.status}"
     assert last.response.output_text == whole.output_text
-    assert last.response.usage == whole.usage
+    assert last.response.usage.total_tokens == whole.usage.total_tokens
     assert len(whole.output[0].content[0].logprobs) == whole.usage.output_tokens
     # The client's own accumulation checks the order of the events.
     with client.responses.stream(**settings) as stream:
         stream.until_done()
         assert stream.get_final_response().output_text == whole.output_text
+
+
+class City(BaseModel):
+    """A form of answer, as OpenAI's client takes it."""
+
+    name: str
+    population: int
+    is_capital: bool
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Tell me about Paris, as JSON."}]
+    settings = {"model": "smol", "temperature": 1.0, "extra_body": {"seed": 4}}
+    chat = client.chat.completions.parse(messages=messages, response_format=City, **settings)
+    response = client.responses.parse(input=messages, text_format=City, **settings)
+    free = client.chat.completions.create(
+        messages=messages, response_format={"type": "json_object"}, max_tokens=400, **settings
+    )
+
+    assert isinstance(chat.choices[0].message.parsed, City)
+    assert isinstance(response.output_parsed, City)
+    if free.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(free.choices[0].message.content), dict)
+
+
+def test_a_grown_chat_tells_how_much_of_it_was_cached(client: openai.OpenAI) -> None:
+    long = " ".join(f"Fact {number}: the number {number} follows." for number in range(60))
+    messages = [{"role": "user", "content": long}]
+    settings = {"model": "smol", "max_tokens": 2, "temperature": 0}
+    first = client.chat.completions.create(messages=messages, **settings)
+    messages += [
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "And then?"},
+    ]
+    second = client.chat.completions.create(messages=messages, **settings)
+
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert first.usage.prompt_tokens / 2 < cached < second.usage.prompt_tokens
 
 
 def test_models_lists_the_served_one(client: openai.OpenAI) -> None:
@@ -201,7 +245,12 @@ def test_models_lists_the_served_one(client: openai.OpenAI) -> None:
         ({"stop": ["a"] * 65}, "stop", "64"),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
         ({"n": 100}, "n", "100"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not offered"),
+        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
+            "response_format",
+            "type",
+        ),
     ],
 )
 def test_a_fault_names_its_parameter(

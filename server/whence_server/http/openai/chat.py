@@ -24,7 +24,9 @@ from whence_server.http.openai.parameters import Parameters
 from whence_server.http.openai.requests import (
     Wanted,
     make_request,
+    read_model,
     read_options,
+    read_schema,
     read_tools,
     read_top_logprobs,
 )
@@ -50,9 +52,12 @@ class ChatCompletions:
 
     def _read(self, parameters: Parameters) -> Wanted:
         options = {
-            "model": parameters.take_text("model"),
+            **read_model(parameters, self._front.serving),
             "messages": parameters.take_list("messages"),
             "tools": read_tools(parameters),
+            "json_schema": read_schema(
+                parameters, "response_format", parameters.take("response_format")
+            ),
             "max_new_tokens": _read_max_tokens(parameters),
             "stop": parameters.take_texts("stop") or None,
             "n": parameters.take_integer("n", 1),
@@ -82,7 +87,6 @@ def _read_max_tokens(parameters: Parameters) -> int | None:
 
 def _refuse_what_is_not_offered(parameters: Parameters) -> None:
     parameters.expect("modalities", ["text"])
-    parameters.expect("response_format", {"type": "text"})
     parameters.expect("store", False)
     for name in ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"):
         parameters.expect(name)

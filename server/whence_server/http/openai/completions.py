@@ -21,7 +21,7 @@ from whence_server.http.openai.outcome import (
     select_steps,
 )
 from whence_server.http.openai.parameters import Parameters
-from whence_server.http.openai.requests import Wanted, make_request, read_options
+from whence_server.http.openai.requests import Wanted, make_request, read_model, read_options
 from whence_server.http.openai.running import Event, Front
 from whence_server.http.streams import make_event
 from whence_server.text.tokenizer import TextTokenizer
@@ -50,7 +50,7 @@ class Completions:
         n = parameters.take_integer("n", 1)
         max_tokens = parameters.take_integer("max_tokens", 1)
         options = {
-            "model": parameters.take_text("model"),
+            **read_model(parameters, self._front.serving),
             "max_new_tokens": _DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             "stop": parameters.take_texts("stop") or None,
             "n": n,

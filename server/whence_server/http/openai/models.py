@@ -5,6 +5,7 @@ import time
 import orjson
 from aiohttp import web
 
+from whence_server.domain.model import NamedAdapter
 from whence_server.http.exchange import Exchange
 from whence_server.rpc.serving import Serving
 
@@ -17,8 +18,11 @@ class Models:
         self._created = int(time.time())
 
     async def list(self, exchange: Exchange) -> web.StreamResponse:
-        """List the served model, once it is loaded."""
-        served = [] if self._serving.model is None else [self._describe()]
+        """List the served model and its adapters, once they are loaded."""
+        model = self._serving.model
+        served = [] if model is None else [self._describe()]
+        adapters = () if model is None else model.adapters
+        served += [self._describe_adapter(adapter) for adapter in adapters]
         return self._answer(exchange, {"object": "list", "data": served})
 
     async def get(self, exchange: Exchange) -> web.StreamResponse:
@@ -28,8 +32,13 @@ class Models:
             ModelNotFoundError: another model is served.
             ModelNotReadyError: the model is loading.
         """
-        self._serving.check_model(exchange.request.match_info["model"])
         self._serving.get_generations()
+        name = exchange.request.match_info["model"]
+        adapters = () if self._serving.model is None else self._serving.model.adapters
+        for adapter in adapters:
+            if adapter.name == name:
+                return self._answer(exchange, self._describe_adapter(adapter))
+        self._serving.check_model(name)
         return self._answer(exchange, self._describe())
 
     def _describe(self) -> dict[str, object]:
@@ -44,6 +53,16 @@ class Models:
             "whence": None
             if model is None
             else {"model_digest": model.model_digest, "weights_digest": model.weights_digest},
+        }
+
+    def _describe_adapter(self, adapter: NamedAdapter) -> dict[str, object]:
+        return {
+            "id": adapter.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "whence",
+            "parent": self._serving.model_name,
+            "whence": {"digest": adapter.identity.digest, "weights_digest": adapter.weights_digest},
         }
 
     def _answer(self, exchange: Exchange, document: dict[str, object]) -> web.StreamResponse:

@@ -39,6 +39,7 @@ def make_usage(finished: GenerationFinished) -> dict[str, Any]:
         "prompt_tokens": num_prompt,
         "completion_tokens": num_generated,
         "total_tokens": num_prompt + num_generated,
+        "prompt_tokens_details": {"cached_tokens": finished.num_cached_prompt_tokens},
     }
 
 

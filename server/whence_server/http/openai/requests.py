@@ -16,12 +16,13 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
 from whence_server.http.openai.parameters import Parameters
 from whence_server.rpc.conversions import convert_request
+from whence_server.rpc.serving import Serving
 
 EXTENSION = "whence"
 """Parameter with whence's own options."""
 
 _MAX_TOP_LOGPROBS = 20
-_OWN = frozenset({"messages", "model", "labels"})
+_OWN = frozenset({"messages", "tools", "model", "labels"})
 """Options of whence's client that the API has a parameter for."""
 _TAKEN_BY_WHENCE = ("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids")
 """Parameters that other servers have added to the API, and that mean the same here."""
@@ -41,6 +42,7 @@ FIELD_NAMES: Mapping[str, str] = {
     "decoding.stop_token_ids": "stop_token_ids",
     "decoding.logit_bias": "logit_bias",
     "decoding.repetition_penalty": "repetition_penalty",
+    "decoding.constraint.json_schema": "response_format",
     "decoding.sample.seed": "seed",
     "decoding.sample.temperature": "temperature",
     "decoding.sample.top_p": "top_p",
@@ -128,6 +130,41 @@ def read_tools(parameters: Parameters) -> list[Any] | None:
     else:
         parameters.expect("parallel_tool_calls", True, False)
     return tools if tools and choice != "none" else None
+
+
+def read_model(parameters: Parameters, serving: Serving) -> dict[str, str | None]:
+    """Take the model; the name of an adapter means the served model with that adapter."""
+    name = parameters.take_text("model")
+    adapters = () if serving.model is None else serving.model.adapters
+    if any(name == adapter.name for adapter in adapters):
+        return {"model": serving.model_name, "adapter": name}
+    return {"model": name}
+
+
+def read_schema(parameters: Parameters, name: str, wanted: Any) -> Any:
+    """Return the JSON Schema that a format of the output asks for; None if it asks for none.
+
+    Args:
+        parameters: the request's parameters, for faults.
+        name: the format's parameter.
+        wanted: the format.
+    """
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if wanted is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    # Chats have the schema in an object of its own, responses beside the type.
+    holder = wanted.get("json_schema", wanted) if isinstance(wanted, dict) else None
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if kind == "json_schema" and isinstance(schema, dict):
+        return schema
+    parameters.add_fault(
+        name,
+        'must be {"type": "text"}, {"type": "json_object"}, or of the type "json_schema" with a '
+        "schema",
+    )
+    return None
 
 
 def make_request(

@@ -12,7 +12,9 @@ from whence_server.http.openai.parameters import Parameters
 from whence_server.http.openai.requests import (
     Wanted,
     make_request,
+    read_model,
     read_options,
+    read_schema,
     read_tools,
     read_top_logprobs,
 )
@@ -40,8 +42,9 @@ class Responses:
 
     def _read(self, parameters: Parameters) -> Wanted:
         options = {
-            "model": parameters.take_text("model"),
+            **read_model(parameters, self._front.serving),
             "messages": read_input(parameters),
+            "json_schema": _read_text_schema(parameters),
             "tools": convert_tools(parameters, read_tools(parameters)),
             "max_new_tokens": parameters.take_integer("max_output_tokens", 1),
             **read_options(parameters),
@@ -64,13 +67,20 @@ def _refuse_what_is_not_offered(parameters: Parameters) -> None:
     parameters.expect("background", False)
     # The journal keeps the generation, and `GenerationService` gives it back.
     parameters.expect("store", True, False)
-    parameters.expect("text", {"format": {"type": "text"}})
     parameters.expect("truncation", "disabled")
     for name in (
         *("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"),
         "reasoning",
     ):
         parameters.expect(name)
+
+
+def _read_text_schema(parameters: Parameters) -> Any:
+    text = parameters.take_object("text")
+    schema = read_schema(parameters, "text.format", text.take("format"))
+    text.expect("verbosity", "medium")
+    text.refuse_unknown()
+    return schema
 
 
 _ECHOED: Mapping[str, Any] = {

@@ -20,6 +20,7 @@ from whence_server.rpc.calls import CallLog
 _RESPONSES_NAMES = {
     **FIELD_NAMES,
     "chat.messages": "input",
+    "decoding.constraint.json_schema": "text.format",
     "decoding.max_new_tokens": "max_output_tokens",
 }
 
