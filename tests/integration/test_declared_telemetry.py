@@ -40,7 +40,9 @@ def make_request(num_tokens: int, **fields: Any) -> g.GenerateRequest:
     trace, prompt = fields.pop("trace", None), fields.pop("prompt", "The quick brown fox")
     return g.GenerateRequest(
         prompt=prompt,
-        decoding=g.Decoding(max_new_tokens=num_tokens, ignore_eos=True, **fields),
+        decoding=g.Decoding(
+            max_new_tokens=num_tokens, ignore_eos="constraint" not in fields, **fields
+        ),
         trace=trace,
         labels={"team": "search", "gen_ai.conversation.id": "c-17"},
     )
@@ -57,6 +59,8 @@ REQUESTS = [
     ),
     make_request(NUM_TOKENS + 40, sample=SAMPLE),
     make_request(4, greedy=g.Greedy()),
+    # Cut before the language's end.
+    make_request(2, greedy=g.Greedy(), constraint=g.Constraint(regex="[a-z]{40}")),
     make_request(8, beam_search=g.BeamSearch(num_beams=3), num_return_sequences=2),
 ]
 
@@ -117,6 +121,9 @@ RARE = {
     # Of generations that fail, and of models that cannot give everything.
     *("error.type", "exception.type", "whence.unavailable"),
     "whence.span.shortened_attributes",  # of spans above a megabyte
+    # Of requests with an adapter, of chats with tools, and of models that are trained.
+    *(f"whence.adapter.{it}" for it in ("name", "digest", "weights_digest")),
+    *("gen_ai.tool.definitions", "whence.source.sink_share"),
 }
 """Attributes of spans that this run has no reason for; the unit tests' journal has them."""
 

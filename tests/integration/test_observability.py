@@ -41,6 +41,15 @@ def generate(
         return list(stub.Generate(request, metadata=metadata))[-1].event.finished
 
 
+def complete_over_http(url: str) -> None:
+    """Generate a token by OpenAI's API."""
+    asked = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps({"prompt": "The quick", "max_tokens": 1}).encode()
+    )
+    with urllib.request.urlopen(asked) as answer:
+        assert answer.status == 200
+
+
 def page_of(process: ServerProcess, accept: str = "") -> str:
     (line,) = [line for line in process.log if "metrics are on" in line]
     match = re.search(r"http://[^\s\"]+", line)
@@ -71,7 +80,14 @@ def observed(
     with ServerProcess(
         tiny_model("gpt2"),
         tmp_path_factory.mktemp("observed"),
-        *("--model-name", "tiny", "--metrics-listen", "127.0.0.1:0"),
+        *(
+            "--model-name",
+            "tiny",
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--http-listen",
+            "127.0.0.1:0",
+        ),
         *("--log-format", "json", "--log-level", "debug"),
     ) as process:
         yield process
@@ -106,7 +122,8 @@ def test_every_metric_of_the_catalogue_is_on_a_running_servers_page(
     observed: ServerProcess,
 ) -> None:
     generate(observed.target, "The quick", 5)
-    page = page_with(observed, "rpc_server_call_duration")  # the last that is recorded
+    complete_over_http(observed.http_url)
+    page = page_with(observed, "http_server_request_duration")  # the last that is recorded
     names = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     stems = {definition.name.replace(".", "_") for definition in ALL}
     for stem in stems:
@@ -130,8 +147,10 @@ async def test_every_metric_of_dashboards_and_rules_is_on_a_running_servers_page
             tiny_model("gpt2"),
             tmp_path,
             *("--metrics-listen", "127.0.0.1:0", "--otlp-endpoint", receiver.endpoint),
+            *("--http-listen", "127.0.0.1:0"),
         ) as process:
             await asyncio.to_thread(generate, process.target, "The quick", 5)
+            await asyncio.to_thread(complete_over_http, process.http_url)
             await receiver.wait_for(5)
             missing = asked
             async with asyncio.timeout(30):

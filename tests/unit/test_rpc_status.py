@@ -29,6 +29,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         ),
         (errors.RequestTooLargeError(9, 8), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.MethodNotFoundError("/s/Nothing"), grpc.StatusCode.UNIMPLEMENTED),
+        (errors.RouteNotFoundError("GET", "/v9"), grpc.StatusCode.NOT_FOUND),
         (errors.HealthNotFoundError("s"), grpc.StatusCode.NOT_FOUND),
         (errors.GenerationNotFoundError("g"), grpc.StatusCode.NOT_FOUND),
         (errors.ModelNotFoundError("a", "b"), grpc.StatusCode.NOT_FOUND),

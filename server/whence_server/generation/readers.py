@@ -16,7 +16,7 @@ class Reader:
     """A call that reads a generation."""
 
     caller: Caller
-    has_deadline_passed: Callable[[], bool]
+    was_ended_by_deadline: Callable[[], bool]
 
 
 class Reading:
@@ -36,7 +36,7 @@ class Reading:
         """Return the status with which the call ended before the generation did."""
         if isinstance(error, WhenceError):
             return error.code
-        if self.reader.has_deadline_passed():
+        if self.reader.was_ended_by_deadline():
             return Code.DEADLINE_EXCEEDED
         return Code.CANCELLED
 

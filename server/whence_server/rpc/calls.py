@@ -33,6 +33,9 @@ from whence_server.telemetry.context import read_trace_context
 
 _log = logging.getLogger(__name__)
 
+# Time that a request may have been under way.
+_WAY_S = 0.1
+
 MAX_MESSAGE_BYTES = 4 << 20
 """Maximum size of a request, in bytes, unless it is configured."""
 
@@ -69,6 +72,14 @@ class Call:
         """Return whether the call had a deadline that has passed."""
         remaining_s = self.read_remaining_s()
         return remaining_s is not None and remaining_s <= 0
+
+    def was_ended_by_deadline(self) -> bool:
+        """Return whether the end of a call that its caller ended is its deadline's.
+
+        The caller's clock began earlier, by the request's way here, and its cancel may come first.
+        """
+        remaining_s = self.read_remaining_s()
+        return remaining_s is not None and remaining_s <= _WAY_S
 
 
 UnaryMethod: TypeAlias = Callable[[Any, Call], Awaitable[bytes]]
@@ -300,7 +311,7 @@ def _make_log_fields(call: Call) -> dict[str, str]:
 
 
 def _get_cancelled_code(call: Call) -> grpc.StatusCode:
-    if call.has_deadline_passed():
+    if call.was_ended_by_deadline():
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 

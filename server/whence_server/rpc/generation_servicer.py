@@ -94,7 +94,7 @@ class GenerationServicer:
 
 
 def _make_reader(call: Call) -> Reader:
-    return Reader(call.caller, call.has_deadline_passed)
+    return Reader(call.caller, call.was_ended_by_deadline)
 
 
 async def _read_messages(

@@ -118,3 +118,7 @@ __all__ = [
     "TrainingRunNotFoundError",
     "WhenceError",
 ]
+
+for _name in __all__:
+    # Records and logs name an error by the package, whichever file it is in.
+    globals()[_name].__module__ = __name__
