@@ -109,6 +109,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     library = RunLibrary(settings.training_runs, settings.model)
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
+    # gRPC and HTTP share the descriptors that are left for connections.
+    num_fronts = 2 if settings.http_listen else 1
+    max_connections = max(compute_max_connections(raise_descriptor_limit()) // num_fronts, 1)
     rpc = await build_server(
         ServerOptions(
             listen=settings.listen,
@@ -116,7 +119,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             max_message_bytes=settings.max_message_bytes,
             max_concurrent_streams=settings.max_concurrent_streams,
             socket_mode=settings.socket_mode,
-            max_connections=compute_max_connections(raise_descriptor_limit()),
+            max_connections=max_connections,
             progress_interval_s=settings.progress_interval,
             metrics_listen=settings.metrics_listen,
         ),
@@ -130,7 +133,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         },
         calls,
     )
-    http = _make_http_server(settings, serving, limits, calls)
+    http = _make_http_server(settings, serving, limits, calls, max_connections)
     await rpc.server.start()
     serving.note_opened()
     library.start()
@@ -256,13 +259,17 @@ async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
 
 
 def _make_http_server(
-    settings: ServeConfig, serving: Serving, limits: Limits, calls: CallLog
+    settings: ServeConfig,
+    serving: Serving,
+    limits: Limits,
+    calls: CallLog,
+    max_connections: int,
 ) -> HttpServer | None:
     if not settings.http_listen:
         return None
     front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
     host, port = parse_host_port(settings.http_listen)
-    return HttpServer(list_routes(front, calls), host, port, make_not_found(calls))
+    return HttpServer(list_routes(front, calls), host, port, make_not_found(calls), max_connections)
 
 
 def _record_call(journal: Journal, call: CallRecord) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.http.connections import NEXT_REQUEST_S, Connections
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SHUTDOWN_S = 1.0
-_KEEPALIVE_S = 75.0
 
 
 class HttpServer:
@@ -22,7 +22,8 @@ class HttpServer:
         routes: handlers by request method and path.
         host: address or name to listen on.
         port: port to listen on; 0 chooses a free one.
-        max_body_bytes: maximum size of a request's body.
+        not_found: handler of every other path.
+        max_connections: most connections that are open at once.
     """
 
     def __init__(
@@ -31,11 +32,14 @@ class HttpServer:
         host: str,
         port: int,
         not_found: Answer,
+        max_connections: int,
     ) -> None:
         self._routes = routes
         self._host = host
         self._port = port
         self._not_found = not_found
+        self._max_connections = max_connections
+        self._connections: Connections | None = None
         self._runner: web.AppRunner | None = None
 
     @property
@@ -50,7 +54,7 @@ class HttpServer:
         Raises:
             ConfigurationError: the address or port cannot be used.
         """
-        application = web.Application()
+        application = web.Application(middlewares=[self._mark_busy])
         for (method, path), answer in self._routes.items():
             application.router.add_route(method, path, answer)
         application.router.add_route("*", "/{path:.*}", self._not_found)
@@ -58,15 +62,16 @@ class HttpServer:
             application,
             access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=_KEEPALIVE_S,
+            keepalive_timeout=NEXT_REQUEST_S,
             shutdown_timeout=_SHUTDOWN_S,
         )
         await runner.setup()
         if runner.server is None:
             raise RuntimeError("aiohttp made no server after setup")
+        connections = Connections(runner.server, self._max_connections)
         try:
             listening = await asyncio.get_running_loop().create_server(
-                runner.server, self._host, self._port
+                connections, self._host, self._port
             )
         except OSError as error:
             await runner.cleanup()
@@ -74,7 +79,7 @@ class HttpServer:
                 f"the HTTP server cannot listen on {self._host}:{self._port}: "
                 f"{error.strerror or error}; choose a free port for --http-listen, or 0 for any"
             ) from error
-        self._runner, self._listening = runner, listening
+        self._runner, self._listening, self._connections = runner, listening, connections
         self._port = listening.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -83,3 +88,15 @@ class HttpServer:
             self._listening.close()
             await self._runner.cleanup()
             self._runner = None
+
+    @web.middleware
+    async def _mark_busy(self, request: web.Request, handler: Answer) -> web.StreamResponse:
+        """Mark the request's connection as busy until it is answered."""
+        transport, connections = request.transport, self._connections
+        if transport is None or connections is None:
+            return await handler(request)
+        connections.set_busy(transport)
+        try:
+            return await handler(request)
+        finally:
+            connections.set_idle(transport)

@@ -1,0 +1,114 @@
+"""Bounds on the connections of the web server: their number, and their time without a request."""
+
+import asyncio
+from collections.abc import Callable
+
+FIRST_REQUEST_S = 10.0
+"""Time from a connection's beginning until the headers of its first request have arrived."""
+NEXT_REQUEST_S = 75.0
+"""Time from the end of an answer until the headers of the next request have arrived."""
+
+
+class Connections:
+    """Protocol factory of a listening socket that bounds its connections.
+
+    A connection is busy while a request of it is answered, and idle otherwise. If there are too
+    many connections, the longest idle one is aborted for the newest; if all are busy, the newest
+    is refused.
+
+    Args:
+        make: makes the web server's protocol of a connection.
+        max_connections: most connections that are open at once.
+        first_request_s: longest time of a new connection without a request.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], asyncio.Protocol],
+        max_connections: int,
+        first_request_s: float = FIRST_REQUEST_S,
+    ) -> None:
+        self._make = make
+        self._max_connections = max_connections
+        self._first_request_s = first_request_s
+        self._busy: set[asyncio.Transport] = set()
+        # In the order in which they became idle, which a dict keeps.
+        self._idle: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+
+    def __len__(self) -> int:
+        """Return the number of open connections."""
+        return len(self._busy) + len(self._idle)
+
+    def __call__(self) -> asyncio.Protocol:
+        """Make the protocol of one connection."""
+        return _Bounded(self, self._make())
+
+    def add(self, transport: asyncio.Transport) -> None:
+        """Add a connection, or abort it if all others are busy."""
+        if len(self) >= self._max_connections:
+            if not self._idle:
+                transport.abort()
+                return
+            self._end(next(iter(self._idle)))
+        self._set_idle(transport, self._first_request_s)
+
+    def set_busy(self, transport: asyncio.Transport) -> None:
+        """Note that a request of the connection has arrived."""
+        timer = self._idle.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
+            self._busy.add(transport)
+
+    def set_idle(self, transport: asyncio.Transport) -> None:
+        """Note that a request of the connection has been answered."""
+        if transport in self._busy:
+            self._busy.remove(transport)
+            self._set_idle(transport, NEXT_REQUEST_S)
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        """Forget a connection."""
+        self._busy.discard(transport)
+        timer = self._idle.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _set_idle(self, transport: asyncio.Transport, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._idle[transport] = loop.call_later(seconds, self._end, transport)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        self.remove(transport)
+        transport.abort()
+
+
+class _Bounded(asyncio.Protocol):
+    """Protocol of one connection, which forwards everything to the web server's protocol."""
+
+    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
+        self._connections = connections
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError(f"expected a stream transport, not {type(transport).__name__}")
+        self._transport = transport
+        self._connections.add(transport)
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self._connections.remove(self._transport)
+        self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
