@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from deploy_queries import DEPLOY, NEVER_ON_A_SOUND_SERVER
@@ -48,6 +49,16 @@ async def use(target: str) -> str:
             if not ended[0]:  # it had ended before it came to the server
                 timeout_s *= 2
     return trace_ids[-1]
+
+
+async def use_over_http(url: str) -> None:
+    """Generate once by OpenAI's API, and fail once."""
+    async with aiohttp.ClientSession() as session:
+        for num_tokens, status in ((2, 200), (100, 500)):
+            body = {"prompt": "The quick brown fox", "max_tokens": num_tokens, "seed": 1}
+            body["whence"] = {"ignore_eos": True}
+            async with session.post(f"{url}/v1/completions", json=body) as answer:
+                assert answer.status == status
 
 
 async def called(
@@ -102,6 +113,7 @@ async def test_every_panel_has_data_where_a_server_is_used(
         save_model_that_breaks(tmp_path / "model"),
         tmp_path / "data",
         *("--metrics-listen", "127.0.0.1:0", "--otlp-endpoint", receiver.endpoint),
+        *("--http-listen", "127.0.0.1:0"),
     ) as server:
         rules = tmp_path / "rules.yml"
         # A minute is long for a test to wait.
@@ -110,8 +122,11 @@ async def test_every_panel_has_data_where_a_server_is_used(
         with prometheus(tmp_path / "prometheus", metrics_address(server), rules) as base:
             # A rate is a difference: each series has to be there before it grows.
             await use(server.target)
+            await use_over_http(server.http_url)
             grown = {"query": "whence_generations_finished_total >= 2"}
             await ask(base, "query", has_numbers, **grown)
+            await use_over_http(server.http_url)
+            # Last, as a bucket keeps the exemplar of its newest value.
             trace_id = await use(server.target)
             for query in queries():
                 if not any(name in query for name in NEVER_ON_A_SOUND_SERVER):
