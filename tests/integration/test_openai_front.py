@@ -196,8 +196,8 @@ def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> Non
 
     assert isinstance(chat.choices[0].message.parsed, City)
     assert isinstance(response.output_parsed, City)
-    if free.choices[0].finish_reason == "stop":
-        assert isinstance(json.loads(free.choices[0].message.content), dict)
+    assert free.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(free.choices[0].message.content), dict)
 
 
 def test_a_grown_chat_tells_how_much_of_it_was_cached(client: openai.OpenAI) -> None:

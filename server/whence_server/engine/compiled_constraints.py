@@ -18,7 +18,7 @@ MAX_COMPILED = 16
 
 
 class CompiledConstraints:
-    """Compiled constraints, of which the newest are kept; for one thread.
+    """Cache of the newest compiled constraints, for one thread.
 
     Args:
         load_compiler: makes the compiler, at the first constraint.

@@ -160,7 +160,7 @@ class EngineLoop(Generic[PromptT]):
     def _reuse_prefixes(self) -> list[str]:
         """Take over cached prefixes of the prompts in prefill, also those cached since last turn.
 
-        A prompt whose own tokens are traced is read anew, as their logits are not cached.
+        A request that traces its prompt reads the whole prompt: the cache holds no logits.
 
         Returns:
             Ids of the jobs whose prefixes have to wait for the next turn, and that must not be read

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from whence_server.telemetry.metrics.connections import RegisteredProtocol
+
 FIRST_REQUEST_S = 10.0
 """Time from a connection's beginning until the headers of its first request have arrived."""
 NEXT_REQUEST_S = 75.0
@@ -41,7 +43,7 @@ class Connections:
 
     def __call__(self) -> asyncio.Protocol:
         """Make the protocol of one connection."""
-        return _Bounded(self, self._make())
+        return RegisteredProtocol(self, self._make())
 
     def add(self, transport: asyncio.Transport) -> None:
         """Add a connection, or abort it if all others are busy."""
@@ -79,36 +81,3 @@ class Connections:
     def _end(self, transport: asyncio.Transport) -> None:
         self.remove(transport)
         transport.abort()
-
-
-class _Bounded(asyncio.Protocol):
-    """Protocol of one connection, which forwards everything to the web server's protocol."""
-
-    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
-        self._connections = connections
-        self._inner = inner
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError(f"expected a stream transport, not {type(transport).__name__}")
-        self._transport = transport
-        self._connections.add(transport)
-        self._inner.connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is not None:
-            self._connections.remove(self._transport)
-        self._inner.connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()

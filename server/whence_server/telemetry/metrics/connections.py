@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 MAX_CONNECTIONS = 64
 EXCHANGE_S = 10.0
@@ -38,7 +39,7 @@ class Connections:
 
     def __call__(self) -> asyncio.Protocol:
         """Make the protocol of one connection."""
-        return _Bounded(self, self._make())
+        return RegisteredProtocol(self, self._make())
 
     def add(self, transport: asyncio.Transport) -> None:
         """Add a connection; abort the oldest if there are too many."""
@@ -58,15 +59,26 @@ class Connections:
         transport.abort()
 
 
-class _Bounded(asyncio.Protocol):
-    """Protocol of one connection, which forwards everything to the web server's protocol."""
+class ConnectionRegister(Protocol):
+    """Register of open connections, which may end some of them."""
 
-    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
+    def add(self, transport: asyncio.Transport) -> None:
+        """Add a connection."""
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        """Forget a connection."""
+
+
+class RegisteredProtocol(asyncio.Protocol):
+    """Protocol of one connection that is in a register; forwards everything to a web server's."""
+
+    def __init__(self, connections: ConnectionRegister, inner: asyncio.Protocol) -> None:
         self._connections = connections
         self._inner = inner
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Add the connection to the register."""
         if not isinstance(transport, asyncio.Transport):
             raise TypeError(f"expected a stream transport, not {type(transport).__name__}")
         self._transport = transport
@@ -74,18 +86,23 @@ class _Bounded(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection from the register."""
         if self._transport is not None:
             self._connections.remove(self._transport)
         self._inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Forward received bytes."""
         self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
+        """Forward the end of the caller's bytes."""
         return self._inner.eof_received()
 
     def pause_writing(self) -> None:
+        """Forward that the send buffer is full."""
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        """Forward that the send buffer has room."""
         self._inner.resume_writing()

@@ -79,7 +79,7 @@ def _iterate_texts(message: Message) -> Iterator[str]:
 
 
 def _cut_texts(message: Message, max_bytes: int) -> Message:
-    """Return a message with the beginnings of its texts, each with at most so many bytes."""
+    """Return a message in which each text is cut to its first bytes, up to a bound."""
     if "parts" not in message:
         return message
     return {**message, "parts": [_cut_part(part, max_bytes) for part in message["parts"]]}
