@@ -17,7 +17,7 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError, Jou
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
-from whence_server.engine.supervisor import EngineSupervisor
+from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses

@@ -9,10 +9,10 @@ import gc
 from whence_server.config import ServeConfig
 from whence_server.config.environment import read_kernel_variables
 from whence_server.domain.model import StepKernels
-from whence_server.engine import weights
-from whence_server.engine.code_cache import prepare_code_cache
-from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.supervisor import EngineSupervisor
+from whence_server.engines.transformers import weights
+from whence_server.engines.transformers.code_cache import prepare_code_cache
+from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.supervisor import EngineSupervisor
 
 
 async def serve(settings: ServeConfig) -> int:

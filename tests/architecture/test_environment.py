@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 SERVER = Path(__file__).parents[2] / "server" / "whence_server"
-HAND_ON = {"engine/link.py", "generation/text_process.py"}
+HAND_ON = {"engines/transformers/link.py", "generation/text_process.py"}
 """Modules that start a process with the whole environment."""
 
 

@@ -54,7 +54,11 @@ BUILT = [
     *(name for name in NAMES if name == "docs/design.md" or name.startswith("docs/decisions/")),
 ]
 """Pages that name source files."""
-PACKAGES = (ROOT, ROOT / "server" / "whence_server", ROOT / "server" / "whence_server" / "engine")
+PACKAGES = (
+    ROOT,
+    ROOT / "server" / "whence_server",
+    ROOT / "server" / "whence_server" / "engines" / "transformers",
+)
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -16,8 +16,8 @@ from engine import options
 from transformers import AutoModelForCausalLM, DynamicCache
 from workloads import BUILD, DEVICE, NUM_PROMPT_TOKENS, WORKLOADS, Workload, find_directory, prompt
 
-from whence_server.engine.adapted_runner import AdaptedRunner
-from whence_server.engine.loading import LoadedModel, load
+from whence_server.engines.transformers.adapted_runner import AdaptedRunner
+from whence_server.engines.transformers.loading import LoadedModel, load
 
 NAMES = ("a", "b", "c", "d")
 RANK = 8

@@ -11,12 +11,15 @@ from whence_server.demo.real_model import ensure_real_model
 from whence_server.domain.constraints import Constraint, Language
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.engine import Admit
-from whence_server.engine.compiled_constraints import CompiledConstraints, load_compiler
-from whence_server.engine.decoding import Chooser
-from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.loading import LoadedModel, load
-from whence_server.engine.loop import EngineLoop
-from whence_server.engine.scheduler import Scheduler
+from whence_server.engines.transformers.compiled_constraints import (
+    CompiledConstraints,
+    load_compiler,
+)
+from whence_server.engines.transformers.decoding import Chooser
+from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.loading import LoadedModel, load
+from whence_server.engines.transformers.loop import EngineLoop
+from whence_server.engines.transformers.scheduler import Scheduler
 
 NUM_STEPS = 96
 SCHEMA = {

@@ -18,10 +18,10 @@ from workloads import DEVICE, TEMPERATURE, TOP_P, WORKLOADS, Workload, find_dire
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Turn
 from whence_server.domain.steps import Step, Timing
-from whence_server.engine.decoding import Chooser
-from whence_server.engine.loading import LoadedModel, load
-from whence_server.engine.loop import EngineLoop
-from whence_server.engine.scheduler import Scheduler
+from whence_server.engines.transformers.decoding import Chooser
+from whence_server.engines.transformers.loading import LoadedModel, load
+from whence_server.engines.transformers.loop import EngineLoop
+from whence_server.engines.transformers.scheduler import Scheduler
 from whence_server.journal.codec import encode_step
 
 CONTEXT_TOKENS = 512

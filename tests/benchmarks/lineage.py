@@ -169,7 +169,7 @@ def _measure_digests(directory: Path) -> None:
     """Compare digests of tensors and files with hashlib alone on the same bytes."""
     import torch
 
-    from whence_server.engine.digests import (
+    from whence_server.engines.transformers.digests import (
         digest_files,
         digest_state,
         digest_tensors,

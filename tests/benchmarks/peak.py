@@ -15,10 +15,10 @@ from workloads import TEMPERATURE, TOP_P, WORKLOADS, Workload, prompt
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit
-from whence_server.engine.decoding import Chooser
-from whence_server.engine.loading import LoadedModel, load
-from whence_server.engine.loop import EngineLoop
-from whence_server.engine.scheduler import Scheduler
+from whence_server.engines.transformers.decoding import Chooser
+from whence_server.engines.transformers.loading import LoadedModel, load
+from whence_server.engines.transformers.loop import EngineLoop
+from whence_server.engines.transformers.scheduler import Scheduler
 
 NUM_NEW_TOKENS = 4
 

@@ -16,9 +16,9 @@ from processes import server
 from workloads import DEVICE, WORKLOADS, find_directory, list_names
 
 from whence import Client
-from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.loading import load
-from whence_server.engine.runner import Runner
+from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.loading import load
+from whence_server.engines.transformers.runner import Runner
 
 NUM_ANSWER_TOKENS = 120
 KEPT_TOKENS = 512

@@ -7,8 +7,8 @@ import torch
 from questions import Prompt
 from transformers import AutoTokenizer, DynamicCache
 
-from whence_server.engine.internals.probe import collect_activations
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.internals.probe import collect_activations
+from whence_server.engines.transformers.loading import LoadedModel
 
 
 class Asked(NamedTuple):

@@ -8,8 +8,8 @@ from workloads import L, prompt
 
 from whence_server.demo.real_model import ensure_real_model
 from whence_server.domain.model import StepKernels
-from whence_server.engine.internals import attention
-from whence_server.engine.loading import LoadedModel, load
+from whence_server.engines.transformers.internals import attention
+from whence_server.engines.transformers.loading import LoadedModel, load
 
 WAYS = (
     ("float32", StepKernels.EXACT),

@@ -34,10 +34,10 @@ from resampling import format_interval
 from transformers import AutoTokenizer
 from workloads import BUILD, Workload, find_directory
 
-from whence_server.engine.internals.head_weights import read_head_weights
-from whence_server.engine.internals.sinks import find_sinks
-from whence_server.engine.internals.weighing import compute_stream_weights
-from whence_server.engine.loading import load
+from whence_server.engines.transformers.internals.head_weights import read_head_weights
+from whence_server.engines.transformers.internals.sinks import find_sinks
+from whence_server.engines.transformers.internals.weighing import compute_stream_weights
+from whence_server.engines.transformers.loading import load
 from whence_server.training.weigh_heads import weigh_heads
 
 ALIKE, STREAM, FITTED = (

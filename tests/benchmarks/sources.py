@@ -37,7 +37,7 @@ from workloads import R16, R32
 
 from whence_server.demo.corpus import load_documents
 from whence_server.demo.model import ensure_demo_model
-from whence_server.engine.internals import attention
+from whence_server.engines.transformers.internals import attention
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 """Fractions of the context that are hidden."""

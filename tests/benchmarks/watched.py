@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from whence_server.engine.batching_check import check_batching
-from whence_server.engine.cache import BatchedCache
-from whence_server.engine.internals import attention
-from whence_server.engine.internals.probe import collect_activations
-from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.internals.sources import read_context
-from whence_server.engine.internals.weighing import compute_stream_weights
+from whence_server.engines.transformers.batching_check import check_batching
+from whence_server.engines.transformers.cache import BatchedCache
+from whence_server.engines.transformers.internals import attention
+from whence_server.engines.transformers.internals.probe import collect_activations
+from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.internals.sources import read_context
+from whence_server.engines.transformers.internals.weighing import compute_stream_weights
 
 NOTHING = torch.tensor([], dtype=torch.int64)
 

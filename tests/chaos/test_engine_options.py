@@ -10,7 +10,7 @@ from engine_harness import BeamHarness, beams, greedy, loaded_model, prompt_of, 
 from extreme_requests import BEYOND, FLOATS, SAMPLING
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 NUM_HOSTILE = 10
 """Number of generations in a round."""

@@ -11,7 +11,7 @@ from server_process import ServerProcess
 if TYPE_CHECKING:
     from paced_model import PacedModel
 
-    from whence_server.engine.loading import LoadedModel
+    from whence_server.engines.transformers.loading import LoadedModel
 
 
 @pytest.fixture(scope="session")

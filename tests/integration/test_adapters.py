@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 
 PROMPT = prompt_of(15, seed=3)
 

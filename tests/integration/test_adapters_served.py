@@ -15,7 +15,7 @@ from whence import Client
 from whence.cli.main import main
 from whence.errors import InvalidRequestError
 from whence.v1 import model_pb2
-from whence_server.engine.digests import digest_files, digest_model_files
+from whence_server.engines.transformers.digests import digest_files, digest_model_files
 
 PROMPT = [5, 17, 99, 3, 42]
 FILES = ["adapter_config.json", "adapter_model.safetensors"]

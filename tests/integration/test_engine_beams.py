@@ -19,7 +19,7 @@ from tiny_models import CONFIGS
 
 from whence_server.domain.decoding import Decoding, EarlyStopping, FinishReason
 from whence_server.domain.engine import StopGeneration
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 MODES = {
     EarlyStopping.WHEN_ENOUGH: True,

@@ -14,9 +14,12 @@ from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.constraints import Constraint, Language
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.engine import Admit, Replay
-from whence_server.engine.compiled_constraints import CompiledConstraints, load_compiler
-from whence_server.engine.inbox import AdmitConstrained
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.compiled_constraints import (
+    CompiledConstraints,
+    load_compiler,
+)
+from whence_server.engines.transformers.inbox import AdmitConstrained
+from whence_server.engines.transformers.loading import LoadedModel
 
 RECORD = json.dumps(KINDS["record"].schema)
 CONSTRAINTS = {

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.steps import Internals
-from whence_server.engine.loading import LoadedModel, load
+from whence_server.engines.transformers.loading import LoadedModel, load
 
 WIDTH, HEADS, SIZE = 32, 2, 16
 COPIED = 77

@@ -10,7 +10,7 @@ from computing import DEVICE
 from engine_harness import Harness, greedy, loaded_model, reference_greedy
 
 from whence_server.domain.decoding import Decoding, Strategy
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 ARCHITECTURES = ["gpt2", "llama", "mistral", "mamba", "mamba2"]
 DTYPES = ["bfloat16", "float16"]

@@ -8,9 +8,9 @@ import torch
 from engine_harness import Harness, greedy, loaded_model, prompt_of, reference_greedy, sampled
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
-from whence_server.engine.internals.probed_rows import ProbedPrompt
-from whence_server.engine.loading import LoadedModel
-from whence_server.engine.runner import Runner
+from whence_server.engines.transformers.internals.probed_rows import ProbedPrompt
+from whence_server.engines.transformers.loading import LoadedModel
+from whence_server.engines.transformers.runner import Runner
 
 
 @pytest.fixture(scope="module")

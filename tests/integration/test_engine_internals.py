@@ -27,8 +27,8 @@ from torch.nn.functional import pad
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Replay
 from whence_server.domain.steps import Decision, Internals
-from whence_server.engine.internals import probed_rows, probed_sequence, sources
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.internals import probed_rows, probed_sequence, sources
+from whence_server.engines.transformers.loading import LoadedModel
 
 INTERNALS = TraceOptions(TraceDetail.INTERNALS)
 METHOD = "value-norm-attention/2"

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Replay
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 Generate = Callable[..., list[int]]
 

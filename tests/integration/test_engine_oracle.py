@@ -17,7 +17,7 @@ from whence_server.domain.decoding import (
     TraceOptions,
 )
 from whence_server.domain.engine import Admit, Replay, StopGeneration, StopSequence
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 Greedy = Callable[..., list[int]]
 

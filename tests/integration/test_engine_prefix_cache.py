@@ -24,10 +24,10 @@ from tiny_models import BATCHED, LAST_STAGES, LENGTH_DEPENDENT, SOLO, save_model
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Replay, StopGeneration
-from whence_server.engine import loop
-from whence_server.engine.loading import LoadedModel
-from whence_server.engine.prefix_check import reuses_prefixes
-from whence_server.engine.runner import Runner
+from whence_server.engines.transformers import loop
+from whence_server.engines.transformers.loading import LoadedModel
+from whence_server.engines.transformers.prefix_check import reuses_prefixes
+from whence_server.engines.transformers.runner import Runner
 
 MARGIN = 1e-4
 """Largest difference of a float32 log probability from a pass over all tokens, in nats, as

@@ -10,15 +10,15 @@ from engine_harness import BeamHarness, beams, greedy, loaded_model, prompt_of, 
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.engine import StopGeneration
-from whence_server.engine.internals import probe
-from whence_server.engine.internals.lens import Lens
-from whence_server.engine.internals.probe import ActivationBuffer
-from whence_server.engine.internals.probed_rows import ProbedPrompt, ProbedRows
-from whence_server.engine.internals.probed_sequence import ProbedSequence
-from whence_server.engine.loading import LoadedModel
-from whence_server.engine.runner import Runner
-from whence_server.engine.solo import SoloRunner
-from whence_server.engine.step_graph import StepGraph
+from whence_server.engines.transformers.internals import probe
+from whence_server.engines.transformers.internals.lens import Lens
+from whence_server.engines.transformers.internals.probe import ActivationBuffer
+from whence_server.engines.transformers.internals.probed_rows import ProbedPrompt, ProbedRows
+from whence_server.engines.transformers.internals.probed_sequence import ProbedSequence
+from whence_server.engines.transformers.loading import LoadedModel
+from whence_server.engines.transformers.runner import Runner
+from whence_server.engines.transformers.solo import SoloRunner
+from whence_server.engines.transformers.step_graph import StepGraph
 
 INTERNALS = TraceOptions(TraceDetail.INTERNALS)
 Models = Callable[[str], LoadedModel]

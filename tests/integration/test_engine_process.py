@@ -16,7 +16,7 @@ from engine_harness import Harness, engine_options, greedy, loaded_model
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
 from whence_server.domain.engine import Admit, StopGeneration, StopSequence, Turn
 from whence_server.domain.errors import ConfigurationError, EngineLostError
-from whence_server.engine.link import EngineProcess
+from whence_server.engines.transformers.link import EngineProcess
 
 TinyModel = Callable[..., Path]
 
@@ -166,7 +166,7 @@ async def test_the_engine_can_be_stopped_during_loading(engine: EngineProcess) -
 FRONT = """
 import asyncio, pickle, sys
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
-from whence_server.engine.link import EngineProcess
+from whence_server.engines.transformers.link import EngineProcess
 from whence_server.domain.engine import Admit
 
 async def main():

@@ -11,7 +11,7 @@ from server_process import ServerProcess
 from whence.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.engine import Admit, Replay, StepMade
-from whence_server.engine.link import EngineProcess
+from whence_server.engines.transformers.link import EngineProcess
 
 TinyModel = Callable[..., Path]
 

@@ -35,8 +35,8 @@ from whence_server.domain.decoding import (
 from whence_server.domain.errors import ConfigurationError, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.processors import list_processor_names
-from whence_server.engine.generation_config import check_file, read_defaults
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.generation_config import check_file, read_defaults
+from whence_server.engines.transformers.loading import LoadedModel
 from whence_server.generation.resolve import resolve_decoding
 from whence_server.text.tokenizer import TextTokenizer
 

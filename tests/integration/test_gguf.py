@@ -15,8 +15,8 @@ from whence import Client
 from whence_server.demo.cache import find_cache_dir
 from whence_server.demo.real_weights import GGUF_NAME, GGUF_SHA256, ensure_gguf
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import digest_weights
-from whence_server.engine.gguf_file import find_gguf, read_quantization
+from whence_server.engines.transformers.digests import digest_weights
+from whence_server.engines.transformers.gguf_file import find_gguf, read_quantization
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "llamacpp_token_ids.json"
 

@@ -19,8 +19,12 @@ from safetensors.torch import load_file
 
 from whence_server.domain.decoding import Decoding, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Replay
-from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.digests import (
+    digest_files,
+    digest_model_files,
+    digest_weights,
+)
+from whence_server.engines.transformers.loading import LoadedModel
 
 CHOSEN = {
     "attention": lora,

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.steps import Internals
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 PROMPT = "The capital of France is"
 FRANCE = 3

@@ -14,7 +14,7 @@ from tiny_models import CORPUS
 
 from whence.v1.training_pb2 import AttemptStarted, TrainingEvent
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.engine.digests import digest_tensors, digest_weights
+from whence_server.engines.transformers.digests import digest_tensors, digest_weights
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
 from whence_server.lineage.whole import read_verified_run
 from whence_server.lineage.writer import RecordWriter

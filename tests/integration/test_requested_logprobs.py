@@ -26,7 +26,7 @@ from server_process import ServerProcess
 from whence import Client
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.steps import Decision
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers.loading import LoadedModel
 
 ARCHITECTURES = ["gpt2", "mamba"]
 """One whose sequences decode together, and one that decodes them singly."""

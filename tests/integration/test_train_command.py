@@ -26,10 +26,14 @@ from whence import AsyncClient
 from whence.v1.training_pb2 import TrainingEvent, TrainingState
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.engine import loading
-from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
-from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.weights import list_model_files, list_weight_files
+from whence_server.engines.transformers import loading
+from whence_server.engines.transformers.digests import (
+    digest_files,
+    digest_model_files,
+    digest_weights,
+)
+from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.weights import list_model_files, list_weight_files
 from whence_server.training.recording.surroundings import collect_determinism_settings
 from whence_server.training.train.train import continue_from, train
 

@@ -62,6 +62,22 @@ async def gone(processes: list[psutil.Process]) -> None:
     await asyncio.to_thread(wait)
 
 
+async def start_when_free(
+    client: AsyncClient, run: str
+) -> AsyncIterator[pb.TraceEmergenceResponse]:
+    """Start a trace once the server knows that the process of the one before has ended."""
+    deadline = time.monotonic() + 60
+    while True:
+        tracing = client.training_runs.trace_emergence(run, prompt="", continuation="y")
+        try:
+            assert (await anext(tracing)).HasField("started")
+        except ResourceExhaustedError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        else:
+            return tracing
+
+
 async def test_answers_come_as_they_are_computed(tmp_path: Path) -> None:
     async with serving(tmp_path, ANSWERS) as (_, client, run):
         for prompt in ("the cat", ""):
@@ -106,9 +122,7 @@ async def test_one_at_a_time_and_the_process_ends_with_the_call(
         await first.aclose()
         await gone(processes)
         # And the next one may.
-        second = client.training_runs.trace_emergence(run, prompt="", continuation="y")
-        assert (await anext(second)).HasField("started")
-        await second.aclose()
+        await (await start_when_free(client, run)).aclose()
 
 
 async def test_cancelling_twice_leaves_no_process(tmp_path: Path) -> None:
@@ -150,15 +164,7 @@ async def test_quiet_computation_keeps_its_stream_open(tmp_path: Path) -> None:
             assert [await call.read() for _ in range(2)] == [pb.TraceEmergenceResponse()] * 2
             async with AsyncClient(server.target) as client:
                 call.cancel()
-                while True:  # until the first call's process has ended
-                    tracing = client.training_runs.trace_emergence(
-                        builder.id, prompt="", continuation="x"
-                    )
-                    try:
-                        assert (await anext(tracing)).HasField("started")
-                        break
-                    except ResourceExhaustedError:
-                        await asyncio.sleep(0.05)
+                tracing = await start_when_free(client, builder.id)
                 quiet = asyncio.ensure_future(anext(tracing))
                 await asyncio.wait({quiet}, timeout=0.3)
                 assert not quiet.done(), "messages without a result are hidden"

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from whence_server.cli import main
 from whence_server.domain.decoding import TraceDetail, TraceOptions
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.internals import fitting
-from whence_server.engine.internals.weighing import compute_stream_weights
-from whence_server.engine.loading import load
+from whence_server.engines.transformers.internals import fitting
+from whence_server.engines.transformers.internals.weighing import compute_stream_weights
+from whence_server.engines.transformers.loading import load
 
 TinyModel = Callable[..., Path]
 

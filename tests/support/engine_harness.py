@@ -27,12 +27,12 @@ from whence_server.domain.engine import (
     Turn,
 )
 from whence_server.domain.steps import Decision
-from whence_server.engine.decoding import Chooser
-from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.internals import attention
-from whence_server.engine.loading import LoadedModel, load
-from whence_server.engine.loop import EngineLoop
-from whence_server.engine.scheduler import Scheduler
+from whence_server.engines.transformers.decoding import Chooser
+from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.internals import attention
+from whence_server.engines.transformers.loading import LoadedModel, load
+from whence_server.engines.transformers.loop import EngineLoop
+from whence_server.engines.transformers.scheduler import Scheduler
 
 
 def engine_options(directory: Path | str, **changes: object) -> EngineOptions:

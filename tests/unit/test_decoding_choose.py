@@ -12,7 +12,7 @@ from decoding_oracle import DECISIONS, GREEDY, SAMPLE, TOKENS, entropy, expected
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
 from whence_server.domain.errors import GenerationFailedError
 from whence_server.domain.steps import Decision
-from whence_server.engine.decoding import Chooser, NonFiniteLogits, Row, statistics
+from whence_server.engines.transformers.decoding import Chooser, NonFiniteLogits, Row, statistics
 
 V = 700
 CHOOSER = Chooser(V, torch.device(DEVICE))
@@ -200,7 +200,9 @@ def test_a_prompt_is_scored_in_slices(dtype: torch.dtype, monkeypatch: pytest.Mo
         assert decision.sampling_logprob is decision.sampling_entropy is None
         assert decision.candidates.sampling_logprobs == []
         assert decision.effects is decision.draw is None
-    monkeypatch.setattr("whence_server.engine.decoding.prompt.MAX_TEMPORARY_BYTES", 5 * 4 * 4 * V)
+    monkeypatch.setattr(
+        "whence_server.engines.transformers.decoding.prompt.MAX_TEMPORARY_BYTES", 5 * 4 * 4 * V
+    )
     sliced = CHOOSER.score_prompt(logits, token_ids, DECISIONS)
     # A sum's order may depend on how many rows there are, on another device than the CPU.
     close = [d._replace(entropy=pytest.approx(d.entropy, abs=1e-5)) for d in whole]

@@ -12,9 +12,9 @@ from whence_server.domain.constraints import Constraint
 from whence_server.domain.decoding import Decoding
 from whence_server.domain.processors import list_processor_names
 from whence_server.domain.steps import Decision
-from whence_server.engine.choosing import IsolatingChooser
-from whence_server.engine.decoding import Chooser, NoChoice, Row
-from whence_server.engine.decoding.constraints import RowConstraint, start_constraint
+from whence_server.engines.transformers.choosing import IsolatingChooser
+from whence_server.engines.transformers.decoding import Chooser, NoChoice, Row
+from whence_server.engines.transformers.decoding.constraints import RowConstraint, start_constraint
 
 V = len(VOCABULARY)
 COMPILER = make_compiler()

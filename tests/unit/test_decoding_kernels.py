@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TopPLogitsWarper
 
-from whence_server.engine.decoding import cpu_kernels, torch_kernels
-from whence_server.engine.decoding.kernels import DrawKey
+from whence_server.engines.transformers.decoding import cpu_kernels, torch_kernels
+from whence_server.engines.transformers.decoding.kernels import DrawKey
 
 BOTH = pytest.mark.parametrize("kernels", [cpu_kernels, torch_kernels], ids=["cpu", "torch"])
 MASK = 0xFFFFFFFF

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from whence_server.domain.decoding import Configured, Decoding
 from whence_server.domain.processors import list_processor_names
 from whence_server.domain.steps import Decision
-from whence_server.engine.decoding import Chooser, NothingLeft, Row
+from whence_server.engines.transformers.decoding import Chooser, NothingLeft, Row
 
 V = 61
 CHOOSER = Chooser(V, torch.device(DEVICE))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from whence_server.engine.adapted_runner import AdaptedRunner
+from whence_server.engines.transformers.adapted_runner import AdaptedRunner
 
 
 @dataclass

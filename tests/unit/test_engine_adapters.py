@@ -15,8 +15,8 @@ from engine_harness import engine_options
 from safetensors.torch import load_file, save_file
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.loading import load
-from whence_server.engine.weights import find_places, list_weight_files
+from whence_server.engines.transformers.loading import load
+from whence_server.engines.transformers.weights import find_places, list_weight_files
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from whence_server.engine.internals import attention
+from whence_server.engines.transformers.internals import attention
 
 
 @pytest.fixture

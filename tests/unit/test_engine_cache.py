@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from whence_server.engine.cache import BatchedCache, BatchedLayer
+from whence_server.engines.transformers.cache import BatchedCache, BatchedLayer
 
 LAYERS, HEADS, SIZE = 2, 3, 4
 

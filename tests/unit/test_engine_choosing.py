@@ -11,11 +11,11 @@ from engine_harness import BeamHarness, Harness, beams, greedy, loaded_model, pr
 
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.steps import Decision
-from whence_server.engine import batch
-from whence_server.engine.beams import Beams
-from whence_server.engine.choosing import IsolatingChooser
-from whence_server.engine.decoding import BeamSearch, Chooser, NoChoice, Round, Row
-from whence_server.engine.loading import LoadedModel
+from whence_server.engines.transformers import batch
+from whence_server.engines.transformers.beams import Beams
+from whence_server.engines.transformers.choosing import IsolatingChooser
+from whence_server.engines.transformers.decoding import BeamSearch, Chooser, NoChoice, Round, Row
+from whence_server.engines.transformers.loading import LoadedModel
 
 VOCABULARY_SIZE = 50
 CULPRIT = 13

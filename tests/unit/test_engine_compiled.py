@@ -7,7 +7,7 @@ from typing import Any
 import numba as nb
 import pytest
 
-from whence_server.engine.compiled import compile_now
+from whence_server.engines.transformers.compiled import compile_now
 
 
 def _twice(number: Any) -> Any:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
-from whence_server.engine import digest_cache, digests, loading
-from whence_server.engine.digest_cache import DigestCache
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers import digest_cache, digests, loading
+from whence_server.engines.transformers.digest_cache import DigestCache
+from whence_server.engines.transformers.digests import digest_weights
 
 SIZE = 4096
 CONDITIONS = "transformers 5, float32"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from whence_server.domain.model import FileDigest
-from whence_server.engine.digests import (
+from whence_server.engines.transformers.digests import (
     digest_files,
     digest_model_files,
     digest_state,

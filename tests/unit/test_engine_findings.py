@@ -13,12 +13,16 @@ from engine_harness import engine_options
 from safetensors.torch import load_file, save_file
 
 from whence_server.domain.model import InternalsInfo, StepKernels
-from whence_server.engine import conditions, loading, step_capture, trials
-from whence_server.engine.code_cache import prepare_code_cache
-from whence_server.engine.findings_cache import MAX_REMEMBERED, Findings, FindingsCache
-from whence_server.engine.loading import LoadedModel
-from whence_server.engine.step_graph import StepGraph
-from whence_server.engine.style import ForwardStyle
+from whence_server.engines.transformers import conditions, loading, step_capture, trials
+from whence_server.engines.transformers.code_cache import prepare_code_cache
+from whence_server.engines.transformers.findings_cache import (
+    MAX_REMEMBERED,
+    Findings,
+    FindingsCache,
+)
+from whence_server.engines.transformers.loading import LoadedModel
+from whence_server.engines.transformers.step_graph import StepGraph
+from whence_server.engines.transformers.style import ForwardStyle
 
 FINDINGS = Findings(
     ForwardStyle(num_layers=2, windows=(("full_attention", None), ("sliding_attention", 8))),
@@ -33,7 +37,7 @@ FINDINGS = Findings(
 
 @pytest.fixture(autouse=True)
 def no_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", float("inf"))
+    monkeypatch.setattr("whence_server.engines.transformers.step_capture.LONG_STEP_S", float("inf"))
 
 
 @pytest.fixture

@@ -8,9 +8,14 @@ import torch
 from engine_harness import loaded_model, prompt_of
 from internals_oracle import attending, eager_model
 
-from whence_server.engine.internals import fitting
-from whence_server.engine.internals.fitting import Examples, fit, fit_head_weights, measure_piece
-from whence_server.engine.internals.sources import UnavailableError
+from whence_server.engines.transformers.internals import fitting
+from whence_server.engines.transformers.internals.fitting import (
+    Examples,
+    fit,
+    fit_head_weights,
+    measure_piece,
+)
+from whence_server.engines.transformers.internals.sources import UnavailableError
 
 TinyModel = Callable[..., Path]
 PIECE = prompt_of(68, seed=3)

@@ -8,8 +8,8 @@ import torch
 from tiny_models import CONFIGS, LENGTH_DEPENDENT, LONGROPE, SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from whence_server.engine import frequencies
-from whence_server.engine.context import read_max_context_length
+from whence_server.engines.transformers import frequencies
+from whence_server.engines.transformers.context import read_max_context_length
 
 
 def model_of(config: Any) -> Any:

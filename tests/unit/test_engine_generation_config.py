@@ -18,9 +18,13 @@ from whence_server.domain.decoding import (
     GenerationDefaults,
 )
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.generation_config import check_batch, check_file, read_defaults
-from whence_server.engine.generation_fields import APPLIED, HARMLESS, REFUSED
-from whence_server.engine.loading import load
+from whence_server.engines.transformers.generation_config import (
+    check_batch,
+    check_file,
+    read_defaults,
+)
+from whence_server.engines.transformers.generation_fields import APPLIED, HARMLESS, REFUSED
+from whence_server.engines.transformers.loading import load
 
 PAGE = Path(__file__).parents[2] / "docs" / "generation-config.md"
 VOCABULARY = 100

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.internals.head_weights import read_head_weights, write_head_weights
+from whence_server.engines.transformers.internals.head_weights import (
+    read_head_weights,
+    write_head_weights,
+)
 
 DIGEST = "a" * 64
 

@@ -9,8 +9,11 @@ from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.constraints import Constraint
 from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.engine import Admit, StopGeneration
-from whence_server.engine.compiled_constraints import MAX_COMPILED, CompiledConstraints
-from whence_server.engine.inbox import AdmitConstrained, Inbox
+from whence_server.engines.transformers.compiled_constraints import (
+    MAX_COMPILED,
+    CompiledConstraints,
+)
+from whence_server.engines.transformers.inbox import AdmitConstrained, Inbox
 
 
 def admit(generation_id: str, constraint: Constraint | None = None) -> Admit:

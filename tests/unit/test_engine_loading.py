@@ -13,12 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence_server.domain.decoding import GenerationDefaults
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.context import UNLIMITED_CONTEXT
-from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
-from whence_server.engine.handshake import EngineOptions
-from whence_server.engine.loading import load
-from whence_server.engine.runner import Runner
-from whence_server.engine.solo import SoloRunner
+from whence_server.engines.transformers.context import UNLIMITED_CONTEXT
+from whence_server.engines.transformers.digests import (
+    digest_files,
+    digest_model_files,
+    digest_weights,
+)
+from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.loading import load
+from whence_server.engines.transformers.runner import Runner
+from whence_server.engines.transformers.solo import SoloRunner
 
 TinyModel = Callable[..., Path]
 

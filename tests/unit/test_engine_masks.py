@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, MistralConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from whence_server.engine.masks import SPARE_COLUMNS, StepMasks
+from whence_server.engines.transformers.masks import SPARE_COLUMNS, StepMasks
 
 WINDOW = 6
 CONFIG = MistralConfig(

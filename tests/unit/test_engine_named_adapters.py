@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import byte_level_tokenizer
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine import adapters
-from whence_server.engine.loading import load
+from whence_server.engines.transformers import adapters
+from whence_server.engines.transformers.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.engine import BeamSearchDone, BeamSequence, BeamStep, Cost
 from whence_server.domain.steps import Candidates, Decision, RequestedLogprobs
-from whence_server.engine.outbox import CANDIDATES_IN_A_SLICE, Outbox
+from whence_server.engines.transformers.outbox import CANDIDATES_IN_A_SLICE, Outbox
 
 COST = Cost(0, 0, 0, 1)
 

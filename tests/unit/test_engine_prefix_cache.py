@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from whence_server.engine.cache import BatchedCache
-from whence_server.engine.prefix_cache import PrefixCache
+from whence_server.engines.transformers.cache import BatchedCache
+from whence_server.engines.transformers.prefix_cache import PrefixCache
 
 NUM_LAYERS = 2
 BLOCK = 4

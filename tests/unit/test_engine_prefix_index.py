@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whence_server.engine.prefix_index import PrefixIndex
+from whence_server.engines.transformers.prefix_index import PrefixIndex
 
 BLOCK = 2
 

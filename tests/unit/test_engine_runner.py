@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, BigBirdConfig
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.batching_check import check_batching
-from whence_server.engine.runner import Runner
-from whence_server.engine.style import ForwardStyle
+from whence_server.engines.transformers.batching_check import check_batching
+from whence_server.engines.transformers.runner import Runner
+from whence_server.engines.transformers.style import ForwardStyle
 
 TinyModel = Callable[..., Path]
 
@@ -170,7 +170,7 @@ def test_a_model_that_cannot_be_batched_decodes_each_sequence_by_itself(
     tiny_model: TinyModel, caplog: pytest.LogCaptureFixture, architecture: str, why: str
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture)).eval()
-    with caplog.at_level("INFO", "whence_server.engine.batching_check"):
+    with caplog.at_level("INFO", "whence_server.engines.transformers.batching_check"):
         assert check_batching(model) is None
     assert f"{type(model).__name__} decodes each sequence by itself: {why}" in caplog.text
 
@@ -188,7 +188,7 @@ def test_a_model_with_wrong_positions_in_a_batch_decodes_each_sequence_by_itself
         )
 
     monkeypatch.setattr(model, "forward", without_positions)
-    with caplog.at_level("INFO", "whence_server.engine.batching_check"):
+    with caplog.at_level("INFO", "whence_server.engines.transformers.batching_check"):
         assert check_batching(model) is None
     assert "its logits differ between a batch of two prompts and each prompt alone" in caplog.text
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whence_server.domain.errors import GenerationFailedError
-from whence_server.engine.scheduler import Chunk, Scheduler
+from whence_server.engines.transformers.scheduler import Chunk, Scheduler
 
 
 def scheduler(

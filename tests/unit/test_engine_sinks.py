@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from whence_server.engine.internals.sinks import find_sinks
-from whence_server.engine.internals.sources import list_sources, read_context
+from whence_server.engines.transformers.internals.sinks import find_sinks
+from whence_server.engines.transformers.internals.sources import list_sources, read_context
 
 NUM_HEADS = 4
 

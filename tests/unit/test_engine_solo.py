@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from whence_server.engine.solo import SoloPrompt, SoloRunner
+from whence_server.engines.transformers.solo import SoloPrompt, SoloRunner
 
 TinyModel = Callable[..., Path]
 

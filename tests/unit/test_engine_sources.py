@@ -9,19 +9,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.steps import Candidates, Decision
-from whence_server.engine.batching_check import check_batching
-from whence_server.engine.internals import attention
-from whence_server.engine.internals.lens import Lens, build_lens
-from whence_server.engine.internals.probe import collect_activations
-from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.internals.sources import (
+from whence_server.engines.transformers.batching_check import check_batching
+from whence_server.engines.transformers.internals import attention
+from whence_server.engines.transformers.internals.lens import Lens, build_lens
+from whence_server.engines.transformers.internals.probe import collect_activations
+from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.internals.sources import (
     COLUMNS_TOGETHER,
     OutputNorms,
     Reading,
     Sources,
     list_sources,
 )
-from whence_server.engine.runner import Runner
+from whence_server.engines.transformers.runner import Runner
 
 LAYERS, HEADS, SIZE, WIDTH = 3, 4, 6, 24
 

@@ -12,17 +12,17 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import InternalsInfo
-from whence_server.engine.internals import attention, probe_building, probed_sequence
-from whence_server.engine.internals.probe import Probe
-from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.internals.sources import (
+from whence_server.engines.transformers.internals import attention, probe_building, probed_sequence
+from whence_server.engines.transformers.internals.probe import Probe
+from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.internals.sources import (
     OutputNorms,
     Reading,
     UnavailableError,
     read_context,
 )
-from whence_server.engine.loading import load
-from whence_server.engine.solo import SoloRunner
+from whence_server.engines.transformers.loading import load
+from whence_server.engines.transformers.solo import SoloRunner
 
 TinyModel = Callable[..., Path]
 METHOD = "value-norm-attention/2"

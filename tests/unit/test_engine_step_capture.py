@@ -13,16 +13,16 @@ from tiny_models import BATCHED, LAST_STAGES
 from transformers import AutoModelForCausalLM
 
 from whence_server.domain.model import StepKernels
-from whence_server.engine import packed_linears
-from whence_server.engine.batching_check import check_batching
-from whence_server.engine.internals import attention
-from whence_server.engine.internals.probe import Activations
-from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.packed_linears import ROUNDING
-from whence_server.engine.runner import Runner
-from whence_server.engine.step_capture import capture_step
-from whence_server.engine.step_graph import StepGraph
-from whence_server.engine.style import ForwardStyle
+from whence_server.engines.transformers import packed_linears
+from whence_server.engines.transformers.batching_check import check_batching
+from whence_server.engines.transformers.internals import attention
+from whence_server.engines.transformers.internals.probe import Activations
+from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.packed_linears import ROUNDING
+from whence_server.engines.transformers.runner import Runner
+from whence_server.engines.transformers.step_capture import capture_step
+from whence_server.engines.transformers.step_graph import StepGraph
+from whence_server.engines.transformers.style import ForwardStyle
 
 # The others decode each sequence by itself, or (Bloom) make their masks as they go.
 RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
@@ -31,7 +31,7 @@ RECORDABLE = sorted({*BATCHED, *LAST_STAGES} - {"bloom"})
 @pytest.fixture(autouse=True)
 def no_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make no step too long to capture, as other work on the machine slows steps."""
-    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", float("inf"))
+    monkeypatch.setattr("whence_server.engines.transformers.step_capture.LONG_STEP_S", float("inf"))
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_long_step_is_not_captured(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, style = load("gpt2")
-    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", 0.0)
+    monkeypatch.setattr("whence_server.engines.transformers.step_capture.LONG_STEP_S", 0.0)
     with caplog.at_level(logging.INFO):
         assert capture_step(model, style) is None
     assert "a graph would save little" in caplog.text
@@ -214,7 +214,7 @@ def test_time_on_a_busy_machine_does_not_make_a_step_long(
             time.sleep(limit_s)
         return decode(self, token_ids)
 
-    monkeypatch.setattr("whence_server.engine.step_capture.LONG_STEP_S", limit_s)
+    monkeypatch.setattr("whence_server.engines.transformers.step_capture.LONG_STEP_S", limit_s)
     monkeypatch.setattr(Runner, "decode", wait_too)
     assert capture_step(model, style) is not None
 

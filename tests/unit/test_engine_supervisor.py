@@ -7,8 +7,12 @@ from typing import NamedTuple
 import pytest
 
 from whence_server.domain.errors import ConfigurationError, EngineLostError
-from whence_server.engine import supervisor
-from whence_server.engine.supervisor import MAX_START_FAILURES, EngineState, EngineSupervisor
+from whence_server.engines.transformers import supervisor
+from whence_server.engines.transformers.supervisor import (
+    MAX_START_FAILURES,
+    EngineState,
+    EngineSupervisor,
+)
 
 NO_DESCRIPTORS = OSError(errno.EMFILE, "Too many open files")
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from whence_server.engine.torchscript import trace
+from whence_server.engines.transformers.torchscript import trace
 
 
 def model() -> torch.nn.Module:

@@ -10,10 +10,10 @@ from engine_harness import loaded_model, prompt_of
 from internals_oracle import eager_model
 from tiny_models import ARCHITECTURES, HYBRIDS, LAST_STAGES, NO_SOURCES
 
-from whence_server.engine.internals.head_weights import HeadWeights
-from whence_server.engine.internals.probe_building import build_probe
-from whence_server.engine.internals.sources import UnavailableError
-from whence_server.engine.internals.weighing import compute_stream_weights
+from whence_server.engines.transformers.internals.head_weights import HeadWeights
+from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.internals.sources import UnavailableError
+from whence_server.engines.transformers.internals.weighing import compute_stream_weights
 
 SOME_ATTEND = [name for name in ("jamba", "bamba", *HYBRIDS) if name not in NO_SOURCES]
 ATTENDING = [

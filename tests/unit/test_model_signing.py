@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from model_signing import hashing, signing, verifying
 from training_runs import trained
 
-from whence_server.engine.weights import list_model_files, list_weight_files
+from whence_server.engines.transformers.weights import list_model_files, list_weight_files
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.verify.verify import verify
 

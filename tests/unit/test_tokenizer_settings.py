@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from whence_server.domain.errors import ConfigurationError, InvalidRequestError
-from whence_server.engine.describing import read_text_files
-from whence_server.engine.tokenizer_check import check_tokenizer
-from whence_server.engine.weights import list_tokenizer_files
+from whence_server.engines.transformers.describing import read_text_files
+from whence_server.engines.transformers.tokenizer_check import check_tokenizer
+from whence_server.engines.transformers.weights import list_tokenizer_files
 from whence_server.text.cleanup import CleaningDetokenizer, clean_up
 from whence_server.text.tokenizer import TextTokenizer
 

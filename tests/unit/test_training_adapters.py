@@ -24,7 +24,7 @@ from training_runs import sha256
 from transformers import GPT2LMHeadModel, Trainer
 
 from whence.v1.training_pb2 import TrainingState
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
 from whence_server.training import record

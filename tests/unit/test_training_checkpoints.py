@@ -8,7 +8,11 @@ import pytest
 from tiny_training import Rows, events_in, trainer_of
 from transformers import TrainerCallback
 
-from whence_server.engine.digests import digest_files, digest_model_files, digest_weights
+from whence_server.engines.transformers.digests import (
+    digest_files,
+    digest_model_files,
+    digest_weights,
+)
 from whence_server.training import record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,7 +65,7 @@ def test_a_model_with_its_tokenizer_has_the_digest_that_the_server_gives(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from whence_server.engine.weights import list_model_files, list_weight_files
+    from whence_server.engines.transformers.weights import list_model_files, list_weight_files
 
     source = tiny_model("gpt2")
     trainer = trainer_of(tmp_path, model=AutoModelForCausalLM.from_pretrained(source), max_steps=1)

@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback
 
 from whence.v1.training_pb2 import TrainingState
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.training import DocumentedExamples, record
 
 pytestmark = pytest.mark.usefixtures("one_thread")

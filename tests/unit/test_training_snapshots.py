@@ -6,8 +6,8 @@ import pytest
 from tiny_models import byte_level_tokenizer
 from tiny_training import tiny_gpt2
 
-from whence_server.engine import digests
-from whence_server.engine.weights import list_model_files, list_weight_files
+from whence_server.engines.transformers import digests
+from whence_server.engines.transformers.weights import list_model_files, list_weight_files
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording.snapshots import make_checkpoint
 

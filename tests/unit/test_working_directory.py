@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from whence_server.engine import link
+from whence_server.engines.transformers import link
 from whence_server.generation import text_process
 from whence_server.lineage import emergence
 

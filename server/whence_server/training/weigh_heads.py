@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from whence_server.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from whence_server.engine.loading import LoadedModel
+    from whence_server.engines.transformers.loading import LoadedModel
     from whence_server.lineage.texts import TextDocument
 
 PIECE_TOKENS = 256
@@ -138,12 +138,12 @@ def weigh_heads(
     Raises:
         ConfigurationError: the model, a text or the file cannot be used.
     """
-    from whence_server.engine.internals.head_weights import write_head_weights
-    from whence_server.engine.internals.sources import UnavailableError
-    from whence_server.engine.internals.weighing import METHOD as STREAM_METHOD
-    from whence_server.engine.internals.weighing import compute_stream_weights
-    from whence_server.engine.loading import load
-    from whence_server.engine.pretrained import make_offline_options
+    from whence_server.engines.transformers.internals.head_weights import write_head_weights
+    from whence_server.engines.transformers.internals.sources import UnavailableError
+    from whence_server.engines.transformers.internals.weighing import METHOD as STREAM_METHOD
+    from whence_server.engines.transformers.internals.weighing import compute_stream_weights
+    from whence_server.engines.transformers.loading import load
+    from whence_server.engines.transformers.pretrained import make_offline_options
     from whence_server.lineage.texts import read_texts
 
     _require_free(output)
@@ -210,7 +210,7 @@ def _fit(
     loaded: "LoadedModel", pieces: Sequence[Sequence[int]], seed: int
 ) -> tuple[list[list[float]], str]:
     """Return head weights fitted to ablations, and their method."""
-    from whence_server.engine.internals.fitting import METHOD, fit_head_weights
+    from whence_server.engines.transformers.internals.fitting import METHOD, fit_head_weights
 
     fitted = fit_head_weights(loaded.model, loaded.probe.norms, pieces, seed)
     return fitted.values, (

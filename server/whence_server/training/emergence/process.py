@@ -26,7 +26,7 @@ from whence.v1.training_pb2 import (
     TraceEmergenceResponse,
 )
 from whence_server.domain.errors import LineageError
-from whence_server.engine.context import CONTEXT_LENGTH_FIELDS
+from whence_server.engines.transformers.context import CONTEXT_LENGTH_FIELDS
 from whence_server.lineage.framing import frame_message
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import read_verified_run

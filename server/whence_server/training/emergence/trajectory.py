@@ -10,8 +10,8 @@ from transformers import set_seed
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.config.training import restore_train_config
 from whence_server.domain.errors import ConfigurationError, LineageError
-from whence_server.engine import weights
-from whence_server.engine.digests import digest_files, digest_weights
+from whence_server.engines.transformers import weights
+from whence_server.engines.transformers.digests import digest_files, digest_weights
 from whence_server.lineage.lookup import read_events_at
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange

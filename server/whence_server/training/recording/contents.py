@@ -15,8 +15,8 @@ from whence.v1 import training_pb2
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
-from whence_server.engine import weights
-from whence_server.engine.digests import (
+from whence_server.engines.transformers import weights
+from whence_server.engines.transformers.digests import (
     TensorDigest,
     digest_files,
     digest_model_files,

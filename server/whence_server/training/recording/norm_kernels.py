@@ -7,7 +7,7 @@ long for a small model.
 import numba as nb
 import numpy as np
 
-from whence_server.engine.compiled import compile_now
+from whence_server.engines.transformers.compiled import compile_now
 
 _BLOCK = 4_096
 """Elements that are summed in float32; the blocks' sums are added in float64."""

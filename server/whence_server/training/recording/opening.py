@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from whence.v1.training_pb2 import ParentModel, TrainingEvent
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import digest_tensors, digest_weights
+from whence_server.engines.transformers.digests import digest_tensors, digest_weights
 from whence_server.lineage.reader import is_begun
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import read_run

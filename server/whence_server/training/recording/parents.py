@@ -11,8 +11,8 @@ from whence.v1.model_pb2 import FileDigest
 from whence.v1.training_pb2 import ParentModel
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.paths import format_path
-from whence_server.engine import weights
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers import weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.training.recording import adapter_files, contents
 from whence_server.training.recording.adapters import (
     find_adapted,

@@ -19,7 +19,7 @@ from whence.v1.training_pb2 import (
     TrainingStep,
 )
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.writer import RecordWriter
 from whence_server.training.recording import saves, snapshots

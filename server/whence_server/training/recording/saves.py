@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.training.recording.adapters import (
     find_adapted,

@@ -22,7 +22,7 @@ from whence.v1.training_pb2 import (
 )
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.paths import format_path
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.lineage.places import find_records_near
 from whence_server.lineage.whole import read_run
 from whence_server.training.recording import contents, surroundings

@@ -12,8 +12,8 @@ from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain import model as domain
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
-from whence_server.engine import weights
-from whence_server.engine.digests import (
+from whence_server.engines.transformers import weights
+from whence_server.engines.transformers.digests import (
     TensorDigest,
     digest_files,
     digest_state,

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from whence_server.config.training import TrainConfig
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.context import CONTEXT_LENGTH_FIELDS
-from whence_server.engine.pretrained import load_trainable
+from whence_server.engines.transformers.context import CONTEXT_LENGTH_FIELDS
+from whence_server.engines.transformers.pretrained import load_trainable
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from whence.v1.training_pb2 import TrainingRunStarted
 from whence_server.config.environment import copy_environment
 from whence_server.config.training import TrainConfig, refuse_variables
 from whence_server.domain.errors import LineageError
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import read_texts
 from whence_server.training.recording.setup import compute_tokenizer_digest

@@ -10,7 +10,7 @@ from pathlib import Path
 from whence.v1.training_pb2 import Checkpoint, TrainingState
 from whence_server.domain.errors import LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
-from whence_server.engine.digests import digest_files
+from whence_server.engines.transformers.digests import digest_files
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import TextDocument
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine import weights
+from whence_server.engines.transformers import weights
 from whence_server.lineage.texts import TextDocument, decode_text
 
 END_OF_TEXT = "<|endoftext|>"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from whence_server.config.environment import read_world_size
 from whence_server.config.training import TrainConfig, make_train_config, restore_train_config
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import digest_weights
+from whence_server.engines.transformers.digests import digest_weights
 from whence_server.lineage.reader import RECORD_NAME, is_begun
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import read_run

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.model import FileDigest
-from whence_server.engine.digests import TensorDigest
+from whence_server.engines.transformers.digests import TensorDigest
 from whence_server.training.recording.contents import (
     DigestedTensors,
     decides_what_is_computed,

@@ -11,7 +11,7 @@ import transformers
 
 from whence.v1.training_pb2 import Checkpoint
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import digest_state, digest_weights
+from whence_server.engines.transformers.digests import digest_state, digest_weights
 from whence_server.lineage.run import TrainingRun
 from whence_server.training.recording import adapter_files, contents
 from whence_server.training.recording.contents import DigestedTensors

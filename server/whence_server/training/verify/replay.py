@@ -11,7 +11,7 @@ import torch
 
 from whence.v1.training_pb2 import AttemptStarted, Checkpoint
 from whence_server.domain.errors import ConfigurationError
-from whence_server.engine.digests import digest_tensors
+from whence_server.engines.transformers.digests import digest_tensors
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import read_verified_run
 from whence_server.training.recording import surroundings

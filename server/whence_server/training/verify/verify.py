@@ -13,8 +13,8 @@ from whence.v1.training_pb2 import Checkpoint, TrainingDataset
 from whence_server.domain.errors import ConfigurationError, LineageError
 from whence_server.domain.model import FileDigest
 from whence_server.domain.paths import format_path
-from whence_server.engine import weights
-from whence_server.engine.digests import digest_model_files
+from whence_server.engines.transformers import weights
+from whence_server.engines.transformers.digests import digest_model_files
 from whence_server.lineage.places import find_record_near
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.whole import measure_torn_end, read_verified_run
