@@ -19,6 +19,8 @@ from whence_server.domain.errors import (
     ModelNotReadyError,
     QueueFullError,
     TextQueueFullError,
+    UpstreamAwayError,
+    UpstreamBusyError,
     WhenceError,
 )
 from whence_server.rpc.fitting import (
@@ -62,6 +64,8 @@ _RETRYABLE = (
     JournalUnwritableError,
     ModelNotReadyError,
     DrainingError,
+    UpstreamAwayError,
+    UpstreamBusyError,
 )
 """Errors whose `retry_after_s` is sent as RetryInfo."""
 

@@ -32,7 +32,15 @@ WhenceError                     a code, a machine-readable reason, a message
 │   ├── JournalUnwritableError  UNAVAILABLE, gives a retry delay
 │   │   └── JournalFullError    RESOURCE_EXHAUSTED: the disk is full
 │   └── JournalLostError        UNAVAILABLE: the server ends
-└── LineageError                INTERNAL: a training run's record
+├── LineageError                INTERNAL: a training run's record
+└── UpstreamError               UNAVAILABLE: the server of another engine failed
+    ├── UpstreamAwayError       UNAVAILABLE, gives a retry delay
+    ├── UpstreamMalformedError  UNAVAILABLE: its answer cannot be read
+    ├── UpstreamUnfinishedError UNAVAILABLE: its answer ended early
+    ├── UpstreamBusyError       RESOURCE_EXHAUSTED, gives a retry delay
+    ├── UpstreamRefusedError    INVALID_ARGUMENT: it refused the request
+    ├── UpstreamKeyError        FAILED_PRECONDITION: it does not accept the API key
+    └── UpstreamModelError      FAILED_PRECONDITION: it has another model
 """
 
 from whence_server.domain.errors.base import (
@@ -80,6 +88,16 @@ from whence_server.domain.errors.training import (
     LineageError,
     TrainingRunNotFoundError,
 )
+from whence_server.domain.errors.upstream import (
+    UpstreamAwayError,
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamKeyError,
+    UpstreamMalformedError,
+    UpstreamModelError,
+    UpstreamRefusedError,
+    UpstreamUnfinishedError,
+)
 
 __all__ = [
     "Code",
@@ -116,6 +134,14 @@ __all__ = [
     "TextProcessError",
     "TextQueueFullError",
     "TrainingRunNotFoundError",
+    "UpstreamAwayError",
+    "UpstreamBusyError",
+    "UpstreamError",
+    "UpstreamKeyError",
+    "UpstreamMalformedError",
+    "UpstreamModelError",
+    "UpstreamRefusedError",
+    "UpstreamUnfinishedError",
     "WhenceError",
 ]
 

@@ -110,6 +110,11 @@ class UpstreamDescription:
     claimed_files: str = ""
     """Path or repository that it says the weights come from; "" if it says nothing."""
     vocabulary_size: int | None = None
+    processor_order: tuple[str, ...] = ()
+    """Order in which it applies "temperature", "top_k", "top_p" and "min_p" as it is sent them; ()
+    if that is not known."""
+    max_seed: int = 2**63 - 1
+    """Largest seed that a request can have."""
 
 
 class Upstream(Protocol):

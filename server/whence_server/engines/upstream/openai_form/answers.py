@@ -1,0 +1,162 @@
+"""Streamed answers in the form of OpenAI's API: chat and completions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from whence_server.domain.chat import ChatInput
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.errors import UpstreamError
+from whence_server.engines.upstream.exchange import (
+    UpstreamChunk,
+    UpstreamEvent,
+    UpstreamPrompt,
+    UpstreamRequest,
+    UpstreamToken,
+)
+from whence_server.engines.upstream.progress import Progress, read_finish
+from whence_server.engines.upstream.wire.documents import (
+    get_list,
+    get_object,
+    get_objects,
+    get_text,
+    get_token_ids,
+    parse_object,
+    quote,
+)
+from whence_server.engines.upstream.wire.events import Event
+from whence_server.engines.upstream.wire.refusals import is_error, make_stream_error
+
+_DONE = b"[DONE]"
+_FAILURES = frozenset({"abort", "error"})
+"""Finish reasons of a sequence that the upstream gave up."""
+
+TokenReader = Callable[[dict[str, Any], dict[str, Any], str, str], tuple[UpstreamToken, ...]]
+"""Reader of a choice's tokens, from the document, the choice, its text and its path."""
+Noter = Callable[[dict[str, Any], Progress], None]
+"""Reader of figures of a document that only one kind of upstream sends."""
+
+
+class OpenAIAnswer:
+    """Reader of one answer.
+
+    Args:
+        request: the generation as it was asked for.
+        progress: its progress.
+        read_tokens: reader of a choice's tokens.
+        name: the upstream, for errors.
+        sums_usage: True if each sequence has a usage of its own.
+        note: reader of the kind's own figures.
+    """
+
+    def __init__(
+        self,
+        request: UpstreamRequest,
+        progress: Progress,
+        read_tokens: TokenReader,
+        name: str,
+        *,
+        sums_usage: bool = False,
+        note: Noter | None = None,
+    ) -> None:
+        self._is_chat = isinstance(request.prompt, ChatInput)
+        self._has_stops = bool(request.decoding.stop or request.decoding.stop_token_ids)
+        self._progress = progress
+        self._read_tokens = read_tokens
+        self._name = name
+        self._sums_usage = sums_usage
+        self._note = note
+        self._has_prompt = False
+        self._is_done = False
+
+    def read(self, event: Event) -> list[UpstreamEvent]:
+        """Return the parts of the answer that one server-sent event has.
+
+        Raises:
+            UpstreamError: it is an error, or cannot be read.
+        """
+        if self._is_done or event.data.strip() == _DONE:
+            self._is_done = True
+            return []
+        document = parse_object(event.data, "event")
+        if event.name == "error" or is_error(document):
+            raise make_stream_error(self._name, document)
+        self._progress.check_model(get_text(document, "model", ""))
+        self._progress.note_usage(document, sums=self._sums_usage)
+        if self._note is not None:
+            self._note(document, self._progress)
+        events: list[UpstreamEvent] = []
+        for place, choice in enumerate(get_objects(document, "choices", "")):
+            path = f"choices[{place}]."
+            self._add_prompt(document, choice, path, events)
+            chunk = self._read_choice(document, choice, path)
+            if chunk is not None:
+                events.append(chunk)
+        return events
+
+    def finish(self) -> list[UpstreamEvent]:
+        """Return the end of the answer.
+
+        Raises:
+            UpstreamUnfinishedError: a sequence has not ended.
+        """
+        return [self._progress.end()]
+
+    def _add_prompt(
+        self,
+        document: dict[str, Any],
+        choice: dict[str, Any],
+        path: str,
+        events: list[UpstreamEvent],
+    ) -> None:
+        if self._has_prompt:
+            return
+        token_ids = get_token_ids(document, "prompt_token_ids", "") or get_token_ids(
+            choice, "prompt_token_ids", path
+        )
+        text = get_text(document, "prompt_text", "") or None
+        if token_ids is not None or text is not None:
+            self._has_prompt = True
+            events.append(UpstreamPrompt(text, token_ids))
+
+    def _read_choice(
+        self, document: dict[str, Any], choice: dict[str, Any], path: str
+    ) -> UpstreamChunk | None:
+        index = self._progress.check_index(choice.get("index", 0))
+        tool_calls = reasoning = ""
+        if self._is_chat:
+            delta = get_object(choice, "delta", path)
+            # A refusal is the model's text, too; OpenAI puts it apart.
+            text = get_text(delta, "content", f"{path}delta.") or get_text(
+                delta, "refusal", f"{path}delta."
+            )
+            reasoning = get_text(delta, "reasoning_content", f"{path}delta.") or get_text(
+                delta, "reasoning", f"{path}delta."
+            )
+            calls = get_list(delta, "tool_calls", f"{path}delta.")
+            tool_calls = orjson.dumps(calls).decode() if calls else ""
+        else:
+            text = get_text(choice, "text", path)
+        tokens = self._read_tokens(document, choice, text, path)
+        finish, stop = self._read_finish(choice, index, path)
+        if not (text or tokens or tool_calls or reasoning or finish):
+            return None
+        return UpstreamChunk(index, text, tokens, finish, stop, tool_calls, reasoning)
+
+    def _read_finish(
+        self, choice: dict[str, Any], index: int, path: str
+    ) -> tuple[FinishReason | None, str]:
+        reason = get_text(choice, "finish_reason", path)
+        if not reason or self._progress.is_finished(index):
+            return None, ""
+        if reason in _FAILURES:
+            raise UpstreamError(f"{self._name} gave up the generation ({quote(reason)})")
+        self._progress.finish(index)
+        if reason == "stop" and "stop_reason" in choice:
+            # vLLM says which: null is the end of the sequence.
+            stop = choice["stop_reason"]
+            if stop is None:
+                return FinishReason.END_OF_SEQUENCE, ""
+            return FinishReason.STOP, quote(str(stop))
+        return read_finish(reason, has_stops=self._has_stops)
