@@ -21,7 +21,7 @@ class Address:
         return self.root.with_path(self.root.path.rstrip("/") + route, keep_query=False)
 
     def __str__(self) -> str:
-        return str(self.root)
+        return str(self.root).rstrip("/")
 
 
 def parse_address(text: str) -> Address:

@@ -1,6 +1,7 @@
 """Connections to one upstream: requests out, answers in, every error translated."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -241,8 +242,12 @@ class Connection:
         if isinstance(error, (aiohttp.http_exceptions.HttpProcessingError, aiohttp.InvalidURL)):
             return UpstreamMalformedError(f"{self.name} does not speak HTTP: {quote(str(error))}")
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-        detail = getattr(cause, "strerror", None) or str(cause) or type(error).__name__
-        return UpstreamAwayError(f"{self.name} {what}: {quote(str(detail))}")
+        number = getattr(cause, "errno", None)
+        # asyncio words the errors of connecting itself, and repeats the address.
+        detail = (
+            os.strerror(number) if number and number > 0 else str(cause) or type(error).__name__
+        )
+        return UpstreamAwayError(f"{self.name} {what}: {quote(detail)}")
 
     def _get_session(self) -> aiohttp.ClientSession:
         # A session belongs to the loop that it is made in.
