@@ -16,6 +16,9 @@ from whence_server.domain.errors import (
 from whence_server.engines.upstream.adapter import Adapter
 from whence_server.engines.upstream.client import UpstreamClient
 from whence_server.engines.upstream.kinds.llama_cpp import LlamaCppAdapter
+from whence_server.engines.upstream.kinds.ollama import OllamaAdapter
+from whence_server.engines.upstream.kinds.openai import OpenAIAdapter
+from whence_server.engines.upstream.kinds.sglang import SglangAdapter
 from whence_server.engines.upstream.kinds.vllm import VllmAdapter
 from whence_server.engines.upstream.wire.address import parse_address
 from whence_server.engines.upstream.wire.api_key import ApiKey
@@ -36,6 +39,9 @@ class _Sign(NamedTuple):
 ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
     "vllm": VllmAdapter,
     "llama.cpp": LlamaCppAdapter,
+    "sglang": SglangAdapter,
+    "ollama": OllamaAdapter,
+    "openai": OpenAIAdapter,
 }
 """Maker of each kind's adapter."""
 

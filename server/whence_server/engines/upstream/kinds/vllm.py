@@ -4,17 +4,15 @@ from typing import Any
 
 from whence_server.domain.chat import ChatInput
 from whence_server.domain.constraints import Constraint, Language
-from whence_server.domain.errors import UpstreamMalformedError
 from whence_server.domain.observation import Distribution, Observation, TokenIds
 from whence_server.engines.upstream.adapter import Call, Found
 from whence_server.engines.upstream.exchange import (
-    UpstreamCandidate,
     UpstreamDescription,
     UpstreamPrompt,
     UpstreamRequest,
-    UpstreamToken,
 )
 from whence_server.engines.upstream.grades import grade_request
+from whence_server.engines.upstream.kinds.vllm_tokens import VllmTokens
 from whence_server.engines.upstream.openai_form.answers import OpenAIAnswer
 from whence_server.engines.upstream.openai_form.models import choose_model, list_models
 from whence_server.engines.upstream.openai_form.requests import (
@@ -24,24 +22,12 @@ from whence_server.engines.upstream.openai_form.requests import (
 )
 from whence_server.engines.upstream.profile import Profile, Shown
 from whence_server.engines.upstream.progress import Progress
-from whence_server.engines.upstream.tables import make_table
 from whence_server.engines.upstream.wire.connection import Connection
-from whence_server.engines.upstream.wire.documents import (
-    check_logprob,
-    get_count,
-    get_list,
-    get_object,
-    get_objects,
-    get_text,
-    get_token_ids,
-)
+from whence_server.engines.upstream.wire.documents import get_count, get_text
 from whence_server.engines.upstream.wire.events import ServerSentEvents
 
-FLOOR = -9999.0
-"""Logprob that stands for "less than", as JSON has no infinity."""
 _MAX_LOGPROBS = 20
 """Default of --max-logprobs."""
-_ID_PREFIX = "token_id:"
 _MASKING = frozenset({"structured_outputs", "response_format", "allowed_token_ids"})
 _NOT_MASKING = ("auto", "none", None)
 """Values of `tool_choice` that leave the text free."""
@@ -152,7 +138,7 @@ class VllmAdapter:
     def make_answer(self, request: UpstreamRequest, found: Found, name: str) -> OpenAIAnswer:
         """Return the reader of an answer."""
         is_chat = isinstance(request.prompt, ChatInput)
-        reader = _TokenReader(request, _count_asked(request, found, is_chat=is_chat))
+        reader = VllmTokens(request, _count_asked(request, found, is_chat=is_chat))
         progress = Progress(request, name, found.description.model)
         read = reader.read_chat if is_chat else reader.read_completion
         return OpenAIAnswer(request, progress, read, name)
@@ -193,128 +179,3 @@ def _count_asked(request: UpstreamRequest, found: Found, *, is_chat: bool) -> in
         return None
     more = 1 if is_chat and request.num_candidates else 0
     return min(request.num_candidates + more, max(found.description.max_candidates, 0))
-
-
-class _TokenReader:
-    """Reader of the tokens of a choice.
-
-    Args:
-        request: the generation as it was asked for.
-        num_asked: number of candidates that were asked for; None for no logprobs.
-    """
-
-    def __init__(self, request: UpstreamRequest, num_asked: int | None) -> None:
-        self._num_wanted = request.num_candidates or 0
-        self._num_asked = num_asked
-
-    def read_chat(
-        self, document: dict[str, Any], choice: dict[str, Any], text: str, path: str
-    ) -> tuple[UpstreamToken, ...]:
-        """Return the tokens of a chat's chunk."""
-        del document
-        token_ids = get_token_ids(choice, "token_ids", path)
-        entries = get_objects(get_object(choice, "logprobs", path), "content", f"{path}logprobs.")
-        if self._num_asked is None or (not entries and not token_ids):
-            return _make_plain_tokens(token_ids or (), text)
-        where = f"{path}logprobs.content"
-        _check_lengths(token_ids, len(entries), path)
-        tokens = []
-        for number, entry in enumerate(entries):
-            at = f"{where}[{number}]."
-            token_id = token_ids[number] if token_ids else _read_id(get_text(entry, "token", at))
-            candidates = [
-                candidate
-                for place, top in enumerate(get_objects(entry, "top_logprobs", at))
-                if (
-                    candidate := _make_candidate(
-                        get_text(top, "token", at),
-                        top.get("logprob"),
-                        f"{at}top_logprobs[{place}].logprob",
-                    )
-                )
-            ]
-            logprob = check_logprob(entry.get("logprob"), f"{at}logprob", FLOOR)
-            token_text = text if len(entries) == 1 else ""
-            tokens.append(
-                self._make_token(token_text, token_id, logprob, candidates, displaces=True)
-            )
-        return tuple(tokens)
-
-    def read_completion(
-        self, document: dict[str, Any], choice: dict[str, Any], text: str, path: str
-    ) -> tuple[UpstreamToken, ...]:
-        """Return the tokens of a completion's chunk."""
-        del document
-        token_ids = get_token_ids(choice, "token_ids", path)
-        logprobs = get_object(choice, "logprobs", path)
-        path = f"{path}logprobs."
-        spelled = get_list(logprobs, "tokens", path)
-        if self._num_asked is None or (not spelled and not token_ids):
-            return _make_plain_tokens(token_ids or (), text)
-        _check_lengths(token_ids, len(spelled), path)
-        values = get_list(logprobs, "token_logprobs", path)
-        tables = get_list(logprobs, "top_logprobs", path)
-        if len(values) != len(spelled) or len(tables) not in {0, len(spelled)}:
-            raise UpstreamMalformedError(
-                f"the lists in `{path}` of the upstream's answer must have one length; they have "
-                f"{len(spelled)}, {len(values)} and {len(tables)} entries"
-            )
-        tokens = []
-        for number, spelling in enumerate(spelled):
-            token_id = token_ids[number] if token_ids else _read_id(str(spelling))
-            table = tables[number] if tables else None
-            candidates = [
-                candidate
-                for token, value in (table.items() if isinstance(table, dict) else ())
-                if (candidate := _make_candidate(token, value, f"{path}top_logprobs[{number}]"))
-            ]
-            logprob = check_logprob(values[number], f"{path}token_logprobs[{number}]", FLOOR)
-            token_text = text if len(spelled) == 1 else ""
-            tokens.append(self._make_token(token_text, token_id, logprob, candidates))
-        return tuple(tokens)
-
-    def _make_token(
-        self,
-        text: str,
-        token_id: int | None,
-        logprob: float | None,
-        candidates: list[UpstreamCandidate],
-        *,
-        displaces: bool = False,
-    ) -> UpstreamToken:
-        chosen = None if logprob is None else UpstreamCandidate("", logprob, token_id)
-        table = make_table(
-            candidates, chosen, self._num_wanted, self._num_asked or 0, displaces=displaces
-        )
-        return UpstreamToken(text, token_id, None, logprob, table.rank, table.candidates)
-
-
-def _make_candidate(token: str, value: object, path: str) -> UpstreamCandidate | None:
-    logprob = check_logprob(value, path, FLOOR)
-    if logprob is None:
-        return None
-    token_id = _read_id(token)
-    return UpstreamCandidate("" if token_id is not None else token, logprob, token_id)
-
-
-def _make_plain_tokens(token_ids: tuple[int, ...], text: str) -> tuple[UpstreamToken, ...]:
-    """Return tokens of which only the ids are known."""
-    if len(token_ids) == 1:
-        return (UpstreamToken(text, token_ids[0]),)
-    return tuple(UpstreamToken("", token_id) for token_id in token_ids)
-
-
-def _read_id(token: str) -> int | None:
-    """Return N of "token_id:N"; None for a token by its text."""
-    digits = token.removeprefix(_ID_PREFIX)
-    if digits != token and digits.isascii() and digits.isdecimal() and len(digits) < 10:
-        return int(digits)
-    return None
-
-
-def _check_lengths(token_ids: tuple[int, ...] | None, num_logprobs: int, path: str) -> None:
-    if token_ids is not None and len(token_ids) != num_logprobs:
-        raise UpstreamMalformedError(
-            f"`{path}` of the upstream's answer has {len(token_ids)} token ids and logprobs of "
-            f"{num_logprobs} tokens; they must be as many"
-        )

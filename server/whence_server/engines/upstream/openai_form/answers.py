@@ -61,7 +61,8 @@ class OpenAIAnswer:
         note: Noter | None = None,
     ) -> None:
         self._is_chat = isinstance(request.prompt, ChatInput)
-        self._has_stops = bool(request.decoding.stop or request.decoding.stop_token_ids)
+        self._stop_token_ids = request.decoding.stop_token_ids
+        self._has_stops = bool(request.decoding.stop or self._stop_token_ids)
         self._progress = progress
         self._read_tokens = read_tokens
         self._name = name
@@ -159,4 +160,10 @@ class OpenAIAnswer:
             if stop is None:
                 return FinishReason.END_OF_SEQUENCE, ""
             return FinishReason.STOP, quote(str(stop))
+        matched = choice.get("matched_stop")
+        if reason == "stop" and matched is not None:
+            # SGLang says which: also the token that ends the sequence.
+            if isinstance(matched, str) or matched in self._stop_token_ids:
+                return FinishReason.STOP, quote(str(matched))
+            return FinishReason.END_OF_SEQUENCE, ""
         return read_finish(reason, has_stops=self._has_stops)

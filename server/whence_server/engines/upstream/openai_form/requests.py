@@ -87,6 +87,18 @@ def parse_tools(tools_json: str) -> list[Any]:
     return tools
 
 
+def parse_arguments(arguments_json: str) -> dict[str, Any]:
+    """Return a tool call's arguments; {} for none.
+
+    Raises:
+        InvalidRequestError: they are not a JSON object.
+    """
+    if not arguments_json:
+        return {}
+    arguments: dict[str, Any] = _parse(arguments_json, "chat.messages.tool_calls.arguments", dict)
+    return arguments
+
+
 def _parse(text: str, field: str, kind: type[Any]) -> Any:
     try:
         value = orjson.loads(text)

@@ -1,0 +1,322 @@
+"""OpenAI's, Ollama's and SGLang's answers, as their documentation and sources have them.
+
+No server of these kinds runs here: the answers under tests/data/upstreams say so.
+"""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from upstream_requests import CHAT, ask, collect, get_chunks, get_end, get_prompt
+from upstream_server import FakeUpstream, RecordedAnswer, read_answers, replay, serving
+
+from whence_server.domain import errors
+from whence_server.domain.chat import ChatInput, ChatMessage, ToolCall
+from whence_server.domain.constraints import Constraint, Language
+from whence_server.domain.decoding import FinishReason, Strategy
+from whence_server.domain.observation import Distribution, Observation, TokenIds, WeightsOrigin
+from whence_server.engines.upstream.client import UpstreamClient
+from whence_server.engines.upstream.exchange import UpstreamRequest
+from whence_server.engines.upstream.opening import open_upstream
+
+PIECES = (1, 5, None)
+"""Sizes in which a stream arrives; None for all at once."""
+
+_SELF_DESCRIPTION = {"models", "version", "tags", "model_info", "server_info"}
+
+
+def get_answer(kind: str, name: str) -> RecordedAnswer:
+    return next(answer for answer in read_answers(kind) if answer.name == name)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with serving() as served:
+        yield served
+
+
+async def open_kind(upstream: FakeUpstream, kind: str) -> UpstreamClient:
+    """Open an upstream that describes itself as the kind does, and is found as that."""
+    for answer in read_answers(kind):
+        if answer.name in _SELF_DESCRIPTION:
+            replay(upstream, answer)
+    probe = {"openai": "completion", "ollama": "generate", "sglang": "generate_cumulative"}[kind]
+    replay(upstream, get_answer(kind, probe))
+    client = await open_upstream(upstream.url)
+    description = await client.describe()
+    assert description.kind == kind
+    return client
+
+
+def grade(client: UpstreamClient, request: UpstreamRequest) -> Observation:
+    client.check(request)
+    return client.grade(request)
+
+
+@pytest.mark.parametrize("piece_bytes", PIECES)
+async def test_a_chat_of_openai_has_texts_bytes_and_no_ids(
+    upstream: FakeUpstream, piece_bytes: int | None
+) -> None:
+    client = await open_kind(upstream, "openai")
+    replay(upstream, get_answer("openai", "chat"), piece_bytes)
+    events = await collect(client, ask(CHAT))
+    await client.close()
+    chunks = get_chunks(events)
+    assert [chunk.text for chunk in chunks] == ["Par", "is", " 🇫", ""]
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    assert [(token.text, token.token_id, token.rank) for token in tokens[:2]] == [
+        ("Par", None, 0),
+        ("is", None, 0),
+    ]
+    # The third token is none of the two most likely ones, and its logprob is "less than".
+    assert (tokens[2].logprob, tokens[2].rank) == (None, None)
+    assert tokens[2].raw_bytes == b" \xf0\x9f\x87\xab"
+    assert tokens[1].candidates is not None
+    assert [(c.text, c.raw_bytes) for c in tokens[1].candidates] == [
+        ("is", b"is"),
+        ("í", "í".encode()),
+    ]
+    assert chunks[-1].finish is FinishReason.END_OF_SEQUENCE
+    end = get_end(events)
+    assert (end.num_prompt_tokens, end.num_generated_tokens) == (14, 3)
+    # The alias that was asked for stands for a dated version.
+    assert (end.model, end.fingerprint) == ("gpt-4o-mini-2024-07-18", "fp_44709d6fcb")
+    body = upstream.get_bodies("/v1/chat/completions")[-1]
+    assert (body["max_tokens"], body["seed"], body["top_logprobs"]) == (8, 7, 2)
+    assert "top_k" not in body
+
+
+async def test_pieces_of_a_tool_call_are_passed_on_as_they_come(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "openai")
+    replay(upstream, get_answer("openai", "chat_tools"))
+    chunks = get_chunks(await collect(client, ask(CHAT, num_candidates=None)))
+    await client.close()
+    assert [chunk.tool_calls_json.count('"function"') > 0 for chunk in chunks] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert chunks[-1].finish is FinishReason.END_OF_SEQUENCE
+
+
+async def test_a_refusal_is_text_and_a_filter_is_named(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "openai")
+    replay(upstream, get_answer("openai", "chat_refusal"))
+    refusal = get_chunks(await collect(client, ask(CHAT)))
+    replay(upstream, get_answer("openai", "chat_filtered"))
+    filtered = get_chunks(await collect(client, ask(CHAT)))
+    await client.close()
+    assert "".join(chunk.text for chunk in refusal) == "I cannot."
+    assert (filtered[-1].finish, filtered[-1].stop) == (FinishReason.STOP, "content_filter")
+
+
+async def test_a_completion_of_openai_has_its_lists_joined(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "openai")
+    first, second = get_chunks(await collect(client, ask()))
+    await client.close()
+    assert (first.tokens[0].text, first.tokens[0].logprob) == (" Paris", -0.25)
+    assert second.finish is FinishReason.LENGTH
+    assert second.tokens[0].candidates is not None
+    # The chosen token's entry comes besides the two that were asked for.
+    assert [c.text for c in second.tokens[0].candidates] == [",", " and"]
+    assert second.tokens[0].rank is None
+
+
+async def test_openais_errors_are_the_callers_or_the_keys(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "openai")
+    replay(upstream, get_answer("openai", "error_key"))
+    with pytest.raises(errors.UpstreamKeyError, match="Incorrect API key"):
+        await collect(client, ask(CHAT))
+    replay(upstream, get_answer("openai", "error_rate"))
+    with pytest.raises(errors.UpstreamBusyError, match="Rate limit reached"):
+        await collect(client, ask(CHAT))
+    await client.close()
+
+
+async def test_openais_grades_promise_nothing_that_is_not_known(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "openai")
+    free = grade(client, ask(CHAT))
+    constrained = grade(client, ask(CHAT, constraint=Constraint(Language.JSON_SCHEMA, "{}")))
+    with pytest.raises(errors.InvalidRequestError, match="at most 5 for a text completion"):
+        client.check(ask(num_candidates=6))
+    with pytest.raises(errors.InvalidRequestError, match=r"decoding\.sample\.top_k"):
+        client.check(ask(CHAT, top_k=5))
+    with pytest.raises(errors.InvalidRequestError, match="prompt_token_ids"):
+        client.check(ask(prompt=(1, 2)))
+    await client.close()
+    assert (free.token_ids, free.weights) == (TokenIds.NONE, WeightsOrigin.UNKNOWN)
+    # The answers are the same whatever is asked, as those of raw logprobs would be.
+    assert free.distribution is Distribution.RAW
+    assert constrained.distribution is Distribution.UNKNOWN
+
+
+@pytest.mark.parametrize("piece_bytes", PIECES)
+async def test_ollamas_lines_have_texts_bytes_and_no_ids(
+    upstream: FakeUpstream, piece_bytes: int | None
+) -> None:
+    client = await open_kind(upstream, "ollama")
+    replay(upstream, get_answer("ollama", "generate"), piece_bytes)
+    request = ask(temperature=0.5, top_k=9, stop=("x",))
+    client.check(request)
+    events = await collect(client, request)
+    await client.close()
+    first, second, last = get_chunks(events)
+    assert (first.text, first.tokens[0].logprob, first.tokens[0].rank) == (" Paris", -0.25, 0)
+    assert second.tokens[0].rank == 1
+    assert (last.finish, get_end(events).num_generated_tokens) == (FinishReason.STOP, 2)
+    body = upstream.get_bodies("/api/generate")[-1]
+    assert (body["raw"], body["truncate"], body["shift"]) == (True, False, False)
+    assert body["options"] == {
+        "num_predict": 8,
+        "stop": ["x"],
+        "temperature": 0.5,
+        "top_k": 9,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "seed": 7,
+        "repeat_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "typical_p": 1.0,
+        "mirostat": 0,
+    }
+
+
+async def test_a_chat_of_ollama_has_reasoning_and_calls_in_openais_form(
+    upstream: FakeUpstream,
+) -> None:
+    client = await open_kind(upstream, "ollama")
+    replay(upstream, get_answer("ollama", "chat"))
+    chat = ChatInput(
+        (
+            ChatMessage("assistant", None, tool_calls=(ToolCall("f", '{"a": 1}', "c1"),)),
+            ChatMessage("tool", ("one", "two"), tool_call_id="c1", name="f"),
+        )
+    )
+    reasoning, text, call, last = get_chunks(await collect(client, ask(chat, num_candidates=None)))
+    await client.close()
+    assert (reasoning.reasoning, text.text) == ("hm", "Paris")
+    assert call.tool_calls_json == (
+        '[{"index":0,"id":"call_1","type":"function","function":'
+        '{"name":"get_weather","arguments":"{\\"city\\":\\"Paris\\"}"}}]'
+    )
+    assert last.finish is FinishReason.LENGTH
+    body = upstream.get_bodies("/api/chat")[-1]
+    assert body["messages"] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": {"a": 1}}}],
+        },
+        {"role": "tool", "content": "onetwo", "tool_call_id": "c1", "tool_name": "f"},
+    ]
+
+
+async def test_ollamas_errors_are_read_in_the_middle_and_at_the_start(
+    upstream: FakeUpstream,
+) -> None:
+    client = await open_kind(upstream, "ollama")
+    replay(upstream, get_answer("ollama", "error_middle"))
+    with pytest.raises(errors.UpstreamError, match="in the middle of its answer: an error was"):
+        await collect(client, ask())
+    replay(upstream, get_answer("ollama", "error_model"))
+    with pytest.raises(errors.UpstreamRefusedError, match="model 'x' not found"):
+        await collect(client, ask())
+    await client.close()
+
+
+@pytest.mark.parametrize("piece_bytes", PIECES)
+@pytest.mark.parametrize("name", ["generate_cumulative", "generate_incremental"])
+async def test_sglangs_streams_are_the_same_in_both_forms(
+    upstream: FakeUpstream, name: str, piece_bytes: int | None
+) -> None:
+    client = await open_kind(upstream, "sglang")
+    replay(upstream, get_answer("sglang", name), piece_bytes)
+    events = await collect(client, ask())
+    await client.close()
+    assert get_prompt(events).token_ids == (504, 7)
+    chunks = get_chunks(events)
+    assert [chunk.text for chunk in chunks] == [" Paris", ".", ""]
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    assert [(token.token_id, token.logprob, token.rank) for token in tokens] == [
+        (7042, -0.25, 0),
+        (30, -1.5, 1),
+        (2, -0.1, 0),
+    ]
+    assert tokens[1].candidates is not None
+    assert [(c.token_id, c.text) for c in tokens[1].candidates] == [(28, ","), (30, ".")]
+    assert chunks[-1].finish is FinishReason.END_OF_SEQUENCE
+    end = get_end(events)
+    assert (end.num_prompt_tokens, end.num_generated_tokens) == (5, 3)
+    assert (end.num_cached_prompt_tokens, end.fingerprint) == (2, "default")
+
+
+async def test_sglangs_settings_have_its_own_names(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "sglang")
+    request = ask(
+        prompt=(504, 7),
+        stop_token_ids=(2,),
+        constraint=Constraint(Language.REGEX, "a+"),
+        logit_bias=((3, -1.5),),
+    )
+    client.check(request)
+    chunks = get_chunks(await collect(client, request))
+    await client.close()
+    body = upstream.get_bodies("/generate")[-1]
+    assert (body["input_ids"], body["top_logprobs_num"]) == ([504, 7], 2)
+    assert body["sampling_params"] == {
+        "max_new_tokens": 8,
+        "min_new_tokens": 0,
+        "stop_token_ids": [2],
+        "ignore_eos": False,
+        "n": 1,
+        "repetition_penalty": 1.0,
+        "logit_bias": {"3": -1.5},
+        "temperature": 1.0,
+        "top_k": -1,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "sampling_seed": 7,
+        "regex": "a+",
+    }
+    # The token that ended the sequence was asked for as a stop token.
+    assert (chunks[-1].finish, chunks[-1].stop) == (FinishReason.STOP, "2")
+
+
+async def test_a_chat_of_sglang_has_no_ids(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "sglang")
+    replay(upstream, get_answer("sglang", "chat"))
+    first, last = get_chunks(await collect(client, ask(CHAT)))
+    assert (first.tokens[0].text, first.tokens[0].token_id) == ("Paris", None)
+    assert last.finish is FinishReason.END_OF_SEQUENCE
+    assert grade(client, ask(CHAT)).token_ids is TokenIds.NONE
+    assert grade(client, ask()).token_ids is TokenIds.SAMPLED
+    assert grade(client, ask(strategy=Strategy.GREEDY)).weights is WeightsOrigin.CLAIMED
+    await client.close()
+
+
+async def test_a_generation_that_sglang_gives_up_fails(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "sglang")
+    replay(upstream, get_answer("sglang", "generate_abort"))
+    with pytest.raises(errors.UpstreamError, match="gave up the generation: Abort before prefill"):
+        await collect(client, ask())
+    await client.close()
+
+
+async def test_a_server_of_no_kind_is_named_with_the_routes_that_were_asked(
+    upstream: FakeUpstream,
+) -> None:
+    with pytest.raises(errors.UpstreamError, match=r"none of /props, .*--upstream-kind"):
+        await open_upstream(upstream.url)
+    with pytest.raises(
+        errors.ConfigurationError, match=r"llama\.cpp, ollama, openai, sglang, vllm"
+    ):
+        await open_upstream(upstream.url, kind="tgi")
+
+
+async def test_a_server_that_still_loads_its_model_is_busy(upstream: FakeUpstream) -> None:
+    loading = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+    for path in ("/props", "/v1/models", "/version", "/api/version", "/get_model_info"):
+        upstream.answer_json("GET", path, loading, 503)
+    with pytest.raises(errors.UpstreamBusyError, match="Loading model"):
+        await open_upstream(upstream.url)
