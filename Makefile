@@ -107,6 +107,10 @@ bench: setup ## Measure the figures of docs/performance.md, as ratios
 telemetry-tables: setup ## Make docs/telemetry/tables.md from the registry of telemetry
 	$(BIN)/python tests/support/telemetry_tables.py
 
+.PHONY: upstream-tables
+upstream-tables: setup ## Make docs/upstreams.md from the data of the upstreams' adapters
+	$(BIN)/python tests/support/upstream_tables.py
+
 .PHONY: picture
 picture: setup ## Take the README's picture of a generation's page, from a server that is up
 	$(BIN)/python tests/pictures/page.py

@@ -22,7 +22,7 @@ class FakeUpstream:
     Attributes:
         routes: handlers by method and path.
         asked: method, path and JSON body of each request.
-        headers: headers of each request.
+        headers: headers of each request, by names in lower case.
         num_cancelled: streams whose reader went away.
     """
 
@@ -71,7 +71,7 @@ class FakeUpstream:
         content = await request.read()
         body = json.loads(content) if content else None
         self.asked.append((request.method, request.path, body))
-        self.headers.append(dict(request.headers))
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         handler = self.routes.get((request.method, request.path))
         if handler is None:
             return web.json_response({"error": {"message": "Not Found"}}, status=404)

@@ -73,7 +73,7 @@ async def test_a_key_is_read_again_when_its_file_changes(
     key_file.write_text("second-key\n")
     await connection.get_object("/v1/models")
     await connection.close()
-    keys = [headers["Authorization"] for headers in upstream.headers]
+    keys = [headers["authorization"] for headers in upstream.headers]
     assert keys == ["Bearer first-key", "Bearer second-key"]
 
 
@@ -341,3 +341,49 @@ async def test_tls_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         await connection.get_object("/v1/models")
     await connection.close()
     await runner.cleanup()
+
+
+async def test_a_request_is_sent_again_if_its_old_connection_was_closed_meanwhile() -> None:
+    """A server may close an idle connection at the moment in which it is used again."""
+    num_connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_connections
+        num_connections += 1
+        while (await reader.readline()).strip():
+            pass
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        # The next request is read and not answered.
+        await reader.readline()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connection = connect(f"http://127.0.0.1:{port}")
+    for _ in range(3):
+        assert await connection.get_object("/v1/models") == {}
+    assert num_connections == 3
+    await connection.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_request_is_not_sent_again_on_a_new_connection() -> None:
+    num_connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_connections
+        num_connections += 1
+        await reader.readline()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connection = connect(f"http://127.0.0.1:{port}")
+    with pytest.raises(errors.UpstreamAwayError, match="cannot be reached"):
+        await connection.post_object("/v1/completions", {})
+    assert num_connections == 1
+    await connection.close()
+    server.close()
+    await server.wait_closed()

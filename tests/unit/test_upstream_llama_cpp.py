@@ -211,6 +211,18 @@ async def test_a_probability_of_zero_is_no_logprob(
     assert [c.token_id for c in token_read.candidates] == [3]
 
 
+async def test_half_a_character_is_shown_as_such(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    token = entry(9, "x", -0.5)
+    half = {"id": 7, "token": "", "bytes": [0xF0, 0x9F], "logprob": -1.0}
+    token["top_logprobs"].append(half)
+    upstream.answer_stream("/completion", make_events(piece("x", token, 1), last(1), done=False))
+    (read,) = get_chunks(await collect(client, ask()))[0].tokens
+    assert read.candidates is not None
+    assert (read.candidates[1].text, read.candidates[1].raw_bytes) == ("\ufffd", b"\xf0\x9f")
+
+
 @pytest.mark.parametrize(
     ("kind", "word", "finish"),
     [

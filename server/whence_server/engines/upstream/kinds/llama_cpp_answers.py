@@ -28,6 +28,9 @@ from whence_server.engines.upstream.wire.refusals import is_error, make_stream_e
 FLOOR = -3.4e38
 """A probability of 0 is sent as the smallest number of 32 bits."""
 
+_RANDOM_SEED = 2**32 - 1
+"""Stands for a seed that the server draws and does not tell."""
+
 _FINISHES = {
     "eos": FinishReason.END_OF_SEQUENCE,
     "word": FinishReason.STOP,
@@ -83,7 +86,7 @@ class CompletionAnswer:
         self._progress.add_generated(get_count(document, "tokens_predicted", "") or 0)
         self._progress.note(
             num_prompt_tokens=get_count(document, "tokens_evaluated", ""),
-            seed=get_count(settings, "seed", "generation_settings.") if index == 0 else None,
+            seed=self._read_seed(settings) if index == 0 else None,
         )
         self._tokens.note_timings(document, self._progress)
         kind = get_text(document, "stop_type", "")
@@ -91,6 +94,10 @@ class CompletionAnswer:
         if finish is None:
             return FinishReason.STOP, quote(kind)
         return finish, get_text(document, "stopping_word", "")
+
+    def _read_seed(self, settings: dict[str, Any]) -> int | None:
+        seed = get_count(settings, "seed", "generation_settings.")
+        return None if seed == _RANDOM_SEED else seed
 
 
 class ShownTokens:
@@ -157,15 +164,9 @@ class ShownTokens:
         if self._num_candidates is None:
             return UpstreamToken(text, token_id)
         candidates = [
-            UpstreamCandidate(
-                get_text(top, "token", at),
-                logprob,
-                get_count(top, "id", at),
-                get_bytes(top, "bytes", at),
-            )
+            candidate
             for place, top in enumerate(get_objects(entry, "top_logprobs", path))
-            if (at := f"{path}top_logprobs[{place}].")
-            and (logprob := check_logprob(top.get("logprob"), f"{at}logprob", FLOOR)) is not None
+            if (candidate := _read_candidate(top, f"{path}top_logprobs[{place}]."))
         ]
         if not candidates:
             # A drafted token that was accepted: its logprob of 0 is none that was computed.
@@ -177,3 +178,13 @@ class ShownTokens:
         # `bytes` of the entry are those of the chunk; the token's own are in the table.
         raw_bytes = next((c.raw_bytes for c in candidates if c.token_id == token_id), None)
         return UpstreamToken(text, token_id, raw_bytes, logprob, table.rank, table.candidates)
+
+
+def _read_candidate(top: dict[str, Any], path: str) -> UpstreamCandidate | None:
+    logprob = check_logprob(top.get("logprob"), f"{path}logprob", FLOOR)
+    if logprob is None:
+        return None
+    raw_bytes = get_bytes(top, "bytes", path)
+    # `token` lacks bytes that are no text by themselves.
+    text = raw_bytes.decode("utf-8", "replace") if raw_bytes else get_text(top, "token", path)
+    return UpstreamCandidate(text, logprob, get_count(top, "id", path), raw_bytes)

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -45,6 +46,18 @@ class WireLimits:
     keep_alive_s: float = 4.0
     """Seconds that an idle connection stays open: less than the five after which the upstreams
     close it themselves, as a request could meet the close."""
+
+
+_BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+"""Errors of a connection that the upstream closed."""
+
+
+@dataclass(slots=True)
+class _Use:
+    """Connection that one request uses."""
+
+    is_old: bool = False
+    """True if it comes from the pool."""
 
 
 class Connection:
@@ -166,26 +179,11 @@ class Connection:
         self, method: str, route: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; the connection goes back to the pool only if its answer was read."""
-        session = self._get_session()
         data = None if body is None else orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
         sent = {**headers, **self._api_key.make_headers(), "Accept-Encoding": "identity"}
         if data is not None:
             sent["Content-Type"] = "application/json"
-        try:
-            async with asyncio.timeout(self.limits.first_chunk_s):
-                response = await session.request(
-                    method, self.address.join(route), data=data, headers=sent, allow_redirects=False
-                )
-        except TimeoutError as error:
-            # aiohttp's own timeout is the one of connecting.
-            seconds, what = (
-                (self.limits.connect_s, "be connected to")
-                if isinstance(error, aiohttp.ClientError)
-                else (self.limits.first_chunk_s, "begin its answer")
-            )
-            raise UpstreamAwayError(f"{self.name} could not {what} within {seconds:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._translate(error, "cannot be reached") from None
+        response = await self._begin(method, route, data, sent)
         try:
             yield response
         finally:
@@ -194,6 +192,44 @@ class Connection:
                 response.release()
             else:
                 response.close()
+
+    async def _begin(
+        self, method: str, route: str, data: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """Send a request and return its answer once that has begun.
+
+        A connection from the pool may have been closed by the upstream in the same moment: the
+        request is then sent again. A new connection that breaks is an error.
+        """
+        session = self._get_session()
+        url = self.address.join(route)
+        while True:
+            use = _Use()
+            try:
+                async with asyncio.timeout(self.limits.first_chunk_s):
+                    return await session.request(
+                        method,
+                        url,
+                        data=data,
+                        headers=headers,
+                        allow_redirects=False,
+                        trace_request_ctx=use,
+                    )
+            except TimeoutError as error:
+                raise self._make_timeout(error) from None
+            except (aiohttp.ClientError, OSError) as error:
+                if not (use.is_old and isinstance(error, _BROKEN)):
+                    raise self._translate(error, "cannot be reached") from None
+
+    def _make_timeout(self, error: TimeoutError) -> UpstreamAwayError:
+        if isinstance(error, aiohttp.ClientError):
+            # aiohttp's own timeout is the one of connecting.
+            return UpstreamAwayError(
+                f"{self.name} could not be connected to within {self.limits.connect_s:g} s"
+            )
+        return UpstreamAwayError(
+            f"{self.name} could not begin its answer within {self.limits.first_chunk_s:g} s"
+        )
 
     async def _refuse_failure(self, response: aiohttp.ClientResponse) -> None:
         if 200 <= response.status < 300:
@@ -242,11 +278,10 @@ class Connection:
         if isinstance(error, (aiohttp.http_exceptions.HttpProcessingError, aiohttp.InvalidURL)):
             return UpstreamMalformedError(f"{self.name} does not speak HTTP: {quote(str(error))}")
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-        number = getattr(cause, "errno", None)
+        number, words = getattr(cause, "errno", None), getattr(cause, "strerror", None)
         # asyncio words the errors of connecting itself, and repeats the address.
-        detail = (
-            os.strerror(number) if number and number > 0 else str(cause) or type(error).__name__
-        )
+        detail = os.strerror(number) if number and number > 0 else str(words or cause)
+        detail = detail or type(error).__name__
         return UpstreamAwayError(f"{self.name} {what}: {quote(detail)}")
 
     def _get_session(self) -> aiohttp.ClientSession:
@@ -261,6 +296,22 @@ class Connection:
                     total=None, sock_connect=self.limits.connect_s, sock_read=None
                 ),
                 trust_env=False,
+                trace_configs=[_make_trace()],
                 headers={"User-Agent": "whence"},
             )
         return self._session
+
+
+def _make_trace() -> aiohttp.TraceConfig:
+    """Return a trace that notes which requests use a connection of the pool."""
+
+    async def note(
+        _session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        _parameters: aiohttp.TraceConnectionReuseconnParams,
+    ) -> None:
+        context.trace_request_ctx.is_old = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
