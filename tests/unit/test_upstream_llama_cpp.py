@@ -186,6 +186,17 @@ async def test_tokens_that_are_held_back_are_known_to_be_there(
     assert tokens[2].token_id == 9
 
 
+async def test_tokens_that_are_never_shown_are_counted_at_the_end(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    upstream.answer_stream(
+        "/completion",
+        make_events(piece("a", entry(9, "a", -1.0), 1), last(3), done=False),
+    )
+    *_, chunk = get_chunks(await collect(client, ask()))
+    assert (chunk.text, chunk.tokens) == ("", (UpstreamToken(""), UpstreamToken("")))
+
+
 async def test_a_drafted_token_has_an_id_and_no_logprob(
     upstream: FakeUpstream, client: UpstreamClient
 ) -> None:
@@ -272,6 +283,7 @@ def chat_piece(delta: dict[str, Any], token: Any = None, num_made: int = 0, **mo
 USAGE = {
     "choices": [],
     "model": "SmolLM2.gguf",
+    "timings": {"predicted_n": 4, "cache_n": 2},
     "usage": {
         "prompt_tokens": 9,
         "completion_tokens": 4,
@@ -300,10 +312,35 @@ async def test_a_chat_has_the_templates_text_ids_and_hidden_tokens(
     assert upstream.get_bodies("/tokenize")[0]["content"] == "<user>Name ...<assistant>"
     first, second, third = get_chunks(events)
     assert [token.token_id for token in first.tokens + second.tokens] == [5, None, 6]
-    assert third.finish is FinishReason.END_OF_SEQUENCE
+    # The token that ended the sequence is not shown: only the number of all tokens tells of it.
+    assert (third.finish, third.tokens) == (FinishReason.END_OF_SEQUENCE, (UpstreamToken(""),))
     end = get_end(events)
     assert (end.num_prompt_tokens, end.num_generated_tokens) == (9, 4)
     assert (end.num_cached_prompt_tokens, end.fingerprint) == (2, "b1-abc")
+
+
+async def test_sequences_of_a_chat_end_with_their_own_hidden_tokens(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    def of(index: int, piece_of_chat: Any) -> Any:
+        piece_of_chat["choices"][0]["index"] = index
+        return piece_of_chat
+
+    upstream.answer_stream(
+        "/v1/chat/completions",
+        make_events(
+            of(1, chat_piece({"content": "A"}, entry(5, "A", -0.5), 1)),
+            of(0, chat_piece({"content": "B"}, entry(6, "B", -0.5), 1)),
+            of(1, chat_piece({}, finish_reason="stop")),
+            USAGE | {"timings": {"predicted_n": 2}},
+            of(0, chat_piece({}, finish_reason="length")),
+            USAGE | {"timings": {"predicted_n": 1}},
+        ),
+    )
+    events = await collect(client, ask(CHAT, num_return_sequences=2))
+    assert [len(chunk.tokens) for chunk in get_chunks(events, 0)] == [1, 0]
+    assert [len(chunk.tokens) for chunk in get_chunks(events, 1)] == [1, 1]
+    assert get_end(events).num_generated_tokens == 8
 
 
 async def test_a_chat_with_tools_is_asked_for_no_logprobs_which_the_server_refuses(
@@ -316,6 +353,7 @@ async def test_a_chat_with_tools_is_asked_for_no_logprobs_which_the_server_refus
             chat_piece({"reasoning_content": "hm"}),
             chat_piece({"tool_calls": calls}),
             chat_piece({}, finish_reason="tool_calls"),
+            USAGE,
         ),
     )
     chat = ChatInput(CHAT.messages, tools_json='[{"type": "function"}]')
@@ -328,7 +366,7 @@ async def test_a_chat_with_tools_is_asked_for_no_logprobs_which_the_server_refus
     assert tool_call.tool_calls_json == (
         '[{"index":0,"id":"c1","function":{"name":"f","arguments":"{}"}}]'
     )
-    assert finish.finish is FinishReason.END_OF_SEQUENCE
+    assert (finish.finish, finish.tokens) == (FinishReason.END_OF_SEQUENCE, ())
     grades = client.grade(ask(chat))
     assert (grades.token_ids, grades.distribution) == (TokenIds.NONE, Distribution.NONE)
 

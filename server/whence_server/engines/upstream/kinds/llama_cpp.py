@@ -13,8 +13,11 @@ from whence_server.engines.upstream.exchange import (
     UpstreamRequest,
 )
 from whence_server.engines.upstream.grades import grade_request
-from whence_server.engines.upstream.kinds.llama_cpp_answers import CompletionAnswer, ShownTokens
-from whence_server.engines.upstream.openai_form.answers import OpenAIAnswer
+from whence_server.engines.upstream.kinds.llama_cpp_answers import (
+    ChatAnswer,
+    CompletionAnswer,
+    ShownTokens,
+)
 from whence_server.engines.upstream.openai_form.models import choose_model, list_models
 from whence_server.engines.upstream.openai_form.requests import (
     make_chat_fields,
@@ -135,7 +138,7 @@ class LlamaCppAdapter:
                 # With each token comes the number of tokens, which shows those that are held back.
                 "timings_per_token": True,
             }
-            if not request.prompt.tools_json:
+            if not _has_tools(request):
                 # Without logprobs, a chat would not show the ids either.
                 fields |= {"logprobs": True, "top_logprobs": max(request.num_candidates or 0, 1)}
         else:
@@ -152,16 +155,14 @@ class LlamaCppAdapter:
     def make_answer(self, request: UpstreamRequest, found: Found, name: str) -> Answer:
         """Return the reader of an answer."""
         progress = Progress(request, name, found.description.model)
-        tokens = ShownTokens(request.num_candidates)
+        tokens = ShownTokens(request.num_candidates, are_shown=not _has_tools(request))
         if isinstance(request.prompt, ChatInput):
-            return OpenAIAnswer(
-                request, progress, tokens.read_chat, name, sums_usage=True, note=tokens.note_timings
-            )
+            return ChatAnswer(request, progress, tokens, name)
         return CompletionAnswer(progress, tokens, name)
 
     def grade(self, request: UpstreamRequest, found: Found) -> Observation:
         """Return the grades of a generation."""
-        has_tools = isinstance(request.prompt, ChatInput) and bool(request.prompt.tools_json)
+        has_tools = _has_tools(request)
         return grade_request(
             request,
             found,
@@ -195,6 +196,11 @@ class LlamaCppAdapter:
         }
         tokenized = await connection.post_object("/tokenize", content)
         return UpstreamPrompt(text, get_token_ids(tokenized, "tokens", ""))
+
+
+def _has_tools(request: UpstreamRequest) -> bool:
+    """Return whether the request is a chat with tools, of which the server streams only text."""
+    return isinstance(request.prompt, ChatInput) and bool(request.prompt.tools_json)
 
 
 def _make_fields(decoding: Decoding, found: Found) -> dict[str, Any]:

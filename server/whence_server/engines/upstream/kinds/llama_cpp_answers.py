@@ -1,4 +1,8 @@
-"""Answers of llama.cpp's server."""
+"""Answers of llama.cpp's server.
+
+The server sends no token of a text that ends inside of a character, and in a chat none that its
+parser holds back, nor the one that ends the sequence. Of these, nothing but their number is known.
+"""
 
 from typing import Any
 
@@ -7,8 +11,10 @@ from whence_server.engines.upstream.exchange import (
     UpstreamCandidate,
     UpstreamChunk,
     UpstreamEvent,
+    UpstreamRequest,
     UpstreamToken,
 )
+from whence_server.engines.upstream.openai_form.answers import OpenAIAnswer
 from whence_server.engines.upstream.progress import Progress
 from whence_server.engines.upstream.tables import make_table
 from whence_server.engines.upstream.wire.documents import (
@@ -67,6 +73,8 @@ class CompletionAnswer:
         finish, stop = None, ""
         if document.get("stop") is True:
             finish, stop = self._read_end(index, document)
+            num_made = get_count(document, "tokens_predicted", "")
+            tokens += self._tokens.complete(index, num_made)
         if not (text or tokens or finish):
             return []
         return [UpstreamChunk(index, text, tokens, finish, stop)]
@@ -100,18 +108,74 @@ class CompletionAnswer:
         return None if seed == _RANDOM_SEED else seed
 
 
-class ShownTokens:
-    """Reader of the tokens that the server shows, which knows how many it held back.
+class ChatAnswer(OpenAIAnswer):
+    """Reader of an answer of a chat.
 
-    The server sends no token of a text that ends inside of a character, and none that a chat holds
-    back. They are part of the next chunk's text; of each, nothing but its existence is known.
+    Args:
+        request: the generation as it was asked for.
+        progress: its progress.
+        tokens: reader of its tokens.
+        name: the upstream, for errors.
+    """
+
+    def __init__(
+        self, request: UpstreamRequest, progress: Progress, tokens: "ShownTokens", name: str
+    ) -> None:
+        super().__init__(request, progress, tokens.read_chat, name, sums_usage=True)
+        self._progress = progress
+        self._tokens = tokens
+        self._ending: UpstreamChunk | None = None
+
+    def read(self, event: Event) -> list[UpstreamEvent]:
+        """Return the parts of the answer that one server-sent event has.
+
+        The number of a sequence's tokens comes right after its finish reason, which waits for it.
+
+        Raises:
+            UpstreamError: it is an error, or cannot be read.
+        """
+        events = super().read(event)
+        if self._ending is not None:
+            events = [*self._end_sequence(), *events]
+        last = events[-1] if events else None
+        if isinstance(last, UpstreamChunk) and last.finish is not None:
+            self._ending = last
+            events.pop()
+        return events
+
+    def finish(self) -> list[UpstreamEvent]:
+        """Return what is left, and the end of the answer.
+
+        Raises:
+            UpstreamUnfinishedError: a sequence has not ended.
+        """
+        return [*self._end_sequence(), *super().finish()]
+
+    def note(self, document: dict[str, Any]) -> None:
+        """Note the server's own figures, which come in the last event of a sequence."""
+        self._tokens.note_timings(document, self._progress)
+        ending = self._ending
+        if ending is not None and not get_objects(document, "choices", ""):
+            num_made = _count_made(document)
+            hidden = self._tokens.complete(ending.sequence_index, num_made)
+            self._ending = ending._replace(tokens=ending.tokens + hidden)
+
+    def _end_sequence(self) -> list[UpstreamEvent]:
+        ending, self._ending = self._ending, None
+        return [] if ending is None else [ending]
+
+
+class ShownTokens:
+    """Reader of the tokens that the server shows, which counts those that it does not.
 
     Args:
         num_candidates: number of candidates that the record has; None for no logprobs.
+        are_shown: False if the answer has no tokens at all, but only text.
     """
 
-    def __init__(self, num_candidates: int | None) -> None:
+    def __init__(self, num_candidates: int | None, *, are_shown: bool = True) -> None:
         self._num_candidates = num_candidates
+        self._are_shown = are_shown
         self._num_read: dict[int, int] = {}
 
     def read_completion(
@@ -132,7 +196,7 @@ class ShownTokens:
         """Return the tokens of a chat's chunk."""
         del text
         entries = get_objects(get_object(choice, "logprobs", path), "content", f"{path}logprobs.")
-        num_made = get_count(get_object(document, "timings", ""), "predicted_n", "timings.")
+        num_made = _count_made(document)
         shown = self._read_entries(entries, f"{path}logprobs.content")
         return self._count(get_count(choice, "index", path) or 0, num_made, shown)
 
@@ -143,6 +207,14 @@ class ShownTokens:
             num_cached_prompt_tokens=get_count(timings, "cache_n", "timings."),
             has_drafted_tokens=bool(get_count(timings, "draft_n", "timings.")) or None,
         )
+
+    def complete(self, index: int, num_made: int | None) -> tuple[UpstreamToken, ...]:
+        """Return the tokens that a sequence has and did not show, at its end."""
+        if not self._are_shown:
+            return ()
+        num_hidden = max((num_made or 0) - self._num_read.get(index, 0), 0)
+        self._num_read[index] = self._num_read.get(index, 0) + num_hidden
+        return (UpstreamToken(""),) * num_hidden
 
     def _count(
         self, index: int, num_made: int | None, shown: list[UpstreamToken]
@@ -178,6 +250,10 @@ class ShownTokens:
         # `bytes` of the entry are those of the chunk; the token's own are in the table.
         raw_bytes = next((c.raw_bytes for c in candidates if c.token_id == token_id), None)
         return UpstreamToken(text, token_id, raw_bytes, logprob, table.rank, table.candidates)
+
+
+def _count_made(document: dict[str, Any]) -> int | None:
+    return get_count(get_object(document, "timings", ""), "predicted_n", "timings.")
 
 
 def _read_candidate(top: dict[str, Any], path: str) -> UpstreamCandidate | None:

@@ -34,8 +34,6 @@ _FAILURES = frozenset({"abort", "error"})
 
 TokenReader = Callable[[dict[str, Any], dict[str, Any], str, str], tuple[UpstreamToken, ...]]
 """Reader of a choice's tokens, from the document, the choice, its text and its path."""
-Noter = Callable[[dict[str, Any], Progress], None]
-"""Reader of figures of a document that only one kind of upstream sends."""
 
 
 class OpenAIAnswer:
@@ -47,7 +45,6 @@ class OpenAIAnswer:
         read_tokens: reader of a choice's tokens.
         name: the upstream, for errors.
         sums_usage: True if each sequence has a usage of its own.
-        note: reader of the kind's own figures.
     """
 
     def __init__(
@@ -58,7 +55,6 @@ class OpenAIAnswer:
         name: str,
         *,
         sums_usage: bool = False,
-        note: Noter | None = None,
     ) -> None:
         self._is_chat = isinstance(request.prompt, ChatInput)
         self._stop_token_ids = request.decoding.stop_token_ids
@@ -67,7 +63,6 @@ class OpenAIAnswer:
         self._read_tokens = read_tokens
         self._name = name
         self._sums_usage = sums_usage
-        self._note = note
         self._has_prompt = False
         self._is_done = False
 
@@ -85,8 +80,7 @@ class OpenAIAnswer:
             raise make_stream_error(self._name, document)
         self._progress.check_model(get_text(document, "model", ""))
         self._progress.note_usage(document, sums=self._sums_usage)
-        if self._note is not None:
-            self._note(document, self._progress)
+        self.note(document)
         events: list[UpstreamEvent] = []
         for place, choice in enumerate(get_objects(document, "choices", "")):
             path = f"choices[{place}]."
@@ -103,6 +97,9 @@ class OpenAIAnswer:
             UpstreamUnfinishedError: a sequence has not ended.
         """
         return [self._progress.end()]
+
+    def note(self, document: dict[str, Any]) -> None:
+        """Note figures that only one kind of upstream sends."""
 
     def _add_prompt(
         self,
