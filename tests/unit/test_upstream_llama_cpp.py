@@ -319,6 +319,18 @@ async def test_a_chat_has_the_templates_text_ids_and_hidden_tokens(
     assert (end.num_cached_prompt_tokens, end.fingerprint) == (2, "b1-abc")
 
 
+async def test_a_chat_of_hidden_tokens_has_its_prompt_first(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    upstream.answer_stream(
+        "/v1/chat/completions", make_events(chat_piece({}, finish_reason="length"), USAGE)
+    )
+    events = await collect(client, ask(CHAT))
+    assert get_prompt(events).token_ids == (504, 7, 8)
+    (chunk,) = get_chunks(events)
+    assert len(chunk.tokens) == 4
+
+
 async def test_sequences_of_a_chat_end_with_their_own_hidden_tokens(
     upstream: FakeUpstream, client: UpstreamClient
 ) -> None:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from whence_server.domain.errors import UpstreamError
 from whence_server.domain.observation import Distribution, Observation
-from whence_server.engines.upstream.adapter import Adapter, Found
+from whence_server.engines.upstream.adapter import Adapter, Answer, Found
 from whence_server.engines.upstream.exchange import (
     UpstreamDescription,
     UpstreamEvent,
@@ -17,6 +17,7 @@ from whence_server.engines.upstream.exchange import (
 )
 from whence_server.engines.upstream.probe import find_distribution
 from whence_server.engines.upstream.wire.connection import Connection
+from whence_server.engines.upstream.wire.events import Event
 
 _log = logging.getLogger(__name__)
 
@@ -107,23 +108,23 @@ class UpstreamClient:
     ) -> AsyncGenerator[UpstreamEvent, None]:
         call = self._adapter.make_call(request, found)
         answer = self._adapter.make_answer(request, found, self._connection.name)
+        stream = self._connection.stream(
+            call.route, call.body, _make_headers(request), call.make_event_reader
+        )
+        asking: asyncio.Task[UpstreamPrompt | None] | None
         asking = asyncio.create_task(self._ask_prompt(request))
         try:
-            stream = self._connection.stream(
-                call.route, call.body, _make_headers(request), call.make_event_reader
-            )
-            is_first = True
-            async with aclosing(stream):
-                async for event in stream:
-                    for part in answer.read(event):
-                        if is_first and (prompt := await _await_prompt(asking)) is not None:
+            async with aclosing(_read_parts(stream, answer)) as parts:
+                async for part in parts:
+                    if asking is not None:
+                        prompt = await _await_prompt(asking)
+                        asking = None
+                        if prompt is not None:
                             yield prompt
-                        is_first = False
-                        yield part
-            for part in answer.finish():
-                yield part
+                    yield part
         finally:
-            asking.cancel()
+            if asking is not None:
+                asking.cancel()
 
     async def _ask_prompt(self, request: UpstreamRequest) -> UpstreamPrompt | None:
         try:
@@ -134,9 +135,23 @@ class UpstreamClient:
             return None
 
 
+async def _read_parts(
+    stream: AsyncGenerator[Event, None], answer: Answer
+) -> AsyncGenerator[UpstreamEvent, None]:
+    async with aclosing(stream):
+        async for event in stream:
+            for part in answer.read(event):
+                yield part
+    for part in answer.finish():
+        yield part
+
+
 async def _await_prompt(asking: "asyncio.Task[UpstreamPrompt | None]") -> UpstreamPrompt | None:
     done, _ = await asyncio.wait({asking}, timeout=_PROMPT_S)
-    return asking.result() if done else None
+    if done:
+        return asking.result()
+    asking.cancel()
+    return None
 
 
 def _make_headers(request: UpstreamRequest) -> Mapping[str, str]:
