@@ -97,6 +97,8 @@ class GenerateOptions(TypedDict, total=False):
     model: str | None
     adapter: str | None
     """Name of one of the model's adapters (`Model.adapters`), to generate with its layers."""
+    upstream_parameters: Mapping[str, object] | None
+    """Fields of an upstream's own API, which receives them unchanged; values as in JSON."""
     add_special_tokens: Annotated[bool | None, Option("decoding.add_special_tokens")]
     """True adds the tokenizer's special tokens to a text prompt."""
 

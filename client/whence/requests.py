@@ -53,6 +53,7 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
         generation_id=require_text("generation_id", str(given.get("generation_id", uuid.uuid4()))),
         model=require_text("model", given.get("model", "")),
         adapter=require_text("adapter", given.get("adapter", "")),
+        upstream_parameters_json=_encode_parameters(given),
     )
     _set_input(request, prompt, given)
     asked = _make_options_request(given)
@@ -68,6 +69,11 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
         longest = convert_seconds("max_duration_s", given["max_duration_s"])
         request.max_duration.CopyFrom(longest)
     return request
+
+
+def _encode_parameters(given: Mapping[str, Any]) -> str:
+    name = "upstream_parameters"
+    return encode_json(name, require_mapping(name, given[name])) if name in given else ""
 
 
 def make_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:

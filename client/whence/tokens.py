@@ -53,16 +53,19 @@ class Timing(NamedTuple):
 class Candidate:
     """A token with its log probabilities at one step: a most likely one, or one asked for."""
 
-    token_id: int
+    token_id: int | None
+    """Id of the token; None if an upstream did not tell it."""
     logprob: float
-    """Logprob under the model's distribution, in nats."""
+    """Logprob under the model's distribution, in nats; `started.observation` says if it is that
+    of another one."""
     sampling_logprob: float | None
     """Logprob under the sampling distribution, in nats; -inf if a processor removed the token."""
     _find_text: Callable[[int], str] = field(repr=False, compare=False)
+    _told_text: str = field(default="", repr=False)
 
     @property
     def text(self) -> str:
-        """Text of the token, from the model's vocabulary.
+        """Text of the token, as an upstream told it, or from the model's vocabulary.
 
         Bytes that are not a character are named: "<0xF0 0x9F>". `Client` fetches the vocabulary
         at the first use; `AsyncClient` needs `await client.vocabulary()` before.
@@ -70,6 +73,8 @@ class Candidate:
         Raises:
             FailedPreconditionError: the vocabulary of an `AsyncClient` is not loaded.
         """
+        if self._told_text or self.token_id is None:
+            return self._told_text
         return self._find_text(self.token_id)
 
     @property
@@ -102,12 +107,19 @@ class Token:
 
     @property
     def token_text(self) -> str:
-        """Text of the token, from the model's vocabulary, as `Candidate.text`."""
-        return "" if self.token_id is None else self._find_text(self.token_id)
+        """Text of the token, as an upstream told it, or from the vocabulary: `Candidate.text`."""
+        if self.step.token_text or self.token_id is None:
+            return self.step.token_text
+        return self._find_text(self.token_id)
+
+    @property
+    def num_chunk_tokens(self) -> int | None:
+        """Number of tokens that an upstream sent in one message with this one; None for one."""
+        return self.step.num_chunk_tokens if self.step.HasField("num_chunk_tokens") else None
 
     @property
     def token_id(self) -> int | None:
-        """Id of the token; None if the content policy keeps ids out of the journal."""
+        """Id of the token; None if it is not on record, or an upstream did not tell it."""
         return self.step.token_id if self.step.HasField("token_id") else None
 
     @property
@@ -164,9 +176,15 @@ class Token:
     def candidates(self) -> tuple[Candidate, ...]:
         """Most likely tokens of the step, most likely first; empty if none were recorded."""
         recorded = self.step.candidates
-        return self._make_candidates(
-            recorded.token_ids, recorded.logprobs, recorded.sampling_logprobs
-        )
+        ids, logprobs = recorded.token_ids, recorded.logprobs
+        if not ids:
+            return self._make_candidates(
+                [None] * len(recorded.texts),
+                recorded.text_logprobs,
+                recorded.text_sampling_logprobs,
+                recorded.texts,
+            )
+        return self._make_candidates(ids, logprobs, recorded.sampling_logprobs, recorded.texts)
 
     @property
     def requested_logprobs(self) -> tuple[Candidate, ...]:
@@ -178,7 +196,11 @@ class Token:
         return self._make_candidates(ids, recorded.logprobs, recorded.sampling_logprobs)
 
     def _make_candidates(
-        self, token_ids: Sequence[int], logprobs: Sequence[float], sampling: Sequence[float]
+        self,
+        token_ids: Sequence[int | None],
+        logprobs: Sequence[float],
+        sampling: Sequence[float],
+        texts: Sequence[str] = (),
     ) -> tuple[Candidate, ...]:
         return tuple(
             Candidate(
@@ -186,6 +208,7 @@ class Token:
                 logprob,
                 sampling[place] if place < len(sampling) else None,
                 self._find_text,
+                texts[place] if place < len(texts) else "",
             )
             for place, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True))
         )

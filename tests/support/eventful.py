@@ -18,8 +18,9 @@ from telemetry_journal import (
     timestamp,
 )
 
-from whence.v1 import call_pb2, step_pb2, training_pb2
+from whence.v1 import call_pb2, model_pb2, step_pb2, training_pb2
 from whence.v1 import generation_pb2 as g
+from whence.v1 import observation_pb2 as ob
 from whence.v1 import occurrence_pb2 as o
 from whence_server.domain.entries import EntryKind
 
@@ -45,6 +46,7 @@ def make_eventful_journal() -> MemoryJournal:
     journal = MemoryJournal()
     _append_sampled(journal)
     _append_searched(journal)
+    _append_of_upstream(journal)
     _append_failed(journal)
     _append_stopped(journal)
     _append_cancelled(journal)
@@ -126,6 +128,38 @@ def _make_step(index: int, sequence: int) -> step_pb2.Step:
             layer_leaders=[0, 2],
         ),
     )
+
+
+def _append_of_upstream(journal: MemoryJournal) -> None:
+    """Append a generation of an upstream that tells text and logprobs, and no ids."""
+    start = started(
+        "of-upstream",
+        observation=ob.Observation(
+            token_ids=ob.TOKEN_ID_ORIGIN_NONE,
+            distribution=ob.DISTRIBUTION_KIND_RAW,
+            second_distribution=ob.SECOND_DISTRIBUTION_COMPUTED,
+            seed=ob.SEED_ORIGIN_OURS,
+            draw=ob.DRAW_ORIGIN_ENGINE,
+            tables=ob.TABLE_COVERAGE_SOME_STEPS,
+            weights=ob.WEIGHTS_ORIGIN_CLAIMED,
+        ),
+        upstream=model_pb2.UpstreamInfo(
+            kind="vllm", version="0.32.0", url="http://127.0.0.1:8000/v1", model="smol"
+        ),
+    )
+    journal.append("of-upstream", EntryKind.STARTED, start)
+    for index in range(4):
+        made = step_pb2.Step(
+            index=index,
+            text=" a",
+            token_text=" a",
+            logprob=-0.5,
+            timing=step_pb2.StepTiming(elapsed_ns=(index + 1) * 1_000_000),
+            candidates=step_pb2.Candidates(texts=[" a", " b"], text_logprobs=[-0.5, -1.5]),
+        )
+        journal.append("of-upstream", EntryKind.STEP, made)
+    report = g.UpstreamReport(model="smol", fingerprint="fp_1", num_prompt_tokens=3)
+    journal.append("of-upstream", EntryKind.FINISHED, finished(4, 1, upstream=report))
 
 
 def _append_searched(journal: MemoryJournal) -> None:

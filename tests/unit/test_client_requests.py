@@ -23,6 +23,7 @@ BEAMS = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": "never"}
 REST = {
     "model": "m",
     "adapter": "tone",
+    "upstream_parameters": {"min_tokens_ratio": 1},
     "add_special_tokens": False,
     "max_new_tokens": 5,
     "min_new_tokens": 1,

@@ -26,7 +26,9 @@ from telemetry_registry import (
 )
 from telemetry_tables import PAGE, render_page
 
+from whence.summary import list_grades
 from whence.v1.generation_pb2 import Decoding, FinishReason
+from whence.v1.observation_pb2 import Observation
 from whence.v1.training_pb2 import (
     TRAINING_STATE_COMPLETED,
     TRAINING_STATE_FAILED,
@@ -228,6 +230,13 @@ def test_the_values_of_enumerations_are_those_that_the_contract_can_have() -> No
     assert ATTRIBUTES["whence.training.state"].members == states
     strategies = {it.name for it in Decoding.DESCRIPTOR.oneofs_by_name["strategy"].fields}
     assert ATTRIBUTES["whence.decoding.strategy"].members == strategies
+    for field in Observation.DESCRIPTOR.fields:
+        grades = {
+            list_grades(Observation(**{field.name: number}))[field.name]
+            for number in field.enum_type.values_by_number
+            if number
+        }
+        assert ATTRIBUTES[f"whence.observation.{field.name}"].members == grades
 
 
 # ---- the form of the registry: what weaver reads, as far as it can be checked without weaver ----

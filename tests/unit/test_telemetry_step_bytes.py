@@ -122,7 +122,8 @@ def plain(
         return [shortest(n) for n in values] or None
 
     tried = one.candidates if candidates else step_pb2.Candidates()
-    effects = one.processors
+    effects, timing = one.processors, one.timing
+    is_own = timing.batch_size > 0  # nothing is known of an upstream's batches
     attributes = {
         "whence.generation.id": origin.generation_id,
         "whence.sequence.index": one.sequence_index,
@@ -130,10 +131,10 @@ def plain(
         "whence.token.unlikely": one.logprob < math.log(0.01) or None,
         "whence.token.text": one.text if text else None,
         "whence.step.index": one.index,
-        "whence.step.batch_size": one.timing.batch_size,
-        "whence.step.context_length": one.timing.context_length,
-        "whence.step.forward_ns": one.timing.forward_ns,
-        "whence.step.select_ns": one.timing.select_ns,
+        "whence.step.batch_size": timing.batch_size if is_own else None,
+        "whence.step.context_length": timing.context_length if is_own else None,
+        "whence.step.forward_ns": timing.forward_ns if is_own else None,
+        "whence.step.select_ns": timing.select_ns if is_own else None,
         "whence.token.id": known(one, "token_id"),
         "whence.token.rank": known(one, "rank"),
         "whence.draw.runner_up_token_id": known(one.draw, "runner_up_token_id"),

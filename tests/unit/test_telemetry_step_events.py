@@ -125,7 +125,9 @@ def expect_events(one: Step) -> list[Span.Event]:
         Span.Event(
             time_unix_nano=end - cost + 1_000,
             name="gen_ai.token.scheduled",
-            attributes=encode_attributes({"gen_ai.iteration.batch_size": one.timing.batch_size}),
+            attributes=encode_attributes(
+                {"gen_ai.iteration.batch_size": one.timing.batch_size or None}
+            ),
         ),
         Span.Event(
             time_unix_nano=end,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from whence.cli.connection import parse_json_object
 from whence.cli.exits import UsageError
 from whence.generation import GenerationState
 from whence.outputs import ToolCall
@@ -41,7 +42,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--template-arguments",
-        type=_parse_json_object,
+        type=parse_json_object,
         metavar="JSON",
         help="variables for the chat template, as a JSON object; for --chat and --messages",
     )
@@ -101,13 +102,3 @@ def _read_json(path: str, flag: str) -> Any:
 
 def _make_message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def _parse_json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text[:64]!r} is not a JSON object")
-    return value

@@ -1,6 +1,8 @@
 """Client and argument types of the command line."""
 
 import argparse
+import json
+from typing import Any
 
 from whence.cli.exits import UsageError
 from whence.client import Client
@@ -28,3 +30,18 @@ def parse_key_value(text: str) -> tuple[str, str]:
     if not key or not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not one.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text[:64]!r} is not a JSON object")
+    return value

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from whence.cli.chat import add_chat, format_calls, read_input
-from whence.cli.connection import connect, parse_key_value
+from whence.cli.connection import connect, parse_json_object, parse_key_value
 from whence.cli.constraints import add_constraints, describe_incomplete
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
 from whence.cli.html import add_html, choose_page_path, save_page
@@ -58,6 +58,13 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         "--adapter",
         metavar="NAME",
         help="name of one of the model's adapters; `whence model` lists them",
+    )
+    group.add_argument(
+        "--upstream-parameters",
+        type=parse_json_object,
+        metavar="JSON",
+        help="fields of an upstream's own API, as a JSON object; the upstream receives them "
+        "unchanged",
     )
     group.add_argument(
         "--greedy", action="store_true", default=None, help="take the most likely token"

@@ -25,7 +25,7 @@ from whence.cli.render import (
 from whence.client import Client
 from whence.generation import FinishReason
 from whence.outputs import convert_tool_call
-from whence.summary import count, escape, quote
+from whence.summary import count, describe_upstream, escape, quote, summarise_grades
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.trace_pb2 import (
@@ -276,6 +276,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "trace": started.trace_id or summary.trace_id,
         "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
         **_describe_adapter(started),
+        **_describe_observation(started),
         "training run": _format_training_run(started),
         "started": _format_time(summary.start_time),
         "finished": _format_reason(summary),
@@ -302,6 +303,15 @@ def _describe_adapter(started: GenerationStarted) -> dict[str, str]:
     if not started.HasField("adapter"):
         return {}
     return {"adapter": f"{started.adapter.name} ({started.adapter.digest})"}
+
+
+def _describe_observation(started: GenerationStarted) -> dict[str, str]:
+    facts = {}
+    if started.HasField("upstream"):
+        facts["upstream"] = describe_upstream(started.upstream)
+    if started.HasField("observation"):
+        facts["grades"] = summarise_grades(started)
+    return facts
 
 
 def _format_cached(generation: GetGenerationResponse) -> str:

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from whence.generation import GeneratedSequence, GenerationState
 from whence.internals import Internals, Layer, Source
 from whence.outputs import ToolCall
-from whence.summary import shorten_float32
+from whence.summary import list_grades, shorten_float32
 from whence.tokens import Candidate, Token
 from whence.v1.generation_pb2 import BeamContinuation, BeamRound, GenerationEvent
 
@@ -21,6 +21,9 @@ are in nats, null is minus infinity (a processor removed the token). A candidate
 or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
   started       generation_id, trace_id, span_id, model, model_digest, tokenizer_digest,
                 prompt_token_ids, processor_names, decoding, trace, source_method,
+                observation: {token_ids, distribution, second_distribution, seed, draw, tables,
+                weights}: how each part of the record was obtained,
+                upstream: {kind, version, url, model, claimed_files}, upstream_parameters_json,
                 constraint_engine: with a constraint,
                 unavailable: {part of the trace: why the model cannot give it},
                 adapter: {name, peft_type, digest, base, base_model_digest, weights_digest},
@@ -33,6 +36,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 processors: [{name, num_kept, removed_mass, token_logprob}],
                 draw: {noise, runner_up_token_id, margin},
                 timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length},
+                token_text, num_chunk_tokens: of an upstream's token,
                 internals: {sources: [{position, token_id, text, share}], self_share,
                 sink_share, layers: [{index, share, leader_token_id, leader_text}]},
                 with --internals
@@ -42,6 +46,8 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 num_generated_tokens,
                 num_unrecorded_tokens: tokens above that the server lost when it died,
                 queue_ns, prefill_ns, decode_ns, failure: {code, reason, message},
+                upstream: {model, fingerprint, num_prompt_tokens, num_generated_tokens,
+                num_cached_prompt_tokens, seed, has_drafted_tokens, prompt, prompt_token_ids},
                 sequences: [{sequence_index, text, token_ids, finish_reason, stop,
                 logprob, score, constraint_complete, reasoning,
                 tool_calls: [{id, name, arguments_json, text_begin_byte, text_end_byte}]}]
@@ -111,6 +117,8 @@ def describe_token(token: Token) -> dict[str, Any]:
             "processors": [_describe_numbers(effect) for effect in token.processors] or None,
             "draw": token.draw and _drop_absent(_describe_numbers(token.draw)),
             "timing": token.timing and token.timing._asdict(),
+            "token_text": token.step.token_text or None,
+            "num_chunk_tokens": token.num_chunk_tokens,
             "internals": token.internals and _describe_internals(token.internals),
         }
     )
@@ -178,8 +186,8 @@ def _describe_continuation(continuation: BeamContinuation) -> dict[str, Any]:
 
 
 def _describe_candidate(candidate: Candidate) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "token_id": candidate.token_id,
+    fields: dict[str, Any] = {} if candidate.token_id is None else {"token_id": candidate.token_id}
+    fields |= {
         "text": candidate.text,
         "logprob": _shorten_number(candidate.logprob),
     }
@@ -211,6 +219,12 @@ def _describe_started(generation: GenerationState) -> dict[str, Any]:
         fields["constraint_engine"] = started.constraint_engine
     if started.HasField("configured_decoding"):
         fields["configured_decoding"] = describe_message(started.configured_decoding)
+    if started.HasField("observation"):
+        fields["observation"] = list_grades(started.observation)
+    if started.HasField("upstream"):
+        fields["upstream"] = describe_message(started.upstream)
+    if started.upstream_parameters_json:
+        fields["upstream_parameters_json"] = started.upstream_parameters_json
     if started.HasField("adapter"):
         fields["adapter"] = describe_whole_message(started.adapter)
     if started.HasField("training_run"):
@@ -237,6 +251,9 @@ def _describe_finished(generation: GenerationState) -> dict[str, Any]:
             "prefill_ns": finished.prefill_ns,
             "decode_ns": finished.decode_ns,
             "failure": describe_message(finished.failure) if finished.HasField("failure") else None,
+            "upstream": describe_message(finished.upstream)
+            if finished.HasField("upstream")
+            else None,
             "sequences": [_describe_sequence(sequence) for sequence in generation.sequences],
         }
     )

@@ -6,7 +6,7 @@ from typing import Any
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, OK
 from whence.cli.json_lines import describe_message, format_json
-from whence.summary import escape
+from whence.summary import describe_upstream, escape
 from whence.v1.model_pb2 import Model, ModelState
 
 
@@ -51,12 +51,15 @@ def _format_details(model: Model) -> str:
         "model": model.model,
         "state": state.removeprefix("MODEL_STATE_").lower()
         + (f": {model.failure}" if model.failure else ""),
-        "architecture": model.architecture,
-        "parameters": f"{model.num_parameters:,} in {model.num_layers} layers",
-        "vocabulary": f"{model.vocabulary_size:,}",
-        "context": f"{model.max_context_length:,}",
+        **({"upstream": describe_upstream(model.upstream)} if model.HasField("upstream") else {}),
+        "architecture": model.architecture or "unknown",
+        "parameters": f"{model.num_parameters:,} in {model.num_layers} layers"
+        if model.num_parameters
+        else "unknown",
+        "vocabulary": _format_number(model.vocabulary_size),
+        "context": _format_number(model.max_context_length),
         "weights": _format_source(model),
-        "arithmetic": f"{model.dtype} on {model.device}",
+        "arithmetic": f"{model.dtype} on {model.device}" if model.dtype else "unknown",
         "chat templates": ", ".join(model.chat_templates) or "none",
         **_describe_adapters(model),
         "batched": "yes" if model.batched else "no",
@@ -71,6 +74,10 @@ def _format_details(model: Model) -> str:
         else "unknown",
     }
     return "\n".join(f"{name:<16}  {escape(value)}" for name, value in fields.items())
+
+
+def _format_number(number: int) -> str:
+    return f"{number:,}" if number else "unknown"
 
 
 def _describe_adapters(model: Model) -> dict[str, str]:

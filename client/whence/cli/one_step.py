@@ -81,6 +81,10 @@ def _format_timing(token: Token) -> Iterator[str]:
     timing = token.timing
     if timing is None:
         return
+    if not timing.batch_size:
+        several = "" if token.num_chunk_tokens is None else f", {token.num_chunk_tokens} at once"
+        yield f"{_INDENT}arrived after {timing.elapsed_ns / 1e6:,.1f} ms{several}"
+        return
     yield (
         f"{_INDENT}ready after {timing.elapsed_ns / 1e6:,.1f} ms: "
         f"forward {timing.forward_ns / 1e6:,.1f} ms, choice {timing.select_ns / 1e6:,.1f} ms, "

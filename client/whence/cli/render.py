@@ -92,8 +92,15 @@ def _fit_cells(cells: Iterable[str], num_columns: int) -> list[str]:
 
 def _format_runners_up(token: Token) -> Iterator[str]:
     for candidate in token.candidates:
-        if candidate.token_id != token.token_id:
+        if not is_chosen(candidate, token):
             yield _format_candidate(candidate)
+
+
+def is_chosen(candidate: Candidate, token: Token) -> bool:
+    """Return whether a candidate is the token that was chosen."""
+    if candidate.token_id is None or token.token_id is None:
+        return candidate.text == token.token_text
+    return candidate.token_id == token.token_id
 
 
 def _format_candidate(candidate: Candidate) -> str:

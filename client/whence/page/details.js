@@ -38,7 +38,8 @@ function placeLine(step, { prompt, sequence, position }) {
   const parts = [prompt ? `prompt token ${step.index}` : `step ${step.index}`];
   if (!prompt && record.sequences.length > 1) parts.push(`sequence ${sequence}`);
   if (position >= 0 && !prompt) parts.push(`position ${position}`);
-  if (step.token_id !== undefined) parts.push(`id ${step.token_id}`);
+  // A negative number stands for a token that an upstream named by text alone.
+  if (step.token_id >= 0) parts.push(`id ${step.token_id}`);
   if (step.text === "" && step.token_id !== undefined) parts.push("its bytes add no character yet");
   return parts.join(" · ");
 }

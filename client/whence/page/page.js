@@ -222,6 +222,8 @@ function showFacts() {
   const facts = { generation: generation.id, trace: generation.trace_id };
   for (const [name, value] of Object.entries(digests)) facts[`${name} digest`] = value;
   if (adapter) facts.adapter = `${adapter.name} (${adapter.peft_type}, for ${adapter.base})`;
+  if (generation.upstream) facts.upstream = generation.upstream;
+  if (generation.grades) facts.grades = generation.grades;
   facts["chosen by"] = JSON.stringify(decoding);
   facts["recorded"] = JSON.stringify(trace);
   facts["computed by"] = JSON.stringify(environment);

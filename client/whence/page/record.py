@@ -1,7 +1,6 @@
 """Data of a generation for the page's program (page.js)."""
 
 import codecs
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +9,9 @@ from google.protobuf.message import Message
 
 from whence.generation import FinishReason
 from whence.internals import find_leader_id
+from whence.page.numbers import round_number, round_numbers
+from whence.page.told import ToldTokens
+from whence.summary import describe_upstream, summarise_grades
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted, SequenceResult
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -33,10 +35,13 @@ def make_page_record(
     for step in steps:
         sequences.setdefault(step.sequence_index, []).append(step)
     prompted = list(prompt_steps)
+    told = ToldTokens()
     num_prompt_tokens = len(started.prompt_token_ids)
     if not num_prompt_tokens and finished is not None:
         num_prompt_tokens = finished.num_prompt_tokens
-    shown = [_describe_sequence(index, made, finished) for index, made in sorted(sequences.items())]
+    shown = [
+        _describe_sequence(index, made, finished, told) for index, made in sorted(sequences.items())
+    ]
     used = _collect_used_ids(
         started, (*prompted, *(step for made in sequences.values() for step in made))
     )
@@ -47,13 +52,11 @@ def make_page_record(
             "num_tokens": num_prompt_tokens,
             "token_ids": list(started.prompt_token_ids),
             "texts": _list_texts(started.prompt_token_ids, vocabulary),
-            "steps": [_describe_step(step) for step in prompted],
+            "steps": [_describe_step(step, told) for step in prompted],
         },
         "sequences": shown,
         "text": shown[0]["text"] if shown else "",
-        "vocabulary": {}
-        if vocabulary is None
-        else {str(token_id): vocabulary.text_of(token_id) for token_id in sorted(used)},
+        "vocabulary": _list_names(used, vocabulary) | told.names,
     }
 
 
@@ -81,7 +84,10 @@ def _describe_generation(
             "request": started.request_digest,
         },
         "environment": _describe_message(started.environment),
+        "grades": summarise_grades(started),
     }
+    if started.HasField("upstream"):
+        facts["upstream"] = describe_upstream(started.upstream)
     if started.HasField("adapter"):
         facts["adapter"] = _describe_message(started.adapter)
     if started.constraint_engine:
@@ -101,12 +107,15 @@ def _describe_generation(
 
 
 def _describe_sequence(
-    sequence_index: int, steps: list[Step], finished: GenerationFinished | None
+    sequence_index: int,
+    steps: list[Step],
+    finished: GenerationFinished | None,
+    told: ToldTokens,
 ) -> dict[str, Any]:
     sequence: dict[str, Any] = {
         "index": sequence_index,
         "text": "".join(step.text for step in steps),
-        "steps": [_describe_step(step) for step in steps],
+        "steps": [_describe_step(step, told) for step in steps],
     }
     for result in () if finished is None else finished.sequences:
         if result.sequence_index == sequence_index:
@@ -145,27 +154,27 @@ def _find_step(steps: list[Step], byte: int) -> int | None:
     return None
 
 
-def _describe_step(step: Step) -> dict[str, Any]:
+def _describe_step(step: Step, told: ToldTokens) -> dict[str, Any]:
     shown: dict[str, Any] = {"index": step.index, "text": step.text}
     there = {field.name: value for field, value in step.ListFields()}
     shown |= {name: there[name] for name in _INTEGERS if name in there}
-    shown |= {name: _round_number(there[name]) for name in _NUMBERS if name in there}
+    shown |= {name: round_number(there[name]) for name in _NUMBERS if name in there}
     if step.HasField("candidates"):
         shown["candidates"] = {
             "token_ids": list(step.candidates.token_ids),
-            "logprobs": _round_numbers(step.candidates.logprobs),
-            "sampling_logprobs": _round_numbers(step.candidates.sampling_logprobs),
+            "logprobs": round_numbers(step.candidates.logprobs),
+            "sampling_logprobs": round_numbers(step.candidates.sampling_logprobs),
         }
     if step.HasField("requested_logprobs"):
         shown["requested"] = {
-            "logprobs": _round_numbers(step.requested_logprobs.logprobs),
-            "sampling_logprobs": _round_numbers(step.requested_logprobs.sampling_logprobs),
+            "logprobs": round_numbers(step.requested_logprobs.logprobs),
+            "sampling_logprobs": round_numbers(step.requested_logprobs.sampling_logprobs),
         }
     if step.HasField("processors"):
         shown["processors"] = {
             "num_kept": list(step.processors.num_kept),
-            "removed_mass": _round_numbers(step.processors.removed_mass),
-            "token_logprobs": _round_numbers(step.processors.token_logprobs),
+            "removed_mass": round_numbers(step.processors.removed_mass),
+            "token_logprobs": round_numbers(step.processors.token_logprobs),
         }
     if step.HasField("draw"):
         shown["draw"] = _describe_draw(step)
@@ -180,15 +189,17 @@ def _describe_step(step: Step) -> dict[str, Any]:
         }
     if step.HasField("internals"):
         shown |= _describe_internals(step)
+    if step.token_text or step.candidates.texts:
+        shown |= told.describe(step)
     return shown
 
 
 def _describe_draw(step: Step) -> dict[str, Any]:
-    draw: dict[str, Any] = {"noise": _round_number(step.draw.noise)}
+    draw: dict[str, Any] = {"noise": round_number(step.draw.noise)}
     if step.draw.HasField("runner_up_token_id"):
         draw["runner_up_token_id"] = step.draw.runner_up_token_id
     if step.draw.HasField("margin"):
-        draw["margin"] = _round_number(step.draw.margin)
+        draw["margin"] = round_number(step.draw.margin)
     return draw
 
 
@@ -198,15 +209,15 @@ def _describe_internals(step: Step) -> dict[str, Any]:
     if internals.source_positions or internals.HasField("self_share"):
         shown["sources"] = {
             "positions": list(internals.source_positions),
-            "shares": _round_numbers(internals.source_shares),
+            "shares": round_numbers(internals.source_shares),
         }
         if internals.HasField("self_share"):
-            shown["sources"]["self_share"] = _round_number(internals.self_share)
+            shown["sources"]["self_share"] = round_number(internals.self_share)
         if internals.HasField("sink_share"):
-            shown["sources"]["sink_share"] = _round_number(internals.sink_share)
+            shown["sources"]["sink_share"] = round_number(internals.sink_share)
     if internals.layer_shares:
         shown["layers"] = {
-            "shares": _round_numbers(internals.layer_shares),
+            "shares": round_numbers(internals.layer_shares),
             "leaders": [find_leader_id(step, leader) for leader in internals.layer_leaders],
         }
     return shown
@@ -223,6 +234,12 @@ def _collect_used_ids(started: GenerationStarted, steps: Sequence[Step]) -> set[
     return used
 
 
+def _list_names(used: set[int], vocabulary: Vocabulary | None) -> dict[str, str]:
+    if vocabulary is None:
+        return {}
+    return {str(token_id): vocabulary.text_of(token_id) for token_id in sorted(used)}
+
+
 def _list_texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list[str]:
     """Return each token's text; a character belongs to the token that completes it."""
     if vocabulary is None:
@@ -234,11 +251,3 @@ def _list_texts(token_ids: Iterable[int], vocabulary: Vocabulary | None) -> list
 def _describe_message(message: Message) -> dict[str, Any]:
     as_dict: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return as_dict
-
-
-def _round_numbers(values: Iterable[float]) -> list[float | None]:
-    return [_round_number(value) for value in values]
-
-
-def _round_number(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -21,6 +21,7 @@ from whence.summary.names import (
     name_by_id,
 )
 from whence.summary.numbers import count, shorten_float32
+from whence.summary.observations import describe_upstream, list_grades, summarise_grades
 from whence.summary.outputs import OutputPart, list_output_parts
 from whence.summary.quoting import decode_token, escape, quote, quote_briefly
 from whence.summary.steps import CONSTRAINT, PROMPT, describe_choice, summarise_step
@@ -49,7 +50,9 @@ __all__ = [
     "count",
     "decode_token",
     "describe_choice",
+    "describe_upstream",
     "escape",
+    "list_grades",
     "list_output_parts",
     "make_text_names",
     "name_by_id",
@@ -61,6 +64,7 @@ __all__ = [
     "summarise_checkpoint",
     "summarise_epoch",
     "summarise_evaluation",
+    "summarise_grades",
     "summarise_optimizer_step",
     "summarise_run",
     "summarise_step",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import exp, floor
 from typing import Final
 
-from whence.summary.names import TokenNames
+from whence.summary.names import TokenNames, name_told_tokens
 from whence.summary.numbers import (
     HUNDREDTHS,
     LEAST_IN_TENTHS,
@@ -47,16 +47,21 @@ def summarise_step(
         constrained: True if the first processor is the request's constraint.
     """
     draw = step.draw
+    token_id = step.token_id if step.HasField("token_id") else None
+    candidates: Sequence[int] = step.candidates.token_ids
+    logprobs: Sequence[float] = step.candidates.logprobs
+    if step.token_text or step.candidates.texts:
+        names, token_id, candidates, logprobs = name_told_tokens(step, names)
     return describe_choice(
         names,
         strategy,
-        step.token_id if step.HasField("token_id") else None,
+        token_id,
         step.logprob if step.HasField("logprob") else None,
         step.sampling_logprob if step.HasField("sampling_logprob") else None,
         step.rank if step.HasField("rank") else None,
         step.processors.num_kept,
-        step.candidates.token_ids,
-        step.candidates.logprobs,
+        candidates,
+        logprobs,
         draw.margin if draw.HasField("margin") else None,
         draw.runner_up_token_id if draw.HasField("runner_up_token_id") else None,
         drawn=step.HasField("draw"),

@@ -14,6 +14,8 @@ import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import sys
 import typing
+import whence.v1.model_pb2
+import whence.v1.observation_pb2
 import whence.v1.step_pb2
 
 if sys.version_info >= (3, 10):
@@ -242,6 +244,7 @@ class GenerateRequest(google.protobuf.message.Message):
     DISCONNECT_GRACE_FIELD_NUMBER: builtins.int
     MAX_DURATION_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
+    UPSTREAM_PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """Text, tokenized by the server; see Decoding.add_special_tokens."""
     model: builtins.str
@@ -257,6 +260,11 @@ class GenerateRequest(google.protobuf.message.Message):
     """Name of one of Model.adapters, whose layers are added to the model for this
     generation. Empty: the model as it is served. INVALID_ARGUMENT if the server
     has no adapter of this name.
+    """
+    upstream_parameters_json: builtins.str
+    """Fields of the upstream's own API that this contract has no field for, as the
+    text of one JSON object; the upstream receives them unchanged. At most
+    64 KiB. INVALID_ARGUMENT for whence's own engine. Empty: none.
     """
     @property
     def chat(self) -> global___ChatInput:
@@ -311,9 +319,10 @@ class GenerateRequest(google.protobuf.message.Message):
         disconnect_grace: google.protobuf.duration_pb2.Duration | None = ...,
         max_duration: google.protobuf.duration_pb2.Duration | None = ...,
         adapter: builtins.str = ...,
+        upstream_parameters_json: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "input", b"input", "max_duration", b"max_duration", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "generation_id", b"generation_id", "input", b"input", "labels", b"labels", "max_duration", b"max_duration", "model", b"model", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "generation_id", b"generation_id", "input", b"input", "labels", b"labels", "max_duration", b"max_duration", "model", b"model", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["prompt", "chat", "tokens"] | None: ...
 
 global___GenerateRequest = GenerateRequest
@@ -1166,6 +1175,9 @@ class GenerationStarted(google.protobuf.message.Message):
     ADAPTER_FIELD_NUMBER: builtins.int
     CONSTRAINT_ENGINE_FIELD_NUMBER: builtins.int
     CHAT_FIELD_NUMBER: builtins.int
+    OBSERVATION_FIELD_NUMBER: builtins.int
+    UPSTREAM_FIELD_NUMBER: builtins.int
+    UPSTREAM_PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -1210,6 +1222,10 @@ class GenerationStarted(google.protobuf.message.Message):
     """Library that computes which tokens Decoding.constraint leaves, with its
     version: "llguidance/1.9.1". Empty without a constraint.
     """
+    upstream_parameters_json: builtins.str
+    """GenerateRequest.upstream_parameters_json. Empty if the content policy keeps
+    text out of the journal.
+    """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time at which the request arrived. Durations of this generation begin here."""
@@ -1217,7 +1233,8 @@ class GenerationStarted(google.protobuf.message.Message):
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids of the prompt, including special tokens. Empty if the content
-        policy keeps ids out of the journal.
+        policy keeps ids out of the journal, and for an upstream that was sent text
+        or a conversation without ids being known.
         """
 
     @property
@@ -1272,6 +1289,16 @@ class GenerationStarted(google.protobuf.message.Message):
         output is read.
         """
 
+    @property
+    def observation(self) -> whence.v1.observation_pb2.Observation:
+        """Grades: how each part of the record was obtained. Absent in records from
+        before this field, which are all of whence's own engine.
+        """
+
+    @property
+    def upstream(self) -> whence.v1.model_pb2.UpstreamInfo:
+        """Upstream that computed the tokens; absent for whence's own engine."""
+
     def __init__(
         self,
         *,
@@ -1301,15 +1328,22 @@ class GenerationStarted(google.protobuf.message.Message):
         adapter: global___AppliedAdapter | None = ...,
         constraint_engine: builtins.str = ...,
         chat: global___ChatRecord | None = ...,
+        observation: whence.v1.observation_pb2.Observation | None = ...,
+        upstream: whence.v1.model_pb2.UpstreamInfo | None = ...,
+        upstream_parameters_json: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "start_time", b"start_time", "training_run", b"training_run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_training_run", b"_training_run", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_chat", b"_chat"]) -> typing.Literal["chat"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_observation", b"_observation"]) -> typing.Literal["observation"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_training_run", b"_training_run"]) -> typing.Literal["training_run"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_upstream", b"_upstream"]) -> typing.Literal["upstream"] | None: ...
 
 global___GenerationStarted = GenerationStarted
 
@@ -1697,11 +1731,16 @@ class GenerationFinished(google.protobuf.message.Message):
     FINISH_REASON_FIELD_NUMBER: builtins.int
     NUM_PREFILL_CHUNKS_FIELD_NUMBER: builtins.int
     NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    UPSTREAM_FIELD_NUMBER: builtins.int
     num_prompt_tokens: builtins.int
-    """Number of the prompt's tokens, including special tokens."""
+    """Number of the prompt's tokens, including special tokens. For an upstream
+    whose prompt has no token ids on record, it is what UpstreamReport says; 0 if
+    that says nothing.
+    """
     num_generated_tokens: builtins.int
     """Number of generated tokens of all returned sequences. Tokens that the model
-    made after a sequence's end do not count.
+    made after a sequence's end do not count. For an upstream that tells only
+    text, it is what UpstreamReport says, else the number of steps.
     """
     queue_ns: builtins.int
     """Time from the request's arrival to the start of its prefill; to the end if
@@ -1742,6 +1781,12 @@ class GenerationFinished(google.protobuf.message.Message):
     def failure(self) -> global___Failure:
         """Only with FINISH_REASON_FAILED."""
 
+    @property
+    def upstream(self) -> global___UpstreamReport:
+        """Statements of the upstream about the generation; absent for whence's own
+        engine.
+        """
+
     def __init__(
         self,
         *,
@@ -1756,17 +1801,85 @@ class GenerationFinished(google.protobuf.message.Message):
         finish_reason: global___FinishReason.ValueType = ...,
         num_prefill_chunks: builtins.int | None = ...,
         num_cached_prompt_tokens: builtins.int | None = ...,
+        upstream: global___UpstreamReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "end_time", b"end_time", "failure", b"failure", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_prefill_chunks", b"num_prefill_chunks"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "_upstream", b"_upstream", "end_time", b"end_time", "failure", b"failure", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_prefill_chunks", b"num_prefill_chunks", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "_upstream", b"_upstream", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences", "upstream", b"upstream"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_failure", b"_failure"]) -> typing.Literal["failure"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_cached_prompt_tokens", b"_num_cached_prompt_tokens"]) -> typing.Literal["num_cached_prompt_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_prefill_chunks", b"_num_prefill_chunks"]) -> typing.Literal["num_prefill_chunks"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_upstream", b"_upstream"]) -> typing.Literal["upstream"] | None: ...
 
 global___GenerationFinished = GenerationFinished
+
+@typing.final
+class UpstreamReport(google.protobuf.message.Message):
+    """Statements of an upstream about a generation, as far as it made them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: builtins.int
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    HAS_DRAFTED_TOKENS_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Name of the model that answered."""
+    fingerprint: builtins.str
+    """Its fingerprint of the model and its configuration."""
+    num_prompt_tokens: builtins.int
+    """Number of the prompt's tokens."""
+    num_generated_tokens: builtins.int
+    """Number of generated tokens of all sequences."""
+    num_cached_prompt_tokens: builtins.int
+    """Number of the prompt's tokens that it found in a cache."""
+    seed: builtins.int
+    """Seed that it used."""
+    has_drafted_tokens: builtins.bool
+    """True if a draft model proposed tokens; such steps may have no logprobs."""
+    prompt: builtins.str
+    """Text that its chat template made of the conversation. Empty if the content
+    policy keeps text out of the journal.
+    """
+    @property
+    def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Token ids of its prompt. Empty if they are those of GenerationStarted, or if
+        the content policy keeps ids out of the journal.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        fingerprint: builtins.str = ...,
+        num_prompt_tokens: builtins.int | None = ...,
+        num_generated_tokens: builtins.int | None = ...,
+        num_cached_prompt_tokens: builtins.int | None = ...,
+        seed: builtins.int | None = ...,
+        has_drafted_tokens: builtins.bool = ...,
+        prompt: builtins.str = ...,
+        prompt_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_generated_tokens", b"_num_generated_tokens", "_num_prompt_tokens", b"_num_prompt_tokens", "_seed", b"_seed", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_generated_tokens", b"_num_generated_tokens", "_num_prompt_tokens", b"_num_prompt_tokens", "_seed", b"_seed", "fingerprint", b"fingerprint", "has_drafted_tokens", b"has_drafted_tokens", "model", b"model", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "seed", b"seed"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_cached_prompt_tokens", b"_num_cached_prompt_tokens"]) -> typing.Literal["num_cached_prompt_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_generated_tokens", b"_num_generated_tokens"]) -> typing.Literal["num_generated_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_prompt_tokens", b"_num_prompt_tokens"]) -> typing.Literal["num_prompt_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+
+global___UpstreamReport = UpstreamReport
 
 @typing.final
 class Failure(google.protobuf.message.Message):
@@ -1777,20 +1890,27 @@ class Failure(google.protobuf.message.Message):
     CODE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    RETRY_DELAY_FIELD_NUMBER: builtins.int
     code: builtins.int
     """google.rpc.Code that a call would have received."""
     reason: builtins.str
     """Machine-readable, UPPER_SNAKE_CASE: "NON_FINITE_LOGITS", ..."""
     message: builtins.str
     """Description for people, whose wording may change."""
+    @property
+    def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
+        """Time after which a caller may try again, as an upstream told it."""
+
     def __init__(
         self,
         *,
         code: builtins.int = ...,
         reason: builtins.str = ...,
         message: builtins.str = ...,
+        retry_delay: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "reason", b"reason"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["retry_delay", b"retry_delay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]) -> None: ...
 
 global___Failure = Failure
 
@@ -1836,7 +1956,8 @@ class SequenceResult(google.protobuf.message.Message):
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of all its tokens, including the one that ended it. Empty if the
-        content policy keeps ids out of the journal.
+        content policy keeps ids out of the journal, or an upstream did not tell
+        them all.
         """
 
     @property
@@ -1891,7 +2012,8 @@ class ParsedToolCall(google.protobuf.message.Message):
     text_begin_byte: builtins.int
     """Range of SequenceResult.text that the call was read from, as UTF-8 bytes
     [begin, end), with the marks around it that are text. Calls of one JSON
-    array share it.
+    array share it. It is empty, at the end of the text, for a call that an
+    upstream separated from the text.
     """
     text_end_byte: builtins.int
     """See text_begin_byte."""
@@ -1924,7 +2046,8 @@ class ParsedReasoning(google.protobuf.message.Message):
     """Text between the marks, without white space at both ends."""
     text_begin_byte: builtins.int
     """Range of SequenceResult.text that holds the reasoning with its marks, as
-    UTF-8 bytes [begin, end).
+    UTF-8 bytes [begin, end). It is empty, at the beginning of the text, for
+    reasoning that an upstream separated from the text.
     """
     text_end_byte: builtins.int
     """See text_begin_byte."""

@@ -11,6 +11,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
 import typing
+import whence.v1.observation_pb2
 
 if sys.version_info >= (3, 10):
     import typing as typing_extensions
@@ -86,6 +87,9 @@ class Model(google.protobuf.message.Message):
     ADAPTERS_FIELD_NUMBER: builtins.int
     PREFIX_CACHE_TOKENS_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
+    UPSTREAM_FIELD_NUMBER: builtins.int
+    WEIGHTS_ORIGIN_FIELD_NUMBER: builtins.int
+    HAS_VOCABULARY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model, for GenerateRequest.model."""
     state: global___ModelState.ValueType
@@ -132,6 +136,12 @@ class Model(google.protobuf.message.Message):
     """Reason why the model could not be loaded; only with MODEL_STATE_FAILED."""
     prefix_cache_tokens: builtins.int
     """Maximum number of positions in the prefix cache; 0 if it is off."""
+    weights_origin: whence.v1.observation_pb2.WeightsOrigin.ValueType
+    """Origin of the digests and names of the weights."""
+    has_vocabulary: builtins.bool
+    """True if GetVocabulary returns the vocabulary: always for whence's own engine,
+    and with `--tokenizer` for an upstream.
+    """
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FileDigest]:
         """Files that model_digest covers, sorted by path."""
@@ -160,6 +170,12 @@ class Model(google.protobuf.message.Message):
     def source(self) -> global___WeightSource:
         """Format of the weight files, and the quantization of the weights in them."""
 
+    @property
+    def upstream(self) -> global___UpstreamInfo:
+        """Upstream that serves the model; absent for whence's own engine. Of the
+        fields above, those that the upstream does not tell are then 0 or empty.
+        """
+
     def __init__(
         self,
         *,
@@ -186,15 +202,56 @@ class Model(google.protobuf.message.Message):
         adapters: collections.abc.Iterable[global___NamedAdapter] | None = ...,
         prefix_cache_tokens: builtins.int = ...,
         source: global___WeightSource | None = ...,
+        upstream: global___UpstreamInfo | None = ...,
+        weights_origin: whence.v1.observation_pb2.WeightsOrigin.ValueType = ...,
+        has_vocabulary: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_source", b"_source", "_training_step", b"_training_step", "adapter", b"adapter", "source", b"source", "training_step", b"training_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_source", b"_source", "_training_step", b"_training_step", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "prefix_cache_tokens", b"prefix_cache_tokens", "source", b"source", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_source", b"_source", "_training_step", b"_training_step", "_upstream", b"_upstream", "adapter", b"adapter", "source", b"source", "training_step", b"training_step", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_source", b"_source", "_training_step", b"_training_step", "_upstream", b"_upstream", "adapter", b"adapter", "adapters", b"adapters", "architecture", b"architecture", "batched", b"batched", "chat_templates", b"chat_templates", "device", b"device", "dtype", b"dtype", "failure", b"failure", "files", b"files", "has_vocabulary", b"has_vocabulary", "loaded_files", b"loaded_files", "max_context_length", b"max_context_length", "model", b"model", "model_digest", b"model_digest", "num_layers", b"num_layers", "num_parameters", b"num_parameters", "prefix_cache_tokens", b"prefix_cache_tokens", "source", b"source", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "training_run_id", b"training_run_id", "training_step", b"training_step", "upstream", b"upstream", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest", "weights_origin", b"weights_origin"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_source", b"_source"]) -> typing.Literal["source"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_training_step", b"_training_step"]) -> typing.Literal["training_step"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_upstream", b"_upstream"]) -> typing.Literal["upstream"] | None: ...
 
 global___Model = Model
+
+@typing.final
+class UpstreamInfo(google.protobuf.message.Message):
+    """An engine of another project that computes the tokens, reached over HTTP."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    URL_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    CLAIMED_FILES_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """"vllm", "llama.cpp", "sglang", "ollama" or "openai"."""
+    version: builtins.str
+    """Version as it tells it; empty if it does not."""
+    url: builtins.str
+    """URL, without user name, password and query."""
+    model: builtins.str
+    """Name that it has for the model."""
+    claimed_files: builtins.str
+    """Path or repository that it says the weights come from; empty if it says
+    nothing.
+    """
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        version: builtins.str = ...,
+        url: builtins.str = ...,
+        model: builtins.str = ...,
+        claimed_files: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claimed_files", b"claimed_files", "kind", b"kind", "model", b"model", "url", b"url", "version", b"version"]) -> None: ...
+
+global___UpstreamInfo = UpstreamInfo
 
 @typing.final
 class NamedAdapter(google.protobuf.message.Message):

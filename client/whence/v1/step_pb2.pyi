@@ -43,12 +43,17 @@ class Step(google.protobuf.message.Message):
     TIMING_FIELD_NUMBER: builtins.int
     INTERNALS_FIELD_NUMBER: builtins.int
     REQUESTED_LOGPROBS_FIELD_NUMBER: builtins.int
+    TOKEN_TEXT_FIELD_NUMBER: builtins.int
+    NUM_CHUNK_TOKENS_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
     """Which returned sequence this step extends."""
     index: builtins.int
     """Position among the sequence's generated tokens (or among the prompt's)."""
     token_id: builtins.int
-    """Absent only where the content policy keeps ids out of the journal."""
+    """Absent where the content policy keeps ids out of the journal, or an upstream
+    did not tell the id. If it tells only text (Observation.token_ids is NONE),
+    a step is a piece of text as it came.
+    """
     text: builtins.str
     """Text that became certain with this token. Empty while a character's bytes
     are incomplete or a stop string might be beginning; the concatenation over
@@ -68,18 +73,32 @@ class Step(google.protobuf.message.Message):
     """The first byte after this token's own."""
     logprob: builtins.float
     """log p(token) under the model's own distribution, before any processor.
-    Absent for a prompt's first token.
+    Absent for a prompt's first token, and where an upstream did not tell it.
+    An upstream's may be of another distribution: Observation.distribution.
     """
     sampling_logprob: builtins.float
     """log p(token) under the distribution that it was drawn from, after all of
     them.
     """
     rank: builtins.int
-    """How many tokens the model itself held more likely."""
+    """How many tokens the model itself held more likely. Absent where an upstream
+    neither tells it nor has the token in its table of candidates.
+    """
     entropy: builtins.float
     """Entropy of the model's own distribution, and of the one drawn from."""
     sampling_entropy: builtins.float
     """Entropy of the distribution drawn from, after all processors."""
+    token_text: builtins.str
+    """Text of the token by itself as an upstream spells it; U+FFFD where the
+    token's bytes are incomplete. Only if token_id is absent, or the server does
+    not know the vocabulary (Model.has_vocabulary). Empty if the upstream told a
+    piece of text without its tokens.
+    """
+    num_chunk_tokens: builtins.int
+    """Number of tokens of the sequence that an upstream sent in one message with
+    this one, if there were several; absent otherwise. They arrived at one time,
+    so that StepTiming tells nothing of each.
+    """
     @property
     def candidates(self) -> global___Candidates:
         """Absent at TRACE_DETAIL_TOKENS, and where no candidates were asked for."""
@@ -126,9 +145,11 @@ class Step(google.protobuf.message.Message):
         timing: global___StepTiming | None = ...,
         internals: global___Internals | None = ...,
         requested_logprobs: global___RequestedLogprobs | None = ...,
+        token_text: builtins.str = ...,
+        num_chunk_tokens: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "internals", b"internals", "logprob", b"logprob", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "timing", b"timing", "token_id", b"token_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "timing", b"timing", "token_id", b"token_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id", "token_text", b"token_text"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_candidates", b"_candidates"]) -> typing.Literal["candidates"] | None: ...
     @typing.overload
@@ -139,6 +160,8 @@ class Step(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_internals", b"_internals"]) -> typing.Literal["internals"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_logprob", b"_logprob"]) -> typing.Literal["logprob"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_chunk_tokens", b"_num_chunk_tokens"]) -> typing.Literal["num_chunk_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_processors", b"_processors"]) -> typing.Literal["processors"] | None: ...
     @typing.overload
@@ -195,10 +218,13 @@ class Candidates(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     SAMPLING_LOGPROBS_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    TEXT_LOGPROBS_FIELD_NUMBER: builtins.int
+    TEXT_SAMPLING_LOGPROBS_FIELD_NUMBER: builtins.int
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """At most TraceOptions.num_candidates. Empty where the content policy keeps
-        ids out of the journal.
+        ids out of the journal, and where an upstream did not tell them.
         """
 
     @property
@@ -209,14 +235,34 @@ class Candidates(google.protobuf.message.Message):
     def sampling_logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Under the distribution drawn from; -inf where a processor removed it."""
 
+    @property
+    def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts of the tokens as an upstream spells them, most likely first. Only if
+        token_ids is empty, or the server does not know the vocabulary
+        (Model.has_vocabulary).
+        """
+
+    @property
+    def text_logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Logprobs of `texts`, as `logprobs`, where token_ids is empty because the
+        upstream did not tell the ids.
+        """
+
+    @property
+    def text_sampling_logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """As text_logprobs, under the distribution drawn from."""
+
     def __init__(
         self,
         *,
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         logprobs: collections.abc.Iterable[builtins.float] | None = ...,
         sampling_logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+        texts: collections.abc.Iterable[builtins.str] | None = ...,
+        text_logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+        text_sampling_logprobs: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["logprobs", b"logprobs", "sampling_logprobs", b"sampling_logprobs", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["logprobs", b"logprobs", "sampling_logprobs", b"sampling_logprobs", "text_logprobs", b"text_logprobs", "text_sampling_logprobs", b"text_sampling_logprobs", "texts", b"texts", "token_ids", b"token_ids"]) -> None: ...
 
 global___Candidates = Candidates
 
@@ -304,7 +350,9 @@ global___Draw = Draw
 @typing.final
 class StepTiming(google.protobuf.message.Message):
     """Time and cost of a step. Its forward pass served the whole batch: do not add
-    up the costs of sequences that were decoded together.
+    up the costs of sequences that were decoded together. For an upstream's step
+    only elapsed_ns, the time at which the token arrived, is known: batch_size and
+    the other fields are 0.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -9,9 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
+from whence_server.domain.errors import Code
 from whence_server.domain.model import ModelInfo
+from whence_server.domain.observation import Observation
 from whence_server.domain.steps import BeamContinuation, Decision
+from whence_server.domain.tracing import TraceContext
+from whence_server.domain.upstream import UpstreamDone, UpstreamPiece
 
 # ---- front to engine ----
 
@@ -37,6 +42,12 @@ class Admit(NamedTuple):
     adapter: str = ""
     """Name of the adapter whose layers are added to the model; "" for none. Keys and values of a
     prompt depend on it."""
+    prompt: str | ChatInput | None = None
+    """Text or conversation, for an upstream that is not sent `prompt_token_ids`; None: it is."""
+    trace_context: TraceContext | None = None
+    """Span under which an upstream's own spans hang; None for whence's own engine."""
+    upstream_parameters_json: str = ""
+    """Fields of the upstream's own API, as a JSON object; "" for none."""
 
 
 class StopSequence(NamedTuple):
@@ -180,6 +191,10 @@ class GenerationFailed(NamedTuple):
     reason: str
     """UPPER_SNAKE_CASE, e.g. NON_FINITE_LOGITS."""
     message: str
+    code: Code | None = None
+    """Status of the calls that read it; None for the reason's own."""
+    retry_after_s: float | None = None
+    """Seconds after which a caller may try again; None if that is not known."""
 
 
 class Utilisation(NamedTuple):
@@ -214,6 +229,9 @@ class Turn(NamedTuple):
     """Sent before the `beam_searches` that they end."""
     beam_steps: Sequence[BeamSteps] = ()
     beam_searches: Sequence[BeamSearchDone] = ()
+    upstream_pieces: Sequence[UpstreamPiece] = ()
+    upstream_done: Sequence[UpstreamDone] = ()
+    """Sent after the generation's last piece."""
 
 
 # ---- the engine itself ----
@@ -226,10 +244,22 @@ class EngineState(StrEnum):
     """The model is being loaded for the first time."""
     RUNNING = "running"
     RESTARTING = "restarting"
-    """The process has died, and another one is being started."""
+    """The process has died, and another one is being started; or an upstream does not answer."""
     LOST = "lost"
     """The engine could not be started again; the server ends."""
     STOPPED = "stopped"
+
+
+class Grader(Protocol):
+    """A judge of what an engine will show of a generation."""
+
+    def grade(self, admission: Admit) -> Observation:
+        """Return the grades of a generation that would be admitted.
+
+        Raises:
+            InvalidRequestError: the engine cannot apply one of the settings.
+            NotOfferedError: the engine does not implement a part of the request.
+        """
 
 
 class Engine(Protocol):

@@ -6,7 +6,9 @@ from whence_server.domain.chat import ChatRecord, ParsedReasoning, ParsedToolCal
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.errors import Code
 from whence_server.domain.model import ModelInfo, NamedAdapter
+from whence_server.domain.observation import Observation
 from whence_server.domain.tracing import TraceContext
+from whence_server.domain.upstream import UpstreamReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class Started:
     """Library that applies the constraint, with its version; empty without one."""
     chat: ChatRecord | None = None
     """The conversation; None for a request without one."""
+    observation: Observation | None = None
+    """Grades: how each part of the record is obtained."""
+    upstream_parameters_json: str = ""
+    """Fields of the upstream's own API, as a JSON object; "" for none."""
 
     @property
     def operation(self) -> str:
@@ -69,6 +75,8 @@ class Failure:
     code: Code
     reason: str
     message: str
+    retry_after_s: float | None = None
+    """Seconds after which a caller may try again; None if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,8 @@ class Finished:
     num_cached_prompt_tokens: int | None = None
     """Tokens of the prompt that were found in the prefix cache; None if it was not read
     completely."""
+    upstream: UpstreamReport | None = None
+    """Statements of the upstream; None for whence's own engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ class Limits:
     max_constraint_memory_bytes: int = 256 << 20
     """Memory that compiling a constraint may take in the text process."""
     max_template_arguments_bytes: int = 1 << 20
+    max_upstream_parameters_bytes: int = 64 << 10
+    """Bytes of the fields for an upstream's own API, which every record of a generation holds."""
     max_template_s: float = 2.0
     """CPU seconds to render a chat template."""
     max_text_s: float = 60.0

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from whence_server.domain.decoding import GenerationDefaults
+from whence_server.domain.observation import WeightsOrigin
+from whence_server.domain.upstream import UpstreamInfo
 
 
 class StepKernels(StrEnum):
@@ -139,7 +141,10 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A loaded model, as the engine reports it when it is ready."""
+    """A loaded model, as the engine reports it when it is ready.
+
+    Numbers and texts that an upstream does not tell are 0 and "".
+    """
 
     name: str
     architecture: str
@@ -171,3 +176,6 @@ class ModelInfo:
     prefix_cache_tokens: int = 0
     """Maximum number of positions in the prefix cache; 0 if it is off."""
     source: SourceInfo = SourceInfo()
+    upstream: UpstreamInfo | None = None
+    """Upstream that serves the model; None for whence's own engine."""
+    weights_origin: WeightsOrigin = WeightsOrigin.DIGESTS

@@ -30,3 +30,5 @@ class GenerationRequest:
     max_duration_s: float | None = None
     adapter: str = ""
     """Name of an adapter of the model; empty for none."""
+    upstream_parameters_json: str = ""
+    """Fields of the upstream's own API, as a JSON object; empty for none."""

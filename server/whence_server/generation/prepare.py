@@ -36,6 +36,7 @@ class Prepared(NamedTuple):
         source_method: method that computes sources; empty if none are recorded.
         template_name: name of the chat template; "" for a request without a conversation.
         forms: forms in which the output is to be read; None for a request without a conversation.
+        sent: text or conversation that an upstream is sent; None if it is sent `token_ids`.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Prepared(NamedTuple):
     source_method: str = ""
     template_name: str = ""
     forms: OutputForms | None = None
+    sent: str | ChatInput | None = None
 
     def make_chat_record(self, request: GenerationRequest) -> ChatRecord | None:
         """Return the record of the request's conversation; None if it has none."""
@@ -113,7 +115,7 @@ def prepare_request(
     model = adapt_model(model, request.adapter)
     check_size(request, model=model, limits=limits, tokenizer=tokenizer)
     trace, unavailable = resolve_trace(request.trace, model, limits)
-    rendered, token_ids = _encode(request, model, limits, tokenizer)
+    rendered, token_ids = encode_input(request, model, limits, tokenizer)
     decoding = resolve_decoding(
         request.decoding,
         num_prompt_tokens=len(token_ids),
@@ -128,10 +130,14 @@ def prepare_request(
     return Prepared(prompt, token_ids, decoding, trace, unavailable, source_method, name, forms)
 
 
-def _encode(
+def encode_input(
     request: GenerationRequest, model: ModelInfo, limits: Limits, tokenizer: TextEncoder
 ) -> tuple[str | RenderedChat, list[int]]:
-    """Return the prompt's text, with what a chat template made it of, and its token ids."""
+    """Return the prompt's text, with what a chat template made it of, and its token ids.
+
+    Raises:
+        InvalidRequestError: the model cannot read the input.
+    """
     given = request.input
     if isinstance(given, TokenInput):
         ids = list(given.token_ids)

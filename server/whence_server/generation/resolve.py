@@ -103,12 +103,14 @@ def resolve_decoding(
     num_prompt_tokens: int,
     model: ModelInfo,
     limits: Limits,
-    tokenizer: TextEncoder,
+    tokenizer: TextEncoder | None,
+    num_seed_bits: int = 64,
 ) -> Decoding:
     """Return the settings as applied.
 
     Unset fields take the values of the model's generation config, a missing seed is drawn at
-    random, and `max_new_tokens` is limited to the room left in the context.
+    random, and `max_new_tokens` is limited to the room left in the context. Without a tokenizer
+    `bad_words` stay text, and a forced text is a fault.
 
     Raises:
         InvalidRequestError: settings are out of range or exclude each other; names all of them.
@@ -142,7 +144,7 @@ def resolve_decoding(
         ),
         "ignore_eos": _use_default(request.ignore_eos, not choosing),
         "logit_bias": tuple(sorted(request.logit_bias)),
-        "seed": _use_default(request.seed, secrets.randbits(64))
+        "seed": _use_default(request.seed, secrets.randbits(num_seed_bits))
         if strategy is Strategy.SAMPLE
         else 0,
         "early_stopping": _use_default(
@@ -190,11 +192,16 @@ def _encode_forced(
     request: DecodingRequest,
     room: int,
     model: ModelInfo,
-    tokenizer: TextEncoder,
+    tokenizer: TextEncoder | None,
 ) -> tuple[int, ...]:
     forced = request.forced
     if isinstance(forced, TokenInput):
         ids, field = forced.token_ids, "decoding.forced.tokens"
+    elif tokenizer is None:
+        faults.expect(
+            False, "decoding.forced.text", "needs the server's --tokenizer; give `tokens` instead"
+        )
+        return ()
     else:
         ids = tuple(tokenizer.encode(forced or "", add_special_tokens=False))
         field = "decoding.forced.text"
@@ -210,7 +217,7 @@ def _encode_forced(
 
 
 def _encode_bad_words(
-    faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextEncoder
+    faults: Faults, request: DecodingRequest, limits: Limits, tokenizer: TextEncoder | None
 ) -> tuple[tuple[int, ...], ...]:
     words = request.bad_words[: limits.max_bad_words]
     most = limits.max_bad_word_characters
@@ -220,6 +227,8 @@ def _encode_bad_words(
         faults.expect(
             len(word) <= most, field, f"has {len(word)} characters; at most {most} are taken"
         )
+    if tokenizer is None:
+        return ()
     taken = (word for word in words if 0 < len(word) <= most)
     encoded = (tuple(tokenizer.encode(word, add_special_tokens=False)) for word in taken)
     return tuple(ids for ids in encoded if ids)

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from whence_server import logs
 from whence_server.domain.chat import OutputForms
@@ -24,6 +25,7 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code, GenerationFailedError
 from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
 from whence_server.domain.steps import BeamRound, Decision, Step, Timing
+from whence_server.domain.upstream import UpstreamReport
 from whence_server.generation.constraints import JudgedText
 from whence_server.generation.occurrences import Occurrences
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
@@ -31,7 +33,6 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
 from whence_server.text.output_reading import read_output
 from whence_server.text.sequence import SequenceText
-from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,19 @@ class _Sequence:
     """Special tokens of a chat's output, each as its place in the text's bytes, and its text."""
 
 
+class TokenTexts(Protocol):
+    """Texts of tokens, as a tokenizer gives them."""
+
+    def make_sequence_text(self, stop: Sequence[str] = ()) -> SequenceText:
+        """Return the empty text of a new sequence, which ends before the first stop string."""
+
+    def get_token_text(self, token_id: int) -> str:
+        """Return one token's own text."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether the token adds no text to an output."""
+
+
 class RunningGeneration:
     """Recorder of one generation's steps and of its finish.
 
@@ -80,7 +94,7 @@ class RunningGeneration:
         arrival_ns: int,
         grace_s: float,
         journal: Journal,
-        tokenizer: TextTokenizer,
+        tokenizer: TokenTexts,
     ) -> None:
         self.started = started
         self.arrival_ns = arrival_ns
@@ -107,6 +121,7 @@ class RunningGeneration:
         self._num_cached_prompt_tokens: int | None = None
         self._prefill_started_ns: int | None = None
         self._prefill_finished_ns: int | None = None
+        self._report: UpstreamReport | None = None
 
     @property
     def id(self) -> str:
@@ -280,11 +295,11 @@ class RunningGeneration:
         queue_end = self._prefill_started_ns or now_ns
         prefill_end = self._prefill_finished_ns or now_ns
         results = tuple(self._make_result(i, reason) for i in range(len(self._sequences)))
-        num_generated_tokens = sum(len(r.token_ids) for r in results)
+        num_generated_tokens = self._count_generated_tokens()
         finished = Finished(
             sequences=results,
             finish_reason=reason or results[0].finish_reason,
-            num_prompt_tokens=len(self.started.prompt_token_ids),
+            num_prompt_tokens=self._count_prompt_tokens(),
             num_generated_tokens=num_generated_tokens,
             queue_ns=queue_end - self.arrival_ns,
             prefill_ns=max(prefill_end - queue_end, 0),
@@ -293,6 +308,7 @@ class RunningGeneration:
             failure=failure,
             num_prefill_chunks=self._num_prefill_chunks,
             num_cached_prompt_tokens=self._num_cached_prompt_tokens,
+            upstream=self._report,
         )
         index = FinishIndex(
             finished.finish_reason, num_generated_tokens, results[0].text[:PREVIEW_CHARACTERS]
@@ -318,10 +334,29 @@ class RunningGeneration:
             },
         )
 
-    def fail(self, reason: str, message: str) -> None:
-        """Write FINISHED with reason FAILED and the status of the error."""
-        code = _FAILURE_CODES.get(reason, Code.INTERNAL)
-        self.finish(FinishReason.FAILED, Failure(code, reason, message))
+    def fail(
+        self,
+        reason: str,
+        message: str,
+        code: Code | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """Write FINISHED with reason FAILED and the status of the error.
+
+        Args:
+            reason: reason, UPPER_SNAKE_CASE.
+            message: text for people.
+            code: status; None for the reason's own.
+            retry_after_s: seconds after which a caller may try again; None if that is not known.
+        """
+        code = code or _FAILURE_CODES.get(reason, Code.INTERNAL)
+        self.finish(FinishReason.FAILED, Failure(code, reason, message, retry_after_s))
+
+    def _count_prompt_tokens(self) -> int:
+        return len(self.started.prompt_token_ids)
+
+    def _count_generated_tokens(self) -> int:
+        return sum(len(sequence.token_ids) for sequence in self._sequences)
 
     def _make_result(self, index: int, reason: FinishReason | None) -> SequenceResult:
         sequence, chat = self._sequences[index], self.started.chat

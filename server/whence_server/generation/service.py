@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
+from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import FinishReason
-from whence_server.domain.engine import Admit, Engine, StopGeneration
+from whence_server.domain.engine import Admit, Engine, Grader, StopGeneration
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     DrainingError,
@@ -34,13 +35,16 @@ from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.adapters import adapt_model, find_adapter
 from whence_server.generation.constraints import get_constraint_engine
-from whence_server.generation.prepare import Prepared, check_size, is_quick, prepare_request
+from whence_server.generation.grades import OwnGrader
+from whence_server.generation.prepare import Prepared, check_size, is_quick
 from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.texts import Texts
 from whence_server.generation.turns import TurnRecorder
+from whence_server.generation.upstream_prepare import fit_checks, prepare_for_engine
+from whence_server.generation.upstream_running import UpstreamGeneration
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
@@ -78,16 +82,29 @@ class Generations:
         engine: Engine,
         journal: Journal,
         model: ModelInfo,
-        tokenizer: TextTokenizer,
-        texts: Texts,
+        tokenizer: TextTokenizer | None,
+        texts: Texts | None,
         limits: Limits,
+        grader: Grader | None = None,
     ) -> None:
+        """Create the service.
+
+        Args:
+            engine: the engine, which has started.
+            journal: the journal.
+            model: the model that the engine serves.
+            tokenizer: the model's tokenizer; None for an upstream whose tokenizer is not known.
+            texts: processes that prepare long texts and chats; None without a tokenizer.
+            limits: limits of the server.
+            grader: grader of what the engine shows; None for whence's own engine.
+        """
         self._engine = engine
         self._journal = journal
         self._model = model
         self._tokenizer = tokenizer
         self._texts = texts
-        self._limits = limits
+        self._grader = grader or OwnGrader()
+        self._checked_model, self._limits = fit_checks(model, limits)
         self.activity = EngineActivity()
         self._readmission = Readmission(self._send_admission)
         self._running: dict[str, RunningGeneration] = {}
@@ -98,6 +115,11 @@ class Generations:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def model_name(self) -> str:
+        """Name that clients use for the model."""
+        return self._model.name
 
     @property
     def num_running(self) -> int:
@@ -179,7 +201,20 @@ class Generations:
         self, generation_id: str, request: GenerationRequest, arrival: Arrival
     ) -> None:
         ready = await self._prepare(request)
+        # An upstream applies processors and constraints in its own way, and does not show them.
+        is_own = self._model.upstream is None
         started = Started(
+            observation=self._grader.grade(
+                Admit(
+                    generation_id,
+                    ready.token_ids,
+                    ready.decoding,
+                    ready.trace,
+                    prompt=ready.sent,
+                    upstream_parameters_json=request.upstream_parameters_json,
+                )
+            ),
+            upstream_parameters_json=request.upstream_parameters_json,
             generation_id=generation_id,
             trace_context=arrival.trace_context,
             start_time_ns=arrival.time_ns,
@@ -188,27 +223,33 @@ class Generations:
             prompt_token_ids=tuple(ready.token_ids),
             decoding=ready.decoding,
             trace=ready.trace,
-            processor_names=list_processor_names(ready.decoding),
+            processor_names=list_processor_names(ready.decoding) if is_own else (),
             request_digest=request.digest,
             labels=dict(request.labels),
             unavailable=ready.unavailable,
             source_method=ready.source_method,
             adapter=find_adapter(self._model, request.adapter),
-            constraint_engine=get_constraint_engine(ready.decoding),
+            constraint_engine=get_constraint_engine(ready.decoding) if is_own else "",
             chat=ready.make_chat_record(request),
         )
         self._check_running()
-        self._admit(started, request, arrival)
+        self._admit(started, request, arrival, ready.sent)
 
     async def _prepare(self, request: GenerationRequest) -> Prepared:
         """Prepare a request: here if that is quick, else in a text process."""
-        model, limits, tokenizer = self._model, self._limits, self._tokenizer
-        if is_quick(request):
-            return prepare_request(request, model=model, limits=limits, tokenizer=tokenizer)
+        model, limits, tokenizer = self._checked_model, self._limits, self._tokenizer
+        if tokenizer is None or self._texts is None or is_quick(request):
+            return prepare_for_engine(request, model=model, limits=limits, tokenizer=tokenizer)
         check_size(request, model=model, limits=limits, tokenizer=tokenizer)
         return await self._texts.prepare(request)
 
-    def _admit(self, started: Started, request: GenerationRequest, arrival: Arrival) -> None:
+    def _admit(
+        self,
+        started: Started,
+        request: GenerationRequest,
+        arrival: Arrival,
+        sent: str | ChatInput | None,
+    ) -> None:
         index = GenerationIndex(
             generation_id=started.generation_id,
             trace_id=started.trace_context.trace_id,
@@ -220,13 +261,7 @@ class Generations:
             num_prompt_tokens=len(started.prompt_token_ids),
         )
         self._journal.create(index, encode_started(started))
-        running = RunningGeneration(
-            started,
-            arrival_ns=arrival.monotonic_ns,
-            grace_s=request.disconnect_grace_s,
-            journal=self._journal,
-            tokenizer=self._tokenizer,
-        )
+        running = self._make_running(started, request, arrival, sent)
         self._running[running.id] = running
         self._idle.clear()
         self._readmission.admit(running)
@@ -239,6 +274,31 @@ class Generations:
                 MaxDurationPassed(request.max_duration_s),
             )
         self._await_reader(running, max(running.grace_s, _FIRST_READER_S))
+
+    def _make_running(
+        self,
+        started: Started,
+        request: GenerationRequest,
+        arrival: Arrival,
+        sent: str | ChatInput | None,
+    ) -> RunningGeneration:
+        arrival_ns, grace_s = arrival.monotonic_ns, request.disconnect_grace_s
+        if self._tokenizer is not None and self._model.upstream is None:
+            return RunningGeneration(
+                started,
+                arrival_ns=arrival_ns,
+                grace_s=grace_s,
+                journal=self._journal,
+                tokenizer=self._tokenizer,
+            )
+        return UpstreamGeneration(
+            started,
+            arrival_ns=arrival_ns,
+            grace_s=grace_s,
+            journal=self._journal,
+            tokenizer=self._tokenizer,
+            sent=sent,
+        )
 
     def _send_admission(self, admission: Admit) -> None:
         running = self._running.get(admission.generation_id)
@@ -386,7 +446,8 @@ class Generations:
     async def drain(self, grace_s: float) -> None:
         """Admit nothing more, let generations finish within the grace, and interrupt the rest."""
         self._draining = True
-        await self._texts.close()
+        if self._texts is not None:
+            await self._texts.close()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()

@@ -31,7 +31,8 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError, Whe
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest
-from whence_server.generation.prepare import Prepared, name_input_field, prepare_request
+from whence_server.generation.prepare import Prepared, name_input_field
+from whence_server.generation.upstream_prepare import prepare_for_engine
 from whence_server.processes import channel
 from whence_server.text.chat import RenderedChat
 from whence_server.text.tokenizer import TextEncoder
@@ -91,7 +92,7 @@ def _answer(
     seconds = compute_text_seconds(request, limits)
     try:
         with _limit_time(signal.ITIMER_PROF, seconds), _limit_memory(memory_bytes):
-            return prepare_request(request, model=setup.model, limits=limits, tokenizer=encoder)
+            return prepare_for_engine(request, model=setup.model, limits=limits, tokenizer=encoder)
     except WhenceError as error:
         return error
     except MemoryError:

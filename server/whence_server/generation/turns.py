@@ -10,6 +10,7 @@ from whence_server.domain.errors import GenerationFailedError, WhenceError
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.slices import record_in_slices
+from whence_server.generation.upstream_running import UpstreamGeneration
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class TurnRecorder:
         """
         await self._record_prompts(turn)
         self._record_steps(turn)
+        if turn.upstream_pieces or turn.upstream_done:
+            self._record_upstream(turn)
         await self._record_searches(turn)
 
     def _record_steps(self, turn: Turn) -> None:
@@ -71,9 +74,27 @@ class TurnRecorder:
         for failed in turn.failed:
             running = self._running.get(failed.generation_id)
             if running is not None:
-                running.fail(failed.reason, failed.message)
+                running.fail(failed.reason, failed.message, failed.code, failed.retry_after_s)
                 self._forget(running)
         self._record_rounds(turn)
+
+    def _record_upstream(self, turn: Turn) -> None:
+        """Record an upstream's messages, each in its generation."""
+        for piece in turn.upstream_pieces:
+            running = self._running.get(piece.generation_id)
+            if isinstance(running, UpstreamGeneration):
+                with self._isolate(running):
+                    if running.record_piece(piece):
+                        stopped = StopSequence(piece.generation_id, piece.sequence_index)
+                        self._engine.send(stopped)
+                    self._readmission.note_step(running)
+        for done in turn.upstream_done:
+            running = self._running.get(done.generation_id)
+            if isinstance(running, UpstreamGeneration):
+                with self._isolate(running):
+                    running.record_report(done.report)
+                    running.finish()
+                    self._forget(running)
 
     def _record_rounds(self, turn: Turn) -> None:
         for made in turn.beam_rounds:

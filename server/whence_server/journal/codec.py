@@ -6,6 +6,7 @@ and kept, and never serialised again from a parsed message.
 
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -44,6 +45,11 @@ from whence_server.journal.chat_codec import (
     convert_reasoning,
 )
 from whence_server.journal.constraint_codec import fill_constraint
+from whence_server.journal.observation_codec import (
+    convert_observation,
+    convert_report,
+    find_upstream,
+)
 
 
 def encode_step(step: Step) -> bytes:
@@ -128,6 +134,11 @@ def encode_started(started: Started) -> bytes:
         adapter=None if started.adapter is None else _convert_adapter(started.adapter),
         constraint_engine=started.constraint_engine,
         chat=None if started.chat is None else convert_chat_record(started.chat),
+        observation=None
+        if started.observation is None
+        else convert_observation(started.observation),
+        upstream=find_upstream(model),
+        upstream_parameters_json=started.upstream_parameters_json,
     ).SerializeToString()
 
 
@@ -145,6 +156,7 @@ def encode_finished(finished: Finished) -> bytes:
         failure=None if finished.failure is None else _convert_failure(finished.failure),
         num_prefill_chunks=finished.num_prefill_chunks,
         num_cached_prompt_tokens=finished.num_cached_prompt_tokens,
+        upstream=None if finished.upstream is None else convert_report(finished.upstream),
     ).SerializeToString()
 
 
@@ -272,6 +284,12 @@ def make_timestamp(time_ns: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
+def make_duration(seconds: float) -> Duration:
+    """Convert seconds to a Duration."""
+    whole, nanos = divmod(round(seconds * 1e9), 10**9)
+    return Duration(seconds=whole, nanos=nanos)
+
+
 def _fill_candidates(proto: step_pb2.Candidates, candidates: Candidates) -> None:
     # None is absent, and an empty list of candidates is not None.
     proto.SetInParent()
@@ -360,6 +378,10 @@ def _convert_call_error(error: CallError) -> call_pb2.CallError:
 
 
 def _convert_failure(failure: Failure) -> generation_pb2.Failure:
+    delay_s = failure.retry_after_s
     return generation_pb2.Failure(
-        code=failure.code.value, reason=failure.reason, message=failure.message
+        code=failure.code.value,
+        reason=failure.reason,
+        message=failure.message,
+        retry_delay=None if delay_s is None else make_duration(delay_s),
     )

@@ -52,6 +52,7 @@ def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> 
         disconnect_grace_s=_read_grace_s(request, limits, violations),
         max_duration_s=_read_duration_s(request, violations),
         adapter=request.adapter,
+        upstream_parameters_json=request.upstream_parameters_json,
     )
     if violations:
         raise InvalidRequestError(*violations)

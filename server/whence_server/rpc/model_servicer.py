@@ -5,6 +5,7 @@ from typing import Any
 
 from whence.v1 import model_pb2
 from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo, NamedAdapter
+from whence_server.journal.observation_codec import convert_weights_origin, find_upstream
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.serving import Serving
 from whence_server.text.chat import list_templates
@@ -45,8 +46,10 @@ class ModelServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Stream the bytes of every token id, in order."""
         self._serving.check_model(request.model)
-        if self._serving.tokenizer is None:
+        if self._serving.model is None:
             raise self._serving.make_missing_error()
+        if self._serving.tokenizer is None:
+            return  # an upstream whose vocabulary is not known has an empty one
         vocabulary = self._serving.tokenizer.list_vocabulary()
         for first in range(0, len(vocabulary), _TOKENS_A_MESSAGE):
             tokens = vocabulary[first : first + _TOKENS_A_MESSAGE]
@@ -98,6 +101,9 @@ def make_model_message(info: ModelInfo) -> model_pb2.Model:
             quantization=info.source.quantization,
             dequantized=info.source.dequantized,
         ),
+        upstream=find_upstream(info),
+        weights_origin=convert_weights_origin(info.weights_origin),
+        has_vocabulary=bool(info.text.tokenizer_json),
     )
 
 

@@ -29,7 +29,8 @@ class Serving:
     Attributes:
         model_name: name of the model, known before it is loaded.
         model: None while the model is loading.
-        tokenizer: None while the model is loading.
+        tokenizer: None while the model is loading, and for an upstream whose tokenizer is not
+            known.
         failure: error with which the load failed; None if it has not.
     """
 
@@ -46,10 +47,18 @@ class Serving:
         self._awaited_until_s = 0.0
 
     def set_ready(
-        self, model: ModelInfo, tokenizer: TextTokenizer, generations: Generations
+        self, model: ModelInfo, tokenizer: TextTokenizer | None, generations: Generations
     ) -> None:
-        """Set the loaded model; requests are served from now on."""
+        """Set the loaded model; requests are served from now on.
+
+        Args:
+            model: the model.
+            tokenizer: its tokenizer; None for an upstream whose tokenizer is not known.
+            generations: its generations.
+        """
         self.model, self.tokenizer, self._generations = model, tokenizer, generations
+        # An upstream tells its name for the model.
+        self.model_name = model.name
 
     def set_failed(self, error: ConfigurationError) -> None:
         """Set the reason why the model cannot be loaded; callers are told from now on."""

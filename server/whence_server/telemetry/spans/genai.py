@@ -21,6 +21,7 @@ from whence_server.telemetry.spans.content import (
 from whence_server.telemetry.spans.content_bound import bound_content
 from whence_server.telemetry.spans.finish_reasons import get_conventional_reason, get_reason_name
 from whence_server.telemetry.spans.ids import parse_hex_id
+from whence_server.telemetry.spans.observation import make_observation_attributes
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
 from whence_server.telemetry.spans.parts import encode_with_attributes
 from whence_server.telemetry.spans.phases import count_cached_tokens
@@ -155,6 +156,7 @@ def make_generation_attributes(
         | _make_response_attributes(started, finished, bounds)
         | judge_constraint(started, finished)
         | _make_provenance_attributes(started)
+        | make_observation_attributes(started, finished)
     )
 
 

@@ -19,17 +19,17 @@ _MAX_FORMS = 256
 # Fields that may be absent, in the order of a shape.
 _OPTIONALS = (
     *("token_id", "rank", "logprob", "sampling_logprob", "entropy", "sampling_entropy"),
-    *("draw", "runner_up_token_id", "margin"),
+    *("draw", "runner_up_token_id", "margin", "timing"),
 )
 
 # Attributes in the order of `StepAttributes.encode` and of the span, each with the optional field
 # that it needs; None: it is always present.
 _INTEGERS = {
     names.STEP_INDEX: None,
-    names.STEP_BATCH_SIZE: None,
-    names.STEP_CONTEXT_LENGTH: None,
-    names.STEP_FORWARD_NS: None,
-    names.STEP_SELECT_NS: None,
+    names.STEP_BATCH_SIZE: "timing",
+    names.STEP_CONTEXT_LENGTH: "timing",
+    names.STEP_FORWARD_NS: "timing",
+    names.STEP_SELECT_NS: "timing",
     names.TOKEN_ID: "token_id",
     names.TOKEN_RANK: "rank",
     names.DRAW_RUNNER_UP_TOKEN_ID: "runner_up_token_id",
@@ -139,6 +139,8 @@ class StepAttributes:
             has_draw,
             has_runner_up,
             has_margin,
+            # An upstream tells nothing of its batches.
+            timing.batch_size != 0,
             len(token_ids),
             len(num_kept),
             len(logprobs),

@@ -128,7 +128,9 @@ class StepEvents:
         if made is None:
             if len(self._scheduled) >= _MAX_BATCH_SIZES:
                 self._scheduled.clear()
-            attributes = serialise_attributes({names.ITERATION_BATCH_SIZE: batch_size}, Span.Event)
+            # An upstream tells nothing of its batches.
+            told = {names.ITERATION_BATCH_SIZE: batch_size} if batch_size else {}
+            attributes = serialise_attributes(told, Span.Event)
             made = self._scheduled[batch_size] = _SCHEDULED + attributes
         return made
 

@@ -87,6 +87,13 @@ class Tally:
             names.BLOCK_MAX_ENTROPY_INDEX: None if max_entropy is None else -at_max_entropy,
             names.BLOCK_MIN_DRAW_MARGIN: _shorten(min_margin),
             names.BLOCK_MIN_DRAW_MARGIN_INDEX: None if min_margin is None else at_min_margin,
+            **self._describe_passes(),
+        }
+
+    def _describe_passes(self) -> dict[str, AttributeValue | None]:
+        if not self._batch_size:
+            return {}  # an upstream tells nothing of its forward passes
+        return {
             names.BLOCK_MEAN_BATCH_SIZE: self._batch_size / self._num_steps,
             names.BLOCK_FORWARD_NS: self._forward_ns,
             names.BLOCK_SELECT_NS: self._select_ns,
