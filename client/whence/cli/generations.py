@@ -280,7 +280,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "training run": _format_training_run(started),
         "started": _format_time(summary.start_time),
         "finished": _format_reason(summary),
-        "tokens": f"{summary.num_prompt_tokens} prompt{_format_cached(generation)}, "
+        "tokens": f"{_count_prompt_tokens(generation)} prompt{_format_cached(generation)}, "
         f"{summary.num_generated_tokens} generated",
         "processors": ", ".join(started.processor_names) or "none",
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
@@ -312,6 +312,11 @@ def _describe_observation(started: GenerationStarted) -> dict[str, str]:
     if started.HasField("observation"):
         facts["grades"] = summarise_grades(started)
     return facts
+
+
+def _count_prompt_tokens(generation: GetGenerationResponse) -> int:
+    # An upstream may say it only at the end.
+    return generation.finished.num_prompt_tokens or generation.summary.num_prompt_tokens
 
 
 def _format_cached(generation: GetGenerationResponse) -> str:

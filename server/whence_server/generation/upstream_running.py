@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from whence_server.domain.chat import ChatInput, ParsedReasoning, ParsedToolCall, ToolCall
 from whence_server.domain.decoding import FinishReason
-from whence_server.domain.engine import Admit
+from whence_server.domain.engine import Admit, Prefilled
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import SequenceResult, Started
 from whence_server.domain.steps import Timing
@@ -77,6 +77,11 @@ class UpstreamGeneration(RunningGeneration):
             trace_context=started.trace_context,
             upstream_parameters_json=started.upstream_parameters_json,
         )
+
+    def record_prefill(self, prefilled: Prefilled) -> None:
+        """Keep the time until the first message; nobody tells the passes that read the prompt."""
+        super().record_prefill(prefilled)
+        self._num_prefill_chunks = self._num_cached_prompt_tokens = None
 
     def record_piece(self, piece: UpstreamPiece) -> bool:
         """Record a message; return whether a stop string in it ended the sequence.

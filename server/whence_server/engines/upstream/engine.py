@@ -1,0 +1,185 @@
+"""An upstream as an engine: one task for each generation, whose messages become turns."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+from whence_server.domain.engine import (
+    Admit,
+    EngineState,
+    FrontMessage,
+    StopGeneration,
+    Turn,
+)
+from whence_server.domain.errors import Code, ConfigurationError, WhenceError
+from whence_server.domain.model import FileDigest, ModelInfo
+from whence_server.domain.observation import Observation, SecondDistribution, WeightsOrigin
+from whence_server.engines.upstream.claimed_files import digest_claimed_files
+from whence_server.engines.upstream.exchange import Upstream, UpstreamDescription
+from whence_server.engines.upstream.options import UpstreamOptions, describe_model
+from whence_server.engines.upstream.requests import choose_computer, make_request
+from whence_server.engines.upstream.run import UpstreamRun
+
+_log = logging.getLogger(__name__)
+
+_MAX_TURNS = 1_024
+"""Turns that wait for the front; more of them hold the upstream back."""
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 5.0
+"""Delay between two questions to an upstream that is away; doubles up to the longest."""
+_PASSING = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
+"""Statuses of an upstream that is away, or still loads its model."""
+
+
+class UpstreamEngine:
+    """Engine whose generations run in an upstream.
+
+    Args:
+        options: the settings.
+        open_upstream: opens the upstream; raises a WhenceError with the code UNAVAILABLE while it
+            does not answer.
+
+    Attributes:
+        on_change: called with False when the upstream no longer answers, and with True when it
+            does again.
+        state: state of the engine.
+    """
+
+    pid = None
+
+    def __init__(
+        self, options: UpstreamOptions, open_upstream: Callable[[], Awaitable[Upstream]]
+    ) -> None:
+        self._options = options
+        self._open = open_upstream
+        self.on_change: Callable[[bool], Awaitable[None]] = _ignore
+        self.state = EngineState.STARTING
+        self._upstream: Upstream | None = None
+        self._told: UpstreamDescription | None = None
+        self._files: tuple[FileDigest, ...] = ()
+        self._turns: asyncio.Queue[Turn | None] = asyncio.Queue(_MAX_TURNS)
+        self._running: dict[str, tuple[UpstreamRun, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> ModelInfo:
+        """Ask the upstream what it serves, again and again until it answers.
+
+        Raises:
+            ConfigurationError: it cannot be used with these settings.
+        """
+        upstream, told = await self._open_patiently()
+        if self._options.weights is not None:
+            self._files = await asyncio.to_thread(digest_claimed_files, self._options.weights)
+        model = describe_model(self._options, told, self._files)
+        self._upstream, self._told = upstream, told
+        self.state = EngineState.RUNNING
+        self._keep(asyncio.create_task(self._watch(upstream), name="upstream-health"))
+        return model
+
+    async def _open_patiently(self) -> tuple[Upstream, UpstreamDescription]:
+        delay_s, is_said = _FIRST_DELAY_S, False
+        while True:
+            try:
+                return await self._open_once()
+            except WhenceError as error:
+                if error.code not in _PASSING:
+                    raise ConfigurationError(error.message) from error
+                if not is_said:
+                    _log.warning("%s; it is asked again until it answers", error.message)
+                is_said = True
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    async def _open_once(self) -> tuple[Upstream, UpstreamDescription]:
+        upstream = await self._open()
+        try:
+            return upstream, await upstream.describe()
+        except BaseException:
+            await upstream.close()
+            raise
+
+    def grade(self, admission: Admit) -> Observation:
+        """Return the grades of a generation; see `Grader.grade`."""
+        upstream, told = self._require()
+        request = make_request(admission, told, None)
+        upstream.check(request)
+        grades = upstream.grade(request)
+        if self._files:
+            grades = replace(grades, weights=WeightsOrigin.DIGESTS_OF_CLAIMED_FILES)
+        if choose_computer(request, grades, told) is not None:
+            grades = replace(grades, second_distribution=SecondDistribution.COMPUTED)
+        return grades
+
+    def send(self, message: FrontMessage) -> None:
+        """Start a generation, or end one or a sequence of it."""
+        generation_id = message.generation_id
+        if isinstance(message, Admit):
+            self._begin(message)
+        elif generation_id in self._running:
+            run, task = self._running[generation_id]
+            if isinstance(message, StopGeneration):
+                task.cancel()
+            else:
+                run.stop_sequence(message.sequence_index)
+
+    def _begin(self, admission: Admit) -> None:
+        upstream, told = self._require()
+        grades = upstream.grade(make_request(admission, told, None))
+        run = UpstreamRun(
+            upstream,
+            admission,
+            told,
+            computer=choose_computer(make_request(admission, told, None), grades, told),
+            knows_vocabulary=self._options.text is not None,
+            num_retries=self._options.num_retries,
+            put=self._turns.put,
+        )
+        task = asyncio.create_task(run.run(), name=f"upstream-{admission.generation_id}")
+        self._running[admission.generation_id] = run, task
+        task.add_done_callback(lambda _: self._running.pop(admission.generation_id, None))
+        self._keep(task)
+
+    async def read_turns(self) -> AsyncIterator[Turn]:
+        """Yield every turn until the engine is stopped."""
+        while (turn := await self._turns.get()) is not None:
+            yield turn
+
+    async def restart(self) -> None:
+        """Do nothing: an upstream has no process of ours that could die."""
+
+    async def stop(self) -> None:
+        """Cancel what runs, and close the connections."""
+        self.state = EngineState.STOPPED
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._upstream is not None:
+            await self._upstream.close()
+        if self._turns.full():
+            self._turns.get_nowait()
+        self._turns.put_nowait(None)
+
+    def _require(self) -> tuple[Upstream, UpstreamDescription]:
+        if self._upstream is None or self._told is None:
+            raise RuntimeError("the upstream has not answered yet: no generation can begin")
+        return self._upstream, self._told
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, upstream: Upstream) -> None:
+        """Tell when the upstream no longer answers, and when it does again."""
+        while True:
+            await asyncio.sleep(self._options.health_interval_s)
+            is_up = await upstream.check_health()
+            if is_up is (self.state is EngineState.RUNNING):
+                continue
+            self.state = EngineState.RUNNING if is_up else EngineState.RESTARTING
+            said = "answers again" if is_up else "does not answer; generations will fail until then"
+            _log.warning("the upstream at %s %s", self._options.url, said)
+            await self.on_change(is_up)
+
+
+async def _ignore(_up: bool) -> None:
+    pass
