@@ -7,7 +7,7 @@ import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
@@ -18,9 +18,11 @@ from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.engines.transformers.supervisor import EngineSupervisor
+from whence_server.engines.upstream.engine import UpstreamEngine
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
+from whence_server.generation.upstream_prepare import fit_checks
 from whence_server.http.openai.routes import list_routes, make_not_found
 from whence_server.http.openai.running import Front
 from whence_server.http.server import HttpServer
@@ -49,6 +51,8 @@ from whence_server.rpc.training_servicer import TrainingServicer
 from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 
+ServedEngine: TypeAlias = EngineSupervisor | UpstreamEngine
+
 _log = logging.getLogger(__name__)
 
 EXIT_DRAINED, EXIT_LOST = 0, 1
@@ -56,7 +60,7 @@ EXIT_DRAINED, EXIT_LOST = 0, 1
 _CLOSING_CALLS_S = 1.0
 
 
-async def serve(settings: ServeConfig, engine: EngineSupervisor) -> int:
+async def serve(settings: ServeConfig, engine: ServedEngine) -> int:
     """Serve until SIGTERM or SIGINT, or until the engine is lost.
 
     Args:
@@ -89,7 +93,7 @@ async def serve(settings: ServeConfig, engine: EngineSupervisor) -> int:
 
 async def _serve(  # noqa: PLR0917 - the parts of a server
     settings: ServeConfig,
-    engine: EngineSupervisor,
+    engine: ServedEngine,
     journal: Journal,
     vocabularies: Vocabularies,
     live: LiveServer,
@@ -155,16 +159,10 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 training_run=await library.link(model),
                 adapters=await library.link_adapters(model),
             )
-            tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
-            # Before a generation begins: its spans name tokens by their text from the first on.
-            await asyncio.to_thread(
-                vocabularies.keep,
-                model.tokenizer_digest,
-                tokenizer.list_vocabulary(),
-                journal.committed_position,
-            )
-            texts = TextProcesses(model, limits)
-            texts.start()
+            tokenizer = await _load_tokenizer(model, vocabularies, journal)
+            if tokenizer is not None:
+                texts = TextProcesses(*fit_checks(model, limits))
+                texts.start()
             generations = Generations(
                 engine=engine,
                 journal=journal,
@@ -172,6 +170,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 tokenizer=tokenizer,
                 texts=texts,
                 limits=limits,
+                grader=engine if isinstance(engine, UpstreamEngine) else None,
             )
             live.show_generations(generations)
             serving.set_ready(model, tokenizer, generations)
@@ -224,7 +223,7 @@ async def _run_until_stopped(
     writable = asyncio.create_task(_watch_journal(journal, readiness), name="journal-watch")
     await readiness.set("engine", True)
     # The only line on standard output: a parent process may wait for it.
-    print(f"serving {settings.served_name} on {', '.join(fronts.list_addresses())}", flush=True)
+    print(f"serving {generations.model_name} on {', '.join(fronts.list_addresses())}", flush=True)
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({running, stopped, writable}, return_when=asyncio.FIRST_COMPLETED)
@@ -276,9 +275,7 @@ def _record_call(journal: Journal, call: CallRecord) -> None:
     journal.record_call(call.generation_id, encode_call(call))
 
 
-async def _load(
-    engine: EngineSupervisor, serving: Serving, stop: asyncio.Event
-) -> ModelInfo | None:
+async def _load(engine: ServedEngine, serving: Serving, stop: asyncio.Event) -> ModelInfo | None:
     """Load the model; return None if the stop came first.
 
     Raises:
@@ -298,6 +295,23 @@ async def _load(
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), telling_s)
         raise
+
+
+async def _load_tokenizer(
+    model: ModelInfo, vocabularies: Vocabularies, journal: Journal
+) -> TextTokenizer | None:
+    """Load the model's tokenizer and keep its vocabulary; None for an upstream without one."""
+    if not model.text.tokenizer_json:
+        return None
+    tokenizer = await asyncio.to_thread(TextTokenizer, model.text, model.vocabulary_size)
+    # Before a generation begins: its spans name tokens by their text from the first on.
+    await asyncio.to_thread(
+        vocabularies.keep,
+        model.tokenizer_digest,
+        tokenizer.list_vocabulary(),
+        journal.committed_position,
+    )
+    return tokenizer
 
 
 async def _wait_or_stop(

@@ -6,6 +6,7 @@ import sys
 LOADED = """
 import sys
 import whence_server.app, whence_server.cli
+import whence_server.engines.upstream.engine, whence_server.engines.upstream.opening
 print(*sorted(sys.modules))
 """
 

@@ -4,9 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-REQUIRED: Any = dataclasses.MISSING
-"""Default of a setting that must be given."""
-
 
 def declare_setting(
     default: Any, parse: Callable[[str], Any], text: str, metavar: str = "", *, each: str = ""
@@ -14,7 +11,7 @@ def declare_setting(
     """Return the field of a settings class for one setting.
 
     Args:
-        default: value without a flag and an environment variable, or `REQUIRED`.
+        default: value without a flag and an environment variable.
         parse: parser of the text; raises ValueError that says what is expected.
         text: help text.
         metavar: placeholder of the value in the help text; "" for a switch or a choice.
@@ -22,6 +19,4 @@ def declare_setting(
             and commas separate the values in the environment variable. "" for other settings.
     """
     metadata = {"parse": parse, "help": text, "metavar": metavar, "each": each}
-    if default is REQUIRED:
-        return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence_server.config.fields import REQUIRED, declare_setting
+from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.spelling import (
     accept_choice,
@@ -37,6 +37,11 @@ from whence_server.config.spelling import (
     spell_flag,
     spell_variable,
 )
+from whence_server.config.upstream import (
+    UPSTREAM_PATHS,
+    ModelSettings,
+    check_model_settings,
+)
 from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
@@ -46,26 +51,14 @@ CLIENT_VARIABLES = frozenset({"WHENCE_TARGET", "WHENCE_TRACE_URL"})
 DEMO_GGUF_VARIABLE = "WHENCE_DEMO_MODEL_GGUF"
 """Variable with the path of the demo model's GGUF file; `make demo` and the tests read it."""
 # Paths are bytes; everything else is text, and is said again on spans and in answers.
-_PATHS = frozenset({"model", "adapters", "data_dir", "training_runs", "head_weights"})
+_PATHS = UPSTREAM_PATHS | {"model", "adapters", "data_dir", "training_runs", "head_weights"}
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(ModelSettings):
     """The settings of `whence-server serve`, validated."""
 
-    model: str = declare_setting(
-        REQUIRED,
-        parse_text,
-        "model to serve: a local directory, a GGUF file or a Hugging Face hub id",
-        "PATH_OR_ID",
-    )
-    model_name: str = declare_setting(
-        "",
-        str,
-        "name that clients use for the model (default: the directory's name or the hub id)",
-        "NAME",
-    )
     adapters: tuple[tuple[str, Path], ...] = declare_setting(
         (),
         parse_adapter,
@@ -315,16 +308,6 @@ class ServeConfig:
     """Destination of spans, from the settings about spans and OpenTelemetry's variables: an OTLP
     destination, the name of an exporter, or None for no export; not a setting of its own."""
 
-    @property
-    def served_name(self) -> str:
-        """Name that clients use for the model."""
-        if self.model_name:
-            return self.model_name
-        path = Path(self.model).expanduser()
-        if path.is_file():
-            return path.stem
-        return path.resolve().name if path.is_dir() else self.model
-
 
 def _check_metrics_listen(config: ServeConfig) -> None:
     address = config.metrics_listen
@@ -416,8 +399,6 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
             values[name] = _parse_each(field, source, text)
         else:
             values[name] = _parse_value(field, source, text)
-    if "model" not in values:
-        raise ConfigurationError("--model is missing: give the directory of a model, or a hub id")
     values["span_destination"] = read_span_destination(
         environment, *(values.get(name, "") for name in _SPAN_SETTINGS)
     )
@@ -425,6 +406,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
         name: value for name, value in environment.items() if name.startswith("OTEL_")
     }
     config = ServeConfig(**values)
+    check_model_settings(config, {name: values[name] for name in values if name in fields})
     _check_metrics_listen(config)
     _check_adapters(config)
     _check_http_listen(config)
