@@ -55,14 +55,14 @@ async def send_answer(
 
 async def start_generation(
     front: Front, exchange: Exchange, wanted: Wanted
-) -> tuple[ModelInfo, TextTokenizer]:
-    """Start the generation; return the model that makes it, and the tokenizer.
+) -> tuple[ModelInfo, TextTokenizer | None]:
+    """Start the generation; return the model that makes it, and the tokenizer if it is known.
 
     Raises:
         WhenceError: the request is refused.
     """
     await start(front, wanted.request, exchange)
     model, tokenizer = front.serving.model, front.serving.tokenizer
-    if model is None or tokenizer is None:
+    if model is None:
         raise RuntimeError("a generation was started without a model")
     return model, tokenizer

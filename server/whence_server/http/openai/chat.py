@@ -19,6 +19,7 @@ from whence_server.http.openai.outcome import (
     make_logprob,
     make_usage,
     select_steps,
+    update_fingerprint,
 )
 from whence_server.http.openai.parameters import Parameters
 from whence_server.http.openai.requests import (
@@ -26,6 +27,7 @@ from whence_server.http.openai.requests import (
     make_request,
     read_model,
     read_options,
+    read_parameters,
     read_schema,
     read_tools,
     read_top_logprobs,
@@ -45,7 +47,7 @@ class ChatCompletions:
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
         """Generate the assistant's message."""
         body = await read_json_object(exchange.request, self._front.max_body_bytes)
-        wanted = self._read(Parameters(body))
+        wanted = self._read(read_parameters(body, self._front.serving))
         model, tokenizer = await start_generation(self._front, exchange, wanted)
         writer = _Writer(exchange, wanted, model, tokenizer)
         return await send_answer(self._front, exchange, wanted, writer)
@@ -88,8 +90,10 @@ def _read_max_tokens(parameters: Parameters) -> int | None:
 def _refuse_what_is_not_offered(parameters: Parameters) -> None:
     parameters.expect("modalities", ["text"])
     parameters.expect("store", False)
-    for name in ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"):
+    for name in ("audio", "prediction", "web_search_options"):
         parameters.expect(name)
+    for name in ("reasoning_effort", "verbosity"):
+        parameters.pass_on(name)
 
 
 def _make_message(result: SequenceResult) -> dict[str, Any]:
@@ -110,7 +114,7 @@ class _Writer:
     """Writer of one request's answer."""
 
     def __init__(
-        self, exchange: Exchange, wanted: Wanted, model: ModelInfo, tokenizer: TextTokenizer
+        self, exchange: Exchange, wanted: Wanted, model: ModelInfo, tokenizer: TextTokenizer | None
     ) -> None:
         self._wanted = wanted
         self._tokenizer = tokenizer
@@ -136,7 +140,8 @@ class _Writer:
             }
             for result in finished.sequences
         ]
-        return {**self._head, "choices": choices, "usage": make_usage(finished)}
+        head = update_fingerprint(self._head, finished)
+        return {**head, "choices": choices, "usage": make_usage(finished)}
 
     def make_events(self, events: Sequence[Event]) -> list[bytes]:
         """Return the chunks of the next events."""
@@ -175,7 +180,8 @@ class _Writer:
             reason = _get_finish_reason(result)
             written.append(self._make_chunk(index, {}, finish_reason=reason))
         if self._wanted.includes_usage:
-            usage: dict[str, Any] = {**self._head, "choices": [], "usage": make_usage(finished)}
+            head = update_fingerprint(self._head, finished)
+            usage: dict[str, Any] = {**head, "choices": [], "usage": make_usage(finished)}
             written.append(make_event(orjson.dumps(usage)))
         return [*written, DONE]
 

@@ -19,9 +19,16 @@ from whence_server.http.openai.outcome import (
     make_logprob,
     make_usage,
     select_steps,
+    update_fingerprint,
 )
 from whence_server.http.openai.parameters import Parameters
-from whence_server.http.openai.requests import Wanted, make_request, read_model, read_options
+from whence_server.http.openai.requests import (
+    Wanted,
+    make_request,
+    read_model,
+    read_options,
+    read_parameters,
+)
 from whence_server.http.openai.running import Event, Front
 from whence_server.http.streams import make_event
 from whence_server.text.tokenizer import TextTokenizer
@@ -40,7 +47,7 @@ class Completions:
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
         """Continue the prompt."""
         body = await read_json_object(exchange.request, self._front.max_body_bytes)
-        wanted = self._read(Parameters(body))
+        wanted = self._read(read_parameters(body, self._front.serving))
         model, tokenizer = await start_generation(self._front, exchange, wanted)
         writer = _Writer(exchange, wanted, model, tokenizer)
         return await send_answer(self._front, exchange, wanted, writer)
@@ -85,7 +92,7 @@ class _Writer:
     """Writer of one request's answer."""
 
     def __init__(
-        self, exchange: Exchange, wanted: Wanted, model: ModelInfo, tokenizer: TextTokenizer
+        self, exchange: Exchange, wanted: Wanted, model: ModelInfo, tokenizer: TextTokenizer | None
     ) -> None:
         self._wanted = wanted
         self._tokenizer = tokenizer
@@ -111,7 +118,8 @@ class _Writer:
             }
             for result in finished.sequences
         ]
-        return {**self._head, "choices": choices, "usage": make_usage(finished)}
+        head = update_fingerprint(self._head, finished)
+        return {**head, "choices": choices, "usage": make_usage(finished)}
 
     def make_events(self, events: Sequence[Event]) -> list[bytes]:
         """Return the chunks of the next events."""
@@ -131,7 +139,8 @@ class _Writer:
             for result in finished.sequences
         ]
         if self._wanted.includes_usage:
-            usage = {**self._head, "choices": [], "usage": make_usage(finished)}
+            head = update_fingerprint(self._head, finished)
+            usage = {**head, "choices": [], "usage": make_usage(finished)}
             written.append(make_event(orjson.dumps(usage)))
         return [*written, DONE]
 

@@ -1,6 +1,6 @@
 """Parts of the API's answers: tokens with logprobs, finish reasons, numbers of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.summary import shorten_float32
@@ -27,9 +27,16 @@ def get_finish_reason(reason: FinishReason.ValueType) -> str:
     return _FINISH_REASONS[reason]
 
 
-def make_fingerprint(model: ModelInfo) -> str:
-    """Return `system_fingerprint`: it changes with the weights that compute."""
-    return f"fp_{model.weights_digest[:16]}"
+def make_fingerprint(model: ModelInfo) -> str | None:
+    """Return `system_fingerprint`: it changes with the weights that compute; None if unknown."""
+    digest = model.weights_digest or model.model_digest
+    return f"fp_{digest[:16]}" if digest else None
+
+
+def update_fingerprint(head: Mapping[str, Any], finished: GenerationFinished) -> dict[str, Any]:
+    """Return the head of a whole answer, with the upstream's fingerprint if it told one."""
+    told = finished.upstream.fingerprint
+    return {**head, "system_fingerprint": told or head["system_fingerprint"]}
 
 
 def make_usage(finished: GenerationFinished) -> dict[str, Any]:
@@ -43,26 +50,37 @@ def make_usage(finished: GenerationFinished) -> dict[str, Any]:
     }
 
 
-def make_logprob(step: Step, tokenizer: TextTokenizer, num_top: int) -> dict[str, Any]:
+def make_logprob(step: Step, tokenizer: TextTokenizer | None, num_top: int) -> dict[str, Any]:
     """Return a token with its logprob under the model's own distribution.
 
     Args:
         step: the token's step.
-        tokenizer: gives the texts and bytes of tokens.
+        tokenizer: gives the texts and bytes of tokens; None for an upstream that told the texts.
         num_top: number of likeliest tokens to tell.
     """
-    candidates = step.candidates
-    pairs = list(zip(candidates.token_ids, candidates.logprobs, strict=True))[:num_top]
+    table = step.candidates
+    ids: Sequence[int | None] = table.token_ids
+    logprobs: Sequence[float] = table.logprobs
+    if not ids:
+        ids, logprobs = [None] * len(table.texts), table.text_logprobs
+    texts = table.texts or [""] * len(ids)
+    token_id = step.token_id if step.HasField("token_id") else None
+    own = step.logprob if step.HasField("logprob") else _LOWEST
+    top = list(zip(ids, texts, logprobs, strict=True))[:num_top]
     return {
-        **_make_token(step.token_id, step.logprob, tokenizer),
-        "top_logprobs": [_make_token(token_id, logprob, tokenizer) for token_id, logprob in pairs],
+        **_make_token(token_id, step.token_text, own, tokenizer),
+        "top_logprobs": [_make_token(*entry, tokenizer) for entry in top],
     }
 
 
-def _make_token(token_id: int, logprob: float, tokenizer: TextTokenizer) -> dict[str, Any]:
-    token = tokenizer.list_vocabulary()[token_id]
+def _make_token(
+    token_id: int | None, text: str, logprob: float, tokenizer: TextTokenizer | None
+) -> dict[str, Any]:
+    token = text.encode()
+    if not text and token_id is not None and tokenizer is not None:
+        text, token = tokenizer.get_token_text(token_id), tokenizer.list_vocabulary()[token_id]
     return {
-        "token": tokenizer.get_token_text(token_id),
+        "token": text,
         "bytes": list(token),
         "logprob": max(shorten_float32(logprob), _LOWEST),
     }

@@ -18,6 +18,10 @@ class Parameters:
         given: the JSON object.
         path: path of the object in the request's body, with a dot at its end; "" for the body.
         violations: list to which faults are added.
+        passes_on: True if parameters that whence does not know are for an upstream.
+
+    Attributes:
+        passed_on: parameters for the upstream.
     """
 
     def __init__(
@@ -25,7 +29,11 @@ class Parameters:
         given: Mapping[str, Any],
         path: str = "",
         violations: list[FieldViolation] | None = None,
+        *,
+        passes_on: bool = False,
     ) -> None:
+        self._passes_on = passes_on
+        self.passed_on: dict[str, Any] = {}
         self._given = {name: value for name, value in given.items() if value is not None}
         self._path = path
         self._known: list[str] = []
@@ -39,6 +47,10 @@ class Parameters:
         """Return a parameter of any type; None if it is not given."""
         self._known.append(name)
         return self._given.pop(name, None)
+
+    def peek(self, name: str) -> Any:
+        """Return a parameter without taking it; None if it is not given."""
+        return self._given.get(name)
 
     def take_text(self, name: str) -> str | None:
         """Return a string."""
@@ -131,8 +143,18 @@ class Parameters:
         told = " or ".join(_spell(it) for it in allowed)
         self.add_fault(name, f"is not offered{f', but for {told}' if told else ''}")
 
+    def pass_on(self, name: str, *allowed: object) -> None:
+        """Take a parameter for the upstream; without one, see `expect`."""
+        if not self._passes_on:
+            self.expect(name, *allowed)
+        elif (value := self.take(name)) is not None:
+            self.passed_on[name] = value
+
     def refuse_unknown(self) -> None:
-        """Add a fault for each parameter that was not taken."""
+        """Add a fault for each parameter that was not taken, or pass it on to the upstream."""
+        if self._passes_on:
+            self.passed_on |= self._given
+            return
         for name in self._given:
             near = get_close_matches(name, self._known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -79,9 +79,9 @@ def read_options(parameters: Parameters) -> dict[str, Any]:
     options["logit_bias"] = _read_biases(parameters)
     options["labels"] = _read_labels(parameters)
     # Values that ask for nothing; whence's engine does not offer the others.
-    parameters.expect("frequency_penalty", 0)
-    parameters.expect("presence_penalty", 0)
-    parameters.expect("service_tier", "auto", "default")
+    parameters.pass_on("frequency_penalty", 0)
+    parameters.pass_on("presence_penalty", 0)
+    parameters.pass_on("service_tier", "auto", "default")
     return options
 
 
@@ -121,15 +121,23 @@ def read_top_logprobs(parameters: Parameters, name: str, *, wanted: bool) -> int
 def read_tools(parameters: Parameters) -> list[Any] | None:
     """Take the tools that the model may call; None if it may call none."""
     tools = parameters.take_list("tools")
-    choice = parameters.take("tool_choice")
-    if choice not in {None, "auto", "none"} if isinstance(choice, str) else choice is not None:
-        parameters.add_fault("tool_choice", 'is not offered, but for "auto" or "none"')
+    choice = parameters.peek("tool_choice")
+    if choice in {"auto", "none"} if isinstance(choice, str) else choice is None:
+        parameters.take("tool_choice")
+    else:
+        parameters.pass_on("tool_choice", "auto", "none")
     if tools:
         # Only a grammar could forbid a second call.
-        parameters.expect("parallel_tool_calls", True)
+        parameters.pass_on("parallel_tool_calls", True)
     else:
         parameters.expect("parallel_tool_calls", True, False)
     return tools if tools and choice != "none" else None
+
+
+def read_parameters(body: Mapping[str, Any], serving: Serving) -> Parameters:
+    """Return the parameters of a body; those that whence does not know are for an upstream."""
+    is_upstream = serving.model is not None and serving.model.upstream is not None
+    return Parameters(body, passes_on=is_upstream)
 
 
 def read_model(parameters: Parameters, serving: Serving) -> dict[str, str | None]:
@@ -189,6 +197,9 @@ def make_request(
     if num_top_logprobs and extended.get("num_candidates") is None:
         extended["num_candidates"] = max(num_top_logprobs, limits.default_candidates)
     extended.setdefault("disconnect_grace_s", 0)
+    if parameters.passed_on:
+        given = dict(extended.get("upstream_parameters") or {})
+        extended["upstream_parameters"] = {**given, **parameters.passed_on}
     asked: GenerateOptions = extended  # type: ignore[assignment]
     try:
         request = generate_request(source, asked)

@@ -30,7 +30,7 @@ class ResponseWriter:
         exchange: Exchange,
         wanted: Wanted,
         model: ModelInfo,
-        tokenizer: TextTokenizer,
+        tokenizer: TextTokenizer | None,
         echoed: Mapping[str, Any],
     ) -> None:
         self._wanted = wanted

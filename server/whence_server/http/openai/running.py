@@ -99,6 +99,7 @@ class _StoppedError(WhenceError):
     """A generation did not end by itself; its tokens so far are on record."""
 
     reason = "GENERATION_STOPPED"
+    retry_after_s: float | None = None
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -110,6 +111,8 @@ def _check_finish(finished: GenerationFinished) -> None:
         failure = finished.failure
         error = _StoppedError(Code(failure.code), failure.message)
         error.reason = failure.reason
+        if failure.HasField("retry_delay"):
+            error.retry_after_s = failure.retry_delay.ToTimedelta().total_seconds()
         raise error
     stopped = _STOPPED.get(finished.finish_reason)
     if stopped is not None:

@@ -43,13 +43,14 @@ class HeldText:
 
     Args:
         call_format: name of the format of tool calls; "" for none, which holds nothing back.
-        tokenizer: gives the bytes of tokens, as marks may be special tokens without text.
+        tokenizer: gives the bytes of tokens, as marks may be special tokens without text; None for
+            an upstream whose tokenizer is not known, which has no format.
     """
 
-    def __init__(self, call_format: str, tokenizer: TextTokenizer) -> None:
+    def __init__(self, call_format: str, tokenizer: TextTokenizer | None) -> None:
         self._format = CALL_FORMATS_BY_NAME.get(call_format)
         self._marks = _list_marks(self._format)
-        self._vocabulary = tokenizer.list_vocabulary()
+        self._vocabulary = [] if tokenizer is None else tokenizer.list_vocabulary()
         self._text = ""
         self._num_released = 0
         self._is_holding = False

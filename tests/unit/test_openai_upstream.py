@@ -1,0 +1,157 @@
+"""OpenAI's API over an upstream: what is handed through, and how its answers look."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from fake_upstream import (
+    END,
+    USUAL,
+    UpstreamService,
+    chunk,
+    finish,
+    serve,
+    token,
+)
+
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.errors import (
+    UpstreamAwayError,
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamRefusedError,
+)
+from whence_server.domain.limits import Limits
+from whence_server.engines.upstream.exchange import UpstreamChunk, UpstreamToken
+from whence_server.http.openai.routes import list_routes, make_not_found
+from whence_server.http.openai.running import Front
+from whence_server.http.server import HttpServer
+from whence_server.rpc.calls import CallLog
+from whence_server.rpc.serving import Serving
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+
+
+@asynccontextmanager
+async def front(tmp_path: Path, *scripts: list[object]) -> AsyncIterator["Asked"]:
+    """Serve OpenAI's API over a fake upstream."""
+    service = await serve(tmp_path, scripts or (USUAL,))
+    serving = Serving("upstream", service.journal)
+    serving.set_ready(service.model, None, service.generations)
+    calls = CallLog(lambda call: None)
+    routes = list_routes(Front(serving, Limits(), 1 << 20, 0.0), calls)
+    http = HttpServer(routes, "127.0.0.1", 0, make_not_found(calls), 100)
+    await http.start()
+    try:
+        async with aiohttp.ClientSession(http.url) as session:
+            yield Asked(service, session)
+    finally:
+        await http.close()
+        await service.close()
+
+
+class Asked:
+    """Client of the served API."""
+
+    def __init__(self, service: UpstreamService, session: aiohttp.ClientSession) -> None:
+        self.service = service
+        self._session = session
+
+    async def post(self, path: str, body: dict[str, Any], status: int = 200) -> dict[str, Any]:
+        async with self._session.post(path, json=body) as answer:
+            assert answer.status == status, await answer.text()
+            self.headers = answer.headers
+            return await answer.json()
+
+    async def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        async with self._session.post(path, json={**body, "stream": True}) as answer:
+            lines = (await answer.text()).splitlines()
+        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert data[-1] == "[DONE]"
+        return [json.loads(line) for line in data[:-1]]
+
+
+async def test_unknown_parameters_are_handed_through_and_on_record(tmp_path: Path) -> None:
+    given = {"dry_multiplier": 0.5, "frequency_penalty": 0.25, "tool_choice": "required"}
+    async with front(tmp_path) as asked:
+        answer = await asked.post("/v1/chat/completions", {**CHAT, **given})
+        (sent,) = asked.service.upstream.requests
+        assert sent.passed_on == given
+        assert sent.prompt.messages[0].content == "Hi"
+        recorded = await asked.service.read(asked.headers["whence-generation-id"])
+        assert json.loads(recorded.started.upstream_parameters_json) == given
+        choice = answer["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (" a b", "length")
+        assert answer["system_fingerprint"] == "fp_1"
+        assert answer["usage"]["prompt_tokens"] == 3
+
+
+async def test_without_max_tokens_the_upstreams_own_default_counts(tmp_path: Path) -> None:
+    async with front(tmp_path) as asked:
+        await asked.post("/v1/chat/completions", {"messages": CHAT["messages"]})
+        assert asked.service.upstream.requests[0].decoding.max_new_tokens == 0
+
+
+async def test_logprobs_have_the_texts_that_the_upstream_told(tmp_path: Path) -> None:
+    script = [chunk(token(" é")), chunk(UpstreamToken(" b")), finish(), END]
+    body = {**CHAT, "logprobs": True, "top_logprobs": 2}
+    async with front(tmp_path, script) as asked:
+        answer = await asked.post("/v1/chat/completions", body)
+        first, second = answer["choices"][0]["logprobs"]["content"]
+        assert (first["token"], first["logprob"]) == (" é", -0.5)
+        assert first["bytes"] == list(" é".encode())
+        assert [it["token"] for it in first["top_logprobs"]] == [" é", "?"]
+        # OpenAI's number for a logprob that is not known.
+        assert (second["logprob"], second["top_logprobs"]) == (-9999.0, [])
+        chunks = await asked.stream("/v1/chat/completions", body)
+        texts = [it["choices"][0]["delta"].get("content") for it in chunks if it["choices"]]
+        assert "".join(filter(None, texts)) == " é b"
+
+
+async def test_completions_stream_the_upstreams_text(tmp_path: Path) -> None:
+    body = {"prompt": "Hi", "max_tokens": 4, "stream_options": {"include_usage": True}}
+    async with front(tmp_path) as asked:
+        chunks = await asked.stream("/v1/completions", body)
+        assert "".join(it["choices"][0]["text"] for it in chunks if it["choices"]) == " a b"
+        assert chunks[-1]["usage"]["completion_tokens"] == 2
+        assert chunks[-1]["system_fingerprint"] == "fp_1"
+
+
+async def test_tool_calls_of_the_upstream_are_the_answers(tmp_path: Path) -> None:
+    function = {"name": "weather", "arguments": "{}"}
+    calls = json.dumps([{"index": 0, "id": "c1", "function": function}])
+    script = [
+        UpstreamChunk(0, "", tool_calls_json=calls),
+        finish(0, FinishReason.END_OF_SEQUENCE),
+        END,
+    ]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    async with front(tmp_path, script) as asked:
+        answer = await asked.post("/v1/chat/completions", {**CHAT, "tools": tools})
+        choice = answer["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
+        assert choice["message"]["tool_calls"] == [
+            {"id": "c1", "type": "function", "function": function}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (UpstreamAwayError("it is gone", 7.0), 503, "7"),
+        (UpstreamBusyError("it is full", 7.0), 429, "7"),
+        (UpstreamRefusedError("max_tokens is too large"), 400, None),
+    ],
+)
+async def test_errors_of_the_upstream_are_errors_of_the_answer(
+    tmp_path: Path, error: UpstreamError, status: int, retry_after: str | None
+) -> None:
+    async with front(tmp_path, [error]) as asked:
+        answer = await asked.post("/v1/chat/completions", CHAT, status)
+        assert error.message in answer["error"]["message"]
+        assert asked.headers.get("Retry-After") == retry_after
