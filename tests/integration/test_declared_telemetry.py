@@ -124,6 +124,8 @@ RARE = {
     # Of requests with an adapter, of chats with tools, and of models that are trained.
     *(f"whence.adapter.{it}" for it in ("name", "digest", "weights_digest")),
     *("gen_ai.tool.definitions", "whence.source.sink_share"),
+    # Of upstreams alone.
+    *(f"whence.upstream.{it}" for it in ("kind", "version", "url", "model", "fingerprint")),
 }
 """Attributes of spans that this run has no reason for; the unit tests' journal has them."""
 

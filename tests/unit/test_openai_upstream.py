@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from fake_upstream import (
+from scripted_upstream import (
     END,
     USUAL,
     UpstreamService,

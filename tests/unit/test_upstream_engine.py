@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_upstream import (
+from scripted_upstream import (
     END,
     TOLD,
     URL,

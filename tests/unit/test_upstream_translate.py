@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from fake_upstream import token
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_upstream import token
 
 from whence_server.domain.chat import ToolCall
 from whence_server.engines.upstream.exchange import UpstreamCandidate, UpstreamToken

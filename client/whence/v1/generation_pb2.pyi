@@ -575,7 +575,8 @@ class Decoding(google.protobuf.message.Message):
     CONSTRAINT_FIELD_NUMBER: builtins.int
     max_new_tokens: builtins.int
     """Most tokens of a sequence, at least 1; reduced to the free positions of the
-    context. Unset: the generation config's max_new_tokens, else its max_length
+    context. In effective_decoding 0 means that an upstream was sent none, and
+    applied its own default. Unset: the generation config's max_new_tokens, else its max_length
     minus the prompt's tokens, else the server's default. Must be unset for
     `forced`.
     """

@@ -52,7 +52,8 @@ class ModelServiceServicer(object):
 
     def GetVocabulary(self, request, context):
         """Streams the bytes of all token ids, so that candidates can be sent as ids
-        alone. A client caches them under the tokenizer's digest.
+        alone. A client caches them under the tokenizer's digest. Without
+        Model.has_vocabulary the stream is empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,8 @@ class ModelServiceStub:
         whence.v1.model_pb2.GetVocabularyResponse,
     ]
     """Streams the bytes of all token ids, so that candidates can be sent as ids
-    alone. A client caches them under the tokenizer's digest.
+    alone. A client caches them under the tokenizer's digest. Without
+    Model.has_vocabulary the stream is empty.
     """
 
 class ModelServiceAsyncStub:
@@ -61,7 +62,8 @@ class ModelServiceAsyncStub:
         whence.v1.model_pb2.GetVocabularyResponse,
     ]
     """Streams the bytes of all token ids, so that candidates can be sent as ids
-    alone. A client caches them under the tokenizer's digest.
+    alone. A client caches them under the tokenizer's digest. Without
+    Model.has_vocabulary the stream is empty.
     """
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
@@ -90,7 +92,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[whence.v1.model_pb2.GetVocabularyResponse], collections.abc.AsyncIterator[whence.v1.model_pb2.GetVocabularyResponse]]:
         """Streams the bytes of all token ids, so that candidates can be sent as ids
-        alone. A client caches them under the tokenizer's digest.
+        alone. A client caches them under the tokenizer's digest. Without
+        Model.has_vocabulary the stream is empty.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -154,19 +154,22 @@ class _Results:
     def __init__(self, num_sequences: int) -> None:
         self._texts: list[list[str]] = [[] for _ in range(num_sequences)]
         self._token_ids: list[list[int]] = [[] for _ in range(num_sequences)]
-        self._logprobs = [0.0] * num_sequences
+        self._logprobs: list[list[float]] = [[] for _ in range(num_sequences)]
         self.first_elapsed_ns = 0
         self.last_elapsed_ns = 0
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(ids) for ids in self._token_ids)
+        return sum(len(texts) for texts in self._texts)
 
     def add(self, step: step_pb2.Step) -> None:
         index = step.sequence_index
         self._texts[index].append(step.text)
-        self._token_ids[index].append(step.token_id)
-        self._logprobs[index] += step.logprob
+        # An upstream may have told neither.
+        if step.HasField("token_id"):
+            self._token_ids[index].append(step.token_id)
+        if step.HasField("logprob"):
+            self._logprobs[index].append(step.logprob)
         self.last_elapsed_ns = step.timing.elapsed_ns
         self.first_elapsed_ns = self.first_elapsed_ns or self.last_elapsed_ns
 
@@ -178,9 +181,17 @@ class _Results:
             SequenceResult(
                 sequence_index=i,
                 text=self.get_text(i),
-                token_ids=tuple(self._token_ids[i]),
+                token_ids=tuple(self._token_ids[i]) if self._has_all_ids(i) else (),
                 finish_reason=FinishReason.INTERRUPTED,
-                logprob=self._logprobs[i],
+                logprob=self._sum_logprobs(i),
             )
             for i in range(len(self._texts))
         )
+
+    def _has_all_ids(self, index: int) -> bool:
+        return len(self._token_ids[index]) == len(self._texts[index])
+
+    def _sum_logprobs(self, index: int) -> float | None:
+        """Return the sum of the recorded logprobs; None if there are steps, and none has one."""
+        recorded = self._logprobs[index]
+        return None if self._texts[index] and not recorded else sum(recorded)
