@@ -27,7 +27,8 @@ def socket_target(directory: Path) -> str:
 class ServerProcess:
     """Server on a Unix socket, unless `flags` have another address.
 
-    `prefix` is a command that replaces itself by the server with exec.
+    `model` is None for a server with `--upstream`. `prefix` is a command that replaces itself by
+    the server with exec.
 
     Attributes:
         target: address for clients.
@@ -37,7 +38,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        model: Path,
+        model: Path | None,
         data_dir: Path,
         *flags: str,
         environment: dict[str, str] | None = None,
@@ -47,6 +48,7 @@ class ServerProcess:
         self.target = socket_target(data_dir)
         self.http_url = ""
         listen = [] if "--listen" in flags else ["--listen", self.target]
+        device = [] if "--device" in flags else ["--device", DEVICE]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "WHENCE_"))}
         self.process = subprocess.Popen(
             [
@@ -55,12 +57,10 @@ class ServerProcess:
                 "-m",
                 "whence_server",
                 "serve",
-                "--model",
-                str(model),
+                *(() if model is None else ("--model", str(model), *device)),
                 "--data-dir",
                 str(data_dir),
                 *listen,
-                *(() if "--device" in flags else ("--device", DEVICE)),
                 *flags,
             ],
             stdout=subprocess.PIPE,

@@ -27,6 +27,8 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.limits import Limits
 from whence_server.engines.upstream.exchange import UpstreamChunk, UpstreamToken
+from whence_server.http.openai.parameters import Parameters
+from whence_server.http.openai.requests import read_tools
 from whence_server.http.openai.routes import list_routes, make_not_found
 from whence_server.http.openai.running import Front
 from whence_server.http.server import HttpServer
@@ -88,6 +90,18 @@ async def test_unknown_parameters_are_handed_through_and_on_record(tmp_path: Pat
         assert (choice["message"]["content"], choice["finish_reason"]) == (" a b", "length")
         assert answer["system_fingerprint"] == "fp_1"
         assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_a_choice_of_tools_needs_an_upstream_that_reads_the_calls() -> None:
+    body = {"tools": [{"type": "function"}], "tool_choice": "required"}
+    whole = Parameters(body, passes_on=True, passes_on_tools=True)
+    assert read_tools(whole) == body["tools"]
+    assert whole.passed_on == {"tool_choice": "required"}
+    # Where whence renders conversations, the upstream would not see the tools.
+    partly = Parameters(body, passes_on=True)
+    read_tools(partly)
+    assert [fault.field for fault in partly.violations] == ["tool_choice"]
+    assert partly.passed_on == {}
 
 
 async def test_without_max_tokens_the_upstreams_own_default_counts(tmp_path: Path) -> None:

@@ -272,6 +272,17 @@ def _trace(name: str, value: object) -> TraceRequest:
     return TraceRequest(**{name: value})
 
 
+async def test_completions_may_have_fewer_candidates_than_chats(tmp_path: Path) -> None:
+    service = await serve(tmp_path, max_text_candidates=5)
+    made = await service.run(request("Hi"))
+    assert made.started.effective_trace.num_candidates == 5
+    made = await service.run(request(CHAT))
+    assert made.started.effective_trace.num_candidates == 8
+    with pytest.raises(InvalidRequestError, match=r"must be at most 5, not 6: .*vllm"):
+        await service.start(GenerationRequest("Hi", "d", trace=_trace("num_candidates", 6)))
+    await service.close()
+
+
 # ---- ends ----
 
 

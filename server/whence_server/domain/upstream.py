@@ -26,7 +26,9 @@ class UpstreamInfo:
     takes_token_ids: bool = False
     """True if a prompt can be sent as token ids."""
     max_candidates: int = 0
-    """Most candidates that a request can ask for."""
+    """Most candidates that a conversation can ask for."""
+    max_text_candidates: int = 0
+    """Most candidates that a text or token ids can ask for."""
     max_seed: int = 2**31 - 1
     """Largest seed that it takes."""
 

@@ -53,6 +53,13 @@ def fit_checks(model: ModelInfo, limits: Limits) -> tuple[ModelInfo, Limits]:
     )
 
 
+def renders_chats(model: ModelInfo) -> bool:
+    """Return whether whence renders conversations itself, and reads tool calls of outputs."""
+    if model.text.chat_template is None:
+        return False
+    return model.upstream is None or model.upstream.takes_token_ids
+
+
 def prepare_for_engine(
     request: GenerationRequest,
     *,
@@ -88,6 +95,7 @@ def _prepare_for_upstream(
     tokenizer: TextEncoder | None,
 ) -> Prepared:
     find_adapter(model, request.adapter)
+    limits = _fit_candidates(request, model, upstream, limits)
     _check_offers(request, upstream, limits, model)
     if tokenizer is not None:
         check_size(request, model=model, limits=limits, tokenizer=tokenizer)
@@ -114,6 +122,18 @@ def _prepare_for_upstream(
         template_name=ready.template_name,
         forms=ready.forms,
         sent=ready.sent,
+    )
+
+
+def _fit_candidates(
+    request: GenerationRequest, model: ModelInfo, upstream: UpstreamInfo, limits: Limits
+) -> Limits:
+    """Return the limits with the candidates that the upstream gives for this kind of input."""
+    if isinstance(request.input, ChatInput) and not renders_chats(model):
+        return limits
+    most = min(limits.max_candidates, upstream.max_text_candidates)
+    return replace(
+        limits, max_candidates=most, default_candidates=min(limits.default_candidates, most)
     )
 
 
@@ -185,8 +205,7 @@ def _read_input(
         if tokenizer is None:
             check_prompt(given.token_ids, "tokens.token_ids", model, limits)
             return _Input("", list(given.token_ids)), len(given.token_ids)
-    renders = model.text.chat_template is not None and upstream.takes_token_ids
-    if isinstance(given, ChatInput) and (tokenizer is None or not renders):
+    if isinstance(given, ChatInput) and (tokenizer is None or not renders_chats(model)):
         _check_chat(given, upstream)
         return _Input("", [], "", OutputForms(), given), 0
     if tokenizer is None:

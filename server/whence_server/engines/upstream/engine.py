@@ -101,7 +101,7 @@ class UpstreamEngine:
     def grade(self, admission: Admit) -> Observation:
         """Return the grades of a generation; see `Grader.grade`."""
         upstream, told = self._require()
-        request = make_request(admission, told, None)
+        request = make_request(admission, None)
         upstream.check(request)
         grades = upstream.grade(request)
         if self._files:
@@ -124,12 +124,13 @@ class UpstreamEngine:
 
     def _begin(self, admission: Admit) -> None:
         upstream, told = self._require()
-        grades = upstream.grade(make_request(admission, told, None))
+        request = make_request(admission, None)
+        computer = choose_computer(request, upstream.grade(request), told)
         run = UpstreamRun(
             upstream,
             admission,
-            told,
-            computer=choose_computer(make_request(admission, told, None), grades, told),
+            make_request(admission, computer),
+            computer=computer,
             knows_vocabulary=self._options.text is not None,
             num_retries=self._options.num_retries,
             put=self._turns.put,

@@ -115,6 +115,14 @@ class UpstreamDescription:
     if that is not known."""
     max_seed: int = 2**63 - 1
     """Largest seed that a request can have."""
+    max_text_candidates: int | None = None
+    """Most candidates of a completion, where a chat can have more; None for `max_candidates`."""
+
+    def count_candidates(self, *, is_chat: bool) -> int:
+        """Return the most candidates that a chat or a completion can ask for."""
+        if is_chat or self.max_text_candidates is None:
+            return self.max_candidates
+        return self.max_text_candidates
 
 
 class Upstream(Protocol):

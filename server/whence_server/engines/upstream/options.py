@@ -89,6 +89,7 @@ def describe_model(
             claimed_files=told.claimed_files,
             takes_token_ids=told.takes_token_ids,
             max_candidates=told.max_candidates,
+            max_text_candidates=told.count_candidates(is_chat=False),
             max_seed=told.max_seed,
         ),
         weights_origin=WeightsOrigin.DIGESTS_OF_CLAIMED_FILES if files else claims,

@@ -2,6 +2,7 @@
 
 import json
 
+from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import TraceDetail
 from whence_server.domain.engine import Admit
 from whence_server.domain.observation import Distribution, Observation
@@ -10,22 +11,20 @@ from whence_server.engines.upstream.exchange import UpstreamDescription, Upstrea
 from whence_server.engines.upstream.second import SecondComputer, find_computer
 
 
-def make_request(
-    admission: Admit, told: UpstreamDescription, computer: SecondComputer | None
-) -> UpstreamRequest:
+def make_request(admission: Admit, computer: SecondComputer | None) -> UpstreamRequest:
     """Return the request of an admission.
 
     Args:
         admission: the admission.
-        told: the upstream.
-        computer: computer of the second distribution, which may need more candidates.
+        computer: computer of the second distribution, which may need more candidates; None if it is
+            not computed.
     """
     prompt = admission.prompt
     passed_on = json.loads(admission.upstream_parameters_json or "{}")
     wanted = admission.trace.num_candidates
     if admission.trace.detail is TraceDetail.TOKENS:
         wanted = 0
-    elif computer is not None and computer.num_wanted <= told.max_candidates:
+    elif computer is not None:
         wanted = max(wanted, computer.num_wanted)
     return UpstreamRequest(
         generation_id=admission.generation_id,
@@ -48,7 +47,8 @@ def choose_computer(
     computer = find_computer(
         request.decoding, told.processor_order, has_passed_on=bool(request.passed_on)
     )
-    if computer is None or computer.num_wanted > told.max_candidates:
+    most = told.count_candidates(is_chat=isinstance(request.prompt, ChatInput))
+    if computer is None or computer.num_wanted > most:
         return None
     return computer
 

@@ -25,12 +25,11 @@ from whence_server.domain.upstream import UpstreamDone
 from whence_server.engines.upstream.exchange import (
     Upstream,
     UpstreamChunk,
-    UpstreamDescription,
     UpstreamEnd,
     UpstreamEvent,
     UpstreamPrompt,
+    UpstreamRequest,
 )
-from whence_server.engines.upstream.requests import make_request
 from whence_server.engines.upstream.second import SecondComputer
 from whence_server.engines.upstream.translate import Translator
 
@@ -47,7 +46,7 @@ class UpstreamRun:
     Args:
         upstream: the upstream.
         admission: the generation to run.
-        told: the upstream's description.
+        request: the request for it.
         computer: computer of the second distribution; None if it is not computed.
         knows_vocabulary: True if ids alone name the tokens.
         num_retries: times that it is begun again, if it got no token.
@@ -61,7 +60,7 @@ class UpstreamRun:
         self,
         upstream: Upstream,
         admission: Admit,
-        told: UpstreamDescription,
+        request: UpstreamRequest,
         *,
         computer: SecondComputer | None,
         knows_vocabulary: bool,
@@ -70,7 +69,7 @@ class UpstreamRun:
     ) -> None:
         self._upstream = upstream
         self._admission = admission
-        self._request = make_request(admission, told, computer)
+        self._request = request
         self._num_retries = num_retries
         self._put = put
         self._has_chunk = False

@@ -19,8 +19,10 @@ class Parameters:
         path: path of the object in the request's body, with a dot at its end; "" for the body.
         violations: list to which faults are added.
         passes_on: True if parameters that whence does not know are for an upstream.
+        passes_on_tools: True if the upstream also renders conversations, and reads tool calls.
 
     Attributes:
+        passes_on_tools: see above.
         passed_on: parameters for the upstream.
     """
 
@@ -31,7 +33,9 @@ class Parameters:
         violations: list[FieldViolation] | None = None,
         *,
         passes_on: bool = False,
+        passes_on_tools: bool = False,
     ) -> None:
+        self.passes_on_tools = passes_on_tools
         self._passes_on = passes_on
         self.passed_on: dict[str, Any] = {}
         self._given = {name: value for name, value in given.items() if value is not None}

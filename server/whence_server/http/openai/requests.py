@@ -14,6 +14,7 @@ from whence.requests import generate_request
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.upstream_prepare import renders_chats
 from whence_server.http.openai.parameters import Parameters
 from whence_server.rpc.conversions import convert_request
 from whence_server.rpc.serving import Serving
@@ -122,22 +123,30 @@ def read_tools(parameters: Parameters) -> list[Any] | None:
     """Take the tools that the model may call; None if it may call none."""
     tools = parameters.take_list("tools")
     choice = parameters.peek("tool_choice")
-    if choice in {"auto", "none"} if isinstance(choice, str) else choice is None:
+    is_known = choice in {None, "auto", "none"} if isinstance(choice, str) else choice is None
+    if is_known:
         parameters.take("tool_choice")
+    elif parameters.passes_on_tools:
+        parameters.pass_on("tool_choice")
     else:
-        parameters.pass_on("tool_choice", "auto", "none")
-    if tools:
-        # Only a grammar could forbid a second call.
-        parameters.pass_on("parallel_tool_calls", True)
-    else:
+        parameters.take("tool_choice")
+        parameters.add_fault("tool_choice", 'is not offered, but for "auto" or "none"')
+    if not tools:
         parameters.expect("parallel_tool_calls", True, False)
+    elif parameters.passes_on_tools:
+        parameters.pass_on("parallel_tool_calls")
+    else:
+        # Only a grammar could forbid a second call.
+        parameters.expect("parallel_tool_calls", True)
     return tools if tools and choice != "none" else None
 
 
 def read_parameters(body: Mapping[str, Any], serving: Serving) -> Parameters:
     """Return the parameters of a body; those that whence does not know are for an upstream."""
-    is_upstream = serving.model is not None and serving.model.upstream is not None
-    return Parameters(body, passes_on=is_upstream)
+    model = serving.model
+    if model is None or model.upstream is None:
+        return Parameters(body)
+    return Parameters(body, passes_on=True, passes_on_tools=not renders_chats(model))
 
 
 def read_model(parameters: Parameters, serving: Serving) -> dict[str, str | None]:

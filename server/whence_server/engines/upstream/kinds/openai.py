@@ -88,6 +88,7 @@ class OpenAIAdapter:
             max_candidates=PROFILE.max_candidates,
             takes_token_ids=False,
             max_seed=PROFILE.max_seed,
+            max_text_candidates=_MAX_COMPLETION_LOGPROBS,
         )
 
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
