@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from upstream_requests import CHAT, ask
+from upstream_cases import CHAT, ask
 
 from whence_server.domain.decoding import DECODING_OPTIONS
 from whence_server.domain.observation import Distribution

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 from aiohttp import web
-from upstream_server import FakeUpstream, make_events, serving, streaming
+from fake_upstream import FakeUpstream, make_events, serving, streaming
 from waiting import wait_until
 
 from whence_server.domain import errors

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from upstream_requests import CHAT, ask, collect, get_chunks, get_end, get_prompt
-from upstream_server import FakeUpstream, make_events, serving
+from fake_upstream import FakeUpstream, make_events, serving
+from upstream_cases import CHAT, ask, collect, get_chunks, get_end, get_prompt
 
 from whence_server.domain import errors
 from whence_server.domain.chat import ChatInput

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from upstream_requests import CHAT, ask, collect, get_chunks, get_end, get_prompt
-from upstream_server import FakeUpstream, make_events, serving, streaming
+from fake_upstream import FakeUpstream, make_events, serving, streaming
+from upstream_cases import CHAT, ask, collect, get_chunks, get_end, get_prompt
 
 from whence_server.domain import errors
 from whence_server.domain.chat import ChatInput, ChatMessage, ToolCall

@@ -6,8 +6,8 @@ No server of these kinds runs here: the answers under tests/data/upstreams say s
 from collections.abc import AsyncIterator
 
 import pytest
-from upstream_requests import CHAT, ask, collect, get_chunks, get_end, get_prompt
-from upstream_server import FakeUpstream, RecordedAnswer, read_answers, replay, serving
+from fake_upstream import FakeUpstream, RecordedAnswer, read_answers, replay, serving
+from upstream_cases import CHAT, ask, collect, get_chunks, get_end, get_prompt
 
 from whence_server.domain import errors
 from whence_server.domain.chat import ChatInput, ChatMessage, ToolCall
