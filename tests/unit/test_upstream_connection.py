@@ -110,7 +110,7 @@ async def test_a_peer_that_does_not_speak_http_is_named() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     connection = connect(f"http://127.0.0.1:{port}")
-    with pytest.raises(errors.UpstreamError):
+    with pytest.raises(errors.UpstreamMalformedError, match="does not speak HTTP"):
         await connection.get_object("/v1/models")
     await connection.close()
     server.close()

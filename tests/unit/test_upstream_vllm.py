@@ -121,6 +121,43 @@ async def test_an_experiment_finds_the_servers_mode(
     assert (grades.tables is Tables.NONE) is (distribution is Distribution.NONE)
 
 
+async def test_the_experiment_finds_a_smaller_limit_of_the_server(upstream: FakeUpstream) -> None:
+    answer = upstream.routes["POST", "/v1/completions"]
+
+    async def refuse_many(request: web.Request) -> web.StreamResponse:
+        if (await request.json()).get("logprobs", 0) > 6:
+            message = "Requested sample logprobs of 20, which is greater than max allowed: 6"
+            return web.json_response({"error": {"message": message}}, status=400)
+        return await answer(request)
+
+    upstream.answer("POST", "/v1/completions", refuse_many)
+    client = await open_upstream(upstream.url)
+    description = await client.describe()
+    assert description.max_candidates == 5
+    assert client.grade(ask()).distribution is Distribution.RAW
+    with pytest.raises(errors.InvalidRequestError, match="at most 5"):
+        client.check(ask(num_candidates=6))
+    await client.close()
+
+
+async def test_a_server_that_refuses_logprobs_is_used_without_them(upstream: FakeUpstream) -> None:
+    answer = upstream.routes["POST", "/v1/completions"]
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        if "logprobs" in await request.json():
+            return web.json_response({"error": {"message": "no logprobs here"}}, status=400)
+        return await answer(request)
+
+    upstream.answer("POST", "/v1/completions", refuse)
+    client = await open_upstream(upstream.url)
+    description = await client.describe()
+    assert description.max_candidates == 0
+    grades = client.grade(ask(num_candidates=0))
+    assert (grades.distribution, grades.tables) == (Distribution.NONE, Tables.NONE)
+    await collect(client, ask(num_candidates=0))
+    await client.close()
+
+
 async def test_logits_are_not_asked_for_again(upstream: FakeUpstream) -> None:
     answer_probe(upstream, "logits")
     client = await open_upstream(upstream.url)
@@ -181,6 +218,23 @@ async def test_several_tokens_of_one_chunk_share_its_text(
     (chunk,) = get_chunks(await collect(client, ask()))
     assert chunk.text == " Paris."
     assert [(token.text, token.token_id) for token in chunk.tokens] == [("", 7042), ("", 30)]
+
+
+async def test_text_that_is_held_back_is_not_taken_for_a_tokens_own(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    # " Paris" could begin the stop string, so that only its space is sent.
+    upstream.answer_stream(
+        "/v1/completions",
+        make_events(
+            completion(" ", [7042], [RAW]),
+            completion("Paris.", [30], [{"token_id:30": -0.1}], finish_reason="length"),
+            END,
+        ),
+    )
+    first, second = get_chunks(await collect(client, ask(stop=("Paris!",))))
+    assert (first.text, first.tokens[0].text, first.tokens[0].token_id) == (" ", "", 7042)
+    assert (second.text, second.tokens[0].text) == ("Paris.", "")
 
 
 async def test_less_than_is_no_logprob(upstream: FakeUpstream, client: UpstreamClient) -> None:
@@ -271,11 +325,15 @@ def chat_chunk(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"model": "smol", "choices": [choice | more]}
 
 
-def chat_logprobs(token_id: int, logprob: float, *tops: tuple[int, float]) -> dict[str, Any]:
+def chat_logprobs(
+    text: str, token_id: int, logprob: float, *tops: tuple[int, float]
+) -> dict[str, Any]:
     def one(number: int, value: float) -> dict[str, Any]:
-        return {"token": f"token_id:{number}", "logprob": value, "bytes": [1, 2]}
+        spelled = f"token_id:{number}"
+        return {"token": spelled, "logprob": value, "bytes": list(spelled.encode())}
 
-    content = one(token_id, logprob) | {"top_logprobs": [one(*top) for top in tops]}
+    content = one(token_id, logprob) | {"bytes": list(text.encode())}
+    content["top_logprobs"] = [one(*top) for top in tops]
     return {"content": [content]}
 
 
@@ -292,12 +350,12 @@ async def test_a_chat_has_the_templates_text_ids_and_tables_without_the_extra_en
             chat_chunk(
                 {"content": "Paris"},
                 token_ids=[9],
-                logprobs=chat_logprobs(9, -4.0, (9, -4.0), (7, -0.5), (8, -1.0)),
+                logprobs=chat_logprobs("Paris", 9, -4.0, (9, -4.0), (7, -0.5), (8, -1.0)),
             ),
             chat_chunk(
                 {"content": "."},
                 token_ids=[7],
-                logprobs=chat_logprobs(7, -1.0, (7, -1.0), (8, -0.5), (5, -2.0)),
+                logprobs=chat_logprobs(".", 7, -1.0, (7, -1.0), (8, -0.5), (5, -2.0)),
                 finish_reason="stop",
                 stop_reason=None,
             ),

@@ -13,7 +13,13 @@ from whence_server.domain import errors
 from whence_server.domain.chat import ChatInput, ChatMessage, ToolCall
 from whence_server.domain.constraints import Constraint, Language
 from whence_server.domain.decoding import FinishReason, Strategy
-from whence_server.domain.observation import Distribution, Observation, TokenIds, WeightsOrigin
+from whence_server.domain.observation import (
+    Distribution,
+    Observation,
+    Tables,
+    TokenIds,
+    WeightsOrigin,
+)
 from whence_server.engines.upstream.client import UpstreamClient
 from whence_server.engines.upstream.exchange import UpstreamRequest
 from whence_server.engines.upstream.opening import open_upstream
@@ -39,8 +45,12 @@ async def open_kind(upstream: FakeUpstream, kind: str) -> UpstreamClient:
     for answer in read_answers(kind):
         if answer.name in _SELF_DESCRIPTION:
             replay(upstream, answer)
-    probe = {"openai": "completion", "ollama": "generate", "sglang": "generate_cumulative"}[kind]
-    replay(upstream, get_answer(kind, probe))
+    for name in {
+        "openai": ("chat", "completion"),
+        "ollama": ("generate",),
+        "sglang": ("generate_cumulative",),
+    }[kind]:
+        replay(upstream, get_answer(kind, name))
     client = await open_upstream(upstream.url)
     description = await client.describe()
     assert description.kind == kind
@@ -249,6 +259,21 @@ async def test_sglangs_streams_are_the_same_in_both_forms(
     end = get_end(events)
     assert (end.num_prompt_tokens, end.num_generated_tokens) == (5, 3)
     assert (end.num_cached_prompt_tokens, end.fingerprint) == (2, "default")
+
+
+async def test_a_table_that_is_repeated_in_a_chunk_of_sglang_is_left_out(
+    upstream: FakeUpstream,
+) -> None:
+    client = await open_kind(upstream, "sglang")
+    replay(upstream, get_answer("sglang", "generate_two_in_a_chunk"))
+    first, last = get_chunks(await collect(client, ask()))
+    assert grade(client, ask()).tables is Tables.SOME_STEPS
+    await client.close()
+    assert [(token.text, token.token_id) for token in first.tokens] == [(" Paris", 7042), (".", 30)]
+    assert [token.logprob for token in first.tokens] == [-0.25, -1.5]
+    assert first.tokens[0].candidates is not None
+    assert first.tokens[1].candidates is None
+    assert last.tokens[0].candidates is not None
 
 
 async def test_sglangs_settings_have_its_own_names(upstream: FakeUpstream) -> None:

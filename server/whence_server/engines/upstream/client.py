@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
 from whence_server.domain.errors import UpstreamError
 from whence_server.domain.observation import Distribution, Observation
@@ -53,9 +54,10 @@ class UpstreamClient:
         distribution = self._adapter.profile.distribution
         if distribution is None:
             probed = Found(description, Distribution.UNKNOWN)
-            distribution = await find_distribution(
+            distribution, max_candidates = await find_distribution(
                 lambda request: self._generate(request, probed), description
             )
+            description = replace(description, max_candidates=max_candidates)
         self._found = Found(description, distribution)
         _log.info(
             "the upstream at %s is %s %s and serves %s; its logprobs are %s",

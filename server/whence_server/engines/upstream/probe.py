@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from typing import NamedTuple
 
 from whence_server.domain.chat import ChatInput, ChatMessage
 from whence_server.domain.decoding import Decoding, Strategy
@@ -32,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 Generate = Callable[[UpstreamRequest], AsyncGenerator[UpstreamEvent, None]]
 
-_TEXT = "The capital of France is"
 _CHAT = ChatInput((ChatMessage("user", "What is the capital of France?"),))
-_NUM_CANDIDATES = 2
+_TEXT = "The capital of France is"
+_NUM_COMPARED = 2
 _AS_IS = Decoding(Strategy.SAMPLE, max_new_tokens=1, seed=1)
 _COLDER = replace(_AS_IS, temperature=0.1)
 _CUT = replace(_AS_IS, top_p=0.01)
@@ -43,47 +44,57 @@ _SAME_NATS = 0.02
 """Most nats by which the arithmetic of two equal requests may differ, in bfloat16 and batches."""
 _DIFFERENT_NATS = 0.05
 
-_UNREADABLE = (UpstreamRefusedError, UpstreamMalformedError, UpstreamUnfinishedError)
+_REFUSALS = (UpstreamRefusedError, UpstreamUnfinishedError, InvalidRequestError)
 
 Table = Mapping[tuple[int | None, str], float]
 
 
-async def find_distribution(generate: Generate, description: UpstreamDescription) -> Distribution:
-    """Return the distribution behind an upstream's logprobs, by asking for six tokens at most.
+class Finding(NamedTuple):
+    """Logprobs of an upstream, as an experiment found them."""
+
+    distribution: Distribution
+    """NONE if it gives no logprobs, or numbers that are none; UNKNOWN if the experiment does not
+    decide."""
+    max_candidates: int
+    """Most candidates that it gives."""
+
+
+async def find_distribution(generate: Generate, description: UpstreamDescription) -> Finding:
+    """Find the distribution behind an upstream's logprobs, by asking for a few tokens.
 
     Args:
         generate: asks the upstream for a generation.
         description: the upstream.
 
-    Returns:
-        NONE if it gives no logprobs, or numbers that are none; UNKNOWN if the experiment does not
-        decide.
-
     Raises:
         UpstreamError: the upstream is away or busy.
     """
-    if description.max_candidates < 1:
-        return Distribution.NONE
-    for prompt in (_TEXT, _CHAT):
-        request = UpstreamRequest(
-            "", prompt, _AS_IS, min(_NUM_CANDIDATES, description.max_candidates)
-        )
-        try:
-            tables = [
-                await _ask(generate, replace(request, decoding=decoding))
-                for decoding in (_AS_IS, _COLDER, _CUT)
-            ]
-        except UpstreamMalformedError as error:
-            _log.warning("the upstream's logprobs are not used: %s", error)
-            return Distribution.NONE
-        except (*_UNREADABLE, InvalidRequestError) as error:
-            if await _answers_without(generate, request):
-                _log.warning("the upstream gives no logprobs: %s", error)
-                return Distribution.NONE
-            continue
-        return decide(*tables)
+    for prompt in (_CHAT, _TEXT):
+        for num_candidates in _list_numbers(description.max_candidates):
+            request = UpstreamRequest("", prompt, _AS_IS, num_candidates)
+            try:
+                as_is = await _ask(generate, request)
+                colder = await _ask(generate, replace(request, decoding=_COLDER))
+                cut = await _ask(generate, replace(request, decoding=_CUT))
+            except UpstreamMalformedError as error:
+                _log.warning("the upstream's logprobs are not used: %s", error)
+                return Finding(Distribution.NONE, 0)
+            except _REFUSALS as error:
+                # It may give fewer candidates, or take only texts.
+                _log.debug("the upstream refuses %d candidates: %s", num_candidates, error)
+                continue
+            return Finding(decide(as_is, colder, cut), num_candidates)
+    for prompt in (_CHAT, _TEXT):
+        if await _answers_without(generate, UpstreamRequest("", prompt, _AS_IS, None)):
+            _log.warning("the upstream gives no logprobs")
+            return Finding(Distribution.NONE, 0)
     _log.warning("the upstream refuses short requests: the kind of its logprobs stays unknown")
-    return Distribution.UNKNOWN
+    return Finding(Distribution.UNKNOWN, description.max_candidates)
+
+
+def _list_numbers(most: int) -> list[int]:
+    """Return the numbers of candidates to try: a server may have a smaller limit than its kind."""
+    return [most, *(number for number in (10, 5, 2) if number < most)]
 
 
 def decide(as_is: Table, colder: Table, cut: Table) -> Distribution:
@@ -96,11 +107,12 @@ def decide(as_is: Table, colder: Table, cut: Table) -> Distribution:
     """
     if not (as_is and colder and cut):
         return Distribution.NONE
+    compared = dict(list(as_is.items())[:_NUM_COMPARED])
     if any(sum(map(math.exp, table.values())) > 1.01 for table in (as_is, colder, cut)):
         # A server can be told to give logits in place of logprobs.
         return Distribution.NONE
-    by_temperature = _compare(as_is, colder)
-    by_cut = _compare(as_is, cut)
+    by_temperature = _compare(compared, colder)
+    by_cut = _compare(compared, cut)
     if by_temperature is None or by_cut is None:
         return Distribution.UNKNOWN
     return {
@@ -112,20 +124,17 @@ def decide(as_is: Table, colder: Table, cut: Table) -> Distribution:
 
 def _compare(one: Table, other: Table) -> bool | None:
     """Return whether two tables differ by more than arithmetic does; None if it is not clear."""
-    if len(one) > len(other):
+    if not one.keys() <= other.keys():
         # A removed token has no logprob.
         return True
-    common = one.keys() & other.keys()
-    if not common:
-        return None
-    difference = max(abs(one[key] - other[key]) for key in common)
+    difference = max(abs(one[key] - other[key]) for key in one)
     if difference >= _DIFFERENT_NATS:
         return True
     return None if difference > _SAME_NATS else False
 
 
 async def _ask(generate: Generate, request: UpstreamRequest) -> Table:
-    """Return the candidates of the first token; {} if there are none."""
+    """Return the candidates of the first token, most likely first; {} if there are none."""
     table: dict[tuple[int | None, str], float] = {}
     async with aclosing(generate(request)) as events:
         async for event in events:
@@ -139,9 +148,9 @@ async def _ask(generate: Generate, request: UpstreamRequest) -> Table:
 
 
 async def _answers_without(generate: Generate, request: UpstreamRequest) -> bool:
-    """Return whether the upstream takes the request if it does not ask for logprobs."""
+    """Return whether the upstream takes a request that asks for no logprobs."""
     try:
-        await _ask(generate, replace(request, num_candidates=None))
-    except (*_UNREADABLE, InvalidRequestError):
+        await _ask(generate, request)
+    except (*_REFUSALS, UpstreamMalformedError):
         return False
     return True

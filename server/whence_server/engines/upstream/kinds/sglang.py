@@ -5,7 +5,7 @@ from typing import Any
 from whence_server.domain.chat import ChatInput
 from whence_server.domain.constraints import Language
 from whence_server.domain.decoding import Decoding, Strategy
-from whence_server.domain.observation import Distribution, Observation, TokenIds
+from whence_server.domain.observation import Distribution, Observation, Tables, TokenIds
 from whence_server.engines.upstream.adapter import Answer, Call, Found
 from whence_server.engines.upstream.exchange import (
     UpstreamDescription,
@@ -159,6 +159,8 @@ class SglangAdapter:
             request,
             found,
             TokenIds.NONE if is_chat else TokenIds.SAMPLED,
+            # A chunk of several tokens may have the table of its first token alone.
+            tables=Tables.EVERY_STEP if is_chat else Tables.SOME_STEPS,
             is_masked=decoding.constraint is not None or bool(request.passed_on),
         )
 

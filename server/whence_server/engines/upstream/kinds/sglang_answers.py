@@ -118,6 +118,11 @@ class GenerateAnswer:
             return (), is_cumulative
         new_entries = entries[-num_new:] if len(entries) >= num_new else [None] * num_new
         new_tables = tables[-num_new:] if len(tables) >= num_new else [None] * num_new
+        # Some versions repeat the first table of a chunk for its other tokens.
+        new_tables = [
+            None if place and table == new_tables[0] else table
+            for place, table in enumerate(new_tables)
+        ]
         tokens = tuple(
             self._make_token(token_id, entry, table, path)
             for token_id, entry, table in zip(ids[-num_new:], new_entries, new_tables, strict=True)
@@ -140,6 +145,8 @@ class GenerateAnswer:
             top_logprob = check_logprob(top_value, "meta_info.output_top_logprobs", _FLOOR)
             if top_logprob is not None:
                 candidates.append(UpstreamCandidate(top_text, top_logprob, top_id))
+        if table is None:
+            return UpstreamToken(text, token_id, None, logprob)
         made = make_table(candidates, chosen, self._num_candidates, self._num_candidates)
         return UpstreamToken(text, token_id, None, logprob, made.rank, made.candidates)
 

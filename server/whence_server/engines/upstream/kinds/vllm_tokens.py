@@ -11,6 +11,7 @@ from whence_server.engines.upstream.exchange import (
 from whence_server.engines.upstream.tables import make_table
 from whence_server.engines.upstream.wire.documents import (
     check_logprob,
+    get_bytes,
     get_list,
     get_object,
     get_objects,
@@ -34,6 +35,8 @@ class VllmTokens:
     def __init__(self, request: UpstreamRequest, num_asked: int | None) -> None:
         self._num_wanted = request.num_candidates or 0
         self._num_asked = num_asked
+        # Text that could begin a stop string is held back: it comes with later tokens.
+        self._holds_text = bool(request.decoding.stop)
 
     def read_chat(
         self, document: dict[str, Any], choice: dict[str, Any], text: str, path: str
@@ -43,7 +46,7 @@ class VllmTokens:
         token_ids = get_token_ids(choice, "token_ids", path)
         entries = get_objects(get_object(choice, "logprobs", path), "content", f"{path}logprobs.")
         if self._num_asked is None or (not entries and not token_ids):
-            return _make_plain_tokens(token_ids or (), text)
+            return self._make_plain_tokens(token_ids or (), text)
         where = f"{path}logprobs.content"
         _check_lengths(token_ids, len(entries), path)
         tokens = []
@@ -62,7 +65,9 @@ class VllmTokens:
                 )
             ]
             logprob = check_logprob(entry.get("logprob"), f"{at}logprob", _FLOOR)
-            token_text = text if len(entries) == 1 else ""
+            # The bytes are those of the text that the token completes.
+            spelled = get_bytes(entry, "bytes", at)
+            token_text = spelled.decode("utf-8", "replace") if spelled else ""
             tokens.append(
                 self._make_token(token_text, token_id, logprob, candidates, displaces=True)
             )
@@ -78,7 +83,7 @@ class VllmTokens:
         path = f"{path}logprobs."
         spelled = get_list(logprobs, "tokens", path)
         if self._num_asked is None or (not spelled and not token_ids):
-            return _make_plain_tokens(token_ids or (), text)
+            return self._make_plain_tokens(token_ids or (), text)
         _check_lengths(token_ids, len(spelled), path)
         values = get_list(logprobs, "token_logprobs", path)
         tables = get_list(logprobs, "top_logprobs", path)
@@ -97,9 +102,20 @@ class VllmTokens:
                 if (candidate := _make_candidate(token, value, f"{path}top_logprobs[{number}]"))
             ]
             logprob = check_logprob(values[number], f"{path}token_logprobs[{number}]", _FLOOR)
-            token_text = text if len(spelled) == 1 else ""
+            token_text = self._choose_text(text, len(spelled))
             tokens.append(self._make_token(token_text, token_id, logprob, candidates))
         return tuple(tokens)
+
+    def _make_plain_tokens(
+        self, token_ids: tuple[int, ...], text: str
+    ) -> tuple[UpstreamToken, ...]:
+        """Return tokens of which only the ids are known."""
+        token_text = self._choose_text(text, len(token_ids))
+        return tuple(UpstreamToken(token_text, token_id) for token_id in token_ids)
+
+    def _choose_text(self, text: str, num_tokens: int) -> str:
+        """Return the text of each token of a chunk; "" if the chunk does not tell."""
+        return text if num_tokens == 1 and not self._holds_text else ""
 
     def _make_token(
         self,
@@ -123,13 +139,6 @@ def _make_candidate(token: str, value: object, path: str) -> UpstreamCandidate |
         return None
     token_id = _read_id(token)
     return UpstreamCandidate("" if token_id is not None else token, logprob, token_id)
-
-
-def _make_plain_tokens(token_ids: tuple[int, ...], text: str) -> tuple[UpstreamToken, ...]:
-    """Return tokens of which only the ids are known."""
-    if len(token_ids) == 1:
-        return (UpstreamToken(text, token_ids[0]),)
-    return tuple(UpstreamToken("", token_id) for token_id in token_ids)
 
 
 def _read_id(token: str) -> int | None:

@@ -275,7 +275,7 @@ class Connection:
     def _translate(self, error: Exception, what: str) -> UpstreamError:
         if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
             return UpstreamAwayError(f"{self.name} {what}: TLS failed: {quote(str(error))}")
-        if isinstance(error, (aiohttp.http_exceptions.HttpProcessingError, aiohttp.InvalidURL)):
+        if isinstance(error, (aiohttp.ClientResponseError, aiohttp.InvalidURL)):
             return UpstreamMalformedError(f"{self.name} does not speak HTTP: {quote(str(error))}")
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         number, words = getattr(cause, "errno", None), getattr(cause, "strerror", None)
