@@ -66,6 +66,19 @@ test-cuda: setup ## Run the engine's tests on a GPU, where torch has CUDA
 		tests/integration/test_engine_*.py tests/integration/test_beam_search.py \
 		tests/integration/test_generate.py tests/unit/test_decoding_*.py
 
+# In an environment of its own: a quantization's packages are no dependency, and bring their own.
+QUANTIZED := build/quantized
+
+.PHONY: test-quantized
+test-quantized: $(QUANTIZED)/.ready ## Compare quantized forms of the real model with transformers' generate
+	$(QUANTIZED)/bin/python -m pytest tests/integration/test_engine_quantized.py
+$(QUANTIZED)/.ready: pyproject.toml constraints.txt tests/backends/quantized.txt
+	$(PYTHON) -m venv $(QUANTIZED)
+	$(QUANTIZED)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(QUANTIZED)/bin/python -m pip install --quiet -c constraints.txt -e '.[server,demo,dev]' \
+		-r tests/backends/quantized.txt
+	@touch $@
+
 .PHONY: check
 check: setup generated-current ## Format, lint, types, contract, import rules, generated code
 	$(BIN)/ruff format --check .

@@ -32,6 +32,7 @@ FINDINGS = Findings(
     captured_probed=False,
     packed=True,
     reuses_prefixes=True,
+    pass_dependence="its layer x rounds activations",
 )
 
 

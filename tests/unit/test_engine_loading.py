@@ -214,7 +214,7 @@ def configure(**changes: object) -> Callable[[Path], object]:
         (configure(model_type="nonesuch"), "nonesuch"),
         (configure(model_type="bert"), "a 'bert' model, which is an encoder"),
         (configure(model_type="t5"), "a 't5' model, which is an encoder-decoder"),
-        (configure(model_type="vit"), "'vit' model, for which AutoModelForCausalLM"),
+        (configure(model_type="vit"), "'vit' model, for which neither AutoModelForCausalLM"),
     ],
 )
 def test_a_directory_that_cannot_be_served_is_refused(

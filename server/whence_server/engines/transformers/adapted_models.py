@@ -44,6 +44,7 @@ class Base(NamedTuple):
         model: as it is served.
         style: its call style for a batch; None if every sequence decodes by itself.
         obstacle: reason why it gives no sources, if known.
+        pass_dependence: reason why results depend on the division into passes; "" if they do not.
         info: its description.
         places: its directories.
         weight_files: names of its weight files.
@@ -52,6 +53,7 @@ class Base(NamedTuple):
     model: Any
     style: ForwardStyle | None
     obstacle: str | None
+    pass_dependence: str
     info: ModelInfo
     places: ModelPlaces
     weight_files: Sequence[str]
@@ -106,7 +108,7 @@ def _load(base: Base, place: AdapterPlace, options: EngineOptions) -> AdaptedMod
     check_unchanged(before, read_identities(before))
     adapters.check_equals_peft(adapted)
     rotary = frequencies.find(model)
-    if not batching_check.is_called_by(model, base.style, rotary):
+    if not batching_check.is_called_by(model, base.style, rotary, base.pass_dependence):
         raise ConfigurationError(
             "with its layers the model cannot be decoded as its base is: it gives other logits "
             "than in one pass over all tokens; serve the adapter alone, with --model"

@@ -5,7 +5,8 @@ works for any architecture. Two prompts of different length, one of them read in
 a step together, and the logits must equal those of a plain forward pass over each. A model that
 numbers positions in its own way, attends to later tokens, or loses its state between chunks fails
 the test. It is then tested with each sequence by itself, and refused if that fails too. Faults
-that show only with long sequences are found by `frequencies`.
+that show only with long sequences are found by `frequencies`, and quantized layers whose results
+differ between passes by `pass_dependence`.
 """
 
 import inspect
@@ -22,6 +23,10 @@ from whence_server.engines.transformers import frequencies
 from whence_server.engines.transformers.context import read_max_context_length
 from whence_server.engines.transformers.frequencies import Frequencies
 from whence_server.engines.transformers.internals.probe import NO_PROBE
+from whence_server.engines.transformers.pass_dependence import (
+    find_pass_dependence,
+    list_reference_passes,
+)
 from whence_server.engines.transformers.runner import Runner
 from whence_server.engines.transformers.solo import SoloRunner
 from whence_server.engines.transformers.style import ForwardStyle
@@ -35,12 +40,16 @@ TOPK_FIELDS = ("keep_window_size", "index_topk")
 indexer)."""
 
 
-def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyle | None:
+def check_batching(
+    model: Any, rotary: Frequencies | None = None, dependence: str | None = None
+) -> ForwardStyle | None:
     """Find the fastest way to call the model that gives correct logits.
 
     Args:
         model: as loaded.
         rotary: the model's rotary modules that depend on length; found here if None.
+        dependence: reason why results depend on the division into passes, "" if they do not; found
+            here if None.
 
     Returns:
         The call style for a batch; None if every sequence has to be decoded by itself.
@@ -52,13 +61,20 @@ def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyl
     name = type(model).__name__
     _refuse_switching_attention(model)
     rotary = frequencies.find(model) if rotary is None else rotary
-    obstacle = _find_obstacle(model, rotary)
+    dependence = find_pass_dependence(model) if dependence is None else dependence
+    obstacle = dependence or _find_obstacle(model, rotary)
     if obstacle is None:
         for style in _list_styles(model):
             if _works_together(model, style):
                 return style
         obstacle = "its logits differ between a batch of two prompts and each prompt alone"
-    if not _works_singly(model, rotary):
+    if dependence:
+        if not _works_as_generate(model, rotary, dependence):
+            raise ConfigurationError(
+                f"{name} cannot be decoded token by token: its logits differ from those of "
+                f"generate's own passes, and {dependence}"
+            )
+    elif not _works_singly(model, rotary):
         raise ConfigurationError(
             f"{name} cannot be decoded token by token: with its cache or state it gives other "
             "logits than in one pass over all tokens"
@@ -67,14 +83,19 @@ def check_batching(model: Any, rotary: Frequencies | None = None) -> ForwardStyl
     return None
 
 
-def is_called_by(model: Any, style: ForwardStyle | None, rotary: Frequencies) -> bool:
+def is_called_by(
+    model: Any, style: ForwardStyle | None, rotary: Frequencies, dependence: str
+) -> bool:
     """Return whether a model gives correct logits if it is called in one way.
 
     Args:
         model: as loaded.
         style: call style for a batch; None to decode every sequence by itself.
         rotary: the model's rotary modules that depend on length.
+        dependence: reason why results depend on the division into passes; "" if they do not.
     """
+    if dependence:
+        return _works_as_generate(model, rotary, dependence)
     if style is None:
         return _works_singly(model, rotary)
     return _works_together(model, style)
@@ -177,7 +198,7 @@ def _works_singly(model: Any, rotary: Frequencies) -> bool:
     sequences = make_prompts(model)
     plain = [run_plain(model, token_ids) for token_ids in sequences]
     try:
-        runner = SoloRunner(model, NO_PROBE, rotary)
+        runner = SoloRunner(model, NO_PROBE, rotary, dependence="")
         for token_ids, expected in zip(sequences, plain, strict=True):
             prompt = runner.start(token_ids[:-2])
             logits = runner.prefill(prompt, len(token_ids) - 2, all_logits=True)
@@ -191,6 +212,30 @@ def _works_singly(model: Any, rotary: Frequencies) -> bool:
     return all(
         are_alike(model, logits, expected[-2:])
         for logits, expected in zip(torch.stack(steps, 1), plain, strict=True)
+    )
+
+
+def _works_as_generate(model: Any, rotary: Frequencies, dependence: str) -> bool:
+    """Decode two sequences in turns, and compare with `generate`'s passes over each."""
+    prompts = make_prompts(model)
+    try:
+        references = [list_reference_passes(model, token_ids) for token_ids in prompts]
+        runner = SoloRunner(model, NO_PROBE, rotary, dependence)
+        logits = []
+        for token_ids in prompts:
+            prompt = runner.start(list(token_ids))
+            logits.append([runner.prefill(prompt, len(token_ids), all_logits=False)[-1]])
+            runner.join(prompt)
+        for i in range(len(references[0][0]) - 1):
+            step = runner.decode([new[i] for new, _ in references])
+            for made, row in zip(logits, step, strict=True):
+                made.append(row)
+    except Exception as error:  # noqa: BLE001 - code of others: any failure means no
+        logger.warning("%s cannot decode two sequences in turns: %r", type(model).__name__, error)
+        return False
+    return all(
+        are_alike(model, torch.stack(made), torch.stack(expected).to(made[0]))
+        for made, (_, expected) in zip(logits, references, strict=True)
     )
 
 

@@ -22,6 +22,7 @@ from whence_server.engines.transformers.digests import digest_file, digest_model
 from whence_server.engines.transformers.generation_config import read_defaults
 from whence_server.engines.transformers.gguf_file import read_quantization
 from whence_server.engines.transformers.internals.attention import get_original_implementation
+from whence_server.engines.transformers.quantized_files import read_method
 from whence_server.engines.transformers.tokenizer_check import cleans_up_spaces, find_fill_token
 from whence_server.engines.transformers.weights import ModelPlaces, list_adapter_files
 
@@ -65,18 +66,18 @@ def describe(
         text=text,
         internals=internals,
         directory=str(places.directory.resolve()),
-        source=read_source(places, config_of=model),
+        source=read_source(places, model),
         adapter=adapter,
         prefix_cache_tokens=prefix_cache_tokens,
     )
 
 
-def read_source(places: ModelPlaces, config_of: Any) -> SourceInfo:
+def read_source(places: ModelPlaces, model: Any) -> SourceInfo:
     """Return the format of the files, and the quantization of the weights in them.
 
     Args:
         places: the files.
-        config_of: the loaded model.
+        model: the loaded model.
 
     Raises:
         ConfigurationError: the GGUF file cannot be read.
@@ -84,11 +85,12 @@ def read_source(places: ModelPlaces, config_of: Any) -> SourceInfo:
     if places.gguf:
         return SourceInfo("gguf", read_quantization(places.source), dequantized=True)
     first = places.list_base_weights()[0]
-    quantized = getattr(config_of.config, "quantization_config", None)
-    method = getattr(quantized, "quant_method", "") if quantized is not None else ""
+    method = read_method(places.base)
     return SourceInfo(
         "safetensors" if first.endswith(".safetensors") else "pytorch",
-        str(getattr(method, "value", method)),
+        method,
+        # transformers dequantizes some methods where the hardware does not compute with them.
+        dequantized=bool(method) and not getattr(model, "is_quantized", False),
     )
 
 

@@ -19,7 +19,7 @@ from whence_server.engines.transformers.style import ForwardStyle
 
 MAX_REMEMBERED = 16
 """Number of models whose findings are kept; the oldest are dropped first."""
-_VERSION = 1
+_VERSION = 2
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Findings(NamedTuple):
         captured_probed: True if the captured step with a probe has their activations too.
         packed: True if the captured step multiplies with packed weights.
         reuses_prefixes: True if the logits are the same with a prefix cache.
+        pass_dependence: reason why results depend on the division into passes; "" if they do not.
     """
 
     style: ForwardStyle | None
@@ -44,6 +45,7 @@ class Findings(NamedTuple):
     captured_probed: bool
     packed: bool
     reuses_prefixes: bool
+    pass_dependence: str
 
 
 class FindingsCache:
@@ -131,6 +133,7 @@ def _encode(findings: Findings) -> dict[str, Any]:
         "captured_probed": findings.captured_probed,
         "packed": findings.packed,
         "reuses_prefixes": findings.reuses_prefixes,
+        "pass_dependence": findings.pass_dependence,
     }
 
 
@@ -164,6 +167,7 @@ def _decode(entry: dict[str, Any]) -> Findings:
         captured_probed=_read_flag(entry["captured_probed"]),
         packed=_read_flag(entry["packed"]),
         reuses_prefixes=_read_flag(entry["reuses_prefixes"]),
+        pass_dependence=str(entry["pass_dependence"]),
     )
 
 

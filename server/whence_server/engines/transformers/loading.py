@@ -75,6 +75,8 @@ class LoadedModel(NamedTuple):
     """Reads the model's activations while it decodes."""
     rotary: Frequencies
     """Rotary modules that depend on length, in their initial state."""
+    pass_dependence: str
+    """Reason why results depend on the division into passes; "" if they do not."""
     adapted: tuple[AdaptedModel, ...] = ()
     """The model with each adapter that requests can name."""
     mixed: MixedAdapters | None = None
@@ -103,7 +105,7 @@ class LoadedModel(NamedTuple):
         self, of: "LoadedModel | AdaptedModel", prefixes: PrefixCache | None
     ) -> ModelRunner[Any]:
         if self.style is None:
-            return SoloRunner(of.model, of.probe, of.rotary)
+            return SoloRunner(of.model, of.probe, of.rotary, self.pass_dependence)
         return Runner(of.model, self.style, of.graph, of.probe, prefixes=prefixes)
 
 
@@ -168,7 +170,9 @@ def load(options: EngineOptions) -> LoadedModel:
         if tried.reuses_prefixes
         else 0,
     )
-    base = Base(model, tried.style, tried.obstacle, info, places, base_weights)
+    base = Base(
+        model, tried.style, tried.obstacle, tried.pass_dependence, info, places, base_weights
+    )
     adapted = tuple(load_adapted(base, place, options) for place in named)
     info = dataclasses.replace(info, adapters=tuple(each.info for each in adapted))
     mixed = None
@@ -182,6 +186,7 @@ def load(options: EngineOptions) -> LoadedModel:
         info,
         tried.probe,
         rotary,
+        tried.pass_dependence,
         adapted,
         mixed,
         tuple(tried.deferred),

@@ -13,12 +13,18 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.engines.transformers import weights
 from whence_server.engines.transformers.gguf_file import forget_quantizer
 from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.quantized_files import check_quantization
 from whence_server.engines.transformers.tokenizer_check import check_tokenizer
 
 NAMES_SHOWN = 10
@@ -54,13 +60,33 @@ def read_config(directory: Path, options: EngineOptions, gguf: str = "") -> Any:
     can_be_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if can_be_encoder and getattr(config, "is_decoder", True) is False:
         raise ConfigurationError(f"{kind}, which is an encoder; a decoder is needed")
-    is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_remote:
-        raise ConfigurationError(
-            f"{kind}, for which AutoModelForCausalLM of transformers "
-            f"{transformers.__version__} has no class"
-        )
+    _find_auto_class(config, kind)
+    if not gguf:
+        check_quantization(directory, config)
     return config
+
+
+def _find_auto_class(config: Any, kind: str = "") -> Any:
+    """Return transformers' class that loads a config's model for text.
+
+    A model for text and images, whose text transformers does not load alone, is loaded whole.
+
+    Args:
+        config: the model's config.
+        kind: description of the model, for the error.
+
+    Raises:
+        ConfigurationError: transformers has no class that generates text.
+    """
+    is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or is_remote:
+        return AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ConfigurationError(
+        f"{kind}, for which neither AutoModelForCausalLM nor AutoModelForImageTextToText of "
+        f"transformers {transformers.__version__} has a class"
+    )
 
 
 def _check_sources(directory: Path, config: Any, options: EngineOptions) -> None:
@@ -143,7 +169,7 @@ def load_model(
     automatic = torch.float32 if gguf else "auto"
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
     with translate_errors(f"the weights in {directory / gguf} cannot be loaded"):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = _find_auto_class(config).from_pretrained(
             directory,
             config=config,
             dtype=dtype,

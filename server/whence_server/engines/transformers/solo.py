@@ -26,6 +26,7 @@ from whence_server.engines.transformers.internals.probe import (
 )
 from whence_server.engines.transformers.internals.probed_rows import ProbeReadout
 from whence_server.engines.transformers.internals.probed_sequence import ProbedSequence
+from whence_server.engines.transformers.pass_dependence import find_pass_dependence
 
 
 @dataclass(slots=True)
@@ -93,12 +94,20 @@ class SoloRunner:
         model: in eval mode.
         probe: reads the activations of probed rows.
         rotary: the model's rotary modules that depend on length; found here if None.
+        dependence: reason why results depend on the division into passes, "" if they do not; found
+            here if None.
     """
 
     def __init__(
-        self, model: Any, probe: Probe = NO_PROBE, rotary: Frequencies | None = None
+        self,
+        model: Any,
+        probe: Probe = NO_PROBE,
+        rotary: Frequencies | None = None,
+        dependence: str | None = None,
     ) -> None:
         self._rotary = frequencies.find(model) if rotary is None else rotary
+        dependence = find_pass_dependence(model) if dependence is None else dependence
+        self._passes_matter = bool(self._rotary or dependence)
         self._model = model
         self._probe = probe
         self._device = model.device
@@ -119,9 +128,10 @@ class SoloRunner:
         """Return the number of a prompt's first tokens that have to be read in one pass.
 
         This is all of them, even if the last ones were generated before. But if rotary modules
-        depend on length, generated tokens have to be read as before: one after the other.
+        depend on length, or quantized layers on the tokens of a pass, generated tokens have to be
+        read as before: one after the other.
         """
-        return num_tokens - num_generated if self._rotary else num_tokens
+        return num_tokens - num_generated if self._passes_matter else num_tokens
 
     def start(
         self,

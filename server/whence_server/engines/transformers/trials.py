@@ -16,6 +16,7 @@ from whence_server.engines.transformers.internals import attention
 from whence_server.engines.transformers.internals.head_weights import HeadWeights
 from whence_server.engines.transformers.internals.probe import NO_PROBE, DeferredProbe, Probe
 from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.pass_dependence import find_pass_dependence
 from whence_server.engines.transformers.prefix_check import reuses_prefixes
 from whence_server.engines.transformers.step_graph import StepGraph
 from whence_server.engines.transformers.style import ForwardStyle
@@ -31,6 +32,7 @@ class Tried(NamedTuple):
         probe: reads the model's activations.
         internals: internals that the probe gives.
         reuses_prefixes: True if the logits are the same with a prefix cache.
+        pass_dependence: reason why results depend on the division into passes; "" if they do not.
         deferred: work that is due before the first generation with internals.
     """
 
@@ -40,6 +42,7 @@ class Tried(NamedTuple):
     probe: Probe
     internals: InternalsInfo
     reuses_prefixes: bool
+    pass_dependence: str
     deferred: Sequence[Callable[[], object]] = ()
 
 
@@ -51,7 +54,8 @@ def try_out(
     Raises:
         ConfigurationError: the model cannot decode, or does not match the head weights.
     """
-    style, obstacle = _find_style(model, rotary)
+    dependence = find_pass_dependence(model)
+    style, obstacle = _find_style(model, rotary, dependence)
     probe, internals = build_probe(model, style, obstacle, head_weights)
     graph = None if style is None else step_capture.capture_step(model, style, probe, kernels)
     findings = Findings(
@@ -62,8 +66,10 @@ def try_out(
         captured_probed=graph is not None and graph.has_probe,
         packed=graph is not None and graph.packed,
         reuses_prefixes=reuses_prefixes(model, style),
+        pass_dependence=dependence,
     )
-    tried = Tried(style, obstacle, graph, probe, internals, findings.reuses_prefixes)
+    reuses = findings.reuses_prefixes
+    tried = Tried(style, obstacle, graph, probe, internals, reuses, dependence)
     return tried, findings
 
 
@@ -91,11 +97,21 @@ def repeat(model: Any, findings: Findings, head_weights: HeadWeights | None) -> 
             attention.restore(model)
             return None
         deferred.append(graph.complete)
-    reuses = findings.reuses_prefixes
-    return Tried(style, obstacle, graph, probe, findings.internals, reuses, deferred)
+    return Tried(
+        style,
+        obstacle,
+        graph,
+        probe,
+        findings.internals,
+        findings.reuses_prefixes,
+        findings.pass_dependence,
+        deferred,
+    )
 
 
-def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, str | None]:
+def _find_style(
+    model: Any, rotary: Frequencies, dependence: str
+) -> tuple[ForwardStyle | None, str | None]:
     """Find the model's call style, with our attention function in place if it can be.
 
     Returns:
@@ -105,18 +121,19 @@ def _find_style(model: Any, rotary: Frequencies) -> tuple[ForwardStyle | None, s
     Raises:
         ConfigurationError: the model cannot decode.
     """
-    obstacle = attention.adopt(model)
+    # Layers that depend on the pass also turn a last bit of another attention function into a step.
+    obstacle = dependence or attention.adopt(model)
     if obstacle is not None:
-        return batching_check.check_batching(model, rotary), obstacle
+        return batching_check.check_batching(model, rotary, dependence), obstacle
     decodes = True
     try:
-        style = batching_check.check_batching(model, rotary)
+        style = batching_check.check_batching(model, rotary, dependence)
     except ConfigurationError:
         style, decodes = None, False
     if style is not None:
         return style, None
     attention.restore(model)
-    style = batching_check.check_batching(model, rotary)
+    style = batching_check.check_batching(model, rotary, dependence)
     if style is None and decodes:
         # Every sequence decodes by itself, with either attention function.
         attention.install(model)

@@ -167,7 +167,7 @@ def _check_singly(
         ids: tokens.
         expected: [tokens], the last token's shares in one pass; 0 for sinks.
     """
-    runner = SoloRunner(model, Probe(norms, None))
+    runner = SoloRunner(model, Probe(norms, None), dependence="")
     prompt = runner.start(list(ids[:-2]), probed=True)
     runner.prefill(prompt, len(ids) - 2, all_logits=False)
     runner.join(prompt)
