@@ -58,6 +58,13 @@ class RoundsFloats(Quantized):
         return (x / step).to(torch.float8_e4m3fn).to(x.dtype) * step
 
 
+class ComputesInHalf(Quantized):
+    """Rounds activations to bfloat16, as 4-bit layers of bitsandbytes do on some processors."""
+
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().to(x.dtype)
+
+
 class Int8WithOutliers(RoundsTokens):
     """Leaves columns with an outlier in any row of the pass as they are, as LLM.int8 does."""
 
@@ -93,9 +100,21 @@ def test_layers_that_depend_on_the_pass_are_found(
     assert found == f"its layer model.layers.0.self_attn.q_proj ({kind.__name__}) {reason}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_layers_with_quantized_weights_alone_are_batched(tiny_model: TinyModel, dtype: str) -> None:
-    model = quantize(tiny_model("llama"), WeightOnly, dtype)
+def test_layers_that_compute_in_half_precision_depend_on_the_pass_in_float32(
+    tiny_model: TinyModel,
+) -> None:
+    found = find_pass_dependence(quantize(tiny_model("llama"), ComputesInHalf))
+    assert found.endswith("(ComputesInHalf) rounds activations")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(WeightOnly, "float32"), (WeightOnly, "bfloat16"), (ComputesInHalf, "bfloat16")],
+)
+def test_layers_that_round_no_activations_are_batched(
+    tiny_model: TinyModel, kind: type[Quantized], dtype: str
+) -> None:
+    model = quantize(tiny_model("llama"), kind, dtype)
     assert find_pass_dependence(model) == ""
     assert check_batching(model) is not None
 
@@ -119,7 +138,7 @@ def test_a_layer_with_a_forward_of_its_own_is_called(tiny_model: TinyModel) -> N
     )
 
 
-@pytest.mark.parametrize("kind", [Int8WithOutliers, RoundsTokens])
+@pytest.mark.parametrize("kind", [Int8WithOutliers, RoundsTokens, ComputesInHalf])
 def test_tokens_and_logits_equal_generate_also_after_a_restart(
     tiny_model: TinyModel, kind: type[Quantized]
 ) -> None:

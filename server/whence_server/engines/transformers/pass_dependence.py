@@ -2,10 +2,11 @@
 
 LLM.int8 (bitsandbytes) multiplies a column of activations in half precision if any row of the pass
 has an outlier in it, so that a token's result depends on the other tokens of its pass. Layers that
-round activations (int8 or FP8 activations of compressed-tensors, torchao and others) turn the last
-bit, which differs between passes of different shapes, into a step of the rounding. Only
-`generate`'s own passes then give `generate`'s tokens: the prompt whole, then one token at a time.
-These layers are found by calling them and not by name.
+round activations (to int8 or FP8 in compressed-tensors, torchao and others; from float32 to half
+precision in 4-bit layers of bitsandbytes on some processors) turn the last bit, which differs
+between passes of different shapes, into a step of the rounding. Only `generate`'s own passes then
+give `generate`'s tokens: the prompt whole, then one token at a time. These layers are found by
+calling them and not by name.
 """
 
 import logging
@@ -21,9 +22,13 @@ NUM_ROWS = 8
 """Number of rows that are compared beside an ordinary row and beside one with outliers."""
 OUTLIER = 100.0
 """Far above LLM.int8's usual threshold of 6, and within the range of half precision."""
-SMALL, CHANGE = 2.0**-6, 2.0**-12
-"""An activation beside one of 1, and a change that bfloat16 still holds, but that is a fraction of
-a step of int8 (1/127) and of FP8."""
+SMALL = 2.0**-6
+"""An activation beside one of 1."""
+CHANGE = {torch.float32: 2.0**-18}
+"""A change of it that the model's dtype holds, and half precision does not, in which layers of
+bitsandbytes may compute."""
+CHANGE_IN_HALF = 2.0**-12
+"""The change for other dtypes: they hold it, but it is a fraction of a step of int8 and of FP8."""
 NUM_NEW = 3
 """Number of tokens that are generated for the comparison with `generate`."""
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -87,7 +92,7 @@ def _test_layer(module: Any, dtype: torch.dtype, device: torch.device) -> str:
     base[:, :, 0] = 1
     changed = base.clone()
     for row in range(num_changed):
-        changed[0, row, row + 1] += CHANGE
+        changed[0, row, row + 1] += CHANGE.get(dtype, CHANGE_IN_HALF)
     # A kernel may compute two rows of one pass in different ways, but not one row of two passes.
     before, after = (module(each.to(device, dtype))[0] for each in (base, changed))
     num_equal = sum(torch.equal(one, other) for one, other in zip(before, after, strict=True))

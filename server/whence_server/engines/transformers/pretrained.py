@@ -24,7 +24,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.engines.transformers import weights
 from whence_server.engines.transformers.gguf_file import forget_quantizer
 from whence_server.engines.transformers.handshake import EngineOptions
-from whence_server.engines.transformers.quantized_files import check_quantization
+from whence_server.engines.transformers.quantized_files import check_quantization, is_quantized
 from whence_server.engines.transformers.tokenizer_check import check_tokenizer
 
 NAMES_SHOWN = 10
@@ -180,6 +180,8 @@ def load_model(
             ignore_mismatched_sizes=True,
             # Keeps transformers from applying an adapter beside the model; we apply it later.
             adapter_kwargs={"subfolder": _NO_ADAPTER},
+            # Quantized tensors cannot be copied out of a file that is mapped into memory.
+            disable_mmap=True if is_quantized(config) else None,
             **_name_gguf(gguf),
         )
     if gguf:

@@ -33,12 +33,9 @@ def check_quantization(directory: Path, config: Any) -> None:
     Raises:
         ConfigurationError: packages or a GPU are missing, or transformers does not know the method.
     """
-    settings = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(decoder=True), "quantization_config", None
-    )
+    settings = _find_settings(config)
     if settings is None:
         return
-    settings = settings if isinstance(settings, dict) else settings.to_dict()
     method = str(settings.get("quant_method", ""))
     what = f"{directory / 'config.json'} has quantized weights (quant_method {method!r})"
     if not AutoHfQuantizer.supports_quant_method(settings):
@@ -56,6 +53,19 @@ def check_quantization(directory: Path, config: Any) -> None:
         raise ConfigurationError(
             f"{what}, which cannot be read on this machine: {reason}{remedy}"
         ) from error
+
+
+def is_quantized(config: Any) -> bool:
+    """Return whether a config says that its checkpoint has quantized weights."""
+    return _find_settings(config) is not None
+
+
+def _find_settings(config: Any) -> dict[str, Any] | None:
+    """Return the quantization of a config, or of the part for text; None if there is none."""
+    settings = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(decoder=True), "quantization_config", None
+    )
+    return settings if settings is None or isinstance(settings, dict) else settings.to_dict()
 
 
 def read_method(directory: Path) -> str:
