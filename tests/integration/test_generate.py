@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+from draws import compute_noise
 from server_process import ServerProcess
 from tiny_models import CHAT_TEMPLATE, PADDED_VOCABULARY
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -113,21 +114,6 @@ def test_logprobs_are_those_of_a_plain_forward_pass(channel, reference) -> None:
     assert "".join(s.text for s in result.prompt_steps) == PROMPT
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> int:
-    """Compute the first word of Philox4x32-10 (Salmon et al. 2011), from the paper."""
-    c, (k0, k1) = list(counter), key
-    for _ in range(10):
-        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [b >> 32 ^ c[1] ^ k0, b & 0xFFFFFFFF, a >> 32 ^ c[3] ^ k1, a & 0xFFFFFFFF]
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c[0]
-
-
-def noise(seed: int, step: step_pb2.Step, token_id: int) -> float:
-    word = philox((token_id, step.index, step.sequence_index, 0), (seed & 0xFFFFFFFF, seed >> 32))
-    return -math.log((word + 0.5) / 2**32)
-
-
 SEED = 0xFEDCBA9876543210
 
 
@@ -149,7 +135,7 @@ def test_every_draw_can_be_recomputed(channel) -> None:
     assert list(result.started.processor_names) == ["temperature", "top_k", "top_p"]
     recomputed = 0
     for step in result.steps:
-        assert step.draw.noise == pytest.approx(noise(SEED, step, step.token_id), rel=1e-6)
+        assert step.draw.noise == pytest.approx(compute_noise(SEED, step, step.token_id), rel=1e-6)
         alive = {
             i: lp
             for i, lp in zip(
@@ -160,7 +146,7 @@ def test_every_draw_can_be_recomputed(channel) -> None:
         if len(alive) != step.processors.num_kept[-1]:
             continue
         assert sum(math.exp(lp) for lp in alive.values()) == pytest.approx(1, abs=1e-4)
-        race = sorted((math.log(noise(SEED, step, i)) - lp, i) for i, lp in alive.items())
+        race = sorted((math.log(compute_noise(SEED, step, i)) - lp, i) for i, lp in alive.items())
         if len(race) > 1:
             assert step.draw.margin == pytest.approx(race[1][0] - race[0][0], abs=1e-4)
             if step.draw.margin < 1e-4:

@@ -1,5 +1,6 @@
 """A real model, served: its answers are true, and those that transformers' `generate` gives."""
 
+import math
 import re
 import shlex
 import subprocess
@@ -8,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from decoding_oracle import expected
+from draws import compute_noise
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from whence import Client, InvalidRequestError
+from whence import Client, FinishReason, InvalidRequestError, Token
 from whence.options import ChatMessage
+from whence_server.domain.decoding import Decoding, Strategy
 
 SYSTEM = (
     "You answer questions about countries. Answer in one short sentence, with the name of the city "
@@ -157,3 +162,102 @@ def test_a_chat_reads_only_what_is_new_and_answers_as_transformers_does(
         num_known = len(prompt) + len(ids) - 1
         messages.append({"role": "assistant", "content": generation.text})
     assert num_known > 150
+
+
+def test_a_forced_answer_and_its_prompt_have_the_logprobs_of_one_pass(
+    real_model: Path, model: PreTrainedModel, client: Client
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    answer = " Lyon, and not Paris."
+    prompt, forced = tokenizer(PROMPT).input_ids, tokenizer(answer).input_ids
+    asked = tokenizer(" Paris Lyon").input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + forced])).logits[0]
+
+    with client.generate(
+        PROMPT, forced=answer, trace_prompt=True, num_candidates=2, logprob_token_ids=asked
+    ) as generation:
+        tokens = list(generation)
+
+    assert generation.text == answer
+    assert generation.prompt_tokens[0].logprob is None
+    read = [*generation.prompt_tokens[1:], *tokens]
+    assert [token.token_id for token in read] == (prompt + forced)[1:]
+    for token, row in zip(read, torch.log_softmax(logits, -1), strict=False):
+        assert token.logprob == pytest.approx(float(row[token.token_id]), abs=1e-3)
+        assert token.rank == int((row > row[token.token_id]).sum())
+        assert [c.token_id for c in token.candidates] == row.topk(2).indices.tolist()
+    row = torch.log_softmax(logits[len(prompt) - 1], -1)
+    found = [candidate.logprob for candidate in tokens[0].requested_logprobs]
+    assert found == pytest.approx(row[asked].tolist(), abs=1e-3)
+
+
+def test_beams_are_those_of_transformers(
+    real_model: Path, model: PreTrainedModel, client: Client
+) -> None:
+    prompt = AutoTokenizer.from_pretrained(real_model)(PROMPT, return_tensors="pt")
+    settings: Any = {"num_beams": 4, "max_new_tokens": 10, "length_penalty": 0.7}
+    theirs = model.generate(
+        **prompt,
+        **settings,
+        num_return_sequences=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+
+    with client.generate(PROMPT, n=2, **settings) as generation:
+        generation.result()
+
+    new = theirs.sequences[:, prompt.input_ids.shape[1] :].tolist()
+    assert [list(sequence.token_ids) for sequence in generation.sequences] == new
+    scores = [sequence.score for sequence in generation.sequences]
+    assert scores == pytest.approx(theirs.sequences_scores.tolist(), rel=1e-4)
+
+
+def test_samples_are_drawn_from_what_transformers_processors_leave(
+    model: PreTrainedModel, client: Client
+) -> None:
+    settings: Any = {"temperature": 0.9, "top_k": 8, "repetition_penalty": 1.2, "seed": 5}
+    with client.generate(
+        PROMPT, **settings, n=2, max_new_tokens=12, num_candidates=8, ignore_eos=True
+    ) as generation:
+        tokens = list(generation)
+
+    assert generation.started is not None
+    prompt = list(generation.started.prompt_token_ids)
+    names = ["repetition_penalty", "temperature", "top_k"]
+    for sequence in generation.sequences:
+        ids = list(sequence.token_ids)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 :]
+        own = [token for token in tokens if token.sequence_index == sequence.sequence_index]
+        decoding = Decoding(Strategy.SAMPLE, max_new_tokens=12, **settings)
+        for i, token in enumerate(own):
+            wanted = expected(logits[i], decoding, prompt, ids[:i])
+            assert [effect.name for effect in token.processors] == wanted.names == names
+            for effect, after in zip(token.processors, wanted.distributions[1:], strict=True):
+                assert effect.num_kept == (after > -math.inf).sum()
+                assert effect.token_logprob == pytest.approx(after[token.token_id], abs=1e-3)
+            check_draw(token, settings["seed"], wanted.distributions[-1])
+    assert generation.sequences[0].token_ids != generation.sequences[1].token_ids
+
+
+def check_draw(token: Token, seed: int, logprobs: np.ndarray) -> None:
+    """Recompute a draw from its seed, and from the logprobs [V] of what it was drawn from."""
+    (alive,) = (logprobs > -math.inf).nonzero()
+    keys = {int(i): math.log(compute_noise(seed, token, int(i))) - logprobs[i] for i in alive}
+    first, second = sorted(keys, key=keys.__getitem__)[:2]
+    assert token.draw is not None
+    assert token.draw.margin == pytest.approx(keys[second] - keys[first], abs=2e-3)
+    if token.draw.margin > 1e-2:
+        assert (token.token_id, token.draw.runner_up_token_id) == (first, second)
+
+
+def test_a_stop_string_ends_an_answer_before_it(client: Client) -> None:
+    options: Any = {"messages": [{"role": "user", "content": QUESTION}], "greedy": True}
+    with client.generate(**options, stop="Paris", max_new_tokens=24) as generation:
+        generation.result()
+    (sequence,) = generation.sequences
+    assert sequence.text == "The capital of France is "
+    assert (sequence.finish_reason, sequence.stop) == (FinishReason.STOP, "Paris")
