@@ -109,7 +109,7 @@ class ServerProcess:
         (child,) = [
             c
             for c in psutil.Process(self.pid).children()
-            if "engine.worker" in " ".join(c.cmdline())
+            if "engines.transformers.worker" in " ".join(c.cmdline())
         ]
         return child.pid
 
