@@ -64,7 +64,8 @@ def save_by(preset: str) -> Callable[[Path, Path], Path]:
 @pytest.mark.parametrize(
     ("save", "method", "batched"),
     [
-        pytest.param(save_in_4_bits, "bitsandbytes", True, marks=need("bitsandbytes")),
+        # Batched unless the processor has kernels that compute in half precision.
+        pytest.param(save_in_4_bits, "bitsandbytes", None, marks=need("bitsandbytes")),
         pytest.param(save_in_8_bits, "bitsandbytes", False, marks=need("bitsandbytes")),
         *(
             pytest.param(
@@ -80,11 +81,11 @@ def test_a_real_model_gives_the_tokens_of_generate(
     tmp_path: Path,
     save: Callable[[Path, Path], Path],
     method: str,
-    batched: bool,
+    batched: bool | None,
 ) -> None:
     directory = save(real_model, tmp_path / "quantized")
     loaded = loaded_model(directory, dtype="auto")
     assert loaded.info.source.quantization == method
-    assert loaded.info.batched == batched
+    assert batched in {None, loaded.info.batched}
     tokenizer = AutoTokenizer.from_pretrained(directory)
     check_equals_generate(loaded, directory, [tokenizer(text).input_ids for text in TEXTS])
