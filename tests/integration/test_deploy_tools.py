@@ -70,7 +70,10 @@ def kustomize() -> list[str]:
     return [find_program("kustomize", "put it or kubectl on the PATH"), "build"]
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/example"])
+FOLDERS = ["base", "overlays/example", "overlays/llama-cpp", "overlays/vllm"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
     text = told(*kustomize(), str(DEPLOY / "kubernetes" / folder))
     documents = {document["kind"]: document for document in yaml.safe_load_all(text)}
@@ -78,12 +81,20 @@ def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
         if kind != "ServiceMonitor":
             kubernetes_validate.validate(document, "1.37", strict=True)
         assert kind == "Namespace" or document["metadata"]["namespace"] == "whence-sample"
-    (sidecar,) = documents["StatefulSet"]["spec"]["template"]["spec"]["initContainers"]
+    pod = documents["StatefulSet"]["spec"]["template"]["spec"]
+    # Native sidecars start in order: the upstream comes first, as whence waits for it.
+    *upstreams, sidecar = pod["initContainers"]
+    assert [it["name"] for it in upstreams] == (
+        [folder.removeprefix("overlays/")] if folder in FOLDERS[2:] else []
+    )
+    assert {mount["name"] for it in upstreams for mount in it["volumeMounts"]} <= {
+        volume["name"] for volume in pod["volumes"]
+    }
     # The name has the hash of the content: a changed setting starts the pods anew.
     name = sidecar["envFrom"][0]["configMapRef"]["name"]
     assert re.fullmatch(r"whence-settings-[a-z0-9]+", name)
     assert f"name: {name}\n" in text
-    if folder != "base":
+    if folder == "overlays/example":
         assert documents["StatefulSet"]["spec"]["replicas"] == 2
         assert sidecar["image"].startswith("registry.example.com/whence:")
         assert "WHENCE_DURABILITY: strict" in text

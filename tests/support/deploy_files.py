@@ -43,3 +43,7 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {key!r} is twice in one mapping"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+# Compose takes away what an earlier file says, where a later one says `!reset`.
+_Loader.add_constructor("!reset", lambda loader, node: None)

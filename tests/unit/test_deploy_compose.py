@@ -20,7 +20,7 @@ PROMETHEUS = load_yaml("prometheus/prometheus.yml")
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml", "compose.keep.yaml"])
+@pytest.mark.parametrize("name", sorted(path.name for path in DEPLOY.glob("compose*.yaml")))
 def test_compose_files_follow_the_specification(name: str) -> None:
     PyCompose.from_json(json.dumps(load_compose(name))).validate()
 
