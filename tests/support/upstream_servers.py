@@ -64,7 +64,7 @@ def run_llama_cpp(
     # Threads that wait sleep: others compute on the same cores.
     with run_backend(command, directory, OMP_WAIT_POLICY="PASSIVE"):
         url = f"http://127.0.0.1:{port}"
-        wait_until_healthy(url, _START_TIMEOUT_S["llama-cpp"])
+        wait_until_healthy(f"{url}/health", _START_TIMEOUT_S["llama-cpp"])
         yield url
 
 
@@ -92,12 +92,12 @@ def run_vllm(directory: Path, model: Path, *flags: str) -> Iterator[str]:
     }
     with run_backend(command, directory, **environment):
         url = f"http://127.0.0.1:{port}"
-        wait_until_healthy(url, _START_TIMEOUT_S["vllm"])
+        wait_until_healthy(f"{url}/health", _START_TIMEOUT_S["vllm"])
         yield url
 
 
 def wait_until_healthy(url: str, timeout_s: float) -> None:
-    """Wait until GET /health answers 200.
+    """Wait until GET `url` answers 200.
 
     Raises:
         AssertionError: it did not in `timeout_s`.
@@ -105,9 +105,9 @@ def wait_until_healthy(url: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=10):
+            with urllib.request.urlopen(url, timeout=10):
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise AssertionError(f"{url}/health answered last: {error}") from None
+                raise AssertionError(f"{url} answered last: {error}") from None
         time.sleep(0.05)
