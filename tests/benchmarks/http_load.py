@@ -2,7 +2,8 @@
 
 Reads a JSON command a line ({"num_streams": ..., "num_new_tokens": ..., "num_logprobs": ...}) and
 answers each with a JSON line of tokens, seconds and times to the first token. A command with
-"num_idle" opens as many further streams and leaves them open, unread.
+"num_idle" opens as many further streams and leaves them open, unread. "extra" are fields of the
+requests by which a server takes what OpenAI's API does not have; without it they are whence's.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ def make_body(index: int, vocabulary_size: int, command: dict[str, Any]) -> dict
         "logprobs": command.get("num_logprobs"),
         "stream": True,
         "stream_options": {"include_usage": True},
-        "whence": {"ignore_eos": True},
+        **command.get("extra", {"whence": {"ignore_eos": True}}),
     }
 
 

@@ -85,23 +85,19 @@ def server(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], st
 
     Its prefix cache is off unless a flag turns it on, as runs repeat their prompts.
     """
+    own = ("--model", str(model), "--device", DEVICE, "--prefix-cache-tokens", "0")
+    with serving(*own, *flags) as served:
+        yield served
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server on any engine with a new journal; yield its process and target."""
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as data_dir:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "whence_server", "serve", "--model", str(model)),
-                *(
-                    "--data-dir",
-                    data_dir,
-                    "--listen",
-                    "127.0.0.1:0",
-                    "--log-level",
-                    "warning",
-                    "--device",
-                    DEVICE,
-                    "--prefix-cache-tokens",
-                    "0",
-                ),
-                *flags,
+                *(sys.executable, "-m", "whence_server", "serve", "--data-dir", data_dir),
+                *("--listen", "127.0.0.1:0", "--log-level", "warning", *flags),
             ],
             stdout=subprocess.PIPE,
             text=True,

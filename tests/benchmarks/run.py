@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "real": lambda options: (options.runs,),
     "throughput": lambda options: (options.runs, options.workloads),
     "front": lambda options: (options.runs, options.workloads),
+    "sidecar": lambda options: (options.runs, options.workloads),
     "peers": lambda options: (options.runs, options.workloads),
     "latency": lambda options: (options.workloads,),
     "scaling": lambda options: (options.runs, options.workloads, options.plot),
