@@ -1,4 +1,4 @@
-"""What a real upstream server says when it is asked without whence, by its own API."""
+"""Answers of a real upstream server that is asked without whence, by its own API."""
 
 import json
 import re
