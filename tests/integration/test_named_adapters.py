@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from whence_server.domain.decoding import Decoding, TraceDetail, TraceOptions
 from whence_server.domain.engine import Admit, Replay
+from whence_server.domain.model import StepKernels
 from whence_server.engines.transformers.digests import (
     digest_files,
     digest_model_files,
@@ -119,6 +120,19 @@ def test_lora_adapters_share_a_captured_pass_and_others_have_their_own(
     assert loaded.mixed.mixed.graph is not None
     assert loaded.graph is not None
     assert all(each.graph is not None for each in loaded.adapted)
+
+
+def test_kernels_on_record_are_those_of_each_captured_step(
+    base: Path, places: dict[str, Path]
+) -> None:
+    loaded = loaded_model(
+        base, adapters=(("dense", str(places["dense"])),), step_kernels=StepKernels.PACKED
+    )
+    [adapted] = loaded.adapted
+    assert loaded.graph is not None
+    assert adapted.graph is not None
+    assert (loaded.graph.packed, loaded.info.environment.step_kernels) == (True, "packed")
+    assert (adapted.graph.packed, loaded.info.adapters[0].step_kernels) == (False, "")
 
 
 def test_a_row_is_what_it_is_without_rows_of_other_adapters(loaded: LoadedModel) -> None:

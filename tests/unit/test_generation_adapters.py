@@ -56,6 +56,13 @@ def test_internals_and_training_run_are_those_of_the_adapter() -> None:
     assert adapt_model(ADAPTED, "") is ADAPTED
 
 
+def test_kernels_on_record_are_those_of_the_model_with_the_adapter() -> None:
+    environment = dataclasses.replace(MODEL.environment, step_kernels="packed")
+    packed = dataclasses.replace(ADAPTED, environment=environment)
+    assert adapt_model(packed, "").environment.step_kernels == "packed"
+    assert adapt_model(packed, "tone").environment == MODEL.environment
+
+
 class ListeningEngine(DyingEngine):
     """A fake engine that keeps the admissions it was sent."""
 

@@ -1592,7 +1592,9 @@ class Environment(google.protobuf.message.Message):
     """"packed" if decoding steps multiply with packed weights in another order
     than the model's modules, so that logits differ by rounding
     (`--step-kernels packed`); empty if they are those of the modules, to the
-    bit.
+    bit. A generation with an adapter has the kernels of the model with that
+    adapter. Steps that sequences with several adapters share never multiply
+    with packed weights.
     """
     def __init__(
         self,

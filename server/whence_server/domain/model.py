@@ -121,6 +121,8 @@ class NamedAdapter:
     """The adapter's configuration and weights."""
     internals: InternalsInfo = field(default_factory=InternalsInfo)
     """Internals of the model with this adapter."""
+    step_kernels: str = ""
+    """`Environment.step_kernels` of the model with this adapter."""
     directory: str = ""
     """Directory of the adapter's files on this machine."""
     training_run: TrainingRunRef | None = None

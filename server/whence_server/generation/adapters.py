@@ -26,8 +26,8 @@ def find_adapter(model: ModelInfo, name: str) -> NamedAdapter | None:
 def adapt_model(model: ModelInfo, name: str) -> ModelInfo:
     """Return the description of the model with the adapter of this name.
 
-    The name and the digests stay the model's own. Internals and training run are those of the
-    model with the adapter.
+    The name and the digests stay the model's own. Internals, training run and kernels are those of
+    the model with the adapter.
 
     Raises:
         InvalidRequestError: the server has no adapter of this name.
@@ -35,7 +35,12 @@ def adapt_model(model: ModelInfo, name: str) -> ModelInfo:
     adapter = find_adapter(model, name)
     if adapter is None:
         return model
-    return replace(model, internals=adapter.internals, training_run=adapter.training_run)
+    return replace(
+        model,
+        internals=adapter.internals,
+        training_run=adapter.training_run,
+        environment=replace(model.environment, step_kernels=adapter.step_kernels),
+    )
 
 
 def _describe_unknown(model: ModelInfo, name: str) -> str:

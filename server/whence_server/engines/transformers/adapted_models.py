@@ -29,6 +29,7 @@ from whence_server.engines.transformers.frequencies import Frequencies
 from whence_server.engines.transformers.handshake import EngineOptions
 from whence_server.engines.transformers.internals.probe import Probe
 from whence_server.engines.transformers.internals.probe_building import build_probe
+from whence_server.engines.transformers.packed_linears import name_kernels
 from whence_server.engines.transformers.pretrained import copy_into_memory, translate_errors
 from whence_server.engines.transformers.step_graph import StepGraph
 from whence_server.engines.transformers.style import ForwardStyle
@@ -124,6 +125,7 @@ def _load(base: Base, place: AdapterPlace, options: EngineOptions) -> AdaptedMod
         weights_digest=_digest_tensors(adapted),
         files=files,
         internals=internals,
+        step_kernels=name_kernels(model, packed=graph is not None and graph.packed),
         directory=str(place.directory.resolve()),
     )
     return AdaptedModel(model, graph, probe, rotary, info)

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo, StepKernels
+from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo
 from whence_server.engines.transformers import adapters, digests, frequencies, trials, weights
 from whence_server.engines.transformers.adapted_models import AdaptedModel, Base, load_adapted
 from whence_server.engines.transformers.adapted_runner import AdaptedRunner
@@ -40,7 +40,7 @@ from whence_server.engines.transformers.internals.probe import Probe
 from whence_server.engines.transformers.mixed_adapters import MixedAdapters, find_mixed
 from whence_server.engines.transformers.mixed_runner import Way
 from whence_server.engines.transformers.model_runner import ModelRunner
-from whence_server.engines.transformers.packed_linears import get_bound
+from whence_server.engines.transformers.packed_linears import name_kernels
 from whence_server.engines.transformers.prefix_cache import PrefixCache, round_to_blocks
 from whence_server.engines.transformers.pretrained import (
     copy_into_memory,
@@ -160,7 +160,7 @@ def load(options: EngineOptions) -> LoadedModel:
         ],
         weights_digest=weights_digest,
         batched=tried.style is not None,
-        step_kernels=_name_step_kernels(model, tried.graph),
+        step_kernels=name_kernels(model, packed=tried.graph is not None and tried.graph.packed),
         internals=tried.internals,
         places=places,
         adapter=_describe_adapter(
@@ -191,12 +191,6 @@ def load(options: EngineOptions) -> LoadedModel:
         mixed,
         tuple(tried.deferred),
     )
-
-
-def _name_step_kernels(model: Any, graph: StepGraph | None) -> str:
-    """Return the recorded name of kernels by which steps differ from the modules; "" for none."""
-    differs = graph is not None and get_bound(model, packed=graph.packed) > 0
-    return StepKernels.PACKED.value if differs else ""
 
 
 def _try_out(

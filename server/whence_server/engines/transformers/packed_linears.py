@@ -68,6 +68,11 @@ def get_bound(model: Any, *, packed: bool) -> float:
     return ROUNDING if packed and model.dtype == torch.float32 else 0.0
 
 
+def name_kernels(model: Any, *, packed: bool) -> str:
+    """Return the recorded name of kernels by which steps differ from the modules; "" for none."""
+    return StepKernels.PACKED.value if get_bound(model, packed=packed) else ""
+
+
 def pack(model: torch.nn.Module) -> PackedWeights:
     """Return a model's linear layers with their packed weights."""
     layers = _list_layers(model)
