@@ -40,7 +40,7 @@ def _measure(workload: Workload, runs: int) -> None:
     places = {name: _save(base, workload, number) for number, name in enumerate(NAMES)}
     given = tuple((name, str(place)) for name, place in places.items())
     loaded = load(options(workload)._replace(adapters=given))
-    peers = _load_peft(base, places)
+    peers = _load_peft(base, places, workload.dtype)
     steps: dict[str, Step] = {
         "without adapter": _decode(loaded, workload, [""] * 8),
         "one adapter": _decode(loaded, workload, ["a"] * 8),
@@ -102,9 +102,9 @@ def _decode(
     return step
 
 
-def _load_peft(base: Path, places: dict[str, Path]) -> Any:
+def _load_peft(base: Path, places: dict[str, Path], dtype: str) -> Any:
     with warnings.catch_warnings(action="ignore"):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(DEVICE)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).to(DEVICE)
         peers: Any = peft.PeftModel.from_pretrained(model, places["a"], adapter_name="a")
         for name in NAMES[1:]:
             peers.load_adapter(places[name], adapter_name=name)

@@ -3,6 +3,7 @@
 from statistics import median
 
 from processes import answering, server
+from tables import print_columns
 from workloads import WORKLOADS, find_directory
 
 NUM_STREAMS = 15
@@ -11,6 +12,7 @@ LONG_PROMPT_TOKENS = 4_000
 
 def run(names: list[str]) -> None:
     """Print, for each workload, the short request's wait and the streams' longest pause."""
+    cells: dict[str, dict[str, str]] = {}
     for name in names:
         workload = WORKLOADS[name]
         with (
@@ -29,3 +31,12 @@ def run(names: list[str]) -> None:
             f"the longest pause of a stream is {max(found['gaps_s']) * 1e3:.0f} ms",
             flush=True,
         )
+        for what, seconds in (
+            ("a short request's first token comes after", found["short_s"]),
+            ("the longest pause of a stream", max(found["gaps_s"])),
+        ):
+            cells.setdefault(what, {})[str(workload)] = f"{seconds * 1e3:,.0f} ms"
+    print_columns(
+        f"while {NUM_STREAMS} streams decode and {LONG_PROMPT_TOKENS:,} prompt tokens are read",
+        cells,
+    )

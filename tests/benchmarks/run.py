@@ -11,6 +11,7 @@ import io
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "page": lambda options: (),
     "engine": lambda options: (options.runs, options.workloads),
     "real": lambda options: (options.runs,),
+    "int8": lambda options: (options.runs,),
     "throughput": lambda options: (options.runs, options.workloads),
+    "choosing": lambda options: (options.runs, options.workloads),
+    "shares": lambda options: (options.runs, options.workloads),
     "front": lambda options: (options.runs, options.workloads),
     "sidecar": lambda options: (options.runs, options.workloads),
     "peers": lambda options: (options.runs, options.workloads),
@@ -73,7 +77,9 @@ def main() -> None:
     options.workloads = list_names(options.workloads)
     for name, arguments in PARTS.items():
         if name in options.only:
+            began = time.monotonic()
             importlib.import_module(name).run(*arguments(options))
+            print(f"({name} took {time.monotonic() - began:.0f} s)\n", flush=True)
 
 
 if __name__ == "__main__":

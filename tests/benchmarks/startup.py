@@ -4,10 +4,13 @@ import time
 
 import psutil
 from processes import answering, server
+from tables import print_columns
 from workloads import WORKLOADS, find_directory
 
 
 def run(names: list[str]) -> None:
+    """Print a line for each workload, and the table."""
+    cells: dict[str, dict[str, str]] = {}
     for name in names:
         workload = WORKLOADS[name]
         directory = find_directory(workload)
@@ -22,5 +25,14 @@ def run(names: list[str]) -> None:
             print(
                 f"{workload}: ready after {ready:.1f} s; first token after {one * 1e3:.0f} ms "
                 f"(one stream), {sixteen[8] * 1e3:.0f} ms median and {sixteen[-1] * 1e3:.0f} ms "
-                f"last (sixteen at once); front {front:.0f} MiB"
+                f"last (sixteen at once); front {front:.0f} MiB",
+                flush=True,
             )
+        for what, cell in (
+            ("ready after", f"{ready:.1f} s"),
+            ("first token, one stream", f"{one * 1e3:,.0f} ms"),
+            ("first token, sixteen at once, median", f"{sixteen[8] * 1e3:,.0f} ms"),
+            ("front process", f"{front:.0f} MiB"),
+        ):
+            cells.setdefault(what, {})[str(workload)] = cell
+    print_columns("start, first token, memory", cells)
