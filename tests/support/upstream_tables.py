@@ -19,8 +19,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "upstreams.md"
 _INTRODUCTION = """\
 # Kinds of upstreams
 
-An upstream is another engine that computes the tokens. This page is made from the data of the
-adapters by `make upstream-tables`.
+An upstream is another engine that computes the tokens ([sidecar.md](sidecar.md)). This page is
+made from the data of the adapters by `make upstream-tables`.
 
 llama.cpp and vLLM are tried as real servers. The adapters of SGLang, Ollama and OpenAI are
 written from documentation and sources, and are tested with answers that are written from these:

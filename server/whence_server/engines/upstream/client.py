@@ -57,7 +57,10 @@ class UpstreamClient:
             distribution, max_candidates = await find_distribution(
                 lambda request: self._generate(request, probed), description
             )
-            description = replace(description, max_candidates=max_candidates)
+            most_in_text = min(max_candidates, description.count_candidates(is_chat=False))
+            description = replace(
+                description, max_candidates=max_candidates, max_text_candidates=most_in_text
+            )
         self._found = Found(description, distribution)
         _log.info(
             "the upstream at %s is %s %s and serves %s; its logprobs are %s",
