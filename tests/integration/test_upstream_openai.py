@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -39,11 +40,14 @@ class Ways:
 
 @pytest.fixture(scope="module", params=["llama.cpp", "vllm"])
 def ways(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, real_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ways]:
     kind: str = request.param
     url: str = request.getfixturevalue(kind.replace(".", "_"))
-    flags = ("--upstream", f"{url}/v1", "--http-listen", "127.0.0.1:0")
+    flags = ["--upstream", f"{url}/v1", "--http-listen", "127.0.0.1:0"]
+    if kind == "vllm":
+        # It tells the ids of candidates, and no texts.
+        flags += ["--tokenizer", str(real_model)]
     with ServerProcess(None, tmp_path_factory.mktemp("data"), *flags) as server:
         opened = Ways(kind, url, server)
         with opened.straight, opened.through:

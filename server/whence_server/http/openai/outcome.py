@@ -42,12 +42,15 @@ def update_fingerprint(head: Mapping[str, Any], finished: GenerationFinished) ->
 def make_usage(finished: GenerationFinished) -> dict[str, Any]:
     """Return the numbers of tokens."""
     num_prompt, num_generated = finished.num_prompt_tokens, finished.num_generated_tokens
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_generated,
         "total_tokens": num_prompt + num_generated,
-        "prompt_tokens_details": {"cached_tokens": finished.num_cached_prompt_tokens},
     }
+    # An upstream may not tell it.
+    if finished.HasField("num_cached_prompt_tokens"):
+        usage["prompt_tokens_details"] = {"cached_tokens": finished.num_cached_prompt_tokens}
+    return usage
 
 
 def make_logprob(step: Step, tokenizer: TextTokenizer | None, num_top: int) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def make_logprob(step: Step, tokenizer: TextTokenizer | None, num_top: int) -> d
 
     Args:
         step: the token's step.
-        tokenizer: gives the texts and bytes of tokens; None for an upstream that told the texts.
+        tokenizer: gives the texts and bytes of tokens; None for an upstream that told the texts,
+            or only the ids, which stand in their place as "token_id:7042".
         num_top: number of likeliest tokens to tell.
     """
     table = step.candidates
@@ -66,6 +70,8 @@ def make_logprob(step: Step, tokenizer: TextTokenizer | None, num_top: int) -> d
     texts = table.texts or [""] * len(ids)
     token_id = step.token_id if step.HasField("token_id") else None
     own = step.logprob if step.HasField("logprob") else _LOWEST
+    if not table.texts and token_id in ids and step.token_text:
+        texts = [step.token_text if known == token_id else "" for known in ids]
     top = list(zip(ids, texts, logprobs, strict=True))[:num_top]
     return {
         **_make_token(token_id, step.token_text, own, tokenizer),
@@ -76,12 +82,16 @@ def make_logprob(step: Step, tokenizer: TextTokenizer | None, num_top: int) -> d
 def _make_token(
     token_id: int | None, text: str, logprob: float, tokenizer: TextTokenizer | None
 ) -> dict[str, Any]:
-    token = text.encode()
-    if not text and token_id is not None and tokenizer is not None:
-        text, token = tokenizer.get_token_text(token_id), tokenizer.list_vocabulary()[token_id]
+    token: bytes | None = text.encode()
+    if not text and token_id is not None:
+        if tokenizer is None:
+            # vLLM's own spelling of a token without a text.
+            text, token = f"token_id:{token_id}", None
+        else:
+            text, token = tokenizer.get_token_text(token_id), tokenizer.list_vocabulary()[token_id]
     return {
         "token": text,
-        "bytes": list(token),
+        "bytes": None if token is None else list(token),
         "logprob": max(shorten_float32(logprob), _LOWEST),
     }
 
